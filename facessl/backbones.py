@@ -1,0 +1,122 @@
+"""timm backbones behind one interface."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from facessl.errors import ConfigError, UnknownName
+
+
+class Backbone(nn.Module):
+    """A timm ResNet or ViT (or any timm model with a feature map) without its classifier.
+
+    Attributes:
+        name: timm model name.
+        num_features: C, channels of the map and of the embedding.
+        stride: pixels of the image per cell of the map.
+        image_size: side in pixels that `preprocess` makes.
+        mean, std: RGB normalisation in 0..1 that `preprocess` applies.
+        model: the timm model; its state dict is what `backbone.safetensors` holds.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        *,
+        image_size: int = 224,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        pretrained: bool = False,
+        **timm_options: Any,
+    ) -> None:
+        """
+        Args:
+            name: any timm model name.
+            image_size: input side in pixels; ViTs get their position table for it.
+            mean, std: normalisation of the inputs, RGB in 0..1.
+            pretrained: start from timm's supervised weights (downloads once).
+            timm_options: passed to `timm.create_model`, e.g. `output_stride=16`.
+
+        Raises:
+            UnknownName: timm has no such model; the nearest name is given.
+            ConfigError: an option that the model does not take, or a size it cannot process.
+        """
+        super().__init__()
+        if not timm.is_model(name):
+            every = timm.list_models()
+            raise UnknownName("backbone", name, difflib.get_close_matches(name, every, n=8, cutoff=0.4) or ["resnet50"])
+        options = dict(timm_options)
+        if "img_size" not in options and ("vit" in name or "deit" in name):
+            options["img_size"] = image_size
+        try:
+            self.model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
+            raise ConfigError(f"backbone {name!r} does not accept {options or 'its defaults'}: {error}") from None
+        self.name = name
+        self.timm_options = timm_options
+        self.image_size = image_size
+        self.mean = tuple(float(m) for m in mean)
+        self.std = tuple(float(s) for s in std)
+        self.num_features: int = self.model.num_features
+        self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
+        grid = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
+        if grid is not None:
+            self.stride = int(grid[0] if isinstance(grid, Iterable) else grid)
+        else:
+            self.stride = int(self.model.feature_info[-1]["reduction"])
+        if image_size < self.stride:
+            raise ConfigError(f"image size {image_size} is below the stride {self.stride} of {name}: use a larger image")
+
+    def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature map (B, C, h, w) and pooled embedding (B, C) of one pass; x (B, 3, H, W) normalised."""
+        raw = self.model.forward_features(x)
+        return self._as_map(raw, x), self.model.forward_head(raw, pre_logits=True)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised -> (B, C, h, w): the last map of a ResNet, the patch tokens of a ViT as a map."""
+        return self._as_map(self.model.forward_features(x), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised -> (B, C) pooled embedding (mean of the map; the class token where timm uses it)."""
+        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+
+    def _as_map(self, raw: Tensor, x: Tensor) -> Tensor:
+        if raw.ndim == 4:
+            # timm's Swin and ConvNeXt-like models differ in where the channels are.
+            return raw if raw.shape[1] == self.num_features else raw.permute(0, 3, 1, 2)
+        tokens = raw[:, self.prefix_tokens :]  # (B, hw, C)
+        h, w = x.shape[-2] // self.stride, x.shape[-1] // self.stride
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)
+
+    def preprocess(self, images: Iterable[str | Path | Image.Image | np.ndarray] | np.ndarray) -> Tensor:
+        """Images -> (B, 3, image_size, image_size) float32, as the evaluation of this backbone sees them.
+
+        Args:
+            images: paths, PIL images or (H, W, 3) uint8 RGB arrays; one alone is a batch of one.
+
+        The whole image is resized to the square (no crop), as in FRA's downstream protocol.
+        """
+        from facessl.data.decode import to_rgb
+        from facessl.views.geometric import resize
+
+        if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
+            images = [images]
+        squares = np.stack([resize(to_rgb(image), self.image_size) for image in images])  # (B, S, S, 3)
+        device = next(self.parameters()).device
+        return normalise(torch.from_numpy(squares).permute(0, 3, 1, 2).to(device), self.mean, self.std)
+
+
+def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(B, 3, H, W) uint8 0..255 -> float32, (x / 255 - mean) / std per channel."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=x.device).view(1, 3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=x.device).view(1, 3, 1, 1)
+    return torch.addcmul(shift, x.float(), scale)

@@ -1,0 +1,106 @@
+"""What flows through the library: one `Sample` from a source, one `Batch` to a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Optional fields that a source may provide and a method may need.
+FIELDS = frozenset({"label", "text", "landmarks", "mask", "identity", "attributes", "pose"})
+
+
+@dataclass(slots=True)
+class Sample:
+    """One image as a source gives it, before views.
+
+    Attributes:
+        image: encoded file content (bytes), or (H, W, 3) uint8 RGB where the source draws its images.
+        key: what a person finds the image by: a path, or `shard.tar/member.jpg`.
+        label: class index (int).
+        text: caption.
+        landmarks: (K, 2) float32, x and y in pixels; the centre of the top-left pixel is (0, 0).
+        mask: (H, W) uint8 class map.
+        identity: person index.
+        attributes: (A,) uint8, 0 or 1.
+        pose: (3,) float32, yaw, pitch, roll in degrees.
+    """
+
+    image: bytes | np.ndarray
+    key: str
+    label: int | None = None
+    text: str | None = None
+    landmarks: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    identity: int | None = None
+    attributes: np.ndarray | None = None
+    pose: np.ndarray | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch of B images in V views.
+
+    Attributes:
+        views: V tensors (B, 3, S_v, S_v), channels-last in memory: uint8 from the loader, float32 and
+            normalised once the photometric part has run on the device.
+        params: V tensors (B, P) float32 of photometric parameters (columns: `facessl.views.photometric`);
+            empty for batches that are only normalised.
+        index: (B,) int64, positions of the images in their source.
+        keys: B keys of the images.
+        skipped: (key, reason) of images that could not be read and were replaced.
+        label, identity: (B,) int64; text: B strings; landmarks (B, K, 2) float32; mask (B, H, W) uint8;
+            attributes (B, A) uint8; pose (B, 3) float32. None where the source has none.
+    """
+
+    views: list[Tensor]
+    params: list[Tensor]
+    index: Tensor
+    keys: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    label: Tensor | None = None
+    text: list[str] | None = None
+    landmarks: Tensor | None = None
+    mask: Tensor | None = None
+    identity: Tensor | None = None
+    attributes: Tensor | None = None
+    pose: Tensor | None = None
+
+    def _map(self, fn: Any) -> Batch:
+        out = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                value = fn(value)
+            elif isinstance(value, list) and value and isinstance(value[0], Tensor):
+                value = [fn(v) for v in value]
+            out[f.name] = value
+        return Batch(**out)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """The same batch with every tensor on `device`."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader on a GPU machine."""
+        return self._map(lambda t: t.pin_memory())
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Images start..stop of this batch (a micro-batch of gradient accumulation)."""
+        out: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                value = value[start:stop]
+            elif f.name in ("views", "params"):
+                value = [v[start:stop] for v in value]
+            elif f.name in ("keys", "text") and value:
+                value = value[start:stop]
+            out[f.name] = value
+        return Batch(**out)
+
+    def __len__(self) -> int:
+        return len(self.index)

@@ -1,0 +1,37 @@
+"""Every error a user can cause. The command line prints the sentence and exits 2; anything else is our bug."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FaceSSLError(Exception):
+    """Base of all expected errors: one sentence that names the value, the place and the fix."""
+
+
+class UnknownName(FaceSSLError):
+    """A plug-in or option that does not exist."""
+
+    def __init__(self, kind: str, name: str, valid: Iterable[str]) -> None:
+        valid = sorted(valid)
+        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        shown = ", ".join(valid[:40]) + (", ..." if len(valid) > 40 else "")
+        super().__init__(f"unknown {kind} {name!r}: {hint}Valid: {shown}")
+
+
+class ConfigError(FaceSSLError):
+    """A setting that cannot work."""
+
+
+class DataError(FaceSSLError):
+    """A source that cannot be read."""
+
+
+class CheckpointError(FaceSSLError):
+    """A checkpoint that cannot be written, read or matched."""
+
+
+class TrainingError(FaceSSLError):
+    """A run that cannot go on (a loss that is not finite, too many unreadable images)."""

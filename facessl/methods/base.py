@@ -1,0 +1,77 @@
+"""What a method is. Nothing here is inherited: a method is any `nn.Module` with these members."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.views.spec import View
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run stands.
+
+    Attributes:
+        step: optimiser steps done so far (0 during the first).
+        total_steps: optimiser steps of the whole run.
+        epoch: completed passes over the source.
+    """
+
+    step: int
+    total_steps: int
+    epoch: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, 0 to 1."""
+        return self.step / max(1, self.total_steps)
+
+
+@dataclass
+class Step:
+    """Result of one step.
+
+    Attributes:
+        loss: scalar to be minimised.
+        logs: every term by its paper's name, unweighted, as detached scalars (tensors; the trainer decides
+            when to synchronise).
+    """
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A self-supervised method: `nn.Module`, built as `Method(backbone, **vars(args))`, all keyword-only.
+
+    Class members:
+        Args: frozen dataclass with the method's hyper-parameters and defaults (those of its paper).
+        needs: fields of `Batch` the method reads besides `views`; checked against the source's `provides`.
+        views: the paper's views as data (`facessl.views.spec.View`), sized by the run's `image_size`.
+        mean, std: normalisation the paper used, RGB in 0..1.
+        paper: citation, one line.
+
+    Members:
+        backbone: the online backbone that the run exports.
+        step(batch, progress): the loss of one (micro-)batch; no side effects besides batch-norm statistics.
+        after_step(progress): EMA, queues, prototypes; called once after each optimiser step.
+        heatmaps(x): methods with regions only; x (B, 3, H, W) normalised -> (B, N, h, w), rows sum to 1 over N.
+    """
+
+    Args: ClassVar[type[Any]]
+    needs: ClassVar[frozenset[str]]
+    views: ClassVar[tuple[View, ...]]
+    mean: ClassVar[tuple[float, float, float]]
+    std: ClassVar[tuple[float, float, float]]
+    paper: ClassVar[str]
+    backbone: Backbone
+
+    def step(self, batch: Batch, progress: Progress) -> Step: ...
+
+    def after_step(self, progress: Progress) -> None: ...

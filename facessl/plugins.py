@@ -1,0 +1,37 @@
+"""Plug-ins are found by their file's name: `methods/fra.py` holds the class `FRA`. There is no registry."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from typing import Any
+
+from facessl.errors import UnknownName
+
+
+def names(folder: str) -> tuple[str, ...]:
+    """Names of the plug-ins in `facessl/<folder>` ("methods", "data.sources", ...), sorted.
+
+    `base` and files that begin with an underscore are shared parts, not plug-ins.
+    """
+    package = importlib.import_module(f"facessl.{folder}")
+    found = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
+    return tuple(sorted(n for n in found if n != "base" and not n.startswith("_")))
+
+
+@functools.cache
+def find(folder: str, name: str) -> Any:
+    """The class in `facessl/<folder>/<name>.py` whose name is the file's name, case and underscores aside.
+
+    Raises:
+        UnknownName: no such file; the message gives the nearest valid name.
+    """
+    if name not in names(folder):
+        raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
+    module = importlib.import_module(f"facessl.{folder}.{name}")
+    wanted = name.replace("_", "")
+    for attribute, value in vars(module).items():
+        if attribute.lower() == wanted and getattr(value, "__module__", None) == module.__name__:
+            return value
+    raise ImportError(f"facessl/{folder}/{name}.py defines no class or function named like the file")
