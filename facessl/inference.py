@@ -1,0 +1,339 @@
+"""Using a trained backbone: embeddings of a source, and a picture of the regions a method found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from facessl.backbones import Backbone, normalise
+from facessl.data.decode import to_rgb
+from facessl.data.loader import EvalLoader
+from facessl.data.source import Source, open_source
+from facessl.errors import ConfigError, DataError
+from facessl.figures import region_picture
+from facessl.views.geometric import resize
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of N images that could be read, in the order of their source.
+
+    Attributes:
+        array: (N, C) float32.
+        keys: what a person finds each image by.
+        index: (N,) int64 positions in the source.
+        labels: (N,) int64 class indices; None where the source has none.
+        label_names: class names by index; empty where there are none.
+        skipped: (key, reason) of images that could not be read.
+    """
+
+    array: np.ndarray
+    keys: list[str]
+    index: np.ndarray
+    labels: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`module` in evaluation mode without gradients; every sub-module's own mode comes back afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision by its name on the command line: fp32 (none), bf16 or fp16.
+
+    Raises:
+        ConfigError: another name.
+    """
+    if precision not in _AUTOCAST:
+        raise ConfigError(f"precision {precision!r} is not known: use {', '.join(_AUTOCAST)}")
+    dtype = _AUTOCAST[precision]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def embedding_batches(
+    backbone: Backbone,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+) -> Iterator[Embeddings]:
+    """Embeddings batch by batch, so that a source of any size fits in memory. Arguments as for `embed`.
+
+    The last item may hold no image: it carries what was skipped after the last full batch.
+    """
+    device = next(backbone.parameters()).device
+    loader = EvalLoader(source, backbone.image_size, batch_size=batch_size, workers=workers)
+    seen = 0
+    for batch in loader:
+        x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
+        with evaluating(backbone), autocast(device, precision):
+            z = backbone(x)  # (B, C)
+        skipped, seen = tuple(loader.skipped[seen:]), len(loader.skipped)
+        yield Embeddings(
+            array=z.float().cpu().numpy(),
+            keys=list(batch.keys),
+            index=batch.index.numpy(),
+            labels=None if batch.label is None else batch.label.numpy(),
+            label_names=tuple(source.label_names),
+            skipped=skipped,
+        )
+    if len(loader.skipped) > seen:
+        empty = np.zeros((0, backbone.num_features), np.float32)
+        yield Embeddings(array=empty, keys=[], index=np.zeros(0, np.int64), skipped=tuple(loader.skipped[seen:]))
+
+
+def embeddings(
+    backbone: Backbone,
+    source: Source | str,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+) -> Embeddings:
+    """Embeddings of every readable image of a source, with keys and labels. Arguments as for `embed`."""
+    opened = open_source(source) if isinstance(source, str) else source
+    parts = list(embedding_batches(backbone, opened, batch_size=batch_size, workers=workers, precision=precision))
+    skipped = tuple(pair for part in parts for pair in part.skipped)
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        raise DataError(f"no image of {getattr(opened, 'spec', source)!s} could be read ({len(skipped)} were tried)")
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Embeddings(
+        array=np.concatenate([part.array for part in parts]),
+        keys=[key for part in parts for key in part.keys],
+        index=np.concatenate([part.index for part in parts]),
+        labels=np.concatenate(labels) if len(labels) == len(parts) else None,
+        label_names=parts[0].label_names,
+        skipped=skipped,
+    )
+
+
+def embed(
+    backbone: Backbone,
+    source: Source | str,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """Embeddings of a source.
+
+    Args:
+        backbone: from `facessl.load_backbone`; the images go to the device its weights are on.
+        source: a source, or how it is written on the command line.
+        batch_size: images per forward pass.
+        workers: loader processes; 0 reads in this one.
+        precision: fp32, bf16 or fp16 (autocast).
+
+    Returns:
+        (N, C) float32, one row per readable image in the order of the source. `embeddings` also gives
+        the keys, labels and the images that were skipped.
+
+    Raises:
+        DataError: the source cannot be opened, or none of its images can be read.
+        ConfigError: an unknown precision.
+    """
+    return embeddings(backbone, source, batch_size=batch_size, workers=workers, precision=precision).array
+
+
+def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> tuple[int, list[tuple[str, str]]]:
+    """Write embeddings as a Parquet file, one row per image; the file appears only when it is complete.
+
+    Columns: `path` (string), `label` (int64) and `label_name` (string) where the source has them, and
+    `embedding` (list of C float32, fixed size).
+
+    Args:
+        path: file ending in .parquet; its folder is made.
+        rows: all embeddings, or batches of them from `embedding_batches`.
+
+    Returns:
+        Number of rows written, and (key, reason) of the images that were skipped.
+
+    Raises:
+        ConfigError: another ending.
+        DataError: there is no row to write, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".parquet":
+        raise ConfigError(f"cannot write embeddings to {path}: the name must end in .parquet")
+    partial = path.with_name(f".{path.name}.partial")
+    written, skipped = 0, []
+    writer: pq.ParquetWriter | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for part in [rows] if isinstance(rows, Embeddings) else rows:
+            skipped.extend(part.skipped)
+            if len(part):
+                table = _table(part)
+                writer = writer or pq.ParquetWriter(partial, table.schema)
+                writer.write_table(table)
+                written += len(part)
+        if writer is None:
+            raise DataError(f"no embedding to write to {path}: none of the {len(skipped)} images could be read")
+        writer.close()
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if writer is not None:
+            writer.close()
+        partial.unlink(missing_ok=True)
+    return written, skipped
+
+
+def _table(part: Embeddings) -> pa.Table:
+    columns: dict[str, Any] = {"path": pa.array(part.keys, pa.string())}
+    if part.labels is not None:
+        columns["label"] = pa.array(part.labels, pa.int64())
+        if part.label_names:
+            columns["label_name"] = pa.array([part.label_names[i] for i in part.labels], pa.string())
+    flat = pa.array(np.ascontiguousarray(part.array, np.float32).reshape(-1))
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, part.array.shape[1])
+    return pa.table(columns)
+
+
+def heatmaps(method: nn.Module, images: np.ndarray, *, precision: str = "fp32") -> Tensor:
+    """Heatmaps of a method's regions as evaluation sees them.
+
+    Args:
+        method: a method with regions (FRA, LEWEL).
+        images: (B, S, S, 3) uint8 RGB squares.
+        precision: fp32, bf16 or fp16 (autocast).
+
+    Returns:
+        (B, N, h, w) float32 on the CPU, sum 1 over N.
+
+    Raises:
+        ConfigError: the method has no regions.
+    """
+    find_regions = getattr(method, "heatmaps", None)
+    if find_regions is None:
+        raise ConfigError(f"method {type(method).__name__.lower()!r} has no regions to draw: use a run of fra")
+    device = next(method.parameters()).device
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # (B, 3, S, S)
+    backbone = method.backbone
+    assert isinstance(backbone, Backbone)
+    with evaluating(method), autocast(device, precision):
+        return find_regions(normalise(pixels, backbone.mean, backbone.std)).float().cpu()
+
+
+def sample_images(source: Source, *, count: int, size: int, seed: int = 0) -> np.ndarray:
+    """Up to `count` whole images of a source, one drawn from each of `count` equal stretches of it.
+
+    Args:
+        source: any source; a streaming one gives its first images.
+        count: images wanted, at least 1.
+        size: side in pixels that each image is resized to.
+        seed: of the positions within the stretches.
+
+    Returns:
+        (count or fewer, size, size, 3) uint8. An unreadable image gives way to the next one of its stretch.
+
+    Raises:
+        DataError: none of the images that were tried can be read.
+    """
+    squares: list[np.ndarray] = []
+    for candidates in _stretches(source, count, seed):
+        for sample in candidates:
+            with contextlib.suppress(DataError):
+                squares.append(resize(to_rgb(sample.image), size))
+                break
+    if not squares:
+        raise DataError(f"none of the images tried in {getattr(source, 'spec', 'the source')} can be read")
+    return np.stack(squares)
+
+
+def _stretches(source: Source, count: int, seed: int) -> Iterator[Iterator[Any]]:
+    if source.streaming:
+        samples = iter(source)  # type: ignore[call-overload]
+        yield from (samples for _ in range(count))
+        return
+    n = len(source)
+    edges = np.linspace(0, n, min(count, n) + 1).astype(int)
+    rng = np.random.default_rng(seed)
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        offset = int(rng.integers(stop - start))
+        # Eight tries keep a stretch of a million broken files from being read to its end.
+        tries = range(min(8, stop - start))
+        yield (source[int(start + (offset + i) % (stop - start))] for i in tries)
+
+
+def region_grid(
+    method: nn.Module,
+    source: Source | str,
+    *,
+    count: int = 8,
+    seed: int = 0,
+    cell: int = 112,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """One picture of what the regions follow: image, the N heatmaps and the arg-max regions, a row per image.
+
+    Args:
+        method: a method with regions, from `facessl.load_method` or in training (its mode is restored).
+        source: a source, or how it is written on the command line.
+        count: rows; the images are spread over the source.
+        seed: of the choice of images.
+        cell: side of one picture in pixels.
+        precision: fp32, bf16 or fp16 (autocast).
+
+    Returns:
+        (H, W, 3) uint8 RGB; `write_png` stores it.
+
+    Raises:
+        ConfigError: the method has no regions.
+        DataError: no image can be read.
+    """
+    opened = open_source(source) if isinstance(source, str) else source
+    backbone = method.backbone
+    assert isinstance(backbone, Backbone)
+    images = sample_images(opened, count=count, size=backbone.image_size, seed=seed)
+    found = heatmaps(method, images, precision=precision)
+    shown = np.stack([resize(image, cell) for image in images])
+    return region_picture(shown, found)
+
+
+def write_png(path: str | Path, picture: np.ndarray) -> None:
+    """Write an (H, W, 3) uint8 picture; the file appears only when it is complete.
+
+    Raises:
+        ConfigError: the name does not end in .png.
+        DataError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ConfigError(f"cannot write the picture to {path}: the name must end in .png")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(partial, format="PNG")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
