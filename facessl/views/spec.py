@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import NoReturn
+
+from facessl.errors import ConfigError
 
 VGGFACE2_MEAN = (0.5231, 0.4044, 0.3489)
 VGGFACE2_STD = (0.2536, 0.2194, 0.2070)
@@ -17,7 +22,7 @@ class View:
     Attributes:
         size: side of the square output relative to the run's image size (1.0 = the image size itself).
         scale: area of the random resized crop relative to the image; (1, 1) with `ratio` (1, 1) = whole image.
-        ratio: aspect ratio range of the crop, drawn log-uniformly.
+        ratio: aspect ratio range of the crop (width / height), drawn log-uniformly.
         flip: probability of a horizontal flip.
         jitter: strengths of brightness, contrast, saturation, hue (torchvision's ColorJitter meaning).
         jitter_p: probability of the colour jitter; its four operations run in a random order per sample.
@@ -25,6 +30,9 @@ class View:
         blur: probability of a Gaussian blur.
         blur_sigma: range of its sigma in pixels of the view, drawn uniformly.
         solarise: probability of inverting pixels at or above `solarise_threshold` (0..255).
+
+    Raises:
+        ConfigError: a field out of its range; the field, the value and the valid range are named.
     """
 
     size: float = 1.0
@@ -38,3 +46,51 @@ class View:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
     solarise_threshold: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= 4:
+            self._reject("size", "above 0 and at most 4")
+        for name in ("flip", "jitter_p", "grey", "blur", "solarise"):
+            if not 0 <= getattr(self, name) <= 1:
+                self._reject(name, "a probability from 0 to 1")
+        for name, upper in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
+            value = getattr(self, name)
+            if len(value) != 2 or not 0 < value[0] <= value[1] <= upper or math.isinf(value[1]):
+                self._reject(name, f"(low, high) with 0 < low <= high{' <= 1' if upper == 1 else ''}")
+        if len(self.jitter) != 4 or not all(0 <= strength < math.inf for strength in self.jitter):
+            self._reject("jitter", "four strengths of 0 or more: brightness, contrast, saturation, hue")
+        if self.jitter[3] > 0.5:
+            self._reject("jitter", "a hue strength of at most 0.5, half a turn of the colour circle")
+        if not 0 <= self.solarise_threshold <= 255:
+            self._reject("solarise_threshold", "from 0 to 255")
+
+    def _reject(self, name: str, valid: str) -> NoReturn:
+        raise ConfigError(f"view has {name}={getattr(self, name)!r}, but it must be {valid}")
+
+    @property
+    def whole(self) -> bool:
+        """True where the view is the whole image, resized to the square without a crop."""
+        return tuple(self.scale) == (1, 1) and tuple(self.ratio) == (1, 1)
+
+
+#: The two views of FRA (CVPR 2024, "other hyper-parameters as BYOL"; numbers of the released code's
+#: `get_vggface_transforms`). Only blur and solarisation differ from the defaults of `View`; BYOL itself crops
+#: from an area of 0.08.
+FRA_VIEWS = (View(blur=1.0, solarise=0.0), View(blur=0.1, solarise=0.2))
+
+
+class Column(IntEnum):
+    """Columns of a view's photometric parameters, (B, P) float32: drawn with the crop, applied on the device.
+
+    The factors are drawn for every sample; a sample whose JITTER is 0 leaves them unused.
+    """
+
+    JITTER = 0  # 1 = the colour jitter runs, 0 = it does not
+    BRIGHTNESS = 1  # factor, 1 = unchanged
+    CONTRAST = 2  # factor, 1 = unchanged
+    SATURATION = 3  # factor, 1 = unchanged
+    HUE = 4  # shift in turns, -0.5..0.5, 0 = unchanged
+    ORDER = 5  # row 0..23 of `photometric.ORDERS`: which operation runs first, second, third, fourth
+    GREY = 6  # 1 = grey-scale
+    BLUR = 7  # sigma in pixels of the view, 0 = none
+    SOLARISE = 8  # values at or above it are inverted (0..255), 256 = none

@@ -1,0 +1,198 @@
+"""Colour jitter, grey-scale, blur, solarisation and normalisation of a batch, each sample by its own parameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facessl.backbones import normalise
+from facessl.batch import Batch
+from facessl.views.spec import Column
+
+#: Row k: which operation (0 brightness, 1 contrast, 2 saturation, 3 hue) the jitter of order k runs in each slot.
+ORDERS = np.array(list(itertools.permutations(range(4))))
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+#: ITU-R 601 luma, as in Pillow and torchvision.
+LUMA = (0.299, 0.587, 0.114)
+#: Values of a chunk: on the CPU a chunk stays in the cache, on a GPU its temporaries stay within 1 GiB.
+CHUNK_CPU, CHUNK_GPU = 2**19, 2**26
+
+
+class Photometric:
+    """The photometric part of the views, batched, on the device that holds them.
+
+    Semantics of torchvision's `ColorJitter`, `RandomGrayscale`, `GaussianBlur` and `RandomSolarize`, in this
+    order, but in float32 throughout: nothing is rounded to uint8 between the operations. A sample's result
+    does not depend on the other samples of its batch.
+
+    The plan (which samples need what) is made on the host: `params` on the CPU cost nothing, `params` on a GPU
+    cost one synchronisation per view.
+    """
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        """
+        Args:
+            mean, std: normalisation, RGB in 0..1.
+        """
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with its views as float32, augmented and normalised; without `params` only normalised."""
+        if not batch.params:
+            views = [normalise(view, self.mean, self.std) for view in batch.views]
+        else:
+            views = [self.apply(view, p) for view, p in zip(batch.views, batch.params, strict=True)]
+        return replace(batch, views=views)
+
+    @torch.no_grad()
+    def apply(self, view: Tensor, params: Tensor) -> Tensor:
+        """Augment and normalise one view.
+
+        Args:
+            view: (B, 3, S, S) uint8.
+            params: (B, P) float32, columns as in `Column`.
+
+        Returns:
+            (B, 3, S, S) float32, channels-last in memory, on the view's device.
+        """
+        out = torch.empty(view.shape, device=view.device, memory_format=torch.channels_last)
+        host = params.cpu().numpy()
+        chunk = max(1, (CHUNK_CPU if view.device.type == "cpu" else CHUNK_GPU) // view[0].numel())
+        for start in range(0, len(view), chunk):
+            part = slice(start, start + chunk)
+            self._augment(view[part], host[part], out[part])
+        return out
+
+    def _augment(self, view: Tensor, params: np.ndarray, out: Tensor) -> None:
+        """Fill `out` (n, 3, S, S) with the finished samples of `view` (n, 3, S, S) uint8."""
+        hue_slot = np.argmax(ORDERS[params[:, Column.ORDER].astype(int)] == HUE, axis=1)
+        hue_slot[params[:, Column.JITTER] == 0] = 4
+        # Sorted by the slot of the hue, every step of the jitter works on one contiguous run of samples.
+        order = np.argsort(hue_slot, kind="stable")
+        rows = _put(order, view.device)
+        params = params[order]
+        x = view.index_select(0, rows).to(torch.float32, memory_format=torch.contiguous_format)
+        starts = np.searchsorted(hue_slot[order], np.arange(5)).tolist()
+        _jitter(x[: starts[4]], params[: starts[4]], starts)
+        grey = np.flatnonzero(params[:, Column.GREY])
+        _on_rows(x, grey, lambda part: _grey(part).expand_as(part))
+        blurred = np.argsort(-params[:, Column.BLUR], kind="stable")[: np.count_nonzero(params[:, Column.BLUR])]
+        _on_rows(x, blurred, lambda part: _blur(part, params[blurred, Column.BLUR]))
+        solarised = np.flatnonzero(params[:, Column.SOLARISE] < 256)
+        _on_rows(x, solarised, lambda part: _solarise(part, params[solarised, Column.SOLARISE]))
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            x[:, channel].sub_(255 * mean).div_(255 * std)
+        out.index_copy_(0, rows, x)
+
+
+def _put(values: np.ndarray, device: torch.device) -> Tensor:
+    """A small host array on `device`, without waiting for the device."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _column(values: np.ndarray, like: Tensor) -> Tensor:
+    """(n,) host values -> (n, 1, 1, 1) float32 on the device of `like`."""
+    return _put(values.astype(np.float32), like.device).view(-1, 1, 1, 1)
+
+
+def _on_rows(x: Tensor, rows: np.ndarray, operation: Callable[[Tensor], Tensor]) -> None:
+    """x[rows] = operation(x[rows]), for `rows` that may be none."""
+    if len(rows):
+        index = _put(rows, x.device)
+        x.index_copy_(0, index, operation(x.index_select(0, index)))
+
+
+def _grey(x: Tensor) -> Tensor:
+    """(n, 3, S, S) -> (n, 1, S, S) luma."""
+    r, g, b = x.split(1, dim=1)
+    return (r * LUMA[0]).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
+
+
+def _jitter(x: Tensor, params: np.ndarray, starts: list[int]) -> None:
+    """Colour jitter of x (n, 3, S, S), 0..255, in place.
+
+    The samples are sorted by the slot of their hue; `starts[k]` is the first with its hue in slot k or later.
+    """
+    if not len(x):
+        return
+    operations = ORDERS[params[:, Column.ORDER].astype(int)]  # (n, 4)
+    factors = params[:, Column.BRIGHTNESS : Column.HUE]
+    for slot in range(3):
+        part = slice(starts[slot + 1], None)
+        _blend(x[part], operations[part, slot], factors[part])
+    _shift_hue(x, params[:, Column.HUE])
+    for slot in range(1, 4):
+        part = slice(0, starts[slot])
+        _blend(x[part], operations[part, slot], factors[part])
+
+
+def _blend(x: Tensor, operation: np.ndarray, factors: np.ndarray) -> None:
+    """Brightness, contrast or saturation per sample, in place: blends with black, the mean luma or the luma.
+
+    Args:
+        x: (n, 3, S, S), 0..255.
+        operation: (n,), 0 to 2.
+        factors: (n, 3), one column per operation.
+    """
+    if not len(x):
+        return
+    factor = factors[np.arange(len(x)), operation]
+    grey = _grey(x)
+    mean = grey.sum(-1, keepdim=True).sum(-2, keepdim=True).div_(grey[0].numel())
+    mean = mean * _column((1 - factor) * (operation == CONTRAST), x)
+    pivot = grey.mul_(_column((1 - factor) * (operation == SATURATION), x)).add_(mean)
+    x.mul_(_column(factor, x)).add_(pivot).clamp_(0, 255)
+
+
+def _shift_hue(x: Tensor, turns: np.ndarray) -> None:
+    """Turn the hue of x (n, 3, S, S), 0..255, in place by `turns` (n,) of the HSV circle."""
+    r, g, b = x.split(1, dim=1)
+    top = torch.maximum(torch.maximum(r, g), b)
+    low = torch.minimum(torch.minimum(r, g), b)
+    chroma = top - low
+    # Hue in sixths of a turn from the sector of the largest channel.
+    red, green = top == r, top == g
+    hue = torch.where(red, g - b, torch.where(green, b - r, r - g))
+    hue.div_(chroma.clamp_min(1e-6))
+    hue.add_(torch.where(red, 0.0, torch.where(green, 2.0, 4.0)))
+    hue.add_(_column(6 * turns, x))
+    hue.sub_(torch.floor(hue / 6).mul_(6))
+    # Each channel is a trapezium over the hue, between low and top.
+    torch.addcmul(low, (hue - 3).abs_().sub_(1).clamp_(0, 1), chroma, out=r)
+    torch.addcmul(low, (hue - 2).abs_().neg_().add_(2).clamp_(0, 1), chroma, out=g)
+    torch.addcmul(low, (hue - 4).abs_().neg_().add_(2).clamp_(0, 1), chroma, out=b)
+
+
+def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
+    """Gaussian blur of x (n, 3, S, S) by `sigma` (n,) pixels, cut at 4 sigma and reflected at the border.
+
+    The samples are expected in order of falling sigma, so that each tap runs on those that reach it only.
+    """
+    size = x.shape[-1]
+    reach = np.minimum(np.ceil(4 * sigma).astype(int), size - 1)  # (n,)
+    radius = int(reach[0])
+    offsets = np.arange(radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma[:, None].astype(float)) ** 2) * (offsets <= reach[:, None])
+    kernel /= kernel[:, :1] + 2 * kernel[:, 1:].sum(1, keepdims=True)  # (n, radius + 1)
+    taps = [_column(kernel[:, tap], x) for tap in offsets]
+    for dim in (-1, -2):
+        border = (radius, radius, 0, 0) if dim == -1 else (0, 0, radius, radius)
+        padded = torch.nn.functional.pad(x, border, mode="reflect")
+        x = padded.narrow(dim, radius, size) * taps[0]
+        for tap in range(1, radius + 1):
+            far = int((reach >= tap).sum())
+            pair = padded[:far].narrow(dim, radius - tap, size) + padded[:far].narrow(dim, radius + tap, size)
+            x[:far].addcmul_(pair, taps[tap][:far])
+    return x
+
+
+def _solarise(x: Tensor, threshold: np.ndarray) -> Tensor:
+    """(n, 3, S, S), 0..255: values at or above the sample's `threshold` (n,) inverted."""
+    return torch.where(x >= _column(threshold, x), 255 - x, x)
