@@ -1,0 +1,92 @@
+"""BYOL: an online network predicts the target network's projection of another view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.errors import ConfigError
+from facessl.losses import mean_cosine
+from facessl.methods.base import Progress, Step
+from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
+from facessl.nn.heads import MLPHead
+from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
+
+
+@dataclass(frozen=True)
+class BYOLArgs:
+    """Hyper-parameters of BYOL; the defaults are its paper's.
+
+    Attributes:
+        hidden: width of the hidden layer of projector and predictor.
+        dim: D, width of projections and predictions.
+        momentum: momentum of the target network at the start; it rises to 1 by a cosine.
+    """
+
+    hidden: int = 4096
+    dim: int = 256
+    momentum: float = 0.996
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum <= 1:
+            raise ConfigError(f"momentum is {self.momentum}: give a number from 0 to 1")
+        if min(self.hidden, self.dim) < 1:
+            raise ConfigError(f"hidden is {self.hidden} and dim is {self.dim}: both must be at least 1")
+
+
+class BYOL(nn.Module):
+    """Bootstrap your own latent (Grill et al., NeurIPS 2020): Eq. 2 on both views, symmetrised by the sum.
+
+    Differences:
+        The views are FRA's two views of a face (crop scale 0.2-1, no stronger crop), because BYOL is here the first
+        row of FRA's Table 5; BYOL's own crop scale is 0.08-1.
+    """
+
+    Args: ClassVar[type[BYOLArgs]] = BYOLArgs
+    needs: ClassVar[frozenset[str]] = frozenset()
+    views: ClassVar[tuple[View, ...]] = FRA_VIEWS
+    mean: ClassVar[tuple[float, float, float]] = VGGFACE2_MEAN
+    std: ClassVar[tuple[float, float, float]] = VGGFACE2_STD
+    paper: ClassVar[str] = "Grill et al., Bootstrap your own latent, NeurIPS 2020, arXiv:2006.07733"
+
+    def __init__(self, backbone: Backbone, **values: Any) -> None:
+        """
+        Args:
+            backbone: becomes the online backbone; the target starts as its copy.
+            values: fields of `BYOLArgs` by keyword.
+
+        Raises:
+            ConfigError: a value outside its range.
+        """
+        super().__init__()
+        args = BYOLArgs(**values)
+        self.momentum = args.momentum
+        self.backbone = backbone
+        self.projector = MLPHead(backbone.num_features, hidden=args.hidden, out_features=args.dim)
+        self.predictor = MLPHead(args.dim, hidden=args.hidden, out_features=args.dim)
+        self.target_backbone = frozen_copy(self.backbone)
+        self.target_projector = frozen_copy(self.projector)
+        self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.projector, self.target_projector))
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """Loss of two views (B, 3, S, S); logs `global_consistency`, the sum of 2 - 2 cos over both directions."""
+        x1, x2 = batch.views
+        p1 = self.predictor(self.projector(self.backbone(x1)))  # (B, D)
+        p2 = self.predictor(self.projector(self.backbone(x2)))
+        z1, z2 = self._target(x1), self._target(x2)
+        loss = (2 - 2 * mean_cosine(p1, z2)) + (2 - 2 * mean_cosine(p2, z1))
+        return Step(loss, {"global_consistency": loss.detach()})
+
+    @torch.no_grad()
+    def _target(self, x: Tensor) -> Tensor:
+        out: Tensor = self.target_projector(self.target_backbone(x))
+        return out
+
+    def after_step(self, progress: Progress) -> None:
+        """Moves the target network."""
+        self._follow(cosine_momentum(self.momentum, progress.fraction))

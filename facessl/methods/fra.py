@@ -1,0 +1,255 @@
+"""FRA: global and local consistency of faces with learned region heatmaps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.errors import ConfigError
+from facessl.losses import mean_cosine
+from facessl.methods._fra_args import FRAArgs
+from facessl.methods.base import Progress, Step
+from facessl.nn.decoder import MaskDecoder
+from facessl.nn.distributed import all_reduce_mean
+from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
+from facessl.nn.heads import MLPHead
+from facessl.nn.sinkhorn import sinkhorn
+from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
+
+#: What one network makes of one view, as far as a term needs it:
+#: "z" (B, D), global embedding; "similarity" (B, hw, N) float32, S with N last; "regions" (B, N, D), facial
+#: embeddings z^m; "mask_embedding" (N, D) float32, detached, the averaged mask embeddings of the official variant.
+Outputs = dict[str, Tensor]
+
+
+class RegionHeads(nn.Module):
+    """Projectors and mask decoder that follow the backbone in both networks, as far as the terms need them."""
+
+    def __init__(self, features: int, args: FRAArgs) -> None:
+        """
+        Args:
+            features: C, channels of the backbone's map and embedding.
+            args: hyper-parameters of FRA.
+        """
+        super().__init__()
+        terms = args.weights()
+        sizes = {"hidden": args.hidden, "out_features": args.dim}
+        self.averaged = args.rules.averaged
+        self.heatmap_temperature = args.heatmap_temperature
+        self.with_regions = "local_consistency" in terms
+        self.projector = MLPHead(features, **sizes) if "global_consistency" in terms else None
+        self.decoder: MaskDecoder | None = None
+        if not (self.with_regions or "semantic_relation" in terms):
+            return
+        self.local_projector = MLPHead(features, **sizes)
+        self.region_projector = MLPHead(features, **sizes) if self.with_regions and args.rules.separate else None
+        self.decoder = MaskDecoder(
+            features,
+            queries=args.num_regions,
+            layers=args.layers,
+            out_features=args.dim,
+            width=args.decoder_width,
+            heads=args.decoder_heads,
+            feed_forward=args.decoder_feed_forward,
+            dropout=args.dropout,
+        )
+        if self.averaged:
+            self.prototype: Tensor
+            self.register_buffer("prototype", torch.zeros(args.num_regions, args.dim))
+
+    def forward(self, features: Tensor, pooled: Tensor) -> Outputs:
+        """Map (B, C, h, w) and pooled embedding (B, C) -> `Outputs`."""
+        out: Outputs = {}
+        if self.projector is not None:
+            out["z"] = self.projector(pooled)
+        if self.decoder is not None:
+            embedding = self.decoder(features)  # (B, N, D)
+            if self.averaged:
+                embedding = all_reduce_mean(embedding.float().mean(0))  # (N, D)
+                out["mask_embedding"] = embedding.detach()
+            out["similarity"] = self.similarity(features, embedding)
+            if self.with_regions:
+                out["regions"] = self._regions(features, self.heatmaps(out["similarity"]))
+        return out
+
+    def similarity(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """S: cosine of Eq. 1's dense map with mask embeddings, (B, C, h, w) and (B, N, D) or (N, D) -> (B, hw, N)."""
+        dense = self.local_projector(features).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, hw, D)
+        with torch.autocast(dense.device.type, enabled=False):
+            pixel = F.normalize(dense.float(), dim=-1)
+            query = F.normalize(embedding.float(), dim=-1)
+            return pixel @ query.transpose(-1, -2)
+
+    def heatmaps(self, similarity: Tensor) -> Tensor:
+        """M: softmax of S (B, hw, N) over the N regions -> (B, hw, N)."""
+        return (similarity / self.heatmap_temperature).softmax(-1)
+
+    def _regions(self, features: Tensor, maps: Tensor) -> Tensor:
+        """Eq. 4 and 5: map (B, C, h, w) averaged with weights M (B, hw, N), then projected -> (B, N, D)."""
+        tiny = torch.finfo(maps.dtype).tiny  # a very low temperature may leave a region without any weight
+        weights = maps / maps.sum(1, keepdim=True).clamp_min(tiny)
+        pooled = features.flatten(2) @ weights.to(features.dtype)  # (B, C, hw) @ (B, hw, N) -> (B, C, N)
+        out: Tensor = (self.region_projector or self.local_projector)(pooled).transpose(1, 2)
+        return out
+
+
+class FRA(nn.Module):
+    """Facial region awareness (Gao and Patras, CVPR 2024), Eq. 1-8, as far as the paper says.
+
+    Differences:
+        `variant="paper"`: none known from the main text; its supplement was not available. Temperatures, ME-MAX weight,
+        Sinkhorn iterations and the decoder's sizes are the released code's. Where a consistency term is turned off
+        the other one has the whole weight (Table 7 gives lambda_c = 1 as "global only").
+        `variant="official"`, where the released code leaves the paper: mask embeddings are averaged over the batch and
+        all ranks (with a running prototype that replaces them in `heatmaps`), pixels and regions have separate
+        projectors, 2 decoder layers, a decorrelation term of weight 0.02 inside the local term, the relation
+        term is the mean over the views (Eq. 3: the sum), similarities are 2 - 2 cos (Eq. 6: -cos).
+        Differences from the released code itself: gradients pass through the average over ranks (there they
+        stop, so its gradients depend on the number of GPUs); the prototype moves in `after_step`; heatmaps carry
+        no constant of 1e-7; the teacher's centre, which is never updated there, does not exist.
+    """
+
+    Args: ClassVar[type[FRAArgs]] = FRAArgs
+    needs: ClassVar[frozenset[str]] = frozenset()
+    views: ClassVar[tuple[View, ...]] = FRA_VIEWS
+    mean: ClassVar[tuple[float, float, float]] = VGGFACE2_MEAN
+    std: ClassVar[tuple[float, float, float]] = VGGFACE2_STD
+    paper: ClassVar[str] = (
+        "Gao and Patras, Self-supervised facial representation learning with facial region awareness, CVPR 2024, "
+        "arXiv:2403.02138"
+    )
+
+    def __init__(self, backbone: Backbone, **values: Any) -> None:
+        """
+        Args:
+            backbone: becomes the online backbone; the target starts as its copy.
+            values: fields of `FRAArgs` by keyword.
+
+        Raises:
+            ConfigError: a value outside its range, or no term left.
+        """
+        super().__init__()
+        self.args = args = FRAArgs(**values)
+        self.weights = args.weights()
+        sizes = {"hidden": args.hidden, "out_features": args.dim}
+        self.backbone = backbone
+        self.heads = RegionHeads(backbone.num_features, args)
+        if "global_consistency" in self.weights:
+            self.predictor = MLPHead(args.dim, **sizes)
+        if "local_consistency" in self.weights:
+            self.local_predictor = MLPHead(args.dim, **sizes)
+        self.target_backbone = frozen_copy(self.backbone)
+        self.target_heads = frozen_copy(self.heads)
+        self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.heads, self.target_heads))
+        self._seen: list[tuple[Tensor, Tensor]] = []  # mask embeddings since the last update: (online, target)
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """Loss of two views (B, 3, S, S), Eq. 8.
+
+        Logs, unweighted and as far as turned on: `global_consistency` and `local_consistency` (sums of Eq. 7 over both
+        directions), `semantic_relation` (Eq. 3: the sum over both views; their mean in the official variant),
+        `me_max` (ln N - entropy of the mean assignment, reduced over the views likewise), `decorrelation`.
+        """
+        x1, x2 = batch.views
+        online = [self.heads(*self.backbone.forward_both(x)) for x in (x1, x2)]
+        with torch.no_grad():
+            target = [self.target_heads(*self.target_backbone.forward_both(x)) for x in (x1, x2)]
+        if self.training and self.heads.averaged and self.heads.decoder is not None:
+            self._seen += [(o["mask_embedding"], t["mask_embedding"]) for o, t in zip(online, target, strict=True)]
+        terms = self._consistency(online, target) | self._relation(online, target)
+        loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        return Step(loss, {name: value.detach() for name, value in terms.items()})
+
+    def _consistency(self, online: list[Outputs], target: list[Outputs]) -> dict[str, Tensor]:
+        """Eq. 7 by its two parts: view 1 predicts view 2 and the other way round."""
+        terms = {}
+        crossed = list(zip(online, reversed(target), strict=True))
+        if "global_consistency" in self.weights:
+            pairs = [(self.predictor(o["z"]), t["z"]) for o, t in crossed]
+            terms["global_consistency"] = self._dissimilarity(pairs)
+        if "local_consistency" in self.weights:
+            predicted = [self.local_predictor(o["regions"].transpose(1, 2)).transpose(1, 2) for o, _ in crossed]
+            pairs = [(p, t["regions"]) for p, (_, t) in zip(predicted, crossed, strict=True)]
+            terms["local_consistency"] = self._dissimilarity(pairs)
+        if "decorrelation" in self.weights:
+            terms["decorrelation"] = torch.stack([decorrelation(p, z) for p, z in pairs]).sum()
+        return terms
+
+    def _dissimilarity(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        rules = self.args.rules
+        return torch.stack([rules.cosine_offset - rules.cosine_scale * mean_cosine(p, z) for p, z in pairs]).sum()
+
+    def _relation(self, online: list[Outputs], target: list[Outputs]) -> dict[str, Tensor]:
+        """Eq. 3's cross-entropy and ME-MAX: every view in both networks."""
+        if "semantic_relation" not in self.weights:
+            return {}
+        relation, spread = [], []
+        for o, t in zip(online, target, strict=True):
+            student = (o["similarity"].flatten(0, 1) / self.args.student_temperature).log_softmax(1)  # (B hw, N)
+            teacher = (t["similarity"].flatten(0, 1) / self.args.teacher_temperature).softmax(1)
+            teacher = sinkhorn(teacher, self.args.sinkhorn_iterations)
+            relation.append(-(teacher * student).sum(1).mean())
+            spread.append(me_max(student.exp()))
+        scale = self.args.rules.relation_scale
+        return {"semantic_relation": scale * torch.stack(relation).sum(), "me_max": scale * torch.stack(spread).sum()}
+
+    def after_step(self, progress: Progress) -> None:
+        """Moves the target network, and in the official variant the prototypes."""
+        self._follow(cosine_momentum(self.args.momentum, progress.fraction))
+        for online, target in self._seen:  # in the order of the views, as the released code's forward passes
+            self.heads.prototype.lerp_(online, 0.1)
+            self.target_heads.prototype.lerp_(target, 0.1)
+        self._seen.clear()
+
+    @torch.no_grad()
+    def heatmaps(self, x: Tensor) -> Tensor:
+        """Regions of images as the online network sees them; call it in evaluation mode.
+
+        Args:
+            x: (B, 3, H, W), normalised.
+
+        Returns:
+            (B, N, h, w) float32, rows sum to 1 over N. The official variant uses its running prototype, which is zero
+            before the first step: uniform heatmaps.
+
+        Raises:
+            ConfigError: this FRA has no regions (only the global term is on).
+        """
+        if self.heads.decoder is None:
+            raise ConfigError("this FRA has no heatmaps: its local and relation terms are off; turn one on")
+        features = self.backbone.forward_features(x)
+        embedding = self.heads.prototype if self.heads.averaged else self.heads.decoder(features)
+        maps = self.heads.heatmaps(self.heads.similarity(features, embedding))  # (B, hw, N)
+        return maps.transpose(1, 2).unflatten(2, features.shape[2:])
+
+
+def me_max(assignments: Tensor) -> Tensor:
+    """ln N minus the entropy of the mean assignment over all ranks; 0 where all N regions are used alike.
+
+    Args:
+        assignments: (P, N) float32 probabilities of this rank's pixels (MSN's mean entropy maximisation).
+    """
+    mean = all_reduce_mean(assignments.mean(0))  # (N,)
+    return math.log(len(mean)) + torch.special.xlogy(mean, mean).sum()
+
+
+def decorrelation(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared cosines between predictions and targets of different regions of an image, over N^2 (released code).
+
+    Args:
+        prediction, target: (B, N, D).
+
+    Returns:
+        scalar float32, the mean over the images.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        p, z = F.normalize(prediction.float(), dim=-1), F.normalize(target.float(), dim=-1)
+        squared = (p @ z.transpose(1, 2)).square()  # (B, N, N)
+        same = torch.eye(squared.shape[1], dtype=torch.bool, device=squared.device)
+        return squared.masked_fill(same, 0).mean()

@@ -1,0 +1,53 @@
+"""The momentum (target) network: frozen copies that follow their originals by an exponential moving average."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def frozen_copy(module: M) -> M:
+    """A deep copy of `module` whose parameters take no gradient."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+def cosine_momentum(base: float, fraction: float) -> float:
+    """Momentum that rises from `base` to 1 by half a cosine (BYOL, section 3.1, "Implementation details").
+
+    Args:
+        base: momentum at the start, 0 to 1.
+        fraction: share of the run that is done, 0 to 1.
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * fraction) + 1) / 2
+
+
+class MomentumUpdate:
+    """target <- m target + (1 - m) online, over all parameters in one multi-tensor call.
+
+    Parameters only: batch-norm statistics of the target come from its own forward pass in training mode, as in
+    BYOL and the released FRA. The lists are made at the first call, after device moves and SyncBN conversion.
+    """
+
+    def __init__(self, *pairs: tuple[nn.Module, nn.Module]) -> None:
+        """
+        Args:
+            pairs: (online, target) modules of the same structure.
+        """
+        self._pairs = pairs
+        self._online: list[Tensor] = []
+        self._target: list[Tensor] = []
+
+    @torch.no_grad()
+    def __call__(self, momentum: float) -> None:
+        """Moves every target parameter towards its online parameter by the share `1 - momentum`."""
+        if not self._target:
+            for online, target in self._pairs:
+                self._online += [p.detach() for p in online.parameters()]
+                self._target += [p.detach() for p in target.parameters()]
+        torch._foreach_lerp_(self._target, self._online, 1 - momentum)

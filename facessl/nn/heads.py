@@ -1,0 +1,36 @@
+"""Projectors and predictors."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class MLPHead(nn.Module):
+    """Linear, batch norm, ReLU, linear, both linears without bias: projector and predictor of BYOL and FRA.
+
+    Applied to every position alone, i.e. a 1x1 convolution, run as one matrix product over all positions.
+    """
+
+    def __init__(self, in_features: int, *, hidden: int = 4096, out_features: int = 256) -> None:
+        """
+        Args:
+            in_features: C, channels of the input.
+            hidden: width between the two linears.
+            out_features: D, channels of the output.
+        """
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, out_features, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C) -> (B, D); a set (B, C, N) -> (B, D, N); a map (B, C, h, w) -> (B, D, h, w).
+
+        Batch-norm statistics run over every dimension but C. A map in channels-last memory is not copied.
+        """
+        last = x.movedim(1, -1)  # (B, ..., C)
+        out: Tensor = self.layers(last.reshape(-1, x.shape[1]))  # rows (B * ..., C) -> (B * ..., D)
+        return out.view(*last.shape[:-1], -1).movedim(-1, 1)
