@@ -58,9 +58,10 @@ class Backbone(nn.Module):
         if "img_size" not in options and ("vit" in name or "deit" in name):
             options["img_size"] = image_size
         try:
-            self.model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+            model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
         except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
             raise ConfigError(f"backbone {name!r} does not accept {options or 'its defaults'}: {error}") from None
+        self.model: Any = model
         self.name = name
         self.timm_options = timm_options
         self.image_size = image_size
@@ -70,11 +71,13 @@ class Backbone(nn.Module):
         self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
         grid = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
         if grid is not None:
-            self.stride = int(grid[0] if isinstance(grid, Iterable) else grid)
+            self.stride = int(grid[0] if isinstance(grid, tuple) else grid)
         else:
             self.stride = int(self.model.feature_info[-1]["reduction"])
         if image_size < self.stride:
-            raise ConfigError(f"image size {image_size} is below the stride {self.stride} of {name}: use a larger image")
+            raise ConfigError(
+                f"image size {image_size} is below the stride {self.stride} of {name}: use a larger image"
+            )
 
     def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Feature map (B, C, h, w) and pooled embedding (B, C) of one pass; x (B, 3, H, W) normalised."""
@@ -87,7 +90,12 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> (B, C) pooled embedding (mean of the map; the class token where timm uses it)."""
-        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+        pooled: Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+        return pooled
+
+    def compile_features(self) -> None:
+        """Compile the feature extractor in place; the state dict keeps its keys."""
+        self.model.forward_features = torch.compile(self.model.forward_features)
 
     def _as_map(self, raw: Tensor, x: Tensor) -> Tensor:
         if raw.ndim == 4:

@@ -15,10 +15,11 @@ class UnknownName(FaceSSLError):
 
     def __init__(self, kind: str, name: str, valid: Iterable[str]) -> None:
         valid = sorted(valid)
-        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, valid, n=5, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        shown = ", ".join(valid[:40]) + (", ..." if len(valid) > 40 else "")
-        super().__init__(f"unknown {kind} {name!r}: {hint}Valid: {shown}")
+        shown = valid if len(valid) <= 20 or not near else near
+        more = ", ..." if len(shown) < len(valid) else ""
+        super().__init__(f"unknown {kind} {name!r}: {hint}valid are {', '.join(shown) or 'none'}{more}")
 
 
 class ConfigError(FaceSSLError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from types import ModuleType
 from typing import Any
 
 from facessl.errors import UnknownName
@@ -20,6 +21,17 @@ def names(folder: str) -> tuple[str, ...]:
     return tuple(sorted(n for n in found if n != "base" and not n.startswith("_")))
 
 
+def module(folder: str, name: str) -> ModuleType:
+    """The module `facessl/<folder>/<name>.py`.
+
+    Raises:
+        UnknownName: no such file; the message gives the nearest valid name.
+    """
+    if name not in names(folder):
+        raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
+    return importlib.import_module(f"facessl.{folder}.{name}")
+
+
 @functools.cache
 def find(folder: str, name: str) -> Any:
     """The class in `facessl/<folder>/<name>.py` whose name is the file's name, case and underscores aside.
@@ -27,11 +39,9 @@ def find(folder: str, name: str) -> Any:
     Raises:
         UnknownName: no such file; the message gives the nearest valid name.
     """
-    if name not in names(folder):
-        raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
-    module = importlib.import_module(f"facessl.{folder}.{name}")
+    owner = module(folder, name)
     wanted = name.replace("_", "")
-    for attribute, value in vars(module).items():
-        if attribute.lower() == wanted and getattr(value, "__module__", None) == module.__name__:
+    for attribute, value in vars(owner).items():
+        if attribute.lower() == wanted and getattr(value, "__module__", None) == owner.__name__:
             return value
     raise ImportError(f"facessl/{folder}/{name}.py defines no class or function named like the file")

@@ -1,0 +1,7 @@
+"""`python -m facessl`, for torchrun."""
+
+import sys
+
+from facessl.cli import main
+
+sys.exit(main())

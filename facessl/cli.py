@@ -1,0 +1,271 @@
+"""The command line. Thin: each command reads its flags, calls the library and prints; `cmd_x` is `facessl x`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from facessl.errors import ConfigError, FaceSSLError, UnknownName
+
+#: Exit status of a user's error; argparse uses the same.
+USER_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `facessl`; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    commands = {n.removeprefix("cmd_"): f for n, f in globals().items() if n.startswith("cmd_")}
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_overview(commands))
+            return 0
+        if words[0] == "--version":
+            from facessl import environment
+
+            print(environment.version("facessl"))
+            return 0
+        if words[0] not in commands:
+            raise UnknownName("command", words[0], commands)
+        return _call(words[0], commands[words[0]], words[1:])
+    except FaceSSLError as error:
+        print(f"facessl: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("facessl: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def cmd_pretrain(argv: list[str]) -> int:
+    """Learn a face backbone from unlabelled images."""
+    from facessl import config, pretraining
+
+    if "-h" in argv or "--help" in argv:
+        config.print_help(argv)
+        return 0
+    wanted = [w for w in argv if w != "--print_config"]
+    parsed = config.parse(wanted)
+    if parsed.resume and parsed.out is not None and (kept := Path(parsed.out) / "config.yaml").is_file():
+        parsed = config.parse(wanted, base=yaml.safe_load(kept.read_text()))
+    if len(wanted) < len(argv):
+        print(yaml.safe_dump(parsed.to_dict(), sort_keys=False), end="")
+        return 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        result = pretraining.run(parsed)
+    if result.headline:
+        print(json.dumps(result.headline))
+    return 0
+
+
+def cmd_embed(
+    run: str,
+    source: str,
+    out: Path,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> int:
+    """Embeddings of a source, one row per image.
+
+    Args:
+        run: run folder, checkpoint or exported backbone.
+        source: images, NAME:PATH?option=value or a path.
+        out: .parquet file to write.
+        batch_size: images per forward pass.
+        workers: loader processes.
+        device: auto, cpu, cuda or mps.
+        precision: of the forward pass.
+    """
+    from facessl import inference
+    from facessl.data.source import open_source
+    from facessl.loading import load_backbone
+
+    backbone = load_backbone(run).to(_device(device))
+    opened = open_source(source)
+    parts = inference.embedding_batches(backbone, opened, batch_size=batch_size, workers=workers, precision=precision)
+    count, skipped = inference.write_parquet(out, parts)
+    _list_skipped(skipped)
+    print(json.dumps({"images": count, "skipped": len(skipped), "dimensions": backbone.num_features, "out": str(out)}))
+    return 0
+
+
+def cmd_regions(run: str, source: str, out: Path, count: int = 8, seed: int = 0, device: str = "auto") -> int:
+    """Picture of the regions a method found: image, heatmaps, arg-max segmentation.
+
+    Args:
+        run: run folder or checkpoint of a method with regions (fra).
+        source: images, NAME:PATH?option=value or a path.
+        out: .png file to write.
+        count: images shown.
+        seed: of the choice of images.
+        device: auto, cpu, cuda or mps.
+    """
+    from facessl import inference
+    from facessl.loading import load_method
+
+    method: Any = load_method(run)
+    method.to(_device(device))
+    inference.write_png(out, inference.region_grid(method, source, count=count, seed=seed))
+    print(json.dumps({"out": str(out)}))
+    return 0
+
+
+def cmd_probe(
+    run: str,
+    source: str,
+    protocol: str = "knn",
+    test: str | None = None,
+    k: int = 20,
+    temperature: float = 0.07,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> int:
+    """Judge a frozen backbone on labelled images; the last line is JSON.
+
+    Args:
+        run: run folder, checkpoint or exported backbone.
+        source: labelled images; a folder with train/ and test/ is used as such, anything else is split 4:1.
+        protocol: knn.
+        test: another source as the test part.
+        k: neighbours.
+        temperature: of the neighbours' votes.
+        batch_size: images per forward pass.
+        workers: loader processes.
+        device: auto, cpu, cuda or mps.
+        precision: of the forward pass.
+    """
+    from facessl import plugins
+    from facessl.loading import load_backbone
+    from facessl.protocols._splits import split_source
+
+    judge = plugins.find("protocols", protocol)
+    backbone = load_backbone(run).to(_device(device))
+    train, held_out = split_source(source, test)
+    result = judge(
+        backbone, train, held_out, k=k, temperature=temperature,
+        batch_size=batch_size, workers=workers, precision=precision,
+    )  # fmt: skip
+    print(json.dumps({"run": run, "source": source, **result.summary()}))
+    return 0
+
+
+def cmd_report(runs: list[Path], out: Path | None = None) -> int:
+    """Rewrite the report of a run, or compare several; the last line is JSON.
+
+    Args:
+        runs: run folders.
+        out: page of the comparison (several runs only).
+    """
+    from facessl import report
+
+    if len(runs) == 1 and out is None:
+        headline = report.write_report(runs[0])
+    else:
+        headline = report.write_comparison(runs, out or runs[0] / "comparison.html")
+    print(json.dumps(headline))
+    return 0
+
+
+def cmd_list(what: Literal["methods", "sources", "recipes", "protocols"]) -> int:
+    """What can be named on the command line.
+
+    Args:
+        what: methods, sources, recipes or protocols.
+    """
+    from facessl import config, plugins
+
+    if what == "recipes":
+        print("\n".join(config.recipes()))
+        return 0
+    folder = {"sources": "data.sources"}.get(what, what)
+    for name in plugins.names(folder):
+        lines = (plugins.find(folder, name).__doc__ or "").strip().splitlines()
+        print(f"{name:12} {lines[0] if lines else ''}")
+    return 0
+
+
+def cmd_check(json_output: bool = False) -> int:
+    """Versions, device, bf16 support, optional parts.
+
+    Args:
+        json_output: print JSON.
+    """
+    from facessl import environment
+
+    found = environment.check()
+    if json_output:
+        print(json.dumps(found))
+        return 0
+    print(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+# ---- plumbing ----------------------------------------------------------------------------------------------------
+
+
+def _call(name: str, command: Callable[..., int], words: list[str]) -> int:
+    if name == "pretrain":
+        return command(words)
+    parser = ArgumentParser(prog=f"facessl {name}", exit_on_error=False, description=_summary(command))
+    parser.add_function_arguments(command, as_positional=True)
+    words = [_underscored(w) for w in words]
+    known = {a.dest for a in parser._actions}
+    for flag in (w[2:].partition("=")[0] for w in words if w.startswith("--")):
+        if flag not in known:
+            raise UnknownName("option", f"--{flag}", [f"--{k}" for k in known])
+    try:
+        parsed = parser.instantiate_classes(parser.parse_args(words))
+    except ArgumentError as error:
+        raise ConfigError(f"{' '.join(str(error).split())} (see facessl {name} --help)") from None
+    return command(**{k: v for k, v in vars(parsed).items() if k != "config"})
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    key, equals, value = word.partition("=")
+    return "--" + key[2:].replace("-", "_") + equals + value
+
+
+def _overview(commands: dict[str, Callable[..., int]]) -> str:
+    lines = ["Face representations learned without labels.", "", "usage: facessl COMMAND ...", ""]
+    lines += [f"  {name:10} {_summary(command)}" for name, command in commands.items()]
+    return "\n".join([*lines, "", "facessl COMMAND --help tells the flags of each."])
+
+
+def _summary(command: Callable[..., int]) -> str:
+    return (command.__doc__ or "").strip().splitlines()[0]
+
+
+def _device(name: str) -> str:
+    from facessl import environment
+
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise UnknownName("device", name, ("auto", "cpu", "cuda", "mps"))
+    best = environment.default_device()
+    if name in ("cuda", "mps") and name != best:
+        raise ConfigError(f"device {name} was asked for, but torch sees none here: use --device auto")
+    return best if name == "auto" else name
+
+
+def _list_skipped(skipped: list[tuple[str, str]]) -> None:
+    for key, reason in skipped[:10]:
+        print(f"skipped {key}: {reason}", file=sys.stderr)
+    if len(skipped) > 10:
+        print(f"... and {len(skipped) - 10} more", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

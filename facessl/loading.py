@@ -1,0 +1,155 @@
+"""From a path to a network: run folders, our checkpoints and exports, and the authors' files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from facessl import checkpoint, plugins
+from facessl.backbones import Backbone
+from facessl.config import RunConfig, from_dict
+from facessl.errors import CheckpointError, UnknownName
+from facessl.methods.base import Method
+
+
+def build_method(config: RunConfig) -> Method:
+    """A fresh method on a fresh backbone, as `config` says."""
+    arguments = dict(config.method)
+    kind = plugins.find("methods", arguments.pop("name"))
+    backbone = Backbone(
+        config.backbone.name,
+        image_size=config.image_size,
+        mean=config.mean or kind.mean,
+        std=config.std or kind.std,
+        pretrained=config.backbone.pretrained,
+        **config.backbone.options,
+    )
+    return kind(backbone, **arguments)
+
+
+def load_method(path: str | Path) -> Method:
+    """A trained method, heads included, in eval mode.
+
+    Args:
+        path: run folder, its .ckpt, or an authors' checkpoint of a method this library has.
+
+    Raises:
+        CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix == ".ckpt":
+        state = checkpoint.read_run(_checkpoint_of(path))
+        method = build_method(_without_downloads(state["config"]))
+        _load(method, state["method"], path)  # type: ignore[arg-type]
+    else:
+        state = checkpoint.read(path)
+        family = _family(path, state)
+        if not hasattr(family, "build"):
+            raise CheckpointError(f"{path} holds a backbone without heads: use load_backbone")
+        method = family.build(state)
+    module: nn.Module = method  # type: ignore[assignment]
+    module.eval()
+    return method
+
+
+def load_backbone(path: str | Path) -> Backbone:
+    """A backbone in eval mode, ready for `backbone(backbone.preprocess(images))`.
+
+    Args:
+        path: run folder, our .ckpt or .safetensors, or an authors' .pth/.pt (family recognised by its keys).
+
+    Raises:
+        CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
+    """
+    path = Path(path)
+    exported = path / "backbone.safetensors" if path.is_dir() else path
+    if exported.suffix == ".safetensors" and exported.is_file():
+        backbone = _from_export(exported)
+    elif path.is_dir() or path.suffix == ".ckpt":
+        backbone = load_method(path).backbone
+    else:
+        backbone = _from_authors(path)
+    backbone.requires_grad_(False)
+    return backbone.eval()
+
+
+def card(method: Method, config: RunConfig, *, steps: int, commit: str) -> dict[str, Any]:
+    """What `backbone.json` says: all that is needed to use the weights."""
+    backbone = method.backbone
+    return {
+        "format": "facessl-backbone-1",
+        "timm_name": backbone.name,
+        "timm_options": dict(backbone.timm_options),
+        "num_features": backbone.num_features,
+        "image_size": backbone.image_size,
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+        "method": dict(config.method),
+        "source": config.source,
+        "steps": steps,
+        "commit": commit,
+    }
+
+
+def _from_export(path: Path) -> Backbone:
+    tensors, info = checkpoint.read_safetensors(path)
+    if "timm_name" not in info:
+        raise CheckpointError(f"{path} has no card (backbone.json beside it, or in its metadata): export it again")
+    backbone = Backbone(
+        info["timm_name"],
+        image_size=info["image_size"],
+        mean=tuple(info["mean"]),
+        std=tuple(info["std"]),
+        **info.get("timm_options", {}),
+    )
+    _load(backbone.model, tensors, path)
+    return backbone
+
+
+def _from_authors(path: Path) -> Backbone:
+    state = checkpoint.read(path)
+    family = _family(path, state)
+    backbone: Backbone = family.build_backbone(state)
+    return backbone
+
+
+def _family(path: Path, state: Mapping[str, Any]) -> Any:
+    known = plugins.names("weights")
+    for name in known:
+        family = plugins.module("weights", name)
+        if family.matches(state):
+            return family
+    keys = ", ".join(list(state)[:4]) or "none"
+    raise CheckpointError(f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys})")
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Strict loading with one sentence for what does not fit."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", sorted(shapes))):
+        if keys:
+            shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
+            raise CheckpointError(f"{path} does not fit {type(module).__name__}: {what}: {shown}")
+    module.load_state_dict(state)
+
+
+def _checkpoint_of(path: Path) -> Path:
+    if path.is_file():
+        return path
+    last = path / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        raise CheckpointError(f"{path} holds no checkpoints/last.ckpt: give a run folder of `facessl pretrain`")
+    return last
+
+
+def _without_downloads(values: Mapping[str, Any]) -> RunConfig:
+    backbone = {**values["backbone"], "pretrained": False}
+    try:
+        return from_dict({**values, "backbone": backbone})
+    except UnknownName as error:
+        raise CheckpointError(f"the checkpoint was written by another version: {error}") from None

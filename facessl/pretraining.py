@@ -1,0 +1,358 @@
+"""A pre-training run from its configuration: source, loader, method, trainer, exports, report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+from torch import nn
+
+from facessl import checkpoint, environment, loading, monitors, optim
+from facessl.batch import Batch
+from facessl.config import RunConfig, differences, from_dict
+from facessl.data.loader import TrainLoader
+from facessl.data.source import Source, open_source
+from facessl.errors import ConfigError, DataError, FaceSSLError
+from facessl.inference import region_grid, write_png
+from facessl.methods.base import Method
+from facessl.nn.sync_batch_norm import convert_sync_batchnorm
+from facessl.report import write_report
+from facessl.trainer import Plan, Trainer
+from facessl.views.geometric import Geometric
+from facessl.views.photometric import Photometric
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind.
+
+    Attributes:
+        folder: the run folder.
+        steps: optimiser steps done.
+        finished: False where it was stopped before its end and can be resumed.
+        headline: the report's headline numbers.
+    """
+
+    folder: Path
+    steps: int
+    finished: bool
+    headline: dict[str, Any]
+
+
+def pretrain(source: str | None = None, **settings: Any) -> Result:
+    """Pre-train a face backbone on unlabelled images.
+
+    Args:
+        source: a folder of images, `NAME:PATH?option=value`, or None for the embedded synthetic faces.
+        settings: fields of `facessl.config.RunConfig`; `method` and `backbone` may be plain names or dicts
+            (`method={"name": "fra", "num_regions": 16}`), `optim` and `monitor` dicts.
+
+    Returns:
+        The run folder and its headline numbers.
+
+    Raises:
+        FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
+    """
+    values = dict(settings) | ({"source": source} if source is not None else {})
+    return run(from_dict(values))
+
+
+def run(config: RunConfig) -> Result:
+    """Carry out `config`; every rank of a distributed job calls this."""
+    with _one_error_in_distributed():
+        return _run(config)
+
+
+def _run(config: RunConfig) -> Result:
+    fabric = _fabric(config)
+    source = open_source(config.source)
+    folder = _folder(config, fabric)
+    saved = _saved_state(config, folder)
+    resolved = saved["config"] if saved else _resolve(config, source, fabric)
+    if saved:
+        _refuse_other(config, resolved, source, fabric, folder)
+    settings = from_dict(resolved)
+    fabric.seed_everything(settings.seed, workers=False, verbose=False)
+    method = loading.build_method(settings)
+    _check_needs(method, source, settings)
+    plan = derive(settings, source, config)
+    trainer = _trainer(fabric, method, plan, settings, config, source, folder, resolved)
+    if fabric.world_size > 1 and not saved:
+        torch.manual_seed(settings.seed + fabric.global_rank)  # dropout differs between the ranks
+    if saved:
+        trainer.load_state(saved)
+    if fabric.is_global_zero:
+        _write_head(folder, resolved, plan, settings, fresh=saved is None)
+    loader = TrainLoader(
+        source,
+        Geometric(settings.views or method.views, settings.image_size),
+        batch_size=plan.batch_size,
+        seed=settings.seed,
+        workers=_workers(config, fabric),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        start_step=trainer.step,
+        pin_memory=fabric.device.type == "cuda",
+    )
+    batches: Iterator[Batch] = iter(loader)
+    finished = trainer.fit(batches)
+    headline: dict[str, Any] = {}
+    if fabric.is_global_zero:
+        headline = _finish(folder, method, settings, source, trainer.step)
+        if not finished:
+            say(f"stopped at step {trainer.step} ({trainer.stop_reason}); go on with --resume --out {folder}")
+    fabric.barrier()
+    return Result(folder=folder, steps=trainer.step, finished=finished, headline=headline)
+
+
+def derive(settings: RunConfig, source: Source, asked: RunConfig) -> Plan:
+    """Every number that follows from the configuration and the source, in one place.
+
+    Raises:
+        ConfigError: no length to derive the schedule from, or a warm-up longer than the run.
+    """
+    batch = settings.batch_size
+    assert batch is not None
+    per_epoch = None if source.streaming else len(source) // batch
+    if settings.max_steps is not None:
+        total = settings.max_steps
+    elif per_epoch is None:
+        raise ConfigError(f"{settings.source} is a stream without a length: say how long with --max-steps")
+    else:
+        total = settings.epochs * per_epoch
+    o = settings.optim
+    if o.warmup_epochs is None:
+        warmup = min(10 * per_epoch if per_epoch else total, total // 5)
+    else:
+        warmup = round(o.warmup_epochs * (per_epoch or 0))
+    if warmup > total:
+        raise ConfigError(f"optim.warmup_epochs = {o.warmup_epochs} is {warmup} steps, but the run has {total}")
+    peak = o.lr * batch / o.reference_batch if o.reference_batch else o.lr
+
+    def rate(step: int) -> float:
+        return optim.warmup_cosine(step, peak=peak, warmup_steps=warmup, total_steps=total, final=o.final_lr)
+
+    return Plan(
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        batch_size=batch,
+        learning_rate=rate,
+        accumulate=settings.accumulate,
+        clip_grad=settings.clip_grad,
+        log_every=asked.log_every,
+        checkpoint_every=asked.checkpoint_every,
+        monitor_every=asked.monitor.every,
+        max_seconds=asked.max_minutes * 60 if asked.max_minutes else None,
+        max_bad=None if source.streaming else math.floor(settings.max_bad * len(source)),
+    )
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error so that standard output stays readable by scripts."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------
+
+
+def _fabric(config: RunConfig) -> Fabric:
+    device = environment.default_device() if config.device == "auto" else config.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device mps was asked for, but torch sees no Apple GPU: use --device cpu or auto")
+    if config.precision == "fp16" and device == "cpu":
+        raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or fp32 on a CPU")
+    world, local = _ranks()
+    strategy: Any = DDPStrategy(broadcast_buffers=False) if world > 1 else "auto"
+    fabric = Fabric(
+        accelerator=device,
+        devices=local if world > 1 else 1,
+        num_nodes=world // local if world > 1 else 1,
+        strategy=strategy,
+        precision=PRECISION[config.precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def _ranks() -> tuple[int, int]:
+    """World size and ranks per node as `torchrun` or SLURM set them; 1, 1 otherwise."""
+    env = os.environ
+    if "LOCAL_WORLD_SIZE" in env:
+        return int(env.get("WORLD_SIZE", "1")), int(env["LOCAL_WORLD_SIZE"])
+    if "SLURM_NTASKS" in env and "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        world = int(env["SLURM_NTASKS"])
+        return world, world // int(env.get("SLURM_NNODES", "1"))
+    return 1, 1
+
+
+def _folder(config: RunConfig, fabric: Fabric) -> Path:
+    if config.out is not None:
+        return Path(config.out)
+    if config.resume:
+        raise ConfigError("--resume needs --out RUN: the folder of the run to go on with")
+    base = Path("runs") / f"{config.method['name']}-{config.backbone.name}"
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return Path(fabric.broadcast(str(folder)))
+
+
+def _saved_state(config: RunConfig, folder: Path) -> dict[str, Any] | None:
+    """The state to resume from; None for a fresh run. A run that is already there is never overwritten."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if config.resume:
+        if not last.is_file():
+            if (folder / "config.yaml").is_file():
+                return None  # stopped before its first checkpoint: begin again
+            raise ConfigError(f"nothing to resume in {folder}: it has no checkpoints/last.ckpt; leave out --resume")
+        return checkpoint.read_run(last)
+    if last.exists() or (folder / "metrics.csv").exists():
+        raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file: name a folder")
+    return None
+
+
+def _resolve(config: RunConfig, source: Source, fabric: Fabric) -> dict[str, Any]:
+    """The configuration as `config.yaml` holds it: what was left open (null) is filled in."""
+    values = config.to_dict()
+    if config.batch_size is None:
+        wanted = 256 * fabric.world_size if fabric.device.type == "cuda" else 32
+        have = wanted if source.streaming else len(source)
+        values["batch_size"] = max(1, min(wanted, have) // fabric.world_size) * fabric.world_size
+    return values
+
+
+def _refuse_other(config: RunConfig, saved: Mapping[str, Any], source: Source, fabric: Fabric, folder: Path) -> None:
+    changed = differences(saved, _resolve(config, source, fabric))
+    if changed:
+        raise ConfigError(
+            f"{folder} was started with other settings ({'; '.join(changed)}): resume with the old ones, "
+            "or start a new run with another --out"
+        )
+
+
+def _check_needs(method: Method, source: Source, settings: RunConfig) -> None:
+    missing = sorted(method.needs - source.provides)
+    if missing:
+        raise DataError(
+            f"method {settings.method['name']} needs {', '.join(missing)} of every image, and {settings.source} "
+            f"gives {', '.join(sorted(source.provides)) or 'images only'}: use another source or method"
+        )
+
+
+def _trainer(
+    fabric: Fabric,
+    method: Method,
+    plan: Plan,
+    settings: RunConfig,
+    asked: RunConfig,
+    source: Source,
+    folder: Path,
+    resolved: Mapping[str, Any],
+) -> Trainer:
+    module: nn.Module = method  # type: ignore[assignment]
+    module.train()
+    if settings.channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings.sync_batch_norm and fabric.world_size > 1:
+        convert_sync_batchnorm(module, fabric.device)
+    module.to(fabric.device)
+    if asked.compile:
+        for part in module.modules():
+            if isinstance(part, type(method.backbone)):
+                part.compile_features()
+    optimizer = optim.build_optimizer(module, settings.optim, plan.learning_rate(0))
+    measured = (
+        monitors.build(
+            source,
+            images=asked.monitor.images,
+            image_size=settings.image_size,
+            knn_source=asked.monitor.knn,
+            knn_test=asked.monitor.knn_test,
+            knn_images=asked.monitor.knn_images,
+            folder=folder / "regions",
+            precision="bf16" if settings.precision == "bf16" else "fp32",
+        )
+        if asked.monitor.every and fabric.is_global_zero
+        else {}
+    )
+    return Trainer(
+        fabric=fabric,
+        method=method,
+        optimizer=optimizer,
+        photometric=Photometric(settings.mean or method.mean, settings.std or method.std),
+        plan=plan,
+        folder=folder,
+        config=resolved,
+        monitors=measured,
+        on_measured=_report_verdicts,
+    )
+
+
+def _report_verdicts(step: int, values: dict[str, float]) -> None:
+    for sentence in monitors.verdicts(values):
+        say(f"step {step}: {sentence}")
+
+
+def _workers(config: RunConfig, fabric: Fabric) -> int:
+    if config.workers is not None:
+        return config.workers
+    _, local = _ranks()
+    return max(0, min(8, environment.cores() // local - 1))
+
+
+def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, settings: RunConfig, *, fresh: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        text = yaml.safe_dump(dict(resolved), sort_keys=False)
+        checkpoint.write_atomic(folder / "config.yaml", text.encode())
+    env = json.dumps(environment.describe(), indent=2)
+    checkpoint.write_atomic(folder / "environment.json", env.encode())
+    say(
+        f"{settings.method['name']} on {settings.backbone.name}, {settings.image_size} px -> {folder}\n"
+        f"{plan.total_steps} steps of {plan.batch_size} images"
+        f"{f' ({plan.steps_per_epoch} steps an epoch)' if plan.steps_per_epoch else ''}, "
+        f"peak learning rate {max(plan.learning_rate(s) for s in _sampled(plan.total_steps)):.4g} (derived)"
+    )
+
+
+def _sampled(total: int) -> range:
+    return range(0, total, max(1, total // 500))
+
+
+def _finish(folder: Path, method: Method, settings: RunConfig, source: Source, steps: int) -> dict[str, Any]:
+    info = loading.card(method, settings, steps=steps, commit=environment.commit())
+    checkpoint.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
+    if getattr(method, "heatmaps", None) is not None and getattr(method, "has_regions", True):
+        write_png(folder / "regions.png", region_grid(method, source, count=8))  # type: ignore[arg-type]
+    headline = write_report(folder)
+    say(f"report: {folder / 'report.html'}")
+    return headline
+
+
+@contextmanager
+def _one_error_in_distributed() -> Iterator[None]:
+    """An expected error leaves the process group, so that torchrun ends the other ranks instead of a hang."""
+    try:
+        yield
+    except FaceSSLError:
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and _ranks()[0] > 1:
+            torch.distributed.destroy_process_group()
+        raise
