@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import inspect
+import os
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+from facessl import plugins
 from facessl.batch import Sample
+from facessl.data.decode import EXTENSIONS
+from facessl.errors import ConfigError, DataError, UnknownName
+
+_STREAM = re.compile(r"^(pipe:|[a-z]+://)")
+_LISTS = (".csv", ".tsv", ".txt", ".lst")
+_TARS = (".tar", ".tar.gz", ".tgz")
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @runtime_checkable
@@ -26,3 +40,129 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+def open_source(spec: str | Source) -> Source:
+    """The source that `spec` describes; a source is returned as it is.
+
+    Args:
+        spec: `NAME:PATH?option=value&option=value`, or a bare path: a folder of images, a tar (also with
+            `{000..012}`, `*`, `pipe:` or a URL), or a list of images (.csv, .tsv, .txt, .lst).
+
+    Raises:
+        UnknownName: no such source or option; the nearest is given.
+        ConfigError: a value that the option does not take, or a single image file.
+        DataError: nothing there, or nothing readable.
+    """
+    if not isinstance(spec, str):
+        return spec
+    name, path, options = parse(spec)
+    cls = plugins.find("data.sources", name)
+    return cls(path, **_converted(cls, name, options))
+
+
+def parse(spec: str) -> tuple[str, str, dict[str, str]]:
+    """Split `NAME:PATH?option=value` into plug-in name, path and the options as they were typed.
+
+    A path that exists is never split, so that ':' and '?' may occur in file names. Raises as `open_source`.
+    """
+    if _exists(spec):
+        return _recognise(spec), spec, {}
+    name, path = _split_name(spec)
+    path, options = _split_options(name, path)
+    return name or _recognise(path), path, options
+
+
+def _exists(path: str) -> bool:
+    return bool(path) and os.path.exists(os.path.expanduser(path))
+
+
+def _split_name(spec: str) -> tuple[str, str]:
+    """Plug-in name ("" where none is written) and the rest."""
+    known = plugins.names("data.sources")
+    head, colon, rest = spec.partition(":")
+    if colon and head in known:
+        return head, rest
+    bare, question, options = spec.partition("?")
+    if bare in known:
+        return bare, question + options
+    if _STREAM.match(spec):
+        return "webdataset", spec
+    # One letter is a Windows drive; a slash or dot before the colon belongs to a path.
+    if colon and len(head) > 1 and re.fullmatch(r"[\w-]+", head):
+        raise UnknownName("source", head, known)
+    return "", spec
+
+
+def _split_options(name: str, path: str) -> tuple[str, dict[str, str]]:
+    if _exists(path) or "?" not in path:
+        return path, {}
+    before, _, query = path.rpartition("?")
+    pairs = [part.partition("=") for part in query.split("&") if part]
+    if _STREAM.match(before):
+        # The query of a URL is its own unless it holds one of our options.
+        ours = _keywords(plugins.find("data.sources", name))
+        if not any(key in ours for key, _, _ in pairs):
+            return path, {}
+    for key, equals, _ in pairs:
+        if not equals:
+            raise ConfigError(f"the source {name or before}: {key!r} is no option: write it as option=value")
+    return before, {key: value for key, _, value in pairs}
+
+
+def _recognise(path: str) -> str:
+    """Name of the plug-in for a bare path."""
+    if not path:
+        raise ConfigError("the source is empty: name a folder of images, a tar, a list, or NAME:PATH")
+    full, low = os.path.expanduser(path), path.lower()
+    if os.path.isdir(full):
+        return "folder"
+    if _STREAM.match(path) or low.endswith(_TARS):
+        return "webdataset"
+    if not os.path.exists(full):
+        raise DataError(f"no such file or folder: {path}")
+    if low.endswith(_LISTS):
+        return "imagelist"
+    if low.endswith(EXTENSIONS):
+        folder = os.path.dirname(path) or "."
+        raise ConfigError(f"{path} is a single image: name its folder instead ({folder})")
+    known = ", ".join(plugins.names("data.sources"))
+    raise DataError(f"{path} is no folder, tar or list: name what it is as NAME:{path} with NAME one of {known}")
+
+
+def _keywords(cls: Any) -> dict[str, Any]:
+    """Keyword options of a plug-in class and their types."""
+    hints = typing.get_type_hints(cls.__init__ if inspect.isclass(cls) else cls)
+    return {
+        name: hints.get(name, str)
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def _converted(cls: Any, name: str, options: dict[str, str]) -> dict[str, Any]:
+    keywords = _keywords(cls)
+    for key in options:
+        if key not in keywords:
+            raise UnknownName(f"option of the source {name}", key, keywords)
+    return {key: _value(f"{name}?{key}", value, keywords[key]) for key, value in options.items()}
+
+
+def _value(option: str, text: str, hint: Any) -> Any:
+    """`text` as the type that the constructor asks for."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if types.NoneType in choices and text.lower() in ("none", "null"):
+        return None
+    choices = tuple(choice for choice in choices if choice is not types.NoneType)
+    for kind in (bool, int, float, Path, str):  # narrowest first, so that "3" for int | str is a number
+        if kind not in choices:
+            continue
+        try:
+            return _BOOLS[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            continue
+    for choice in choices:
+        if typing.get_origin(choice) is typing.Literal and text in typing.get_args(choice):
+            return text
+    wanted = " or ".join(getattr(choice, "__name__", None) or str(choice) for choice in choices)
+    raise ConfigError(f"{option}={text} cannot be used: it must be {wanted}")

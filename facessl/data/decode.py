@@ -1,0 +1,221 @@
+"""Encoded bytes -> uint8 RGB: the one place that knows JPEG, PNG, WebP, EXIF rotation, limits and corrupt files."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from facessl.errors import DataError
+
+#: File name endings (lower case) that sources take for images.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+#: Largest image that is decoded, in pixels (Pillow's own limit): the header decides, before memory is taken.
+MAX_PIXELS = 178_956_970
+#: Shortest side in pixels that is still an image of something.
+MIN_SIDE = 8
+
+# Only decoders that a face data set needs: Pillow knows formats that run other programs (EPS).
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+_WHITE = (255, 255, 255)
+# Frame headers that carry the size; C4, C8 and CC in the same range are tables.
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+class ImageError(DataError):
+    """One image that cannot be used: skipped and counted by the loaders.
+
+    Attributes:
+        key: what a person finds the image by.
+        reason: why, in a few words.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+    def __str__(self) -> str:
+        return f"cannot read the image {self.key}: {self.reason}"
+
+
+def decode(data: bytes, *, key: str, min_side: int | None = None) -> np.ndarray:
+    """Decode one image, upright.
+
+    Args:
+        data: content of a JPEG, PNG, WebP, BMP or GIF file; of an animation the first frame is taken.
+        key: name of the image, for the error.
+        min_side: a JPEG may be decoded to 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps this
+            many pixels, which is faster; None decodes at full size.
+
+    Returns:
+        (H, W, 3) uint8 RGB, contiguous. EXIF rotation is applied, transparency lies on white, 16-bit values
+        are scaled to 8 bits.
+
+    Raises:
+        ImageError: not an image, truncated, shorter side below `MIN_SIDE`, more than `MAX_PIXELS`.
+    """
+    if not data:
+        raise ImageError(key, "the file is empty")
+    if data[:3] == b"\xff\xd8\xff":
+        image = _decode_jpeg(data, key, min_side)
+        if image is not None:
+            return image
+    return _decode_pillow(data, key)
+
+
+def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """A path, PIL image or array -> (H, W, 3) uint8 RGB, upright, as `decode` gives it.
+
+    Args:
+        image: path of an image file; PIL image of any mode; uint8 array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA.
+
+    Raises:
+        ImageError: a file that cannot be read or decoded, or an array of another shape or type.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+            raise ImageError(
+                f"array {image.shape} {image.dtype}", "an array must be uint8 (H, W), (H, W, 3) RGB or (H, W, 4) RGBA"
+            )
+        image = image if image.ndim == 3 and image.shape[2] == 3 else _to_array(Image.fromarray(image))
+        _check_size(image.shape[1], image.shape[0], f"array {image.shape}")
+        return np.ascontiguousarray(image)
+    if isinstance(image, Image.Image):
+        return _finish(image, getattr(image, "filename", "") or "of PIL")
+    return decode(read_file(image), key=str(image))
+
+
+def read_file(path: str | Path) -> bytes:
+    """Content of an image file.
+
+    Raises:
+        ImageError: the file is missing or cannot be opened.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImageError(str(path), error.strerror or str(error)) from None
+
+
+def _decode_jpeg(data: bytes, key: str, min_side: int | None) -> np.ndarray | None:
+    """The fast path; None where Pillow has to look (CMYK, damaged, unusual)."""
+    header = jpeg_header(data)
+    if header is None:
+        return None
+    height, width, components, orientation = header
+    _check_size(width, height, key)
+    if components not in (1, 3):
+        return None
+    # Only powers of two: libjpeg-turbo is fast for these, and slower than no scaling for others.
+    factor = 1 if min_side is None else next((f for f in (8, 4, 2) if min(height, width) >= f * min_side), 1)
+    try:
+        # With min_factor libjpeg-turbo takes the largest reduction that keeps these sizes.
+        image = simplejpeg.decode_jpeg(
+            data, min_height=-(-height // factor), min_width=-(-width // factor), min_factor=factor
+        )
+    except ValueError:
+        return None
+    return image if orientation == 1 else _upright(image, orientation)
+
+
+def jpeg_header(data: bytes) -> tuple[int, int, int, int] | None:
+    """Height, width, components and EXIF orientation (1-8) from the markers; None where they make no sense.
+
+    A Pillow image made only to ask for the orientation would cost more than decoding a small JPEG.
+    """
+    position, orientation, size = 2, 1, len(data)
+    while position + 9 < size and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker in _START_OF_FRAME:
+            height = data[position + 5] << 8 | data[position + 6]
+            width = data[position + 7] << 8 | data[position + 8]
+            return height, width, data[position + 9], orientation
+        if marker == 0xDA:  # pixels begin before any frame header
+            return None
+        length = data[position + 2] << 8 | data[position + 3]
+        if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
+            orientation = _exif_orientation(data[position + 10 : position + 2 + length])
+        position += 2 + length
+    return None
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """Orientation tag (0x0112) of the first directory of an EXIF block; 1 where it is absent or damaged."""
+    order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
+    if order is None:
+        return 1
+
+    def number(start: int, length: int) -> int:
+        return int.from_bytes(tiff[start : start + length], order)  # type: ignore[arg-type]
+
+    first = number(4, 4)
+    for entry in range(first + 2, first + 2 + 12 * number(first, 2), 12):
+        if entry + 12 > len(tiff):
+            break
+        if number(entry, 2) == 0x0112:
+            value = number(entry + 8, 2)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo EXIF orientation 1-8 of an (H, W, 3) image."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def _decode_pillow(data: bytes, key: str) -> np.ndarray:
+    # Pillow warns about damage and large images on stderr; here both are either accepted or an error.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except Image.DecompressionBombError:
+            raise ImageError(key, f"it has more than {MAX_PIXELS:,} pixels") from None
+        except Exception:  # Pillow's parsers raise nearly any class on damaged bytes
+            raise ImageError(key, f"not a JPEG, PNG, WebP, BMP or GIF (begins with {data[:12]!r})") from None
+        return _finish(image, key)
+
+
+def _finish(image: Image.Image, key: str) -> np.ndarray:
+    """Load a lazily opened PIL image and bring it to upright 8-bit RGB."""
+    _check_size(*image.size, key)
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        return _to_array(image)
+    except Exception as error:  # as above: struct.error, SyntaxError, zlib.error, IndexError, ...
+        raise ImageError(key, f"damaged ({error})") from None
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+    """PIL image of any mode -> (H, W, 3) uint8 RGB."""
+    if image.mode.startswith("I;16"):
+        # convert("RGB") would clip 16-bit grey at 255.
+        grey = ((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)  # (H, W) -> (H, W, 3)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", layer.size, _WHITE)
+        image.paste(layer, mask=layer.getchannel("A"))
+    return np.array(image.convert("RGB"))
+
+
+def _check_size(width: int, height: int, key: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(key, f"{width}x{height} is more than {MAX_PIXELS:,} pixels: scale it down first")
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(key, f"{width}x{height} is too small: the shorter side must be {MIN_SIDE} pixels or more")

@@ -1,0 +1,110 @@
+"""Tables that a source looks its images up in: a few numpy arrays, mapped from one cached file.
+
+A list of a million Python strings costs 100 MB in every worker, because counting references touches the
+pages that a fork shares. Arrays over a mapped file cost no worker anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from facessl.errors import DataError
+
+_DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32}
+
+
+class Table:
+    """Named columns and a note about what they were made from.
+
+    A column of texts is stored as two arrays: `name` (all bytes one after the other) and `name.ends` (n + 1
+    offsets). Pickling a table that lies in a file sends only the file's name.
+
+    Attributes:
+        columns: numpy arrays, read-only where they are mapped.
+        note: JSON values.
+        file: the file behind the arrays; None where they are in memory.
+    """
+
+    def __init__(self, columns: dict[str, np.ndarray], note: dict[str, Any], file: Path | None = None) -> None:
+        self.columns, self.note, self.file = columns, note, file
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.columns[column]
+
+    def text(self, column: str, index: int) -> bytes:
+        """Entry `index` of a column of texts."""
+        ends = self.columns[column + ".ends"]
+        return self.columns[column][ends[index] : ends[index + 1]].tobytes()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.file is None:
+            return Table, (self.columns, self.note)
+        return _reopen, (self.file, self.note)
+
+    def saved(self, file: Path) -> Table:
+        """The same table mapped from `file`, written atomically; this table itself where that is impossible."""
+        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(self.columns, partial, metadata={"note": json.dumps(self.note)})
+            partial.replace(file)
+        except Exception:  # safetensors has errors of its own for a full disk; a cache may fail, a run may not
+            partial.unlink(missing_ok=True) if file.parent.is_dir() else None
+            return self
+        return load(file) or self
+
+
+def load(file: Path) -> Table | None:
+    """Map a table; None where there is no such file or it is damaged."""
+    try:
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        note = json.loads(header.pop("__metadata__")["note"])
+        # safetensors' own reader copies; the layout (8 bytes, JSON, arrays) is simple enough to map.
+        raw = np.asarray(np.memmap(file, np.uint8, mode="r"))[8 + length :]
+        columns = {}
+        for name, entry in header.items():
+            start, stop = entry["data_offsets"]
+            if stop > len(raw):
+                return None
+            columns[name] = raw[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Table(columns, note, file)
+
+
+def texts(name: str, items: Iterable[bytes]) -> dict[str, np.ndarray]:
+    """The two arrays of a column of texts."""
+    items = list(items)
+    ends = np.zeros(len(items) + 1, np.int64)
+    np.cumsum([len(item) for item in items], out=ends[1:])
+    return {name: np.frombuffer(b"".join(items), np.uint8), name + ".ends": ends}
+
+
+def cache_file(kind: str, *identity: str) -> Path:
+    """Where the table of a source lies: `$XDG_CACHE_HOME/facessl/` or `~/.cache/facessl/`."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    name = hashlib.sha256("\0".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return Path(base) / "facessl" / f"{kind}-{name}.safetensors"
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Class names in the order of their labels: by number where all are numbers, else alphabetically."""
+    found = set(names)
+    return sorted(found, key=int if all(name.isdecimal() for name in found) else str)
+
+
+def _reopen(file: Path, note: dict[str, Any]) -> Table:
+    table = load(file)
+    if table is None or table.note != note:
+        raise DataError(f"the index {file} was replaced while the run was starting: start it again")
+    return table

@@ -1,0 +1,410 @@
+"""From a source to batches: order, sharding over ranks and workers, exact resume, unreadable images."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from facessl.batch import FIELDS, Batch, Sample
+from facessl.data.decode import ImageError, decode
+from facessl.data.source import Source
+from facessl.errors import ConfigError, DataError, FaceSSLError, TrainingError
+
+#: Image (H, W, 3) uint8 and the sample's own generator -> V views (S_v, S_v, 3) uint8 and V parameter rows (P,)
+#: float32. An attribute `min_side` (pixels), where there is one, lets JPEGs be decoded at reduced size.
+Transform = Callable[[np.ndarray, np.random.Generator], tuple[list[np.ndarray], list[np.ndarray]]]
+#: Image (H, W, 3) uint8 -> (S, S, 3) uint8.
+EvalTransform = Callable[[np.ndarray], np.ndarray]
+
+#: Unreadable images one after the other that mean that something other than the images is wrong.
+MAX_BAD_IN_ROW = 100
+
+_Skipped = list[tuple[str, str]]
+
+
+class TrainLoader:
+    """Batches without end, the same whatever the number of workers and ranks.
+
+    Epoch e visits the source in a permutation drawn from (seed, e); the rest that does not fill a batch is left
+    out. The views of an image depend on (seed, epoch, index) alone. An unreadable image is replaced by the next
+    readable one in the source, with views of its own, and reported in `Batch.skipped`.
+
+    `Batch.landmarks` and `Batch.mask` are those of the stored image, before the crop.
+
+    A stream (`source.streaming`) has no positions: `Batch.index` is -1, its order comes from the source's own
+    buffer shuffle, and it depends on the number of workers and ranks.
+
+    Attributes:
+        steps_per_epoch: optimiser steps of one pass; None for a stream.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        """
+        Args:
+            source: images by position, or a stream.
+            transform: makes the views of one image (`Transform`).
+            batch_size: images of one optimiser step over all ranks; rank r gets its contiguous r-th part.
+            seed: of the order and the views, 0 or more.
+            workers: processes that decode; 0 decodes in this process.
+            rank, world_size: this process among those that train.
+            start_step: optimiser steps already done; iteration goes on there without reading what was done.
+            pin_memory: put batches into page-locked memory for the copy to a GPU.
+
+        Raises:
+            ConfigError: a batch that exceeds the source or does not divide by the ranks, a negative number, or a
+                start in the middle of a stream.
+        """
+        for name, value, least in (
+            ("batch size", batch_size, 1),
+            ("seed", seed, 0),
+            ("number of workers", workers, 0),
+            ("start step", start_step, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"the {name} is {value}, but it must be {least} or more")
+        if batch_size % world_size:
+            fitting = max(1, batch_size // world_size) * world_size
+            raise ConfigError(
+                f"a batch of {batch_size} images cannot be split evenly over {world_size} ranks: use {fitting}"
+            )
+        self.steps_per_epoch: int | None = None
+        self._local = batch_size // world_size
+        if source.streaming:
+            if start_step:
+                raise ConfigError(
+                    f"cannot resume at step {start_step} of a stream: exact resume needs random access "
+                    "(tar files on a disk, or a folder)"
+                )
+            self._dataset: Any = _Stream(source, transform, self._local, seed, rank, world_size)
+            self._sampler = None
+        else:
+            if batch_size > len(source):
+                raise ConfigError(
+                    f"a batch of {batch_size} images is larger than the source, which has {len(source)}: use a "
+                    f"batch size of {len(source) // world_size * world_size or 1} or less"
+                )
+            self.steps_per_epoch = len(source) // batch_size
+            self._dataset = _Views(source, transform, seed)
+            self._sampler = _Order(len(source), batch_size, seed, rank, world_size, start_step)
+        self._workers, self._pin_memory = workers, pin_memory
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from `start_step` on, without end.
+
+        Raises:
+            DataError: `MAX_BAD_IN_ROW` images in a row, or all there are, cannot be read.
+            TrainingError: a worker process died.
+        """
+        return _batches(self._dataset, self._sampler, self._workers, self._pin_memory)
+
+
+class EvalLoader:
+    """Every image of a source once, in order (of a stream: as it comes).
+
+    Attributes:
+        skipped: (key, reason) of every unreadable image so far; those are left out.
+    """
+
+    def __init__(
+        self, source: Source, transform: EvalTransform, *, batch_size: int, workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        """
+        Args:
+            source: images by position, or a stream.
+            transform: makes the one view of an image (`EvalTransform`).
+            batch_size: images per batch; less where some cannot be read, and in the last batch.
+            workers: processes that decode; 0 decodes in this process.
+            pin_memory: put batches into page-locked memory for the copy to a GPU.
+        """
+        if batch_size < 1 or workers < 0:
+            raise ConfigError(f"batch size {batch_size} and {workers} workers: the one must be > 0, the other >= 0")
+        self.skipped: _Skipped = []
+        if source.streaming:
+            self._dataset: Any = _Stream(source, _Plain(transform), batch_size)
+            self._sampler = None
+        else:
+            self._dataset = _Once(source, transform)
+            n = len(source)
+            self._sampler = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+        self._workers, self._pin_memory = workers, pin_memory
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches with one view and no `params`; `Batch.skipped` is what was left out since the last one.
+
+        Raises:
+            TrainingError: a worker process died.
+        """
+        self.skipped = []
+        told = 0
+        for batch in _batches(self._dataset, self._sampler, self._workers, self._pin_memory):
+            self.skipped += batch.skipped
+            if len(batch):
+                batch.skipped, told = self.skipped[told:], len(self.skipped)
+                yield batch
+
+
+class _Order(Sampler[tuple[int, np.ndarray]]):
+    """(epoch, (b,) indices) of each step of one rank, from `start_step` on, without end."""
+
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int, world_size: int, start_step: int) -> None:
+        self.n, self.batch_size, self.seed, self.start_step = n, batch_size, seed, start_step
+        local = batch_size // world_size
+        self.part = slice(rank * local, (rank + 1) * local)
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        epoch, step = divmod(self.start_step, self.n // self.batch_size)
+        while True:
+            order = permutation(self.n, self.seed, epoch)
+            for start in range(step * self.batch_size, self.n - self.batch_size + 1, self.batch_size):
+                yield epoch, order[start : start + self.batch_size][self.part].astype(np.int64)
+            epoch, step = epoch + 1, 0
+
+
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """(n,) order in which one epoch visits the source."""
+    # The spawn key keeps this stream apart from the views': zeros at the end of an entropy tuple do not count.
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch), spawn_key=(0,))))
+    return rng.permutation(np.arange(n, dtype=np.int32 if n < 2**31 else np.int64))
+
+
+def view_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of one image's views: it belongs to (seed, epoch, index), not to a worker or rank."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index))))
+
+
+def _load(source: Source, index: int, min_side: int | None = None) -> tuple[Sample, np.ndarray]:
+    sample = source[index]
+    return sample, _pixels(sample, min_side)
+
+
+def _pixels(sample: Sample, min_side: int | None) -> np.ndarray:
+    if isinstance(sample.image, np.ndarray):
+        return sample.image
+    return decode(sample.image, key=sample.key, min_side=min_side)
+
+
+class _Views(Dataset[Any]):
+    """One item is one whole training batch."""
+
+    def __init__(self, source: Source, transform: Transform, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+        self.min_side: int | None = getattr(transform, "min_side", None)
+
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch | FaceSSLError:
+        epoch, indices = item
+        batch = _Collector()
+        try:
+            for index in indices.tolist():
+                used, sample, image = self._readable(index, batch.skipped)
+                # The generator of the position that was asked for: a substitute that is also in this batch in
+                # its own right does not get the same views twice.
+                batch.add(used, sample, *self.transform(image, view_rng(self.seed, epoch, index)))
+        except FaceSSLError as error:
+            return error
+        return batch.done()
+
+    def _readable(self, index: int, skipped: _Skipped) -> tuple[int, Sample, np.ndarray]:
+        """The image at `index`, or the first readable one after it."""
+        tries = min(MAX_BAD_IN_ROW, len(self.source))
+        for used in range(index, index + tries):
+            used %= len(self.source)
+            try:
+                return used, *_load(self.source, used, self.min_side)
+            except ImageError as error:
+                skipped.append((error.key, error.reason))
+                last = error
+        raise DataError(f"{tries} images in a row could not be read: {last}")
+
+
+class _Once(Dataset[Any]):
+    """One item is one evaluation batch, without its unreadable images."""
+
+    def __init__(self, source: Source, transform: EvalTransform) -> None:
+        self.source, self.transform = source, transform
+        self.min_side: int | None = getattr(transform, "min_side", None)
+
+    def __getitem__(self, indices: Iterable[int]) -> Batch | FaceSSLError:
+        batch = _Collector()
+        try:
+            for index in indices:
+                try:
+                    sample, image = _load(self.source, index, self.min_side)
+                except ImageError as error:
+                    batch.skipped.append((error.key, error.reason))
+                    continue
+                batch.add(index, sample, [self.transform(image)], [])
+        except FaceSSLError as error:
+            return error
+        return batch.done()
+
+
+class _Plain:
+    """An evaluation transform where a training transform is expected."""
+
+    def __init__(self, transform: EvalTransform) -> None:
+        self.transform = transform
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return [self.transform(image)], []
+
+
+class _Stream(IterableDataset[Any]):
+    """Batches of a streaming source: without end where there is a seed, else one pass."""
+
+    def __init__(
+        self,
+        source: Any,
+        transform: Transform,
+        batch_size: int,
+        seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.source, self.transform, self.batch_size, self.seed = source, transform, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.min_side: int | None = getattr(transform, "min_side", None)
+
+    def __iter__(self) -> Iterator[Batch | FaceSSLError]:
+        batch, bad = _Collector(), 0
+        try:
+            for rng, sample in self._samples():
+                try:
+                    image = _pixels(sample, self.min_side)
+                except ImageError as error:
+                    bad += 1
+                    batch.skipped.append((error.key, error.reason))
+                    if bad == MAX_BAD_IN_ROW:
+                        raise DataError(f"{bad} images in a row could not be read: {error}") from None
+                    continue
+                bad = 0
+                batch.add(-1, sample, *self.transform(image, rng))
+                if len(batch) == self.batch_size:
+                    yield batch.done()
+                    batch = _Collector()
+        except FaceSSLError as error:
+            yield error
+            return
+        if len(batch) or batch.skipped:
+            yield batch.done()
+
+    def _samples(self) -> Iterator[tuple[np.random.Generator, Sample]]:
+        info = torch.utils.data.get_worker_info()
+        place = (self.rank, info.id if info else 0)
+        for epoch in itertools.count() if self.seed is not None else (0,):
+            stream = self.source.stream(seed=self.seed, epoch=epoch, rank=self.rank, world_size=self.world_size)
+            for count, sample in enumerate(stream):
+                entropy = np.random.SeedSequence((self.seed or 0, epoch, count), spawn_key=place)
+                yield np.random.Generator(np.random.PCG64(entropy)), sample
+
+
+class _Collector:
+    """Puts the samples of one batch together."""
+
+    def __init__(self) -> None:
+        self.skipped: _Skipped = []
+        self._samples: list[Sample] = []
+        self._index: list[int] = []
+        self._views: list[list[np.ndarray]] = []
+        self._params: list[list[np.ndarray]] = []
+
+    def add(self, index: int, sample: Sample, views: list[np.ndarray], params: list[np.ndarray]) -> None:
+        sample.image = b""  # only what surrounds it is needed from here on
+        self._index.append(index)
+        self._samples.append(sample)
+        self._views.append(views)
+        self._params.append(params)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def done(self) -> Batch:
+        """The batch; views are (B, 3, S, S) uint8 in channels-last memory."""
+        return Batch(
+            views=[torch.from_numpy(np.stack(v)).permute(0, 3, 1, 2) for v in zip(*self._views, strict=True)],
+            params=[torch.from_numpy(np.stack(p)) for p in zip(*self._params, strict=True)],
+            index=torch.tensor(self._index, dtype=torch.int64),
+            keys=[sample.key for sample in self._samples],
+            skipped=self.skipped,
+            **{name: _field([getattr(sample, name) for sample in self._samples]) for name in FIELDS},
+        )
+
+
+def _field(values: list[Any]) -> Any:
+    """One optional field of a batch; None where a sample lacks it or the shapes differ."""
+    if not values or any(value is None for value in values):
+        return None
+    if isinstance(values[0], str):
+        return values
+    if isinstance(values[0], np.ndarray):
+        same = len({value.shape for value in values}) == 1
+        return torch.from_numpy(np.stack(values)) if same else None
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def _batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Batch]:
+    loader = DataLoader(
+        dataset,
+        batch_size=None,  # an item is a batch already
+        sampler=sampler,
+        collate_fn=_as_is,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        # fork starts in milliseconds and shares the source; a worker runs no CUDA and one thread, so the locks
+        # that a fork can leave behind are never taken.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        pin_memory=pin_memory,
+        # Otherwise the DataLoader draws from the global generator, and a resumed run would differ from then on.
+        generator=torch.Generator().manual_seed(0),
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, FaceSSLError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        raise worker_death(error) or error from None
+
+
+def worker_death(error: RuntimeError) -> TrainingError | None:
+    """What to tell a person where `error` says that a loader process died; None where it says something else.
+
+    PyTorch raises it in whatever the main process is doing at that moment, not only while it waits for a batch.
+    """
+    if "DataLoader worker" not in str(error):
+        return None
+    return TrainingError(
+        f"a loader process died ({str(error).splitlines()[0]}): most often memory ran out, or shared memory "
+        "(/dev/shm) did; use fewer workers or a smaller batch"
+    )
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _start_worker(worker: int) -> None:
+    """One thread per worker; Ctrl-C and the trainer's signal handlers are the main process's business."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
