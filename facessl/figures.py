@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
-import torch
 import torch.nn.functional as F
 from matplotlib import font_manager
 from matplotlib.figure import Figure

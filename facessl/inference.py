@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from facessl.backbones import Backbone, normalise
-from facessl.data.decode import to_rgb
-from facessl.data.loader import EvalLoader
+from facessl.data.loader import EvalLoader, pixels
 from facessl.data.source import Source, open_source
 from facessl.errors import ConfigError, DataError
 from facessl.figures import region_picture
@@ -52,11 +52,14 @@ class Embeddings:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """`module` in evaluation mode without gradients; every sub-module's own mode comes back afterwards."""
+    """`module` in evaluation mode without gradients; every sub-module's own mode comes back afterwards.
+
+    Not in inference mode: tensors that a module caches there could not be trained with later.
+    """
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         for m, training in modes:
@@ -233,7 +236,7 @@ def heatmaps(method: nn.Module, images: np.ndarray, *, precision: str = "fp32") 
         ConfigError: the method has no regions.
     """
     find_regions = getattr(method, "heatmaps", None)
-    if find_regions is None:
+    if find_regions is None or not getattr(method, "has_regions", True):
         raise ConfigError(f"method {type(method).__name__.lower()!r} has no regions to draw: use a run of fra")
     device = next(method.parameters()).device
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # (B, 3, S, S)
@@ -262,7 +265,7 @@ def sample_images(source: Source, *, count: int, size: int, seed: int = 0) -> np
     for candidates in _stretches(source, count, seed):
         for sample in candidates:
             with contextlib.suppress(DataError):
-                squares.append(resize(to_rgb(sample.image), size))
+                squares.append(resize(pixels(sample), size))
                 break
     if not squares:
         raise DataError(f"none of the images tried in {getattr(source, 'spec', 'the source')} can be read")
@@ -277,7 +280,7 @@ def _stretches(source: Source, count: int, seed: int) -> Iterator[Iterator[Any]]
     n = len(source)
     edges = np.linspace(0, n, min(count, n) + 1).astype(int)
     rng = np.random.default_rng(seed)
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         offset = int(rng.integers(stop - start))
         # Eight tries keep a stretch of a million broken files from being read to its end.
         tries = range(min(8, stop - start))

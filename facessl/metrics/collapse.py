@@ -15,7 +15,7 @@ def embedding_std(z: Tensor) -> Tensor:
 
     Returns:
         Scalar: 0 when all embeddings point the same way (collapse), about 1 when they fill the sphere
-        evenly. Features after a ReLU share a direction, so a healthy ResNet reads 0.3 to 0.7.
+        evenly. Features after a ReLU share a direction, so ResNets read less: 0.2 with random weights.
 
     Source: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, section 4.1.
     """

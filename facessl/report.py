@@ -1,0 +1,177 @@
+"""A run folder as one page to look at, one table to paste and one JSON to read by scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facessl import monitors
+from facessl.checkpoint import write_atomic
+from facessl.errors import ConfigError
+from facessl.report_page import comparison_html, markdown, run_html
+from facessl.run_folder import RunFolder, flatten, read_run_folder
+
+
+def report(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[str, Any]:
+    """`facessl report`: the report of one run, or the reports of several and a page that compares them.
+
+    Args:
+        runs: run folders.
+        out: the page, ending in .html; default `report.html` in the run, `comparison.html` in the first of several.
+
+    Returns:
+        Headline numbers, ready for JSON: of the run, or `{"runs": [...], "page": ...}`.
+
+    Raises:
+        CheckpointError: a folder that is no run.
+        ConfigError: no run, the same one twice, or a page that does not end in .html.
+    """
+    if not runs:
+        raise ConfigError("report needs at least one run folder")
+    if len(runs) == 1:
+        return write_report(runs[0], out=out)
+    return write_comparison(runs, out=out)
+
+
+def write_report(run: str | Path, *, out: str | Path | None = None) -> dict[str, Any]:
+    """Write `report.html`, `report.md` and `report.json` of a run.
+
+    The page is self-contained (pictures and curves inside, no script, nothing fetched) and readable in dark
+    and light. What the folder lacks is named in its section.
+
+    Args:
+        run: run folder, finished or not.
+        out: the page, ending in .html; the other two go beside it. Default: in the run.
+
+    Returns:
+        The headline numbers of report.json.
+
+    Raises:
+        CheckpointError: no run folder, or a file that cannot be written.
+        ConfigError: `out` does not end in .html.
+    """
+    folder = read_run_folder(run)
+    page = _page_path(out, folder.path / "report.html")
+    numbers = headline(folder)
+    write_atomic(page, run_html(folder, numbers).encode())
+    write_atomic(page.with_suffix(".md"), markdown([folder], [numbers]).encode())
+    write_atomic(page.with_suffix(".json"), _json(numbers))
+    return numbers
+
+
+def write_comparison(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[str, Any]:
+    """Write the report of each run, and one page, table and JSON that compare them.
+
+    Args:
+        runs: run folders, two or more.
+        out: the page, ending in .html; default `comparison.html` in the first run.
+
+    Returns:
+        `{"runs": [headline of each], "page": path}`.
+
+    Raises:
+        CheckpointError: a folder that is no run, or a file that cannot be written.
+        ConfigError: the same folder twice, or `out` does not end in .html.
+    """
+    folders = [read_run_folder(run) for run in runs]
+    places = [folder.path.resolve() for folder in folders]
+    twice = [place for i, place in enumerate(places) if place in places[:i]]
+    if twice:
+        raise ConfigError(f"{twice[0]} is named twice: name each run once")
+    page = _page_path(out, folders[0].path / "comparison.html")
+    numbers = [write_report(folder.path) for folder in folders]
+    write_atomic(page, comparison_html(folders, numbers, differing_settings(folders)).encode())
+    write_atomic(page.with_suffix(".md"), markdown(folders, numbers).encode())
+    result = {"runs": numbers, "page": str(page)}
+    write_atomic(page.with_suffix(".json"), _json(result))
+    return result
+
+
+def headline(run: RunFolder) -> dict[str, Any]:
+    """What a reader wants first; None where the run does not know it.
+
+    Keys: run, method, backbone, source, image_size, batch_size, steps, epochs, images, images_per_second
+    (median over the log lines), data_wait (share of the time, median), seconds, loss_first, loss, knn_first and
+    knn (`accuracy`, `mean_class_accuracy`, `interval` of the accuracy), monitors_first and monitors (the other
+    monitors by name), collapse (sentences; empty where there is none; None where nothing was measured),
+    skipped (images), finished, commit.
+    """
+    # "embedding_std", not "monitor/embedding_std"
+    watched = [c.removeprefix("monitor/") for c in run.table if c.startswith("monitor/")]
+    plain = [name for name in watched if not name.startswith("knn_")]
+    first = {name: run.first(f"monitor/{name}") for name in plain}
+    last = {name: run.last(f"monitor/{name}") for name in plain}
+    known = {name: value for name, value in last.items() if value is not None}
+    steps = run.last("step")
+    return {
+        "run": run.name,
+        "method": run.setting("method.name"),
+        "backbone": run.setting("backbone.name"),
+        "source": run.setting("source"),
+        "image_size": run.setting("image_size"),
+        "batch_size": run.setting("batch_size"),
+        "steps": None if steps is None else int(steps),
+        "epochs": run.last("epoch"),
+        "images": run.last("images"),
+        "images_per_second": _median(run, "images_per_second"),
+        "data_wait": _median(run, "data_wait"),
+        "seconds": run.last("seconds"),
+        "loss_first": run.first("loss"),
+        "loss": run.last("loss"),
+        "knn_first": _knn(run, 0),
+        "knn": _knn(run, -1),
+        "monitors_first": first,
+        "monitors": last,
+        "collapse": monitors.verdicts(known) if known else None,
+        "skipped": len(run.skipped),
+        "finished": run.status.get("finished"),
+        "commit": run.environment.get("commit") or None,
+    }
+
+
+def differing_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
+    """Settings in which runs differ: dotted name -> value in each run (None where it has none)."""
+    settings = [flatten(run.config) for run in runs]
+    names = dict.fromkeys(name for values in settings for name in values if name not in ("out", "resume"))
+    rows = {name: [values.get(name) for values in settings] for name in names}
+    return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
+
+
+def _knn(run: RunFolder, position: int) -> dict[str, Any] | None:
+    """k-NN numbers at one end of the run: position 0 is the first measurement, -1 the last."""
+    steps, accuracy = run.series("monitor/knn_accuracy")
+    if not len(accuracy):
+        return None
+    columns = {
+        name: run.series(f"monitor/knn_{name}")[1] for name in ("mean_class_accuracy", "accuracy_low", "accuracy_high")
+    }
+    low, high = columns["accuracy_low"], columns["accuracy_high"]
+    per_class = columns["mean_class_accuracy"]
+    return {
+        "step": int(steps[position]),
+        "accuracy": float(accuracy[position]),
+        "mean_class_accuracy": float(per_class[position]) if len(per_class) else None,
+        "interval": [float(low[position]), float(high[position])] if len(low) and len(high) else None,
+    }
+
+
+def _median(run: RunFolder, column: str) -> float | None:
+    values = run.series(column)[1]
+    # The first window of a run pays for start-up, compilation and cold caches.
+    values = values[1:] if len(values) > 2 else values
+    return float(np.median(values)) if len(values) else None
+
+
+def _page_path(out: str | Path | None, default: Path) -> Path:
+    page = default if out is None else Path(out)
+    if page.suffix != ".html":
+        raise ConfigError(f"cannot write the report to {page}: the name must end in .html")
+    return page
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"

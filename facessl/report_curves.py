@@ -1,0 +1,104 @@
+"""Which curves a report shows: one line per run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from facessl.figures import SERIES, Line, curve
+from facessl.run_folder import RunFolder
+
+#: Monitor -> title and unit; others are shown under their own name.
+_MONITORS = {
+    "embedding_std": ("Embedding spread", "0 = all equal"),
+    "effective_rank": ("Effective rank", "directions"),
+    "usage_entropy": ("Regions in use", "exp entropy"),
+    "sharpness": ("Sharpness of the regions", "mean of the largest share"),
+    "winning_regions": ("Regions that win at least 1 %", "of the pixels"),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Curves that belong together.
+
+    Attributes:
+        title: heading.
+        charts: inline SVG; empty where the runs logged nothing of it.
+        lack: what to say then, without a full stop.
+    """
+
+    title: str
+    charts: list[str]
+    lack: str
+
+
+def groups(runs: Sequence[RunFolder]) -> list[Group]:
+    """Every curve of one or several runs (at most eight are drawn), each run in its own colour."""
+    columns = dict.fromkeys(c for run in runs for c in run.table)
+    terms = dict.fromkeys(t for run in runs for t in run.terms)
+    regions = {run.regions for run in runs}
+    count = regions.pop() if len(regions) == 1 else None
+    ideal = {
+        "usage_entropy": {"all regions": float(count)} if count else {},
+        "sharpness": {"uniform": 1 / count} if count else {},
+        "winning_regions": {"all regions": float(count)} if count else {},
+    }
+    loss = [_chart(runs, "loss", "Loss"), *(_chart(runs, t, t) for t in terms)]
+    schedule = [
+        _chart(runs, "lr", "Learning rate", bottom=0),
+        _chart(runs, "momentum", "EMA momentum"),
+        _chart(runs, "grad_norm", "Gradient norm", bottom=0),
+    ]
+    watched = [c for c in columns if c.startswith("monitor/") and not c.startswith("monitor/knn_")]
+    monitors = []
+    for column in watched:
+        name = column.removeprefix("monitor/")
+        title, unit = _MONITORS.get(name, (name, ""))
+        monitors.append(_chart(runs, column, title, unit=unit, bottom=0, references=ideal.get(name)))
+    knn = [
+        _chart(runs, "monitor/knn_accuracy", "k-NN accuracy", unit="%", scale=100, interval=True),
+        _chart(runs, "monitor/knn_mean_class_accuracy", "k-NN mean class accuracy", unit="%", scale=100),
+    ]
+    speed = [
+        _chart(runs, "images_per_second", "Images per second", bottom=0),
+        _chart(runs, "data_wait", "Waiting for data", unit="% of the time", bottom=0, scale=100),
+    ]
+    return [
+        Group(title, [chart for chart in charts if chart], lack)
+        for title, charts, lack in (
+            ("Loss", loss, "No loss was logged"),
+            ("k-NN over time", knn, "Not measured: name a labelled source with --monitor.knn"),
+            ("Representation and regions", monitors, "Not measured: set --monitor.every"),
+            ("Schedule", schedule, "No schedule was logged"),
+            ("Speed", speed, "No speed was logged"),
+        )
+    ]
+
+
+def _chart(
+    runs: Sequence[RunFolder],
+    column: str,
+    title: str,
+    *,
+    unit: str = "",
+    bottom: float | None = None,
+    scale: float = 1,
+    references: Mapping[str, float] | None = None,
+    interval: bool = False,
+) -> str:
+    """One curve with a line per run that has the column; "" where none has."""
+    lines, bands = [], {}
+    for position, run in enumerate(runs[:SERIES]):
+        x, y = run.series(column)
+        if not len(x):
+            continue
+        low, high = run.series(f"{column}_low"), run.series(f"{column}_high")
+        if interval and np.array_equal(low[0], x) and np.array_equal(high[0], x):
+            bands[len(lines)] = (low[1] * scale, high[1] * scale)
+        lines.append(Line(x, y * scale, colour=position, markers=column.startswith("monitor/")))
+    if not lines:
+        return ""
+    return curve(title, lines, unit=unit, bottom=bottom, references=references, band=bands)

@@ -1,0 +1,165 @@
+"""Reading a run folder: what it holds, and what it lacks."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from facessl.errors import CheckpointError
+
+#: Columns of metrics.csv that are neither a loss term nor a monitor.
+BOOKKEEPING = frozenset(
+    {"step", "epoch", "images", "seconds", "loss", "lr", "momentum", "images_per_second", "data_wait", "grad_norm"}
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run as its files tell it; what is missing is empty here.
+
+    Attributes:
+        path: the folder.
+        config: `config.yaml`, plain values.
+        table: columns of `metrics.csv`, each (rows,) float64; nan where a cell is empty.
+        skipped: (key, reason) of unreadable images, from `skipped.csv`.
+        environment: `environment.json`.
+        status: `status.json`.
+        problems: file name -> why it could not be used.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    table: dict[str, np.ndarray]
+    skipped: list[tuple[str, str]]
+    environment: dict[str, Any]
+    status: dict[str, Any]
+    problems: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def terms(self) -> list[str]:
+        """Names of the loss terms, in the order of the table."""
+        return [c for c in self.table if c not in BOOKKEEPING and not c.startswith("monitor/")]
+
+    @property
+    def regions(self) -> int | None:
+        """N, the number of regions of the method; None where it has none."""
+        count = self.setting("method.num_regions")
+        return count if isinstance(count, int) else None
+
+    def setting(self, dotted: str) -> Any:
+        """A value of the configuration by its dotted name; None where it is not there."""
+        return flatten(self.config).get(dotted)
+
+    def series(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values, both (n,), of the rows in which `column` has a finite value; empty where there are none."""
+        if column not in self.table or "step" not in self.table:
+            return np.zeros(0), np.zeros(0)
+        keep = np.isfinite(self.table[column])
+        return self.table["step"][keep], self.table[column][keep]
+
+    def first(self, column: str) -> float | None:
+        """First value of a column; None where there is none."""
+        values = self.series(column)[1]
+        return float(values[0]) if len(values) else None
+
+    def last(self, column: str) -> float | None:
+        """Last value of a column; None where there is none."""
+        values = self.series(column)[1]
+        return float(values[-1]) if len(values) else None
+
+    def pictures(self) -> list[tuple[int, Path]]:
+        """Region pictures taken while training, as (step, file), in the order of the steps."""
+        found = [(p.stem.removeprefix("step-"), p) for p in self.path.glob("regions/step-*.png")]
+        return sorted((int(step), p) for step, p in found if step.isdigit())
+
+
+def read_run_folder(path: str | Path) -> RunFolder:
+    """Read what a run folder holds.
+
+    Raises:
+        CheckpointError: `path` is no folder, or holds neither config.yaml nor metrics.csv.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is no run folder: give a folder that `facessl pretrain` wrote")
+    if not (path / "config.yaml").is_file() and not (path / "metrics.csv").is_file():
+        raise CheckpointError(f"{path} is no run folder: it holds neither config.yaml nor metrics.csv")
+    problems: dict[str, str] = {}
+    return RunFolder(
+        path=path,
+        config=_mapping(path / "config.yaml", problems),
+        table=_table(path / "metrics.csv", problems),
+        skipped=_pairs(path / "skipped.csv"),
+        environment=_mapping(path / "environment.json", problems),
+        status=_mapping(path / "status.json", problems),
+        problems=problems,
+    )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _mapping(path: Path, problems: dict[str, str]) -> dict[str, Any]:
+    """Content of a YAML or JSON file (JSON is YAML, but json reads it faster)."""
+    if not path.is_file():
+        problems[path.name] = "not there"
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problems[path.name] = f"unreadable ({' '.join(str(error).split())[:120]})"
+        return {}
+    if not isinstance(value, dict):
+        problems[path.name] = "holds no settings"
+        return {}
+    return value
+
+
+def _table(path: Path, problems: dict[str, str]) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        problems[path.name] = "not there"
+        return {}
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    # A run that was killed can leave half a last line.
+    rows = [row for row in rows if len(row) == len(header)]
+    if "step" not in header or not rows:
+        problems[path.name] = "holds no rows yet"
+        return {}
+    return {name: np.array([_number(row[i]) for row in rows]) for i, name in enumerate(header)}
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return np.nan
+
+
+def _pairs(path: Path) -> list[tuple[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.reader(file))
+    return [(row[0], row[1] if len(row) > 1 else "") for row in rows[1:] if row]
