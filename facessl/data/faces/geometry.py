@@ -1,0 +1,100 @@
+"""Curves and the camera of the drawn faces.
+
+Head frame: the unit is half the breadth of a mean face (about 70 mm), x to the image's right, y down, z to the
+viewer, the eyes on y = 0. View plane: the head after yaw and pitch, still upright, in the same unit; soft maps
+(paint, light) live there. Pixels: the centre of the top-left pixel is (0, 0).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+_DISTANCE = 9.0  # camera to head, in head units: about 63 cm, a portrait's perspective
+
+
+@functools.cache
+def _spline(n: int, closed: bool, per: int) -> np.ndarray:
+    """(m, n) weights of a uniform Catmull-Rom curve through n points with `per` samples per segment."""
+    segments = n if closed else n - 1
+    t = np.arange(per) / per
+    basis = np.stack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], 1) / 2
+    rows = np.zeros((segments * per + (not closed), n), np.float32)
+    for s in range(segments):
+        for k in range(4):
+            j = s + k - 1
+            j = j % n if closed else min(max(j, 0), n - 1)
+            rows[s * per : (s + 1) * per, j] += basis[:, k]
+    if not closed:
+        rows[-1, -1] = 1
+    return rows
+
+
+def curve(points: np.ndarray, closed: bool = False, per: int = 5) -> np.ndarray:
+    """A smooth curve through `points` (n, D) -> (m, D)."""
+    return _spline(len(points), closed, per) @ points
+
+
+def smoothstep(x: np.ndarray | float, low: float, high: float) -> np.ndarray:
+    """0 below `low`, 1 above `high`, smooth between."""
+    t = np.clip((np.asarray(x, np.float32) - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def ribbon(line: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """The closed outline of a stroke along `line` (n, 2) with half-widths `widths` (n,) -> (2n, 2)."""
+    d = np.gradient(line, axis=0)
+    normal = np.stack([-d[:, 1], d[:, 0]], 1) / (np.hypot(d[:, 0], d[:, 1])[:, None] + 1e-6)
+    offset = normal * widths[:, None]
+    return np.concatenate([line + offset, (line - offset)[::-1]])
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Where the head is and how it is turned.
+
+    Attributes:
+        yaw: degrees; positive turns the nose to the image's right.
+        pitch: degrees; positive lifts the nose.
+        roll: degrees; positive turns the face clockwise in the image.
+        unit: pixels per head unit.
+        centre: pixel on which the view plane's origin falls.
+    """
+
+    yaw: float
+    pitch: float
+    roll: float
+    unit: float
+    centre: tuple[float, float]
+
+    @functools.cached_property
+    def rotation(self) -> np.ndarray:
+        """(3, 3): head frame to view frame, roll not included."""
+        y, p = math.radians(self.yaw), math.radians(self.pitch)
+        cy, sy, cp, sp = math.cos(y), math.sin(y), math.cos(p), math.sin(p)
+        turn = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]], np.float32)
+        nod = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]], np.float32)
+        return nod @ turn
+
+    @functools.cached_property
+    def affine(self) -> np.ndarray:
+        """(2, 3): view plane to pixels."""
+        r = math.radians(self.roll)
+        c, s = math.cos(r) * self.unit, math.sin(r) * self.unit
+        return np.array([[c, -s, self.centre[0]], [s, c, self.centre[1]]], np.float32)
+
+    def view(self, points: np.ndarray) -> np.ndarray:
+        """(..., 3) head frame -> (..., 2) view plane."""
+        p = points @ self.rotation.T
+        return p[..., :2] * (_DISTANCE / (_DISTANCE - p[..., 2:]))
+
+    def pixels(self, view: np.ndarray) -> np.ndarray:
+        """(..., 2) view plane -> (..., 2) pixels."""
+        return view @ self.affine[:, :2].T + self.affine[:, 2]
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """(..., 3) head frame -> (..., 2) pixels."""
+        return self.pixels(self.view(points))

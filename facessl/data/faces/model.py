@@ -1,0 +1,177 @@
+"""The head in three dimensions: a stack of elliptic rings, and the 68 iBUG points on it.
+
+`left` and `right` are those of the image throughout, for a face that looks at the camera.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from facessl.data.faces.expression import Expression
+from facessl.data.faces.geometry import Camera, curve
+from facessl.data.faces.identity import Identity
+
+TOP = -1.62  # crown of a mean head
+_JAW_Y = np.array([0.02, 0.29, 0.56, 0.82, 1.06, 1.27, 1.44, 1.555], np.float32)  # heights of points 0..7
+
+
+class Head:
+    """A head of one identity under one expression.
+
+    Attributes:
+        points: (68, 3) float32 landmarks in the head frame, iBUG order.
+        chin: height of the chin, jaw drop included.
+    """
+
+    def __init__(self, identity: Identity, expression: Expression) -> None:
+        self.shape, self.expression = identity.shape, expression
+        s = self.shape
+        self.chin = 1.62 * s["length"] + 0.2 * max(0.0, expression.jaw)
+        rest = 1.62 * s["length"]
+        self._stretch = (self.chin - 0.55) / (rest - 0.55)
+        y = np.array([TOP, -1.5, -1.25, -0.85, -0.4, 0.05, 0.5, 0.9, 1.15, 1.36, 1.52, 1.60, 1.62], np.float32)
+        w = np.array([0.0, 0.42, 0.74, s["forehead"], 0.985, 1.0, s["cheek"], s["jaw"], 0.0, 0.0, 0.0, 0.0, 0.0])
+        w[8:11] = s["jaw"] * 0.86, 0.36 * s["jaw"] + 0.66 * s["chin"], 0.78 * s["chin"]
+        w[11] = 0.36 * s["chin"]
+        front = np.array([0, 0.42, 0.72, 0.90, 0.98, 0.93, 0.97, 0.99, 0.97, 0.97, 0.96, 0.90, 0.84], np.float32)
+        back = np.array([0, -0.55, -1.0, -1.35, -1.5, -1.45, -1.1, -0.4, 0.02, 0.25, 0.46, 0.64, 0.80], np.float32)
+        mid = np.array([0, -0.05, -0.1, -0.1, -0.05, 0.0, 0.04, 0.1, 0.2, 0.36, 0.55, 0.72, 0.82], np.float32)
+        table = curve(np.stack([y, w * s["width"], front, back, mid], 1).astype(np.float32), per=6)
+        table[:, 0] = self._length(table[:, 0])
+        table[:, 1] = np.maximum(table[:, 1], 0)
+        self._table = table
+        self.points = self._landmarks()
+
+    def _length(self, y: np.ndarray) -> np.ndarray:
+        """Heights of a mean face -> heights of this one: its length, then the dropped jaw."""
+        y = np.where(y > 0, y * self.shape["length"], y)
+        return np.where(y > 0.55, 0.55 + (y - 0.55) * self._stretch, y)
+
+    def rings(self, y: np.ndarray | float) -> tuple[np.ndarray, ...]:
+        """Half-width, front, back and middle depth of the rings at heights `y`."""
+        t = self._table
+        return tuple(np.interp(y, t[:, 0], t[:, k]).astype(np.float32) for k in (1, 2, 3, 4))
+
+    def on_face(self, x: np.ndarray, y: np.ndarray, lift: np.ndarray | float = 0.0) -> np.ndarray:
+        """(n, 3) points of the front surface below (x, y), moved `lift` towards the viewer."""
+        w, front, _, mid = self.rings(y)
+        u = np.clip(np.asarray(x) / np.maximum(w, 1e-3), -1, 1)
+        z = mid + (front - mid) * np.sqrt(1 - u * u) + lift
+        return np.stack(np.broadcast_arrays(x, y, z), -1).astype(np.float32)
+
+    def around(self, angle: np.ndarray | float, y: np.ndarray | float, yaw: float, grow: float = 0.0) -> np.ndarray:
+        """(n, 3) points at `angle` degrees from the front (positive right) and heights `y`.
+
+        What a head turned by `yaw` hides slides to its visible outline. `grow` is the thickness of hair.
+        """
+        w, front, back, mid = self.rings(y)
+        turn = math.radians(yaw)
+        c, s = math.cos(turn), math.sin(turn)
+        df, db = front - mid + grow, mid - back + grow
+        w = w + grow
+        right = np.arctan2(w * c, (df if s >= 0 else db) * s)
+        left = np.arctan2(w * c, (db if s >= 0 else df) * s) - math.pi
+        a = np.clip(np.radians(angle), left, right)
+        ca = np.cos(a)
+        z = mid + np.where(ca >= 0, df, db) * ca
+        return np.stack(np.broadcast_arrays(w * np.sin(a), y, z), -1).astype(np.float32)
+
+    def outline(self, yaw: float, low: float, high: float, grow: float = 0.0, n: int = 22) -> np.ndarray:
+        """(2n, 3) visible outline between heights `low` and `high`: down the right side, up the left side."""
+        t = 0.5 - 0.5 * np.cos(np.linspace(0, math.pi, n))
+        y = low + (high - low) * t
+        right, left = self.around(180.0, y, yaw, grow), self.around(-180.0, y, yaw, grow)
+        return np.concatenate([right, left[::-1]])
+
+    def contour(self, yaw: float) -> np.ndarray:
+        """(17, 3) landmarks 0..16: the jaw line; its far half is the visible outline, as annotators mark it."""
+        half = self._length(_JAW_Y)
+        y = np.concatenate([half, [self.chin], half[::-1]])
+        angle = np.where(np.arange(17) < 8, -90.0, 90.0)
+        points = self.around(angle, y, yaw)
+        chin = self.on_face(np.zeros(1), np.array([self.chin]))
+        points[8] = chin[0]
+        return points
+
+    def _landmarks(self) -> np.ndarray:
+        out = np.zeros((68, 3), np.float32)
+        out[:17] = self.contour(0.0)
+        left = self._brow()
+        out[17:22] = left
+        out[22:27] = (left * (-1, 1, 1))[::-1]
+        out[27:36] = self._nose()
+        eye = self._eye()
+        out[36:42] = eye
+        out[42:48] = (eye * (-1, 1, 1))[[3, 2, 1, 0, 5, 4]]
+        out[48:68] = self._mouth()
+        return out
+
+    def _brow(self) -> np.ndarray:
+        """Points 17..21: the middle line of the left brow, outer end first."""
+        s, e = self.shape, self.expression
+        u = np.linspace(-1, 1, 5, dtype=np.float32)  # outer to inner
+        length = s["brow_len"]
+        x = -(s["eye_x"] + 0.015) + u * length + 0.045 * e.furrow * (u + 1) / 2
+        arch = s["brow_arch"] * (1 - np.abs(u + 0.3) ** 2 / 1.7)
+        inner, outer = (u + 1) / 2, (1 - u) / 2
+        y = s["brow_y"] + s["eye_y"] - arch + s["brow_slant"] * outer
+        y = y - 0.125 * e.inner * inner**1.3 - 0.115 * e.outer * outer + 0.035 * e.furrow * inner + 0.03 * e.wrinkle
+        return self.on_face(x, y, 0.07)
+
+    def _eye(self) -> np.ndarray:
+        """Points 36..41 of the left eye."""
+        s, e = self.shape, self.expression
+        u = np.array([-1, -0.42, 0.4, 1, 0.4, -0.42], np.float32)  # outer to inner
+        x = -s["eye_x"] + u * s["eye_w"]
+        open_up = np.clip(1 + 0.5 * e.lid - 0.28 * e.squint - 0.1 * e.wrinkle, 0.0, 1.7)
+        if e.lid <= -0.85:
+            open_up = np.float32(-0.3)
+        up, low = 0.104 * s["eye_h"] * open_up, 0.062 * (1 - 0.75 * e.squint + 0.12 * e.lid)
+        low = max(low, -0.8 * up + 0.022, 0.004)
+        y = np.array([0, -up, -up * 0.98, 0.012, low, low * 1.08]) + s["eye_y"]
+        y = y + s["eye_tilt"] * u
+        return self.on_face(x, y, np.array([-0.07, -0.01, -0.01, -0.09, -0.02, -0.02]))
+
+    def _nose(self) -> np.ndarray:
+        """Points 27..35."""
+        s, e = self.shape, self.expression
+        base, w = s["nose_y"] - 0.03 * e.wrinkle, s["nose_w"] * (1 + 0.08 * e.wrinkle + 0.05 * e.cheek)
+        bridge_y = s["eye_y"] + np.linspace(0.0, 1.0, 4) * (base - 0.14 - s["eye_y"])
+        bridge_z = np.linspace(s["bridge"] - 0.06, s["nose_z"], 4)
+        ridge = self.on_face(np.zeros(4), bridge_y, bridge_z)
+        x = np.array([-1, -0.5, 0, 0.5, 1]) * w * 0.8
+        y = base + np.array([-0.035, 0.0, 0.025, 0.0, -0.035])
+        lift = np.array([0.10, 0.17, 0.21, 0.17, 0.10])
+        return np.concatenate([ridge, self.on_face(x, y, lift)])
+
+    def _mouth(self) -> np.ndarray:
+        """Points 48..67."""
+        s, e = self.shape, self.expression
+        hw = s["mouth_w"] * (1 + 0.2 * e.stretch + 0.12 * max(0.0, e.corner))
+        thin = float(np.clip(1 - 0.55 * e.press - 0.15 * max(0.0, e.corner), 0.3, 1.4))
+        up, low = s["lip_up"] * thin, s["lip_low"] * thin
+        x = np.array([-1, -0.58, -0.2, 0, 0.2, 0.58, 1, 0.62, 0.26, 0, -0.26, -0.62])
+        outer = np.array([0, -0.78, -1.0, -1.0, -1.0, -0.78, 0, 0.72, 1, 1.02, 1, 0.72])
+        y = np.where(outer < 0, outer * up, outer * low)
+        y[3] += s["bow"]
+        xi = np.array([-0.86, -0.4, 0, 0.4, 0.86, 0.4, 0, -0.4])
+        yi = np.array([0, -0.004, 0.004, -0.004, 0, 0.006, 0.006, 0.006])
+        x, y = np.concatenate([x, xi]) * hw, np.concatenate([y, yi])
+        lower = np.isin(np.arange(20), [7, 8, 9, 10, 11, 17, 18, 19])
+        upper = np.isin(np.arange(20), [1, 2, 3, 4, 5, 13, 14, 15])
+        bulge = np.sqrt(np.clip(1 - (x / hw) ** 2, 0, 1))
+        gap = 0.36 * e.jaw + 0.11 * e.lower
+        y = y + lower * gap * bulge - upper * (0.02 * e.jaw + 0.075 * e.upper) * bulge**0.5
+        y = y - 0.13 * e.corner * (x / hw) ** 2 + 0.03 * e.corner + 0.2 * e.jaw * 0.28
+        y = y - 0.05 * e.skew * (x / hw)
+        y = y + s["mouth_y"] - 0.03 * e.upper - 0.02 * max(0.0, -e.press)
+        return self.on_face(x, y * s["length"] ** 0.5, 0.07 - 0.13 * (x / 0.36) ** 2)
+
+
+def visible_landmarks(head: Head, camera: Camera) -> np.ndarray:
+    """(68, 2) float32 landmarks in pixels; the hidden half of the jaw line lies on the visible outline."""
+    points = head.points.copy()
+    points[:17] = head.contour(camera.yaw)
+    return camera.project(points).astype(np.float32)

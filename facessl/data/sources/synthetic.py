@@ -1,0 +1,149 @@
+"""Drawn faces with every label: the embedded source for demo, tests and documentation.
+
+`docs/synthetic.png` is `python -m facessl.data.sources.synthetic docs/synthetic.png`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from facessl.batch import Sample
+from facessl.data.faces.expression import EXPRESSIONS
+from facessl.data.faces.identity import Identity, sample_identity
+from facessl.data.faces.render import render
+from facessl.data.faces.scene import Limits, Scene, sample_scene
+from facessl.errors import ConfigError
+
+ATTRIBUTES = (
+    *("smiling", "mouth_open", "eyes_closed", "glasses", "sunglasses", "hat", "beard", "moustache", "makeup"),
+    *("earrings", "bald", "long_hair", "curly_hair", "fringe", "grey_hair", "dark_hair", "young", "aged"),
+    *("freckles", "turned", "occluded", "blurred"),
+)
+
+
+class Synthetic:
+    """Procedural faces: image `i` depends on `seed`, `i` and the options below only, on every machine and process.
+
+    Args:
+        path: empty; the source draws its images.
+        n: number of images; image `i` does not depend on it.
+        seed: of the population and of the pictures.
+        size: side of the square images in pixels.
+        identities: number of persons; each image shows one of them, drawn uniformly.
+        yaw, pitch, roll: largest angles in degrees. Positive yaw turns the nose to the image's right, positive
+            pitch lifts it, positive roll turns the face clockwise.
+        occlusion: probability of a hand, a scarf, a surgical mask or a thing in front of the face.
+        degrade: 0 to 1, strength of blur, sensor noise, colour cast and tone changes.
+
+    Sample fields:
+        image (size, size, 3) uint8 RGB; label in the order of `label_names`; identity; attributes (A,) uint8;
+        pose (3,) float32 yaw, pitch, roll in degrees.
+        landmarks (68, 2) float32, iBUG order; points of a hidden jaw half lie on the visible outline, other hidden
+        points where they would be seen.
+        mask (size, size) uint8, the 11 classes of LaPa: 0 background, 1 skin, 2 left eyebrow, 3 right eyebrow,
+        4 left eye, 5 right eye, 6 nose, 7 upper lip, 8 inner mouth, 9 lower lip, 10 hair. Left is the image's left
+        for an upright face, as in LaPa's files: class 2 lies on landmarks 17..21, class 4 on 36..41. Only what is
+        visible is labelled: hats, dark lenses and occluders are background, as are ears, neck and clothes; clear
+        glasses and beards keep the class of what lies under them.
+
+    Raises:
+        ConfigError: an option that cannot work, or a path.
+    """
+
+    provides = frozenset({"label", "landmarks", "mask", "identity", "attributes", "pose"})
+    label_names: tuple[str, ...] = EXPRESSIONS
+    attribute_names: tuple[str, ...] = ATTRIBUTES
+    streaming = False
+
+    def __init__(
+        self,
+        path: str = "",
+        *,
+        n: int = 4096,
+        seed: int = 0,
+        size: int = 128,
+        identities: int = 512,
+        yaw: float = 40.0,
+        pitch: float = 20.0,
+        roll: float = 20.0,
+        occlusion: float = 0.12,
+        degrade: float = 1.0,
+    ) -> None:
+        if path:
+            raise ConfigError(
+                f"the source 'synthetic' draws its images and takes no path, but got {path!r}; leave it out"
+            )
+        for name, value, low, high in (
+            ("n", n, 1, 10_000_000),
+            ("seed", seed, 0, 2**32 - 1),
+            ("size", size, 32, 1024),
+            ("identities", identities, 1, 10_000_000),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ConfigError(f"synthetic: {name} must be a whole number from {low} to {high}, not {value!r}")
+        for name, share, top in (
+            ("yaw", yaw, 45.0),
+            ("pitch", pitch, 25.0),
+            ("roll", roll, 180.0),
+            ("occlusion", occlusion, 1.0),
+            ("degrade", degrade, 1.0),
+        ):
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= top:
+                raise ConfigError(f"synthetic: {name} must be a number from 0 to {top:g}, not {share!r}")
+        self.n, self.seed, self.size, self.identities = n, seed, size, identities
+        self._limits = Limits(yaw, pitch, roll, occlusion, degrade)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Sample:
+        """Draw image `index`; negative or too large ones raise IndexError."""
+        if not 0 <= index < self.n:
+            raise IndexError(f"synthetic: image {index} of {self.n}")
+        rng = np.random.default_rng((self.seed, 2, int(index)))
+        person = int(rng.integers(self.identities))
+        who = sample_identity(self.seed, person)
+        scene = sample_scene(rng, who, self.size, self._limits)
+        picture = render(who, scene, self.size)
+        camera = scene.camera
+        return Sample(
+            image=picture.image,
+            key=f"synthetic/{self.seed}/{index:07d}",
+            label=scene.label,
+            landmarks=picture.landmarks,
+            mask=picture.mask,
+            identity=person,
+            attributes=_attributes(who, scene, picture.landmarks),
+            pose=np.array([camera.yaw, camera.pitch, camera.roll], np.float32),
+        )
+
+
+def _attributes(who: Identity, scene: Scene, marks: np.ndarray) -> np.ndarray:
+    """(A,) uint8: what is drawn, in the order of `ATTRIBUTES`."""
+    unit, e = scene.camera.unit, scene.expression
+    hairy = who.hair_style != "bald"
+    truth = {
+        "smiling": e.corner > 0.4,
+        "mouth_open": float(np.linalg.norm(marks[66] - marks[62])) > 0.05 * unit,
+        "eyes_closed": e.lid <= -0.85,
+        "glasses": scene.glasses != "none",
+        "sunglasses": scene.glasses == "dark",
+        "hat": scene.hat != "none",
+        "beard": scene.beard > 0.5,
+        "moustache": scene.moustache > 0.3,
+        "makeup": scene.makeup > 0.15,
+        "earrings": scene.earrings,
+        "bald": not hairy,
+        "long_hair": who.long_hair,
+        "curly_hair": who.hair_style in ("curly", "afro"),
+        "fringe": who.fringe > 0 and scene.hat == "none",
+        "grey_hair": hairy and who.grey > 0.5,
+        "dark_hair": hairy and float(who.hair.mean()) < 62,
+        "young": who.age < 0.25,
+        "aged": who.age > 0.65,
+        "freckles": who.freckles > 0,
+        "turned": abs(scene.camera.yaw) > 20,
+        "occluded": scene.occluder != "none",
+        "blurred": scene.blur > 0.7 or float(np.hypot(*scene.motion)) > 1,
+    }
+    return np.array([truth[name] for name in ATTRIBUTES], np.uint8)
