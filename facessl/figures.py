@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -59,7 +60,7 @@ def curve(
     Args:
         title: above the chart.
         lines: at most eight; long ones are averaged into 400 bins, with the range of each bin shaded.
-        unit: of the y axis.
+        unit: of the y axis, or what its values mean.
         references: name -> y of horizontal dashed lines (chance, ideal).
         bottom: lowest y shown, where it has a meaning (0 for shares).
         band: line position -> (low, high) to be shaded, e.g. confidence intervals; each (n,).
@@ -69,7 +70,12 @@ def curve(
         `<svg>...</svg>` whose text and lines take their colours from the CSS variables --grid and
         --series-0 ... --series-7 and from the current text colour.
     """
-    style = {"svg.fonttype": "none", "font.size": 8.5, "font.family": "sans-serif", "svg.hashsalt": title}
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "font.size": 8.5,
+        "font.family": "sans-serif",
+        "svg.hashsalt": title,
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
@@ -113,8 +119,7 @@ def _draw(axes: matplotlib.axes.Axes, line: Line, band: tuple[np.ndarray, np.nda
 def _dress(axes: matplotlib.axes.Axes, title: str, unit: str, bottom: float | None, *, legend: bool) -> None:
     axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=_INK)
     axes.set_xlabel("step", color=_INK)
-    if unit:
-        axes.set_ylabel(unit, color=_INK)
+    axes.set_title(unit, loc="right", fontsize=7.5, color=_INK, alpha=0.65)
     if bottom is not None:
         axes.set_ylim(bottom=bottom)
     axes.grid(True, axis="y", color=_GRID, linewidth=0.7)
@@ -136,10 +141,7 @@ def _themed(svg: str, title: str) -> str:
     svg = re.sub(r' id="([\w-]+)"', lambda m: m[0] if m[1] in used else "", svg)
     svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
     svg = re.sub(r"#0a0b0([0-7])", r"var(--series-\1)", svg)
-    width = re.search(r'width="([\d.]+)pt"', svg)
-    svg = re.sub(r'(<svg[^>]*?) width="[\d.]+pt"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", svg, count=1)
-    assert width is not None
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     return svg.replace("<svg", f'<svg role="img" aria-label="{title}" style="width:100%"', 1).strip()
 
 
@@ -264,9 +266,3 @@ def _colour_map() -> np.ndarray:
 @functools.cache
 def _font(side: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(9, round(side / 8)))
-
-
-def png_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels of a PNG file's content."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.size

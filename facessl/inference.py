@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def embedding_batches(
     The last item may hold no image: it carries what was skipped after the last full batch.
     """
     device = next(backbone.parameters()).device
-    loader = EvalLoader(source, backbone.image_size, batch_size=batch_size, workers=workers)
+    square = functools.partial(resize, size=backbone.image_size)
+    loader = EvalLoader(source, square, batch_size=batch_size, workers=workers)
     seen = 0
     for batch in loader:
         x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
@@ -125,7 +127,9 @@ def embeddings(
     skipped = tuple(pair for part in parts for pair in part.skipped)
     parts = [part for part in parts if len(part)]
     if not parts:
-        raise DataError(f"no image of {getattr(opened, 'spec', source)!s} could be read ({len(skipped)} were tried)")
+        raise DataError(
+            f"no image of {source if isinstance(source, str) else 'the source'} could be read{_example(skipped)}"
+        )
     labels = [part.labels for part in parts if part.labels is not None]
     return Embeddings(
         array=np.concatenate([part.array for part in parts]),
@@ -135,6 +139,10 @@ def embeddings(
         label_names=parts[0].label_names,
         skipped=skipped,
     )
+
+
+def _example(skipped: Sequence[tuple[str, str]]) -> str:
+    return f" (the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
 
 
 def embed(
@@ -186,7 +194,8 @@ def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> 
     if path.suffix != ".parquet":
         raise ConfigError(f"cannot write embeddings to {path}: the name must end in .parquet")
     partial = path.with_name(f".{path.name}.partial")
-    written, skipped = 0, []
+    written = 0
+    skipped: list[tuple[str, str]] = []
     writer: pq.ParquetWriter | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +207,7 @@ def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> 
                 writer.write_table(table)
                 written += len(part)
         if writer is None:
-            raise DataError(f"no embedding to write to {path}: none of the {len(skipped)} images could be read")
+            raise DataError(f"nothing to write to {path}: no image could be read{_example(skipped)}")
         writer.close()
         partial.replace(path)
     except OSError as error:
@@ -259,32 +268,39 @@ def sample_images(source: Source, *, count: int, size: int, seed: int = 0) -> np
         (count or fewer, size, size, 3) uint8. An unreadable image gives way to the next one of its stretch.
 
     Raises:
+        ConfigError: `count` below 1.
         DataError: none of the images that were tried can be read.
     """
-    squares: list[np.ndarray] = []
-    for candidates in _stretches(source, count, seed):
-        for sample in candidates:
-            with contextlib.suppress(DataError):
-                squares.append(resize(pixels(sample), size))
-                break
+    if count < 1:
+        raise ConfigError(f"{count} images cannot be shown: ask for 1 or more")
+    squares = _first(source, count, size) if source.streaming else _spread(source, count, size, seed)
     if not squares:
-        raise DataError(f"none of the images tried in {getattr(source, 'spec', 'the source')} can be read")
+        raise DataError("none of the images that were tried can be read: see what `facessl embed` says about each")
     return np.stack(squares)
 
 
-def _stretches(source: Source, count: int, seed: int) -> Iterator[Iterator[Any]]:
-    if source.streaming:
-        samples = iter(source)  # type: ignore[call-overload]
-        yield from (samples for _ in range(count))
-        return
-    n = len(source)
-    edges = np.linspace(0, n, min(count, n) + 1).astype(int)
+def _first(source: Any, count: int, size: int) -> list[np.ndarray]:
+    squares: list[np.ndarray] = []
+    for sample in source.stream(seed=None, epoch=0, rank=0, world_size=1):
+        with contextlib.suppress(DataError):
+            squares.append(resize(pixels(sample), size))
+        if len(squares) == count:
+            break
+    return squares
+
+
+def _spread(source: Source, count: int, size: int, seed: int) -> list[np.ndarray]:
+    squares = []
     rng = np.random.default_rng(seed)
+    edges = np.linspace(0, len(source), min(count, len(source)) + 1).astype(int).tolist()
     for start, stop in itertools.pairwise(edges):
         offset = int(rng.integers(stop - start))
         # Eight tries keep a stretch of a million broken files from being read to its end.
-        tries = range(min(8, stop - start))
-        yield (source[int(start + (offset + i) % (stop - start))] for i in tries)
+        for i in range(min(8, stop - start)):
+            with contextlib.suppress(DataError):
+                squares.append(resize(pixels(source[start + (offset + i) % (stop - start)]), size))
+                break
+    return squares
 
 
 def region_grid(

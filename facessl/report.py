@@ -37,7 +37,7 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict
     return write_comparison(runs, out=out)
 
 
-def write_report(run: str | Path, *, out: str | Path | None = None) -> dict[str, Any]:
+def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
     """Write `report.html`, `report.md` and `report.json` of a run.
 
     The page is self-contained (pictures and curves inside, no script, nothing fetched) and readable in dark
@@ -63,7 +63,7 @@ def write_report(run: str | Path, *, out: str | Path | None = None) -> dict[str,
     return numbers
 
 
-def write_comparison(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[str, Any]:
+def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[str, Any]:
     """Write the report of each run, and one page, table and JSON that compare them.
 
     Args:

@@ -90,7 +90,8 @@ def _chart(
     interval: bool = False,
 ) -> str:
     """One curve with a line per run that has the column; "" where none has."""
-    lines, bands = [], {}
+    lines: list[Line] = []
+    bands = {}
     for position, run in enumerate(runs[:SERIES]):
         x, y = run.series(column)
         if not len(x):

@@ -34,7 +34,7 @@ body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 76rem; background
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .8rem; padding-bottom: .3rem; border-bottom: 1px solid var(--grid); }
 p { margin: .5rem 0; max-width: 46rem; } .soft { color: var(--soft); } code { overflow-wrap: anywhere; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .7rem; margin: 1.4rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.2rem, 1fr)); gap: .7rem; margin: 1.4rem 0; }
 .tile { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; }
 .tile b { display: block; font-size: 1.3rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: .82rem; display: block; line-height: 1.35; }
@@ -186,7 +186,7 @@ def _finished(n: Mapping[str, Any]) -> str:
 
 def _knn_change(n: Mapping[str, Any]) -> str:
     first, last = n["knn_first"]["accuracy"], n["knn"]["accuracy"]
-    return f"{100 * first:.1f} → {100 * last:.1f} %"
+    return f"{100 * first:.1f}\u00a0→\u00a0{100 * last:.1f}\u00a0%"
 
 
 def _knn_details(n: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from facessl.batch import Sample
-from facessl.data.source import Source, open_source
-from facessl.errors import ConfigError
+from facessl.data.source import Source, open_source, parse
+from facessl.errors import ConfigError, DataError
 
 _TEST_NAMES = ("test", "val", "valid", "validation")
 
@@ -61,7 +61,7 @@ def split_source(spec: str, test_spec: str | None = None) -> tuple[Source, Sourc
     source = open_source(spec)
     if source.streaming:
         raise ConfigError(f"{spec} is a stream and cannot be split: name a test source with --test")
-    is_test = np.array([in_test(source[i].key) for i in range(len(source))], bool)
+    is_test = np.array([_is_test(source, i) for i in range(len(source))], bool)
     if is_test.all() or not is_test.any():
         raise ConfigError(f"{spec} has {len(source)} images, too few to split: name a test source with --test")
     return Subset(source, np.flatnonzero(~is_test)), Subset(source, np.flatnonzero(is_test))
@@ -82,10 +82,17 @@ def in_test(key: str, *, share: float = 0.2) -> bool:
 
 def _inner_folders(spec: str) -> tuple[str, str] | None:
     """Specs of the train and test folders inside the folder that `spec` names, where both are there."""
-    head, question, options = spec.partition("?")
-    prefix = "folder:" if head.startswith("folder:") else ""
-    root = Path(head.removeprefix(prefix)).expanduser()
-    test = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
-    if test is None or not (root / "train").is_dir():
+    name, path, options = parse(spec)
+    root = Path(path).expanduser()
+    test = next((root / part for part in _TEST_NAMES if (root / part).is_dir()), None)
+    if name != "folder" or test is None or not (root / "train").is_dir():
         return None
-    return tuple(f"{prefix}{part}{question}{options}" for part in (root / "train", test))  # type: ignore[return-value]
+    query = "&".join(f"{key}={value}" for key, value in options.items())
+    return tuple(f"folder:{part}{'?' if query else ''}{query}" for part in (root / "train", test))  # type: ignore[return-value]
+
+
+def _is_test(source: Source, index: int) -> bool:
+    try:
+        return in_test(source[index].key)
+    except DataError:  # an unreadable image is skipped later, whichever part it is in
+        return False
