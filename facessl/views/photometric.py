@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,8 +20,8 @@ ORDERS = np.array(list(itertools.permutations(range(4))))
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 #: ITU-R 601 luma, as in Pillow and torchvision.
 LUMA = (0.299, 0.587, 0.114)
-#: Values of a chunk: on the CPU a chunk stays in the cache, on a GPU its temporaries stay within 1 GiB.
-CHUNK_CPU, CHUNK_GPU = 2**19, 2**26
+#: Values of a chunk: on the CPU it stays in the cache, on a GPU its temporaries stay within 1 GiB.
+CHUNK_CPU, CHUNK_GPU = 2**19, 2**25
 
 
 class Photometric:
@@ -63,7 +64,7 @@ class Photometric:
         """
         out = torch.empty(view.shape, device=view.device, memory_format=torch.channels_last)
         host = params.cpu().numpy()
-        chunk = max(1, (CHUNK_CPU if view.device.type == "cpu" else CHUNK_GPU) // view[0].numel())
+        chunk = max(1, (CHUNK_CPU if view.device.type == "cpu" else CHUNK_GPU) // math.prod(view.shape[1:]))
         for start in range(0, len(view), chunk):
             part = slice(start, start + chunk)
             self._augment(view[part], host[part], out[part])
@@ -88,7 +89,7 @@ class Photometric:
         _on_rows(x, solarised, lambda part: _solarise(part, params[solarised, Column.SOLARISE]))
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             x[:, channel].sub_(255 * mean).div_(255 * std)
-        out.index_copy_(0, rows, x)
+        out.copy_(x.index_select(0, _put(np.argsort(order), view.device)))
 
 
 def _put(values: np.ndarray, device: torch.device) -> Tensor:
@@ -157,26 +158,33 @@ def _shift_hue(x: Tensor, turns: np.ndarray) -> None:
     top = torch.maximum(torch.maximum(r, g), b)
     low = torch.minimum(torch.minimum(r, g), b)
     chroma = top - low
-    # Hue in sixths of a turn from the sector of the largest channel.
-    red, green = top == r, top == g
-    hue = torch.where(red, g - b, torch.where(green, b - r, r - g))
-    hue.div_(chroma.clamp_min(1e-6))
-    hue.add_(torch.where(red, 0.0, torch.where(green, 2.0, 4.0)))
+    scale = chroma.clamp_min(1e-6).reciprocal_()
+    # Hue in sixths of a turn, from the sector of the largest channel; where two tie, both sectors agree.
+    hue = (r - g).mul_(scale).add_(4)
+    hue = torch.lerp(hue, (b - r).mul_(scale).add_(2), _at_least(g, top))
+    hue = torch.lerp(hue, (g - b).mul_(scale), _at_least(r, top))
     hue.add_(_column(6 * turns, x))
-    hue.sub_(torch.floor(hue / 6).mul_(6))
+    hue.sub_((hue / 6).floor_(), alpha=6)
     # Each channel is a trapezium over the hue, between low and top.
     torch.addcmul(low, (hue - 3).abs_().sub_(1).clamp_(0, 1), chroma, out=r)
     torch.addcmul(low, (hue - 2).abs_().neg_().add_(2).clamp_(0, 1), chroma, out=g)
     torch.addcmul(low, (hue - 4).abs_().neg_().add_(2).clamp_(0, 1), chroma, out=b)
 
 
+def _at_least(x: Tensor, threshold: Tensor) -> Tensor:
+    """1.0 where x >= threshold, else 0.0; on a CPU several times faster than a boolean mask with `torch.where`."""
+    return (x - threshold).mul_(1e30).add_(1).clamp_(0, 1)
+
+
 def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
-    """Gaussian blur of x (n, 3, S, S) by `sigma` (n,) pixels, cut at 4 sigma and reflected at the border.
+    """Gaussian blur of x (n, 3, S, S) by `sigma` (n,) pixels, cut at 3 sigma and reflected at the border.
+
+    What the cut leaves out is less than 1/255 of the kernel's weight.
 
     The samples are expected in order of falling sigma, so that each tap runs on those that reach it only.
     """
     size = x.shape[-1]
-    reach = np.minimum(np.ceil(4 * sigma).astype(int), size - 1)  # (n,)
+    reach = np.minimum(np.ceil(3 * sigma).astype(int), size - 1)  # (n,)
     radius = int(reach[0])
     offsets = np.arange(radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma[:, None].astype(float)) ** 2) * (offsets <= reach[:, None])
@@ -195,4 +203,4 @@ def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
 
 def _solarise(x: Tensor, threshold: np.ndarray) -> Tensor:
     """(n, 3, S, S), 0..255: values at or above the sample's `threshold` (n,) inverted."""
-    return torch.where(x >= _column(threshold, x), 255 - x, x)
+    return torch.addcmul(x, _at_least(x, _column(threshold, x)), 255 - 2 * x)

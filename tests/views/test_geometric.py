@@ -1,0 +1,182 @@
+"""Crops and parameters of the views: what is drawn, from what generator, and how well it is resampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+
+from facessl.errors import ConfigError
+from facessl.views.geometric import DRAWS, Geometric, crop_box, resize
+from facessl.views.spec import FRA_VIEWS, Column, View
+
+WHOLE: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def photo_like(height: int, width: int) -> np.ndarray:
+    """Noise with about the 1/f spectrum of photographs: octaves of equal contrast."""
+    layers = np.zeros((height, width, 3), np.float32)
+    for octave in range(6):
+        grid = noise(max(2, height >> octave), max(2, width >> octave), octave).astype(np.float32)
+        layers += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+    layers = (layers - layers.mean()) / layers.std()
+    return np.clip(128 + 50 * layers, 0, 255).astype(np.uint8)
+
+
+def draw(view: View, image: np.ndarray, seed: int, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    images, params = Geometric([view], size)(image, np.random.default_rng(seed))
+    return images[0], params[0]
+
+
+def test_only_the_generator_decides_the_views() -> None:
+    geometric, image = Geometric(FRA_VIEWS, 32), noise(50, 40)
+    first = geometric(image, np.random.default_rng(5))
+    np.random.seed(1)
+    geometric(noise(9, 9), np.random.default_rng(6))
+    again = geometric(image, np.random.default_rng(5))
+    other = geometric(image, np.random.default_rng(7))
+    for part in range(2):
+        for a, b, c in zip(first[part], again[part], other[part], strict=True):
+            assert np.array_equal(a, b)
+            assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("off", ["flip", "jitter_p", "grey", "blur", "solarise"])
+def test_a_probability_of_zero_leaves_the_other_draws_alone(off: str) -> None:
+    on: dict[str, Any] = dict.fromkeys(["flip", "jitter_p", "grey", "blur", "solarise"], 1.0)
+    column = {"jitter_p": Column.JITTER, "grey": Column.GREY, "blur": Column.BLUR, "solarise": Column.SOLARISE}
+    image = noise(40, 40)
+    with_it, without = (Geometric([View(**kw), View(**on)], 16) for kw in (on, on | {off: 0.0}))
+    a_images, a_params = with_it(image, np.random.default_rng(3))
+    b_images, b_params = without(image, np.random.default_rng(3))
+    assert np.array_equal(a_images[1], b_images[1])
+    assert np.array_equal(a_params[1], b_params[1])
+    assert np.array_equal(a_images[0], b_images[0]) == (off != "flip")
+    changed = np.flatnonzero(a_params[0] != b_params[0]).tolist()
+    assert changed == ([column[off]] if off in column else [])
+
+
+def test_flip_mirrors_the_view_in_half_of_the_draws() -> None:
+    image = noise(16, 16)
+    outcomes = [draw(View(**WHOLE), image, seed)[0] for seed in range(400)]
+    flipped = sum(np.array_equal(out, image[:, ::-1]) for out in outcomes)
+    assert flipped + sum(np.array_equal(out, image) for out in outcomes) == 400
+    assert 160 < flipped < 240
+
+
+def test_crops_are_distributed_as_torchvision_draws_them() -> None:
+    from torchvision.transforms import RandomResizedCrop
+
+    height, width, n = 120, 80, 3000
+    rng = np.random.default_rng(0)
+    ours = np.array([crop_box(View(), height, width, rng.random(DRAWS)) for _ in range(n)], float)
+    torch.manual_seed(0)
+    blank = torch.empty(3, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(blank, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(n)], float)
+
+    top, left, h, w = ours.T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + h <= height).all()
+    assert (left + w <= width).all()
+    area, ratio = h * w / (height * width), w / h
+    assert area.min() > 0.19
+    assert area.max() <= 1.0
+    assert ratio.min() > 0.72
+    assert ratio.max() < 1.4
+    spread = theirs.std(0)
+    assert np.abs(ours.mean(0) - theirs.mean(0)).max() < 4 * spread.max() * (2 / n) ** 0.5
+    assert np.abs(ours.std(0) / spread - 1).max() < 0.08
+
+
+def test_parameters_stay_in_the_ranges_of_the_view() -> None:
+    params = np.stack([draw(FRA_VIEWS[1], noise(8, 8), seed, size=8)[1] for seed in range(2000)])
+    for column, low, high in (
+        (Column.BRIGHTNESS, 0.6, 1.4),
+        (Column.CONTRAST, 0.6, 1.4),
+        (Column.SATURATION, 0.8, 1.2),
+        (Column.HUE, -0.1, 0.1),
+    ):
+        values = params[:, column]
+        assert low <= values.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < values.max() <= high
+    assert set(params[:, Column.ORDER]) == set(range(24))
+    assert params[:, Column.JITTER].mean() == pytest.approx(0.8, abs=0.03)
+    assert params[:, Column.GREY].mean() == pytest.approx(0.2, abs=0.03)
+    sigma = params[:, Column.BLUR]
+    assert (sigma > 0).mean() == pytest.approx(0.1, abs=0.03)
+    assert sigma[sigma > 0].min() >= 0.1
+    assert sigma.max() <= 2.0
+    assert (params[:, Column.SOLARISE] == 128).mean() == pytest.approx(0.2, abs=0.03)
+    assert set(params[:, Column.SOLARISE]) == {128, 256}
+
+
+@pytest.mark.parametrize("source", [(60, 50), (112, 112), (150, 130), (260, 300), (900, 700)])
+def test_a_crop_looks_as_torchvision_resamples_it(source: tuple[int, int]) -> None:
+    size, image = 112, photo_like(*source)
+    errors = []
+    for seed in range(8):
+        draws = np.random.default_rng(seed).random(DRAWS)
+        top, left, h, w = crop_box(View(), *source, draws)
+        ours = resize(image[top : top + h, left : left + w], size)
+        chw = torch.from_numpy(image).permute(2, 0, 1)
+        theirs = tv.resized_crop(chw, top, left, h, w, [size, size], antialias=True).permute(1, 2, 0)
+        errors.append(np.abs(ours.astype(float) - theirs.numpy()).mean())
+    assert max(errors) < 0.5
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (2, 3), (7, 500)])
+@pytest.mark.parametrize("view", [View(), View(**WHOLE), View(scale=(0.01, 0.02), ratio=(3.0, 4.0))])
+def test_thin_and_tiny_images_give_a_view(shape: tuple[int, int], view: View) -> None:
+    image = noise(*shape)
+    for seed in range(20):
+        out, params = draw(view, image, seed, size=24)
+        assert out.shape == (24, 24, 3)
+        assert out.dtype == np.uint8
+        assert params.shape == (len(Column),)
+        assert params.dtype == np.float32
+
+
+def test_view_sizes_follow_the_image_size() -> None:
+    geometric = Geometric([View(), View(size=96 / 224, scale=(0.05, 0.14))], 224)
+    images, _ = geometric(noise(64, 64), np.random.default_rng(0))
+    assert [image.shape[:2] for image in images] == [(224, 224), (96, 96)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", 0.0),
+        ("scale", (0.5, 0.2)),
+        ("scale", (0.0, 1.0)),
+        ("scale", (0.2, 1.5)),
+        ("ratio", (0.0, 1.0)),
+        ("flip", 1.5),
+        ("jitter_p", -0.1),
+        ("jitter", (0.4, 0.4, 0.2)),
+        ("jitter", (-0.4, 0.4, 0.2, 0.1)),
+        ("jitter", (0.4, 0.4, 0.2, 0.6)),
+        ("grey", float("nan")),
+        ("blur", 2),
+        ("blur_sigma", (0.0, 2.0)),
+        ("solarise", 20),
+        ("solarise_threshold", 300),
+    ],
+)
+def test_a_view_that_cannot_work_names_field_and_value(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        View(**{field: value})
+    assert f"{field}={value!r}" in str(error.value)
+
+
+def test_an_image_size_without_pixels_is_refused() -> None:
+    with pytest.raises(ConfigError, match="image size 0"):
+        Geometric(FRA_VIEWS, 0)
