@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from facessl.batch import FIELDS, Batch, Sample
+from facessl.batch import Batch, Sample
+from facessl.data.collate import Collector, Skipped
 from facessl.data.decode import ImageError, decode
 from facessl.data.source import Source
 from facessl.errors import ConfigError, DataError, FaceSSLError, TrainingError
@@ -26,8 +27,6 @@ EvalTransform = Callable[[np.ndarray], np.ndarray]
 
 #: Unreadable images one after the other that mean that something other than the images is wrong.
 MAX_BAD_IN_ROW = 100
-
-_Skipped = list[tuple[str, str]]
 
 
 class TrainLoader:
@@ -97,6 +96,7 @@ class TrainLoader:
                 )
             self._dataset: Any = _Stream(source, transform, self._local, seed, rank, world_size)
             self._sampler = None
+            workers = _stream_workers(source, workers, world_size)
         else:
             if batch_size > len(source):
                 raise ConfigError(
@@ -138,10 +138,11 @@ class EvalLoader:
         """
         if batch_size < 1 or workers < 0:
             raise ConfigError(f"batch size {batch_size} and {workers} workers: the one must be > 0, the other >= 0")
-        self.skipped: _Skipped = []
+        self.skipped: Skipped = []
         if source.streaming:
             self._dataset: Any = _Stream(source, _Plain(transform), batch_size)
             self._sampler = None
+            workers = _stream_workers(source, workers)
         else:
             self._dataset = _Once(source, transform)
             n = len(source)
@@ -161,6 +162,16 @@ class EvalLoader:
             if len(batch):
                 batch.skipped, told = self.skipped[told:], len(self.skipped)
                 yield batch
+
+
+def _stream_workers(source: Any, workers: int, world_size: int = 1) -> int:
+    """As many workers as every rank has shards for: one more would have nothing to read."""
+    if source.shards < world_size:
+        raise ConfigError(
+            f"a stream of {source.shards} shards cannot feed {world_size} ranks: pack it into more shards or use "
+            "fewer ranks"
+        )
+    return min(workers, source.shards // world_size)
 
 
 class _Order(Sampler[tuple[int, np.ndarray]]):
@@ -194,10 +205,10 @@ def view_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 def _load(source: Source, index: int, min_side: int | None = None) -> tuple[Sample, np.ndarray]:
     sample = source[index]
-    return sample, _pixels(sample, min_side)
+    return sample, pixels(sample, min_side)
 
 
-def _pixels(sample: Sample, min_side: int | None) -> np.ndarray:
+def pixels(sample: Sample, min_side: int | None = None) -> np.ndarray:
     if isinstance(sample.image, np.ndarray):
         return sample.image
     return decode(sample.image, key=sample.key, min_side=min_side)
@@ -212,7 +223,7 @@ class _Views(Dataset[Any]):
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch | FaceSSLError:
         epoch, indices = item
-        batch = _Collector()
+        batch = Collector()
         try:
             for index in indices.tolist():
                 used, sample, image = self._readable(index, batch.skipped)
@@ -223,7 +234,7 @@ class _Views(Dataset[Any]):
             return error
         return batch.done()
 
-    def _readable(self, index: int, skipped: _Skipped) -> tuple[int, Sample, np.ndarray]:
+    def _readable(self, index: int, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
         """The image at `index`, or the first readable one after it."""
         tries = min(MAX_BAD_IN_ROW, len(self.source))
         for used in range(index, index + tries):
@@ -244,7 +255,7 @@ class _Once(Dataset[Any]):
         self.min_side: int | None = getattr(transform, "min_side", None)
 
     def __getitem__(self, indices: Iterable[int]) -> Batch | FaceSSLError:
-        batch = _Collector()
+        batch = Collector()
         try:
             for index in indices:
                 try:
@@ -285,11 +296,11 @@ class _Stream(IterableDataset[Any]):
         self.min_side: int | None = getattr(transform, "min_side", None)
 
     def __iter__(self) -> Iterator[Batch | FaceSSLError]:
-        batch, bad = _Collector(), 0
+        batch, bad = Collector(), 0
         try:
             for rng, sample in self._samples():
                 try:
-                    image = _pixels(sample, self.min_side)
+                    image = pixels(sample, self.min_side)
                 except ImageError as error:
                     bad += 1
                     batch.skipped.append((error.key, error.reason))
@@ -300,7 +311,7 @@ class _Stream(IterableDataset[Any]):
                 batch.add(-1, sample, *self.transform(image, rng))
                 if len(batch) == self.batch_size:
                     yield batch.done()
-                    batch = _Collector()
+                    batch = Collector()
         except FaceSSLError as error:
             yield error
             return
@@ -312,53 +323,13 @@ class _Stream(IterableDataset[Any]):
         place = (self.rank, info.id if info else 0)
         for epoch in itertools.count() if self.seed is not None else (0,):
             stream = self.source.stream(seed=self.seed, epoch=epoch, rank=self.rank, world_size=self.world_size)
+            empty = True
             for count, sample in enumerate(stream):
                 entropy = np.random.SeedSequence((self.seed or 0, epoch, count), spawn_key=place)
                 yield np.random.Generator(np.random.PCG64(entropy)), sample
-
-
-class _Collector:
-    """Puts the samples of one batch together."""
-
-    def __init__(self) -> None:
-        self.skipped: _Skipped = []
-        self._samples: list[Sample] = []
-        self._index: list[int] = []
-        self._views: list[list[np.ndarray]] = []
-        self._params: list[list[np.ndarray]] = []
-
-    def add(self, index: int, sample: Sample, views: list[np.ndarray], params: list[np.ndarray]) -> None:
-        sample.image = b""  # only what surrounds it is needed from here on
-        self._index.append(index)
-        self._samples.append(sample)
-        self._views.append(views)
-        self._params.append(params)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def done(self) -> Batch:
-        """The batch; views are (B, 3, S, S) uint8 in channels-last memory."""
-        return Batch(
-            views=[torch.from_numpy(np.stack(v)).permute(0, 3, 1, 2) for v in zip(*self._views, strict=True)],
-            params=[torch.from_numpy(np.stack(p)) for p in zip(*self._params, strict=True)],
-            index=torch.tensor(self._index, dtype=torch.int64),
-            keys=[sample.key for sample in self._samples],
-            skipped=self.skipped,
-            **{name: _field([getattr(sample, name) for sample in self._samples]) for name in FIELDS},
-        )
-
-
-def _field(values: list[Any]) -> Any:
-    """One optional field of a batch; None where a sample lacks it or the shapes differ."""
-    if not values or any(value is None for value in values):
-        return None
-    if isinstance(values[0], str):
-        return values
-    if isinstance(values[0], np.ndarray):
-        same = len({value.shape for value in values}) == 1
-        return torch.from_numpy(np.stack(values)) if same else None
-    return torch.tensor(values, dtype=torch.int64)
+                empty = False
+            if empty:
+                raise DataError("the stream holds no image")
 
 
 def _batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Batch]:

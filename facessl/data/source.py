@@ -7,6 +7,7 @@ import os
 import re
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ from facessl.errors import ConfigError, DataError, UnknownName
 _STREAM = re.compile(r"^(pipe:|[a-z]+://)")
 _LISTS = (".csv", ".tsv", ".txt", ".lst")
 _TARS = (".tar", ".tar.gz", ".tgz")
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -40,6 +42,21 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What a source with `streaming` has instead of positions.
+
+    Attributes:
+        shards: parts that ranks and loader workers can read at the same time.
+    """
+
+    shards: int
+
+    def stream(self, *, seed: int | None, epoch: int, rank: int, world_size: int) -> Iterator[Sample]:
+        """One pass over the samples of this rank and loader worker; seed None keeps the stored order."""
+        ...
 
 
 def open_source(spec: str | Source) -> Source:
@@ -164,5 +181,5 @@ def _value(option: str, text: str, hint: Any) -> Any:
     for choice in choices:
         if typing.get_origin(choice) is typing.Literal and text in typing.get_args(choice):
             return text
-    wanted = " or ".join(getattr(choice, "__name__", None) or str(choice) for choice in choices)
+    wanted = " or ".join(_KINDS.get(choice) or ", ".join(map(str, typing.get_args(choice))) for choice in choices)
     raise ConfigError(f"{option}={text} cannot be used: it must be {wanted}")
