@@ -219,6 +219,7 @@ def _build(values: dict[str, Any], argv: list[str]) -> RunConfig:
     parser = _parser(plugins.find("methods", name).Args)
     parser.set_defaults({"method.name": name})
     known = {a.dest for a in parser._actions}
+    argv = _with_true(argv, parser)
     for flag in (w.removeprefix("--").partition("=")[0] for w in argv if w.startswith("--")):
         if flag not in known and flag.split(".")[0] not in ("views", "help"):
             raise UnknownName("option", "--" + flag.replace("_", "-"), _options(known, "--"))
@@ -324,6 +325,16 @@ def _plain(value: Any) -> Any:
 
 def _options(known: set[str], prefix: str) -> list[str]:
     return [prefix + k.replace("_", "-") if prefix else k for k in known if k not in ("help", "config")]
+
+
+def _with_true(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """`--resume` means `--resume true`, as people expect of a switch."""
+    switches = {f"--{a.dest}" for a in parser._actions if getattr(a, "_typehint", None) is bool}
+    out = []
+    for word, after in zip(argv, [*argv[1:], ""], strict=False):
+        bare = word in switches and after.lower() not in ("true", "false", "yes", "no")
+        out.append(f"{word}=true" if bare else word)
+    return out
 
 
 def _last_value(argv: Sequence[str], flag: str) -> str | None:

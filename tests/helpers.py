@@ -1,0 +1,45 @@
+"""What several test files use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: A run of seconds: 10 steps of 8 drawn faces on the smallest ResNet.
+TINY = [
+    "synthetic:?n=40&size=40", "--backbone", "resnet10t", "--image-size", "32", "--batch-size", "8",
+    "--max-steps", "10", "--log-every", "1", "--checkpoint-every", "2", "--workers", "0", "--monitor.every", "0",
+    "--method.hidden", "16", "--method.dim", "8", "--device", "cpu", "--optim.lr", "4",
+]  # fmt: skip
+
+
+def facessl(*words: str, cwd: Path, script: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in its own process; `script` runs before it (to break things on purpose)."""
+    return subprocess.run(command(*words, script=script), cwd=cwd, env=environment(**env), capture_output=True, text=True)
+
+
+def command(*words: str, script: str = "") -> list[str]:
+    program = f"import sys\n{script}\nfrom facessl.cli import main\nsys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", program, *words]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
+
+
+def weights(run: Path) -> dict[str, Any]:
+    """State of the method at the end of a run."""
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {"step": state["step"], **state["method"]}
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Bit for bit."""
+    assert a.keys() == b.keys()
+    different = [k for k in a if not (torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k])]
+    assert not different, f"{len(different)} of {len(a)} differ: {different[:5]}"
