@@ -209,6 +209,7 @@ def _load(source: Source, index: int, min_side: int | None = None) -> tuple[Samp
 
 
 def pixels(sample: Sample, min_side: int | None = None) -> np.ndarray:
+    """The image of a sample, (H, W, 3) uint8 RGB; `min_side` and errors as in `decode`."""
     if isinstance(sample.image, np.ndarray):
         return sample.image
     return decode(sample.image, key=sample.key, min_side=min_side)
