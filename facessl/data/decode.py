@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,7 @@ MIN_SIDE = 8
 
 # Only decoders that a face data set needs: Pillow knows formats that run other programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")
 _WHITE = (255, 255, 255)
 # Frame headers that carry the size; C4, C8 and CC in the same range are tables.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -183,9 +185,13 @@ def _decode_pillow(data: bytes, key: str) -> np.ndarray:
         warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        except Image.DecompressionBombError:
-            raise ImageError(key, f"it has more than {MAX_PIXELS:,} pixels") from None
+        except Image.DecompressionBombError as error:
+            found = re.search(r"\d+", str(error))
+            pixels = f"{int(found[0]):,} pixels are" if found else "that is"
+            raise ImageError(key, f"{pixels} more than {MAX_PIXELS:,}: scale it down first") from None
         except Exception:  # Pillow's parsers raise nearly any class on damaged bytes
+            if data.startswith(_MAGIC):
+                raise ImageError(key, "its header is damaged or cut off") from None
             raise ImageError(key, f"not a JPEG, PNG, WebP, BMP or GIF (begins with {data[:12]!r})") from None
         return _finish(image, key)
 
@@ -195,10 +201,17 @@ def _finish(image: Image.Image, key: str) -> np.ndarray:
     _check_size(*image.size, key)
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
-        return _to_array(image)
+        return _to_array(_turned(image))
     except Exception as error:  # as above: struct.error, SyntaxError, zlib.error, IndexError, ...
         raise ImageError(key, f"damaged ({error})") from None
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The image upright; as it is stored where its EXIF block is damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as above
+        return image
 
 
 def _to_array(image: Image.Image) -> np.ndarray:

@@ -1,0 +1,174 @@
+"""Every kind of image a person may have, good and bad."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from facessl.data.decode import MAX_PIXELS, ImageError, decode, to_rgb
+
+#: 48 x 32 pixels with another colour in each quarter: a wrong rotation or channel order shows.
+SCENE = np.zeros((32, 48, 3), np.uint8)
+SCENE[:16, :24], SCENE[:16, 24:], SCENE[16:, :24], SCENE[16:, 24:] = (220, 40, 40), (40, 200, 60), (50, 60, 210), 180
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(SCENE)
+
+
+def png(width: int, height: int, *, depth: int, rows: bytes) -> bytes:
+    """An RGB PNG made by hand: Pillow writes neither 16-bit colour nor a size that its pixels do not have."""
+    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+
+
+def with_orientation(orientation: int, kind: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(picture(), kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+
+
+def close(a: np.ndarray, b: np.ndarray, *, to: float = 3) -> bool:
+    return a.shape == b.shape and a.dtype == np.uint8 and float(np.abs(a.astype(int) - b).mean()) < to
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"quality": 95}),
+        ("JPEG", {"quality": 95, "progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("GIF", {}),
+    ],
+)
+def test_formats(kind: str, options: dict[str, object]) -> None:
+    assert close(decode(encoded(picture(), kind, **options), key="a"), SCENE)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(kind: str, orientation: int) -> None:
+    data = with_orientation(orientation, kind)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert close(decode(data, key="a"), expected)
+
+
+def test_rotation_of_a_file_with_a_damaged_exif_block_is_ignored() -> None:
+    data = with_orientation(6, "JPEG")
+    assert close(decode(data.replace(b"Exif\0\0MM", b"Exif\0\0\xff\xff"), key="a"), SCENE)
+
+
+def test_cmyk_becomes_rgb() -> None:
+    assert close(decode(encoded(picture().convert("CMYK"), quality=95), key="a"), SCENE)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_grey_gets_three_channels(kind: str) -> None:
+    grey = picture().convert("L")
+    expected = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
+    assert close(decode(encoded(grey, kind), key="a"), expected)
+
+
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
+    wide = np.linspace(0, 65535, 32 * 48).reshape(32, 48).astype(np.uint16)
+    image = decode(encoded(Image.fromarray(wide), "PNG"), key="a")
+    np.testing.assert_array_equal(image[..., 0], np.round(wide / 257).astype(np.uint8))
+
+
+def test_16_bit_colour_is_scaled() -> None:
+    rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in SCENE)
+    assert close(decode(png(48, 32, depth=16, rows=rows), key="a"), SCENE, to=1)
+
+
+def test_transparency_lies_on_white() -> None:
+    layer = picture().convert("RGBA")
+    layer.putalpha(Image.fromarray(np.where(np.arange(48) < 24, 255, 0)[None].repeat(32, 0).astype(np.uint8)))
+    expected = SCENE.copy()
+    expected[:, 24:] = 255
+    assert close(decode(encoded(layer, "PNG"), key="a"), expected)
+
+
+def test_palette_with_a_transparent_colour() -> None:
+    image = Image.new("P", (48, 32), 1)
+    image.putpalette([0, 0, 0, 200, 30, 30])
+    image.paste(0, (0, 0, 24, 32))
+    expected = np.full((32, 48, 3), 255, np.uint8)
+    expected[:, 24:] = (200, 30, 30)
+    assert close(decode(encoded(image, "PNG", transparency=0), key="a"), expected)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "GIF"])
+def test_animation_gives_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (48, 32), (10, 10, 10))]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(picture(), kind, save_all=True, append_images=frames, **options)
+    assert close(decode(data, key="a"), SCENE)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"hello, I am a text\n" * 10, "not a JPEG"),
+        (encoded(picture())[:-40], "truncated"),
+        (encoded(picture())[:30], "header is damaged or cut off"),
+        (encoded(picture(), "PNG")[:100], "damaged"),
+        (encoded(Image.new("RGB", (1, 1))), "1x1 is too small"),
+        (png(20000, 20000, depth=8, rows=b""), "400,000,000 pixels are more"),
+    ],
+    ids=["zero bytes", "text", "truncated", "header only", "truncated png", "1x1", "20000x20000"],
+)
+def test_unusable_images_say_why(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason) as caught:
+        decode(data, key="photos/x.jpg")
+    assert caught.value.key == "photos/x.jpg"
+    assert "photos/x.jpg" in str(caught.value)
+
+
+def test_size_of_a_huge_jpeg_is_refused_from_its_header() -> None:
+    data = bytearray(encoded(picture()))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", 20000, 20000)  # height, width
+    with pytest.raises(ImageError, match=f"20000x20000 is more than {MAX_PIXELS:,} pixels"):
+        decode(bytes(data), key="a")
+
+
+def test_reduced_decoding_never_goes_below_min_side() -> None:
+    data = encoded(Image.fromarray(np.kron(SCENE, np.ones((13, 13, 1), np.uint8))))  # 624 x 416
+    assert decode(data, key="a", min_side=104).shape == (104, 156, 3)
+    assert decode(data, key="a", min_side=105).shape == (208, 312, 3)
+    assert decode(data, key="a", min_side=209).shape == (416, 624, 3)
+
+
+def test_nothing_is_said_on_the_side(recwarn: pytest.WarningsRecorder) -> None:
+    decode(encoded(picture(), "PNG", exif=b"Exif\0\0nonsense"), key="a")
+    with pytest.raises(ImageError):
+        decode(png(10000, 10000, depth=8, rows=b""), key="a")  # Pillow warns from 89 million pixels on
+    assert not recwarn.list
+
+
+def test_to_rgb_takes_what_people_hold(tmp_path: object) -> None:
+    file = f"{tmp_path}/a.png"
+    picture().save(file)
+    for image in (file, picture(), SCENE, np.dstack([SCENE, np.full((32, 48), 255, np.uint8)])):
+        np.testing.assert_array_equal(to_rgb(image), SCENE)
+    with pytest.raises(ImageError, match="No such file"):
+        to_rgb(f"{tmp_path}/missing.png")
+    with pytest.raises(ImageError, match="uint8"):
+        to_rgb(SCENE.astype(np.float32))
