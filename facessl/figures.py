@@ -77,8 +77,9 @@ def curve(
         "svg.hashsalt": title,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=size)
+        # Fixed margins: charts side by side then have their axes in line.
+        axes = figure.add_axes((0.13, 0.18, 0.84, 0.69))
         for position, line in enumerate(lines):
             _draw(axes, line, (band or {}).get(position))
         for name, y in (references or {}).items():
@@ -126,6 +127,8 @@ def _dress(axes: matplotlib.axes.Axes, title: str, unit: str, bottom: float | No
     axes.tick_params(colors=_INK, length=0)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(_GRID)

@@ -1,0 +1,36 @@
+import math
+
+import pytest
+import torch
+
+from facessl.metrics.regions import sharpness, usage_entropy, winning_regions
+
+
+@pytest.fixture
+def heatmaps() -> torch.Tensor:
+    return torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).mul(2).softmax(1)
+
+
+def test_numbers_agree_with_plain_loops(heatmaps: torch.Tensor) -> None:
+    pixels = [heatmaps[b, :, y, x].tolist() for b in range(3) for y in range(5) for x in range(6)]
+    share = [sum(p[n] for p in pixels) / len(pixels) for n in range(4)]
+    wins = [sum(max(p) == p[n] for p in pixels) for n in range(4)]
+    assert usage_entropy(heatmaps).item() == pytest.approx(math.exp(-sum(s * math.log(s) for s in share)), rel=1e-5)
+    assert sharpness(heatmaps).item() == pytest.approx(sum(max(p) for p in pixels) / len(pixels), rel=1e-5)
+    for least in (0.01, 0.25, 0.3):
+        assert winning_regions(heatmaps, share=least).item() == sum(w >= least * len(pixels) for w in wins)
+
+
+@pytest.mark.parametrize(
+    ("maps", "usage", "sharp", "winners"),
+    [
+        (torch.full((2, 8, 3, 3), 1 / 8), 8, 1 / 8, 1),
+        (torch.eye(8)[torch.zeros(2, 3, 3, dtype=torch.long)].movedim(-1, 1), 1, 1, 1),
+        (torch.eye(8)[torch.arange(8).view(2, 2, 2)].movedim(-1, 1), 8, 1, 8),
+    ],
+    ids=["uniform", "one region takes all", "every region decided"],
+)
+def test_extremes_reach_the_documented_limits(maps: torch.Tensor, usage: float, sharp: float, winners: float) -> None:
+    assert usage_entropy(maps).item() == pytest.approx(usage, rel=1e-5)
+    assert sharpness(maps).item() == pytest.approx(sharp)
+    assert winning_regions(maps).item() == winners
