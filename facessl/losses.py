@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from facessl.nn.precision import at_least_float32
+
 
 def mean_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean cosine similarity of vectors and their targets (BYOL, Eq. 2; FRA's f_s in Eq. 6).
@@ -17,4 +19,4 @@ def mean_cosine(prediction: Tensor, target: Tensor) -> Tensor:
         scalar float32 in [-1, 1].
     """
     with torch.autocast(prediction.device.type, enabled=False):
-        return F.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()
+        return F.cosine_similarity(at_least_float32(prediction), at_least_float32(target), dim=-1).mean()

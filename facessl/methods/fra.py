@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +18,7 @@ from facessl.nn.decoder import MaskDecoder
 from facessl.nn.distributed import all_reduce_mean
 from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.nn.heads import MLPHead
+from facessl.nn.precision import at_least_float32
 from facessl.nn.sinkhorn import sinkhorn
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
 
@@ -71,7 +71,7 @@ class RegionHeads(nn.Module):
         if self.decoder is not None:
             embedding = self.decoder(features)  # (B, N, D)
             if self.averaged:
-                embedding = all_reduce_mean(embedding.float().mean(0))  # (N, D)
+                embedding = all_reduce_mean(at_least_float32(embedding).mean(0))  # (N, D)
                 out["mask_embedding"] = embedding.detach()
             out["similarity"] = self.similarity(features, embedding)
             if self.with_regions:
@@ -82,8 +82,8 @@ class RegionHeads(nn.Module):
         """S: cosine of Eq. 1's dense map with mask embeddings, (B, C, h, w) and (B, N, D) or (N, D) -> (B, hw, N)."""
         dense = self.local_projector(features).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, hw, D)
         with torch.autocast(dense.device.type, enabled=False):
-            pixel = F.normalize(dense.float(), dim=-1)
-            query = F.normalize(embedding.float(), dim=-1)
+            pixel = F.normalize(at_least_float32(dense), dim=-1)
+            query = F.normalize(at_least_float32(embedding), dim=-1)
             return pixel @ query.transpose(-1, -2)
 
     def heatmaps(self, similarity: Tensor) -> Tensor:
@@ -191,11 +191,11 @@ class FRA(nn.Module):
             return {}
         relation, spread = [], []
         for o, t in zip(online, target, strict=True):
-            student = (o["similarity"].flatten(0, 1) / self.args.student_temperature).log_softmax(1)  # (B hw, N)
+            student = o["similarity"].flatten(0, 1) / self.args.student_temperature  # (B hw, N)
             teacher = (t["similarity"].flatten(0, 1) / self.args.teacher_temperature).softmax(1)
             teacher = sinkhorn(teacher, self.args.sinkhorn_iterations)
-            relation.append(-(teacher * student).sum(1).mean())
-            spread.append(me_max(student.exp()))
+            relation.append(cross_entropy(student, teacher))
+            spread.append(me_max(student.softmax(1)))
         scale = self.args.rules.relation_scale
         return {"semantic_relation": scale * torch.stack(relation).sum(), "me_max": scale * torch.stack(spread).sum()}
 
@@ -229,6 +229,18 @@ class FRA(nn.Module):
         return maps.transpose(1, 2).unflatten(2, features.shape[2:])
 
 
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Eq. 2 and the mean of Eq. 3 over pixels and images.
+
+    Args:
+        logits: (P, N) float32, student; `target`: (P, N) float32, probabilities.
+    """
+    # Not log_softmax: its gradient exponentiates a rounded logarithm, and student minus target, which is small
+    # for near-uniform assignments, loses digits that the mask embeddings' gradient is made of.
+    shifted = logits - logits.detach().amax(1, keepdim=True)
+    return (shifted.exp().sum(1).log() - (target * shifted).sum(1)).mean()
+
+
 def me_max(assignments: Tensor) -> Tensor:
     """ln N minus the entropy of the mean assignment over all ranks; 0 where all N regions are used alike.
 
@@ -236,7 +248,9 @@ def me_max(assignments: Tensor) -> Tensor:
         assignments: (P, N) float32 probabilities of this rank's pixels (MSN's mean entropy maximisation).
     """
     mean = all_reduce_mean(assignments.mean(0))  # (N,)
-    return math.log(len(mean)) + torch.special.xlogy(mean, mean).sum()
+    # Sum of p ln(N p), plus 1 - sum of p = 0: near the uniform distribution, where the run starts, this form
+    # and its gradient keep the digits that "ln N - H" loses by cancellation.
+    return (torch.special.xlogy(mean, mean * len(mean)) - mean + 1 / len(mean)).sum()
 
 
 def decorrelation(prediction: Tensor, target: Tensor) -> Tensor:
@@ -249,7 +263,8 @@ def decorrelation(prediction: Tensor, target: Tensor) -> Tensor:
         scalar float32, the mean over the images.
     """
     with torch.autocast(prediction.device.type, enabled=False):
-        p, z = F.normalize(prediction.float(), dim=-1), F.normalize(target.float(), dim=-1)
+        p = F.normalize(at_least_float32(prediction), dim=-1)
+        z = F.normalize(at_least_float32(target), dim=-1)
         squared = (p @ z.transpose(1, 2)).square()  # (B, N, N)
         same = torch.eye(squared.shape[1], dtype=torch.bool, device=squared.device)
         return squared.masked_fill(same, 0).mean()

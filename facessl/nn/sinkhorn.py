@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from facessl.nn.distributed import all_reduce_sum
+from facessl.nn.precision import at_least_float32
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def sinkhorn(scores: Tensor, iterations: int) -> Tensor:
     Returns:
         (P, N) float32; every row sums to 1, and over all ranks every column to about the same share.
     """
-    q = scores.float()
+    q = at_least_float32(scores)
     tiny = torch.finfo(q.dtype).tiny  # a cluster that nobody scores stays empty instead of becoming NaN
     for _ in range(iterations):
         q = q / all_reduce_sum(q.sum(0)).clamp_min(tiny)  # (N,): every cluster gets the same mass

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
+import timm.layers
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from facessl.nn.distributed import all_reduce_sum, world_size
+from facessl.nn.precision import at_least_float32
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """BatchNorm whose statistics span the ranks: torch's own kernel on CUDA, plain collectives elsewhere.
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose training statistics span the ranks, by plain collectives, on any device.
 
-    Input (B, C) or (B, C, ...), output of the same shape and type; state-dict keys are those of BatchNorm.
-    Torch's class refuses CPU tensors, which would leave two-rank runs untestable without a GPU.
+    Input (B, C) or (B, C, ...), output of the same shape and type; ranks may hold different B. State-dict keys are
+    those of BatchNorm. Torch's own class is faster on CUDA but refuses CPU tensors.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...)."""
-        if input.is_cuda:
-            return super().forward(input)
         if not self.training or world_size() == 1:
-            return self._local(input)
+            return super().forward(input)
         return self._global(input)
 
-    def _local(self, x: Tensor) -> Tensor:
-        use_batch = self.training or self.running_mean is None
-        factor = self._count_step() if self.training else 0.0
-        running = self.training is False or self.track_running_stats
-        return F.batch_norm(
-            x,
-            self.running_mean if running else None,
-            self.running_var if running else None,
-            self.weight,
-            self.bias,
-            use_batch,
-            factor,
-            self.eps,
-        )
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected (B, C) or more dimensions, got {tuple(input.shape)}")
 
     def _global(self, x: Tensor) -> Tensor:
-        values = x.float()  # statistics in float32 under autocast
+        values = at_least_float32(x)
         over = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        count = x.new_full((1,), x.numel() / x.shape[1], dtype=torch.float32)
+        count = x.new_full((1,), x.numel() / x.shape[1], dtype=values.dtype)
         sums = all_reduce_sum(torch.cat([values.sum(over), count]))
         total = sums[-1].detach()
         mean = sums[:-1] / total
@@ -54,20 +42,20 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         out = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            factor = self._count_step()
-            with torch.no_grad():
-                unbiased = var * (total / (total - 1).clamp_min(1))
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), factor)
+        if self.track_running_stats:
+            unbiased = var.detach() * (total / (total - 1).clamp_min(1))
+            self._track(mean.detach(), unbiased)
         return out.to(x.dtype)
 
-    def _count_step(self) -> float:
-        """Counts a training pass; returns the weight of its statistics in the running ones."""
-        if not self.track_running_stats or self.num_batches_tracked is None:
-            return 0.0 if self.momentum is None else self.momentum
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        """Moves the running statistics towards mean and unbiased variance (C,) of the global batch."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(var.to(self.running_var.dtype), share)
 
 
 class SyncBatchNormAct(SyncBatchNorm):
@@ -82,16 +70,25 @@ class SyncBatchNormAct(SyncBatchNorm):
         return out
 
 
-def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+def convert_sync_batchnorm(module: nn.Module, device: torch.device | None = None) -> nn.Module:
     """`module` with every BatchNorm replaced by one over the ranks; parameters, buffers and keys stay the same.
 
     Parameter objects are reused, so optimisers and EMA pairs made before remain valid. A module that is itself
     a BatchNorm is returned as a new object; every other module is changed in place.
+
+    Args:
+        module: a network with torch's or timm's BatchNorm layers.
+        device: where it will run (default: where its parameters are): torch's SyncBatchNorm on CUDA, ours elsewhere.
     """
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+    if device is None:
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    if device.type == "cuda":
+        converted: nn.Module = timm.layers.convert_sync_batchnorm(module)  # torch's, and timm's fused norms with it
+        return converted
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SyncBatchNorm):
         return _converted(module)
     for name, child in module.named_children():
-        new = convert_sync_batchnorm(child)
+        new = convert_sync_batchnorm(child, device)
         if new is not child:
             setattr(module, name, new)
     return module

@@ -1,0 +1,146 @@
+"""Two ranks do what one process does on the same global batch: loss, gradients, weights, statistics."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from timm.layers import BatchNormAct2d
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.methods.base import Progress
+from facessl.methods.byol import BYOL
+from facessl.methods.fra import FRA
+from facessl.nn.sinkhorn import sinkhorn
+from facessl.nn.sync_batch_norm import convert_sync_batchnorm
+
+DECODER = {"decoder_width": 32, "decoder_heads": 2, "decoder_feed_forward": 16, "dropout": 0.0}
+CASES = {
+    "byol": (BYOL, {}),
+    "fra-paper": (FRA, {"lambda_r": 1.0, **DECODER}),
+    "fra-official": (FRA, {"variant": "official", "lambda_r": 1.0, **DECODER}),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+NORMS = {
+    "2-d": (nn.BatchNorm1d, (8, 6)),
+    "3-d": (nn.BatchNorm1d, (8, 6, 5)),
+    "4-d": (nn.BatchNorm2d, (8, 6, 3, 2)),
+    "4-d with activation": (BatchNormAct2d, (8, 6, 3, 2)),
+}
+
+
+class Stepping(nn.Module):
+    """DistributedDataParallel calls `forward`."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch):
+        step = self.method.step(batch, Progress(0, 10))
+        return step.loss, step.logs
+
+
+def one_step(case, dtype, rank, ranks):
+    """Loss, terms, gradients, and the whole state after one plain SGD step, on this rank's share of 16 images."""
+    method_class, values = CASES[case]
+    torch.manual_seed(0)
+    method = method_class(Backbone("test_resnet", image_size=64), hidden=24, dim=16, **values)
+    with torch.no_grad():
+        # At the start the decoder's first norm sees zeros and multiplies rounding by 1 / sqrt(epsilon) = 316.
+        for name, parameter in method.named_parameters():
+            if ".decoder." in name and parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    method.to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 16, 3, 64, 64, generator=generator).to(dtype)
+    mine = slice(rank * 16 // ranks, (rank + 1) * 16 // ranks)
+    module = Stepping(method)
+    if ranks > 1:
+        convert_sync_batchnorm(module)
+        module = DistributedDataParallel(module)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    loss, logs = module(Batch(views=list(x[:, mine]), params=[], index=torch.arange(16)[mine]))
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+    optimizer.step()
+    method.after_step(Progress(0, 10))
+    return {"loss": loss.detach(), "logs": logs, "gradients": gradients, "state": method.state_dict()}
+
+
+def one_norm(kind, rank, ranks):
+    """Output, input gradient, parameter gradients (this rank's part) and buffers of a batch norm."""
+    norm_class, shape = NORMS[kind]
+    norm = norm_class(shape[1])
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 1.5, shape[1]))
+    norm = convert_sync_batchnorm(norm) if ranks > 1 else norm
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2)) * 3 + 1
+    cut = 3  # ranks may hold different numbers of samples
+    mine = slice(0, 8) if ranks == 1 else (slice(0, cut) if rank == 0 else slice(cut, 8))
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    part = x[mine].clone().requires_grad_()
+    out = norm(part)
+    (out * weights[mine]).sum().backward()
+    assert part.grad is not None
+    result = {"out": out.detach(), "grad": part.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
+    return result | {"mean": norm.running_mean, "var": norm.running_var, "seen": norm.num_batches_tracked}
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    result = {f"{case} {dtype}": one_step(case, dtype, rank, 2) for case in CASES for dtype in TOLERANCE}
+    result |= {kind: one_norm(kind, rank, 2) for kind in NORMS}
+    result["sinkhorn"] = sinkhorn(scores()[: 7 if rank == 0 else None][0 if rank == 0 else 7 :], 3)
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def scores():
+    return torch.rand(20, 4, generator=torch.Generator().manual_seed(4)) ** 4
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one_process(ranks, case, dtype):
+    alone = one_step(case, dtype, 0, 1)
+    first, second = (r[f"{case} {dtype}"] for r in ranks)
+
+    def same(ours, expected, name):
+        tolerance = TOLERANCE[dtype] * (1 + expected.abs().max().item())
+        torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance, msg=lambda m: f"{name}: {m}")
+
+    same((first["loss"] + second["loss"]) / 2, alone["loss"], "loss")
+    for name, value in alone["logs"].items():
+        same((first["logs"][name] + second["logs"][name]) / 2, value, name)
+    for part in ("gradients", "state"):
+        assert first[part].keys() == alone[part].keys()
+        for name, value in alone[part].items():
+            same(first[part][name], value, f"{part}: {name}")
+            assert torch.equal(second[part][name], first[part][name]), name
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_batch_norm_spans_the_ranks(ranks, kind):
+    alone = one_norm(kind, 0, 1)
+    first, second = (r[kind] for r in ranks)
+    for name in ("out", "grad"):
+        torch.testing.assert_close(torch.cat([first[name], second[name]]), alone[name], rtol=1e-5, atol=1e-5)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(first[name] + second[name], alone[name], rtol=1e-5, atol=1e-5)
+    for name in ("mean", "var", "seen"):
+        torch.testing.assert_close(first[name], alone[name], rtol=1e-5, atol=1e-5)
+
+
+def test_sinkhorn_spans_the_ranks(ranks):
+    torch.testing.assert_close(torch.cat([r["sinkhorn"] for r in ranks]), sinkhorn(scores(), 3))
