@@ -53,8 +53,8 @@ _VARIANTS: dict[str, tuple[Expression, ...]] = {
         Expression(corner=0.85, stretch=0.6, cheek=0.7, squint=0.35, outer=0.1),
     ),
     "surprise": (
-        Expression(jaw=0.95, stretch=-0.6, inner=0.95, outer=1.0, lid=0.8, press=-0.1),
-        Expression(jaw=0.6, stretch=-0.45, inner=1.0, outer=0.95, lid=0.7),
+        Expression(jaw=0.95, stretch=-1.3, inner=0.95, outer=1.0, lid=0.8, press=-0.1),
+        Expression(jaw=0.6, stretch=-1.1, inner=1.0, outer=0.95, lid=0.7),
     ),
     "sadness": (
         Expression(corner=-0.9, inner=0.95, outer=-0.45, furrow=0.35, lid=-0.35, press=-0.25),

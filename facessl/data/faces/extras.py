@@ -36,13 +36,13 @@ def draw_glasses(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> Non
         if dark:
             canvas.fill(lens, (26, 24, 28), 0)
             shine = lens * 0.55 + lens.mean(0) * 0.45 + cam.affine[:, :2] @ (-0.05, -0.07)
-            canvas.glaze([shine], (150, 160, 178), 0.35, blur=0.06 * unit, clip=canvas.mask([lens]))
+            canvas.glaze([shine], (150, 160, 178), 0.35, blur=0.06 * unit, clip=canvas.mask(lens))
         else:
             canvas.glaze([lens], (235, 242, 250), 0.07)
             a, b = cam.affine[:, :2] @ (-0.2, 0.16), cam.affine[:, :2] @ (0.1, -0.2)
             canvas.glaze(
                 [np.stack([lens.mean(0) + a, lens.mean(0) + b])], (255, 255, 255), 0.25,
-                width=0.07 * unit, blur=0.02 * unit, clip=canvas.mask([lens]),
+                width=0.07 * unit, blur=0.02 * unit, clip=canvas.mask(lens),
             )  # fmt: skip
     shadow = [np.concatenate([lens, lens[:1]]) + cam.affine[:, 1] * 0.05 for lens in lenses]
     canvas.glaze(shadow, (40, 20, 14), 0.25, width=0.04 * unit, blur=0.02 * unit, clip=canvas.skin)
@@ -137,7 +137,7 @@ def _scarf(
     low = cam.project(head.around(np.linspace(100, -100, 13), np.full(13, head.chin), cam.yaw, 0.5) + (0, 0.35, 0))
     area = np.concatenate([curve(top), curve(low)])
     canvas.fill(area, colour, 0)
-    clip = canvas.mask([area])
+    clip = canvas.mask(area)
     for k in range(1, 6):
         fold = curve(top + (low[::-1] - top) * (k / 6 + rng.uniform(-0.05, 0.05, 13))[:, None])
         canvas.glaze([fold], tint(colour, 0.5 if k % 2 else 1.25), 0.45, width=0.06 * unit, blur=0.03 * unit, clip=clip)
@@ -170,7 +170,7 @@ def _surgical(
     canvas.glaze([area + cam.affine[:, 1] * 0.05], (30, 16, 12), 0.35, blur=0.05 * unit, clip=canvas.skin)
     canvas.glaze(straps, tint(colour, 0.9), 0.9, width=0.03 * unit)
     canvas.fill(area, colour, 0)
-    clip = canvas.mask([area])
+    clip = canvas.mask(area)
     for k in (0.3, 0.5, 0.7):
         canvas.glaze(
             [curve(p + (q[::-1] - p) * k)], tint(colour, 0.6), 0.5, width=0.025 * unit, blur=0.015 * unit, clip=clip

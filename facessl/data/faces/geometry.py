@@ -34,21 +34,22 @@ def _spline(n: int, closed: bool, per: int) -> np.ndarray:
 
 
 def curve(points: np.ndarray, closed: bool = False, per: int = 5) -> np.ndarray:
-    """A smooth curve through `points` (n, D) -> (m, D)."""
-    return _spline(len(points), closed, per) @ points
+    """A smooth curve through `points` (..., n, D) -> (..., m, D)."""
+    return _spline(points.shape[-2], closed, per) @ points.astype(np.float32, copy=False)
 
 
-def smoothstep(x: np.ndarray | float, low: float, high: float) -> np.ndarray:
+def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
     """0 below `low`, 1 above `high`, smooth between."""
-    t = np.clip((np.asarray(x, np.float32) - low) / (high - low), 0, 1)
+    t = np.minimum(np.maximum((x - low) / (high - low), 0), 1)
     return t * t * (3 - 2 * t)
 
 
 def ribbon(line: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """The closed outline of a stroke along `line` (n, 2) with half-widths `widths` (n,) -> (2n, 2)."""
-    d = np.gradient(line, axis=0)
-    normal = np.stack([-d[:, 1], d[:, 0]], 1) / (np.hypot(d[:, 0], d[:, 1])[:, None] + 1e-6)
-    offset = normal * widths[:, None]
+    d = np.empty_like(line)
+    d[1:-1], d[0], d[-1] = line[2:] - line[:-2], line[1] - line[0], line[-1] - line[-2]
+    scale = widths / (np.hypot(d[:, 0], d[:, 1]) + 1e-6)
+    offset = np.stack([-d[:, 1] * scale, d[:, 0] * scale], 1)
     return np.concatenate([line + offset, (line - offset)[::-1]])
 
 
@@ -90,6 +91,11 @@ class Camera:
         """(..., 3) head frame -> (..., 2) view plane."""
         p = points @ self.rotation.T
         return p[..., :2] * (_DISTANCE / (_DISTANCE - p[..., 2:]))
+
+    @functools.cached_property
+    def up(self) -> np.ndarray:
+        """(2,) pixels of one head unit towards the crown."""
+        return -self.affine[:, 1]
 
     def pixels(self, view: np.ndarray) -> np.ndarray:
         """(..., 2) view plane -> (..., 2) pixels."""

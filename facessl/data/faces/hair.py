@@ -1,256 +1,189 @@
-"""Hair, hats, ears, neck and clothes."""
+"""Hair: a cap around the skull, cut out by the hairline, under strands that follow the skull."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from facessl.data.faces.canvas import Canvas, tint
+from facessl.data.faces.canvas import SUPER, Canvas, blend, scalar, soften, tint
 from facessl.data.faces.geometry import curve
 from facessl.data.faces.identity import Identity
 from facessl.data.faces.model import TOP, Head
 from facessl.data.faces.scene import Scene
 
 HAIR = 10
+_LOOSE = ("side_part", "bob", "long", "wavy")  # styles with a parting
+#: Thickness at the sides, lift of the crown, lowest height.
+_CAP = {
+    "crop": (0.05, 0.05, 0.45),
+    "receding": (0.04, 0.02, 0.45),
+    "side_part": (0.09, 0.14, 0.45),
+    "tied": (0.03, 0.04, 0.45),
+    "curly": (0.16, 0.14, 0.4),
+    "afro": (0.40, 0.34, 0.6),
+    "bob": (0.19, 0.10, 1.2),
+    "long": (0.17, 0.09, 2.7),
+    "wavy": (0.22, 0.10, 2.5),
+}
 
 
-def draw_body(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
-    """Shoulders, collar and neck; they stay background in the class map, as in LaPa."""
-    cam, unit = scene.camera, scene.camera.unit
-    chin = cam.pixels(cam.view(np.array([[0, head.chin, 0.25]], np.float32)))[0]
-    build = 0.9 + 0.25 * who.masculinity
-    lean = np.array([np.sin(np.radians(cam.roll)) * -0.25, 0]) * unit
-
-    def body(points: list[tuple[float, float]]) -> np.ndarray:
-        return chin + lean + np.array(points, np.float32) * unit
-
-    neck = 0.44 + 0.16 * who.masculinity
-    torso = [(-2.9, 2.6), (-2.3 * build, 0.98), (-1.4 * build, 0.66), (-0.62 * build, 0.36), (0, 0.5)]
-    torso += [(-x, y) for x, y in torso[-2::-1]]
-    skin = tint(who.skin, 0.86)
-    canvas.fill(curve(body(torso)), scene.clothes)
-    top = cam.project(head.on_face(np.array([-neck, neck]), np.full(2, 0.8), 0.0) * (1, 1, 0))
-    base = body([(neck + 0.12, 0.5), (0.3, 0.85), (0, 0.95), (-0.3, 0.85), (-neck - 0.12, 0.5)])
-    canvas.fill(np.concatenate([top, curve(base)]), skin)
-    jaw = cam.project(head.contour(cam.yaw))[3:14]
-    clip = canvas.mask([np.concatenate([top, curve(base)])])
-    shade = jaw + cam.affine[:, 1] * 0.10 - np.array([scene.sun[0], 0]) * 0.18 * unit
-    canvas.glaze([shade], tint(who.skin, 0.4) * (1, 0.85, 0.8), 0.75, blur=0.09 * unit, clip=clip)
-    canvas.glaze([curve(base)], tint(scene.clothes, 0.6), 0.9, width=0.07 * unit, blur=0.012 * unit)
-    for side in (-1, 1):
-        fold = body([(side * 0.75, 0.62), (side * 1.0, 1.1), (side * 0.95, 1.7)])
-        canvas.glaze([curve(fold)], tint(scene.clothes, 0.55), 0.4, width=0.06 * unit, blur=0.04 * unit)
+def cap_outline(head: Head, scene: Scene, grow: float, low: float, lift: float, tilt: float = 0.0) -> np.ndarray:
+    """(n, 3) the head's outline above height `low`, `grow` thicker, its crown lifted by `lift` (more on one side)."""
+    y = np.concatenate([TOP - 0.02 + (min(low, 0.4) - TOP) * (1 - np.cos(np.linspace(0, np.pi / 2, 18))), [low]])
+    thick = np.full(len(y), grow) if low > 1 else grow * np.clip((low + 0.05 - y) / 0.4, 0, 1) ** 0.7
+    points = head.hang(np.array([[180.0], [-180.0]]), np.stack([y, y]), scene.camera.yaw, thick)
+    points = np.concatenate([points[0], points[1, ::-1]])
+    rise = np.clip((0.3 - points[:, 1]) / 1.5, 0, 1) * lift
+    points[:, 1] -= rise * (1 + tilt * np.clip(points[:, 0], -1, 1))
+    return points
 
 
-def draw_ear(canvas: Canvas, head: Head, who: Identity, scene: Scene, side: float) -> None:
-    """One ear, in three dimensions; `side` -1 is the image's left. It stays background in the class map."""
-    cam, unit, s = scene.camera, scene.camera.unit, head.shape
-    size = s["ear"]
-    u = np.array([0.15, -0.2, -0.75, -1.0, -0.8, -0.35, 0.05, 0.2])
-    v = np.array([-0.12, -0.36, -0.38, -0.1, 0.16, 0.36, 0.42, 0.2]) * size
-    w = float(head.rings(0.3)[0])
-    out = 0.02 + 0.13 * -np.minimum(u, 0) * size
-    points = np.stack([side * (w - 0.05 + out), 0.27 + v, 0.02 + 0.27 * u * size], -1).astype(np.float32)
-    shell = curve(cam.project(points), closed=True)
-    skin = tint(who.skin, 0.93) * (1.02, 0.95, 0.93)
-    canvas.fill(shell, skin)
-    inner = points * (1, 1, 1)
-    middle = points.mean(0)
-    inner = middle + (points - middle) * 0.62
-    dark = tint(who.skin, 0.5) * (1, 0.82, 0.78)
-    canvas.glaze([curve(cam.project(inner), closed=True)], dark, 0.5, blur=0.03 * unit)
-    canvas.glaze([shell], dark, 0.45, width=0.02 * unit, blur=0.01 * unit)
-    if scene.earrings:
-        lobe = cam.project(points[6:7] + (0, 0.05, 0))
-        ring = lobe + np.stack([np.cos(np.arange(8) * 0.785), np.sin(np.arange(8) * 0.785)], 1) * 0.05 * unit
-        canvas.fill(ring, (226, 190, 96))
-
-
-def cap_outline(head: Head, scene: Scene, grow: float, low: float, lift: float) -> np.ndarray:
-    """(n, 2) pixels: the head's outline above height `low`, `grow` thicker, its crown lifted by `lift`."""
-    points = head.outline(scene.camera.yaw, TOP - 0.02, low, grow)
-    points = points.copy()
-    points[:, 1] -= lift * np.clip((0.3 - points[:, 1]) / 1.5, 0, 1)
-    return scene.camera.project(points)
-
-
-def face_window(head: Head, who: Identity, scene: Scene, margin: float = 0.0) -> np.ndarray:
-    """(n, 2) pixels: the part of the head that hair leaves free: hairline, sideburns, then round the jaw."""
-    cam, top = scene.camera, who.shape["hairline"]
-    style = who.hair_style
-    recede = {"receding": -0.34, "bald": -0.5}.get(style, 0.0)
-    angle = np.array([0, 18, 36, 52, 62, 68, 74, 80])
-    y = np.array([0, 0.01, 0.04, 0.16, 0.42, 0.72, 0.98, 1.25]) + top
+def _hairline(head: Head, who: Identity, scene: Scene) -> np.ndarray:
+    """(n, 3) the edge of the hair from the left sideburn over the forehead to the right one."""
+    style, long_ = who.hair_style, who.long_hair
+    angle = np.array([0.0, 16, 32, 45, 55, 61, 63, 64]) if long_ else np.array([0.0, 18, 36, 52, 62, 68, 74, 80])
+    y = np.array([0, 0.01, 0.05, 0.17, 0.42, 0.72, 0.98, 1.25]) + who.shape["hairline"]
     if style == "receding":
-        y = y + np.array([-0.16, -0.3, -0.42, -0.38, -0.2, -0.05, 0, 0])
-    elif recede:
-        y = y + recede
-    if who.long_hair:
-        angle = np.array([0, 16, 32, 46, 56, 63, 66, 66])
+        y = y - (0.16, 0.3, 0.42, 0.38, 0.2, 0.05, 0, 0)
     if who.fringe:
-        drop = 0.45 + 0.32 * who.fringe
-        y = y + np.array([1, 0.98, 0.92, 0.75, 0.4, 0.1, 0, 0]) * drop * (0.5 if style == "crop" else 1)
-    low = 1.3 if who.long_hair else 0.62
-    side_a = np.array([84, 104]) if not who.long_hair else np.array([68, 74])
-    a = np.concatenate([angle, side_a])
-    h = np.concatenate([y, [0.45, low]]) - margin
-    right = head.around(a, h, cam.yaw)
-    left = head.around(-a, h, cam.yaw)
-    swing = who.parting * 0.12 * (who.hair_style in ("side_part", "bob", "long", "wavy")) * (1 - who.fringe)
-    rim = np.concatenate([left[::-1], right[1:]])
-    rim[:, 1] += swing * rim[:, 0]
-    line = curve(cam.project(rim), per=4)
-    jaw = cam.project(
-        head.around(np.array([180.0, 180, 180, -180, -180, -180]), np.array([0.9, 1.4, 2, 2, 1.4, 0.9]), cam.yaw, 0.6)
-    )
-    return np.concatenate([line, jaw])
+        reach = (0.2 + 0.15 * who.fringe) if style == "crop" else (0.46 + 0.26 * who.fringe)
+        y = y + np.array([1, 0.98, 0.92, 0.75, 0.4, 0.1, 0, 0]) * reach
+    end_angle, end_y = ([65.0, 68, 72], [0.6, 1.4, 2.9]) if long_ else ([84.0, 104], [0.45, 0.62])
+    a, h = np.concatenate([angle, end_angle]), np.concatenate([y, end_y])
+    sides = head.hang(np.stack([-a, a]), np.stack([h, h]), scene.camera.yaw)
+    rim = np.concatenate([sides[0, ::-1], sides[1, 1:]])
+    if style in _LOOSE and not who.fringe:
+        rim[:, 1] += who.parting * 0.14 * rim[:, 0] * (rim[:, 1] < -0.3)
+    return rim
+
+
+def _window(canvas: Canvas, head: Head, who: Identity, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """(2S, 2S) coverage of what the hair leaves free: from the hairline downwards."""
+    cam = scene.camera
+    line = curve(cam.project(_hairline(head, who, scene)), per=4)
+    if who.hair_style in ("curly", "afro") or who.fringe:
+        n = len(line)
+        calm = np.minimum(np.arange(n), np.arange(n)[::-1]) > 12
+        line = line + (rng.uniform(-1, 1, n) * calm * 0.028)[:, None] * cam.up
+    if who.long_hair:
+        return canvas.mask(line)
+    below = head.around(np.array([180.0, 180, -180, -180]), np.array([0.9, 2, 2, 0.9]), cam.yaw, 0.7)
+    return canvas.mask(np.concatenate([line, cam.project(below)]))
 
 
 def draw_hair_back(canvas: Canvas, head: Head, who: Identity, scene: Scene, rng: np.random.Generator) -> None:
     """What falls behind the neck, or stands behind the head."""
-    cam, unit = scene.camera, scene.camera.unit
-    style = who.hair_style
-    colour = tint(who.hair, 0.6)
-    if style in ("bob", "long", "wavy"):
-        end = {"bob": 1.35, "long": 2.9, "wavy": 2.7}[style] * head.shape["length"]
-        y = np.linspace(-0.2, end, 7)
-        width = (
-            1.05 + who.shape["volume"] + np.array([0.0, 0.04, 0.08, 0.1, 0.1, 0.06, -0.12 if style == "bob" else 0.0])
-        )
+    cam, unit, style = scene.camera, scene.camera.unit, who.hair_style
+    colour = tint(who.hair, 0.55)
+    if who.long_hair:
+        y = np.linspace(-0.8, _CAP[style][2] + 0.05, 7)
+        width = np.array([0.7, 0.98, 1.06, 1.1, 1.1, 1.08, 0.9]) + 0.6 * max(0.0, who.shape["volume"])
         if style == "wavy":
-            width = width + 0.09 * np.sin(np.arange(7) * 1.9 + who.seed % 7) + 0.08
-        flow = np.sin(np.radians(cam.yaw)) * 0.25
-        right = np.stack([width - flow, y, np.full(7, -0.35)], 1)
-        left = np.stack([-width - flow, y, np.full(7, -0.35)], 1)
-        area = curve(cam.project(np.concatenate([right, left[::-1]]).astype(np.float32)), per=4)
+            width = width + 0.06 * np.sin(np.arange(7) * 1.9 + who.seed % 7) + 0.06
+        k = np.concatenate([[1.0, -1.0], rng.uniform(-1, 1, 24)])[:, None]
+        x = k * width + 0.03 * np.sin(y * 3 + k * 9) * (style == "wavy") - 0.25 * np.sin(np.radians(cam.yaw))
+        lines = cam.project(np.stack(np.broadcast_arrays(x, y, np.float32(-0.35)), -1).astype(np.float32))
+        area = curve(np.concatenate([lines[0], lines[1, ::-1]]), per=4)
         canvas.fill(area, colour, HAIR)
-        strokes = []
-        for k in rng.uniform(-1, 1, 26):
-            x = k * width - flow + 0.03 * np.sin(y * 3 + k * 9) * (style == "wavy")
-            strokes.append(curve(cam.project(np.stack([x, y, np.full(7, -0.3)], 1).astype(np.float32)), per=3))
-        clip = canvas.mask([area])
-        canvas.glaze(strokes[:13], tint(who.hair, 1.06), 0.4, width=0.035 * unit, blur=0.012 * unit, clip=clip)
-        canvas.glaze(strokes[13:], tint(who.hair, 0.35), 0.4, width=0.035 * unit, blur=0.012 * unit, clip=clip)
+        clip = canvas.mask(area)
+        strands = curve(lines[2:], per=3)
+        canvas.glaze(strands[:12], tint(who.hair, 0.9), 0.4, width=0.035 * unit, blur=0.012 * unit, clip=clip)
+        canvas.glaze(strands[12:], tint(who.hair, 0.35), 0.4, width=0.035 * unit, blur=0.012 * unit, clip=clip)
     elif style == "tied":
         bun = cam.project(np.array([[0.25 * who.parting, TOP - 0.05, -0.55]], np.float32))[0]
-        t = np.linspace(0, 2 * np.pi, 18, endpoint=False)
-        ball = bun + np.stack([np.cos(t), np.sin(t) * 0.85], 1) * 0.42 * unit
-        canvas.fill(ball, tint(colour, 1.05), HAIR)
-        canvas.glaze([ball * 0.6 + bun * 0.4 - 0.08 * unit], tint(who.hair, 1.2), 0.4, blur=0.1 * unit)
-
-
-def _tufts(outline: np.ndarray, rng: np.random.Generator, unit: float, size: float) -> np.ndarray:
-    """The outline with bumps, as curls make it."""
-    n = len(outline)
-    middle = outline.mean(0)
-    away = outline - middle
-    away /= np.linalg.norm(away, axis=1, keepdims=True) + 1e-3
-    wave = rng.uniform(-1, 1, n) * size * unit
-    return curve((outline + away * wave[:, None]).astype(np.float32), closed=True, per=3)
+        t = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+        ball = np.stack([np.cos(t), np.sin(t) * 0.85], 1) * (0.42 * unit)
+        canvas.fill(bun + ball, tint(who.hair, 0.75), HAIR)
+        canvas.glaze([bun + ball * 0.55 - 0.1 * unit], tint(who.hair, 1.25), 0.4, blur=0.09 * unit)
+        loops = [bun + ball * r for r in (0.5, 0.75)]
+        canvas.glaze(np.stack(loops), tint(who.hair, 0.4), 0.5, width=0.03 * unit, blur=0.012 * unit)
 
 
 def draw_hair(canvas: Canvas, head: Head, who: Identity, scene: Scene, rng: np.random.Generator) -> None:
-    """The hair on the head: a cap around the skull, cut out by the hairline, with strands along the skull."""
-    style, unit = who.hair_style, scene.camera.unit
+    """The hair on the head, with its shadow on the skin."""
+    style, cam, unit = who.hair_style, scene.camera, scene.camera.unit
     if style == "bald":
         return
-    volume = max(0.03, who.shape["volume"])
-    grow = {"crop": 0.045, "receding": 0.04, "side_part": 0.09, "tied": 0.03, "curly": 0.16, "afro": 0.38}.get(
-        style, 0.09
-    )
-    lift = {"crop": 0.05, "receding": 0.02, "side_part": 0.16, "tied": 0.03, "curly": 0.14, "afro": 0.34}.get(
-        style, 0.08
-    )
-    low = {"afro": 0.55, "curly": 0.35, "bob": 1.25, "long": 1.7, "wavy": 1.7}.get(style, 0.45)
+    grow, lift, low = _CAP[style]
     if scene.hat != "none":
         lift, grow = 0.0, min(grow, 0.12)
-    outline = cap_outline(head, scene, grow * (0.7 + 2 * volume), low, lift)
+    tilt = 0.5 * np.sign(who.parting) if style == "side_part" else 0.0
+    outline = cam.project(cap_outline(head, scene, grow * (0.7 + 2 * max(0.03, who.shape["volume"])), low, lift, tilt))
     if style in ("curly", "afro"):
-        outline = _tufts(outline, rng, unit, 0.05)
-    window = face_window(head, who, scene)
-    if style in ("curly", "afro"):
-        window = _tufts(window, rng, unit, 0.03)
-    cap, hole = canvas.mask([outline]), canvas.mask([window])
-    soft = 0.02 if who.long_hair or who.fringe else 0.035
-    edge = cv2.GaussianBlur(hole, (0, 0), soft * unit * 2)
+        outline = _tufts(outline, rng, 0.05 * unit)
+    cap, hole = canvas.mask(outline), _window(canvas, head, who, scene, rng)
+    small = (canvas.size // 2, canvas.size // 2)
+    inside = cv2.bitwise_and(cap, cv2.bitwise_not(hole))
+    shadow = soften(cv2.resize(inside, small, interpolation=cv2.INTER_AREA), 0.08 * unit / 2)
+    shadow = cv2.resize(shadow, cap.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    canvas.layer(cv2.multiply(shadow, canvas.skin, scale=1 / 255), tint(who.skin, 0.4) * (1, 0.86, 0.8), 0.6)
+    edge = soften(hole, (0.012 if who.long_hair or who.fringe else 0.035) * unit * SUPER)
     cover = cv2.multiply(cap, cv2.bitwise_not(edge), scale=1 / 255)
-    shadow = cv2.GaussianBlur(cv2.bitwise_and(cap, cv2.bitwise_not(hole)), (0, 0), 0.07 * unit * 2)
-    shadow = cv2.multiply(shadow, canvas.skin, scale=1 / 255)
-    canvas.layer(shadow, tint(who.skin, 0.4) * (1, 0.86, 0.8), 0.6)
-    texture = _texture(canvas, head, who, scene, rng, outline)
-    canvas.layer(cover, texture, 1.0 if style != "receding" else 0.92)
+    canvas.layer(cover, _texture(canvas, head, who, scene, rng, outline), 0.85 if style == "receding" else 1.0)
     canvas.figure = cv2.max(canvas.figure, cover)
     canvas.label[cover > 127] = HAIR
+
+
+def _tufts(outline: np.ndarray, rng: np.random.Generator, size: float) -> np.ndarray:
+    """The outline (n, 2) with bumps, as curls make it."""
+    away = outline - outline.mean(0)
+    away /= np.linalg.norm(away, axis=1, keepdims=True) + 1e-3
+    return curve(outline + away * (rng.uniform(-1, 1, len(outline)) * size)[:, None], closed=True, per=3)
+
+
+def _paths(head: Head, who: Identity, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """(n, m, 3) strands over the skull."""
+    yaw, t = scene.camera.yaw, np.linspace(0, 1, 9)[None, :]
+    if who.hair_style in ("crop", "receding"):
+        n = 200
+        a, y0 = rng.uniform(-170, 170, n)[:, None], rng.uniform(TOP, 0.4, n)[:, None]
+        t = t[:, ::2]
+        return head.around(a + 14 * t * who.parting, y0 + t * rng.uniform(0.12, 0.3, n)[:, None], yaw, 0.06)
+    if who.hair_style in _LOOSE and not who.fringe:
+        n = 100
+        u = rng.uniform(0, 1, n)[:, None]
+        side = np.where(np.arange(n) < n // 2, -1.0, 1.0)[:, None]
+        start = -40.0 * who.parting
+        end = side * (66 + 110 * (1 - u) ** 0.8)
+        y0 = TOP + u**0.7 * (who.shape["hairline"] - 0.02 - TOP)
+        y1 = 2.7 if who.long_hair else 0.5
+        swing = np.sin(np.minimum(t * (2.4 if who.long_hair else 1.4), 1) * np.pi / 2)
+        a = start + (end - start) * swing
+        if who.hair_style == "wavy":
+            a = a + 5 * np.sin(t * 13 + 2 * u) * np.minimum(2 * t, 1)
+        return head.hang(a, y0 + (y1 - y0) * t**1.5, yaw, 0.1)
+    n = 90
+    y1 = 2.7 if who.long_hair else 0.6
+    a = (np.linspace(-172, 172, n) + rng.uniform(-5, 5, n))[:, None] + who.parting * 22 * (1 - t)
+    if who.hair_style == "wavy":
+        a = a + 6 * np.sin(t * 14)
+    return head.hang(a, TOP + (y1 - TOP) * t**1.15, yaw, 0.1)
 
 
 def _texture(
     canvas: Canvas, head: Head, who: Identity, scene: Scene, rng: np.random.Generator, outline: np.ndarray
 ) -> np.ndarray:
-    """(2S, 2S, 3) picture of hair, to be cut to shape."""
-    unit, cam, style = scene.camera.unit, scene.camera, who.hair_style
-    pen = Canvas.blank(canvas.size, tint(who.hair, 0.9))
+    """(2S, 2S, 3) picture of hair, to be cut to shape; drawn at half of that, which keeps strands soft."""
+    unit, style, size = scene.camera.unit, who.hair_style, canvas.size
+    picture = np.empty((size, size, 3), np.uint8)
+    picture[:] = np.clip(tint(who.hair, 0.9), 0, 255)
     if style in ("curly", "afro"):
-        low, high = outline.min(0), outline.max(0)
-        n = 150
-        at = rng.uniform(low, high, (n, 2))
-        t = np.linspace(0, 4.2, 7)
-        ring = np.stack([np.cos(t), np.sin(t)], 1) * (0.075 if style == "curly" else 0.045) * unit
-        arcs = [a + ring for a in at]
-        pen.lines(arcs[: n // 2], tint(who.hair, 0.55), 0.03 * unit)
-        pen.lines(arcs[n // 2 :], tint(who.hair, 1.16), 0.02 * unit)
-        return pen.rgb
-    y = np.linspace(TOP, 1.5 if who.long_hair else 0.6, 9)
-    fall = (y - y[0]) / (y[-1] - y[0])
-    n = 84
-    turn = who.parting * 70
-    angle = np.linspace(-170, 170, n) + rng.uniform(-4, 4, n)
-    sweep = turn * (1 - fall) * (0.9 if style in ("side_part", "bob", "long", "wavy") else 0.25)
-    wave = 7 * np.sin(fall * 14) if style == "wavy" else 0.0
-    strands = [cam.project(head.around(a + sweep * (1 - abs(a) / 170) + wave, y, cam.yaw, 0.1)) for a in angle]
-    strands = [curve(s.astype(np.float32), per=2) for s in strands]
-    shades = rng.permutation(n)
-    width = 0.03 if style != "crop" else 0.02
-    for k, factor in enumerate((0.5, 0.7, 1.05, 1.16)):
-        pen.lines([strands[i] for i in shades[k::4]], tint(who.hair, factor), width * unit)
-    band = [s[5:9] for s in strands[::2]]
-    shine = 1.45 if who.hair.mean() < 120 else 1.3
-    pen.glaze(band, tint(who.hair + 18, shine), 0.35, width=0.05 * unit, blur=0.03 * unit)
-    return cv2.GaussianBlur(pen.rgb, (0, 0), 0.006 * unit * 2 + 0.3)
-
-
-def draw_hat(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
-    """A cap, a beanie or a hat with a brim; background in the class map, as in LaPa."""
-    if scene.hat == "none":
-        return
-    cam, unit = scene.camera, scene.camera.unit
-    colour = np.clip(scene.clothes[::-1] * 0.8 + 20, 0, 235)
-    rim_y = -0.66 if scene.hat != "beanie" else -0.58
-    crown = cap_outline(head, scene, 0.15, rim_y, 0.12 if scene.hat != "brim" else 0.3)
-    canvas.fill(crown, colour, 0)
-    a = np.linspace(-180, 180, 25)
-    rim = head.around(a, np.full(25, rim_y), cam.yaw, 0.16)
-    front = np.abs(a) <= 92
-    band = cam.project(rim[front])
-    up = -cam.affine[:, 1]
-    dark = tint(colour, 0.55)
-    clip = canvas.mask([crown])
-    for x in np.linspace(-75, 75, 6):
-        seam = cam.project(head.around(np.full(6, x), np.linspace(TOP, rim_y, 6), cam.yaw, 0.15))
-        canvas.glaze([seam], dark, 0.3, width=0.02 * unit, blur=0.012 * unit, clip=clip)
-    if scene.hat == "beanie":
-        cuff = np.concatenate([band + up * -0.06, (band + up * 0.22)[::-1]])
-        canvas.fill(cuff, tint(colour, 0.86), 0)
-        ribs = [np.stack([p + up * -0.05, p + up * 0.2]) for p in curve(band, per=3)]
-        canvas.glaze(ribs, dark, 0.35, width=0.02 * unit)
-        return
-    reach = 0.62 if scene.hat == "cap" else 0.5
-    span = np.abs(a) <= (62 if scene.hat == "cap" else 180)
-    flare = head.around(a, np.full(25, rim_y + (0.1 if scene.hat == "cap" else 0.03)), cam.yaw, 0.16)
-    away = np.stack([np.sin(np.radians(a)), np.zeros(25), np.cos(np.radians(a))], 1)
-    bend = np.cos(np.radians(a) * (90 / 62))[:, None] if scene.hat == "cap" else np.ones((25, 1))
-    visor = cam.project((flare + away * reach * np.clip(bend, 0, 1))[span].astype(np.float32))
-    inner = cam.project(rim[span])
-    below = np.concatenate([visor, inner[::-1]]) - up * 0.16
-    canvas.glaze([below], (30, 22, 20), 0.38, blur=0.09 * unit, clip=canvas.skin)
-    canvas.fill(np.concatenate([visor, inner[::-1]]), tint(colour, 0.8), 0)
-    canvas.glaze([visor], tint(colour, 1.3), 0.5, width=0.02 * unit)
+        n, radius = (190, 0.07) if style == "curly" else (320, 0.04)
+        at = rng.uniform(outline.min(0), outline.max(0), (n, 1, 2))
+        t = np.linspace(0, 3.6, 6) + rng.uniform(0, 6.28, n)[:, None]
+        strands = at + np.stack([np.cos(t), np.sin(t)], -1) * (radius * unit)
+        shades = (0.5, 0.68, 1.0, 1.1)
+    else:
+        strands = scene.camera.project(_paths(head, who, scene, rng))
+        strands = strands[rng.permutation(len(strands))]
+        shades = (0.6, 0.78, 0.98, 1.09)
+    fixed = list(np.rint(strands * 16).astype(np.int32))
+    thick = max(1, round(0.022 * unit))
+    for k, factor in enumerate(shades):
+        cv2.polylines(picture, fixed[k::4], False, scalar(tint(who.hair, factor)), thick, cv2.LINE_8, 4)
+    if style not in ("curly", "afro", "crop", "receding"):
+        light = np.zeros((size, size), np.uint8)
+        bright = [f[2:5] if who.long_hair else f[3:6] for f in fixed[::2]]
+        cv2.polylines(light, bright, False, 120, max(1, round(0.045 * unit)), cv2.LINE_8, 4)
+        blend(picture, soften(light, 0.035 * unit), tint(who.hair + 14, 1.3 if who.hair.mean() < 120 else 1.2))
+    return cv2.resize(picture, canvas.label.shape[::-1], interpolation=cv2.INTER_LINEAR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ LONG_STYLES = ("bob", "long", "wavy")
 
 #: Skin colours (RGB) from the lightest to the darkest; a person lies anywhere between two neighbours.
 _SKIN = np.array(
-    [(250, 219, 200), (244, 205, 180), (234, 190, 158), (222, 172, 134), (205, 152, 112), (181, 127, 89)]
+    [(252, 214, 192), (247, 201, 174), (238, 187, 152), (226, 170, 130), (208, 151, 110), (184, 128, 89)]
     + [(152, 103, 70), (122, 80, 54), (94, 60, 42), (70, 45, 34)],
     np.float32,
 )
@@ -71,14 +72,14 @@ def _shape(rng: np.random.Generator, m: float, age: float) -> dict[str, float]:
     child = max(0.0, 0.25 - age) * 4
     spread = {
         "width": (1.0 + 0.03 * child, 0.05),
-        "length": (1.0 + 0.03 * (m - 0.5) - 0.06 * child, 0.045),
+        "length": (0.955 + 0.03 * (m - 0.5) - 0.06 * child, 0.045),
         "jaw": (0.80 + 0.10 * (m - 0.5) + 0.04 * age, 0.055),
-        "chin": (0.36 + 0.12 * (m - 0.5), 0.05),
+        "chin": (0.40 + 0.12 * (m - 0.5), 0.05),
         "cheek": (0.95, 0.03),
         "forehead": (0.93, 0.04),
         "eye_x": (0.445, 0.022),
         "eye_y": (0.02 + 0.06 * child, 0.025),
-        "eye_w": (0.215 + 0.018 * child - 0.01 * (m - 0.5), 0.014),
+        "eye_w": (0.22 + 0.018 * child - 0.01 * (m - 0.5), 0.014),
         "eye_h": (1.0 + 0.18 * child - 0.2 * (m - 0.5) - 0.12 * age, 0.13),
         "eye_tilt": (0.025 - 0.02 * age, 0.028),
         "crease": (0.075, 0.025),
@@ -88,12 +89,12 @@ def _shape(rng: np.random.Generator, m: float, age: float) -> dict[str, float]:
         "brow_slant": (0.03, 0.03),
         "brow_w": (0.052 + 0.03 * (m - 0.5), 0.012),
         "brow_len": (0.29, 0.018),
-        "nose_y": (0.72 - 0.06 * child + 0.02 * (m - 0.5), 0.035),
-        "nose_w": (0.205 + 0.03 * (m - 0.5), 0.026),
-        "nose_z": (0.36 - 0.08 * child + 0.05 * (m - 0.5), 0.05),
+        "nose_y": (0.675 - 0.06 * child + 0.02 * (m - 0.5), 0.035),
+        "nose_w": (0.195 + 0.03 * (m - 0.5), 0.026),
+        "nose_z": (0.33 - 0.08 * child + 0.05 * (m - 0.5), 0.05),
         "bridge": (0.15, 0.035),
         "tip": (0.115 + 0.015 * (m - 0.5), 0.016),
-        "mouth_y": (1.035 - 0.03 * child, 0.025),
+        "mouth_y": (0.985 - 0.03 * child, 0.025),
         "mouth_w": (0.345 + 0.02 * (m - 0.5), 0.026),
         "lip_up": (0.085 - 0.025 * (m - 0.5) - 0.03 * age, 0.018),
         "lip_low": (0.118 - 0.025 * (m - 0.5) - 0.03 * age, 0.02),
@@ -144,6 +145,7 @@ def _hair_style(rng: np.random.Generator, m: float, age: float, melanin: float) 
     return list(odds)[int(rng.choice(len(p), p=p / p.sum()))]
 
 
+@functools.lru_cache(maxsize=2048)
 def sample_identity(seed: int, index: int) -> Identity:
     """Person `index` of the population `seed`; the same on every machine."""
     rng = np.random.default_rng((seed, 1, index))

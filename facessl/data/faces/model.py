@@ -13,7 +13,14 @@ from facessl.data.faces.expression import Expression
 from facessl.data.faces.geometry import Camera, curve
 from facessl.data.faces.identity import Identity
 
-TOP = -1.62  # crown of a mean head
+TOP = -1.6  # crown of the head
+_ROWS = 96  # rings of the stack
+_MIRROR = np.array([-1, 1, 1], np.float32)
+# Profile of a mean head: heights, then depth of the front, of the back and of the axis at these heights.
+_Y = np.array([TOP, -1.5, -1.25, -0.85, -0.4, 0.05, 0.5, 0.9, 1.15, 1.37, 1.52, 1.595, 1.62])
+_FRONT = np.array([0, 0.42, 0.72, 0.90, 0.98, 0.93, 0.97, 0.99, 0.97, 0.97, 0.96, 0.90, 0.84])
+_BACK = np.array([0, -0.55, -1.0, -1.35, -1.5, -1.45, -1.1, -0.4, 0.02, 0.25, 0.46, 0.64, 0.80])
+_MIDDLE = np.array([0, -0.05, -0.1, -0.1, -0.05, 0.0, 0.04, 0.1, 0.2, 0.36, 0.55, 0.72, 0.82])
 _JAW_Y = np.array([0.02, 0.29, 0.56, 0.82, 1.06, 1.27, 1.44, 1.555], np.float32)  # heights of points 0..7
 
 
@@ -31,17 +38,18 @@ class Head:
         self.chin = 1.62 * s["length"] + 0.2 * max(0.0, expression.jaw)
         rest = 1.62 * s["length"]
         self._stretch = (self.chin - 0.55) / (rest - 0.55)
-        y = np.array([TOP, -1.5, -1.25, -0.85, -0.4, 0.05, 0.5, 0.9, 1.15, 1.36, 1.52, 1.60, 1.62], np.float32)
-        w = np.array([0.0, 0.42, 0.74, s["forehead"], 0.985, 1.0, s["cheek"], s["jaw"], 0.0, 0.0, 0.0, 0.0, 0.0])
-        w[8:11] = s["jaw"] * 0.86, 0.36 * s["jaw"] + 0.66 * s["chin"], 0.78 * s["chin"]
-        w[11] = 0.36 * s["chin"]
-        front = np.array([0, 0.42, 0.72, 0.90, 0.98, 0.93, 0.97, 0.99, 0.97, 0.97, 0.96, 0.90, 0.84], np.float32)
-        back = np.array([0, -0.55, -1.0, -1.35, -1.5, -1.45, -1.1, -0.4, 0.02, 0.25, 0.46, 0.64, 0.80], np.float32)
-        mid = np.array([0, -0.05, -0.1, -0.1, -0.05, 0.0, 0.04, 0.1, 0.2, 0.36, 0.55, 0.72, 0.82], np.float32)
-        table = curve(np.stack([y, w * s["width"], front, back, mid], 1).astype(np.float32), per=6)
+        jaw, chin = s["jaw"], s["chin"]
+        lower = (jaw, 0.9 * jaw, 0.45 * jaw + 0.62 * chin, 0.1 * jaw + 0.82 * chin, 0.56 * chin, 0.0)
+        w = np.array([0, 0.42, 0.74, s["forehead"], 0.985, 1.0, s["cheek"], *lower]) * s["width"]
+        table = curve(np.stack([_Y, w, _FRONT, _BACK, _MIDDLE], 1).astype(np.float32), per=6)
         table[:, 0] = self._length(table[:, 0])
-        table[:, 1] = np.maximum(table[:, 1], 0)
-        self._table = table
+        self._low, self._step = TOP, (self.chin - TOP) / (_ROWS - 1)
+        even = np.linspace(TOP, self.chin, _ROWS)
+        at = np.minimum(np.searchsorted(table[:, 0], even, "right") - 1, len(table) - 2)
+        t = (even - table[at, 0]) / np.maximum(table[at + 1, 0] - table[at, 0], 1e-6)
+        rows = table[at, 1:] + np.minimum(t, 1)[:, None].astype(np.float32) * (table[at + 1, 1:] - table[at, 1:])
+        rows[:, 0] = np.maximum(rows[:, 0], 1e-3)
+        self._rows, self._rise = rows, np.diff(rows, axis=0, append=rows[-1:])
         self.points = self._landmarks()
 
     def _length(self, y: np.ndarray) -> np.ndarray:
@@ -49,20 +57,30 @@ class Head:
         y = np.where(y > 0, y * self.shape["length"], y)
         return np.where(y > 0.55, 0.55 + (y - 0.55) * self._stretch, y)
 
-    def rings(self, y: np.ndarray | float) -> tuple[np.ndarray, ...]:
-        """Half-width, front, back and middle depth of the rings at heights `y`."""
-        t = self._table
-        return tuple(np.interp(y, t[:, 0], t[:, k]).astype(np.float32) for k in (1, 2, 3, 4))
+    def rings(self, y: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Half-width, front, back and middle depth of the rings at heights `y`, each of its shape."""
+        k = (np.asarray(y, np.float32) - self._low) / self._step
+        k = np.minimum(np.maximum(k, 0), _ROWS - 1)
+        i = k.astype(np.int32)
+        row = self._rows[i] + self._rise[i] * (k - i)[..., None]
+        return row[..., 0], row[..., 1], row[..., 2], row[..., 3]
 
     def on_face(self, x: np.ndarray, y: np.ndarray, lift: np.ndarray | float = 0.0) -> np.ndarray:
-        """(n, 3) points of the front surface below (x, y), moved `lift` towards the viewer."""
+        """(..., 3) points of the front surface below (x, y), moved `lift` towards the viewer."""
         w, front, _, mid = self.rings(y)
-        u = np.clip(np.asarray(x) / np.maximum(w, 1e-3), -1, 1)
-        z = mid + (front - mid) * np.sqrt(1 - u * u) + lift
-        return np.stack(np.broadcast_arrays(x, y, z), -1).astype(np.float32)
+        out = np.empty((*np.shape(x), 3), np.float32)
+        out[..., 0], out[..., 1] = x, y
+        u = x / w
+        out[..., 2] = mid + (front - mid) * np.sqrt(np.maximum(1 - u * u, 0)) + lift
+        return out
 
-    def around(self, angle: np.ndarray | float, y: np.ndarray | float, yaw: float, grow: float = 0.0) -> np.ndarray:
-        """(n, 3) points at `angle` degrees from the front (positive right) and heights `y`.
+    def both(self, x: np.ndarray, y: np.ndarray, lift: np.ndarray | float = 0.0) -> np.ndarray:
+        """(2, n, 3) points of the front surface on the left and on the right of the image, |x| given."""
+        left = self.on_face(np.asarray(x, np.float32), np.asarray(y, np.float32), lift)
+        return np.stack([left * _MIRROR, left])
+
+    def around(self, angle: np.ndarray, y: np.ndarray, yaw: float, grow: float | np.ndarray = 0.0) -> np.ndarray:
+        """(..., 3) points at `angle` degrees from the front (positive right) and heights `y` of one shape.
 
         What a head turned by `yaw` hides slides to its visible outline. `grow` is the thickness of hair.
         """
@@ -73,26 +91,32 @@ class Head:
         w = w + grow
         right = np.arctan2(w * c, (df if s >= 0 else db) * s)
         left = np.arctan2(w * c, (db if s >= 0 else df) * s) - math.pi
-        a = np.clip(np.radians(angle), left, right)
+        a = np.minimum(np.maximum(np.radians(angle), left), right)
         ca = np.cos(a)
-        z = mid + np.where(ca >= 0, df, db) * ca
-        return np.stack(np.broadcast_arrays(w * np.sin(a), y, z), -1).astype(np.float32)
+        out = np.empty((*a.shape, 3), np.float32)
+        out[..., 0], out[..., 1] = w * np.sin(a), y
+        out[..., 2] = mid + np.where(ca >= 0, df, db) * ca
+        return out
+
+    def hang(self, angle: np.ndarray, y: np.ndarray, yaw: float, grow: float | np.ndarray = 0.0) -> np.ndarray:
+        """As `around`, but below the ears straight down: hair that hangs."""
+        out = self.around(angle, np.minimum(y, 0.4), yaw, grow)
+        out[..., 1] = y
+        return out
 
     def outline(self, yaw: float, low: float, high: float, grow: float = 0.0, n: int = 22) -> np.ndarray:
         """(2n, 3) visible outline between heights `low` and `high`: down the right side, up the left side."""
         t = 0.5 - 0.5 * np.cos(np.linspace(0, math.pi, n))
         y = low + (high - low) * t
-        right, left = self.around(180.0, y, yaw, grow), self.around(-180.0, y, yaw, grow)
-        return np.concatenate([right, left[::-1]])
+        both = self.around(np.array([[180.0], [-180.0]]), np.stack([y, y]), yaw, grow)
+        return np.concatenate([both[0], both[1, ::-1]])
 
     def contour(self, yaw: float) -> np.ndarray:
         """(17, 3) landmarks 0..16: the jaw line; its far half is the visible outline, as annotators mark it."""
         half = self._length(_JAW_Y)
         y = np.concatenate([half, [self.chin], half[::-1]])
-        angle = np.where(np.arange(17) < 8, -90.0, 90.0)
-        points = self.around(angle, y, yaw)
-        chin = self.on_face(np.zeros(1), np.array([self.chin]))
-        points[8] = chin[0]
+        points = self.around(np.where(np.arange(17) < 8, -90.0, 90.0), y, yaw)
+        points[8] = self.on_face(np.zeros(1), np.array([self.chin]))[0]
         return points
 
     def _landmarks(self) -> np.ndarray:
@@ -100,11 +124,11 @@ class Head:
         out[:17] = self.contour(0.0)
         left = self._brow()
         out[17:22] = left
-        out[22:27] = (left * (-1, 1, 1))[::-1]
+        out[22:27] = (left * _MIRROR)[::-1]
         out[27:36] = self._nose()
         eye = self._eye()
         out[36:42] = eye
-        out[42:48] = (eye * (-1, 1, 1))[[3, 2, 1, 0, 5, 4]]
+        out[42:48] = (eye * _MIRROR)[[3, 2, 1, 0, 5, 4]]
         out[48:68] = self._mouth()
         return out
 
@@ -162,7 +186,7 @@ class Head:
         lower = np.isin(np.arange(20), [7, 8, 9, 10, 11, 17, 18, 19])
         upper = np.isin(np.arange(20), [1, 2, 3, 4, 5, 13, 14, 15])
         bulge = np.sqrt(np.clip(1 - (x / hw) ** 2, 0, 1))
-        gap = 0.36 * e.jaw + 0.11 * e.lower
+        gap = 0.42 * e.jaw + 0.11 * e.lower
         y = y + lower * gap * bulge - upper * (0.02 * e.jaw + 0.075 * e.upper) * bulge**0.5
         y = y - 0.13 * e.corner * (x / hw) ** 2 + 0.03 * e.corner + 0.2 * e.jaw * 0.28
         y = y - 0.05 * e.skew * (x / hw)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from facessl.data.faces import extras, eyes, features, hair, photo, soft
-from facessl.data.faces.canvas import SUPER, Canvas
+from facessl.data.faces import beard, body, extras, eyes, features, hair, hats, photo, soft
+from facessl.data.faces.canvas import SUPER, Canvas, blend
 from facessl.data.faces.identity import Identity
 from facessl.data.faces.model import TOP, Head, visible_landmarks
 from facessl.data.faces.scene import Scene
@@ -38,29 +38,28 @@ def render(who: Identity, scene: Scene, size: int) -> Picture:
     marks = visible_landmarks(head, cam)
     photo.paint_backdrop(canvas.rgb, scene.backdrop, rng)
     hair.draw_hair_back(canvas, head, who, scene, rng)
-    hair.draw_body(canvas, head, who, scene)
+    body.draw_body(canvas, head, who, scene)
     turned = np.sin(np.radians(cam.yaw))
     near = [side for side in (-1.0, 1.0) if -side * turned > 0.1]
     for side in {-1.0, 1.0} - set(near):
-        hair.draw_ear(canvas, head, who, scene, side)
+        body.draw_ear(canvas, head, who, scene, side)
     _skin(canvas, head, who, scene)
     features.draw_spots(canvas, head, who, scene)
-    features.draw_folds(canvas, head, who, scene, marks)
-    for side in (0, 1):
-        eyes.draw_eye(canvas, head, who, scene, marks, side)
-        eyes.draw_brow(canvas, who, scene, marks, side, rng)
+    features.draw_folds(canvas, head, who, scene)
+    eyes.draw_eyes(canvas, head, who, scene, marks)
+    eyes.draw_brows(canvas, who, scene, marks, rng)
     features.draw_nose(canvas, head, who, scene, marks)
     features.draw_mouth(canvas, head, who, scene, marks)
-    features.draw_beard(canvas, head, who, scene, marks, rng)
+    beard.draw_beard(canvas, head, who, scene, marks, rng)
     if who.long_hair:
         for side in near:
-            hair.draw_ear(canvas, head, who, scene, side)
+            body.draw_ear(canvas, head, who, scene, side)
     hair.draw_hair(canvas, head, who, scene, rng)
     if not who.long_hair:
         for side in near:
-            hair.draw_ear(canvas, head, who, scene, side)
+            body.draw_ear(canvas, head, who, scene, side)
     extras.draw_glasses(canvas, head, who, scene)
-    hair.draw_hat(canvas, head, who, scene)
+    hats.draw_hat(canvas, head, scene)
     extras.draw_occluder(canvas, head, who, scene, marks, rng)
     image = _develop(canvas, head, who, scene, rng)
     return Picture(image, canvas.label[SUPER // 2 :: SUPER, SUPER // 2 :: SUPER].copy(), marks)
@@ -70,7 +69,7 @@ def _skin(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
     """The bare head: its outline filled with the skin's colours."""
     cam = scene.camera
     outline = cam.project(head.outline(cam.yaw, TOP, head.chin, n=34))
-    canvas.skin = canvas.mask([outline])
+    canvas.skin = canvas.mask(outline)
     paint = soft.to_image(soft.skin_map(head, who, scene), cam, canvas.size * SUPER, SUPER)
     canvas.layer(canvas.skin, paint)
     canvas.figure = cv2.max(canvas.figure, canvas.skin)
@@ -79,9 +78,9 @@ def _skin(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
 
 def _develop(canvas: Canvas, head: Head, who: Identity, scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """Light the figure, reduce to the final size, expose."""
-    size = canvas.size
-    rgb = cv2.resize(canvas.rgb, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
-    figure = cv2.resize(canvas.figure, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    light = soft.to_image(soft.light_map(head, scene, 0.9), scene.camera, size, 1)
-    light = 1 + (light - 1) * figure[..., None]
-    return photo.expose(rgb * light, scene, rng)
+    size = (canvas.size, canvas.size)
+    rgb = cv2.resize(canvas.rgb, size, interpolation=cv2.INTER_AREA)
+    figure = cv2.resize(canvas.figure, size, interpolation=cv2.INTER_AREA)
+    light = np.full_like(rgb, soft.UNITY)
+    blend(light, figure, soft.to_image(soft.light_map(head, who, scene), scene.camera, canvas.size, 1))
+    return photo.expose(cv2.multiply(rgb, light, scale=1 / soft.UNITY), scene, rng)

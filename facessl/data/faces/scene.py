@@ -86,8 +86,8 @@ def _light(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray
     sun = np.array([math.sin(a) * math.cos(h), -math.sin(h), math.cos(a) * math.cos(h)], np.float32)
     warmth = rng.normal(0, 0.05)
     ratio = rng.uniform(0.35, 0.72)
-    key = (1.12 - 0.62 * ratio) * np.array([1 + warmth, 1, 1 - warmth], np.float32)
-    fill = (0.24 + 0.52 * ratio) * np.array([1 - 0.7 * warmth, 1, 1 + 0.7 * warmth], np.float32)
+    key = (1.0 - 0.56 * ratio) * np.array([1 + warmth, 1, 1 - warmth], np.float32)
+    fill = (0.21 + 0.46 * ratio) * np.array([1 - 0.7 * warmth, 1, 1 + 0.7 * warmth], np.float32)
     return sun, key.astype(np.float32), fill.astype(np.float32)
 
 
@@ -127,7 +127,7 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
         occluder=occluder,
         blur=worst * float(rng.uniform(0.5, 1.5)) if u[6] < 0.2 else 0.0,
         motion=(worst * float(rng.normal(0, 2.0)), worst * float(rng.normal(0, 1.2))) if u[7] < 0.05 else (0.0, 0.0),
-        noise=worst * float(rng.gamma(1.3, 2.2)),
+        noise=worst * float(rng.gamma(1.2, 1.5)),
         cast=(1 + worst * rng.normal(0, 0.045, 3)).astype(np.float32),
         gamma=float(np.exp(worst * rng.normal(0, 0.13))),
         contrast=float(np.exp(worst * rng.normal(0, 0.08))),

@@ -14,7 +14,9 @@ from facessl.data.faces.identity import Identity
 from facessl.data.faces.model import Head
 from facessl.data.faces.scene import Scene
 
-_GRID, _REACH = 80, 2.5  # samples per side, head units from the middle to the border
+_GRID, _REACH = 64, 2.1  # samples per side, head units from the middle to the border
+UNITY = 128  # light that leaves colours as they are
+_GREY = 125.0
 _AXIS = np.linspace(-_REACH, _REACH, _GRID, dtype=np.float32)
 
 
@@ -34,31 +36,32 @@ class Blobs:
 
     def __init__(self, head: Head, camera: Camera) -> None:
         self._head, self._camera = head, camera
-        self._at: list[np.ndarray] = []
-        self._sigma: list[tuple[float, float]] = []
-        self._value: list[tuple[float, ...]] = []
-
-    def add(self, point: np.ndarray, sx: float, sy: float, *value: float) -> None:
-        """A blob at a 3-D point of the head frame, with standard deviations in head units."""
-        self._at.append(point)
-        self._sigma.append((sx, sy))
-        self._value.append(value)
-
-    def pair(self, x: float, y: float, sx: float, sy: float, *value: float, lift: float = 0.0) -> None:
-        """The same blob on both sides of the face; the far one fades as it turns away."""
-        for side in (-1.0, 1.0):
-            self.at(side * x, y, sx, sy, *value, lift=lift)
+        self._surface: list[tuple[float, ...]] = []
+        self._free: list[tuple[float, ...]] = []
+        self._points: list[np.ndarray] = []
 
     def at(self, x: float, y: float, sx: float, sy: float, *value: float, lift: float = 0.0) -> None:
-        """A blob on the front surface below (x, y)."""
-        self.add(self._head.on_face(np.array([x]), np.array([y]), lift)[0], sx, sy, *value)
+        """A blob on the front surface below (x, y), with standard deviations in head units."""
+        self._surface.append((x, y, lift, sx, sy, *value))
+
+    def pair(self, x: float, y: float, sx: float, sy: float, *value: float, lift: float = 0.0) -> None:
+        """The same blob on both sides of the face."""
+        self._surface.append((-x, y, lift, sx, sy, *value))
+        self._surface.append((x, y, lift, sx, sy, *value))
+
+    def add(self, point: np.ndarray, sx: float, sy: float, *value: float) -> None:
+        """A blob at a 3-D point of the head frame."""
+        self._points.append(point)
+        self._free.append((sx, sy, *value))
 
     def _parts(self) -> tuple[np.ndarray, ...]:
-        at = self._camera.view(np.array(self._at, np.float32))
-        sigma = np.array(self._sigma, np.float32)
-        dx = (_AXIS - at[:, :1]) / sigma[:, :1]
-        dy = (_AXIS - at[:, 1:]) / sigma[:, 1:]
-        return dx, dy, np.exp(-0.5 * dx * dx), np.exp(-0.5 * dy * dy), np.array(self._value, np.float32), sigma
+        table, free = np.array(self._surface, np.float32), np.array(self._free, np.float32)
+        surface = self._head.on_face(table[:, 0], table[:, 1], table[:, 2])
+        at = self._camera.view(np.concatenate([surface, np.array(self._points, np.float32)]))
+        rest = np.concatenate([table[:, 3:], free])
+        dx = (_AXIS - at[:, :1]) / rest[:, :1]
+        dy = (_AXIS - at[:, 1:]) / rest[:, 1:2]
+        return dx, dy, np.exp(-0.5 * dx * dx), np.exp(-0.5 * dy * dy), rest[:, 2:], rest[:, :2]
 
     def total(self) -> np.ndarray:
         """(G, G, C) sum of the blobs."""
@@ -95,69 +98,72 @@ def _bumps(head: Head, camera: Camera) -> Blobs:
     return b
 
 
-def light_map(head: Head, scene: Scene, oil: float) -> np.ndarray:
-    """(G, G, 3) float32 factors on the colours of the head: diffuse light from the sun, fill from all around.
-
-    Args:
-        oil: strength of the skin's shine, added as a fourth of it to all colours.
-    """
-    camera = scene.camera
-    rotation = camera.rotation
-    axes = np.array([1.04 * head.shape["width"], 1.02 * head.chin, 1.14], np.float32)
-    form = rotation @ np.diag(1 / axes**2) @ rotation.T
+def _ellipsoid(head: Head, camera: Camera) -> tuple[np.ndarray, ...]:
+    """Normal (three maps, not of unit length) of the turned ellipsoid behind the face, and where it is."""
+    axes = np.array([1.04 * head.shape["width"], 1.06 * head.chin, 1.14], np.float32)
+    form = camera.rotation @ np.diag(1 / axes**2) @ camera.rotation.T
+    (a, d, e), (_, b, f), (_, _, c) = form.tolist()
     centre = camera.view(np.array([[0.0, 0.0, -0.17]], np.float32))[0]
     x, y = (_AXIS - centre[0])[None, :], (_AXIS - centre[1])[:, None]
-    b = form[0, 2] * x + form[1, 2] * y
-    c = form[0, 0] * x * x + 2 * form[0, 1] * x * y + form[1, 1] * y * y - 1
-    disc = b * b - form[2, 2] * c
-    inside = smoothstep(disc, -0.9, -0.1)
-    z = (-b + np.sqrt(np.maximum(disc, 0.015))) / form[2, 2]
-    n = np.stack([form[0, 0] * x + form[0, 1] * y + form[0, 2] * z] * 3)
-    n[1] = form[1, 0] * x + form[1, 1] * y + form[1, 2] * z
-    n[2] = np.maximum(form[2, 0] * x + form[2, 1] * y + form[2, 2] * z, 0.05)
-    n /= np.sqrt((n * n).sum(0)) + 1e-6
-    sx, sy = _bumps(head, camera).slope()
-    n[0] -= sx * n[2]
-    n[1] -= sy * n[2]
-    n /= np.sqrt((n * n).sum(0))
-    sun = scene.sun
-    lambert = n[0] * sun[0] + n[1] * sun[1] + n[2] * sun[2]
-    diffuse = np.maximum((lambert + 0.25) / 1.25, 0)  # wrapped: light scatters inside skin
-    sky = 0.5 - 0.5 * n[1]
-    half = sun + (0, 0, 1)
-    half = half / np.linalg.norm(half)
-    shine = np.maximum(n[0] * half[0] + n[1] * half[1] + n[2] * half[2], 0) ** 26 * oil
-    rim = 0.86 + 0.14 * n[2]
-    flat = 0.62 + 0.3 * sun[2]
+    slope = e * x + f * y
+    disc = slope * slope - c * (a * x * x + 2 * d * x * y + b * y * y - 1)
+    root = np.sqrt(np.maximum(disc, 0.02))
+    z = (root - slope) / c
+    return a * x + d * y + e * z, d * x + b * y + f * z, root, smoothstep(disc, -0.9, -0.1)
+
+
+def light_map(head: Head, who: Identity, scene: Scene) -> np.ndarray:
+    """(G, G, 3) uint8 factors (in units of 1 / UNITY) on the colours of the head: sun, light from all around, shine."""
+    nx, ny, nz, inside = _ellipsoid(head, scene.camera)
+    length = np.sqrt(nx * nx + ny * ny + nz * nz)
+    sx, sy = _bumps(head, scene.camera).slope()
+    nx, ny, nz = nx / length - sx * nz / length, ny / length - sy * nz / length, nz / length
+    scale = 1 / np.sqrt(nx * nx + ny * ny + nz * nz)
+    nx, ny, nz = nx * scale, ny * scale, nz * scale
+    sun = scene.sun.tolist()
+    lambert = nx * sun[0] + ny * sun[1] + nz * sun[2]
+    diffuse = np.maximum((lambert + 0.3) / 1.3, 0)  # wrapped: light scatters inside skin
+    flat = 0.55 + 0.2 * sun[2]
     diffuse = flat + (diffuse - flat) * inside
-    shine = shine * inside
-    base = (diffuse[..., None] * scene.key + (0.72 + 0.28 * sky)[..., None] * scene.fill) * rim[..., None]
-    return (base * 1.06 + 0.3 * shine[..., None] * scene.key).astype(np.float32)
+    half = np.array([sun[0], sun[1], sun[2] + 1])
+    hx, hy, hz = (half / np.linalg.norm(half)).tolist()
+    shine = np.maximum(nx * hx + ny * hy + nz * hz, 0)
+    for _ in range(4):  # to the 16th power
+        shine *= shine
+    rim = 0.86 + 0.14 * nz
+    sky = (0.86 - 0.14 * ny) * rim
+    key = diffuse * rim + 0.22 * shine * shine * inside
+    light = key[..., None] * scene.key + sky[..., None] * scene.fill
+    # The camera's automatic exposure: it goes half of the way to a mean grey on the face.
+    face = slice(_GRID // 3, 2 * _GRID // 3)
+    brightness = float(light[face, face].mean() * who.skin.mean())
+    gain = min(1.8, max(0.75, (_GREY / brightness) ** 0.5))
+    return np.minimum(light * (gain * UNITY), 255).astype(np.uint8)
 
 
-def skin_map(head: Head, identity: Identity, scene: Scene) -> np.ndarray:
+def skin_map(head: Head, who: Identity, scene: Scene) -> np.ndarray:
     """(G, G, 3) uint8 colour of the bare skin, before light."""
     s, e, b = head.shape, head.expression, Blobs(head, scene.camera)
     ex, ey, ny, my = s["eye_x"], s["eye_y"], s["nose_y"], s["mouth_y"]
-    pale = 1 - 0.6 * identity.melanin
+    pale = 1 - 0.6 * who.melanin
     flush = (0.04 + 0.05 * scene.makeup + 0.03 * e.cheek) * pale
     b.pair(0.58, ny - 0.18, 0.2, 0.16, 0.2 * flush, -1.5 * flush, -1.4 * flush)
     b.add(head.points[30], 0.13, 0.1, 0.02, -0.07 * pale, -0.06 * pale)
     b.at(0, head.chin - 0.16, 0.18, 0.1, 0.01, -0.035 * pale, -0.03 * pale)
     b.pair(ex, ey - 0.03, 0.22, 0.11, -0.10, -0.15, -0.14)
-    b.pair(ex - 0.02, ey + 0.13, 0.18, 0.055, *(-v * (0.4 + identity.age) for v in (0.10, 0.13, 0.10)))
+    b.pair(ex - 0.02, ey + 0.13, 0.18, 0.055, *(-v * (0.4 + who.age) for v in (0.10, 0.13, 0.10)))
     b.pair(ex - 0.24, ey - 0.02, 0.07, 0.14, -0.10, -0.12, -0.12)
     b.at(0, ny + 0.06, 0.14, 0.04, -0.16, -0.2, -0.2, lift=0.1)
     b.add(head.points[57] + (0, 0.06, 0), 0.17, 0.035, -0.11, -0.13, -0.13)
     b.pair(0.95, 0.75, 0.16, 0.45, -0.10, -0.13, -0.13)
     if scene.makeup > 0.15:
-        shade = np.array([(-0.3, -0.5, -0.4), (-0.1, -0.35, -0.2), (-0.35, -0.3, -0.1)][identity.seed % 3])
+        shade = np.array([(-0.3, -0.5, -0.4), (-0.1, -0.35, -0.2), (-0.35, -0.3, -0.1)][who.seed % 3])
         b.pair(ex, ey - 0.11, 0.17, 0.05, *(shade * 0.8 * scene.makeup))
-    stubble = 0.0 if identity.masculinity < 0.6 or identity.age < 0.2 else 0.09 + 0.22 * float(scene.beard > 0.2)
+    stubble = 0.0 if who.masculinity < 0.6 or who.age < 0.2 else 0.09 + 0.22 * float(scene.beard > 0.2)
     if stubble:
         tone = (-stubble * 1.1, -stubble * 0.95, -stubble * 0.8)
         b.at(0, my + 0.42, 0.3, 0.17, *tone)
         b.pair(0.5, my + 0.2, 0.2, 0.24, *tone)
         b.at(0, my - 0.15, 0.22, 0.05, *tone)
-    paint = identity.skin * np.exp(b.total())
+    paint = who.skin * np.exp(b.total())
     return np.clip(paint, 0, 255).astype(np.uint8)
