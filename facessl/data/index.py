@@ -65,12 +65,11 @@ class Table:
 def load(file: Path) -> Table | None:
     """Map a table; None where there is no such file or it is damaged."""
     try:
-        with open(file, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-        note = json.loads(header.pop("__metadata__")["note"])
         # safetensors' own reader copies; the layout (8 bytes, JSON, arrays) is simple enough to map.
-        raw = np.asarray(np.memmap(file, np.uint8, mode="r"))[8 + length :]
+        raw = np.asarray(np.memmap(file, np.uint8, mode="r"))
+        length = int.from_bytes(raw[:8].tobytes(), "little")
+        header, raw = json.loads(raw[8 : 8 + length].tobytes()), raw[8 + length :]
+        note = json.loads(header.pop("__metadata__")["note"])
         columns = {}
         for name, entry in header.items():
             start, stop = entry["data_offsets"]

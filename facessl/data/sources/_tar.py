@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import zlib
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +38,8 @@ class Member(NamedTuple):
 def members(path: Path) -> Iterator[Member]:
     """Regular files of an uncompressed tar (ustar, GNU or PAX), in order.
 
-    Python's `tarfile` needs 75-140 us per member, 7 minutes for a million captioned images; reading only what
-    an offset needs takes about a tenth of that. `tests/data/test_webdataset.py` compares the two.
+    Python's `tarfile` takes 43 us per member (one core), which is over two minutes for a million images with
+    captions; reading only what an offset needs takes 6 us. `tests/data/test_webdataset.py` compares the two.
 
     Raises:
         DataError: not a tar, compressed, truncated or damaged; the message names the file.
@@ -79,9 +80,11 @@ def _members(descriptor: int, end: int, path: Path) -> Iterator[Member]:
 def _checked_size(header: bytes, position: int, path: Path) -> int:
     """The size in a header whose checksum is right."""
     try:
-        # The checksum counts its own eight bytes as spaces.
-        right = int(header[148:156].strip(b" \0"), 8) == sum(header) - sum(header[148:156]) + 8 * 32
-        if right and len(header) == _BLOCK:
+        # The checksum counts its own eight bytes as spaces. The low half of Adler-32 is the sum of the bytes plus
+        # one, modulo 65521, at a twentieth of the time of sum().
+        stored = header[148:156]
+        total = int(stored.strip(b" \0"), 8) + sum(stored) - 8 * 32 + 1
+        if len(header) == _BLOCK and zlib.adler32(header) & 0xFFFF == total % 65521:
             if header[124] & 0x80:  # GNU: sizes from 8 GiB on are binary
                 return int.from_bytes(header[125:136], "big")
             return int(header[124:136].strip(b" \0") or b"0", 8)

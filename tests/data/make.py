@@ -1,0 +1,48 @@
+"""Small images and tar shards for the tests of this folder."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def jpeg(shade: int, *, size: tuple[int, int] = (16, 16)) -> bytes:
+    """A grey JPEG whose shade tells which one it is."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (shade, shade, shade)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def folder(root: Path, *names: str) -> Path:
+    """`root` with one image per name, of shade 0, 1, 2, ..."""
+    for shade, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpeg(shade))
+    return root
+
+
+def shard(path: Path, members: dict[str, bytes], *, form: int = tarfile.PAX_FORMAT, mtime: float = 0) -> Path:
+    """A tar with these members."""
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), mtime  # type: ignore[assignment]
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def aged(path: Path) -> None:
+    """Let a folder and all below it look as if they had been left alone for a minute."""
+    for inner in (path, *(p for p in path.rglob("*") if p.is_dir())):
+        status = inner.stat()
+        os.utime(inner, ns=(status.st_atime_ns, status.st_mtime_ns - 60_000_000_000))
+
+
+def shade(image: np.ndarray) -> int:
+    """What `jpeg` was made with."""
+    return round(float(image.mean()))

@@ -1,0 +1,106 @@
+"""How a source is written on the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from facessl.data.source import Source, open_source, parse
+from facessl.errors import ConfigError, DataError, FaceSSLError, UnknownName
+
+from . import make
+
+
+@pytest.fixture(autouse=True)
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make.folder(tmp_path / "photos", "a.jpg")
+    make.folder(tmp_path / "odd:name?x=1", "a.jpg")
+    make.folder(tmp_path / "folder", "a.jpg")
+    make.shard(tmp_path / "x.tar", {"a.jpg": make.jpeg(1)})
+    (tmp_path / "list.csv").write_text("image\nphotos/a.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize(
+    ("spec", "parsed"),
+    [
+        ("photos", ("folder", "photos", {})),
+        ("photos/?recursive=false&cache=no", ("folder", "photos/", {"recursive": "false", "cache": "no"})),
+        ("folder:photos?cache=no", ("folder", "photos", {"cache": "no"})),
+        ("odd:name?x=1", ("folder", "odd:name?x=1", {})),
+        ("folder:odd:name?x=1", ("folder", "odd:name?x=1", {})),
+        ("folder:odd:name?x=1?cache=no", ("folder", "odd:name?x=1", {"cache": "no"})),
+        ("x.tar", ("webdataset", "x.tar", {})),
+        ("s-{000..002}.tar?cache=no", ("webdataset", "s-{000..002}.tar", {"cache": "no"})),
+        ("s-*.tar", ("webdataset", "s-*.tar", {})),
+        ("pipe:cat x.tar", ("webdataset", "pipe:cat x.tar", {})),
+        ("https://h.org/x.tar?token=abc", ("webdataset", "https://h.org/x.tar?token=abc", {})),
+        ("https://h.org/x.tar?shuffle=5", ("webdataset", "https://h.org/x.tar", {"shuffle": "5"})),
+        ("webdataset:pipe:cat x.tar?shuffle=5", ("webdataset", "pipe:cat x.tar", {"shuffle": "5"})),
+        ("list.csv?image=image", ("imagelist", "list.csv", {"image": "image"})),
+        ("synthetic", ("synthetic", "", {})),
+        ("synthetic:?n=8", ("synthetic", "", {"n": "8"})),
+        ("synthetic?n=8", ("synthetic", "", {"n": "8"})),
+    ],
+)
+def test_parse(spec: str, parsed: tuple[str, str, dict[str, str]]) -> None:
+    assert parse(spec) == parsed
+
+
+@pytest.mark.parametrize("path", ["C:\\photos", "C:/photos"])
+def test_a_drive_letter_is_no_source_name(path: str) -> None:
+    with pytest.raises(DataError, match="no such file or folder: C:"):
+        parse(path)
+
+
+def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_source("~/photos")) == len(open_source("folder:~/photos")) == 1
+    assert len(open_source("~/x.tar")) == len(open_source("~/list.csv")) == 1
+
+
+@pytest.mark.parametrize("spec", ["photos", "x.tar", "list.csv", "synthetic:?n=1"])
+def test_opens_a_source(spec: str) -> None:
+    source = open_source(spec)
+    assert isinstance(source, Source)
+    assert source[0].key
+    assert open_source(source) is source
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "reason"),
+    [
+        ("fodler:photos", UnknownName, "unknown source 'fodler': did you mean 'folder'"),
+        ("photos?recursve=no", UnknownName, "'recursve': did you mean 'recursive'"),
+        ("photos?recursive", ConfigError, "'recursive' is no option: write it as option=value"),
+        ("photos?recursive=maybe", ConfigError, r"folder\?recursive=maybe cannot be used: it must be true or false"),
+        ("x.tar?shuffle=many", ConfigError, r"webdataset\?shuffle=many cannot be used: it must be a whole number"),
+        ("missing", DataError, "no such file or folder: missing"),
+        ("folder:missing", DataError, "no such folder: missing"),
+        ("webdataset:missing.tar", DataError, "no such shard: missing.tar"),
+        ("imagelist:missing.csv", DataError, "cannot read the list missing.csv"),
+        ("folder:", DataError, "needs a path"),
+        ("", ConfigError, "the source is empty"),
+        ("photos/a.jpg", ConfigError, r"a\.jpg is a single image: name its folder instead \(photos\)"),
+    ],
+)
+def test_mistakes_are_named(spec: str, error: type[FaceSSLError], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        open_source(spec)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "faces.parquet").touch()
+    with pytest.raises(DataError, match=r"faces\.parquet is no folder, tar or list: name what it is as NAME:"):
+        open_source("faces.parquet")
+
+
+def test_options_reach_the_source_in_their_types(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.csv").write_text("image\na.jpg\n")
+    assert len(open_source(f"elsewhere.csv?root={tmp_path / 'photos'}&split=none")) == 1
+    stream = open_source("x.tar?streaming=true&shuffle=0")
+    assert stream.streaming
+    assert os.path.basename(open_source("x.tar?streaming=none")[0].key) == "a.jpg"

@@ -1,0 +1,212 @@
+"""Tar shards: the same samples as the WebDataset library gives, by position and as a stream."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import pickle
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import webdataset as wds
+
+from facessl.batch import Sample
+from facessl.data.sources import _tar
+from facessl.data.sources.webdataset import WebDataset
+from facessl.errors import ConfigError, DataError
+
+from . import make
+
+
+def captioned(path: Path, start: int, count: int) -> Path:
+    members: dict[str, bytes] = {}
+    for i in range(start, start + count):
+        members[f"{i:03d}.jpg"] = make.jpeg(i)
+        members[f"{i:03d}.txt"] = f"face {i}\n".encode()
+        members[f"{i:03d}.cls"] = str(i % 3).encode()
+    return make.shard(path, members)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three shards of 4 captioned and labelled images."""
+    for n in range(3):
+        captioned(tmp_path / f"s-{n:03d}.tar", 4 * n, 4)
+    return tmp_path
+
+
+def told(samples: Iterator[Sample] | WebDataset) -> list[tuple[str, int | None, str | None]]:
+    every = samples if isinstance(samples, Iterator) else (samples[i] for i in range(len(samples)))
+    return [(sample.key, sample.label, sample.text) for sample in every]
+
+
+EXPECTED = [(f"s-{i // 4:03d}.tar/{i:03d}.jpg", i % 3, f"face {i}") for i in range(12)]
+
+
+@pytest.mark.parametrize("pattern", ["s-{000..002}.tar", "s-*.tar", "", "s-{000,001}.tar"])
+def test_patterns_name_shards_in_order(shards: Path, pattern: str) -> None:
+    source = WebDataset(str(shards / pattern))
+    assert told(source) == EXPECTED[: len(source)]
+    assert len(source) == (8 if "," in pattern else 12)
+    assert source.provides == {"text", "label"}
+    assert source[5].image == make.jpeg(5)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_member_offsets_agree_with_tarfile(tmp_path: Path, form: int) -> None:
+    deep = "/".join(["folder-of-a-long-name"] * 6)  # 131 characters: prefix, long name or PAX record
+    members = {f"{deep}/{i}.jpg": make.jpeg(i) for i in range(3)} | {"plain.txt": b"", "x.json": b"{}" * 700}
+    path = make.shard(tmp_path / "x.tar", members, form=form, mtime=1.5 if form == tarfile.PAX_FORMAT else 1)
+    with tarfile.open(path) as archive:
+        expected = [(m.name.encode(), m.offset_data, m.size) for m in archive if m.isreg()]
+    assert [tuple(member) for member in _tar.members(path)] == expected
+
+
+def test_tars_of_the_command_line(tmp_path: Path) -> None:
+    make.folder(tmp_path / "in", "a/001.jpg", "a/002.jpg")
+    subprocess.run(["tar", "-cf", tmp_path / "x.tar", "-C", tmp_path / "in", "a"], check=True)
+    assert sorted(key for key, _, _ in told(WebDataset(tmp_path / "x.tar"))) == ["x.tar/a/001.jpg", "x.tar/a/002.jpg"]
+
+
+def test_grouping_is_the_librarys(tmp_path: Path) -> None:
+    members = {
+        "a.JPG": make.jpeg(1),
+        "a.seg.png": b"mask",
+        "d.ir/b.jpeg": make.jpeg(2),
+        "only.txt": b"no image",
+        "c.txt": b"x",
+        "c.jpg": make.jpeg(3),
+        "__meta__": b"",
+        ".hidden.jpg": b"",
+        "noending": b"",
+    }
+    path = make.shard(tmp_path / "x.tar", members)
+    theirs = [s["__key__"] for s in wds.WebDataset(str(path), shardshuffle=False) if "jpg" in s or "jpeg" in s]
+    assert [key.split("/", 1)[1].rsplit(".", 1)[0] for key, _, _ in told(WebDataset(path))] == theirs
+    assert WebDataset(path).provides == frozenset()
+
+
+def test_caption_in_json(tmp_path: Path) -> None:
+    rows = [{"caption": "a smile"}, {"caption": None}]
+    members = {}
+    for i, row in enumerate(rows):
+        members |= {f"{i}.jpg": make.jpeg(i), f"{i}.json": json.dumps(row).encode()}
+    source = WebDataset(make.shard(tmp_path / "x.tar", members))
+    assert [text for _, _, text in told(source)] == ["a smile", ""]
+
+
+def test_index_is_kept_and_only_changed_shards_are_read(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    WebDataset(shards)
+    scanned: list[str] = []
+    real = _tar._scan
+    monkeypatch.setattr(_tar, "_scan", lambda path: (scanned.append(path.name), real(path))[1])
+    assert told(WebDataset(shards)) == EXPECTED
+    assert scanned == []
+    captioned(shards / "s-001.tar", 50, 2)
+    found = told(WebDataset(shards))
+    assert scanned == ["s-001.tar"]
+    assert [key for key, _, _ in found[3:7]] == [
+        "s-000.tar/003.jpg",
+        "s-001.tar/050.jpg",
+        "s-001.tar/051.jpg",
+        "s-002.tar/008.jpg",
+    ]
+    assert found[-1] == EXPECTED[-1]
+
+
+def test_a_forked_and_a_pickled_copy_read_the_same(shards: Path) -> None:
+    source = WebDataset(shards)
+    assert source[0].image == make.jpeg(0)  # opens the shard before the fork
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if told(source) == EXPECTED else 1)
+    assert told(source) == EXPECTED
+    assert os.waitpid(child, 0)[1] == 0
+    assert told(pickle.loads(pickle.dumps(source))) == EXPECTED
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (lambda p: p.unlink(), r"no such shard: .*s-001\.tar"),
+        (lambda p: p.write_bytes(b""), r"s-001\.tar is empty"),
+        (lambda p: p.write_text("hello"), r"s-001\.tar is not a tar file"),
+        (lambda p: cut(p, 700), r"s-001\.tar is truncated: 004\.jpg"),
+        (lambda p: cut(p, p.read_bytes().index(b"005.jpg") + 200), r"s-001\.tar is truncated or damaged at byte"),
+        (lambda p: make.shard(p, {"a.txt": b"x", "a.b.jpg": b"y"}), r"no image in the shard .*s-001\.tar"),
+        (lambda p: p.write_bytes(b"\x1f\x8b\x08" + bytes(600)), r"s-001\.tar is compressed with gzip"),
+    ],
+    ids=["missing", "empty", "text", "cut in a file", "cut in a header", "no images", "gzip"],
+)
+def test_a_bad_shard_is_named(shards: Path, break_it: object, reason: str) -> None:
+    break_it(shards / "s-001.tar")  # type: ignore[operator]
+    with pytest.raises(DataError, match=reason):
+        WebDataset(str(shards / "s-{000..002}.tar"))
+
+
+def test_a_label_that_is_no_number_is_named(tmp_path: Path) -> None:
+    source = WebDataset(make.shard(tmp_path / "x.tar", {"a.jpg": make.jpeg(0), "a.cls": b"happy"}))
+    with pytest.raises(DataError, match=r"the \.cls of x\.tar/a\.jpg holds b'happy', not a class number"):
+        source[0]
+
+
+def one_pass(source: WebDataset, **where: int) -> list[str]:
+    return [sample.key for sample in source.stream(**({"seed": 0, "epoch": 0, "rank": 0, "world_size": 1} | where))]
+
+
+def test_a_pipe_gives_the_same_samples(shards: Path) -> None:
+    source = WebDataset(f"pipe:cat {shards}/s-{{000..002}}.tar")
+    assert source.streaming
+    assert source.provides == {"text", "label"}
+    plain = [sample.text for sample in source.stream(seed=None, epoch=0, rank=0, world_size=1)]
+    assert plain == [text for _, _, text in EXPECTED]
+
+
+def test_stream_order_belongs_to_seed_and_epoch(shards: Path) -> None:
+    source = WebDataset(shards, streaming=True)
+    orders = [one_pass(source, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert one_pass(source) == orders[0]
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == [key for key, _, _ in EXPECTED] for order in orders)
+
+
+def test_ranks_divide_the_shards_of_a_stream(shards: Path) -> None:
+    source = WebDataset(shards, streaming=True)
+    parts = [one_pass(source, rank=rank, world_size=2) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == [key for key, _, _ in EXPECTED]
+
+
+def test_streams_over_http(shards: Path) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(shards))  # type: ignore[arg-type]
+
+        def log_message(self, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        source = WebDataset(url + "/s-{000..002}.tar")
+        assert sorted(one_pass(source)) == [key for key, _, _ in EXPECTED]
+        with pytest.raises(DataError, match=r"cannot read the shard http://.*/missing\.tar"):
+            WebDataset(url + "/missing.tar")
+        server.shutdown()
+
+
+def test_stream_errors(shards: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read the shard pipe:exit 3: .*(status 3|nothing came)"):
+        WebDataset("pipe:exit 3")
+    with pytest.raises(ConfigError, match="cannot be read by position"):
+        WebDataset("pipe:cat x.tar", streaming=False)
+    cut(shards / "s-001.tar", 700)
+    with pytest.raises(DataError, match=r"cannot read the shard .*s-001\.tar"):
+        one_pass(WebDataset(shards, streaming=True))
