@@ -23,6 +23,8 @@ _PALETTE = ("#e6194b", "#4363d8", "#ffe119", "#3cb44b", "#f58231", "#42d4f4", "#
 
 #: Matplotlib colours that `curve` turns into CSS: the page decides what they look like in light and dark.
 _INK, _GRID = "#010101", "#020202"
+#: Text of the pixel pictures, which are white in light and dark pages.
+_DARK = (25, 25, 25)
 SERIES = 8
 _MAX_POINTS = 400
 
@@ -95,6 +97,10 @@ def curve(
                 color=_INK,
                 alpha=0.65,
             )
+        if references:
+            # Room above the line for its name.
+            low, high = axes.get_ylim()
+            axes.set_ylim(top=max(high, max(references.values()) + 0.14 * (high - (low if bottom is None else bottom))))
         _dress(axes, title, unit, bottom, legend=any(line.label for line in lines))
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -125,9 +131,9 @@ def _dress(axes: matplotlib.axes.Axes, title: str, unit: str, bottom: float | No
         axes.set_ylim(bottom=bottom)
     axes.grid(True, axis="y", color=_GRID, linewidth=0.7)
     axes.tick_params(colors=_INK, length=0)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
@@ -181,6 +187,9 @@ def region_overlay(image: np.ndarray, winners: np.ndarray, colours: Sequence[tup
 def region_picture(images: np.ndarray, heatmaps: Tensor, *, max_regions: int = 16) -> np.ndarray:
     """A grid: each image, its N heatmaps on one common colour scale, and its arg-max regions.
 
+    The scale runs from 0 to the largest value, but at least to twice the uniform share 1/N: regions that have
+    not come alive look as flat as they are. The arg-max shows which region is ahead, be it by a hair.
+
     Args:
         images: (B, S, S, 3) uint8; S is the side of a cell in pixels.
         heatmaps: (B, N, h, w), sum 1 over N, any resolution.
@@ -196,16 +205,17 @@ def region_picture(images: np.ndarray, heatmaps: Tensor, *, max_regions: int = 1
     colours = region_colours(total)
     winners = maps.argmax(dim=1).numpy()  # (B, S, S)
     shown = maps[:, order].numpy()  # (B, n, S, S)
-    low, high = float(shown.min()), float(shown.max())
-    # Heatmaps that are equal everywhere have no scale of their own.
-    span = max(high - low, 1e-6)
-    painted = _colour_map()[((shown - low) / span * 255).round().astype(np.uint8)]  # (B, n, S, S, 3)
+    top = max(float(shown.max()), 2 / total)
+    painted = _colour_map()[(shown / top * 255).round().astype(np.uint8)]  # (B, n, S, S, 3)
+    note = f"{len(order)} of {total} regions, those with the largest share" if len(order) < total else ""
+    legend = _legend(top, 1 / total, side, note)
 
     gap, margin, head = max(3, side // 28), max(10, side // 8), max(22, side // 4)
     group = 2 * gap
     xs = [margin + i * (side + gap) + (group if i else 0) for i in range(len(order) + 1)]
     xs.append(xs[-1] + side + gap + group)
-    width, height = xs[-1] + side + margin, margin + head + rows * (side + gap) + head + margin
+    width = max(xs[-1] + side, xs[1] + legend.width) + margin
+    height = margin + head + rows * (side + gap) + 2 * gap + legend.height + margin
     canvas = Image.new("RGB", (width, height), "white")
     for row in range(rows):
         y = margin + head + row * (side + gap)
@@ -217,8 +227,7 @@ def region_picture(images: np.ndarray, heatmaps: Tensor, *, max_regions: int = 1
     for position, (x, text) in enumerate(zip(xs, titles, strict=True)):
         swatch = colours[order[position - 1]] if 0 < position <= len(order) else None
         _title(draw, text, x=x, y=margin, side=side, swatch=swatch)
-    note = f"{len(order)} of {total} regions, those with the largest share" if len(order) < total else ""
-    _scale(canvas, (low, high), 1 / total, x=xs[1], y=height - margin - head + 2 * gap, side=side, note=note)
+    canvas.paste(legend, (xs[1], height - margin - legend.height))
     return np.asarray(canvas)
 
 
@@ -231,33 +240,27 @@ def _title(
         box = round(font.size * 0.8)
         draw.rectangle((x, y + 2, x + box, y + 2 + box), fill=swatch, outline=(90, 90, 90))
         indent = box + max(4, box // 2)
-    draw.text((x + indent, y), text, fill=(25, 25, 25), font=font)
+    draw.text((x + indent, y), text, fill=_DARK, font=font)
 
 
-def _scale(
-    canvas: Image.Image,
-    limits: tuple[float, float],
-    uniform: float,
-    *,
-    x: int,
-    y: int,
-    side: int,
-    note: str,
-) -> None:
-    """The colour bar under the heatmaps: limits, and where a uniform heatmap would be."""
-    draw, font = ImageDraw.Draw(canvas), _font(side)
-    low, high = limits
-    text = f"{low:.3f}"
-    draw.text((x, y), text, fill=(25, 25, 25), font=font)
-    start = x + round(font.getlength(text)) + 8
+def _legend(top: float, uniform: float, side: int, note: str) -> Image.Image:
+    """The colour bar: 0, the share of uniform heatmaps, and the largest value."""
+    font, pad = _font(side), max(6, side // 14)
     length, thick = 2 * side, round(font.size)
+    end = f"{top:.2f}   share of the pixel, one scale for all;   mark: {uniform:.3f}, uniform"
+    start = round(font.getlength("0")) + pad
+    width = max(start + length + pad + font.getlength(end), font.getlength(note))
+    line = thick + 8
+    strip = Image.new("RGB", (round(width) + 1, 2 * line if note else line), "white")
+    draw = ImageDraw.Draw(strip)
+    draw.text((0, line + 2), note, fill=_DARK, font=font)
+    draw.text((0, 4), "0", fill=_DARK, font=font)
     ramp = np.linspace(0, 255, length).round().astype(np.uint8)
-    canvas.paste(Image.fromarray(np.repeat(_colour_map()[ramp][None], thick, axis=0)), (start, y + 1))
-    if low < uniform < high:
-        tick = start + round((uniform - low) / (high - low) * (length - 1))
-        draw.line((tick, y - 2, tick, y + thick + 3), fill=(25, 25, 25), width=max(1, side // 80))
-    text = f"{high:.3f}   share of the pixel, same scale everywhere; mark: uniform, {uniform:.3f}"
-    draw.text((start + length + 8, y), "   ".join(filter(None, (text, note))), fill=(25, 25, 25), font=font)
+    strip.paste(Image.fromarray(np.repeat(_colour_map()[ramp][None], thick, axis=0)), (start, 4))
+    tick = start + round(uniform / top * (length - 1))
+    draw.line((tick, 0, tick, line), fill=_DARK, width=max(1, side // 64))
+    draw.text((start + length + pad, 4), end, fill=_DARK, font=font)
+    return strip
 
 
 @functools.cache

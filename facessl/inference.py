@@ -93,7 +93,8 @@ def embedding_batches(
     """
     device = next(backbone.parameters()).device
     square = functools.partial(resize, size=backbone.image_size)
-    loader = EvalLoader(source, square, batch_size=batch_size, workers=workers)
+    pinned = device.type == "cuda"
+    loader = EvalLoader(source, square, batch_size=batch_size, workers=workers, pin_memory=pinned)
     seen = 0
     for batch in loader:
         x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)

@@ -15,6 +15,9 @@ from facessl.errors import ConfigError
 from facessl.report_page import comparison_html, markdown, run_html
 from facessl.run_folder import RunFolder, flatten, read_run_folder
 
+#: Sharpness below this many times 1/N is called uniform.
+_UNIFORM = 1.05
+
 
 def report(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[str, Any]:
     """`facessl report`: the report of one run, or the reports of several and a page that compares them.
@@ -98,7 +101,7 @@ def headline(run: RunFolder) -> dict[str, Any]:
     (median over the log lines), data_wait (share of the time, median), seconds, loss_first, loss, knn_first and
     knn (`accuracy`, `mean_class_accuracy`, `interval` of the accuracy), monitors_first and monitors (the other
     monitors by name), collapse (sentences; empty where there is none; None where nothing was measured),
-    skipped (images), finished, commit.
+    notes (sentences on what is odd but no collapse), skipped (images), finished, commit.
     """
     # "embedding_std", not "monitor/embedding_std"
     watched = [c.removeprefix("monitor/") for c in run.table if c.startswith("monitor/")]
@@ -127,6 +130,7 @@ def headline(run: RunFolder) -> dict[str, Any]:
         "monitors_first": first,
         "monitors": last,
         "collapse": monitors.verdicts(known) if known else None,
+        "notes": _notes(run, known),
         "skipped": len(run.skipped),
         "finished": run.status.get("finished"),
         "commit": run.environment.get("commit") or None,
@@ -157,6 +161,16 @@ def _knn(run: RunFolder, position: int) -> dict[str, Any] | None:
         "mean_class_accuracy": float(per_class[position]) if len(per_class) else None,
         "interval": [float(low[position]), float(high[position])] if len(low) and len(high) else None,
     }
+
+
+def _notes(run: RunFolder, watched: dict[str, float]) -> list[str]:
+    sharp = watched.get("sharpness")
+    if run.regions and sharp is not None and sharp < _UNIFORM / run.regions:
+        return [
+            f"the regions are uniform: the largest of {run.regions} takes {sharp:.3f} of a pixel on average, and "
+            f"{1 / run.regions:.3f} is what regions take that tell nothing apart"
+        ]
+    return []
 
 
 def _median(run: RunFolder, column: str) -> float | None:

@@ -36,7 +36,7 @@ h2 { font-size: 1.15rem; margin: 2.6rem 0 .8rem; padding-bottom: .3rem; border-b
 p { margin: .5rem 0; max-width: 46rem; } .soft { color: var(--soft); } code { overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.2rem, 1fr)); gap: .7rem; margin: 1.4rem 0; }
 .tile { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; }
-.tile b { display: block; font-size: 1.3rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 1.2rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: .82rem; display: block; line-height: 1.35; }
 .verdict { border-left: 4px solid var(--soft); padding: .5rem .9rem; background: var(--card); max-width: none; }
 .verdict.good { border-color: var(--good); } .verdict.bad { border-color: var(--bad); }
@@ -79,7 +79,10 @@ def comparison_html(
 ) -> str:
     """The page that compares runs: table, curves on common axes, settings that differ, regions."""
     head, rows = _summary_table(numbers)
-    keys = [f'<span class="key" style="background:var(--series-{i % SERIES})"></span>' for i in range(len(runs))]
+    # Runs beyond the colours have no line in the curves, and no key.
+    keys = [f'<span class="key" style="background:var(--series-{i})"></span>' for i in range(SERIES)]
+    keys += [""] * (len(runs) - SERIES)
+    more = f" The curves show the first {SERIES} runs." if len(runs) > SERIES else ""
     body = [[keys[i] + escape(row[0]), *map(escape, row[1:])] for i, row in enumerate(rows)]
     settings = [[escape(name), *(escape(_shown(v)) for v in values)] for name, values in differing.items()]
     pictures = "".join(
@@ -89,7 +92,7 @@ def comparison_html(
     )
     parts = [
         f"<h1>{len(runs)} runs compared</h1>",
-        '<p class="soft">Losses of different methods or settings are not on one scale; k-NN accuracy is.</p>',
+        f'<p class="soft">Losses of different methods or settings are not on one scale; k-NN accuracy is.{more}</p>',
         _table(head, body),
         *_chart_sections(runs),
         _section(
@@ -109,7 +112,7 @@ def markdown(runs: Sequence[RunFolder], numbers: Sequence[Mapping[str, Any]]) ->
         columns = ["loss", *run.terms, *(c for c in run.table if c.startswith("monitor/"))]
         lines = [[c, _short(run.first(c)), _short(run.last(c))] for c in columns if run.last(c) is not None]
         out += [f"## {run.name}: start and end", "", *_pipes(["value", "start", "end"], lines), ""] if lines else []
-        out += [f"{run.name}: {sentence}" for sentence in values["collapse"] or []]
+        out += [f"{run.name}: {sentence}" for sentence in [*(values["collapse"] or []), *values["notes"]]]
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -138,11 +141,12 @@ def _verdict(n: Mapping[str, Any]) -> str:
         return '<p class="verdict">Collapse was not watched: set --monitor.every.</p>'
     if n["collapse"]:
         return "".join(f'<p class="verdict bad">{escape(_sentence(s))}</p>' for s in n["collapse"])
+    notes = "".join(f'<p class="verdict">{escape(_sentence(s))}</p>' for s in n["notes"])
     said = []
     for name, words in (("embedding_std", "embedding spread"), ("usage_entropy", "regions in use")):
         if n["monitors"].get(name) is not None:
             said.append(f"{words} {n['monitors_first'][name]:.2f} → {n['monitors'][name]:.2f}")
-    return f'<p class="verdict good">No collapse: {escape(", ".join(said) or "nothing stands out")}.</p>'
+    return f'<p class="verdict good">No collapse: {escape(", ".join(said) or "nothing stands out")}.</p>{notes}'
 
 
 def _summary_table(numbers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -191,8 +195,8 @@ def _knn_change(n: Mapping[str, Any]) -> str:
 
 def _knn_details(n: Mapping[str, Any]) -> str:
     interval, per_class = n["knn"]["interval"], n["knn"]["mean_class_accuracy"]
-    parts = [f"95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}"] if interval else []
-    parts += [f"mean class {100 * per_class:.1f} %"] if per_class is not None else []
+    parts = [f"95\u00a0% interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}"] if interval else []
+    parts += [f"mean class {100 * per_class:.1f}\u00a0%"] if per_class is not None else []
     return "; ".join(parts)
 
 
@@ -236,7 +240,19 @@ def _frames(run: RunFolder) -> str:
 def _configuration(run: RunFolder) -> str:
     if not run.config:
         return _missing(f"config.yaml: {run.problems.get('config.yaml', 'empty')}.")
-    return f"<pre>{escape(yaml.safe_dump(run.config, sort_keys=False))}</pre>"
+    return f"<pre>{escape(yaml.dump(run.config, Dumper=_Lines, sort_keys=False))}</pre>"
+
+
+class _Lines(yaml.SafeDumper):
+    """YAML with short lists on one line."""
+
+
+def _list(dumper: _Lines, value: list[Any]) -> yaml.SequenceNode:
+    short = not any(isinstance(item, (dict, list)) for item in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=short)
+
+
+_Lines.add_representer(list, _list)
 
 
 def _skipped(run: RunFolder, n: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ CONFIG = {
 }
 
 
-def _write_run(folder: Path, *, spread: float = 0.4, lr: float = 0.1) -> Path:
+def _write_run(folder: Path, *, spread: float = 0.4, sharp: float = 0.5, lr: float = 0.1) -> Path:
     """A run of 100 steps: a log line each 10, a measurement each 50."""
     (folder / "regions").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "optim": {"lr": lr}}))
@@ -42,7 +42,7 @@ def _write_run(folder: Path, *, spread: float = 0.4, lr: float = 0.1) -> Path:
             head = {"step": step, "epoch": step / 20, "images": step * 32, "seconds": step * 2}
             if step % 50 == 0:
                 share = 0.3 + step / 1000
-                values = [0.2 + (spread - 0.2) * step / 100, 6, 0.5, share, share - 0.02, share + 0.02]
+                values = [0.2 + (spread - 0.2) * step / 100, 6, sharp, share, share - 0.02, share + 0.02]
                 writer.writerow(head | {f"monitor/{w}": v for w, v in zip(watched, values, strict=True)})
                 picture = region_picture(np.zeros((2, 16, 16, 3), np.uint8), torch.full((2, 8, 2, 2), 1 / 8))
                 Image.fromarray(picture).save(folder / "regions" / f"step-{step:08d}.png")
@@ -193,6 +193,13 @@ def test_a_collapse_is_said_in_words(tmp_path: Path, quick: None) -> None:
     assert len(write_report(run)["collapse"]) == 1
     assert "have collapsed" in _Page((run / "report.html").read_text()).text
     assert "have collapsed" in (run / "report.md").read_text()
+
+
+def test_uniform_regions_are_said_in_words_and_are_no_collapse(tmp_path: Path, quick: None) -> None:
+    run = _write_run(tmp_path / "flat", sharp=0.126)
+    assert write_report(run)["collapse"] == []
+    assert "The regions are uniform" in _Page((run / "report.html").read_text()).text
+    assert write_report(_write_run(tmp_path / "alive", sharp=0.2))["notes"] == []
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
