@@ -28,7 +28,7 @@ def draw_body(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
     half = [(-2.9, 2.6), (-2.3 * build, 1.0), (-1.45 * build, 0.66), (-0.66 * build, 0.38)]
     torso = curve(body([*half, (0, 0.5), *((-x, y) for x, y in half[::-1])]))
     canvas.fill(torso, scene.clothes)
-    top = cam.project(head.on_face(np.array([-neck, neck]), np.full(2, 0.8)) * np.float32((1, 1, 0)))
+    top = cam.project(head.on_face(np.array([-neck, neck]), np.full(2, 0.8)) * np.array((1, 1, 0), np.float32))
     base = curve(body([(neck + 0.12, 0.46), (0.34, 0.8), (0, 0.92), (-0.34, 0.8), (-neck - 0.12, 0.46)]))
     throat = np.concatenate([top, base])
     canvas.fill(throat, tint(who.skin, 0.9))
@@ -44,7 +44,7 @@ def draw_body(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
 def draw_ear(canvas: Canvas, head: Head, who: Identity, scene: Scene, side: float) -> None:
     """One ear, in three dimensions; `side` -1 is the image's left."""
     cam, unit, size = scene.camera, scene.camera.unit, head.shape["ear"]
-    w = float(head.rings(np.float32(0.3))[0])
+    w = float(head.rings(np.array(0.3))[0])
     x = side * (w - 0.05 + 0.13 * np.maximum(-_EAR_U, 0) * size + 0.02)
     points = np.stack([x, 0.27 + _EAR_V * size, 0.02 + 0.27 * _EAR_U * size], 1).astype(np.float32)
     middle = points.mean(0)
@@ -54,5 +54,5 @@ def draw_ear(canvas: Canvas, head: Head, who: Identity, scene: Scene, side: floa
     canvas.glaze(shells[1:], dark, 0.5, blur=0.03 * unit)
     canvas.glaze(shells[:1], dark, 0.45, width=0.02 * unit, blur=0.012 * unit)
     if scene.earrings:
-        lobe = cam.project(points[6:7] + np.float32((0, 0.05, 0)))
+        lobe = cam.project(points[6:7] + np.array((0, 0.05, 0), np.float32))
         canvas.fill(lobe + _CIRCLE * (0.05 * unit), (226, 190, 96))

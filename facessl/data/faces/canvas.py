@@ -33,8 +33,10 @@ def blend(target: np.ndarray, cover: np.ndarray, paint: Colour, alpha: float = 1
     All in uint8, each term rounded: one level of error for a tenth of the time of float32.
     """
     weight = cv2.merge([cover, cover, cover])
-    image = isinstance(paint, np.ndarray) and paint.ndim == 3
-    added = cv2.multiply(weight, paint if image else (*scalar(paint), 0.0), scale=alpha / 255)
+    if isinstance(paint, np.ndarray) and paint.ndim == 3:
+        added: np.ndarray = cv2.multiply(weight, paint, scale=alpha / 255)
+    else:
+        added = cv2.multiply(weight, np.array((*scalar(paint), 0.0)), scale=alpha / 255)
     cv2.multiply(target, weight, weight, scale=alpha / 255)
     cv2.subtract(target, weight, target)
     cv2.add(target, added, target)
@@ -127,7 +129,7 @@ class Canvas:
         if box is None:
             return
         x0, y0, x1, y1 = box
-        cover = np.zeros((y1 - y0, x1 - x0), np.uint8)
+        cover: np.ndarray = np.zeros((y1 - y0, x1 - x0), np.uint8)
         if isinstance(shapes, np.ndarray):
             fixed = list(self.fixed(shapes, (x0, y0)))
         else:

@@ -33,7 +33,11 @@ def draw_nose(canvas: Canvas, head: Head, who: Identity, scene: Scene, marks: np
     whole = np.concatenate([wings[0], wings[1], roots[0], roots[1], ball, marks[27:36]]).astype(np.float32)
     canvas.label_fill(curve(cv2.convexHull(whole)[:, 0], closed=True, per=2), NOSE)
     far = 0 if cam.yaw < 0 else 1
-    edge = curve(np.concatenate([roots[far, :2], marks[28:31] * 0.75 + roots[far, 1:2] * 0.25 + (marks[28:31] - marks[28]) * 0.25]))
+    edge = curve(
+        np.concatenate(
+            [roots[far, :2], marks[28:31] * 0.75 + roots[far, 1:2] * 0.25 + (marks[28:31] - marks[28]) * 0.25]
+        )
+    )
     edge = edge[: len(edge) - 4]
     under = curve(cam.project(head.on_face(np.array([-0.5, 0, 0.5]) * w, base + np.array([0.02, 0.045, 0.02]), 0.17)))
     soft = (0.42, 0.42, 0.35, max(0.0, min(0.4, (abs(cam.yaw) - 10) / 60)))
@@ -79,10 +83,11 @@ def draw_mouth(canvas: Canvas, head: Head, who: Identity, scene: Scene, marks: n
 
 
 def _inside(canvas: Canvas, inner: np.ndarray, m: np.ndarray, gap: float, unit: float, down: np.ndarray) -> None:
-    """The dark of the open mouth, teeth and tongue."""
+    """The dark of the open mouth, teeth and tongue; a mouth opened to an oval shows less of the teeth."""
+    wide = float(np.linalg.norm(m[64] - m[60])) / unit
     canvas.fill(inner, (52, 18, 20))
     clip = canvas.mask(inner)
-    reach = down * min(0.10, 0.75 * gap + 0.01)
+    reach = down * min(0.10, 0.75 * gap + 0.01, max(0.02, 0.3 * (wide - gap)))
     arch = curve(m[[60, 61, 62, 63, 64]])
     if gap > 0.12:
         low = curve(m[[60, 67, 66, 65, 64]])

@@ -29,7 +29,8 @@ _CAP = {
 
 def cap_outline(head: Head, scene: Scene, grow: float, low: float, lift: float, tilt: float = 0.0) -> np.ndarray:
     """(n, 3) the head's outline above height `low`, `grow` thicker, its crown lifted by `lift` (more on one side)."""
-    y = np.concatenate([TOP - 0.02 + (min(low, 0.4) - TOP) * (1 - np.cos(np.linspace(0, np.pi / 2, 18))), [low]])
+    y = TOP - 0.02 + (min(low, 0.6) - TOP) * (1 - np.cos(np.linspace(0, np.pi / 2, 20)))
+    y[-1] = low
     thick = np.full(len(y), grow) if low > 1 else grow * np.clip((low + 0.05 - y) / 0.4, 0, 1) ** 0.7
     points = head.hang(np.array([[180.0], [-180.0]]), np.stack([y, y]), scene.camera.yaw, thick)
     points = np.concatenate([points[0], points[1, ::-1]])
@@ -133,11 +134,11 @@ def _tufts(outline: np.ndarray, rng: np.random.Generator, size: float) -> np.nda
 
 def _paths(head: Head, who: Identity, scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """(n, m, 3) strands over the skull."""
-    yaw, t = scene.camera.yaw, np.linspace(0, 1, 9)[None, :]
+    yaw, t = scene.camera.yaw, (np.linspace(0, 1, 12) ** 1.5)[None, :]
     if who.hair_style in ("crop", "receding"):
         n = 200
         a, y0 = rng.uniform(-170, 170, n)[:, None], rng.uniform(TOP, 0.4, n)[:, None]
-        t = t[:, ::2]
+        t = t[:, ::3]
         return head.around(a + 14 * t * who.parting, y0 + t * rng.uniform(0.12, 0.3, n)[:, None], yaw, 0.06)
     if who.hair_style in _LOOSE and not who.fringe:
         n = 100
@@ -183,7 +184,8 @@ def _texture(
         cv2.polylines(picture, fixed[k::4], False, scalar(tint(who.hair, factor)), thick, cv2.LINE_8, 4)
     if style not in ("curly", "afro", "crop", "receding"):
         light = np.zeros((size, size), np.uint8)
-        bright = [f[2:5] if who.long_hair else f[3:6] for f in fixed[::2]]
+        start = 2 if who.fringe and who.long_hair else 4
+        bright = [f[start : start + 4] for f in fixed[::2]]
         cv2.polylines(light, bright, False, 120, max(1, round(0.045 * unit)), cv2.LINE_8, 4)
         blend(picture, soften(light, 0.035 * unit), tint(who.hair + 14, 1.3 if who.hair.mean() < 120 else 1.2))
     return cv2.resize(picture, canvas.label.shape[::-1], interpolation=cv2.INTER_LINEAR)

@@ -48,9 +48,7 @@ def draw_hat(canvas: Canvas, head: Head, scene: Scene) -> None:
         canvas.glaze([ribbon], dark, 0.9, clip=clip, blur=0.01 * unit)
 
 
-def _visor(
-    canvas: Canvas, head: Head, scene: Scene, rim_y: float, colour: np.ndarray, band: np.ndarray
-) -> None:
+def _visor(canvas: Canvas, head: Head, scene: Scene, rim_y: float, colour: np.ndarray, band: np.ndarray) -> None:
     cam, unit = scene.camera, scene.camera.unit
     a = np.radians(np.linspace(66, -66, 13))
     front = head.around(np.degrees(a), np.full(13, rim_y), cam.yaw, 0.16)
@@ -66,10 +64,10 @@ def _visor(
 def _brim(canvas: Canvas, head: Head, scene: Scene, rim_y: float, colour: np.ndarray) -> None:
     cam, unit = scene.camera, scene.camera.unit
     a = np.radians(np.linspace(0, 360, 40, endpoint=False))
-    w = float(head.rings(np.float32(rim_y))[0])
+    w = float(head.rings(np.array(rim_y))[0])
     droop = rim_y + 0.06 + 0.05 * np.sin(a) ** 2
     ring = np.stack([np.sin(a) * (w + 0.62), droop, np.cos(a) * 1.62 - 0.2], 1)
     area = cam.project(ring.astype(np.float32))
     canvas.glaze([area - cam.up * 0.2], (30, 22, 20), 0.4, blur=0.1 * unit, clip=canvas.skin)
     canvas.fill(area, tint(colour, 0.75), 0)
-    canvas.glaze([np.concatenate([area, area[:1]])], tint(colour, 1.3), 0.5, width=0.022 * unit)
+    canvas.glaze([np.concatenate([area, area[:1]])], tint(colour, 0.9), width=0.06 * unit)

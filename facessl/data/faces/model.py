@@ -187,7 +187,13 @@ class Head:
         upper = np.isin(np.arange(20), [1, 2, 3, 4, 5, 13, 14, 15])
         bulge = np.sqrt(np.clip(1 - (x / hw) ** 2, 0, 1))
         gap = 0.42 * e.jaw + 0.11 * e.lower
-        y = y + lower * gap * bulge - upper * (0.02 * e.jaw + 0.075 * e.upper) * bulge**0.5
+        round_ = min(1.0, max(0.0, -e.stretch))  # a pursed mouth opens to an oval: its corners drop
+        y = (
+            y
+            + 0.4 * round_ * gap * (1 - bulge)
+            + lower * gap * bulge
+            - upper * (0.02 * e.jaw + 0.075 * e.upper) * bulge**0.5
+        )
         y = y - 0.13 * e.corner * (x / hw) ** 2 + 0.03 * e.corner + 0.2 * e.jaw * 0.28
         y = y - 0.05 * e.skew * (x / hw)
         y = y + s["mouth_y"] - 0.03 * e.upper - 0.02 * max(0.0, -e.press)

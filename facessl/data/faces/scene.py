@@ -12,6 +12,7 @@ from facessl.data.faces.geometry import Camera
 from facessl.data.faces.identity import Identity
 
 BACKDROPS = ("gradient", "blurred", "bokeh", "wall", "studio")
+_WARM, _GREEN = np.array([1.0, 0.1, -1.0]), np.array([-0.5, 1.0, -0.5])  # axes of a camera's white balance
 OCCLUDERS = ("none", "hand", "scarf", "patch", "surgical_mask")
 
 
@@ -128,7 +129,7 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
         blur=worst * float(rng.uniform(0.5, 1.5)) if u[6] < 0.2 else 0.0,
         motion=(worst * float(rng.normal(0, 2.0)), worst * float(rng.normal(0, 1.2))) if u[7] < 0.05 else (0.0, 0.0),
         noise=worst * float(rng.gamma(1.2, 1.5)),
-        cast=(1 + worst * rng.normal(0, 0.045, 3)).astype(np.float32),
+        cast=(1 + worst * (rng.normal(0, 0.05) * _WARM + rng.normal(0, 0.012) * _GREEN)).astype(np.float32),
         gamma=float(np.exp(worst * rng.normal(0, 0.13))),
         contrast=float(np.exp(worst * rng.normal(0, 0.08))),
         clothes=_clothes(rng),

@@ -1,0 +1,194 @@
+"""The drawn faces: truthful labels, reproducible pictures, clear errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from facessl.data.faces.identity import sample_identity
+from facessl.data.faces.render import render
+from facessl.data.faces.scene import Limits, sample_scene
+from facessl.data.source import Source
+from facessl.data.sources.synthetic import Synthetic
+from facessl.errors import ConfigError
+
+LEFT_EYE, RIGHT_EYE, MOUTH = range(36, 42), range(42, 48), range(48, 68)
+REGIONS = {
+    "left brow": ((2,), range(17, 22)),
+    "right brow": ((3,), range(22, 27)),
+    "left eye": ((4,), LEFT_EYE),
+    "right eye": ((5,), RIGHT_EYE),
+    "nose": ((6,), (29, 30)),
+    "mouth": ((7, 8, 9), MOUTH),
+}
+DIGEST = """
+import hashlib
+from facessl.data.sources.synthetic import Synthetic
+s = Synthetic(size=48, seed=3)
+print(hashlib.sha256(b"".join(s[i].image.tobytes() + s[i].landmarks.tobytes() for i in (7, 2))).hexdigest())
+"""
+
+
+@pytest.fixture(scope="module")
+def bare() -> list:
+    """80 uncovered faces of 96 pixels."""
+    source = Synthetic(size=96, occlusion=0.0, seed=1)
+    shown = source.attribute_names.index("sunglasses")
+    return [s for s in (source[i] for i in range(80)) if not s.attributes[shown]]
+
+
+def test_sample_has_what_the_source_promises() -> None:
+    source = Synthetic(n=12, size=64)
+    assert isinstance(source, Source)
+    assert len(source) == 12
+    for i in range(12):
+        s = source[i]
+        assert s.image.shape == (64, 64, 3)
+        assert s.image.dtype == s.mask.dtype == s.attributes.dtype == np.uint8
+        assert s.mask.shape == (64, 64)
+        assert s.mask.max() <= 10
+        assert s.landmarks.shape == (68, 2)
+        assert s.landmarks.dtype == s.pose.dtype == np.float32
+        assert s.attributes.shape == (len(source.attribute_names),)
+        assert 0 <= s.label < len(source.label_names) == 7
+        assert all(getattr(s, field) is not None for field in source.provides)
+        assert s.key == f"synthetic/0/{i:07d}"
+        assert s.image.std() > 8, "an empty picture"
+
+
+def test_same_picture_in_another_process_and_order() -> None:
+    ours = Synthetic(size=48, seed=3, n=8)
+    ours[0]
+    digest = hashlib.sha256(b"".join(ours[i].image.tobytes() + ours[i].landmarks.tobytes() for i in (7, 2)))
+    theirs = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True).stdout
+    assert theirs.strip() == digest.hexdigest()
+    assert not np.array_equal(Synthetic(size=48, seed=4)[2].image, ours[2].image)
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_mask_lies_where_the_landmarks_are(bare: list, name: str) -> None:
+    classes, points = REGIONS[name]
+    off = []
+    for s in bare:
+        y, x = np.nonzero(np.isin(s.mask, classes))
+        if len(x) < 10:  # hidden by hair, a hat, or closed
+            continue
+        face = np.linalg.norm(s.landmarks[36] - s.landmarks[45])
+        off.append(np.hypot(x.mean() - s.landmarks[points, 0].mean(), y.mean() - s.landmarks[points, 1].mean()) / face)
+    assert len(off) > 40
+    assert np.median(off) < 0.06
+    assert np.quantile(off, 0.9) < 0.16
+
+
+def test_landmarks_lie_on_the_drawing(bare: list) -> None:
+    """Pupils and lashes make the eyes' inside vary more than the cheeks, whatever the light: a shift would show."""
+    hits = 0
+    for s in bare:
+        grey = s.image.astype(np.float32).mean(2)
+        eye = s.landmarks[LEFT_EYE].mean(0)
+        cheek = (s.landmarks[2] + s.landmarks[31]) / 2
+
+        def spread(at: np.ndarray, grey: np.ndarray = grey) -> float:
+            x, y = np.rint(at).astype(int)
+            return float(grey[max(0, y - 2) : y + 3, max(0, x - 3) : x + 4].std())
+
+        hits += spread(eye) > spread(cheek)
+    assert hits / len(bare) > 0.85
+
+
+def test_left_is_the_left_of_the_image(bare: list) -> None:
+    for s in bare:
+        if abs(s.pose[2]) > 15:
+            continue
+        for left, right in ((2, 3), (4, 5)):
+            a, b = (np.nonzero(s.mask == c)[1] for c in (left, right))
+            if len(a) and len(b):
+                assert a.mean() < b.mean()
+        assert (np.diff(s.landmarks[[0, 36, 39, 42, 45, 16], 0]) > -1).all()
+
+
+def test_pose_turns_the_landmarks() -> None:
+    for i in range(25):
+        s = Synthetic(size=96, roll=0.0, seed=5)[i]
+        middle = (s.landmarks[36] + s.landmarks[45]) / 2
+        wide = np.linalg.norm(s.landmarks[36] - s.landmarks[45])
+        if abs(s.pose[0]) > 8:
+            assert np.sign(s.landmarks[30, 0] - middle[0]) == np.sign(s.pose[0]), "yaw > 0: nose to the right"
+        tilted = Synthetic(size=96, yaw=0.0, pitch=0.0, seed=5)[i]
+        across = tilted.landmarks[45] - tilted.landmarks[36]
+        assert np.degrees(np.arctan2(across[1], across[0])) == pytest.approx(tilted.pose[2], abs=1.5)
+        assert wide > 10
+    up = Synthetic(size=96, yaw=0.0, roll=0.0, seed=6)
+    lift = [
+        (s.pose[1], (s.landmarks[30] - s.landmarks[27])[1] / np.ptp(s.landmarks[:, 1]))
+        for s in map(up.__getitem__, range(40))
+    ]
+    assert np.corrcoef(np.array(lift).T)[0, 1] < -0.6, "pitch > 0: nose up"
+
+
+def test_expressions_can_be_told_apart_by_shape() -> None:
+    source = Synthetic(size=64, yaw=0.0, pitch=0.0, roll=0.0, occlusion=0.0, seed=2)
+    samples = [source[i] for i in range(330)]
+    shapes = np.array([(s.landmarks[17:] - s.landmarks[27]) for s in samples]).reshape(len(samples), -1)
+    shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
+    label = np.array([s.label for s in samples])
+    assert set(label) == set(range(7))
+    centres = np.stack([shapes[:230][label[:230] == k].mean(0) for k in range(7)])
+    guess = np.linalg.norm(shapes[230:, None] - centres, axis=2).argmin(1)
+    assert (guess == label[230:]).mean() > 0.6
+
+
+def test_identity_keeps_what_does_not_change() -> None:
+    source = Synthetic(size=32, identities=6)
+    fixed = [source.attribute_names.index(a) for a in ("long_hair", "bald", "aged", "freckles", "curly_hair")]
+    seen: dict[int, np.ndarray] = {}
+    for i in range(60):
+        s = source[i]
+        assert np.array_equal(seen.setdefault(s.identity, s.attributes[fixed]), s.attributes[fixed])
+    assert len(seen) == 6
+
+
+def test_what_is_hidden_becomes_background() -> None:
+    who = sample_identity(0, 1)
+    for seed in range(8):
+        scene = sample_scene(np.random.default_rng(seed), who, 96, Limits(occlusion=1.0))
+        assert scene.occluder != "none"
+        covered, free = (render(who, s, 96).mask for s in (scene, dataclasses.replace(scene, occluder="none")))
+        changed = covered != free
+        assert changed.sum() > 100
+        assert (covered[changed] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 0},
+        {"n": 2.5},
+        {"size": 8},
+        {"seed": -1},
+        {"identities": 0},
+        {"yaw": 90},
+        {"occlusion": 2},
+        {"degrade": "x"},
+    ],
+)
+def test_bad_options_are_named(options: dict) -> None:
+    (name, value) = next(iter(options.items()))
+    with pytest.raises(ConfigError, match=f"synthetic: {name} must be .*{value!r}"):
+        Synthetic(**options)
+
+
+def test_a_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match="takes no path"):
+        Synthetic("photos")
+
+
+@pytest.mark.parametrize("index", [-1, 10])
+def test_index_out_of_range(index: int) -> None:
+    with pytest.raises(IndexError, match="of 10"):
+        Synthetic(n=10)[index]
