@@ -47,7 +47,7 @@ class Batch:
     Attributes:
         views: V tensors (B, 3, S_v, S_v), channels-last in memory: uint8 from the loader, float32 and
             normalised once the photometric part has run on the device.
-        params: V tensors (B, P) float32 of photometric parameters (columns: `facessl.views.photometric`);
+        params: V tensors (B, P) float32 of photometric parameters (columns: `facessl.views.spec.Column`);
             empty for batches that are only normalised.
         index: (B,) int64, positions of the images in their source.
         keys: B keys of the images.
@@ -75,13 +75,13 @@ class Batch:
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
                 value = fn(value)
-            elif isinstance(value, list) and value and isinstance(value[0], Tensor):
+            elif f.name == "views":
                 value = [fn(v) for v in value]
             out[f.name] = value
         return Batch(**out)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The same batch with every tensor on `device`."""
+        """The same batch on `device`; `params` stay on the host, where the photometric part plans its work."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:

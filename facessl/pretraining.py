@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -169,6 +170,7 @@ def say(text: str) -> None:
 
 
 def _fabric(config: RunConfig) -> Fabric:
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     device = environment.default_device() if config.device == "auto" else config.device
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto")

@@ -42,7 +42,7 @@ def start(words: list[str], cwd: Path, script: str = "", **env: str) -> subproce
 
 
 def kill_when(process: subprocess.Popen[bytes], ready: Path, after: float = 0.0) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not ready.exists():
         assert process.poll() is None, f"the run ended before {ready.name} appeared"
         assert time.monotonic() < until
@@ -82,7 +82,7 @@ def test_killed_run_ends_with_the_same_bits(whole: dict[str, object], tmp_path: 
 def test_sigterm_saves_and_exits(whole: dict[str, object], tmp_path: Path) -> None:
     words = ["pretrain", *TINY, "--out", "run", "--checkpoint-every", "0"]
     process = start(words, tmp_path, SLOW_STEPS)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not (tmp_path / "run" / "metrics.csv").exists():
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -1,0 +1,95 @@
+"""What every method of `facessl list methods` must do; a new file in methods/ is tested without a new test."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from facessl import plugins
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.methods.base import Method, Progress, Step
+from facessl.optim import parameter_groups
+
+METHODS = plugins.names("methods")
+SMALL = {"hidden": 32, "dim": 16}
+
+
+def build(name: str, backbone: str = "resnet10t", size: int = 64) -> Any:
+    kind = plugins.find("methods", name)
+    known = {f.name for f in dataclasses.fields(kind.Args)}
+    torch.manual_seed(0)
+    return kind(Backbone(backbone, image_size=size), **{k: v for k, v in SMALL.items() if k in known})
+
+
+def batch(method: Any, size: int = 64, count: int = 4) -> Batch:
+    torch.manual_seed(1)
+    views = [torch.randn(count, 3, round(v.size * size), round(v.size * size)) for v in method.views]
+    return Batch(views=views, params=[], index=torch.arange(count))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_declares_itself(name: str) -> None:
+    kind = plugins.find("methods", name)
+    assert dataclasses.is_dataclass(kind.Args)
+    assert kind.Args.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert isinstance(build(name), Method)
+    assert "Differences" in (kind.__doc__ or ""), "say where it leaves its paper"
+    undocumented = [f.name for f in dataclasses.fields(kind.Args) if f.name not in (kind.Args.__doc__ or "")]
+    assert not undocumented
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", METHODS)
+def test_one_step_gives_every_trained_weight_a_gradient(name: str, backbone: str) -> None:
+    method = build(name, backbone)
+    result = method.step(batch(method), Progress(step=0, total_steps=10))
+    assert isinstance(result, Step)
+    assert result.loss.ndim == 0
+    assert torch.isfinite(result.loss)
+    assert result.logs
+    assert all(not v.requires_grad for v in result.logs.values())
+    result.loss.backward()
+    trained = {n for n, p in method.named_parameters() if p.requires_grad}
+    without = {n for n in trained if method.get_parameter(n).grad is None}
+    assert not without, f"DDP would wait for them: {sorted(without)[:5]}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_step_has_no_side_effect_on_parameters_and_after_step_moves_the_target(name: str) -> None:
+    method = build(name)
+    before = {n: p.detach().clone() for n, p in method.named_parameters()}
+    method.step(batch(method), Progress(step=0, total_steps=10)).loss.backward()
+    assert all(torch.equal(before[n], p) for n, p in method.named_parameters())
+    groups = parameter_groups(method, 0.0)
+    torch.optim.SGD([p for g in groups for p in g["params"]], lr=1.0).step()
+    moved = {n: p.detach().clone() for n, p in method.named_parameters()}
+    method.after_step(Progress(step=1, total_steps=10))
+    changed = {n for n, p in method.named_parameters() if not torch.equal(moved[n], p)}
+    assert all(not method.get_parameter(n).requires_grad for n in changed), "after_step moves targets only"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_state_dict_holds_everything(name: str) -> None:
+    method, twin = build(name), build(name)
+    method.step(batch(method), Progress(step=0, total_steps=10)).loss.backward()
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(0.01)
+    twin.load_state_dict(method.state_dict())
+    first, second = (m.eval().step(batch(m), Progress(step=3, total_steps=10)).loss for m in (method, twin))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_heatmaps_are_shares(name: str) -> None:
+    method = build(name).eval()
+    if not getattr(method, "has_regions", hasattr(method, "heatmaps")):
+        return
+    with torch.no_grad():
+        maps = method.heatmaps(torch.randn(2, 3, 64, 64))
+    assert maps.ndim == 4
+    torch.testing.assert_close(maps.sum(1), torch.ones_like(maps.sum(1)))

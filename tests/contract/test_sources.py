@@ -1,0 +1,107 @@
+"""What every source of `facessl list sources` must do."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facessl import plugins
+from facessl.batch import FIELDS, Sample
+from facessl.data.decode import decode
+from facessl.data.source import Source, open_source
+
+
+def jpeg(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((20, 24, 3), value, np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _folder(root: Path) -> str:
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        for i in range(3):
+            (root / name / f"{i}.jpg").write_bytes(jpeg(40 * i))
+    return f"folder:{root}"
+
+
+def _webdataset(root: Path) -> str:
+    with tarfile.open(root / "s-000.tar", "w") as tar:
+        for i in range(6):
+            for suffix, data in (("jpg", jpeg(40 * i)), ("cls", b"1"), ("txt", b"a face")):
+                info = tarfile.TarInfo(f"{i:04d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return f"webdataset:{root}/s-{{000..000}}.tar"
+
+
+def _imagelist(root: Path) -> str:
+    _folder(root)
+    rows = "\n".join(f"{d}/{i}.jpg,{d}" for d in "ab" for i in range(3))
+    (root / "list.csv").write_text("path,label\n" + rows + "\n")
+    return f"imagelist:{root / 'list.csv'}"
+
+
+#: Smallest working example of each source; a new source adds one here.
+EXAMPLES: dict[str, Callable[[Path], str]] = {
+    "folder": _folder,
+    "webdataset": _webdataset,
+    "imagelist": _imagelist,
+    "synthetic": lambda _: "synthetic:?n=6&size=32",
+}
+
+
+def test_every_source_has_an_example() -> None:
+    assert set(EXAMPLES) == set(plugins.names("data.sources"))
+
+
+@pytest.fixture(params=sorted(EXAMPLES))
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
+    return open_source(EXAMPLES[request.param](tmp_path))
+
+
+def test_gives_samples_with_what_it_promises(source: Source) -> None:
+    assert len(source) == 6
+    assert source.provides <= FIELDS
+    for i in range(len(source)):
+        sample = source[i]
+        assert isinstance(sample, Sample)
+        assert all(getattr(sample, f) is not None for f in source.provides)
+        image = decode(sample.image, key=sample.key) if isinstance(sample.image, bytes) else sample.image
+        assert image.dtype == np.uint8
+        assert image.shape[2] == 3
+        if "label" in source.provides and source.label_names:
+            assert 0 <= int(sample.label) < len(source.label_names)  # type: ignore[arg-type]
+
+
+def test_keys_are_unique_and_reading_is_repeatable(source: Source) -> None:
+    assert len({source[i].key for i in range(6)}) == 6
+    first, second = source[3].image, source[3].image
+    assert np.array_equal(first, second) if isinstance(first, np.ndarray) else first == second
+
+
+def test_survives_the_way_to_a_worker(source: Source) -> None:
+    twin = pickle.loads(pickle.dumps(source))
+    assert twin[5].key == source[5].key
+
+
+def test_refuses_positions_outside(source: Source) -> None:
+    with pytest.raises(IndexError):
+        source[6]
+
+
+@pytest.mark.parametrize("name", plugins.names("data.sources"))
+def test_options_are_typed_and_documented(name: str) -> None:
+    kind = plugins.find("data.sources", name)
+    for parameter in list(inspect.signature(kind).parameters.values())[1:]:
+        assert parameter.kind is parameter.KEYWORD_ONLY
+        assert parameter.annotation is not parameter.empty
+        assert parameter.name in (kind.__doc__ or "") + (kind.__init__.__doc__ or ""), f"{parameter.name}: say what it is"
