@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from facessl.errors import ConfigError, UnknownName
+from facessl.nn.normalise import normalise
 
 
 class Backbone(nn.Module):
@@ -121,10 +122,3 @@ class Backbone(nn.Module):
         squares = np.stack([resize(to_rgb(image), self.image_size) for image in images])  # (B, S, S, 3)
         device = next(self.parameters()).device
         return normalise(torch.from_numpy(squares).permute(0, 3, 1, 2).to(device), self.mean, self.std)
-
-
-def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(B, 3, H, W) uint8 0..255 -> float32, (x / 255 - mean) / std per channel."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=x.device).view(1, 3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=x.device).view(1, 3, 1, 1)
-    return torch.addcmul(shift, x.float(), scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import warnings
@@ -69,7 +70,7 @@ def cmd_pretrain(argv: list[str]) -> int:
 def cmd_embed(
     run: str,
     source: str,
-    out: Path,
+    out: Path = Path("embeddings.parquet"),
     batch_size: int = 64,
     workers: int = 0,
     device: str = "auto",
@@ -99,7 +100,14 @@ def cmd_embed(
     return 0
 
 
-def cmd_regions(run: str, source: str, out: Path, count: int = 8, seed: int = 0, device: str = "auto") -> int:
+def cmd_regions(
+    run: str,
+    source: str,
+    out: Path = Path("regions.png"),
+    count: int = 8,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
     """Picture of the regions a method found: image, heatmaps, arg-max segmentation.
 
     Args:
@@ -166,15 +174,11 @@ def cmd_report(runs: list[Path], out: Path | None = None) -> int:
 
     Args:
         runs: run folders.
-        out: page of the comparison (several runs only).
+        out: page to write; report.html (one run) or comparison.html (several) in the first run folder by default.
     """
-    from facessl import report
+    from facessl.report import report
 
-    if len(runs) == 1 and out is None:
-        headline = report.write_report(runs[0])
-    else:
-        headline = report.write_comparison(runs, out or runs[0] / "comparison.html")
-    print(json.dumps(headline))
+    print(json.dumps(report(runs, out=out)))
     return 0
 
 
@@ -219,14 +223,17 @@ def _call(name: str, command: Callable[..., int], words: list[str]) -> int:
     if name == "pretrain":
         return command(words)
     parser = ArgumentParser(prog=f"facessl {name}", exit_on_error=False, description=_summary(command))
-    parser.add_function_arguments(command, as_positional=True)
+    lists = [n for n, p in inspect.signature(command).parameters.items() if str(p.annotation).startswith("list[")]
+    for many in lists:
+        parser.add_argument(many, nargs="+", type=str)
+    parser.add_function_arguments(command, as_positional=True, skip=set(lists))
     words = [_underscored(w) for w in words]
     known = {a.dest for a in parser._actions}
     for flag in (w[2:].partition("=")[0] for w in words if w.startswith("--")):
         if flag not in known:
             raise UnknownName("option", f"--{flag}", [f"--{k}" for k in known])
     try:
-        parsed = parser.instantiate_classes(parser.parse_args(words))
+        parsed = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
         raise ConfigError(f"{' '.join(str(error).split())} (see facessl {name} --help)") from None
     return command(**{k: v for k, v in vars(parsed).items() if k != "config"})

@@ -223,13 +223,13 @@ def _build(values: dict[str, Any], argv: list[str]) -> RunConfig:
     for flag in (w.removeprefix("--").partition("=")[0] for w in argv if w.startswith("--")):
         if flag not in known and flag.split(".")[0] not in ("views", "help"):
             raise UnknownName("option", "--" + flag.replace("_", "-"), _options(known, "--"))
-    for key in _flatten(values):
+    for key in flatten(values):
         if key not in known and not key.startswith(("views", "backbone.options.")):
             raise UnknownName("setting", key, _options(known, ""))
     try:
         defaults = parser.parse_object(values, defaults=True) if values else parser.get_defaults()
         parsed = parser.parse_args(argv, namespace=defaults) if argv else defaults
-        parsed = parser.instantiate_classes(parsed)
+        parsed = parser.instantiate(parsed)
     except ArgumentError as error:
         raise ConfigError(_one_line(str(error))) from None
     except (TypeError, ValueError) as error:
@@ -290,16 +290,17 @@ def recipes() -> tuple[str, ...]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys in which two configurations (plain dicts) would train differently, as `key: old -> new`."""
-    a, b = _flatten(old), _flatten(new)
+    a, b = flatten(old), flatten(new)
     keys = sorted(k for k in a.keys() | b.keys() if k.split(".")[0] not in FREE_ON_RESUME)
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys if a.get(k) != b.get(k)]
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            out |= _flatten(value, f"{prefix}{key}.")
+            out |= flatten(value, f"{prefix}{key}.")
         else:
             out[f"{prefix}{key}"] = value
     return out

@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from facessl.backbones import Backbone, normalise
+from facessl.backbones import Backbone
 from facessl.data.loader import EvalLoader, pixels
 from facessl.data.source import Source, open_source
 from facessl.errors import ConfigError, DataError
 from facessl.figures import region_picture
+from facessl.nn.normalise import normalise
 from facessl.views.geometric import resize
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facessl.backbones import normalise
 from facessl.data.source import Source
 from facessl.figures import region_picture
 from facessl.inference import sample_images, write_png
 from facessl.methods.base import Progress
 from facessl.metrics.collapse import effective_rank, embedding_std
 from facessl.metrics.regions import sharpness, usage_entropy, winning_regions
+from facessl.nn.normalise import normalise
 from facessl.protocols._splits import at_most, split_source
 from facessl.protocols.knn import knn
 from facessl.views.geometric import resize

@@ -112,7 +112,7 @@ def _run(config: RunConfig) -> Result:
     finished = trainer.fit(batches)
     headline: dict[str, Any] = {}
     if fabric.is_global_zero:
-        headline = _finish(folder, method, settings, source, trainer.step)
+        headline = _finish(folder, method, settings, source, trainer.step, finished)
         if not finished:
             say(f"stopped at step {trainer.step} ({trainer.stop_reason}); go on with --resume --out {folder}")
     fabric.barrier()
@@ -339,7 +339,11 @@ def _sampled(total: int) -> range:
     return range(0, total, max(1, total // 500))
 
 
-def _finish(folder: Path, method: Method, settings: RunConfig, source: Source, steps: int) -> dict[str, Any]:
+def _finish(
+    folder: Path, method: Method, settings: RunConfig, source: Source, steps: int, finished: bool
+) -> dict[str, Any]:
+    status = json.dumps({"finished": finished, "steps": steps})
+    checkpoint.write_atomic(folder / "status.json", status.encode())
     info = loading.card(method, settings, steps=steps, commit=environment.commit())
     checkpoint.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
     if getattr(method, "heatmaps", None) is not None and getattr(method, "has_regions", True):

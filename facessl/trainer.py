@@ -218,16 +218,16 @@ class Trainer:
             return {}
         names = list(window.terms[0])
         means = torch.stack([torch.stack([t[n] for n in names]) for t in window.terms]).mean(0)  # (terms,)
-        means = self.fabric.all_reduce(means, reduce_op="mean")
-        row = dict(zip(names, means.tolist(), strict=True))  # type: ignore[union-attr]
+        over_ranks: Any = self.fabric.all_reduce(means, reduce_op="mean")
+        row = dict(zip(names, over_ranks.tolist(), strict=True))
         row |= {
             "lr": self.plan.learning_rate(self.step - 1),
             "images_per_second": steps * self.plan.batch_size / max(seconds, 1e-9),
             "data_wait": window.waited / max(seconds, 1e-9),
         }
-        momentum = getattr(self.method, "momentum", None)
-        if callable(momentum):
-            row["momentum"] = float(momentum(self.progress))
+        ema = getattr(self.method, "ema_momentum", None)
+        if ema is not None:
+            row["momentum"] = float(ema(self.progress))
         if self._log is not None:
             self._log.write(self._row_head() | row)
         return row
@@ -341,7 +341,8 @@ class _signals:  # noqa: N801 (used as a function)
 
 def _rng_state() -> dict[str, Any]:
     """Random state of this process as tensors and plain values."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = legacy
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),

@@ -20,7 +20,9 @@ TINY = [
 
 def facessl(*words: str, cwd: Path, script: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in its own process; `script` runs before it (to break things on purpose)."""
-    return subprocess.run(command(*words, script=script), cwd=cwd, env=environment(**env), capture_output=True, text=True)
+    return subprocess.run(
+        command(*words, script=script), cwd=cwd, env=environment(**env), capture_output=True, text=True
+    )
 
 
 def command(*words: str, script: str = "") -> list[str]:

@@ -11,7 +11,9 @@ from torch import nn
 from facessl.optim import LARS, parameter_groups, warmup_cosine
 
 
-def slow_lars(steps: int, w: list[list[float]], grads: list[list[list[float]]], adapt: bool, decay: float) -> list[float]:
+def slow_lars(
+    steps: int, w: list[list[float]], grads: list[list[list[float]]], adapt: bool, decay: float
+) -> list[float]:
     """Plain loops from the class docstring."""
     flat = [x for row in w for x in row]
     velocity = [0.0] * len(flat)

@@ -11,11 +11,11 @@ import torch
 import yaml
 from PIL import Image
 
-from facessl import report_curves
 from facessl.errors import CheckpointError, ConfigError
 from facessl.figures import Line, curve, region_picture
+from facessl.report import curves as report_curves
 from facessl.report import report, write_comparison, write_report
-from facessl.run_folder import read_run_folder
+from facessl.report.folder import read_run_folder
 
 CONFIG = {
     "source": "folder:/data/faces",

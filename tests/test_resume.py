@@ -37,7 +37,11 @@ Trainer._one_step = one_step
 
 def start(words: list[str], cwd: Path, script: str = "", **env: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command(*words, script=script), cwd=cwd, env=environment(**env), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        command(*words, script=script),
+        cwd=cwd,
+        env=environment(**env),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
 
 

@@ -61,6 +61,7 @@ class Method(Protocol):
         backbone: the online backbone that the run exports.
         step(batch, progress): the loss of one (micro-)batch; no side effects besides batch-norm statistics.
         after_step(progress): EMA, queues, prototypes; called once after each optimiser step.
+        ema_momentum(progress): methods with a momentum network only; its momentum now, for the log.
         heatmaps(x): methods with regions only; x (B, 3, H, W) normalised -> (B, N, h, w), rows sum to 1 over N.
     """
 

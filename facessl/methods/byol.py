@@ -89,4 +89,8 @@ class BYOL(nn.Module):
 
     def after_step(self, progress: Progress) -> None:
         """Moves the target network."""
-        self._follow(cosine_momentum(self.momentum, progress.fraction))
+        self._follow(self.ema_momentum(progress))
+
+    def ema_momentum(self, progress: Progress) -> float:
+        """Momentum of the target network now."""
+        return cosine_momentum(self.momentum, progress.fraction)

@@ -201,11 +201,15 @@ class FRA(nn.Module):
 
     def after_step(self, progress: Progress) -> None:
         """Moves the target network, and in the official variant the prototypes."""
-        self._follow(cosine_momentum(self.args.momentum, progress.fraction))
+        self._follow(self.ema_momentum(progress))
         for online, target in self._seen:  # in the order of the views, as the released code's forward passes
             self.heads.prototype.lerp_(online, 0.1)
             self.target_heads.prototype.lerp_(target, 0.1)
         self._seen.clear()
+
+    def ema_momentum(self, progress: Progress) -> float:
+        """Momentum of the target network now."""
+        return cosine_momentum(self.args.momentum, progress.fraction)
 
     @torch.no_grad()
     def heatmaps(self, x: Tensor) -> Tensor:

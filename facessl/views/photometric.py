@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facessl.backbones import normalise
 from facessl.batch import Batch
+from facessl.nn.normalise import normalise
 from facessl.views.spec import Column
 
 #: Row k: which operation (0 brightness, 1 contrast, 2 saturation, 3 hue) the jitter of order k runs in each slot.

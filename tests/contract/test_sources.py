@@ -104,4 +104,6 @@ def test_options_are_typed_and_documented(name: str) -> None:
     for parameter in list(inspect.signature(kind).parameters.values())[1:]:
         assert parameter.kind is parameter.KEYWORD_ONLY
         assert parameter.annotation is not parameter.empty
-        assert parameter.name in (kind.__doc__ or "") + (kind.__init__.__doc__ or ""), f"{parameter.name}: say what it is"
+        assert parameter.name in (kind.__doc__ or "") + (kind.__init__.__doc__ or ""), (
+            f"{parameter.name}: say what it is"
+        )

@@ -9,8 +9,8 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
-from facessl.backbones import normalise
 from facessl.batch import Batch
+from facessl.nn.normalise import normalise
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import ORDERS, Photometric
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, Column

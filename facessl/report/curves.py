@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from facessl.figures import SERIES, Line, curve
-from facessl.run_folder import RunFolder
+from facessl.report.folder import RunFolder
 
 #: Monitor -> title and unit; others are shown under their own name.
 _MONITORS = {

@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 
 from facessl.figures import SERIES
-from facessl.report_curves import groups
-from facessl.run_folder import RunFolder
+from facessl.report.curves import groups
+from facessl.report.folder import RunFolder
 
 _MAX_SKIPPED = 20
 _MAX_FRAMES = 8

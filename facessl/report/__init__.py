@@ -11,9 +11,10 @@ import numpy as np
 
 from facessl import monitors
 from facessl.checkpoint import write_atomic
+from facessl.config import flatten
 from facessl.errors import ConfigError
-from facessl.report_page import comparison_html, markdown, run_html
-from facessl.run_folder import RunFolder, flatten, read_run_folder
+from facessl.report.folder import RunFolder, read_run_folder
+from facessl.report.page import comparison_html, markdown, run_html
 
 #: Sharpness below this many times 1/N is called uniform.
 _UNIFORM = 1.05

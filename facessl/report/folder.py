@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from facessl.config import flatten
 from facessl.errors import CheckpointError
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
@@ -106,17 +106,6 @@ def read_run_folder(path: str | Path) -> RunFolder:
         status=_mapping(path / "status.json", problems),
         problems=problems,
     )
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            out |= flatten(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
 
 
 def _mapping(path: Path, problems: dict[str, str]) -> dict[str, Any]:
