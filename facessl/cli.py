@@ -227,7 +227,9 @@ def _call(name: str, command: Callable[..., int], words: list[str]) -> int:
     for many in lists:
         parser.add_argument(many, nargs="+", type=str)
     parser.add_function_arguments(command, as_positional=True, skip=set(lists))
-    words = [_underscored(w) for w in words]
+    from facessl.config import readable, with_true
+
+    words = with_true([_underscored(w) for w in words], parser)
     known = {a.dest for a in parser._actions}
     for flag in (w[2:].partition("=")[0] for w in words if w.startswith("--")):
         if flag not in known:
@@ -235,7 +237,7 @@ def _call(name: str, command: Callable[..., int], words: list[str]) -> int:
     try:
         parsed = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        raise ConfigError(f"{' '.join(str(error).split())} (see facessl {name} --help)") from None
+        raise ConfigError(f"{readable(error)} (see facessl {name} --help)") from None
     return command(**{k: v for k, v in vars(parsed).items() if k != "config"})
 
 

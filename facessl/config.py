@@ -7,6 +7,7 @@ steps) are computed once, in `derive`, and logged.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -219,7 +220,7 @@ def _build(values: dict[str, Any], argv: list[str]) -> RunConfig:
     parser = _parser(plugins.find("methods", name).Args)
     parser.set_defaults({"method.name": name})
     known = {a.dest for a in parser._actions}
-    argv = _with_true(argv, parser)
+    argv = with_true(argv, parser)
     for flag in (w.removeprefix("--").partition("=")[0] for w in argv if w.startswith("--")):
         if flag not in known and flag.split(".")[0] not in ("views", "help"):
             raise UnknownName("option", "--" + flag.replace("_", "-"), _options(known, "--"))
@@ -231,9 +232,9 @@ def _build(values: dict[str, Any], argv: list[str]) -> RunConfig:
         parsed = parser.parse_args(argv, namespace=defaults) if argv else defaults
         parsed = parser.instantiate(parsed)
     except ArgumentError as error:
-        raise ConfigError(_one_line(str(error))) from None
+        raise ConfigError(readable(error)) from None
     except (TypeError, ValueError) as error:
-        raise ConfigError(_one_line(str(error))) from None
+        raise ConfigError(readable(error)) from None
     fields = _fields(parsed)
     return RunConfig(**fields | {"source": fields["source"] or values.get("source") or RunConfig.source})
 
@@ -328,7 +329,19 @@ def _options(known: set[str], prefix: str) -> list[str]:
     return [prefix + k.replace("_", "-") if prefix else k for k in known if k not in ("help", "config")]
 
 
-def _with_true(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
+def readable(error: Exception) -> str:
+    """The parser's complaint in one sentence a person can act on."""
+    text = _one_line(str(error))
+    found = re.search(r'[Pp]arser key "([^"]+)": .*?Expected an? (.+?)\. Got value: (.*)$', text)
+    if not found:
+        return text
+    key, kind, value = found.groups()
+    choices = re.search(r"Literal\[(.+)\]", kind)
+    wanted = f"one of {choices.group(1)}" if choices else kind.replace("<class '", "").replace("'>", "")
+    return f"{key} = {value!r} is not valid: give {wanted}"
+
+
+def with_true(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
     """`--resume` means `--resume true`, as people expect of a switch."""
     switches = {f"--{a.dest}" for a in parser._actions if getattr(a, "_typehint", None) is bool}
     out = []

@@ -128,6 +128,11 @@ def derive(settings: RunConfig, source: Source, asked: RunConfig) -> Plan:
     batch = settings.batch_size
     assert batch is not None
     per_epoch = None if source.streaming else len(source) // batch
+    if per_epoch == 0:
+        raise ConfigError(
+            f"batch size {batch} is larger than {settings.source} with its {len(source)} images: "
+            f"use --batch-size {len(source)} or less"
+        )
     if settings.max_steps is not None:
         total = settings.max_steps
     elif per_epoch is None:
