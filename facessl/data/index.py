@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Table:
 
     Attributes:
         columns: numpy arrays, read-only where they are mapped.
-        note: JSON values.
+        note: JSON values; a saved table has a `stamp` of its own among them.
         file: the file behind the arrays; None where they are in memory.
     """
 
@@ -51,13 +52,17 @@ class Table:
 
     def saved(self, file: Path) -> Table:
         """The same table mapped from `file`, written atomically; this table itself where that is impossible."""
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        table = Table(self.columns, self.note | {"stamp": uuid.uuid4().hex})
+        partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(self.columns, partial, metadata={"note": json.dumps(self.note)})
+        except OSError:
+            return self
+        try:
+            save_file(table.columns, partial, metadata={"note": json.dumps(table.note)})
             partial.replace(file)
         except Exception:  # safetensors has errors of its own for a full disk; a cache may fail, a run may not
-            partial.unlink(missing_ok=True) if file.parent.is_dir() else None
+            partial.unlink(missing_ok=True)
             return self
         return load(file) or self
 

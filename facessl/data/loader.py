@@ -375,8 +375,7 @@ def _as_is(item: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread per worker; Ctrl-C and the trainer's signal handlers are the main process's business."""
+    """One thread per worker; Ctrl-C is the main process's business (PyTorch sees to the other signals)."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

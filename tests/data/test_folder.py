@@ -97,9 +97,13 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
     (root / "a/up").symlink_to(root, target_is_directory=True)
     (root / "b").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (root / "itself.jpg").symlink_to(root / "itself.jpg")
+    (root / "c").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     make.aged(root)
     for _ in range(2):
         assert keys(Folder(root)) == ["a/1.jpg", "b/2.jpg"]
+    (root / "b").unlink()
+    assert keys(Folder(root)) == ["a/1.jpg", "c/2.jpg"]
 
 
 @pytest.mark.parametrize("damage", ["unwritable", "garbage", "truncated"])

@@ -59,7 +59,7 @@ def _members(descriptor: int, end: int, path: Path) -> Iterator[Member]:
             return  # a block of zeros closes the archive
         length = _checked_size(header, position, path)
         start, kind = position + _BLOCK, header[156:157]
-        length = int(size) if size.isdigit() and kind not in (b"L", b"x") else length
+        length = int(size) if size.isdigit() else length
         if start + length > end:
             shown = os.fsdecode(name or _name(header))
             raise DataError(f"{path} is truncated: {shown} should end at byte {start + length} of {end}")

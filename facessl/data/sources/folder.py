@@ -109,7 +109,7 @@ def _update(root: Path, known: Table | None, recursive: bool) -> Table:
             raise DataError(f"cannot list the folder {os.fsdecode(full)}: {error.strerror}") from None
         rows.append(row)
         if recursive:
-            waiting.extend(os.path.join(folder, name) for name in inner)
+            waiting.extend(os.path.join(folder, name) for name in reversed(inner))  # so that the first is next
     if known is not None and old.same(rows):
         return known
     return _table(sorted(rows, key=lambda row: row.folder), known)
@@ -123,10 +123,13 @@ def _list(folder: bytes) -> tuple[list[bytes], list[bytes]]:
             name = entry.name
             if name.startswith(b".") or name == b"__MACOSX":
                 continue
-            if name.lower().endswith(_SUFFIXES) and entry.is_file():
-                names.append(name)
-            elif entry.is_dir():
-                inner.append(name)
+            try:
+                if name.lower().endswith(_SUFFIXES) and entry.is_file():
+                    names.append(name)
+                elif entry.is_dir():
+                    inner.append(name)
+            except OSError:  # a link to itself
+                continue
     names.sort()
     inner.sort()
     return names, inner

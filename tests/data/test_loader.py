@@ -1,0 +1,299 @@
+"""Batches: the same for every number of workers and ranks, resumable at any step, robust against bad images."""
+
+from __future__ import annotations
+
+import os
+import signal
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facessl.batch import Batch, Sample
+from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, TrainLoader, view_rng
+from facessl.data.source import open_source
+from facessl.data.sources.folder import Folder
+from facessl.errors import ConfigError, DataError, TrainingError
+
+from . import make
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+class Views:
+    """Two views of unlike size: a random corner, and the mean colour plus a draw; parameters tell the draw."""
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        y, x = rng.integers(0, 8, 2)
+        draw = rng.random(3, dtype=np.float32)
+        small = np.full((4, 4, 3), image.mean() * draw[0], np.uint8)
+        return [image[y : y + 8, x : x + 8], small], [draw, draw[:1]]
+
+
+class Reduced(Views):
+    min_side = 32
+
+
+class Records:
+    """Images made in memory; `reads` counts them, those in `bad` are no images."""
+
+    label_names = ("even", "odd")
+    attribute_names: tuple[str, ...] = ()
+    streaming = False
+    provides = frozenset({"label", "landmarks"})
+
+    def __init__(self, n: int, bad: frozenset[int] = frozenset()) -> None:
+        self.n, self.bad, self.reads = n, bad, 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.n:
+            raise IndexError(index)
+        self.reads += 1
+        image = b"broken" if index in self.bad else make.jpeg(index)
+        return Sample(image, key=f"image {index}", label=index % 2, landmarks=np.full((2, 2), index, np.float32))
+
+
+def loader(source: object, **options: object) -> TrainLoader:
+    return TrainLoader(source, Views(), **({"batch_size": 4, "seed": 3} | options))  # type: ignore[arg-type]
+
+
+def take(batches: TrainLoader, count: int) -> list[Batch]:
+    return list(islice(batches, count))
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = zip([*a.views, *a.params, a.index, a.label], [*b.views, *b.params, b.index, b.label], strict=True)
+    return all(torch.equal(x, y) for x, y in tensors) and (a.keys, a.skipped) == (b.keys, b.skipped)
+
+
+def joined(parts: list[Batch]) -> Batch:
+    """The batches of all ranks as one."""
+    cat = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("index", "label")}
+    views = [torch.cat(v) for v in zip(*(p.views for p in parts), strict=True)]
+    params = [torch.cat(v) for v in zip(*(p.params for p in parts), strict=True)]
+    lists = {name: [x for p in parts for x in getattr(p, name)] for name in ("keys", "skipped")}
+    return Batch(views=views, params=params, **cat, **lists)  # type: ignore[arg-type]
+
+
+BAD = frozenset({2, 7, 8, 17})
+
+
+def test_workers_do_not_change_a_batch() -> None:
+    expected = take(loader(Records(18, BAD)), 9)
+    found = take(loader(Records(18, BAD), workers=2), 9)
+    assert all(same(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_ranks_together_see_the_batches_of_one() -> None:
+    expected = take(loader(Records(18, BAD)), 9)
+    parts = [take(loader(Records(18, BAD), rank=rank, world_size=2), 9) for rank in (0, 1)]
+    assert all(len(batch) == 2 for part in parts for batch in part)
+    assert all(same(a, joined(list(b))) for a, *b in zip(expected, *parts, strict=True))
+
+
+@pytest.mark.parametrize("start", [1, 3, 4, 6, 9])
+def test_a_start_in_the_middle_gives_the_same_batches_and_reads_no_others(start: int) -> None:
+    expected = take(loader(Records(18)), start + 3)
+    source = Records(18)
+    found = take(loader(source, start_step=start), 3)
+    assert all(same(a, b) for a, b in zip(expected[start:], found, strict=True))
+    assert source.reads == 12
+
+
+def test_an_epoch_shows_every_image_at_most_once_in_a_new_order() -> None:
+    batches = loader(Records(18))
+    assert batches.steps_per_epoch == 4
+    seen = [torch.cat([b.index for b in take(loader(Records(18), start_step=4 * e), 4)]).tolist() for e in (0, 1)]
+    assert len(set(seen[0])) == len(set(seen[1])) == 16
+    assert seen[0] != seen[1]
+    assert seen[0] != torch.cat([b.index for b in take(loader(Records(18), seed=4), 4)]).tolist()
+
+
+def test_views_belong_to_seed_epoch_and_index() -> None:
+    for batch in take(loader(Records(18), start_step=5), 2):
+        for row, index in enumerate(batch.index.tolist()):
+            image = np.full((16, 16, 3), index, np.uint8)
+            _, params = Views()(image, view_rng(3, 1, index))
+            np.testing.assert_array_equal(batch.params[0][row], params[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_random_state_is_left_alone(workers: int) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    take(loader(Records(18), workers=workers), 2)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index,union-attr]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_layout_of_a_batch(workers: int) -> None:
+    (batch,) = take(loader(Records(18), workers=workers), 1)
+    assert [tuple(v.shape) for v in batch.views] == [(4, 3, 8, 8), (4, 3, 4, 4)]
+    assert all(v.dtype == torch.uint8 and v.is_contiguous(memory_format=torch.channels_last) for v in batch.views)
+    assert [tuple(p.shape) for p in batch.params] == [(4, 3), (4, 1)]
+    assert batch.keys == [f"image {i}" for i in batch.index]
+    assert batch.label is not None
+    assert batch.landmarks is not None
+    assert batch.label.tolist() == [i % 2 for i in batch.index]
+    assert batch.landmarks[:, 0, 0].tolist() == batch.index.tolist()
+    assert batch.text is None
+
+
+def test_bad_images_are_replaced_by_the_next_and_reported() -> None:
+    skipped = {}
+    for batch in take(loader(Records(18, BAD), batch_size=9), 2):
+        skipped |= dict(batch.skipped)
+        assert not BAD & set(batch.index.tolist())
+        assert len(batch) == 9
+    assert set(skipped) == {f"image {i}" for i in BAD}
+    assert "not a JPEG" in skipped["image 2"]
+
+
+def test_a_substitute_that_is_in_the_batch_already_gets_views_of_its_own() -> None:
+    (batch,) = take(loader(Records(4, frozenset({0}))), 1)
+    twice = (batch.index == 1).nonzero().flatten()
+    assert len(twice) == 2
+    assert not torch.equal(batch.params[0][twice[0]], batch.params[0][twice[1]])
+
+
+@pytest.mark.parametrize(("n", "tried"), [(6, 6), (300, MAX_BAD_IN_ROW)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_is_one_sentence(n: int, tried: int, workers: int) -> None:
+    source = Records(n, frozenset(range(n)))
+    with pytest.raises(DataError, match=rf"^{tried} images in a row could not be read: cannot read the image image"):
+        take(loader(source, workers=workers), 1)
+
+
+def test_a_file_that_vanished_is_an_unreadable_image(tmp_path: Path) -> None:
+    source = Folder(make.folder(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg"))
+    (tmp_path / "c.jpg").unlink()
+    (batch,) = take(loader(source), 1)
+    assert batch.skipped == [(str(tmp_path / "c.jpg"), "No such file or directory")]
+
+
+class Killer(Views):
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_worker_that_dies_is_explained() -> None:
+    with pytest.raises(TrainingError, match=r"a loader process died \(.*\): most often memory ran out.*fewer workers"):
+        take(TrainLoader(Records(18), Killer(), batch_size=4, seed=0, workers=1), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"batch_size": 19}, "19 images is larger than the source, which has 18: use a batch size of 18"),
+        ({"batch_size": 20, "world_size": 4}, "which has 18: use a batch size of 16"),
+        ({"batch_size": 6, "world_size": 4}, "a batch of 6 images cannot be split evenly over 4 ranks: use 4"),
+        ({"batch_size": 0}, "the batch size is 0, but it must be 1 or more"),
+        ({"seed": -1}, "the seed is -1"),
+        ({"workers": -1}, "the number of workers is -1"),
+    ],
+)
+def test_settings_that_cannot_work(options: dict[str, int], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        loader(Records(18), **options)
+
+
+def test_min_side_of_the_transform_reaches_the_decoder(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(make.jpeg(50, size=(64, 96)))
+    sizes: list[tuple[int, ...]] = []
+
+    class Look(Reduced):
+        def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+            sizes.append(image.shape)
+            return super().__call__(image, rng)
+
+    take(TrainLoader(Folder(tmp_path), Look(), batch_size=1, seed=0), 1)
+    assert sizes == [(48, 32, 3)]
+
+
+def halved(image: np.ndarray) -> np.ndarray:
+    return image[::2, ::2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_shows_every_readable_image_once_in_order(workers: int) -> None:
+    evaluation = EvalLoader(Records(18, frozenset({0, 4, 5, 6, 7, 17})), halved, batch_size=4, workers=workers)
+    for _ in range(2):  # a loader can be used again
+        batches = list(evaluation)
+        assert torch.cat([b.index for b in batches]).tolist() == [1, 2, 3, *range(8, 17)]
+        assert [len(b) for b in batches] == [3, 4, 4, 1]
+        assert [make.shade(i.permute(1, 2, 0).numpy()) for i in batches[1].views[0]] == [8, 9, 10, 11]
+        assert batches[0].views[0].shape == (3, 3, 8, 8)
+        assert batches[0].params == []
+        assert [key for key, _ in batches[1].skipped] == ["image 4", "image 5", "image 6", "image 7"]
+        assert [key for key, _ in evaluation.skipped] == [f"image {i}" for i in (0, 4, 5, 6, 7, 17)]
+
+
+def test_evaluation_of_nothing_readable() -> None:
+    evaluation = EvalLoader(Records(5, frozenset(range(5))), halved, batch_size=2)
+    assert list(evaluation) == []
+    assert len(evaluation.skipped) == 5
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> str:
+    """Three shards of five images, one of them broken."""
+    for n in range(3):
+        members = {f"{i:03d}.jpg": make.jpeg(i) for i in range(5 * n, 5 * n + 5)}
+        if n == 1:
+            members["007.jpg"] = b"broken"
+        make.shard(tmp_path / f"{n}.tar", members)
+    return f"pipe:cat {tmp_path}/{{0..2}}.tar"
+
+
+@pytest.mark.parametrize("workers", [0, 2, 8])
+def test_a_stream_trains_without_end(stream: str, workers: int) -> None:
+    batches = loader(open_source(stream), workers=workers)
+    assert batches.steps_per_epoch is None
+    found = take(batches, 12)
+    assert all(len(b) == 4 and b.index.tolist() == [-1] * 4 for b in found)
+    keys = {key.rsplit("/", 1)[1] for b in found for key in b.keys}
+    assert keys == {f"{i:03d}.jpg" for i in range(15) if i != 7}
+    assert {key.rsplit("/", 1)[1] for b in found for key, _ in b.skipped} == {"007.jpg"}
+
+
+def test_a_stream_is_evaluated_once(stream: str) -> None:
+    batches = list(EvalLoader(open_source(stream), halved, batch_size=4, workers=8))
+    assert sorted(key.rsplit("/", 1)[1] for b in batches for key in b.keys) == [
+        f"{i:03d}.jpg" for i in range(15) if i != 7
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"start_step": 5}, "cannot resume at step 5 of a stream: exact resume needs random access"),
+        ({"world_size": 4}, "a stream of 3 shards cannot feed 4 ranks"),
+    ],
+)
+def test_what_a_stream_cannot_do(stream: str, options: dict[str, int], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        loader(open_source(stream), **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_that_breaks_names_the_shard(stream: str, tmp_path: Path, workers: int) -> None:
+    source = open_source(stream)
+    (tmp_path / "1.tar").unlink()
+    with pytest.raises(DataError, match=r"^cannot read the shard pipe:cat .*/1\.tar"):
+        take(loader(source, workers=workers), 12)
+
+
+@pytest.mark.shared
+def test_real_faces() -> None:
+    shards, folder = open_source(f"{SHARED}/data/pretrain/*.tar"), open_source(f"{SHARED}/data/expression/train")
+    assert (len(shards), len(folder), len(folder.label_names)) == (23_242, 10_079, 7)
+    for source in (shards, folder):
+        batches = take(TrainLoader(source, Views(), batch_size=256, seed=0), 2)
+        assert all(len(set(b.keys)) == 256 and not b.skipped for b in batches)
