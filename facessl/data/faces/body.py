@@ -15,7 +15,7 @@ _EAR_V = np.array([-0.12, -0.36, -0.38, -0.1, 0.16, 0.36, 0.42, 0.2])  # top to 
 _CIRCLE = np.stack([np.cos(np.arange(10) * 0.6283), np.sin(np.arange(10) * 0.6283)], 1)
 
 
-def draw_body(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
+def draw_body(canvas: Canvas, head: Head, who: Identity, scene: Scene, marks: np.ndarray) -> None:
     """Shoulders, collar and neck."""
     cam, unit = scene.camera, scene.camera.unit
     chin = cam.project(np.array([[0, head.chin, 0.25]], np.float32))[0]
@@ -33,8 +33,7 @@ def draw_body(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
     throat = np.concatenate([top, base])
     canvas.fill(throat, tint(who.skin, 0.9))
     clip = canvas.mask(throat)
-    jaw = cam.project(head.contour(cam.yaw)[3:14])
-    shade = jaw - cam.up * 0.12 - np.array([scene.sun[0], 0]) * (0.15 * unit)
+    shade = marks[3:14] - cam.up * 0.12 - np.array([scene.sun[0], 0]) * (0.15 * unit)
     canvas.glaze([shade], tint(who.skin, 0.42) * (1, 0.86, 0.82), 0.6, blur=0.08 * unit, clip=clip)
     canvas.glaze([base], tint(scene.clothes, 0.6), 0.9, width=0.07 * unit, blur=0.012 * unit)
     folds = [body([(k * 0.75, 0.62), (k * 1.0, 1.1), (k * 0.95, 1.7)]) for k in (-1, 1)]

@@ -9,6 +9,8 @@ import numpy as np
 
 _SHIFT = 4  # fixed-point bits of OpenCV's drawing calls
 SUPER = 2  # canvas pixels per final pixel, along each axis
+_ONE = SUPER << _SHIFT  # fixed-point units of a final pixel
+_HALF = np.full(2, (SUPER - 1) * (1 << _SHIFT) / 2, np.float32)  # canvas position of a final pixel's centre
 
 Colour = Sequence[float] | np.ndarray
 #: Polygons or strokes of one length as (k, n, 2), or of several lengths as a sequence of (n, 2).
@@ -36,7 +38,7 @@ def blend(target: np.ndarray, cover: np.ndarray, paint: Colour, alpha: float = 1
     if isinstance(paint, np.ndarray) and paint.ndim == 3:
         added: np.ndarray = cv2.multiply(weight, paint, scale=alpha / 255)
     else:
-        added = cv2.multiply(weight, np.array((*scalar(paint), 0.0)), scale=alpha / 255)
+        added = cv2.merge([cv2.convertScaleAbs(cover, alpha=alpha * c / 255) for c in scalar(paint)])
     cv2.multiply(target, weight, weight, scale=alpha / 255)
     cv2.subtract(target, weight, target)
     cv2.add(target, added, target)
@@ -44,8 +46,8 @@ def blend(target: np.ndarray, cover: np.ndarray, paint: Colour, alpha: float = 1
 
 def scalar(colour: Colour) -> tuple[float, float, float]:
     """A colour as OpenCV takes it."""
-    r, g, b = (min(255.0, max(0.0, float(v))) for v in colour)
-    return r, g, b
+    r, g, b = colour.tolist() if isinstance(colour, np.ndarray) else colour
+    return min(255.0, max(0.0, r)), min(255.0, max(0.0, g)), min(255.0, max(0.0, b))
 
 
 class Canvas:
@@ -70,11 +72,9 @@ class Canvas:
 
     def fixed(self, points: np.ndarray, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
         """Final pixels -> fixed-point canvas coordinates relative to the canvas pixel `origin`."""
-        one = 1 << _SHIFT
-        offset = np.array(
-            [(SUPER - 1) * one / 2 - origin[0] * one, (SUPER - 1) * one / 2 - origin[1] * one], np.float32
-        )
-        return np.rint(points * np.float32(SUPER * one) + offset).astype(np.int32)
+        out = points * np.float32(_ONE)
+        out += _HALF if origin == (0, 0) else _HALF - np.float32(_ONE / SUPER) * np.array(origin, np.float32)
+        return np.rint(out).astype(np.int32)
 
     def fill(self, points: np.ndarray, colour: Colour, label: int | None = None) -> None:
         """An opaque polygon (n, 2); `label` also writes the class map."""

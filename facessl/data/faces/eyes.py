@@ -104,7 +104,7 @@ def draw_brows(canvas: Canvas, who: Identity, scene: Scene, marks: np.ndarray, r
     stops = np.linspace(0, 1, lines.shape[1])
     profile = np.interp(stops, at_stop, at_width) * half
     bodies = np.stack([ribbon(line, profile) for line in lines])
-    canvas.glaze(bodies, who.brow_colour, 0.8, blur=0.013 * unit)
+    canvas.glaze(bodies, who.brow_colour, 0.8, blur=0.013 * unit, clip=canvas.skin)
     t = np.sort(rng.uniform(0.04, 1, n))
     side = np.interp(t, at_stop, at_width) * half * rng.uniform(-0.2, 1, n)
     lean = np.interp(t, [0, 0.6, 1], [0.15, 0.6, 1.3])
@@ -115,4 +115,4 @@ def draw_brows(canvas: Canvas, who: Identity, scene: Scene, marks: np.ndarray, r
         out = (line[0] - line[-1]) * (unit / (np.linalg.norm(line[0] - line[-1]) + 1e-6))
         start = at - up / unit * side[:, None]
         hairs.append(np.stack([start, start + (out + up * lean[:, None]) * 0.07], 1))
-    canvas.glaze(np.concatenate(hairs), tint(who.brow_colour, 0.6), 0.45, width=0.014 * unit)
+    canvas.glaze(np.concatenate(hairs), tint(who.brow_colour, 0.6), 0.45, width=0.014 * unit, clip=canvas.skin)

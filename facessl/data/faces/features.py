@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 
@@ -18,7 +20,21 @@ _WING_Y = np.array([-0.20, -0.185, -0.11, -0.04, -0.015, 0.0])
 _WING_Z = np.array([0.13, 0.1, 0.07, 0.08, 0.12, 0.17])
 _HOLE_X = 0.42 + 0.3 * np.array([-1, -0.6, 0.3, 1, 0.4, -0.6])
 _HOLE_Y = np.array([0.005, -0.03, -0.042, -0.012, 0.016, 0.018])
-_TIP = np.array([(-0.75, 0.25), (-0.7, -0.4), (-0.3, -0.85), (0.3, -0.85), (0.7, -0.4), (0.75, 0.25), (0, 0.9)])
+_HOLE_Z = np.full(6, 0.17)
+_ROOT_X, _ROOT_Y, _ROOT_Z = np.array([0.10, 0.085, 0.115]), np.array([0.0, 0.14, 0.3]), np.array([0.5, 0.75, 1.0])
+_TIP = np.array(
+    [
+        (-0.75, 0.25, 0),
+        (-0.7, -0.4, 0),
+        (-0.3, -0.85, 0),
+        (0.3, -0.85, 0),
+        (0.7, -0.4, 0),
+        (0.75, 0.25, 0),
+        (0, 0.9, 0),
+    ],
+    np.float32,
+)
+_TIP_SHIFT = np.array((0, 0.03, 0), np.float32)
 
 
 def draw_nose(canvas: Canvas, head: Head, who: Identity, scene: Scene, marks: np.ndarray) -> None:
@@ -26,23 +42,20 @@ def draw_nose(canvas: Canvas, head: Head, who: Identity, scene: Scene, marks: np
     cam, unit, s = scene.camera, scene.camera.unit, head.shape
     base, w = float(head.points[33, 1]), s["nose_w"]
     dark = tint(who.skin, 0.34) * (1, 0.82, 0.78)
-    wings = curve(cam.project(head.both(_WING_X * w, base + _WING_Y, _WING_Z)))
-    ball = cam.project(head.points[30] + np.c_[_TIP * s["tip"], np.zeros(7)].astype(np.float32) + (0, 0.03, 0.0))
-    root_x, root_y = np.array([0.10, 0.085, 0.115]), s["eye_y"] + np.array([0.0, 0.14, 0.3])
-    roots = cam.project(head.both(root_x, root_y, s["bridge"] * np.array([0.5, 0.75, 1.0])))
+    x = np.concatenate([_WING_X * w, _HOLE_X * w, _ROOT_X, (0.0, 0.5 * w)])
+    y = np.concatenate([base + _WING_Y, base + _HOLE_Y, s["eye_y"] + _ROOT_Y, (base + 0.045, base + 0.02)])
+    lift = np.concatenate([_WING_Z, _HOLE_Z, s["bridge"] * _ROOT_Z, (0.17, 0.17)])
+    sides = cam.project(head.both(x, y, lift))
+    wings, holes = curve(sides[:, :6]), curve(sides[:, 6:12], closed=True)
+    roots, under = sides[:, 12:15], curve(np.stack([sides[0, 16], sides[0, 15], sides[1, 16]]))
+    ball = cam.project(head.points[30] + _TIP * s["tip"] + _TIP_SHIFT)
     whole = np.concatenate([wings[0], wings[1], roots[0], roots[1], ball, marks[27:36]]).astype(np.float32)
     canvas.label_fill(curve(cv2.convexHull(whole)[:, 0], closed=True, per=2), NOSE)
     far = 0 if cam.yaw < 0 else 1
-    edge = curve(
-        np.concatenate(
-            [roots[far, :2], marks[28:31] * 0.75 + roots[far, 1:2] * 0.25 + (marks[28:31] - marks[28]) * 0.25]
-        )
-    )
-    edge = edge[: len(edge) - 4]
-    under = curve(cam.project(head.on_face(np.array([-0.5, 0, 0.5]) * w, base + np.array([0.02, 0.045, 0.02]), 0.17)))
+    ridge = marks[28:31] * 0.75 + roots[far, 1:2] * 0.25 + (marks[28:31] - marks[28]) * 0.25
+    edge = curve(np.concatenate([roots[far, :2], ridge]))[:-4]
     soft = (0.42, 0.42, 0.35, max(0.0, min(0.4, (abs(cam.yaw) - 10) / 60)))
     canvas.glaze([wings[0], wings[1], under, edge], dark, soft, blur=0.016 * unit, width=0.026 * unit)
-    holes = curve(cam.project(head.both(_HOLE_X * w, base + _HOLE_Y, 0.17)), closed=True)
     canvas.glaze(holes, tint(dark, 0.5), 0.85, blur=0.009 * unit)
 
 
@@ -141,17 +154,24 @@ def draw_folds(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
             canvas.glaze(lines, dark, alpha, width=width, blur=0.5 * width)
 
 
+@functools.lru_cache(maxsize=2048)
+def _spots(seed: int, freckles: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """x and y of a person's moles, then freckles; the number of moles."""
+    rng = np.random.default_rng(seed)
+    moles = int(rng.integers(0, 3))
+    x = np.concatenate([rng.uniform(-0.75, 0.75, moles), np.clip(rng.normal(0, 0.42, freckles), -0.8, 0.8)])
+    return x, np.concatenate([rng.uniform(-0.5, 1.3, moles), rng.normal(0.36, 0.17, freckles)]), moles
+
+
 def draw_spots(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
     """Freckles and moles, at the same place in every picture of a person."""
-    rng = np.random.default_rng(who.seed)
-    unit, moles, n = scene.camera.unit, int(rng.integers(0, 3)), int(70 * who.freckles)
-    x = np.concatenate([rng.uniform(-0.75, 0.75, moles), np.clip(rng.normal(0, 0.42, n), -0.8, 0.8)])
-    y = np.concatenate([rng.uniform(-0.5, 1.3, moles), rng.normal(0.36, 0.17, n)])
+    unit = scene.camera.unit
+    x, y, moles = _spots(who.seed, int(70 * who.freckles))
     if not len(x):
         return
     p = scene.camera.project(head.on_face(x, y, 0.02))
     dots = np.stack([p, p + 0.01], 1)
-    if n:
+    if len(x) > moles:
         canvas.glaze(dots[moles:], tint(who.skin, 0.62) * (1, 0.88, 0.8), 0.4, width=0.018 * unit)
     if moles:
         canvas.glaze(dots[:moles], tint(who.skin, 0.3), 0.75, width=0.028 * unit)

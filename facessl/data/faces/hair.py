@@ -32,6 +32,7 @@ def cap_outline(head: Head, scene: Scene, grow: float, low: float, lift: float, 
     y = TOP - 0.02 + (min(low, 0.6) - TOP) * (1 - np.cos(np.linspace(0, np.pi / 2, 20)))
     y[-1] = low
     thick = np.full(len(y), grow) if low > 1 else grow * np.clip((low + 0.05 - y) / 0.4, 0, 1) ** 0.7
+    thick = thick * np.sqrt(np.clip((y - TOP + 0.02) / 0.3, 0, 1))  # round at the crown
     points = head.hang(np.array([[180.0], [-180.0]]), np.stack([y, y]), scene.camera.yaw, thick)
     points = np.concatenate([points[0], points[1, ::-1]])
     rise = np.clip((0.3 - points[:, 1]) / 1.5, 0, 1) * lift
@@ -107,22 +108,28 @@ def draw_hair(canvas: Canvas, head: Head, who: Identity, scene: Scene, rng: np.r
         return
     grow, lift, low = _CAP[style]
     if scene.hat != "none":
-        lift, grow = 0.0, min(grow, 0.12)
+        lift, grow = 0.0, grow if who.long_hair else min(grow, 0.12)
     tilt = 0.5 * np.sign(who.parting) if style == "side_part" else 0.0
     outline = cam.project(cap_outline(head, scene, grow * (0.7 + 2 * max(0.03, who.shape["volume"])), low, lift, tilt))
     if style in ("curly", "afro"):
         outline = _tufts(outline, rng, 0.05 * unit)
-    cap, hole = canvas.mask(outline), _window(canvas, head, who, scene, rng)
-    small = (canvas.size // 2, canvas.size // 2)
+    box = canvas.box(outline, 0.1 * unit)
+    if box is None:
+        return
+    x0, y0, x1, y1 = box
+    part = np.s_[y0:y1, x0:x1]
+    cap, hole = canvas.mask(outline)[part], _window(canvas, head, who, scene, rng)[part]
     inside = cv2.bitwise_and(cap, cv2.bitwise_not(hole))
-    shadow = soften(cv2.resize(inside, small, interpolation=cv2.INTER_AREA), 0.08 * unit / 2)
-    shadow = cv2.resize(shadow, cap.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    canvas.layer(cv2.multiply(shadow, canvas.skin, scale=1 / 255), tint(who.skin, 0.4) * (1, 0.86, 0.8), 0.6)
+    small = cv2.resize(inside, ((x1 - x0) // 4 + 1, (y1 - y0) // 4 + 1), interpolation=cv2.INTER_AREA)
+    shadow = cv2.resize(soften(small, 0.08 * unit * SUPER / 4), inside.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    shadow = cv2.multiply(shadow, canvas.skin[part], scale=1 / 255)
+    blend(canvas.rgb[part], shadow, tint(who.skin, 0.4) * (1, 0.86, 0.8), 0.6)
     edge = soften(hole, (0.012 if who.long_hair or who.fringe else 0.035) * unit * SUPER)
     cover = cv2.multiply(cap, cv2.bitwise_not(edge), scale=1 / 255)
-    canvas.layer(cover, _texture(canvas, head, who, scene, rng, outline), 0.85 if style == "receding" else 1.0)
-    canvas.figure = cv2.max(canvas.figure, cover)
-    canvas.label[cover > 127] = HAIR
+    texture = _texture(canvas, head, who, scene, rng, outline)
+    blend(canvas.rgb[part], cover, texture[part], 0.85 if style == "receding" else 1.0)
+    cv2.max(canvas.figure[part], cover, canvas.figure[part])
+    np.putmask(canvas.label[part], cover > 127, HAIR)
 
 
 def _tufts(outline: np.ndarray, rng: np.random.Generator, size: float) -> np.ndarray:
@@ -177,7 +184,7 @@ def _texture(
     else:
         strands = scene.camera.project(_paths(head, who, scene, rng))
         strands = strands[rng.permutation(len(strands))]
-        shades = (0.6, 0.78, 0.98, 1.09)
+        shades = (0.66, 0.8, 0.98, 1.08)
     fixed = list(np.rint(strands * 16).astype(np.int32))
     thick = max(1, round(0.022 * unit))
     for k, factor in enumerate(shades):

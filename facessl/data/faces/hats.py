@@ -18,7 +18,7 @@ def draw_hat(canvas: Canvas, head: Head, scene: Scene) -> None:
     if scene.hat == "none":
         return
     cam, unit = scene.camera, scene.camera.unit
-    colour = np.clip(scene.clothes[::-1] * 0.8 + 20, 0, 225)
+    colour = np.clip(scene.clothes[::-1] * 0.75 + 15, 0, 190)
     dark = tint(colour, 0.5)
     rim_y = -0.62 if scene.hat == "beanie" else -0.68
     rim = head.around(_A, np.full(17, rim_y), cam.yaw, 0.16)

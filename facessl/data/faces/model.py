@@ -17,11 +17,29 @@ TOP = -1.6  # crown of the head
 _ROWS = 96  # rings of the stack
 _MIRROR = np.array([-1, 1, 1], np.float32)
 # Profile of a mean head: heights, then depth of the front, of the back and of the axis at these heights.
-_Y = np.array([TOP, -1.5, -1.25, -0.85, -0.4, 0.05, 0.5, 0.9, 1.15, 1.37, 1.52, 1.595, 1.62])
-_FRONT = np.array([0, 0.42, 0.72, 0.90, 0.98, 0.93, 0.97, 0.99, 0.97, 0.97, 0.96, 0.90, 0.84])
-_BACK = np.array([0, -0.55, -1.0, -1.35, -1.5, -1.45, -1.1, -0.4, 0.02, 0.25, 0.46, 0.64, 0.80])
-_MIDDLE = np.array([0, -0.05, -0.1, -0.1, -0.05, 0.0, 0.04, 0.1, 0.2, 0.36, 0.55, 0.72, 0.82])
+_Y = np.array([TOP, -1.585, -1.55, -1.48, -1.25, -0.85, -0.4, 0.05, 0.5, 0.9, 1.15, 1.37, 1.52, 1.595, 1.62])
+_FRONT = np.array([0, 0.17, 0.30, 0.44, 0.72, 0.90, 0.98, 0.93, 0.97, 0.99, 0.97, 0.97, 0.96, 0.90, 0.84])
+_BACK = np.array([0, -0.24, -0.42, -0.62, -1.0, -1.35, -1.5, -1.45, -1.1, -0.4, 0.02, 0.25, 0.46, 0.64, 0.80])
+_MIDDLE = np.array([-0.03, -0.03, -0.04, -0.05, -0.1, -0.1, -0.05, 0.0, 0.04, 0.1, 0.2, 0.36, 0.55, 0.72, 0.82])
 _JAW_Y = np.array([0.02, 0.29, 0.56, 0.82, 1.06, 1.27, 1.44, 1.555], np.float32)  # heights of points 0..7
+
+CLOSED = -0.85  # position of the lids from which the eyes are shut
+# Landmarks at rest, in units of the parts' own sizes.
+_BROW = np.linspace(0, 1, 5, dtype=np.float32)  # outer to inner end
+_EYE = np.array([-1, -0.42, 0.4, 1, 0.4, -0.42], np.float32)  # x, outer corner first, upper lid first
+_EYE_LIFT = np.array([-0.07, -0.01, -0.01, -0.09, -0.02, -0.02])
+_BRIDGE = np.linspace(0, 1, 4, dtype=np.float32)
+_NOSE_X = np.array([0, 0, 0, 0, -1, -0.5, 0, 0.5, 1], np.float32)
+_NOSE_Y = np.array([-0.035, 0.0, 0.025, 0.0, -0.035], np.float32)
+_NOSE_LIFT = np.array([0.10, 0.17, 0.21, 0.17, 0.10], np.float32)
+_MOUTH = np.array(
+    [-1, -0.58, -0.2, 0, 0.2, 0.58, 1, 0.62, 0.26, 0, -0.26, -0.62, -0.86, -0.4, 0, 0.4, 0.86, 0.4, 0, -0.4], np.float32
+)
+_LIPS = np.array([0, -0.78, -1, -1, -1, -0.78, 0, 0.72, 1, 1.02, 1, 0.72, *[0] * 8], np.float32)
+_SEAM = np.array([*[0] * 12, 0, -0.004, 0.004, -0.004, 0, 0.006, 0.006, 0.006], np.float32)
+_UPPER = np.isin(np.arange(20), [1, 2, 3, 4, 5, 13, 14, 15]).astype(np.float32)
+_LOWER = np.isin(np.arange(20), [7, 8, 9, 10, 11, 17, 18, 19]).astype(np.float32)
+_BULGE = np.sqrt(1 - _MOUTH**2)
 
 
 class Head:
@@ -40,7 +58,7 @@ class Head:
         self._stretch = (self.chin - 0.55) / (rest - 0.55)
         jaw, chin = s["jaw"], s["chin"]
         lower = (jaw, 0.9 * jaw, 0.45 * jaw + 0.62 * chin, 0.1 * jaw + 0.82 * chin, 0.56 * chin, 0.0)
-        w = np.array([0, 0.42, 0.74, s["forehead"], 0.985, 1.0, s["cheek"], *lower]) * s["width"]
+        w = np.array([0, 0.17, 0.31, 0.46, 0.74, s["forehead"], 0.985, 1.0, s["cheek"], *lower]) * s["width"]
         table = curve(np.stack([_Y, w, _FRONT, _BACK, _MIDDLE], 1).astype(np.float32), per=6)
         table[:, 0] = self._length(table[:, 0])
         self._low, self._step = TOP, (self.chin - TOP) / (_ROWS - 1)
@@ -120,84 +138,57 @@ class Head:
         return points
 
     def _landmarks(self) -> np.ndarray:
-        out = np.zeros((68, 3), np.float32)
-        out[:17] = self.contour(0.0)
-        left = self._brow()
-        out[17:22] = left
-        out[22:27] = (left * _MIRROR)[::-1]
-        out[27:36] = self._nose()
-        eye = self._eye()
-        out[36:42] = eye
-        out[42:48] = (eye * _MIRROR)[[3, 2, 1, 0, 5, 4]]
-        out[48:68] = self._mouth()
-        return out
+        """(68, 3) points of a face that looks at the camera."""
+        table = np.concatenate([self._brow(), self._eye(), self._nose(), self._mouth()], 1)
+        at = self.on_face(table[0], table[1], table[2])
+        brow, eye = at[:5], at[5:11]
+        right = (brow * _MIRROR)[::-1], (eye * _MIRROR)[[3, 2, 1, 0, 5, 4]]
+        return np.concatenate([self.contour(0.0), brow, right[0], at[11:20], eye, right[1], at[20:]])
 
     def _brow(self) -> np.ndarray:
-        """Points 17..21: the middle line of the left brow, outer end first."""
+        """(3, 5) x, y, lift of points 17..21: the middle line of the left brow, outer end first."""
         s, e = self.shape, self.expression
-        u = np.linspace(-1, 1, 5, dtype=np.float32)  # outer to inner
-        length = s["brow_len"]
-        x = -(s["eye_x"] + 0.015) + u * length + 0.045 * e.furrow * (u + 1) / 2
-        arch = s["brow_arch"] * (1 - np.abs(u + 0.3) ** 2 / 1.7)
-        inner, outer = (u + 1) / 2, (1 - u) / 2
-        y = s["brow_y"] + s["eye_y"] - arch + s["brow_slant"] * outer
+        inner = _BROW
+        outer = 1 - inner
+        x = (2 * s["brow_len"] + 0.045 * e.furrow) * inner - (s["eye_x"] + 0.015 + s["brow_len"])
+        y = s["brow_y"] + s["eye_y"] - s["brow_arch"] * (1 - (2 * inner - 0.7) ** 2 / 1.7) + s["brow_slant"] * outer
         y = y - 0.125 * e.inner * inner**1.3 - 0.115 * e.outer * outer + 0.035 * e.furrow * inner + 0.03 * e.wrinkle
-        return self.on_face(x, y, 0.07)
+        return np.stack([x, y, np.full(5, 0.07, np.float32)])
 
     def _eye(self) -> np.ndarray:
-        """Points 36..41 of the left eye."""
+        """(3, 6) x, y, lift of points 36..41: the left eye."""
         s, e = self.shape, self.expression
-        u = np.array([-1, -0.42, 0.4, 1, 0.4, -0.42], np.float32)  # outer to inner
-        x = -s["eye_x"] + u * s["eye_w"]
-        open_up = np.clip(1 + 0.5 * e.lid - 0.28 * e.squint - 0.1 * e.wrinkle, 0.0, 1.7)
-        if e.lid <= -0.85:
-            open_up = np.float32(-0.3)
+        open_up = min(1.7, max(0.0, 1 + 0.5 * e.lid - 0.28 * e.squint - 0.1 * e.wrinkle))
         up, low = 0.104 * s["eye_h"] * open_up, 0.062 * (1 - 0.75 * e.squint + 0.12 * e.lid)
-        low = max(low, -0.8 * up + 0.022, 0.004)
-        y = np.array([0, -up, -up * 0.98, 0.012, low, low * 1.08]) + s["eye_y"]
-        y = y + s["eye_tilt"] * u
-        return self.on_face(x, y, np.array([-0.07, -0.01, -0.01, -0.09, -0.02, -0.02]))
+        if e.lid <= CLOSED:
+            up = -0.03
+        low = max(low, 0.022 - 0.8 * up, 0.004)
+        y = np.array([0, -up, -up * 0.98, 0.012, low, low * 1.08]) + s["eye_y"] + s["eye_tilt"] * _EYE
+        return np.stack([_EYE * s["eye_w"] - s["eye_x"], y, _EYE_LIFT])
 
     def _nose(self) -> np.ndarray:
-        """Points 27..35."""
+        """(3, 9) x, y, lift of points 27..35."""
         s, e = self.shape, self.expression
         base, w = s["nose_y"] - 0.03 * e.wrinkle, s["nose_w"] * (1 + 0.08 * e.wrinkle + 0.05 * e.cheek)
-        bridge_y = s["eye_y"] + np.linspace(0.0, 1.0, 4) * (base - 0.14 - s["eye_y"])
-        bridge_z = np.linspace(s["bridge"] - 0.06, s["nose_z"], 4)
-        ridge = self.on_face(np.zeros(4), bridge_y, bridge_z)
-        x = np.array([-1, -0.5, 0, 0.5, 1]) * w * 0.8
-        y = base + np.array([-0.035, 0.0, 0.025, 0.0, -0.035])
-        lift = np.array([0.10, 0.17, 0.21, 0.17, 0.10])
-        return np.concatenate([ridge, self.on_face(x, y, lift)])
+        y = np.concatenate([s["eye_y"] + _BRIDGE * (base - 0.14 - s["eye_y"]), base + _NOSE_Y])
+        lift = np.concatenate([s["bridge"] - 0.06 + _BRIDGE * (s["nose_z"] - s["bridge"] + 0.06), _NOSE_LIFT])
+        return np.stack([_NOSE_X * w * 0.8, y, lift])
 
     def _mouth(self) -> np.ndarray:
-        """Points 48..67."""
+        """(3, 20) x, y, lift of points 48..67."""
         s, e = self.shape, self.expression
         hw = s["mouth_w"] * (1 + 0.2 * e.stretch + 0.12 * max(0.0, e.corner))
-        thin = float(np.clip(1 - 0.55 * e.press - 0.15 * max(0.0, e.corner), 0.3, 1.4))
-        up, low = s["lip_up"] * thin, s["lip_low"] * thin
-        x = np.array([-1, -0.58, -0.2, 0, 0.2, 0.58, 1, 0.62, 0.26, 0, -0.26, -0.62])
-        outer = np.array([0, -0.78, -1.0, -1.0, -1.0, -0.78, 0, 0.72, 1, 1.02, 1, 0.72])
-        y = np.where(outer < 0, outer * up, outer * low)
-        y[3] += s["bow"]
-        xi = np.array([-0.86, -0.4, 0, 0.4, 0.86, 0.4, 0, -0.4])
-        yi = np.array([0, -0.004, 0.004, -0.004, 0, 0.006, 0.006, 0.006])
-        x, y = np.concatenate([x, xi]) * hw, np.concatenate([y, yi])
-        lower = np.isin(np.arange(20), [7, 8, 9, 10, 11, 17, 18, 19])
-        upper = np.isin(np.arange(20), [1, 2, 3, 4, 5, 13, 14, 15])
-        bulge = np.sqrt(np.clip(1 - (x / hw) ** 2, 0, 1))
+        thin = min(1.4, max(0.3, 1 - 0.55 * e.press - 0.15 * max(0.0, e.corner)))
         gap = 0.42 * e.jaw + 0.11 * e.lower
-        round_ = min(1.0, max(0.0, -e.stretch))  # a pursed mouth opens to an oval: its corners drop
-        y = (
-            y
-            + 0.4 * round_ * gap * (1 - bulge)
-            + lower * gap * bulge
-            - upper * (0.02 * e.jaw + 0.075 * e.upper) * bulge**0.5
-        )
-        y = y - 0.13 * e.corner * (x / hw) ** 2 + 0.03 * e.corner + 0.2 * e.jaw * 0.28
-        y = y - 0.05 * e.skew * (x / hw)
-        y = y + s["mouth_y"] - 0.03 * e.upper - 0.02 * max(0.0, -e.press)
-        return self.on_face(x, y * s["length"] ** 0.5, 0.07 - 0.13 * (x / 0.36) ** 2)
+        oval = min(1.0, max(0.0, -e.stretch))  # a pursed mouth opens to an oval: its corners drop
+        y = np.where(_LIPS < 0, s["lip_up"], s["lip_low"]) * thin * _LIPS + _SEAM
+        y[3] += s["bow"]
+        y += 0.4 * oval * gap * (1 - _BULGE) + _LOWER * gap * _BULGE
+        y -= _UPPER * (0.02 * e.jaw + 0.075 * e.upper) * _BULGE**0.5
+        y -= 0.13 * e.corner * _MOUTH**2 + 0.05 * e.skew * _MOUTH
+        y += s["mouth_y"] + 0.03 * e.corner + 0.056 * e.jaw - 0.03 * e.upper - 0.02 * max(0.0, -e.press)
+        x = _MOUTH * hw
+        return np.stack([x, y * s["length"] ** 0.5, 0.07 - 0.13 * (x / 0.36) ** 2])
 
 
 def visible_landmarks(head: Head, camera: Camera) -> np.ndarray:

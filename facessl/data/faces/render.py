@@ -38,11 +38,12 @@ def render(who: Identity, scene: Scene, size: int) -> Picture:
     marks = visible_landmarks(head, cam)
     photo.paint_backdrop(canvas.rgb, scene.backdrop, rng)
     hair.draw_hair_back(canvas, head, who, scene, rng)
-    body.draw_body(canvas, head, who, scene)
-    turned = np.sin(np.radians(cam.yaw))
-    near = [side for side in (-1.0, 1.0) if -side * turned > 0.1]
-    for side in {-1.0, 1.0} - set(near):
-        body.draw_ear(canvas, head, who, scene, side)
+    body.draw_body(canvas, head, who, scene, marks)
+    # An ear that is turned to the viewer lies over the head, the other one behind it, from 25 degrees on unseen.
+    near = [side for side in (-1.0, 1.0) if -side * cam.yaw > 6]
+    for side in (-1.0, 1.0):
+        if side not in near and side * cam.yaw < 25:
+            body.draw_ear(canvas, head, who, scene, side)
     _skin(canvas, head, who, scene)
     features.draw_spots(canvas, head, who, scene)
     features.draw_folds(canvas, head, who, scene)
@@ -70,10 +71,10 @@ def _skin(canvas: Canvas, head: Head, who: Identity, scene: Scene) -> None:
     cam = scene.camera
     outline = cam.project(head.outline(cam.yaw, TOP, head.chin, n=34))
     canvas.skin = canvas.mask(outline)
-    paint = soft.to_image(soft.skin_map(head, who, scene), cam, canvas.size * SUPER, SUPER)
-    canvas.layer(canvas.skin, paint)
+    paint = soft.to_image(soft.skin_map(head, who, scene), cam, canvas.size)
+    canvas.layer(canvas.skin, cv2.resize(paint, canvas.label.shape, interpolation=cv2.INTER_LINEAR))
     canvas.figure = cv2.max(canvas.figure, canvas.skin)
-    canvas.label[canvas.skin > 127] = SKIN
+    np.putmask(canvas.label, canvas.skin > 127, SKIN)
 
 
 def _develop(canvas: Canvas, head: Head, who: Identity, scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -82,5 +83,5 @@ def _develop(canvas: Canvas, head: Head, who: Identity, scene: Scene, rng: np.ra
     rgb = cv2.resize(canvas.rgb, size, interpolation=cv2.INTER_AREA)
     figure = cv2.resize(canvas.figure, size, interpolation=cv2.INTER_AREA)
     light = np.full_like(rgb, soft.UNITY)
-    blend(light, figure, soft.to_image(soft.light_map(head, who, scene), scene.camera, canvas.size, 1))
+    blend(light, figure, soft.to_image(soft.light_map(head, who, scene), scene.camera, canvas.size))
     return photo.expose(cv2.multiply(rgb, light, scale=1 / soft.UNITY), scene, rng)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from facessl.data.faces.expression import EXPRESSIONS, Expression, sample_expression
 from facessl.data.faces.geometry import Camera
 from facessl.data.faces.identity import Identity
+from facessl.data.faces.model import CLOSED
 
 BACKDROPS = ("gradient", "blurred", "bokeh", "wall", "studio")
 _WARM, _GREEN = np.array([1.0, 0.1, -1.0]), np.array([-0.5, 1.0, -0.5])  # axes of a camera's white balance
@@ -101,6 +102,8 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
     """A picture of `identity`; draws from `rng` only."""
     label = int(rng.integers(len(EXPRESSIONS)))
     expression = sample_expression(rng, EXPRESSIONS[label])
+    if rng.uniform() < 0.02:
+        expression = replace(expression, lid=CLOSED - 0.15, squint=0.0)
     camera = _camera(rng, size, limits)
     sun, key, fill = _light(rng)
     shaved, u = rng.uniform() < 0.15, rng.uniform(size=10)
@@ -126,9 +129,9 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
         earrings=bool(identity.masculinity < 0.4 and u[5] < 0.4),
         gaze=(float(np.clip(rng.normal(0, 0.28), -0.8, 0.8)), float(np.clip(rng.normal(0.02, 0.16), -0.5, 0.5))),
         occluder=occluder,
-        blur=worst * float(rng.uniform(0.5, 1.5)) if u[6] < 0.2 else 0.0,
+        blur=worst * float(rng.uniform(0.4, 1.3)) if u[6] < 0.15 else 0.0,
         motion=(worst * float(rng.normal(0, 2.0)), worst * float(rng.normal(0, 1.2))) if u[7] < 0.05 else (0.0, 0.0),
-        noise=worst * float(rng.gamma(1.2, 1.5)),
+        noise=worst * float(rng.gamma(1.2, 1.1)),
         cast=(1 + worst * (rng.normal(0, 0.05) * _WARM + rng.normal(0, 0.012) * _GREEN)).astype(np.float32),
         gamma=float(np.exp(worst * rng.normal(0, 0.13))),
         contrast=float(np.exp(worst * rng.normal(0, 0.08))),

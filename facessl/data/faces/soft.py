@@ -14,21 +14,19 @@ from facessl.data.faces.identity import Identity
 from facessl.data.faces.model import Head
 from facessl.data.faces.scene import Scene
 
-_GRID, _REACH = 64, 2.1  # samples per side, head units from the middle to the border
+_GRID, _REACH = 56, 2.0  # samples per side, head units from the middle to the border
 UNITY = 128  # light that leaves colours as they are
-_GREY = 125.0
+_GREY = 138.0
 _AXIS = np.linspace(-_REACH, _REACH, _GRID, dtype=np.float32)
 
 
-def to_image(plane: np.ndarray, camera: Camera, side: int, supersampling: int) -> np.ndarray:
-    """A (G, G, 3) map of the view plane -> (side, side, 3) in the image, `supersampling` samples per pixel."""
+def to_image(plane: np.ndarray, camera: Camera, size: int) -> np.ndarray:
+    """A (G, G, 3) map of the view plane -> (size, size, 3), where it falls in the image."""
     step = 2 * _REACH / (_GRID - 1)
     m = camera.affine.astype(np.float64).copy()
     m[:, 2] += m[:, :2] @ (-_REACH, -_REACH)
     m[:, :2] *= step
-    m *= supersampling
-    m[:, 2] += (supersampling - 1) / 2
-    return cv2.warpAffine(plane, m, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(plane, m, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 class Blobs:
@@ -86,7 +84,7 @@ def _bumps(head: Head, camera: Camera) -> Blobs:
         y = ey + t * (ny - 0.12 - ey)
         b.at(0, y, 0.075, 0.13, 0.09 + 0.08 * t, lift=s["bridge"] + t * 0.15)
     b.add(head.points[30] - (0, -0.02, 0.05), s["tip"], s["tip"], 0.17)
-    b.pair(s["nose_w"] * 0.78, ny - 0.05, 0.055, 0.06, 0.055, lift=0.1)
+    b.pair(s["nose_w"] * 0.78, ny - 0.05, 0.06, 0.065, 0.055, lift=0.1)
     b.at(0, ny + 0.07, 0.16, 0.045, -0.05, lift=0.08)
     b.pair(0.55, ny - 0.22 - 0.08 * e.cheek, 0.2, 0.17, 0.06 + 0.07 * e.cheek)
     b.pair(0.36, my - 0.12, 0.045, 0.16, -0.012 - 0.04 * e.cheek)
@@ -137,7 +135,7 @@ def light_map(head: Head, who: Identity, scene: Scene) -> np.ndarray:
     # The camera's automatic exposure: it goes half of the way to a mean grey on the face.
     face = slice(_GRID // 3, 2 * _GRID // 3)
     brightness = float(light[face, face].mean() * who.skin.mean())
-    gain = min(1.8, max(0.75, (_GREY / brightness) ** 0.5))
+    gain = min(1.8, max(0.75, (_GREY / brightness) ** 0.45))
     return np.minimum(light * (gain * UNITY), 255).astype(np.uint8)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from facessl.batch import Sample
 from facessl.data.faces.expression import EXPRESSIONS
 from facessl.data.faces.identity import Identity, sample_identity
+from facessl.data.faces.model import CLOSED
 from facessl.data.faces.render import render
 from facessl.data.faces.scene import Limits, Scene, sample_scene
 from facessl.errors import ConfigError
@@ -125,7 +126,7 @@ def _attributes(who: Identity, scene: Scene, marks: np.ndarray) -> np.ndarray:
     truth = {
         "smiling": e.corner > 0.4,
         "mouth_open": float(np.linalg.norm(marks[66] - marks[62])) > 0.05 * unit,
-        "eyes_closed": e.lid <= -0.85,
+        "eyes_closed": e.lid <= CLOSED,
         "glasses": scene.glasses != "none",
         "sunglasses": scene.glasses == "dark",
         "hat": scene.hat != "none",
