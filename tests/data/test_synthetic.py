@@ -23,7 +23,7 @@ REGIONS = {
     "right brow": ((3,), range(22, 27)),
     "left eye": ((4,), LEFT_EYE),
     "right eye": ((5,), RIGHT_EYE),
-    "nose": ((6,), (29, 30)),
+    "nose": ((6,), (27, 29, 30, 31, 35)),
     "mouth": ((7, 8, 9), MOUTH),
 }
 DIGEST = """

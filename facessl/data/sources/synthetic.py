@@ -1,7 +1,4 @@
-"""Drawn faces with every label: the embedded source for demo, tests and documentation.
-
-`docs/synthetic.png` is `python -m facessl.data.sources.synthetic docs/synthetic.png`.
-"""
+"""Drawn faces with every label: the embedded source for demo, tests and documentation (see docs/synthetic.png)."""
 
 from __future__ import annotations
 
