@@ -2,7 +2,8 @@
 
 The floor of a Siamese method with two views is two forward and backward passes (online network) and two forward
 passes (target network) of the backbone alone, in the same precision. Step and floor alternate within one run, so
-that a busy machine slows both; the ratio of the medians is the result.
+that a busy machine slows both; the median of the ratios is the result. On the CPU the seconds are CPU time (wall time
+times cores in use), on a GPU wall time.
 
     python benchmarks/step.py --method fra --backbone resnet50 --image-size 224 --batch-size 8 --precision fp32 bf16
 
@@ -53,14 +54,15 @@ def measure(args: argparse.Namespace, name: str, precision: str) -> dict[str, An
     views = [_images(args, device) for _ in range(2)]
     step = _step(args, name, precision, views, device)
     floor = _floor(args, precision, views, device)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {"floor": [], "step": []}
     for turn in range(args.rounds + 2):
         for label, work in (("floor", floor), ("step", step)):
-            began = time.perf_counter()
+            began = clock()
             work()
             _wait(device)
             if turn >= 2:
-                seconds[label].append(time.perf_counter() - began)
+                seconds[label].append(clock() - began)
     ratios = [s / f for s, f in zip(seconds["step"], seconds["floor"], strict=True)]
     return {
         "method": name,

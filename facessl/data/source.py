@@ -43,6 +43,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Sample: ...
 
+    def key(self, index: int) -> str:
+        """What a person finds image `index` by; the image itself is not read."""
+        ...
+
 
 @runtime_checkable
 class Stream(Protocol):

@@ -36,6 +36,9 @@ class Subset:
     def __getitem__(self, index: int) -> Sample:
         return self.source[int(self.positions[index])]
 
+    def key(self, index: int) -> str:
+        return self.source.key(int(self.positions[index]))
+
 
 def split_source(spec: str, test_spec: str | None = None) -> tuple[Source, Source]:
     """Training and test source of a protocol.

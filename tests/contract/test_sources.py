@@ -84,6 +84,7 @@ def test_gives_samples_with_what_it_promises(source: Source) -> None:
 
 def test_keys_are_unique_and_reading_is_repeatable(source: Source) -> None:
     assert len({source[i].key for i in range(6)}) == 6
+    assert [source.key(i) for i in range(6)] == [source[i].key for i in range(6)]
     first, second = source[3].image, source[3].image
     assert np.array_equal(first, second) if isinstance(first, np.ndarray) else first == second
 
@@ -94,8 +95,9 @@ def test_survives_the_way_to_a_worker(source: Source) -> None:
 
 
 def test_refuses_positions_outside(source: Source) -> None:
-    with pytest.raises(IndexError):
-        source[6]
+    for read in (source.__getitem__, source.key):
+        with pytest.raises(IndexError):
+            read(6)
 
 
 @pytest.mark.parametrize("name", plugins.names("data.sources"))

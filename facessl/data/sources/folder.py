@@ -63,13 +63,20 @@ class Folder:
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
+        path = self.key(index)
+        label = int(self._table["label"][self._row(index)]) if self.label_names else None
+        return Sample(read_file(path), key=path, label=label)
+
+    def key(self, index: int) -> str:
+        """Path of image `index`, without reading it."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        row = int(np.searchsorted(self._table["first"], index, side="right")) - 1
-        path = os.path.join(self.root, os.fsdecode(self._table.text("folder", row)))
-        path = os.path.join(path, os.fsdecode(self._table.text("name", index)))
-        label = int(self._table["label"][row]) if self.label_names else None
-        return Sample(read_file(path), key=path, label=label)
+        folder = os.path.join(self.root, os.fsdecode(self._table.text("folder", self._row(index))))
+        return os.path.join(folder, os.fsdecode(self._table.text("name", index)))
+
+    def _row(self, index: int) -> int:
+        """Row of the folder that image `index` is in."""
+        return int(np.searchsorted(self._table["first"], index, side="right")) - 1
 
 
 @dataclass(slots=True)

@@ -84,9 +84,7 @@ class ImageList:
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        file = self._file(index)
+        file = self.key(index)
         sample = Sample(read_file(file), key=file)
         if "label" in self.provides:
             sample.label = int(self._table["label"][index])
@@ -97,6 +95,12 @@ class ImageList:
         if "landmarks" in self.provides:
             sample.landmarks = self._table["landmarks"][index]
         return sample
+
+    def key(self, index: int) -> str:
+        """Path of image `index`, without reading it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return self._file(index)
 
     def _file(self, index: int) -> str:
         return os.path.join(self._base, os.fsdecode(self._table.text("image", index)))

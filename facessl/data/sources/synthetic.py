@@ -94,10 +94,15 @@ class Synthetic:
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> Sample:
-        """Draw image `index`; negative or too large ones raise IndexError."""
+    def key(self, index: int) -> str:
+        """Name of image `index`, without drawing it."""
         if not 0 <= index < self.n:
             raise IndexError(f"synthetic: image {index} of {self.n}")
+        return f"synthetic/{self.seed}/{index:07d}"
+
+    def __getitem__(self, index: int) -> Sample:
+        """Draw image `index`; negative or too large ones raise IndexError."""
+        key = self.key(index)
         rng = np.random.default_rng((self.seed, 2, int(index)))
         person = int(rng.integers(self.identities))
         who = sample_identity(self.seed, person)
@@ -106,7 +111,7 @@ class Synthetic:
         camera = scene.camera
         return Sample(
             image=picture.image,
-            key=f"synthetic/{self.seed}/{index:07d}",
+            key=key,
             label=scene.label,
             landmarks=picture.landmarks,
             mask=picture.mask,

@@ -83,16 +83,23 @@ class WebDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index` as encoded bytes. Raises ImageError where the shard can no longer be read."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        shard = int(np.searchsorted(self._table["first"], index, side="right")) - 1
-        key = f"{os.path.basename(self._paths[shard])}/{os.fsdecode(self._table.text('key', index))}"
+        key, shard = self.key(index), self._shard(index)
         sample = Sample(self._read(shard, "image", index, key), key=key)
         if self._caption:
             sample.text = _text(self._caption, self._read(shard, self._caption, index, key))
         if "label" in self.provides:
             sample.label = _label(self._read(shard, "cls", index, key), key)
         return sample
+
+    def key(self, index: int) -> str:
+        """`shard.tar/member` of image `index`, without reading it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        shard = os.path.basename(self._paths[self._shard(index)])
+        return f"{shard}/{os.fsdecode(self._table.text('key', index))}"
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._table["first"], index, side="right")) - 1
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
