@@ -149,6 +149,11 @@ class FRA(nn.Module):
         self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.heads, self.target_heads))
         self._seen: list[tuple[Tensor, Tensor]] = []  # mask embeddings since the last update: (online, target)
 
+    @property
+    def has_regions(self) -> bool:
+        """Whether `heatmaps` exist: the local or the relation term is on."""
+        return self.heads.decoder is not None
+
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of two views (B, 3, S, S), Eq. 8.
 
@@ -160,7 +165,7 @@ class FRA(nn.Module):
         online = [self.heads(*self.backbone.forward_both(x)) for x in (x1, x2)]
         with torch.no_grad():
             target = [self.target_heads(*self.target_backbone.forward_both(x)) for x in (x1, x2)]
-        if self.training and self.heads.averaged and self.heads.decoder is not None:
+        if self.training and self.heads.averaged and self.has_regions:
             self._seen += [(o["mask_embedding"], t["mask_embedding"]) for o, t in zip(online, target, strict=True)]
         terms = self._consistency(online, target) | self._relation(online, target)
         loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()

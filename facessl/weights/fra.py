@@ -6,9 +6,11 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from facessl.backbones import Backbone
 from facessl.errors import CheckpointError
+from facessl.methods.fra import FRA
 
 #: (bottleneck, blocks per stage) -> timm name.
 RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -49,6 +51,25 @@ def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, is one of the released FRA (with or without its outer dictionary)."""
     names = _tensors(state)
     return "online_net.neck.proj_attn.query_embed.weight" in names and "online_net.backbone.conv1.weight" in names
+
+
+def build(state: dict[str, Any]) -> FRA:
+    """The whole method with its heads, as `FRA(variant="official")`.
+
+    Raises:
+        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
+    """
+    name, keywords = infer(state)
+    method = FRA(_backbone(name), **keywords)
+    _load(method, method_state(state))
+    return method
+
+
+def build_backbone(state: dict[str, Any]) -> Backbone:
+    """The online backbone with FRA's normalisation; errors as in `build`."""
+    backbone = _backbone(infer(state)[0])
+    _load(backbone.model, backbone_state(state))
+    return backbone
 
 
 def backbone_state(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -147,6 +168,21 @@ def _renamed(name: str) -> str | None:
             if re.match(pattern, rest):
                 return ours + re.sub(pattern, replacement, rest)
     return None
+
+
+def _backbone(name: str) -> Backbone:
+    return Backbone(name, mean=FRA.mean, std=FRA.std)
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} tensors of this FRA checkpoint are missing, unknown or of another shape: {', '.join(wrong)}"
+        )
+    module.load_state_dict(tensors)
 
 
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:

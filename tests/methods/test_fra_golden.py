@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from facessl.backbones import Backbone
 from facessl.batch import Batch
 from facessl.errors import CheckpointError
+from facessl.loading import load_backbone, load_method
 from facessl.methods.base import Progress
 from facessl.methods.fra import FRA
 from facessl.weights import fra as released
@@ -60,9 +60,7 @@ def checkpoint(golden):
 def run(request, golden, checkpoint):
     """Model, its outputs on view 1 and its step on both views, with gradients."""
     info, _ = golden
-    name, keywords = released.infer(checkpoint)
-    model = FRA(Backbone(name, image_size=info["size"]), **keywords)
-    model.load_state_dict(released.method_state(checkpoint))
+    model = released.build(checkpoint)
     model.to(request.param).eval()
     shape = (info["bs"], 3, info["size"], info["size"])
     views = [torch.from_numpy(np.random.RandomState(k).standard_normal(shape).astype(np.float32)) for k in (1, 2)]
@@ -122,17 +120,32 @@ def test_gradient_norms(run, golden):
         assert parameters[name_of[name]].grad.norm().item() == pytest.approx(norm, rel=1e-4, abs=floor), name
 
 
+def test_file_is_recognised(checkpoint, tmp_path):
+    path = tmp_path / "fra.pth.tar"
+    torch.save(checkpoint, path)
+    method = load_method(path)
+    assert method.args.variant == "official"
+    own = load_backbone(path).model.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in method.backbone.model.state_dict().items())
+
+
 def test_unknown_tensor_is_named(checkpoint):
     state = checkpoint["state_dict"] | {"module.online_net.neck.extra.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"online_net\.neck\.extra\.weight"):
         released.method_state({"state_dict": state})
 
 
+def test_missing_tensor_is_named(checkpoint):
+    state = {k: v for k, v in checkpoint["state_dict"].items() if "online_net.neck.proto" not in k}
+    with pytest.raises(CheckpointError, match=r"1 tensors.*heads\.prototype"):
+        released.build({"state_dict": state})
+
+
 def test_backbone_alone(checkpoint, golden):
     assert released.matches(checkpoint)
     assert not released.matches({"state_dict": {"conv1.weight": torch.zeros(1)}})
-    backbone = Backbone("resnet18")
-    backbone.model.load_state_dict(released.backbone_state(checkpoint))
+    backbone = released.build_backbone(checkpoint)
+    assert (backbone.name, backbone.mean) == ("resnet18", FRA.mean)
     shape = (golden[0]["bs"], 3, golden[0]["size"], golden[0]["size"])
     x = torch.from_numpy(np.random.RandomState(1).standard_normal(shape).astype(np.float32))
     assert_relative(backbone.eval()(x), golden[1]["pooled"])
