@@ -22,6 +22,10 @@ class LARS(torch.optim.Optimizer):
     and 1 * (g + weight_decay * w) otherwise; then v <- momentum * v + d, w <- w - lr * v. Groups with
     `adapt=False` (biases, norms, one-dimensional parameters) take plain momentum steps. All tensors of a group
     are updated together; nothing is read back from the device.
+
+    Differences from the optimiser in FRA's release: there the denominator is |g| + weight_decay * |w| + 1e-8, the
+    learning rate is inside the momentum buffer, a tensor of zero norm does not move, and exclusion goes by names, so
+    that the batch norms of the heads and layer norms are decayed and adapted; here they are not.
     """
 
     def __init__(

@@ -142,6 +142,11 @@ def derive(settings: RunConfig, source: Source, asked: RunConfig) -> Plan:
     o = settings.optim
     if o.warmup_epochs is None:
         warmup = min(10 * per_epoch if per_epoch else total, total // 5)
+    elif o.warmup_epochs and per_epoch is None:
+        raise ConfigError(
+            f"optim.warmup_epochs = {o.warmup_epochs} cannot be counted on the stream {settings.source}: "
+            "use --optim.warmup-epochs null (a fifth of the run) or 0"
+        )
     else:
         warmup = round(o.warmup_epochs * (per_epoch or 0))
     if warmup > total:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from facessl import checkpoint
 from facessl.batch import Batch
+from facessl.data.loader import worker_death
 from facessl.errors import TrainingError
 from facessl.methods.base import Method, Progress
 from facessl.metrics_log import MetricsLog
@@ -147,7 +148,10 @@ class Trainer:
         window = _Window(first_step=self.step)
         with _signals(self._ask_to_stop), ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
             while self.step < self.plan.total_steps and self._stop is None:
-                self._one_step(batches, window)
+                try:
+                    self._one_step(batches, window)
+                except RuntimeError as error:  # torch reports a dead loader worker in whatever was running
+                    raise worker_death(error) or error from None
                 if self.step % self.plan.log_every == 0 or self.step == self.plan.total_steps:
                     line.update(self.step, self._write_window(window))
                     window = _Window(first_step=self.step)
@@ -199,14 +203,17 @@ class Trainer:
             )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(self.progress)  # the k-th update (from 0) has the momentum of k / total, as in BYOL
         self.step += 1
-        self.method.after_step(self.progress)
 
     @property
     def progress(self) -> Progress:
         """Where the run stands now."""
-        epoch = self.step // self.plan.steps_per_epoch if self.plan.steps_per_epoch else 0
-        return Progress(step=self.step, total_steps=self.plan.total_steps, epoch=epoch)
+        return self._progress_at(self.step)
+
+    def _progress_at(self, step: int) -> Progress:
+        epoch = step // self.plan.steps_per_epoch if self.plan.steps_per_epoch else 0
+        return Progress(step=step, total_steps=self.plan.total_steps, epoch=epoch)
 
     # ---- logging, measuring, saving ------------------------------------------------------------------------------
 
@@ -227,7 +234,7 @@ class Trainer:
         }
         ema = getattr(self.method, "ema_momentum", None)
         if ema is not None:
-            row["momentum"] = float(ema(self.progress))
+            row["momentum"] = float(ema(self._progress_at(self.step - 1)))
         if self._log is not None:
             self._log.write(self._row_head() | row)
         return row
