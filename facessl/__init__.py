@@ -6,6 +6,7 @@ import facessl
 result = facessl.pretrain("photos/", out="runs/mine")
 backbone = facessl.load_backbone("runs/mine")
 vectors = facessl.embed(backbone, "photos/")  # (N, C)
+scores = facessl.evaluate(backbone, "labelled/", protocol="knn")
 ```
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from facessl.evaluation import evaluate as evaluate
     from facessl.inference import embed as embed
     from facessl.loading import load_backbone as load_backbone
     from facessl.loading import load_method as load_method
@@ -21,12 +23,22 @@ if TYPE_CHECKING:
 
 _HOME = {
     "embed": "facessl.inference",
+    "evaluate": "facessl.evaluation",
     "load_backbone": "facessl.loading",
     "load_method": "facessl.loading",
     "pretrain": "facessl.pretraining",
 }
 
-__all__ = ["embed", "list_methods", "list_recipes", "list_sources", "load_backbone", "load_method", "pretrain"]
+__all__ = [
+    "embed",
+    "evaluate",
+    "list_methods",
+    "list_recipes",
+    "list_sources",
+    "load_backbone",
+    "load_method",
+    "pretrain",
+]
 
 
 def list_methods() -> tuple[str, ...]:

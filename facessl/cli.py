@@ -155,17 +155,14 @@ def cmd_probe(
         precision: of the forward pass.
     """
     from facessl import plugins
+    from facessl.evaluation import evaluate
     from facessl.loading import load_backbone
-    from facessl.protocols._splits import split_source
 
-    judge = plugins.find("protocols", protocol)
+    plugins.find("protocols", protocol)  # a wrong name is said before a large file is read
     backbone = load_backbone(run).to(_device(device))
-    train, held_out = split_source(source, test)
-    result = judge(
-        backbone, train, held_out, k=k, temperature=temperature,
-        batch_size=batch_size, workers=workers, precision=precision,
-    )  # fmt: skip
-    print(json.dumps({"run": run, "source": source, **result.summary()}))
+    options = {"k": k, "temperature": temperature, "batch_size": batch_size, "workers": workers, "precision": precision}
+    found = evaluate(backbone, source, protocol=protocol, test=test, **options)
+    print(json.dumps({"run": run, "source": source, **found}))
     return 0
 
 

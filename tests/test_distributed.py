@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from facessl.pretraining import _ranks
 from tests.helpers import TINY, environment, facessl, weights
 
 #: Bigger views than TINY's: batch norm over 8 x 1 x 1 values would be all rounding error. One step at the default rate:
@@ -68,3 +69,22 @@ def test_ranks_resume_and_refuse_a_batch_they_cannot_share(tmp_path: Path) -> No
     assert odd.returncode != 0
     assert "facessl: " in odd.stderr
     assert "7" in odd.stderr.split("facessl: ")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (1, 1)),
+        ({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, (16, 8)),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "3", "SLURM_JOB_NAME": "train"}, (8, 4)),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, (1, 1)),
+    ],
+)
+def test_ranks_are_those_of_the_launcher(
+    variables: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_PROCID", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _ranks() == expected

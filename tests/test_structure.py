@@ -31,7 +31,7 @@ LAYERS = (
     ("metrics", "figures"),
     ("inference",),
     ("protocols",),
-    ("monitors",),
+    ("monitors", "evaluation"),
     ("report",),
     ("pretraining",),
     ("__init__",),
@@ -40,7 +40,7 @@ LAYERS = (
 )
 
 PUBLIC = {
-    "embed", "list_methods", "list_recipes", "list_sources", "load_backbone", "load_method", "pretrain",
+    "embed", "evaluate", "list_methods", "list_recipes", "list_sources", "load_backbone", "load_method", "pretrain",
 }  # fmt: skip
 
 
