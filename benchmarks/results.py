@@ -2,7 +2,7 @@
 
     python benchmarks/results.py docs/results.md --runs runs/byol runs/fra --step step.json --views views.json
 
-A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step or views.
+A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step, views or symmetry.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", type=Path, default=[])
     parser.add_argument("--step", type=Path)
     parser.add_argument("--views", type=Path)
+    parser.add_argument("--symmetry", type=Path)
     args = parser.parse_args()
     text = args.page.read_text()
     if args.runs:
@@ -31,6 +32,8 @@ def main() -> None:
         text = fill(text, "step", step_table(json.loads(args.step.read_text())))
     if args.views:
         text = fill(text, "views", views_table(json.loads(args.views.read_text())))
+    if args.symmetry:
+        text = fill(text, "symmetry", symmetry_table(json.loads(args.symmetry.read_text())))
     args.page.write_text(text)
 
 
@@ -106,6 +109,17 @@ def views_table(found: dict[str, Any]) -> str:
     names = list(results[0])
     rows = [names, *([f"{r[n]:,.4g}" if isinstance(r[n], float) else str(r[n]) for n in names] for r in results)]
     return f"{_where(found)}.\n\n{table(rows)}"
+
+
+def symmetry_table(found: dict[str, Any]) -> str:
+    """Difference of the regions before training and the agreement of two passes on it."""
+    s, results = found["settings"], found["results"]
+    names = list(results[0])
+    setting = (
+        f"{s['backbone']}, {s['image_size']} px, output stride {s['output_stride']}, {s['source']}, seed {s['seed']}"
+    )
+    rows = [[n.replace("_", " ") for n in names], *([str(r[n]) for n in names] for r in results)]
+    return f"{setting}; {_where(found)}.\n\n{table(rows)}"
 
 
 def _where(found: dict[str, Any]) -> str:
