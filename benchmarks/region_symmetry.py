@@ -4,8 +4,8 @@ online and the target network agree on.
 For each setting, a fresh FRA in training mode sees the same images twice, as its online and its target network do.
 S (cosines, Eq. 1) minus its mean over the regions is what tells regions apart. Printed: the cosine between mask
 embeddings, the standard deviation of that difference, and its correlation between the two passes. Where dropout noise
-is larger than the difference, the correlation is near 0: the relation term (Eq. 2, 3) then asks both networks to agree on
-noise, and the best answer is "no region differs from another".
+is larger than the difference, the correlation is near 0: the relation term (Eq. 2, 3) then asks both networks to agree
+on noise, and the best answer is "no region differs from another".
 
     python benchmarks/region_symmetry.py [--backbone resnet18] [--image-size 96] [--batch-size 64]
 """
