@@ -15,7 +15,13 @@ from facessl.figures import region_picture
 from facessl.inference import sample_images, write_png
 from facessl.methods.base import Progress
 from facessl.metrics.collapse import effective_rank, embedding_std
-from facessl.metrics.regions import sharpness, usage_entropy, winning_regions
+from facessl.metrics.regions import (
+    image_information,
+    position_information,
+    sharpness,
+    usage_entropy,
+    winning_regions,
+)
 from facessl.nn.normalise import normalise
 from facessl.protocols._splits import at_most, split_source
 from facessl.protocols.knn import knn
@@ -58,7 +64,11 @@ def build(
 
 
 def verdicts(values: dict[str, float]) -> list[str]:
-    """Sentences about what went wrong, by the measured values; empty where nothing did."""
+    """Sentences about what went wrong, by the measured values; empty where nothing did.
+
+    `image_information` and `position_information` give no sentence: they say what kind the regions are, image
+    clusters or a fixed partition of the picture, and no value of them is a failure by itself.
+    """
     found = []
     spread = values.get("embedding_std")
     if spread is not None and not spread >= COLLAPSED_STD:
@@ -87,7 +97,7 @@ class _Spread:
 
 
 class _Regions:
-    """Use and sharpness of the heatmaps of fixed images, and a small picture of them."""
+    """Use, sharpness and kind of the heatmaps of fixed images, and a small picture of them."""
 
     def __init__(self, squares: np.ndarray, folder: Path | None, rows: int = 4, cell: int = 64) -> None:
         self.squares = squares
@@ -107,6 +117,8 @@ class _Regions:
             "usage_entropy": float(usage_entropy(maps)),
             "sharpness": float(sharpness(maps)),
             "winning_regions": float(winning_regions(maps)),
+            "image_information": float(image_information(maps)),
+            "position_information": float(position_information(maps)),
         }
 
 

@@ -1,4 +1,4 @@
-"""Are the regions alive? Numbers of heatmaps (B, N, h, w) whose values sum to 1 over N."""
+"""Are the regions alive, and of what kind? Numbers of heatmaps (B, N, h, w) whose values sum to 1 over N."""
 
 from __future__ import annotations
 
@@ -45,3 +45,36 @@ def winning_regions(heatmaps: Tensor, *, share: float = 0.01) -> Tensor:
     winners = heatmaps.argmax(dim=1).flatten()  # (B h w,)
     counts = torch.bincount(winners, minlength=heatmaps.shape[1])
     return (counts >= share * winners.numel()).sum()
+
+
+def image_information(heatmaps: Tensor) -> Tensor:
+    """How far the image decides the region: mutual information of region and image over the region's entropy.
+
+    Args:
+        heatmaps: (M, N, h, w) of M images, sum 1 over N; read as p(region | image, cell), all images and cells alike.
+
+    Returns:
+        Scalar between 0 (every image uses the regions alike) and 1 (every image is one region: image clusters, not
+        parts of a face); 0 where one region takes everything.
+    """
+    return _information(heatmaps.float().mean(dim=(2, 3)))
+
+
+def position_information(heatmaps: Tensor) -> Tensor:
+    """How far the cell decides the region: mutual information of region and cell over the region's entropy.
+
+    Args:
+        heatmaps: (M, N, h, w) of M images, sum 1 over N; read as p(region | image, cell), all images and cells alike.
+
+    Returns:
+        Scalar between 0 (every cell uses the regions alike) and 1 (every cell has one region in all images: a fixed
+        partition of the picture); 0 where one region takes everything.
+    """
+    return _information(heatmaps.float().mean(dim=0).flatten(1).T)
+
+
+def _information(conditional: Tensor) -> Tensor:
+    """(K, N) p(region | k) for K equally likely k -> I(region; k) / H(region), 0 where H is 0 but for rounding."""
+    total = torch.special.entr(conditional.mean(0)).sum()
+    known = torch.special.entr(conditional).sum(1).mean()
+    return torch.where(total > 1e-5, (1 - known / total).clamp_min(0), 0.0)
