@@ -73,9 +73,9 @@ class View:
         return tuple(self.scale) == (1, 1) and tuple(self.ratio) == (1, 1)
 
 
-#: The two views of FRA (CVPR 2024, "other hyper-parameters as BYOL"; numbers of the released code's
-#: `get_vggface_transforms`). Only blur and solarisation differ from the defaults of `View`; BYOL itself crops
-#: from an area of 0.08.
+#: The two views of FRA (CVPR 2024, section 4.1.1: "the same augmentation strategy as in [20, 25]", BYOL and LEWEL;
+#: numbers of the released code, data/transforms.py). Only blur and solarisation differ from the defaults of `View`;
+#: BYOL itself crops from an area of 0.08.
 FRA_VIEWS = (View(blur=1.0, solarise=0.0), View(blur=0.1, solarise=0.2))
 
 
