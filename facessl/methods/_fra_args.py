@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,7 +15,8 @@ class Variant(NamedTuple):
     Attributes:
         decoder_layers: default number of decoder layers.
         decorrelation_weight: default weight of the decorrelation term within the local term.
-        averaged: mask embeddings are averaged over the global batch (else one set per image).
+        heatmap_temperature: default temperature of the heatmaps; None: the student temperature.
+        mask_embeddings: default of one set per "image", or of their average over the global "batch".
         separate: regions have a projector of their own (else the pixels' local projector).
         cosine_scale, cosine_offset: a similarity term is offset - scale * cos.
         relation_scale: factor of the relation term and of ME-MAX, which are sums over both views.
@@ -22,7 +24,8 @@ class Variant(NamedTuple):
 
     decoder_layers: int
     decorrelation_weight: float
-    averaged: bool
+    heatmap_temperature: float | None
+    mask_embeddings: Literal["image", "batch"]
     separate: bool
     cosine_scale: float
     cosine_offset: float
@@ -30,8 +33,8 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "paper": Variant(1, 0.0, False, False, 1.0, 0.0, 1.0),
-    "official": Variant(2, 0.02, True, True, 2.0, 2.0, 0.5),
+    "paper": Variant(1, 0.0, None, "image", False, 1.0, 0.0, 1.0),
+    "official": Variant(2, 0.02, 1.0, "batch", True, 2.0, 2.0, 0.5),
 }
 
 
@@ -47,21 +50,31 @@ class FRAArgs:
         num_regions: N, number of heatmaps (Table 6).
         lambda_c: share of the global term in Eq. 6, 0 to 1; where only one of the two terms is on, it has the whole
             weight, so that 1.0 (Table 7) is the same as `use_local=False`.
-        lambda_r: weight of the relation term in Eq. 8 (Table 7); 0 turns it off.
+        lambda_r: weight of the relation term in Eq. 8 (Table 7); 0 turns it off. In the official variant x weighs as
+            x / 4 does in Eq. 8: the term is the mean over the two views, and 2 - 2 cos has twice the slope of -cos.
         decoder_layers: layers of the mask decoder (Table 8), 1 in the paper and 2 in the released code;
             0 turns the local and the relation term off, which is BYOL, as in the table.
         momentum: momentum of the target network at the start (BYOL); it rises to 1 by a cosine.
         student_temperature: of the online assignments in Eq. 2. Open in the paper.
         teacher_temperature: of the target assignments in Eq. 2. Open in the paper.
-        heatmap_temperature: of the softmax that makes the heatmaps of Eq. 4. Open in the paper; at 1.0 no region
-            can exceed another by more than e^2 : 1 at a pixel, because cosines differ by at most 2.
+        heatmap_temperature: of the softmax that makes the heatmaps of Eq. 4, in both networks. None: the student
+            temperature in the paper's variant (section 3.2: the vector of M at a pixel is s of Eq. 2), 1.0 in the
+            official one. At 1.0 no region can exceed another by more than e^2 : 1 at a pixel, because cosines
+            differ by at most 2.
+        mask_embeddings: "image": every image and view has its own (section 3.2); "batch": their average over the
+            batch and all ranks serves every image, and `heatmaps` uses a running average of it, the prototype.
+            None: "image" in the paper's variant, "batch" in the official one.
+        query_std: standard deviation of the initial queries. Open in the paper; a larger one breaks the symmetry
+            between the regions sooner.
         memax_weight: weight of ME-MAX beside the cross-entropy of Eq. 3. Open in the paper.
         sinkhorn_iterations: rounds of Sinkhorn-Knopp on the target assignments. Open in the paper.
         decorrelation_weight: weight of the released code's decorrelation of regions; 0 in the paper.
         hidden: width of the hidden layer of projectors and predictors (BYOL).
         dim: D, width of projections, predictions and mask embeddings (BYOL).
         decoder_width, decoder_heads, decoder_feed_forward: sizes of the mask decoder. Open in the paper.
-        dropout: of the mask decoder, active in the online and the target network. Open in the paper.
+        dropout: of the mask decoder, active in both networks. Open in the paper; at 0.1 with one set of mask
+            embeddings per image it is larger than the initial differences between the regions and keeps the
+            heatmaps uniform (docs/results.md).
     """
 
     variant: Literal["paper", "official"] = "paper"
@@ -75,7 +88,9 @@ class FRAArgs:
     momentum: float = 0.996
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
-    heatmap_temperature: float = 1.0
+    heatmap_temperature: float | None = None
+    mask_embeddings: Literal["image", "batch"] | None = None
+    query_std: float = 1.0
     memax_weight: float = 1.0
     sinkhorn_iterations: int = 3
     decorrelation_weight: float | None = None
@@ -87,22 +102,19 @@ class FRAArgs:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise ConfigError(f"variant is {self.variant!r}: give one of {', '.join(VARIANTS)}")
-        for name in ("lambda_c", "momentum", "dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a number from 0 to 1")
-        for name in ("student_temperature", "teacher_temperature", "heatmap_temperature"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a number above 0")
-        for name in ("lambda_r", "memax_weight", "sinkhorn_iterations"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give 0 or more")
-        for name in ("num_regions", "hidden", "dim", "decoder_heads", "decoder_feed_forward"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
-        if self.decoder_layers is not None and self.decoder_layers < 0:
-            raise ConfigError(f"decoder_layers is {self.decoder_layers}: give 0 or more")
+        for name, known in (("variant", [*VARIANTS]), ("mask_embeddings", ["image", "batch", None])):
+            if (choice := getattr(self, name)) not in known:
+                raise ConfigError(f"{name} is {choice!r}: give one of {', '.join(map(str, known))}")
+        ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+            ("lambda_c momentum dropout", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+            ("student_temperature teacher_temperature heatmap_temperature query_std", lambda v: v > 0, "more than 0"),
+            ("lambda_r memax_weight sinkhorn_iterations decoder_layers", lambda v: v >= 0, "0 or more"),
+            ("num_regions hidden dim decoder_heads decoder_feed_forward", lambda v: v >= 1, "1 or more"),
+        )
+        for names, valid, wanted in ranges:
+            for name in names.split():
+                if (value := getattr(self, name)) is not None and not valid(value):
+                    raise ConfigError(f"{name} is {value}: give {wanted}")
         if self.decoder_width % (4 * self.decoder_heads):
             raise ConfigError(
                 f"decoder_width is {self.decoder_width}: give a multiple of 4 x decoder_heads, {4 * self.decoder_heads}"
@@ -117,6 +129,17 @@ class FRAArgs:
     def layers(self) -> int:
         """Decoder layers in force."""
         return self.rules.decoder_layers if self.decoder_layers is None else self.decoder_layers
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the heatmaps in force."""
+        own = self.rules.heatmap_temperature if self.heatmap_temperature is None else self.heatmap_temperature
+        return self.student_temperature if own is None else own
+
+    @property
+    def averaged(self) -> bool:
+        """Whether mask embeddings are averaged over the global batch."""
+        return (self.mask_embeddings or self.rules.mask_embeddings) == "batch"
 
     def weights(self) -> dict[str, float]:
         """Terms that are on, by their name in the logs, with their weight in the loss.

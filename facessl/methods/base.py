@@ -59,10 +59,14 @@ class Method(Protocol):
 
     Members:
         backbone: the online backbone that the run exports.
-        step(batch, progress): the loss of one (micro-)batch; no side effects besides batch-norm statistics.
-        after_step(progress): EMA, queues, prototypes; called once after each optimiser step.
+        step(batch, progress): the loss of one (micro-)batch. It changes nothing besides batch-norm statistics and, in
+            training mode with gradients on, a note for `after_step`, whose size must not grow with the number of calls.
+        after_step(progress): EMA, queues, prototypes; called once after each optimiser step, which may follow
+            several calls of `step` (gradient accumulation).
         ema_momentum(progress): methods with a momentum network only; its momentum now, for the log.
         heatmaps(x): methods with regions only; x (B, 3, H, W) normalised -> (B, N, h, w), rows sum to 1 over N.
+        has_regions: methods with `heatmaps` that some settings turn off only; whether `heatmaps` works now.
+            A method without this member and with `heatmaps` always has regions.
     """
 
     Args: ClassVar[type[Any]]

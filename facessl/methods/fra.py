@@ -24,7 +24,7 @@ from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
 
 #: What one network makes of one view, as far as a term needs it:
 #: "z" (B, D), global embedding; "similarity" (B, hw, N) float32, S with N last; "regions" (B, N, D), facial
-#: embeddings z^m; "mask_embedding" (N, D) float32, detached, the averaged mask embeddings of the official variant.
+#: embeddings z^m; "mask_embedding" (N, D) float32, detached, only where mask embeddings are averaged over the batch.
 Outputs = dict[str, Tensor]
 
 
@@ -40,8 +40,8 @@ class RegionHeads(nn.Module):
         super().__init__()
         terms = args.weights()
         sizes = {"hidden": args.hidden, "out_features": args.dim}
-        self.averaged = args.rules.averaged
-        self.heatmap_temperature = args.heatmap_temperature
+        self.averaged = args.averaged
+        self.heatmap_temperature = args.temperature
         self.with_regions = "local_consistency" in terms
         self.projector = MLPHead(features, **sizes) if "global_consistency" in terms else None
         self.decoder: MaskDecoder | None = None
@@ -58,6 +58,7 @@ class RegionHeads(nn.Module):
             heads=args.decoder_heads,
             feed_forward=args.decoder_feed_forward,
             dropout=args.dropout,
+            query_std=args.query_std,
         )
         if self.averaged:
             self.prototype: Tensor
@@ -103,16 +104,27 @@ class FRA(nn.Module):
     """Facial region awareness (Gao and Patras, CVPR 2024), Eq. 1-8, as far as the paper says.
 
     Differences:
-        `variant="paper"`: none known from the main text; its supplement was not available. Temperatures, ME-MAX weight,
-        Sinkhorn iterations and the decoder's sizes are the released code's. Where a consistency term is turned off
-        the other one has the whole weight (Table 7 gives lambda_c = 1 as "global only").
+        `variant="paper"`: none known from the main text; its supplement was not available. What the text leaves open is
+        the released code's: student and teacher temperature, ME-MAX weight, Sinkhorn iterations, the decoder's sizes
+        and the initialisation. Heatmaps have the student temperature, because section 3.2 calls them s of Eq. 2.
+        Sinkhorn starts from softmaxed probabilities, as released; "following SwAV", as the paper says, could also
+        mean exp(S / epsilon). Crops cover an area of 0.2-1, as released (BYOL: 0.08-1).
+        The local projector H^l sees pixels and pooled regions (Eq. 1 and 5), each with statistics of its own
+        while it trains, but its batch norm's running statistics mix the two, and heatmaps in evaluation mode use
+        that mixture. Where a consistency term is turned off the other one has the whole weight (Table 7 gives
+        lambda_c = 1 as "global only").
         `variant="official"`, where the released code leaves the paper: mask embeddings are averaged over the batch and
         all ranks (with a running prototype that replaces them in `heatmaps`), pixels and regions have separate
-        projectors, 2 decoder layers, a decorrelation term of weight 0.02 inside the local term, the relation
-        term is the mean over the views (Eq. 3: the sum), similarities are 2 - 2 cos (Eq. 6: -cos).
-        Differences from the released code itself: gradients pass through the average over ranks (there they
-        stop, so its gradients depend on the number of GPUs); the prototype moves in `after_step`; heatmaps carry
-        no constant of 1e-7; the teacher's centre, which is never updated there, does not exist.
+        projectors, 2 decoder layers, heatmap temperature 1, a decorrelation term of weight 0.02 inside the local term;
+        the relation term is the mean over the views (Eq. 3: the sum) and similarities are 2 - 2 cos (Eq. 6: -cos),
+        so that lambda_r = x weighs as x / 4 does in Eq. 8.
+        Differences from the released code itself: gradients pass through averages over W ranks. There each rank
+        differentiates only its own share, 1 / W of the average, of its own loss, so that ME-MAX has 1 / W of its
+        gradient and mask embeddings learn nothing from the pixels of other ranks; with one GPU it is the same. The
+        prototype starts from zeros (there: from a normal distribution) and moves in `after_step`; heatmaps carry no
+        constant of 1e-7; the teacher's centre, which is never updated there, does not exist. A timm ResNet
+        starts with the last batch-norm scale of every block at 0 (there: 1). Blur is a true Gaussian on
+        floating-point pixels (there: PIL's approximation by box filters on uint8).
     """
 
     Args: ClassVar[type[FRAArgs]] = FRAArgs
@@ -147,7 +159,7 @@ class FRA(nn.Module):
         self.target_backbone = frozen_copy(self.backbone)
         self.target_heads = frozen_copy(self.heads)
         self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.heads, self.target_heads))
-        self._seen: list[tuple[Tensor, Tensor]] = []  # mask embeddings since the last update: (online, target)
+        self._moved: list[Tensor] = []  # where `after_step` puts the prototypes: (online, target), or nowhere
 
     @property
     def has_regions(self) -> bool:
@@ -165,8 +177,8 @@ class FRA(nn.Module):
         online = [self.heads(*self.backbone.forward_both(x)) for x in (x1, x2)]
         with torch.no_grad():
             target = [self.target_heads(*self.target_backbone.forward_both(x)) for x in (x1, x2)]
-        if self.training and self.heads.averaged and self.has_regions:
-            self._seen += [(o["mask_embedding"], t["mask_embedding"]) for o, t in zip(online, target, strict=True)]
+        if self.training and torch.is_grad_enabled() and self.heads.averaged and self.has_regions:
+            self._move_prototypes(online, target)
         terms = self._consistency(online, target) | self._relation(online, target)
         loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return Step(loss, {name: value.detach() for name, value in terms.items()})
@@ -204,13 +216,22 @@ class FRA(nn.Module):
         scale = self.args.rules.relation_scale
         return {"semantic_relation": scale * torch.stack(relation).sum(), "me_max": scale * torch.stack(spread).sum()}
 
+    @torch.no_grad()
+    def _move_prototypes(self, *networks: list[Outputs]) -> None:
+        """Notes where both prototypes go, over any number of micro-batches: two tensors, however often it is called."""
+        if not self._moved:
+            self._moved = [heads.prototype.clone() for heads in (self.heads, self.target_heads)]
+        for prototype, outputs in zip(self._moved, networks, strict=True):
+            for view in outputs:  # in the order of the views, as the released code's forward passes
+                prototype.lerp_(view["mask_embedding"], 0.1)
+
     def after_step(self, progress: Progress) -> None:
-        """Moves the target network, and in the official variant the prototypes."""
+        """Moves the target network, and the prototypes where mask embeddings are averaged over the batch."""
         self._follow(self.ema_momentum(progress))
-        for online, target in self._seen:  # in the order of the views, as the released code's forward passes
-            self.heads.prototype.lerp_(online, 0.1)
-            self.target_heads.prototype.lerp_(target, 0.1)
-        self._seen.clear()
+        if self._moved:
+            self.heads.prototype.copy_(self._moved[0])
+            self.target_heads.prototype.copy_(self._moved[1])
+            self._moved = []
 
     def ema_momentum(self, progress: Progress) -> float:
         """Momentum of the target network now."""
@@ -224,8 +245,8 @@ class FRA(nn.Module):
             x: (B, 3, H, W), normalised.
 
         Returns:
-            (B, N, h, w) float32, rows sum to 1 over N. The official variant uses its running prototype, which is zero
-            before the first step: uniform heatmaps.
+            (B, N, h, w) float32, rows sum to 1 over N. Where mask embeddings are averaged over the batch, the running
+            prototype replaces them; it is zero before the first step: uniform heatmaps.
 
         Raises:
             ConfigError: this FRA has no regions (only the global term is on).

@@ -68,6 +68,7 @@ class MaskDecoder(nn.Module):
         heads: int = 8,
         feed_forward: int = 256,
         dropout: float = 0.1,
+        query_std: float = 1.0,
     ) -> None:
         """
         Args:
@@ -77,6 +78,7 @@ class MaskDecoder(nn.Module):
             out_features: D, channels of a mask embedding.
             width: channels inside the decoder, a multiple of 4 and of `heads`.
             heads, feed_forward, dropout: of every decoder layer.
+            query_std: standard deviation of the initial queries.
         """
         super().__init__()
         self.project = nn.Linear(in_features, width)
@@ -88,6 +90,9 @@ class MaskDecoder(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out_features)
         )
+        nn.init.normal_(self.queries.weight, std=query_std)
+        nn.init.kaiming_uniform_(self.project.weight, a=1)  # the released FRA's, from Caffe2: within sqrt(3 / C)
+        nn.init.zeros_(self.project.bias)
         for parameter in self.layers.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)  # as DETR starts its transformer

@@ -18,7 +18,7 @@ def frozen_copy(module: M) -> M:
 
 
 def cosine_momentum(base: float, fraction: float) -> float:
-    """Momentum that rises from `base` to 1 by half a cosine (BYOL, section 3.1, "Implementation details").
+    """Momentum that rises from `base` to 1 by half a cosine (BYOL).
 
     Args:
         base: momentum at the start, 0 to 1.

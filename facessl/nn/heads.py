@@ -8,7 +8,8 @@ from torch import Tensor, nn
 class MLPHead(nn.Module):
     """Linear, batch norm, ReLU, linear, both linears without bias: projector and predictor of BYOL and FRA.
 
-    Applied to every position alone, i.e. a 1x1 convolution, run as one matrix product over all positions.
+    Applied to every position alone, i.e. a 1x1 convolution, run as one matrix product over all positions. Both
+    linears start as the released FRA's: normal with variance 2 / (channels of their output).
     """
 
     def __init__(self, in_features: int, *, hidden: int = 4096, out_features: int = 256) -> None:
@@ -19,12 +20,11 @@ class MLPHead(nn.Module):
             out_features: D, channels of the output.
         """
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(in_features, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, out_features, bias=False),
-        )
+        first = nn.Linear(in_features, hidden, bias=False)
+        last = nn.Linear(hidden, out_features, bias=False)
+        for linear in (first, last):
+            nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
+        self.layers = nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C) -> (B, D); a set (B, C, N) -> (B, D, N); a map (B, C, h, w) -> (B, D, h, w).

@@ -30,6 +30,19 @@ def test_head_is_a_pointwise_convolution(shape):
     assert set(dict(head.named_parameters())) == {f"layers.{n}" for n in ("0.weight", "1.weight", "1.bias", "3.weight")}
 
 
+def test_heads_and_decoder_start_as_the_released_ones():
+    torch.manual_seed(0)
+    head = MLPHead(96, hidden=512, out_features=64)
+    for linear, channels in ((head.layers[0], 512), (head.layers[3], 64)):
+        assert linear.weight.std().item() == pytest.approx((2 / channels) ** 0.5, rel=0.02)
+        assert linear.weight.abs().max() > 3 * (2 / channels) ** 0.5  # normal, not uniform
+    decoder = MaskDecoder(96, width=256, queries=64, query_std=4.0)
+    assert decoder.project.bias.eq(0).all()
+    assert decoder.project.weight.abs().max().item() == pytest.approx((3 / 96) ** 0.5, rel=0.01)  # uniform
+    assert decoder.project.weight.std().item() == pytest.approx((1 / 96) ** 0.5, rel=0.02)
+    assert decoder.queries.weight.std().item() == pytest.approx(4, rel=0.02)
+
+
 def test_positions_are_detrs():
     table = sine_positions(2, 3, 8, torch.device("cpu"))
     for row in range(2):
