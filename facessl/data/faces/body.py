@@ -36,22 +36,25 @@ def draw_body(canvas: Canvas, head: Head, who: Identity, scene: Scene, marks: np
     shade = marks[3:14] - cam.up * 0.12 - np.array([scene.sun[0], 0]) * (0.15 * unit)
     canvas.glaze([shade], tint(who.skin, 0.42) * (1, 0.86, 0.82), 0.6, blur=0.08 * unit, clip=clip)
     canvas.glaze([base], tint(scene.clothes, 0.6), 0.9, width=0.07 * unit, blur=0.012 * unit)
-    folds = [body([(k * 0.75, 0.62), (k * 1.0, 1.1), (k * 0.95, 1.7)]) for k in (-1, 1)]
-    canvas.glaze(curve(np.stack(folds)), tint(scene.clothes, 0.55), 0.4, width=0.06 * unit, blur=0.04 * unit)
 
 
-def draw_ear(canvas: Canvas, head: Head, who: Identity, scene: Scene, side: float) -> None:
-    """One ear, in three dimensions; `side` -1 is the image's left."""
+def draw_ears(canvas: Canvas, head: Head, who: Identity, scene: Scene, sides: list[float]) -> None:
+    """Ears, in three dimensions; side -1 is the image's left."""
+    if not sides:
+        return
     cam, unit, size = scene.camera, scene.camera.unit, head.shape["ear"]
     w = float(head.rings(np.array(0.3))[0])
-    x = side * (w - 0.05 + 0.13 * np.maximum(-_EAR_U, 0) * size + 0.02)
-    points = np.stack([x, 0.27 + _EAR_V * size, 0.02 + 0.27 * _EAR_U * size], 1).astype(np.float32)
-    middle = points.mean(0)
-    shells = curve(cam.project(np.stack([points, middle + (points - middle) * 0.6])), closed=True)
+    x = w - 0.03 + 0.13 * np.maximum(-_EAR_U, 0) * size
+    shape = np.stack([x, 0.27 + _EAR_V * size, 0.02 + 0.27 * _EAR_U * size], 1).astype(np.float32)
+    middle = shape.mean(0)
+    turn = np.array([(side, 1, 1) for side in sides], np.float32)[:, None]
+    shells = curve(cam.project(shape * turn), closed=True)
+    inner = curve(cam.project((middle + (shape - middle) * 0.6) * turn), closed=True)
     dark = tint(who.skin, 0.5) * (1, 0.82, 0.78)
-    canvas.fill(shells[0], tint(who.skin, 0.95) * (1.02, 0.96, 0.94))
-    canvas.glaze(shells[1:], dark, 0.5, blur=0.03 * unit)
-    canvas.glaze(shells[:1], dark, 0.45, width=0.02 * unit, blur=0.012 * unit)
+    for shell in shells:
+        canvas.fill(shell, tint(who.skin, 0.95) * (1.02, 0.96, 0.94))
+    canvas.glaze(inner, dark, 0.5, blur=0.03 * unit)
+    canvas.glaze(shells, dark, 0.45, width=0.02 * unit, blur=0.012 * unit)
     if scene.earrings:
-        lobe = cam.project(points[6:7] + np.array((0, 0.05, 0), np.float32))
-        canvas.fill(lobe + _CIRCLE * (0.05 * unit), (226, 190, 96))
+        for lobe in cam.project((shape[6] + np.array((0, 0.05, 0), np.float32)) * turn):
+            canvas.fill(lobe[0] + _CIRCLE * (0.05 * unit), (226, 190, 96))

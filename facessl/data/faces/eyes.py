@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from facessl.data.faces.canvas import SUPER, Canvas, blend, scalar, soften, tint
+from facessl.data.faces.canvas import SUPER, Canvas, blend, plain, scalar, soften, tint
 from facessl.data.faces.geometry import curve, ribbon
 from facessl.data.faces.identity import Identity
 from facessl.data.faces.model import Head
@@ -65,8 +65,8 @@ def _eyeball(
     if box is None:
         return
     x0, y0, x1, y1 = box
-    patch = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-    patch[:] = np.array((238, 234, 230) if who.melanin < 0.7 else (230, 223, 212), np.float32) * (1 - 0.08 * who.age)
+    white = np.array((238, 234, 230) if who.melanin < 0.7 else (230, 223, 212), np.float32)
+    patch = plain(x1 - x0, y1 - y0, white * (1 - 0.08 * who.age))
     across, down, yaw = (ring[3] - ring[0]) / 2, -cam.up, np.radians(cam.yaw)
     toward = 1.0 if across @ cam.affine[:, 0] > 0 else -1.0
     level = (ring[0] + ring[3]) * 0.2 + (ring[1] + ring[2] + ring[4] + ring[5]) * 0.15

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from facessl.data.faces.canvas import SUPER, Canvas, blend, scalar, soften, tint
+from facessl.data.faces.canvas import SUPER, Canvas, blend, plain, scalar, soften, tint
 from facessl.data.faces.geometry import curve
 from facessl.data.faces.identity import Identity
 from facessl.data.faces.model import TOP, Head
@@ -173,8 +173,7 @@ def _texture(
 ) -> np.ndarray:
     """(2S, 2S, 3) picture of hair, to be cut to shape; drawn at half of that, which keeps strands soft."""
     unit, style, size = scene.camera.unit, who.hair_style, canvas.size
-    picture = np.empty((size, size, 3), np.uint8)
-    picture[:] = np.clip(tint(who.hair, 0.9), 0, 255)
+    picture = plain(size, size, tint(who.hair, 0.9))
     if style in ("curly", "afro"):
         n, radius = (190, 0.07) if style == "curly" else (320, 0.04)
         at = rng.uniform(outline.min(0), outline.max(0), (n, 1, 2))

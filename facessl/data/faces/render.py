@@ -41,9 +41,8 @@ def render(who: Identity, scene: Scene, size: int) -> Picture:
     body.draw_body(canvas, head, who, scene, marks)
     # An ear that is turned to the viewer lies over the head, the other one behind it, from 25 degrees on unseen.
     near = [side for side in (-1.0, 1.0) if -side * cam.yaw > 6]
-    for side in (-1.0, 1.0):
-        if side not in near and side * cam.yaw < 25:
-            body.draw_ear(canvas, head, who, scene, side)
+    behind = [side for side in (-1.0, 1.0) if side not in near and side * cam.yaw < 25]
+    body.draw_ears(canvas, head, who, scene, behind)
     _skin(canvas, head, who, scene)
     features.draw_spots(canvas, head, who, scene)
     features.draw_folds(canvas, head, who, scene)
@@ -53,12 +52,10 @@ def render(who: Identity, scene: Scene, size: int) -> Picture:
     features.draw_mouth(canvas, head, who, scene, marks)
     beard.draw_beard(canvas, head, who, scene, marks, rng)
     if who.long_hair:
-        for side in near:
-            body.draw_ear(canvas, head, who, scene, side)
+        body.draw_ears(canvas, head, who, scene, near)
     hair.draw_hair(canvas, head, who, scene, rng)
     if not who.long_hair:
-        for side in near:
-            body.draw_ear(canvas, head, who, scene, side)
+        body.draw_ears(canvas, head, who, scene, near)
     extras.draw_glasses(canvas, head, who, scene)
     hats.draw_hat(canvas, head, scene)
     extras.draw_occluder(canvas, head, who, scene, marks, rng)

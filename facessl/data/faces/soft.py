@@ -61,10 +61,10 @@ class Blobs:
         dy = (_AXIS - at[:, 1:]) / rest[:, 1:2]
         return dx, dy, np.exp(-0.5 * dx * dx), np.exp(-0.5 * dy * dy), rest[:, 2:], rest[:, :2]
 
-    def total(self) -> np.ndarray:
-        """(G, G, C) sum of the blobs."""
+    def total(self) -> list[np.ndarray]:
+        """Sum of the blobs: one (G, G) map per value."""
         _, _, gx, gy, value, _ = self._parts()
-        return np.stack([(gy * value[:, c : c + 1]).T @ gx for c in range(value.shape[1])], -1)
+        return [(gy * value[:, c : c + 1]).T @ gx for c in range(value.shape[1])]
 
     def slope(self) -> tuple[np.ndarray, np.ndarray]:
         """d/dx and d/dy of the sum of heights (value 0), each (G, G)."""
@@ -131,12 +131,13 @@ def light_map(head: Head, who: Identity, scene: Scene) -> np.ndarray:
     rim = 0.86 + 0.14 * nz
     sky = (0.86 - 0.14 * ny) * rim
     key = diffuse * rim + 0.22 * shine * shine * inside
-    light = key[..., None] * scene.key + sky[..., None] * scene.fill
     # The camera's automatic exposure: it goes half of the way to a mean grey on the face.
     face = slice(_GRID // 3, 2 * _GRID // 3)
-    brightness = float(light[face, face].mean() * who.skin.mean())
+    grey = key[face, face].mean() * scene.key.mean() + sky[face, face].mean() * scene.fill.mean()
+    brightness = float(grey * who.skin.mean())
     gain = min(1.8, max(0.75, (_GREY / brightness) ** 0.45))
-    return np.minimum(light * (gain * UNITY), 255).astype(np.uint8)
+    colours = zip((scene.key * (gain * UNITY)).tolist(), (scene.fill * (gain * UNITY)).tolist(), strict=True)
+    return cv2.merge([np.minimum(key * a + sky * b, 255).astype(np.uint8) for a, b in colours])
 
 
 def skin_map(head: Head, who: Identity, scene: Scene) -> np.ndarray:
@@ -163,5 +164,5 @@ def skin_map(head: Head, who: Identity, scene: Scene) -> np.ndarray:
         b.at(0, my + 0.42, 0.3, 0.17, *tone)
         b.pair(0.5, my + 0.2, 0.2, 0.24, *tone)
         b.at(0, my - 0.15, 0.22, 0.05, *tone)
-    paint = who.skin * np.exp(b.total())
-    return np.clip(paint, 0, 255).astype(np.uint8)
+    planes = zip(who.skin.tolist(), b.total(), strict=True)
+    return cv2.merge([np.minimum(c * np.exp(plane), 255).astype(np.uint8) for c, plane in planes])
