@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,8 +23,8 @@ from facessl.errors import CheckpointError
 FORMAT = "facessl-run-1"
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` so that `path` holds either its old or its new content, whatever happens in between.
+def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object]) -> None:
+    """Write `data`, or let it write to the file it is given: `path` holds its old or its new content, never a part.
 
     Raises:
         CheckpointError: the file could not be written (disk full, no permission); the old file is untouched.
@@ -33,17 +33,19 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(data)
+            if callable(data):
+                data(file)
+            else:
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "earlier checkpoints are untouched: free space, then --resume"
+            f"cannot write {path}: {_reason(error)}; earlier checkpoints are untouched: free space, then --resume"
         ) from None
 
 
@@ -53,9 +55,8 @@ def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2
     The payload is tensors and plain values only, so that `read` can load it without running code.
     """
     path = folder / f"step-{step:08d}.ckpt"
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "step": step, **state}, buffer)
-    write_atomic(path, buffer.getbuffer())
+    payload = {"format": FORMAT, "step": step, **state}
+    write_atomic(path, lambda file: torch.save(payload, file))
     link = folder / f".last.{os.getpid()}.tmp"
     with contextlib.suppress(FileNotFoundError):
         link.unlink()
@@ -63,7 +64,7 @@ def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2
         os.link(path, link)
         os.replace(link, folder / "last.ckpt")
     except OSError:  # file systems without hard links
-        write_atomic(folder / "last.ckpt", buffer.getbuffer())
+        write_atomic(folder / "last.ckpt", lambda file: torch.save(payload, file))
     for old in steps(folder)[:-keep]:
         old.unlink(missing_ok=True)
     for orphan in folder.glob(".*.tmp"):  # left by a process that was killed while it wrote
@@ -89,7 +90,9 @@ def read(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on foreign pickles; what matters is raised
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
@@ -144,6 +147,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not card and beside.is_file():
         card = json.loads(beside.read_text())
     return tensors, card
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """What went wrong, also where torch's writer hides the system's own words."""
+    root: BaseException = error
+    while root.__context__ is not None:
+        root = root.__context__
+    return getattr(root, "strerror", None) or " ".join(str(root).split())[:160]
 
 
 def _sync_folder(folder: Path) -> None:

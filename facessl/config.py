@@ -332,12 +332,15 @@ def _options(known: set[str], prefix: str) -> list[str]:
 def readable(error: Exception) -> str:
     """The parser's complaint in one sentence a person can act on."""
     text = _one_line(str(error))
-    found = re.search(r'[Pp]arser key "([^"]+)": .*?Expected an? (.+?)\. Got value: (.*)$', text)
+    found = re.search(r'[Pp]arser key "([^"]+)": (.*?)(?:Got value|Given value): (.*)$', text)
     if not found:
         return text
-    key, kind, value = found.groups()
-    choices = re.search(r"Literal\[(.+)\]", kind)
-    wanted = f"one of {choices.group(1)}" if choices else kind.replace("<class '", "").replace("'>", "")
+    key, middle, value = found.groups()
+    kinds = [k.strip(" .") for k in re.findall(r"Expected an? (.+?)(?= - |\. |\.$| Given|$)", middle)]
+    choices = [
+        re.sub(r"^(typing\.)?Literal\[(.+)\]$", r"one of \2", re.sub(r"<class '(.+?)'>", r"\1", k)) for k in kinds
+    ]
+    wanted = " or ".join("null" if c == "NoneType" else c for c in dict.fromkeys(choices))
     return f"{key} = {value!r} is not valid: give {wanted}"
 
 

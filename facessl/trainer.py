@@ -199,7 +199,7 @@ class Trainer:
             self._check_finite(window, only_last=True)
         if self.plan.clip_grad:
             gathered["grad_norm"] = self.fabric.clip_gradients(  # type: ignore[assignment]
-                self._wrapped, self._optimizer, max_norm=self.plan.clip_grad
+                self._wrapped, self._optimizer, max_norm=self.plan.clip_grad, error_if_nonfinite=False
             )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

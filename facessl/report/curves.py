@@ -17,6 +17,8 @@ _MONITORS = {
     "usage_entropy": ("Regions in use", "exp entropy"),
     "sharpness": ("Sharpness of the regions", "mean of the largest share"),
     "winning_regions": ("Regions that win at least 1 %", "of the pixels"),
+    "image_information": ("Regions told by the image", "1 = whole images are regions"),
+    "position_information": ("Regions told by the position", "share of their entropy"),
 }
 
 

@@ -11,6 +11,7 @@ from facessl.nn.decoder import DecoderLayer, MaskDecoder
 from facessl.nn.distributed import all_reduce_mean, all_reduce_sum, world_size
 from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.nn.heads import MLPHead
+from facessl.nn.linear import Linear
 from facessl.nn.positions import sine_positions
 from facessl.nn.sinkhorn import sinkhorn
 from facessl.nn.sync_batch_norm import SyncBatchNorm, convert_sync_batchnorm
@@ -149,3 +150,20 @@ def test_one_process_reduces_to_itself():
     assert world_size() == 1
     assert all_reduce_sum(x) is x
     torch.testing.assert_close(all_reduce_mean(x), x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_equals_torch(bias: bool) -> None:
+    torch.manual_seed(0)
+    ours = Linear(48, 40, bias=bias)
+    theirs = torch.nn.Linear(48, 40, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 7, 48)
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    outputs = [layer(i) for layer, i in zip((ours, theirs), inputs, strict=True)]
+    torch.testing.assert_close(outputs[0], outputs[1])
+    for out in outputs:
+        out.square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-5)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
 from facessl.batch import Sample
@@ -32,6 +35,7 @@ class Synthetic:
             pitch lifts it, positive roll turns the face clockwise.
         occlusion: probability of a hand, a scarf, a surgical mask or a thing in front of the face.
         degrade: 0 to 1, strength of blur, sensor noise, colour cast and tone changes.
+        keep: MiB of drawn images that each process keeps, so that later epochs need not draw them again.
 
     Sample fields:
         image (size, size, 3) uint8 RGB; label in the order of `label_names`; identity; attributes (A,) uint8;
@@ -66,6 +70,7 @@ class Synthetic:
         roll: float = 20.0,
         occlusion: float = 0.12,
         degrade: float = 1.0,
+        keep: int = 256,
     ) -> None:
         if path:
             raise ConfigError(
@@ -76,6 +81,7 @@ class Synthetic:
             ("seed", seed, 0, 2**32 - 1),
             ("size", size, 32, 1024),
             ("identities", identities, 1, 10_000_000),
+            ("keep", keep, 0, 2**20),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"synthetic: {name} must be a whole number from {low} to {high}, not {value!r}")
@@ -90,6 +96,8 @@ class Synthetic:
                 raise ConfigError(f"synthetic: {name} must be a number from 0 to {top:g}, not {share!r}")
         self.n, self.seed, self.size, self.identities = n, seed, size, identities
         self._limits = Limits(yaw, pitch, roll, occlusion, degrade)
+        self._room = keep * 2**20 // (4 * size * size)  # samples: an image has three bytes a pixel, a mask one
+        self._kept: dict[int, Sample] = {}
 
     def __len__(self) -> int:
         return self.n
@@ -101,8 +109,19 @@ class Synthetic:
         return f"synthetic/{self.seed}/{index:07d}"
 
     def __getitem__(self, index: int) -> Sample:
-        """Draw image `index`; negative or too large ones raise IndexError."""
+        """Image `index`; negative or too large ones raise IndexError. Its arrays are shared: do not write to them."""
         key = self.key(index)
+        if index in self._kept:
+            return replace(self._kept[index])
+        sample = self._draw(index, key)
+        if len(self._kept) < self._room:
+            self._kept[index] = replace(sample)
+        return sample
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
+
+    def _draw(self, index: int, key: str) -> Sample:
         rng = np.random.default_rng((self.seed, 2, int(index)))
         person = int(rng.integers(self.identities))
         who = sample_identity(self.seed, person)
