@@ -47,15 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def cmd_pretrain(argv: list[str]) -> int:
     """Learn a face backbone from unlabelled images."""
-    from facessl import config, pretraining
+    from facessl import parsing, pretraining
 
     if "-h" in argv or "--help" in argv:
-        config.print_help(argv)
+        parsing.print_help(argv)
         return 0
-    wanted = [w for w in argv if w != "--print_config"]
-    parsed = config.parse(wanted)
+    wanted = [w for w in argv if w not in ("--print_config", "--print-config")]
+    parsed = parsing.parse(wanted)
     if parsed.resume and parsed.out is not None and (kept := Path(parsed.out) / "config.yaml").is_file():
-        parsed = config.parse(wanted, base=yaml.safe_load(kept.read_text()))
+        parsed = parsing.parse(wanted, base=yaml.safe_load(kept.read_text()))
     if len(wanted) < len(argv):
         print(yaml.safe_dump(parsed.to_dict(), sort_keys=False), end="")
         return 0
@@ -185,28 +185,30 @@ def cmd_list(what: Literal["methods", "sources", "recipes", "protocols"]) -> int
     Args:
         what: methods, sources, recipes or protocols.
     """
-    from facessl import config, plugins
+    from facessl import plugins
 
     if what == "recipes":
-        print("\n".join(config.recipes()))
+        from facessl import config
+
+        for name in config.recipes():
+            print(f"{name:30} {config.recipe_summary(name)}")
         return 0
     folder = {"sources": "data.sources"}.get(what, what)
     for name in plugins.names(folder):
-        lines = (plugins.find(folder, name).__doc__ or "").strip().splitlines()
-        print(f"{name:12} {lines[0] if lines else ''}")
+        print(f"{name:12} {plugins.summary(folder, name)}")
     return 0
 
 
-def cmd_check(json_output: bool = False) -> int:
+def cmd_check(as_json: bool = False) -> int:
     """Versions, device, bf16 support, optional parts.
 
     Args:
-        json_output: print JSON.
+        as_json: print JSON.
     """
     from facessl import environment
 
     found = environment.check()
-    if json_output:
+    if as_json:
         print(json.dumps(found))
         return 0
     print(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), end="")
@@ -222,9 +224,9 @@ def _call(name: str, command: Callable[..., int], words: list[str]) -> int:
     parser = ArgumentParser(prog=f"facessl {name}", exit_on_error=False, description=_summary(command))
     lists = [n for n, p in inspect.signature(command).parameters.items() if str(p.annotation).startswith("list[")]
     for many in lists:
-        parser.add_argument(many, nargs="+", type=str)
+        parser.add_argument(many, nargs="+", type=str, help="one or more")
     parser.add_function_arguments(command, as_positional=True, skip=set(lists))
-    from facessl.config import readable, with_true
+    from facessl.parsing import readable, with_true
 
     words = with_true([_underscored(w) for w in words], parser)
     known = {a.dest for a in parser._actions}

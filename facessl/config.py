@@ -1,4 +1,4 @@
-"""Run configuration: frozen dataclasses, read by jsonargparse from recipes (YAML) and flags.
+"""Run configuration: frozen dataclasses and recipes (YAML). `parsing` reads them from flags and files.
 
 Nothing rewrites a configuration after parsing. Values that follow from others (scaled learning rate, warm-up
 steps) are computed once, in `derive`, and logged.
@@ -7,17 +7,14 @@ steps) are computed once, in `derive`, and logged.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from facessl import plugins
 from facessl.errors import ConfigError, UnknownName
 from facessl.views.spec import View
 
@@ -49,6 +46,14 @@ class OptimConfig:
     warmup_epochs: float | None = None
     final_lr: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "momentum", "weight_decay", "trust", "warmup_epochs", "final_lr", "reference_batch"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"optim.{name} = {value} is out of range: give 0 or more")
+        if self.momentum >= 1 or any(not 0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optim.momentum = {self.momentum} and optim.betas = {self.betas} must be below 1")
+
 
 @dataclass(frozen=True)
 class MonitorConfig:
@@ -67,6 +72,13 @@ class MonitorConfig:
     knn: str | None = None
     knn_test: str | None = None
     knn_images: int = 4000
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.images < 2 or self.knn_images < 1:
+            raise ConfigError(
+                f"monitor.every = {self.every} (0 or more), monitor.images = {self.images} (2 or more) or "
+                f"monitor.knn_images = {self.knn_images} (1 or more) is out of range"
+            )
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,8 @@ class RunConfig:
         checkpoint_every: steps between checkpoints; 0: only the last one.
         log_every: steps between lines of metrics.csv.
         max_bad: share of unreadable images above which the run stops.
-        mean, std: normalisation, RGB in 0..1; null: the method's.
+        mean: of the normalisation, RGB in 0..1; null: the method's.
+        std: of the normalisation, RGB in 0..1; null: the method's.
         views: augmentation; null: the method's.
     """
 
@@ -174,93 +187,6 @@ FREE_ON_RESUME = frozenset(
     }
 )
 
-_ALIAS = {"method": "method.name", "backbone": "backbone.name"}
-
-
-def parse(argv: Sequence[str], *, base: Mapping[str, Any] | None = None) -> RunConfig:
-    """Flags (and the recipes named by `--config`) -> RunConfig; later ones win.
-
-    Raises:
-        ConfigError, UnknownName: one sentence with the value and the nearest valid name.
-        SystemExit: after `--help` or `--print_config`.
-    """
-    values: dict[str, Any] = dict(base or {})
-    rest: list[str] = []
-    words = iter(argv)
-    for word in words:
-        key, _, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and key == "config":
-            values = _merge(values, read_recipe(value or next(words, "")))
-        elif word.startswith("--") and key in _ALIAS:
-            rest += [f"--{_ALIAS[key]}", value or next(words, "")]
-        elif word.startswith("--"):
-            rest.append("--" + key.replace("-", "_") + word[2 + len(key) :])
-        else:
-            rest.append(word)
-    return _build(values, rest)
-
-
-def print_help(argv: Sequence[str]) -> None:
-    """Print every flag of `facessl pretrain`, with those of the method named in `argv`."""
-    words = [w.replace("--method=", "--method.name=") for w in argv]
-    name = _last_value([w if w != "--method" else "--method.name" for w in words], "--method.name") or "fra"
-    _parser(plugins.find("methods", name).Args).print_help()
-
-
-def from_dict(values: Mapping[str, Any]) -> RunConfig:
-    """A configuration from plain values, e.g. those of a run's `config.yaml`."""
-    return _build(dict(values), [])
-
-
-def _build(values: dict[str, Any], argv: list[str]) -> RunConfig:
-    for key in _ALIAS:
-        if isinstance(values.get(key), str):
-            values[key] = {"name": values[key]}
-    name = _last_value(argv, "--method.name") or (values.get("method") or {}).get("name", "fra")
-    parser = _parser(plugins.find("methods", name).Args)
-    parser.set_defaults({"method.name": name})
-    known = {a.dest for a in parser._actions}
-    argv = with_true(argv, parser)
-    for flag in (w.removeprefix("--").partition("=")[0] for w in argv if w.startswith("--")):
-        if flag not in known and flag.split(".")[0] not in ("views", "help"):
-            raise UnknownName("option", "--" + flag.replace("_", "-"), _options(known, "--"))
-    for key in flatten(values):
-        if key not in known and not key.startswith(("views", "backbone.options.")):
-            raise UnknownName("setting", key, _options(known, ""))
-    try:
-        defaults = parser.parse_object(values, defaults=True) if values else parser.get_defaults()
-        parsed = parser.parse_args(argv, namespace=defaults) if argv else defaults
-        parsed = parser.instantiate(parsed)
-    except ArgumentError as error:
-        raise ConfigError(readable(error)) from None
-    except (TypeError, ValueError) as error:
-        raise ConfigError(readable(error)) from None
-    fields = _fields(parsed)
-    return RunConfig(**fields | {"source": fields["source"] or values.get("source") or RunConfig.source})
-
-
-def _parser(method_args: type[Any]) -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="facessl pretrain", exit_on_error=False, description=(RunConfig.__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("source", nargs="?", default=None, help="NAME:PATH?option=value, or a path")
-    parser.add_argument("--config", help="recipe (YAML file, or a name of `facessl list recipes`)")
-    parser.add_argument(
-        "--method.name", default="fra", help=f"one of {', '.join(plugins.names('methods'))}; also --method"
-    )
-    parser.add_class_arguments(method_args, "method", instantiate=False)
-    parser.add_class_arguments(RunConfig, skip={"source", "method"}, as_group=False)
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    return parser
-
-
-def _fields(parsed: Namespace) -> dict[str, Any]:
-    values = {f.name: parsed[f.name] for f in dataclasses.fields(RunConfig) if f.name != "method"}
-    arguments = dict(vars(parsed["method"]))
-    name = arguments.pop("name")
-    checked = plugins.find("methods", name).Args(**arguments)
-    return values | {"method": {"name": name, **dataclasses.asdict(checked)}}
-
 
 def read_recipe(name: str) -> dict[str, Any]:
     """A recipe by path or by its shipped name (`fra/vggface2-r50`, with or without `recipes/` and `.yaml`).
@@ -276,17 +202,23 @@ def read_recipe(name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(chosen.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{chosen} is no valid YAML: {_one_line(str(error))}") from None
+        raise ConfigError(f"{chosen} is no valid YAML: {one_line(str(error))}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{chosen} holds no settings: write `key: value` lines")
     base = values.pop("base", None)
-    return _merge(read_recipe(str(base)), values) if base else values
+    return merge(read_recipe(str(base)), values) if base else values
 
 
 def recipes() -> tuple[str, ...]:
     """Names of the recipes shipped with the package."""
     root = Path(str(resources.files("facessl"))) / "recipes"
     return tuple(sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml")))
+
+
+def recipe_summary(name: str) -> str:
+    """First comment line of a shipped recipe."""
+    path = Path(str(resources.files("facessl"))) / "recipes" / f"{name}.yaml"
+    return path.read_text().split("\n")[0].removeprefix("# ")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -307,11 +239,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with those of `over` on top."""
     out = dict(base)
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
-            out[key] = _merge(out[key], value)
+            out[key] = merge(out[key], value)
         else:
             out[key] = value
     return out
@@ -325,39 +258,6 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _options(known: set[str], prefix: str) -> list[str]:
-    return [prefix + k.replace("_", "-") if prefix else k for k in known if k not in ("help", "config")]
-
-
-def readable(error: Exception) -> str:
-    """The parser's complaint in one sentence a person can act on."""
-    text = _one_line(str(error))
-    found = re.search(r'[Pp]arser key "([^"]+)": (.*?)(?:Got value|Given value): (.*)$', text)
-    if not found:
-        return text
-    key, middle, value = found.groups()
-    kinds = [k.strip(" .") for k in re.findall(r"Expected an? (.+?)(?= - |\. |\.$| Given|$)", middle)]
-    choices = [
-        re.sub(r"^(typing\.)?Literal\[(.+)\]$", r"one of \2", re.sub(r"<class '(.+?)'>", r"\1", k)) for k in kinds
-    ]
-    wanted = " or ".join("null" if c == "NoneType" else c for c in dict.fromkeys(choices))
-    return f"{key} = {value!r} is not valid: give {wanted}"
-
-
-def with_true(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
-    """`--resume` means `--resume true`, as people expect of a switch."""
-    switches = {f"--{a.dest}" for a in parser._actions if getattr(a, "_typehint", None) is bool}
-    out = []
-    for word, after in zip(argv, [*argv[1:], ""], strict=False):
-        bare = word in switches and after.lower() not in ("true", "false", "yes", "no")
-        out.append(f"{word}=true" if bare else word)
-    return out
-
-
-def _last_value(argv: Sequence[str], flag: str) -> str | None:
-    found = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == flag]
-    return found[-1] if found else None
-
-
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """`text` without line breaks."""
     return " ".join(text.split())

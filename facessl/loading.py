@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from facessl import checkpoint, plugins
 from facessl.backbones import Backbone
-from facessl.config import RunConfig, from_dict
+from facessl.config import RunConfig
 from facessl.errors import CheckpointError, UnknownName
 from facessl.methods.base import Method
+from facessl.parsing import from_dict
 
 
 def build_method(config: RunConfig) -> Method:

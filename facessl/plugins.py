@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +32,17 @@ def module(folder: str, name: str) -> ModuleType:
     if name not in names(folder):
         raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
     return importlib.import_module(f"facessl.{folder}.{name}")
+
+
+def summary(folder: str, name: str) -> str:
+    """First line of a plug-in's docstring, read from its file without importing it."""
+    package = importlib.import_module(f"facessl.{folder}")
+    tree = ast.parse((Path(package.__path__[0]) / f"{name}.py").read_text())
+    wanted = name.replace("_", "")
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name.lower() == wanted:
+            return (ast.get_docstring(node) or "").split("\n")[0]
+    return ""
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -19,15 +20,16 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from torch import nn
 
-from facessl import checkpoint, environment, loading, monitors, optim
+from facessl import checkpoint, environment, loading, monitors, optim, plugins
 from facessl.batch import Batch
-from facessl.config import RunConfig, differences, from_dict
+from facessl.config import RunConfig, differences
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source, open_source
 from facessl.errors import ConfigError, DataError, FaceSSLError
 from facessl.inference import region_grid, write_png
 from facessl.methods.base import Method
 from facessl.nn.sync_batch_norm import convert_sync_batchnorm
+from facessl.parsing import from_dict
 from facessl.report import write_report
 from facessl.trainer import Plan, Trainer
 from facessl.views.geometric import Geometric
@@ -109,6 +111,8 @@ def _run(config: RunConfig) -> Result:
         pin_memory=fabric.device.type == "cuda",
     )
     batches: Iterator[Batch] = iter(loader)
+    if trainer.step >= plan.total_steps:
+        say(f"the run is already finished at step {trainer.step}; rewriting its report")
     finished = trainer.fit(batches)
     headline: dict[str, Any] = {}
     if fabric.is_global_zero:
@@ -160,6 +164,8 @@ def derive(settings: RunConfig, source: Source, asked: RunConfig) -> Plan:
         total_steps=total,
         steps_per_epoch=per_epoch,
         batch_size=batch,
+        peak=peak,
+        warmup_steps=warmup,
         learning_rate=rate,
         accumulate=settings.accumulate,
         clip_grad=settings.clip_grad,
@@ -180,7 +186,8 @@ def say(text: str) -> None:
 
 
 def _fabric(config: RunConfig) -> Fabric:
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for noisy in ("lightning", "lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     device = environment.default_device() if config.device == "auto" else config.device
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto")
@@ -232,7 +239,8 @@ def _saved_state(config: RunConfig, folder: Path) -> dict[str, Any] | None:
         if not last.is_file():
             if (folder / "config.yaml").is_file():
                 return None  # stopped before its first checkpoint: begin again
-            raise ConfigError(f"nothing to resume in {folder}: it has no checkpoints/last.ckpt; leave out --resume")
+            what = "it has no checkpoints/last.ckpt" if folder.exists() else "there is no such folder"
+            raise ConfigError(f"nothing to resume in {folder}: {what}; leave out --resume, or name the run with --out")
         return checkpoint.read_run(last)
     if last.exists() or (folder / "metrics.csv").exists():
         raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
@@ -244,6 +252,9 @@ def _saved_state(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 def _resolve(config: RunConfig, source: Source, fabric: Fabric) -> dict[str, Any]:
     """The configuration as `config.yaml` holds it: what was left open (null) is filled in."""
     values = config.to_dict()
+    kind = plugins.find("methods", config.method["name"])
+    values["mean"], values["std"] = list(config.mean or kind.mean), list(config.std or kind.std)
+    values["views"] = [dataclasses.asdict(view) for view in config.views or kind.views]
     if config.batch_size is None:
         wanted = 256 * fabric.world_size if fabric.device.type == "cuda" else 32
         have = wanted if source.streaming else len(source)
@@ -341,12 +352,8 @@ def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, settings:
         f"{settings.method['name']} on {settings.backbone.name}, {settings.image_size} px -> {folder}\n"
         f"{plan.total_steps} steps of {plan.batch_size} images"
         f"{f' ({plan.steps_per_epoch} steps an epoch)' if plan.steps_per_epoch else ''}, "
-        f"peak learning rate {max(plan.learning_rate(s) for s in _sampled(plan.total_steps)):.4g} (derived)"
+        f"peak learning rate {plan.peak:.4g} after {plan.warmup_steps} steps of warm-up (derived)"
     )
-
-
-def _sampled(total: int) -> range:
-    return range(0, total, max(1, total // 500))
 
 
 def _finish(
@@ -359,6 +366,8 @@ def _finish(
     if getattr(method, "heatmaps", None) is not None and getattr(method, "has_regions", True):
         write_png(folder / "regions.png", region_grid(method, source, count=8))  # type: ignore[arg-type]
     headline = write_report(folder)
+    for sentence in [*(headline["collapse"] or []), *headline["notes"]]:
+        say(sentence)
     say(f"report: {folder / 'report.html'}")
     return headline
 

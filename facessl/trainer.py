@@ -42,6 +42,7 @@ class Plan:
         steps_per_epoch: None where the source has no length.
         batch_size: images of one step over all ranks.
         learning_rate: step -> learning rate.
+        peak: its largest value, reached after `warmup_steps`.
         accumulate: micro-batches per step.
         clip_grad: largest gradient norm, 0 = no clipping.
         log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last).
@@ -60,6 +61,8 @@ class Plan:
     monitor_every: int = 500
     max_seconds: float | None = None
     max_bad: int | None = None
+    peak: float = 0.0
+    warmup_steps: int = 0
 
 
 @dataclass

@@ -63,6 +63,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["pretrain", "--batch-size", "0"], "batch_size"),
         (["pretrain", "--config", "fra/vggface"], "fra/vggface2-r50"),
         (["pretrain", "--precision", "fp8"], "fp8"),
+        (["pretrain", "--views.scale", "0.08"], "--views '[{"),
+        (["pretrain", "--optim.momentum", "5"], "momentum"),
+        (["pretrain", "--method.mask-embeddings", "foo"], "'image', 'batch'"),
         (["pretrain", *TINY, "--precision", "fp16"], "fp16"),
         (["pretrain", *TINY, "--batch-size", "64"], "64"),
         (["pretrain", *TINY, "--resume"], "--out"),
@@ -222,5 +225,5 @@ def test_list_and_check_print(capsys: pytest.CaptureFixture[str]) -> None:
     for what in ("methods", "sources", "recipes", "protocols"):
         assert main(["list", what]) == 0
         assert capsys.readouterr().out.strip()
-    assert main(["check", "--json-output"]) == 0
+    assert main(["check", "--as-json"]) == 0
     assert {"torch", "timm"} <= json.loads(capsys.readouterr().out)["versions"].keys()

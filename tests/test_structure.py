@@ -23,6 +23,7 @@ LAYERS = (
     ("backbones",),
     ("methods",),
     ("config",),
+    ("parsing",),
     ("optim", "checkpoint", "progress"),
     ("metrics_log",),
     ("trainer",),

@@ -375,7 +375,10 @@ def _as_is(item: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread per worker; Ctrl-C is the main process's business (PyTorch sees to the other signals)."""
+    """One thread per worker. Stop signals are the main process's business: `timeout` and SLURM send them to every
+    process, and a worker that obeyed would end the run before it can save. One that is told to stop has a minute."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))

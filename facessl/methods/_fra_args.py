@@ -46,7 +46,9 @@ class FRAArgs:
 
     Attributes:
         variant: "paper" (Eq. 1-8) or "official" (the released code; see `FRA`, Differences).
-        use_global, use_local, use_relation: Table 5's terms GC, LC and SR. A term that is off costs nothing.
+        use_global: Table 5's term GC. A term that is off costs nothing.
+        use_local: Table 5's term LC.
+        use_relation: Table 5's term SR.
         num_regions: N, number of heatmaps (Table 6).
         lambda_c: share of the global term in Eq. 6, 0 to 1; where only one of the two terms is on, it has the whole
             weight, so that 1.0 (Table 7) is the same as `use_local=False`.
@@ -71,7 +73,9 @@ class FRAArgs:
         decorrelation_weight: weight of the released code's decorrelation of regions; 0 in the paper.
         hidden: width of the hidden layer of projectors and predictors (BYOL).
         dim: D, width of projections, predictions and mask embeddings (BYOL).
-        decoder_width, decoder_heads, decoder_feed_forward: sizes of the mask decoder. Open in the paper.
+        decoder_width: channels of the mask decoder. Open in the paper.
+        decoder_heads: attention heads of the mask decoder. Open in the paper.
+        decoder_feed_forward: hidden width of the decoder's feed-forward layers. Open in the paper.
         dropout: of the mask decoder, active in both networks. Open in the paper; at 0.1 with one set of mask
             embeddings per image it is larger than the initial differences between the regions and keeps the
             heatmaps uniform (docs/results.md).

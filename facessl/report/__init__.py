@@ -169,7 +169,8 @@ def _notes(run: RunFolder, watched: dict[str, float]) -> list[str]:
     if run.regions and sharp is not None and sharp < _UNIFORM / run.regions:
         return [
             f"the regions are uniform: the largest of {run.regions} takes {sharp:.3f} of a pixel on average, and "
-            f"{1 / run.regions:.3f} is what regions take that tell nothing apart"
+            f"{1 / run.regions:.3f} is what regions take that tell nothing apart (--config fra/regions has "
+            "settings for sharp ones)"
         ]
     return []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import facessl
-from facessl import config
+from facessl import config, parsing
 from facessl.pretraining import derive
 
 ROOT = Path(facessl.__file__).parent / "recipes"
@@ -19,8 +19,8 @@ def test_recipe_is_valid_and_has_its_header(name: str) -> None:
     for field in ("# command:", "# source:", "# hardware:", "# score:", "# status:"):
         assert field in text, f"{name} lacks {field}"
     assert f"--config {name}" in text, "the command must be the recipe's own"
-    parsed = config.parse(["--config", name])
-    assert config.from_dict(parsed.to_dict()) == parsed
+    parsed = parsing.parse(["--config", name])
+    assert parsing.from_dict(parsed.to_dict()) == parsed
 
 
 SCHEDULE = {"batch_size": 512, "epochs": 50, "image_size": 224, "seed": 23456}
@@ -54,7 +54,7 @@ def test_every_ablation_row_is_listed_here() -> None:
 
 @pytest.mark.parametrize("row", TABLES)
 def test_ablation_recipe_has_its_row(row: str) -> None:
-    m = config.parse(["--config", f"fra/ablation/{row}"]).method
+    m = parsing.parse(["--config", f"fra/ablation/{row}"]).method
     found = ((m["use_global"], m["use_local"], m["use_relation"]), m["num_regions"], m["lambda_c"], m["lambda_r"])
     assert (*found, m["decoder_layers"]) == TABLES[row]
     assert m["variant"] == "paper"
@@ -62,7 +62,7 @@ def test_ablation_recipe_has_its_row(row: str) -> None:
 
 @pytest.mark.parametrize("name", ["fra/vggface2-r50", "fra/vggface2-r50-official", "byol/vggface2-r50"])
 def test_published_schedule(name: str) -> None:
-    parsed = config.parse(["--config", name])
+    parsed = parsing.parse(["--config", name])
     assert {k: getattr(parsed, k) for k in SCHEDULE} == SCHEDULE
     assert {k: getattr(parsed.optim, k) for k in LARS} == LARS
     assert parsed.backbone.name == "resnet50"
