@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -36,12 +37,14 @@ Trainer._one_step = one_step
 
 
 def start(words: list[str], cwd: Path, script: str = "", **env: str) -> subprocess.Popen[bytes]:
+    """A run of its own process group."""
     return subprocess.Popen(
         command(*words, script=script),
         cwd=cwd,
         env=environment(**env),
-        stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
@@ -83,14 +86,14 @@ def test_killed_run_ends_with_the_same_bits(whole: dict[str, object], tmp_path: 
     assert len(list((run / "checkpoints").glob("step-*.ckpt"))) == 2
 
 
-def test_sigterm_saves_and_exits(whole: dict[str, object], tmp_path: Path) -> None:
-    words = ["pretrain", *TINY, "--out", "run", "--checkpoint-every", "0"]
+def test_sigterm_to_all_processes_saves_and_exits(whole: dict[str, object], tmp_path: Path) -> None:
+    words = ["pretrain", *TINY, "--out", "run", "--checkpoint-every", "0", "--workers", "1"]
     process = start(words, tmp_path, SLOW_STEPS)
     until = time.monotonic() + 300
     while not (tmp_path / "run" / "metrics.csv").exists():
         assert time.monotonic() < until
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout`, and SLURM before it takes a node away
     assert process.wait(60) == 0
     assert 0 < weights(tmp_path / "run")["step"] < 10
     done = facessl("pretrain", "--resume", "--out", "run", cwd=tmp_path)

@@ -79,7 +79,12 @@ def open_source(spec: str | Source) -> Source:
         return spec
     name, path, options = parse(spec)
     cls = plugins.find("data.sources", name)
-    return cls(path, **_converted(cls, name, options))
+    values = _converted(cls, name, options)
+    try:
+        source: Source = cls(path, **values)
+    except (OSError, KeyError, ValueError) as error:  # a plug-in that leaves the wording to us
+        raise DataError(f"{spec} cannot be opened as {name}: {type(error).__name__}: {error}") from None
+    return source
 
 
 def parse(spec: str) -> tuple[str, str, dict[str, str]]:

@@ -101,7 +101,7 @@ class RegionHeads(nn.Module):
 
 
 class FRA(nn.Module):
-    """Facial region awareness (Gao and Patras, CVPR 2024), Eq. 1-8, as far as the paper says.
+    """Facial region awareness (Gao and Patras, CVPR 2024), Eq. 1-8: BYOL with learned regions of the face.
 
     Differences:
         `variant="paper"`: none known from the main text; its supplement was not available. What the text leaves open is
