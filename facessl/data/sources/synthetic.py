@@ -35,6 +35,7 @@ class Synthetic:
             pitch lifts it, positive roll turns the face clockwise.
         occlusion: probability of a hand, a scarf, a surgical mask or a thing in front of the face.
         degrade: 0 to 1, strength of blur, sensor noise, colour cast and tone changes.
+        label: what `Sample.label` is: "expression" or "identity".
         keep: MiB of drawn images that each process keeps, so that later epochs need not draw them again.
 
     Sample fields:
@@ -70,6 +71,7 @@ class Synthetic:
         roll: float = 20.0,
         occlusion: float = 0.12,
         degrade: float = 1.0,
+        label: str = "expression",
         keep: int = 256,
     ) -> None:
         if path:
@@ -94,6 +96,11 @@ class Synthetic:
         ):
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= top:
                 raise ConfigError(f"synthetic: {name} must be a number from 0 to {top:g}, not {share!r}")
+        if label not in ("expression", "identity"):
+            raise ConfigError(f"synthetic: label must be expression or identity, not {label!r}")
+        if label == "identity":
+            self.label_names = tuple(f"person {i}" for i in range(identities))
+        self._by_identity = label == "identity"
         self.n, self.seed, self.size, self.identities = n, seed, size, identities
         self._limits = Limits(yaw, pitch, roll, occlusion, degrade)
         self._room = keep * 2**20 // (4 * size * size)  # samples: an image has three bytes a pixel, a mask one
@@ -131,7 +138,7 @@ class Synthetic:
         return Sample(
             image=picture.image,
             key=key,
-            label=scene.label,
+            label=person if self._by_identity else scene.label,
             landmarks=picture.landmarks,
             mask=picture.mask,
             identity=person,
