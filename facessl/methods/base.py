@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,9 +12,8 @@ from facessl.batch import Batch
 from facessl.views.spec import View
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where the run stands.
+class Progress(NamedTuple):
+    """Where the run stands. (A tuple: Fabric casts the fields of what it hands on, and cannot do so in a frozen class.)
 
     Attributes:
         step: optimiser steps done so far (0 during the first).
