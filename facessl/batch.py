@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 #: Optional fields that a source may provide and a method may need.
-FIELDS = frozenset({"label", "text", "landmarks", "mask", "identity", "attributes", "pose"})
+FIELDS = frozenset(
+    {
+        *("label", "text", "landmarks", "visible", "mask", "identity", "attributes", "pose"),
+        *("box", "five_points", "group", "frame"),
+    }
+)
 
 
 @dataclass(slots=True)
@@ -23,10 +28,16 @@ class Sample:
         label: class index (int).
         text: caption.
         landmarks: (K, 2) float32, x and y in pixels; the centre of the top-left pixel is (0, 0).
-        mask: (H, W) uint8 class map.
+        visible: (K,) uint8, 1 where a landmark is annotated; None: all are.
+        mask: (H, W) uint8 class map; 255 is left out of losses and scores.
         identity: person index.
         attributes: (A,) uint8, 0 or 1.
         pose: (3,) float32, yaw, pitch, roll in degrees.
+        box: (4,) float32, left, top, right, bottom of the face in pixels as the data set gives it; may reach outside.
+        five_points: (5, 2) float32 pixels: the eye on the image's left, the one on its right, nose, mouth corner on
+            the left, on the right.
+        group: index of the group that a fairness breakdown puts the image in.
+        frame: (3, 3) float32, maps pixels of the stored image to pixels of the view; made by the crop, not by sources.
     """
 
     image: bytes | np.ndarray
@@ -38,6 +49,11 @@ class Sample:
     identity: int | None = None
     attributes: np.ndarray | None = None
     pose: np.ndarray | None = None
+    visible: np.ndarray | None = None
+    box: np.ndarray | None = None
+    five_points: np.ndarray | None = None
+    group: int | None = None
+    frame: np.ndarray | None = None
 
 
 @dataclass(slots=True)
@@ -52,8 +68,9 @@ class Batch:
         index: (B,) int64, positions of the images in their source.
         keys: B keys of the images.
         skipped: (key, reason) of images that could not be read and were replaced.
-        label, identity: (B,) int64; text: B strings; landmarks (B, K, 2) float32; mask (B, H, W) uint8;
-            attributes (B, A) uint8; pose (B, 3) float32. None where the source has none.
+        label, identity, group: (B,) int64; text: B strings; landmarks (B, K, 2) float32; visible (B, K) uint8;
+            mask (B, H, W) uint8; attributes (B, A) uint8; pose (B, 3), box (B, 4), five_points (B, 5, 2),
+            frame (B, 3, 3) float32. None where the source has none.
     """
 
     views: list[Tensor]
@@ -68,6 +85,11 @@ class Batch:
     identity: Tensor | None = None
     attributes: Tensor | None = None
     pose: Tensor | None = None
+    visible: Tensor | None = None
+    box: Tensor | None = None
+    five_points: Tensor | None = None
+    group: Tensor | None = None
+    frame: Tensor | None = None
 
     def _map(self, fn: Any) -> Batch:
         out = {}

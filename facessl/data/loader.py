@@ -24,6 +24,8 @@ from facessl.errors import ConfigError, DataError, FaceSSLError, TrainingError
 Transform = Callable[[np.ndarray, np.random.Generator], tuple[list[np.ndarray], list[np.ndarray]]]
 #: Image (H, W, 3) uint8 -> (S, S, 3) uint8.
 EvalTransform = Callable[[np.ndarray], np.ndarray]
+# A transform of either kind that also moves landmarks, boxes or masks has a method `with_sample`, which is used
+# instead: (sample, image, generator or None) -> sample with the moved fields and `frame`, views, parameter rows.
 
 #: Unreadable images one after the other that mean that something other than the images is wrong.
 MAX_BAD_IN_ROW = 100
@@ -215,6 +217,18 @@ def pixels(sample: Sample, min_side: int | None = None) -> np.ndarray:
     return decode(sample.image, key=sample.key, min_side=min_side)
 
 
+def _views(
+    transform: Any, sample: Sample, image: np.ndarray, rng: np.random.Generator | None
+) -> tuple[Sample, list[np.ndarray], list[np.ndarray]]:
+    """Sample, views and parameter rows; without a generator the transform is one of evaluation."""
+    if hasattr(transform, "with_sample"):
+        moved: tuple[Sample, list[np.ndarray], list[np.ndarray]] = transform.with_sample(sample, image, rng)
+        return moved
+    if rng is None:
+        return sample, [transform(image)], []
+    return sample, *transform(image, rng)
+
+
 class _Views(Dataset[Any]):
     """One item is one whole training batch."""
 
@@ -230,7 +244,7 @@ class _Views(Dataset[Any]):
                 used, sample, image = self._readable(index, batch.skipped)
                 # The generator of the position that was asked for: a substitute that is also in this batch in
                 # its own right does not get the same views twice.
-                batch.add(used, sample, *self.transform(image, view_rng(self.seed, epoch, index)))
+                batch.add(used, *_views(self.transform, sample, image, view_rng(self.seed, epoch, index)))
         except FaceSSLError as error:
             return error
         return batch.done()
@@ -264,7 +278,7 @@ class _Once(Dataset[Any]):
                 except ImageError as error:
                     batch.skipped.append((error.key, error.reason))
                     continue
-                batch.add(index, sample, [self.transform(image)], [])
+                batch.add(index, *_views(self.transform, sample, image, None))
         except FaceSSLError as error:
             return error
         return batch.done()

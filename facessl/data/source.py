@@ -32,6 +32,15 @@ class Source(Protocol):
         label_names: class names in the order of the labels; empty where there are none.
         attribute_names: names of the attribute columns; empty where there are none.
         streaming: True where only iteration is possible (pipe, URL): no length, no exact resume.
+
+    Members that a source has only where they mean something (read them with `trait`):
+        splits: role (train, val, test) -> value of the source's option `split` that opens it.
+        subsets: name -> (n,) positions in this split of a published test subset (WFLW's "pose", 300W's "challenge").
+        layout: name of the landmarks' order in `facessl.data.layouts`.
+        mask_names: names of the mask's classes by index, 0 first.
+        mask_flip: class of the mirrored image by class of the image; None: classes have no sides.
+        group_names: names of the groups of `Sample.group`.
+        pairs: (P, 2) int64 positions of verification pairs; same: (P,) bool; folds: (P,) int64.
     """
 
     provides: frozenset[str]
@@ -46,6 +55,25 @@ class Source(Protocol):
     def key(self, index: int) -> str:
         """What a person finds image `index` by; the image itself is not read."""
         ...
+
+
+#: Members of a source that not all have, and what stands for their absence.
+_ABSENT: dict[str, Any] = {
+    "splits": {},
+    "subsets": {},
+    "layout": None,
+    "mask_names": (),
+    "mask_flip": None,
+    "group_names": (),
+    "pairs": None,
+    "same": None,
+    "folds": None,
+}
+
+
+def trait(source: Any, name: str) -> Any:
+    """A member that only some sources have (`Source`, second list), or its empty value."""
+    return getattr(source, name, _ABSENT[name])
 
 
 @runtime_checkable
@@ -107,11 +135,11 @@ def _split_name(spec: str) -> tuple[str, str]:
     """Plug-in name ("" where none is written) and the rest."""
     known = plugins.names("data.sources")
     head, colon, rest = spec.partition(":")
-    if colon and head in known:
-        return head, rest
+    if colon and head.replace("-", "_") in known:
+        return head.replace("-", "_"), rest
     bare, question, options = spec.partition("?")
-    if bare in known:
-        return bare, question + options
+    if bare.replace("-", "_") in known:
+        return bare.replace("-", "_"), question + options
     if _STREAM.match(spec):
         return "webdataset", spec
     # One letter is a Windows drive; a slash or dot before the colon belongs to a path.
