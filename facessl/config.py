@@ -169,7 +169,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (str, int, float, bool, list, dict), as `config.yaml` holds them."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
 
 #: Settings that may differ between the two halves of a resumed run: they do not change what is learned.
@@ -250,11 +250,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` with mappings as dicts, tuples as lists and paths as text."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 

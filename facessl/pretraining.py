@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
-import os
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
 from torch import nn
 
 from facessl import checkpoint, environment, loading, monitors, optim, plugins
@@ -25,17 +20,16 @@ from facessl.batch import Batch
 from facessl.config import RunConfig, differences
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source, open_source
-from facessl.errors import ConfigError, DataError, FaceSSLError
+from facessl.errors import ConfigError, DataError
 from facessl.inference import region_grid, write_png
 from facessl.methods.base import Method
 from facessl.nn.sync_batch_norm import convert_sync_batchnorm
 from facessl.parsing import from_dict
 from facessl.report import write_report
+from facessl.running import loader_workers, one_error_in_distributed, run_folder, saved_state, say, start_fabric
 from facessl.trainer import Plan, Trainer
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
-
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -75,15 +69,15 @@ def pretrain(source: str | None = None, **settings: Any) -> Result:
 
 def run(config: RunConfig) -> Result:
     """Carry out `config`; every rank of a distributed job calls this."""
-    with _one_error_in_distributed():
+    with one_error_in_distributed():
         return _run(config)
 
 
 def _run(config: RunConfig) -> Result:
-    fabric = _fabric(config)
+    fabric = start_fabric(config.device, config.precision)
     source = open_source(config.source)
-    folder = _folder(config, fabric)
-    saved = _saved_state(config, folder)
+    folder = run_folder(config.out, config.resume, f"{config.method['name']}-{config.backbone.name}", fabric)
+    saved = saved_state(folder, resume=config.resume)
     resolved = saved["config"] if saved else _resolve(config, source, fabric)
     if saved:
         _refuse_other(config, resolved, source, fabric, folder)
@@ -104,7 +98,7 @@ def _run(config: RunConfig) -> Result:
         Geometric(settings.views or method.views, settings.image_size),
         batch_size=plan.batch_size,
         seed=settings.seed,
-        workers=_workers(config, fabric),
+        workers=loader_workers(config.workers),
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         start_step=trainer.step,
@@ -177,76 +171,7 @@ def derive(settings: RunConfig, source: Source, asked: RunConfig) -> Plan:
     )
 
 
-def say(text: str) -> None:
-    """A line for people, on standard error so that standard output stays readable by scripts."""
-    print(text, file=sys.stderr, flush=True)
-
-
 # ---- parts -----------------------------------------------------------------------------------------------------
-
-
-def _fabric(config: RunConfig) -> Fabric:
-    for noisy in ("lightning", "lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    device = environment.default_device() if config.device == "auto" else config.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device mps was asked for, but torch sees no Apple GPU: use --device cpu or auto")
-    if config.precision == "fp16" and device == "cpu":
-        raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or fp32 on a CPU")
-    world, local = _ranks()
-    strategy: Any = DDPStrategy(broadcast_buffers=False) if world > 1 else "auto"
-    fabric = Fabric(
-        accelerator=device,
-        devices=local if world > 1 else 1,
-        num_nodes=world // local if world > 1 else 1,
-        strategy=strategy,
-        precision=PRECISION[config.precision],  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
-
-
-def _ranks() -> tuple[int, int]:
-    """World size and ranks per node as `torchrun` or SLURM set them; 1, 1 otherwise."""
-    env = os.environ
-    if "LOCAL_WORLD_SIZE" in env:
-        return int(env.get("WORLD_SIZE", "1")), int(env["LOCAL_WORLD_SIZE"])
-    if "SLURM_NTASKS" in env and "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        world = int(env["SLURM_NTASKS"])
-        return world, world // int(env.get("SLURM_NNODES", "1"))
-    return 1, 1
-
-
-def _folder(config: RunConfig, fabric: Fabric) -> Path:
-    if config.out is not None:
-        return Path(config.out)
-    if config.resume:
-        raise ConfigError("--resume needs --out RUN: the folder of the run to go on with")
-    base = Path("runs") / f"{config.method['name']}-{config.backbone.name}"
-    folder, number = base, 1
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return Path(fabric.broadcast(str(folder)))
-
-
-def _saved_state(config: RunConfig, folder: Path) -> dict[str, Any] | None:
-    """The state to resume from; None for a fresh run. A run that is already there is never overwritten."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if config.resume:
-        if not last.is_file():
-            if (folder / "config.yaml").is_file():
-                return None  # stopped before its first checkpoint: begin again
-            what = "it has no checkpoints/last.ckpt" if folder.exists() else "there is no such folder"
-            raise ConfigError(f"nothing to resume in {folder}: {what}; leave out --resume, or name the run with --out")
-        return checkpoint.read_run(last)
-    if last.exists() or (folder / "metrics.csv").exists():
-        raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder} is a file: name a folder")
-    return None
 
 
 def _resolve(config: RunConfig, source: Source, fabric: Fabric) -> dict[str, Any]:
@@ -334,13 +259,6 @@ def _report_verdicts(step: int, values: dict[str, float]) -> None:
         say(f"step {step}: {sentence}")
 
 
-def _workers(config: RunConfig, fabric: Fabric) -> int:
-    if config.workers is not None:
-        return config.workers
-    _, local = _ranks()
-    return max(0, min(8, environment.cores() // local - 1))
-
-
 def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, settings: RunConfig, *, fresh: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if fresh:
@@ -370,14 +288,3 @@ def _finish(
         say(sentence)
     say(f"report: {folder / 'report.html'}")
     return headline
-
-
-@contextmanager
-def _one_error_in_distributed() -> Iterator[None]:
-    """An expected error leaves the process group, so that torchrun ends the other ranks instead of a hang."""
-    try:
-        yield
-    except FaceSSLError:
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and _ranks()[0] > 1:
-            torch.distributed.destroy_process_group()
-        raise

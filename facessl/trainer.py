@@ -187,7 +187,7 @@ class Trainer:
         batch = self.photometric(batch.to(self.fabric.device))
         rate = self.plan.learning_rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         size = len(batch) // self.plan.accumulate
         gathered: dict[str, Tensor] = {}
         for part in range(self.plan.accumulate):

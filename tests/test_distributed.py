@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facessl.pretraining import _ranks
+from facessl.running import ranks
 from tests.helpers import TINY, environment, weights
 
 #: More than TINY's 1x1 maps; no warm-up, so that the first step already moves.
@@ -20,7 +20,7 @@ WORDS = ["pretrain", *TINY, "--image-size", "64", "--optim.warmup_epochs", "0", 
 #: (float32 is held to 1e-5 of each tensor's largest entry in tests/methods/test_ranks.py).
 PROGRAM = """
 import sys
-from facessl import pretraining
+from facessl import pretraining, running
 from facessl.cli import main
 from facessl.views.photometric import Photometric
 real = Photometric.__call__
@@ -29,7 +29,7 @@ def double(self, batch):
     batch.views = [view.double() for view in batch.views]
     return batch
 Photometric.__call__ = double
-pretraining.PRECISION["fp32"] = "64-true"
+running.PRECISION["fp32"] = "64-true"
 pretraining._finish = lambda *_: {}  # exports and pictures are float32
 sys.exit(main(sys.argv[1:]))
 """
@@ -109,4 +109,4 @@ def test_ranks_are_those_of_the_launcher(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert _ranks() == expected
+    assert ranks() == expected

@@ -1,0 +1,114 @@
+"""What every training command needs around its loop: devices and ranks, run folders, saved states, one error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from facessl import checkpoint, environment
+from facessl.errors import ConfigError, FaceSSLError
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error so that standard output stays readable by scripts."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def start_fabric(device: str, precision: str) -> Fabric:
+    """Fabric on the device and ranks of this process, launched.
+
+    Raises:
+        ConfigError: a device that is not there, or fp16 on a CPU.
+    """
+    for noisy in ("lightning", "lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    device = environment.default_device() if device == "auto" else device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device mps was asked for, but torch sees no Apple GPU: use --device cpu or auto")
+    if precision == "fp16" and device == "cpu":
+        raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or fp32 on a CPU")
+    world, local = ranks()
+    strategy: Any = DDPStrategy(broadcast_buffers=False) if world > 1 else "auto"
+    fabric = Fabric(
+        accelerator=device,
+        devices=local if world > 1 else 1,
+        num_nodes=world // local if world > 1 else 1,
+        strategy=strategy,
+        precision=PRECISION[precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def ranks() -> tuple[int, int]:
+    """World size and ranks per node as `torchrun` or SLURM set them; 1, 1 otherwise."""
+    env = os.environ
+    if "LOCAL_WORLD_SIZE" in env:
+        return int(env.get("WORLD_SIZE", "1")), int(env["LOCAL_WORLD_SIZE"])
+    if "SLURM_NTASKS" in env and "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        world = int(env["SLURM_NTASKS"])
+        return world, world // int(env.get("SLURM_NNODES", "1"))
+    return 1, 1
+
+
+def run_folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
+    """`out`, or `runs/<name>`, numbered where taken; the same on every rank."""
+    if out is not None:
+        return Path(out)
+    if resume:
+        raise ConfigError("--resume needs --out RUN: the folder of the run to go on with")
+    base = Path("runs") / name
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return Path(fabric.broadcast(str(folder)))
+
+
+def saved_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
+    """The state to resume from; None for a fresh run. A run that is already there is never overwritten."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume:
+        if not last.is_file():
+            if (folder / "config.yaml").is_file():
+                return None  # stopped before its first checkpoint: begin again
+            what = "it has no checkpoints/last.ckpt" if folder.exists() else "there is no such folder"
+            raise ConfigError(f"nothing to resume in {folder}: {what}; leave out --resume, or name the run with --out")
+        return checkpoint.read_run(last)
+    if last.exists() or (folder / "metrics.csv").exists():
+        raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file: name a folder")
+    return None
+
+
+def loader_workers(asked: int | None) -> int:
+    """Loader processes of this rank."""
+    if asked is not None:
+        return asked
+    _, local = ranks()
+    return max(0, min(8, environment.cores() // local - 1))
+
+
+@contextmanager
+def one_error_in_distributed() -> Iterator[None]:
+    """An expected error leaves the process group, so that torchrun ends the other ranks instead of a hang."""
+    try:
+        yield
+    except FaceSSLError:
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and ranks()[0] > 1:
+            torch.distributed.destroy_process_group()
+        raise
