@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
-from facessl.metrics.accuracy import accuracy
+from facessl.metrics.accuracy import accuracy, confusion
 
 
 @pytest.fixture
@@ -35,3 +35,28 @@ def test_intervals_are_those_of_drawing_images(answers: tuple[np.ndarray, np.nda
         per_class.append(np.mean([right[target[drawn] == c].mean() for c in np.unique(target[drawn])]))
     assert found.accuracy_interval == pytest.approx(np.percentile(plain, [2.5, 97.5]), abs=0.01)
     assert found.mean_class_accuracy_interval == pytest.approx(np.percentile(per_class, [2.5, 97.5]), abs=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
+def test_f1_and_confusion_agree_with_scikit_learn(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    predicted, target = answers
+    found = accuracy(predicted, target)
+    assert found.macro_f1 == pytest.approx(f1_score(target, predicted, average="macro"))
+    each = f1_score(target, predicted, average=None, labels=range(6))
+    assert found.per_class_f1 == pytest.approx(dict(enumerate(each)))
+    assert (confusion(predicted, target, 6) == confusion_matrix(target, predicted, labels=range(6))).all()
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
+def test_f1_interval_is_that_of_drawing_images(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    predicted, target = answers
+    rng = np.random.default_rng(1)
+    drawn = [rng.integers(0, len(target), len(target)) for _ in range(500)]
+    plain = [f1_score(target[i], predicted[i], average="macro") for i in drawn]
+    found = accuracy(predicted, target)
+    assert found.macro_f1_interval == pytest.approx(np.percentile(plain, [2.5, 97.5]), abs=0.02)
+
+
+def test_confusion_names_a_class_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="predicted classes 0 to 7 do not fit into 0 to 6"):
+        confusion(np.array([0, 7]), np.array([0, 1]), 7)
