@@ -27,6 +27,7 @@ class Backbone(nn.Module):
         image_size: side in pixels that `preprocess` makes.
         mean, std: RGB normalisation in 0..1 that `preprocess` applies.
         model: the timm model; its state dict is what `backbone.safetensors` holds.
+        pyramid_channels, pyramid_strides: channels and strides of the four maps of `forward_pyramid`.
     """
 
     def __init__(
@@ -93,6 +94,46 @@ class Backbone(nn.Module):
         """(B, 3, H, W) normalised -> (B, C) pooled embedding (mean of the map; the class token where timm uses it)."""
         pooled: Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
         return pooled
+
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        """Four maps of one pass, fine to coarse, for dense tasks.
+
+        A hierarchical model (ResNet, ConvNeXt, Swin) gives its last four stages: strides 4, 8, 16, 32, less where
+        `output_stride` dilates it. A model of one stride (ViT) gives the outputs of four blocks, 3, 5, 7, 11 of 12
+        and in proportion for other depths (FaRL's), all at that stride, before the last norm, which gets no gradient.
+
+        Args:
+            x: (B, 3, H, W) normalised.
+
+        Returns:
+            four maps (B, C_i, h_i, w_i) with C_i in `pyramid_channels`.
+
+        Raises:
+            ConfigError: the model gives no four maps.
+        """
+        maps: list[Tensor] = self.model.forward_intermediates(
+            x, indices=[index for index, _, _ in self._levels()], output_fmt="NCHW", intermediates_only=True
+        )
+        return maps
+
+    @property
+    def pyramid_channels(self) -> list[int]:
+        """Channels of the four maps of `forward_pyramid`."""
+        return [channels for _, channels, _ in self._levels()]
+
+    @property
+    def pyramid_strides(self) -> list[int]:
+        """Pixels of the image per cell of the four maps of `forward_pyramid`."""
+        return [stride for _, _, stride in self._levels()]
+
+    def _levels(self) -> list[tuple[int, int, int]]:
+        """(index for timm, channels, stride) of the four maps."""
+        every = [(i, int(f["num_chs"]), int(f["reduction"])) for i, f in enumerate(self.model.feature_info)]
+        if not hasattr(self.model, "forward_intermediates") or len(every) < 4:
+            raise ConfigError(f"backbone {self.name} has no four feature maps for dense tasks: use a ResNet or a ViT")
+        if every[0][2] < every[-1][2]:
+            return every[-4:]
+        return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
 
     def compile_features(self) -> None:
         """Compile the feature extractor in place; the state dict keeps its keys."""

@@ -1,0 +1,126 @@
+"""UPerNet on the pyramid of any backbone: one map with a quarter of the image's side.
+
+Xiao et al., Unified Perceptual Parsing for Scene Understanding, ECCV 2018 (Sec. 3.1); pyramid pooling of Zhao et al.,
+CVPR 2017; the adaptor for plain ViTs is that of FaRL's downstream protocol.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution that keeps the size, batch norm, ReLU: (B, C, h, w) -> (B, width, h, w)."""
+
+    def __init__(self, channels: int, width: int, *, kernel: int = 1) -> None:
+        conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        super().__init__(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+class PyramidPooling(nn.Module):
+    """The map beside its means over 1x1, 2x2, 3x3, 6x6 cells, merged by a 3x3 convolution (PSPNet, Sec. 3.2)."""
+
+    def __init__(self, channels: int, width: int, pool_scales: Sequence[int] = (1, 2, 3, 6)) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(nn.AdaptiveAvgPool2d(scale) for scale in pool_scales)
+        self.branches = nn.ModuleList(ConvNorm(channels, width) for _ in pool_scales)
+        self.merge = ConvNorm(channels + len(pool_scales) * width, width, kernel=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, width, h, w); training needs B > 1, as scale 1 leaves one value per image."""
+        pairs = zip(self.pools, self.branches, strict=True)
+        parts = [resized(branch(pool(x)), x.shape[-2:]) for pool, branch in pairs]
+        out: Tensor = self.merge(torch.cat([x, *parts], dim=1))
+        return out
+
+
+class UPerNeck(nn.Module):
+    """Pyramid pooling on the coarsest map, top-down sums, 3x3 smoothing, and a 3x3 fusion of all four levels."""
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], *, width: int, pool_scales: Sequence[int] = (1, 2, 3, 6)
+    ) -> None:
+        """
+        Args:
+            channels, strides: of the four maps, fine to coarse (`Backbone.pyramid_channels`, `pyramid_strides`). Equal
+                strides throughout mean a plain ViT: its maps are first brought to strides 4, 8, 16, 32.
+            width: channels of every level.
+            pool_scales: cells per side of the pooled maps.
+        """
+        super().__init__()
+        flat = len(set(strides)) == 1
+        self.adaptors = nn.ModuleList(
+            adaptor(c, round(math.log2(stride / target))) if flat else nn.Identity()
+            for c, stride, target in zip(channels, strides, (4, 8, 16, 32), strict=True)
+        )
+        self.top = PyramidPooling(channels[-1], width, pool_scales)
+        self.laterals = nn.ModuleList(ConvNorm(c, width) for c in channels[:-1])
+        self.smooth = nn.ModuleList(ConvNorm(width, width, kernel=3) for _ in channels[:-1])
+        self.fuse = ConvNorm(len(channels) * width, width, kernel=3)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four maps (B, C_i, h_i, w_i) -> (B, width, h_0, w_0), the size of the finest (after the ViT adaptor)."""
+        maps = [adapt(x) for adapt, x in zip(self.adaptors, maps, strict=True)]
+        above = self.top(maps[-1])
+        levels = [above]
+        for lateral, smooth, x in reversed(list(zip(self.laterals, self.smooth, maps, strict=False))):
+            above = lateral(x) + resized(above, x.shape[-2:])
+            levels.insert(0, smooth(above))
+        out: Tensor = self.fuse(torch.cat([resized(x, levels[0].shape[-2:]) for x in levels], dim=1))
+        return out
+
+
+class UPerNet(nn.Module):
+    """UPerNet's neck, dropout and a 1x1 classifier."""
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        out_channels: int,
+        width: int = 768,
+        pool_scales: Sequence[int] = (1, 2, 3, 6),
+        dropout: float = 0.1,
+    ) -> None:
+        """
+        Args:
+            channels, strides, width, pool_scales: of `UPerNeck`; 768 is FaRL's width, 64 to 128 suit a CPU.
+            out_channels: classes or landmarks.
+            dropout: share of the neck's channels that are dropped per image.
+        """
+        super().__init__()
+        self.neck = UPerNeck(channels, strides, width=width, pool_scales=pool_scales)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(width, out_channels, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.get_parameter("bias"))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four maps (B, C_i, h_i, w_i) -> logits (B, out_channels, h_0, w_0), a quarter of the image's side."""
+        logits: Tensor = self.classifier(self.dropout(self.neck(maps)))
+        return logits
+
+
+def adaptor(channels: int, doublings: int) -> nn.Module:
+    """A ViT's map (B, C, h, w) -> (B, C, h * 2**doublings, w * 2**doublings): FaRL's learnt enlargement or max-pool."""
+    if doublings <= 0:
+        return nn.MaxPool2d(2**-doublings) if doublings else nn.Identity()
+    layers: list[nn.Module] = []
+    for step in range(doublings):
+        layers += [nn.BatchNorm2d(channels), nn.GELU()] if step else []
+        layers.append(nn.ConvTranspose2d(channels, channels, 2, stride=2))
+    return nn.Sequential(*layers)
+
+
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, *size), bilinear on the centre convention; the same tensor where the size is right."""
+    if x.shape[-2:] == torch.Size(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
