@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 #: Images drawn at once: the counts then stay in the processor's cache.
@@ -124,8 +125,8 @@ def percentiles(drawn: np.ndarray, *, level: float = 0.95) -> tuple[float, float
 
 
 def as_array(values: Any) -> np.ndarray:
-    """A tensor of any device and precision, an array or nested lists -> numpy array."""
+    """A tensor of any device and precision, an array or nested lists -> numpy array; half precision becomes float32."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        return (values.float() if values.is_floating_point() else values).numpy()
+        return (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy()
     return np.asarray(values)

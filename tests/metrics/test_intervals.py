@@ -45,4 +45,5 @@ def test_same_seed_same_interval_and_level_sets_the_width() -> None:
 
 def test_tensors_of_any_precision_are_read() -> None:
     assert as_array(torch.ones(2, dtype=torch.bfloat16, requires_grad=True)).dtype == np.float32
+    assert as_array(torch.ones(2, dtype=torch.float64)).dtype == np.float64
     assert as_array(torch.arange(3)).dtype == np.int64

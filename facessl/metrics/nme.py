@@ -1,0 +1,203 @@
+"""Landmark errors: normalised mean error, failure rate and area under the curve, the threshold in every name.
+
+All three are means over images, so their intervals come from one resampling of images.
+
+Source: the scorer of FaRL (Zheng et al., CVPR 2022) and HRNet's facial landmark evaluation, in our own words: NME of an
+image is the mean distance of its points over a length of the face; CED(x) is the share of images with NME <= x; the
+area under it from 0 to the threshold is taken by Simpson's rule at a step of 1e-4 and divided by the threshold;
+the failure rate is 1 - CED(threshold). Thresholds in use: WFLW 0.10 (inter-ocular), AFLW-19 0.07 (box),
+300W 0.05 in STAR's scorer and 0.08 elsewhere (inter-ocular).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from facessl.errors import ConfigError, DataError
+from facessl.metrics.intervals import Interval, as_array, interval, mean_of, mean_rows, resampled_sums
+
+#: Step of the curve under which the area is taken.
+STEP = 1e-4
+
+
+def nme(
+    predicted: np.ndarray, truth: np.ndarray, *, unit: np.ndarray | float, visible: np.ndarray | None = None
+) -> np.ndarray:
+    """Normalised mean error of each image.
+
+    Args:
+        predicted, truth: (N, K, 2) points, both in the same pixels.
+        unit: (N,) lengths in the same pixels: `eye_distance`, `box_size` or `box_diagonal`; or one for all.
+        visible: (N, K), 0 where a point is not annotated and does not count; None: all count.
+
+    Returns:
+        (N,) float64, 0.05 is 5 %; NaN where an image has no point that counts.
+
+    Raises:
+        DataError: an image that counts has a unit that is not positive, or coordinates that are not finite.
+    """
+    predicted, truth = as_array(predicted).astype(np.float64), as_array(truth).astype(np.float64)
+    if predicted.shape != truth.shape or truth.ndim != 3 or truth.shape[2] != 2:
+        raise ValueError(f"predicted {predicted.shape} and truth {truth.shape} are not both (N, K, 2)")
+    counted = np.ones(truth.shape[:2], bool) if visible is None else as_array(visible).astype(bool)
+    lengths = np.broadcast_to(as_array(unit).astype(np.float64), len(truth))
+    distance = np.where(counted, np.linalg.norm(predicted - truth, axis=2), 0.0)  # (N, K)
+    total = counted.sum(1)
+    bad = (total > 0) & ~((lengths > 0) & np.isfinite(lengths) & np.isfinite(distance).all(1))
+    if bad.any():
+        i = int(np.flatnonzero(bad)[0])
+        raise DataError(
+            f"{bad.sum()} images have no NME, the first at position {i}: its points must be finite and the length that "
+            f"errors are divided by ({lengths[i]:g}) above 0"
+        )
+    divisor = np.where(total > 0, total * np.where(total > 0, lengths, 1.0), np.nan)
+    return distance.sum(1) / divisor
+
+
+def eye_distance(truth: np.ndarray, first: int | Sequence[int], second: int | Sequence[int]) -> np.ndarray:
+    """Distance of two points, each given by an index or by the indices whose mean it is: (N, K, 2) -> (N,).
+
+    Inter-ocular: the outer corners (68 points: 36, 45). Inter-pupil: the means of the eyes' outlines (68 points:
+    36..41 and 42..47). `facessl.data.layouts` has the indices of each layout.
+    """
+    points = as_array(truth).astype(np.float64)
+    one, other = (points[:, np.atleast_1d(i)].mean(1) for i in (first, second))
+    return np.linalg.norm(one - other, axis=1)
+
+
+def box_size(box: np.ndarray) -> np.ndarray:
+    """sqrt(width x height) of (N, 4) boxes left, top, right, bottom: (N,)."""
+    sides = _sides(box)
+    return np.sqrt(sides[:, 0] * sides[:, 1])
+
+
+def box_diagonal(box: np.ndarray) -> np.ndarray:
+    """sqrt(width^2 + height^2) of (N, 4) boxes left, top, right, bottom: (N,)."""
+    return np.linalg.norm(_sides(box), axis=1)
+
+
+def _sides(box: np.ndarray) -> np.ndarray:
+    """(N, 4) -> (N, 2) widths and heights; an inverted box has none, which `nme` reports."""
+    corners = as_array(box).astype(np.float64)
+    return np.maximum(corners[:, 2:] - corners[:, :2], 0)
+
+
+def failure_rate(errors: np.ndarray, threshold: float) -> float:
+    """Share of images whose error lies above the threshold; (N,) errors, NaN ones do not count."""
+    return float(mean_of(mean_rows(_failed(as_array(errors), threshold)).sum(0)))
+
+
+def auc(errors: np.ndarray, threshold: float, step: float = STEP) -> float:
+    """Area under the cumulative error distribution from 0 to the threshold, over the threshold.
+
+    Args:
+        errors: (N,), NaN ones do not count.
+        threshold: end of the curve, included.
+        step: of the curve.
+
+    Returns:
+        0 (every image above the threshold) to 1 (no image has an error).
+
+    Raises:
+        ConfigError: the threshold is no even multiple of the step (Simpson's rule takes steps in pairs).
+    """
+    return float(mean_of(mean_rows(_areas(as_array(errors), threshold, step)).sum(0)))
+
+
+def _failed(errors: np.ndarray, threshold: float) -> np.ndarray:
+    return np.where(np.isnan(errors), np.nan, errors > threshold)
+
+
+def _areas(errors: np.ndarray, threshold: float, step: float) -> np.ndarray:
+    """What each image adds to the area: (N,).
+
+    The curve is the mean of the images' own curves, which jump from 0 to 1 at their error; so the area is the mean of
+    the sums of Simpson's weights behind the jumps.
+    """
+    count = round(threshold / step)
+    if threshold <= 0 or count % 2 or abs(count * step - threshold) > 1e-9:
+        raise ConfigError(f"AUC threshold {threshold:g} must be a positive even multiple of the curve's step {step:g}")
+    weights = np.full(count + 1, 2.0)
+    weights[1::2] = 4
+    weights[[0, -1]] = 1
+    behind = np.append(np.cumsum(weights[::-1])[::-1], 0.0) / (3 * count)
+    places = np.linspace(0, threshold, count + 1)
+    return np.where(np.isnan(errors), np.nan, behind[np.searchsorted(places, errors)])
+
+
+@dataclass(frozen=True)
+class LandmarkScores:
+    """NME, failure rates and areas of one set of images.
+
+    Attributes:
+        unit: what errors are divided by, as it stands in the names of the numbers: interocular, interpupil, box, diag.
+        images: images that count.
+        nme: mean over images, 0.05 is 5 %.
+        failure_rates, areas: by threshold.
+    """
+
+    unit: str
+    images: int
+    nme: Interval
+    failure_rates: dict[float, Interval]
+    areas: dict[float, Interval]
+
+    def summary(self) -> dict[str, Any]:
+        """Ready for JSON: nme_interocular, fr@0.10, auc@0.10, each with NAME_interval [low, high]."""
+        numbers = {f"nme_{self.unit}": self.nme}
+        numbers |= {f"fr@{threshold_name(t)}": found for t, found in self.failure_rates.items()}
+        numbers |= {f"auc@{threshold_name(t)}": found for t, found in self.areas.items()}
+        out: dict[str, Any] = {}
+        for name, found in numbers.items():
+            out |= {name: found.value, f"{name}_interval": [found.low, found.high]}
+        return out
+
+
+def landmark_scores(
+    errors: np.ndarray,
+    *,
+    unit: str,
+    thresholds: Sequence[float] = (0.10,),
+    samples: int = 1000,
+    seed: int = 0,
+) -> LandmarkScores:
+    """Scores of the errors that `nme` returns, with 95 % bootstrap intervals over images.
+
+    Args:
+        errors: (N,); NaN ones do not count.
+        unit: name of the unit: interocular, interpupil, box, diag.
+        thresholds: of failure rate and area; none where only the NME is reported.
+        samples, seed: of the bootstrap.
+
+    Raises:
+        DataError: no image has an error.
+        ConfigError: as `auc`.
+    """
+    errors = as_array(errors).astype(np.float64)
+    known = int((~np.isnan(errors)).sum())
+    if not known:
+        raise DataError(f"none of {len(errors)} images has a landmark that counts: there is no NME")
+    columns = [errors, *(_failed(errors, t) for t in thresholds), *(_areas(errors, t, STEP) for t in thresholds)]
+    rows = np.concatenate([mean_rows(column) for column in columns], axis=1)  # (N, 2 columns)
+    drawn = resampled_sums(rows, samples=samples, seed=seed)
+    total = rows.sum(0)
+    found = [
+        interval(mean_of(total[2 * i : 2 * i + 2]), mean_of(drawn[:, 2 * i : 2 * i + 2])) for i in range(len(columns))
+    ]
+    n = len(thresholds)
+    return LandmarkScores(
+        unit=unit,
+        images=known,
+        nme=found[0],
+        failure_rates=dict(zip(thresholds, found[1 : 1 + n], strict=True)),
+        areas=dict(zip(thresholds, found[1 + n :], strict=True)),
+    )
+
+
+def threshold_name(threshold: float) -> str:
+    """0.1 -> "0.10", 0.075 -> "0.075": at least two digits, as tables write them."""
+    return max(f"{threshold:.2f}", f"{threshold:g}", key=len) if threshold < 1 else f"{threshold:g}"

@@ -1,0 +1,107 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import simpson
+
+from facessl.errors import ConfigError, DataError
+from facessl.metrics.nme import auc, box_diagonal, box_size, eye_distance, failure_rate, landmark_scores, nme
+
+
+@pytest.fixture
+def points() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0, 100, (40, 5, 2))
+    visible = (rng.random((40, 5)) < 0.7).astype(np.uint8)
+    return truth + rng.normal(0, 3, truth.shape), truth, visible
+
+
+def test_nme_agrees_with_plain_loops(points: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    predicted, truth, visible = points
+    visible[:, 0] = 1
+    found = nme(torch.tensor(predicted), truth, unit=eye_distance(truth, 1, (2, 3)), visible=visible)
+    for i in range(40):
+        x, y = (truth[i, 2] + truth[i, 3]) / 2
+        unit = math.hypot(truth[i, 1, 0] - x, truth[i, 1, 1] - y)
+        seen = [k for k in range(5) if visible[i, k]]
+        distances = [math.dist(predicted[i, k], truth[i, k]) for k in seen]
+        assert found[i] == pytest.approx(sum(distances) / len(seen) / unit)
+
+
+def test_units_of_a_hand_worked_face() -> None:
+    truth = np.array([[[0.0, 0.0], [10.0, 0.0]]])
+    predicted = truth + np.array([[3.0, 4.0], [0.0, 0.0]])  # one point 5 px off, one exact: 2.5 px
+    box = np.array([[-1.0, -2.0, 3.0, 7.0]])  # 4 wide, 9 high
+    for unit, expected in (
+        (eye_distance(truth, 0, 1), 2.5 / 10),
+        (box_size(box), 2.5 / 6),
+        (box_diagonal(box), 2.5 / math.sqrt(97)),
+    ):
+        assert nme(predicted, truth, unit=unit) == pytest.approx([expected])
+    assert nme(predicted, truth, unit=10.0, visible=np.array([[0, 1]])) == pytest.approx([0])
+    assert np.isnan(nme(predicted, truth, unit=0.0, visible=np.zeros((1, 2)))).all()  # nothing counts, nothing fails
+
+
+def test_a_face_without_size_is_named(points: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    predicted, truth, _ = points
+    unit = np.ones(40)
+    unit[[7, 9]] = 0
+    with pytest.raises(DataError, match="2 images have no NME, the first at position 7"):
+        nme(predicted, truth, unit=unit)
+    with pytest.raises(DataError, match="position 0"):
+        nme(np.full_like(predicted, np.nan), truth, unit=1.0)
+
+
+def test_auc_and_failure_rate_by_hand() -> None:
+    # Errors 0.02 and 0.06 to a threshold of 0.08. The curve is 0, 1/2 from 0.02, 1 from 0.06: exact area
+    # (0.04 / 2 + 0.02) / 0.08 = 0.5. At a step of 0.02 Simpson's rule reads the values 0, 1/2, 1/2, 1, 1:
+    # (0 + 4/2 + 2/2 + 4 + 1) / 12 = 2/3. With 1e-4 it is within half a step per jump.
+    errors = np.array([0.02, 0.06])
+    assert auc(errors, 0.08, step=0.02) == pytest.approx(2 / 3)
+    assert auc(errors, 0.08) == pytest.approx(0.5, abs=1e-3)
+    assert auc(np.zeros(3), 0.1) == pytest.approx(1)
+    assert auc(np.array([0.2]), 0.1) == 0
+    assert failure_rate(np.array([0.05, 0.1, 0.1001, 0.3]), 0.1) == 0.5  # 0.1 itself is no failure
+    assert failure_rate(np.array([0.05, math.nan]), 0.01) == 1
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.07, 0.08, 0.1])
+def test_auc_agrees_with_a_slow_twin(threshold: float) -> None:
+    errors = np.random.default_rng(1).gamma(4, 0.015, 200)
+    places = [threshold * j / round(threshold / 1e-4) for j in range(round(threshold / 1e-4) + 1)]
+    curve = [sum(e <= x for e in errors) / len(errors) for x in places]
+    assert auc(errors, threshold) == pytest.approx(simpson(curve, x=places) / threshold, abs=1e-9)
+    assert failure_rate(errors, threshold) == pytest.approx(1 - curve[-1])
+
+
+def test_threshold_that_the_rule_cannot_end_at_is_refused() -> None:
+    for threshold in (0.0001, 0.10005, 0.0, -0.1):
+        with pytest.raises(ConfigError, match="even multiple"):
+            auc(np.array([0.1]), threshold)
+
+
+def test_scores_carry_unit_and_threshold_in_their_names() -> None:
+    errors = np.append(np.random.default_rng(1).gamma(4, 0.015, 300), math.nan)
+    found = landmark_scores(errors, unit="interocular", thresholds=(0.1, 0.075 + 5e-3))
+    summary = found.summary()
+    assert [k for k in summary if not k.endswith("_interval")] == [
+        *("nme_interocular", "fr@0.10", "fr@0.08", "auc@0.10", "auc@0.08"),
+    ]
+    assert found.images == 300
+    assert summary["nme_interocular"] == pytest.approx(np.nanmean(errors))
+    assert summary["fr@0.10"] == pytest.approx(failure_rate(errors, 0.1))
+    assert summary["auc@0.08"] == pytest.approx(auc(errors, 0.08))
+    for name in ("nme_interocular", "fr@0.08", "auc@0.10"):
+        low, high = summary[f"{name}_interval"]
+        assert low < summary[name] < high
+    with pytest.raises(DataError, match="none of 2 images"):
+        landmark_scores(np.full(2, math.nan), unit="box")
+
+
+def test_interval_of_the_area_is_that_of_drawing_images() -> None:
+    errors = np.random.default_rng(1).gamma(4, 0.015, 100)
+    rng = np.random.default_rng(2)
+    plain = [auc(errors[rng.integers(0, 100, 100)], 0.1) for _ in range(2000)]
+    found = landmark_scores(errors, unit="box", thresholds=(0.1,)).areas[0.1]
+    assert found[1:] == pytest.approx(np.percentile(plain, [2.5, 97.5]), abs=0.01)
