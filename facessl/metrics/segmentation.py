@@ -1,0 +1,165 @@
+"""Face parsing: F1 per class, mIoU and pixel accuracy from one confusion matrix over all images.
+
+Source: FaRL (Zheng et al., CVPR 2022), as its released scorer does it: pixels of the whole test set, in the original
+image's pixels, fill one matrix; F1 of a class comes from that matrix, the mean leaves the background out. (Averaging
+F1 over images gives other numbers.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from facessl.errors import DataError
+from facessl.metrics.accuracy import confusion
+from facessl.metrics.intervals import Interval, as_array, interval, ratio, resampled_sums
+
+
+class ConfusionMatrix:
+    """Counts of (true class, predicted class) over pixels, image by image, so that images can be resampled.
+
+    Args:
+        classes: number of classes K; class 0 is the background.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self._images: list[np.ndarray] = []
+
+    def update(self, predicted: np.ndarray, truth: np.ndarray, *, ignore: int = 255) -> None:
+        """Count one image.
+
+        Args:
+            predicted, truth: (H, W) class indices in the original image's pixels.
+            ignore: value of `truth` whose pixels do not count.
+
+        Raises:
+            ValueError: shapes differ.
+            DataError: a class outside 0 to classes - 1.
+        """
+        predicted, truth = as_array(predicted), as_array(truth)
+        if predicted.shape != truth.shape:
+            raise ValueError(f"the prediction is {predicted.shape} and the mask {truth.shape}: map it back first")
+        counted = truth != ignore
+        try:
+            found = confusion(predicted[counted], truth[counted], self.classes)
+        except ValueError as error:
+            raise DataError(
+                f"image {len(self)} of the parsing scores: {error}; check the number of classes or mark pixels {ignore}"
+            ) from None
+        self._images.append(found.astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def per_image(self) -> np.ndarray:
+        """(M, K, K) int32: image, true class, predicted class."""
+        return np.stack(self._images) if self._images else np.zeros((0, self.classes, self.classes), np.int32)
+
+    def total(self) -> np.ndarray:
+        """(K, K) int64 over all images."""
+        return self.per_image.sum(0, dtype=np.int64)
+
+
+def f1_per_class(matrix: np.ndarray) -> np.ndarray:
+    """(..., K, K) counts (true, predicted) -> (..., K) F1 scores; NaN for a class neither true nor predicted."""
+    hits, truth, predicted = _margins(matrix)
+    return ratio(2 * hits, truth + predicted)
+
+
+def iou_per_class(matrix: np.ndarray) -> np.ndarray:
+    """(..., K, K) counts (true, predicted) -> (..., K) intersection over union; NaN as in `f1_per_class`."""
+    hits, truth, predicted = _margins(matrix)
+    return ratio(hits, truth + predicted - hits)
+
+
+def mean_f1(matrix: np.ndarray) -> np.ndarray:
+    """(..., K, K) counts -> (...) mean F1 over the classes without background; absent classes do not count."""
+    return _mean(f1_per_class(matrix)[..., 1:])
+
+
+def mean_iou(matrix: np.ndarray) -> np.ndarray:
+    """(..., K, K) counts -> (...) mean IoU over all classes with background; absent classes do not count."""
+    return _mean(iou_per_class(matrix))
+
+
+def pixel_accuracy(matrix: np.ndarray) -> np.ndarray:
+    """(..., K, K) counts -> (...) share of pixels that are right."""
+    hits, truth, _ = _margins(matrix)
+    return ratio(hits.sum(-1), truth.sum(-1))
+
+
+def _margins(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1), matrix.sum(-2)
+
+
+def _mean(scores: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of the numbers that are known; NaN where none is."""
+    known = ~np.isnan(scores)
+    return ratio(np.where(known, scores, 0).sum(-1), known.sum(-1))
+
+
+@dataclass(frozen=True)
+class ParsingScores:
+    """Shares between 0 and 1 with 95 % bootstrap intervals over images.
+
+    Attributes:
+        images: images scored.
+        mean_f1: mean over the classes without background (LaPa 10, CelebAMask-HQ 18) that occur or were predicted.
+        mean_iou: mean over all classes, background included, that occur or were predicted.
+        pixel_accuracy: right pixels over all.
+        per_class: F1 by class name, in order, background included; NaN for an absent class.
+        absent: names of classes in no mask and no prediction.
+    """
+
+    images: int
+    mean_f1: Interval
+    mean_iou: Interval
+    pixel_accuracy: Interval
+    per_class: dict[str, Interval]
+    absent: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Ready for JSON: each headline with NAME_interval [low, high], F1 by class (null where absent)."""
+        out: dict[str, Any] = {"images": self.images}
+        for name in ("mean_f1", "mean_iou", "pixel_accuracy"):
+            value, low, high = getattr(self, name)
+            out |= {name: value, f"{name}_interval": [low, high]}
+        out["f1"] = {name: None if name in self.absent else found.value for name, found in self.per_class.items()}
+        return out
+
+
+def parsing_scores(
+    matrix: ConfusionMatrix, *, names: Sequence[str] = (), samples: int = 1000, seed: int = 0
+) -> ParsingScores:
+    """Scores of all images that `matrix` has counted.
+
+    Args:
+        matrix: one update per image.
+        names: K class names; empty: the indices.
+        samples, seed: of the bootstrap.
+
+    Raises:
+        DataError: nothing was counted, or the names are not K.
+    """
+    K, rows = matrix.classes, matrix.per_image.reshape(len(matrix), -1)
+    if not rows.any():
+        raise DataError("the parsing scores have no pixel to count: the masks are missing or ignored everywhere")
+    names = tuple(names) or tuple(str(k) for k in range(K))
+    if len(names) != K:
+        raise DataError(f"{len(names)} class names for {K} classes: {', '.join(names)}")
+    total = matrix.total()
+    drawn = resampled_sums(rows, samples=samples, seed=seed).reshape(-1, K, K)
+    each, each_drawn = f1_per_class(total), f1_per_class(drawn)
+    return ParsingScores(
+        images=len(matrix),
+        mean_f1=interval(mean_f1(total), mean_f1(drawn)),
+        mean_iou=interval(mean_iou(total), mean_iou(drawn)),
+        pixel_accuracy=interval(pixel_accuracy(total), pixel_accuracy(drawn)),
+        per_class={name: interval(each[k], each_drawn[:, k]) for k, name in enumerate(names)},
+        absent=tuple(name for name, score in zip(names, each, strict=True) if np.isnan(score)),
+    )
