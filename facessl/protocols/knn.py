@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,8 +12,9 @@ from torch import Tensor
 from facessl.backbones import Backbone
 from facessl.data.source import Source
 from facessl.errors import ConfigError
-from facessl.inference import Embeddings, embeddings
+from facessl.inference import embeddings
 from facessl.metrics.accuracy import accuracy
+from facessl.protocols._labels import same_classes
 
 #: Similarities held at once: 64 M float32 are 256 MB, whatever the number of images.
 _CHUNK = 2**26
@@ -89,7 +89,8 @@ def knn(
     bank = embeddings(backbone, train, **options)
     query = bank if test is None else embeddings(backbone, test, **options)
     assert bank.labels is not None
-    target = _target(bank, query)
+    assert query.labels is not None
+    target = same_classes(query.labels, query.label_names, bank.label_names)
     predicted = classify(
         torch.from_numpy(bank.array),
         torch.from_numpy(bank.labels),
@@ -162,15 +163,3 @@ def classify(
         votes.scatter_add_(1, labels[position], ((nearest - 1) / temperature).exp())
         predicted.append(votes.argmax(dim=1).cpu())
     return torch.cat(predicted)
-
-
-def _target(bank: Embeddings, query: Embeddings) -> np.ndarray:
-    """Labels of the query images in the bank's class indices; two folders may number their classes differently."""
-    assert query.labels is not None
-    if query.label_names == bank.label_names or not (query.label_names and bank.label_names):
-        return query.labels
-    index = {name: i for i, name in enumerate(bank.label_names)}
-    unknown = sorted(set(query.label_names) - set(index))
-    if unknown:
-        raise ConfigError(f"the test source has classes that training lacks: {', '.join(unknown[:10])}")
-    return np.array([index[name] for name in query.label_names])[query.labels]

@@ -102,6 +102,10 @@ class ImageList:
             raise IndexError(f"image {index} of {len(self)}")
         return self._file(index)
 
+    def column(self, field: str) -> np.ndarray:
+        """(N,) values of a field that is provided (label, identity), without reading an image."""
+        return self._table[field]
+
     def _file(self, index: int) -> str:
         return os.path.join(self._base, os.fsdecode(self._table.text("image", index)))
 

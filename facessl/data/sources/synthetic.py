@@ -128,11 +128,22 @@ class Synthetic:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
 
-    def _draw(self, index: int, key: str) -> Sample:
+    def column(self, field: str) -> np.ndarray:
+        """(n,) int64 values of label or identity, without drawing the images."""
+        by_identity = field == "identity" or self._by_identity
+        plans = (self._plan(i) for i in range(self.n))
+        return np.array([person if by_identity else scene.label for person, _, scene in plans], np.int64)
+
+    def _plan(self, index: int) -> tuple[int, Identity, Scene]:
+        """Person, face and scene of image `index`."""
         rng = np.random.default_rng((self.seed, 2, int(index)))
         person = int(rng.integers(self.identities))
         who = sample_identity(self.seed, person)
         scene = sample_scene(rng, who, self.size, self._limits)
+        return person, who, scene
+
+    def _draw(self, index: int, key: str) -> Sample:
+        person, who, scene = self._plan(index)
         picture = render(who, scene, self.size)
         camera = scene.camera
         return Sample(
