@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import torch
-from torch.nn.functional import interpolate
 
+from facessl.data.crop import resize
 from facessl.errors import ConfigError
 from facessl.views.spec import Column, View
 
@@ -21,24 +20,6 @@ TRIES = 10
 DRAWS = 2 * TRIES + 13
 
 Box = tuple[int, int, int, int]
-
-
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """The whole image (H, W, 3) uint8 -> (size, size, 3) uint8, without regard to its aspect ratio.
-
-    Bilinear and antialiased, as Pillow and torchvision resize, to within the rounding of OpenCV. OpenCV does it
-    where both axes grow (half of torch's time); it cannot antialias, so torch does it where one shrinks (half
-    the time of OpenCV's area mean, which leaves another picture). An image that has the size already is
-    returned as it is.
-    """
-    height, width = image.shape[:2]
-    if height <= size and width <= size:
-        if (height, width) == (size, size):
-            return image
-        return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1, 3, H, W), channels-last in memory
-    out = interpolate(pixels, (size, size), mode="bilinear", antialias=True)
-    return out[0].permute(1, 2, 0).numpy()
 
 
 def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
