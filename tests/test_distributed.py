@@ -66,7 +66,7 @@ def test_two_ranks_equal_one_process(method: list[str], tmp_path: Path) -> None:
     assert a.keys() == b.keys()
     for key in a:
         if isinstance(a[key], torch.Tensor) and a[key].is_floating_point():
-            torch.testing.assert_close(b[key], a[key], rtol=1e-6, atol=1e-7, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(b[key], a[key], rtol=1e-8, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
     rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
     column = rows[0][0].split(",").index("loss")
     for first, second in zip(*(r[1:] for r in rows), strict=True):

@@ -103,7 +103,7 @@ class MaskDecoder(nn.Module):
         batch, channels, height, width = features.shape
         rows = features.permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # (B, hw, C)
         memory = self.project(rows)  # (B, hw, width)
-        keys = memory + sine_positions(height, width, memory.shape[2], memory.device).to(memory.dtype)
+        keys = memory + sine_positions(height, width, memory.shape[2], memory.device, memory.dtype)
         queries = self.queries.weight
         x = queries.new_zeros(batch, *queries.shape)  # (B, N, width)
         for layer in self.layers:

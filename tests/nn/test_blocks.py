@@ -45,15 +45,19 @@ def test_heads_and_decoder_start_as_the_released_ones():
 
 
 def test_positions_are_detrs():
-    table = sine_positions(2, 3, 8, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    expected = []
     for row in range(2):
         for column in range(3):
-            expected = []
+            expected.append([])
             for cell, cells in ((row + 1, 2), (column + 1, 3)):
                 angle = cell / (cells + 1e-6) * 2 * math.pi
                 for frequency in (1.0, 10000 ** (2 / 4)):
-                    expected += [math.sin(angle / frequency), math.cos(angle / frequency)]
-            torch.testing.assert_close(table[row * 3 + column], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+                    expected[-1] += [math.sin(angle / frequency), math.cos(angle / frequency)]
+    # Exact in float64 although torch's default type is float32 here.
+    table = sine_positions(2, 3, 8, cpu, torch.float64)
+    torch.testing.assert_close(table, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    assert torch.equal(sine_positions(2, 3, 8, cpu, torch.float32), table.float())
 
 
 def test_decoder_layer_without_embeddings_is_torchs():
