@@ -193,7 +193,9 @@ class Trainer:
         for part in range(self.plan.accumulate):
             piece = batch if self.plan.accumulate == 1 else batch.slice(part * size, (part + 1) * size)
             with self.fabric.no_backward_sync(self._wrapped, enabled=part + 1 < self.plan.accumulate):
-                result = self._wrapped.step(piece, self.progress)
+                # Without a strategy that wraps the module (one process), Fabric runs `step` outside its precision.
+                with self.fabric.autocast():
+                    result = self._wrapped.step(piece, self.progress)
                 self.fabric.backward(result.loss / self.plan.accumulate)
             for name, value in {"loss": result.loss.detach(), **result.logs}.items():
                 gathered[name] = gathered.get(name, 0) + value.float() / self.plan.accumulate

@@ -25,9 +25,11 @@ class Recorder(nn.Module):
         self.weight = nn.Parameter(torch.randn(3))
         self.steps: list[int] = []
         self.after: list[int] = []
+        self.autocast = False
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         self.steps.append(progress.step)
+        self.autocast = torch.is_autocast_enabled("cpu")
         loss = ((batch.views[0].mean((2, 3)) @ self.weight) - 1).square().mean()
         return Step(loss, {"error": loss.detach()})
 
@@ -41,11 +43,11 @@ def batches(size: int = 4) -> Iterator[Batch]:
         yield Batch([torch.randn(size, 3, 2, 2, generator=generator)], [], torch.arange(size), ["k"] * size)
 
 
-def train(folder: Path, monitors: Any = None, **plan: Any) -> Recorder:
+def train(folder: Path, monitors: Any = None, precision: Any = "32-true", **plan: Any) -> Recorder:
     method = Recorder()
     settings = {"total_steps": 4, "steps_per_epoch": 2, "batch_size": 4, "learning_rate": lambda s: 0.1 * (s + 1)}
     trainer = Trainer(
-        fabric=Fabric(accelerator="cpu", devices=1),
+        fabric=Fabric(accelerator="cpu", devices=1, precision=precision),
         method=method,  # type: ignore[arg-type]
         optimizer=torch.optim.SGD(method.parameters(), lr=1.0),
         photometric=lambda b: b,
@@ -73,6 +75,11 @@ def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
     whole.mkdir()
     parts.mkdir()
     torch.testing.assert_close(train(whole).weight, train(parts, accumulate=2).weight)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("32-true", False), ("bf16-mixed", True)])
+def test_one_process_runs_the_step_in_its_precision(tmp_path: Path, precision: str, expected: bool) -> None:
+    assert train(tmp_path, precision=precision, total_steps=1).autocast is expected
 
 
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
