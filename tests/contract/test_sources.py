@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import io
 import pickle
+import pkgutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,8 @@ from PIL import Image
 from facessl import plugins
 from facessl.batch import FIELDS, Sample
 from facessl.data.decode import decode
-from facessl.data.source import Source, open_source
+from facessl.data.source import Source, open_source, trait
+from tests import data
 
 
 def jpeg(value: int) -> bytes:
@@ -50,12 +53,20 @@ def _imagelist(root: Path) -> str:
     return f"imagelist:{root / 'list.csv'}"
 
 
-#: Smallest working example of each source; a new source adds one here.
+def _layouts() -> dict[str, Callable[[Path], str]]:
+    """`build_NAME` of every `tests/data/layouts_*.py`, by name."""
+    modules = [f"tests.data.{m.name}" for m in pkgutil.iter_modules(data.__path__) if m.name.startswith("layouts_")]
+    builders = (item for module in modules for item in vars(importlib.import_module(module)).items())
+    return {name.removeprefix("build_"): build for name, build in builders if name.startswith("build_")}
+
+
+#: Smallest working example of each source, of 6 images; a data set has its own in `tests/data/layouts_*.py`.
 EXAMPLES: dict[str, Callable[[Path], str]] = {
     "folder": _folder,
     "webdataset": _webdataset,
     "imagelist": _imagelist,
     "synthetic": lambda _: "synthetic:?n=6&size=32",
+    **_layouts(),
 }
 
 
@@ -80,6 +91,28 @@ def test_gives_samples_with_what_it_promises(source: Source) -> None:
         assert image.shape[2] == 3
         if "label" in source.provides and source.label_names:
             assert 0 <= int(sample.label) < len(source.label_names)  # type: ignore[arg-type]
+        if "group" in source.provides:
+            assert 0 <= int(sample.group) < len(trait(source, "group_names"))  # type: ignore[arg-type]
+        if "attributes" in source.provides:
+            assert sample.attributes.shape == (len(source.attribute_names),)  # type: ignore[union-attr]
+
+
+def test_splits_are_roles_that_the_option_opens(source: Source) -> None:
+    splits = trait(source, "splits")
+    assert set(splits) <= {"train", "val", "test"}
+    assert not splits or "split" in inspect.signature(type(source)).parameters
+
+
+def test_pairs_name_items(source: Source) -> None:
+    pairs, same, folds = (trait(source, name) for name in ("pairs", "same", "folds"))
+    if pairs is None:
+        assert same is None
+        assert folds is None
+        return
+    assert pairs.shape == (len(same), 2)
+    assert same.dtype == bool
+    assert 0 <= pairs.min() <= pairs.max() < len(source)
+    assert folds is None or len(folds) == len(same)
 
 
 def test_keys_are_unique_and_reading_is_repeatable(source: Source) -> None:

@@ -74,6 +74,10 @@ class Folder:
         folder = os.path.join(self.root, os.fsdecode(self._table.text("folder", self._row(index))))
         return os.path.join(folder, os.fsdecode(self._table.text("name", index)))
 
+    def labels(self) -> np.ndarray:
+        """(N,) int32 labels of all images; -1 where `label_names` is empty."""
+        return np.repeat(self._table["label"], np.diff(self._table["first"]))
+
     def _row(self, index: int) -> int:
         """Row of the folder that image `index` is in."""
         return int(np.searchsorted(self._table["first"], index, side="right")) - 1
