@@ -69,6 +69,53 @@ def decode(data: bytes, *, key: str, min_side: int | None = None) -> np.ndarray:
     return _decode_pillow(data, key)
 
 
+def decode_mask(data: bytes, *, key: str) -> np.ndarray:
+    """Decode a class map: the stored numbers, a palette's too, and never its colours.
+
+    Args:
+        data: content of a PNG, BMP or GIF file: grey, palette, 1 bit, or RGB(A) whose three channels are equal.
+        key: name of the mask, for the error.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ImageError: not such a file, a JPEG (its numbers are not those that were stored), colours, numbers above 255.
+    """
+    if not data:
+        raise ImageError(key, "the file is empty")
+    if data[:3] == b"\xff\xd8\xff":
+        raise ImageError(key, "a mask cannot be a JPEG, which changes class numbers: store it as PNG")
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "BMP", "GIF"))
+        values = np.asarray(image)
+    except Exception as error:  # as in _decode_pillow
+        raise ImageError(key, f"no PNG of class numbers ({error})") from None
+    if values.ndim == 3 and values.shape[2] >= 3:
+        if (values[..., :3] != values[..., :1]).any():
+            raise ImageError(key, "it holds colours, not class numbers: store it as a grey or palette PNG")
+        values = values[..., 0]
+    if values.ndim != 2:
+        raise ImageError(key, f"mode {image.mode} holds no class numbers: store it as a grey or palette PNG")
+    if values.max() > 255:
+        raise ImageError(key, f"the class number {values.max()} does not fit into 8 bits")
+    return np.ascontiguousarray(values, np.uint8)
+
+
+def stored_size(data: bytes, *, key: str) -> tuple[int, int]:
+    """Height and width that `decode` would give, from the header alone. Raises ImageError where there is none."""
+    header = jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else None
+    if header is None:
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                width, height, orientation = *image.size, image.getexif().get(0x0112, 1)
+        except Exception:  # as in _decode_pillow
+            raise ImageError(key, "no readable header") from None
+    else:
+        height, width, _, orientation = header
+    return (width, height) if orientation >= 5 else (height, width)
+
+
 def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     """A path, PIL image or array -> (H, W, 3) uint8 RGB, upright, as `decode` gives it.
 

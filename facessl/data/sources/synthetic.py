@@ -13,7 +13,9 @@ from facessl.data.faces.identity import Identity, sample_identity
 from facessl.data.faces.model import CLOSED
 from facessl.data.faces.render import render
 from facessl.data.faces.scene import Limits, Scene, sample_scene
-from facessl.errors import ConfigError
+from facessl.data.sources._annotations import swapped
+from facessl.data.sources.lapa import CLASSES
+from facessl.errors import ConfigError, UnknownName
 
 ATTRIBUTES = (
     *("smiling", "mouth_open", "eyes_closed", "glasses", "sunglasses", "hat", "beard", "moustache", "makeup"),
@@ -36,6 +38,7 @@ class Synthetic:
         occlusion: probability of a hand, a scarf, a surgical mask or a thing in front of the face.
         degrade: 0 to 1, strength of blur, sensor noise, colour cast and tone changes.
         label: what `Sample.label` is: "expression" or "identity".
+        group: attribute (a name of `attribute_names`) that divides the images into the groups "not NAME" and "NAME".
         keep: MiB of drawn images that each process keeps, so that later epochs need not draw them again.
 
     Sample fields:
@@ -57,6 +60,9 @@ class Synthetic:
     label_names: tuple[str, ...] = EXPRESSIONS
     attribute_names: tuple[str, ...] = ATTRIBUTES
     streaming = False
+    layout = "ibug68"
+    mask_names = CLASSES
+    mask_flip = swapped(len(CLASSES), [(2, 3), (4, 5)])
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class Synthetic:
         occlusion: float = 0.12,
         degrade: float = 1.0,
         label: str = "expression",
+        group: str | None = None,
         keep: int = 256,
     ) -> None:
         if path:
@@ -100,6 +107,12 @@ class Synthetic:
             raise ConfigError(f"synthetic: label must be expression or identity, not {label!r}")
         if label == "identity":
             self.label_names = tuple(f"person {i}" for i in range(identities))
+        self._group = None
+        if group is not None:
+            if group not in ATTRIBUTES:
+                raise UnknownName("attribute of synthetic", group, ATTRIBUTES)
+            self._group, self.group_names = ATTRIBUTES.index(group), (f"not {group}", group)
+            self.provides = self.provides | {"group"}
         self._by_identity = label == "identity"
         self.n, self.seed, self.size, self.identities = n, seed, size, identities
         self._limits = Limits(yaw, pitch, roll, occlusion, degrade)
@@ -146,6 +159,7 @@ class Synthetic:
         person, who, scene = self._plan(index)
         picture = render(who, scene, self.size)
         camera = scene.camera
+        attributes = _attributes(who, scene, picture.landmarks)
         return Sample(
             image=picture.image,
             key=key,
@@ -153,8 +167,9 @@ class Synthetic:
             landmarks=picture.landmarks,
             mask=picture.mask,
             identity=person,
-            attributes=_attributes(who, scene, picture.landmarks),
+            attributes=attributes,
             pose=np.array([camera.yaw, camera.pitch, camera.roll], np.float32),
+            group=None if self._group is None else int(attributes[self._group]),
         )
 
 

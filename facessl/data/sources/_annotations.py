@@ -1,0 +1,138 @@
+"""What readers of landmark and mask sets share: rows of coordinates, HRNet's tables, boxes, class maps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from facessl.data.decode import ImageError, decode_mask, read_file, stored_size
+from facessl.data.sources._lists import check_width, csv_rows, real
+from facessl.errors import DataError
+
+#: Mask value that losses and scores leave out.
+IGNORED = 255
+_HRNET_HEAD = ["image_name", "scale", "center_w", "center_h"]
+
+
+def numbers(cells: Sequence[str], where: str, what: str) -> np.ndarray:
+    """(n,) float64 of n texts. DataError with the place and `what` they are where one is not a finite number."""
+    try:
+        values = np.array(cells, np.float64)
+        if np.isfinite(values).all():
+            return values
+    except ValueError:
+        pass
+    return np.array([real(cell, where, what) for cell in cells])  # names the bad one
+
+
+def hrnet_table(file: Path, points: int, layout: str, shift: float = 0.0) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """One of the tables that HRNet published and FaRL reads: image_name, scale, center_w, center_h, x, y, x, y, ...
+
+    Args:
+        file: the table, with a header.
+        points: landmarks K that it must have.
+        layout: of `expected`.
+        shift: pixels that are subtracted from all coordinates and centres.
+
+    Returns:
+        N image names; landmarks (N, K, 2); boxes (N, 4), the square of side 200 scale around the centre.
+
+    Raises:
+        DataError: another header or number of columns, or a value that is no number.
+    """
+    rows = csv_rows(file, layout)
+    where, header = next(rows, (str(file), []))
+    if header[:4] != _HRNET_HEAD:
+        raise DataError(f"{file} begins with {', '.join(header[:4])!r} where {', '.join(_HRNET_HEAD)!r} is expected")
+    names, values = [], []
+    for where, cells in rows:
+        check_width(where, len(cells), 4 + 2 * points)
+        names.append(cells[0])
+        values.append(numbers(cells[1:], where, "coordinate"))
+    table = np.array(values).reshape(-1, 3 + 2 * points)
+    half, centres = 100 * table[:, :1], table[:, 1:3] - shift
+    boxes = np.concatenate([centres - half, centres + half], 1)
+    return names, table[:, 3:].reshape(-1, points, 2) - shift, boxes
+
+
+def square_around(points: np.ndarray) -> np.ndarray:
+    """The square with the centre and the longer side of the points' bounding box.
+
+    HRNet's centres and scales are made this way (its `scale` is that side / 200), so this is the box of a set that
+    brings none.
+
+    Args:
+        points: (..., K, 2) pixels.
+
+    Returns:
+        (..., 4) left, top, right, bottom.
+    """
+    low, high = points.min(-2), points.max(-2)
+    centre, half = (low + high) / 2, (high - low).max(-1, keepdims=True) / 2
+    return np.concatenate([centre - half, centre + half], -1)
+
+
+def read_mask(file: str | Path) -> np.ndarray:
+    """(H, W) uint8 class map of a file. ImageError as `decode_mask` and `read_file`."""
+    return decode_mask(read_file(file), key=str(file))
+
+
+def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:
+    """The mask at its image's size: as it is, or enlarged by a whole number (1024 px images with 512 px masks).
+
+    Raises:
+        ImageError: the sizes do not fit.
+    """
+    height, width = stored_size(image, key=key)
+    (down, rest_y), (across, rest_x) = divmod(height, mask.shape[0]), divmod(width, mask.shape[1])
+    if rest_y or rest_x or down != across:
+        raise ImageError(key, f"it has {width}x{height} pixels, but its mask {file} {mask.shape[1]}x{mask.shape[0]}")
+    return mask if down == 1 else mask.repeat(down, 0).repeat(down, 1)
+
+
+def check_classes(mask: np.ndarray, classes: int, file: str, where: str) -> None:
+    """DataError where a mask has a class that there is no name for; 255 is left out and always allowed.
+
+    Args:
+        mask: (H, W) uint8.
+        classes: number of classes.
+        file: of the mask.
+        where: what the classes are named by.
+    """
+    used = mask[mask != IGNORED]
+    if used.size and used.max() >= classes:
+        raise DataError(f"{file} has the class {used.max()}, but {where} names {classes} (0 to {classes - 1})")
+
+
+def side_pairs(names: Sequence[str]) -> tuple[int, ...] | None:
+    """Which class each class becomes in a mirrored image, from names that differ in a side only.
+
+    Sides are `left` and `right` anywhere in a name, `l_` and `r_` in front, and a number behind that is the class's
+    own (`eye_4` and `eye_5`), if exactly two names are the same otherwise.
+
+    Args:
+        names: of the classes by index.
+
+    Returns:
+        Class of the mirrored image by class; None where no two names are a pair.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        plain = re.sub(r"left|right", "*", name.lower())
+        plain = re.sub(r"^[lr]_", "*_", plain)
+        plain = re.sub(rf"[_-]0*{index}$", "_*", plain)
+        if "*" in plain:
+            groups.setdefault(plain, []).append(index)
+    pairs = [group for group in groups.values() if len(group) == 2]
+    return swapped(len(names), pairs) if pairs else None
+
+
+def swapped(classes: int, pairs: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """0, 1, ..., classes - 1 with the two classes of each pair exchanged."""
+    flip = list(range(classes))
+    for a, b in pairs:
+        flip[a], flip[b] = b, a
+    return tuple(flip)

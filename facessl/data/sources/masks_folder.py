@@ -1,0 +1,163 @@
+"""A person's own masks: images and class maps with equal names, or a table that pairs them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from facessl.batch import Sample
+from facessl.data.decode import EXTENSIONS
+from facessl.data.sources._annotations import check_classes, fitted, read_mask, side_pairs, swapped
+from facessl.data.sources._lists import Items, csv_header, csv_table, expected, find, find_any, lines, root_folder
+from facessl.errors import ConfigError, DataError
+
+LAYOUT = expected(
+    "masks_folder",
+    "classes.txt (one name a line, background first)",
+    "images/NAME.jpg with masks/NAME.png (also below train, val, test)"
+    " or index.csv with columns image, mask and, if wanted, split",
+)
+_PARTS = ("train", "val", "test")
+_PAIR = re.compile(r"(\d+):(\d+)")
+
+
+class _Row(NamedTuple):
+    """Paths below the folder, and the part ("" where there are none)."""
+
+    image: str
+    mask: str
+    part: str
+
+
+class MasksFolder:
+    """Images with class maps.
+
+    Expected: `classes.txt`, one name a line from class 0, and either `index.csv` (columns image, mask, if wanted split)
+    or `images/` and `masks/` whose files have equal names but for the ending; both may lie in `train/`, `val/` and
+    `test/`, or hold these folders. Masks are grey or palette PNGs of class numbers (a palette's colours do not matter),
+    255 is left out. They are as large as their image, or smaller by a whole number. The licence is that of your images.
+
+    Attributes:
+        mask_names: of `classes.txt`; numbers in front ("4 left_eye") are checked and dropped.
+        mask_flip: which classes change places in a mirrored image, by the option `flip`.
+        splits: the parts that there are.
+    """
+
+    provides = frozenset({"mask"})
+    label_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
+    streaming = False
+
+    def __init__(self, path: str | Path, *, split: str | None = None, flip: str = "auto") -> None:
+        """
+        Args:
+            path: folder of the layout above.
+            split: train, val or test (of `index.csv`: any value of its column); None: all images.
+            flip: classes that change places in a mirrored image, as `4:5,6:7`; none; or auto: pairs of names that
+                differ in left/right, in l_/r_ in front, or in their own number behind (`eye_4`, `eye_5`).
+
+        Raises:
+            ConfigError: no such split, or a pair of classes that there is not.
+            DataError: a file that is missing or not as expected.
+        """
+        root = root_folder(path, LAYOUT)
+        self._names_file = find(root, ["classes.txt"], LAYOUT)
+        self.mask_names = _names(self._names_file)
+        self.mask_flip = _flip(flip, self.mask_names)
+        index = find_any(root, ["index.csv"])
+        rows = _table(index) if index else _files(root)
+        parts = list(dict.fromkeys(row.part for row in rows if row.part))
+        self.splits = {part: part for part in _PARTS if part in parts}
+        if split is not None:
+            if split not in parts:
+                known = f"it has {', '.join(sorted(parts))}" if parts else "it is not divided"
+                raise ConfigError(f"masks_folder?split={split} cannot be used with {root}: {known}")
+            rows = [row for row in rows if row.part == split]
+        self._root, self._masks = root, [row.mask for row in rows]
+        self._items = Items(root, [row.image for row in rows], {}, file=index or root, hint=LAYOUT)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Image `index` with its mask.
+
+        Raises:
+            ImageError: the image or the mask cannot be read, or their sizes do not fit.
+            DataError: the mask has a class that `classes.txt` does not name.
+        """
+        sample = self._items[index]
+        assert isinstance(sample.image, bytes)
+        file = os.path.join(self._root, self._masks[index])
+        mask = read_mask(file)
+        check_classes(mask, len(self.mask_names), file, str(self._names_file))
+        sample.mask = fitted(mask, sample.image, sample.key, file)
+        return sample
+
+    def key(self, index: int) -> str:
+        """Path of image `index`, without reading it."""
+        return self._items.key(index)
+
+
+def _names(file: Path) -> tuple[str, ...]:
+    """Class names of `classes.txt`."""
+    names = [line for _, line in lines(file, LAYOUT)]
+    numbered = [re.fullmatch(r"(\d+)[\s:,]+(.+)", name) for name in names]
+    if all(numbered):
+        for at, match in enumerate(numbered):
+            if match and int(match[1]) != at:
+                raise DataError(f"{file} names the class {match[1]} where {at} is expected: count from 0 without gaps")
+        names = [match[2] for match in numbered if match]
+    if len(names) < 2 or len(set(names)) != len(names) or len(names) > 255:
+        raise DataError(f"{file} must name 2 to 255 different classes, one a line, but names {len(set(names))}")
+    return tuple(names)
+
+
+def _flip(flip: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Class of the mirrored image by class; None where classes have no sides."""
+    if flip == "auto":
+        return side_pairs(names)
+    if flip == "none":
+        return None
+    pairs = [_PAIR.fullmatch(text.strip()) for text in flip.split(",")]
+    numbers = [(int(match[1]), int(match[2])) for match in pairs if match]
+    flat = [number for pair in numbers for number in pair]
+    if len(numbers) != len(pairs) or len(set(flat)) != len(flat) or max(flat, default=0) >= len(names):
+        raise ConfigError(
+            f"masks_folder?flip={flip} cannot be used: it must be auto, none, or pairs of different classes "
+            f"from 0 to {len(names) - 1} as 4:5,6:7"
+        )
+    return swapped(len(names), numbers)
+
+
+def _table(file: Path) -> list[_Row]:
+    """Rows of `index.csv`."""
+    columns = ["image", "mask", *(["split"] if "split" in csv_header(file, LAYOUT) else [])]
+    return [_Row(*cells, *([""] if len(cells) == 2 else [])) for _, cells in csv_table(file, columns, LAYOUT)]
+
+
+def _files(root: Path) -> list[_Row]:
+    """Images and masks of equal name, by part and name."""
+    rows = []
+    places = [("", "images", "masks")]
+    places += [(part, f"{part}/images", f"{part}/masks") for part in _PARTS]
+    places += [(part, f"images/{part}", f"masks/{part}") for part in _PARTS]
+    for part, images, masks in places:
+        if not (root / images).is_dir():
+            continue
+        present = _stems(find(root, [masks], LAYOUT), (".png", ".bmp", ".gif"))
+        for stem, name in _stems(root / images, EXTENSIONS).items():
+            if stem not in present:
+                raise DataError(f"{root / images / name} has no mask {root / masks / stem}.png ({LAYOUT})")
+            rows.append(_Row(f"{images}/{name}", f"{masks}/{present[stem]}", part))
+    if not rows:
+        raise DataError(f"{root} has neither index.csv nor images in images/ ({LAYOUT})")
+    return rows
+
+
+def _stems(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
+    """File name by stem of the files with these endings."""
+    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(endings))
+    return {os.path.splitext(name)[0]: name for name in names}
