@@ -1,4 +1,4 @@
-"""Class activation maps that should mirror with the image (EAC: Zhang et al., ECCV 2022, Sec. 3.2)."""
+"""Class activation maps that should mirror with the image (EAC: Zhang et al., ECCV 2022)."""
 
 from __future__ import annotations
 

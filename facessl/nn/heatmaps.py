@@ -105,7 +105,8 @@ def soft_argmax(activations: Tensor, *, epsilon: float = 1e-6) -> Tensor:
     Returns:
         (B, K, 2) x, y in cells, in float32 or wider also under autocast.
     """
-    columns, rows = marginals(activations)
+    kind = torch.promote_types(activations.dtype, torch.float32)
+    columns, rows = (activations.sum(dim, dtype=kind) for dim in (-2, -1))  # (B, K, w), (B, K, h)
     total = columns.sum(-1).clamp_min(epsilon)  # (B, K)
     out = []
     for share in (columns, rows):
@@ -113,9 +114,3 @@ def soft_argmax(activations: Tensor, *, epsilon: float = 1e-6) -> Tensor:
         cells = torch.arange(share.shape[-1], device=share.device, dtype=share.dtype) - centre
         out.append((share * cells).sum(-1) / total + centre)
     return torch.stack(out, dim=-1)
-
-
-def marginals(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, K, h, w) -> sums over y (B, K, w) and over x (B, K, h), in float32 or wider."""
-    kind = torch.promote_types(maps.dtype, torch.float32)
-    return maps.sum(-2, dtype=kind), maps.sum(-1, dtype=kind)

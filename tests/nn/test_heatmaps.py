@@ -1,5 +1,6 @@
 """Landmarks to heatmaps and back, against loops over cells."""
 
+import itertools
 import math
 
 import numpy as np
@@ -36,10 +37,7 @@ def test_edges_against_loops():
     maps = edge_heatmaps(points, edges, (13, 12), sigma=1.0)
     for e, edge in enumerate(edges):
         line = np.concatenate(
-            [
-                np.linspace(points[0, a].numpy(), points[0, b].numpy(), 2001)
-                for a, b in zip(edge, edge[1:], strict=False)
-            ]
+            [np.linspace(points[0, a].numpy(), points[0, b].numpy(), 2001) for a, b in itertools.pairwise(edge)]
         )
         for y in range(13):
             for x in range(12):
