@@ -93,6 +93,12 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
 
 
+def known_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of the numbers that are not NaN; NaN where all are."""
+    known = ~np.isnan(values)
+    return ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
+
+
 def resampled_sums(rows: np.ndarray, *, samples: int = 1000, seed: int = 0) -> np.ndarray:
     """Sums over the images of each resample: (n, S) -> (samples, S) float64."""
     numbers = np.asarray(rows, np.float64)

@@ -15,7 +15,7 @@ import numpy as np
 
 from facessl.errors import DataError
 from facessl.metrics.accuracy import confusion
-from facessl.metrics.intervals import Interval, as_array, interval, ratio, resampled_sums
+from facessl.metrics.intervals import Interval, as_array, interval, known_mean, ratio, resampled_sums
 
 
 class ConfusionMatrix:
@@ -79,12 +79,12 @@ def iou_per_class(matrix: np.ndarray) -> np.ndarray:
 
 def mean_f1(matrix: np.ndarray) -> np.ndarray:
     """(..., K, K) counts -> (...) mean F1 over the classes without background; absent classes do not count."""
-    return _mean(f1_per_class(matrix)[..., 1:])
+    return known_mean(f1_per_class(matrix)[..., 1:])
 
 
 def mean_iou(matrix: np.ndarray) -> np.ndarray:
     """(..., K, K) counts -> (...) mean IoU over all classes with background; absent classes do not count."""
-    return _mean(iou_per_class(matrix))
+    return known_mean(iou_per_class(matrix))
 
 
 def pixel_accuracy(matrix: np.ndarray) -> np.ndarray:
@@ -95,12 +95,6 @@ def pixel_accuracy(matrix: np.ndarray) -> np.ndarray:
 
 def _margins(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1), matrix.sum(-2)
-
-
-def _mean(scores: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of the numbers that are known; NaN where none is."""
-    known = ~np.isnan(scores)
-    return ratio(np.where(known, scores, 0).sum(-1), known.sum(-1))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,196 @@
+"""Face verification: are two images of one person? Accuracy over folds, TAR at FAR, ROC AUC and EER.
+
+Intervals resample pairs. Pairs that share a person are not independent, so the truth is somewhat wider.
+
+Source: Huang et al., "Labeled Faces in the Wild", 2007 (ten folds; the threshold comes from the other nine).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from facessl.errors import DataError
+from facessl.metrics.intervals import Interval, as_array, interval, known_mean, ratio, resampled_counts
+
+#: Folds where the pairs come without.
+FOLDS = 10
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Shares between 0 and 1 with 95 % bootstrap intervals over pairs.
+
+    Attributes:
+        same, different: pairs of each kind.
+        accuracy: mean over the folds; the threshold of a fold is the best one of the others.
+        fold_accuracies: of each fold, in order.
+        standard_error: of the mean over folds, as LFW's tables give it.
+        roc_auc: area under the ROC curve.
+        eer: rate at which false accepts and false rejects are equal.
+        tar: share of same pairs accepted at each false accept rate; None where `different` pairs are too few for a
+            single false accept at that rate.
+    """
+
+    same: int
+    different: int
+    accuracy: Interval
+    fold_accuracies: tuple[float, ...]
+    standard_error: float
+    roc_auc: Interval
+    eer: Interval
+    tar: dict[float, Interval | None]
+
+    def summary(self) -> dict[str, Any]:
+        """Ready for JSON: each number with NAME_interval [low, high]; tar@far=... is null where not resolved."""
+        numbers = {"accuracy": self.accuracy, "roc_auc": self.roc_auc, "eer": self.eer}
+        out: dict[str, Any] = {"same": self.same, "different": self.different, "standard_error": self.standard_error}
+        for name, found in (numbers | {f"tar@far={far:g}": tar for far, tar in self.tar.items()}).items():
+            out[name] = found and found.value
+            out[f"{name}_interval"] = found and [found.low, found.high]
+        return out
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosines of (P, C) embeddings, row by row: (P,) float64; 0 where an embedding is zero."""
+    a, b = (as_array(x).astype(np.float64) for x in (first, second))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.nan_to_num(ratio((a * b).sum(1), lengths), nan=0.0)
+
+
+def verification(
+    similarity: np.ndarray,
+    same: np.ndarray,
+    folds: np.ndarray | None = None,
+    *,
+    fars: Sequence[float] = (1e-1, 1e-2, 1e-3),
+    samples: int = 1000,
+    seed: int = 0,
+) -> Verification:
+    """Scores of P pairs.
+
+    Args:
+        similarity: (P,), larger is more alike (`cosine`).
+        same: (P,), 1 where both images show one person.
+        folds: (P,) fold of each pair; None: ten folds, dealt in turn among same and among different pairs.
+        fars: false accept rates.
+        samples, seed: of the bootstrap, which chooses the thresholds anew in every resample.
+
+    Raises:
+        DataError: pairs of one kind only, fewer than two folds, or a similarity that is not finite.
+    """
+    similarity, same = as_array(similarity).astype(np.float64), as_array(same).astype(bool)
+    folds = _deal(same) if folds is None else as_array(folds)
+    if not len(similarity) == len(same) == len(folds):
+        raise ValueError(f"{len(similarity)} similarities, {len(same)} answers and {len(folds)} folds")
+    curve = _Curve(similarity, same, folds)
+    every = np.ones((1, len(same)))
+    accuracies = curve.fold_accuracies(every)[0]
+    point = curve.rates(every, fars)[0]
+    drawn, drawn_accuracy = [], []
+    for counts in resampled_counts(len(same), samples=samples, seed=seed):
+        drawn.append(curve.rates(counts, fars))
+        drawn_accuracy.append(known_mean(curve.fold_accuracies(counts)))
+    columns = np.concatenate(drawn)
+    found = [interval(point[i], columns[:, i]) for i in range(len(point))]
+    different = int((~same).sum())
+    return Verification(
+        same=int(same.sum()),
+        different=different,
+        accuracy=interval(accuracies.mean(), np.concatenate(drawn_accuracy)),
+        fold_accuracies=tuple(accuracies.tolist()),
+        standard_error=float(accuracies.std(ddof=1) / len(accuracies) ** 0.5),
+        roc_auc=found[0],
+        eer=found[1],
+        tar={far: tar if _allowed(far, different) >= 1 else None for far, tar in zip(fars, found[2:], strict=True)},
+    )
+
+
+def _deal(same: np.ndarray) -> np.ndarray:
+    """(P,) folds 0 to 9 in turn, same and different pairs each by themselves."""
+    folds = np.empty(len(same), np.int64)
+    for kind in (True, False):
+        folds[same == kind] = np.arange((same == kind).sum()) % FOLDS
+    return folds
+
+
+def _allowed(far: float, different: np.ndarray | int) -> np.ndarray:
+    """False accepts that a rate allows; a rate times a count may miss a whole number by rounding."""
+    return np.floor(np.asarray(far * different) + 1e-9)
+
+
+class _Curve:
+    """The ROC curve of pairs that count any number of times.
+
+    Step j of the curve accepts the pairs of the j largest distinct similarities; step 0 accepts none.
+    """
+
+    def __init__(self, similarity: np.ndarray, same: np.ndarray, folds: np.ndarray) -> None:
+        if not np.isfinite(similarity).all():
+            raise DataError(f"{(~np.isfinite(similarity)).sum()} of {len(similarity)} similarities are not finite")
+        if same.all() or not same.any():
+            raise DataError(
+                f"verification needs pairs of one person and of two, but all {len(same)} pairs are of one kind"
+            )
+        self.order = np.argsort(-similarity, kind="stable")
+        self.same, self.folds = same[self.order], folds[self.order]
+        ranked = similarity[self.order]
+        self.ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
+        self.names = np.unique(folds)
+        if len(self.names) < 2:
+            raise DataError("verification needs at least two folds: one is tested at the threshold of the others")
+
+    def _steps(self, weights: np.ndarray) -> np.ndarray:
+        """(r, P) numbers of ranked pairs -> (r, D + 1) their sums over what each step accepts."""
+        sums = np.cumsum(weights, axis=1)[:, self.ends]
+        return np.concatenate([np.zeros((len(weights), 1)), sums], axis=1)
+
+    def rates(self, counts: np.ndarray, fars: Sequence[float]) -> np.ndarray:
+        """(r, P) counts of pairs -> (r, 2 + len(fars)): area, equal error rate, TAR at each FAR."""
+        ranked = counts[:, self.order]
+        hits, falses = self._steps(ranked * self.same), self._steps(ranked * ~self.same)
+        tar, far = ratio(hits, hits[:, -1:]), ratio(falses, falses[:, -1:])  # (r, D + 1)
+        area = (np.diff(far) * (tar[:, 1:] + tar[:, :-1]) / 2).sum(1)
+        columns = [area, _equal_error(tar, far)]
+        rows = np.arange(len(ranked))
+        for rate in fars:
+            step = (falses <= _allowed(rate, falses[:, -1:])).sum(1) - 1
+            columns.append(tar[rows, step])
+        return np.stack(columns, axis=1)
+
+    def fold_accuracies(self, counts: np.ndarray) -> np.ndarray:
+        """(r, P) counts of pairs -> (r, F) accuracy of each fold, NaN where a resample has no pair of it.
+
+        A threshold is one of the other folds' similarities, and accepts what reaches it, or lies above all of them. Of
+        several that are best there, the middle one is taken.
+        """
+        ranked = counts[:, self.order]
+        gain = ranked * np.where(self.same, 1, -1)
+        right_all = self._steps(gain) + (ranked * ~self.same).sum(1, keepdims=True)
+        size_all = self._steps(ranked)
+        rows = np.arange(len(ranked))
+        out = []
+        for name in self.names:
+            inside = self.folds == name
+            right = self._steps(gain * inside) + (ranked * (inside & ~self.same)).sum(1, keepdims=True)
+            size = self._steps(ranked * inside)
+            elsewhere = right_all - right
+            elsewhere[:, 1:][np.diff(size_all - size) == 0] = -1  # no similarity of the other folds
+            best = elsewhere == elsewhere.max(1, keepdims=True)
+            seen = np.cumsum(best, axis=1)
+            step = (seen >= (seen[:, -1:] + 1) // 2).argmax(1)
+            out.append(ratio(right[rows, step], size[:, -1]))
+        return np.stack(out, axis=1)
+
+
+def _equal_error(tar: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """(r, D + 1) curves -> (r,) rate where far = 1 - tar, on the line between the steps around it; NaN as they are."""
+    excess = far + tar - 1  # from -1 to 1, never falling
+    step = np.maximum((excess >= 0).argmax(1), 1)
+    rows = np.arange(len(far))
+    before, after = excess[rows, step - 1], excess[rows, step]
+    share = ratio(-before, after - before)
+    return far[rows, step - 1] + share * (far[rows, step] - far[rows, step - 1])

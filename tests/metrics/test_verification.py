@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from facessl.errors import DataError
+from facessl.metrics.verification import cosine, verification
+
+
+@pytest.fixture
+def pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """600 pairs in 10 folds; similarities to two digits, so that many are equal."""
+    rng = np.random.default_rng(0)
+    same = rng.random(600) < 0.45
+    return np.round(rng.normal(0.2 + 0.3 * same, 0.2), 2), same, rng.integers(1, 11, 600)
+
+
+def slow_accuracy(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray) -> list[float]:
+    out = []
+    for fold in sorted(set(folds)):
+        train = [i for i in range(len(same)) if folds[i] != fold]
+        candidates = [np.inf, *sorted({similarity[i] for i in train}, reverse=True)]
+        right = [sum((similarity[i] >= t) == same[i] for i in train) for t in candidates]
+        best = [t for t, r in zip(candidates, right, strict=True) if r == max(right)]
+        threshold = best[(len(best) - 1) // 2]
+        test = [i for i in range(len(same)) if folds[i] == fold]
+        out.append(sum((similarity[i] >= threshold) == same[i] for i in test) / len(test))
+    return out
+
+
+def test_accuracy_over_folds_agrees_with_a_slow_twin(pairs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    found = verification(*pairs, samples=50)
+    slow = slow_accuracy(*pairs)
+    assert found.fold_accuracies == pytest.approx(slow)
+    assert found.accuracy.value == pytest.approx(np.mean(slow))
+    assert found.standard_error == pytest.approx(np.std(slow, ddof=1) / np.sqrt(10))
+
+
+def test_curve_agrees_with_scikit_learn(pairs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    similarity, same, folds = pairs
+    found = verification(similarity, same, folds, samples=50)
+    far, tar, _ = roc_curve(same, similarity, drop_intermediate=False)
+    assert found.roc_auc.value == pytest.approx(roc_auc_score(same, similarity))
+    for rate in (0.1, 0.01):
+        tar_at = found.tar[rate]
+        assert tar_at is not None
+        assert tar_at.value == pytest.approx(max(t for f, t in zip(far, tar, strict=True) if f <= rate))
+    places = np.linspace(0, 1, 200_001)
+    crossing = np.abs(np.interp(places, far, tar) - (1 - places)).argmin()
+    assert found.eer.value == pytest.approx(places[crossing], abs=1e-4)
+
+
+def test_rates_by_hand() -> None:
+    # Ranked: same, same, different, same, different, different, same, different (0.9 to 0.2).
+    same = np.array([1, 1, 0, 1, 0, 0, 1, 0])
+    similarity = np.linspace(0.9, 0.2, 8)
+    found = verification(similarity, same, np.array([0, 1] * 4), fars=(0.25, 0.24, 0.5), samples=20)
+    assert found.tar[0.25] is not None
+    assert found.tar[0.25].value == 0.75  # one false accept is allowed: everything before the second
+    assert found.tar[0.24] is None  # four different pairs resolve 0.25 at best
+    assert found.tar[0.5] is not None
+    assert found.tar[0.5].value == 0.75
+    assert found.roc_auc.value == pytest.approx(12 / 16)  # ordered pairs: 4 + 4 + 3 + 1
+    assert found.eer.value == pytest.approx(0.25)
+
+
+def test_intervals_are_those_of_drawing_pairs(pairs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    found = verification(*pairs)
+    rng = np.random.default_rng(1)
+    accuracy, area = [], []
+    for k in range(400):
+        i = rng.integers(0, 600, 600)
+        area.append(roc_auc_score(pairs[1][i], pairs[0][i]))
+        if k < 100:
+            accuracy.append(np.mean(slow_accuracy(*(x[i] for x in pairs))))
+    assert found.roc_auc[1:] == pytest.approx(np.percentile(area, [2.5, 97.5]), abs=0.01)
+    assert found.accuracy[1:] == pytest.approx(np.percentile(accuracy, [2.5, 97.5]), abs=0.015)
+
+
+def test_threshold_never_sees_the_fold_it_is_tested_on() -> None:
+    # Each fold is separable, at another level: its own threshold would be right everywhere, one of all pairs in one fold.
+    same = np.array([1, 0] * 20)
+    folds = np.repeat([0, 1], 20)
+    similarity = np.where(folds == 0, 0.6, 0.1) + 0.3 * same
+    assert verification(similarity, same, folds, samples=5).fold_accuracies == (0.5, 0.5)
+
+
+def test_random_and_perfect_similarities() -> None:
+    rng = np.random.default_rng(0)
+    same = np.arange(2000) % 2
+    perfect = verification(same.astype(float), same)
+    assert (perfect.accuracy.value, perfect.roc_auc.value, perfect.eer.value) == (1, 1, 0)
+    chance = verification(rng.random(2000), same)
+    assert chance.roc_auc.low < 0.5 < chance.roc_auc.high
+    assert chance.accuracy.value == pytest.approx(0.5, abs=0.04)
+    constant = verification(np.ones(2000), same)
+    assert constant.roc_auc.value == 0.5
+    assert constant.accuracy.value == pytest.approx(0.5)
+
+
+def test_rates_that_pairs_do_not_resolve_are_null_in_json(pairs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    summary = json.loads(json.dumps(verification(*pairs, samples=20).summary(), allow_nan=False))
+    assert summary["tar@far=0.001"] is None
+    assert summary["tar@far=0.001_interval"] is None
+    assert summary["tar@far=0.1_interval"][0] < summary["tar@far=0.1"]
+
+
+def test_cosine_ignores_length_and_survives_zero() -> None:
+    first = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
+    assert cosine(first, first * [[2], [-5], [1]]) == pytest.approx([1, -1, 0])
+
+
+def test_what_cannot_be_scored_is_said() -> None:
+    with pytest.raises(DataError, match="all 3 pairs are of one kind"):
+        verification(np.zeros(3), np.ones(3))
+    with pytest.raises(DataError, match="1 of 2 similarities are not finite"):
+        verification(np.array([0.0, np.nan]), np.array([0, 1]))
+    with pytest.raises(DataError, match="at least two folds"):
+        verification(np.zeros(2), np.array([0, 1]), np.zeros(2))
