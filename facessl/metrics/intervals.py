@@ -99,13 +99,13 @@ def known_mean(values: np.ndarray) -> np.ndarray:
     return ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
 
 
-def resampled_sums(rows: np.ndarray, *, samples: int = 1000, seed: int = 0) -> np.ndarray:
+def resampled_sums(rows: np.ndarray, *, samples: int = 1000, seed: int | tuple[int, ...] = 0) -> np.ndarray:
     """Sums over the images of each resample: (n, S) -> (samples, S) float64."""
     numbers = np.asarray(rows, np.float64)
     return np.concatenate([counts @ numbers for counts in resampled_counts(len(rows), samples=samples, seed=seed)])
 
 
-def resampled_counts(n: int, *, samples: int = 1000, seed: int = 0) -> Iterator[np.ndarray]:
+def resampled_counts(n: int, *, samples: int = 1000, seed: int | tuple[int, ...] = 0) -> Iterator[np.ndarray]:
     """How often each resample holds each of n images: pieces (r, n) float64 of a (samples, n) matrix, in order."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // n)

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ def pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.round(rng.normal(0.2 + 0.3 * same, 0.2), 2), same, rng.integers(1, 11, 600)
 
 
-def slow_accuracy(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray) -> list[float]:
+def slow_accuracy(similarity: Any, same: Any, folds: Any) -> list[float]:
     out = []
+    similarity, same, folds = similarity.tolist(), same.tolist(), folds.tolist()
     for fold in sorted(set(folds)):
         train = [i for i in range(len(same)) if folds[i] != fold]
         candidates = [np.inf, *sorted({similarity[i] for i in train}, reverse=True)]
@@ -66,20 +68,18 @@ def test_rates_by_hand() -> None:
 
 
 def test_intervals_are_those_of_drawing_pairs(pairs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    found = verification(*pairs)
+    few = [x[:200] for x in pairs]
+    found = verification(*few)
     rng = np.random.default_rng(1)
-    accuracy, area = [], []
-    for k in range(400):
-        i = rng.integers(0, 600, 600)
-        area.append(roc_auc_score(pairs[1][i], pairs[0][i]))
-        if k < 100:
-            accuracy.append(np.mean(slow_accuracy(*(x[i] for x in pairs))))
-    assert found.roc_auc[1:] == pytest.approx(np.percentile(area, [2.5, 97.5]), abs=0.01)
-    assert found.accuracy[1:] == pytest.approx(np.percentile(accuracy, [2.5, 97.5]), abs=0.015)
+    drawn = [rng.integers(0, 200, 200) for _ in range(200)]
+    area = [roc_auc_score(few[1][i], few[0][i]) for i in drawn]
+    accuracy = [np.mean(slow_accuracy(*(x[i] for x in few))) for i in drawn]
+    assert found.roc_auc[1:] == pytest.approx(np.percentile(area, [2.5, 97.5]), abs=0.02)
+    assert found.accuracy[1:] == pytest.approx(np.percentile(accuracy, [2.5, 97.5]), abs=0.02)
 
 
 def test_threshold_never_sees_the_fold_it_is_tested_on() -> None:
-    # Each fold is separable, at another level: its own threshold would be right everywhere, one of all pairs in one fold.
+    # Each fold is separable, at another level: its own threshold would be right, one of all pairs in one fold.
     same = np.array([1, 0] * 20)
     folds = np.repeat([0, 1], 20)
     similarity = np.where(folds == 0, 0.6, 0.1) + 0.3 * same
