@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,8 @@ from PIL import Image
 from facessl.data.sources.affectnet import COLUMNS as AFFECTNET_COLUMNS
 from facessl.data.sources.synthetic import Synthetic
 from facessl.data.sources.utkface import is_test
+
+from .make import shard
 
 #: The 40 attributes in the order of CelebA's list.
 CELEBA_NAMES = (
@@ -54,19 +55,22 @@ def build_vggface2(root: Path) -> str:
     return f"vggface2:{root}?strict=false"
 
 
+def encoded(index: int) -> bytes:
+    """A drawn face as a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(index)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
 def build_laionface(root: Path) -> str:
     for part in range(2):
-        folder = root / f"split_{part:05d}"
-        folder.mkdir(parents=True)
-        with tarfile.open(folder / "00000.tar", "w") as tar:
-            for image in range(3):
-                buffer = io.BytesIO()
-                Image.fromarray(pixels(image)).save(buffer, "JPEG")
-                caption = f"face {image} of part {part}".encode()
-                for ending, data in (("jpg", buffer.getvalue()), ("txt", caption), ("json", b"{}")):
-                    info = tarfile.TarInfo(f"00000000{image}.{ending}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        members: dict[str, bytes] = {}
+        for at in range(3):
+            members[f"00000000{at}.jpg"] = encoded(at)
+            members[f"00000000{at}.txt"] = f"face {at} of part {part}".encode()
+            members[f"00000000{at}.json"] = b"{}"
+        (root / f"split_{part:05d}").mkdir(parents=True)
+        shard(root / f"split_{part:05d}" / "00000.tar", members)
     return f"laionface:{root}"
 
 
