@@ -103,6 +103,12 @@ def test_splits_are_roles_that_the_option_opens(source: Source) -> None:
     assert not splits or "split" in inspect.signature(type(source)).parameters
 
 
+def test_columns_are_the_samples_values(source: Source) -> None:
+    """Class balance and label subsets ask for them; 300,000 images are not opened for that."""
+    for field in {"label", "identity", "group"} & source.provides if hasattr(source, "column") else ():
+        assert source.column(field).tolist() == [getattr(source[i], field) for i in range(6)]  # type: ignore[attr-defined]
+
+
 def test_pairs_name_items(source: Source) -> None:
     pairs, same, folds = (trait(source, name) for name in ("pairs", "same", "folds"))
     if pairs is None:

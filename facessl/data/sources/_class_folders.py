@@ -59,6 +59,6 @@ class ClassFolders:
             raise IndexError(f"image {index} of {len(self)}")
         return self._folder.key(int(self._kept[index]))
 
-    def labels(self) -> np.ndarray:
-        """(N,) labels."""
+    def column(self, field: str) -> np.ndarray:
+        """(N,) labels; there is no other field."""
         return self._label

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from facessl.batch import Sample
 from facessl.data.sources._class_folders import ClassFolders
 from facessl.data.sources._lists import (
@@ -101,6 +103,10 @@ class AffectNet:
     def key(self, index: int) -> str:
         """Path of image `index`, without reading it."""
         return self._items.key(index)
+
+    def column(self, field: str) -> np.ndarray:
+        """The values of a provided field, in the order of the images; none is read."""
+        return self._items.column(field)
 
 
 def _listed(root: Path, file: Path, classes: int) -> Items:

@@ -107,6 +107,10 @@ class CelebA:
         """Path of image `index`, without reading it."""
         return self._items.key(index)
 
+    def column(self, field: str) -> np.ndarray:
+        """The values of a provided field, in the order of the images; none is read."""
+        return self._items.column(field)
+
 
 def _names(stem: str, folder: str) -> list[str]:
     """Where a list may lie: the official text file first, then Kaggle's CSV file."""

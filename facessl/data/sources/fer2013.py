@@ -82,6 +82,10 @@ class FER2013:
         """Path of image `index`, or the CSV file and its line there, without reading it."""
         return self._items.key(index)
 
+    def column(self, field: str) -> np.ndarray:
+        """The values of a provided field, in the order of the images; none is read."""
+        return self._items.column(field)
+
 
 class _Rows:
     """Images of one use in the CSV file, by their places in it."""
@@ -133,6 +137,10 @@ class _Rows:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         return f"{self._file}/{self._table[index, 0]}"
+
+    def column(self, field: str) -> np.ndarray:
+        """(N,) labels; there is no other field."""
+        return self._table[:, 3]
 
 
 def _checked(where: str, row: bytes, at: list[int]) -> tuple[int, str]:

@@ -122,6 +122,10 @@ class LabelsCsv:
         """Path of image `index`, without reading it."""
         return self._items.key(index)
 
+    def column(self, field: str) -> np.ndarray:
+        """The values of a provided field, in the order of the images; none is read."""
+        return self._items.column(field)
+
 
 class _Table:
     """All cells of the table by column, and what they mean."""

@@ -69,6 +69,10 @@ class LFW:
         """Path of image `index`, without reading it."""
         return self._items.key(index)
 
+    def column(self, field: str) -> np.ndarray:
+        """The values of a provided field, in the order of the images; none is read."""
+        return self._items.column(field)
+
 
 _Face = tuple[str, int]
 

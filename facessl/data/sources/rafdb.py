@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from facessl.batch import Sample
 from facessl.data.sources._lists import Items, choice, counted, expected, find, root_folder, text_rows, whole
 from facessl.errors import DataError
@@ -75,3 +77,7 @@ class RAFDB:
     def key(self, index: int) -> str:
         """Path of image `index`, without reading it."""
         return self._items.key(index)
+
+    def column(self, field: str) -> np.ndarray:
+        """The values of a provided field, in the order of the images; none is read."""
+        return self._items.column(field)

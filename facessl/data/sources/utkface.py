@@ -92,6 +92,10 @@ class UTKFace:
         """Path of image `index`, without reading it."""
         return self._items.key(index)
 
+    def column(self, field: str) -> np.ndarray:
+        """The values of a provided field, in the order of the images; none is read."""
+        return self._items.column(field)
+
 
 def _rows(root: Path, strict: bool) -> dict[str, tuple[str, int, int, int]]:
     """Path below `root`, age, gender and race by name without endings."""

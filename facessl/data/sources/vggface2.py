@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from facessl.batch import Sample
 from facessl.data.sources._lists import choice, counted, expected, find, root_folder
 from facessl.data.sources.folder import Folder
@@ -68,3 +70,7 @@ class VGGFace2:
     def key(self, index: int) -> str:
         """Path of image `index`, without reading it."""
         return self._folder.key(index)
+
+    def column(self, field: str) -> np.ndarray:
+        """(N,) labels, which are the identities too; no image is read."""
+        return self._folder.labels()
