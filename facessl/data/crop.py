@@ -101,10 +101,20 @@ class Frame:
             image, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=_BORDERS[border]
         )
 
-    def mask(self, mask: np.ndarray) -> np.ndarray:
-        """Class map (H, W) uint8 of the stored image -> (S, S), the nearest class; 255 (left out) outside the image."""
+    def mask(self, mask: np.ndarray, image_shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """Class map (H, W) uint8 of the stored image -> (S, S), the nearest class; 255 (left out) outside the image.
+
+        Args:
+            mask: classes.
+            image_shape: (H, W, ...) of the stored image where the mask has another size over the same area.
+        """
         height, width = mask.shape
-        x, y = (np.floor(part + 0.5).astype(np.int64) for part in self._sources(np.linalg.inv(self.matrix)))
+        to_stored = np.eye(3)
+        if image_shape is not None and image_shape[:2] != mask.shape:
+            fy, fx = image_shape[0] / height, image_shape[1] / width
+            to_stored = np.array([(fx, 0, (fx - 1) / 2), (0, fy, (fy - 1) / 2), (0, 0, 1)])
+        sources = self._sources(np.linalg.inv(self.matrix @ to_stored))
+        x, y = (np.floor(part + 0.5).astype(np.int64) for part in sources)
         outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
         out: np.ndarray = mask[y.clip(0, height - 1), x.clip(0, width - 1)]
         out[outside] = 255

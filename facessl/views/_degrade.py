@@ -1,0 +1,100 @@
+"""Pixel degradations of a view in the worker: uint8 in, uint8 out, every random number handed in.
+
+A draw is uniform in 0..1. Noise over all pixels comes from a generator of its own, seeded by one draw, so that the
+number of draws does not depend on the size of the image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+TRIES = 10
+#: Draws that `erase_box` takes: area and log-ratio of each try, top, left.
+ERASE_DRAWS = 2 * TRIES + 2
+
+Box = tuple[int, int, int, int]
+
+
+def add_noise(image: np.ndarray, std: float, draw: float) -> np.ndarray:
+    """Gaussian noise of standard deviation `std` (0..255) on every value of (H, W, 3)."""
+    noise = _generator(draw).standard_normal(image.shape, np.float32)
+    return _to_uint8(image + std * noise)
+
+
+def fuse_noise(image: np.ndarray, share: float, draw: float) -> np.ndarray:
+    """(H, W, 3) blended with a `share` (0..1) of uniform noise per value."""
+    noise = _generator(draw).random(image.shape, np.float32)
+    return _to_uint8((1 - share) * image + (255 * share) * noise)
+
+
+def apply_gamma(image: np.ndarray, gamma: float) -> np.ndarray:
+    """Values v of 0..1 to the power of `gamma`: above 1 darkens."""
+    return cv2.LUT(image, _to_uint8(255 * (np.arange(256) / 255) ** gamma))
+
+
+def occlude(image: np.ndarray, draws: np.ndarray, ellipse: bool) -> np.ndarray:
+    """A black thing over part of a view: a block, or the ellipse in it.
+
+    Args:
+        image: (S, S, 3).
+        draws: (4,) height, width, centre x, centre y. The height is 0.1..0.4 of the side, the width at most 0.1 more
+            or less than the height, and the centre is anywhere: the occlusion of STAR and of FaRL's toolkit.
+        ellipse: draw an ellipse instead.
+    """
+    size = image.shape[0]
+    height = 0.2 + 0.6 * draws[0]
+    half_h, half_w = size * height / 4, size * (height - 0.2 + 0.4 * draws[1]) / 4
+    x, y = draws[2] * (size - 1), draws[3] * (size - 1)
+    image = image.copy()
+    if ellipse:
+        axes = (max(1, round(half_w)), max(1, round(half_h)))
+        cv2.ellipse(image, (round(x), round(y)), axes, 0, 0, 360, (0, 0, 0), -1)
+    else:
+        rows, columns = (slice(max(0, round(c - h)), round(c + h) + 1) for c, h in ((y, half_h), (x, half_w)))
+        image[rows, columns] = 0
+    return image
+
+
+def erase_box(size: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]) -> Box | None:
+    """Top, left, height, width of a random erasing in a view of side `size`, as torchvision's RandomErasing draws it.
+
+    Args:
+        size: of the view in pixels.
+        draws: (ERASE_DRAWS,).
+        scale: area of the box relative to the view, uniform.
+        ratio: height / width, log-uniform.
+
+    Returns:
+        None where no try of `TRIES` fits into the view.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    tries = draws[: 2 * TRIES].tolist()
+    for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
+        area = size * size * (scale[0] + area_draw * (scale[1] - scale[0]))
+        aspect = math.exp(low + ratio_draw * (high - low))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h < size and w < size:
+            top, left = draws[2 * TRIES :].tolist()
+            return int(top * (size - h + 1)), int(left * (size - w + 1)), h, w
+    return None
+
+
+def erase(image: np.ndarray, box: Box, mean: np.ndarray, std: np.ndarray, draw: float) -> np.ndarray:
+    """(H, W, 3) with the box filled by Gaussian noise; mean and std are (3,) in 0..255, std 0 fills with one colour."""
+    top, left, h, w = box
+    image = image.copy()
+    image[top : top + h, left : left + w] = (
+        _to_uint8(mean + std * _generator(draw).standard_normal((h, w, 3))) if std.any() else _to_uint8(mean)
+    )
+    return image
+
+
+def _generator(draw: float) -> np.random.Generator:
+    return np.random.default_rng(int(draw * 2**53))
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    return np.rint(values).clip(0, 255).astype(np.uint8)

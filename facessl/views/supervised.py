@@ -1,0 +1,215 @@
+"""Views for training with labels: one crop and one warp that moves the labels along, then degradations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import NormalDist
+from typing import Any
+
+import cv2
+import numpy as np
+
+from facessl.batch import Sample
+from facessl.data.crop import Frame, frame_of, similarity
+from facessl.data.layouts import Layout
+from facessl.errors import ConfigError, DataError
+from facessl.views import _degrade as degrade
+from facessl.views.augment import Augment, Distribution
+from facessl.views.geometric import photometric_params
+from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
+
+#: Uniform numbers in 0..1 that one image takes from its generator, always all of them and in the order of
+#: `Supervised._train`, so that a probability set to 0 leaves everything else as it is.
+_COUNTS = {"move": 8, "photometric": 10, "noise": 2, "occlusion": 5, "gamma": 3, "fusion": 3}
+_ERASING = 2 + degrade.ERASE_DRAWS
+DRAWS = sum(_COUNTS.values()) + 2 * _ERASING
+_LEFT_RIGHT = [1, 0, 2, 4, 3]  # five points of the mirrored image
+
+
+class Supervised:
+    """Crops an image, augments it in training, and moves its labels to the view.
+
+    Attributes:
+        augment: what to do.
+        size: side of the views in pixels.
+    """
+
+    def __init__(
+        self,
+        augment: Augment,
+        image_size: int,
+        *,
+        layout: Layout | None = None,
+        mask_flip: Sequence[int] | None = None,
+        needs: frozenset[str] = frozenset(),
+        train: bool = True,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        """
+        Args:
+            augment: crop and augmentation.
+            image_size: side of the views in pixels.
+            layout: order of the landmarks; None: unknown, they cannot be mirrored.
+            mask_flip: class of the mirrored image by class of the image; None: unknown, masks cannot be mirrored.
+                Classes without sides are `range(number of classes)`.
+            needs: label fields that the task uses. Landmarks and masks that cannot be mirrored are an error here where
+                the task needs them, and are left out of the samples of training (None) where it does not.
+            train: False: only the crop, whether there is a generator or not.
+            mean, std: normalisation, for what erasing fills in.
+
+        Raises:
+            ConfigError: flips are asked for, but labels that the task needs cannot be mirrored; no pixels.
+        """
+        if image_size < 1:
+            raise ConfigError(f"the image size is {image_size}, but it must be 1 or more")
+        sideless = {"landmarks": layout, "mask": mask_flip} if augment.flip and train else {}
+        self._dropped: dict[str, Any] = {name: None for name, known in sideless.items() if known is None}
+        for name in sorted(needs & self._dropped.keys()):
+            fix = "the order of its points (layout)" if name == "landmarks" else "the classes' sides (mask_flip)"
+            raise ConfigError(
+                f"the augmentation flips images (flip={augment.flip}), but the source does not tell {fix}, so that its "
+                f"{name} cannot be mirrored: set flip to 0 or name it in the source"
+            )
+        self.augment, self.size, self._train_mode = augment, image_size, train
+        self._flip = np.array(layout.flip) if layout else None
+        self._classes = np.arange(256, dtype=np.uint8)
+        if mask_flip is not None:
+            self._classes[: len(mask_flip)] = mask_flip
+        self._view = augment.view(image_size)
+        mean255, std255 = 255 * np.array(mean), 255 * np.array(std)
+        self._fill = {
+            "mean": (mean255, np.zeros(3)),
+            "zero": (np.zeros(3), np.zeros(3)),
+            "noise": (mean255, std255),
+        }[augment.erasing_fill]
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> Any:
+        """Views and parameter rows of an image without labels; the view alone without a generator.
+
+        Raises:
+            DataError: the crop needs a box or points.
+        """
+        _, views, params = self.with_sample(Sample(b"", "an image without labels"), image, rng)
+        return views[0] if rng is None else (views, params)
+
+    def with_sample(
+        self, sample: Sample, image: np.ndarray, rng: np.random.Generator | None
+    ) -> tuple[Sample, list[np.ndarray], list[np.ndarray]]:
+        """One sample's view or views.
+
+        Args:
+            sample: its labels are not changed.
+            image: (H, W, 3) uint8 RGB, the decoded image at full size.
+            rng: the sample's own generator; None: evaluation, only the crop.
+
+        Returns:
+            A copy of the sample whose landmarks, box, five points, mask, pose and `frame` are those of the first view;
+            one view (S, S, 3) uint8, or two where `pairs` is set and there is a generator; as many parameter rows (P,)
+            float32 (`facessl.views.spec.Column`), none in evaluation.
+
+        Raises:
+            DataError: the sample lacks what the crop needs, or has another number of landmarks than the layout.
+        """
+        a = self.augment
+        frame = frame_of(
+            sample, image.shape, crop=a.crop, size=self.size, scale=a.crop_scale, warp=a.warp, template=a.template
+        )
+        if rng is None or not self._train_mode:
+            return self._moved(sample, image, frame), [frame.image(image, a.border)], []
+        return self._train(sample, image, frame, rng.random(DRAWS))
+
+    def _train(
+        self, sample: Sample, image: np.ndarray, frame: Frame, draws: np.ndarray
+    ) -> tuple[Sample, list[np.ndarray], list[np.ndarray]]:
+        a, parts, start = self.augment, {}, 0
+        for name, count in (*_COUNTS.items(), ("erasing", _ERASING), ("erasing of the mirrored view", _ERASING)):
+            parts[name], start = draws[start : start + count], start + count
+        move, rotation, flip = self._move(parts["move"].tolist())
+        frame = frame.compose(move)
+        if parts["noise"][0] < a.noise:
+            image = degrade.add_noise(image, a.noise_std, parts["noise"][1])
+        view = self._degraded(frame.image(image, a.border), parts)
+        params = photometric_params(self._view, parts["photometric"])
+        sample = self._moved(replace(sample, **self._dropped), image, frame, rotation, flip)
+        first = self._erased(view, parts["erasing"])
+        if not a.pairs:
+            return sample, [first], [params]
+        if a.shared_erasing:
+            second = cv2.flip(first, 1)
+        else:
+            second = self._erased(cv2.flip(view, 1), parts["erasing of the mirrored view"])
+        return sample, [first, second], [params, params]
+
+    def _move(self, draws: list[float]) -> tuple[np.ndarray, float, bool]:
+        """(3, 3) of view pixels, its rotation in degrees, whether it mirrors."""
+        a = self.augment
+        rotation_on, rotation, scale_on, scale, shift_on, x, y, flip = draws
+        turn = _spread(rotation, a.rotation, a.distribution) if rotation_on < a.rotation_p else 0.0
+        zoom = max(0.1, 1 + _spread(scale, a.scale, a.distribution)) if scale_on < a.scale_p else 1.0
+        shift = (0.0, 0.0)
+        if shift_on < a.shift_p:
+            shift = (_spread(x, a.shift, a.shift_distribution), _spread(y, a.shift, a.shift_distribution))
+        mirrored = flip < a.flip
+        return similarity(self.size, rotation=turn, scale=zoom, shift=shift, flip=mirrored), turn, mirrored
+
+    def _degraded(self, view: np.ndarray, parts: dict[str, np.ndarray]) -> np.ndarray:
+        """(S, S, 3) with occlusion, gamma and noise."""
+        a = self.augment
+        if parts["occlusion"][0] < a.occlusion:
+            view = degrade.occlude(view, parts["occlusion"][1:], a.occlusion_shape == "ellipse")
+        on, side, place = parts["gamma"].tolist()
+        if on < a.gamma:
+            low, high = a.gamma_low if side < 0.5 else a.gamma_high
+            view = degrade.apply_gamma(view, low + place * (high - low))
+        on, share, seed = parts["fusion"].tolist()
+        if on < a.fusion:
+            view = degrade.fuse_noise(view, share * a.fusion_max, seed)
+        return view
+
+    def _erased(self, view: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        if draws[0] >= self.augment.erasing:
+            return view
+        box = degrade.erase_box(self.size, draws[2:], self.augment.erasing_scale, self.augment.erasing_ratio)
+        return view if box is None else degrade.erase(view, box, *self._fill, draws[1])
+
+    def _moved(
+        self, sample: Sample, image: np.ndarray, frame: Frame, rotation: float = 0.0, flip: bool = False
+    ) -> Sample:
+        """The sample with its labels in the view. Points outside the view keep their place outside."""
+        new: dict[str, Any] = {"frame": frame.matrix.astype(np.float32)}
+        if sample.landmarks is not None:
+            order = self._order(sample) if flip else slice(None)
+            new["landmarks"] = frame.points(sample.landmarks).astype(np.float32)[order]
+            new["visible"] = None if sample.visible is None else sample.visible[order]
+        if sample.five_points is not None:
+            points = frame.points(sample.five_points).astype(np.float32)
+            new["five_points"] = points[_LEFT_RIGHT] if flip else points
+        if sample.box is not None:
+            left, top, right, bottom = sample.box
+            corners = frame.points(np.array([(left, top), (right, top), (left, bottom), (right, bottom)]))
+            new["box"] = np.concatenate([corners.min(0), corners.max(0)]).astype(np.float32)
+        if sample.mask is not None:
+            mask = frame.mask(sample.mask, image.shape)
+            new["mask"] = self._classes[mask] if flip else mask
+        if sample.pose is not None:
+            yaw, pitch, roll = sample.pose
+            pose = (-yaw, pitch, -roll - rotation) if flip else (yaw, pitch, roll + rotation)
+            new["pose"] = np.array(pose, np.float32)
+        return replace(sample, **new)
+
+    def _order(self, sample: Sample) -> np.ndarray:
+        """Index of the points of the mirrored image."""
+        found = 0 if sample.landmarks is None else len(sample.landmarks)
+        if self._flip is None or len(self._flip) != found:
+            known = 0 if self._flip is None else len(self._flip)
+            raise DataError(f"{sample.key} has {found} landmarks, but the source's layout has {known}")
+        return self._flip
+
+
+def _spread(draw: float, width: float, distribution: Distribution) -> float:
+    """A uniform draw in 0..1 -> uniform in -width..width, or normal with standard deviation `width`."""
+    if distribution == "uniform":
+        return (2 * draw - 1) * width
+    return width * NormalDist().inv_cdf(min(max(draw, 1e-12), 1 - 1e-12))
