@@ -1,0 +1,479 @@
+"""Readers of landmark and mask sets: conventions (sides, orders, units, splits), published counts, broken layouts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import loadmat, savemat
+
+from facessl.data.decode import ImageError, decode, decode_mask
+from facessl.data.layouts import layout, mirror
+from facessl.data.loader import EvalLoader
+from facessl.data.source import open_source, trait
+from facessl.data.sources import lapa
+from facessl.data.sources._annotations import side_pairs
+from facessl.data.sources.celebamaskhq import ORDERS
+from facessl.errors import FaceSSLError
+from tests.data import layouts_marks as marks
+
+pytestmark = pytest.mark.filterwarnings("ignore:LaPa's training images")
+
+LANDMARKED = ("wflw", "w300", "aflw19", "lapa", "landmarks_csv")
+
+
+def built(name: str, folder: Path, **options: Any) -> Any:
+    """The miniature set `name`, opened with more options."""
+    spec = getattr(marks, f"build_{name}", None) or getattr(marks, name)
+    text = spec(folder)
+    for key, value in options.items():
+        text += ("&" if "?" in text else "?") + f"{key}={value}"
+    return open_source(text)
+
+
+# Landmarks
+
+
+@pytest.mark.parametrize("name", LANDMARKED)
+def test_landmarks_are_those_that_were_written_in_zero_based_pixels(name: str, tmp_path: Path) -> None:
+    source = built(name, tmp_path)
+    order = layout(source.layout)
+    # AFLW's permutation reverses the faces; of 300-W the training folders have two faces each.
+    faces = range(6, 0, -1) if name == "aflw19" else range(6)
+    for i, face in enumerate(faces):
+        sample = source[i]
+        expected = marks.ordered(order.name, marks.drawn(face)[1])
+        np.testing.assert_allclose(sample.landmarks, expected, atol=2e-3)
+        assert sample.landmarks.dtype == np.float32
+        image = decode(sample.image, key=sample.key)
+        assert np.abs(image.astype(int) - marks.drawn(face)[0]).mean() < 12  # JPEG
+
+
+@pytest.mark.parametrize("name", LANDMARKED)
+def test_the_first_eye_is_on_the_left_of_the_image(name: str, tmp_path: Path) -> None:
+    source = built(name, tmp_path)
+    order = layout(source.layout)
+    for i in range(6):
+        points = source[i].landmarks
+        assert points[order.ocular[0], 0] < points[list(order.pupils[0])].mean(0)[0]
+        assert points[list(order.pupils[0])].mean(0)[0] < points[list(order.pupils[1])].mean(0)[0]
+        eyes = points[list(order.ocular)]
+        gap = np.abs(mirror(points, order, eyes[:, 0].sum() + 1) - points).max()
+        assert gap < 0.3 * (eyes[1, 0] - eyes[0, 0])  # upright faces are nearly their own mirror image
+
+
+@pytest.mark.parametrize("name", [*LANDMARKED, "w300_tables"])
+def test_boxes_are_left_top_right_bottom_of_the_face(name: str, tmp_path: Path) -> None:
+    source = built(name, tmp_path)
+    for i in range(6):
+        left, top, right, bottom = source[i].box
+        low, high = source[i].landmarks.min(0), source[i].landmarks.max(0)
+        assert left <= low[0] + 1e-3
+        assert top <= low[1] + 1e-3
+        assert right >= high[0] - 1e-3
+        assert bottom >= high[1] - 1e-3
+        np.testing.assert_allclose(((left + right) / 2, (top + bottom) / 2), (low + high) / 2, atol=1e-2)
+        if name != "aflw19":  # AFLW's boxes are rectangles
+            np.testing.assert_allclose(right - left, (high - low).max(), atol=1e-2)
+            np.testing.assert_allclose(bottom - top, right - left, atol=1e-3)
+
+
+def test_wflw_formats_agree_on_points_and_subsets_and_differ_in_boxes(tmp_path: Path) -> None:
+    tables = built("wflw", tmp_path, split="test")
+    raw = built("wflw", tmp_path, split="test", format="raw")
+    for i in range(3):
+        np.testing.assert_allclose(tables[i].landmarks, raw[i].landmarks)
+        np.testing.assert_array_equal(raw[i].box, [5, 6, 40, 41])
+    positions = {name: found.tolist() for name, found in raw.subsets.items()}
+    assert positions == {"pose": [0], "expression": [1], "illumination": [2], "makeup": [], "occlusion": [], "blur": []}
+    # Only three of the six tables were written.
+    assert {name: found.tolist() for name, found in tables.subsets.items()} == {
+        "pose": [0],
+        "expression": [1],
+        "illumination": [2],
+    }
+    assert trait(built("wflw", tmp_path), "subsets") == {}
+
+
+def test_w300_formats_agree(tmp_path: Path) -> None:
+    """The tables lie two pixels above pixels from 0, the .pts files one; the blank is only in the file's name."""
+    points, tables = (built(name, tmp_path / name, split="full") for name in ("w300", "w300_tables"))
+    assert [Path(points.key(i)).name for i in range(4)] == [Path(tables.key(i)).name for i in range(4)]
+    assert Path(tables.key(3)).name == "image_092 _01.jpg"
+    for i in range(4):
+        np.testing.assert_allclose(points[i].landmarks, tables[i].landmarks, atol=1e-3)
+        np.testing.assert_allclose(points[i].box, tables[i].box, atol=1e-2)
+    for source in (points, tables):
+        assert {name: found.tolist() for name, found in source.subsets.items()} == {
+            "common": [0, 1],
+            "challenge": [2, 3],
+        }
+    unshifted = built("w300_tables", tmp_path / "w300_tables", split="full", csv_shift=0)
+    np.testing.assert_allclose(unshifted[0].landmarks, tables[0].landmarks + 2, atol=1e-3)
+
+
+def test_w300_tells_the_test_sets_apart_in_one_table(tmp_path: Path) -> None:
+    spec = marks.w300_tables(tmp_path)
+    whole, rest = ((tmp_path / f"face_landmarks_300w_valid_{part}.csv") for part in ("common", "challenge"))
+    lines = whole.read_text().splitlines() + rest.read_text().splitlines()[1:]
+    (tmp_path / "face_landmarks_300w_valid.csv").write_text("\n".join(lines))
+    whole.unlink()
+    rest.unlink()
+    assert [len(open_source(f"{spec}&split={part}")) for part in ("common", "challenge", "full")] == [2, 2, 4]
+
+
+def test_aflw_visibility_and_frontal_faces(tmp_path: Path) -> None:
+    info = marks.aflw_info(24386, 20000)
+    savemat(tmp_path / "AFLWinfo_release.mat", info)
+    name = info["nameList"][4385, 0]
+    marks.save(tmp_path / "data/flickr" / name, marks.drawn(0)[0])
+    source = open_source(f"aflw19:{tmp_path}?split=test&strict=false")
+    assert len(source) == 4386
+    assert source.key(0).endswith(name)  # the first of the test part, by `ra`
+    frontal = source.subsets["frontal"]  # type: ignore[attr-defined]
+    assert len(frontal) == 2193
+    visible = info["mask_new"][info["ra"][0, 20000:] - 1]
+    np.testing.assert_array_equal(frontal, np.flatnonzero(visible.all(1)))
+    np.testing.assert_array_equal(source[0].visible, visible[0])  # type: ignore[arg-type]
+    with pytest.raises(FaceSSLError, match="2193 frontal test faces where the published set has 1314"):
+        open_source(f"aflw19:{tmp_path}?split=test")
+
+
+def test_a_table_of_ones_own_takes_conditions_and_boxes(tmp_path: Path) -> None:
+    assert [Path(built("landmarks_csv", tmp_path, where="source:helen").key(i)).name for i in range(3)] == [
+        *("face0.jpg", "face2.jpg", "face4.jpg")
+    ]
+    file = tmp_path / "faces.csv"
+    assert len(open_source(f"landmarks_csv:{file}")) == 8
+    assert len(open_source(f"landmarks_csv:{file}?where=source:helen|afw,split:test")) == 2
+    plain = open_source(f"landmarks_csv:{file}")
+    assert trait(plain, "layout") is None
+    assert trait(plain, "splits") == {"train": "train", "test": "test"}
+    lines = file.read_text().splitlines()
+    file.write_text(
+        "\n".join(f"{line},{'left,top,right,bottom' if not i else '1,2,30,40'}" for i, line in enumerate(lines))
+    )
+    np.testing.assert_array_equal(open_source(f"landmarks_csv:{file}")[7].box, [1, 2, 30, 40])  # type: ignore[arg-type]
+
+
+# Masks
+
+
+def centre(mask: np.ndarray, value: int) -> float:
+    """Mean column of a class."""
+    return float(np.nonzero(mask == value)[1].mean())
+
+
+def test_lapa_sides_are_those_of_the_image(tmp_path: Path) -> None:
+    source = built("lapa", tmp_path)
+    assert source.mask_names[2:6] == ("left_eyebrow", "right_eyebrow", "left_eye", "right_eye")
+    assert source.mask_flip == (0, 1, 3, 2, 5, 4, 6, 7, 8, 9, 10)
+    for i in range(6):
+        sample = source[i]
+        np.testing.assert_array_equal(sample.mask, marks.drawn(i)[2])
+        assert centre(sample.mask, 2) < centre(sample.mask, 3)
+        left_brow = sample.landmarks[33:42]
+        assert left_brow[:, 0].min() - 2 < centre(sample.mask, 2) < left_brow[:, 0].max() + 2
+        eyes = [sample.landmarks[36 + 68 : 37 + 68], sample.landmarks[105:106]]
+        np.testing.assert_array_equal(sample.five_points[:2], np.concatenate(eyes))
+        nose, corners = sample.five_points[2], sample.five_points[3:]
+        np.testing.assert_allclose(nose, marks.drawn(i)[1][30], atol=1e-3)
+        np.testing.assert_allclose(corners, marks.drawn(i)[1][[48, 54]], atol=1e-3)
+
+
+def test_lapa_warns_once_that_it_contains_300w(tmp_path: Path) -> None:
+    lapa._warn_of_overlap.cache_clear()
+    with pytest.warns(UserWarning, match="300-W"):
+        built("lapa", tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built("lapa", tmp_path)
+        lapa._warn_of_overlap.cache_clear()
+        built("lapa", tmp_path, split="test")
+
+
+@pytest.mark.parametrize(
+    ("order", "numbers"),
+    [
+        (
+            "official",
+            {"skin": 1, "nose": 2, "l_eye": 4, "r_eye": 5, "l_brow": 6, "mouth": 10, "u_lip": 11, "cloth": 18},
+        ),
+        ("farl", {"skin": 2, "nose": 10, "l_eye": 8, "r_eye": 9, "l_brow": 6, "mouth": 11, "u_lip": 13, "hair": 14}),
+    ],
+)
+def test_celebamaskhq_numbers_its_classes_in_both_orders(order: str, numbers: dict[str, int], tmp_path: Path) -> None:
+    source = built("celebamaskhq", tmp_path, order=order)
+    names = source.mask_names
+    assert {name: names.index(name) for name in numbers} == numbers
+    assert sorted(names[1:]) == sorted(ORDERS["official"])
+    assert len(names) == 19
+    pairs = {names[i]: names[j] for i, j in enumerate(source.mask_flip) if i != j}
+    assert pairs == {f"{a}_{part}": f"{b}_{part}" for a, b in ("lr", "rl") for part in ("eye", "brow", "ear")}
+    sample, drawn = source[0], marks.drawn(0)[2].repeat(2, 0).repeat(2, 1)
+    mask = sample.mask
+    assert mask.shape == decode(sample.image, key="").shape[:2] == (96, 96)
+    assert centre(mask, numbers["l_eye"]) > centre(mask, numbers["r_eye"])  # the person's left
+    np.testing.assert_array_equal(mask == numbers["nose"], drawn == 6)  # skin covers it too; the later class counts
+    np.testing.assert_array_equal(mask == numbers["l_eye"], drawn == 5)
+    winner = "cloth" if order == "official" else "hair"  # both cover the same pixels
+    np.testing.assert_array_equal(mask == names.index(winner), drawn == 10)
+
+
+def test_celebamaskhq_partitions_differ_at_the_border(tmp_path: Path) -> None:
+    def images(**options: str) -> list[int]:
+        source = built("celebamaskhq", tmp_path, **options)
+        return [int(Path(source.key(i)).stem) for i in range(len(source))]
+
+    assert images() == [0, 1, 2, 3, 4, 5]
+    assert images(split="val") == [6, 7]
+    assert images(split="test") == [8, 9]
+    assert images(partition="celeba") == [0, 1, 2, 3, 4]
+    assert images(partition="celeba", split="val") == [5, 6]
+    assert images(partition="celeba", split="test") == [7, 8, 9]
+
+
+def test_masks_of_ones_own_keep_their_numbers_whatever_the_palette(tmp_path: Path) -> None:
+    source = built("masks_folder", tmp_path)
+    for i in range(6):
+        np.testing.assert_array_equal(source[i].mask, marks.drawn(i)[2])
+    assert source.mask_names[:3] == ("background", "skin", "nose")
+    assert source.mask_flip[3:] == (3, 5, 4, 7, 6, 9, 8, 10)
+    assert built("masks_folder", tmp_path, flip="none").mask_flip is None
+    assert built("masks_folder", tmp_path, flip="1:2,8:9").mask_flip == (0, 2, 1, 3, 4, 5, 6, 7, 9, 8, 10)
+
+
+@pytest.mark.parametrize("form", ["parts inside", "parts outside", "index.csv"])
+def test_masks_of_ones_own_in_parts(form: str, tmp_path: Path) -> None:
+    spec = marks.build_masks_folder(tmp_path)
+    if form == "index.csv":
+        rows = [f"images/face{i}.jpg,{'train' if i < 4 else 'test'},masks/face{i}.png" for i in range(6)]
+        (tmp_path / "index.csv").write_text("image,split,mask\n" + "\n".join(rows))
+    else:
+        for kind, ending in (("images", "jpg"), ("masks", "png")):
+            for i in range(6):
+                part = "train" if i < 4 else "test"
+                folder = tmp_path / (f"{kind}/{part}" if form == "parts inside" else f"{part}/{kind}")
+                folder.mkdir(parents=True, exist_ok=True)
+                (tmp_path / kind / f"face{i}.{ending}").rename(folder / f"face{i}.{ending}")
+    source = open_source(f"{spec}?split=test")
+    assert trait(source, "splits") == {"train": "train", "test": "test"}
+    assert len(source) == 2
+    assert len(open_source(spec)) == 6
+    np.testing.assert_array_equal(source[1].mask, marks.drawn(5)[2])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("names", "flip"),
+    [
+        ("background skin left_eye right_eye", (0, 1, 3, 2)),
+        ("background EyeLeft EyeRight", (0, 2, 1)),
+        ("background u_lip l_lip l_ear r_ear", (0, 1, 2, 4, 3)),  # l_lip is the lower lip
+        ("background nose eye_2 eye_3", (0, 1, 3, 2)),
+        ("background hair skin", None),
+        ("background stage_7 stage_8", None),  # not their own numbers
+    ],
+)
+def test_sides_are_recognised_in_names(names: str, flip: tuple[int, ...] | None) -> None:
+    assert side_pairs(names.split()) == flip
+
+
+def test_masks_are_never_colours(tmp_path: Path) -> None:
+    jpeg, colour = tmp_path / "m.jpg", tmp_path / "m.png"
+    Image.new("L", (16, 16)).save(jpeg)
+    Image.new("RGB", (16, 16), (3, 4, 5)).save(colour)
+    for file, reason in ((jpeg, "cannot be a JPEG"), (colour, "colours, not class numbers")):
+        with pytest.raises(ImageError, match=reason):
+            decode_mask(file.read_bytes(), key=str(file))
+    Image.new("1", (16, 16), 1).save(colour)
+    assert (decode_mask(colour.read_bytes(), key="") == 1).all()
+
+
+@pytest.mark.parametrize("name", ["lapa", "celebamaskhq", "wflw"])
+def test_batches_carry_the_fields(name: str, tmp_path: Path) -> None:
+    source = built(name, tmp_path)
+    side = 96 if name == "celebamaskhq" else 48
+    batch = next(iter(EvalLoader(source, lambda image: image, batch_size=6)))
+    shapes = {"mask": (6, side, side), "box": (6, 4), "five_points": (6, 5, 2)}
+    for field in source.provides - {"landmarks"}:
+        assert tuple(getattr(batch, field).shape) == shapes[field]
+
+
+# Published counts
+
+
+def test_strict_readers_refuse_a_part_and_take_the_whole(tmp_path: Path) -> None:
+    for name in ("wflw", "w300", "aflw19", "lapa", "celebamaskhq"):
+        spec = getattr(marks, f"build_{name}")(tmp_path / name)
+        with pytest.raises(FaceSSLError, match=r"where the published set has \d+.*strict=false"):
+            open_source(spec.replace("strict=false", "strict=true"))
+
+
+def test_whole_wflw_test_list(tmp_path: Path) -> None:
+    marks.build_wflw(tmp_path)
+    file = tmp_path / "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
+    cells = file.read_text().splitlines()[0].split()
+    sizes = (326, 314, 698, 206, 736, 773)
+    rows = [[*cells[:200], *(str(int(i < size)) for size in sizes), cells[206]] for i in range(2500)]
+    marks.write(file, [" ".join(row) for row in rows])
+    source = open_source(f"wflw:{tmp_path}?split=test&format=raw")
+    assert len(source) == 2500
+    found = {name: len(positions) for name, positions in trait(source, "subsets").items()}
+    assert tuple(found.values()) == sizes
+    swapped = [[*row[:200], *row[201:202], *row[200:201], *row[202:]] for row in rows]
+    marks.write(file, [" ".join(row) for row in swapped])
+    with pytest.raises(FaceSSLError, match="314 faces of the subset pose where the published set has 326"):
+        open_source(f"wflw:{tmp_path}?split=test&format=raw")
+
+
+def test_whole_celebamaskhq_mapping(tmp_path: Path) -> None:
+    marks.build_celebamaskhq(tmp_path)
+    originals = [*range(24183), *range(162771, 162771 + 2993), *range(182638, 182638 + 2824)]
+    rows = [f"{i} {original} {original + 1:06d}.jpg" for i, original in enumerate(originals)]
+    marks.write(tmp_path / "CelebA-HQ-to-CelebA-mapping.txt", ["idx orig_idx orig_file", *rows])
+    marks.save(tmp_path / "CelebA-HQ-img/24183.jpg", marks.drawn(0)[0])
+    assert len(open_source(f"celebamaskhq:{tmp_path}")) == 24183
+    assert len(open_source(f"celebamaskhq:{tmp_path}?split=val")) == 2993
+
+
+# Broken layouts: one clear sentence each
+
+
+def edit(relative: str, old: str, new: str, count: int = 1) -> Callable[[Path], None]:
+    """Replace a text in a file of the set."""
+
+    def apply(root: Path) -> None:
+        file = root / relative
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, count))
+
+    return apply
+
+
+def drop(relative: str) -> Callable[[Path], None]:
+    return lambda root: (root / relative).unlink()
+
+
+def longer(relative: str, text: str) -> Callable[[Path], None]:
+    """Add values to the last line of a file."""
+
+    def apply(root: Path) -> None:
+        (root / relative).write_text((root / relative).read_text().rstrip("\n") + text)
+
+    return apply
+
+
+def mat(**changes: Any) -> Callable[[Path], None]:
+    """Change arrays of AFLW's file; None leaves one out."""
+
+    def apply(root: Path) -> None:
+        file = root / "AFLWinfo_release.mat"
+        info = {k: v for k, v in loadmat(file).items() if not k.startswith("__")}
+        info |= {name: change(info[name]) if change else None for name, change in changes.items()}
+        savemat(file, {k: v for k, v in info.items() if v is not None})
+
+    return apply
+
+
+def painted(relative: str, value: int | None) -> Callable[[Path], None]:
+    """A mask of another class, or of another size (None)."""
+    return lambda root: marks.save(root / relative, np.full((48, 48) if value else (30, 30), value or 0, np.uint8))
+
+
+RAW = "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_train.txt"
+HRNET = "face_landmarks_wflw_train.csv"
+MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
+BROKEN = [
+    ("wflw", drop(HRNET), r"face_landmarks_wflw_train.csv is missing \(wflw expects", "format=hrnet"),
+    ("wflw", drop(RAW), r"list_98pt_rect_attr_train.txt is missing \(wflw expects", "format=raw"),
+    ("wflw", longer(RAW, " 1"), "line 6: 208 values where 207", "format=raw"),
+    ("wflw", edit(RAW, " 5 6 40 41 1", " 5 6 40 41 7"), "line 1: the six flags", "format=raw"),
+    ("wflw", longer(HRNET, ",1"), "line 7: 201 values where 200", ""),
+    ("wflw", edit(HRNET, "image_name", "name"), "begins with 'name, scale", ""),
+    ("wflw", edit(HRNET, "0--Event/train_0.jpg,0.", "0--Event/train_0.jpg,x0."), "line 2: .*not a number", ""),
+    ("wflw", drop("WFLW_images/0--Event/train_0.jpg"), "train_0.jpg, which is missing", ""),
+    ("wflw", edit("face_landmarks_wflw_test_largepose.csv", "test_0", "other"), "other.jpg that", "split=test"),
+    ("w300", drop("afw/a_1.jpg"), "a_1.pts has no image", ""),
+    ("w300", longer("afw/a_1.pts", "\n1 2"), "is no .pts file of 68 points", ""),
+    ("w300", edit("afw/a_1.pts", "n_points:  68", "n_points:  29"), "is no .pts file of 68 points", ""),
+    ("w300", edit("afw/a_1.pts", "{\n", "{\nnan "), "line 4: 3 values where 2", ""),
+    ("w300_tables", drop("face_landmarks_300w_valid_challenge.csv"), "challenge.csv is missing", "split=full"),
+    ("aflw19", drop("AFLWinfo_release.mat"), "AFLWinfo_release.mat is missing", ""),
+    ("aflw19", lambda root: (root / "AFLWinfo_release.mat").write_bytes(b"x" * 200), "MATLAB", ""),
+    ("aflw19", mat(mask_new=None), "has no mask_new", ""),
+    ("aflw19", mat(data=lambda a: a[:, :-1]), r"data is \(7, 37\) where \(7, 38\)", ""),
+    ("aflw19", mat(ra=lambda a: a * 0 + 1), "ra is no permutation of 1 to 7", ""),
+    ("aflw19", mat(bbox=lambda a: a[:, [0, 2, 1, 3]]), "not left, right, top, bottom", ""),
+    ("lapa", drop("train/labels/face3.png"), "face3.png is missing", ""),
+    ("lapa", drop("train/landmarks/face3.txt"), "face3.txt is missing", ""),
+    ("lapa", painted("train/labels/face0.png", 11), r"face0.png has the class 11, but lapa names 11 \(0 to 10\)", ""),
+    ("lapa", painted("train/labels/face0.png", None), "has 48x48 pixels, but its mask .*30x30", ""),
+    ("lapa", longer("train/landmarks/face0.txt", " 4"), "214 values and begins with '106'", ""),
+    ("celebamaskhq", drop(MAPPING), "mapping.txt is missing", ""),
+    ("celebamaskhq", longer(MAPPING, " 4"), "line 11: 4 values where 3", ""),
+    ("celebamaskhq", edit(MAPPING, "1 7 ", "1 999999 "), "line 3: the original index is '999999'", ""),
+    ("celebamaskhq", edit(MAPPING, "1 7 ", "0 7 "), "lists an index twice", ""),
+    ("celebamaskhq", drop("list_eval_partition.txt"), "list_eval_partition.txt is missing", "partition=celeba"),
+    ("celebamaskhq", edit("list_eval_partition.txt", "000008", "000009"), "000008.jpg, which", "partition=celeba"),
+    ("landmarks_csv", drop("faces.csv"), "cannot read .*faces.csv", ""),
+    ("landmarks_csv", edit("faces.csv", "x0,y0", "a,b"), "no columns x0, y0", ""),
+    ("landmarks_csv", edit("faces.csv", ",x67,y67", ",u,v"), "has 67 landmarks, but the layout ibug68 has 68", ""),
+    ("landmarks_csv", longer("faces.csv", ",1"), "line 9: 140 values where 139", ""),
+    ("landmarks_csv", drop("images/face0.jpg"), "face0.jpg, which is missing", ""),
+    ("landmarks_csv", lambda root: None, "has no row with .*source lfw", "where=source:lfw"),
+    ("landmarks_csv", lambda root: None, "unknown column of .*'sauce': did you mean 'source'", "where=sauce:helen"),
+    ("landmarks_csv", lambda root: None, "write it as COLUMN:VALUE", "where=helen"),
+    ("masks_folder", drop("classes.txt"), "classes.txt is missing", ""),
+    ("masks_folder", drop("masks/face2.png"), "face2.jpg has no mask", ""),
+    ("masks_folder", edit("classes.txt", "mouth", "skin"), "must name 2 to 255 different classes", ""),
+    ("masks_folder", painted("masks/face0.png", 12), r"class 12, but .*classes.txt names 11 \(0 to 10\)", ""),
+    ("masks_folder", lambda root: None, "pairs of different classes from 0 to 10", "flip=4:50"),
+    ("masks_folder", lambda root: None, "it is not divided", "split=val"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "breaks", "message", "options"),
+    [
+        pytest.param(name, breaks, message, options, id=f"{name}-{i}")
+        for i, (name, breaks, message, options) in enumerate(BROKEN)
+    ],
+)
+def test_broken_layouts_are_one_sentence(
+    name: str, breaks: Callable[[Path], Any], message: str, options: str, tmp_path: Path
+) -> None:
+    spec = (getattr(marks, f"build_{name}", None) or getattr(marks, name))(tmp_path)
+    breaks(tmp_path)
+    if options:
+        spec += ("&" if "?" in spec else "?") + options
+    with pytest.raises(FaceSSLError, match=message) as caught:
+        open_source(spec)[0]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_image_is_skipped_not_fatal(tmp_path: Path) -> None:
+    source = built("wflw", tmp_path)
+    (tmp_path / "WFLW_images/3--Event/train_3.jpg").unlink()
+    with pytest.raises(ImageError, match=r"train_3.jpg: No such file"):
+        source[3]
+
+
+def test_drawn_faces_name_their_layout_classes_and_groups() -> None:
+    source = open_source("synthetic:?n=8&size=32&group=glasses")
+    at = source.attribute_names.index("glasses")
+    assert trait(source, "layout") == "ibug68"
+    assert trait(source, "mask_names")[2] == "left_eyebrow"
+    assert trait(source, "mask_flip")[2] == 3
+    assert trait(source, "group_names") == ("not glasses", "glasses")
+    assert "group" in source.provides
+    assert all(source[i].group == source[i].attributes[at] for i in range(8))  # type: ignore[index]
+    plain = open_source("synthetic:?n=8&size=32")
+    assert "group" not in plain.provides
+    with pytest.raises(FaceSSLError, match="did you mean 'glasses'"):
+        open_source("synthetic:?group=glases")
