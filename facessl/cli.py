@@ -52,18 +52,34 @@ def cmd_pretrain(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         parsing.print_help(argv)
         return 0
-    wanted = [w for w in argv if w not in ("--print_config", "--print-config")]
-    parsed = parsing.parse(wanted)
-    if parsed.resume and parsed.out is not None and (kept := Path(parsed.out) / "config.yaml").is_file():
-        parsed = parsing.parse(wanted, base=yaml.safe_load(kept.read_text()))
-    if len(wanted) < len(argv):
-        print(yaml.safe_dump(parsed.to_dict(), sort_keys=False), end="")
+    parsed, shown = _configured(argv, parsing.PRETRAIN)
+    if shown:
         return 0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         result = pretraining.run(parsed)
     if result.headline:
         print(json.dumps(result.headline))
+    return 0
+
+
+def cmd_finetune(argv: list[str]) -> int:
+    """Fine-tune a backbone for a task, and score it; the last line is JSON."""
+    from facessl import finetuning, parsing
+
+    command = finetuning.FINETUNE
+    if "-h" in argv or "--help" in argv:
+        parsing.print_help(argv, command)
+        return 0
+    parsed, shown = _configured(argv, command)
+    if shown:
+        return 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        results = finetuning.run_finetuning(parsed)
+    if results:
+        kept = {k: v for k, v in results["test"].items() if not isinstance(v, (dict, list)) or k == "headline"}
+        print(json.dumps({k: v for k, v in results.items() if k != "test"} | kept))
     return 0
 
 
@@ -218,8 +234,24 @@ def cmd_check(as_json: bool = False) -> int:
 # ---- plumbing ----------------------------------------------------------------------------------------------------
 
 
+def _configured(argv: list[str], command: Any) -> tuple[Any, bool]:
+    """The configuration that flags ask for, and whether printing it was all that was wanted.
+
+    `--resume` alone goes on with the settings that the run began with.
+    """
+    from facessl import parsing
+
+    wanted = [w for w in argv if w not in ("--print_config", "--print-config")]
+    parsed = parsing.parse(wanted, command=command)
+    if parsed.resume and parsed.out is not None and (kept := Path(parsed.out) / "config.yaml").is_file():
+        parsed = parsing.parse(wanted, base=yaml.safe_load(kept.read_text()), command=command)
+    if len(wanted) < len(argv):
+        print(yaml.safe_dump(parsed.to_dict(), sort_keys=False), end="")
+    return parsed, len(wanted) < len(argv)
+
+
 def _call(name: str, command: Callable[..., int], words: list[str]) -> int:
-    if name == "pretrain":
+    if "argv" in inspect.signature(command).parameters:
         return command(words)
     parser = ArgumentParser(prog=f"facessl {name}", exit_on_error=False, description=_summary(command))
     lists = [n for n, p in inspect.signature(command).parameters.items() if str(p.annotation).startswith("list[")]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from facessl import checkpoint, plugins
 from facessl.backbones import Backbone
 from facessl.config import RunConfig
-from facessl.errors import CheckpointError, UnknownName
+from facessl.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
 from facessl.parsing import from_dict
 
@@ -44,7 +44,7 @@ def load_method(path: str | Path) -> Method:
     if path.is_dir() or path.suffix == ".ckpt":
         state = checkpoint.read_run(_checkpoint_of(path))
         method = build_method(_without_downloads(state["config"]))
-        _load(method, state["method"], path)  # type: ignore[arg-type]
+        load_exactly(method, state["method"], path)  # type: ignore[arg-type]
     else:
         state = checkpoint.read(path)
         family = _family(path, state)
@@ -77,6 +77,22 @@ def load_backbone(path: str | Path) -> Backbone:
     return backbone.eval()
 
 
+def set_image_size(backbone: Backbone, image_size: int) -> None:
+    """Let a backbone take squares of another size; a ViT's position table is interpolated (timm's resampling).
+
+    Raises:
+        ConfigError: the model cannot take that size.
+    """
+    if image_size == backbone.image_size:
+        return
+    if hasattr(backbone.model, "set_input_size"):
+        try:
+            backbone.model.set_input_size(img_size=image_size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"{backbone.name} cannot take images of {image_size} px: {error}") from None
+    backbone.image_size = image_size
+
+
 def card(method: Method, config: RunConfig, *, steps: int, commit: str) -> dict[str, Any]:
     """What `backbone.json` says: all that is needed to use the weights."""
     backbone = method.backbone
@@ -106,7 +122,7 @@ def _from_export(path: Path) -> Backbone:
         std=tuple(info["std"]),
         **info.get("timm_options", {}),
     )
-    _load(backbone.model, tensors, path)
+    load_exactly(backbone.model, tensors, path)
     return backbone
 
 
@@ -127,7 +143,7 @@ def _family(path: Path, state: Mapping[str, Any]) -> Any:
     raise CheckpointError(f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys})")
 
 
-def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Strict loading with one sentence for what does not fit."""
     own = module.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())

@@ -11,11 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from facessl.batch import Batch, Sample
 from facessl.data.collate import Collector, Skipped
 from facessl.data.decode import ImageError, decode
+from facessl.data.order import Order, view_rng
 from facessl.data.source import Source
 from facessl.errors import ConfigError, DataError, FaceSSLError, TrainingError
 
@@ -59,6 +60,7 @@ class TrainLoader:
         world_size: int = 1,
         start_step: int = 0,
         pin_memory: bool = False,
+        weights: np.ndarray | None = None,
     ) -> None:
         """
         Args:
@@ -70,6 +72,7 @@ class TrainLoader:
             rank, world_size: this process among those that train.
             start_step: optimiser steps already done; iteration goes on there without reading what was done.
             pin_memory: put batches into page-locked memory for the copy to a GPU.
+            weights: (N,) shares that sum to 1; an epoch then draws N images by them, with replacement.
 
         Raises:
             ConfigError: a batch that exceeds the source or does not divide by the ranks, a negative number, or a
@@ -107,7 +110,7 @@ class TrainLoader:
                 )
             self.steps_per_epoch = len(source) // batch_size
             self._dataset = _Views(source, transform, seed)
-            self._sampler = _Order(len(source), batch_size, seed, rank, world_size, start_step)
+            self._sampler = Order(len(source), batch_size, seed, rank, world_size, start_step, weights)
         self._workers, self._pin_memory = workers, pin_memory
 
     def __iter__(self) -> Iterator[Batch]:
@@ -174,35 +177,6 @@ def _stream_workers(source: Any, workers: int, world_size: int = 1) -> int:
             "fewer ranks"
         )
     return min(workers, source.shards // world_size)
-
-
-class _Order(Sampler[tuple[int, np.ndarray]]):
-    """(epoch, (b,) indices) of each step of one rank, from `start_step` on, without end."""
-
-    def __init__(self, n: int, batch_size: int, seed: int, rank: int, world_size: int, start_step: int) -> None:
-        self.n, self.batch_size, self.seed, self.start_step = n, batch_size, seed, start_step
-        local = batch_size // world_size
-        self.part = slice(rank * local, (rank + 1) * local)
-
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        epoch, step = divmod(self.start_step, self.n // self.batch_size)
-        while True:
-            order = permutation(self.n, self.seed, epoch)
-            for start in range(step * self.batch_size, self.n - self.batch_size + 1, self.batch_size):
-                yield epoch, order[start : start + self.batch_size][self.part].astype(np.int64)
-            epoch, step = epoch + 1, 0
-
-
-def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """(n,) order in which one epoch visits the source."""
-    # The spawn key keeps this stream apart from the views': zeros at the end of an entropy tuple do not count.
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch), spawn_key=(0,))))
-    return rng.permutation(np.arange(n, dtype=np.int32 if n < 2**31 else np.int64))
-
-
-def view_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of one image's views: it belongs to (seed, epoch, index), not to a worker or rank."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index))))
 
 
 def _load(source: Source, index: int, min_side: int | None = None) -> tuple[Sample, np.ndarray]:

@@ -43,7 +43,7 @@ class Synthetic:
 
     Sample fields:
         image (size, size, 3) uint8 RGB; label in the order of `label_names`; identity; attributes (A,) uint8;
-        pose (3,) float32 yaw, pitch, roll in degrees.
+        pose (3,) float32 yaw, pitch, roll in degrees; box (4,) float32, that of the landmarks.
         landmarks (68, 2) float32, iBUG order; points of a hidden jaw half lie on the visible outline, other hidden
         points where they would be seen.
         mask (size, size) uint8, the 11 classes of LaPa: 0 background, 1 skin, 2 left eyebrow, 3 right eyebrow,
@@ -56,7 +56,7 @@ class Synthetic:
         ConfigError: an option that cannot work, or a path.
     """
 
-    provides = frozenset({"label", "landmarks", "mask", "identity", "attributes", "pose"})
+    provides = frozenset({"label", "landmarks", "mask", "identity", "attributes", "pose", "box"})
     label_names: tuple[str, ...] = EXPRESSIONS
     attribute_names: tuple[str, ...] = ATTRIBUTES
     streaming = False
@@ -165,6 +165,7 @@ class Synthetic:
             key=key,
             label=person if self._by_identity else scene.label,
             landmarks=picture.landmarks,
+            box=np.concatenate([picture.landmarks.min(0), picture.landmarks.max(0)]),
             mask=picture.mask,
             identity=person,
             attributes=attributes,

@@ -1,0 +1,358 @@
+"""A fine-tuning run from its configuration: parts of the source, task, trainer, selection, scores, files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.fabric import Fabric
+from safetensors.torch import load_file
+
+from facessl import checkpoint, environment, loading, parsing, plugins, tuned
+from facessl.backbones import Backbone
+from facessl.config import BackboneConfig, merge
+from facessl.data.loader import TrainLoader
+from facessl.data.source import Source
+from facessl.errors import ConfigError, UnknownName
+from facessl.finetune_config import FinetuneConfig
+from facessl.methods.base import Progress
+from facessl.nn.sync_batch_norm import convert_sync_batchnorm
+from facessl.protocols._splits import Parts, parts
+from facessl.protocols._subset import column
+from facessl.report import write_report
+from facessl.running import loader_workers, one_error_in_distributed, run_folder, saved_state, say, start_fabric
+from facessl.tasks.base import Labels
+from facessl.trainer import Plan, Trainer
+from facessl.tuned import Tuned
+from facessl.tuning_optim import build_tuning_optimizer, schedule
+from facessl.views.augment import Augment, augment_from_dict
+from facessl.views.photometric import Photometric
+from facessl.views.supervised import Supervised
+
+
+def _preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of the published protocol that stand below what was asked for."""
+    protocol = values.get("protocol") or FinetuneConfig.protocol
+    task = plugins.find("tasks", values["task"]["name"])
+    if protocol not in task.defaults:
+        every = plugins.names("protocols")
+        if protocol not in every:
+            raise UnknownName("protocol", protocol, every)
+        raise ConfigError(
+            f"protocol {protocol} does not train {values['task']['name']}: use {' or '.join(sorted(task.defaults))}"
+            + (f", or `facessl probe --protocol {protocol}`" if protocol in ("knn", "linear") else "")
+        )
+    defaults: Mapping[str, Any] = task.defaults[protocol]
+    return defaults
+
+
+FINETUNE = parsing.Command(
+    "finetune",
+    FinetuneConfig,
+    "task",
+    "expression",
+    {
+        "run": "run folder, checkpoint, exported backbone, or none (random weights)",
+        "source": "labelled images, NAME:PATH?option=value or a path",
+    },
+    preset=_preset,
+)
+
+
+def finetune(run: str = "none", source: str = "synthetic:", **settings: Any) -> dict[str, Any]:
+    """Fine-tune a backbone for a downstream task, and score it.
+
+    Args:
+        run: run folder, checkpoint or exported backbone; `none` for random weights.
+        source: labelled images, `NAME:PATH?option=value` or a path.
+        settings: fields of `facessl.finetune_config.FinetuneConfig`; `task` may be a plain name or a dict.
+
+    Returns:
+        The scores on the test part, as `results.json` has them.
+
+    Raises:
+        FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
+    """
+    return run_finetuning(parsing.from_dict({**settings, "run": run, "source": source}, FINETUNE))
+
+
+def run_finetuning(config: FinetuneConfig) -> dict[str, Any]:
+    """Carry out `config`; every rank of a distributed job calls this. Returns what `results.json` holds."""
+    with one_error_in_distributed():
+        return _run(config)
+
+
+def _run(config: FinetuneConfig) -> dict[str, Any]:
+    fabric = start_fabric(config.device, config.precision)
+    backbone = _backbone(config)
+    folder = run_folder(config.out, config.resume, f"{config.task['name']}-{backbone.name}", fabric)
+    saved = saved_state(folder, resume=config.resume)
+    data = parts(
+        config.source,
+        test=config.test,
+        val=config.val,
+        val_share=config.val_share,
+        need_val=config.select == "val",
+        labels=config.labels,
+        seed=config.seed,
+    )
+    resolved = _resolve(config, backbone)
+    if saved:
+        _refuse_other(saved["config"], resolved, folder)
+    augment = augment_from_dict(resolved["augment"])
+    fabric.seed_everything(config.seed, workers=False, verbose=False)
+    arguments = dict(config.task)
+    kind = plugins.find("tasks", arguments.pop("name"))
+    labels = Labels.of(data.train, kind.needs)
+    model = Tuned(kind(backbone, labels, **arguments), ema=config.ema, frozen=config.frozen)
+    plan = derive(config, data)
+    chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
+    watch = _Selection(folder, chosen, augment, config, fabric)
+    trainer = _trainer(fabric, model, plan, config, folder, resolved, watch)
+    if fabric.world_size > 1 and not saved:
+        torch.manual_seed(config.seed + fabric.global_rank)  # dropout differs between the ranks
+    if saved:
+        trainer.load_state(saved)
+    if fabric.is_global_zero:
+        _write_head(folder, resolved, plan, data, fresh=saved is None)
+    loader = TrainLoader(
+        data.train,
+        Supervised(
+            augment,
+            resolved["image_size"],
+            layout=labels.order,
+            mask_flip=labels.mask_flip,
+            needs=kind.needs,
+            mean=backbone.mean,  # type: ignore[arg-type]
+            std=backbone.std,  # type: ignore[arg-type]
+        ),
+        batch_size=plan.batch_size,
+        seed=config.seed,
+        workers=loader_workers(config.workers),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        start_step=trainer.step,
+        pin_memory=fabric.device.type == "cuda",
+        weights=_balance(data.train) if config.balanced else None,
+    )
+    finished = trainer.fit(iter(loader))
+    results: dict[str, Any] = {}
+    if fabric.is_global_zero:
+        results = _finish(folder, model, labels, resolved, augment, config, data, trainer.step, finished)
+        if not finished:
+            say(f"stopped at step {trainer.step} ({trainer.stop_reason}); go on with --resume --out {folder}")
+    fabric.barrier()
+    return results
+
+
+def derive(config: FinetuneConfig, data: Parts) -> Plan:
+    """Every number that follows from the configuration and the source, in one place.
+
+    Raises:
+        ConfigError: a batch that is larger than the training part.
+    """
+    images = len(data.train)
+    per_epoch = images // config.batch_size
+    if per_epoch == 0:
+        raise ConfigError(
+            f"batch size {config.batch_size} is larger than the training part with its {images} images: "
+            f"use --batch-size {images} or less"
+        )
+    total = config.max_steps or config.epochs * per_epoch
+    every = max(1, round(config.eval_every * per_epoch))
+    return Plan(
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        batch_size=config.batch_size,
+        peak=config.optim.lr,
+        warmup_steps=min(round(config.optim.warmup_epochs * per_epoch), total),
+        learning_rate=schedule(config.optim, total_steps=total, steps_per_epoch=per_epoch),
+        clip_grad=config.clip_grad,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        monitor_every=0 if config.select == "last" else every,
+        max_seconds=config.max_minutes * 60 if config.max_minutes else None,
+        max_bad=math.floor(config.max_bad * images),
+    )
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------
+
+
+def _backbone(config: FinetuneConfig) -> Backbone:
+    """The backbone that is fine-tuned, trainable, at the size of the run."""
+    size = config.image_size
+    if config.run == "none":
+        b: BackboneConfig = config.backbone
+        torch.manual_seed(config.seed)
+        return Backbone(b.name, image_size=size or 224, pretrained=b.pretrained, **b.options)
+    backbone = loading.load_backbone(config.run)
+    backbone.requires_grad_(True)
+    if size is not None:
+        loading.set_image_size(backbone, size)
+    return backbone
+
+
+def _resolve(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
+    """The configuration as `config.yaml` holds it: what was left open (null) is filled in."""
+    values = config.to_dict()
+    kind = plugins.find("tasks", config.task["name"])
+    values["image_size"] = backbone.image_size
+    values["backbone"] = {"name": backbone.name, "pretrained": False, "options": dict(backbone.timm_options)}
+    values["augment"] = dataclasses.asdict(config.augment or kind.augments[config.protocol])
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+#: Settings that may differ between the two halves of a resumed run.
+_FREE = ("resume", "out", "workers", "device", "checkpoint_every", "log_every", "max_minutes")
+
+
+def _refuse_other(saved: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
+    changed = [k for k in asked if k not in _FREE and saved.get(k) != asked[k]]
+    if changed:
+        told = "; ".join(f"{k}: {saved.get(k)!r} -> {asked[k]!r}" for k in changed)
+        raise ConfigError(
+            f"{folder} was started with other settings ({told}): resume with the old ones, or start a new run with "
+            "another --out"
+        )
+
+
+def _trainer(
+    fabric: Fabric,
+    model: Tuned,
+    plan: Plan,
+    config: FinetuneConfig,
+    folder: Path,
+    resolved: Mapping[str, Any],
+    watch: _Selection,
+) -> Trainer:
+    model.train()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.sync_batch_norm and fabric.world_size > 1:
+        convert_sync_batchnorm(model, fabric.device)
+    model.to(fabric.device)
+    backbone = model.backbone
+    return Trainer(
+        fabric=fabric,
+        method=model,  # type: ignore[arg-type]
+        optimizer=build_tuning_optimizer(model.task, config.optim),
+        photometric=Photometric(backbone.mean, backbone.std),  # type: ignore[arg-type]
+        plan=plan,
+        folder=folder,
+        config=resolved,
+        monitors={"selection": watch} if watch.source is not None and fabric.is_global_zero else {},
+    )
+
+
+class _Selection:
+    """Scores the part that the weights are selected on, and keeps the best ones in `best.safetensors`."""
+
+    def __init__(
+        self, folder: Path, source: Source | None, augment: Augment, config: FinetuneConfig, fabric: Fabric
+    ) -> None:
+        self.folder = folder
+        self.source = source
+        self.augment = augment
+        self.config = config
+
+    def __call__(self, model: Tuned, progress: Progress) -> dict[str, float]:
+        """Monitor of the trainer: the headline of the part, by its name."""
+        assert self.source is not None
+        found = _score(model.best, self.source, self.augment, self.config)["headline"]
+        value = float(found["value"])
+        note = self.folder / "best.json"
+        best = json.loads(note.read_text()) if note.is_file() else {"step": math.inf}
+        sign = 1 if found["better"] == "higher" else -1
+        # The score before training is watched, not kept; a resumed run measures again what it redoes.
+        if progress.step and (best["step"] > progress.step or sign * value > sign * best["value"]):
+            state = {k: v.detach().cpu() for k, v in model.best.state_dict().items()}
+            checkpoint.write_backbone(self.folder / "best.safetensors", state, {"step": progress.step})
+            told = {"step": progress.step, "name": found["name"], "value": value}
+            checkpoint.write_atomic(note, json.dumps(told).encode())
+        return {f"{self.config.select}_{found['name']}": value}
+
+
+def _score(task: Any, source: Source, augment: Augment, config: FinetuneConfig) -> dict[str, Any]:
+    return tuned.score(
+        task,
+        source,
+        augment,
+        image_size=task.backbone.image_size,
+        batch_size=max(config.batch_size, 32),
+        workers=loader_workers(config.workers),
+        precision=config.precision,
+    )
+
+
+def _balance(source: Source) -> np.ndarray:
+    """(N,) weights with which every class is drawn equally often."""
+    labels = column(source, "label")
+    counts = np.bincount(labels[labels >= 0])
+    weights = np.where(labels >= 0, 1 / counts[labels.clip(0)], 0)
+    total: np.ndarray = weights / weights.sum()
+    return total
+
+
+def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, data: Parts, *, fresh: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        checkpoint.write_atomic(folder / "config.yaml", yaml.safe_dump(dict(resolved), sort_keys=False).encode())
+    checkpoint.write_atomic(folder / "environment.json", json.dumps(environment.describe(), indent=2).encode())
+    held = "none set apart" if data.val is None else f"{len(data.val)}{' of the training images' * data.carved}"
+    say(
+        f"{resolved['task']['name']} ({resolved['protocol']}) on {resolved['backbone']['name']}, "
+        f"{resolved['image_size']} px -> {folder}\n"
+        f"{len(data.train)} images to train on, validation {held}, test {len(data.test)}; {plan.total_steps} steps "
+        f"of {plan.batch_size} images, {plan.steps_per_epoch} an epoch"
+    )
+
+
+def _finish(
+    folder: Path,
+    model: Tuned,
+    labels: Labels,
+    resolved: Mapping[str, Any],
+    augment: Augment,
+    config: FinetuneConfig,
+    data: Parts,
+    steps: int,
+    finished: bool,
+) -> dict[str, Any]:
+    """Scores on the test part with the weights that were selected, and every file of the run."""
+    checkpoint.write_atomic(folder / "status.json", json.dumps({"finished": finished, "steps": steps}).encode())
+    if not finished:
+        return {}
+    task = model.best
+    chosen: dict[str, Any] = {"step": steps, "by": "last"}
+    if (folder / "best.json").is_file():
+        task.load_state_dict(load_file(folder / "best.safetensors"))
+        chosen = json.loads((folder / "best.json").read_text()) | {"by": config.select}
+    info = tuned.card(task, labels, resolved, augment, steps=chosen["step"], commit=environment.commit())
+    checkpoint.write_backbone(folder / "model.safetensors", task.state_dict(), info)
+    shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "format")}
+    shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
+    checkpoint.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
+    test = _score(task, data.test, augment, config)
+    results = {
+        "task": resolved["task"]["name"],
+        "protocol": "linear (frozen)" if config.frozen else config.protocol,
+        "run": config.run,
+        "source": config.source,
+        "labels": config.labels,
+        "selected": chosen,
+        "train_images": len(data.train),
+        "test": test,
+    }
+    checkpoint.write_atomic(folder / "results.json", json.dumps(results, indent=2).encode() + b"\n")
+    write_report(folder)
+    say(f"report: {folder / 'report.html'}")
+    return merge({}, results)

@@ -1,0 +1,25 @@
+"""What the tasks on a feature pyramid share."""
+
+from __future__ import annotations
+
+import torch
+
+from facessl.backbones import Backbone
+from facessl.inference import evaluating
+
+
+def freeze_unreached(backbone: Backbone) -> None:
+    """Freeze the parameters that the pyramid does not depend on, such as a ViT's last norm.
+
+    DistributedDataParallel waits for the gradients of every parameter that is not frozen.
+    """
+    wanted = [p for p in backbone.parameters() if p.requires_grad]
+    if not wanted:
+        return
+    device = wanted[0].device
+    with evaluating(backbone), torch.enable_grad():
+        maps = backbone.forward_pyramid(torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=device))
+        total = torch.stack([m.float().sum() for m in maps]).sum()
+        gradients = torch.autograd.grad(total, wanted, allow_unused=True)
+    for parameter, gradient in zip(wanted, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)

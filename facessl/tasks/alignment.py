@@ -1,0 +1,258 @@
+"""Alignment: landmarks of a face, by heatmaps on a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.data.crop import Frame
+from facessl.data.layouts import Layout
+from facessl.data.source import Source
+from facessl.errors import ConfigError, DataError
+from facessl.methods.base import Progress, Step
+from facessl.metrics import nme
+from facessl.nn.heatmaps import gaussian_heatmaps, soft_argmax, to_heatmap, to_image
+from facessl.nn.landmark_losses import coordinate_l2, heatmap_bce
+from facessl.nn.star import StarHead, StarStage, star_edges, star_loss
+from facessl.nn.upernet import UPerNet
+from facessl.tasks._collected import Collected
+from facessl.tasks._dense import freeze_unreached
+from facessl.tasks.base import Labels
+from facessl.views.augment import FARL_ALIGNMENT, STAR_ALIGNMENT, Augment
+
+
+@dataclass(frozen=True)
+class AlignmentArgs:
+    """Settings of the alignment task.
+
+    Attributes:
+        head: farl (UPerNet, coordinate and heatmap loss) or star (edges, anisotropic attention, STAR loss).
+        width: channels of the head; 768 is FaRL's, 64 to 128 suit a CPU.
+        heatmap_size: side of the heatmaps in cells; null: a quarter of the view, FaRL's 128 on its 512 pixels.
+        sigma: of the heatmaps' Gaussians in cells; they end at four sigma.
+        dropout: share of the head's channels that are dropped per image.
+        coordinate_weight: of the coordinate loss.
+        heatmap_weight: of the heatmap loss.
+        unit: what NME is divided by: interocular, interpupil, box or diag.
+        thresholds: of failure rate and area under the curve.
+    """
+
+    head: Literal["farl", "star"] = "farl"
+    width: int = 768
+    heatmap_size: int | None = 128
+    sigma: float = 1.25
+    dropout: float = 0.1
+    coordinate_weight: float = 1.0
+    heatmap_weight: float = 1.0
+    unit: Literal["interocular", "interpupil", "box", "diag"] = "interocular"
+    thresholds: tuple[float, ...] = (0.1,)
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heatmap_size", "sigma"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"task.{name} = {value} is out of range: give a positive number")
+
+
+class Alignment(nn.Module):
+    """Landmarks: mean L2 distance of coordinates plus binary cross entropy of heatmaps (FaRL's downstream protocol).
+
+    `finetune` is that protocol (Zheng et al., CVPR 2022, section 4.3, and its released configuration): AdamW, weight
+    decay 1e-5, 1e-4 for the backbone, 1e-2 for the pyramid's adaptor and the classifier, 1e-3 for the rest, average
+    of the weights with momentum 0.999, batch 40, 448 px, no flip. Its epochs are 250 (300W) or 150 (WFLW, AFLW-19);
+    the step at epoch 200 is therefore reached on 300W only. `star` is the protocol of STAR (Zhou et al., CVPR 2023,
+    and its released configuration), which FRA's Table 4 uses on a ResNet: 256 px, Adam 1e-3 times 0.1 at epochs 200,
+    350 and 450 of 500, batch 32, STAR loss and AWing on point and edge maps (`facessl.nn.star`).
+
+    Differences: FaRL's release makes views of 512 px and shrinks them to 448; here they are cut at 448 at once. The
+    momentum of STAR's average is not published; it is 0.999 here.
+    """
+
+    Args: ClassVar[type[AlignmentArgs]] = AlignmentArgs
+    needs: ClassVar[frozenset[str]] = frozenset({"landmarks"})
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "finetune": {
+            "image_size": 448,
+            "batch_size": 40,
+            "epochs": 150,
+            "ema": 0.999,
+            "optim": {
+                **{"lr": 1e-4, "weight_decay": 1e-5, "warmup_epochs": 0, "schedule": "step", "milestones": [200]},
+                "lrs": {"head": 1e-3, "head.neck.adaptors": 1e-2, "head.classifier": 1e-2},
+            },
+        },
+        "star": {
+            **{"image_size": 256, "batch_size": 32, "epochs": 500, "ema": 0.999},
+            "optim": {
+                **{"name": "adam", "lr": 1e-3, "weight_decay": 0.0, "warmup_epochs": 0, "schedule": "step"},
+                "milestones": [200, 350, 450],
+            },
+            "task": {"head": "star", "width": 256},
+        },
+    }
+    augments: ClassVar[Mapping[str, Augment]] = {"finetune": FARL_ALIGNMENT, "star": STAR_ALIGNMENT}
+
+    def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
+        """
+        Args:
+            backbone: with any weights; its feature pyramid is used.
+            labels: number and order of the landmarks.
+            values: fields of `AlignmentArgs` by keyword.
+
+        Raises:
+            DataError: no landmarks, or an order without what `unit` needs.
+        """
+        super().__init__()
+        self.args = args = AlignmentArgs(**values)
+        self.labels = labels
+        if labels.points < 1:
+            raise DataError("an alignment task needs landmarks, and the source has none")
+        self.backbone = backbone
+        freeze_unreached(backbone)
+        pyramid = (backbone.pyramid_channels, backbone.pyramid_strides)
+        self.head: nn.Module
+        if args.head == "star":
+            self.edges = star_edges(_known(labels).name)
+            self.head = StarHead(*pyramid, points=labels.points, edges=self.edges, width=args.width)
+        else:
+            self.head = UPerNet(*pyramid, out_channels=labels.points, width=args.width, dropout=args.dropout)
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """Loss of the first view; logs `coordinate` and `heatmap`, or STAR's terms."""
+        assert batch.landmarks is not None
+        x = batch.views[0]
+        size = (x.shape[-2], x.shape[-1])
+        maps = self.backbone.forward_pyramid(x)
+        if self.args.head == "star":
+            return self._star_step(self.head(maps), batch.landmarks, batch.visible, size)
+        logits = self._heatmaps(maps, size)
+        cells = (logits.shape[-2], logits.shape[-1])
+        target = to_heatmap(batch.landmarks, size, cells)
+        sigma = self.args.sigma
+        truth = gaussian_heatmaps(target, cells, sigma=sigma, radius=4 * sigma, visible=batch.visible)
+        points = to_image(soft_argmax(logits.sigmoid()), size, cells)
+        coordinate = coordinate_l2(points, batch.landmarks, batch.visible, size=size)
+        heatmap = heatmap_bce(logits, truth, visible=batch.visible)
+        loss = self.args.coordinate_weight * coordinate + self.args.heatmap_weight * heatmap
+        return Step(loss, {"coordinate": coordinate.detach(), "heatmap": heatmap.detach()})
+
+    def _star_step(
+        self, stages: list[StarStage], landmarks: Tensor, visible: Tensor | None, size: tuple[int, int]
+    ) -> Step:
+        cells = (stages[-1].heatmaps.shape[-2], stages[-1].heatmaps.shape[-1])
+        loss, terms = star_loss(stages, to_heatmap(landmarks, size, cells), visible, edges=self.edges)
+        return Step(loss, {name: term.detach() for name, term in terms.items()})
+
+    def _heatmaps(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Logits (B, K, s, s)."""
+        logits: Tensor = self.head(maps)
+        side = self.args.heatmap_size or size[0] // 4
+        if logits.shape[-2:] != (side, side):
+            logits = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
+        return logits
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing to move."""
+
+    def predict(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) normalised -> landmarks (B, K, 2) in pixels of the view."""
+        size = (x.shape[-2], x.shape[-1])
+        maps = self.backbone.forward_pyramid(x)
+        heat = self.head(maps)[-1].heatmaps if self.args.head == "star" else self._heatmaps(maps, size).sigmoid()
+        return {"landmarks": to_image(soft_argmax(heat), size, (heat.shape[-2], heat.shape[-1]))}
+
+    def meter(self, source: Source, augment: Augment) -> AlignmentMeter:
+        """Scores on `source` in the pixels of its stored images."""
+        return AlignmentMeter(source, self.labels, self.args, augment)
+
+    def describe(
+        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
+    ) -> dict[str, Any]:
+        """`landmarks` [[x, y], ...] in pixels of the stored image, and the name of their order."""
+        points = frame.inverse_points(predictions["landmarks"][row])
+        return {"layout": self.labels.layout, "landmarks": [[round(float(v), 2) for v in p] for p in points]}
+
+
+class AlignmentMeter:
+    """NME, failure rates and areas, in stored pixels."""
+
+    def __init__(self, source: Source, labels: Labels, args: AlignmentArgs, augment: Augment) -> None:
+        self.collected = Collected(source)
+        self.args = args
+        self.warp = augment.warp
+        self.order = labels.order
+        if args.unit in ("interocular", "interpupil") and self.order is None:
+            raise ConfigError(
+                f"task.unit = {args.unit} needs to know which landmarks are eyes: name the order of the source with "
+                "layout=ibug68 (or wflw98, aflw19, lapa106), or use task.unit = box"
+            )
+        if args.unit == "interpupil" and self.order is not None and self.order.pupils is None:
+            raise ConfigError(f"the landmarks {self.order.name} have no pupils: use task.unit = interocular")
+
+    def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
+        """Predictions of one batch; both they and the truth go back through the frames."""
+        assert batch.landmarks is not None
+        assert batch.frame is not None
+        size = batch.views[0].shape[-1]
+        columns = {"predicted": predictions["landmarks"], "target": batch.landmarks}
+        moved = {}
+        for name, points in columns.items():
+            rows = points.detach().cpu().double().numpy()
+            frames = [Frame(m, size, self.warp) for m in batch.frame.cpu().double().numpy()]
+            moved[name] = np.stack([frame.inverse_points(row) for frame, row in zip(frames, rows, strict=True)])
+        self.collected.add(batch, **moved, visible=batch.visible, box=batch.box)
+
+    def errors(self) -> np.ndarray:
+        """(N,) normalised mean error of each image."""
+        truth = self.collected["target"]
+        visible = self.collected.get("visible")
+        unit = _unit(self.args.unit, truth, self._boxes(truth), self.order)
+        return nme.nme(self.collected["predicted"], truth, unit=unit, visible=visible)
+
+    def _boxes(self, truth: np.ndarray) -> np.ndarray:
+        """(N, 4) boxes of the landmarks; `box` and `diag` are defined on the data set's own box where it has one."""
+        boxes = []
+        for i, points in zip(self.collected["index"], truth, strict=True):
+            given = self.collected.source[int(i)].box if "box" in self.collected.source.provides else None
+            boxes.append(np.concatenate([points.min(0), points.max(0)]) if given is None else given)
+        return np.stack(boxes)
+
+    def result(self) -> dict[str, Any]:
+        """Scores with intervals; headline `nme_<unit>`."""
+        errors = self.errors()
+        found = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds).summary()
+        name = f"nme_{self.args.unit}"
+        return {
+            "headline": {"name": name, "value": found[name], "interval": found[f"{name}_interval"], "better": "lower"},
+            **found,
+            **self.collected.breakdown({name: errors}, "lower"),
+            "images": len(errors),
+        }
+
+
+def _known(labels: Labels) -> Layout:
+    """The landmarks' order, which STAR needs for its edges."""
+    if labels.order is None:
+        raise DataError(
+            "the STAR head needs to know the order of the landmarks: name it with the source's option layout= "
+            "(ibug68, wflw98, aflw19, lapa106), or use task.head = farl"
+        )
+    return labels.order
+
+
+def _unit(kind: str, truth: np.ndarray, boxes: np.ndarray, order: Layout | None) -> np.ndarray:
+    """(N,) lengths in pixels that errors are divided by."""
+    if kind == "box":
+        return nme.box_size(boxes)
+    if kind == "diag":
+        return nme.box_diagonal(boxes)
+    assert order is not None
+    first, second = order.ocular if kind == "interocular" else order.pupils or order.ocular
+    return nme.eye_distance(truth, first, second)

@@ -1,0 +1,132 @@
+"""Attributes: forty yes-or-no questions (or any number of them) about one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.data.crop import Frame
+from facessl.data.source import Source
+from facessl.errors import DataError
+from facessl.methods.base import Progress, Step
+from facessl.metrics.multilabel import attribute_scores
+from facessl.tasks._collected import Collected
+from facessl.tasks.base import Labels
+from facessl.views.augment import FRA_ATTRIBUTES, Augment
+
+
+@dataclass(frozen=True)
+class AttributesArgs:
+    """Settings of the attribute task.
+
+    Attributes:
+        head: fra (its released three layers) or linear.
+    """
+
+    head: Literal["fra", "linear"] = "fra"
+
+
+class Attributes(nn.Module):
+    """Multi-label attributes: binary cross entropy, accuracy as the mean over images and attributes.
+
+    `finetune` has the settings of FRA's section 4.2 and its released script. The head is C-512 (batch norm, dropout
+    0.2, ReLU)-256-A; a ReLU behind the 256 is this project's reading.
+    """
+
+    Args: ClassVar[type[AttributesArgs]] = AttributesArgs
+    needs: ClassVar[frozenset[str]] = frozenset({"attributes"})
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "finetune": {"image_size": 224, "batch_size": 256, "epochs": 100},
+    }
+    augments: ClassVar[Mapping[str, Augment]] = {"finetune": FRA_ATTRIBUTES}
+
+    def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
+        """
+        Args:
+            backbone: with any weights.
+            labels: their `attribute_names` are the questions.
+            values: fields of `AttributesArgs` by keyword.
+
+        Raises:
+            DataError: no attribute.
+        """
+        super().__init__()
+        args = AttributesArgs(**values)
+        self.names = labels.attribute_names
+        if not self.names:
+            raise DataError("an attribute task needs at least one attribute, and the source names none")
+        self.backbone = backbone
+        count = len(self.names)
+        if args.head == "linear":
+            self.head: nn.Module = nn.Linear(backbone.num_features, count)
+            nn.init.normal_(self.head.weight, std=0.01)
+            nn.init.zeros_(self.head.bias)
+        else:
+            self.head = nn.Sequential(
+                *(nn.Linear(backbone.num_features, 512), nn.BatchNorm1d(512), nn.Dropout(0.2), nn.ReLU()),
+                *(nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, count)),
+            )
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """Mean binary cross entropy over images and attributes; logs `binary_cross_entropy`."""
+        assert batch.attributes is not None
+        logits = self.head(self.backbone(batch.views[0]))  # (B, A)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), batch.attributes.float())
+        return Step(loss, {"binary_cross_entropy": loss.detach()})
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing to move."""
+
+    def predict(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) normalised -> probabilities (B, A)."""
+        return {"probabilities": self.head(self.backbone(x)).float().sigmoid()}
+
+    def meter(self, source: Source, augment: Augment) -> AttributesMeter:
+        """Scores on `source`, whose attributes must be those of the training images."""
+        return AttributesMeter(self.names, source)
+
+    def describe(
+        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
+    ) -> dict[str, Any]:
+        """The probability of each attribute."""
+        shares = predictions["probabilities"][row]
+        return {"attributes": {name: round(float(p), 4) for name, p in zip(self.names, shares, strict=True)}}
+
+
+class AttributesMeter:
+    """Mean accuracy over images and attributes, and a row per attribute."""
+
+    def __init__(self, names: tuple[str, ...], source: Source) -> None:
+        if tuple(source.attribute_names) != names:
+            raise DataError(
+                f"the {len(source.attribute_names)} attributes of the test images are not the {len(names)} of training"
+            )
+        self.names = names
+        self.collected = Collected(source)
+
+    def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
+        """Predictions of one batch."""
+        self.collected.add(batch, predicted=predictions["probabilities"], target=batch.attributes)
+
+    def result(self) -> dict[str, Any]:
+        """Scores with intervals; headline `mean_accuracy`."""
+        predicted, target = self.collected["predicted"], self.collected["target"]
+        right = ((predicted >= 0.5) == (target > 0)).mean(1)  # (N,) share of right answers of each image
+        found = attribute_scores(predicted, target, names=self.names).summary()
+        return {
+            "headline": {
+                "name": "mean_accuracy",
+                "value": found["mean_accuracy"],
+                "interval": found["mean_accuracy_interval"],
+                "better": "higher",
+            },
+            **found,
+            **self.collected.breakdown({"mean_accuracy": right}),
+        }

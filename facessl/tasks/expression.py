@@ -1,0 +1,172 @@
+"""Expression: one class per image, by a linear layer on the pooled embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.data.crop import Frame
+from facessl.data.source import Source
+from facessl.errors import ConfigError, DataError
+from facessl.methods.base import Progress, Step
+from facessl.metrics.accuracy import accuracy, confusion
+from facessl.nn.cam import class_activation_maps, flip_consistency
+from facessl.tasks._collected import Collected
+from facessl.tasks.base import Labels
+from facessl.views.augment import EAC_EXPRESSION, FRA_EXPRESSION, Augment
+
+
+@dataclass(frozen=True)
+class ExpressionArgs:
+    """Settings of the expression task.
+
+    Attributes:
+        consistency: weight of EAC's attention consistency (5 in its paper); 0: cross entropy alone.
+        smoothing: label smoothing of the cross entropy.
+    """
+
+    consistency: float = 0.0
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.consistency < 0 or not 0 <= self.smoothing < 1:
+            raise ConfigError(
+                f"task.consistency = {self.consistency} (0 or more) or task.smoothing = {self.smoothing} (below 1) "
+                "is out of range"
+            )
+
+
+class Expression(nn.Module):
+    """Expression, or any other set of classes.
+
+    `finetune` has the settings of FRA's section 4.2 and its released script (AdamW 2e-4, weight decay 0.05, cosine to
+    1e-6, 5 epochs of warm-up, 100 epochs, batch 256); with `frozen: true` that is its linear probing. `eac` is erasing
+    attention consistency (Zhang et al., ECCV 2022, Eq. 1-5): cross entropy of the image plus `consistency` times the
+    mean squared difference between its class activation maps and the mirrored maps of the mirrored image. The
+    images of a pair are erased independently, as the paper describes; `augment.shared_erasing: true` is its release.
+    """
+
+    Args: ClassVar[type[ExpressionArgs]] = ExpressionArgs
+    needs: ClassVar[frozenset[str]] = frozenset({"label"})
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "finetune": {"image_size": 224, "batch_size": 256, "epochs": 100},
+        "eac": {
+            "image_size": 224,
+            "batch_size": 32,
+            "epochs": 60,
+            "optim": {
+                **{"name": "adam", "lr": 1e-4, "weight_decay": 1e-4, "warmup_epochs": 0},
+                **{"schedule": "exponential", "gamma": 0.9},
+            },
+            "task": {"consistency": 5.0},
+        },
+    }
+    augments: ClassVar[Mapping[str, Augment]] = {"finetune": FRA_EXPRESSION, "eac": EAC_EXPRESSION}
+
+    def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
+        """
+        Args:
+            backbone: with any weights.
+            labels: their `label_names` are the classes.
+            values: fields of `ExpressionArgs` by keyword.
+
+        Raises:
+            DataError: fewer than two classes.
+        """
+        super().__init__()
+        self.args = ExpressionArgs(**values)
+        self.names = labels.label_names
+        if len(self.names) < 2:
+            raise DataError(f"an expression task needs two or more classes, and the source has {len(self.names)}")
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.num_features, len(self.names))
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """Cross entropy of the first view; logs `cross_entropy` and, with two views, `attention_consistency`."""
+        assert batch.label is not None
+        if self.args.consistency == 0:
+            logits = self.head(self.backbone(batch.views[0]))
+            loss = F.cross_entropy(logits.float(), batch.label, label_smoothing=self.args.smoothing)
+            return Step(loss, {"cross_entropy": loss.detach()})
+        if len(batch.views) != 2:
+            raise ConfigError("task.consistency needs the mirrored image as a second view: set augment.pairs to true")
+        features, pooled = self.backbone.forward_both(torch.cat(batch.views))
+        size = len(batch)
+        logits = self.head(pooled[:size])
+        cross_entropy = F.cross_entropy(logits.float(), batch.label, label_smoothing=self.args.smoothing)
+        maps = class_activation_maps(features, self.head.weight)  # (2B, K, h, w)
+        consistency = flip_consistency(maps[:size], maps[size:])
+        loss = cross_entropy + self.args.consistency * consistency
+        return Step(loss, {"cross_entropy": cross_entropy.detach(), "attention_consistency": consistency.detach()})
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing to move."""
+
+    def predict(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) normalised -> probabilities (B, K)."""
+        return {"probabilities": self.head(self.backbone(x)).float().softmax(1)}
+
+    def meter(self, source: Source, augment: Augment) -> ExpressionMeter:
+        """Scores on `source`, whose classes must be those of the training images."""
+        return ExpressionMeter(self.names, source)
+
+    def describe(
+        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
+    ) -> dict[str, Any]:
+        """The likeliest class and the probability of each."""
+        shares = predictions["probabilities"][row]
+        return {
+            "label": self.names[int(shares.argmax())],
+            "probabilities": {name: round(float(p), 4) for name, p in zip(self.names, shares, strict=True)},
+        }
+
+
+class ExpressionMeter:
+    """Accuracy, mean class accuracy, macro F1 and confusion."""
+
+    def __init__(self, names: tuple[str, ...], source: Source) -> None:
+        if tuple(source.label_names) != names:
+            raise DataError(
+                f"the classes of the test images ({', '.join(source.label_names)}) are not those of training "
+                f"({', '.join(names)})"
+            )
+        self.names = names
+        self.collected = Collected(source)
+
+    def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
+        """Predictions of one batch."""
+        self.collected.add(batch, predicted=predictions["probabilities"].argmax(1), target=batch.label)
+
+    def result(self) -> dict[str, Any]:
+        """Scores with intervals; headline `accuracy` (top-1, as the papers report it)."""
+        predicted, target = self.collected["predicted"], self.collected["target"]
+        scores = accuracy(predicted, target)
+        return {
+            "headline": {
+                "name": "accuracy",
+                "value": scores.accuracy,
+                "interval": list(scores.accuracy_interval),
+                "better": "higher",
+            },
+            "accuracy": scores.accuracy,
+            "accuracy_interval": list(scores.accuracy_interval),
+            "mean_class_accuracy": scores.mean_class_accuracy,
+            "mean_class_accuracy_interval": list(scores.mean_class_accuracy_interval),
+            "macro_f1": scores.macro_f1,
+            "macro_f1_interval": list(scores.macro_f1_interval),
+            "majority_class": float(np.bincount(target).max() / len(target)),
+            "per_class": {self.names[c]: share for c, share in scores.per_class.items()},
+            "confusion": confusion(predicted, target, len(self.names)).tolist(),
+            **self.collected.breakdown({"accuracy": (predicted == target).astype(float)}),
+            "images": len(target),
+        }

@@ -1,0 +1,170 @@
+"""Parsing: a class for every pixel of a face, by a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.data.crop import Frame
+from facessl.data.source import Source, trait
+from facessl.errors import ConfigError, DataError
+from facessl.methods.base import Progress, Step
+from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
+from facessl.nn.upernet import UPerNet
+from facessl.tasks._collected import Collected
+from facessl.tasks._dense import freeze_unreached
+from facessl.tasks.base import Labels
+from facessl.views.augment import FARL_PARSING_CELEBAM, Augment
+
+#: Value of a mask whose pixels do not count.
+IGNORED = 255
+
+
+@dataclass(frozen=True)
+class ParsingArgs:
+    """Settings of the parsing task.
+
+    Attributes:
+        width: channels of the head; 768 is FaRL's, 64 to 128 suit a CPU.
+        dropout: share of the head's channels that are dropped per image.
+    """
+
+    width: int = 768
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"task.width = {self.width} (1 or more) or task.dropout = {self.dropout} (below 1) is out of range"
+            )
+
+
+class Parsing(nn.Module):
+    """Face parsing: cross entropy of every pixel of the view that lies in the image, on UPerNet.
+
+    `finetune` is FaRL's downstream protocol (Zheng et al., CVPR 2022, section 4.2, and its released configuration):
+    AdamW, weight decay 1e-5, 1e-4 for the backbone, 1e-3 for the head, average of the weights with momentum 0.999,
+    batch 40, 448 px, 300 epochs with a step at 200. The crop of CelebAMask-HQ is the default, that of LaPa is in its
+    recipe.
+    """
+
+    Args: ClassVar[type[ParsingArgs]] = ParsingArgs
+    needs: ClassVar[frozenset[str]] = frozenset({"mask"})
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "finetune": {
+            "image_size": 448,
+            "batch_size": 40,
+            "epochs": 300,
+            "ema": 0.999,
+            "optim": {
+                **{"lr": 1e-4, "weight_decay": 1e-5, "warmup_epochs": 0, "schedule": "step", "milestones": [200]},
+                "lrs": {"head": 1e-3},
+            },
+        }
+    }
+    augments: ClassVar[Mapping[str, Augment]] = {"finetune": FARL_PARSING_CELEBAM}
+
+    def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
+        """
+        Args:
+            backbone: with any weights; its feature pyramid is used.
+            labels: their `mask_names` are the classes.
+            values: fields of `ParsingArgs` by keyword.
+
+        Raises:
+            DataError: fewer than two classes.
+        """
+        super().__init__()
+        args = ParsingArgs(**values)
+        self.names = labels.mask_names
+        if len(self.names) < 2:
+            raise DataError(f"a parsing task needs two or more classes, and the source names {len(self.names)}")
+        self.backbone = backbone
+        freeze_unreached(backbone)
+        self.head = UPerNet(
+            backbone.pyramid_channels,
+            backbone.pyramid_strides,
+            out_channels=len(self.names),
+            width=args.width,
+            dropout=args.dropout,
+        )
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """Cross entropy of the first view; logs `cross_entropy`."""
+        if batch.mask is None:
+            raise DataError("the masks of a batch are missing: give every image one")
+        logits = self.head(self.backbone.forward_pyramid(batch.views[0]))  # (B, C, S/4, S/4)
+        full = F.interpolate(logits.float(), size=batch.mask.shape[-2:], mode="bilinear", align_corners=False)
+        loss = F.cross_entropy(full, batch.mask.long(), ignore_index=IGNORED)
+        return Step(loss, {"cross_entropy": loss.detach()})
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing to move."""
+
+    def predict(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) normalised -> scores (B, C, S/4, S/4) of the view's area."""
+        return {"scores": self.head(self.backbone.forward_pyramid(x)).float()}
+
+    def meter(self, source: Source, augment: Augment) -> ParsingMeter:
+        """Scores on `source`, in the pixels of its stored images."""
+        return ParsingMeter(self.names, source, augment)
+
+    def describe(
+        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
+    ) -> dict[str, Any]:
+        """`mask` (height, width) uint8 of the stored image, class names, and the share of each class."""
+        mask = frame.inverse_mask(predictions["scores"][row], height, width)
+        share = np.bincount(mask.ravel(), minlength=len(self.names)) / mask.size
+        return {
+            "mask": mask,
+            "classes": list(self.names),
+            "share": {name: round(float(s), 4) for name, s in zip(self.names, share, strict=True)},
+        }
+
+
+class ParsingMeter:
+    """F1 per class, mean F1 without the background and mIoU from one confusion matrix in stored pixels."""
+
+    def __init__(self, names: tuple[str, ...], source: Source, augment: Augment) -> None:
+        own = tuple(trait(source, "mask_names"))
+        if own != names:
+            raise DataError(f"the {len(own)} mask classes of the test images are not the {len(names)} of training")
+        self.names = names
+        self.source = source
+        self.warp = augment.warp
+        self.matrix = ConfusionMatrix(len(names))
+        self.collected = Collected(source)
+
+    def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
+        """Predictions of one batch; the masks come from the source, in their own size."""
+        assert batch.frame is not None
+        size = batch.views[0].shape[-1]
+        scores = predictions["scores"].cpu().numpy()
+        for i, matrix, row in zip(batch.index.tolist(), batch.frame.cpu().double().numpy(), scores, strict=True):
+            truth = self.source[i].mask
+            assert truth is not None
+            predicted = Frame(matrix, size, self.warp).inverse_mask(row, *truth.shape)
+            self.matrix.update(predicted, truth, ignore=IGNORED)
+        self.collected.add(batch)
+
+    def result(self) -> dict[str, Any]:
+        """Scores with intervals; headline `mean_f1`."""
+        found = parsing_scores(self.matrix, names=self.names).summary()
+        per_image = mean_f1(self.matrix.per_image)
+        return {
+            "headline": {
+                "name": "mean_f1",
+                "value": found["mean_f1"],
+                "interval": found["mean_f1_interval"],
+                "better": "higher",
+            },
+            **found,
+            **self.collected.breakdown({"mean_f1_per_image": per_image}),
+        }

@@ -1,0 +1,156 @@
+"""Verification: whether two images show one person, by the angle between their embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.data.crop import Frame
+from facessl.data.source import Source, trait
+from facessl.errors import ConfigError, DataError
+from facessl.methods.base import Progress, Step
+from facessl.metrics.verification import cosine, verification
+from facessl.tasks._collected import Collected
+from facessl.tasks.base import Labels
+from facessl.views.augment import FRA_ATTRIBUTES, Augment
+
+
+@dataclass(frozen=True)
+class VerificationArgs:
+    """Settings of the verification task.
+
+    Attributes:
+        dim: D, width of the embedding behind the backbone; 0: the backbone's own embedding is compared.
+        margin: of CosFace, taken off the cosine of the right person.
+        scale: of CosFace, the length of embeddings and class centres.
+    """
+
+    dim: int = 512
+    margin: float = 0.35
+    scale: float = 64.0
+
+    def __post_init__(self) -> None:
+        if self.dim < 0 or self.margin < 0 or self.scale <= 0:
+            raise ConfigError(
+                f"task.dim = {self.dim} (0 or more), task.margin = {self.margin} (0 or more) or "
+                f"task.scale = {self.scale} (above 0) is out of range"
+            )
+
+
+class Verification(nn.Module):
+    """Person by person classification with a margin (CosFace: Wang et al., CVPR 2018, Eq. 4), compared by cosine.
+
+    Training needs images with identities; the test part needs pairs (LFW, `pairs-csv`). FRA and MCF publish no
+    verification protocol; the values are CosFace's own.
+    """
+
+    Args: ClassVar[type[VerificationArgs]] = VerificationArgs
+    needs: ClassVar[frozenset[str]] = frozenset({"identity"})
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "finetune": {
+            **{"image_size": 112, "batch_size": 256, "epochs": 30, "select": "last"},
+            "optim": {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4, "warmup_epochs": 1, "final_lr": 0.0},
+        }
+    }
+    augments: ClassVar[Mapping[str, Augment]] = {"finetune": FRA_ATTRIBUTES}
+
+    def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
+        """
+        Args:
+            backbone: with any weights.
+            labels: number of persons in the training images.
+            values: fields of `VerificationArgs` by keyword.
+
+        Raises:
+            DataError: fewer than two persons.
+        """
+        super().__init__()
+        self.args = args = VerificationArgs(**values)
+        if labels.identities < 2:
+            raise DataError(f"a verification task needs two or more persons, and the source has {labels.identities}")
+        self.backbone = backbone
+        width = args.dim or backbone.num_features
+        project = (nn.Linear(backbone.num_features, width, bias=False), nn.BatchNorm1d(width, affine=False))
+        self.head = nn.Sequential(*project) if args.dim else nn.Identity()
+        self.centres = nn.Linear(width, labels.identities, bias=False)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        return F.normalize(self.head(self.backbone(x)).float(), dim=1)
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """CosFace loss of the first view; logs `margin_softmax`."""
+        assert batch.identity is not None
+        z = self._embed(batch.views[0])  # (B, D)
+        with torch.autocast(z.device.type, enabled=False):
+            cosines = z @ F.normalize(self.centres.weight, dim=1).T  # (B, P)
+        own = F.one_hot(batch.identity, cosines.shape[1]) * self.args.margin
+        loss = F.cross_entropy(self.args.scale * (cosines - own), batch.identity)
+        return Step(loss, {"margin_softmax": loss.detach()})
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing to move."""
+
+    def predict(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) normalised -> embeddings (B, D) of unit length, the image's and its mirror image's added."""
+        return {"embeddings": F.normalize(self._embed(x) + self._embed(x.flip(3)), dim=1)}
+
+    def meter(self, source: Source, augment: Augment) -> VerificationMeter:
+        """Scores on the pairs of `source`."""
+        return VerificationMeter(source)
+
+    def describe(
+        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
+    ) -> dict[str, Any]:
+        """The embedding."""
+        return {"embedding": [round(float(v), 6) for v in predictions["embeddings"][row]]}
+
+
+class VerificationMeter:
+    """Ten-fold accuracy, TAR at FAR, ROC area and EER of a source's pairs."""
+
+    def __init__(self, source: Source) -> None:
+        if trait(source, "pairs") is None:
+            raise DataError(
+                "verification is measured on pairs, and the test source has none: name lfw:PATH or pairs-csv:FILE "
+                "with --test, and keep the last weights with --select last"
+            )
+        self.source = source
+        self.collected = Collected(source)
+
+    def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
+        """Embeddings of one batch."""
+        self.collected.add(batch, embeddings=predictions["embeddings"])
+
+    def result(self) -> dict[str, Any]:
+        """Scores with intervals; headline `accuracy`. Pairs of which an image could not be read are left out."""
+        place = np.full(len(self.source), -1, np.int64)
+        index = self.collected["index"]
+        place[index] = np.arange(len(index))
+        pairs = place[np.asarray(trait(self.source, "pairs"))]
+        kept = (pairs >= 0).all(1)
+        z = self.collected["embeddings"]
+        folds = trait(self.source, "folds")
+        found = verification(
+            cosine(z[pairs[kept, 0]], z[pairs[kept, 1]]),
+            np.asarray(trait(self.source, "same"))[kept],
+            None if folds is None else np.asarray(folds)[kept],
+        ).summary()
+        return {
+            "headline": {
+                "name": "accuracy",
+                "value": found["accuracy"],
+                "interval": found["accuracy_interval"],
+                "better": "higher",
+            },
+            **found,
+            "pairs_left_out": int((~kept).sum()),
+            "images": len(index),
+        }
