@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -134,17 +134,26 @@ def carve(source: Source, share: float = 0.1, *, name: str = "the source") -> tu
 
 
 def groups_of(source: Source) -> np.ndarray:
-    """(N,) int64 numbers 0, 1, ...: images with the same number must not be torn apart into two parts.
+    """(N,) int64 numbers 0, 1, ... of `together` for every image of a source."""
+    person = column(source, "identity") if "identity" in source.provides else None
+    label = column(source, "label") if person is not None and "label" in source.provides else None
+    return together(len(source), person, label, [source.key(i) for i in range(len(source))])
 
-    The identity where the source provides it and it is not the class itself; else every image is alone.
+
+def together(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: Sequence[str]) -> np.ndarray:
+    """(n,) int64 numbers 0, 1, ...: images with the same number must not be torn apart into two parts.
+
+    Args:
+        n: images.
+        person: (n,) identities, -1 where unknown; None: none are known.
+        label: (n,) classes; identities that are the classes bind nothing together.
+        keys: of the images; faces of one photo have one key. Empty: every image is alone.
     """
-    if "identity" in source.provides and not source.streaming:
-        person = column(source, "identity")
-        if "label" not in source.provides or not _same_partition(person, column(source, "label")):
-            # Images whose person is not known are alone.
-            alone = person.max(initial=0) + 1 + np.arange(len(person))
-            return np.unique(np.where(person < 0, alone, person), return_inverse=True)[1].astype(np.int64)
-    return np.arange(len(source), dtype=np.int64)
+    alone = np.unique(keys, return_inverse=True)[1] if len(keys) else np.arange(n)
+    if person is None or (label is not None and _same_partition(person, label)):
+        return alone.astype(np.int64)
+    known = np.where(person < 0, person.max(initial=0) + 1 + alone, person)
+    return np.unique(known, return_inverse=True)[1].astype(np.int64)
 
 
 def at_most(source: Source, count: int) -> Source:
