@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from facessl.config import BackboneConfig, plain
 from facessl.errors import ConfigError
-from facessl.views.augment import Augment
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,8 @@ class FinetuneConfig:
         checkpoint_every: steps between checkpoints; 0: only the last one.
         log_every: steps between lines of metrics.csv.
         max_bad: share of unreadable images above which the run stops.
-        augment: crop and augmentation; null: the task's.
+        augment: changes to the protocol's crop and augmentation, fields of `facessl.views.augment.Augment`, e.g.
+            `{flip: 0.5, crop_scale: 1.1}`.
         backbone: the network, where `run` is none.
     """
 
@@ -125,7 +125,7 @@ class FinetuneConfig:
     checkpoint_every: int = 500
     log_every: int = 20
     max_bad: float = 0.05
-    augment: Augment | None = None
+    augment: dict[str, Any] = field(default_factory=dict)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     optim: TuneOptim = field(default_factory=TuneOptim)
     task: Mapping[str, Any] = field(default_factory=lambda: {"name": "expression"})

@@ -206,7 +206,12 @@ def _resolve(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
     kind = plugins.find("tasks", config.task["name"])
     values["image_size"] = backbone.image_size
     values["backbone"] = {"name": backbone.name, "pretrained": False, "options": dict(backbone.timm_options)}
-    values["augment"] = dataclasses.asdict(config.augment or kind.augments[config.protocol])
+    published: Augment = kind.augments[config.protocol]
+    known = dataclasses.asdict(published)
+    for name in config.augment:
+        if name not in known:
+            raise UnknownName("field of augment", name, known)
+    values["augment"] = dataclasses.asdict(augment_from_dict(known | dict(config.augment)))
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 

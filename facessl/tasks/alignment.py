@@ -61,6 +61,11 @@ class AlignmentArgs:
                 raise ConfigError(f"task.{name} = {value} is out of range: give a positive number")
 
 
+#: First bias of the heatmaps' logits, so that nearly every cell starts empty (the prior of Lin et al., ICCV 2017): the
+#: mean over a thousand half-full cells is the centre of the view, wherever the landmark is.
+_EMPTY = -5.0
+
+
 class Alignment(nn.Module):
     """Landmarks: mean L2 distance of coordinates plus binary cross entropy of heatmaps (FaRL's downstream protocol).
 
@@ -72,7 +77,7 @@ class Alignment(nn.Module):
     350 and 450 of 500, batch 32, STAR loss and AWing on point and edge maps (`facessl.nn.star`).
 
     Differences: FaRL's release makes views of 512 px and shrinks them to 448; here they are cut at 448 at once. The
-    momentum of STAR's average is not published; it is 0.999 here.
+    momentum of STAR's average is not published; it is 0.999 here. Heatmaps start nearly empty (`_EMPTY`).
     """
 
     Args: ClassVar[type[AlignmentArgs]] = AlignmentArgs
@@ -122,7 +127,9 @@ class Alignment(nn.Module):
             self.edges = star_edges(_known(labels).name)
             self.head = StarHead(*pyramid, points=labels.points, edges=self.edges, width=args.width)
         else:
-            self.head = UPerNet(*pyramid, out_channels=labels.points, width=args.width, dropout=args.dropout)
+            head = UPerNet(*pyramid, out_channels=labels.points, width=args.width, dropout=args.dropout)
+            nn.init.constant_(head.classifier.get_parameter("bias"), _EMPTY)
+            self.head = head
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of the first view; logs `coordinate` and `heatmap`, or STAR's terms."""
