@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
 
 import facessl
-from facessl import config, parsing
+from facessl import config, parsing, plugins
+from facessl.data.source import parse
+from facessl.finetune_config import FinetuneConfig
+from facessl.finetuning import FINETUNE
 from facessl.pretraining import derive
+from facessl.views import augment
 
 ROOT = Path(facessl.__file__).parent / "recipes"
+DOWNSTREAM = [name for name in config.recipes() if name.startswith("downstream/")]
 
 
 @pytest.mark.parametrize("name", config.recipes())
@@ -18,9 +25,88 @@ def test_recipe_is_valid_and_has_its_header(name: str) -> None:
     text = (ROOT / f"{name}.yaml").read_text()
     for field in ("# command:", "# source:", "# hardware:", "# score:", "# status:"):
         assert field in text, f"{name} lacks {field}"
-    assert f"--config {name}" in text, "the command must be the recipe's own"
-    parsed = parsing.parse(["--config", name])
-    assert parsing.from_dict(parsed.to_dict()) == parsed
+    assert f"--config {name} " in text.replace("\n", " "), "the command must be the recipe's own"
+    assert len(config.recipe_summary(name)) > 20, "the first line is what `facessl list recipes` prints"
+    if name in DOWNSTREAM:
+        assert parsing.from_dict(tuned(name).to_dict(), FINETUNE) == tuned(name)
+    else:
+        parsed = parsing.parse(["--config", name])
+        assert parsing.from_dict(parsed.to_dict()) == parsed
+
+
+@functools.cache
+def tuned(name: str) -> FinetuneConfig:
+    parsed: FinetuneConfig = parsing.parse(["--config", name], command=FINETUNE)
+    return parsed
+
+
+@pytest.mark.parametrize("name", DOWNSTREAM)
+def test_downstream_recipe_never_runs_on_drawn_faces_or_tunes_on_test_images_in_silence(name: str) -> None:
+    parsed = tuned(name)
+    source, _, options = parse(parsed.source)
+    reader = plugins.find("data.sources", source)
+    assert {"train", "test"} <= set(reader.splits)
+    assert "split" not in options
+    plugins.find("tasks", parsed.task["name"]).defaults[parsed.protocol]
+    comments = [line[1:] for line in (ROOT / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    header = " ".join(" ".join(comments).split())
+    assert (parsed.select == "test") == ("select: test" in header), "select: test must be said in the header"
+    published = name.count("/") > 1
+    assert (parsed.run != "none") == published, "a published row names the backbone it needs"
+
+
+#: Data set and protocol -> (protocol, epochs, batch, pixels, select, frozen, balanced, what is special in the task).
+PROTOCOLS = {
+    "rafdb-ft": ("finetune", 100, 256, 224, "test", False, False, {}),
+    "rafdb-lp": ("finetune", 100, 256, 224, "test", True, False, {}),
+    "rafdb-eac": ("eac", 60, 32, 224, "test", False, False, {"consistency": 5.0}),
+    "ferplus-ft": ("finetune", 100, 256, 224, "test", False, False, {}),
+    "ferplus-lp": ("finetune", 100, 256, 224, "test", True, False, {}),
+    "ferplus-eac": ("eac", 60, 32, 224, "test", False, False, {"consistency": 5.0}),
+    "affectnet7-ft": ("finetune", 100, 256, 224, "test", False, True, {}),
+    "affectnet7-lp": ("finetune", 100, 256, 224, "test", True, True, {}),
+    "affectnet7-eac": ("eac", 60, 32, 224, "test", False, True, {"consistency": 5.0}),
+    "celeba-ft": ("finetune", 100, 256, 224, "test", False, False, {"head": "fra"}),
+    "celeba-lp": ("finetune", 100, 256, 224, "test", True, False, {"head": "linear"}),
+    "wflw-star": ("star", 500, 32, 256, "test", False, False, {"head": "star", "thresholds": (0.1,)}),
+    "300w-star": ("star", 500, 32, 256, "test", False, False, {"head": "star", "thresholds": (0.05,)}),
+    "wflw-farl": ("finetune", 150, 40, 448, "last", False, False, {"head": "farl", "width": 768}),
+    "300w-farl": ("finetune", 250, 40, 448, "last", False, False, {"head": "farl", "width": 768}),
+    "aflw19-farl": ("finetune", 150, 40, 448, "last", False, False, {"head": "farl", "unit": "diag"}),
+    "lapa-farl": ("finetune", 300, 40, 448, "last", False, False, {"width": 768}),
+    "celebamaskhq-farl": ("finetune", 300, 40, 448, "last", False, False, {"width": 768}),
+}
+
+
+def test_every_protocol_is_listed_here() -> None:
+    assert {n.removeprefix("downstream/") for n in DOWNSTREAM if n.count("/") == 1} == set(PROTOCOLS)
+
+
+@pytest.mark.parametrize("row", PROTOCOLS)
+def test_downstream_protocol_has_its_published_values(row: str) -> None:
+    c = tuned(f"downstream/{row}")
+    *values, task = PROTOCOLS[row]
+    assert [c.protocol, c.epochs, c.batch_size, c.image_size, c.select, c.frozen, c.balanced] == values
+    assert {key: c.task[key] for key in task} == task
+
+
+@pytest.mark.parametrize(
+    ("row", "published"),
+    [
+        ("rafdb-lp", augment.FRA_EXPRESSION),
+        ("celeba-ft", augment.FRA_ATTRIBUTES),
+        ("affectnet7-eac", augment.EAC_EXPRESSION),
+        ("wflw-star", augment.STAR_ALIGNMENT),
+        ("300w-farl", augment.FARL_ALIGNMENT),
+        ("aflw19-farl", augment.FARL_ALIGNMENT_AFLW19),
+        ("lapa-farl", augment.FARL_PARSING_LAPA),
+        ("celebamaskhq-farl", augment.FARL_PARSING_CELEBAM),
+    ],
+)
+def test_downstream_protocol_has_its_published_crop_and_augmentation(row: str, published: augment.Augment) -> None:
+    c = tuned(f"downstream/{row}")
+    preset = plugins.find("tasks", c.task["name"]).augments[c.protocol]
+    assert dataclasses.replace(preset, **c.augment) == published
 
 
 SCHEDULE = {"batch_size": 512, "epochs": 50, "image_size": 224, "seed": 23456}
