@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import sys
 import warnings
@@ -144,41 +145,34 @@ def cmd_regions(
     return 0
 
 
-def cmd_probe(
-    run: str,
-    source: str,
-    protocol: str = "knn",
-    test: str | None = None,
-    k: int = 20,
-    temperature: float = 0.07,
-    batch_size: int = 64,
-    workers: int = 0,
-    device: str = "auto",
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
-) -> int:
-    """Judge a frozen backbone on labelled images; the last line is JSON.
-
-    Args:
-        run: run folder, checkpoint or exported backbone.
-        source: labelled images; a folder with train/ and test/ is used as such, anything else is split 4:1.
-        protocol: knn.
-        test: another source as the test part.
-        k: neighbours.
-        temperature: of the neighbours' votes.
-        batch_size: images per forward pass.
-        workers: loader processes.
-        device: auto, cpu, cuda or mps.
-        precision: of the forward pass.
-    """
+def cmd_probe(argv: list[str]) -> int:
+    """Judge a frozen backbone on labelled images; the last line is JSON."""
     from facessl import plugins
     from facessl.evaluation import evaluate
     from facessl.loading import load_backbone
 
-    plugins.find("protocols", protocol)  # a wrong name is said before a large file is read
+    name = next((v for f, v in itertools.pairwise(argv) if f == "--protocol"), None)
+    name = name or next((w.partition("=")[2] for w in argv if w.startswith("--protocol=")), "knn")
+    judge = plugins.find("protocols", name)  # a wrong name is said before a large file is read
+    parser = ArgumentParser(prog="facessl probe", exit_on_error=False, description=_summary(judge))
+    parser.add_argument("run", help="run folder, checkpoint or exported backbone")
+    parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
+    parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('protocols'))}")
+    parser.add_argument("--test", default=None, help="another source as the test part")
+    parser.add_argument("--val", default=None, help="another source as the validation part")
+    parser.add_argument("--labels", default="all", help="training labels that are used: all, a share such as `1%%`, or `25-per-class`")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--out", default=None, help="file that the result is also written to")
+    parser.add_function_arguments(judge, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)
+    given = _parsed(parser, argv, "probe")
+    run, source, device, out = (given.pop(k) for k in ("run", "source", "device", "out"))
     backbone = load_backbone(run).to(_device(device))
-    options = {"k": k, "temperature": temperature, "batch_size": batch_size, "workers": workers, "precision": precision}
-    found = evaluate(backbone, source, protocol=protocol, test=test, **options)
-    print(json.dumps({"run": run, "source": source, **found}))
+    found = {"run": run, "source": source, **evaluate(backbone, source, **given)}
+    if out is not None:
+        from facessl.checkpoint import write_atomic
+
+        write_atomic(Path(out), json.dumps(found, indent=2).encode() + b"\n")
+    print(json.dumps(found))
     return 0
 
 
@@ -195,11 +189,11 @@ def cmd_report(runs: list[Path], out: Path | None = None) -> int:
     return 0
 
 
-def cmd_list(what: Literal["methods", "sources", "recipes", "protocols"]) -> int:
+def cmd_list(what: Literal["methods", "sources", "tasks", "protocols", "recipes"]) -> int:
     """What can be named on the command line.
 
     Args:
-        what: methods, sources, recipes or protocols.
+        what: methods, sources, tasks, protocols or recipes.
     """
     from facessl import plugins
 
@@ -207,12 +201,26 @@ def cmd_list(what: Literal["methods", "sources", "recipes", "protocols"]) -> int
         from facessl import config
 
         for name in config.recipes():
-            print(f"{name:30} {config.recipe_summary(name)}")
+            print(f"{name:40} {config.recipe_summary(name)}")
         return 0
     folder = {"sources": "data.sources"}.get(what, what)
     for name in plugins.names(folder):
-        print(f"{name:12} {plugins.summary(folder, name)}")
+        print(f"{name.replace('_', '-') if what == 'sources' else name:14} {plugins.summary(folder, name)}")
+    if what == "protocols":
+        for name, tasks in _training_protocols().items():
+            print(f"{name:14} `facessl finetune --protocol {name}`: {', '.join(tasks)}")
     return 0
+
+
+def _training_protocols() -> dict[str, list[str]]:
+    """Protocols of `facessl finetune` and the tasks that have them."""
+    from facessl import plugins
+
+    found: dict[str, list[str]] = {}
+    for task in plugins.names("tasks"):
+        for protocol in plugins.find("tasks", task).defaults:
+            found.setdefault(protocol, []).append(task)
+    return found
 
 
 def cmd_check(as_json: bool = False) -> int:
@@ -258,6 +266,11 @@ def _call(name: str, command: Callable[..., int], words: list[str]) -> int:
     for many in lists:
         parser.add_argument(many, nargs="+", type=str, help="one or more")
     parser.add_function_arguments(command, as_positional=True, skip=set(lists))
+    return command(**_parsed(parser, words, name))
+
+
+def _parsed(parser: ArgumentParser, words: list[str], name: str) -> dict[str, Any]:
+    """Values of the flags of command `name`; a wrong one is one sentence."""
     from facessl.parsing import readable, with_true
 
     words = with_true([_underscored(w) for w in words], parser)
@@ -269,7 +282,7 @@ def _call(name: str, command: Callable[..., int], words: list[str]) -> int:
         parsed = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
         raise ConfigError(f"{readable(error)} (see facessl {name} --help)") from None
-    return command(**{k: v for k, v in vars(parsed).items() if k != "config"})
+    return {k: v for k, v in vars(parsed).items() if k != "config"}
 
 
 def _underscored(word: str) -> str:

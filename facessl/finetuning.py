@@ -42,7 +42,10 @@ def _preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
     protocol = values.get("protocol") or FinetuneConfig.protocol
     task = plugins.find("tasks", values["task"]["name"])
     if protocol not in task.defaults:
-        every = plugins.names("protocols")
+        every = {
+            *plugins.names("protocols"),
+            *(p for t in plugins.names("tasks") for p in plugins.find("tasks", t).defaults),
+        }
         if protocol not in every:
             raise UnknownName("protocol", protocol, every)
         raise ConfigError(
