@@ -123,9 +123,11 @@ def cmd_regions(
     out: Path = Path("regions.png"),
     count: int = 8,
     seed: int = 0,
+    scores: bool = False,
+    score_images: int = 300,
     device: str = "auto",
 ) -> int:
-    """Picture of the regions a method found: image, heatmaps, arg-max segmentation.
+    """Picture of the regions a method found: image, heatmaps, arg-max segmentation; and their scores.
 
     Args:
         run: run folder or checkpoint of a method with regions (fra).
@@ -133,6 +135,8 @@ def cmd_regions(
         out: .png file to write.
         count: images shown.
         seed: of the choice of images.
+        scores: compare the regions with the source's masks and landmarks, beside baselines on the same images.
+        score_images: at most so many images are scored.
         device: auto, cpu, cuda or mps.
     """
     from facessl import inference
@@ -141,7 +145,13 @@ def cmd_regions(
     method: Any = load_method(run)
     method.to(_device(device))
     inference.write_png(out, inference.region_grid(method, source, count=count, seed=seed))
-    print(json.dumps({"out": str(out)}))
+    found: dict[str, Any] = {}
+    if scores:
+        from facessl import region_scores
+
+        found = region_scores.score_regions(method, source, count=score_images, seed=seed)
+        print(region_scores.region_table(found))
+    print(json.dumps({"out": str(out), **found}))
     return 0
 
 
@@ -160,7 +170,9 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('protocols'))}")
     parser.add_argument("--test", default=None, help="another source as the test part")
     parser.add_argument("--val", default=None, help="another source as the validation part")
-    parser.add_argument("--labels", default="all", help="training labels that are used: all, a share such as `1%%`, or `25-per-class`")
+    parser.add_argument(
+        "--labels", default="all", help="training labels that are used: all, a share in per cent, or 25-per-class"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--out", default=None, help="file that the result is also written to")
     parser.add_function_arguments(judge, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)

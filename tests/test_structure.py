@@ -36,7 +36,7 @@ LAYERS = (
     ("tasks",),
     ("tuned",),
     ("protocols",),
-    ("monitors", "evaluation"),
+    ("monitors", "evaluation", "region_scores"),
     ("report",),
     ("pretraining", "finetuning"),
     ("__init__",),
