@@ -1,0 +1,207 @@
+"""Faces in photos: found where they are, none where there is none; folders of crops that lead back to the photos."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from facessl.data import crop_folder
+from facessl.data import detect as module
+from facessl.data.crop import Frame
+from facessl.data.crop_folder import crop_photos
+from facessl.data.detect import Face, detect
+from facessl.data.sources.synthetic import Synthetic
+from facessl.errors import ConfigError
+
+FRONTAL = {"yaw": 10.0, "pitch": 8.0, "roll": 8.0, "occlusion": 0.0, "degrade": 0.2}
+
+
+def box_of(points: np.ndarray) -> np.ndarray:
+    return np.concatenate([points.min(0), points.max(0)])
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    inner = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0).prod()
+    return float(inner / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inner))
+
+
+def photo(*places: tuple[int, int, int], index: int = 0, size: tuple[int, int] = (300, 500)) -> tuple[np.ndarray, list]:
+    """A smooth photo with drawn faces at (left, top, side), and the boxes of their landmarks."""
+    height, width = size
+    image = np.repeat(np.linspace(60, 160, width).astype(np.uint8)[None, :, None], height, 0).repeat(3, 2)
+    source, boxes = Synthetic(n=50, size=160, seed=2, **FRONTAL), []  # type: ignore[arg-type]
+    for number, (left, top, side) in enumerate(places):
+        face = source[index + number]
+        assert isinstance(face.image, np.ndarray)
+        assert face.landmarks is not None
+        image[top : top + side, left : left + side] = cv2.resize(face.image, (side, side))
+        boxes.append(box_of((face.landmarks + 0.5) * side / 160 - 0.5 + (left, top)))
+    return image, boxes
+
+
+def test_drawn_frontal_faces_are_found_where_they_are() -> None:
+    scores = []
+    for index in range(8):
+        image, (box,) = photo((20 * index, 40, 200), index=index)
+        faces = detect(image)
+        scores.append(iou(faces[0].box, box) if faces else 0.0)
+    found = [score for score in scores if score > 0.5]
+    assert len(found) >= 7
+    assert np.mean(found) > 0.65
+
+
+def test_a_large_photo_gives_boxes_in_its_own_pixels() -> None:
+    image, (box,) = photo((100, 40, 200))
+    large = cv2.resize(image, None, fx=3.0, fy=3.0)
+    faces = detect(large)
+    assert iou(faces[0].box, (box + 0.5) * 3 - 0.5) > 0.5
+
+
+def test_the_larger_face_comes_first() -> None:
+    image, boxes = photo((20, 120, 130), (220, 20, 260))
+    faces = detect(image)
+    assert iou(faces[0].box, boxes[1]) > 0.5
+    assert any(iou(face.box, boxes[0]) > 0.5 for face in faces[1:])
+
+
+def test_no_face_is_an_empty_list() -> None:
+    assert detect(photo()[0]) == []
+    assert detect(np.zeros((8, 8, 3), np.uint8)) == []
+
+
+def test_a_mirrored_photo_has_mirrored_faces() -> None:
+    image, _ = photo((100, 40, 200))
+    there, back = detect(image)[0], detect(image[:, ::-1].copy())[0]
+    assert back.score == pytest.approx(there.score, rel=0.2)
+    mirrored = (499 - back.box[[2, 0]]).tolist()
+    assert mirrored == pytest.approx(there.box[[0, 2]].tolist(), abs=3)
+
+
+def test_yunet_gives_its_box_and_points_in_our_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = tmp_path / "yunet.onnx"
+    model.write_bytes(b"")
+
+    class Fake:
+        def setInputSize(self, size: tuple[int, int]) -> None:  # noqa: N802
+            assert size == (30, 20)
+
+        def setScoreThreshold(self, score: float) -> None:  # noqa: N802
+            assert score == 0.6
+
+        def detect(self, image: np.ndarray) -> tuple[int, np.ndarray]:
+            assert image[0, 0].tolist() == [3, 2, 1]  # BGR
+            row = [1, 2, 10, 12, *range(10), 0.9]
+            return 1, np.array([row], np.float32)
+
+    monkeypatch.setattr(module, "_load_yunet", lambda path: Fake())
+    (face,) = detect(np.tile(np.array([1, 2, 3], np.uint8), (20, 30, 1)), yunet=model)
+    assert face.box.tolist() == [1, 2, 11, 14]
+    assert face.five_points is not None
+    assert face.five_points.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
+def test_a_yunet_model_that_is_none_is_named(tmp_path: Path) -> None:
+    image = np.zeros((20, 20, 3), np.uint8)
+    with pytest.raises(ConfigError, match=r"nothing\.onnx does not exist"):
+        detect(image, yunet=tmp_path / "nothing.onnx")
+    (tmp_path / "wrong.onnx").write_bytes(b"no model")
+    with pytest.raises(ConfigError, match=r"wrong\.onnx is not one that OpenCV reads"):
+        detect(image, yunet=tmp_path / "wrong.onnx")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    for name, places, index in (("a/one.png", [(60, 30, 200)], 0), ("b/two.png", [(10, 100, 150), (220, 20, 260)], 0)):
+        (root / name).parent.mkdir(parents=True)
+        Image.fromarray(photo(*places, index=index)[0]).save(root / name)
+    Image.fromarray(photo()[0]).save(root / "a" / "empty.png")
+    (root / "b" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    return root
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with open(out / "faces.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_crops_lie_in_the_same_sub_folders_and_lead_back(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "faces"
+    summary = crop_photos(str(photos), out, size=96, margin=1.5, format="png")
+    assert (summary.photos, summary.faces, summary.before) == (4, 2, 0)
+    assert [Path(key).name for key in summary.without_face] == ["empty.png"]
+    assert [Path(key).name for key, _ in summary.skipped] == ["broken.jpg"]
+    assert "broken.jpg" in (out / "skipped.csv").read_text()
+    assert sorted(row["image"] for row in rows(out)) == ["a/one.png", "b/two.png"]
+    for row in rows(out):
+        matrix = np.eye(3)
+        matrix[:2] = np.array([float(row[f"m{i}{j}"]) for i in range(2) for j in range(3)]).reshape(2, 3)
+        frame = Frame(matrix, 96)
+        crop = np.array(Image.open(out / row["image"]))
+        again = frame.image(np.array(Image.open(row["original"])), "edge")
+        assert np.abs(crop.astype(int) - again).max() <= 1  # the table's digits
+        box = np.array([float(row[name]) for name in ("left", "top", "right", "bottom")])
+        longer = max(box[2] - box[0], box[3] - box[1]) * 1.5
+        assert 96 / matrix[0, 0] == pytest.approx(longer, rel=1e-5)
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A detector that finds two faces in every photo but the empty one, at once; one entry per photo it looked at."""
+    seen: list[int] = []
+
+    def fake(image: np.ndarray, **options: object) -> list[Face]:
+        seen.append(1)
+        boxes = [(100, 50, 200, 150), (20, 80, 60, 120)] if (image[..., 0] != image[0, :, 0]).any() else []
+        return [Face(np.array(box, np.float32), 0.9) for box in boxes]
+
+    monkeypatch.setattr(crop_folder, "detect", fake)
+    return seen
+
+
+def test_every_face_of_a_photo_where_asked(photos: Path, tmp_path: Path, looked: list[int]) -> None:
+    out = tmp_path / "faces"
+    Image.open(photos / "a" / "one.png").save(photos / "a" / "one.bmp")
+    assert crop_photos(str(photos), out, size=64, all_faces=True).faces == 6
+    names = {row["image"] for row in rows(out)}
+    both = {"a/one.jpg", "a/one-2.jpg", "a/one.png.jpg", "a/one.png-2.jpg"}
+    assert names == {*both, "b/two.jpg", "b/two-2.jpg"}
+    assert all((out / name).is_file() for name in names)
+
+
+def test_a_stopped_crop_goes_on_and_other_settings_are_refused(photos: Path, tmp_path: Path, looked: list[int]) -> None:
+    out = tmp_path / "faces"
+
+    def interrupted(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crop_photos(str(photos), out, size=64, progress=interrupted)
+    with open(out / "faces.csv", "a") as file:
+        file.write("a/torn.jpg,so")  # what a full disk or a killed process leaves
+    looked.clear()
+    summary = crop_photos(str(photos), out, size=64)
+    assert summary.before == 2
+    assert len(looked) == 1  # of the two photos that were left, one is broken
+    assert sorted(row["image"] for row in rows(out)) == ["a/one.jpg", "b/two.jpg"]
+    again = crop_photos(str(photos), out, size=64)
+    assert (again.before, again.faces) == (4, 2)
+    with pytest.raises(ConfigError, match="other settings"):
+        crop_photos(str(photos), out, size=80)
+
+
+def test_nothing_of_somebody_else_is_touched(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="not empty"):
+        crop_photos(str(photos), tmp_path / "mine")
+    with pytest.raises(ConfigError, match="cannot lie inside"):
+        crop_photos(str(photos), photos / "faces")
+    with pytest.raises(ConfigError, match="margin=0"):
+        crop_photos(str(photos), tmp_path / "new", margin=0)
