@@ -49,6 +49,11 @@ class TuneOptim:
         for name in ("lr", "layer_decay", "weight_decay", "momentum", "warmup_epochs", "gamma", "final_lr"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"optim.{name} = {getattr(self, name)} is out of range: give 0 or more")
+        if not self.lr > 0:
+            raise ConfigError(
+                "optim.lr = 0 would train nothing, as every rate is taken relative to it: give a positive number, and "
+                "hold a part still with optim.lrs, e.g. {backbone: 0}, or with --frozen"
+            )
         for part, rate in self.lrs.items():
             if not rate >= 0:
                 raise ConfigError(f"optim.lrs.{part} = {rate} is out of range: give 0 or more")
@@ -93,7 +98,8 @@ class FinetuneConfig:
         max_bad: share of unreadable images above which the run stops.
         augment: changes to the protocol's crop and augmentation, fields of `facessl.views.augment.Augment`, e.g.
             `{flip: 0.5, crop_scale: 1.1}`.
-        backbone: the network, where `run` is none.
+        backbone: the network, where `run` is none; its options also change a trained one that keeps its weights, e.g.
+            `{output_stride: 16}` for a finer map.
     """
 
     run: str = "none"

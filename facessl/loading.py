@@ -77,6 +77,28 @@ def load_backbone(path: str | Path) -> Backbone:
     return backbone.eval()
 
 
+def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
+    """The same weights in a backbone with other timm options, e.g. another `output_stride`.
+
+    Raises:
+        ConfigError: an option that the model does not take, or one that changes its weights.
+    """
+    changed = Backbone(
+        backbone.name,
+        image_size=backbone.image_size,
+        mean=backbone.mean,  # type: ignore[arg-type]
+        std=backbone.std,  # type: ignore[arg-type]
+        **{**backbone.timm_options, **options},
+    )
+    try:
+        changed.model.load_state_dict(backbone.model.state_dict())
+    except RuntimeError:
+        raise ConfigError(
+            f"backbone.options {dict(options)} change the weights of {backbone.name}: leave them out for a trained one"
+        ) from None
+    return changed.eval()
+
+
 def set_image_size(backbone: Backbone, image_size: int) -> None:
     """Let a backbone take squares of another size; a ViT's position table is interpolated (timm's resampling).
 
