@@ -188,6 +188,66 @@ def cmd_probe(argv: list[str]) -> int:
     return 0
 
 
+def cmd_predict(
+    run: str,
+    photos: list[str],
+    out: Path = Path("predictions"),
+    task: str | None = None,
+    no_crop: bool = False,
+    yunet: Path | None = None,
+    margin: float | None = None,
+    draw: bool = True,
+    overwrite: bool = False,
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> int:
+    """Landmarks, masks or labels of the faces in photos, drawn and as JSON; the last line is JSON.
+
+    Args:
+        run: run folder of `facessl finetune`, or its model.safetensors.
+        photos: image files, and folders of them.
+        out: folder to write to, NAME.json and NAME.png for each photo.
+        task: refuse a run of another task than this one.
+        no_crop: each photo is one cut-out face already.
+        yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
+        margin: of models of whole images, share of the detected box that is added on each side (default 0.1).
+        draw: write pictures.
+        overwrite: replace files of the same names that were written for other photos.
+        batch_size: faces per forward pass.
+        device: auto, cpu, cuda or mps.
+        precision: of the forward pass.
+    """
+    from facessl import plugins, predicting
+    from facessl.tuned import load_trained
+
+    trained = load_trained(run)
+    if task is not None and task != (own := predicting.task_name(trained)):
+        plugins.find("tasks", task)  # a name that does not exist is said first
+        raise ConfigError(f"{run} was trained for {own}, not for {task}: leave --task out, or name another run")
+    trained.module.to(_device(device))
+    found = predicting.predict(
+        trained,
+        photos,
+        out=out,
+        crop=not no_crop,
+        margin=predicting.MARGIN if margin is None else margin,
+        yunet=yunet,
+        batch_size=batch_size,
+        precision=precision,
+        draw=draw,
+        overwrite=overwrite,
+    )
+    for photo in found:
+        if photo.note:
+            print(f"{photo.photo}: {photo.note}" if photo.read else f"skipped: {photo.note}", file=sys.stderr)
+    read = [photo for photo in found if photo.read]
+    faces = sum(len(photo.faces) for photo in read)
+    told = {"photos": len(read), "faces": faces, "out": str(out), "skipped": len(found) - len(read)}
+    print(json.dumps(told))
+    return 0
+
+
 def cmd_report(runs: list[Path], out: Path | None = None) -> int:
     """Rewrite the report of a run, or compare several; the last line is JSON.
 
@@ -275,9 +335,9 @@ def _call(name: str, command: Callable[..., int], words: list[str]) -> int:
         return command(words)
     parser = ArgumentParser(prog=f"facessl {name}", exit_on_error=False, description=_summary(command))
     lists = [n for n, p in inspect.signature(command).parameters.items() if str(p.annotation).startswith("list[")]
-    for many in lists:
-        parser.add_argument(many, nargs="+", type=str, help="one or more")
     parser.add_function_arguments(command, as_positional=True, skip=set(lists))
+    for many in lists:  # behind the other positional words, as in `facessl predict RUN PHOTO...`
+        parser.add_argument(many, nargs="+", type=str, help="one or more")
     return command(**_parsed(parser, words, name))
 
 

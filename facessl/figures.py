@@ -269,6 +269,11 @@ def _colour_map() -> np.ndarray:
     return (matplotlib.colormaps["magma"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
-@functools.cache
 def _font(side: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(9, round(side / 8)))
+    return font(max(9, round(side / 8)))
+
+
+@functools.cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along, with letters of `size` pixels."""
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

@@ -120,7 +120,8 @@ class Trained:
         Returns:
             Arrays with one row per image (`Task.predict`); `Task.describe` turns a row into the image's own pixels.
         """
-        views = np.stack([frame.image(image) for frame, image in zip(frames, images, strict=True)])
+        border = self.augment.border
+        views = np.stack([frame.image(image, border) for frame, image in zip(frames, images, strict=True)])
         backbone = self.task.backbone
         device = next(backbone.parameters()).device
         x = normalise(torch.from_numpy(views).permute(0, 3, 1, 2).to(device), backbone.mean, backbone.std)
