@@ -236,7 +236,7 @@ def heatmaps(method: nn.Module, images: np.ndarray, *, precision: str = "fp32") 
     """Heatmaps of a method's regions as evaluation sees them.
 
     Args:
-        method: a method with regions (FRA, LEWEL).
+        method: a method with regions (FRA).
         images: (B, S, S, 3) uint8 RGB squares.
         precision: fp32, bf16 or fp16 (autocast).
 

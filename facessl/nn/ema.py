@@ -30,24 +30,41 @@ def cosine_momentum(base: float, fraction: float) -> float:
 class MomentumUpdate:
     """target <- m target + (1 - m) online, over all parameters in one multi-tensor call.
 
-    Parameters only: batch-norm statistics of the target come from its own forward pass in training mode, as in
-    BYOL and the released FRA. The lists are made at the first call, after device moves and SyncBN conversion.
+    By default parameters only: batch-norm statistics of the target come from its own forward pass in training mode, as
+    in BYOL and the released FRA. The lists are made at the first call, after device moves and SyncBN conversion.
     """
 
-    def __init__(self, *pairs: tuple[nn.Module, nn.Module]) -> None:
+    def __init__(self, *pairs: tuple[nn.Module, nn.Module], buffers: bool = False) -> None:
         """
         Args:
             pairs: (online, target) modules of the same structure.
+            buffers: batch-norm statistics (every floating-point buffer) are averaged too and counters are copied; the
+                target then belongs in evaluation mode (Cai et al., "Exponential moving average normalization", CVPR
+                2021).
         """
         self._pairs = pairs
+        self._buffers = buffers
         self._online: list[Tensor] = []
         self._target: list[Tensor] = []
+        self._copied: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def __call__(self, momentum: float) -> None:
-        """Moves every target parameter towards its online parameter by the share `1 - momentum`."""
+        """Moves the target towards the online network by the share `1 - momentum`."""
         if not self._target:
-            for online, target in self._pairs:
-                self._online += [p.detach() for p in online.parameters()]
-                self._target += [p.detach() for p in target.parameters()]
+            self._collect()
         torch._foreach_lerp_(self._target, self._online, 1 - momentum)
+        for online, target in self._copied:
+            target.copy_(online)
+
+    def _collect(self) -> None:
+        for online, target in self._pairs:
+            self._online += [p.detach() for p in online.parameters()]
+            self._target += [p.detach() for p in target.parameters()]
+            if self._buffers:
+                for ours, theirs in zip(online.buffers(), target.buffers(), strict=True):
+                    if ours.is_floating_point():
+                        self._online.append(ours)
+                        self._target.append(theirs)
+                    else:
+                        self._copied.append((ours, theirs))
