@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,13 @@ from PIL import Image
 
 from facessl.errors import CheckpointError, ConfigError
 from facessl.figures import Line, curve, region_picture
+from facessl.metrics.multilabel import attribute_scores
+from facessl.metrics.nme import landmark_scores
+from facessl.metrics.segmentation import ConfusionMatrix, parsing_scores
 from facessl.report import curves as report_curves
 from facessl.report import report, write_comparison, write_report
 from facessl.report.folder import read_run_folder
+from facessl.tasks.expression import ExpressionMeter
 
 CONFIG = {
     "source": "folder:/data/faces",
@@ -241,3 +247,155 @@ def test_a_long_curve_is_averaged_and_keeps_its_range(run: Path) -> None:
 
 def test_regions_are_known_from_the_configuration(run: Path) -> None:
     assert read_run_folder(run).regions == 8
+
+
+# ---- runs of facessl finetune ----------------------------------------------------------------------------------
+
+NAMES = ("angry", "calm", "glad")
+
+
+def _expression() -> dict[str, Any]:
+    """What the meter of the expression task says of 60 drawn faces in two groups."""
+    target = np.arange(60) % 3
+    predicted = np.where(np.arange(60) % 5 == 0, 0, target)
+    meter = ExpressionMeter(NAMES, SimpleNamespace(label_names=NAMES, group_names=("women", "<b>men</b>")))  # type: ignore[arg-type]
+    batch = SimpleNamespace(index=torch.arange(60), group=torch.arange(60) % 2, label=torch.from_numpy(target))
+    meter.add({"probabilities": torch.eye(3)[predicted]}, batch)  # type: ignore[arg-type]
+    return meter.result() | {"skipped": 0}
+
+
+def _alignment() -> dict[str, Any]:
+    errors = np.linspace(0.01, 0.12, 50)
+    found = landmark_scores(errors, unit="interocular", thresholds=(0.1,)).summary()
+    name = "nme_interocular"
+    line = {"name": name, "value": found[name], "interval": found[f"{name}_interval"], "better": "lower"}
+    subset = {"images": 9, name: 0.0812, f"{name}_interval": [0.07, 0.09]}
+    return {"headline": line, **found, "subsets": {"pose": subset}, "images": 50}
+
+
+def _parsing() -> dict[str, Any]:
+    matrix = ConfusionMatrix(3)
+    matrix.update(np.array([[0, 1], [1, 1]]), np.array([[0, 1], [1, 0]]))
+    found = parsing_scores(matrix, names=("background", "skin", "hat")).summary()
+    line = {"name": "mean_f1", "value": found["mean_f1"], "interval": found["mean_f1_interval"], "better": "higher"}
+    return {"headline": line, **found}
+
+
+def _attributes() -> dict[str, Any]:
+    target = np.arange(80).reshape(40, 2) % 3 == 0
+    found = attribute_scores(target * 0.9, target, names=("Hat", "Smile")).summary()
+    name = "mean_accuracy"
+    line = {"name": name, "value": found[name], "interval": found[f"{name}_interval"], "better": "higher"}
+    return {"headline": line, **found}
+
+
+def _write_tuned(folder: Path, test: dict[str, Any], *, task: str = "expression", select: str = "val") -> Path:
+    folder.mkdir(parents=True)
+    settings = {k: v for k, v in CONFIG.items() if k != "method"} | {"run": "runs/mine", "labels": "10%"}
+    settings |= {"task": {"name": task}, "protocol": "finetune", "frozen": False, "select": select}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "status.json").write_text(json.dumps({"finished": True, "steps": 40}))
+    (folder / "model.json").write_text(json.dumps({"labels": {"label_names": NAMES}}))
+    rows = ["step,seconds,epoch,images,loss,coordinate,lr,monitor/val_accuracy"]
+    rows += [f"{s},{s},{s / 20},{s * 32},{2 - s / 100},1.5,0.1,{s / 100}" for s in range(10, 41, 10)]
+    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    selected = {"step": 30, "name": "accuracy", "value": 0.3, "by": select}
+    results = {"task": task, "protocol": "finetune", "selected": selected, "train_images": 219, "test": test}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_headline_of_a_fine_tuning_run(tmp_path: Path, quick: None) -> None:
+    test = _expression()
+    numbers = write_report(_write_tuned(tmp_path / "mine", test))
+    assert json.loads((tmp_path / "mine" / "report.json").read_text()) == numbers
+    expected = {
+        "run": "mine", "task": "expression", "protocol": "finetune", "backbone": "resnet18",
+        "started_from": "runs/mine", "labels": "10%", "headline": test["headline"], "train_images": 219,
+        "test_images": 60, "steps": 40,
+    }  # fmt: skip
+    assert {key: numbers[key] for key in expected} == expected
+    assert "accuracy" in (tmp_path / "mine" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "sections", "said"),
+    [
+        (
+            "expression",
+            _expression,
+            ["Accuracy by class", "Confusion", "Groups"],
+            ["majority class", "calm", "<b>men</b>"],
+        ),
+        ("alignment", _alignment, ["Subsets"], ["NME interocular", "8.12 %", "7.00 to 9.00 %", "AUC@0.10"]),
+        ("parsing", _parsing, ["F1 by class"], ["mean IoU", "hat"]),
+        ("attributes", _attributes, ["Accuracy by attribute"], ["mean balanced accuracy", "Smile"]),
+    ],
+)
+def test_page_of_a_fine_tuning_run_shows_what_its_task_measured(
+    tmp_path: Path, task: str, make: Callable[[], dict[str, Any]], sections: list[str], said: list[str]
+) -> None:
+    write_report(_write_tuned(tmp_path / "mine", make(), task=task))
+    page = _Page((tmp_path / "mine" / "report.html").read_text())
+    rest = ["Loss", "Score over time", "Schedule", "Speed", "Configuration", "Skipped images", "Environment"]
+    assert page.headings == ["Scores", *sections, *rest]
+    for words in [*said, f"{task.capitalize()} on resnet18", "Weights of step 30", "coordinate"]:
+        assert words in page.text, words
+
+
+def test_confusion_is_tinted_by_the_share_of_its_row(tmp_path: Path, quick: None) -> None:
+    test = _expression() | {"confusion": [[30, 10, 0], [0, 5, 5], [0, 0, 0]]}
+    write_report(_write_tuned(tmp_path / "mine", test))
+    cells = re.findall(
+        r"var\(--(good|bad)\) (\d+)%[^>]*>([\d,]+)</td>", (tmp_path / "mine" / "report.html").read_text()
+    )
+    assert [(tone, int(share)) for tone, share, _ in cells] == [
+        ("good", 52), ("bad", 18), ("bad", 0),
+        ("bad", 0), ("good", 35), ("bad", 35),
+        ("bad", 0), ("bad", 0), ("good", 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"select": "test"}, "selected on the test part"),
+        ({"select": "last"}, "nothing was selected"),
+    ],
+)
+def test_page_says_how_the_weights_were_selected(
+    tmp_path: Path, quick: None, change: dict[str, str], said: str
+) -> None:
+    write_report(_write_tuned(tmp_path / "mine", _alignment(), task="alignment", **change))
+    assert said in _Page((tmp_path / "mine" / "report.html").read_text()).text
+
+
+def test_a_score_near_the_commonest_answer_is_said(tmp_path: Path, quick: None) -> None:
+    test = _expression()
+    low, high = test["accuracy_interval"]
+    for name, share, said in (("dull", (low + high) / 2, "Not clearly above"), ("good", low - 0.01, "Above always")):
+        write_report(_write_tuned(tmp_path / name, test | {"majority_class": share}))
+        assert said in _Page((tmp_path / name / "report.html").read_text()).text
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b"{}"])
+def test_a_fine_tuning_run_without_scores_still_has_a_page(tmp_path: Path, quick: None, content: bytes | None) -> None:
+    run = _write_tuned(tmp_path / "mine", _expression())
+    (run / "results.json").unlink()
+    if content is not None:
+        (run / "results.json").write_bytes(content)
+    (run / "model.json").unlink()
+    assert write_report(run)["headline"] is None
+    page = _Page((run / "report.html").read_text())
+    assert page.headings[0] == "Loss"
+    assert "No scores (results.json: " in page.text
+
+
+def test_runs_of_both_kinds_are_compared_in_two_tables(run: Path, tmp_path: Path, quick: None) -> None:
+    tuned = _write_tuned(tmp_path / "tuned", _expression())
+    result = report([run, tuned], out=tmp_path / "both.html")
+    assert [numbers["run"] for numbers in result["runs"]] == ["mine", "tuned"]
+    page = _Page((tmp_path / "both.html").read_text())
+    assert {"k-NN over time", "Score over time", "Regions"} <= set(page.headings)
+    assert "expression (finetune)" in page.text
+    assert (tmp_path / "both.md").read_text().count("| run |") == 2

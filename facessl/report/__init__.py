@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,54 @@ import numpy as np
 from facessl import monitors
 from facessl.checkpoint import write_atomic
 from facessl.config import flatten
-from facessl.errors import ConfigError
+from facessl.errors import ConfigError, UnknownName
+from facessl.report import paper
 from facessl.report.folder import RunFolder, read_run_folder
 from facessl.report.page import comparison_html, markdown, run_html
+from facessl.report.results import task_headline
 
 #: Sharpness below this many times 1/N is called uniform.
 _UNIFORM = 1.05
 
 
-def report(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[str, Any]:
+def report(runs: Sequence[str | Path], *, out: str | Path | None = None, compare: str | None = None) -> dict[str, Any]:
     """`facessl report`: the report of one run, or the reports of several and a page that compares them.
 
     Args:
-        runs: run folders.
+        runs: run folders; with `compare` also files that `facessl probe --out` wrote.
         out: the page, ending in .html; default `report.html` in the run, `comparison.html` in the first of several.
+        compare: "paper": put published scores beside the measured ones; `paper_table` prints what was found.
 
     Returns:
-        Headline numbers, ready for JSON: of the run, or `{"runs": [...], "page": ...}`.
+        Headline numbers, ready for JSON: of the run, or `{"runs": [...], "page": ...}`; with `compare` also `paper`,
+        as `facessl.report.paper.compare` gives it.
 
     Raises:
-        CheckpointError: a folder that is no run.
+        CheckpointError: a folder that is no run, or a file without scores.
         ConfigError: no run, the same one twice, or a page that does not end in .html.
+        UnknownName: `compare` is something else.
     """
+    if compare not in (None, "paper"):
+        raise UnknownName("comparison", str(compare), ("paper",))
+    probes = [Path(run) for run in runs if compare and Path(run).is_file()]
+    folders = [run for run in runs if Path(run) not in probes]
     if not runs:
         raise ConfigError("report needs at least one run folder")
-    if len(runs) == 1:
-        return write_report(runs[0], out=out)
-    return write_comparison(runs, out=out)
+    found: dict[str, Any] = {"runs": []}
+    if folders:
+        found = write_report(folders[0], out=out) if len(folders) == 1 else write_comparison(folders, out=out)
+    if compare is None:
+        return found
+    tuned = [(run, paper.of_run(run)) for run in map(read_run_folder, folders)]
+    scored = [own for _, own in tuned if own] + [paper.of_file(path) for path in probes]
+    beside = paper.compare(scored)
+    without = [f"{run.name}: no scores on a test part to compare." for run, own in tuned if own is None]
+    return {**found, "paper": {**beside, "notes": [*beside["notes"], *without]}}
+
+
+def paper_table(found: Mapping[str, Any]) -> str:
+    """What `report(..., compare="paper")` found beside published scores, as Markdown."""
+    return paper.table(found["paper"])
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
@@ -61,7 +82,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, An
     folder = read_run_folder(run)
     page = _page_path(out, folder.path / "report.html")
     numbers = headline(folder)
-    write_atomic(page, run_html(folder, numbers).encode())
+    write_atomic(page, run_html(folder, numbers, paper.section([folder])).encode())
     write_atomic(page.with_suffix(".md"), markdown([folder], [numbers]).encode())
     write_atomic(page.with_suffix(".json"), _json(numbers))
     return numbers
@@ -88,7 +109,8 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) 
         raise ConfigError(f"{twice[0]} is named twice: name each run once")
     page = _page_path(out, folders[0].path / "comparison.html")
     numbers = [write_report(folder.path) for folder in folders]
-    write_atomic(page, comparison_html(folders, numbers, differing_settings(folders)).encode())
+    beside = paper.section(folders)
+    write_atomic(page, comparison_html(folders, numbers, differing_settings(folders), beside).encode())
     write_atomic(page.with_suffix(".md"), markdown(folders, numbers).encode())
     result = {"runs": numbers, "page": str(page)}
     write_atomic(page.with_suffix(".json"), _json(result))
@@ -98,22 +120,38 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) 
 def headline(run: RunFolder) -> dict[str, Any]:
     """What a reader wants first; None where the run does not know it.
 
-    Keys: run, method, backbone, source, image_size, batch_size, steps, epochs, images, images_per_second
-    (median over the log lines), data_wait (share of the time, median), seconds, loss_first, loss, knn_first and
-    knn (`accuracy`, `mean_class_accuracy`, `interval` of the accuracy), monitors_first and monitors (the other
-    monitors by name), collapse (sentences; empty where there is none; None where nothing was measured),
-    notes (sentences on what is odd but no collapse), skipped (images), finished, commit.
+    Keys: run, backbone, source, image_size, batch_size, steps, epochs, images, images_per_second (median over the log
+    lines), data_wait (share of the time, median), seconds, loss_first, loss, collapse (sentences; empty where there is
+    none; None where nothing was measured), notes (sentences on what is odd but no collapse), skipped (images),
+    finished, commit; of a fine-tuning run also those of `facessl.report.results.task_headline`; of a pre-training run
+    also method, knn_first and knn (`accuracy`, `mean_class_accuracy`, `interval` of the accuracy), monitors_first and
+    monitors (the other monitors by name).
     """
+    if run.tuned:
+        return {"run": run.name, **task_headline(run), **_common(run), "collapse": None, "notes": []}
     # "embedding_std", not "monitor/embedding_std"
     watched = [c.removeprefix("monitor/") for c in run.table if c.startswith("monitor/")]
     plain = [name for name in watched if not name.startswith("knn_")]
     first = {name: run.first(f"monitor/{name}") for name in plain}
     last = {name: run.last(f"monitor/{name}") for name in plain}
     known = {name: value for name, value in last.items() if value is not None}
-    steps = run.last("step")
     return {
         "run": run.name,
         "method": run.setting("method.name"),
+        **_common(run),
+        "knn_first": _knn(run, 0),
+        "knn": _knn(run, -1),
+        "monitors_first": first,
+        "monitors": last,
+        "collapse": monitors.verdicts(known) if known else None,
+        "notes": _notes(run, known),
+    }
+
+
+def _common(run: RunFolder) -> dict[str, Any]:
+    """The numbers of every kind of run."""
+    steps = run.last("step")
+    return {
         "backbone": run.setting("backbone.name"),
         "source": run.setting("source"),
         "image_size": run.setting("image_size"),
@@ -126,12 +164,6 @@ def headline(run: RunFolder) -> dict[str, Any]:
         "seconds": run.last("seconds"),
         "loss_first": run.first("loss"),
         "loss": run.last("loss"),
-        "knn_first": _knn(run, 0),
-        "knn": _knn(run, -1),
-        "monitors_first": first,
-        "monitors": last,
-        "collapse": monitors.verdicts(known) if known else None,
-        "notes": _notes(run, known),
         "skipped": len(run.skipped),
         "finished": run.status.get("finished"),
         "commit": run.environment.get("commit") or None,

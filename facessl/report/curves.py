@@ -9,6 +9,7 @@ import numpy as np
 
 from facessl.figures import SERIES, Line, curve
 from facessl.report.folder import RunFolder
+from facessl.report.parts import spoken
 
 #: Monitor -> title and unit; others are shown under their own name.
 _MONITORS = {
@@ -20,6 +21,9 @@ _MONITORS = {
     "image_information": ("Regions told by the image", "1 = whole images are regions"),
     "position_information": ("Regions told by the position", "share of their entropy"),
 }
+
+#: Scores of fine-tuning runs while they train.
+_SCORES = ("monitor/val_", "monitor/test_")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def groups(runs: Sequence[RunFolder]) -> list[Group]:
         _chart(runs, "momentum", "EMA momentum"),
         _chart(runs, "grad_norm", "Gradient norm", bottom=0),
     ]
-    watched = [c for c in columns if c.startswith("monitor/") and not c.startswith("monitor/knn_")]
+    scores = [c for c in columns if c.startswith(_SCORES)]
+    watched = [c for c in columns if c.startswith("monitor/") and not c.startswith(("monitor/knn_", *_SCORES))]
     monitors = []
     for column in watched:
         name = column.removeprefix("monitor/")
@@ -64,20 +69,35 @@ def groups(runs: Sequence[RunFolder]) -> list[Group]:
         _chart(runs, "monitor/knn_accuracy", "k-NN accuracy", unit="%", scale=100, interval=True),
         _chart(runs, "monitor/knn_mean_class_accuracy", "k-NN mean class accuracy", unit="%", scale=100),
     ]
+    tuned = [run.tuned for run in runs]
+    score = [_score(runs, column) for column in scores]
     speed = [
         _chart(runs, "images_per_second", "Images per second", bottom=0),
         _chart(runs, "data_wait", "Waiting for data", unit="% of the time", bottom=0, scale=100),
     ]
     return [
         Group(title, [chart for chart in charts if chart], lack)
-        for title, charts, lack in (
-            ("Loss", loss, "No loss was logged"),
-            ("k-NN over time", knn, "Not measured: name a labelled source with --monitor.knn"),
-            ("Representation and regions", monitors, "Not measured: set --monitor.every"),
-            ("Schedule", schedule, "No schedule was logged"),
-            ("Speed", speed, "No speed was logged"),
+        for title, charts, lack, wanted in (
+            ("Loss", loss, "No loss was logged", True),
+            ("Score over time", score, "Not measured: with --select last only the end is", any(tuned)),
+            ("k-NN over time", knn, "Not measured: name a labelled source with --monitor.knn", not all(tuned)),
+            ("Representation and regions", monitors, "Not measured: set --monitor.every", not all(tuned)),
+            ("Schedule", schedule, "No schedule was logged", True),
+            ("Speed", speed, "No speed was logged", True),
         )
+        if wanted
     ]
+
+
+def _score(runs: Sequence[RunFolder], column: str) -> str:
+    """A fine-tuning run's score on the part it is selected on."""
+    part, _, name = column.removeprefix("monitor/").partition("_")
+    where = {"val": "validation part", "test": "test part"}[part]
+    shares = not name.startswith("auc")
+    title = spoken(name)
+    return _chart(
+        runs, column, f"{title[:1].upper()}{title[1:]}, {where}", unit="%" if shares else "", scale=100 if shares else 1
+    )
 
 
 def _chart(

@@ -32,6 +32,8 @@ class RunFolder:
         environment: `environment.json`.
         status: `status.json`.
         problems: file name -> why it could not be used.
+        results: `results.json` of `facessl finetune`.
+        label_names: classes that a fine-tuned network knows, from its card `model.json`.
     """
 
     path: Path
@@ -41,6 +43,13 @@ class RunFolder:
     environment: dict[str, Any]
     status: dict[str, Any]
     problems: dict[str, str]
+    results: dict[str, Any]
+    label_names: tuple[str, ...]
+
+    @property
+    def tuned(self) -> bool:
+        """Whether `facessl finetune` made this run."""
+        return "task" in self.config or bool(self.results)
 
     @property
     def name(self) -> str:
@@ -93,17 +102,24 @@ def read_run_folder(path: str | Path) -> RunFolder:
     """
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path} is no run folder: give a folder that `facessl pretrain` wrote")
+        raise CheckpointError(
+            f"{path} is no run folder: give a folder that `facessl pretrain` or `facessl finetune` wrote"
+        )
     if not (path / "config.yaml").is_file() and not (path / "metrics.csv").is_file():
         raise CheckpointError(f"{path} is no run folder: it holds neither config.yaml nor metrics.csv")
     problems: dict[str, str] = {}
+    config = _mapping(path / "config.yaml", problems)
+    tuned = "task" in config or (path / "results.json").is_file()
+    labels = _mapping(path / "model.json", {}).get("labels") if tuned else None
     return RunFolder(
         path=path,
-        config=_mapping(path / "config.yaml", problems),
+        config=config,
         table=_table(path / "metrics.csv", problems),
         skipped=_pairs(path / "skipped.csv"),
         environment=_mapping(path / "environment.json", problems),
         status=_mapping(path / "status.json", problems),
+        results=_mapping(path / "results.json", problems) if tuned else {},
+        label_names=tuple(labels.get("label_names", ())) if isinstance(labels, dict) else (),
         problems=problems,
     )
 
