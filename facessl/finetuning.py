@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from facessl import checkpoint, environment, loading, parsing, plugins, tuned
 from facessl.backbones import Backbone
-from facessl.config import BackboneConfig, merge
+from facessl.config import BackboneConfig, differences, merge
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source
 from facessl.errors import ConfigError, UnknownName
@@ -97,15 +97,7 @@ def _run(config: FinetuneConfig) -> dict[str, Any]:
     backbone = _backbone(config)
     folder = run_folder(config.out, config.resume, f"{config.task['name']}-{backbone.name}", fabric)
     saved = saved_state(folder, resume=config.resume)
-    data = parts(
-        config.source,
-        test=config.test,
-        val=config.val,
-        val_share=config.val_share,
-        need_val=config.select == "val",
-        labels=config.labels,
-        seed=config.seed,
-    )
+    data = _parts(config)
     resolved = _resolve(config, backbone)
     if saved:
         _refuse_other(saved["config"], resolved, folder)
@@ -118,33 +110,16 @@ def _run(config: FinetuneConfig) -> dict[str, Any]:
     plan = derive(config, data)
     chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
     watch = _Selection(folder, chosen, augment, config, fabric)
+    for part in (data.test, chosen or data.test):
+        model.task.meter(part, augment)  # what cannot be scored is said now, not after hours of training
     trainer = _trainer(fabric, model, plan, config, folder, resolved, watch)
     if fabric.world_size > 1 and not saved:
         torch.manual_seed(config.seed + fabric.global_rank)  # dropout differs between the ranks
     if saved:
         trainer.load_state(saved)
+    loader = _loader(data.train, model.task, labels, augment, config, fabric, trainer.step)
     if fabric.is_global_zero:
         _write_head(folder, resolved, plan, data, fresh=saved is None)
-    loader = TrainLoader(
-        data.train,
-        Supervised(
-            augment,
-            resolved["image_size"],
-            layout=labels.order,
-            mask_flip=labels.mask_flip,
-            needs=kind.needs,
-            mean=backbone.mean,  # type: ignore[arg-type]
-            std=backbone.std,  # type: ignore[arg-type]
-        ),
-        batch_size=plan.batch_size,
-        seed=config.seed,
-        workers=loader_workers(config.workers),
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-        start_step=trainer.step,
-        pin_memory=fabric.device.type == "cuda",
-        weights=_balance(data.train) if config.balanced else None,
-    )
     finished = trainer.fit(iter(loader))
     results: dict[str, Any] = {}
     if fabric.is_global_zero:
@@ -197,10 +172,31 @@ def _backbone(config: FinetuneConfig) -> Backbone:
         torch.manual_seed(config.seed)
         return Backbone(b.name, image_size=size or 224, pretrained=b.pretrained, **b.options)
     backbone = loading.load_backbone(config.run)
+    if config.backbone.options:
+        backbone = loading.with_options(backbone, config.backbone.options)
     backbone.requires_grad_(True)
     if size is not None:
         loading.set_image_size(backbone, size)
     return backbone
+
+
+def _parts(config: FinetuneConfig) -> Parts:
+    """What is trained, selected and tested on."""
+    found = parts(
+        config.source,
+        test=config.test,
+        val=config.val,
+        val_share=config.val_share,
+        need_val=config.select == "val",
+        labels=config.labels,
+        seed=config.seed,
+    )
+    if any(part is not None and part.streaming for part in (found.train, found.val, found.test)):
+        raise ConfigError(
+            f"fine-tuning needs images by position, and a part of {config.source} is a stream: use a folder, a list or "
+            "shards on a disk"
+        )
+    return found
 
 
 def _resolve(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
@@ -214,23 +210,53 @@ def _resolve(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
     for name in config.augment:
         if name not in known:
             raise UnknownName("field of augment", name, known)
-    values["augment"] = dataclasses.asdict(augment_from_dict(known | dict(config.augment)))
+    try:
+        values["augment"] = dataclasses.asdict(augment_from_dict(known | dict(config.augment)))
+    except TypeError as error:
+        raise ConfigError(f"augment {dict(config.augment)} has a value of the wrong kind: {error}") from None
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 
 
-#: Settings that may differ between the two halves of a resumed run.
-_FREE = ("resume", "out", "workers", "device", "checkpoint_every", "log_every", "max_minutes")
-
-
 def _refuse_other(saved: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
-    changed = [k for k in asked if k not in _FREE and saved.get(k) != asked[k]]
+    changed = differences(saved, asked)
     if changed:
-        told = "; ".join(f"{k}: {saved.get(k)!r} -> {asked[k]!r}" for k in changed)
         raise ConfigError(
-            f"{folder} was started with other settings ({told}): resume with the old ones, or start a new run with "
-            "another --out"
+            f"{folder} was started with other settings ({'; '.join(changed)}): resume with the old ones, or start a "
+            "new run with another --out"
         )
+
+
+def _loader(
+    source: Source,
+    task: Any,
+    labels: Labels,
+    augment: Augment,
+    config: FinetuneConfig,
+    fabric: Fabric,
+    start_step: int,
+) -> TrainLoader:
+    view = Supervised(
+        augment,
+        task.backbone.image_size,
+        layout=labels.order,
+        mask_flip=labels.mask_flip,
+        needs=task.needs,
+        mean=task.backbone.mean,
+        std=task.backbone.std,
+    )
+    return TrainLoader(
+        source,
+        view,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=loader_workers(config.workers),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        start_step=start_step,
+        pin_memory=fabric.device.type == "cuda",
+        weights=_balance(source) if config.balanced else None,
+    )
 
 
 def _trainer(
@@ -281,11 +307,9 @@ class _Selection:
         best = json.loads(note.read_text()) if note.is_file() else {"step": math.inf}
         sign = 1 if found["better"] == "higher" else -1
         # The score before training is watched, not kept; a resumed run measures again what it redoes.
-        if progress.step and (best["step"] > progress.step or sign * value > sign * best["value"]):
-            state = {k: v.detach().cpu() for k, v in model.best.state_dict().items()}
-            checkpoint.write_backbone(self.folder / "best.safetensors", state, {"step": progress.step})
+        if progress.step and (best["step"] >= progress.step or sign * value > sign * best["value"]):
             told = {"step": progress.step, "name": found["name"], "value": value}
-            checkpoint.write_atomic(note, json.dumps(told).encode())
+            checkpoint.write_backbone(note.with_suffix(".safetensors"), model.best.state_dict(), told)  # and the note
         return {f"{self.config.select}_{found['name']}": value}
 
 
@@ -313,6 +337,8 @@ def _balance(source: Source) -> np.ndarray:
 def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, data: Parts, *, fresh: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if fresh:
+        for stale in ("best.json", "best.safetensors"):  # of a run that was stopped before its first checkpoint
+            (folder / stale).unlink(missing_ok=True)
         checkpoint.write_atomic(folder / "config.yaml", yaml.safe_dump(dict(resolved), sort_keys=False).encode())
     checkpoint.write_atomic(folder / "environment.json", json.dumps(environment.describe(), indent=2).encode())
     held = "none set apart" if data.val is None else f"{len(data.val)}{' of the training images' * data.carved}"
@@ -336,8 +362,9 @@ def _finish(
     finished: bool,
 ) -> dict[str, Any]:
     """Scores on the test part with the weights that were selected, and every file of the run."""
-    checkpoint.write_atomic(folder / "status.json", json.dumps({"finished": finished, "steps": steps}).encode())
+    status = json.dumps({"finished": finished, "steps": steps}).encode()
     if not finished:
+        checkpoint.write_atomic(folder / "status.json", status)
         return {}
     task = model.best
     chosen: dict[str, Any] = {"step": steps, "by": "last"}
@@ -361,6 +388,7 @@ def _finish(
         "test": test,
     }
     checkpoint.write_atomic(folder / "results.json", json.dumps(results, indent=2).encode() + b"\n")
+    checkpoint.write_atomic(folder / "status.json", status)
     write_report(folder)
     say(f"report: {folder / 'report.html'}")
     return merge({}, results)

@@ -147,6 +147,9 @@ class Trainer:
         """
         began = time.perf_counter()
         if self.step == 0:
+            if self._log is not None:  # a run that was stopped before its first checkpoint begins again
+                self._log.cut_after(-1)
+                self._log.restart_skipped({})
             self._measure()
         window = _Window(first_step=self.step)
         with _signals(self._ask_to_stop), ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
@@ -249,10 +252,10 @@ class Trainer:
         return {"step": self.step, "epoch": epoch, "images": self.step * self.plan.batch_size}
 
     def _measure(self) -> None:
-        if not self.plan.monitor_every or not self.monitors:
+        if not self.plan.monitor_every:
             return
         values: dict[str, float] = {}
-        if self.fabric.is_global_zero:  # on one rank: the others wait at the barrier
+        if self.monitors:  # one rank has them: the others wait at the barrier
             module: nn.Module = self.method  # type: ignore[assignment]
             modes = [(m, m.training) for m in module.modules()]
             kept = _rng_state()

@@ -60,7 +60,7 @@ def _scales(task: nn.Module, optim: TuneOptim) -> dict[int, float]:
     for name, parameter in task.named_parameters():
         own = max((part for part in optim.lrs if name.startswith(part + ".")), key=len, default=None)
         rate = optim.lr if own is None else optim.lrs[own]
-        scales[id(parameter)] = rate / (optim.lr or 1.0) * optim.layer_decay ** depth.get(id(parameter), 0)
+        scales[id(parameter)] = rate / optim.lr * optim.layer_decay ** depth.get(id(parameter), 0)
     return scales
 
 
@@ -71,7 +71,7 @@ def schedule(optim: TuneOptim, *, total_steps: int, steps_per_epoch: int) -> Cal
     """
     warmup = min(round(optim.warmup_epochs * steps_per_epoch), total_steps)
     milestones = sorted(round(m * steps_per_epoch) for m in optim.milestones)
-    final = optim.final_lr / optim.lr if optim.lr else 0.0
+    final = optim.final_lr / optim.lr
 
     def rate(step: int) -> float:
         if optim.schedule == "cosine" or step < warmup:

@@ -14,7 +14,7 @@ from facessl.backbones import Backbone
 from facessl.batch import Batch
 from facessl.data.crop import Frame
 from facessl.data.layouts import Layout
-from facessl.data.source import Source
+from facessl.data.source import Source, trait
 from facessl.errors import ConfigError, DataError
 from facessl.methods.base import Progress, Step
 from facessl.metrics import nme
@@ -195,6 +195,11 @@ class AlignmentMeter:
         self.args = args
         self.warp = augment.warp
         self.order = labels.order
+        if "landmarks" not in source.provides:
+            raise DataError("the test images have no landmarks: name a source that gives them with --test")
+        own = trait(source, "layout")
+        if own is not None and labels.layout is not None and own != labels.layout:
+            raise DataError(f"the landmarks of the test images ({own}) are not those of training ({labels.layout})")
         if args.unit in ("interocular", "interpupil") and self.order is None:
             raise ConfigError(
                 f"task.unit = {args.unit} needs to know which landmarks are eyes: name the order of the source with "
@@ -207,6 +212,9 @@ class AlignmentMeter:
         """Predictions of one batch; both they and the truth go back through the frames."""
         assert batch.landmarks is not None
         assert batch.frame is not None
+        found, known = predictions["landmarks"].shape[1], batch.landmarks.shape[1]
+        if found != known:
+            raise DataError(f"the test images have {known} landmarks and those of training {found}")
         size = batch.views[0].shape[-1]
         columns = {"predicted": predictions["landmarks"], "target": batch.landmarks}
         moved = {}
@@ -214,21 +222,23 @@ class AlignmentMeter:
             rows = points.detach().cpu().double().numpy()
             frames = [Frame(m, size, self.warp) for m in batch.frame.cpu().double().numpy()]
             moved[name] = np.stack([frame.inverse_points(row) for frame, row in zip(frames, rows, strict=True)])
-        self.collected.add(batch, **moved, visible=batch.visible, box=batch.box)
+        self.collected.add(batch, **moved, visible=batch.visible)
 
     def errors(self) -> np.ndarray:
         """(N,) normalised mean error of each image."""
         truth = self.collected["target"]
         visible = self.collected.get("visible")
-        unit = _unit(self.args.unit, truth, self._boxes(truth), self.order)
+        boxes = self._boxes(truth, visible) if self.args.unit in ("box", "diag") else None
+        unit = _unit(self.args.unit, truth, boxes, self.order)
         return nme.nme(self.collected["predicted"], truth, unit=unit, visible=visible)
 
-    def _boxes(self, truth: np.ndarray) -> np.ndarray:
-        """(N, 4) boxes of the landmarks; `box` and `diag` are defined on the data set's own box where it has one."""
+    def _boxes(self, truth: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
+        """(N, 4) the data set's own boxes where it has them, else those of the landmarks that count."""
         boxes = []
-        for i, points in zip(self.collected["index"], truth, strict=True):
+        for row, (i, points) in enumerate(zip(self.collected["index"], truth, strict=True)):
             given = self.collected.source[int(i)].box if "box" in self.collected.source.provides else None
-            boxes.append(np.concatenate([points.min(0), points.max(0)]) if given is None else given)
+            seen = points if visible is None or not visible[row].any() else points[visible[row] > 0]
+            boxes.append(np.concatenate([seen.min(0), seen.max(0)]) if given is None else given)
         return np.stack(boxes)
 
     def result(self) -> dict[str, Any]:
@@ -254,12 +264,10 @@ def _known(labels: Labels) -> Layout:
     return labels.order
 
 
-def _unit(kind: str, truth: np.ndarray, boxes: np.ndarray, order: Layout | None) -> np.ndarray:
+def _unit(kind: str, truth: np.ndarray, boxes: np.ndarray | None, order: Layout | None) -> np.ndarray:
     """(N,) lengths in pixels that errors are divided by."""
-    if kind == "box":
-        return nme.box_size(boxes)
-    if kind == "diag":
-        return nme.box_diagonal(boxes)
+    if boxes is not None:
+        return nme.box_size(boxes) if kind == "box" else nme.box_diagonal(boxes)
     assert order is not None
     first, second = order.ocular if kind == "interocular" else order.pupils or order.ocular
     return nme.eye_distance(truth, first, second)
