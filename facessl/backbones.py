@@ -11,6 +11,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from timm.layers import Format
 from torch import Tensor, nn
 
 from facessl.errors import ConfigError, UnknownName
@@ -139,12 +140,30 @@ class Backbone(nn.Module):
         """Compile the feature extractor in place; the state dict keeps its keys."""
         self.model.forward_features = torch.compile(self.model.forward_features)
 
+    def take_any_size(self) -> bool:
+        """Let a ViT take images of other sizes than `image_size`, for views of several sizes.
+
+        Its position table is then resized to the grid at hand, and zeros complete a last patch that is cut.
+
+        Returns:
+            Whether the model takes them now: True for ResNets and ViTs, False e.g. for a Swin.
+        """
+        embed = getattr(self.model, "patch_embed", None)
+        if embed is None:
+            return True
+        if not hasattr(self.model, "dynamic_img_size"):
+            return not getattr(embed, "strict_img_size", False)
+        self.model.dynamic_img_size = True  # what timm sets at construction for `dynamic_img_size=True`
+        embed.strict_img_size, embed.dynamic_img_pad, embed.flatten = False, True, False
+        embed.output_fmt = Format.NHWC
+        return True
+
     def _as_map(self, raw: Tensor, x: Tensor) -> Tensor:
         if raw.ndim == 4:
             # timm's Swin and ConvNeXt-like models differ in where the channels are.
             return raw if raw.shape[1] == self.num_features else raw.permute(0, 3, 1, 2)
         tokens = raw[:, self.prefix_tokens :]  # (B, hw, C)
-        h, w = x.shape[-2] // self.stride, x.shape[-1] // self.stride
+        h, w = -(-x.shape[-2] // self.stride), -(-x.shape[-1] // self.stride)  # a ViT fills up a broken patch
         return tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)
 
     def preprocess(self, images: Iterable[str | Path | Image.Image | np.ndarray] | np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sums over the ranks of a run that gradients pass through; the number of ranks is asked, never configured."""
+"""Sums and rows over the ranks of a run, with gradients; the number of ranks is asked, never configured."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from torch import Tensor
 def world_size() -> int:
     """Number of ranks of the running job; 1 where `torch.distributed` is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this rank, from 0; 0 where `torch.distributed` is not initialised."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 class _AllReduceSum(torch.autograd.Function):
@@ -45,3 +50,28 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 def all_reduce_mean(x: Tensor) -> Tensor:
     """Mean of `x` (any shape, the same on every rank) over the ranks; gradients as in `all_reduce_sum`."""
     return all_reduce_sum(x) / world_size()
+
+
+class _AllGatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.count = len(x)
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Rows of this rank enter the loss of every rank: the sum of all their gradients, of these rows.
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[rank() * ctx.count : (rank() + 1) * ctx.count]
+
+
+def all_gather_rows(x: Tensor) -> Tensor:
+    """(B, ...) of every rank, B the same on each, -> (W * B, ...) in the order of the ranks; gradients as in
+    `all_reduce_sum`."""
+    if world_size() == 1:
+        return x
+    gathered: Tensor = _AllGatherRows.apply(x.contiguous())
+    return gathered

@@ -13,6 +13,9 @@ from facessl.batch import Batch
 from facessl.methods.base import Progress
 from facessl.methods.byol import BYOL
 from facessl.methods.fra import FRA
+from facessl.methods.lewel import LEWEL
+from facessl.methods.simclr import SimCLR
+from facessl.methods.swav import SwAV
 from facessl.nn.sinkhorn import sinkhorn
 from facessl.nn.sync_batch_norm import convert_sync_batchnorm
 
@@ -21,6 +24,12 @@ CASES = {
     "byol": (BYOL, {}),
     "fra-paper": (FRA, {"lambda_r": 1.0, **DECODER}),
     "fra-official": (FRA, {"variant": "official", "lambda_r": 1.0, **DECODER}),
+    "lewel-eman": (LEWEL, {}),
+    "lewel-syncbn": (LEWEL, {"variant": "syncbn"}),
+    "simclr": (SimCLR, {}),
+    "swav": (SwAV, {"prototypes": 10, "frozen_steps": 0}),
+    "swav-frozen": (SwAV, {"prototypes": 10, "frozen_steps": 1}),
+    "swav-queue": (SwAV, {"prototypes": 10, "frozen_steps": 0, "queue_length": 40, "queue_step": 0}),
 }
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 NORMS = {
@@ -57,12 +66,20 @@ def one_step(case, dtype, rank, ranks):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 16, 3, 64, 64, generator=generator).to(dtype)
     mine = slice(rank * 16 // ranks, (rank + 1) * 16 // ranks)
+    views = [*x[:, mine]]
+    if case.startswith("swav"):
+        views += [view[..., 16:48, 16:48] for view in views]  # multi-crop
+    if case == "swav-queue":
+        for _ in range(3):  # full, and at a place that is no multiple of the batch
+            rows = torch.nn.functional.normalize(torch.randn(2, 16, 16, generator=generator, dtype=dtype), dim=-1)
+            method.queue.note(rows[:, mine])
+            method.queue.move()
     module = Stepping(method)
     if ranks > 1:
         convert_sync_batchnorm(module)
         module = DistributedDataParallel(module)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
-    loss, logs = module(Batch(views=list(x[:, mine]), params=[], index=torch.arange(16)[mine]))
+    loss, logs = module(Batch(views=views, params=[], index=torch.arange(16)[mine]))
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
     optimizer.step()

@@ -1,0 +1,114 @@
+"""SimCLR: the projections of two views of an image find each other among those of all other images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.errors import ConfigError
+from facessl.methods.base import Progress, Step
+from facessl.nn.distributed import all_gather_rows, rank
+from facessl.nn.heads import MLPHead
+from facessl.nn.precision import at_least_float32
+from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
+
+#: Appendix A at colour strength 1: both views alike, without solarisation.
+SIMCLR_VIEW = View(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grey=0.2, blur=0.5)
+
+
+@dataclass(frozen=True)
+class SimCLRArgs:
+    """Hyper-parameters of SimCLR; the defaults are its paper's for ResNet-50.
+
+    Attributes:
+        hidden: width of the hidden layer of the projector.
+        dim: D, width of projections.
+        temperature: of the cosines in the loss.
+    """
+
+    hidden: int = 2048
+    dim: int = 128
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature is {self.temperature}: give more than 0")
+        if min(self.hidden, self.dim) < 1:
+            raise ConfigError(f"hidden is {self.hidden} and dim is {self.dim}: both must be at least 1")
+
+
+class SimCLR(nn.Module):
+    """A simple framework for contrastive learning (Chen et al., ICML 2020): Eq. 1 over both views of all ranks.
+
+    Differences:
+        The projector has a batch norm behind its first linear, as the authors' code; that code has another one behind
+        the second linear, which is in neither the paper's g(h) = W2 relu(W1 h) nor here. Images are normalised with
+        ImageNet's statistics; the paper names no normalisation. Blur has sigma 0.1-2 at any image size.
+        With gradient accumulation the negatives are those of a micro-batch.
+    """
+
+    Args: ClassVar[type[SimCLRArgs]] = SimCLRArgs
+    needs: ClassVar[frozenset[str]] = frozenset()
+    views: ClassVar[tuple[View, ...]] = (SIMCLR_VIEW, SIMCLR_VIEW)
+    mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
+    std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
+    paper: ClassVar[str] = (
+        "Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020, "
+        "arXiv:2002.05709"
+    )
+
+    def __init__(self, backbone: Backbone, **values: Any) -> None:
+        """
+        Args:
+            backbone: is trained.
+            values: fields of `SimCLRArgs` by keyword.
+
+        Raises:
+            ConfigError: a value outside its range.
+        """
+        super().__init__()
+        args = SimCLRArgs(**values)
+        self.temperature = args.temperature
+        self.backbone = backbone
+        self.projector = MLPHead(backbone.num_features, hidden=args.hidden, out_features=args.dim)
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """Loss of two views (B, 3, S, S); logs `nt_xent` and `top1`, the share of views that find their partner."""
+        x1, x2 = batch.views
+        z1, z2 = self.projector(self.backbone(torch.cat([x1, x2]))).chunk(2)  # (2B, D) -> (B, D) each
+        loss, found = nt_xent(z1, z2, self.temperature)
+        return Step(loss, {"nt_xent": loss.detach(), "top1": found})
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing follows."""
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Normalised temperature-scaled cross-entropy (Eq. 1) of this rank's 2B views among the 2WB of all W ranks.
+
+    Args:
+        z1, z2: (B, D) projections of the two views, in the same order of images; B is the same on every rank.
+        temperature: tau.
+
+    Returns:
+        scalar loss, the mean over this rank's views, and scalar share of them whose nearest other view is their
+        partner, without gradient. The mean over the ranks is the value, and with DistributedDataParallel's division
+        the gradient, of one process with all images.
+    """
+    count = len(z1)
+    with torch.autocast(z1.device.type, enabled=False):
+        own = F.normalize(at_least_float32(torch.stack([z1, z2], 1)), dim=-1)  # (B, 2, D)
+        every = all_gather_rows(own).flatten(0, 1)  # (WB, 2, D) -> (2WB, D), the views of an image side by side
+        logits = own.flatten(0, 1) @ every.t() / temperature  # (2B, 2WB)
+        place = torch.arange(2 * count, device=z1.device)  # row of `own`
+        self_place = 2 * count * rank() + place  # the same view among `every`
+        logits = logits.scatter(1, self_place[:, None], float("-inf"))
+        partner = self_place ^ 1  # images start at even places, so that 2i and 2i + 1 are partners
+        loss = F.cross_entropy(logits, partner)
+    return loss, (logits.detach().argmax(1) == partner).to(loss.dtype).mean()

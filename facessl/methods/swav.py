@@ -1,0 +1,189 @@
+"""SwAV: every view of an image predicts the balanced cluster assignment of another view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.errors import ConfigError
+from facessl.methods.base import Progress, Step
+from facessl.nn.distributed import all_reduce_sum
+from facessl.nn.heads import MLPHead
+from facessl.nn.precision import at_least_float32
+from facessl.nn.queue import Queue
+from facessl.nn.sinkhorn import sinkhorn
+from facessl.views.spec import IMAGENET_MEAN, View
+
+#: Views 0 and 1 are assigned to clusters; all views predict.
+ASSIGNED = 2
+
+_COLOUR: dict[str, Any] = {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grey": 0.2, "blur": 0.5}
+_LARGE = View(scale=(0.14, 1.0), **_COLOUR)
+_SMALL = View(size=96 / 224, scale=(0.05, 0.14), **_COLOUR)
+
+
+@dataclass(frozen=True)
+class SwAVArgs:
+    """Hyper-parameters of SwAV; the defaults are its paper's for ResNet-50 and large batches.
+
+    Attributes:
+        hidden: width of the hidden layer of the projector.
+        dim: D, width of projections and prototypes.
+        prototypes: K, number of clusters.
+        temperature: of the predictions.
+        epsilon: smoothness of the assignments; at least 0.02, below which exp(1 / epsilon) leaves float32.
+        sinkhorn_iterations: rounds of Sinkhorn-Knopp.
+        frozen_steps: optimiser steps at the start during which the prototypes stay as they are; 313 is an epoch of
+            ImageNet in batches of 4096.
+        queue_length: L, projections of past batches, over all ranks, that are assigned along with the batch; 0: none.
+            For batches that are small against K; the paper has 3840 for batches of 256.
+        queue_epoch: completed epochs before the queue begins to fill; it is used from when it is full.
+        queue_step: the same in optimiser steps, for short runs and streams; None: `queue_epoch` decides.
+    """
+
+    hidden: int = 2048
+    dim: int = 128
+    prototypes: int = 3000
+    temperature: float = 0.1
+    epsilon: float = 0.05
+    sinkhorn_iterations: int = 3
+    frozen_steps: int = 313
+    queue_length: int = 0
+    queue_epoch: int = 15
+    queue_step: int | None = None
+
+    def __post_init__(self) -> None:
+        for names, least in (
+            ("hidden dim prototypes sinkhorn_iterations", 1),
+            ("frozen_steps queue_length queue_epoch queue_step", 0),
+            ("epsilon", 0.02),
+        ):
+            for name in names.split():
+                if (value := getattr(self, name)) is not None and not value >= least:
+                    raise ConfigError(f"{name} is {value}: give {least} or more")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature is {self.temperature}: give more than 0")
+
+    def queue_runs(self, progress: Progress) -> bool:
+        """Whether the queue fills, and once full is used, in this step."""
+        if not self.queue_length:
+            return False
+        if self.queue_step is not None:
+            return progress.step >= self.queue_step
+        return progress.epoch >= self.queue_epoch
+
+
+class SwAV(nn.Module):
+    """Swapping assignments between views (Caron et al., NeurIPS 2020), Eq. 1-6 with multi-crop.
+
+    Bulat et al. (ECCV 2022) trained this method on faces; recipes/swav/bulat-* have their settings.
+
+    Differences:
+        The last linear of the projector has no bias (`MLPHead`; the released code: bias). The queue holds the last
+        L rows in a ring, the same on every rank; the release has a queue per rank and rounds L down to whole batches.
+        While the prototypes are frozen they have a zero gradient and what weight decay takes of their length is given
+        back after the step; the release keeps them from the optimiser. With gradient accumulation the assignments are
+        balanced over a micro-batch.
+    """
+
+    Args: ClassVar[type[SwAVArgs]] = SwAVArgs
+    needs: ClassVar[frozenset[str]] = frozenset()
+    views: ClassVar[tuple[View, ...]] = (_LARGE,) * 2 + (_SMALL,) * 6
+    mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
+    std: ClassVar[tuple[float, float, float]] = (0.228, 0.224, 0.225)  # red as released: not ImageNet's usual 0.229
+    paper: ClassVar[str] = (
+        "Caron et al., Unsupervised learning of visual features by contrasting cluster assignments, NeurIPS 2020, "
+        "arXiv:2006.09882"
+    )
+
+    def __init__(self, backbone: Backbone, **values: Any) -> None:
+        """
+        Args:
+            backbone: is trained; takes views of several sizes from now on, if it can.
+            values: fields of `SwAVArgs` by keyword.
+
+        Raises:
+            ConfigError: a value outside its range.
+        """
+        super().__init__()
+        self.args = args = SwAVArgs(**values)
+        self.backbone = backbone
+        self.any_size = backbone.take_any_size()
+        self.projector = MLPHead(backbone.num_features, hidden=args.hidden, out_features=args.dim)
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(args.prototypes, args.dim), dim=1))  # (K, D), rows of 1
+        self.queue = Queue(ASSIGNED, args.queue_length, args.dim) if args.queue_length else None
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """Loss of V >= 2 views (B, 3, S_v, S_v); logs `swapped_prediction` and `prototypes_used`, the share of the K
+        prototypes that are some image's first choice on any rank."""
+        z = self._project(batch.views)  # (V, B, D)
+        weight: Tensor = self.prototypes
+        if progress.step < self.args.frozen_steps:
+            weight = weight.detach() + 0 * weight  # a zero gradient: DDP waits for one of every parameter
+        with torch.autocast(z.device.type, enabled=False):
+            scores = z @ weight.t()  # (V, B, K)
+            loss, used = self._swapped(scores, self._queued_scores(progress))
+        if self.training and torch.is_grad_enabled() and self.queue is not None and self.args.queue_runs(progress):
+            self.queue.note(z[:ASSIGNED])
+        return Step(loss, {"swapped_prediction": loss.detach(), "prototypes_used": used})
+
+    def _project(self, views: list[Tensor]) -> Tensor:
+        """V views (B, 3, S_v, S_v) -> (V, B, D) float32 of length 1; neighbours of equal size share a pass."""
+        sizes = [view.shape[-1] for view in views]
+        if len(views) < ASSIGNED:
+            raise ConfigError(f"SwAV got {len(views)} view: give it at least {ASSIGNED} with --views")
+        if len(set(sizes)) > 1 and not self.any_size:
+            raise ConfigError(
+                f"backbone {self.backbone.name} takes images of one size, but the views have {sorted(set(sizes))} "
+                "pixels: use a ResNet or a ViT, or views of one size"
+            )
+        groups = [list(group) for _, group in groupby(views, key=lambda view: view.shape[-1])]
+        pooled = torch.cat([self.backbone(torch.cat(group)) for group in groups])  # (VB, C), view by view
+        z = at_least_float32(self.projector(pooled)).unflatten(0, (len(views), -1))  # (VB, D) -> (V, B, D)
+        return F.normalize(z, dim=-1)
+
+    @torch.no_grad()
+    def _queued_scores(self, progress: Progress) -> Tensor | None:
+        """Scores of this rank's part of the queue, (2, l, K); None where the queue does not run."""
+        if self.queue is None or not self.args.queue_runs(progress):
+            return None
+        return self.queue.share() @ self.prototypes.t()
+
+    def _swapped(self, scores: Tensor, queued: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean over assigned views s and other views t of Eq. 2, and the share of prototypes in use.
+
+        Args:
+            scores: (V, B, K) cosines of views and prototypes; `queued`: (2, l, K), those of the queue, or None.
+        """
+        terms, winners = [], []
+        for s in range(ASSIGNED):
+            q = self._assign(scores[s].detach(), None if queued is None else queued[s])  # (B, K)
+            winners.append(q.argmax(1))
+            others = [t for t in range(len(scores)) if t != s]
+            terms += [F.cross_entropy(scores[t] / self.args.temperature, q) for t in others]
+        chosen = torch.zeros(scores.shape[-1], dtype=scores.dtype, device=scores.device)
+        chosen[torch.cat(winners)] = 1
+        return torch.stack(terms).mean(), all_reduce_sum(chosen).clamp_max(1).mean()
+
+    @torch.no_grad()
+    def _assign(self, scores: Tensor, queued: Tensor | None) -> Tensor:
+        """Assignments (B, K) of Eq. 3-5, balanced over the batch and the queue (l, K) of all ranks."""
+        mass = torch.exp(scores / self.args.epsilon)
+        if queued is not None and self.queue is not None:
+            # Rows without mass take part in nothing, so that a queue that is not yet full leaves no trace.
+            mass = torch.cat([torch.exp(queued / self.args.epsilon) * self.queue.full(), mass])
+        return sinkhorn(mass, self.args.sinkhorn_iterations)[-len(scores) :]
+
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> None:
+        """Brings the prototypes back to length 1 and moves the queue."""
+        self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
+        if self.queue is not None:
+            self.queue.move()
