@@ -189,6 +189,8 @@ def _checkpoint_of(path: Path) -> Path:
 def _without_downloads(values: Mapping[str, Any]) -> RunConfig:
     backbone = {**values["backbone"], "pretrained": False}
     try:
-        return from_dict({**values, "backbone": backbone})
+        first: frozenset[str] = getattr(plugins.find("methods", values["method"]["name"]), "initial", frozenset())
+        method = {key: value for key, value in values["method"].items() if key not in first}
+        return from_dict({**values, "backbone": backbone, "method": method})
     except UnknownName as error:
         raise CheckpointError(f"the checkpoint was written by another version: {error}") from None

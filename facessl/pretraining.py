@@ -85,6 +85,8 @@ def _run(config: RunConfig) -> Result:
     fabric.seed_everything(settings.seed, workers=False, verbose=False)
     method = loading.build_method(settings)
     _check_needs(method, source, settings)
+    if saved is None and (prepare := getattr(method, "prepare", None)) is not None:
+        prepare()
     plan = derive(settings, source, config)
     trainer = _trainer(fabric, method, plan, settings, config, source, folder, resolved)
     if fabric.world_size > 1 and not saved:

@@ -55,6 +55,9 @@ class Method(Protocol):
         views: the paper's views as data (`facessl.views.spec.View`), sized by the run's `image_size`.
         mean, std: normalisation the paper used, RGB in 0..1.
         paper: citation, one line.
+        patches_only: True where the method leaves patches out, so that only a ViT can be its backbone; absent: any.
+        initial: names of values that say from which file some weights start; `load_method` leaves them out. Absent:
+            none.
 
     Members:
         backbone: the online backbone that the run exports.
@@ -62,6 +65,8 @@ class Method(Protocol):
             training mode with gradients on, a note for `after_step`, whose size must not grow with the number of calls.
         after_step(progress): EMA, queues, prototypes; called once after each optimiser step, which may follow
             several calls of `step` (gradient accumulation).
+        prepare(): methods that read a file late only; called once before a fresh run trains, so that a missing file is
+            told at once.
         ema_momentum(progress): methods with a momentum network only; its momentum now, for the log.
         heatmaps(x): methods with regions only; x (B, 3, H, W) normalised -> (B, N, h, w), rows sum to 1 over N.
         has_regions: methods with `heatmaps` that some settings turn off only; whether `heatmaps` works now.

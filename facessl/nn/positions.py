@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from facessl.errors import ConfigError
+
 
 @functools.lru_cache(maxsize=16)  # a step asks four times for the same table
 def sine_positions(height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -41,3 +43,32 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device,
 
 def _count(start: int, stop: int) -> Tensor:
     return torch.arange(start, stop, dtype=torch.float64, device="cpu")
+
+
+def sincos_positions(height: int, width: int, channels: int) -> Tensor:
+    """Fixed sine-cosine table of a ViT (MoCo v3, section 5; MAE, appendix A.1), one row per patch.
+
+    The first half of the channels encodes the column, the second the row; each half holds all sines, then all
+    cosines, of wavelengths from 2 pi to almost 10000 * 2 pi.
+
+    Args:
+        height, width: patches of the image.
+        channels: multiple of 4.
+
+    Returns:
+        (height * width, channels) float64, rows of patches one after the other.
+
+    Raises:
+        ConfigError: `channels` is no multiple of 4.
+    """
+    if channels % 4:
+        raise ConfigError(f"a sine-cosine position table needs a multiple of 4 channels, not {channels}")
+    frequency = 10000 ** -(_count(0, channels // 4) / (channels // 4))
+
+    def encode(cells: int) -> Tensor:
+        angle = _count(0, cells)[:, None] * frequency  # (cells, channels / 4)
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    columns = encode(width)[None].expand(height, width, -1)
+    rows = encode(height)[:, None].expand(height, width, -1)
+    return torch.cat([columns, rows], dim=2).flatten(0, 1)

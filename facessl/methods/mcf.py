@@ -1,0 +1,198 @@
+"""MCF: masked images reconstructed in the features of a frozen network, and class tokens of two masks contrasted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facessl import checkpoint
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.methods._mcf_args import AXES, MCFArgs
+from facessl.methods._teacher import Teacher
+from facessl.methods.base import Progress, Step
+from facessl.nn.distributed import all_gather_rows, rank
+from facessl.nn.ema import MomentumUpdate, frozen_copy
+from facessl.nn.linear import Linear
+from facessl.nn.masking import check_maskable, encode_visible, fix_positions, random_mask, unpatchify
+from facessl.nn.precision import at_least_float32
+from facessl.nn.vit_decoder import MaskedDecoder
+from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
+
+#: The whole image resized to the square, and a flip.
+MCF_VIEWS = (View(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_p=0.0, grey=0.0),)
+
+
+class MCF(nn.Module):
+    """Mask Contrastive Face (Wang et al., ACM MM 2023).
+
+    A ViT sees a quarter of the patches; a decoder paints the whole image. The loss is
+
+        1000 sum_l MSE(f_l(painted), f_l(image)) + 2T InfoNCE(q, k),
+
+    where f_l are the unit-length features of a frozen network after its blocks 2, 5, 8, 11; q is the prediction of
+    the class token of the online network, k the projected class token of the momentum network under another random
+    mask of the same image; negatives are the other images of all ranks. There is no loss on pixels.
+
+    Differences:
+        `variant="paper"`: the paper's text was not available, only its abstract, the authors' description and their
+        code; what these leave open is the code's. Features have unit length over the channels of every token, as
+        "L2-normalised features" usually means.
+        `variant="official"`: features have unit length over the tokens, for each channel, as released.
+        In both, as released: the momentum is 0.99 throughout (a cosine schedule is present there and unused), the
+        decoder paints in normalised pixels, which go to the frozen network as they are, its class token is compared
+        like its patches, and the contrast goes one way (no second online pass). Which decoder blocks the paper's
+        "partially pre-trained decoder" takes is not known, and the release has none: `decoder_checkpoint` starts the
+        first `pretrained_blocks` from a file.
+        Differences from the release: the target moves once after each optimiser step (there before each pass of the
+        target, i.e. as often as gradients are accumulated); the encoder and the heads start as timm's and torch's do
+        (there Xavier-uniform; `--backbone.options '{weight_init: jax}'` is close to it); the whole image is resized
+        to the square (there the short side only).
+    """
+
+    Args: ClassVar[type[MCFArgs]] = MCFArgs
+    needs: ClassVar[frozenset[str]] = frozenset()
+    views: ClassVar[tuple[View, ...]] = MCF_VIEWS
+    mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
+    std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
+    paper: ClassVar[str] = (
+        "Wang et al., Toward high quality facial representation learning, ACM MM 2023, arXiv:2309.03575"
+    )
+    patches_only: ClassVar[bool] = True
+    initial: ClassVar[frozenset[str]] = frozenset({"decoder_checkpoint", "pretrained_blocks"})
+
+    def __init__(self, backbone: Backbone, **values: Any) -> None:
+        """
+        Args:
+            backbone: a ViT with a class token; becomes the online encoder, the target starts as its copy.
+            values: fields of `MCFArgs` by keyword.
+
+        Raises:
+            ConfigError: a value outside its range, or a backbone that cannot leave patches out.
+            CheckpointError: decoder blocks that do not fit.
+        """
+        super().__init__()
+        self.args = args = MCFArgs(**values)
+        check_maskable(backbone.model, backbone.name)
+        if args.positions == "sincos":
+            fix_positions(backbone.model)
+        self.backbone = backbone
+        self.grid: tuple[int, int] = backbone.model.patch_embed.grid_size
+        self.decoder = MaskedDecoder(
+            backbone.num_features,
+            grid=self.grid,
+            patch=backbone.stride,
+            width=args.decoder_width,
+            depth=args.decoder_depth,
+            heads=args.decoder_heads,
+        )
+        if args.decoder_checkpoint is not None:
+            state = checkpoint.read(Path(args.decoder_checkpoint))
+            self.decoder.load_blocks(state, args.pretrained_blocks, args.decoder_checkpoint)
+        self.projector = nn.Sequential(
+            *_hidden(backbone.num_features, args.hidden, args.dim), nn.BatchNorm1d(args.dim, affine=False)
+        )
+        self.predictor = nn.Sequential(*_hidden(args.dim, args.hidden, args.dim))
+        self.target_backbone = frozen_copy(self.backbone)
+        self.target_projector = frozen_copy(self.projector)
+        self.teacher = Teacher(args.teacher, blocks=args.teacher_blocks, mean=backbone.mean, std=backbone.std)
+        self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.projector, self.target_projector))
+
+    def prepare(self) -> None:
+        """Read the teacher now; a missing file is told before anything else runs."""
+        self.teacher.load(self.backbone.image_size)
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """Loss of one view (B, 3, S, S).
+
+        Logs, unweighted: `feature_reconstruction` (the sum over the blocks) and `contrastive` (2T InfoNCE).
+        """
+        (x,) = batch.views
+        online_noise, target_noise = self.noise(batch)
+        mask = random_mask(online_noise, self.args.mask_ratio)
+        latent = encode_visible(self.backbone.model, x, mask.keep)  # (B, 1 + K, C)
+        painted = unpatchify(self.decoder(latent, mask.restore), self.backbone.stride, self.grid)
+        feature = self._feature_loss(painted, x)
+        q = self.predictor(self.projector(latent[:, 0]))  # (B, dim)
+        contrast = info_nce(q, self._target(x, target_noise), self.args.temperature)
+        loss = self.args.feature_weight * feature + self.args.contrast_weight * contrast
+        return Step(loss, {"feature_reconstruction": feature.detach(), "contrastive": contrast.detach()})
+
+    def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Uniform noise (B, T) of the online and of the target mask, drawn on the device."""
+        x = batch.views[0]
+        shape = (2, len(x), self.grid[0] * self.grid[1])
+        online, target = torch.rand(shape, device=x.device)
+        return online, target
+
+    def _feature_loss(self, painted: Tensor, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            targets = self.teacher(x)
+        found = self.teacher(painted)
+        axis = AXES[self.args.variant]
+        return torch.stack([unit_mse(f, t, axis) for f, t in zip(found, targets, strict=True)]).sum()
+
+    @torch.no_grad()
+    def _target(self, x: Tensor, noise: Tensor) -> Tensor:
+        keep = random_mask(noise, self.args.mask_ratio).keep
+        out: Tensor = self.target_projector(encode_visible(self.target_backbone.model, x, keep)[:, 0])
+        return out
+
+    def after_step(self, progress: Progress) -> None:
+        """Moves the target network."""
+        self._follow(self.ema_momentum(progress))
+
+    def ema_momentum(self, progress: Progress) -> float:
+        """Momentum of the target network, the same throughout."""
+        return self.args.momentum
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network paints; call it in evaluation mode.
+
+        Args:
+            x: (B, 3, S, S), normalised.
+            noise: (B, T) uniform, makes the masks.
+
+        Returns:
+            painted images (B, 3, S, S), normalised like `x`; (B, T) bool, the patches that were hidden.
+        """
+        mask = random_mask(noise, self.args.mask_ratio)
+        patches = self.decoder(encode_visible(self.backbone.model, x, mask.keep), mask.restore)
+        return unpatchify(patches, self.backbone.stride, self.grid), mask.removed
+
+
+def _hidden(width: int, hidden: int, out: int) -> list[nn.Module]:
+    first, last = Linear(width, hidden, bias=False), Linear(hidden, out, bias=False)
+    return [first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last]
+
+
+def unit_mse(features: Tensor, target: Tensor, axis: int) -> Tensor:
+    """Mean squared difference of features of unit length.
+
+    Args:
+        features, target: (B, T, C).
+        axis: along which they have unit length: 2, channels of a token; 1, tokens of a channel.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        unit, wanted = (F.normalize(at_least_float32(f), dim=axis) for f in (features, target))
+        return F.mse_loss(unit, wanted)
+
+
+def info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """2T times the cross-entropy of finding the own key among those of all ranks (MoCo v3, Algorithm 1).
+
+    Args:
+        q: (B, D) predictions.
+        k: (B, D) keys of the same images; every rank has as many.
+        temperature: T.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q = F.normalize(at_least_float32(q), dim=1)
+        keys = all_gather_rows(F.normalize(at_least_float32(k), dim=1))  # (W B, D)
+        own = torch.arange(len(q), device=q.device) + rank() * len(q)
+        return 2 * temperature * F.cross_entropy(q @ keys.T / temperature, own)

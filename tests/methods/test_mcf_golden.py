@@ -1,0 +1,136 @@
+"""The released MCF, run on formula-made weights and inputs, against ours: every array and loss term."""
+
+import json
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facessl import checkpoint
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.methods.base import Progress
+from facessl.methods.mcf import MCF
+from facessl.nn.masking import encode_visible, random_mask
+
+GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "mcf_official"
+pytestmark = [
+    pytest.mark.shared,
+    pytest.mark.skipif(not GOLDEN.with_suffix(".npz").exists(), reason=f"{GOLDEN}.npz is not here"),
+]
+TEACHER = "perceptual_loss.model."
+#: Names in the released code and in ours.
+RENAMED = (
+    (r"^(online|target)_encoder\.fc\.(.+)", lambda m: f"{side(m)}projector.{m[2]}"),
+    (r"^(online|target)_encoder\.(.+)", lambda m: f"{side(m)}backbone.model.{m[2]}"),
+    (r"^mask_token$", lambda m: "decoder.mask_token"),
+    (r"^decoder_pred\.(.+)", lambda m: f"decoder.predict.{m[1]}"),
+    (r"^decoder_(embed|blocks|norm)\.(.+)", lambda m: f"decoder.{m[1]}.{m[2]}"),
+)
+
+
+def side(match: re.Match[str]) -> str:
+    return "" if match[1] == "online" else "target_"
+
+
+def filled(name: str, shape: list[int]) -> torch.Tensor:
+    """The filler of the golden vectors' README."""
+    random = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF)
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if name.endswith("running_var"):
+        value = 0.5 + random.random_sample(shape)
+    else:
+        value = random.standard_normal(shape)
+        if name.endswith("running_mean"):
+            value = 0.1 * value
+        elif len(shape) < 2:
+            value = float(name.endswith("weight")) + 0.1 * value
+        else:
+            value = value * np.sqrt(1 / np.prod(shape[1:]))
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+def renamed(name: str) -> str:
+    for pattern, ours in RENAMED:
+        if match := re.match(pattern, name):
+            return ours(match)
+    return name
+
+
+def vit(width: int, depth: int) -> Backbone:
+    return Backbone("vit_base_patch16_224", embed_dim=width, depth=depth, num_heads=4)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads(GOLDEN.with_suffix(".json").read_text()), dict(np.load(GOLDEN.with_suffix(".npz")))
+
+
+@pytest.fixture(scope="module")
+def teacher(golden, tmp_path_factory):
+    """The stand-in teacher as an export of this library."""
+    path = tmp_path_factory.mktemp("teacher") / "backbone.safetensors"
+    named = {name.removeprefix(TEACHER): shape for name, shape in golden[0]["teacher"].items()}
+    tensors = {n: filled(f"teacher.{n}", shape) for n, shape in named.items() if not n.startswith("head.")}
+    card = {
+        "timm_name": "vit_base_patch16_224",
+        "timm_options": {"embed_dim": 64, "depth": 12, "num_heads": 4},
+        "image_size": 224,
+        "mean": MCF.mean,
+        "std": MCF.std,
+    }
+    checkpoint.write_backbone(path, tensors, card)
+    return str(path)
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def run(request, golden, teacher):
+    """Model in evaluation mode, its input and its step."""
+    info, arrays = golden
+    decoder = {"decoder_width": 64, "decoder_depth": 2, "decoder_heads": 4}
+    model = MCF(vit(96, 3), variant="official", teacher=teacher, **decoder)
+    state = {renamed(n): filled(n, shape) for n, shape, *fixed in info["names"] if not fixed}
+    missing, unknown = model.load_state_dict(state, strict=False)
+    assert set(missing) == {"backbone.model.pos_embed", "target_backbone.model.pos_embed"}
+    assert not unknown
+    model.to(request.param).eval()
+    noises = [torch.from_numpy(arrays[f"noise{i}"]) for i in (0, 1)]
+    model.noise = lambda batch: noises
+    shape = (len(noises[0]), 3, 224, 224)
+    x = torch.from_numpy(np.random.RandomState(1).standard_normal(shape).astype(np.float32)).to(request.param)
+    model.after_step(Progress(0, 1))  # the released code moves its target before it is used
+    return model, x, model.step(Batch(views=[x], params=[], index=torch.arange(len(x))), Progress(0, 1))
+
+
+def assert_relative(ours: torch.Tensor, theirs: np.ndarray) -> None:
+    theirs = torch.from_numpy(np.asarray(theirs)).double()
+    assert ours.shape == theirs.shape
+    assert (ours.detach().double() - theirs).norm() <= 1e-4 * theirs.norm()
+    torch.testing.assert_close(ours.detach().double(), theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_masked_encoder_and_decoder(run, golden):
+    model, x, _ = run
+    arrays = golden[1]
+    mask = random_mask(torch.from_numpy(arrays["noise0"]), 0.75)
+    latent = encode_visible(model.backbone.model, x, mask.keep)
+    assert_relative(latent, arrays["latent"])
+    assert_relative(mask.removed.float(), arrays["mask"])
+    assert_relative(model.decoder(latent, mask.restore)[:, ::8, ::16], arrays["pred"])
+
+
+def test_whole_image(run, golden):
+    model, x, _ = run
+    assert_relative(model.backbone(x), golden[1]["full_cls"])
+    assert_relative(model.backbone.forward_features(x).mean((2, 3)), golden[1]["full_mean"])
+
+
+def test_loss_and_terms(run, golden):
+    _, _, step = run
+    assert_relative(step.logs["contrastive"], golden[1]["contrastive"])
+    assert_relative(step.logs["feature_reconstruction"], golden[1]["feature"])
+    assert_relative(step.loss, golden[1]["loss"])
