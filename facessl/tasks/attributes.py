@@ -36,8 +36,8 @@ class AttributesArgs:
 class Attributes(nn.Module):
     """Multi-label attributes: binary cross entropy, accuracy as the mean over images and attributes.
 
-    `finetune` has the settings of FRA's section 4.2 and its released script. The head is C-512 (batch norm, dropout
-    0.2, ReLU)-256-A; a ReLU behind the 256 is this project's reading.
+    `finetune` has the settings of FRA's section 4.2 and its released script (main_far.py): a head C-512-256-A with batch
+    norm, dropout 0.2 and ReLU behind the first two.
     """
 
     Args: ClassVar[type[AttributesArgs]] = AttributesArgs
@@ -71,7 +71,8 @@ class Attributes(nn.Module):
         else:
             self.head = nn.Sequential(
                 *(nn.Linear(backbone.num_features, 512), nn.BatchNorm1d(512), nn.Dropout(0.2), nn.ReLU()),
-                *(nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, count)),
+                *(nn.Linear(512, 256), nn.BatchNorm1d(256), nn.Dropout(0.2), nn.ReLU()),
+                nn.Linear(256, count),
             )
 
     def step(self, batch: Batch, progress: Progress) -> Step:
