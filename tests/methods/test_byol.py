@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightly.loss import NegativeCosineSimilarity
 
 from facessl.backbones import Backbone
 from facessl.batch import Batch
@@ -36,6 +37,19 @@ def test_loss_is_twice_one_minus_cosine_both_ways(model, batch):
             norms = (sum(v * v for v in p) * sum(v * v for v in z)) ** 0.5
             expected += (2 - 2 * sum(a * b for a, b in zip(p, z, strict=True)) / norms) / len(batch)
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_and_gradients_equal_another_librarys(model, batch):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    ours = model.step(batch, Progress(0, 1)).loss
+    predictions = [model.predictor(model.projector(model.backbone(x))) for x in batch.views]
+    targets = [model.target_projector(model.target_backbone(x)).detach() for x in batch.views]
+    minus_cosine = NegativeCosineSimilarity()
+    theirs = minus_cosine(predictions[0], targets[1]) + minus_cosine(predictions[1], targets[0])
+    torch.testing.assert_close(ours, 4 + 2 * theirs, rtol=1e-5, atol=0)
+    expected = torch.autograd.grad(2 * theirs, trained)
+    for mine, other in zip(torch.autograd.grad(ours, trained), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
 def test_target_gets_no_gradient_and_follows(model, batch):
