@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
+from facessl.commandline import call, configured, device_of, list_skipped, overview, parsed_words, summary
 from facessl.errors import ConfigError, FaceSSLError, UnknownName
 
 #: Exit status of a user's error; argparse uses the same.
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {n.removeprefix("cmd_"): f for n, f in globals().items() if n.startswith("cmd_")}
     try:
         if not words or words[0] in ("-h", "--help"):
-            print(_overview(commands))
+            print(overview(commands))
             return 0
         if words[0] == "--version":
             from facessl import environment
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if words[0] not in commands:
             raise UnknownName("command", words[0], commands)
-        return _call(words[0], commands[words[0]], words[1:])
+        return call(words[0], commands[words[0]], words[1:])
     except FaceSSLError as error:
         print(f"facessl: {error}", file=sys.stderr)
         return USER_ERROR
@@ -53,7 +53,7 @@ def cmd_pretrain(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         parsing.print_help(argv)
         return 0
-    parsed, shown = _configured(argv, parsing.PRETRAIN)
+    parsed, shown = configured(argv, parsing.PRETRAIN)
     if shown:
         return 0
     with warnings.catch_warnings():
@@ -72,7 +72,7 @@ def cmd_finetune(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         parsing.print_help(argv, command)
         return 0
-    parsed, shown = _configured(argv, command)
+    parsed, shown = configured(argv, command)
     if shown:
         return 0
     with warnings.catch_warnings():
@@ -108,11 +108,11 @@ def cmd_embed(
     from facessl.data.source import open_source
     from facessl.loading import load_backbone
 
-    backbone = load_backbone(run).to(_device(device))
+    backbone = load_backbone(run).to(device_of(device))
     opened = open_source(source)
     parts = inference.embedding_batches(backbone, opened, batch_size=batch_size, workers=workers, precision=precision)
     count, skipped = inference.write_parquet(out, parts)
-    _list_skipped(skipped)
+    list_skipped(skipped)
     print(json.dumps({"images": count, "skipped": len(skipped), "dimensions": backbone.num_features, "out": str(out)}))
     return 0
 
@@ -143,7 +143,7 @@ def cmd_regions(
     from facessl.loading import load_method
 
     method: Any = load_method(run)
-    method.to(_device(device))
+    method.to(device_of(device))
     inference.write_png(out, inference.region_grid(method, source, count=count, seed=seed))
     found: dict[str, Any] = {}
     if scores:
@@ -164,7 +164,7 @@ def cmd_probe(argv: list[str]) -> int:
     name = next((v for f, v in itertools.pairwise(argv) if f == "--protocol"), None)
     name = name or next((w.partition("=")[2] for w in argv if w.startswith("--protocol=")), "knn")
     judge = plugins.find("protocols", name)  # a wrong name is said before a large file is read
-    parser = ArgumentParser(prog="facessl probe", exit_on_error=False, description=_summary(judge))
+    parser = ArgumentParser(prog="facessl probe", exit_on_error=False, description=summary(judge))
     parser.add_argument("run", help="run folder, checkpoint or exported backbone")
     parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
     parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('protocols'))}")
@@ -176,9 +176,9 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--out", default=None, help="file that the result is also written to")
     parser.add_function_arguments(judge, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)
-    given = _parsed(parser, argv, "probe")
+    given = parsed_words(parser, argv, "probe")
     run, source, device, out = (given.pop(k) for k in ("run", "source", "device", "out"))
-    backbone = load_backbone(run).to(_device(device))
+    backbone = load_backbone(run).to(device_of(device))
     found = {"run": run, "source": source, **evaluate(backbone, source, **given)}
     if out is not None:
         from facessl.checkpoint import write_atomic
@@ -225,7 +225,7 @@ def cmd_predict(
     if task is not None and task != (own := predicting.task_name(trained)):
         plugins.find("tasks", task)  # a name that does not exist is said first
         raise ConfigError(f"{run} was trained for {own}, not for {task}: leave --task out, or name another run")
-    trained.module.to(_device(device))
+    trained.module.to(device_of(device))
     found = predicting.predict(
         trained,
         photos,
@@ -248,16 +248,53 @@ def cmd_predict(
     return 0
 
 
-def cmd_report(runs: list[Path], out: Path | None = None) -> int:
+def cmd_crop(
+    photos: str,
+    out: Path,
+    size: int = 256,
+    margin: float = 1.3,
+    all_faces: bool = False,
+    yunet: Path | None = None,
+    quality: int = 95,
+    workers: int = 0,
+) -> int:
+    """Find the faces in photos and write them as squares; the last line is JSON.
+
+    Args:
+        photos: a folder, or NAME:PATH?option=value.
+        out: folder to write to; the same call again goes on where it was stopped.
+        size: side of the squares in pixels.
+        margin: side of a square over the longer side of the face's box, brows to chin.
+        all_faces: every face of a photo instead of the surest one.
+        yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
+        quality: of the JPEGs, 1 to 100.
+        workers: processes.
+    """
+    from facessl.data.crop_folder import crop_photos
+
+    options: dict[str, Any] = {"size": size, "margin": margin, "all_faces": all_faces, "yunet": yunet}
+    found = crop_photos(photos, out, quality=quality, workers=workers, **options)
+    list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
+    counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
+    left = {"without_face": len(found.without_face), "skipped": len(found.skipped)}
+    print(json.dumps({"out": str(out), **counts, **left}))
+    return 0
+
+
+def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["paper"] | None = None) -> int:
     """Rewrite the report of a run, or compare several; the last line is JSON.
 
     Args:
-        runs: run folders.
+        runs: run folders; with --compare also files that `facessl probe --out` wrote.
         out: page to write; report.html (one run) or comparison.html (several) in the first run folder by default.
+        compare: paper prints published scores beside the measured ones.
     """
-    from facessl.report import report
+    from facessl.report import paper_table, report
 
-    print(json.dumps(report(runs, out=out)))
+    found = report(runs, out=out, compare=compare)
+    if compare is not None:
+        print(paper_table(found))
+    print(json.dumps(found))
     return 0
 
 
@@ -309,87 +346,6 @@ def cmd_check(as_json: bool = False) -> int:
         return 0
     print(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), end="")
     return 0
-
-
-# ---- plumbing ----------------------------------------------------------------------------------------------------
-
-
-def _configured(argv: list[str], command: Any) -> tuple[Any, bool]:
-    """The configuration that flags ask for, and whether printing it was all that was wanted.
-
-    `--resume` alone goes on with the settings that the run began with.
-    """
-    from facessl import parsing
-
-    wanted = [w for w in argv if w not in ("--print_config", "--print-config")]
-    parsed = parsing.parse(wanted, command=command)
-    if parsed.resume and parsed.out is not None and (kept := Path(parsed.out) / "config.yaml").is_file():
-        parsed = parsing.parse(wanted, base=yaml.safe_load(kept.read_text()), command=command)
-    if len(wanted) < len(argv):
-        print(yaml.safe_dump(parsed.to_dict(), sort_keys=False), end="")
-    return parsed, len(wanted) < len(argv)
-
-
-def _call(name: str, command: Callable[..., int], words: list[str]) -> int:
-    if "argv" in inspect.signature(command).parameters:
-        return command(words)
-    parser = ArgumentParser(prog=f"facessl {name}", exit_on_error=False, description=_summary(command))
-    lists = [n for n, p in inspect.signature(command).parameters.items() if str(p.annotation).startswith("list[")]
-    parser.add_function_arguments(command, as_positional=True, skip=set(lists))
-    for many in lists:  # behind the other positional words, as in `facessl predict RUN PHOTO...`
-        parser.add_argument(many, nargs="+", type=str, help="one or more")
-    return command(**_parsed(parser, words, name))
-
-
-def _parsed(parser: ArgumentParser, words: list[str], name: str) -> dict[str, Any]:
-    """Values of the flags of command `name`; a wrong one is one sentence."""
-    from facessl.parsing import readable, with_true
-
-    words = with_true([_underscored(w) for w in words], parser)
-    known = {a.dest for a in parser._actions}
-    for flag in (w[2:].partition("=")[0] for w in words if w.startswith("--")):
-        if flag not in known:
-            raise UnknownName("option", f"--{flag}", [f"--{k}" for k in known])
-    try:
-        parsed = parser.instantiate(parser.parse_args(words))
-    except ArgumentError as error:
-        raise ConfigError(f"{readable(error)} (see facessl {name} --help)") from None
-    return {k: v for k, v in vars(parsed).items() if k != "config"}
-
-
-def _underscored(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    key, equals, value = word.partition("=")
-    return "--" + key[2:].replace("-", "_") + equals + value
-
-
-def _overview(commands: dict[str, Callable[..., int]]) -> str:
-    lines = ["Face representations learned without labels.", "", "usage: facessl COMMAND ...", ""]
-    lines += [f"  {name:10} {_summary(command)}" for name, command in commands.items()]
-    return "\n".join([*lines, "", "facessl COMMAND --help tells the flags of each."])
-
-
-def _summary(command: Callable[..., int]) -> str:
-    return (command.__doc__ or "").strip().splitlines()[0]
-
-
-def _device(name: str) -> str:
-    from facessl import environment
-
-    if name not in ("auto", "cpu", "cuda", "mps"):
-        raise UnknownName("device", name, ("auto", "cpu", "cuda", "mps"))
-    best = environment.default_device()
-    if name in ("cuda", "mps") and name != best:
-        raise ConfigError(f"device {name} was asked for, but torch sees none here: use --device auto")
-    return best if name == "auto" else name
-
-
-def _list_skipped(skipped: list[tuple[str, str]]) -> None:
-    for key, reason in skipped[:10]:
-        print(f"skipped {key}: {reason}", file=sys.stderr)
-    if len(skipped) > 10:
-        print(f"... and {len(skipped) - 10} more", file=sys.stderr)
 
 
 if __name__ == "__main__":

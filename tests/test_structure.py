@@ -41,6 +41,7 @@ LAYERS = (
     ("report",),
     ("pretraining", "finetuning"),
     ("__init__",),
+    ("commandline",),
     ("cli",),
     ("__main__",),
 )
