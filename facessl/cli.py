@@ -250,7 +250,7 @@ def cmd_predict(
 
 def cmd_crop(
     photos: str,
-    out: Path,
+    out: Path = Path("faces"),
     size: int = 256,
     margin: float = 1.3,
     all_faces: bool = False,
