@@ -19,6 +19,11 @@ Colour = tuple[int, int, int]
 #: Photos whose shorter side is below this are enlarged by a whole number, so that points and words can be told apart.
 READABLE = 320
 _DARK, _LIGHT, _LINE, _POINT = (20, 20, 24), (255, 255, 255), (66, 212, 244), (255, 238, 120)
+#: Colours of classes 1, 2, ...: a quiet one for skin, which is mostly first, then neighbours that differ.
+_CLASSES = (
+    *("#fabed4", "#911eb4", "#42d4f4", "#f58231", "#3cb44b", "#ffe119", "#4363d8", "#e6194b", "#f032e6", "#9a6324"),
+    *("#469990", "#bfef45", "#dcbeff", "#800000", "#aaffc3", "#808000", "#ffd8b1", "#000075"),
+)
 _FRACTION = 4  # bits behind the point in OpenCV's drawing coordinates
 
 
@@ -57,9 +62,13 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def class_colours(count: int) -> list[Colour]:
     """RGB by class: black for class 0, the background, and colours that can be told apart for the others."""
-    colours = region_colours(count - 1)
-    # The palette begins with its loudest colours, and the first class is mostly skin.
-    return [(0, 0, 0), *colours[:8][::-1], *colours[8:]]
+    own = [_rgb(code) for code in _CLASSES[: count - 1]]
+    return [(0, 0, 0), *own, *region_colours(count - 1)[len(own) :]]
+
+
+def _rgb(code: str) -> Colour:
+    red, green, blue = bytes.fromhex(code[1:])
+    return red, green, blue
 
 
 def tint(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> None:
@@ -97,7 +106,7 @@ def _fixed(points: np.ndarray) -> np.ndarray:
 def _lines(canvas: np.ndarray, lines: Sequence[np.ndarray], thickness: int, *, closed: bool = False) -> None:
     """Light lines with a dark outline, in place; all outlines lie below all lines."""
     fixed = [_fixed(line) for line in lines]
-    for colour, width in ((_DARK, thickness + 2), (_LINE, thickness)):
+    for colour, width in ((_DARK, thickness + min(thickness, 2)), (_LINE, thickness)):
         cv2.polylines(canvas, fixed, closed, colour, width, cv2.LINE_AA, _FRACTION)
 
 
@@ -111,7 +120,7 @@ def _points(canvas: np.ndarray, points: np.ndarray, order: str | None) -> None:
     side = float(np.ptp(points, axis=0).max())
     _lines(canvas, [points[list(edge)] for edge in edges(order, len(points))], max(1, round(side / 300)))
     radius = min(max(side / 110, 1.5), 12.0)
-    for colour, size in ((_DARK, radius + 1), (_POINT, radius)):
+    for colour, size in ((_DARK, radius + 0.8), (_POINT, radius)):
         for x, y in _fixed(points).tolist():
             cv2.circle(canvas, (x, y), round(size * 2**_FRACTION), colour, -1, cv2.LINE_AA, _FRACTION)
 
