@@ -1,0 +1,335 @@
+"""What a fine-tuning run promises: which images it sees, which weights it keeps, and that it goes on after any stop."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from facessl import checkpoint, finetuning, loading, tuned
+from facessl.backbones import Backbone
+from facessl.cli import main
+from facessl.data.loader import TrainLoader
+from facessl.data.order import Order
+from facessl.data.sources.synthetic import Synthetic
+from facessl.errors import CheckpointError
+from facessl.methods.base import Progress
+from facessl.protocols._labels import fewer_labels
+from facessl.protocols._splits import parts
+from facessl.tasks.base import Labels
+from facessl.tasks.expression import Expression
+from facessl.trainer import Trainer
+from facessl.tuned import Tuned
+from facessl.views.augment import Augment
+from facessl.views.supervised import Supervised
+from tests.helpers import assert_same, weights
+
+SOURCE = "synthetic:?n=60&size=48"
+#: A run of a second: 5 steps an epoch.
+WORDS = [
+    "finetune", "none", SOURCE, "--backbone", "test_resnet", "--image-size", "32", "--batch-size", "8",
+    "--epochs", "3", "--workers", "0", "--device", "cpu", "--log-every", "1", "--optim.warmup-epochs", "0",
+    "--optim.lr", "0.01",
+]  # fmt: skip
+#: The same through the library.
+VALUES: dict[str, Any] = {
+    **{"source": SOURCE, "backbone": "test_resnet", "image_size": 32, "batch_size": 8, "epochs": 3, "workers": 0},
+    **{"device": "cpu", "log_every": 1, "optim": {"warmup_epochs": 0, "lr": 0.01}},
+}
+
+
+def finetune(out: Path, **values: Any) -> dict[str, Any]:
+    return finetuning.finetune(**{**VALUES, "out": str(out), **values})
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def results(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "results.json").read_text())
+    return found
+
+
+# ---- which images ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("select", ["val", "last", "test"])
+def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = parts(SOURCE, need_val=False)
+    test = set(whole.test.positions.tolist())  # type: ignore[attr-defined]
+    read: dict[str, set[int]] = {"before": set(), "after": set()}
+    phase = ["before"]
+    real, finish = Synthetic.__getitem__, finetuning._finish
+
+    def spied(self: Synthetic, index: int) -> Any:
+        read[phase[0]].add(int(index))
+        return real(self, index)
+
+    def finishing(*values: Any) -> dict[str, Any]:
+        phase[0] = "after"
+        return finish(*values)
+
+    monkeypatch.setattr(Synthetic, "__getitem__", spied)
+    monkeypatch.setattr(finetuning, "_finish", finishing)
+    found = finetune(tmp_path / "run", select=select, epochs=2)
+    assert found["selected"]["by"] == select
+    assert read["after"] == test
+    if select == "test":
+        assert read["before"] == set(range(60))
+    else:
+        assert not read["before"] & test
+    assert found["train_images"] == (len(whole.train) if select != "val" else 45)
+    steps = [r["step"] for r in rows(tmp_path / "run") if any(v for k, v in r.items() if k.startswith("monitor/"))]
+    assert steps == {"val": ["0", "5", "10"], "last": [], "test": ["0", "6", "12"]}[select]
+
+
+def test_validation_shares_no_image_with_test_and_no_person_with_training() -> None:
+    config = finetuning.FinetuneConfig(source="synthetic:?n=120&size=32&identities=40", val_share=0.2)
+    data = finetuning._parts(config)
+    assert data.val is not None
+    three = [set(p.positions.tolist()) for p in (data.train.source, data.test)]  # type: ignore[attr-defined]
+    assert not three[0] & three[1]
+    train, val = data.train.column("identity"), data.val.column("identity")  # type: ignore[attr-defined]
+    assert len(val)
+    assert not set(train) & set(val)
+
+
+def test_only_the_labels_that_were_asked_for_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = parts(SOURCE, need_val=False)
+    allowed = fewer_labels(whole.train, "50%", seed=0)
+    used: set[str] = set()
+    real = Expression.step
+
+    def spied(self: Expression, batch: Any, progress: Any) -> Any:
+        used.update(batch.keys)
+        return real(self, batch, progress)
+
+    monkeypatch.setattr(Expression, "step", spied)
+    found = finetune(tmp_path / "run", labels="50%", select="last", epochs=4)
+    assert used == {allowed.key(i) for i in range(len(allowed))}
+    assert found["train_images"] == len(allowed) < len(whole.train)
+
+
+def test_balanced_draws_every_class_equally_often_and_resumes_exactly() -> None:
+    source = Synthetic(n=60, size=32)
+    share = finetuning._balance(source)
+    labels = source.column("label")
+    counts = np.bincount(labels)
+    assert counts.max() > 2 * counts.min(), "the classes were meant to be uneven"
+    order = Order(60, 6, 0, 0, 1, 0, share)
+    steps = [indices for _, (_, indices) in zip(range(1000), order, strict=False)]
+    drawn = np.bincount(labels[np.concatenate(steps)])
+    expected = 6000 / len(counts)
+    assert np.abs(drawn - expected).max() < 5 * np.sqrt(expected)
+    later = iter(Order(60, 6, 0, 0, 1, 13, share))
+    assert all(np.array_equal(next(later)[1], s) for s in steps[13:40])
+    view = Supervised(Augment(rotation=20, erasing=0.5), 32)
+    first = iter(TrainLoader(source, view, batch_size=6, seed=0, weights=share))
+    batches = [next(first) for _ in range(13)]
+    again = next(iter(TrainLoader(source, view, batch_size=6, seed=0, weights=share, start_step=12)))
+    assert torch.equal(batches[12].views[0], again.views[0])
+
+
+# ---- which weights ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("better", "best"), [("higher", 10), ("lower", 5)])
+def test_the_best_measurement_after_the_first_step_is_kept(
+    better: str, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([9.0 if better == "higher" else -9.0, 0.2, 0.6, 0.4, 0.5])  # before training, epochs 1 to 3, test
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def rigged(task: Any, *_: Any) -> dict[str, Any]:
+        seen.append({k: v.clone() for k, v in task.state_dict().items()})
+        value = next(values)
+        return {"headline": {"name": "rigged", "value": value, "interval": [value, value], "better": better}}
+
+    monkeypatch.setattr(finetuning, "_score", rigged)
+    found = finetune(tmp_path / "run", ema=0.5)
+    assert found["selected"]["step"] == best
+    assert found["selected"]["value"] == {10: 0.6, 5: 0.2}[best]
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    assert_same(kept, seen[best // 5])
+    assert_same(seen[-1], kept)  # what was tested is what is kept
+    card = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert card["steps"] == best
+
+
+def test_kept_task_and_backbone_can_be_used(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    found = finetune(run, ema=0.9)
+    trained = tuned.load_trained(run)
+    data = parts(SOURCE)
+    again = tuned.score(trained.task, data.test, trained.augment, image_size=trained.image_size)
+    assert json.loads(json.dumps(again)) == found["test"]
+    backbone = loading.load_backbone(run)
+    own = {k.removeprefix("backbone.model."): v for k, v in load_file(run / "model.safetensors").items()}
+    assert_same(dict(backbone.model.state_dict()), {k: own[k] for k in backbone.model.state_dict()})
+    further = finetune(tmp_path / "further", run=str(run), task="attributes", image_size=40, max_steps=1)
+    assert further["run"] == str(run)
+    assert yaml.safe_load((tmp_path / "further" / "config.yaml").read_text())["backbone"]["name"] == "test_resnet"
+
+
+def test_what_is_no_trained_task_is_said_in_one_sentence(tmp_path: Path) -> None:
+    exported = tmp_path / "backbone.safetensors"
+    net = Backbone("test_resnet", image_size=32)
+    checkpoint.write_backbone(exported, net.model.state_dict(), {"format": "facessl-backbone-1"})
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
+    for path, says in (
+        (exported, "backbone"),
+        (tmp_path / "text.safetensors", "damaged"),
+        (tmp_path / "unfinished", "has ended"),
+        (tmp_path / "nowhere", "nowhere"),
+    ):
+        with pytest.raises(CheckpointError, match=says) as error:
+            tuned.load_trained(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_frozen_backbone_does_not_change_by_a_bit(tmp_path: Path) -> None:
+    finetune(tmp_path / "run", frozen=True, ema=0.9, optim={"warmup_epochs": 0, "lr": 0.1, "weight_decay": 0.5})
+    torch.manual_seed(0)
+    fresh = Backbone("test_resnet", image_size=32).model.state_dict()
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    assert_same({k: kept[f"backbone.model.{k}"] for k in fresh}, dict(fresh))
+    assert float(kept["head.bias"].abs().max()) > 1e-3, "the head was meant to learn"
+    assert results(tmp_path / "run")["protocol"] == "linear (frozen)"
+
+
+def test_average_of_the_weights_against_a_loop() -> None:
+    torch.manual_seed(0)
+    labels = Labels.of(Synthetic(n=4, size=32), Expression.needs)
+    model = Tuned(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6)
+    twin = {n: p.detach().clone() for n, p in model.task.named_parameters()}
+    for step in range(6):
+        with torch.no_grad():
+            for tensor in (*model.task.parameters(), *model.task.buffers()):
+                tensor.copy_(tensor + 1) if not tensor.is_floating_point() else tensor.add_(torch.randn_like(tensor))
+        model.after_step(Progress(step=step, total_steps=6))
+        momentum = min(0.6, (1 + step) / (10 + step))
+        for name, parameter in model.task.named_parameters():
+            twin[name] = momentum * twin[name] + (1 - momentum) * parameter.detach()
+    for name, parameter in model.average.named_parameters():
+        torch.testing.assert_close(parameter, twin[name])
+        assert not parameter.requires_grad
+    for mine, theirs in zip(model.average.buffers(), model.task.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert model.best is model.average
+    model.train()
+    assert not model.average.training
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", None)])
+def test_precision_reaches_the_step_and_the_scores(
+    precision: str, dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: dict[str, set[Any]] = {"step": set(), "predict": set()}
+    for name, seen in kinds.items():
+        real = getattr(Expression, name)
+
+        def spied(self: Expression, *values: Any, real: Any = real, seen: set[Any] = seen) -> Any:
+            seen.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+            return real(self, *values)
+
+        monkeypatch.setattr(Expression, name, spied)
+    finetune(tmp_path / "run", precision=precision, max_steps=1)
+    assert kinds == {"step": {dtype}, "predict": {dtype}}
+
+
+# ---- stops -----------------------------------------------------------------------------------------------------
+
+#: Attributes: dropout and batch norm in the head; an average; uneven draws; a measurement every five steps.
+STOPPED = [
+    *WORDS, "--task", "attributes", "--ema", "0.9", "--balanced", "--checkpoint-every", "2", "--seed", "3",
+]  # fmt: skip
+
+
+def killed(words: list[str], where: str, target: Any, when: Callable[..., bool]) -> None:
+    """Run `words` in a process of its own that is killed as it is about to call `target.where` and `when` holds."""
+    child = os.fork()  # not a new interpreter: that would import torch again
+    if child == 0:
+        real = getattr(target, where)
+
+        def fatal(*values: Any) -> Any:
+            if when(*values):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*values)
+
+        setattr(target, where, fatal)
+        try:
+            main(words)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the run ended by itself"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*STOPPED, "--out", str(run)]) == 0
+    return run
+
+
+def same_end(run: Path, whole: Path) -> None:
+    assert_same(weights(run), weights(whole))
+    assert_same(load_file(run / "model.safetensors"), load_file(whole / "model.safetensors"))
+    for name in ("best.json", "results.json"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    assert [r["step"] for r in rows(run)] == [r["step"] for r in rows(whole)]
+
+
+def test_killed_run_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [*STOPPED, "--out", str(run)]
+    killed(words, "_one_step", Trainer, lambda trainer, *_: trainer.step == 3)
+    assert weights(run)["step"] == 2
+    # Between the best weights and the note that tells their score, and while the last scores are taken.
+    killed([*words, "--resume"], "write_atomic", checkpoint, lambda path, _: path.name == "best.json")
+    assert (run / "best.safetensors").is_file()
+    killed([*words, "--resume"], "_finish", finetuning, lambda *_: True)
+    assert not (run / "status.json").exists()
+    assert main(["finetune", "--resume", "--out", str(run)]) == 0  # its settings come from the folder
+    same_end(run, whole)
+
+
+def test_a_run_without_a_checkpoint_begins_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its best weights, of other settings, and its rows must not live on."""
+    run, real = tmp_path / "run", Trainer._one_step
+
+    def stopping(self: Trainer, *rest: Any) -> None:
+        if self.step == 7:
+            raise KeyboardInterrupt
+        real(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_one_step", stopping)
+        other = [*STOPPED, "--out", str(run), "--checkpoint-every", "0", "--backbone", "resnet10t"]
+        assert main(other) == 130
+    assert (run / "best.json").is_file()
+    (run / "best.json").write_text(json.dumps({"step": 5, "name": "mean_accuracy", "value": 2.0}))
+    assert main([*STOPPED, "--out", str(run), "--resume"]) == 0
+    same_end(run, whole)
+
+
+def test_resume_of_a_finished_run_scores_again(whole: Path) -> None:
+    before = (whole / "results.json").read_bytes()
+    (whole / "results.json").unlink()
+    assert main(["finetune", "--resume", "--out", str(whole)]) == 0
+    assert (whole / "results.json").read_bytes() == before
+    assert json.loads((whole / "status.json").read_text()) == {"finished": True, "steps": 15}
