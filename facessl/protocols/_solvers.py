@@ -180,7 +180,7 @@ def ridge(
     share = basis._root.square()
     y = torch.from_numpy(np.asarray(target, np.float64)).to(basis.device)
     bias = share @ y  # (M,)
-    moment = (z * share[:, None].to(dtype)).T @ (y - bias).to(dtype)  # (R, M)
+    moment = ((y - bias).mul(share[:, None]).to(dtype).T @ z).T  # (R, M)
     order = tuple(sorted(lambdas, reverse=True))
     maps = tuple((moment / (basis.spectrum + value)[:, None], bias.to(dtype)) for value in order)
     return Path(order, basis, maps)
@@ -247,7 +247,9 @@ def _minimise(
     max_iterations: int,
 ) -> tuple[Tensor, Tensor]:
     """W (R, M) and b (M,) of one penalty, from W / unit and b."""
-    scaled, bias = scaled.clone().requires_grad_(), bias.clone().requires_grad_()
+    # (M, R): the gradient is then G^T z, which reads z row by row, ten times as fast on a CPU as z^T G.
+    scaled, unit = scaled.T.contiguous().requires_grad_(), unit.T
+    bias = bias.clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
         [scaled, bias],
         max_iter=max_iterations,
@@ -261,13 +263,13 @@ def _minimise(
     def closure() -> Tensor:
         optimiser.zero_grad()
         weight = unit * scaled
-        total = objective(z @ weight + bias) + 0.5 * value * weight.square().sum()
+        total = objective(F.linear(z, weight, bias)) + 0.5 * value * weight.square().sum()
         total.backward()
         return total
 
     with torch.enable_grad():
         optimiser.step(closure)
-    return unit * scaled.detach(), bias.detach()
+    return (unit * scaled.detach()).T, bias.detach()
 
 
 @dataclass(frozen=True)

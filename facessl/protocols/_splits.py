@@ -195,7 +195,7 @@ def _splits_of(spec: str, name: str, options: Mapping[str, str]) -> tuple[Mappin
     if "split" in options:  # a part that the user chose
         return {}, spec
     splits = getattr(plugins.find("data.sources", name), "splits", None)
-    if isinstance(splits, Mapping):
+    if isinstance(splits, Mapping) and splits:
         return splits, spec
     whole = open_source(spec)  # a list has a column of splits or has none: only the opened source knows
     return trait(whole, "splits"), whole

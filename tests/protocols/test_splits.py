@@ -94,6 +94,20 @@ def test_a_list_says_its_parts_only_once_it_is_open(listed: type[Listed], monkey
     assert set(keys(found.train)) | set(keys(found.val)) == set(keys(Listed("x")))
 
 
+def test_a_table_with_a_column_of_parts(tmp_path: Path) -> None:
+    rows = ["path,label,split"]
+    for part, count in (("train", 12), ("test", 4)):
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / f"{part}{i}.png")
+            rows.append(f"{part}{i}.png,{'ab'[i % 2]},{part}")
+    (tmp_path / "faces.csv").write_text("\n".join(rows))
+    found = parts(f"labels_csv:{tmp_path / 'faces.csv'}")
+    assert found.carved
+    assert found.val is not None
+    assert (len(found.train), len(found.val), len(found.test)) == (10, 2, 4)
+    assert all("test" in Path(key).name for key in keys(found.test))
+
+
 def test_validation_shares_no_person_with_training(listed: type[Listed]) -> None:
     listed.splits = {"train": "train", "test": "test"}  # type: ignore[attr-defined]
     found = parts("synthetic:x")
