@@ -195,7 +195,8 @@ def cmd_predict(
     task: str | None = None,
     no_crop: bool = False,
     yunet: Path | None = None,
-    margin: float | None = None,
+    margin: float = 1.3,
+    lift: float = 0.0,
     draw: bool = True,
     overwrite: bool = False,
     batch_size: int = 32,
@@ -211,7 +212,8 @@ def cmd_predict(
         task: refuse a run of another task than this one.
         no_crop: each photo is one cut-out face already.
         yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
-        margin: of models of whole images, share of the detected box that is added on each side (default 0.1).
+        margin: of models of whole images, side of a square over the longer side of the face's box, as in crop.
+        lift: of models of whole images, how far the square's centre lies above the box's, in sides of the box.
         draw: write pictures.
         overwrite: replace files of the same names that were written for other photos.
         batch_size: faces per forward pass.
@@ -231,7 +233,8 @@ def cmd_predict(
         photos,
         out=out,
         crop=not no_crop,
-        margin=predicting.MARGIN if margin is None else margin,
+        margin=margin,
+        lift=lift,
         yunet=yunet,
         batch_size=batch_size,
         precision=precision,

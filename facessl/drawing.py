@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -186,22 +186,22 @@ def _panel_rows(faces: Sequence[Mapping[str, Any]]) -> list[tuple[Colour | None,
 
 
 def _beside(picture: Image.Image, rows: Sequence[tuple[Colour | None, str]]) -> Image.Image:
-    """The picture with a panel to its right, as high as it takes; the picture itself without rows."""
+    """The picture with a panel to its right, in as many columns as its height takes; itself without rows."""
     if not rows:
         return picture
     letters = font(round(_letter(picture)))
-    measure: Callable[[str], float] = letters.getlength
     line, pad = round(letters.size * 1.4), round(letters.size * 0.6)
     indent = round(letters.size * 1.3) if any(colour for colour, _ in rows) else 0
-    wide = 2 * pad + indent + math.ceil(max(measure(words) for _, words in rows))
-    canvas = Image.new("RGB", (picture.width + wide, max(picture.height, 2 * pad + line * len(rows))), "white")
+    wide = pad + indent + math.ceil(max(letters.getlength(words) for _, words in rows))
+    deep = max(1, (picture.height - 2 * pad) // line)  # READABLE leaves room for a dozen
+    columns = math.ceil(len(rows) / deep)
+    canvas = Image.new("RGB", (picture.width + columns * wide + pad, picture.height), "white")
     canvas.paste(picture, (0, 0))
     brush = ImageDraw.Draw(canvas)
-    x, y = picture.width + pad, pad
-    for colour, words in rows:
+    side = round(letters.size * 0.9)
+    for place, (colour, words) in enumerate(rows):
+        x, y = picture.width + pad + place // deep * wide, pad + place % deep * line
         if colour is not None:
-            side = round(letters.size * 0.9)
             brush.rectangle((x, y + 2, x + side, y + 2 + side), fill=colour, outline=(90, 90, 90))
         brush.text((x + indent, y), words, fill=_DARK, font=letters)
-        y += line
     return canvas

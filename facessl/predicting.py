@@ -1,4 +1,21 @@
-"""A trained task on photos: find the faces, cut them as in training, predict, bring the result back to the photo."""
+"""A trained task on photos: find the faces, cut them as in training, predict, bring the result back to the photo.
+
+A face is cut as the model's images were (`Augment.crop`): "box" is the detected box times `crop_scale`;
+"five_points" are the detector's; a model of "whole" images gets a square around the detected box with `margin` as
+its whole image. Detected boxes are not those of a data set: a model trained on another kind of box sees a little
+more or less of the surroundings.
+
+Without `crop` the picture is one cut-out face. A model of whole images sees it as in training; one of boxes or five
+points sees all of it, as a box with `crop_scale` 1, and black beside it where it is not square.
+
+Files: `<out>/<name>.json`; `<name>.png`, the predictions on the photo; for masks `<name>.mask.png`, class numbers
+with a palette (`<name>.mask-2.png` for the second face). The name is that of the photo, below a folder with its
+sub-folders. Where it belongs to another photo or to a file that was not written for this one, -2, -3, ... is added.
+
+All coordinates are pixels of the upright photo (EXIF rotation applied), with the centre of the top-left one at
+(0, 0). The JSON file has `format`, `photo`, `task`, `width`, `height`, `note` and `faces`, each with `box`,
+`score`, `five_points` where the detector has them, and what `Task.describe` says; `mask` is the name of its file.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +45,11 @@ from facessl.inference import write_png
 from facessl.tuned import Trained
 
 FORMAT = "facessl-prediction-1"
-#: What a model of whole images sees: this share of the detected box's longer side beyond it on each side, around a
-#: point that lies so many sides above the box's centre, since the box ends at the brows and cut-out faces do not.
-#: With the default detector RAF-DB's aligned images are 1.17 times its box and centred 0.14 above it, UTKFace's 1.19
-#: and 0.06 (medians over 52 and 58 images); CelebA's, 1.84 times the box wide, want a margin of 0.4.
-MARGIN, LIFT = 0.1, 0.1
+#: Side of the square that a model of whole images sees, over the longer side of the face's box: that of `facessl crop`,
+#: so that what was trained on its crops sees the same again. With the default detector, medians of side and lift are
+#: 1.17 and 0.14 for RAF-DB's aligned images (52 found), 1.19 and 0.06 for UTKFace's (58), 1.70 and 0.27 for
+#: CelebAMask-HQ (40), 1.84 (wide) and 0.34 for CelebA's aligned ones (54).
+MARGIN = 1.3
 NO_FACE = "no face found; a picture that is one cut-out face needs --no-crop"
 #: Photos whose faces wait for a batch are kept decoded; so many pixels of them are enough.
 _MAX_WAITING = 50_000_000
@@ -98,6 +115,7 @@ def predict(
     out: str | Path,
     crop: bool = True,
     margin: float = MARGIN,
+    lift: float = 0.0,
     yunet: str | Path | None = None,
     detector: Detector | None = None,
     batch_size: int = 32,
@@ -105,30 +123,16 @@ def predict(
     draw: bool = True,
     overwrite: bool = False,
 ) -> list[Prediction]:
-    """Predictions of every face of some photos, as files.
-
-    A face is cut as the model's images were (`Augment.crop`): "box" is the detected box times `crop_scale`;
-    "five_points" are the detector's; a model of "whole" images gets a square around the detected box with `margin` (and
-    lifted by `LIFT`) as its whole image. Detected boxes are not those of a data set: a model trained on another
-    kind of box sees a little more or less of the surroundings.
-
-    Without `crop` the picture is one cut-out face. A model of whole images sees it as in training; one of boxes or five
-    points sees all of it, as a box with `crop_scale` 1, and black beside it where it is not square.
-
-    Files: `<out>/<name>.json`; `<name>.png`, the predictions on the photo; for masks `<name>.mask.png`, class numbers
-    with a palette (`<name>.mask-2.png` for the second face). The name is that of the photo, below a folder with its
-    sub-folders. Where it belongs to another photo or to a file that was not written for this one, -2, -3, ... is added.
-
-    All coordinates are pixels of the upright photo (EXIF rotation applied), with the centre of the top-left one at
-    (0, 0). The JSON file has `format`, `photo`, `task`, `width`, `height`, `note` and `faces`, each with `box`,
-    `score`, `five_points` where the detector has them, and what `Task.describe` says; `mask` is the name of its file.
+    """Predictions of every face of some photos, as files; the module says how faces are cut and files are named.
 
     Args:
         trained: from `load_trained`; the views go to the device its weights are on.
         photos: files, and folders whose images are taken at any depth; a photo counts once.
         out: folder to write to.
         crop: find and cut the faces.
-        margin: of models of whole images, as a share of the box's longer side on each side; negative cuts tighter.
+        margin: of models of whole images: side of the square over the longer side of the face's box.
+        lift: of models of whole images: how far the square's centre lies above the box's, in longer sides of the box
+            (see `MARGIN` for well-known sets).
         yunet: weights of the detector YuNet (`facessl.data.detect.detect`).
         detector: image (H, W, 3) uint8 -> faces, instead of that.
         batch_size: faces per forward pass.
@@ -141,14 +145,16 @@ def predict(
 
     Raises:
         DataError: no photo could be read, or the model needs five points and the detector gives none.
-        ConfigError: a margin out of range; `out` is a folder that is searched for photos.
+        ConfigError: a margin or lift out of range; `out` is a folder that is searched for photos.
     """
-    if not -0.4 <= margin <= 5:
-        raise ConfigError(f"the margin {margin} is out of range: give a share of the box from -0.4 to 5")
+    for name, value, low, high in (("margin", margin, 0.1, 10), ("lift", lift, -1, 1)):
+        if not low <= value <= high:
+            raise ConfigError(f"{name} = {value} is out of range: give a number from {low} to {high}")
     out = Path(out)
     found, names = _listed(photos, out, overwrite)
     find = (detector or functools.partial(detect, yunet=yunet)) if crop else None
-    for group in _groups(trained, found, names, find, margin, batch_size):
+    cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
+    for group in _groups(trained, found, names, find, cut, batch_size):
         raw = _raw(trained, group, batch_size, precision)
         row = 0
         for photo in group:
@@ -170,14 +176,16 @@ def task_name(trained: Trained) -> str:
     return str(trained.card["task"]["name"])
 
 
-def frame_of_face(trained: Trained, face: FoundFace, height: int, width: int, margin: float = MARGIN) -> Frame:
-    """Where the model looks for a detected face of a photo of `height` times `width` pixels (see `predict`)."""
+def frame_of_face(
+    trained: Trained, face: FoundFace, height: int, width: int, *, margin: float = MARGIN, lift: float = 0.0
+) -> Frame:
+    """Where the model looks for a detected face of a photo of `height` times `width` pixels (see the module)."""
     augment = trained.augment
     if augment.crop == "whole":
         box = np.asarray(face.box, np.float64)
         side = max(box[2] - box[0], box[3] - box[1])
-        lifted = box - np.array([0, LIFT, 0, LIFT]) * side
-        return replace(from_box(lifted, trained.image_size, (1 + 2 * margin) * augment.crop_scale), warp=augment.warp)
+        lifted = box - np.array([0, lift, 0, lift]) * side
+        return replace(from_box(lifted, trained.image_size, margin * augment.crop_scale), warp=augment.warp)
     if augment.crop == "five_points" and face.five_points is None:
         raise DataError(
             "the model was trained on faces aligned by five points, and this detector finds none: "
@@ -188,7 +196,7 @@ def frame_of_face(trained: Trained, face: FoundFace, height: int, width: int, ma
 
 
 def frame_of_whole(trained: Trained, height: int, width: int) -> Frame:
-    """Where the model looks in a picture that is one cut-out face (see `predict`)."""
+    """Where the model looks in a picture that is one cut-out face (see the module)."""
     if trained.augment.crop == "whole":
         return trained.frame(Sample(b"", "a face"), height, width)
     return replace(from_box(_all_of(height, width), trained.image_size), warp=trained.augment.warp)
@@ -266,7 +274,7 @@ def _groups(
     found: Sequence[Prediction],
     names: Sequence[str],
     find: Detector | None,
-    margin: float,
+    cut: Callable[..., Frame],
     batch_size: int,
 ) -> Iterator[list[_Photo]]:
     """Readable photos, together until they fill a batch of faces; without any face a photo still comes along."""
@@ -285,7 +293,7 @@ def _groups(
             frames = [frame_of_whole(trained, height, width)]
         else:
             faces = find(image)
-            frames = [frame_of_face(trained, face, height, width, margin) for face in faces]
+            frames = [cut(face, height, width) for face in faces]
         photo.note = "" if faces else NO_FACE
         group.append(_Photo(photo, name, image, faces, frames))
         pixels = sum(one.image.shape[0] * one.image.shape[1] for one in group)

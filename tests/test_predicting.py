@@ -164,11 +164,11 @@ def test_faces_of_several_photos_share_batches_and_keep_their_places(tmp_path: P
 
 def test_margin_widens_the_square_of_whole_image_models() -> None:
     face = Found(np.array([10.0, 20.0, 50.0, 80.0]))
-    frame = frame_of_face(dots(), face, 200, 200, margin=0.25)
+    frame = frame_of_face(dots(), face, 200, 200, margin=1.5, lift=0.1)
     ends = frame.inverse_points(np.array([(-0.5, -0.5), (SIZE - 0.5, SIZE - 0.5)]))
     assert np.allclose(ends, [(30 - 45, 44 - 45), (30 + 45, 44 + 45)])  # lifted by a tenth of 60
-    with pytest.raises(ConfigError, match="margin 7"):
-        predict(dots(), [], out="unused", margin=7, detector=finder())
+    with pytest.raises(ConfigError, match="margin = 70"):
+        predict(dots(), [], out="unused", margin=70, detector=finder())
 
 
 def test_no_face_is_said_and_unreadable_photos_are_listed(tmp_path: Path) -> None:
