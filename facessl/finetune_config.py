@@ -21,7 +21,8 @@ class TuneOptim:
         lrs: learning rate by the module's name in the task (`backbone`, `head`, `head.classifier`); the longest that
             fits counts, e.g. `{head: 0.001, head.classifier: 0.01}`.
         layer_decay: the backbone's stages have lr * layer_decay^depth, depth counted from its end; 1: all alike.
-        weight_decay: not applied to biases, norms and other one-dimensional parameters.
+        weight_decay: of every parameter, as FRA's and FaRL's released scripts have it; see `decay_norms`.
+        decay_norms: false spares biases, norms and other one-dimensional parameters.
         betas: of adamw and adam.
         momentum: of sgd.
         schedule: cosine (to `final_lr`), step (times `gamma` at each of `milestones`), exponential (times `gamma`
@@ -37,6 +38,7 @@ class TuneOptim:
     lrs: dict[str, float] = field(default_factory=dict)
     layer_decay: float = 1.0
     weight_decay: float = 0.05
+    decay_norms: bool = True
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
     schedule: Literal["cosine", "step", "exponential", "constant"] = "cosine"

@@ -34,6 +34,8 @@ def build_tuning_optimizer(task: nn.Module, optim: TuneOptim) -> torch.optim.Opt
     groups: list[dict[str, Any]] = []
     for group in parameter_groups(task, optim.weight_decay):
         del group["adapt"]
+        if optim.decay_norms:
+            group["weight_decay"] = optim.weight_decay
         for scale in sorted({scales[id(p)] for p in group["params"]}):
             chosen = [p for p in group["params"] if scales[id(p)] == scale]
             groups.append({**group, "params": chosen, "lr_scale": scale})

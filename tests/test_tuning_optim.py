@@ -65,11 +65,12 @@ def test_the_longest_name_gives_the_rate_and_multiplies_with_the_decay() -> None
     assert scales["backbone.model.conv1.0.weight"] == pytest.approx(2 * HALF**4)
 
 
+@pytest.mark.parametrize("decay_norms", [True, False])
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
-def test_weight_decay_spares_biases_and_norms(name: Any) -> None:
-    found = groups_by_name(Toy("test_vit"), TuneOptim(name=name, weight_decay=0.3))
+def test_weight_decay_of_biases_and_norms_is_a_choice(name: Any, decay_norms: bool) -> None:
+    found = groups_by_name(Toy("test_vit"), TuneOptim(name=name, weight_decay=0.3, decay_norms=decay_norms))
     for parameter, group in found.items():
-        spared = parameter.endswith("bias") or "norm" in parameter
+        spared = not decay_norms and (parameter.endswith("bias") or "norm" in parameter)
         assert group["weight_decay"] == (0.0 if spared else 0.3), parameter
 
 

@@ -36,8 +36,8 @@ class AttributesArgs:
 class Attributes(nn.Module):
     """Multi-label attributes: binary cross entropy, accuracy as the mean over images and attributes.
 
-    `finetune` has the settings of FRA's section 4.2 and its released script (main_far.py): a head C-512-256-A with batch
-    norm, dropout 0.2 and ReLU behind the first two.
+    `finetune` has the settings of FRA's section 4.2 and its released script (main_far.py): a head C-512-256-A with
+    batch norm, dropout 0.2 and ReLU behind the first two.
     """
 
     Args: ClassVar[type[AttributesArgs]] = AttributesArgs
