@@ -14,6 +14,7 @@ from PIL import Image
 from timm.layers import Format
 from torch import Tensor, nn
 
+import facessl.nn.facecycle  # noqa: F401 (tells timm of PCL's own network)
 from facessl.errors import ConfigError, UnknownName
 from facessl.nn.normalise import normalise
 

@@ -1,0 +1,229 @@
+"""PCL's losses against plain loops, its loss weights over epochs, and the released network."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.errors import ConfigError
+from facessl.methods._pcl_parts import (
+    LossBalance,
+    Mixing,
+    beta_quantile,
+    face_contrast,
+    orthogonality,
+    pose_contrast,
+)
+from facessl.methods.base import Progress
+from facessl.methods.pcl import PCL, PCL_VIEWS
+from facessl.nn.facecycle import ChannelAttention
+
+
+def build(backbone="test_resnet", **values):
+    torch.manual_seed(0)
+    small = {"width": 8, "hidden": 24, "dim": 16, "decoder_width": 16, "decoder_size": 16}
+    return PCL(Backbone(backbone, image_size=64), **(small | values))
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return Batch([torch.rand(4, 3, 64, 64, generator=generator) for _ in PCL_VIEWS], [], torch.arange(4))
+
+
+def mixing(alpha=1.6):
+    return Mixing(alpha, seed=7, device=torch.device("cpu"))
+
+
+def cosine(a, b):
+    return (a @ b) / (a @ a).sqrt() / (b @ b).sqrt()
+
+
+def info_nce(positive, negatives, temperature):
+    powers = [(c / temperature).exp() for c in (positive, *negatives)]
+    return -(powers[0] / sum(powers)).log()
+
+
+def same_with_gradients(ours, slow, *inputs):
+    torch.testing.assert_close(ours, slow)
+    for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(slow, inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("alpha", [1.6, None])
+def test_face_contrast_mixes_the_views_of_other_images_in_pairs(alpha):
+    x = torch.randn(10, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    draws = mixing(alpha)
+    order, shares = draws.order(8).tolist(), draws.shares(10, 8).double()
+    slow = 0
+    for i in range(10):
+        others = [x[j] for j in range(10) if j % 5 != i % 5]
+        mixed = [shares[i, j] * others[j] + (1 - shares[i, j]) * others[order[j]] for j in range(8)]
+        slow = slow + info_nce(cosine(x[i], x[(i + 5) % 10]), [cosine(x[i], m) for m in mixed], 0.3) / 10
+    same_with_gradients(face_contrast(x, mixing(alpha), 0.3), slow, x)
+
+
+def test_pose_contrast_mixes_the_mirrored_views_of_the_same_image():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(10, 6, dtype=torch.float64, generator=generator).requires_grad_()
+    mirrored = torch.randn(3, 5, 6, dtype=torch.float64, generator=generator).requires_grad_()
+    draws = mixing()
+    order, shares = draws.order(3).tolist(), draws.shares(5, 3).double()
+    slow = 0
+    for i in range(10):
+        own = mirrored[:, i % 5]
+        mixed = [shares[i % 5, k] * own[k] + (1 - shares[i % 5, k]) * own[order[k]] for k in range(3)]
+        slow = slow + info_nce(cosine(x[i], x[(i + 5) % 10]), [cosine(x[i], m) for m in mixed], 0.3) / 10
+    same_with_gradients(pose_contrast(x, mirrored, mixing(), 0.3), slow, x, mirrored)
+
+
+def test_orthogonality_is_the_mean_squared_entry_of_the_product():
+    generator = torch.Generator().manual_seed(0)
+    face, pose = (torch.randn(4, 5, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
+    centred = [x - x.mean(0) for x in (face, pose)]
+    e, p = ([row / (row.detach().norm() + 1e-6) for row in x] for x in centred)
+    slow = sum(sum(e[b][i] * p[b][j] for b in range(4)) ** 2 for i in range(5) for j in range(5)) / 25
+    same_with_gradients(orthogonality(face, pose), slow, face, pose)
+
+
+def test_beta_quantiles_invert_the_distribution():
+    x = torch.linspace(0.01, 0.99, 50)
+    torch.testing.assert_close(beta_quantile(3 * x**2 - 2 * x**3, 2.0), x, rtol=0, atol=1e-4)
+    torch.testing.assert_close(beta_quantile(x, 1.0), x)
+
+
+def test_draws_depend_on_the_seed_alone():
+    torch.manual_seed(0)
+    first = mixing().shares(3, 4)
+    torch.manual_seed(1)
+    assert torch.equal(first, mixing().shares(3, 4))
+    assert not torch.equal(first, Mixing(1.6, seed=8, device=torch.device("cpu")).shares(3, 4))
+
+
+def test_image_is_made_of_its_own_pose_and_either_face(batch):
+    model = build().eval()
+    image = batch.views[0]
+    features = [model.backbone.forward_features(x) for x in (image, image.flip(-1))]
+    (face, mirror_face), (pose, mirror_pose) = (
+        [b(f) for f in features] for b in (model.face_branch, model.pose_branch)
+    )
+    made = {
+        (face, pose): image,
+        (mirror_face, pose): image,
+        (face, mirror_pose): image.flip(-1),
+        (mirror_face, mirror_pose): image.flip(-1),
+    }
+    slow = 0
+    for (f, p), target in made.items():
+        small = target.reshape(4, 3, 16, 4, 16, 4).mean((3, 5))  # blocks of 4 x 4 pixels
+        slow = slow + (model.decoder(F.normalize(f + p, dim=1)) - small).abs().mean()
+    logs = model.step(batch, Progress(0, 1)).logs
+    torch.testing.assert_close(logs["reconstruction"], slow.detach())
+    torch.testing.assert_close(
+        logs["orthogonality"], (orthogonality(face, pose) + orthogonality(mirror_face, mirror_pose)).detach()
+    )
+
+
+def test_loss_weighs_the_two_contrasts(batch):
+    model = build().eval()
+    model.balance.complete.fill_(2)
+    model.balance.means.copy_(torch.tensor([[3.0, 1.0], [2.0, 2.0]]))
+    step = model.step(batch, Progress(0, 1))
+    powers = [math.exp(r / 2.0) for r in (3 / 2, 1 / 2)]
+    face, pose = (2 * p / sum(powers) for p in powers)
+    logs = {k: v.item() for k, v in step.logs.items()}
+    assert (logs["face_weight"], logs["pose_weight"]) == pytest.approx((face, pose))
+    expected = logs["reconstruction"] + logs["orthogonality"] + face * logs["face_contrast"]
+    assert step.loss.item() == pytest.approx(expected + pose * logs["pose_contrast"], rel=1e-5)
+
+
+def weights_slowly(history, temperature):
+    """history: for each epoch a list of (a, b); weights of the epoch after them."""
+    if len(history) < 2:
+        return [1.0, 1.0]
+    last, before = ([sum(x) / len(x) for x in zip(*epoch, strict=True)] for epoch in (history[-1], history[-2]))
+    powers = [math.exp(a / b / temperature) for a, b in zip(last, before, strict=True)]
+    return [2 * p / sum(powers) for p in powers]
+
+
+def test_weights_follow_the_mean_losses_of_the_last_two_epochs_and_survive_a_restart():
+    generator = torch.Generator().manual_seed(0)
+    balance, history, step = LossBalance(2, 2.0), [], 0
+    for epoch in range(5):
+        history.append([])
+        for _ in range(3):
+            expected = weights_slowly(history[:-1], 2.0)
+            torch.testing.assert_close(balance.weights(epoch), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+            parts = 0.5 + torch.rand(2, 2, generator=generator)  # two micro-batches
+            for part in parts:
+                balance.note(part)
+            balance.move(epoch)
+            history[-1].append(parts.mean(0).tolist())
+            step += 1
+            if step % 4 == 0:
+                resumed = LossBalance(2, 2.0)
+                resumed.load_state_dict(balance.state_dict())
+                balance = resumed
+    assert torch.equal(LossBalance(2, None).weights(9), torch.ones(2))
+
+
+def test_after_step_moves_the_loss_means_only(batch):
+    model = build()
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    step = model.step(batch, Progress(0, 10))
+    after_loss = {n: v.clone() for n, v in model.state_dict().items()}
+    assert all(torch.equal(before[n], v) for n, v in after_loss.items() if n.startswith("balance."))
+    model.after_step(Progress(0, 10))
+    changed = {n for n, v in model.state_dict().items() if not torch.equal(after_loss[n], v)}
+    assert changed == {"balance.mean", "balance.steps"}
+    expected = torch.stack([step.logs["face_contrast"], step.logs["pose_contrast"]])
+    torch.testing.assert_close(model.balance.mean, expected)
+
+
+def test_further_views_are_further_pose_negatives(batch):
+    model = build().eval()
+    model.step(Batch([*batch.views, batch.views[-1]], [], batch.index), Progress(0, 1))
+    with pytest.raises(ConfigError, match="PCL has 5 views"):
+        model.step(Batch(batch.views[:5], [], batch.index), Progress(0, 1))
+
+
+def test_released_network_gives_features_of_2048():
+    model = PCL(Backbone("pcl_facecycle", image_size=64), hidden=16, dim=8)
+    features = model.backbone.forward_features(torch.rand(2, 3, 64, 64))
+    assert features.shape == (2, 128, 4, 4)
+    branch = model.face_branch(features)
+    assert torch.equal(branch, model.face_branch.layers(features).flatten(1))
+    assert branch.shape == (2, 2048)
+    assert model.decoder(branch).shape == (2, 3, 64, 64)
+
+
+def test_channel_attention_is_its_sums():
+    torch.manual_seed(0)
+    part = ChannelAttention(3).double()
+    x = torch.randn(1, 3, 2, 2).double()
+    g, theta, phi = (conv(x).flatten(2)[0].tolist() for conv in (part.g, part.theta, part.phi))
+    out = torch.zeros(3, 4).double()
+    for c, n in itertools.product(range(3), range(4)):
+        for d in range(3):
+            share = [math.exp(theta[d][p]) / sum(map(math.exp, theta[d])) for p in range(4)]
+            value = math.exp(g[d][n]) / sum(math.exp(g[k][n]) for k in range(3))
+            out[c, n] += sum(phi[c][p] * share[p] for p in range(4)) * value
+    expected = F.leaky_relu(x + out.view(1, 3, 2, 2), 0.1)
+    torch.testing.assert_close(part(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mix_alpha": 0.5}, r"mix_alpha is 0\.5: give 1 or more"),
+        ({"temperature": 0}, "temperature is 0: give more than 0"),
+        ({"decoder_size": 60}, "decoder_size is 60: give a power of two"),
+    ],
+)
+def test_impossible_values_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(**values)
