@@ -19,6 +19,7 @@ from facessl.errors import ConfigError, DataError
 from facessl.methods.base import Progress, Step
 from facessl.metrics.accuracy import accuracy, confusion
 from facessl.nn.cam import class_activation_maps, flip_consistency
+from facessl.nn.precision import at_least_float32
 from facessl.tasks._collected import Collected
 from facessl.tasks.base import Labels
 from facessl.views.augment import EAC_EXPRESSION, FRA_EXPRESSION, Augment
@@ -96,14 +97,14 @@ class Expression(nn.Module):
         assert batch.label is not None
         if self.args.consistency == 0:
             logits = self.head(self.backbone(batch.views[0]))
-            loss = F.cross_entropy(logits.float(), batch.label, label_smoothing=self.args.smoothing)
+            loss = F.cross_entropy(at_least_float32(logits), batch.label, label_smoothing=self.args.smoothing)
             return Step(loss, {"cross_entropy": loss.detach()})
         if len(batch.views) != 2:
             raise ConfigError("task.consistency needs the mirrored image as a second view: set augment.pairs to true")
         features, pooled = self.backbone.forward_both(torch.cat(batch.views))
         size = len(batch)
         logits = self.head(pooled[:size])
-        cross_entropy = F.cross_entropy(logits.float(), batch.label, label_smoothing=self.args.smoothing)
+        cross_entropy = F.cross_entropy(at_least_float32(logits), batch.label, label_smoothing=self.args.smoothing)
         maps = class_activation_maps(features, self.head.weight)  # (2B, K, h, w)
         consistency = flip_consistency(maps[:size], maps[size:])
         loss = cross_entropy + self.args.consistency * consistency

@@ -17,6 +17,7 @@ from facessl.data.source import Source, trait
 from facessl.errors import ConfigError, DataError
 from facessl.methods.base import Progress, Step
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
+from facessl.nn.precision import at_least_float32
 from facessl.nn.upernet import UPerNet
 from facessl.tasks._collected import Collected
 from facessl.tasks._dense import freeze_unreached
@@ -101,7 +102,7 @@ class Parsing(nn.Module):
         if batch.mask is None:
             raise DataError("the masks of a batch are missing: give every image one")
         logits = self.head(self.backbone.forward_pyramid(batch.views[0]))  # (B, C, S/4, S/4)
-        full = F.interpolate(logits.float(), size=batch.mask.shape[-2:], mode="bilinear", align_corners=False)
+        full = F.interpolate(at_least_float32(logits), size=batch.mask.shape[-2:], mode="bilinear", align_corners=False)
         loss = F.cross_entropy(full, batch.mask.long(), ignore_index=IGNORED)
         return Step(loss, {"cross_entropy": loss.detach()})
 

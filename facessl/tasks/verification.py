@@ -18,6 +18,7 @@ from facessl.data.source import Source, trait
 from facessl.errors import ConfigError, DataError
 from facessl.methods.base import Progress, Step
 from facessl.metrics.verification import cosine, verification
+from facessl.nn.precision import at_least_float32
 from facessl.tasks._collected import Collected
 from facessl.tasks.base import Labels
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
@@ -83,7 +84,7 @@ class Verification(nn.Module):
         self.centres = nn.Linear(width, labels.identities, bias=False)
 
     def _embed(self, x: Tensor) -> Tensor:
-        return F.normalize(self.head(self.backbone(x)).float(), dim=1)
+        return F.normalize(at_least_float32(self.head(self.backbone(x))), dim=1)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """CosFace loss of the first view; logs `margin_softmax`."""
