@@ -2,7 +2,7 @@
 
     python benchmarks/results.py docs/results.md --runs runs/byol runs/fra --step step.json --views views.json
 
-A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step, views or symmetry.
+A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step, views, symmetry or linear.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--step", type=Path)
     parser.add_argument("--views", type=Path)
     parser.add_argument("--symmetry", type=Path)
+    parser.add_argument("--linear", type=Path)
     args = parser.parse_args()
     text = args.page.read_text()
     if args.runs:
@@ -34,6 +35,8 @@ def main() -> None:
         text = fill(text, "views", views_table(json.loads(args.views.read_text())))
     if args.symmetry:
         text = fill(text, "symmetry", symmetry_table(json.loads(args.symmetry.read_text())))
+    if args.linear:
+        text = fill(text, "linear", linear_table(json.loads(args.linear.read_text())))
     args.page.write_text(text)
 
 
@@ -120,6 +123,16 @@ def symmetry_table(found: dict[str, Any]) -> str:
     )
     rows = [[n.replace("_", " ") for n in names], *([str(r[n]) for n in names] for r in results)]
     return f"{setting}; {_where(found)}.\n\n{table(rows)}"
+
+
+def linear_table(found: dict[str, Any]) -> str:
+    """Seconds of a whole path of penalties, by solver."""
+    s = found["settings"]
+    rows = [["solver", "penalties", "seconds", "CPU seconds"]]
+    for name, r in found["results"].items():
+        if "penalties" in r:
+            rows.append([name, str(r["penalties"]), str(r["seconds"]), str(r["cpu_seconds"])])
+    return f"{s['images']:,} x {s['dimensions']}, {s['threads']} thread(s), {_where(found)}.\n\n{table(rows)}"
 
 
 def _where(found: dict[str, Any]) -> str:
