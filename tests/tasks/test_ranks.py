@@ -1,0 +1,109 @@
+"""`facessl finetune` on two ranks is what one process does, with measurements on the way, and ends for any backbone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facessl import running, tuned
+from facessl.batch import Batch
+from facessl.cli import main
+from facessl.trainer import Trainer
+from facessl.views.photometric import Photometric
+from tests.helpers import assert_same
+
+WORDS = [
+    "finetune", "none", "synthetic:?n=40&size=64", "--image-size", "64", "--batch-size", "6", "--epochs", "2",
+    "--workers", "0", "--device", "cpu", "--optim.warmup-epochs", "0", "--ema", "0.9", "--log-every", "1",
+]  # fmt: skip
+SECONDS = 300
+
+
+def in_double() -> None:
+    """What is compared is the arithmetic of the ranks, not how rounding grows through batch norm."""
+    real, normalise = Photometric.__call__, tuned.normalise
+
+    def double(self: Photometric, batch: Batch) -> Batch:
+        batch = real(self, batch)
+        batch.views = [view.double() for view in batch.views]
+        return batch
+
+    Photometric.__call__ = double  # type: ignore[method-assign]
+    tuned.normalise = lambda *values: normalise(*values).double()
+    running.PRECISION["fp32"] = "64-true"
+
+
+def started(folder: Path, words: list[str], rank: int, world: int, port: int, double: bool) -> int:
+    """Process id of one rank; it writes its weights to `rank-N.pt` (forked: a new interpreter would import torch)."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        with open(folder / f"rank-{rank}.log", "w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        if world > 1:
+            known = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            known |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+            os.environ.update({k: str(v) for k, v in known.items()})
+        if double:
+            in_double()
+        save = Trainer.save
+
+        def saving(self: Trainer) -> None:
+            save(self)
+            torch.save(self.method.state_dict(), folder / f"rank-{rank}.pt")  # type: ignore[attr-defined]
+
+        Trainer.save = saving  # type: ignore[method-assign]
+        code = main([*words, "--out", str(folder / "run")])
+    finally:
+        os._exit(code)
+
+
+def run(folder: Path, words: list[str], world: int, double: bool = False) -> list[dict[str, Any]]:
+    """Weights of every rank at the end of a run on `world` ranks."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = {started(folder, words, rank, world, port, double): rank for rank in range(world)}
+    until, codes = time.monotonic() + SECONDS, {}
+    while len(codes) < world and time.monotonic() < until and not any(codes.values()):
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid in children:
+            codes[pid] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    for pid in children.keys() - codes.keys():
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    logs = "\n".join((folder / f"rank-{rank}.log").read_text()[-3000:] for rank in range(world))
+    assert list(codes.values()) == [0] * world, f"{codes}: ranks that are missing hung\n{logs}"
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+    words = [*WORDS, "--backbone", "test_resnet", "--optim.lr", "0.01", "--protocol", "eac", "--balanced"]
+    (one,) = run(tmp_path / "one", words, 1, double=True)
+    two = run(tmp_path / "two", words, 2, double=True)
+    assert one.keys() == two[0].keys()
+    for rank in two:
+        for key, value in one.items():
+            torch.testing.assert_close(rank[key], value, rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+    found = [json.loads((tmp_path / name / "run" / "results.json").read_text()) for name in ("one", "two")]
+    assert found[0]["test"]["confusion"] == found[1]["test"]["confusion"]
+    assert found[0]["selected"]["step"] == found[1]["selected"]["step"]
+
+
+def test_a_dense_task_on_a_vit_does_not_wait_for_unused_weights(tmp_path: Path) -> None:
+    words = [*WORDS, "--backbone", "test_vit", "--task", "parsing", "--task.width", "8", "--max-steps", "3"]
+    first, second = run(tmp_path / "run", words, 2)
+    assert_same(first, second)
+    assert (tmp_path / "run" / "run" / "results.json").is_file()
