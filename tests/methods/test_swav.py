@@ -6,12 +6,14 @@ import pytest
 import torch
 from lightly.loss import SwaVLoss
 
+from facessl import parsing
 from facessl.backbones import Backbone
 from facessl.batch import Batch
 from facessl.errors import ConfigError
 from facessl.methods.base import Progress
-from facessl.methods.swav import SwAV
+from facessl.methods.swav import SwAV, SwAVArgs
 from facessl.optim import LARS, parameter_groups
+from facessl.pretraining import derive
 
 START = Progress(0, 100)
 SMALL = {"hidden": 24, "dim": 16, "prototypes": 6, "frozen_steps": 0}
@@ -186,3 +188,23 @@ def test_views_that_cannot_be_used_are_refused():
     model.any_size = False
     with pytest.raises(ConfigError, match=r"one size, but the views have \[32, 64\] pixels"):
         model.step(crops(), START)
+
+
+def test_bulat_recipe_has_the_settings_of_the_released_script():
+    run = parsing.parse(["--config", "swav/bulat-vggface2-r50"])
+
+    class Faces:
+        streaming = False
+
+        def __len__(self) -> int:
+            return 1024 * 100
+
+    plan = derive(run, Faces(), run)
+    assert [round(view.size * run.image_size) for view in SwAV.views] == [224] * 2 + [96] * 6
+    assert [view.scale for view in SwAV.views] == [(0.14, 1.0)] * 2 + [(0.05, 0.14)] * 6
+    assert {view.jitter for view in SwAV.views} == {(0.8, 0.8, 0.8, 0.2)}
+    assert run.views is None
+    assert (*run.std, run.batch_size, run.epochs) == (0.228, 0.224, 0.225, 1024, 400)
+    assert (plan.warmup_steps, plan.total_steps, plan.peak) == (1000, 40_000, 4.8)
+    assert plan.learning_rate(40_000) == pytest.approx(0.0048)
+    assert SwAVArgs(**{k: v for k, v in run.method.items() if k != "name"}) == SwAVArgs()
