@@ -53,6 +53,7 @@ class PCL(nn.Module):
     `batch.views` are the image, two patches, two whole images, and from the sixth on the pose negatives, as many as
     the list of views has. The released 64-pixel network is the backbone `pcl_facecycle`; `backbone` alone, without
     the branches, is what is exported, as in the released evaluation (which flattens the map, where ours averages it).
+    Of a ViT only the patch tokens are trained to that end; its class token learns through attention alone.
 
     Differences:
         Written from the released code; the paper's text was not available. There, each iteration makes three optimiser
