@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.errors import UnknownName
-from facessl.nn.heatmaps import edge_heatmaps, gaussian_heatmaps
+from facessl.nn.heatmaps import edge_heatmaps, shrunk_gaussians, to_heatmap
 from facessl.nn.landmark_losses import awing, star
 from facessl.nn.precision import at_least_float32
 from facessl.nn.upernet import ConvNorm, UPerNeck
@@ -227,21 +227,24 @@ def star_loss(
     visible: Tensor | None = None,
     *,
     edges: Sequence[Sequence[int]],
+    image: tuple[int, int],
     w: float = 1.0,
     sigma: float = 1.5,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over n stages i of 2^i / 2^(n - 1) (STAR + 10 AWing of the points + 10 AWing of the edges).
 
-    Differences: edges are straight pieces with LAB's Gaussian profile, where the released code draws splines one image
-    pixel wide. Edges with a landmark that is not visible do not count. The points' sigma is ADNet's, from memory.
+    As in the release, point and edge maps are drawn in the image and shrunk, and landmarks outside the image count at
+    its edge. Differences: those of `shrunk_gaussians` and `edge_heatmaps`. Edges with a landmark that is not visible do
+    not count.
 
     Args:
         stages: of `StarNetwork` or `StarHead`.
-        target: (B, K, 2) x, y in cells of the maps.
+        target: (B, K, 2) x, y in pixels of the image.
         visible: (B, K) bool; None: all.
         edges: those of the network.
+        image: height and width of the image, over which the maps are stretched.
         w: of `star`.
-        sigma: of the points' Gaussians in cells, cut at 3 sigma.
+        sigma: of the points' Gaussians in pixels of the image; 1.5 is the release's on 256 px.
 
     Returns:
         the loss, and its terms "star", "points", "edges": summed over stages with 2^i / 2^(n - 1), without the tens.
@@ -251,12 +254,14 @@ def star_loss(
     if visible is not None:
         target = target.where(visible.bool()[..., None], 0.0)
         whole = torch.stack([visible[:, list(edge)].all(1) for edge in edges], dim=1)  # (B, E)
-    blobs = gaussian_heatmaps(target, size, sigma=sigma, radius=3 * sigma, visible=visible)
-    lines = edge_heatmaps(target, edges, size)
+    target = target.clamp_min(-0.5).minimum(target.new_tensor([image[1] - 0.5, image[0] - 0.5]))
+    blobs = shrunk_gaussians(target, image, size, sigma=sigma, visible=visible)
+    lines = edge_heatmaps(target, edges, image, size)
+    cells = to_heatmap(target, image, size)
     terms = {name: target.new_zeros(()) for name in ("star", "points", "edges")}
     for i, stage in enumerate(stages):
         factor = 2.0 ** (i + 1 - len(stages))
-        terms["star"] = terms["star"] + factor * star(stage.heatmaps, target, visible, w=w)
+        terms["star"] = terms["star"] + factor * star(stage.heatmaps, cells, visible, w=w)
         terms["points"] = terms["points"] + factor * awing(stage.points, blobs, visible)
         terms["edges"] = terms["edges"] + factor * awing(stage.edges, lines, whole)
     return terms["star"] + 10 * terms["points"] + 10 * terms["edges"], terms

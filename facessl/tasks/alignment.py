@@ -20,7 +20,8 @@ from facessl.methods.base import Progress, Step
 from facessl.metrics import nme
 from facessl.nn.heatmaps import gaussian_heatmaps, soft_argmax, to_heatmap, to_image
 from facessl.nn.landmark_losses import coordinate_l2, heatmap_bce
-from facessl.nn.star import StarHead, StarStage, star_edges, star_loss
+from facessl.nn.precision import at_least_float32
+from facessl.nn.star import StarHead, star_edges, star_loss
 from facessl.nn.upernet import UPerNet
 from facessl.tasks._collected import Collected
 from facessl.tasks._dense import freeze_unreached
@@ -35,13 +36,15 @@ class AlignmentArgs:
     Attributes:
         head: farl (UPerNet, coordinate and heatmap loss) or star (edges, anisotropic attention, STAR loss).
         width: channels of the head; 768 is FaRL's, 64 to 128 suit a CPU.
-        heatmap_size: side of the heatmaps in cells; null: a quarter of the view, FaRL's 128 on its 512 pixels.
-        sigma: of the heatmaps' Gaussians in cells; they end at four sigma.
+        heatmap_size: side in cells to which FaRL's heatmaps are brought for their cross entropy; null: a quarter of the
+            view. Landmarks are decoded at the head's own size.
+        sigma: of FaRL's Gaussians in these cells; they end at four sigma.
         dropout: share of the head's channels that are dropped per image.
         coordinate_weight: of the coordinate loss.
         heatmap_weight: of the heatmap loss.
         unit: what NME is divided by: interocular, interpupil, box or diag.
-        thresholds: of failure rate and area under the curve.
+        thresholds: of failure rate and area under the curve; none: only the NME.
+        hidden: points that are marked invisible count too, in training and in the NME, wherever they have coordinates.
     """
 
     head: Literal["farl", "star"] = "farl"
@@ -53,6 +56,7 @@ class AlignmentArgs:
     heatmap_weight: float = 1.0
     unit: Literal["interocular", "interpupil", "box", "diag"] = "interocular"
     thresholds: tuple[float, ...] = (0.1,)
+    hidden: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "heatmap_size", "sigma"):
@@ -70,14 +74,15 @@ class Alignment(nn.Module):
     """Landmarks: mean L2 distance of coordinates plus binary cross entropy of heatmaps (FaRL's downstream protocol).
 
     `finetune` is that protocol (Zheng et al., CVPR 2022, section 4.3, and its released configuration): AdamW, weight
-    decay 1e-5, 1e-4 for the backbone, 1e-2 for the pyramid's adaptor and the classifier, 1e-3 for the rest, average
-    of the weights with momentum 0.999, batch 40, 448 px, no flip. Its epochs are 250 (300W) or 150 (WFLW, AFLW-19);
-    the step at epoch 200 is therefore reached on 300W only. `star` is the protocol of STAR (Zhou et al., CVPR 2023,
-    and its released configuration), which FRA's Table 4 uses on a ResNet: 256 px, Adam 1e-3 times 0.1 at epochs 200,
-    350 and 450 of 500, batch 32, STAR loss and AWing on point and edge maps (`facessl.nn.star`).
+    decay 1e-5, 1e-4 for the backbone and 1e-2 for pyramid and head, average of the weights with momentum 0.999, batch
+    40, 448 px, no flip. Its epochs are 250 (300W) or 150 (WFLW, AFLW-19); the step at epoch 200 is therefore reached on
+    300W only. `star` is the protocol of STAR (Zhou et al., CVPR 2023, and its released configuration), which FRA's
+    Table 4 uses on a ResNet: 256 px, Adam 1e-3 times 0.1 at epochs 200, 350 and 450 of 500, batch 32, average of the
+    weights with momentum 0.5^(32 / 10000), STAR loss and AWing on point and edge maps (`facessl.nn.star`).
 
-    Differences: FaRL's release makes views of 512 px and shrinks them to 448; here they are cut at 448 at once. The
-    momentum of STAR's average is not published; it is 0.999 here. Heatmaps start nearly empty (`_EMPTY`).
+    Differences: FaRL's release makes views of 512 px and shrinks them to 448; here they are cut at 448 at once.
+    Heatmaps start nearly empty (`_EMPTY`). STAR sees BGR in -1..1, here it is RGB by the backbone's own mean and
+    standard deviation. `ema_ramp` (`FinetuneConfig`) is on unless the recipe turns it off.
     """
 
     Args: ClassVar[type[AlignmentArgs]] = AlignmentArgs
@@ -90,11 +95,11 @@ class Alignment(nn.Module):
             "ema": 0.999,
             "optim": {
                 **{"lr": 1e-4, "weight_decay": 1e-5, "warmup_epochs": 0, "schedule": "step", "milestones": [200]},
-                "lrs": {"head": 1e-3, "head.neck.adaptors": 1e-2, "head.classifier": 1e-2},
+                "lrs": {"head": 1e-2},
             },
         },
         "star": {
-            **{"image_size": 256, "batch_size": 32, "epochs": 500, "ema": 0.999},
+            **{"image_size": 256, "batch_size": 32, "epochs": 500, "ema": 0.99778},
             "optim": {
                 **{"name": "adam", "lr": 1e-3, "weight_decay": 0.0, "warmup_epochs": 0, "schedule": "step"},
                 "milestones": [200, 350, 450],
@@ -136,44 +141,36 @@ class Alignment(nn.Module):
         assert batch.landmarks is not None
         x = batch.views[0]
         size = (x.shape[-2], x.shape[-1])
-        maps = self.backbone.forward_pyramid(x)
+        visible = _counted(batch, self.args)
+        found = self.head(self.backbone.forward_pyramid(x))
         if self.args.head == "star":
-            return self._star_step(self.head(maps), batch.landmarks, batch.visible, size)
-        logits = self._heatmaps(maps, size)
-        cells = (logits.shape[-2], logits.shape[-1])
+            loss, terms = star_loss(found, batch.landmarks, visible, edges=self.edges, image=size)
+            return Step(loss, {name: term.detach() for name, term in terms.items()})
+        logits = at_least_float32(found)
+        points = self._decoded(logits.sigmoid(), size)
+        coordinate = coordinate_l2(points, batch.landmarks, visible, size=size)
+        side = self.args.heatmap_size or size[0] // 4
+        cells, sigma = (side, side), self.args.sigma
+        if logits.shape[-2:] != cells:
+            logits = F.interpolate(logits, size=cells, mode="bilinear", align_corners=False)
         target = to_heatmap(batch.landmarks, size, cells)
-        sigma = self.args.sigma
-        truth = gaussian_heatmaps(target, cells, sigma=sigma, radius=4 * sigma, visible=batch.visible)
-        points = to_image(soft_argmax(logits.sigmoid()), size, cells)
-        coordinate = coordinate_l2(points, batch.landmarks, batch.visible, size=size)
-        heatmap = heatmap_bce(logits, truth, visible=batch.visible)
+        truth = gaussian_heatmaps(target, cells, sigma=sigma, radius=4 * sigma, visible=visible)
+        heatmap = heatmap_bce(logits, truth, visible=visible)
         loss = self.args.coordinate_weight * coordinate + self.args.heatmap_weight * heatmap
         return Step(loss, {"coordinate": coordinate.detach(), "heatmap": heatmap.detach()})
 
-    def _star_step(
-        self, stages: list[StarStage], landmarks: Tensor, visible: Tensor | None, size: tuple[int, int]
-    ) -> Step:
-        cells = (stages[-1].heatmaps.shape[-2], stages[-1].heatmaps.shape[-1])
-        loss, terms = star_loss(stages, to_heatmap(landmarks, size, cells), visible, edges=self.edges)
-        return Step(loss, {name: term.detach() for name, term in terms.items()})
-
-    def _heatmaps(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Logits (B, K, s, s)."""
-        logits: Tensor = self.head(maps)
-        side = self.args.heatmap_size or size[0] // 4
-        if logits.shape[-2:] != (side, side):
-            logits = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
-        return logits
+    def _decoded(self, heat: Tensor, size: tuple[int, int]) -> Tensor:
+        """Activations (B, K, s, s) -> points (B, K, 2) in pixels of the view."""
+        return to_image(soft_argmax(heat), size, (heat.shape[-2], heat.shape[-1]))
 
     def after_step(self, progress: Progress) -> None:
         """Nothing to move."""
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalised -> landmarks (B, K, 2) in pixels of the view."""
-        size = (x.shape[-2], x.shape[-1])
-        maps = self.backbone.forward_pyramid(x)
-        heat = self.head(maps)[-1].heatmaps if self.args.head == "star" else self._heatmaps(maps, size).sigmoid()
-        return {"landmarks": to_image(soft_argmax(heat), size, (heat.shape[-2], heat.shape[-1]))}
+        found = self.head(self.backbone.forward_pyramid(x))
+        heat = found[-1].heatmaps if self.args.head == "star" else at_least_float32(found).sigmoid()
+        return {"landmarks": self._decoded(heat, (x.shape[-2], x.shape[-1]))}
 
     def meter(self, source: Source, augment: Augment) -> AlignmentMeter:
         """Scores on `source` in the pixels of its stored images."""
@@ -222,7 +219,7 @@ class AlignmentMeter:
             rows = points.detach().cpu().double().numpy()
             frames = [Frame(m, size, self.warp) for m in batch.frame.cpu().double().numpy()]
             moved[name] = np.stack([frame.inverse_points(row) for frame, row in zip(frames, rows, strict=True)])
-        self.collected.add(batch, **moved, visible=batch.visible)
+        self.collected.add(batch, **moved, visible=_counted(batch, self.args))
 
     def errors(self) -> np.ndarray:
         """(N,) normalised mean error of each image."""
@@ -252,6 +249,13 @@ class AlignmentMeter:
             **self.collected.breakdown({name: errors}, "lower"),
             "images": len(errors),
         }
+
+
+def _counted(batch: Batch, args: AlignmentArgs) -> Tensor | None:
+    """(B, K), 1 where a landmark counts; None: all do."""
+    if not args.hidden or batch.landmarks is None:
+        return batch.visible
+    return batch.landmarks.isfinite().all(-1)
 
 
 def _known(labels: Labels) -> Layout:

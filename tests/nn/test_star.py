@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from facessl.backbones import Backbone
 from facessl.data.layouts import layout, names
 from facessl.errors import UnknownName
-from facessl.nn.heatmaps import edge_heatmaps, gaussian_heatmaps, soft_argmax
+from facessl.nn.heatmaps import edge_heatmaps, shrunk_gaussians, soft_argmax, to_heatmap
 from facessl.nn.landmark_losses import awing, star
 from facessl.nn.star import AnisotropicAttention, CoordConv, StarHead, StarNetwork, StarStage, star_edges, star_loss
 
@@ -69,23 +69,25 @@ def test_coordinates_tell_places_apart():
 def test_loss_weighs_stages_and_terms():
     torch.manual_seed(0)
     stages = [StarStage(torch.rand(2, 6, 8, 8), torch.rand(2, 6, 8, 8), torch.rand(2, 2, 8, 8)) for _ in range(3)]
-    target = 8 * torch.rand(2, 6, 2)
+    image = (32, 32)
+    target = 32 * torch.rand(2, 6, 2)
+    target[1, 4] = torch.tensor([-7.0, 40.0])  # counts at the edge of the image
     visible = torch.ones(2, 6, dtype=torch.bool)
     visible[0, 3] = False  # takes the second edge of the first image with it
     whole = torch.tensor([[True, False], [True, True]])
     expected = 0.0
     for factor, stage in zip((1 / 4, 1 / 2, 1), stages, strict=True):
-        blobs = gaussian_heatmaps(target, (8, 8), sigma=1.5, radius=4.5)
-        lines = edge_heatmaps(target, EDGES, (8, 8))
+        blobs = shrunk_gaussians(target, image, (8, 8), sigma=1.5)
+        lines = edge_heatmaps(target, EDGES, image, (8, 8))
         terms = (
-            star(stage.heatmaps, target, visible),
+            star(stage.heatmaps, to_heatmap(target.clamp(-0.5, 31.5), image, (8, 8)), visible),
             awing(stage.points, blobs, visible),
             awing(stage.edges, lines, whole),
         )
         expected += factor * sum(weight * term.item() for weight, term in zip((1, 10, 10), terms, strict=True))
     hidden = target.clone()
     hidden[0, 3] = math.nan
-    loss, terms = star_loss(stages, hidden, visible, edges=EDGES)
+    loss, terms = star_loss(stages, hidden, visible, edges=EDGES, image=image)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert set(terms) == {"star", "points", "edges"}
 
@@ -106,7 +108,7 @@ def test_first_step_in_bfloat16_is_finite(kind):
     net.to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         stages = run()
-        loss, _ = star_loss(stages, 16 * torch.rand(2, 68, 2), edges=edges)
+        loss, _ = star_loss(stages, 64 * torch.rand(2, 68, 2), edges=edges, image=(64, 64))
     assert [tuple(m.shape) for m in stages[-1]] == [(2, 68, 16, 16), (2, 68, 16, 16), (2, 9, 16, 16)]
     assert soft_argmax(stages[-1].heatmaps).shape == (2, 68, 2)
     loss.backward()
@@ -120,14 +122,16 @@ def test_star_learns_one_batch():
     """A few steps halve the distance of the decoded landmarks from their targets."""
     torch.manual_seed(0)
     net = StarNetwork(6, EDGES, stacks=1, width=16, depth=2)
-    x, target = torch.randn(2, 3, 64, 64), 2 + 12 * torch.rand(2, 6, 2)
+    x, target = torch.randn(2, 3, 64, 64), 8 + 48 * torch.rand(2, 6, 2)
     optimiser = torch.optim.Adam(net.parameters(), lr=5e-3)
     errors = []
     for _ in range(50):
         stages = net(x)
-        loss, _ = star_loss(stages, target, edges=EDGES)
+        loss, _ = star_loss(stages, target, edges=EDGES, image=(64, 64))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        errors.append((soft_argmax(stages[-1].heatmaps) - target).norm(dim=-1).mean().item())
+        errors.append(
+            (soft_argmax(stages[-1].heatmaps) - to_heatmap(target, (64, 64), (16, 16))).norm(dim=-1).mean().item()
+        )
     assert errors[-1] < 0.5 * errors[0], errors[::10]

@@ -40,21 +40,26 @@ def test_alignment_loss_against_loops() -> None:
     marks = 4 + 20 * torch.rand(2, 3, 2, dtype=torch.float64)
     visible = torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.uint8)
     batch = Batch(views=[view], params=[], index=torch.arange(2), landmarks=marks, visible=visible)
-    logits = task._heatmaps(task.backbone.forward_pyramid(view), (SIZE, SIZE))
-    assert logits.shape == (2, 3, 6, 6)
+    own = task.head(task.backbone.forward_pyramid(view))  # what is decoded
+    assert own.shape == (2, 3, 8, 8)
+    logits = torch.nn.functional.interpolate(own, size=(6, 6), mode="bilinear", align_corners=False)
     coordinate = heatmap = 0.0
     for b, k in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2)):  # (0, 2) is not annotated
         cell = (marks[b, k] + 0.5) * 6 / SIZE - 0.5
         mass = mx = my = 0.0
+        for y in range(8):
+            for x in range(8):
+                p = 1 / (1 + math.exp(-float(own[b, k, y, x].detach())))
+                mass, mx, my = mass + p, mx + p * x, my + p * y
         for y in range(6):
             for x in range(6):
                 p = 1 / (1 + math.exp(-float(logits[b, k, y, x].detach())))
-                mass, mx, my = mass + p, mx + p * x, my + p * y
                 away = math.hypot(x - float(cell[0]), y - float(cell[1]))
                 truth = math.exp(-(away**2) / (2 * 0.8**2)) if away <= 4 * 0.8 else 0.0
                 heatmap -= (truth * math.log(p) + (1 - truth) * math.log(1 - p)) / 36 / 5
-        at = [(mean / mass + 0.5) * SIZE / 6 - 0.5 for mean in (mx, my)]
+        at = [(mean / mass + 0.5) * SIZE / 8 - 0.5 for mean in (mx, my)]
         coordinate += math.hypot(at[0] - float(marks[b, k, 0]), at[1] - float(marks[b, k, 1])) / SIZE / 5
+    np.testing.assert_allclose(task.predict(view)["landmarks"][1, 2].detach().numpy(), at)
     found = task.step(batch, Progress(step=0, total_steps=1))
     assert found.logs["coordinate"].item() == pytest.approx(coordinate, rel=1e-5)
     assert found.logs["heatmap"].item() == pytest.approx(heatmap, rel=1e-5)
@@ -64,9 +69,9 @@ def test_alignment_loss_against_loops() -> None:
 def test_a_fresh_head_starts_with_nearly_empty_heatmaps() -> None:
     """Half-full cells would put every landmark into the centre, and the loss would have to empty them first."""
     task = build(heatmap_size=None)
-    logits = task._heatmaps(task.backbone.forward_pyramid(torch.zeros(1, 3, SIZE, SIZE).double()), (SIZE, SIZE))
+    logits = task.head(task.backbone.forward_pyramid(torch.zeros(1, 3, SIZE, SIZE).double()))
     assert logits.shape[-1] == SIZE // 4
-    assert float(logits.sigmoid().mean()) < 0.05
+    assert float(logits.detach().sigmoid().mean()) < 0.05
 
 
 class Turned(Supervised):
@@ -142,6 +147,46 @@ def test_points_that_are_not_annotated_do_not_count_even_where_they_are_nan() ->
             assert batch.landmarks is not None
             meter.add({"landmarks": batch.landmarks.nan_to_num(0)}, batch)
         assert meter.result()["headline"]["value"] < 1e-4, unit
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_points_marked_invisible_count_where_it_is_asked_for(hidden: bool) -> None:
+    """AFLW-19: FaRL trains and scores on all its points. One without coordinates counts in neither."""
+
+    class Partly(Faces):
+        provides = Faces.provides | {"visible"}
+
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            assert sample.landmarks is not None
+            sample.landmarks[67] = np.nan
+            sample.visible = (np.arange(68) < 30).astype(np.uint8)
+            return sample
+
+    source = Partly(n=2, size=SIZE)
+    (batch,) = EvalLoader(source, Supervised(Augment(), SIZE, train=False), batch_size=2)
+    assert batch.landmarks is not None
+    off = torch.zeros(68, 2)
+    off[40:60, 0] = 1.0  # a pixel, on points that are marked invisible
+    args = AlignmentArgs(unit="diag", hidden=hidden, thresholds=())
+    meter = AlignmentMeter(source, IBUG, args, Augment())
+    meter.add({"landmarks": batch.landmarks.nan_to_num(0) + off}, batch)
+    boxes = [source[i].box for i in range(2)]
+    sides = [math.hypot(b[2] - b[0], b[3] - b[1]) for b in boxes if b is not None]
+    wanted = float(np.mean([20 / 67 / side for side in sides])) if hidden else 0.0
+    result = meter.result()
+    assert result["nme_diag"] == pytest.approx(wanted, abs=1e-6)
+    assert not [name for name in result if "@" in name]
+
+    torch.manual_seed(0)
+    task = Alignment(Backbone("test_resnet", image_size=SIZE), IBUG, width=8, unit="diag", hidden=hidden).eval()
+    losses = []
+    for marks in (batch.landmarks, batch.landmarks + off):
+        view = batch.views[0].float()
+        one = Batch(views=[view], params=[], index=batch.index, landmarks=marks, visible=batch.visible)
+        losses.append(float(task.step(one, Progress(step=0, total_steps=1)).loss))
+    assert math.isfinite(losses[0])
+    assert (losses[0] != losses[1]) == hidden
 
 
 def test_other_landmarks_than_those_of_training_are_said() -> None:
