@@ -22,7 +22,7 @@ class MCFArgs:
             ViT's checkpoint under timm's names, a run folder of this library, `timm:NAME` (downloads timm's
             pre-trained weights once) or `random:NAME` (random weights, for trials without any file).
         teacher_blocks: after which of its blocks features are compared, counted from 0; null: four at equal
-            distances, the last one included, which is 2, 5, 8, 11 of the paper's 12.
+            distances, the last one included, which is 2, 5, 8, 11 of the paper's 12; of a ResNet the last four stages.
         mask_ratio: share of the patches that the encoder does not see.
         positions: "sincos", the fixed table, or "learned", timm's.
         decoder_width: channels of the decoder.

@@ -37,7 +37,8 @@ class Teacher:
         Args:
             spec: `timm:NAME`, `random:NAME`, or the path of a checkpoint, export or run folder.
             blocks: after which blocks (or stages, for a network without blocks) features are taken, counted from 0;
-                None: four of them at equal distances, the last one included (2, 5, 8, 11 of 12).
+                None: four of them at equal distances, the last one included (2, 5, 8, 11 of 12); of a network whose map
+                shrinks (ResNet), the last four stages.
             mean, std: normalisation of the images it will be given, RGB in 0..1.
         """
         self.spec = spec
@@ -60,12 +61,18 @@ class Teacher:
 
     def indices(self, backbone: Backbone) -> list[int]:
         """Blocks after which features are taken."""
-        count = len(backbone.model.feature_info)
-        chosen = [count * part // 4 - 1 for part in (1, 2, 3, 4)] if self.blocks is None else list(self.blocks)
-        if count < 4 or not all(0 <= index < count for index in chosen):
+        levels = backbone.model.feature_info
+        count = len(levels)
+        if self.blocks is not None:
+            chosen = list(self.blocks)
+        elif levels[0]["reduction"] < levels[-1]["reduction"]:
+            chosen = list(range(count - 4, count))
+        else:
+            chosen = [count * part // 4 - 1 for part in (1, 2, 3, 4)]
+        if not all(0 <= index < count for index in chosen):
             raise ConfigError(
-                f"teacher {self.spec} has {count} blocks or stages, and features after {chosen} are asked for: give "
-                "teacher_blocks below that number, or another teacher"
+                f"teacher {self.spec} has {count} blocks or stages: give --method.teacher-blocks from 0 to "
+                f"{count - 1}, or a teacher of four or more"
             )
         return chosen
 

@@ -75,7 +75,7 @@ def check_maskable(model: nn.Module, name: str) -> None:
         ConfigError: no plain ViT with a position table and a class token, or one whose last norm sits after pooling.
     """
     plain = isinstance(model, VisionTransformer) and model.pos_embed is not None and model.cls_token is not None
-    if not plain or model.dynamic_img_size:
+    if not plain:
         raise ConfigError(
             f"backbone {name} cannot leave patches out: give a ViT with a class token, e.g. vit_base_patch16_224"
         )
@@ -115,7 +115,10 @@ def encode_visible(model: Any, x: Tensor, keep: Tensor) -> Tensor:
     if not model.no_embed_class:
         start = start + positions[:, : start.shape[1]]
         positions = positions[:, start.shape[1] :]
-    tokens = take(model.patch_embed(x) + positions, keep)  # (B, K, C)
+    patches = model.patch_embed(x)
+    if patches.ndim == 4:  # (B, h, w, C) where the model was built for images of several sizes
+        patches = patches.flatten(1, 2)
+    tokens = take(patches + positions, keep)  # (B, K, C)
     tokens = torch.cat([start.expand(len(x), -1, -1).to(tokens.dtype), tokens], dim=1)
     out: Tensor = model.norm(model.blocks(model.norm_pre(model.pos_drop(tokens))))
     return out

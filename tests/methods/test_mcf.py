@@ -1,0 +1,218 @@
+"""MCF against its terms in plain loops, its two masks, its target and its teachers."""
+
+import math
+
+import pytest
+import torch
+
+import facessl
+from facessl import checkpoint
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.errors import CheckpointError, ConfigError, FaceSSLError
+from facessl.methods._teacher import Teacher
+from facessl.methods.base import Progress
+from facessl.methods.mcf import MCF, info_nce, unit_mse
+
+SMALL = {"hidden": 16, "dim": 8, "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
+SMALL |= {"teacher": "random:resnet10t"}
+VIT = {"patch_size": 8, "embed_dim": 24, "num_heads": 2}
+
+
+def vit(depth=2, **options):
+    return Backbone("vit_tiny_patch16_224", image_size=32, depth=depth, **VIT | options)
+
+
+def model(**values):
+    torch.manual_seed(0)
+    return MCF(vit(), **SMALL | values)
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return Batch([torch.randn(4, 3, 32, 32, generator=generator)], [], torch.arange(4))
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_feature_loss_against_plain_loops(axis):
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(2, 5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def unit(f, b, t, c):
+        line = [f[b, i, c] if axis == 1 else f[b, t, i] for i in range(5 if axis == 1 else 3)]
+        return f[b, t, c].item() / math.sqrt(sum(v.item() ** 2 for v in line))
+
+    errors = [(unit(ours, b, t, c) - unit(theirs, b, t, c)) ** 2 for b in range(2) for t in range(5) for c in range(3)]
+    assert unit_mse(ours, theirs, axis).item() == pytest.approx(sum(errors) / len(errors), rel=1e-12)
+
+
+def test_contrast_against_plain_loops_with_gradient():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def slow(q):
+        terms = []
+        for i in range(4):
+            scores = [sum(q[i] * k[j]) / (sum(q[i] ** 2) ** 0.5 * sum(k[j] ** 2) ** 0.5) / 0.2 for j in range(4)]
+            terms.append(-scores[i] + torch.stack([s.exp() for s in scores]).sum().log())
+        return 0.4 * torch.stack(terms).mean()
+
+    fast, plain = q.clone().requires_grad_(), q.clone().requires_grad_()
+    loss, expected = info_nce(fast, k, 0.2), slow(plain)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(fast.grad, plain.grad)
+
+
+def test_loss_is_the_weighted_sum_and_the_variants_differ_in_the_feature_axis(batch):
+    steps = {}
+    for variant in ("paper", "official"):
+        torch.manual_seed(5)
+        steps[variant] = model(variant=variant).eval().step(batch, Progress(0, 1))
+        logs = steps[variant].logs
+        expected = 1000 * logs["feature_reconstruction"] + logs["contrastive"]
+        torch.testing.assert_close(steps[variant].loss.detach(), expected)
+    assert steps["paper"].logs["contrastive"] == steps["official"].logs["contrastive"]
+    assert steps["paper"].logs["feature_reconstruction"] != steps["official"].logs["feature_reconstruction"]
+
+
+def test_target_sees_another_mask_gets_no_gradient_and_follows(batch):
+    mcf = model()
+    noises = mcf.noise(batch)
+    assert not torch.equal(*noises)
+    mcf.step(batch, Progress(0, 1)).loss.backward()
+    assert all(p.grad is None for n, p in mcf.named_parameters() if n.startswith("target_"))
+    with torch.no_grad():
+        for p in mcf.backbone.parameters():
+            p.add_(1.0)
+    before = mcf.target_backbone.model.cls_token.clone()
+    mcf.after_step(Progress(9, 10))
+    torch.testing.assert_close(mcf.target_backbone.model.cls_token.data, before + 0.01)
+
+
+def test_teacher_is_no_part_of_the_method_and_passes_gradients_to_the_pixels(batch):
+    mcf = model()
+    mcf.prepare()
+    assert not any("teacher" in name for name in mcf.state_dict())
+    x = batch.views[0].clone().requires_grad_()
+    sum(f.square().sum() for f in mcf.teacher(x)).backward()
+    assert x.grad.abs().sum() > 0
+    mcf.step(batch, Progress(0, 1)).loss.backward()
+    assert mcf.decoder.predict.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in mcf.teacher.backbone.parameters())
+
+
+def test_random_teacher_depends_on_its_name_alone():
+    torch.manual_seed(1)
+    first = teacher("random:resnet10t").load(32).state_dict()
+    state = torch.get_rng_state()
+    second = teacher("random:resnet10t").load(32).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+def teacher(spec, blocks=None):
+    return Teacher(spec, blocks=blocks, mean=MCF.mean, std=MCF.std)
+
+
+def moco_file(path, backbone):
+    """A file as MoCo v3's pre-training writes it."""
+    tensors = {f"module.base_encoder.{n}": v for n, v in backbone.model.state_dict().items()}
+    tensors["module.base_encoder.head.0.weight"] = torch.zeros(4, 24)
+    tensors["module.momentum_encoder.cls_token"] = torch.zeros(1, 1, 24)
+    tensors["module.predictor.0.weight"] = torch.zeros(4, 4)
+    torch.save({"epoch": 300, "arch": "vit_base", "state_dict": tensors}, path)
+
+
+def test_moco_v3_file_is_recognised_and_has_twelve_heads(tmp_path):
+    backbone = vit(depth=4, embed_dim=48, num_heads=12)
+    moco_file(tmp_path / "vit.pth.tar", backbone)
+    x = torch.randn(2, 3, 32, 32)
+    features = teacher(str(tmp_path / "vit.pth.tar"))(x)
+    every = backbone.eval().model.forward_intermediates(
+        x, intermediates_only=True, return_prefix_tokens=True, output_fmt="NLC"
+    )
+    assert len(features) == 4
+    for ours, (patches, prefix) in zip(features, every, strict=True):
+        torch.testing.assert_close(ours, torch.cat([prefix, patches], 1))
+
+
+def test_own_export_is_a_teacher_at_another_size_with_its_own_normalisation(tmp_path):
+    backbone = Backbone("resnet10t", image_size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).eval()
+    card = {"timm_name": "resnet10t", "image_size": 64, "mean": backbone.mean, "std": backbone.std}
+    checkpoint.write_backbone(tmp_path / "backbone.safetensors", backbone.model.state_dict(), card)
+    pixels = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MCF.mean, MCF.std))
+    features = teacher(str(tmp_path))((pixels - mean) / std)
+    expected = backbone.forward_pyramid((pixels - 0.5) / 0.25)
+    for ours, theirs in zip(features, expected, strict=True):
+        torch.testing.assert_close(ours, theirs.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_of_a_teacher_are_the_papers_where_there_are_twelve():
+    backbone = vit(depth=12)
+    assert teacher("random:x").indices(backbone) == [2, 5, 8, 11]
+    assert teacher("random:x", (0, 11)).indices(backbone) == [0, 11]
+    with pytest.raises(ConfigError, match=r"has 2 blocks or stages: give --method\.teacher-blocks from 0 to 1"):
+        teacher("random:x").indices(vit())
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("vit-b-300ep.pth.tar", r"teacher vit-b-300ep\.pth\.tar does not exist: give the MoCo v3 checkpoint"),
+        ("timm:vit_tiny_patch16_224", r"timm:vit_tiny_patch16_224 could not be downloaded \(.+\): try with a network"),
+        ("timm:resnet10x", r"resnet10x.*did you mean"),
+        ("timm:test_vit_relpos", "timm:test_vit_relpos"),
+    ],
+)
+def test_teacher_that_cannot_be_had_is_one_sentence(spec, sentence):
+    with pytest.raises(FaceSSLError, match=sentence) as found:
+        model(teacher=spec).prepare()
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("change", ["missing", "renamed", "resized", "other"])
+def test_teacher_file_that_does_not_fit_is_named(tmp_path, change):
+    tensors = vit(depth=4).model.state_dict()
+    if change != "other":
+        value = tensors.pop("blocks.1.norm1.weight")
+        tensors |= {"renamed": {"blocks.1.norm9.weight": value}, "resized": {"blocks.1.norm1.weight": value[:3]}}.get(
+            change, {}
+        )
+    path = tmp_path / "vit.pth"
+    torch.save(tensors if change != "other" else {"model": {"conv1.weight": torch.zeros(1)}}, path)
+    wanted = "holds no ViT" if change == "other" else r"blocks\.1\.norm1\.weight"
+    with pytest.raises(CheckpointError, match=wanted):
+        teacher(str(path)).load(32)
+
+
+def pretrain_tiny(tmp_path, **method):
+    return facessl.pretrain(
+        "synthetic:?n=4&size=32",
+        out=str(tmp_path / "run"),
+        method={"name": "mcf", **SMALL, **method},
+        backbone={"name": "vit_tiny_patch16_224", "options": {"depth": 1, **VIT}},
+        **{"image_size": 32, "batch_size": 4, "max_steps": 1, "workers": 0, "monitor": {"every": 0}},
+    )
+
+
+def test_decoder_starts_from_a_file_that_opening_the_run_needs_no_more(tmp_path):
+    path = tmp_path / "mae.pth"
+    start = model().decoder.state_dict()
+    torch.save({"model": {f"decoder_{n}": v for n, v in start.items()}}, path)
+    mcf = model(decoder_checkpoint=str(path), pretrained_blocks=1)
+    assert torch.equal(mcf.decoder.blocks[0].mlp.fc1.weight, start["blocks.0.mlp.fc1.weight"])
+    pretrain_tiny(tmp_path, decoder_checkpoint=str(path), pretrained_blocks=1)
+    path.unlink()
+    assert facessl.load_method(tmp_path / "run").args.decoder_checkpoint is None
+    with pytest.raises(ConfigError, match="give both or neither"):
+        model(pretrained_blocks=1)
+
+
+def test_run_without_its_teacher_stops_before_it_trains(tmp_path):
+    with pytest.raises(CheckpointError, match=r"teacher nowhere\.pth does not exist"):
+        pretrain_tiny(tmp_path, teacher="nowhere.pth")
+    assert not (tmp_path / "run" / "metrics.csv").exists()
