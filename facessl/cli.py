@@ -284,6 +284,21 @@ def cmd_crop(
     return 0
 
 
+def cmd_convert(path: str, out: Path = Path("backbone.safetensors")) -> int:
+    """Write the backbone of any checkpoint as safetensors with a card; the last line is JSON.
+
+    Args:
+        path: authors' checkpoint (FRA, LEWEL, MCF, FaRL, Bulat et al., PCL, MoCo v3, torchvision, timm), run folder
+            or .ckpt.
+        out: .safetensors file to write; its card is a .json beside it.
+    """
+    from facessl.converting import convert
+
+    card = convert(path, out)
+    print(json.dumps({"out": str(out), **{k: card[k] for k in ("timm_name", "image_size", "mean", "std", "method")}}))
+    return 0
+
+
 def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["paper"] | None = None) -> int:
     """Rewrite the report of a run, or compare several; the last line is JSON.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,16 @@ def load_method(path: str | Path) -> Method:
     """
     path = Path(path)
     if path.is_dir() or path.suffix == ".ckpt":
-        state = checkpoint.read_run(_checkpoint_of(path))
+        state = checkpoint.read_run(checkpoint_of(path))
         method = build_method(_without_downloads(state["config"]))
         load_exactly(method, state["method"], path)  # type: ignore[arg-type]
     else:
         state = checkpoint.read(path)
-        family = _family(path, state)
+        family = family_of(path, state)
         if not hasattr(family, "build"):
-            raise CheckpointError(f"{path} holds a backbone without heads: use load_backbone")
+            raise CheckpointError(f"{path} is a checkpoint of {family.FAMILY}, read without heads: use load_backbone")
         method = family.build(state)
+        _say(path, family, method.backbone)
     module: nn.Module = method  # type: ignore[assignment]
     module.eval()
     return method
@@ -60,7 +62,8 @@ def load_backbone(path: str | Path) -> Backbone:
     """A backbone in eval mode, ready for `backbone(backbone.preprocess(images))`.
 
     Args:
-        path: run folder, our .ckpt or .safetensors, or an authors' .pth/.pt (family recognised by its keys).
+        path: run folder, our .ckpt or .safetensors, or an authors' file, whose family is recognised by its keys and
+            told on standard error (`facessl/weights/`).
 
     Raises:
         CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
@@ -72,7 +75,7 @@ def load_backbone(path: str | Path) -> Backbone:
     elif path.is_dir() or path.suffix == ".ckpt":
         backbone = load_method(path).backbone
     else:
-        backbone = _from_authors(path)
+        backbone = _from_authors(path, checkpoint.read(path))
     backbone.requires_grad_(False)
     return backbone.eval()
 
@@ -117,7 +120,14 @@ def set_image_size(backbone: Backbone, image_size: int) -> None:
 
 def card(method: Method, config: RunConfig, *, steps: int, commit: str) -> dict[str, Any]:
     """What `backbone.json` says: all that is needed to use the weights."""
-    backbone = method.backbone
+    values = dict(config.method)
+    return backbone_card(method.backbone, method=values, source=config.source, steps=steps, commit=commit)
+
+
+def backbone_card(
+    backbone: Backbone, *, method: Mapping[str, Any], source: str, steps: int | None, commit: str
+) -> dict[str, Any]:
+    """The card of any backbone; `steps` is None where they are not known."""
     return {
         "format": "facessl-backbone-1",
         "timm_name": backbone.name,
@@ -126,8 +136,8 @@ def card(method: Method, config: RunConfig, *, steps: int, commit: str) -> dict[
         "image_size": backbone.image_size,
         "mean": list(backbone.mean),
         "std": list(backbone.std),
-        "method": dict(config.method),
-        "source": config.source,
+        "method": dict(method),
+        "source": source,
         "steps": steps,
         "commit": commit,
     }
@@ -135,8 +145,8 @@ def card(method: Method, config: RunConfig, *, steps: int, commit: str) -> dict[
 
 def _from_export(path: Path) -> Backbone:
     tensors, info = checkpoint.read_safetensors(path)
-    if "timm_name" not in info:
-        raise CheckpointError(f"{path} has no card (backbone.json beside it, or in its metadata): export it again")
+    if "timm_name" not in info:  # others' files have no card
+        return _from_authors(path, tensors)
     backbone = Backbone(
         info["timm_name"],
         image_size=info["image_size"],
@@ -148,14 +158,19 @@ def _from_export(path: Path) -> Backbone:
     return backbone
 
 
-def _from_authors(path: Path) -> Backbone:
-    state = checkpoint.read(path)
-    family = _family(path, state)
+def _from_authors(path: Path, state: Mapping[str, Any]) -> Backbone:
+    family = family_of(path, state)
     backbone: Backbone = family.build_backbone(state)
+    _say(path, family, backbone)
     return backbone
 
 
-def _family(path: Path, state: Mapping[str, Any]) -> Any:
+def family_of(path: Path, state: Mapping[str, Any]) -> Any:
+    """The module of `facessl/weights` whose checkpoint `state`, read from `path`, is.
+
+    Raises:
+        CheckpointError: of no known kind.
+    """
     known = plugins.names("weights")
     for name in known:
         family = plugins.module("weights", name)
@@ -163,6 +178,12 @@ def _family(path: Path, state: Mapping[str, Any]) -> Any:
             return family
     keys = ", ".join(list(state)[:4]) or "none"
     raise CheckpointError(f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys})")
+
+
+def _say(path: Path, family: Any, backbone: Backbone) -> None:
+    """What a file was taken for, on standard error."""
+    text = f"{path.name}: a checkpoint of {family.FAMILY}, {backbone.name} at {backbone.image_size} px"
+    print(text, file=sys.stderr, flush=True)
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -177,7 +198,8 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     module.load_state_dict(state)
 
 
-def _checkpoint_of(path: Path) -> Path:
+def checkpoint_of(path: Path) -> Path:
+    """The newest checkpoint of a run folder; a file is itself. Raises CheckpointError where there is none."""
     if path.is_file():
         return path
     last = path / "checkpoints" / "last.ckpt"

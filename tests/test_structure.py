@@ -32,6 +32,7 @@ LAYERS = (
     ("trainer", "running"),
     ("weights",),
     ("loading",),
+    ("converting",),
     ("metrics", "figures"),
     ("inference", "drawing"),
     ("tasks",),

@@ -1,0 +1,56 @@
+"""Any checkpoint that can be loaded -> `backbone.safetensors` and its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from facessl import checkpoint, environment, loading
+from facessl.backbones import Backbone
+from facessl.errors import ConfigError
+
+
+def convert(path: str | Path, out: str | Path) -> dict[str, Any]:
+    """Write the backbone of a checkpoint as safetensors under timm's names, with its card inside and beside (.json).
+
+    Args:
+        path: an authors' checkpoint (`facessl/weights/`), a run folder, or our .ckpt or .safetensors.
+        out: the .safetensors to write; nothing is overwritten.
+
+    Returns:
+        the card.
+
+    Raises:
+        CheckpointError: what `loading.load_backbone` refuses.
+        ConfigError: `out` is no .safetensors, or it or its card exists.
+    """
+    path, out = Path(path), Path(out)
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out {out} is no .safetensors file: name one, e.g. {out.with_suffix('.safetensors').name}")
+    for file in (out, out.with_suffix(".json")):
+        if file.exists():
+            raise ConfigError(f"{file} exists and is not overwritten: choose another --out, or move it away")
+    backbone = loading.load_backbone(path)
+    card = _card(path, backbone)
+    checkpoint.write_backbone(out, backbone.model.state_dict(), card)
+    return card
+
+
+def _card(path: Path, backbone: Backbone) -> dict[str, Any]:
+    """That of the run or export, or one that says whose checkpoint it was."""
+    export = path / "backbone.safetensors" if path.is_dir() else path
+    if export.suffix == ".safetensors" and export.is_file():
+        known = checkpoint.read_safetensors(export)[1]
+        if "timm_name" in known:
+            return known
+    if path.is_dir() or path.suffix == ".ckpt":
+        state = checkpoint.read_run(loading.checkpoint_of(path))
+        config = state["config"]
+        return loading.backbone_card(
+            backbone, method=config["method"], source=config["source"], steps=state["step"], commit=environment.commit()
+        )
+    family = loading.family_of(path, checkpoint.read(path))
+    method = {"name": family.__name__.rsplit(".", 1)[-1], "authors": family.FAMILY}
+    return loading.backbone_card(
+        backbone, method=method, source=f"authors' checkpoint {path.name}", steps=None, commit=environment.commit()
+    )

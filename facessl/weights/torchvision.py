@@ -1,0 +1,30 @@
+"""Plain ResNets of torchvision or timm, with or without a classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from facessl.backbones import Backbone
+from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
+from facessl.weights import _common
+
+FAMILY = "a torchvision ResNet"
+LEFT_OUT = r"fc\.(weight|bias)$"
+
+
+def matches(state: dict[str, Any]) -> bool:
+    """Whether `state`, a loaded checkpoint, has a ResNet's tensors without a prefix."""
+    return _common.begins(state, r"layer[1-4]\.\d+\.(conv|bn)\d\.")
+
+
+def build_backbone(state: dict[str, Any]) -> Backbone:
+    """The ResNet without its classifier, with ImageNet's normalisation.
+
+    Raises:
+        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
+    """
+    found = _common.tensors(state)
+    backbone = Backbone(_common.resnet_name(found, FAMILY), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    fitted = _common.fit(backbone.model, found, lambda name: name, FAMILY, left_out=LEFT_OUT)
+    backbone.model.load_state_dict(fitted)
+    return backbone
