@@ -17,7 +17,7 @@ from facessl.optim import parameter_groups
 
 METHODS = plugins.names("methods")
 SMALL = {"hidden": 32, "dim": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}
-SMALL |= {"teacher": "random:resnet10t"}
+SMALL |= {"teacher": "random:resnet10t", "text_width": 32, "text_depth": 1, "text_heads": 2}
 VIT = "vit_tiny_patch16_224"
 
 
@@ -32,7 +32,8 @@ def build(name: str, backbone: str = "resnet10t", size: int = 64) -> Any:
 def batch(method: Any, size: int = 64, count: int = 4) -> Batch:
     torch.manual_seed(1)
     views = [torch.randn(count, 3, round(v.size * size), round(v.size * size)) for v in method.views]
-    return Batch(views=views, params=[], index=torch.arange(count))
+    text = [f"face {i}" for i in range(count)] if "text" in method.needs else None
+    return Batch(views=views, params=[], index=torch.arange(count), text=text)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -22,6 +22,17 @@ ATTRIBUTES = (
     *("earrings", "bald", "long_hair", "curly_hair", "fringe", "grey_hair", "dark_hair", "young", "aged"),
     *("freckles", "turned", "occluded", "blurred"),
 )
+#: What a caption says of each expression.
+_MOODS = ("neutral", "happy", "surprised", "sad", "angry", "disgusted", "frightened")
+#: Attribute -> its words, before the face, behind "with" and at the end of a caption.
+_BEFORE = {"young": "young", "aged": "old", "bald": "bald"}
+_WITH = {
+    **{"glasses": "glasses", "hat": "a hat", "beard": "a beard", "moustache": "a moustache", "makeup": "make-up"},
+    **{"earrings": "earrings", "long_hair": "long hair", "curly_hair": "curly hair", "fringe": "a fringe"},
+    **{"grey_hair": "grey hair", "dark_hair": "dark hair", "freckles": "freckles", "mouth_open": "an open mouth"},
+    **{"eyes_closed": "closed eyes"},
+}
+_BEHIND = {"turned": "seen from the side", "occluded": "partly covered", "blurred": "out of focus"}
 
 
 class Synthetic:
@@ -38,6 +49,7 @@ class Synthetic:
         occlusion: probability of a hand, a scarf, a surgical mask or a thing in front of the face.
         degrade: 0 to 1, strength of blur, sensor noise, colour cast and tone changes.
         label: what `Sample.label` is: "expression" or "identity".
+        captions: `Sample.text` is a sentence about expression and attributes.
         group: attribute (a name of `attribute_names`) that divides the images into the groups "not NAME" and "NAME".
         keep: MiB of drawn images that each process keeps, so that later epochs need not draw them again.
 
@@ -78,6 +90,7 @@ class Synthetic:
         occlusion: float = 0.12,
         degrade: float = 1.0,
         label: str = "expression",
+        captions: bool = False,
         group: str | None = None,
         keep: int = 256,
     ) -> None:
@@ -107,6 +120,11 @@ class Synthetic:
             raise ConfigError(f"synthetic: label must be expression or identity, not {label!r}")
         if label == "identity":
             self.label_names = tuple(f"person {i}" for i in range(identities))
+        if not isinstance(captions, bool):
+            raise ConfigError(f"synthetic: captions must be true or false, not {captions!r}")
+        self._captions = captions
+        if captions:
+            self.provides = self.provides | {"text"}
         self._group = None
         if group is not None:
             if group not in ATTRIBUTES:
@@ -164,6 +182,7 @@ class Synthetic:
             image=picture.image,
             key=key,
             label=person if self._by_identity else scene.label,
+            text=_caption(scene.label, attributes) if self._captions else None,
             landmarks=picture.landmarks,
             box=np.concatenate([picture.landmarks.min(0), picture.landmarks.max(0)]),
             mask=picture.mask,
@@ -172,6 +191,21 @@ class Synthetic:
             pose=np.array([camera.yaw, camera.pitch, camera.roll], np.float32),
             group=None if self._group is None else int(attributes[self._group]),
         )
+
+
+def _caption(expression: int, attributes: np.ndarray) -> str:
+    """A sentence such as "a young happy face with glasses and dark hair, seen from the side"."""
+    present = {name for name, value in zip(ATTRIBUTES, attributes, strict=True) if value}
+    before = [words for name, words in _BEFORE.items() if name in present]
+    worn = [words for name, words in _WITH.items() if name in present]
+    if "sunglasses" in present:
+        worn = ["sunglasses", *(words for words in worn if words != "glasses")]
+    listed = ", ".join(worn[:-1]) + " and " + worn[-1] if len(worn) > 1 else "".join(worn)
+    behind = "".join(f", {words}" for name, words in _BEHIND.items() if name in present)
+    face = " ".join(["a", *before, _MOODS[expression], "face"])
+    return (
+        face.replace("a old", "an old").replace("a angry", "an angry") + (f" with {listed}" if listed else "") + behind
+    )
 
 
 def _attributes(who: Identity, scene: Scene, marks: np.ndarray) -> np.ndarray:

@@ -1,0 +1,217 @@
+"""FaRL: faces and their captions contrasted, and hidden patches predicted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.errors import ConfigError, DataError
+from facessl.methods._dvae import VisualTokens
+from facessl.methods._farl_args import FaRLArgs
+from facessl.methods.base import Progress, Step
+from facessl.nn.distributed import all_gather_rows, rank
+from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
+from facessl.nn.masking import check_maskable
+from facessl.nn.precision import at_least_float32
+from facessl.nn.text_tower import TextTower
+from facessl.views.spec import View
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+#: Nearly the whole image: captions may speak of all of it, and of left and right.
+FARL_VIEWS = (View(scale=(0.9, 1.0), flip=0.0, jitter_p=0.0, grey=0.0),)
+#: The temperature stays at 0.01 or more, as CLIP's.
+LARGEST_SCALE = math.log(100)
+
+
+class FaRL(nn.Module):
+    """Facial representation learning in a visual-linguistic manner (Zheng et al., CVPR 2022).
+
+    A ViT and a text tower are trained by the contrast of images with their captions (InfoNCE both ways over all
+    ranks, learnt temperature). The same ViT also sees the image with 75 of its 196 patches replaced by a learnt token;
+    one more transformer block and a linear layer on its output before the last norm predict what was hidden:
+    L = L_ITC + L_MIM.
+
+    The paper's image tower is `vit_base_patch16_clip_quickgelu_224`; its class token is what is exported and contrasted
+    (through a linear projection that is not exported).
+
+    Differences:
+        The pre-training code was never released, and the paper's text was not available. Image tower, hidden patches
+        and their prediction follow the network in the released downstream code; numbers are from memory: 75 patches,
+        8192 tokens, one block, weight 1, temperature 0.07. Which patches are hidden together is not known
+        (`masking`), nor the augmentation: a crop of 0.9-1 of the area, without a flip.
+        The paper predicts tokens of DALL-E's dVAE, which has no file that can be read without running code from it.
+        With `dvae`, its encoder's weights re-saved as a state dict, so does this (on the view reduced to 8 pixels per
+        token by torch's antialiased filter). Without, targets are patch features of a momentum copy of the image
+        tower, each channel standardised over an image's patches (as data2vec does, Baevski et al., ICML 2022), and
+        the loss is their mean squared error.
+        Towers start as timm's and open_clip's do.
+    """
+
+    Args: ClassVar[type[FaRLArgs]] = FaRLArgs
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
+    views: ClassVar[tuple[View, ...]] = FARL_VIEWS
+    mean: ClassVar[tuple[float, float, float]] = CLIP_MEAN
+    std: ClassVar[tuple[float, float, float]] = CLIP_STD
+    paper: ClassVar[str] = (
+        "Zheng et al., General facial representation learning in a visual-linguistic manner, CVPR 2022, "
+        "arXiv:2112.03109"
+    )
+    patches_only: ClassVar[bool] = True
+
+    def __init__(self, backbone: Backbone, **values: Any) -> None:
+        """
+        Args:
+            backbone: a ViT with a class token, the image tower.
+            values: fields of `FaRLArgs` by keyword.
+
+        Raises:
+            ConfigError: a value outside its range, or a backbone in which patches cannot be hidden.
+        """
+        super().__init__()
+        self.args = args = FaRLArgs(**values)
+        check_maskable(backbone.model, backbone.name)
+        width = backbone.num_features
+        self.backbone = backbone
+        self.grid: tuple[int, int] = backbone.model.patch_embed.grid_size
+        patches = self.grid[0] * self.grid[1]
+        self.hidden = round(args.mask_ratio * patches)
+        if not 0 < self.hidden < patches:
+            raise ConfigError(f"mask_ratio is {args.mask_ratio}: it hides {self.hidden} of {patches} patches")
+        self.text = TextTower(
+            width=args.text_width,
+            depth=args.text_depth,
+            heads=args.text_heads,
+            context=args.context,
+            out_features=args.dim,
+        )
+        self.image_projection = nn.Linear(width, args.dim, bias=False)
+        nn.init.normal_(self.image_projection.weight, std=width**-0.5)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(args.temperature)))
+        self.mask_token = nn.Parameter(width**-0.5 * torch.randn(width))
+        heads = backbone.model.blocks[0].attn.num_heads
+        blocks = (Block(width, heads, qkv_bias=True) for _ in range(args.mim_depth))
+        outputs = width if args.dvae is None else args.vocabulary
+        self.mim = nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, outputs))
+        self.tokens: VisualTokens | None = None
+        self.target_backbone: Backbone | None = None
+        self._follow: MomentumUpdate | None = None
+        if args.dvae is not None:
+            self.tokens = VisualTokens(args.dvae, vocabulary=args.vocabulary, mean=backbone.mean, std=backbone.std)
+        else:
+            self.target_backbone = frozen_copy(self.backbone)
+            self._follow = MomentumUpdate((self.backbone, self.target_backbone))
+
+    def prepare(self) -> None:
+        """Read the dVAE now; a missing file is told before anything else runs."""
+        if self.tokens is not None:
+            self.tokens.load()
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """Loss of one view (B, 3, S, S) and B captions.
+
+        Logs `image_text` and `masked_modelling`, unweighted, and the `temperature`.
+
+        Raises:
+            DataError: an image without a caption.
+        """
+        (x,) = batch.views
+        if batch.text is None:
+            where = f" near {batch.keys[0]}" if batch.keys else ""
+            raise DataError(f"FaRL needs a caption for every image, but the source lacks some{where}: add them")
+        removed = self.removed(self.noise(batch))
+        pooled, tokens = self._encode(x, removed)
+        contrast = image_text_loss(self.image_projection(pooled), self.text(batch.text), self.log_scale)
+        hidden = self._masked_loss(x, self.mim(tokens)[:, self.backbone.prefix_tokens :], removed)
+        loss = contrast + self.args.mim_weight * hidden
+        logs = {"image_text": contrast, "masked_modelling": hidden, "temperature": (-self.log_scale).exp()}
+        return Step(loss, {name: value.detach() for name, value in logs.items()})
+
+    def noise(self, batch: Batch) -> Tensor:
+        """Uniform noise (B, T) of the masks, drawn on the device."""
+        x = batch.views[0]
+        return torch.rand(len(x), self.grid[0] * self.grid[1], device=x.device)
+
+    def removed(self, noise: Tensor) -> Tensor:
+        """Which patches are hidden, as many in every image: noise (B, T) -> (B, T) bool."""
+        if self.args.masking == "block":
+            cells = noise.unflatten(1, self.grid).unsqueeze(1)  # (B, 1, h, w)
+            noise = F.avg_pool2d(cells, 5, stride=1, padding=2, count_include_pad=False).flatten(1)
+        return noise.argsort(dim=1, descending=True).argsort(dim=1) < self.hidden
+
+    def _encode(self, x: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled embedding (B, C) of images and, from the same pass, tokens (B, P + T, C) of the images with hidden
+        patches before the last norm."""
+        model = self.backbone.model
+        patches = model.patch_embed(x)
+        if patches.ndim == 4:  # (B, h, w, C) where the model was built for images of several sizes
+            patches = patches.flatten(1, 2)
+        masked = torch.where(removed[:, :, None], self.mask_token.to(patches.dtype), patches)
+        prefix = torch.cat([token for token in (model.cls_token, model.reg_token) if token is not None], dim=1)
+        positions = model.pos_embed
+        if not model.no_embed_class:
+            prefix = prefix + positions[:, : prefix.shape[1]]
+            positions = positions[:, prefix.shape[1] :]
+        both = torch.cat([patches, masked]) + positions  # (2B, T, C)
+        both = torch.cat([prefix.expand(len(both), -1, -1).to(both.dtype), both], dim=1)
+        clean, hidden = model.blocks(model.norm_pre(model.pos_drop(both))).chunk(2)
+        return model.forward_head(model.norm(clean), pre_logits=True), hidden
+
+    def _masked_loss(self, x: Tensor, predicted: Tensor, removed: Tensor) -> Tensor:
+        """Loss of what is predicted (B, T, outputs) for the hidden patches."""
+        with torch.autocast(x.device.type, enabled=False):
+            found = at_least_float32(predicted)[removed]  # (B * hidden, outputs)
+            if self.tokens is not None:
+                return F.cross_entropy(found, self.tokens(x, self.grid)[removed])
+        with torch.no_grad():
+            assert self.target_backbone is not None
+            features = self.target_backbone.model.forward_features(x)[:, self.backbone.prefix_tokens :]
+        with torch.autocast(x.device.type, enabled=False):
+            return F.mse_loss(found, standardised(at_least_float32(features))[removed])
+
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> None:
+        """Keeps the temperature at 0.01 or more, and moves the momentum tower."""
+        self.log_scale.clamp_(max=LARGEST_SCALE)
+        if self._follow is not None:
+            self._follow(self.ema_momentum(progress))
+
+    def ema_momentum(self, progress: Progress) -> float:
+        """Momentum of the momentum tower now; 1 where there is none."""
+        return 1.0 if self._follow is None else cosine_momentum(self.args.momentum, progress.fraction)
+
+    @torch.no_grad()
+    def similarity(self, x: Tensor, texts: Sequence[str]) -> Tensor:
+        """Cosine of every image with every text: (B, 3, S, S) normalised, K texts -> (B, K)."""
+        images, sentences = self.image_projection(self.backbone(x)), self.text(texts)
+        return F.normalize(images, dim=1) @ F.normalize(sentences, dim=1).T
+
+
+def image_text_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
+    """Mean of two cross-entropies, of finding an image's text and a text's image among those of all ranks (CLIP).
+
+    Args:
+        images, texts: (B, D), row by row of the same pairs; every rank has as many.
+        log_scale: logarithm of what cosines are multiplied by.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        image, text = (F.normalize(at_least_float32(v), dim=1) for v in (images, texts))
+        own = torch.arange(len(image), device=image.device) + rank() * len(image)
+        scale = log_scale.exp()
+        forth = F.cross_entropy(scale * image @ all_gather_rows(text).T, own)
+        back = F.cross_entropy(scale * text @ all_gather_rows(image).T, own)
+        return (forth + back) / 2
+
+
+def standardised(features: Tensor) -> Tensor:
+    """Features (B, T, C) with mean 0 and variance 1 over the T patches of each image, for each channel."""
+    variance, mean = torch.var_mean(features, dim=1, keepdim=True, unbiased=False)
+    return (features - mean) / (variance + 1e-6).sqrt()
