@@ -101,12 +101,13 @@ class Frame:
             image, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=_BORDERS[border]
         )
 
-    def mask(self, mask: np.ndarray, image_shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """Class map (H, W) uint8 of the stored image -> (S, S), the nearest class; 255 (left out) outside the image.
+    def mask(self, mask: np.ndarray, image_shape: tuple[int, ...] | None = None, *, outside: int = 255) -> np.ndarray:
+        """Class map (H, W) uint8 of the stored image -> (S, S), the nearest class.
 
         Args:
             mask: classes.
             image_shape: (H, W, ...) of the stored image where the mask has another size over the same area.
+            outside: value of what lies outside the image; 255: left out.
         """
         height, width = mask.shape
         to_stored = np.eye(3)
@@ -115,9 +116,9 @@ class Frame:
             to_stored = np.array([(fx, 0, (fx - 1) / 2), (0, fy, (fy - 1) / 2), (0, 0, 1)])
         sources = self._sources(np.linalg.inv(self.matrix @ to_stored))
         x, y = (np.floor(part + 0.5).astype(np.int64) for part in sources)
-        outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+        beyond = (x < 0) | (x >= width) | (y < 0) | (y >= height)
         out: np.ndarray = mask[y.clip(0, height - 1), x.clip(0, width - 1)]
-        out[outside] = 255
+        out[beyond] = outside
         return out
 
     def inverse_mask(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -117,6 +117,7 @@ class Task(Protocol):
         meter(source, augment): scores predictions on `source`.
         describe(predictions, row, frame, height, width): one image's prediction in its own pixels, as plain values
             and, for masks, arrays.
+        mask_outside (optional): class that a training view's pixels outside the image have; 255, ignored, without it.
     """
 
     Args: ClassVar[type[Any]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -35,10 +35,13 @@ class ParsingArgs:
     Attributes:
         width: channels of the head; 768 is FaRL's, 64 to 128 suit a CPU.
         dropout: share of the head's channels that are dropped per image.
+        outside: what a view shows beyond the image counts as background, as in FaRL, or is ignored. Pixels that a mask
+            itself sets to 255 are ignored either way.
     """
 
     width: int = 768
     dropout: float = 0.1
+    outside: Literal["background", "ignored"] = "background"
 
     def __post_init__(self) -> None:
         if self.width < 1 or not 0 <= self.dropout < 1:
@@ -48,12 +51,18 @@ class ParsingArgs:
 
 
 class Parsing(nn.Module):
-    """Face parsing: cross entropy of every pixel of the view that lies in the image, on UPerNet.
+    """Face parsing: cross entropy of every pixel of the view, on UPerNet.
 
     `finetune` is FaRL's downstream protocol (Zheng et al., CVPR 2022, section 4.2, and its released configuration):
     AdamW, weight decay 1e-5, 1e-4 for the backbone, 1e-3 for the head, average of the weights with momentum 0.999,
     batch 40, 448 px, 300 epochs with a step at 200. The crop of CelebAMask-HQ is the default, that of LaPa is in its
     recipe.
+
+    Differences: FaRL's release makes views and labels of 512 px, shrinks the views to 448 and enlarges the logits to
+    512; here views and labels are cut at 448 at once, and the logits are enlarged to that.
+
+    Attributes:
+        mask_outside: class of a view's pixels outside the image in training.
     """
 
     Args: ClassVar[type[ParsingArgs]] = ParsingArgs
@@ -84,6 +93,7 @@ class Parsing(nn.Module):
         """
         super().__init__()
         args = ParsingArgs(**values)
+        self.mask_outside = IGNORED if args.outside == "ignored" else 0
         self.names = labels.mask_names
         if len(self.names) < 2:
             raise DataError(f"a parsing task needs two or more classes, and the source names {len(self.names)}")

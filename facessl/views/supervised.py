@@ -44,6 +44,7 @@ class Supervised:
         mask_flip: Sequence[int] | None = None,
         needs: frozenset[str] = frozenset(),
         train: bool = True,
+        mask_outside: int = 255,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
@@ -57,6 +58,7 @@ class Supervised:
             needs: label fields that the task uses. Landmarks and masks that cannot be mirrored are an error here where
                 the task needs them, and are left out of the samples of training (None) where it does not.
             train: False: only the crop, whether there is a generator or not.
+            mask_outside: class of a view's pixels that lie outside the image; 255: none, they are left out.
             mean, std: normalisation, for what erasing fills in.
 
         Raises:
@@ -73,6 +75,7 @@ class Supervised:
                 f"{name} cannot be mirrored: set flip to 0 or name it in the source"
             )
         self.augment, self.size, self._train_mode = augment, image_size, train
+        self._mask_outside = mask_outside
         self._flip = np.array(layout.flip) if layout else None
         self._classes = np.arange(256, dtype=np.uint8)
         if mask_flip is not None:
@@ -191,8 +194,8 @@ class Supervised:
             corners = frame.points(np.array([(left, top), (right, top), (left, bottom), (right, bottom)]))
             new["box"] = np.concatenate([corners.min(0), corners.max(0)]).astype(np.float32)
         if sample.mask is not None:
-            mask = frame.mask(sample.mask, image.shape)
-            new["mask"] = self._classes[mask] if flip else mask
+            mask = self._classes[sample.mask] if flip else sample.mask
+            new["mask"] = frame.mask(mask, image.shape, outside=self._mask_outside)
         if sample.pose is not None:
             yaw, pitch, roll = sample.pose
             pose = (-yaw, pitch, -roll - rotation) if flip else (yaw, pitch, roll + rotation)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from facessl import finetuning
 from facessl.backbones import Backbone
 from facessl.batch import Batch, Sample
 from facessl.data.crop import Frame, similarity
 from facessl.data.loader import EvalLoader
 from facessl.errors import DataError
+from facessl.finetune_config import FinetuneConfig
 from facessl.methods.base import Progress
 from facessl.tasks.alignment import Alignment, AlignmentArgs, AlignmentMeter
 from facessl.tasks.base import Labels
@@ -229,3 +232,31 @@ def test_parsing_loss_leaves_out_what_is_ignored() -> None:
     logs = full[0].log_softmax(0)
     cells = [-float(logs[int(mask[0, y, x]), y, x]) for y in range(9, SIZE) for x in range(SIZE)]
     assert found == pytest.approx(sum(cells) / len(cells), rel=1e-5)
+
+
+@pytest.mark.parametrize("outside", ["background", "ignored"])
+def test_what_lies_outside_the_image_is_background_as_in_farl(outside: Any) -> None:
+    """It counts or not as is asked for; pixels that the masks themselves leave out never do."""
+
+    class Partly(Faces):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            assert sample.mask is not None
+            sample.mask = np.full_like(sample.mask, 3)
+            sample.mask[:, :12] = 255
+            return sample
+
+    source = Partly(n=2, size=SIZE)
+    labels = Labels.of(source, Parsing.needs)
+    task = Parsing(Backbone("test_resnet", image_size=SIZE), labels, width=8, outside=outside)
+    config = FinetuneConfig(image_size=SIZE, batch_size=2, workers=0)
+    fabric: Any = SimpleNamespace(global_rank=0, world_size=1, device=torch.device("cpu"))
+    crop = Augment(crop_scale=2.0, flip=1.0)
+    batch = next(iter(finetuning._loader(source, task, labels, crop, config, fabric, 0)))
+    assert batch.mask is not None
+    mirrored, beyond = 2, 0 if outside == "background" else 255  # brows have sides
+    inside = batch.mask[:, 8:24, 8:24]
+    assert (inside[..., 10:] == 255).all()
+    assert (inside[..., :10] == mirrored).all()
+    assert (batch.mask[:, :8] == beyond).all()
+    assert (batch.mask[:, :, 24:] == beyond).all()
