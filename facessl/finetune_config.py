@@ -67,6 +67,8 @@ class TuneOptim:
 class FinetuneConfig:
     """One fine-tuning run.
 
+    A partial last batch of an epoch is left out, where the released FRA, EAC and FaRL train on it.
+
     Attributes:
         run: what is fine-tuned: run folder, checkpoint, exported backbone, or `none` for random weights.
         source: labelled images, `NAME:PATH?option=value`; its own training, validation and test parts are used.
@@ -86,6 +88,8 @@ class FinetuneConfig:
         eval_every: epochs between measurements on the part that `select` names.
         frozen: keep the backbone as it is, in evaluation mode (linear probing on augmented images).
         ema: momentum of the average of the weights that is evaluated and kept; 0: none.
+        ema_ramp: a lower momentum at the start, (1 + t) / (10 + t) at update t: a short run would otherwise stay near
+            its first weights. FaRL's and STAR's momentum is constant, and their recipes set false.
         balanced: draw the classes equally often.
         precision: of the forward pass; losses stay in float32.
         seed: of head, order, augmentation and the choice of labels.
@@ -121,6 +125,7 @@ class FinetuneConfig:
     eval_every: float = 1
     frozen: bool = False
     ema: float = 0.0
+    ema_ramp: bool = True
     balanced: bool = False
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0

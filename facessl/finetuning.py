@@ -106,7 +106,7 @@ def _run(config: FinetuneConfig) -> dict[str, Any]:
     arguments = dict(config.task)
     kind = plugins.find("tasks", arguments.pop("name"))
     labels = Labels.of(data.train, kind.needs)
-    model = Tuned(kind(backbone, labels, **arguments), ema=config.ema, frozen=config.frozen)
+    model = Tuned(kind(backbone, labels, **arguments), ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
     plan = derive(config, data)
     chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
     watch = _Selection(folder, chosen, augment, config, fabric)
@@ -242,6 +242,7 @@ def _loader(
         layout=labels.order,
         mask_flip=labels.mask_flip,
         needs=task.needs,
+        mask_outside=getattr(task, "mask_outside", 255),
         mean=task.backbone.mean,
         std=task.backbone.std,
     )

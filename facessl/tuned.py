@@ -37,18 +37,20 @@ class Tuned(nn.Module):
 
     Attributes:
         task: the weights that the optimiser moves.
-        average: their exponential average, None without one. Its momentum is min(ema, (1 + t) / (10 + t)) at update t,
-            so that a short run does not stay at its first weights; batch-norm statistics are those of `task`.
+        average: their exponential average, batch-norm statistics and other floating buffers included, as in STAR's
+            release (FaRL's is not in its repository); counters are copied. None without one. With `ramp` its momentum
+            is min(ema, (1 + t) / (10 + t)) at update t: a short run would otherwise stay near its first weights.
     """
 
-    def __init__(self, task: nn.Module, *, ema: float = 0.0, frozen: bool = False) -> None:
+    def __init__(self, task: nn.Module, *, ema: float = 0.0, ramp: bool = True, frozen: bool = False) -> None:
         super().__init__()
         self.task: Any = task
         average: Any = frozen_copy(task) if ema else None
         self.average = average
         self.ema = ema
+        self.ramp = ramp
         self.frozen = frozen
-        self._follow = MomentumUpdate((self.task, self.average)) if ema else None
+        self._follow = MomentumUpdate((self.task, self.average), buffers=True) if ema else None
         if frozen:
             self.task.backbone.requires_grad_(False)
 
@@ -82,9 +84,8 @@ class Tuned(nn.Module):
         """Moves the average."""
         self.task.after_step(progress)
         if self._follow is not None:
-            self._follow(min(self.ema, (1 + progress.step) / (10 + progress.step)))
-            for mine, theirs in zip(self.average.buffers(), self.task.buffers(), strict=True):
-                mine.copy_(theirs)
+            start = (1 + progress.step) / (10 + progress.step) if self.ramp else 1.0
+            self._follow(min(self.ema, start))
 
 
 @dataclass

@@ -210,24 +210,28 @@ def test_a_frozen_backbone_does_not_change_by_a_bit(tmp_path: Path) -> None:
     assert results(tmp_path / "run")["protocol"] == "linear (frozen)"
 
 
-def test_average_of_the_weights_against_a_loop() -> None:
+@pytest.mark.parametrize("ramp", [True, False])
+def test_average_of_the_weights_against_a_loop(ramp: bool) -> None:
     torch.manual_seed(0)
     labels = Labels.of(Synthetic(n=4, size=32), Expression.needs)
-    model = Tuned(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6)
-    twin = {n: p.detach().clone() for n, p in model.task.named_parameters()}
+    model = Tuned(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6, ramp=ramp)
+    twin = {n: p.detach().clone() for n, p in model.task.state_dict().items() if p.is_floating_point()}
+    assert any("running_var" in name for name in twin)
     for step in range(6):
         with torch.no_grad():
             for tensor in (*model.task.parameters(), *model.task.buffers()):
                 tensor.copy_(tensor + 1) if not tensor.is_floating_point() else tensor.add_(torch.randn_like(tensor))
         model.after_step(Progress(step=step, total_steps=6))
-        momentum = min(0.6, (1 + step) / (10 + step))
-        for name, parameter in model.task.named_parameters():
-            twin[name] = momentum * twin[name] + (1 - momentum) * parameter.detach()
-    for name, parameter in model.average.named_parameters():
-        torch.testing.assert_close(parameter, twin[name])
-        assert not parameter.requires_grad
-    for mine, theirs in zip(model.average.buffers(), model.task.buffers(), strict=True):
-        assert torch.equal(mine, theirs)
+        momentum = min(0.6, (1 + step) / (10 + step)) if ramp else 0.6
+        for name, value in model.task.state_dict().items():
+            if name in twin:
+                twin[name] = momentum * twin[name] + (1 - momentum) * value
+    for name, value in model.average.state_dict().items():
+        if name in twin:
+            torch.testing.assert_close(value, twin[name])
+        else:
+            assert torch.equal(value, model.task.state_dict()[name])  # counters
+    assert not any(p.requires_grad for p in model.average.parameters())
     assert model.best is model.average
     model.train()
     assert not model.average.training

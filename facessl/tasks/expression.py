@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,6 +52,8 @@ class Expression(nn.Module):
     attention consistency (Zhang et al., ECCV 2022, Eq. 1-5): cross entropy of the image plus `consistency` times the
     mean squared difference between its class activation maps and the mirrored maps of the mirrored image. The
     images of a pair are erased independently, as the paper describes; `augment.shared_erasing: true` is its release.
+    As there, each view goes through the network by itself, so that batch norm sees one view at a time, and the linear
+    layer starts as PyTorch's does; without consistency it starts as FRA's (weights N(0, 0.01), no bias).
     """
 
     Args: ClassVar[type[ExpressionArgs]] = ExpressionArgs
@@ -89,8 +90,9 @@ class Expression(nn.Module):
             raise DataError(f"an expression task needs two or more classes, and the source has {len(self.names)}")
         self.backbone = backbone
         self.head = nn.Linear(backbone.num_features, len(self.names))
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        if self.args.consistency == 0:
+            nn.init.normal_(self.head.weight, std=0.01)
+            nn.init.zeros_(self.head.bias)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Cross entropy of the first view; logs `cross_entropy` and, with two views, `attention_consistency`."""
@@ -101,12 +103,12 @@ class Expression(nn.Module):
             return Step(loss, {"cross_entropy": loss.detach()})
         if len(batch.views) != 2:
             raise ConfigError("task.consistency needs the mirrored image as a second view: set augment.pairs to true")
-        features, pooled = self.backbone.forward_both(torch.cat(batch.views))
-        size = len(batch)
-        logits = self.head(pooled[:size])
+        features, pooled = self.backbone.forward_both(batch.views[0])
+        mirrored = self.backbone.forward_features(batch.views[1])
+        logits = self.head(pooled)
         cross_entropy = F.cross_entropy(at_least_float32(logits), batch.label, label_smoothing=self.args.smoothing)
-        maps = class_activation_maps(features, self.head.weight)  # (2B, K, h, w)
-        consistency = flip_consistency(maps[:size], maps[size:])
+        maps = [class_activation_maps(found, self.head.weight) for found in (features, mirrored)]  # (B, K, h, w) each
+        consistency = flip_consistency(*maps)
         loss = cross_entropy + self.args.consistency * consistency
         return Step(loss, {"cross_entropy": cross_entropy.detach(), "attention_consistency": consistency.detach()})
 

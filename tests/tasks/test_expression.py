@@ -66,6 +66,25 @@ def test_consistency_moves_the_features_and_not_the_classifier() -> None:
     assert max(moved) > 1e-5  # in float64
 
 
+def test_each_view_has_its_own_batch_statistics() -> None:
+    task, batch = build(consistency=5.0).train(), pair()
+    twin = build(consistency=5.0).train()
+    task.step(batch, FIRST)
+    for view in batch.views:
+        twin.backbone(view)
+    for mine, theirs in zip(task.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_head_starts_as_its_release_does() -> None:
+    fra, eac = build().head, build(consistency=5.0).head
+    width = fra.in_features
+    assert float(fra.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+    assert not fra.bias.any()
+    assert float(eac.weight.detach().std()) == pytest.approx(1 / math.sqrt(3 * width), rel=0.1)  # uniform
+    assert eac.bias.all()
+
+
 def test_consistency_without_the_mirrored_view_is_said() -> None:
     batch = pair()
     batch.views = batch.views[:1]
