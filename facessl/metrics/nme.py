@@ -7,6 +7,9 @@ image is the mean distance of its points over a length of the face; CED(x) is th
 area under it from 0 to the threshold is taken by Simpson's rule at a step of 1e-4 and divided by the threshold;
 the failure rate is 1 - CED(threshold). Thresholds in use: WFLW 0.10 (inter-ocular), AFLW-19 0.07 (box),
 300W 0.05 in STAR's scorer and 0.08 elsewhere (inter-ocular).
+
+Differences: both scorers place the curve by a floating-point range that overshoots by a step at some thresholds, so
+that STAR's 300W is really taken to 0.0501 and FaRL's AFLW-19 box to 0.0701; here the curve ends at the threshold.
 """
 
 from __future__ import annotations

@@ -70,11 +70,20 @@ PROTOCOLS = {
     "celeba-lp": ("finetune", 100, 256, 224, "test", True, False, {"head": "linear"}),
     "wflw-star": ("star", 500, 32, 256, "test", False, False, {"head": "star", "thresholds": (0.1,)}),
     "300w-star": ("star", 500, 32, 256, "test", False, False, {"head": "star", "thresholds": (0.05,)}),
-    "wflw-farl": ("finetune", 150, 40, 448, "last", False, False, {"head": "farl", "width": 768}),
-    "300w-farl": ("finetune", 250, 40, 448, "last", False, False, {"head": "farl", "width": 768}),
-    "aflw19-farl": ("finetune", 150, 40, 448, "last", False, False, {"head": "farl", "unit": "diag"}),
-    "lapa-farl": ("finetune", 300, 40, 448, "last", False, False, {"width": 768}),
-    "celebamaskhq-farl": ("finetune", 300, 40, 448, "last", False, False, {"width": 768}),
+    "wflw-farl": ("finetune", 150, 40, 448, "test", False, False, {"head": "farl", "width": 768}),
+    "300w-farl": ("finetune", 250, 40, 448, "test", False, False, {"head": "farl", "width": 768}),
+    "aflw19-farl": (
+        "finetune",
+        150,
+        40,
+        448,
+        "test",
+        False,
+        False,
+        {"head": "farl", "unit": "diag", "hidden": True, "thresholds": ()},
+    ),
+    "lapa-farl": ("finetune", 300, 40, 448, "test", False, False, {"width": 768}),
+    "celebamaskhq-farl": ("finetune", 300, 40, 448, "test", False, False, {"width": 768}),
 }
 
 
@@ -88,6 +97,9 @@ def test_downstream_protocol_has_its_published_values(row: str) -> None:
     *values, task = PROTOCOLS[row]
     assert [c.protocol, c.epochs, c.batch_size, c.image_size, c.select, c.frozen, c.balanced] == values
     assert {key: c.task[key] for key in task} == task
+    average = {"star": 0.99778, "farl": 0.999}.get(row.rsplit("-", 1)[1], 0.0)
+    assert c.ema == average
+    assert c.ema_ramp == (not average), "FaRL's and STAR's momentum is constant"
 
 
 @pytest.mark.parametrize(
