@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from results import fill, table
 
 #: Floors that a result knows, and what they are called in the table.
@@ -34,8 +35,10 @@ def finetuned(folder: Path) -> dict[str, Any]:
     results = json.loads((folder / "results.json").read_text())
     test = results["test"]
     labels = "" if results["labels"] == "all" else f", {results['labels']} of the labels"
+    pixels = yaml.safe_load((folder / "config.yaml").read_text())["image_size"]
+    protocol = f"{results['protocol']}, {pixels} px{labels}"
     return {
-        "row": (short(results["source"]), results["task"], f"{results['protocol']}{labels}", test["headline"]["name"]),
+        "row": (short(results["source"]), results["task"], protocol, test["headline"]["name"]),
         "column": started_from(results["run"]),
         "cell": cell(test["headline"]),
         "floors": {FLOORS[k]: v for k, v in test.items() if k in FLOORS},

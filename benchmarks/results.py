@@ -2,7 +2,8 @@
 
     python benchmarks/results.py docs/results.md --runs runs/byol runs/fra --step step.json --views views.json
 
-A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step, views, symmetry or linear.
+A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step, views,
+symmetry or linear.
 """
 
 from __future__ import annotations
