@@ -12,25 +12,35 @@ from facessl.backbones import Backbone
 from facessl.batch import Batch
 from facessl.methods.base import Progress
 from facessl.methods.byol import BYOL
+from facessl.methods.farl import FaRL
 from facessl.methods.fra import FRA
 from facessl.methods.lewel import LEWEL
+from facessl.methods.mae import MAE
+from facessl.methods.mcf import MCF
+from facessl.methods.pcl import PCL
 from facessl.methods.simclr import SimCLR
 from facessl.methods.swav import SwAV
 from facessl.nn.sinkhorn import sinkhorn
 from facessl.nn.sync_batch_norm import convert_sync_batchnorm
 
 DECODER = {"decoder_width": 32, "decoder_heads": 2, "decoder_feed_forward": 16, "dropout": 0.0}
+MASKED = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 CASES = {
     "byol": (BYOL, {}),
     "fra-paper": (FRA, {"lambda_r": 1.0, **DECODER}),
     "fra-official": (FRA, {"variant": "official", "lambda_r": 1.0, **DECODER}),
     "lewel-eman": (LEWEL, {}),
     "lewel-syncbn": (LEWEL, {"variant": "syncbn"}),
+    "pcl": (PCL, {"noise": 0.0, "width": 8, "decoder_width": 16, "decoder_size": 16}),
+    "mae": (MAE, MASKED),
+    "mcf": (MCF, {"teacher": "random:resnet10t", "feature_weight": 1.0, **MASKED}),
+    "farl": (FaRL, {"text_width": 16, "text_depth": 1, "text_heads": 2, "context": 8}),
     "simclr": (SimCLR, {}),
     "swav": (SwAV, {"prototypes": 10, "frozen_steps": 0}),
     "swav-frozen": (SwAV, {"prototypes": 10, "frozen_steps": 1}),
     "swav-queue": (SwAV, {"prototypes": 10, "frozen_steps": 0, "queue_length": 40, "queue_step": 0}),
 }
+HEADS = {"hidden": 24, "dim": 16}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 NORMS = {
     "2-d": (nn.BatchNorm1d, (8, 6)),
@@ -56,7 +66,10 @@ def one_step(case, dtype, rank, ranks):
     """Loss, terms, gradients, and the whole state after one plain SGD step, on this rank's share of 16 images."""
     method_class, values = CASES[case]
     torch.manual_seed(0)
-    method = method_class(Backbone("test_resnet", image_size=64), hidden=24, dim=16, **values)
+    masked = getattr(method_class, "patches_only", False)
+    backbone = Backbone("test_vit" if masked else "test_resnet", image_size=64)
+    sizes = {name: size for name, size in HEADS.items() if hasattr(method_class.Args, name)}
+    method = method_class(backbone, **sizes, **values)
     with torch.no_grad():
         # At the start the decoder's first norm sees zeros and multiplies rounding by 1 / sqrt(epsilon) = 316.
         for name, parameter in method.named_parameters():
@@ -74,12 +87,19 @@ def one_step(case, dtype, rank, ranks):
             rows = torch.nn.functional.normalize(torch.randn(2, 16, 16, generator=generator, dtype=dtype), dim=-1)
             method.queue.note(rows[:, mine])
             method.queue.move()
+    if masked:
+        views = views[:1]
+        noise = torch.rand(2, 16, 16, generator=generator)[:, mine]  # two masks of 16 images of 16 patches
+        method.noise = lambda batch: tuple(noise) if case == "mcf" else noise[0]
+    if case == "pcl":
+        views += [view.roll(shift, -1).flip(-1) for shift in (9, 30) for view in views] + views[:1]
     module = Stepping(method)
     if ranks > 1:
         convert_sync_batchnorm(module)
         module = DistributedDataParallel(module)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
-    loss, logs = module(Batch(views=views, params=[], index=torch.arange(16)[mine]))
+    text = [f"face {i}" for i in range(16)][mine] if "text" in method.needs else None
+    loss, logs = module(Batch(views=views, params=[], index=torch.arange(16)[mine], text=text))
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
     optimizer.step()
