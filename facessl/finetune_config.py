@@ -71,7 +71,8 @@ class FinetuneConfig:
 
     Attributes:
         run: what is fine-tuned: run folder, checkpoint, exported backbone, or `none` for random weights.
-        source: labelled images, `NAME:PATH?option=value`; its own training, validation and test parts are used.
+        source: labelled images, `NAME:PATH?option=value`, always to be named; its own training, validation and test
+            parts are used.
         out: run folder; null: runs/<task>-<backbone>, numbered where taken.
         protocol: finetune, eac or star (`facessl list protocols`): which published settings are the defaults.
         test: another source as the test part.
@@ -109,7 +110,7 @@ class FinetuneConfig:
     """
 
     run: str = "none"
-    source: str = "synthetic:"
+    source: str = ""
     out: str | None = None
     protocol: str = "finetune"
     test: str | None = None

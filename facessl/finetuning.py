@@ -182,6 +182,8 @@ def _backbone(config: FinetuneConfig) -> Backbone:
 
 def _parts(config: FinetuneConfig) -> Parts:
     """What is trained, selected and tested on."""
+    if not config.source:
+        raise ConfigError("fine-tuning needs labelled images: facessl finetune RUN SOURCE (drawn faces are synthetic:)")
     found = parts(
         config.source,
         test=config.test,

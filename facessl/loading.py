@@ -44,6 +44,10 @@ def load_method(path: str | Path) -> Method:
     path = Path(path)
     if path.is_dir() or path.suffix == ".ckpt":
         state = checkpoint.read_run(checkpoint_of(path))
+        if "method" not in state["config"]:
+            raise CheckpointError(
+                f"{path} is a run of `facessl finetune` and has no pre-training method: name the run it started from"
+            )
         method = build_method(_without_downloads(state["config"]))
         load_exactly(method, state["method"], path)  # type: ignore[arg-type]
     else:

@@ -19,6 +19,7 @@ All coordinates are pixels of the upright photo (EXIF rotation applied), with th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import io
@@ -381,5 +382,6 @@ def _write_file(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise DataError(f"cannot write {path}: {error.strerror or error}") from None
