@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser
 
+from facessl.cli_data import cmd_crop, cmd_pack  # noqa: F401 (commands)
 from facessl.commandline import call, configured, device_of, list_skipped, overview, parsed_words, summary
 from facessl.errors import ConfigError, FaceSSLError, UnknownName
 
@@ -23,7 +24,8 @@ USER_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `facessl`; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    commands = {n.removeprefix("cmd_"): f for n, f in globals().items() if n.startswith("cmd_")}
+    found = [(n.removeprefix("cmd_"), f) for n, f in globals().items() if n.startswith("cmd_")]
+    commands = dict(sorted(found, key=lambda pair: pair[1].__module__ != __name__))  # imported ones last
     try:
         if not words or words[0] in ("-h", "--help"):
             print(overview(commands))
@@ -248,39 +250,6 @@ def cmd_predict(
     faces = sum(len(photo.faces) for photo in read)
     told = {"photos": len(read), "faces": faces, "out": str(out), "skipped": len(found) - len(read)}
     print(json.dumps(told))
-    return 0
-
-
-def cmd_crop(
-    photos: str,
-    out: Path = Path("faces"),
-    size: int = 256,
-    margin: float = 1.3,
-    all_faces: bool = False,
-    yunet: Path | None = None,
-    quality: int = 95,
-    workers: int = 0,
-) -> int:
-    """Find the faces in photos and write them as squares; the last line is JSON.
-
-    Args:
-        photos: a folder, or NAME:PATH?option=value.
-        out: folder to write to; the same call again goes on where it was stopped.
-        size: side of the squares in pixels.
-        margin: side of a square over the longer side of the face's box, brows to chin.
-        all_faces: every face of a photo instead of the surest one.
-        yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
-        quality: of the JPEGs, 1 to 100.
-        workers: processes.
-    """
-    from facessl.data.crop_folder import crop_photos
-
-    options: dict[str, Any] = {"size": size, "margin": margin, "all_faces": all_faces, "yunet": yunet}
-    found = crop_photos(photos, out, quality=quality, workers=workers, **options)
-    list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
-    counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
-    left = {"without_face": len(found.without_face), "skipped": len(found.skipped)}
-    print(json.dumps({"out": str(out), **counts, **left}))
     return 0
 
 

@@ -19,7 +19,7 @@ PACKAGE = Path(facessl.__file__).parent
 LEAVES = ("errors", "batch", "plugins", "nn", "losses", "environment")
 LAYERS = (
     ("data",),
-    ("views",),
+    ("views", "packing"),
     ("backbones",),
     ("checkpoint",),
     ("methods",),
@@ -43,6 +43,7 @@ LAYERS = (
     ("pretraining", "finetuning"),
     ("__init__",),
     ("commandline",),
+    ("cli_data",),
     ("cli",),
     ("__main__",),
 )

@@ -144,7 +144,7 @@ def _split_name(spec: str) -> tuple[str, str]:
         return "webdataset", spec
     # One letter is a Windows drive; a slash or dot before the colon belongs to a path.
     if colon and len(head) > 1 and re.fullmatch(r"[\w-]+", head):
-        raise UnknownName("source", head, known)
+        raise UnknownName("source", head.replace("_", "-"), [name.replace("_", "-") for name in known])
     return "", spec
 
 
@@ -170,7 +170,7 @@ def _recognise(path: str) -> str:
         raise ConfigError("the source is empty: name a folder of images, a tar, a list, or NAME:PATH")
     full, low = os.path.expanduser(path), path.lower()
     if os.path.isdir(full):
-        return "folder"
+        return "webdataset" if os.path.isfile(os.path.join(full, "pack.json")) else "folder"  # of `facessl pack`
     if _STREAM.match(path) or low.endswith(_TARS):
         return "webdataset"
     if not os.path.exists(full):
@@ -180,7 +180,7 @@ def _recognise(path: str) -> str:
     if low.endswith(EXTENSIONS):
         folder = os.path.dirname(path) or "."
         raise ConfigError(f"{path} is a single image: name its folder instead ({folder})")
-    known = ", ".join(plugins.names("data.sources"))
+    known = ", ".join(name.replace("_", "-") for name in plugins.names("data.sources"))
     raise DataError(f"{path} is no folder, tar or list: name what it is as NAME:{path} with NAME one of {known}")
 
 

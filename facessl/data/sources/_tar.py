@@ -17,11 +17,11 @@ from facessl.data.index import Table, cache_file, load, texts
 from facessl.errors import DataError
 
 #: Parts of a sample that are used, by their column in the index.
-PARTS = ("image", "txt", "json", "cls")
+PARTS = ("image", "txt", "json", "cls", "mask.png")
 IMAGE_SUFFIXES = tuple(extension[1:] for extension in EXTENSIONS)
 NOWHERE = (-1, 0)
 
-_LAYOUT = 1
+_LAYOUT = 2
 _BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
@@ -127,7 +127,7 @@ def shard_index(paths: list[Path], cache: bool) -> Table:
 
     Returns:
         A table of n images with columns `key` (texts: name of the image's member), `first` (shards + 1: first
-        image of each shard), `image` (n, 2) and, where any image has them, `txt`, `json`, `cls` (n, 2): offset
+        image of each shard), `image` (n, 2) and, where any image has them, the other `PARTS` (n, 2): offset
         and size in bytes, offset -1 where that image has none.
 
     Raises:

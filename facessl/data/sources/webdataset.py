@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import webdataset as wds
 
-from facessl.batch import Sample
+from facessl.batch import FIELDS, Sample
+from facessl.data import records
 from facessl.data.decode import EXTENSIONS, ImageError
 from facessl.data.sources._tar import IMAGE_SUFFIXES, PARTS, shard_index
 from facessl.errors import ConfigError, DataError
@@ -28,14 +29,17 @@ class WebDataset:
 
     By position: an index of member offsets is built from the tar headers on first use and kept in the user's
     cache; shards of which the size or time changed are read again. Captions come from `.txt`, else from
-    "caption" in `.json`; labels from `.cls`.
+    "caption" in `.json`; labels from `.cls`. Shards of `facessl pack` also give back every other field that the packed
+    source had (`facessl.data.records`), and with `traits.json` beside them its class names, layout, subsets and pairs.
 
     As a stream: the shards are shuffled and divided among ranks and workers, and the samples pass through the
     WebDataset library's shuffle buffer.
 
     Attributes:
-        provides: "text" and "label" where every image has them (of a stream: where its first image has).
+        provides: "text" and "label" where every image has them (of a stream: where its first image has); of packed
+            shards all that their first image has.
         shards: number of tar files, the most that ranks x workers can read a stream with.
+        layout, subsets, mask_names, ...: of packed shards, where their source had them (`facessl.data.source.Source`).
     """
 
     attribute_names: tuple[str, ...] = ()
@@ -69,12 +73,20 @@ class WebDataset:
             first = next(self.stream(seed=None, epoch=0, rank=0, world_size=1), None)
             if first is None:
                 raise DataError(f"no image in {path} (looked for members ending in {', '.join(EXTENSIONS)})")
-            self.provides = frozenset(f for f in ("text", "label") if getattr(first, f) is not None)
+            self.provides = frozenset(f for f in FIELDS if getattr(first, f) is not None)
+            if not remote:
+                vars(self).update(records.read_traits(Path(self._paths[0]).parent, None))
             return
         self._table = shard_index([Path(p).absolute() for p in self._paths], cache)
         every = {part: part in self._table.columns and bool((self._table[part][:, 0] >= 0).all()) for part in PARTS}
-        self._caption = "txt" if every["txt"] else "json" if every["json"] and self._has_caption() else None
-        self.provides = frozenset({"text"} if self._caption else ()) | frozenset({"label"} if every["cls"] else ())
+        first_json = self._read(0, "json", 0, self._paths[0]) if every["json"] else b""
+        packed = records.parsed(first_json)
+        self._caption = "txt" if every["txt"] else "json" if _has_caption(first_json) else None
+        self._fields = records.fields(packed) if packed else frozenset()
+        named = {"text": bool(self._caption), "label": every["cls"], "mask": bool(packed) and every["mask.png"]}
+        self.provides = self._fields | {field for field, there in named.items() if there}
+        if packed:
+            vars(self).update(records.read_traits(Path(self._paths[0]).parent, self._numbers))
 
     def __len__(self) -> int:
         if self.streaming:
@@ -89,6 +101,10 @@ class WebDataset:
             sample.text = _text(self._caption, self._read(shard, self._caption, index, key))
         if "label" in self.provides:
             sample.label = _label(self._read(shard, "cls", index, key), key)
+        if self._fields:
+            records.restore(sample, records.parsed(self._read(shard, "json", index, key)) or {})
+        if "mask" in self.provides:
+            records.restore_mask(sample, self._read(shard, "mask.png", index, key))
         return sample
 
     def key(self, index: int) -> str:
@@ -137,9 +153,9 @@ class WebDataset:
             shard = next((a for a in error.args if isinstance(a, str) and a in self._paths), self._paths[0])
             raise DataError(f"cannot read the shard {shard}: {_why(error)}") from None
 
-    def _has_caption(self) -> bool:
-        value = json.loads(self._read(0, "json", 0, self._paths[0]))
-        return isinstance(value, dict) and "caption" in value
+    def _numbers(self) -> np.ndarray:
+        """(N,) int64 positions that packed images had in their source, which are their names."""
+        return np.array([int(self._table.text("key", i).partition(b".")[0]) for i in range(len(self))], np.int64)
 
     def _read(self, shard: int, part: str, index: int, key: str) -> bytes:
         offset, size = self._table[part][index].tolist()
@@ -205,12 +221,15 @@ def _from_raw(raw: dict[str, Any]) -> Sample | None:
     shard = raw["__url__"] if raw["__url__"].startswith("pipe:") else os.path.basename(raw["__url__"])
     key = f"{shard}/{raw['__key__']}.{suffix}"
     caption = next((part for part in ("txt", "json") if part in raw), None)
-    return Sample(
-        raw[suffix],
-        key=key,
-        text=_text(caption, raw[caption]) if caption else None,
-        label=_label(raw["cls"], key) if "cls" in raw else None,
-    )
+    sample = Sample(raw[suffix], key=key, label=_label(raw["cls"], key) if "cls" in raw else None)
+    packed = records.parsed(raw.get("json", b""))
+    if packed:
+        records.restore(sample, packed)
+        if "mask.png" in raw:
+            records.restore_mask(sample, raw["mask.png"])
+    if caption == "txt" or (caption and not packed):
+        sample.text = _text(caption, raw[caption])
+    return sample
 
 
 def _text(part: str, data: bytes) -> str:
@@ -221,6 +240,14 @@ def _text(part: str, data: bytes) -> str:
         return str(json.loads(data).get("caption") or "").strip()
     except (ValueError, AttributeError):
         return ""
+
+
+def _has_caption(data: bytes) -> bool:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and "caption" in value
 
 
 def _label(data: bytes, key: str) -> int:

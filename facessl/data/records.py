@@ -1,0 +1,213 @@
+"""What a packed image carries beside its pixels, written by `facessl pack` and read back by the webdataset source.
+
+One sample is the members `NAME.jpg`, `NAME.json`, and `NAME.cls` (label), `NAME.txt` (caption), `NAME.mask.png` (class
+map) where it has them. `traits.json` beside the shards holds what belongs to the whole set: class names, the order of
+the landmarks, subsets, pairs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from facessl.batch import FIELDS, Sample
+from facessl.data.decode import decode_mask
+from facessl.data.source import Source, trait
+from facessl.errors import DataError
+
+Size = tuple[int, int]
+#: Key of the JSON that tells a packed sample from other people's, and its version.
+MARK, VERSION = "facessl", 1
+TRAITS = "traits.json"
+#: Fields of `Sample` in the JSON: arrays by their type, and plain numbers. Label, text and mask have their own members.
+ARRAYS = {
+    **dict.fromkeys(("landmarks", "box", "five_points", "pose"), np.float32),
+    **dict.fromkeys(("visible", "attributes"), np.uint8),
+}
+NUMBERS = ("identity", "group")
+#: Arrays of pixel coordinates, which move when an image is resized.
+_PIXELS = ("landmarks", "box", "five_points")
+_NAMES = ("label_names", "attribute_names", "group_names", "mask_names")
+_BLOCK = 512
+
+
+def has_pixels(source: Source) -> bool:
+    """Whether a source gives anything that moves with the pixels of its images."""
+    return bool(source.provides & {*_PIXELS, "mask"})
+
+
+def members(sample: Sample, stored: Size, shape: Size, label_name: str | None) -> dict[str, bytes]:
+    """The members beside the image, by ending, with everything moved to the packed image's pixels.
+
+    Args:
+        sample: as its source gives it.
+        stored: height and width of its image.
+        shape: height and width of the packed image.
+        label_name: class name of its label.
+    """
+    row: dict[str, Any] = {MARK: VERSION, "key": sample.key, "stored": list(stored)}
+    if label_name is not None:
+        row["label_name"] = label_name
+    for name in NUMBERS:
+        if (number := getattr(sample, name)) is not None:
+            row[name] = int(number)
+    for name, kind in ARRAYS.items():
+        if (value := getattr(sample, name)) is not None:
+            if name in _PIXELS and stored != shape:
+                value = _moved(value, stored, shape)
+            row[name] = _listed(np.asarray(value, kind))
+    out = {"json": json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")}
+    if sample.label is not None:
+        out["cls"] = str(int(sample.label)).encode()
+    if sample.text is not None:
+        out["txt"] = sample.text.encode("utf-8", "replace")
+    if sample.mask is not None:
+        out["mask.png"] = _mask(sample.mask, stored, shape)
+    return out
+
+
+def _moved(xy: np.ndarray, stored: Size, shape: Size) -> np.ndarray:
+    """Coordinates x, y, x, y, ... of any shape, moved as the centres of pixels move."""
+    factor = np.array([shape[1] / stored[1], shape[0] / stored[0]])
+    pairs = np.asarray(xy, np.float64).reshape(-1, 2)
+    return ((pairs + 0.5) * factor - 0.5).reshape(np.shape(xy))
+
+
+def _listed(value: np.ndarray) -> Any:
+    """As nested lists; of float32 the shortest decimals that give the same float32 again."""
+    if value.dtype != np.float32:
+        return value.tolist()
+    return value.astype(str).astype(np.float64).tolist()
+
+
+def _mask(mask: np.ndarray, stored: Size, shape: Size) -> bytes:
+    """Class map (H, W) uint8 as PNG of the packed image's size, the nearest class."""
+    if stored != shape:
+        mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+    return bytes(cv2.imencode(".png", mask)[1])
+
+
+def header(name: str, size: int) -> bytes:
+    """The 512 bytes in front of a member of a tar (POSIX ustar), without owner and time.
+
+    `tarfile` takes ten times as long; the writer makes two to five of these for each image.
+    """
+    fields = f"{size:011o}\0{0:011o}\0".encode()
+    start = name.encode().ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + fields
+    rest = (b"0" + bytes(100) + b"ustar\00000").ljust(_BLOCK - len(start) - 8, b"\0")
+    total = sum(start) + sum(rest) + 8 * 32  # the checksum counts itself as spaces
+    return start + f"{total:06o}\0 ".encode() + rest
+
+
+def archived(name: str, parts: dict[str, bytes]) -> bytes:
+    """The members `NAME.ENDING` of one sample as they stand in a tar."""
+    out = []
+    for ending, data in parts.items():
+        out += [header(f"{name}.{ending}", len(data)), data, bytes(-len(data) % _BLOCK)]
+    return b"".join(out)
+
+
+#: What closes a tar.
+END = bytes(2 * _BLOCK)
+
+
+def traits(source: Source) -> dict[str, Any]:
+    """What belongs to a whole source, as JSON values; positions are those in the source."""
+    found: dict[str, Any] = {"provides": sorted(source.provides), "layout": trait(source, "layout")}
+    for name in _NAMES:
+        values = getattr(source, name) if name in ("label_names", "attribute_names") else trait(source, name)
+        found[name] = list(values)
+    flip = trait(source, "mask_flip")
+    found["mask_flip"] = None if flip is None else np.asarray(flip).tolist()
+    found["subsets"] = {name: np.asarray(at).tolist() for name, at in trait(source, "subsets").items()}
+    for name in ("pairs", "same", "folds"):
+        value = trait(source, name)
+        found[name] = None if value is None else np.asarray(value).tolist()
+    return found
+
+
+def read_traits(folder: Path, numbers: Callable[[], np.ndarray] | None) -> dict[str, Any]:
+    """Attributes of a source that reads shards of `folder`; none where it has no `traits.json`.
+
+    Args:
+        folder: of the shards.
+        numbers: called for the (n,) int64 positions that the shards' images had in the packed source. A subset or pair
+            is kept as far as its images are among them. None: leave them out (a stream has no positions).
+
+    Raises:
+        DataError: the file cannot be understood.
+    """
+    file = folder / TRAITS
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        out: dict[str, Any] = {name: tuple(known[name]) for name in _NAMES}
+        out["layout"] = known["layout"]
+        out["mask_flip"] = None if known["mask_flip"] is None else tuple(known["mask_flip"])
+        if numbers is not None and (known["subsets"] or known["pairs"] is not None):
+            out |= _positions(known, numbers())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read ({type(error).__name__}: {error}): pack the set again") from None
+    return {name: value for name, value in out.items() if value is not None and len(value)}
+
+
+def _positions(known: dict[str, Any], numbers: np.ndarray) -> dict[str, Any]:
+    """Subsets and pairs as positions in the shards."""
+    place = np.argsort(numbers)
+    ordered = numbers[place]
+
+    def at(positions: Any) -> np.ndarray:
+        """Positions in the shards, -1 for images that are not there."""
+        wanted = np.array(positions, np.int64)
+        found = np.searchsorted(ordered, wanted).clip(0, len(ordered) - 1)
+        return np.where(ordered[found] == wanted, place[found], -1)
+
+    out: dict[str, Any] = {}
+    if known["subsets"]:
+        out["subsets"] = {name: (every := at(value))[every >= 0] for name, value in known["subsets"].items()}
+    if known["pairs"] is not None:
+        pairs = at(known["pairs"]).reshape(-1, 2)
+        whole = (pairs >= 0).all(1)
+        out["pairs"], out["same"] = pairs[whole], np.array(known["same"], bool)[whole]
+        if known["folds"] is not None:
+            out["folds"] = np.array(known["folds"], np.int64)[whole]
+    return out
+
+
+def parsed(data: bytes) -> dict[str, Any] | None:
+    """The JSON of a packed sample; None where it is other people's."""
+    try:
+        row = json.loads(data)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and MARK in row else None
+
+
+def fields(row: dict[str, Any]) -> frozenset[str]:
+    """Fields of `Sample` in the JSON of a packed sample."""
+    return frozenset(row) & FIELDS & {*ARRAYS, *NUMBERS}
+
+
+def restore(sample: Sample, row: dict[str, Any]) -> None:
+    """Give `sample` the fields of its JSON.
+
+    Raises:
+        DataError: a field is damaged.
+    """
+    try:
+        for name in fields(row):
+            value = row[name]
+            setattr(sample, name, np.array(value, ARRAYS[name]) if name in ARRAYS else int(value))
+    except (TypeError, ValueError):
+        raise DataError(f"the .json of {sample.key} has {name}={str(row[name])[:40]}: pack the set again") from None
+
+
+def restore_mask(sample: Sample, data: bytes) -> None:
+    """Give `sample` its mask. Raises ImageError where the PNG is damaged."""
+    sample.mask = decode_mask(data, key=sample.key)
