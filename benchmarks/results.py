@@ -3,7 +3,7 @@
     python benchmarks/results.py docs/results.md --runs runs/byol runs/fra --step step.json --views views.json
 
 A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step, views,
-symmetry or linear.
+symmetry, linear, smoke or methods.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from typing import Any
 from facessl.report import headline
 from facessl.report.folder import RunFolder, read_run_folder
 
+#: A third of an even spread over the sphere, 1 in the unit of the monitor `embedding_std`: 0.3 / sqrt(C) per channel.
+STD_FLOOR = 0.3
+WATCHED = ("embedding_std", "knn_accuracy")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -26,6 +30,8 @@ def main() -> None:
     parser.add_argument("--views", type=Path)
     parser.add_argument("--symmetry", type=Path)
     parser.add_argument("--linear", type=Path)
+    parser.add_argument("--smoke", nargs="*", type=Path, default=[], help="run folders of the smoke recipes")
+    parser.add_argument("--methods", type=Path, help="output of benchmarks/methods.py")
     args = parser.parse_args()
     text = args.page.read_text()
     if args.runs:
@@ -38,6 +44,10 @@ def main() -> None:
         text = fill(text, "symmetry", symmetry_table(json.loads(args.symmetry.read_text())))
     if args.linear:
         text = fill(text, "linear", linear_table(json.loads(args.linear.read_text())))
+    if args.smoke:
+        text = fill(text, "smoke", smoke_table([read_run_folder(path) for path in args.smoke]))
+    if args.methods:
+        text = fill(text, "methods", methods_table(json.loads(args.methods.read_text())))
     args.page.write_text(text)
 
 
@@ -134,6 +144,60 @@ def linear_table(found: dict[str, Any]) -> str:
         if "penalties" in r:
             rows.append([name, str(r["penalties"]), str(r["seconds"]), str(r["cpu_seconds"])])
     return f"{s['images']:,} x {s['dimensions']}, {s['threads']} thread(s), {_where(found)}.\n\n{table(rows)}"
+
+
+def smoke_table(runs: list[RunFolder]) -> str:
+    """Whether each method learnt: loss, spread of the embeddings, k-NN accuracy, first to last, and three verdicts."""
+    rows = [["method", "backbone", "steps", "seconds", "loss", "embedding_std", "k-NN accuracy"]]
+    rows[0] += ["loss down", f"std above {STD_FLOOR}", "k-NN above its start"]
+    for run in sorted(runs, key=lambda run: str(run.setting("method.name"))):
+        head = headline(run)
+        loss, std, knn = ((run.first(c), run.last(c)) for c in ("loss", *(f"monitor/{n}" for n in WATCHED)))
+        low, high = (run.last(f"monitor/knn_accuracy_{side}") for side in ("low", "high"))
+        met = (_rises(loss[1], loss[0]), _rises(STD_FLOOR, std[1]), _rises(*knn))
+        rows.append(
+            [
+                str(head["method"]),
+                str(head["backbone"]),
+                str(head["steps"]),
+                "-" if head["seconds"] is None else f"{head['seconds']:.0f}",
+                *(_arrow(pair) for pair in (loss, std)),
+                _arrow(knn) + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"),
+                *("-" if m is None else "pass" if m else "FAIL" for m in met),
+            ]
+        )
+    commits = ", ".join(sorted({str(run.environment.get("commit", "")) for run in runs}))
+    return f"First to last line of metrics.csv, brackets: 95 % interval of the last; commit {commits}.\n\n{table(rows)}"
+
+
+def _rises(first: float | None, last: float | None) -> bool | None:
+    """Whether `last` is above `first`; None where one of them was not measured."""
+    return None if first is None or last is None else last > first
+
+
+def _arrow(pair: tuple[float | None, float | None]) -> str:
+    return " -> ".join("-" if value is None else f"{value:.3f}" for value in pair)
+
+
+def methods_table(found: dict[str, Any]) -> str:
+    """Cost of a step of each method beside BYOL's."""
+    s = found["settings"]
+    rows = [["backbone", "precision", "method", "views", "step, s", "images/s", "peak, MiB", "time / BYOL", "range"]]
+    rows[0].append("memory / BYOL")
+    for r in found["results"]:
+        low, high = r["time_range"]
+        cells = [r["backbone"], r["precision"], r["method"], r["views"], r["step_seconds"], r["images_per_second"]]
+        cells += [r["peak_mib"], r["time_to_byol"], f"{low}-{high}", r["memory_to_byol"]]
+        rows.append([str(cell) for cell in cells])
+    against = "".join(
+        f"\n\nFRA over PCL, {r['backbone']}, {r['precision']}: time {r['ratio']} "
+        f"({r['range'][0]}-{r['range'][1]}), memory {r['memory_ratio']}."
+        for r in found["fra_over_pcl"]
+    )
+    return (
+        f"{s['image_size']} px, batch {s['batch_size']}, {s['threads']} thread(s), {s['rounds']} rounds, "
+        f"{s['device']}; {_where(found)}.\n\n{table(rows)}{against}"
+    )
 
 
 def _where(found: dict[str, Any]) -> str:

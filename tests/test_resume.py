@@ -8,9 +8,11 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from facessl.pretraining import pretrain
 from tests.helpers import TINY, assert_same, command, environment, facessl, weights
 
 SLOW_DISK = """
@@ -84,6 +86,21 @@ def test_killed_run_ends_with_the_same_bits(whole: dict[str, object], tmp_path: 
     steps = [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == [str(s) for s in range(1, 11)], "metrics.csv must neither lose nor repeat a step"
     assert len(list((run / "checkpoints").glob("step-*.ckpt"))) == 2
+
+
+def test_pcl_stopped_after_every_step_weighs_its_contrasts_alike(tmp_path: Path) -> None:
+    """Dynamic weight averaging needs the losses of two whole epochs, which no single part of this run has seen."""
+    method = {"name": "pcl", "width": 4, "hidden": 16, "dim": 8, "decoder_width": 8, "decoder_size": 8}
+    settings: dict[str, Any] = {
+        **{"source": "synthetic:?n=16&size=40", "backbone": "resnet10t", "image_size": 32, "batch_size": 8},
+        **{"max_steps": 6, "log_every": 1, "workers": 0, "monitor": {"every": 0}, "method": method, "device": "cpu"},
+    }
+    pretrain(**settings, out=str(tmp_path / "whole"))
+    for part in range(6):
+        pretrain(**settings, out=str(tmp_path / "parts"), max_minutes=1e-9, resume=part > 0)
+    whole = weights(tmp_path / "whole")
+    assert_same(weights(tmp_path / "parts"), whole)
+    assert whole["balance.complete"] >= 2
 
 
 def test_sigterm_to_all_processes_saves_and_exits(whole: dict[str, object], tmp_path: Path) -> None:

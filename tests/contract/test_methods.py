@@ -18,6 +18,7 @@ from facessl.optim import parameter_groups
 METHODS = plugins.names("methods")
 SMALL = {"hidden": 32, "dim": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}
 SMALL |= {"teacher": "random:resnet10t", "text_width": 32, "text_depth": 1, "text_heads": 2}
+SMALL |= {"prototypes": 12, "queue_length": 4, "queue_step": 1}
 VIT = "vit_tiny_patch16_224"
 
 
@@ -93,6 +94,34 @@ def test_state_dict_holds_everything(name: str) -> None:
     twin.load_state_dict(method.state_dict())
     first, second = (m.eval().step(batch(m), Progress(step=3, total_steps=10)).loss for m in (method, twin))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_restarted_method_goes_on_to_the_bit(name: str) -> None:
+    """Momentum networks, queues and loss weights of past epochs are in the state dict and nowhere else."""
+    method = build(name)
+    data = batch(method, count=2)
+    train(method, data, range(4))
+    twin = build(name)
+    twin.load_state_dict(method.state_dict())
+    for one in (method, twin):
+        train(one, data, range(4, 6))
+    other = {n for n, v in method.state_dict().items() if not torch.equal(v, twin.state_dict()[n])}
+    assert not other, sorted(other)[:5]
+
+
+def train(method: Any, data: Batch, steps: range) -> None:
+    """Plain gradient steps; epochs end after steps 0, 2 and 4, so that the restart is in the middle of one."""
+    for step in steps:
+        progress = Progress(step=step, total_steps=6, epoch=(step + 1) // 2)
+        torch.manual_seed(step)
+        method.step(data, progress).loss.backward()
+        with torch.no_grad():
+            for p in method.parameters():
+                if p.grad is not None:
+                    p.sub_(1e-3 * p.grad)
+                    p.grad = None
+        method.after_step(progress)
 
 
 @pytest.mark.parametrize("name", METHODS)
