@@ -268,6 +268,18 @@ def cmd_convert(path: str, out: Path = Path("backbone.safetensors")) -> int:
     return 0
 
 
+def cmd_plan(argv: list[str]) -> int:
+    """What a pre-training recipe costs on so many GPUs, by arithmetic; the last line is JSON."""
+    from facessl import planning
+
+    parser = ArgumentParser(prog="facessl plan", exit_on_error=False, description=summary(cmd_plan))
+    parser.add_function_arguments(planning.plan, as_positional=True)
+    found = planning.plan(**parsed_words(parser, argv, "plan"))
+    print(planning.table(found))
+    print(json.dumps(found))
+    return 0
+
+
 def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["paper"] | None = None) -> int:
     """Rewrite the report of a run, or compare several; the last line is JSON.
 
