@@ -14,7 +14,17 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from facessl.cli_data import cmd_crop, cmd_pack  # noqa: F401 (commands)
-from facessl.commandline import call, configured, device_of, list_skipped, overview, parsed_words, summary
+from facessl.commandline import (
+    call,
+    configured,
+    device_of,
+    list_skipped,
+    overview,
+    parsed_words,
+    refuse_other_protocols,
+    summary,
+    training_protocols,
+)
 from facessl.errors import ConfigError, FaceSSLError, UnknownName
 
 #: Exit status of a user's error; argparse uses the same.
@@ -50,14 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def cmd_pretrain(argv: list[str]) -> int:
     """Learn a face backbone from unlabelled images."""
-    from facessl import parsing, pretraining
+    from facessl import parsing
 
     if "-h" in argv or "--help" in argv:
         parsing.print_help(argv)
         return 0
-    parsed, shown = configured(argv, parsing.PRETRAIN)
+    parsed, shown = configured(argv, parsing.PRETRAIN, lambda config: config.to_dict())
     if shown:
         return 0
+    from facessl import pretraining  # only here, as torch takes seconds: wrong words are told before
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         result = pretraining.run(parsed)
@@ -68,20 +80,26 @@ def cmd_pretrain(argv: list[str]) -> int:
 
 def cmd_finetune(argv: list[str]) -> int:
     """Fine-tune a backbone for a task, and score it; the last line is JSON."""
-    from facessl import finetuning, parsing
+    from facessl import parsing
 
-    command = finetuning.FINETUNE
     if "-h" in argv or "--help" in argv:
-        parsing.print_help(argv, command)
+        parsing.print_help(argv, parsing.FINETUNE)
         return 0
-    parsed, shown = configured(argv, command)
+    parsed, shown = configured(argv, parsing.FINETUNE, parsing.resolved)
     if shown:
         return 0
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning.*")
-        results = finetuning.run_finetuning(parsed)
+    from facessl import finetuning
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            results = finetuning.run_finetuning(parsed)
+    except KeyboardInterrupt:  # a second one, or one while images are scored
+        print(json.dumps({"task": parsed.task["name"], "run": parsed.run, "out": parsed.out, "finished": False}))
+        raise
     if results:
-        kept = {k: v for k, v in results["test"].items() if not isinstance(v, (dict, list)) or k == "headline"}
+        test = results.get("test", {})
+        kept = {k: v for k, v in test.items() if not isinstance(v, (dict, list)) or k == "headline"}
         print(json.dumps({k: v for k, v in results.items() if k != "test"} | kept))
     return 0
 
@@ -160,12 +178,11 @@ def cmd_regions(
 def cmd_probe(argv: list[str]) -> int:
     """Judge a frozen backbone on labelled images; the last line is JSON."""
     from facessl import plugins
-    from facessl.evaluation import evaluate
-    from facessl.loading import load_backbone
 
     name = next((v for f, v in itertools.pairwise(argv) if f == "--protocol"), None)
     name = name or next((w.partition("=")[2] for w in argv if w.startswith("--protocol=")), "knn")
-    judge = plugins.find("protocols", name)  # a wrong name is said before a large file is read
+    refuse_other_protocols(argv, name)  # before torch is imported and a large file is read
+    judge = plugins.find("protocols", name)
     parser = ArgumentParser(prog="facessl probe", exit_on_error=False, description=summary(judge))
     parser.add_argument("run", help="run folder, checkpoint or exported backbone")
     parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
@@ -179,6 +196,9 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument("--out", default=None, help="file that the result is also written to")
     parser.add_function_arguments(judge, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)
     given = parsed_words(parser, argv, "probe")
+    from facessl.evaluation import evaluate
+    from facessl.loading import load_backbone
+
     run, source, device, out = (given.pop(k) for k in ("run", "source", "device", "out"))
     backbone = load_backbone(run).to(device_of(device))
     found = {"run": run, "source": source, **evaluate(backbone, source, **given)}
@@ -315,20 +335,9 @@ def cmd_list(what: Literal["methods", "sources", "tasks", "protocols", "recipes"
     for name in plugins.names(folder):
         print(f"{name.replace('_', '-') if what == 'sources' else name:14} {plugins.summary(folder, name)}")
     if what == "protocols":
-        for name, tasks in _training_protocols().items():
+        for name, tasks in training_protocols().items():
             print(f"{name:14} `facessl finetune --protocol {name}`: {', '.join(tasks)}")
     return 0
-
-
-def _training_protocols() -> dict[str, list[str]]:
-    """Protocols of `facessl finetune` and the tasks that have them."""
-    from facessl import plugins
-
-    found: dict[str, list[str]] = {}
-    for task in plugins.names("tasks"):
-        for protocol in plugins.find("tasks", task).defaults:
-            found.setdefault(protocol, []).append(task)
-    return found
 
 
 def cmd_check(as_json: bool = False) -> int:

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from facessl import plugins
 from facessl.errors import ConfigError, UnknownName
 
 
-def configured(argv: list[str], command: Any) -> tuple[Any, bool]:
+def configured(argv: list[str], command: Any, shown: Callable[[Any], Any]) -> tuple[Any, bool]:
     """The configuration that flags ask for, and whether printing it was all that was wanted.
 
-    `--resume` alone goes on with the settings that the run began with.
+    `--resume` alone goes on with the settings that the run began with. `shown` gives the plain values that
+    `--print-config` prints.
     """
     from facessl import parsing
 
     wanted = [w for w in argv if w not in ("--print_config", "--print-config")]
-    parsed = parsing.parse(wanted, command=command)
-    if parsed.resume and parsed.out is not None and (kept := Path(parsed.out) / "config.yaml").is_file():
-        parsed = parsing.parse(wanted, base=yaml.safe_load(kept.read_text()), command=command)
+    parsed = parsing.parse(wanted, base=parsing.resumed(wanted, command), command=command)
     if len(wanted) < len(argv):
-        print(yaml.safe_dump(parsed.to_dict(), sort_keys=False), end="")
+        print(yaml.safe_dump(shown(parsed), sort_keys=False), end="")
     return parsed, len(wanted) < len(argv)
 
 
@@ -50,12 +50,53 @@ def parsed_words(parser: ArgumentParser, words: list[str], name: str) -> dict[st
     known = {a.dest for a in parser._actions}
     for flag in (w[2:].partition("=")[0] for w in words if w.startswith("--")):
         if flag not in known:
-            raise UnknownName("option", f"--{flag}", [f"--{k}" for k in known])
+            raise UnknownName("option", dashed(flag), map(dashed, known))
     try:
         parsed = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
         raise ConfigError(f"{readable(error)} (see facessl {name} --help)") from None
     return {k: v for k, v in vars(parsed).items() if k != "config"}
+
+
+def dashed(name: str) -> str:
+    """A setting's name as a flag: no_crop -> --no-crop."""
+    return "--" + name.replace("_", "-")
+
+
+#: Flags of `facessl probe` that every protocol has.
+_PROBE = ("help", "protocol", "test", "val", "labels", "device", "out")
+
+
+def refuse_other_protocols(argv: list[str], name: str) -> None:
+    """A flag of `facessl probe` that the protocol does not have; one that has it is named. Imports no torch.
+
+    Raises:
+        UnknownName, ConfigError: there is no such protocol or flag, or it is another protocol's.
+    """
+    own = _settings(name)
+    for flag in (_underscored(w)[2:].partition("=")[0] for w in argv if w.startswith("--")):
+        if flag in own or flag in _PROBE:
+            continue
+        others = [p for p in plugins.names("protocols") if flag in _settings(p)]
+        if others:
+            raise ConfigError(
+                f"{dashed(flag)} belongs to {' and '.join(others)}, not to {name}: leave it out, or use --protocol "
+                f"{others[0]}"
+            )
+        raise UnknownName("option", dashed(flag), map(dashed, {*own, *_PROBE}))
+
+
+def training_protocols() -> dict[str, list[str]]:
+    """Protocols of `facessl finetune` and the tasks that have them."""
+    found: dict[str, list[str]] = {}
+    for task in plugins.names("tasks"):
+        for protocol in plugins.find("tasks", task).defaults:
+            found.setdefault(protocol, []).append(task)
+    return found
+
+
+def _settings(protocol: str) -> set[str]:
+    return {f.name for f in dataclasses.fields(plugins.settings("protocols", protocol))}
 
 
 def _underscored(word: str) -> str:

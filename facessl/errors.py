@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class FaceSSLError(Exception):
@@ -26,6 +26,10 @@ class ConfigError(FaceSSLError):
     """A setting that cannot work."""
 
 
+class PluginError(FaceSSLError):
+    """A method, task, source or protocol whose file lacks what its contract asks for."""
+
+
 class DataError(FaceSSLError):
     """A source that cannot be read."""
 
@@ -36,3 +40,9 @@ class CheckpointError(FaceSSLError):
 
 class TrainingError(FaceSSLError):
     """A run that cannot go on (a loss that is not finite, too many unreadable images)."""
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Names for a sentence: the first few, and how many there are."""
+    shown = ", ".join(names[:most]) or "none"
+    return f"{shown}, ... {len(names)} in all" if len(names) > most else shown

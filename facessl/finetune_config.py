@@ -27,7 +27,7 @@ class TuneOptim:
         momentum: of sgd.
         schedule: cosine (to `final_lr`), step (times `gamma` at each of `milestones`), exponential (times `gamma`
             after each epoch) or constant.
-        warmup_epochs: linear warm-up.
+        warmup_epochs: linear warm-up; a default is at most a fifth of the run.
         milestones: epochs of `step`.
         gamma: factor of `step` and `exponential`.
         final_lr: learning rate at the end of `cosine`.
@@ -81,8 +81,8 @@ class FinetuneConfig:
         labels: how many of the training labels are used: all, a share (`10%`) or a number (`25-per-class`).
         select: which weights are kept: the best on the validation part (val), the last ones (last, then no image is
             set apart), or the best on the test part (test, only to mirror a published number that did so).
-        image_size: side of the views in pixels; null: the backbone's (448 for FaRL's dense protocols).
-        batch_size: images of one optimiser step over all ranks.
+        image_size: side of the views in pixels; null: the backbone's. The tasks' published protocols have their own.
+        batch_size: images of one optimiser step over all ranks; a default is at most a quarter of the training part.
         epochs: passes over the training part.
         max_steps: optimiser steps instead of epochs.
         max_minutes: stop with a checkpoint after so many minutes of this process.
@@ -107,6 +107,8 @@ class FinetuneConfig:
             `{flip: 0.5, crop_scale: 1.1}`.
         backbone: the network, where `run` is none; its options also change a trained one that keeps its weights, e.g.
             `{output_stride: 16}` for a finer map.
+        given: names of the settings that were asked for, dotted; the others are defaults that a small training part
+            or a short run lowers (`batch_size`, `optim.warmup_epochs`). No setting.
     """
 
     run: str = "none"
@@ -143,6 +145,7 @@ class FinetuneConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     optim: TuneOptim = field(default_factory=TuneOptim)
     task: Mapping[str, Any] = field(default_factory=lambda: {"name": "expression"})
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("image_size", "batch_size", "epochs", "max_steps", "max_minutes", "log_every", "eval_every"):
@@ -160,4 +163,5 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (str, int, float, bool, list, dict), as `config.yaml` holds them."""
         values: dict[str, Any] = plain(dataclasses.asdict(self))
+        del values["given"]
         return values

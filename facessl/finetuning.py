@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -15,12 +14,12 @@ import yaml
 from lightning.fabric import Fabric
 from safetensors.torch import load_file
 
-from facessl import checkpoint, environment, loading, parsing, plugins, tuned
+from facessl import checkpoint, environment, loading, parsing, tuned
 from facessl.backbones import Backbone
-from facessl.config import BackboneConfig, differences, merge
+from facessl.config import BackboneConfig, differences, plain
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source
-from facessl.errors import ConfigError, UnknownName
+from facessl.errors import ConfigError
 from facessl.finetune_config import FinetuneConfig
 from facessl.methods.base import Progress
 from facessl.nn.sync_batch_norm import convert_sync_batchnorm
@@ -31,46 +30,17 @@ from facessl.running import loader_workers, one_error_in_distributed, run_folder
 from facessl.tasks.base import Labels
 from facessl.trainer import Plan, Trainer
 from facessl.tuned import Tuned
-from facessl.tuning_optim import build_tuning_optimizer, schedule
+from facessl.tuning_optim import build_tuning_optimizer
+from facessl.tuning_plan import cheaper_hint, derive, settle, size_reason
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
 
 
-def _preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of the published protocol that stand below what was asked for."""
-    protocol = values.get("protocol") or FinetuneConfig.protocol
-    task = plugins.find("tasks", values["task"]["name"])
-    if protocol not in task.defaults:
-        every = {
-            *plugins.names("protocols"),
-            *(p for t in plugins.names("tasks") for p in plugins.find("tasks", t).defaults),
-        }
-        if protocol not in every:
-            raise UnknownName("protocol", protocol, every)
-        raise ConfigError(
-            f"protocol {protocol} does not train {values['task']['name']}: use {' or '.join(sorted(task.defaults))}"
-            + (f", or `facessl probe --protocol {protocol}`" if protocol in ("knn", "linear") else "")
-        )
-    defaults: Mapping[str, Any] = task.defaults[protocol]
-    return defaults
-
-
-FINETUNE = parsing.Command(
-    "finetune",
-    FinetuneConfig,
-    "task",
-    "expression",
-    {
-        "run": "run folder, checkpoint, exported backbone, or none (random weights)",
-        "source": "labelled images, NAME:PATH?option=value or a path",
-    },
-    preset=_preset,
-)
-
-
-def finetune(run: str = "none", source: str = "synthetic:", **settings: Any) -> dict[str, Any]:
+def finetune(run: str = "none", source: str = "", **settings: Any) -> dict[str, Any]:
     """Fine-tune a backbone for a downstream task, and score it.
+
+    `facessl.finetune("runs/mine", "labelled/", task="expression", out="runs/expression")`
 
     Args:
         run: run folder, checkpoint or exported backbone; `none` for random weights.
@@ -78,36 +48,40 @@ def finetune(run: str = "none", source: str = "synthetic:", **settings: Any) -> 
         settings: fields of `facessl.finetune_config.FinetuneConfig`; `task` may be a plain name or a dict.
 
     Returns:
-        The scores on the test part, as `results.json` has them.
+        What `results.json` holds (`test`: the scores on the test part) with `out`, the run folder, and `finished`.
+        A run that was stopped before its end has no scores.
 
     Raises:
         FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
     """
-    return run_finetuning(parsing.from_dict({**settings, "run": run, "source": source}, FINETUNE))
+    return run_finetuning(parsing.from_dict({**settings, "run": run, "source": source}, parsing.FINETUNE))
 
 
 def run_finetuning(config: FinetuneConfig) -> dict[str, Any]:
-    """Carry out `config`; every rank of a distributed job calls this. Returns what `results.json` holds."""
+    """Carry out `config`; every rank of a distributed job calls this. Returns as `finetune`, on the first rank."""
     with one_error_in_distributed():
         return _run(config)
 
 
 def _run(config: FinetuneConfig) -> dict[str, Any]:
     fabric = start_fabric(config.device, config.precision)
-    backbone = _backbone(config)
+    backbone, own_size = _backbone(config)
     folder = run_folder(config.out, config.resume, f"{config.task['name']}-{backbone.name}", fabric)
     saved = saved_state(folder, resume=config.resume)
     data = _parts(config)
+    config, notes = settle(config, len(data.train), fabric.world_size)
     resolved = _resolve(config, backbone)
     if saved:
         _refuse_other(saved["config"], resolved, folder)
     augment = augment_from_dict(resolved["augment"])
     fabric.seed_everything(config.seed, workers=False, verbose=False)
     arguments = dict(config.task)
-    kind = plugins.find("tasks", arguments.pop("name"))
+    kind = parsing.FINETUNE.plugin(arguments.pop("name"))
     labels = Labels.of(data.train, kind.needs)
     model = Tuned(kind(backbone, labels, **arguments), ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
-    plan = derive(config, data)
+    if hasattr(model.task, "check"):
+        model.task.check(augment)
+    plan = derive(config, len(data.train))
     chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
     watch = _Selection(folder, chosen, augment, config, fabric)
     for part in (data.test, chosen or data.test):
@@ -119,7 +93,10 @@ def _run(config: FinetuneConfig) -> dict[str, Any]:
         trainer.load_state(saved)
     loader = _loader(data.train, model.task, labels, augment, config, fabric, trainer.step)
     if fabric.is_global_zero:
-        _write_head(folder, resolved, plan, data, fresh=saved is None)
+        _write_head(folder, resolved, plan, data, size_reason(config, own_size), fresh=saved is None)
+        for note in [*notes, cheaper_hint(model.task, fabric.device.type)]:
+            if note:
+                say(note)
     finished = trainer.fit(iter(loader))
     results: dict[str, Any] = {}
     if fabric.is_global_zero:
@@ -130,54 +107,24 @@ def _run(config: FinetuneConfig) -> dict[str, Any]:
     return results
 
 
-def derive(config: FinetuneConfig, data: Parts) -> Plan:
-    """Every number that follows from the configuration and the source, in one place.
-
-    Raises:
-        ConfigError: a batch that is larger than the training part.
-    """
-    images = len(data.train)
-    per_epoch = images // config.batch_size
-    if per_epoch == 0:
-        raise ConfigError(
-            f"batch size {config.batch_size} is larger than the training part with its {images} images: "
-            f"use --batch-size {images} or less"
-        )
-    total = config.max_steps or config.epochs * per_epoch
-    every = max(1, round(config.eval_every * per_epoch))
-    return Plan(
-        total_steps=total,
-        steps_per_epoch=per_epoch,
-        batch_size=config.batch_size,
-        peak=config.optim.lr,
-        warmup_steps=min(round(config.optim.warmup_epochs * per_epoch), total),
-        learning_rate=schedule(config.optim, total_steps=total, steps_per_epoch=per_epoch),
-        clip_grad=config.clip_grad,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
-        monitor_every=0 if config.select == "last" else every,
-        max_seconds=config.max_minutes * 60 if config.max_minutes else None,
-        max_bad=math.floor(config.max_bad * images),
-    )
-
-
 # ---- parts -----------------------------------------------------------------------------------------------------
 
 
-def _backbone(config: FinetuneConfig) -> Backbone:
-    """The backbone that is fine-tuned, trainable, at the size of the run."""
+def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
+    """The backbone that is fine-tuned, trainable, at the size of the run; and the size it was trained at, if any."""
     size = config.image_size
     if config.run == "none":
         b: BackboneConfig = config.backbone
         torch.manual_seed(config.seed)
-        return Backbone(b.name, image_size=size or 224, pretrained=b.pretrained, **b.options)
+        return Backbone(b.name, image_size=size or 224, pretrained=b.pretrained, **b.options), None
     backbone = loading.load_backbone(config.run)
     if config.backbone.options:
         backbone = loading.with_options(backbone, config.backbone.options)
     backbone.requires_grad_(True)
+    own = backbone.image_size
     if size is not None:
         loading.set_image_size(backbone, size)
-    return backbone
+    return backbone, own
 
 
 def _parts(config: FinetuneConfig) -> Parts:
@@ -203,21 +150,10 @@ def _parts(config: FinetuneConfig) -> Parts:
 
 def _resolve(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
     """The configuration as `config.yaml` holds it: what was left open (null) is filled in."""
-    values = config.to_dict()
-    kind = plugins.find("tasks", config.task["name"])
-    values["image_size"] = backbone.image_size
-    values["backbone"] = {"name": backbone.name, "pretrained": False, "options": dict(backbone.timm_options)}
-    published: Augment = kind.augments[config.protocol]
-    known = dataclasses.asdict(published)
-    for name in config.augment:
-        if name not in known:
-            raise UnknownName("field of augment", name, known)
-    try:
-        values["augment"] = dataclasses.asdict(augment_from_dict(known | dict(config.augment)))
-    except TypeError as error:
-        raise ConfigError(f"augment {dict(config.augment)} has a value of the wrong kind: {error}") from None
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
+    return parsing.resolved(config) | {
+        "image_size": backbone.image_size,
+        "backbone": {"name": backbone.name, "pretrained": False, "options": plain(backbone.timm_options)},
+    }
 
 
 def _refuse_other(saved: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
@@ -309,8 +245,10 @@ class _Selection:
         note = self.folder / "best.json"
         best = json.loads(note.read_text()) if note.is_file() else {"step": math.inf}
         sign = 1 if found["better"] == "higher" else -1
+        if not math.isfinite(value):
+            say(f"step {progress.step}: {found['name']} of the {self.config.select} part is not a number: not kept")
         # The score before training is watched, not kept; a resumed run measures again what it redoes.
-        if progress.step and (best["step"] >= progress.step or sign * value > sign * best["value"]):
+        elif progress.step and (best["step"] >= progress.step or sign * value > sign * best["value"]):
             told = {"step": progress.step, "name": found["name"], "value": value}
             checkpoint.write_backbone(note.with_suffix(".safetensors"), model.best.state_dict(), told)  # and the note
         return {f"{self.config.select}_{found['name']}": value}
@@ -337,7 +275,9 @@ def _balance(source: Source) -> np.ndarray:
     return total
 
 
-def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, data: Parts, *, fresh: bool) -> None:
+def _write_head(
+    folder: Path, resolved: Mapping[str, Any], plan: Plan, data: Parts, size_reason: str, *, fresh: bool
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if fresh:
         for stale in ("best.json", "best.safetensors"):  # of a run that was stopped before its first checkpoint
@@ -347,7 +287,7 @@ def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, data: Par
     held = "none set apart" if data.val is None else f"{len(data.val)}{' of the training images' * data.carved}"
     say(
         f"{resolved['task']['name']} ({resolved['protocol']}) on {resolved['backbone']['name']}, "
-        f"{resolved['image_size']} px -> {folder}\n"
+        f"{resolved['image_size']} px ({size_reason}) -> {folder}\n"
         f"{len(data.train)} images to train on, validation {held}, test {len(data.test)}; {plan.total_steps} steps "
         f"of {plan.batch_size} images, {plan.steps_per_epoch} an epoch"
     )
@@ -366,32 +306,33 @@ def _finish(
 ) -> dict[str, Any]:
     """Scores on the test part with the weights that were selected, and every file of the run."""
     status = json.dumps({"finished": finished, "steps": steps}).encode()
+    told: dict[str, Any] = {
+        "task": resolved["task"]["name"],
+        "protocol": "linear (frozen)" if config.frozen else config.protocol,
+        "run": config.run,
+        "source": config.source,
+        "labels": config.labels,
+    }
+    ended = {"out": str(folder), "steps": steps, "finished": finished}
     if not finished:
         checkpoint.write_atomic(folder / "status.json", status)
-        return {}
+        return told | ended
     task = model.best
     chosen: dict[str, Any] = {"step": steps, "by": "last"}
     if (folder / "best.json").is_file():
         task.load_state_dict(load_file(folder / "best.safetensors"))
         chosen = json.loads((folder / "best.json").read_text()) | {"by": config.select}
+    elif config.select != "last":
+        say(f"no score of the {config.select} part was a number: the last weights are kept")
     info = tuned.card(task, labels, resolved, augment, steps=chosen["step"], commit=environment.commit())
     checkpoint.write_backbone(folder / "model.safetensors", task.state_dict(), info)
     shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "format")}
     shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
     checkpoint.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
     test = _score(task, data.test, augment, config)
-    results = {
-        "task": resolved["task"]["name"],
-        "protocol": "linear (frozen)" if config.frozen else config.protocol,
-        "run": config.run,
-        "source": config.source,
-        "labels": config.labels,
-        "selected": chosen,
-        "train_images": len(data.train),
-        "test": test,
-    }
+    results = told | {"selected": chosen, "train_images": len(data.train), "test": test}
     checkpoint.write_atomic(folder / "results.json", json.dumps(results, indent=2).encode() + b"\n")
     checkpoint.write_atomic(folder / "status.json", status)
     write_report(folder)
     say(f"report: {folder / 'report.html'}")
-    return merge({}, results)
+    return results | ended

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from facessl import plugins
 from facessl.config import RunConfig, flatten, merge, one_line, read_recipe
-from facessl.errors import ConfigError, UnknownName
+from facessl.errors import ConfigError, PluginError, UnknownName
+from facessl.finetune_config import FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Command:
         default: the plug-in that stands there when none is named.
         positional: fields given without a flag, with their help.
         preset: values so far -> values that stand below them (a protocol's published settings).
+        remarks: values so far -> what is added to the help of a setting, by its name.
+        members: what a plug-in must have.
     """
 
     name: str
@@ -35,6 +41,8 @@ class Command:
     default: str
     positional: Mapping[str, str]
     preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
+    remarks: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {}
+    members: tuple[str, ...] = ("Args", "needs", "views", "mean", "std", "step", "after_step")
 
     @property
     def folder(self) -> str:
@@ -46,9 +54,62 @@ class Command:
         """Short flags and what they stand for."""
         return {self.part: f"{self.part}.name", "backbone": "backbone.name"}
 
+    def plugin(self, name: str) -> Any:
+        """The plug-in's class.
+
+        Raises:
+            UnknownName: there is none of that name.
+            PluginError: it lacks members.
+        """
+        kind = plugins.find(self.folder, name)
+        missing = [member for member in self.members if not hasattr(kind, member)]
+        if missing:
+            raise PluginError(
+                f"facessl/{self.folder}/{name}.py: the class {kind.__name__} has no {', '.join(missing)}: "
+                f"facessl/{self.folder}/base.py says what a {self.part} has"
+            )
+        return kind
+
+
+def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of the published protocol of a task."""
+    protocol = values.get("protocol") or FinetuneConfig.protocol
+    task = FINETUNE.plugin(values["task"]["name"])
+    if protocol not in task.defaults:
+        trained = {p for t in plugins.names("tasks") for p in plugins.find("tasks", t).defaults}
+        if protocol not in (every := {*plugins.names("protocols"), *trained}):
+            raise UnknownName("protocol", protocol, every)
+        raise ConfigError(
+            f"protocol {protocol} does not train {values['task']['name']}: use {' or '.join(sorted(task.defaults))}"
+            + (f", or `facessl probe --protocol {protocol}`" if protocol in plugins.names("protocols") else "")
+        )
+    defaults: Mapping[str, Any] = task.defaults[protocol]
+    return defaults
+
+
+def _augmentation(values: Mapping[str, Any]) -> Mapping[str, str]:
+    """What `augment` changes, told in its help."""
+    published = FINETUNE.plugin(values["task"]["name"]).augments[values.get("protocol") or FinetuneConfig.protocol]
+    told = {f.name: v for f in dataclasses.fields(published) if (v := getattr(published, f.name)) != f.default}
+    shown = ", ".join(f"{k}: {list(v) if isinstance(v, tuple) else v}" for k, v in told.items())
+    return {"augment": f"those of the protocol are {{{shown}}}"}
+
 
 _SOURCE = "NAME:PATH?option=value, or a path; none: drawn faces (synthetic:)"
 PRETRAIN = Command("pretrain", RunConfig, "method", "fra", {"source": _SOURCE})
+FINETUNE = Command(
+    "finetune",
+    FinetuneConfig,
+    "task",
+    "expression",
+    {
+        "run": "run folder, checkpoint, exported backbone, or none (random weights)",
+        "source": "labelled images, NAME:PATH?option=value or a path",
+    },
+    preset=_published,
+    remarks=_augmentation,
+    members=("Args", "needs", "defaults", "augments", "step", "after_step", "predict", "meter", "describe"),
+)
 #: Fields whose inner keys are free, or that are lists: they are checked where they are used.
 _FREE = ("views", "backbone.options.", "augment", "optim.lrs")
 
@@ -60,7 +121,44 @@ def parse(argv: Sequence[str], *, base: Mapping[str, Any] | None = None, command
         ConfigError, UnknownName: one sentence with the value and the nearest valid name.
         SystemExit: after `--help` or `--print_config`.
     """
-    values: dict[str, Any] = dict(base or {})
+    values, rest = _sorted_out(argv, base or {}, command)
+    return _build(values, rest, command)
+
+
+def resumed(argv: Sequence[str], command: Command = PRETRAIN) -> dict[str, Any] | None:
+    """The settings that a run began with, where `argv` asks to go on with one that is there.
+
+    Raises:
+        ConfigError: `argv` names another method or task than the run has, so that its flags would not fit.
+    """
+    values, rest = _sorted_out(argv, {}, command)
+    out = _last_value(rest, "--out") or values.get("out")
+    on = [w for w in rest if w.partition("=")[0] == "--resume"]
+    if out is None or not (values.get("resume") or on) or on[-1:] == ["--resume=false"]:
+        return None
+    file = Path(out) / "config.yaml"
+    if not file.is_file():
+        return None
+    try:
+        kept: dict[str, Any] = yaml.safe_load(file.read_text())
+        name = kept[command.part]["name"]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        raise ConfigError(
+            f"{file} is damaged, or is not of `facessl {command.name}`: start a new run with another --out"
+        ) from None
+    flag = f"{command.part}.name"
+    asked = _last_value(rest, f"--{flag}") or (values.get(command.part) or {}).get("name")
+    if asked not in (None, name):
+        raise ConfigError(
+            f"{out} was started with other settings ({flag}: {name!r} -> {asked!r}): resume with the old ones, or "
+            "start a new run with another --out"
+        )
+    return kept
+
+
+def _sorted_out(argv: Sequence[str], base: Mapping[str, Any], command: Command) -> tuple[dict[str, Any], list[str]]:
+    """Values of `base` and of the recipes in `argv`, and the other words with flags as the parser spells them."""
+    values: dict[str, Any] = dict(base)
     rest: list[str] = []
     words = iter(argv)
     for word in words:
@@ -78,15 +176,68 @@ def parse(argv: Sequence[str], *, base: Mapping[str, Any] | None = None, command
             rest.append("--" + key.replace("-", "_") + word[2 + len(key) :])
         else:
             rest.append(word)
-    return _build(values, rest, command)
+    for key in command.alias:
+        if isinstance(values.get(key), str):
+            values[key] = {"name": values[key]}
+    return values, rest
 
 
 def print_help(argv: Sequence[str], command: Command = PRETRAIN) -> None:
-    """Print every flag of a command, with those of the plug-in named in `argv`."""
-    flag = f"--{command.part}"
-    words = [w.replace(f"{flag}=", f"{flag}.name=") for w in argv]
-    name = _last_value([w if w != flag else f"{flag}.name" for w in words], f"{flag}.name") or command.default
-    _parser(plugins.find(command.folder, name).Args, command).print_help()
+    """Print every flag of a command, with the values that the plug-in, protocol and recipe named in `argv` have."""
+    values, rest = _sorted_out([w for w in argv if w not in ("-h", "--help")], {}, command)
+    name, below = _plugin_and_preset(values, rest, command)
+    parser = _parser(command.plugin(name).Args, command)
+    used = merge(below, values)
+    remarks = command.remarks(used)
+    for action in parser._actions:
+        found = _lookup(used, action.dest)
+        if found is not None and (action.dest.startswith(_FREE) or not isinstance(found, Mapping)):
+            parser.set_defaults({action.dest: found})
+        if action.dest in remarks:
+            action.help = f"{action.help}; {remarks[action.dest]}"
+    if below:
+        others = ", ".join(n for n in plugins.names(command.folder) if n != name)
+        with_protocol = f" --protocol {used['protocol']}" if used.get("protocol") else ""
+        parser.description = (
+            f"{parser.description} The defaults below are those of --{command.part} {name}{with_protocol}; they depend "
+            f"on the {command.part}: `facessl {command.name} --{command.part} NAME --help` shows those of {others}."
+        )
+    parser.print_help()
+
+
+def _plugin_and_preset(values: Mapping[str, Any], argv: Sequence[str], command: Command) -> tuple[str, dict[str, Any]]:
+    """Name of the plug-in that is asked for, and the values that stand below what is asked for."""
+    part, flag = command.part, f"--{command.part}.name"
+    name = _last_value(argv, flag) or (values.get(part) or {}).get("name", command.default)
+    chosen = {"protocol": v} if (v := _last_value(argv, "--protocol")) is not None else {}
+    return name, {**command.preset({**values, **chosen, part: {"name": name}}), **chosen}
+
+
+def _lookup(values: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def resolved(config: FinetuneConfig) -> dict[str, Any]:
+    """Plain values of a fine-tuning configuration, with all of the protocol's crop and augmentation.
+
+    Raises:
+        UnknownName, ConfigError: a field of `augment` that there is not, or a value that it cannot have.
+    """
+    values = config.to_dict()
+    published = FINETUNE.plugin(config.task["name"]).augments[config.protocol]
+    known = dataclasses.asdict(published)
+    for name in config.augment:
+        if name not in known:
+            raise UnknownName("field of augment", name, known)
+    try:
+        changed = {k: tuple(v) if isinstance(v, list) else v for k, v in config.augment.items()}
+        values["augment"] = dataclasses.asdict(dataclasses.replace(published, **changed))
+    except TypeError as error:
+        raise ConfigError(f"augment {dict(config.augment)} has a value of the wrong kind: {error}") from None
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
@@ -101,18 +252,13 @@ def _build(values: dict[str, Any], argv: list[str], command: Command) -> Any:
             values[key] = {"name": values[key]}
     flag = f"{command.part}.name"
     name = _last_value(argv, f"--{flag}") or (values.get(command.part) or {}).get("name", command.default)
-    parser = _parser(plugins.find(command.folder, name).Args, command)
+    _refuse_unknown(values, argv, _parser(plugins.settings(command.folder, name), command))
+    given = frozenset([*flatten(values), *(w[2:].partition("=")[0] for w in argv if w.startswith("--"))])
+    name, below = _plugin_and_preset(values, argv, command)
+    parser = _parser(command.plugin(name).Args, command)
     parser.set_defaults({flag: name})
-    chosen = {k: v for k in ("protocol",) if (v := _last_value(argv, f"--{k}")) is not None}
-    values = merge(command.preset({**values, **chosen, command.part: {"name": name}}), values)
-    known = {a.dest for a in parser._actions}
+    values = merge(below, values)
     argv = with_true(argv, parser)
-    for word in (w.removeprefix("--").partition("=")[0] for w in argv if w.startswith("--")):
-        if word not in known and not word.startswith((*_FREE, "help")):
-            raise UnknownName("option", "--" + word.replace("_", "-"), _options(known, "--"))
-    for key in flatten(values):
-        if key not in known and not key.startswith(_FREE):
-            raise UnknownName("setting", key, _options(known, ""))
     try:
         defaults = parser.parse_object(values, defaults=True) if values else parser.get_defaults()
         parsed = parser.parse_args(argv, namespace=defaults) if argv else defaults
@@ -124,7 +270,20 @@ def _build(values: dict[str, Any], argv: list[str], command: Command) -> Any:
     fields = _fields(parsed, command)
     for key in command.positional:
         fields[key] = fields[key] or values.get(key) or getattr(command.config, key)
+    if _has_given(command.config):
+        fields["given"] = given
     return command.config(**fields)
+
+
+def _refuse_unknown(values: Mapping[str, Any], argv: Sequence[str], parser: ArgumentParser) -> None:
+    """A flag or setting that there is not is told before anything large is imported."""
+    known = {a.dest for a in parser._actions}
+    for word in (w.removeprefix("--").partition("=")[0] for w in argv if w.startswith("--")):
+        if word not in known and not word.startswith((*_FREE, "help")):
+            raise UnknownName("option", "--" + word.replace("_", "-"), _options(known, "--"))
+    for key in flatten(values):
+        if key not in known and not key.startswith(_FREE):
+            raise UnknownName("setting", key, _options(known, ""))
 
 
 def _parser(plugin_args: type[Any], command: Command) -> ArgumentParser:
@@ -141,7 +300,8 @@ def _parser(plugin_args: type[Any], command: Command) -> ArgumentParser:
         help=f"one of {', '.join(plugins.names(command.folder))}; also --{part}",
     )
     parser.add_class_arguments(plugin_args, part, instantiate=False)
-    parser.add_class_arguments(command.config, skip={*command.positional, part}, as_group=False)
+    hidden = {"given"} if _has_given(command.config) else set()
+    parser.add_class_arguments(command.config, skip={*command.positional, part, *hidden}, as_group=False)
     parser.add_argument("--print_config", action="store_true", help="print the configuration and stop")
     for action in parser._actions:
         if action.dest in command.alias:
@@ -152,11 +312,17 @@ def _parser(plugin_args: type[Any], command: Command) -> ArgumentParser:
 
 
 def _fields(parsed: Namespace, command: Command) -> dict[str, Any]:
-    values = {f.name: parsed[f.name] for f in dataclasses.fields(command.config) if f.name != command.part}
+    named = [f.name for f in dataclasses.fields(command.config) if f.name not in ("given", command.part)]
+    values = {name: parsed[name] for name in named}
     arguments = dict(vars(parsed[command.part]))
     name = arguments.pop("name")
     checked = plugins.find(command.folder, name).Args(**arguments)
     return values | {command.part: {"name": name, **dataclasses.asdict(checked)}}
+
+
+def _has_given(config: type[Any]) -> bool:
+    """Whether a configuration keeps the names of the settings that were asked for."""
+    return any(f.name == "given" for f in dataclasses.fields(config))
 
 
 def _options(known: set[str], prefix: str) -> list[str]:
@@ -174,9 +340,27 @@ def readable(error: Exception) -> str:
     choices = [
         re.sub(r"^(typing\.)?Literal\[(.+)\]$", r"one of \2", re.sub(r"<class '(.+?)'>", r"\1", k)) for k in kinds
     ]
-    plain = {"NoneType": "null", "float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
-    wanted = " or ".join(plain.get(c, c) for c in dict.fromkeys(choices))
+    wanted = " or ".join(dict.fromkeys(map(_spoken, choices)))
     return f"{key} = {value!r} is not valid: give {wanted}"
+
+
+_PLAIN = {"NoneType": "null", "float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
+
+
+def _spoken(kind: str) -> str:
+    """A type as people write its values in YAML, and on the command line in quotes."""
+    kind = re.sub(r"^typing\.", "", kind)
+    name, _, inside = kind.partition("[")
+    if name.lower() in ("tuple", "list", "sequence"):
+        parts = [part.strip() for part in inside.removesuffix("]").split(",")]
+        fixed = f" of {len(parts)}" if name.lower() == "tuple" and parts[-1] != "..." and inside else ""
+        example = "[0.1, 0.2, 0.3, 0.4]" if "float" in inside else "[1, 2, 3, 4]" if "int" in inside else "[a, b, c, d]"
+        shown = example if not fixed else "[" + ", ".join(example.strip("[]").split(", ")[: len(parts)]) + "]"
+        return f"a list{fixed}, such as '{shown}'"
+    if name.lower() in ("dict", "mapping"):
+        number = "0.1" if "float" in inside else "value"
+        return f"names and values, such as '{{name: {number}}}'"
+    return _PLAIN.get(kind, kind)
 
 
 def with_true(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
@@ -190,5 +374,10 @@ def with_true(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
 
 
 def _last_value(argv: Sequence[str], flag: str) -> str | None:
-    found = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == flag]
-    return found[-1] if found else None
+    """The value of `--flag value` or `--flag=value`, the last one of several."""
+    found = [
+        after if word == flag else word.partition("=")[2]
+        for word, after in zip(argv, [*argv[1:], ""], strict=False)
+        if word.partition("=")[0] == flag
+    ]
+    return found[-1] or None if found else None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from facessl.errors import UnknownName
+from facessl.errors import PluginError, UnknownName
 
 
 def names(folder: str) -> tuple[str, ...]:
@@ -45,16 +47,70 @@ def summary(folder: str, name: str) -> str:
     return ""
 
 
+def settings(folder: str, name: str) -> Any:
+    """The names of a plug-in's settings, read from its file without importing it (torch takes seconds).
+
+    Returns:
+        a dataclass with the fields of the class's `Args`, or with the keyword-only parameters of the function; their
+        types and defaults are open. Where that cannot be read off the file, `Args` itself.
+
+    Raises:
+        UnknownName: no such file.
+    """
+    if name not in names(folder):
+        raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
+    package = importlib.import_module(f"facessl.{folder}")
+    tree = ast.parse((Path(package.__path__[0]) / f"{name}.py").read_text())
+    wanted = name.replace("_", "")
+    node = next((n for n in tree.body if isinstance(n, _NAMED) and n.name.lower() == wanted), None)
+    if isinstance(node, ast.FunctionDef):
+        return _open(a.arg for a in node.args.kwonlyargs)
+    values = [n.value for n in getattr(node, "body", ()) if _assigns(n, "Args")]
+    found = _class(tree, values[0].id) if values and isinstance(values[0], ast.Name) else None
+    if found is None or found.bases:
+        return find(folder, name).Args
+    return _open(f.target.id for f in found.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name))
+
+
+_NAMED = (ast.ClassDef, ast.FunctionDef)
+
+
+def _open(fields: Iterable[str]) -> Any:
+    return dataclasses.make_dataclass("Settings", [(name, Any, None) for name in fields])
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+
+def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
+    """The class `name` of a module, or of the facessl module that it is imported from."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+        if isinstance(node, ast.ImportFrom) and any(a.name == name and a.asname is None for a in node.names):
+            parts = (node.module or "").split(".")
+            file = Path(__file__).parent.joinpath(*parts[1:]).with_suffix(".py")
+            if parts[0] == "facessl" and file.is_file():
+                return _class(ast.parse(file.read_text()), name)
+    return None
+
+
 @functools.cache
 def find(folder: str, name: str) -> Any:
     """The class in `facessl/<folder>/<name>.py` whose name is the file's name, case and underscores aside.
 
     Raises:
         UnknownName: no such file; the message gives the nearest valid name.
+        PluginError: the file has no such class.
     """
     owner = module(folder, name)
     wanted = name.replace("_", "")
     for attribute, value in vars(owner).items():
         if attribute.lower() == wanted and getattr(value, "__module__", None) == owner.__name__:
             return value
-    raise ImportError(f"facessl/{folder}/{name}.py defines no class or function named like the file")
+    raise PluginError(
+        f"facessl/{folder.replace('.', '/')}/{name}.py defines no class or function {wanted!r}, named like the file "
+        "(case and underscores aside)"
+    )

@@ -43,7 +43,7 @@ from facessl.data.detect import detect
 from facessl.data.sources.folder import Folder
 from facessl.errors import ConfigError, DataError
 from facessl.inference import write_png
-from facessl.tuned import Trained
+from facessl.tuned import Trained, load_trained
 
 FORMAT = "facessl-prediction-1"
 #: Side of the square that a model of whole images sees, over the longer side of the face's box: that of `facessl crop`,
@@ -110,10 +110,10 @@ class _Photo:
 
 
 def predict(
-    trained: Trained,
-    photos: Sequence[str | Path],
+    run: str | Path | Trained,
+    photos: str | Path | Sequence[str | Path],
     *,
-    out: str | Path,
+    out: str | Path = "predictions",
     crop: bool = True,
     margin: float = MARGIN,
     lift: float = 0.0,
@@ -126,11 +126,14 @@ def predict(
 ) -> list[Prediction]:
     """Predictions of every face of some photos, as files; the module says how faces are cut and files are named.
 
+    `facessl.predict("runs/landmarks", ["photo.jpg"])[0].faces[0]["landmarks"]`
+
     Args:
-        trained: from `load_trained`; the views go to the device its weights are on.
-        photos: files, and folders whose images are taken at any depth; a photo counts once.
+        run: run folder of `facessl finetune`, its model.safetensors, or what `load_trained` made of it; the views go
+            to the device its weights are on.
+        photos: one or several files, and folders whose images are taken at any depth; a photo counts once.
         out: folder to write to.
-        crop: find and cut the faces.
+        crop: find and cut the faces; False takes each picture as one cut-out face.
         margin: of models of whole images: side of the square over the longer side of the face's box.
         lift: of models of whole images: how far the square's centre lies above the box's, in longer sides of the box
             (see `MARGIN` for well-known sets).
@@ -145,14 +148,16 @@ def predict(
         One per photo in their order, those that could not be read included.
 
     Raises:
+        CheckpointError: no trained task there.
         DataError: no photo could be read, or the model needs five points and the detector gives none.
         ConfigError: a margin or lift out of range; `out` is a folder that is searched for photos.
     """
     for name, value, low, high in (("margin", margin, 0.1, 10), ("lift", lift, -1, 1)):
         if not low <= value <= high:
             raise ConfigError(f"{name} = {value} is out of range: give a number from {low} to {high}")
+    trained = run if isinstance(run, Trained) else load_trained(run)
     out = Path(out)
-    found, names = _listed(photos, out, overwrite)
+    found, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
     find = (detector or functools.partial(detect, yunet=yunet)) if crop else None
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
     for group in _groups(trained, found, names, find, cut, batch_size):

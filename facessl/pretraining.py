@@ -150,7 +150,10 @@ def derive(settings: RunConfig, source: Source, asked: RunConfig) -> Plan:
     else:
         warmup = round(o.warmup_epochs * (per_epoch or 0))
     if warmup > total:
-        raise ConfigError(f"optim.warmup_epochs = {o.warmup_epochs} is {warmup} steps, but the run has {total}")
+        raise ConfigError(
+            f"optim.warmup_epochs = {o.warmup_epochs} is {warmup} steps, but the run has {total}: use "
+            "--optim.warmup-epochs null (at most a fifth of the run), or train longer"
+        )
     peak = o.lr * batch / o.reference_batch if o.reference_batch else o.lr
 
     def rate(step: int) -> float:

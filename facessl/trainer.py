@@ -45,7 +45,8 @@ class Plan:
         peak: its largest value, reached after `warmup_steps`.
         accumulate: micro-batches per step.
         clip_grad: largest gradient norm, 0 = no clipping.
-        log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last).
+        log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is
+            always logged.
         max_seconds: stop with a checkpoint after so long; None = never.
         max_bad: unreadable images above which the run stops; None = no limit.
     """
@@ -146,21 +147,25 @@ class Trainer:
             TrainingError: a loss term is not finite, or too many images are unreadable. The last checkpoint stays.
         """
         began = time.perf_counter()
-        if self.step == 0:
-            if self._log is not None:  # a run that was stopped before its first checkpoint begins again
-                self._log.cut_after(-1)
-                self._log.restart_skipped({})
-            self._measure()
+        if self.step == 0 and self._log is not None:  # a run that was stopped before its first checkpoint begins again
+            self._log.cut_after(-1)
+            self._log.restart_skipped({})
         window = _Window(first_step=self.step)
         with _signals(self._ask_to_stop), ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
+            if self.step == 0:
+                self._measure()
+                window.started = time.perf_counter()
+            self._agree_on_stop()  # a signal may have come while images were scored
             while self.step < self.plan.total_steps and self._stop is None:
                 try:
                     self._one_step(batches, window)
                 except RuntimeError as error:  # torch reports a dead loader worker in whatever was running
                     raise worker_death(error) or error from None
-                if self.step % self.plan.log_every == 0 or self.step == self.plan.total_steps:
+                if self.step % self.plan.log_every == 0 or self.step in (1, self.plan.total_steps):
                     line.update(self.step, self._write_window(window))
                     window = _Window(first_step=self.step)
+                elif line.due():  # of this rank alone: a reduction would have to be agreed on
+                    line.update(self.step, self._local_row(window))
                 last = self.step == self.plan.total_steps
                 if self.plan.monitor_every and (self.step % self.plan.monitor_every == 0 or last):
                     self._measure()
@@ -225,21 +230,28 @@ class Trainer:
 
     # ---- logging, measuring, saving ------------------------------------------------------------------------------
 
+    def _local_row(self, window: _Window) -> dict[str, float]:
+        """Loss and speed since the last log line, for the progress line."""
+        if not window.terms:
+            return {}
+        loss = torch.stack([terms["loss"] for terms in window.terms]).mean()
+        return {"loss": float(loss), **self._speed(window)}
+
+    def _speed(self, window: _Window) -> dict[str, float]:
+        seconds = max(time.perf_counter() - window.started, 1e-9)
+        images = len(window.terms) * self.plan.batch_size
+        return {"images_per_second": images / seconds, "data_wait": window.waited / seconds}
+
     def _write_window(self, window: _Window) -> dict[str, float]:
         self._check_finite(window)
-        seconds = time.perf_counter() - window.started
-        steps = len(window.terms)
-        if steps == 0:
+        speed = self._speed(window)
+        if not window.terms:
             return {}
         names = list(window.terms[0])
         means = torch.stack([torch.stack([t[n] for n in names]) for t in window.terms]).mean(0)  # (terms,)
         over_ranks: Any = self.fabric.all_reduce(means, reduce_op="mean")
         row = dict(zip(names, over_ranks.tolist(), strict=True))
-        row |= {
-            "lr": self.plan.learning_rate(self.step - 1),
-            "images_per_second": steps * self.plan.batch_size / max(seconds, 1e-9),
-            "data_wait": window.waited / max(seconds, 1e-9),
-        }
+        row |= {"lr": self.plan.learning_rate(self.step - 1), **speed}
         ema = getattr(self.method, "ema_momentum", None)
         if ema is not None:
             row["momentum"] = float(ema(self._progress_at(self.step - 1)))

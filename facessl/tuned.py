@@ -25,7 +25,7 @@ from facessl.loading import load_exactly
 from facessl.methods.base import Progress, Step
 from facessl.nn.ema import MomentumUpdate, frozen_copy
 from facessl.nn.normalise import normalise
-from facessl.tasks.base import Labels, Task
+from facessl.tasks.base import Labels, Task, check_result
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.supervised import Supervised
 
@@ -167,6 +167,7 @@ def score(
 
     Raises:
         DataError: no image could be read.
+        PluginError: the meter's scores lack what its contract asks for.
     """
     meter = task.meter(source, augment)
     backbone = task.backbone
@@ -183,6 +184,7 @@ def score(
     if not seen:
         raise DataError("no image of the source could be read" + (f": {loader.skipped[0]}" if loader.skipped else ""))
     result: dict[str, Any] = {**meter.result(), "skipped": len(loader.skipped)}
+    check_result(result, task)
     return result
 
 

@@ -50,7 +50,8 @@ LAYERS = (
 )
 
 PUBLIC = {
-    "embed", "evaluate", "list_methods", "list_recipes", "list_sources", "load_backbone", "load_method", "pretrain",
+    "embed", "evaluate", "finetune", "list_methods", "list_recipes", "list_sources", "load_backbone", "load_method",
+    "predict", "pretrain",
 }  # fmt: skip
 
 

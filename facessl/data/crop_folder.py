@@ -107,6 +107,8 @@ def crop_photos(
             "a stream of photos cannot be cropped, because it has no names to go on from: use files on a disk"
         )
     folder = Path(out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {out} is a file: name a folder for the crops")
     root = getattr(opened, "root", None)
     if root is not None and folder.resolve().is_relative_to(Path(root).resolve()):
         raise ConfigError(f"the crops cannot lie inside the photos ({folder} is in {root}): name a folder outside")

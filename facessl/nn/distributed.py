@@ -52,6 +52,24 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     return all_reduce_sum(x) / world_size()
 
 
+def rank_mean(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of the values that count, so that N ranks equal one process; 0 where none counts.
+
+    The sum of this rank's values is divided by the ranks' mean count: the average over the ranks, which
+    DistributedDataParallel and the trainer's log take, is the mean over the global batch. A mean over this rank's own
+    count would weigh the values of a rank with few of them more. Collective call.
+
+    Args:
+        values: any shape; those that do not count may be anything finite.
+        counted: the same shape, not 0 where a value counts.
+    """
+    kept = counted.to(values.dtype)
+    total = kept.sum()
+    if (ranks := world_size()) > 1:
+        dist.all_reduce(total)  # of a count: nothing to differentiate
+    return (values * kept).sum() * ranks / total.clamp_min(1)
+
+
 class _AllGatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from facessl.nn.distributed import rank_mean
 from facessl.nn.precision import at_least_float32
 
 
@@ -251,11 +252,8 @@ def eigen(xx: Tensor, yy: Tensor, xy: Tensor, *, round_below: float = 1e-3) -> t
 
 
 def masked_mean(values: Tensor, visible: Tensor | None) -> Tensor:
-    """Mean of (B, K) values over the visible landmarks of the batch; 0 where there is none."""
-    if visible is None:
-        return values.mean()
-    seen = visible.to(values.dtype)
-    return (values * seen).sum() / seen.sum().clamp_min(1)
+    """Mean of (B, K) values over the visible landmarks of all ranks' batches (`rank_mean`); 0 where there is none."""
+    return values.mean() if visible is None else rank_mean(values, visible)
 
 
 def _drop(error: Tensor, visible: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from facessl.data.source import Source
-from facessl.errors import ConfigError
+from facessl.errors import ConfigError, listed
 from facessl.protocols._subset import Subset, column
 
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
@@ -72,7 +72,7 @@ def same_classes(labels: np.ndarray, names: tuple[str, ...], wanted: tuple[str, 
     index = {name: i for i, name in enumerate(wanted)}
     unknown = sorted(set(names) - set(index))
     if unknown:
-        raise ConfigError(f"the {part} source has classes that training lacks: {', '.join(unknown[:10])}")
+        raise ConfigError(f"the {part} source has classes that training lacks: {listed(unknown)}")
     return np.array([index[name] for name in names])[labels]
 
 

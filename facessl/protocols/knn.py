@@ -83,7 +83,8 @@ def knn(
     for source, role in ((train, "train"), (test, "test")):
         if source is not None and "label" not in source.provides:
             raise ConfigError(
-                f"k-NN needs labels, and the {role} source has none: use a folder with one sub-folder per class"
+                f"k-NN needs labels, and the {role} source has none: use a folder with one sub-folder per class, or "
+                "labels-csv:FILE?label=COLUMN"
             )
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
     bank = embeddings(backbone, train, **options)

@@ -113,21 +113,24 @@ def spoken(name: str) -> str:
     return text.replace(" @ ", "@").replace("IOU", "IoU")
 
 
-def score(name: str, value: Any) -> str:
-    """A score as text: shares in per cent, areas under a curve as they are, counts in full."""
+def score(name: str, value: Any, unit: str = "share") -> str:
+    """A score as text: shares in per cent, areas under a curve as they are, other units behind the number, counts in
+    full."""
     if value is None or isinstance(value, bool | str):
         return shown(value)
     if isinstance(value, int):
         return f"{value:,}"
+    if unit != "share":
+        return f"{value:.4g} {unit}".strip()
     return f"{value:.3f}" if "auc" in name else f"{100 * value:.2f} %"
 
 
-def interval(name: str, bounds: Sequence[float | None] | None) -> str:
+def interval(name: str, bounds: Sequence[float | None] | None, unit: str = "share") -> str:
     """ "80.10 to 82.30 %", empty where there is none."""
     if not bounds or None in bounds:
         return ""
-    low, high = (score(name, bound) for bound in bounds)
-    return f"{low.removesuffix(' %')} to {high}"
+    low, high = (score(name, bound, unit) for bound in bounds)
+    return f"{low.partition(' ')[0]} to {high}"
 
 
 def picture(path: Path, width: int) -> str:

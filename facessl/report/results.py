@@ -48,13 +48,15 @@ def tiles(n: Mapping[str, Any], run: RunFolder) -> list[tuple[str, str, str]]:
     found, test = n["headline"], _test(run)
     out = []
     if found:
-        near = parts.interval(found["name"], found["interval"])
-        value = parts.score(found["name"], found["value"])
+        unit = found.get("unit", "share")
+        near = parts.interval(found["name"], found["interval"], unit)
+        value = parts.score(found["name"], found["value"], unit)
         out.append((f"{parts.spoken(found['name'])} (test)", value, _ninety_five(near)))
     others = [k for k in test if f"{k}_interval" in test and not (found and k == found["name"])]
     for name in others[:3]:
-        near = parts.interval(name, test[f"{name}_interval"])
-        out.append((parts.spoken(name), parts.score(name, test[name]), _ninety_five(near)))
+        unit = _unit(test, name)
+        near = parts.interval(name, test[f"{name}_interval"], unit)
+        out.append((parts.spoken(name), parts.score(name, test[name], unit), _ninety_five(near)))
     images = f"{parts.count(n['test_images'])} test images"
     return [*out, ("training images", parts.count(n["train_images"]), f"labels: {parts.shown(n['labels'])}; {images}")]
 
@@ -79,9 +81,9 @@ def sections(run: RunFolder) -> list[str]:
     if test.get("confusion"):
         out.append(parts.section("Confusion", _confusion(test["confusion"], _names(run, test))))
     if test.get("subsets"):
-        out.append(parts.section("Subsets", _subsets(test["subsets"])))
+        out.append(parts.section("Subsets", _subsets(test)))
     if test.get("groups"):
-        out.append(parts.section("Groups", "".join(_group(k, v) for k, v in test["groups"].items())))
+        out.append(parts.section("Groups", "".join(_group(k, v, _unit(test, k)) for k, v in test["groups"].items())))
     return out
 
 
@@ -91,13 +93,14 @@ def summary(numbers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[
     rows = []
     for n in numbers:
         found = n["headline"] or {"name": "", "value": None, "interval": None}
-        name = found["name"]
+        name, unit = found["name"], found.get("unit", "share")
         rows.append(
             [
                 *(n["run"], f"{parts.shown(n['task'])} ({parts.shown(n['protocol'])})", parts.shown(n["backbone"])),
                 *(parts.shown(n["started_from"]), parts.shown(n["labels"]), parts.shown(n["source"])),
-                f"{parts.spoken(name)} {parts.score(name, found['value'])}".strip(),
-                *(parts.interval(name, found["interval"]), parts.count(n["test_images"]), parts.duration(n["seconds"])),
+                f"{parts.spoken(name)} {parts.score(name, found['value'], unit)}".strip(),
+                *(parts.interval(name, found["interval"], unit), parts.count(n["test_images"])),
+                parts.duration(n["seconds"]),
             ]
         )
     return [*head, "time"], rows
@@ -114,7 +117,8 @@ def _selection(n: Mapping[str, Any]) -> str:
             "score is optimistic.</p>"
         )
     if chosen.get("by") == "val":
-        told = f"{parts.spoken(chosen['name'])} {parts.score(chosen['name'], chosen['value'])}"
+        unit = (n["headline"] or {}).get("unit", "share")
+        told = f"{parts.spoken(chosen['name'])} {parts.score(chosen['name'], chosen['value'], unit)}"
         return (
             f'<p class="verdict good">Weights of step {chosen["step"]:,}, selected on the validation part '
             f"({escape(told)}); the test part was scored once.</p>"
@@ -144,13 +148,21 @@ def _test(run: RunFolder) -> Mapping[str, Any]:
     return test if isinstance(test, Mapping) else {}
 
 
+def _unit(test: Mapping[str, Any], name: str) -> str:
+    """The unit of a score, as the task says it (`facessl.tasks.base.Meter`)."""
+    found = test.get("headline") or {}
+    unit = found.get("unit", "share") if found.get("name") == name else (test.get("units") or {}).get(name, "share")
+    return str(unit)
+
+
 def _scores(test: Mapping[str, Any]) -> str:
     rows = []
     for name, value in test.items():
         if isinstance(value, Mapping | list) or name.endswith("_interval"):
             continue
-        near = parts.interval(name, test.get(f"{name}_interval"))
-        rows.append([escape(parts.spoken(name)), escape(parts.score(name, value)), escape(near)])
+        unit = _unit(test, name)
+        near = parts.interval(name, test.get(f"{name}_interval"), unit)
+        rows.append([escape(parts.spoken(name)), escape(parts.score(name, value, unit)), escape(near)])
     return parts.table(["score", "value", "95 % interval"], rows)
 
 
@@ -195,32 +207,34 @@ def _confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     )
 
 
-def _subsets(subsets: Mapping[str, Mapping[str, Any]]) -> str:
+def _subsets(test: Mapping[str, Any]) -> str:
+    subsets: Mapping[str, Mapping[str, Any]] = test["subsets"]
     names = dict.fromkeys(k for row in subsets.values() for k in row if not k.endswith("_interval") and k != "images")
     rows = []
     for subset, row in subsets.items():
         cells = [escape(subset), parts.score("", row.get("images"))]
         for name in names:
-            near = parts.interval(name, row.get(f"{name}_interval"))
-            cells += [escape(parts.score(name, row.get(name))), escape(near)]
+            unit = _unit(test, name)
+            near = parts.interval(name, row.get(f"{name}_interval"), unit)
+            cells += [escape(parts.score(name, row.get(name), unit)), escape(near)]
         rows.append(cells)
     head = [cell for name in names for cell in (parts.spoken(name), "95 % interval")]
     return parts.table(["subset", "images", *head], rows)
 
 
-def _group(name: str, found: Mapping[str, Any]) -> str:
+def _group(name: str, found: Mapping[str, Any], unit: str) -> str:
     """One metric by group, its gap and what chance would show."""
     rows = []
     for row in found["groups"]:
-        near = parts.interval(name, row["interval"])
+        near = parts.interval(name, row["interval"], unit)
         mark = "" if row["counted"] else "too few images for the gap"
-        value = parts.score(name, row["value"])
+        value = parts.score(name, row["value"], unit)
         rows.append([escape(row["name"]), parts.score("", row["images"]), escape(value), escape(near), mark])
     told = ""
     if found.get("gap") is not None:
-        near = parts.interval(name, found["gap_interval"])
-        told = f"<p>Gap {parts.score(name, found['gap'])} ({near}); worst: {escape(str(found['worst']))}."
+        near = parts.interval(name, found["gap_interval"], unit)
+        told = f"<p>Gap {parts.score(name, found['gap'], unit)} ({near}); worst: {escape(str(found['worst']))}."
         chance = found.get("gap_by_chance")
-        told += f" Random groups of these sizes differ by up to {parts.score(name, chance)}." if chance else ""
+        told += f" Random groups of these sizes differ by up to {parts.score(name, chance, unit)}." if chance else ""
         told += f" {escape(parts.sentence(found['note']))}</p>" if found.get("note") else "</p>"
     return parts.table(["group", "images", parts.spoken(name), "95 % interval", ""], rows) + told

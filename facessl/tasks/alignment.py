@@ -25,7 +25,7 @@ from facessl.nn.star import StarHead, star_edges, star_loss
 from facessl.nn.upernet import UPerNet
 from facessl.tasks._collected import Collected
 from facessl.tasks._dense import freeze_unreached
-from facessl.tasks.base import Labels
+from facessl.tasks.base import Labels, headline
 from facessl.views.augment import FARL_ALIGNMENT, STAR_ALIGNMENT, Augment
 
 
@@ -68,6 +68,8 @@ class AlignmentArgs:
 #: First bias of the heatmaps' logits, so that nearly every cell starts empty (the prior of Lin et al., ICCV 2017): the
 #: mean over a thousand half-full cells is the centre of the view, wherever the landmark is.
 _EMPTY = -5.0
+#: Width of the head that suits a CPU.
+_NARROW = 64
 
 
 class Alignment(nn.Module):
@@ -163,6 +165,13 @@ class Alignment(nn.Module):
         """Activations (B, K, s, s) -> points (B, K, 2) in pixels of the view."""
         return to_image(soft_argmax(heat), size, (heat.shape[-2], heat.shape[-1]))
 
+    def cheaper(self, image_size: int) -> dict[str, Any]:
+        """Settings for small views."""
+        found = {"width": _NARROW} if self.args.width > _NARROW else {}
+        if self.args.head == "farl" and (self.args.heatmap_size or 0) > image_size // 4:
+            found["heatmap_size"] = image_size // 4
+        return found
+
     def after_step(self, progress: Progress) -> None:
         """Nothing to move."""
 
@@ -244,7 +253,7 @@ class AlignmentMeter:
         found = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds).summary()
         name = f"nme_{self.args.unit}"
         return {
-            "headline": {"name": name, "value": found[name], "interval": found[f"{name}_interval"], "better": "lower"},
+            "headline": headline(name, found[name], found[f"{name}_interval"], better="lower"),
             **found,
             **self.collected.breakdown({name: errors}, "lower"),
             "images": len(errors),

@@ -14,11 +14,11 @@ from facessl.backbones import Backbone
 from facessl.batch import Batch
 from facessl.data.crop import Frame
 from facessl.data.source import Source
-from facessl.errors import DataError
+from facessl.errors import DataError, listed
 from facessl.methods.base import Progress, Step
 from facessl.metrics.multilabel import attribute_scores
 from facessl.tasks._collected import Collected
-from facessl.tasks.base import Labels
+from facessl.tasks.base import Labels, headline
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
 
 
@@ -107,7 +107,8 @@ class AttributesMeter:
     def __init__(self, names: tuple[str, ...], source: Source) -> None:
         if tuple(source.attribute_names) != names:
             raise DataError(
-                f"the {len(source.attribute_names)} attributes of the test images are not the {len(names)} of training"
+                f"the attributes of the test images ({listed(source.attribute_names)}) are not those of training "
+                f"({listed(names)}), or not in the same order"
             )
         self.names = names
         self.collected = Collected(source)
@@ -122,12 +123,7 @@ class AttributesMeter:
         right = ((predicted >= 0.5) == (target > 0)).mean(1)  # (N,) share of right answers of each image
         found = attribute_scores(predicted, target, names=self.names).summary()
         return {
-            "headline": {
-                "name": "mean_accuracy",
-                "value": found["mean_accuracy"],
-                "interval": found["mean_accuracy_interval"],
-                "better": "higher",
-            },
+            "headline": headline("mean_accuracy", found["mean_accuracy"], found["mean_accuracy_interval"]),
             **found,
             **self.collected.breakdown({"mean_accuracy": right}),
         }

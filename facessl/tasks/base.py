@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -15,9 +15,18 @@ from facessl.batch import Batch
 from facessl.data.crop import Frame
 from facessl.data.layouts import Layout, layout
 from facessl.data.source import Source, trait
-from facessl.errors import DataError
+from facessl.errors import DataError, PluginError
 from facessl.methods.base import Progress, Step
 from facessl.views.augment import Augment
+
+#: How a person's own labels are named on the command line.
+_OWN = {
+    "label": "labels-csv:FILE?label=COLUMN, or a folder with a sub-folder per class,",
+    "attributes": "labels-csv:FILE?attributes=COLUMN,COLUMN",
+    "identity": "labels-csv:FILE?identity=COLUMN",
+    "landmarks": "landmarks-csv:FILE?layout=NAME",
+    "mask": "masks-folder:PATH",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,11 @@ class Labels:
         missing = sorted(needs - source.provides)
         if missing:
             given = ", ".join(sorted(source.provides)) or "images only"
-            raise DataError(f"the task needs {', '.join(missing)} of every image, and the source gives {given}")
+            ways = [f"{_OWN[field]} for {field}" for field in missing if field in _OWN]
+            raise DataError(
+                f"the task needs {', '.join(missing)} of every image, and the source gives {given}"
+                + (f" (of your own images: {', '.join(ways)})" if ways else "")
+            )
         points, identities = 0, 0
         if "landmarks" in needs:
             first = source[0].landmarks
@@ -96,28 +109,86 @@ class Meter(Protocol):
         ...
 
     def result(self) -> dict[str, Any]:
-        """Scores ready for JSON. `headline` is {name, value, interval, better ("higher" or "lower")}."""
+        """Scores ready for JSON, by name:
+
+        headline: the score that weights are selected by and reports begin with, as `headline` makes it. It also stands
+            under its own name beside it, like every other score; with NAME_interval, a list of two, a score has an
+            interval.
+        images: number of images that were scored.
+        units (optional): {score: unit} of other scores that are no shares (`headline` has its own).
+        subsets, groups: `Collected.breakdown` of `facessl.tasks._collected` gives them from one number per image, where
+            the source has published subsets or groups.
+        per_class, confusion (optional): drawn by the report.
+        """
         ...
+
+
+def headline(
+    name: str,
+    value: float,
+    interval: Sequence[float],
+    *,
+    better: Literal["higher", "lower"] = "higher",
+    unit: str = "share",
+) -> dict[str, Any]:
+    """The headline of `Meter.result`.
+
+    Args:
+        name: of the score, e.g. `mean_accuracy`.
+        value: the score.
+        interval: low and high end, e.g. of `facessl.metrics.intervals.bootstrap_mean`.
+        better: which scores are better; the best one is kept.
+        unit: `share`, from 0 to 1 and shown in per cent; or the unit's name (`degrees`), `` for a plain number.
+    """
+    return {"name": name, "value": value, "interval": list(interval), "better": better, "unit": unit}
+
+
+def check_result(result: Mapping[str, Any], task: Any) -> None:
+    """PluginError where `Meter.result` lacks what its contract asks for."""
+    found = result.get("headline")
+    wrong = None
+    if not isinstance(found, Mapping) or not {"name", "value", "interval", "better"} <= found.keys():
+        wrong = "no headline with name, value, interval and better (facessl.tasks.base.headline makes it)"
+    elif found["better"] not in ("higher", "lower"):
+        wrong = f"a headline whose better is {found['better']!r}: higher or lower"
+    elif found["name"] not in result:
+        wrong = f"no {found['name']}, the score of its headline, under that name"
+    elif "images" not in result:
+        wrong = "no number of images"
+    if wrong:
+        raise PluginError(f"the scores of the task {type(task).__name__} (Meter.result) have {wrong}")
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A downstream task: `nn.Module`, built as `Task(backbone, labels, **vars(args))`.
+    """A downstream task: `nn.Module`, built as `Task(backbone, labels, **vars(args))`, in a file of its name.
 
     Class members:
-        Args: frozen dataclass of its settings.
-        needs: fields of `Batch` that its loss reads.
-        defaults: protocol -> settings of `FinetuneConfig` of the published protocol, as plain values.
-        augments: protocol -> its published crop and augmentation.
+        Args: frozen dataclass of its settings, each with a default; they become flags (`--task.NAME`).
+        needs: fields of `Batch` that its loss reads; a source that lacks one is refused (`Labels.of`).
+        defaults: protocol -> settings of `FinetuneConfig` of the published protocol, as plain values; `finetune` is
+            the protocol that runs where none is named. {} takes the settings of `FinetuneConfig` itself.
+        augments: the same protocols -> their published crop and augmentation.
 
     Members:
-        backbone: what is fine-tuned; further children are its parts (`neck`, `head`).
-        step(batch, progress), after_step(progress): as of a pre-training method, so that one trainer runs both.
+        backbone: what is fine-tuned; further children are its parts (`neck`, `head`), which `optim.lrs` names.
+        step(batch, progress): loss of a batch with normalised views, and its terms by name without gradients, as of a
+            pre-training method, so that one trainer runs both. Means over something else than the images of a batch are
+            taken over all ranks (`facessl.nn.distributed.rank_mean`).
+        after_step(progress): whatever is moved after an update; usually nothing.
         predict(x): (B, 3, S, S) normalised -> tensors with B rows, coordinates in pixels of the view.
-        meter(source, augment): scores predictions on `source`.
+        meter(source, augment): a `Meter` of predictions on `source`. It is also made before training, so that a source
+            which cannot be scored is refused then.
         describe(predictions, row, frame, height, width): one image's prediction in its own pixels, as plain values
             and, for masks, arrays.
-        mask_outside (optional): class that a training view's pixels outside the image have; 255, ignored, without it.
+
+    Optional members:
+        mask_outside: class that a training view's pixels outside the image have; 255, ignored, without it.
+        check(augment): raises ConfigError where the loss cannot be computed on such views.
+        cheaper(image_size): settings that make it cheaper for small views, told on a CPU.
+
+    A file without one of the class members or methods is refused by name, and so are scores without what `Meter.result`
+    asks for. The README has a whole task.
     """
 
     Args: ClassVar[type[Any]]

@@ -14,13 +14,13 @@ from facessl.backbones import Backbone
 from facessl.batch import Batch
 from facessl.data.crop import Frame
 from facessl.data.source import Source
-from facessl.errors import ConfigError, DataError
+from facessl.errors import ConfigError, DataError, listed
 from facessl.methods.base import Progress, Step
 from facessl.metrics.accuracy import accuracy, confusion
 from facessl.nn.cam import class_activation_maps, flip_consistency
 from facessl.nn.precision import at_least_float32
 from facessl.tasks._collected import Collected
-from facessl.tasks.base import Labels
+from facessl.tasks.base import Labels, headline
 from facessl.views.augment import EAC_EXPRESSION, FRA_EXPRESSION, Augment
 
 
@@ -94,6 +94,19 @@ class Expression(nn.Module):
             nn.init.normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
 
+    def check(self, augment: Augment) -> None:
+        """ConfigError where consistency and pairs of views do not go together."""
+        if self.args.consistency > 0 and not augment.pairs:
+            raise ConfigError(
+                f"task.consistency = {self.args.consistency:g} needs the mirrored image as a second view: use "
+                "--augment.pairs true, or --task.consistency 0"
+            )
+        if self.args.consistency == 0 and augment.pairs:
+            raise ConfigError(
+                "augment.pairs = true makes a second view that task.consistency = 0 leaves unused: use "
+                "--augment.pairs false, or --task.consistency 5"
+            )
+
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Cross entropy of the first view; logs `cross_entropy` and, with two views, `attention_consistency`."""
         assert batch.label is not None
@@ -101,8 +114,6 @@ class Expression(nn.Module):
             logits = self.head(self.backbone(batch.views[0]))
             loss = F.cross_entropy(at_least_float32(logits), batch.label, label_smoothing=self.args.smoothing)
             return Step(loss, {"cross_entropy": loss.detach()})
-        if len(batch.views) != 2:
-            raise ConfigError("task.consistency needs the mirrored image as a second view: set augment.pairs to true")
         features, pooled = self.backbone.forward_both(batch.views[0])
         mirrored = self.backbone.forward_features(batch.views[1])
         logits = self.head(pooled)
@@ -140,8 +151,8 @@ class ExpressionMeter:
     def __init__(self, names: tuple[str, ...], source: Source) -> None:
         if tuple(source.label_names) != names:
             raise DataError(
-                f"the classes of the test images ({', '.join(source.label_names)}) are not those of training "
-                f"({', '.join(names)})"
+                f"the classes of the test images ({listed(source.label_names)}) are not those of training "
+                f"({listed(names)}), or not in the same order"
             )
         self.names = names
         self.collected = Collected(source)
@@ -155,12 +166,7 @@ class ExpressionMeter:
         predicted, target = self.collected["predicted"], self.collected["target"]
         scores = accuracy(predicted, target)
         return {
-            "headline": {
-                "name": "accuracy",
-                "value": scores.accuracy,
-                "interval": list(scores.accuracy_interval),
-                "better": "higher",
-            },
+            "headline": headline("accuracy", scores.accuracy, scores.accuracy_interval),
             "accuracy": scores.accuracy,
             "accuracy_interval": list(scores.accuracy_interval),
             "mean_class_accuracy": scores.mean_class_accuracy,

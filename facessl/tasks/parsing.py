@@ -14,18 +14,21 @@ from facessl.backbones import Backbone
 from facessl.batch import Batch
 from facessl.data.crop import Frame
 from facessl.data.source import Source, trait
-from facessl.errors import ConfigError, DataError
+from facessl.errors import ConfigError, DataError, listed
 from facessl.methods.base import Progress, Step
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
+from facessl.nn.distributed import rank_mean
 from facessl.nn.precision import at_least_float32
 from facessl.nn.upernet import UPerNet
 from facessl.tasks._collected import Collected
 from facessl.tasks._dense import freeze_unreached
-from facessl.tasks.base import Labels
+from facessl.tasks.base import Labels, headline
 from facessl.views.augment import FARL_PARSING_CELEBAM, Augment
 
 #: Value of a mask whose pixels do not count.
 IGNORED = 255
+#: Width of the head that suits a CPU.
+_NARROW = 64
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Parsing(nn.Module):
         super().__init__()
         args = ParsingArgs(**values)
         self.mask_outside = IGNORED if args.outside == "ignored" else 0
+        self.width = args.width
         self.names = labels.mask_names
         if len(self.names) < 2:
             raise DataError(f"a parsing task needs two or more classes, and the source names {len(self.names)}")
@@ -113,8 +117,13 @@ class Parsing(nn.Module):
             raise DataError("the masks of a batch are missing: give every image one")
         logits = self.head(self.backbone.forward_pyramid(batch.views[0]))  # (B, C, S/4, S/4)
         full = F.interpolate(at_least_float32(logits), size=batch.mask.shape[-2:], mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(full, batch.mask.long(), ignore_index=IGNORED)
+        each = F.cross_entropy(full, batch.mask.long(), ignore_index=IGNORED, reduction="none")  # (B, S, S)
+        loss = rank_mean(each, batch.mask != IGNORED)
         return Step(loss, {"cross_entropy": loss.detach()})
+
+    def cheaper(self, image_size: int) -> dict[str, Any]:
+        """Settings for small views."""
+        return {"width": _NARROW} if self.width > _NARROW else {}
 
     def after_step(self, progress: Progress) -> None:
         """Nothing to move."""
@@ -146,7 +155,10 @@ class ParsingMeter:
     def __init__(self, names: tuple[str, ...], source: Source, augment: Augment) -> None:
         own = tuple(trait(source, "mask_names"))
         if own != names:
-            raise DataError(f"the {len(own)} mask classes of the test images are not the {len(names)} of training")
+            raise DataError(
+                f"the mask classes of the test images ({listed(own)}) are not those of training ({listed(names)}), or "
+                "not in the same order"
+            )
         self.names = names
         self.source = source
         self.warp = augment.warp
@@ -170,12 +182,7 @@ class ParsingMeter:
         found = parsing_scores(self.matrix, names=self.names).summary()
         per_image = mean_f1(self.matrix.per_image)
         return {
-            "headline": {
-                "name": "mean_f1",
-                "value": found["mean_f1"],
-                "interval": found["mean_f1_interval"],
-                "better": "higher",
-            },
+            "headline": headline("mean_f1", found["mean_f1"], found["mean_f1_interval"]),
             **found,
             **self.collected.breakdown({"mean_f1_per_image": per_image}),
         }

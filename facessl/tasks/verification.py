@@ -20,7 +20,7 @@ from facessl.methods.base import Progress, Step
 from facessl.metrics.verification import cosine, verification
 from facessl.nn.precision import at_least_float32
 from facessl.tasks._collected import Collected
-from facessl.tasks.base import Labels
+from facessl.tasks.base import Labels, headline
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
 
 
@@ -145,12 +145,7 @@ class VerificationMeter:
             None if folds is None else np.asarray(folds)[kept],
         ).summary()
         return {
-            "headline": {
-                "name": "accuracy",
-                "value": found["accuracy"],
-                "interval": found["accuracy_interval"],
-                "better": "higher",
-            },
+            "headline": headline("accuracy", found["accuracy"], found["accuracy_interval"]),
             **found,
             "pairs_left_out": int((~kept).sum()),
             "images": len(index),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from facessl.data.sources._annotations import numbers, square_around
 from facessl.data.sources._lists import Items, check_column, csv_header, csv_table, expected, image_column
 from facessl.errors import ConfigError, DataError
 
-LAYOUT = expected("landmarks_csv", "a .csv or .tsv table", "columns image, x0, y0, x1, y1, ...")
+LAYOUT = expected("landmarks-csv", "a .csv or .tsv table", "columns image, x0, y0, x1, y1, ...")
 #: Columns of a box, first match.
 BOXES = (("left", "top", "right", "bottom"), ("xmin", "ymin", "xmax", "ymax"))
 _ROLES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -106,6 +107,12 @@ def _points(file: Path, header: list[str], layout: str | None) -> int:
     count = 0
     while f"x{count}" in header and f"y{count}" in header:
         count += 1
+    numbered = [int(name[1:]) for name in header if re.fullmatch(r"[xy]\d+", name)]
+    if max(numbered, default=-1) >= count:
+        gone = next(f"{axis}{count}" for axis in "xy" if f"{axis}{count}" not in header)
+        raise DataError(
+            f"{file} has no column {gone}, but landmarks up to number {max(numbered)}: each needs an x and a y"
+        )
     if not count:
         shown = ", ".join(header[:12])
         raise DataError(f"{file} has no columns x0, y0, x1, y1, ...: it has {shown}")
@@ -123,7 +130,7 @@ def _filters(file: Path, header: list[str], where: str | None) -> dict[str, set[
             filters[check_column(file, header, column)] = set(values.split("|"))
         elif condition.strip() or where is not None:
             raise ConfigError(
-                f"landmarks_csv?where={where} cannot be used: write it as COLUMN:VALUE or COLUMN:VALUE|VALUE"
+                f"landmarks-csv?where={where} cannot be used: write it as COLUMN:VALUE or COLUMN:VALUE|VALUE"
             )
     return filters
 
