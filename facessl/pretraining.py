@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 from facessl import checkpoint, environment, loading, monitors, optim, plugins
 from facessl.batch import Batch
 from facessl.config import RunConfig, differences
+from facessl.data.cache import Cached, Store, fill, fill_once
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source, open_source
 from facessl.errors import ConfigError, DataError
@@ -28,8 +30,12 @@ from facessl.parsing import from_dict
 from facessl.report import write_report
 from facessl.running import loader_workers, one_error_in_distributed, run_folder, saved_state, say, start_fabric
 from facessl.trainer import Plan, Trainer
+from facessl.views.batched import Boxes, Cutter
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
+
+#: Side of the images on the device relative to the image size, where their own sizes differ.
+CACHED_SIDE = 1.15
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def _run(config: RunConfig) -> Result:
     if saved is None and (prepare := getattr(method, "prepare", None)) is not None:
         prepare()
     plan = derive(settings, source, config)
+    store = _fill_cache(source, config, fabric)
     trainer = _trainer(fabric, method, plan, settings, config, source, folder, resolved)
     if fabric.world_size > 1 and not saved:
         torch.manual_seed(settings.seed + fabric.global_rank)  # dropout differs between the ranks
@@ -95,18 +102,7 @@ def _run(config: RunConfig) -> Result:
         trainer.load_state(saved)
     if fabric.is_global_zero:
         _write_head(folder, resolved, plan, settings, fresh=saved is None)
-    loader = TrainLoader(
-        source,
-        Geometric(settings.views or method.views, settings.image_size),
-        batch_size=plan.batch_size,
-        seed=settings.seed,
-        workers=loader_workers(config.workers),
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-        start_step=trainer.step,
-        pin_memory=fabric.device.type == "cuda",
-    )
-    batches: Iterator[Batch] = iter(loader)
+    batches = _batches(source, store, method, settings, config, plan, fabric, start_step=trainer.step)
     if trainer.step >= plan.total_steps:
         say(f"the run is already finished at step {trainer.step}; rewriting its report")
     finished = trainer.fit(batches)
@@ -208,6 +204,69 @@ def _check_needs(method: Method, source: Source, settings: RunConfig) -> None:
             f"method {settings.method['name']} needs {', '.join(missing)} of every image, and {settings.source} "
             f"gives {', '.join(sorted(source.provides)) or 'images only'}: use another source or method"
         )
+
+
+def _fill_cache(source: Source, config: RunConfig, fabric: Fabric) -> Store | None:
+    """The decoded images that `--cache` asks for, once per machine."""
+    if config.cache == "none":
+        return None
+    began = told = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        if fabric.is_global_zero and (done == total or time.monotonic() - told > 10):
+            told = time.monotonic()
+            say(f"cache: {done} of {total} images decoded in {told - began:.0f} s")
+
+    def make() -> Store:
+        return fill(
+            source,
+            size=config.cache_size,
+            side=round(CACHED_SIDE * config.image_size) if config.cache == "device" else None,
+            workers=loader_workers(config.workers),
+            device=fabric.device if config.cache == "device" else None,
+            report=report,
+        )
+
+    store = make() if fabric.world_size == 1 else fill_once(make, node=fabric.node_rank, first=fabric.local_rank == 0)
+    if fabric.is_global_zero:
+        size = "x".join(map(str, store.size)) + " px, " if store.size else ""
+        say(f"cache: {len(store)} images, {size}{store.nbytes / 2**30:.2f} GiB ({store.unreadable} unreadable)")
+    return store
+
+
+def _batches(
+    source: Source,
+    store: Store | None,
+    method: Method,
+    settings: RunConfig,
+    config: RunConfig,
+    plan: Plan,
+    fabric: Fabric,
+    *,
+    start_step: int,
+) -> Iterator[Batch]:
+    """The run's batches from `start_step` on, from the source or from decoded images."""
+    views = settings.views or method.views
+    transform: Any = Geometric(views, settings.image_size)
+    cutter: Cutter | None = None
+    if store is not None:
+        source = Cached(source, store)
+        if store.size is not None:  # every rank holds all images: an epoch's order may give it any of them
+            transform = Boxes(views, settings.image_size, store.size)
+            cutter = Cutter(store.tensor(fabric.device), transform.sizes)
+    loader = TrainLoader(
+        source,
+        transform,
+        batch_size=plan.batch_size,
+        seed=settings.seed,
+        workers=loader_workers(config.workers),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        start_step=start_step,
+        pin_memory=fabric.device.type == "cuda",
+    )
+    return iter(loader) if cutter is None else cutter.over(loader)
 
 
 def _trainer(

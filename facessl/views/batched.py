@@ -1,0 +1,166 @@
+"""Crops and flips of whole batches on the device that holds the images (`--cache device`).
+
+The same generators and functions as in the worker draw the boxes and colours (`Boxes`); only the resampling runs
+elsewhere, as two matrix products per view: antialiased like `facessl.data.crop.resize`, equal to it within rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facessl.batch import Batch
+from facessl.views.geometric import DRAWS, TRIES, Geometric, crop_box, photometric_params
+from facessl.views.photometric import CHUNK_CPU, CHUNK_GPU
+from facessl.views.spec import View
+
+
+class Boxes:
+    """Draws what `facessl.views.geometric.Geometric` draws for an image, and cuts nothing.
+
+    Attributes:
+        views, sizes: as in `Geometric`.
+    """
+
+    def __init__(self, views: Sequence[View], image_size: int, stored: tuple[int, int]) -> None:
+        """
+        Args:
+            views: one entry per view.
+            image_size: the run's image size in pixels.
+            stored: height and width of the images on the device.
+
+        Raises:
+            ConfigError: as `Geometric` does.
+        """
+        plain = Geometric(views, image_size)
+        self.views, self.sizes, self.stored = plain.views, plain.sizes, stored
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Draw every view of one image.
+
+        Args:
+            image: (H, W, 3), of which only the shape is used: that of the image before it was stored.
+            rng: the sample's own generator; nothing else decides the result.
+
+        Returns:
+            No view, and 2 V arrays: V of photometric parameters (P,) float32, then V boxes (5,) float32: top, left,
+            height, width in pixels of the stored image, and 1 where the view is mirrored.
+        """
+        params, boxes = [], []
+        height, width = image.shape[:2]
+        down, right = self.stored[0] / height, self.stored[1] / width
+        for view in self.views:
+            draws = rng.random(DRAWS)
+            top, left, h, w = crop_box(view, height, width, draws)
+            flip = draws[2 * TRIES + 2] < view.flip
+            boxes.append(np.array((top * down, left * right, h * down, w * right, flip), np.float32))
+            params.append(photometric_params(view, draws[2 * TRIES + 3 :]))
+        return [], params + boxes
+
+
+class Cutter:
+    """Batches whose views were drawn by `Boxes` -> batches whose views are cut, on the device of the images."""
+
+    def __init__(self, images: Tensor, sizes: Sequence[int]) -> None:
+        """
+        Args:
+            images: (N, H, W, 3) uint8; row i is image i of the source.
+            sizes: S_v, side of each view in pixels.
+        """
+        self.images, self.sizes = images, tuple(sizes)
+
+    def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Every batch with its views."""
+        for batch in batches:
+            yield self(batch)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with V views (B, 3, S_v, S_v) uint8, channels-last in memory, and V `params`."""
+        count = len(self.sizes)
+        params, boxes = batch.params[:count], batch.params[count:]
+        return replace(batch, views=self.cut(batch.index, boxes), params=params)
+
+    @torch.no_grad()
+    def cut(self, index: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
+        """Views of images.
+
+        Args:
+            index: (B,) int64 rows of `images`.
+            boxes: V tensors (B, 5) float32, as `Boxes` gives them.
+
+        Returns:
+            V tensors (B, 3, S_v, S_v) uint8, channels-last in memory, on the device of the images.
+        """
+        device = self.images.device
+        rows, drawn = _put(index, device), _put(torch.stack(list(boxes)), device)
+        # Half precision has 11 bits: results differ from float32 by less than the rounding to 8 bits.
+        kind = torch.float16 if device.type == "cuda" else torch.float32
+        out = [
+            torch.empty((len(index), 3, size, size), dtype=torch.uint8, device=device).to(
+                memory_format=torch.channels_last
+            )
+            for size in self.sizes
+        ]
+        chunk = max(1, (CHUNK_CPU if device.type == "cpu" else CHUNK_GPU) // self.images[0].numel())
+        for start in range(0, len(index), chunk):
+            part = slice(start, start + chunk)
+            stored = self.images.index_select(0, rows[part]).permute(0, 3, 1, 2)
+            planes = stored.to(kind, memory_format=torch.contiguous_format)  # (n, 3, H, W)
+            for view, box in zip(out, drawn[:, part], strict=True):
+                view[part] = resample(planes, box, view.shape[-1])
+        return out
+
+
+def resample(planes: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Boxes of images, resized to squares and mirrored.
+
+    Args:
+        planes: (n, 3, H, W) of a floating type, 0..255.
+        boxes: (n, 5) float32 top, left, height, width, mirrored, as `Boxes` gives them.
+        size: side S of the results.
+
+    Returns:
+        (n, 3, S, S) uint8.
+    """
+    n, channels, height, width = planes.shape
+    top, left, h, w, flip = boxes.unbind(1)
+    down = interpolation(top, h, torch.zeros_like(flip), size, height).to(planes.dtype)  # (n, S, H)
+    right = interpolation(left, w, flip, size, width).to(planes.dtype)  # (n, S, W)
+    # (n, 3 H, W) x (n, W, S) -> (n, 3, H, S)
+    narrow = torch.bmm(planes.view(n, channels * height, width), right.mT).view(n, channels, height, size)
+    whole = torch.stack([torch.bmm(down, narrow[:, c]) for c in range(channels)], dim=1)  # (n, 3, S, S)
+    return whole.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def interpolation(start: Tensor, length: Tensor, flip: Tensor, size: int, stored: int) -> Tensor:
+    """Matrices that resize one axis of a box, as `facessl.data.crop.resize` does.
+
+    Weights are a triangle around the place that a pixel comes from, as wide as a pixel where the box is enlarged, else
+    as the step between the places (Pillow's and torch's antialiased bilinear). Pixels outside the box have no weight.
+
+    Args:
+        start, length: (n,) of the box in stored pixels.
+        flip: (n,) 1 where the axis is mirrored.
+        size: pixels S of the result.
+        stored: pixels L of the image.
+
+    Returns:
+        (n, S, L) float32, rows sum to 1.
+    """
+    first, extent = start[:, None, None], length[:, None, None]
+    out = torch.arange(size, device=start.device, dtype=torch.float32)[:, None] + 0.5  # (S, 1)
+    out = torch.where(flip[:, None, None] > 0, size - out, out)  # (n, S, 1)
+    step = extent / size
+    pixel = torch.arange(stored, device=start.device, dtype=torch.float32)  # (L,)
+    weights = (pixel + 0.5 - first - out * step).abs_().div_(step.clamp_min(1)).neg_().add_(1).clamp_min_(0)
+    weights *= (pixel + 1 > first) & (pixel < first + extent)
+    return weights.div_(weights.sum(-1, keepdim=True))
+
+
+def _put(values: Tensor, device: torch.device) -> Tensor:
+    """A small host tensor on `device`, without waiting for the device."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
