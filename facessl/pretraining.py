@@ -16,7 +16,7 @@ import yaml
 from lightning.fabric import Fabric
 from torch import nn
 
-from facessl import checkpoint, environment, loading, monitors, optim, plugins
+from facessl import checkpoint, environment, heartbeat, loading, monitors, optim, plugins
 from facessl.batch import Batch
 from facessl.config import RunConfig, differences
 from facessl.data.cache import Cached, Store, fill, fill_once
@@ -28,7 +28,15 @@ from facessl.methods.base import Method
 from facessl.nn.sync_batch_norm import convert_sync_batchnorm
 from facessl.parsing import from_dict
 from facessl.report import write_report
-from facessl.running import loader_workers, one_error_in_distributed, run_folder, saved_state, say, start_fabric
+from facessl.running import (
+    loader_workers,
+    one_after_another,
+    one_error_in_distributed,
+    run_folder,
+    saved_state,
+    say,
+    start_fabric,
+)
 from facessl.trainer import Plan, Trainer
 from facessl.views.batched import Boxes, Cutter
 from facessl.views.geometric import Geometric
@@ -81,8 +89,9 @@ def run(config: RunConfig) -> Result:
 
 def _run(config: RunConfig) -> Result:
     fabric = start_fabric(config.device, config.precision)
-    source = open_source(config.source)
+    source = one_after_another(fabric, lambda: open_source(config.source))
     folder = run_folder(config.out, config.resume, f"{config.method['name']}-{config.backbone.name}", fabric)
+    heartbeat.advise(f"go on with --resume --out {folder}, on any number of ranks that divides the batch")
     saved = saved_state(folder, resume=config.resume)
     resolved = saved["config"] if saved else _resolve(config, source, fabric)
     if saved:
@@ -96,8 +105,8 @@ def _run(config: RunConfig) -> Result:
     plan = derive(settings, source, config)
     store = _fill_cache(source, config, fabric)
     trainer = _trainer(fabric, method, plan, settings, config, source, folder, resolved)
-    if fabric.world_size > 1 and not saved:
-        torch.manual_seed(settings.seed + fabric.global_rank)  # dropout differs between the ranks
+    if fabric.world_size > 1:  # dropout differs between the ranks, also where other ranks go on than began
+        torch.manual_seed(settings.seed + fabric.global_rank + (saved["step"] * fabric.world_size if saved else 0))
     if saved:
         trainer.load_state(saved)
     if fabric.is_global_zero:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
-from facessl import checkpoint, environment
-from facessl.errors import ConfigError, FaceSSLError
+from facessl import checkpoint, environment, heartbeat
+from facessl.errors import ConfigError, DataError, FaceSSLError, TrainingError
 
+T = TypeVar("T")
+
+#: Of a collective. Ranks wait so long for rank 0's first index of a large source; one that dies is noticed by
+#: `heartbeat` in seconds.
+TIMEOUT = timedelta(hours=1)
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -41,7 +49,7 @@ def start_fabric(device: str, precision: str) -> Fabric:
     if precision == "fp16" and device == "cpu":
         raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or fp32 on a CPU")
     world, local = ranks()
-    strategy: Any = DDPStrategy(broadcast_buffers=False) if world > 1 else "auto"
+    strategy: Any = DDPStrategy(broadcast_buffers=False, timeout=TIMEOUT) if world > 1 else "auto"
     fabric = Fabric(
         accelerator=device,
         devices=local if world > 1 else 1,
@@ -50,6 +58,7 @@ def start_fabric(device: str, precision: str) -> Fabric:
         precision=PRECISION[precision],  # type: ignore[arg-type]
     )
     fabric.launch()
+    heartbeat.start(fabric.global_rank, world)
     return fabric
 
 
@@ -103,12 +112,60 @@ def loader_workers(asked: int | None) -> int:
     return max(0, min(8, environment.cores() // local - 1))
 
 
+def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
+    """`build()` on every rank: first on rank 0, then on the first rank of every node, then on the others.
+
+    What the first call leaves in a cache (the index of a source) is so built once, whether the nodes share it or not.
+
+    Raises:
+        FaceSSLError: what `build` raised, on every rank.
+    """
+    if fabric.world_size == 1:
+        return build()
+    turn = 0 if fabric.global_rank == 0 else 1 if fabric.local_rank == 0 else 2
+    built: list[T] = []
+    failed: FaceSSLError | None = None
+    for current in range(3):
+        if turn == current:
+            try:
+                built.append(build())
+            except FaceSSLError as error:
+                failed = error
+        reasons: list[str] = [""] * fabric.world_size
+        torch.distributed.all_gather_object(reasons, str(failed or ""))
+        if any(reasons):
+            raise failed or DataError(next(reason for reason in reasons if reason))
+    return built[0]
+
+
 @contextmanager
 def one_error_in_distributed() -> Iterator[None]:
-    """An expected error leaves the process group, so that torchrun ends the other ranks instead of a hang."""
+    """An expected error leaves the process group, so that the launcher ends the other ranks instead of a hang.
+
+    A broken connection to another rank is one sentence that names the rank that is gone (`heartbeat`).
+    """
     try:
         yield
+        heartbeat.leave()
     except FaceSSLError:
+        heartbeat.leave(failed=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized() and ranks()[0] > 1:
             torch.distributed.destroy_process_group()
         raise
+    except RuntimeError as error:
+        if ranks()[0] == 1 or not lost_connection(error):
+            raise
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, on its way: the sentence comes first
+        heartbeat.wait_for_verdict()
+        raise TrainingError(
+            f"the connection to another rank broke ({' '.join(str(error).split())[:160]}): the job ends; "
+            "look at the messages of the other ranks, then go on with --resume"
+        ) from None
+
+
+def lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank or the network went away."""
+    signs = ("onnection closed", "onnection reset", "onnection refused", "roken pipe", "imed out", "remote process")
+    backend = any(name in str(error) for name in ("gloo", "Gloo", "NCCL", "nccl", "TCPStore"))
+    return isinstance(error, torch.distributed.DistBackendError) or (backend and any(s in str(error) for s in signs))
