@@ -178,11 +178,13 @@ def images(args: argparse.Namespace, size: float, device: torch.device) -> Tenso
 def peak_mib(args: argparse.Namespace, name: str, backbone: str, precision: str) -> float:
     """MiB that the second step of a method needs at its peak; on the CPU measured in a process of its own."""
     if torch.device(args.device).type == "cuda":
+        gc.collect()  # methods hold themselves in cycles
+        before = torch.cuda.memory_allocated()
         work = step_of(args, name, backbone, precision)
         work()
         torch.cuda.reset_peak_memory_stats()
         work()
-        return torch.cuda.max_memory_allocated() / 2**20
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(grown_mib, (args, name, backbone, precision))
 
