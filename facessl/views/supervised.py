@@ -42,7 +42,7 @@ class Supervised:
         *,
         layout: Layout | None = None,
         mask_flip: Sequence[int] | None = None,
-        needs: frozenset[str] = frozenset(),
+        needs: frozenset[str] | None = None,
         train: bool = True,
         mask_outside: int = 255,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -55,8 +55,10 @@ class Supervised:
             layout: order of the landmarks; None: unknown, they cannot be mirrored.
             mask_flip: class of the mirrored image by class of the image; None: unknown, masks cannot be mirrored.
                 Classes without sides are `range(number of classes)`.
-            needs: label fields that the task uses. Landmarks and masks that cannot be mirrored are an error here where
-                the task needs them, and are left out of the samples of training (None) where it does not.
+            needs: label fields that the task uses; None: whichever there are. Landmarks and masks that cannot be
+                mirrored are an error here where they are named, and are left out of the samples of training (None)
+                where they are not. A mask that is not named is left out in evaluation too: to move it takes longer
+                than the image does.
             train: False: only the crop, whether there is a generator or not.
             mask_outside: class of a view's pixels that lie outside the image; 255: none, they are left out.
             mean, std: normalisation, for what erasing fills in.
@@ -68,12 +70,13 @@ class Supervised:
             raise ConfigError(f"the image size is {image_size}, but it must be 1 or more")
         sideless = {"landmarks": layout, "mask": mask_flip} if augment.flip and train else {}
         self._dropped: dict[str, Any] = {name: None for name, known in sideless.items() if known is None}
-        for name in sorted(needs & self._dropped.keys()):
+        for name in sorted((needs or frozenset()) & self._dropped.keys()):
             fix = "the order of its points (layout)" if name == "landmarks" else "the classes' sides (mask_flip)"
             raise ConfigError(
                 f"the augmentation flips images (flip={augment.flip}), but the source does not tell {fix}, so that its "
                 f"{name} cannot be mirrored: set flip to 0 or name it in the source"
             )
+        self._with_mask = needs is None or "mask" in needs
         self.augment, self.size, self._train_mode = augment, image_size, train
         self._mask_outside = mask_outside
         self._flip = np.array(layout.flip) if layout else None
@@ -193,7 +196,9 @@ class Supervised:
             left, top, right, bottom = sample.box
             corners = frame.points(np.array([(left, top), (right, top), (left, bottom), (right, bottom)]))
             new["box"] = np.concatenate([corners.min(0), corners.max(0)]).astype(np.float32)
-        if sample.mask is not None:
+        if not self._with_mask:
+            new["mask"] = None
+        elif sample.mask is not None:
             mask = self._classes[sample.mask] if flip else sample.mask
             new["mask"] = frame.mask(mask, image.shape, outside=self._mask_outside)
         if sample.pose is not None:

@@ -121,6 +121,18 @@ def test_mask_and_image_stay_on_each_other(face: Sample) -> None:
         assert np.abs(views[0].astype(int) - flat[moved.mask.clip(0, 10)])[inner].max() < 8
 
 
+def test_a_mask_that_the_task_does_not_need_is_left_out_and_nothing_else_changes(face: Sample) -> None:
+    for train in (True, False):
+        rng = [np.random.default_rng(3) if train else None for _ in range(2)]
+        full, views, _ = known(STRONG, train=train).with_sample(face, pixels(face), rng[0])
+        needs = frozenset({"landmarks"})
+        lean, same, _ = known(STRONG, train=train, needs=needs).with_sample(face, pixels(face), rng[1])
+        assert full.mask is not None
+        assert lean.mask is None
+        assert (same[0] == views[0]).all()
+        assert np.array_equal(lean.landmarks, full.landmarks)  # type: ignore[arg-type]
+
+
 def test_a_mask_of_another_size_covers_the_same_area(face: Sample) -> None:
     assert face.mask is not None
     half = replace(face, mask=face.mask[::2, ::2])
