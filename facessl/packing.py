@@ -233,6 +233,7 @@ class _Packer:
         size, data = self.settings.size, sample.image
         image = pixels(sample, _SEEN if self.settings.copy else size if self._scaled else None)
         exact = isinstance(data, np.ndarray) or not (self.settings.copy or self._scaled)
+        exact = exact or min(image.shape[:2]) < (size or _SEEN)  # smaller than a reduced one would be
         height, width = image.shape[:2] if exact else stored_size(bytes(data), key=sample.key)
         if size and min(height, width) > size:
             image = resize_to(image, *(max(1, round(side * size / min(height, width))) for side in (height, width)))

@@ -34,6 +34,7 @@ NUMBERS = ("identity", "group")
 _PIXELS = ("landmarks", "box", "five_points")
 _NAMES = ("label_names", "attribute_names", "group_names", "mask_names")
 _BLOCK = 512
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def has_pixels(source: Source) -> bool:
@@ -61,7 +62,7 @@ def members(sample: Sample, stored: Size, shape: Size, label_name: str | None) -
             if name in _PIXELS and stored != shape:
                 value = _moved(value, stored, shape)
             row[name] = _listed(np.asarray(value, kind))
-    out = {"json": json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")}
+    out = {"json": _JSON.encode(row).encode("utf-8", "replace")}
     if sample.label is not None:
         out["cls"] = str(int(sample.label)).encode()
     if sample.text is not None:
@@ -92,23 +93,32 @@ def _mask(mask: np.ndarray, stored: Size, shape: Size) -> bytes:
     return bytes(cv2.imencode(".png", mask)[1])
 
 
-def header(name: str, size: int) -> bytes:
+def header(name: bytes, size: int) -> bytes:
     """The 512 bytes in front of a member of a tar (POSIX ustar), without owner and time.
 
     `tarfile` takes ten times as long; the writer makes two to five of these for each image.
+
+    Args:
+        name: at most 100 bytes.
+        size: of the member in bytes, below 8 GiB.
     """
-    fields = f"{size:011o}\0{0:011o}\0".encode()
-    start = name.encode().ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + fields
-    rest = (b"0" + bytes(100) + b"ustar\00000").ljust(_BLOCK - len(start) - 8, b"\0")
-    total = sum(start) + sum(rest) + 8 * 32  # the checksum counts itself as spaces
-    return start + f"{total:06o}\0 ".encode() + rest
+    digits = b"%011o" % size
+    total = _CONSTANT + sum(name) + sum(digits)
+    return b"%b%b%b\0%011o\0%06o\0 %b" % (name.ljust(100, b"\0"), _MODE, digits, 0, total, _KIND)
+
+
+#: Mode, owner and group in a header; kind (a file), name of a link, magic and zeros.
+_MODE = b"0000644\0" + b"0000000\0" * 2
+_KIND = (b"0" + bytes(100) + b"ustar\00000").ljust(_BLOCK - 156, b"\0")
+#: Sum of the bytes of a header but name and size; its checksum counts as eight spaces.
+_CONSTANT = sum(_MODE) + sum(_KIND) + 11 * ord("0") + 8 * ord(" ")
 
 
 def archived(name: str, parts: dict[str, bytes]) -> bytes:
     """The members `NAME.ENDING` of one sample as they stand in a tar."""
     out = []
     for ending, data in parts.items():
-        out += [header(f"{name}.{ending}", len(data)), data, bytes(-len(data) % _BLOCK)]
+        out += [header(f"{name}.{ending}".encode(), len(data)), data, bytes(-len(data) % _BLOCK)]
     return b"".join(out)
 
 

@@ -27,6 +27,7 @@ _HEADERS = {SKIPPED: b"key,reason\n", DUPLICATES: b"key,duplicate_of,distance\n"
 _HASH = np.dtype([("value", "<u8"), ("index", "<i8")])
 _UNITS = {"MB": 10**6, "GB": 10**9}
 _VERSION = 1
+_BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Shards:
         self.next: int = self._manifest["next"]
         self.packed, self.skipped, self.duplicates = (self._manifest[k] for k in ("packed", "skipped", "duplicates"))
         self._file: IO[bytes] | None = None  # the shard in work, its checksum, bytes and images
-        self._sum, self._written, self._inside = hashlib.sha256(), 0, 0
+        self._sum, self._written, self._inside, self._buffer = hashlib.sha256(), 0, 0, bytearray()
 
     def __enter__(self) -> Shards:
         return self
@@ -149,16 +150,23 @@ class Shards:
             self._commit(total)
 
     def _write(self, data: bytes | memoryview) -> None:
-        assert self._file is not None
-        self._file.write(data)
-        self._sum.update(data)
+        self._buffer += data
         self._written += len(data)
+        if len(self._buffer) > _BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        assert self._file is not None
+        self._file.write(self._buffer)
+        self._sum.update(self._buffer)
+        self._buffer.clear()
 
     def _commit(self, following: int) -> None:
         """Make all images before `following` permanent."""
         entry = None
         if self._file is not None:
             self._write(records.END)
+            self._flush()
             _synced(self._file)
             self._file.close()
             self._file = None

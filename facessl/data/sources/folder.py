@@ -48,6 +48,7 @@ class Folder:
         self.root = Path(path).expanduser()
         if not str(path) or not self.root.is_dir():
             raise DataError(f"no such folder: {str(path) or 'folder:PATH needs a path'}")
+        self._prefix = os.fsencode(os.path.join(self.root, ""))
         file = cache_file("folder", os.path.abspath(self.root), f"{_LAYOUT} {recursive}")
         known = load(file) if cache else None
         self._table = _update(self.root, known, recursive)
@@ -71,8 +72,8 @@ class Folder:
         """Path of image `index`, without reading it."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        folder = os.path.join(self.root, os.fsdecode(self._table.text("folder", self._row(index))))
-        return os.path.join(folder, os.fsdecode(self._table.text("name", index)))
+        folder, name = self._table.text("folder", self._row(index)), self._table.text("name", index)
+        return os.fsdecode(b"%b%b/%b" % (self._prefix, folder, name) if folder else self._prefix + name)
 
     def labels(self) -> np.ndarray:
         """(N,) int32 labels of all images; -1 where `label_names` is empty."""
@@ -80,7 +81,7 @@ class Folder:
 
     def _row(self, index: int) -> int:
         """Row of the folder that image `index` is in."""
-        return int(np.searchsorted(self._table["first"], index, side="right")) - 1
+        return int(self._table["first"].searchsorted(index, side="right")) - 1
 
 
 @dataclass(slots=True)
