@@ -54,7 +54,7 @@ def parsed_words(parser: ArgumentParser, words: list[str], name: str) -> dict[st
     try:
         parsed = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        raise ConfigError(f"{readable(error)} (see facessl {name} --help)") from None
+        raise ConfigError(f"{readable(error, parser)} (see facessl {name} --help)") from None
     return {k: v for k, v in vars(parsed).items() if k != "config"}
 
 

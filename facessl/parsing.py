@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import json
 import re
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +92,13 @@ def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _augmentation(values: Mapping[str, Any]) -> Mapping[str, str]:
     """What `augment` changes, told in its help."""
     published = FINETUNE.plugin(values["task"]["name"]).augments[values.get("protocol") or FinetuneConfig.protocol]
-    told = {f.name: v for f in dataclasses.fields(published) if (v := getattr(published, f.name)) != f.default}
-    shown = ", ".join(f"{k}: {list(v) if isinstance(v, tuple) else v}" for k, v in told.items())
-    return {"augment": f"those of the protocol are {{{shown}}}"}
+    told = []
+    for field in dataclasses.fields(published):
+        value = getattr(published, field.name)
+        if value != field.default:
+            plain = list(value) if isinstance(value, tuple) else round(value, 4) if isinstance(value, float) else value
+            told.append(f"{field.name}: {plain}")
+    return {"augment": f"those of the protocol are {{{', '.join(told)}}}"}
 
 
 _SOURCE = "NAME:PATH?option=value, or a path; none: drawn faces (synthetic:)"
@@ -187,14 +193,16 @@ def print_help(argv: Sequence[str], command: Command = PRETRAIN) -> None:
     values, rest = _sorted_out([w for w in argv if w not in ("-h", "--help")], {}, command)
     name, below = _plugin_and_preset(values, rest, command)
     parser = _parser(command.plugin(name).Args, command)
-    used = merge(below, values)
+    used = merge(merge(below, values), {command.part: {"name": name}})
     remarks = command.remarks(used)
     for action in parser._actions:
         found = _lookup(used, action.dest)
-        if found is not None and (action.dest.startswith(_FREE) or not isinstance(found, Mapping)):
-            parser.set_defaults({action.dest: found})
+        if found is None or (isinstance(found, Mapping) and not action.dest.startswith(_FREE)):
+            found = action.default
+        if found is not action.default or isinstance(found, tuple):
+            parser.set_defaults({action.dest: list(found) if isinstance(found, tuple) else found})
         if action.dest in remarks:
-            action.help = f"{action.help}; {remarks[action.dest]}"
+            action.help = f"{str(action.help).removesuffix('.')}; {remarks[action.dest]}"
     if below:
         others = ", ".join(n for n in plugins.names(command.folder) if n != name)
         with_protocol = f" --protocol {used['protocol']}" if used.get("protocol") else ""
@@ -202,7 +210,7 @@ def print_help(argv: Sequence[str], command: Command = PRETRAIN) -> None:
             f"{parser.description} The defaults below are those of --{command.part} {name}{with_protocol}; they depend "
             f"on the {command.part}: `facessl {command.name} --{command.part} NAME --help` shows those of {others}."
         )
-    parser.print_help()
+    print(re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), parser.format_help()), end="")
 
 
 def _plugin_and_preset(values: Mapping[str, Any], argv: Sequence[str], command: Command) -> tuple[str, dict[str, Any]]:
@@ -263,10 +271,8 @@ def _build(values: dict[str, Any], argv: list[str], command: Command) -> Any:
         defaults = parser.parse_object(values, defaults=True) if values else parser.get_defaults()
         parsed = parser.parse_args(argv, namespace=defaults) if argv else defaults
         parsed = parser.instantiate(parsed)
-    except ArgumentError as error:
-        raise ConfigError(readable(error)) from None
-    except (TypeError, ValueError) as error:
-        raise ConfigError(readable(error)) from None
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(readable(error, parser)) from None
     fields = _fields(parsed, command)
     for key in command.positional:
         fields[key] = fields[key] or values.get(key) or getattr(command.config, key)
@@ -329,38 +335,38 @@ def _options(known: set[str], prefix: str) -> list[str]:
     return [prefix + k.replace("_", "-") if prefix else k for k in known if k not in ("help", "config")]
 
 
-def readable(error: Exception) -> str:
+def readable(error: Exception, parser: ArgumentParser) -> str:
     """The parser's complaint in one sentence a person can act on."""
     text = one_line(str(error))
     found = re.search(r'[Pp]arser key "([^"]+)": (.*?)(?:Got value|Given value): (.*)$', text)
     if not found:
         return text
     key, middle, value = found.groups()
-    kinds = [k.strip(" .") for k in re.findall(r"Expected an? (.+?)(?= - |\. |\.$| Given|$)", middle)]
-    choices = [
-        re.sub(r"^(typing\.)?Literal\[(.+)\]$", r"one of \2", re.sub(r"<class '(.+?)'>", r"\1", k)) for k in kinds
-    ]
-    wanted = " or ".join(dict.fromkeys(map(_spoken, choices)))
+    hint = next((a._typehint for a in parser._actions if a.dest == key and hasattr(a, "_typehint")), None)
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    exact = [str(kind) for kind in (typing.get_args(hint) if union else [hint])]
+    kinds = exact if re.search("tuple|list|dict", str(hint)) else re.findall(_EXPECTED, middle)
+    wanted = " or ".join(dict.fromkeys(_spoken(kind.strip(" .")) for kind in kinds))
     return f"{key} = {value!r} is not valid: give {wanted}"
 
 
-_PLAIN = {"NoneType": "null", "float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
+_EXPECTED = r"Expected an? (.+?)(?= - |\. |\.$| Given|$)"
+_PLAIN = {"None": "null", "NoneType": "null", "float": "a number", "int": "a whole number", "bool": "true or false"}
 
 
 def _spoken(kind: str) -> str:
-    """A type as people write its values in YAML, and on the command line in quotes."""
-    kind = re.sub(r"^typing\.", "", kind)
-    name, _, inside = kind.partition("[")
-    if name.lower() in ("tuple", "list", "sequence"):
-        parts = [part.strip() for part in inside.removesuffix("]").split(",")]
-        fixed = f" of {len(parts)}" if name.lower() == "tuple" and parts[-1] != "..." and inside else ""
-        example = "[0.1, 0.2, 0.3, 0.4]" if "float" in inside else "[1, 2, 3, 4]" if "int" in inside else "[a, b, c, d]"
-        shown = example if not fixed else "[" + ", ".join(example.strip("[]").split(", ")[: len(parts)]) + "]"
-        return f"a list{fixed}, such as '{shown}'"
-    if name.lower() in ("dict", "mapping"):
-        number = "0.1" if "float" in inside else "value"
-        return f"names and values, such as '{{name: {number}}}'"
-    return _PLAIN.get(kind, kind)
+    """A type in words; for lists and mappings how they are written, on the command line in quotes."""
+    kind = re.sub(r"^(typing\.)?Literal\[(.+)\]$", r"one of \2", re.sub(r"<class '(.+?)'>", r"\1", kind))
+    name, _, inside = kind.removesuffix("]").partition("[")
+    parts = inside.split(", ")
+    if name == "dict":
+        return f"names and values, such as '{{name: {'0.1' if parts[-1] == 'float' else 'value'}}}'"
+    if name in ("tuple", "list"):
+        one = {"float": "0.1", "int": "1", "str": "name"}.get(parts[0], "{name: value}")
+        fixed = name == "tuple" and parts[-1] != "..."
+        shown = ", ".join([one] * (len(parts) if fixed else 2))
+        return f"a list{f' of {len(parts)}' if fixed else ''}, such as '[{shown}]'"
+    return _PLAIN.get(kind, "a text" if kind == "str" else kind)
 
 
 def with_true(argv: Sequence[str], parser: ArgumentParser) -> list[str]:

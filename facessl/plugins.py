@@ -31,15 +31,25 @@ def module(folder: str, name: str) -> ModuleType:
     Raises:
         UnknownName: no such file; the message gives the nearest valid name.
     """
+    _refuse_unknown(folder, name)
+    return importlib.import_module(f"facessl.{folder}.{name}")
+
+
+def _refuse_unknown(folder: str, name: str) -> None:
     if name not in names(folder):
         raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
-    return importlib.import_module(f"facessl.{folder}.{name}")
+
+
+def _tree(folder: str, name: str) -> ast.Module:
+    """A plug-in's file, parsed and not run. UnknownName where there is none."""
+    _refuse_unknown(folder, name)
+    places = (Path(place) / f"{name}.py" for place in importlib.import_module(f"facessl.{folder}").__path__)
+    return ast.parse(next(file for file in places if file.is_file()).read_text(encoding="utf-8"))
 
 
 def summary(folder: str, name: str) -> str:
     """First line of a plug-in's docstring, read from its file without importing it."""
-    package = importlib.import_module(f"facessl.{folder}")
-    tree = ast.parse((Path(package.__path__[0]) / f"{name}.py").read_text())
+    tree = _tree(folder, name)
     wanted = name.replace("_", "")
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name.lower() == wanted:
@@ -57,10 +67,7 @@ def settings(folder: str, name: str) -> Any:
     Raises:
         UnknownName: no such file.
     """
-    if name not in names(folder):
-        raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
-    package = importlib.import_module(f"facessl.{folder}")
-    tree = ast.parse((Path(package.__path__[0]) / f"{name}.py").read_text())
+    tree = _tree(folder, name)
     wanted = name.replace("_", "")
     node = next((n for n in tree.body if isinstance(n, _NAMED) and n.name.lower() == wanted), None)
     if isinstance(node, ast.FunctionDef):

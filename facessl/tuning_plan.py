@@ -115,4 +115,4 @@ def cheaper_hint(task: Any, device: str) -> str | None:
         return None
     values: dict[str, Any] = task.cheaper(backbone.image_size)
     flags = " ".join(f"--task.{name.replace('_', '-')} {value}" for name, value in values.items())
-    return f"hint: {flags} is much quicker on a CPU and enough for {backbone.image_size} px" if flags else None
+    return f"hint: on a CPU a step is much quicker with {flags}, enough for {backbone.image_size} px" if flags else None

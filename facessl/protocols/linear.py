@@ -251,7 +251,10 @@ def _task_of(test: Source, task: str) -> str:
     for name, found in fields.items():
         if name in test.provides:
             return found
-    raise ConfigError(f"a linear probe needs one of pairs, {', '.join(fields)}, and the test source has none of them")
+    raise ConfigError(
+        f"a linear probe needs one of pairs, {', '.join(fields)}, and the test source has none of them: of a "
+        "table of your own, name the column (labels-csv:FILE?label=COLUMN)"
+    )
 
 
 def _crop_of(used: list[Source], task: str, crop: str) -> Crop:

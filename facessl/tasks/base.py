@@ -21,10 +21,10 @@ from facessl.views.augment import Augment
 
 #: How a person's own labels are named on the command line.
 _OWN = {
-    "label": "labels-csv:FILE?label=COLUMN, or a folder with a sub-folder per class,",
-    "attributes": "labels-csv:FILE?attributes=COLUMN,COLUMN",
+    "label": "labels-csv:FILE?label=COLUMN or a folder with one sub-folder per class",
+    "attributes": "labels-csv:FILE?attributes=COLUMN,COLUMN (or *)",
     "identity": "labels-csv:FILE?identity=COLUMN",
-    "landmarks": "landmarks-csv:FILE?layout=NAME",
+    "landmarks": "landmarks-csv:FILE",
     "mask": "masks-folder:PATH",
 }
 
@@ -76,10 +76,10 @@ class Labels:
         missing = sorted(needs - source.provides)
         if missing:
             given = ", ".join(sorted(source.provides)) or "images only"
-            ways = [f"{_OWN[field]} for {field}" for field in missing if field in _OWN]
+            ways = "; ".join(_OWN[field] for field in missing if field in _OWN)
             raise DataError(
                 f"the task needs {', '.join(missing)} of every image, and the source gives {given}"
-                + (f" (of your own images: {', '.join(ways)})" if ways else "")
+                + (f": your own come from {ways}" if ways else "")
             )
         points, identities = 0, 0
         if "landmarks" in needs:
