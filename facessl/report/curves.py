@@ -93,11 +93,12 @@ def _score(runs: Sequence[RunFolder], column: str) -> str:
     """A fine-tuning run's score on the part it is selected on."""
     part, _, name = column.removeprefix("monitor/").partition("_")
     where = {"val": "validation part", "test": "test part"}[part]
-    shares = not name.startswith("auc")
+    told = [(run.results.get("test") or {}).get("headline") or {} for run in runs]
+    unit = next((one["unit"] for one in told if "unit" in one), "share")
+    shares = unit == "share" and not name.startswith("auc")
+    shown = "%" if shares else unit.replace("share", "")
     title = spoken(name)
-    return _chart(
-        runs, column, f"{title[:1].upper()}{title[1:]}, {where}", unit="%" if shares else "", scale=100 if shares else 1
-    )
+    return _chart(runs, column, f"{title[:1].upper()}{title[1:]}, {where}", unit=shown, scale=100 if shares else 1)
 
 
 def _chart(
