@@ -26,7 +26,15 @@ from facessl.nn.sync_batch_norm import convert_sync_batchnorm
 from facessl.protocols._splits import Parts, parts
 from facessl.protocols._subset import column
 from facessl.report import write_report
-from facessl.running import loader_workers, one_error_in_distributed, run_folder, saved_state, say, start_fabric
+from facessl.running import (
+    loader_workers,
+    one_after_another,
+    one_error_in_distributed,
+    run_folder,
+    saved_state,
+    say,
+    start_fabric,
+)
 from facessl.tasks.base import Labels
 from facessl.trainer import Plan, Trainer
 from facessl.tuned import Tuned
@@ -68,7 +76,7 @@ def _run(config: FinetuneConfig) -> dict[str, Any]:
     backbone, own_size = _backbone(config)
     folder = run_folder(config.out, config.resume, f"{config.task['name']}-{backbone.name}", fabric)
     saved = saved_state(folder, resume=config.resume)
-    data = _parts(config)
+    data = one_after_another(fabric, lambda: _parts(config))
     config, notes = settle(config, len(data.train), fabric.world_size)
     resolved = _resolve(config, backbone)
     if saved:
@@ -94,9 +102,10 @@ def _run(config: FinetuneConfig) -> dict[str, Any]:
     loader = _loader(data.train, model.task, labels, augment, config, fabric, trainer.step)
     if fabric.is_global_zero:
         _write_head(folder, resolved, plan, data, size_reason(config, own_size), fresh=saved is None)
-        for note in [*notes, cheaper_hint(model.task, fabric.device.type)]:
-            if note:
-                say(note)
+        for note in notes:
+            say(note)
+        if saved is None and (hint := cheaper_hint(model.task, fabric.device.type)):
+            say(hint)
     finished = trainer.fit(iter(loader))
     results: dict[str, Any] = {}
     if fabric.is_global_zero:
