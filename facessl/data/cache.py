@@ -1,8 +1,9 @@
 """Decoded images in memory that all processes of a machine share, for sets that fit (`--cache ram|device`).
 
 `fill` decodes every image once. With `--cache ram` the loader then reads `Cached` instead of the source: the same
-arrays, so that views, batches and weights are bit for bit those of a run without a cache, unless `size` is given. With
-`--cache device` all images have one size and lie in one tensor (`Store.tensor`); `facessl.views.batched` cuts there.
+arrays, so that views, batches and weights are bit for bit those of a run without a cache, unless `size` is given (JPEGs
+so large that the loader may decode them at reduced size stay encoded for that). With `--cache device` all images have
+one size and lie in one tensor (`Store.tensor`); `facessl.views.batched` cuts there.
 
 What a size changes: images are resized (bilinear, antialiased) before the views are cut, so that a view is resampled
 twice and a crop of fewer stored than view pixels is softer than one of the original. Crops, flips and colours are
@@ -11,25 +12,21 @@ drawn for the original size of every image, so that their distribution is the sa
 
 from __future__ import annotations
 
-import mmap
+import math
 import multiprocessing
-import os
 import pickle
-import sys
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from facessl.batch import Sample
+from facessl.data.blob import Blob, free_memory
+from facessl.data.crop import resize_to
 from facessl.data.decode import ImageError, stored_size
 from facessl.data.loader import _batches, pixels
 from facessl.data.source import Source
@@ -47,60 +44,15 @@ Size = tuple[int, int]
 Report = Callable[[int, int], None]
 
 
-class Blob:
-    """Bytes that forked workers share, and other processes after unpickling it while its maker lives.
-
-    On Linux it is memory without a file and vanishes with the last process; elsewhere a file in the temporary folder.
-    Bytes that were never written take no memory.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        """
-        Args:
-            capacity: bytes, 1 or more.
-        """
-        if sys.platform == "linux":
-            handle = os.memfd_create("facessl-cache")
-            path = f"/proc/{os.getpid()}/fd/{handle}"
-            weakref.finalize(self, os.close, handle)
-        else:
-            handle, path = tempfile.mkstemp(prefix="facessl-cache-")
-            os.close(handle)
-            weakref.finalize(self, _remove, path, os.getpid())
-        os.truncate(path, capacity)
-        self._map(path, capacity)
-
-    def _map(self, path: str, capacity: int) -> None:
-        self.path, self.capacity = path, capacity
-        with open(path, "r+b") as file:
-            self.bytes = np.frombuffer(mmap.mmap(file.fileno(), capacity), np.uint8)
-
-    def __getstate__(self) -> tuple[str, int]:
-        return self.path, self.capacity
-
-    def __setstate__(self, state: tuple[str, int]) -> None:
-        try:
-            self._map(*state)
-        except OSError as error:
-            raise DataError(
-                f"this process cannot open the image cache of another one of this machine ({error}): leave --cache out"
-            ) from None
-
-
-def _remove(path: str, maker: int) -> None:
-    if os.getpid() == maker:
-        Path(path).unlink(missing_ok=True)
-
-
 @dataclass
 class Store:
     """Images of a source, decoded.
 
     Attributes:
         pixels: of all readable images, (h, w, 3) each, one after the other in any order.
-        notes: pickled samples without their images; (key, reason) of unreadable ones.
-        table: (N, 7) int64: height and width of the image, the same as stored (0: unreadable), where its pixels begin,
-            where its note begins, bytes of the note.
+        notes: pickled samples, without images that are in `pixels`; (key, reason) of unreadable ones.
+        table: (N, 7) int64: height and width of the image (0: unreadable), the same as stored (0: still encoded), where
+            its pixels begin, where its note begins, bytes of the note.
         size: height and width that all stored images have; None where each has its own.
     """
 
@@ -115,15 +67,15 @@ class Store:
     @property
     def unreadable(self) -> int:
         """Number of images that could not be read."""
-        return int((self.table[:, _STORED_HEIGHT] == 0).sum())
+        return int((self.table[:, _HEIGHT] == 0).sum())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored pixels."""
-        return int(3 * (self.table[:, _STORED_HEIGHT] * self.table[:, _STORED_WIDTH]).sum())
+        """Bytes of all images and notes."""
+        return int(3 * (self.table[:, _STORED_HEIGHT] * self.table[:, _STORED_WIDTH]).sum() + self.table[:, -1].sum())
 
     def note(self, index: int) -> Any:
-        """What was kept beside the pixels of image `index`: a Sample with an empty image, or (key, reason)."""
+        """What was kept beside the pixels of image `index`: a Sample (with its image if encoded), or (key, reason)."""
         start = int(self.table[index, _NOTE_AT])
         return pickle.loads(self.notes.bytes[start : start + int(self.table[index, _NOTE_SIZE])].data)
 
@@ -179,6 +131,8 @@ class Cached:
         if isinstance(note, tuple):
             raise ImageError(*note)
         sample: Sample = note
+        if len(sample.image):
+            return sample
         if self._store.pixels is None:
             height, width = self._store.table[index, : _WIDTH + 1].tolist()
             sample.image = np.broadcast_to(np.uint8(0), (height, width, 3))
@@ -196,6 +150,7 @@ def fill(
     *,
     size: int | None = None,
     side: int | None = None,
+    encoded_from: int | None = None,
     workers: int = 0,
     device: torch.device | None = None,
     free: int | None = None,
@@ -208,6 +163,7 @@ def fill(
         size: None: nothing is resized. A number: pixels that the shorter side is reduced to where it is longer.
         side: None: images keep their shapes. A number: all are stored in one size, their own where those looked at have
             the same, else squares of `size` pixels (None: `side` pixels), or of the longest side if that is less.
+        encoded_from: JPEGs whose shorter side has so many pixels stay encoded, unless `size` or `side` is given.
         workers: processes that decode; 0 decodes in this process.
         device: a GPU that must have room for the images, too.
         free: bytes of free main memory; None asks the system.
@@ -221,10 +177,10 @@ def fill(
     if source.streaming:
         raise ConfigError("a stream cannot be cached, as its images have no positions: use tar files on a disk")
     free = free_memory() if free is None else free
-    sizes = _look(source)
+    sizes, lengths = _look(source)
     exact = None if side is None else _one_size(sizes, size, side)
-    shorter = None if exact else size
-    expected = _expected(sizes, shorter, exact, len(source))
+    keep = _Keep(exact, shorter=size, encoded_from=encoded_from if size is None and side is None else None)
+    expected = keep.expected(sizes, lengths, len(source))
     places = [(free, HOST_SHARE, "of main memory")]
     if device is not None and device.type == "cuda":
         places.append((torch.cuda.mem_get_info(device)[0], DEVICE_SHARE, f"of {device}"))
@@ -238,7 +194,7 @@ def fill(
         table=np.zeros((len(source), 7), np.int64),
         size=exact,
     )
-    work = _Fill(source, store, shorter)
+    work = _Fill(source, store, keep)
     chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
     rows: Iterator[Any] = _batches(work, chunks, workers, False)
     for part, chunk in zip(rows, chunks, strict=True):
@@ -278,8 +234,8 @@ def fill_once(make: Callable[[], Store], *, node: int, first: bool) -> Store:
 class _Fill(Dataset[Any]):
     """One item decodes a range of images into the store and returns their rows of its table."""
 
-    def __init__(self, source: Source, store: Store, shorter: int | None) -> None:
-        self.source, self.store, self.shorter = source, store, shorter
+    def __init__(self, source: Source, store: Store, keep: _Keep) -> None:
+        self.source, self.store, self.keep = source, store, keep
         self.ends = multiprocessing.Value("q", 0), multiprocessing.Value("q", 0)  # of pixels and notes
 
     def __getitem__(self, chunk: range) -> np.ndarray | FaceSSLError:
@@ -300,12 +256,14 @@ class _Fill(Dataset[Any]):
         except ImageError as error:
             note = (error.key, error.reason)
         else:
-            note = replace(sample, image=b"")
             row[: _WIDTH + 1] = image.shape[:2]
-            image = _stored(image, self.shorter, self.store.size)
-            row[_STORED_HEIGHT : _STORED_WIDTH + 1] = image.shape[:2]
-            at = index * image.size if self.store.size else None
-            row[_AT] = self._write(self.store.pixels, 0, image.reshape(-1), at)
+            note = sample
+            if not self.keep.encoded(image.shape[0], image.shape[1], _jpeg_length(sample)):
+                note = replace(sample, image=b"")
+                image = self.keep.resized(image)
+                row[_STORED_HEIGHT : _STORED_WIDTH + 1] = image.shape[:2]
+                at = index * image.size if self.store.size else None
+                row[_AT] = self._write(self.store.pixels, 0, image.reshape(-1), at)
         data = np.frombuffer(pickle.dumps(note, pickle.HIGHEST_PROTOCOL), np.uint8)
         row[_NOTE_AT], row[_NOTE_SIZE] = self._write(self.store.notes, 1, data), data.size
 
@@ -324,19 +282,61 @@ class _Fill(Dataset[Any]):
         return at
 
 
-def _look(source: Source) -> np.ndarray:
-    """(n, 2) heights and widths of some images, from their headers."""
-    found = []
+@dataclass(frozen=True)
+class _Keep:
+    """How images are kept; the first rule that is set applies.
+
+    Attributes:
+        exact: height and width of all.
+        shorter: largest length of the shorter side.
+        encoded_from: length of the shorter side from which JPEGs stay encoded.
+    """
+
+    exact: Size | None
+    shorter: int | None
+    encoded_from: int | None
+
+    def encoded(self, height: int, width: int, length: int) -> bool:
+        """Whether an image stays encoded; `length` is that of its JPEG, 0 for others."""
+        return self.encoded_from is not None and length > 0 and min(height, width) >= self.encoded_from
+
+    def size(self, height: int, width: int) -> Size:
+        """Stored height and width of an image."""
+        scale = 1.0 if self.shorter is None else min(1.0, self.shorter / min(height, width))
+        return self.exact or (round(height * scale), round(width * scale))
+
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 as it is stored."""
+        return np.ascontiguousarray(resize_to(image, *self.size(*image.shape[:2])))
+
+    def expected(self, sizes: np.ndarray, lengths: np.ndarray, n: int) -> int:
+        """Bytes that n images like those of `sizes` (k, 2) and JPEG `lengths` (k,) take."""
+        each = [
+            length if self.encoded(h, w, length) else 3 * math.prod(self.size(h, w))
+            for (h, w), length in zip(sizes.tolist(), lengths.tolist(), strict=True)
+        ]
+        return math.ceil(n * sum(each) / len(each))
+
+
+def _look(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """(k, 2) heights and widths of some images, from their headers, and (k,) lengths of their JPEGs, 0 for others."""
+    sizes, lengths = [], []
     for index in np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)).tolist():
         try:
             sample = source[index]
             image = sample.image
-            found.append(image.shape[:2] if isinstance(image, np.ndarray) else stored_size(image, key=sample.key))
+            sizes.append(image.shape[:2] if isinstance(image, np.ndarray) else stored_size(image, key=sample.key))
+            lengths.append(_jpeg_length(sample))
         except ImageError:
             continue
-    if not found:
+    if not sizes:
         raise DataError(f"none of the {min(LOOKED_AT, len(source))} images that were tried has a readable header")
-    return np.array(found)
+    return np.array(sizes), np.array(lengths)
+
+
+def _jpeg_length(sample: Sample) -> int:
+    image = sample.image
+    return len(image) if isinstance(image, bytes) and image[:3] == b"\xff\xd8\xff" else 0
 
 
 def _one_size(sizes: np.ndarray, size: int | None, side: int) -> Size:
@@ -346,26 +346,6 @@ def _one_size(sizes: np.ndarray, size: int | None, side: int) -> Size:
         return int(sizes[0, 0]), int(sizes[0, 1])
     square = min(side if size is None else size, longest)
     return square, square
-
-
-def _expected(sizes: np.ndarray, shorter: int | None, exact: Size | None, n: int) -> int:
-    """Bytes that n images will take."""
-    if exact:
-        return 3 * n * exact[0] * exact[1]
-    scale = 1.0 if shorter is None else np.minimum(1, shorter / sizes.min(1)) ** 2
-    return int(3 * n * (sizes.prod(1) * scale).mean())
-
-
-def _stored(image: np.ndarray, shorter: int | None, exact: Size | None) -> np.ndarray:
-    """(H, W, 3) uint8 as it is kept: of size `exact`, or with its shorter side reduced to `shorter`."""
-    height, width = image.shape[:2]
-    if exact is None:
-        scale = 1.0 if shorter is None else min(1.0, shorter / min(height, width))
-        exact = round(height * scale), round(width * scale)
-    if exact == (height, width):
-        return image
-    planes = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1, 3, H, W), channels-last in memory
-    return interpolate(planes, exact, mode="bilinear", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def _too_large(n: int, needed: int, free: int, share: float, where: str) -> str:
@@ -379,19 +359,3 @@ def _too_large(n: int, needed: int, free: int, share: float, where: str) -> str:
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
-
-
-def free_memory() -> int:
-    """Bytes of free main memory: what the system calls available, or what a container has left if that is less."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return min(free, int(limit) - int(used) + int(stat.get("inactive_file", 0)))  # "max" is no number
-    except (OSError, ValueError):
-        return free
