@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from facessl.batch import FIELDS, Batch, Sample
 
@@ -19,15 +22,29 @@ class Collector:
         skipped: (key, reason) of images that could not be read; add to it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int = 0, sizes: Sequence[int] = ()) -> None:
+        """
+        Args:
+            rows: most images that will come; not needed where `room` is not used.
+            sizes: S_v, sides of the views in pixels; empty where `room` is not used.
+        """
         self.skipped: Skipped = []
         self._samples: list[Sample] = []
         self._index: list[int] = []
+        self._memory = [_memory((rows, size, size, 3)) for size in sizes]
+        self._room = [tensor.numpy() for tensor in self._memory]
         self._views: list[list[np.ndarray]] = []
         self._params: list[list[np.ndarray]] = []
 
+    def room(self) -> list[np.ndarray]:
+        """V arrays (S_v, S_v, 3) uint8 in the batch's own memory, to be filled and then handed to `add` as views."""
+        return [array[len(self)] for array in self._room]
+
     def add(self, index: int, sample: Sample, views: list[np.ndarray], params: list[np.ndarray]) -> None:
-        """One image: its position, fields, V views (S_v, S_v, 3) uint8 and V or no parameter rows (P,) float32."""
+        """One image: its position, fields, V views (S_v, S_v, 3) uint8 and V or no parameter rows (P,) float32.
+
+        The views are those of `room` for every image of the batch, or for none.
+        """
         sample.image = b""  # only what surrounds it is needed from here on
         self._index.append(index)
         self._samples.append(sample)
@@ -39,14 +56,31 @@ class Collector:
 
     def done(self) -> Batch:
         """The batch; views are (B, 3, S, S) uint8 in channels-last memory."""
+        views = [memory[: len(self)] for memory in self._memory] or [_stack(v) for v in zip(*self._views, strict=True)]
         return Batch(
-            views=[torch.from_numpy(np.stack(v)).permute(0, 3, 1, 2) for v in zip(*self._views, strict=True)],
+            views=[view.permute(0, 3, 1, 2) for view in views],
             params=[torch.from_numpy(np.stack(p)) for p in zip(*self._params, strict=True)],
             index=torch.tensor(self._index, dtype=torch.int64),
             keys=[sample.key for sample in self._samples],
             skipped=self.skipped,
             **{name: _field([getattr(sample, name) for sample in self._samples]) for name in FIELDS},
         )
+
+
+def _memory(shape: tuple[int, ...]) -> Tensor:
+    """uint8 of a shape; in a loader process it is shared memory, which goes to the main process without a copy."""
+    if torch.utils.data.get_worker_info() is None or not math.prod(shape):
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own collation does; `Tensor.share_memory_` would copy what is not there yet.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
+    """B arrays (S, S, 3) uint8 -> (B, S, S, 3)."""
+    out = _memory((len(arrays), *arrays[0].shape))
+    np.stack(arrays, out=out.numpy())
+    return out
 
 
 def _field(values: list[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from facessl.errors import DataError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 #: Largest image that is decoded, in pixels (Pillow's own limit): the header decides, before memory is taken.
 MAX_PIXELS = 178_956_970
+#: By how much a JPEG can be reduced in decoding: libjpeg-turbo is fast for these, slower than no scaling for others.
+FACTORS = (8, 4, 2)
 #: Shortest side in pixels that is still an image of something.
 MIN_SIDE = 8
 
@@ -44,7 +47,11 @@ class ImageError(DataError):
         return f"cannot read the image {self.key}: {self.reason}"
 
 
-def decode(data: bytes, *, key: str, min_side: int | None = None) -> np.ndarray:
+#: Height and width of an upright image -> 1, 2, 4 or 8: by how much a JPEG of that size may be reduced in decoding.
+Reduction = Callable[[int, int], int]
+
+
+def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Reduction | None = None) -> np.ndarray:
     """Decode one image, upright.
 
     Args:
@@ -52,6 +59,8 @@ def decode(data: bytes, *, key: str, min_side: int | None = None) -> np.ndarray:
         key: name of the image, for the error.
         min_side: a JPEG may be decoded to 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps this
             many pixels, which is faster; None decodes at full size.
+        reduction: the same, decided image by image from its size; it goes before `min_side`. A side of n pixels
+            becomes one of n / factor, rounded up.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous. EXIF rotation is applied, transparency lies on white, 16-bit values
@@ -63,7 +72,9 @@ def decode(data: bytes, *, key: str, min_side: int | None = None) -> np.ndarray:
     if not data:
         raise ImageError(key, "the file is empty")
     if data[:3] == b"\xff\xd8\xff":
-        image = _decode_jpeg(data, key, min_side)
+        if reduction is None and min_side is not None:
+            reduction = _to_min_side(min_side)
+        image = _decode_jpeg(data, key, reduction)
         if image is not None:
             return image
     return _decode_pillow(data, key)
@@ -151,7 +162,11 @@ def read_file(path: str | Path) -> bytes:
         raise ImageError(str(path), error.strerror or str(error)) from None
 
 
-def _decode_jpeg(data: bytes, key: str, min_side: int | None) -> np.ndarray | None:
+def _to_min_side(min_side: int) -> Reduction:
+    return lambda height, width: next((f for f in FACTORS if min(height, width) >= f * min_side), 1)
+
+
+def _decode_jpeg(data: bytes, key: str, reduction: Reduction | None) -> np.ndarray | None:
     """The fast path; None where Pillow has to look (CMYK, damaged, unusual)."""
     header = jpeg_header(data)
     if header is None:
@@ -160,8 +175,8 @@ def _decode_jpeg(data: bytes, key: str, min_side: int | None) -> np.ndarray | No
     _check_size(width, height, key)
     if components not in (1, 3):
         return None
-    # Only powers of two: libjpeg-turbo is fast for these, and slower than no scaling for others.
-    factor = 1 if min_side is None else next((f for f in (8, 4, 2) if min(height, width) >= f * min_side), 1)
+    upright = (width, height) if orientation >= 5 else (height, width)
+    factor = 1 if reduction is None else reduction(*upright)
     try:
         # With min_factor libjpeg-turbo takes the largest reduction that keeps these sizes.
         image = simplejpeg.decode_jpeg(

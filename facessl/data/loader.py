@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from facessl.batch import Batch, Sample
 from facessl.data.collate import Collector, Skipped
-from facessl.data.decode import ImageError, decode
+from facessl.data.decode import ImageError, Reduction, decode
 from facessl.data.order import Order, view_rng
 from facessl.data.source import Source
 from facessl.errors import ConfigError, DataError, FaceSSLError, TrainingError
@@ -25,6 +25,9 @@ from facessl.errors import ConfigError, DataError, FaceSSLError, TrainingError
 Transform = Callable[[np.ndarray, np.random.Generator], tuple[list[np.ndarray], list[np.ndarray]]]
 #: Image (H, W, 3) uint8 -> (S, S, 3) uint8.
 EvalTransform = Callable[[np.ndarray], np.ndarray]
+# A Transform that can draw its random numbers before it sees the image has `sizes` (S_v of its views) and
+# `drawn(generator)`, which is used instead of the call: what it returns says by its `reduction` (see `decode`) how the
+# image may be decoded, and is then called with (image, arrays of the views' sizes to be filled) -> the same as above.
 # A transform of either kind that also moves landmarks, boxes or masks has a method `with_sample`, which is used
 # instead: (sample, image, generator or None) -> sample with the moved fields and `frame`, views, parameter rows.
 
@@ -179,28 +182,50 @@ def _stream_workers(source: Any, workers: int, world_size: int = 1) -> int:
     return min(workers, source.shards // world_size)
 
 
-def _load(source: Source, index: int, min_side: int | None = None) -> tuple[Sample, np.ndarray]:
-    sample = source[index]
-    return sample, pixels(sample, min_side)
-
-
-def pixels(sample: Sample, min_side: int | None = None) -> np.ndarray:
-    """The image of a sample, (H, W, 3) uint8 RGB; `min_side` and errors as in `decode`."""
+def pixels(sample: Sample, min_side: int | None = None, reduction: Reduction | None = None) -> np.ndarray:
+    """The image of a sample, (H, W, 3) uint8 RGB; `min_side`, `reduction` and errors as in `decode`."""
     if isinstance(sample.image, np.ndarray):
         return sample.image
-    return decode(sample.image, key=sample.key, min_side=min_side)
+    return decode(sample.image, key=sample.key, min_side=min_side, reduction=reduction)
 
 
-def _views(
-    transform: Any, sample: Sample, image: np.ndarray, rng: np.random.Generator | None
-) -> tuple[Sample, list[np.ndarray], list[np.ndarray]]:
-    """Sample, views and parameter rows; without a generator the transform is one of evaluation."""
-    if hasattr(transform, "with_sample"):
-        moved: tuple[Sample, list[np.ndarray], list[np.ndarray]] = transform.with_sample(sample, image, rng)
-        return moved
-    if rng is None:
-        return sample, [transform(image)], []
-    return sample, *transform(image, rng)
+class _OneImage:
+    """A transform about to make the views of one image: what has been drawn for it, whatever kind of transform it is.
+
+    Attributes:
+        min_side, reduction: how the image may be decoded (see `decode`).
+    """
+
+    def __init__(self, transform: Any, rng: np.random.Generator | None) -> None:
+        self._transform, self._rng = transform, rng
+        self._drawn: Any = transform.drawn(rng) if _draws_first(transform) and rng is not None else None
+        self.reduction: Reduction | None = None if self._drawn is None else self._drawn.reduction
+        self.min_side: int | None = getattr(transform, "min_side", None)
+
+    def pixels(self, sample: Sample) -> np.ndarray:
+        """The sample's image, as small as the views allow. Raises ImageError."""
+        return pixels(sample, self.min_side, self.reduction)
+
+    def add_to(self, batch: Collector, index: int, sample: Sample, image: np.ndarray) -> None:
+        """Make the views of `image` and put them into the batch."""
+        transform, rng = self._transform, self._rng
+        if self._drawn is not None:
+            batch.add(index, sample, *self._drawn(image, batch.room()))
+        elif hasattr(transform, "with_sample"):
+            batch.add(index, *transform.with_sample(sample, image, rng))
+        elif rng is None:
+            batch.add(index, sample, [transform(image)], [])
+        else:
+            batch.add(index, sample, *transform(image, rng))
+
+
+def _draws_first(transform: Any) -> bool:
+    """Whether a training transform has `drawn` (see `Transform`)."""
+    return hasattr(transform, "drawn") and not hasattr(transform, "with_sample")
+
+
+def _collector(transform: Any, rows: int) -> Collector:
+    return Collector(rows, transform.sizes) if _draws_first(transform) else Collector()
 
 
 class _Views(Dataset[Any]):
@@ -208,28 +233,28 @@ class _Views(Dataset[Any]):
 
     def __init__(self, source: Source, transform: Transform, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
-        self.min_side: int | None = getattr(transform, "min_side", None)
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch | FaceSSLError:
         epoch, indices = item
-        batch = Collector()
+        batch = _collector(self.transform, len(indices))
         try:
             for index in indices.tolist():
-                used, sample, image = self._readable(index, batch.skipped)
                 # The generator of the position that was asked for: a substitute that is also in this batch in
                 # its own right does not get the same views twice.
-                batch.add(used, *_views(self.transform, sample, image, view_rng(self.seed, epoch, index)))
+                making = _OneImage(self.transform, view_rng(self.seed, epoch, index))
+                making.add_to(batch, *self._readable(index, making, batch.skipped))
         except FaceSSLError as error:
             return error
         return batch.done()
 
-    def _readable(self, index: int, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
+    def _readable(self, index: int, making: _OneImage, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
         """The image at `index`, or the first readable one after it."""
         tries = min(MAX_BAD_IN_ROW, len(self.source))
         for used in range(index, index + tries):
             used %= len(self.source)
             try:
-                return used, *_load(self.source, used, self.min_side)
+                sample = self.source[used]
+                return used, sample, making.pixels(sample)
             except ImageError as error:
                 skipped.append((error.key, error.reason))
                 last = error
@@ -241,18 +266,18 @@ class _Once(Dataset[Any]):
 
     def __init__(self, source: Source, transform: EvalTransform) -> None:
         self.source, self.transform = source, transform
-        self.min_side: int | None = getattr(transform, "min_side", None)
 
     def __getitem__(self, indices: Iterable[int]) -> Batch | FaceSSLError:
-        batch = Collector()
+        batch, making = Collector(), _OneImage(self.transform, None)
         try:
             for index in indices:
                 try:
-                    sample, image = _load(self.source, index, self.min_side)
+                    sample = self.source[index]
+                    image = making.pixels(sample)
                 except ImageError as error:
                     batch.skipped.append((error.key, error.reason))
                     continue
-                batch.add(index, *_views(self.transform, sample, image, None))
+                making.add_to(batch, index, sample, image)
         except FaceSSLError as error:
             return error
         return batch.done()
@@ -282,14 +307,14 @@ class _Stream(IterableDataset[Any]):
     ) -> None:
         self.source, self.transform, self.batch_size, self.seed = source, transform, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.min_side: int | None = getattr(transform, "min_side", None)
 
     def __iter__(self) -> Iterator[Batch | FaceSSLError]:
-        batch, bad = Collector(), 0
+        batch, bad = _collector(self.transform, self.batch_size), 0
         try:
             for rng, sample in self._samples():
+                making = _OneImage(self.transform, rng)
                 try:
-                    image = pixels(sample, self.min_side)
+                    image = making.pixels(sample)
                 except ImageError as error:
                     bad += 1
                     batch.skipped.append((error.key, error.reason))
@@ -297,10 +322,10 @@ class _Stream(IterableDataset[Any]):
                         raise DataError(f"{bad} images in a row could not be read: {error}") from None
                     continue
                 bad = 0
-                batch.add(-1, sample, *self.transform(image, rng))
+                making.add_to(batch, -1, sample, image)
                 if len(batch) == self.batch_size:
                     yield batch.done()
-                    batch = Collector()
+                    batch = _collector(self.transform, self.batch_size)
         except FaceSSLError as error:
             yield error
             return

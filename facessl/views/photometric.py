@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +12,9 @@ from torch import Tensor
 
 from facessl.batch import Batch
 from facessl.nn.normalise import normalise
-from facessl.views.spec import Column
+from facessl.views import photometric_cpu
+from facessl.views.spec import CONTRAST, HUE, LUMA, ORDERS, SATURATION, Column
 
-#: Row k: which operation (0 brightness, 1 contrast, 2 saturation, 3 hue) the jitter of order k runs in each slot.
-ORDERS = np.array(list(itertools.permutations(range(4))))
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-#: ITU-R 601 luma, as in Pillow and torchvision.
-LUMA = (0.299, 0.587, 0.114)
 #: Values of a chunk: on the CPU it stays in the cache, on a GPU its temporaries stay within 1 GiB.
 CHUNK_CPU, CHUNK_GPU = 2**19, 2**25
 
@@ -62,6 +57,13 @@ class Photometric:
         Returns:
             (B, 3, S, S) float32, channels-last in memory, on the view's device.
         """
+        if view.device.type == "cpu":
+            return photometric_cpu.apply(view, params.numpy(), self.mean, self.std)
+        return self.apply_batched(view, params)
+
+    @torch.no_grad()
+    def apply_batched(self, view: Tensor, params: Tensor) -> Tensor:
+        """`apply` as a GPU does it: with torch, every operation on all samples that need it."""
         out = torch.empty(view.shape, device=view.device, memory_format=torch.channels_last)
         host = params.cpu().numpy()
         chunk = max(1, (CHUNK_CPU if view.device.type == "cpu" else CHUNK_GPU) // math.prod(view.shape[1:]))
@@ -179,16 +181,12 @@ def _at_least(x: Tensor, threshold: Tensor) -> Tensor:
 def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
     """Gaussian blur of x (n, 3, S, S) by `sigma` (n,) pixels, cut at 3 sigma and reflected at the border.
 
-    What the cut leaves out is less than 1/255 of the kernel's weight.
-
     The samples are expected in order of falling sigma, so that each tap runs on those that reach it only.
     """
     size = x.shape[-1]
-    reach = np.minimum(np.ceil(3 * sigma).astype(int), size - 1)  # (n,)
+    kernel, reach = photometric_cpu.half_kernels(sigma, size)
     radius = int(reach[0])
-    offsets = np.arange(radius + 1)
-    kernel = np.exp(-0.5 * (offsets / sigma[:, None].astype(float)) ** 2) * (offsets <= reach[:, None])
-    kernel /= kernel[:, :1] + 2 * kernel[:, 1:].sum(1, keepdims=True)  # (n, radius + 1)
+    offsets = range(radius + 1)
     taps = [_column(kernel[:, tap], x) for tap in offsets]
     for dim in (-1, -2):
         border = (radius, radius, 0, 0) if dim == -1 else (0, 0, radius, radius)

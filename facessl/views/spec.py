@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NoReturn
+
+import numpy as np
 
 from facessl.errors import ConfigError
 
@@ -13,6 +16,12 @@ VGGFACE2_MEAN = (0.5231, 0.4044, 0.3489)
 VGGFACE2_STD = (0.2536, 0.2194, 0.2070)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: Row k: which operation (0 brightness, 1 contrast, 2 saturation, 3 hue) the jitter of order k runs in each slot.
+ORDERS = np.array(list(itertools.permutations(range(4))))
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+#: ITU-R 601 luma, as in Pillow and torchvision.
+LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ class Column(IntEnum):
     CONTRAST = 2  # factor, 1 = unchanged
     SATURATION = 3  # factor, 1 = unchanged
     HUE = 4  # shift in turns, -0.5..0.5, 0 = unchanged
-    ORDER = 5  # row 0..23 of `photometric.ORDERS`: which operation runs first, second, third, fourth
+    ORDER = 5  # row 0..23 of `ORDERS`: which operation runs first, second, third, fourth
     GREY = 6  # 1 = grey-scale
     BLUR = 7  # sigma in pixels of the view, 0 = none
     SOLARISE = 8  # values at or above it are inverted (0..255), 256 = none
