@@ -20,6 +20,7 @@ from facessl import checkpoint, environment, heartbeat, loading, monitors, optim
 from facessl.batch import Batch
 from facessl.config import RunConfig, differences
 from facessl.data.cache import Cached, Store, fill, fill_once
+from facessl.data.decode import FACTORS
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source, open_source
 from facessl.errors import ConfigError, DataError
@@ -39,7 +40,7 @@ from facessl.running import (
 )
 from facessl.trainer import Plan, Trainer
 from facessl.views.batched import Boxes, Cutter
-from facessl.views.geometric import Geometric
+from facessl.views.geometric import MARGIN, Geometric
 from facessl.views.photometric import Photometric
 
 #: Side of the images on the device relative to the image size, where their own sizes differ.
@@ -103,7 +104,8 @@ def _run(config: RunConfig) -> Result:
     if saved is None and (prepare := getattr(method, "prepare", None)) is not None:
         prepare()
     plan = derive(settings, source, config)
-    store = _fill_cache(source, config, fabric)
+    views = Geometric(settings.views or method.views, settings.image_size)
+    store = _fill_cache(source, config, views, fabric)
     trainer = _trainer(fabric, method, plan, settings, config, source, folder, resolved)
     if fabric.world_size > 1:  # dropout differs between the ranks, also where other ranks go on than began
         torch.manual_seed(settings.seed + fabric.global_rank + (saved["step"] * fabric.world_size if saved else 0))
@@ -111,7 +113,7 @@ def _run(config: RunConfig) -> Result:
         trainer.load_state(saved)
     if fabric.is_global_zero:
         _write_head(folder, resolved, plan, settings, fresh=saved is None)
-    batches = _batches(source, store, method, settings, config, plan, fabric, start_step=trainer.step)
+    batches = _batches(source, store, views, settings, config, plan, fabric, start_step=trainer.step)
     if trainer.step >= plan.total_steps:
         say(f"the run is already finished at step {trainer.step}; rewriting its report")
     finished = trainer.fit(batches)
@@ -215,7 +217,7 @@ def _check_needs(method: Method, source: Source, settings: RunConfig) -> None:
         )
 
 
-def _fill_cache(source: Source, config: RunConfig, fabric: Fabric) -> Store | None:
+def _fill_cache(source: Source, config: RunConfig, views: Geometric, fabric: Fabric) -> Store | None:
     """The decoded images that `--cache` asks for, once per machine."""
     if config.cache == "none":
         return None
@@ -232,6 +234,7 @@ def _fill_cache(source: Source, config: RunConfig, fabric: Fabric) -> Store | No
             source,
             size=config.cache_size,
             side=round(CACHED_SIDE * config.image_size) if config.cache == "device" else None,
+            encoded_from=math.ceil(min(FACTORS) * MARGIN * max(views.sizes)),
             workers=loader_workers(config.workers),
             device=fabric.device if config.cache == "device" else None,
             report=report,
@@ -247,7 +250,7 @@ def _fill_cache(source: Source, config: RunConfig, fabric: Fabric) -> Store | No
 def _batches(
     source: Source,
     store: Store | None,
-    method: Method,
+    views: Geometric,
     settings: RunConfig,
     config: RunConfig,
     plan: Plan,
@@ -256,13 +259,12 @@ def _batches(
     start_step: int,
 ) -> Iterator[Batch]:
     """The run's batches from `start_step` on, from the source or from decoded images."""
-    views = settings.views or method.views
-    transform: Any = Geometric(views, settings.image_size)
+    transform: Any = views
     cutter: Cutter | None = None
     if store is not None:
         source = Cached(source, store)
         if store.size is not None:  # every rank holds all images: an epoch's order may give it any of them
-            transform = Boxes(views, settings.image_size, store.size)
+            transform = Boxes(views.views, settings.image_size, store.size)
             cutter = Cutter(store.tensor(fabric.device), transform.sizes)
     loader = TrainLoader(
         source,
