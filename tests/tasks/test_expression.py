@@ -14,6 +14,7 @@ from facessl.errors import ConfigError
 from facessl.methods.base import Progress
 from facessl.tasks.base import Labels
 from facessl.tasks.expression import Expression
+from facessl.views.augment import Augment
 
 FIRST = Progress(step=0, total_steps=1)
 
@@ -85,8 +86,8 @@ def test_head_starts_as_its_release_does() -> None:
     assert eac.bias.all()
 
 
-def test_consistency_without_the_mirrored_view_is_said() -> None:
-    batch = pair()
-    batch.views = batch.views[:1]
+@pytest.mark.parametrize(("weight", "pairs"), [(5.0, False), (0.0, True)])
+def test_consistency_and_pairs_of_views_go_together(weight: float, pairs: bool) -> None:
     with pytest.raises(ConfigError, match=r"augment\.pairs"):
-        build(consistency=5.0).step(batch, FIRST)
+        build(consistency=weight).check(Augment(pairs=pairs))
+    build(consistency=weight).check(Augment(pairs=not pairs))
