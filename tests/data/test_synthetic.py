@@ -153,6 +153,15 @@ def test_identity_keeps_what_does_not_change() -> None:
     assert len(seen) == 6
 
 
+def test_zoomed_faces_are_the_same_ones_closer_with_eyes_and_mouth_in_the_picture() -> None:
+    for i in range(20):
+        far, near = (Synthetic(size=48, zoom=zoom, yaw=15, pitch=8, roll=8)[i].landmarks for zoom in (1.0, 1.5))
+        widths = [np.ptp(marks[[36, 45]], axis=0) for marks in (far, near)]
+        np.testing.assert_allclose(widths[1], 1.5 * widths[0], rtol=0.02, atol=0.05)
+        assert near[17:].min() >= 0
+        assert near[17:].max() <= 47
+
+
 def test_what_is_hidden_becomes_background() -> None:
     who = sample_identity(0, 1)
     for seed in range(8):
@@ -175,6 +184,7 @@ def test_what_is_hidden_becomes_background() -> None:
         {"yaw": 90},
         {"occlusion": 2},
         {"degrade": "x"},
+        {"zoom": 3},
     ],
 )
 def test_bad_options_are_named(options: dict) -> None:

@@ -19,13 +19,14 @@ OCCLUDERS = ("none", "hand", "scarf", "patch", "surgical_mask")
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user may choose about the scenes; angles in degrees, the rest from 0 to 1."""
+    """What the user may choose about the scenes; angles in degrees, zoom a factor, the rest from 0 to 1."""
 
     yaw: float = 40.0
     pitch: float = 20.0
     roll: float = 20.0
     occlusion: float = 0.12
     degrade: float = 1.0
+    zoom: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ def _camera(rng: np.random.Generator, size: int, limits: Limits) -> Camera:
         return float(np.clip(rng.normal(0, share * limit), -limit, limit)) if limit else 0.0
 
     yaw = float(rng.uniform(-limits.yaw, limits.yaw)) if rng.uniform() < 0.4 else angle(limits.yaw, 0.35)
-    unit = size * 0.252 * math.exp(rng.normal(0, 0.07))
+    unit = size * 0.252 * limits.zoom * math.exp(rng.normal(0, 0.07))
     x, y = rng.normal(0, 0.018, 2) * size
     middle = (size - 1) / 2
-    return Camera(yaw, angle(limits.pitch, 0.4), angle(limits.roll, 0.4), unit, (middle + x, middle + y - 0.01 * size))
+    lifted = (0.01 + 0.27 * (limits.zoom - 1)) * size  # a larger face keeps its mouth in the picture, not its hair
+    return Camera(yaw, angle(limits.pitch, 0.4), angle(limits.roll, 0.4), unit, (middle + x, middle + y - lifted))
 
 
 def _light(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

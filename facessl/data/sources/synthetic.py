@@ -48,6 +48,7 @@ class Synthetic:
             pitch lifts it, positive roll turns the face clockwise.
         occlusion: probability of a hand, a scarf, a surgical mask or a thing in front of the face.
         degrade: 0 to 1, strength of blur, sensor noise, colour cast and tone changes.
+        zoom: 1 to 1.6, size of the face; at 1.5 it fills the picture, and most of hair and background are cut off.
         label: what `Sample.label` is: "expression" or "identity".
         captions: `Sample.text` is a sentence about expression and attributes.
         group: attribute (a name of `attribute_names`) that divides the images into the groups "not NAME" and "NAME".
@@ -89,6 +90,7 @@ class Synthetic:
         roll: float = 20.0,
         occlusion: float = 0.12,
         degrade: float = 1.0,
+        zoom: float = 1.0,
         label: str = "expression",
         captions: bool = False,
         group: str | None = None,
@@ -107,6 +109,8 @@ class Synthetic:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"synthetic: {name} must be a whole number from {low} to {high}, not {value!r}")
+        if isinstance(zoom, bool) or not isinstance(zoom, int | float) or not 1 <= zoom <= 1.6:
+            raise ConfigError(f"synthetic: zoom must be a number from 1 to 1.6, not {zoom!r}")
         for name, share, top in (
             ("yaw", yaw, 45.0),
             ("pitch", pitch, 25.0),
@@ -133,7 +137,7 @@ class Synthetic:
             self.provides = self.provides | {"group"}
         self._by_identity = label == "identity"
         self.n, self.seed, self.size, self.identities = n, seed, size, identities
-        self._limits = Limits(yaw, pitch, roll, occlusion, degrade)
+        self._limits = Limits(yaw, pitch, roll, occlusion, degrade, zoom)
         self._room = keep * 2**20 // (4 * size * size)  # samples: an image has three bytes a pixel, a mask one
         self._kept: dict[int, Sample] = {}
 
