@@ -347,6 +347,11 @@ def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, settings:
         f"{f' ({plan.steps_per_epoch} steps an epoch)' if plan.steps_per_epoch else ''}, "
         f"peak learning rate {plan.peak:.4g} after {plan.warmup_steps} steps of warm-up (derived)"
     )
+    if settings.optim.warmup_epochs is None and plan.warmup_steps < 10 * (plan.steps_per_epoch or plan.total_steps):
+        say(
+            f"{plan.warmup_steps} steps of warm-up are a fifth of the run, instead of ten epochs "
+            "(--optim.warmup-epochs sets it)"
+        )
 
 
 def _finish(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["embed", "no-run", "synthetic:?n=4"], "no-run"),
         (["embed", "no-run"], "source"),
         (["probe", "no-run", "synthetic:?n=4", "--protocol", "kmn"], "knn"),
+        (["probe", "no-run", "synthetic:?n=4", "--protocol", "linear", "--k", "3"], "--k belongs to knn"),
+        (["probe", "no-run", "synthetic:?n=4", "--kk", "3"], "'--k'"),
+        (["pretrain", "--mean", "0.5"], "a list of 3, such as '[0.1, 0.1, 0.1]' or null"),
+        (["pretrain", *TINY, "--optim.warmup-epochs", "9"], "warmup-epochs null"),
         (["report", "no-run"], "no-run"),
         (["list", "methodes"], "methods"),
         (["pretrian"], "pretrain"),
@@ -219,6 +225,26 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     kept = weights(run)
     assert kept["step"] == 2
     assert all(torch.isfinite(v).all() for v in kept.values() if isinstance(v, torch.Tensor))
+
+
+def test_wrong_flags_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+    """Torch takes seconds."""
+    words = [
+        ["finetune", "--nonsense"],
+        ["finetune", "--task", "parsing", "--task.widht=3"],
+        ["pretrain", "--nonsense"],
+        ["probe", "a", "b", "--nonsense"],
+        ["predict", "a", "b", "--nonsense"],
+    ]
+    script = f"from facessl.cli import main; import sys; assert [main(w) for w in {words}] == [2] * {len(words)};"
+    found = subprocess.run([sys.executable, "-c", script + "sys.exit('torch' in sys.modules)"], cwd=tmp_path)
+    assert found.returncode == 0
+
+
+def test_crops_are_not_written_over_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "faces").write_text("precious")
+    assert "is a file" in refused(capsys, "crop", str(photos(tmp_path / "p", 1)), "--out", str(tmp_path / "faces"))
+    assert (tmp_path / "faces").read_text() == "precious"
 
 
 def test_list_and_check_print(capsys: pytest.CaptureFixture[str]) -> None:

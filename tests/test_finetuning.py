@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +17,22 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from facessl import checkpoint, finetuning, loading, tuned
+from facessl import checkpoint, finetuning, loading, parsing, tuned
 from facessl.backbones import Backbone
 from facessl.cli import main
 from facessl.data.loader import TrainLoader
 from facessl.data.order import Order
 from facessl.data.sources.synthetic import Synthetic
-from facessl.errors import CheckpointError
+from facessl.errors import CheckpointError, ConfigError
 from facessl.methods.base import Progress
 from facessl.protocols._labels import fewer_labels
 from facessl.protocols._splits import parts
+from facessl.tasks.alignment import Alignment
 from facessl.tasks.base import Labels
 from facessl.tasks.expression import Expression
 from facessl.trainer import Trainer
 from facessl.tuned import Tuned
+from facessl.tuning_plan import cheaper_hint, derive, settle, size_reason
 from facessl.views.augment import Augment
 from facessl.views.supervised import Supervised
 from tests.helpers import assert_same, weights
@@ -142,6 +145,70 @@ def test_balanced_draws_every_class_equally_often_and_resumes_exactly() -> None:
     assert torch.equal(batches[12].views[0], again.views[0])
 
 
+# ---- numbers that follow --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "world", "batch", "warmup"),
+    [(12_000, 1, 256, 230), (300, 1, 75, 20), (100, 1, 25, 20), (100, 2, 24, 20), (12, 1, 8, 5), (5, 1, 5, 5)],
+)
+def test_defaults_shrink_with_the_training_part(images: int, world: int, batch: int, warmup: int) -> None:
+    """Never what was asked for, and every change is told."""
+    config = parsing.parse(["none", SOURCE, "--epochs", "25"], command=parsing.FINETUNE)
+    found, notes = settle(config, images, world)
+    plan = derive(found, images)
+    assert (plan.batch_size, plan.warmup_steps) == (batch, warmup)
+    assert plan.total_steps == 25 * (images // batch)
+    assert len(notes) == (batch < 256) + (warmup == plan.total_steps // 5 < 5 * (images // batch))
+    again = parsing.from_dict({**found.to_dict(), "resume": True}, parsing.FINETUNE)
+    assert settle(again, images, world) == (again, []), "a resumed run has the same numbers"
+
+
+def test_what_was_asked_for_is_kept_or_refused() -> None:
+    words = ["none", SOURCE, "--epochs", "6", "--batch-size", "90", "--optim.warmup-epochs", "5"]
+    config = parsing.parse(words, command=parsing.FINETUNE)
+    assert settle(config, 100) == (config, [])
+    with pytest.raises(ConfigError, match="90 is larger"):
+        settle(config, 80)
+    short = parsing.from_dict({"epochs": 4, "optim": {"warmup_epochs": 5}}, parsing.FINETUNE)
+    with pytest.raises(ConfigError, match=r"warmup_epochs = 5 is 10 steps, but the run has 8"):
+        settle(short, 19)
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "says"),
+    [
+        ([], None, "the protocol's"),
+        ([], 224, "the protocol's"),
+        ([], 96, "trained at 96 px, and --image-size 96 keeps"),
+        (["--image-size", "64"], 96, "asked for"),
+        (["--image-size", "null"], 96, "the backbone's own"),
+    ],
+)
+def test_the_size_is_told_with_its_reason(words: list[str], own: int | None, says: str) -> None:
+    config = parsing.parse(["none", SOURCE, *words], command=parsing.FINETUNE)
+    assert says in size_reason(config, own)
+
+
+def test_help_shows_the_values_of_the_task(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, size, epochs in (([], 224, 100), (["--task", "alignment"], 448, 150), (["--protocol=eac"], 224, 60)):
+        assert main(["finetune", *words, "--help"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert re.search(rf"--image-size.{{0,200}}default: {size}\)", text)
+        assert re.search(rf"--epochs EPOCHS.{{0,80}}default: {epochs}\)", text)
+        assert "depend on the task" in text
+
+
+def test_a_cpu_is_told_of_cheaper_settings_for_small_views() -> None:
+    task: Any = Alignment(Backbone("test_resnet", image_size=64), Labels(points=68, layout="ibug68"))
+    said = cheaper_hint(task, "cpu")
+    assert said is not None
+    assert "--task.width 64 --task.heatmap-size 16" in said
+    assert cheaper_hint(task, "cuda") is None
+    small: Any = Alignment(Backbone("test_resnet", image_size=64), task.labels, width=64, heatmap_size=16)
+    assert cheaper_hint(small, "cpu") is None
+
+
 # ---- which weights ---------------------------------------------------------------------------------------------
 
 
@@ -166,6 +233,24 @@ def test_the_best_measurement_after_the_first_step_is_kept(
     assert_same(seen[-1], kept)  # what was tested is what is kept
     card = json.loads((tmp_path / "run" / "model.json").read_text())
     assert card["steps"] == best
+
+
+def test_a_score_that_is_not_a_number_is_never_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nan = float("nan")
+    for name, scores, wanted in (("some", [nan, nan, 0.3, 0.2, 0.1], 10), ("none", [nan] * 4 + [0.1], 15)):
+        values = iter(scores)
+
+        def rigged(*_: Any, values: Any = values) -> dict[str, Any]:
+            value = next(values)
+            return {"headline": {"name": "rigged", "value": value, "interval": [value, value], "better": "higher"}}
+
+        monkeypatch.setattr(finetuning, "_score", rigged)
+        found = finetune(tmp_path / name)
+        assert found["selected"]["step"] == wanted
+        assert "step 5: rigged of the val part is not a number" in capsys.readouterr().err
+    assert found["selected"]["by"] == "last"
 
 
 def test_kept_task_and_backbone_can_be_used(tmp_path: Path) -> None:
@@ -329,6 +414,33 @@ def test_a_run_without_a_checkpoint_begins_again(whole: Path, tmp_path: Path, mo
     (run / "best.json").write_text(json.dumps({"step": 5, "name": "mean_accuracy", "value": 2.0}))
     assert main([*STOPPED, "--out", str(run), "--resume"]) == 0
     same_end(run, whole)
+
+
+def test_interrupted_run_says_so_in_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Trainer._one_step
+
+    def stopping(self: Trainer, *rest: Any) -> None:
+        real(self, *rest)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_one_step", stopping)
+    words = [w if w != "1" else "50" for w in WORDS]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out.splitlines()[-1])
+    assert (told["finished"], told["steps"], told["out"]) == (False, 2, str(tmp_path / "run"))
+    assert "step 1/15" in err, "the first step is shown, however rarely steps are logged"
+    assert [row["step"] for row in rows(tmp_path / "run") if row.get("loss")] == ["1"]
+
+
+def test_resume_reads_the_task_before_its_flags(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "--resume", "--out", str(whole), "--task.head", "fra"]) == 0
+    capsys.readouterr()
+    assert main(["finetune", "--resume", f"--out={whole}", "--task.head", "linear"]) == 2
+    assert "task.head: 'fra' -> 'linear'" in capsys.readouterr().err
 
 
 def test_resume_of_a_finished_run_scores_again(whole: Path) -> None:

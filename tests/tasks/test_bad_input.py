@@ -47,6 +47,12 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"{i}.png," + ",".join(f"{v:.2f}" for v in sample.landmarks.ravel()))
         (root / f"{i}.cls").write_text(str(i % 2))
     (root / "points.csv").write_text("\n".join(rows) + "\n")
+    (root / "hole.csv").write_text("\n".join(rows).replace("x5,", "x_5,", 1) + "\n")
+    for i in range(12):
+        for name in ("many", "many-others"):
+            folder = root / name / f"{'kind' if name == 'many' else 'other'} {i % 6}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{i}.png").write_bytes((root / f"{i}.png").read_bytes())
     with tarfile.open(root / "kinds.tar", "w") as tar:
         for i in range(12):
             tar.add(root / f"{i}.png", f"{i}.png")
@@ -96,6 +102,16 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["finetune", "none", "kinds", "--balanced", "--task", "parsing"], "mask"),
         (["finetune", "none", "pipe:cat kinds.tar", "--test", "kinds", "--select", "last"], "stream"),
         (["finetune", "none", SOURCE, "--precision", "fp16"], "fp16"),
+        (["finetune", "none", SOURCE, "--protocol", "eac", "--augment", "{pairs: false}"], "augment.pairs true"),
+        (["finetune", "none", SOURCE, "--task.consistency", "5"], "augment.pairs true"),
+        (["finetune", "none", SOURCE, "--optim.betas", "0.9"], "a list of 2, such as '[0.1, 0.1]'"),
+        (["finetune", "none", SOURCE, "--optim.lrs", "0.9"], "such as '{name: 0.1}'"),
+        (["finetune", "none", SOURCE, "--optim.warmup-epochs", "9"], "is 45 steps, but the run has 2"),
+        (["finetune", "none", SOURCE, "--print-config", "--augment", "{flipp: 1}"], "'flip'"),
+        (["finetune", "none", "masks-foldr:x"], "'masks-folder'"),
+        (["finetune", "none", "labels-csv:points.csv"], "labels-csv:FILE?label=COLUMN"),
+        (["finetune", "none", "landmarks-csv:hole.csv", "--task", "alignment"], "hole.csv has no column x5"),
+        (["finetune", "none", "many", "--test", "many-others"], "kind 3, kind 4, ... 6 in all"),
     ],
 )  # fmt: skip
 def test_wrong_words(
