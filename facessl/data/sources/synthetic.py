@@ -109,17 +109,16 @@ class Synthetic:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"synthetic: {name} must be a whole number from {low} to {high}, not {value!r}")
-        if isinstance(zoom, bool) or not isinstance(zoom, int | float) or not 1 <= zoom <= 1.6:
-            raise ConfigError(f"synthetic: zoom must be a number from 1 to 1.6, not {zoom!r}")
-        for name, share, top in (
-            ("yaw", yaw, 45.0),
-            ("pitch", pitch, 25.0),
-            ("roll", roll, 180.0),
-            ("occlusion", occlusion, 1.0),
-            ("degrade", degrade, 1.0),
+        for name, share, least, top in (
+            ("yaw", yaw, 0, 45.0),
+            ("pitch", pitch, 0, 25.0),
+            ("roll", roll, 0, 180.0),
+            ("occlusion", occlusion, 0, 1.0),
+            ("degrade", degrade, 0, 1.0),
+            ("zoom", zoom, 1, 1.6),
         ):
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= top:
-                raise ConfigError(f"synthetic: {name} must be a number from 0 to {top:g}, not {share!r}")
+            if isinstance(share, bool) or not isinstance(share, int | float) or not least <= share <= top:
+                raise ConfigError(f"synthetic: {name} must be a number from {least} to {top:g}, not {share!r}")
         if label not in ("expression", "identity"):
             raise ConfigError(f"synthetic: label must be expression or identity, not {label!r}")
         if label == "identity":
