@@ -109,7 +109,7 @@ def cmd_embed(
     source: str,
     out: Path = Path("embeddings.parquet"),
     batch_size: int = 64,
-    workers: int = 0,
+    workers: int | None = None,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
 ) -> int:
@@ -120,17 +120,21 @@ def cmd_embed(
         source: images, NAME:PATH?option=value or a path.
         out: .parquet file to write.
         batch_size: images per forward pass.
-        workers: loader processes.
+        workers: loader processes; by default the cores minus one, at most 8.
         device: auto, cpu, cuda or mps.
         precision: of the forward pass.
     """
+    import torch
+
     from facessl import inference
     from facessl.data.source import open_source
     from facessl.loading import load_backbone
+    from facessl.running import loader_workers
 
-    backbone = load_backbone(run).to(device_of(device))
-    opened = open_source(source)
-    parts = inference.embedding_batches(backbone, opened, batch_size=batch_size, workers=workers, precision=precision)
+    backbone: Any = load_backbone(run)
+    backbone.to(device_of(device), memory_format=torch.channels_last)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": loader_workers(workers), "precision": precision}
+    parts = inference.embedding_batches(backbone, open_source(source), **options)
     count, skipped = inference.write_parquet(out, parts)
     list_skipped(skipped)
     print(json.dumps({"images": count, "skipped": len(skipped), "dimensions": backbone.num_features, "out": str(out)}))

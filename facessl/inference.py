@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from facessl.backbones import Backbone
+from facessl.batch import Batch
 from facessl.data.loader import EvalLoader, pixels
 from facessl.data.source import Source, open_source
 from facessl.errors import ConfigError, DataError
@@ -25,6 +26,8 @@ from facessl.figures import region_picture
 from facessl.nn.normalise import normalise
 from facessl.views.geometric import resize
 
+#: Rows of a row group of a Parquet file, at least.
+ROWS = 2048
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -90,29 +93,40 @@ def embedding_batches(
 ) -> Iterator[Embeddings]:
     """Embeddings batch by batch, so that a source of any size fits in memory. Arguments as for `embed`.
 
-    The last item may hold no image: it carries what was skipped after the last full batch.
+    The last item may hold no image: it carries what was skipped after the last full batch. The results of a batch are
+    asked for when the next one is already on its way to a GPU, so that it need not wait for them.
     """
     device = next(backbone.parameters()).device
     square = functools.partial(resize, size=backbone.image_size)
     pinned = device.type == "cuda"
     loader = EvalLoader(source, square, batch_size=batch_size, workers=workers, pin_memory=pinned)
     seen = 0
+    waiting: tuple[Batch, Tensor, tuple[tuple[str, str], ...]] | None = None
     for batch in loader:
         x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
         with evaluating(backbone), autocast(device, precision):
             z = backbone(x)  # (B, C)
         skipped, seen = tuple(loader.skipped[seen:]), len(loader.skipped)
-        yield Embeddings(
-            array=z.float().cpu().numpy(),
-            keys=list(batch.keys),
-            index=batch.index.numpy(),
-            labels=None if batch.label is None else batch.label.numpy(),
-            label_names=tuple(source.label_names),
-            skipped=skipped,
-        )
+        if waiting is not None:
+            yield _fetched(source, *waiting)
+        waiting = batch, z, skipped
+    if waiting is not None:
+        yield _fetched(source, *waiting)
     if len(loader.skipped) > seen:
         empty = np.zeros((0, backbone.num_features), np.float32)
         yield Embeddings(array=empty, keys=[], index=np.zeros(0, np.int64), skipped=tuple(loader.skipped[seen:]))
+
+
+def _fetched(source: Source, batch: Batch, z: Tensor, skipped: tuple[tuple[str, str], ...]) -> Embeddings:
+    """One batch with its embeddings (B, C) brought to the host."""
+    return Embeddings(
+        array=z.float().cpu().numpy(),
+        keys=list(batch.keys),
+        index=batch.index.numpy(),
+        labels=None if batch.label is None else batch.label.numpy(),
+        label_names=tuple(source.label_names),
+        skipped=skipped,
+    )
 
 
 def embeddings(
@@ -179,7 +193,7 @@ def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> 
     """Write embeddings as a Parquet file, one row per image; the file appears only when it is complete.
 
     Columns: `path` (string), `label` (int64) and `label_name` (string) where the source has them, and
-    `embedding` (list of C float32, fixed size).
+    `embedding` (list of C float32, fixed size). Memory holds one row group (`ROWS` rows) at a time.
 
     Args:
         path: file ending in .parquet; its folder is made.
@@ -198,16 +212,19 @@ def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> 
     partial = path.with_name(f".{path.name}.partial")
     written = 0
     skipped: list[tuple[str, str]] = []
+    waiting: list[pa.Table] = []
     writer: pq.ParquetWriter | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for part in [rows] if isinstance(rows, Embeddings) else rows:
             skipped.extend(part.skipped)
             if len(part):
-                table = _table(part)
-                writer = writer or pq.ParquetWriter(partial, table.schema)
-                writer.write_table(table)
+                waiting.append(_table(part))
                 written += len(part)
+            if sum(map(len, waiting)) >= ROWS:
+                writer = _written(writer, partial, waiting)
+        if waiting:
+            writer = _written(writer, partial, waiting)
         if writer is None:
             raise DataError(f"nothing to write to {path}: no image could be read{_example(skipped)}")
         writer.close()
@@ -219,6 +236,15 @@ def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> 
             writer.close()
         partial.unlink(missing_ok=True)
     return written, skipped
+
+
+def _written(writer: pq.ParquetWriter | None, path: Path, waiting: list[pa.Table]) -> pq.ParquetWriter:
+    """The writer, a new one where there is none, after a row group of what was waiting."""
+    # Numbers that hardly repeat make a dictionary that is larger than they are and takes longest to build.
+    writer = writer or pq.ParquetWriter(path, waiting[0].schema, use_dictionary=["label_name"])
+    writer.write_table(pa.concat_tables(waiting))
+    waiting.clear()
+    return writer
 
 
 def _table(part: Embeddings) -> pa.Table:

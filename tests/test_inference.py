@@ -104,6 +104,12 @@ def test_parquet_holds_a_row_per_image(folder: Path, backbone: Backbone, tmp_pat
     assert table["embedding"].type.list_size == backbone.num_features
 
 
+def test_batches_share_row_groups(folder: Path, backbone: Backbone, tmp_path: Path) -> None:
+    """A row group per batch makes a file of a million faces large and slow to read."""
+    write_parquet(tmp_path / "e.parquet", embedding_batches(backbone, open_source(str(folder)), batch_size=2))
+    assert pq.ParquetFile(tmp_path / "e.parquet").num_row_groups == 1
+
+
 def test_a_failure_while_writing_keeps_the_old_file(folder: Path, backbone: Backbone, tmp_path: Path) -> None:
     path = tmp_path / "e.parquet"
     write_parquet(path, embeddings(backbone, str(folder)))
