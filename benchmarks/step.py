@@ -36,20 +36,20 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-import naive  # noqa: E402 (scripts beside this one)
-import shares  # noqa: E402
-from pipeline import Memory, jpegs  # noqa: E402
+import naive
+import shares
+from pipeline import Memory, jpegs
 
-from facessl import environment, optim, plugins  # noqa: E402
-from facessl.backbones import Backbone  # noqa: E402
-from facessl.batch import Batch  # noqa: E402
-from facessl.config import OptimConfig  # noqa: E402
-from facessl.data.loader import TrainLoader  # noqa: E402
-from facessl.methods.base import Progress  # noqa: E402
-from facessl.nn.ema import frozen_copy  # noqa: E402
-from facessl.nn.masking import encode_visible, fix_positions, random_mask  # noqa: E402
-from facessl.views.geometric import Geometric  # noqa: E402
-from facessl.views.photometric import Photometric  # noqa: E402
+from facessl import environment, optim, plugins
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.config import OptimConfig
+from facessl.data.loader import TrainLoader
+from facessl.methods.base import Progress
+from facessl.nn.ema import frozen_copy
+from facessl.nn.masking import encode_visible, fix_positions, random_mask
+from facessl.views.geometric import Geometric
+from facessl.views.photometric import Photometric
 
 Work = Callable[[], None]
 BACKBONES = {"mcf": "vit_base_patch16_224", "mae": "vit_base_patch16_224"}
@@ -130,7 +130,7 @@ class Configuration:
     def measure(self) -> dict[str, Any]:
         """What the JSON holds of this configuration."""
         real = RealStep(self)
-        sides: dict[str, Work] = {"floor": self.floor(), "step": lambda: real(self._last_views())}
+        sides: dict[str, Work] = {"floor": self.floor(), "step": lambda: real(self.batch_in_memory())}
         if hasattr(real.method, "teacher"):
             sides["floor with decoder"] = self.floor(decoder=True)
         if not self.args.no_naive and self.name in naive.METHODS:
@@ -138,7 +138,7 @@ class Configuration:
         compiled = self.args.torch_compile and shutil.which("c++") is not None
         if compiled:
             faster = RealStep(self, compiled=True)
-            sides["compiled"] = lambda: faster(self._last_views())
+            sides["compiled"] = lambda: faster(self.batch_in_memory())
         began = time.perf_counter()
         if compiled:
             sides["compiled"]()
@@ -173,7 +173,8 @@ class Configuration:
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _last_views(self) -> Batch:
+    def batch_in_memory(self) -> Batch:
+        """Normalised views, channels-last."""
         views = [v.contiguous(memory_format=torch.channels_last) for v in self.views]
         return Batch(views=views, params=[], index=torch.arange(self.batch))
 
@@ -181,11 +182,14 @@ class Configuration:
         """The backbone as the library trains it."""
         return Backbone(self.backbone, image_size=self.size).to(self.device, memory_format=torch.channels_last)
 
-    def floor(self, decoder: bool = False) -> Work:
+    def floor(self, decoder: bool = False, compiled: bool = False) -> Work:
         """Passes of bare backbones."""
         online = self.network()
         target = frozen_copy(online)
-        views = self._last_views().views
+        if compiled:
+            online.compile_features()
+            target.compile_features()
+        views = self.batch_in_memory().views
         if self.name in ("mcf", "mae"):
             return self._masked_floor(online, target, views[0], decoder)
 
