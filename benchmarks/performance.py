@@ -1,0 +1,385 @@
+"""Fill docs/performance.md from the JSON of the benchmarks.
+
+    python benchmarks/performance.py [runs/perf] [--page docs/performance.md]
+
+Every `*.json` of the folder says which benchmark it is from; its table goes between `<!-- NAME: begin -->` and
+`<!-- NAME: end -->`. Several files of one benchmark (two machines) follow one another. The block "goals" sets what was
+asked beside what was measured. Blocks without a file stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from results import table
+
+Report = dict[str, Any]
+Rows = list[list[str]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/perf"))
+    parser.add_argument("--page", type=Path, default=Path("docs/performance.md"))
+    args = parser.parse_args()
+    reports: dict[str, list[Report]] = {}
+    for path in sorted(args.folder.glob("*.json")):
+        report = json.loads(path.read_text())
+        reports.setdefault(report.get("benchmark", path.stem), []).append(report)
+    text = args.page.read_text()
+    for name, make in TABLES.items():
+        if name in reports:
+            text = fill(text, name, "\n\n".join(origin(r) + "\n\n" + make(r) for r in reports[name]))
+    unknown = sorted(reports.keys() - TABLES.keys())
+    if unknown:
+        print(f"no table for {', '.join(unknown)}: add one to TABLES")
+    args.page.write_text(fill(text, "goals", goals(reports)))
+
+
+def fill(text: str, name: str, block: str) -> str:
+    """Replace the content of a marked block."""
+    pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
+    if not re.search(pattern, text, re.S):
+        raise SystemExit(f"the page has no block {name!r}: write <!-- {name}: begin --> and <!-- {name}: end -->")
+    return re.sub(pattern, lambda m: m.group(1) + block + "\n" + m.group(2), text, flags=re.S)
+
+
+def origin(report: Report) -> str:
+    """Where and when a report was made."""
+    env = report.get("environment", {})
+    machine = env.get("gpu") or f"{env.get('processor')}, {env.get('cores')} cores"
+    threads = report.get("settings", {}).get("threads")
+    parts = [str(report.get("date", ""))[:10], machine, f"{threads} thread{'s' * (threads > 1)}" if threads else ""]
+    parts += [f"torch {env.get('versions', {}).get('torch')}", f"commit {env.get('commit') or 'unknown'}"]
+    return "; ".join(part for part in parts if part) + "."
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def pipeline(report: Report) -> str:
+    """Rates per core and ratios to the torchvision and Pillow pipeline."""
+    rows: Rows = [["", *(f"{r['stored_pixels']} -> {r['view_pixels']} px" for r in report["results"])]]
+    for name in report["results"][0]["images_per_second_per_core"]:
+        label = {"photometric_part": "photometric part", "worker": "decode and two crops"}.get(name, name)
+        rows.append([f"{label}, images/s", *(number(r["images_per_second_per_core"][name]) for r in report["results"])])
+    for key in report["results"][0]:
+        if key.endswith(("_reference", "_rate")):
+            rows.append([words(key), *(number(r[key]) for r in report["results"])])
+    text = table(rows)
+    for entry in report.get("scaling") or []:
+        counts = list(entry["images_per_second"])
+        head = [f"loader processes, {entry['view_pixels']} px", *counts]
+        more: Rows = [head, ["images/s", *(number(entry["images_per_second"][c]) for c in counts)]]
+        text += "\n\n" + table([*more, ["times one", *(number(entry["times_one_worker"][c]) for c in counts)]])
+    return text
+
+
+def step(report: Report) -> str:
+    """Ratios of the step, and its shares."""
+    head = ["method", "backbone", "px", "batch", "precision", "images/s", "over floor", "straightforward over ours"]
+    compiled = any("step_over_compiled" in r for r in report["results"])
+    rows: Rows = [head + (["plain over compiled"] if compiled else [])]
+    for r in report["results"]:
+        floor = spread(r["step_over_floor"])
+        if "step_over_floor_with_decoder" in r:
+            floor += f"; {spread(r['step_over_floor_with_decoder'])} with the decoder in the floor"
+        row = [*(str(r[k]) for k in ("method", "backbone", "image_size", "batch_size", "precision"))]
+        row += [number(r["images_per_second"]), floor, spread(r.get("naive_over_step"))]
+        rows.append(row + ([spread(r.get("step_over_compiled"))] if compiled else []))
+    text = table(rows)
+    shared = [r for r in report["results"] if "shares" in r]
+    if shared:
+        parts = list(dict.fromkeys(part for r in shared for part in r["shares"]))
+        heads = [f"{r['method']}, {r['image_size']} px, {r['precision']}" for r in shared]
+        body: Rows = [[part, *(percent(r["shares"].get(part, 0.0)) for r in shared)] for part in parts]
+        text += "\n\nShares of the step's time, loading and photometric views included:\n\n"
+        text += table([["part", *heads], *body])
+    return text
+
+
+def shards(report: Report) -> str:
+    """Packing, reading, a large folder."""
+    return flat_table(report["results"])
+
+
+def embed(report: Report) -> str:
+    """Rate against the bare forward pass, memory over time."""
+    found = report["results"]
+    kept = {k: v for k, v in found.items() if k != "memory"}
+    text = flat_table({f"{report['settings'].get('backbone', '')}": kept})
+    if found.get("memory"):
+        names = list(found["memory"][0])
+        text += "\n\n" + table([[words(n) for n in names], *([number(m[n]) for n in names] for m in found["memory"])])
+    return text
+
+
+def cache(report: Report) -> str:
+    """Rates by kind of cache."""
+    found = report["results"]
+    rows: Rows = [["--cache", "loader, images/s", "step, images/s", "share of the bare-backbone rate"]]
+    for name in ("none", "ram", "device"):
+        r = found[name]
+        rates = [number(r["loader_images_per_second"]), number(r["step_images_per_second"])]
+        rows.append([name, *rates, spread(r["share_of_backbone"])])
+    bare = number(found["bare_backbone_images_per_second"])
+    drawing = number(found["draw_ms_per_1024_images"])
+    return (
+        table(rows) + f"\n\nBare backbone: {bare} images/s; drawing boxes: {drawing} ms of one core per 1,024 images."
+    )
+
+
+def scaling(report: Report) -> str:
+    """Whatever the scaling benchmark found."""
+    return flat_table(report["results"])
+
+
+def methods(report: Report) -> str:
+    """Every method's step beside BYOL's."""
+    rows: Rows = [["method", "backbone", "precision", "views", "images/s", "time to BYOL's", "memory to BYOL's"]]
+    for r in report["results"]:
+        names = [str(r[k]) for k in ("method", "backbone", "precision", "views")]
+        low, high = r["time_range"]
+        times = f"{number(r['time_to_byol'])} ({number(low)}-{number(high)})"
+        rows.append([*names, number(r["images_per_second"]), times, number(r["memory_to_byol"])])
+    return table(rows)
+
+
+def gpu(report: Report) -> str:
+    """All parts of the GPU benchmark that were measured."""
+    top = report["ceiling"]
+    text = f"Ceilings: {number(top['matrix_tflops'])} TFLOP/s (bf16 product), "
+    text += f"{number(top['copy_gigabytes_per_second'])} GB/s (copy)."
+    rows: Rows = [["method", "batch", "images/s", "floor", "straightforward", "share of floor", "GFLOP/image", "MFU"]]
+    for r in listed(report.get("methods")):
+        rates = r["images_per_second"]
+        row = [r["method"], str(r["batch_size"]), *(number(rates[k]) for k in ("step", "floor", "naive"))]
+        row += [percent(r["share_of_floor_rate"]), number(r["gigaflop_per_image"]), percent(r["utilisation"] or 0)]
+        rows.append(row)
+    text += "\n\n" + table(rows)
+    fast = [r for r in listed(report.get("compiled")) if "gain" in r]
+    if fast:
+        rows = [["compiled", "images/s", "gain", "share of the compiled floor", "MFU", "compiling, s"]]
+        for r in fast:
+            row = [r["method"], number(r["images_per_second"]["compiled"]), number(r["gain"])]
+            row += [percent(r["share_of_compiled_floor_rate"]), percent(r["utilisation"] or 0)]
+            rows.append([*row, number(r["compile_seconds"])])
+        text += "\n\n" + table(rows)
+    for name in ("data", "update", "memory"):
+        if isinstance(report.get(name), dict):
+            text += "\n\n" + flat_table({name: report[name]})
+    return text
+
+
+TABLES: dict[str, Callable[[Report], str]] = {
+    "pipeline": pipeline,
+    "step": step,
+    "shards": shards,
+    "embed": embed,
+    "cache": cache,
+    "scaling": scaling,
+    "methods": methods,
+    "gpu": gpu,
+}
+
+
+# ---- asked and measured ----------------------------------------------------------------------------------------------
+
+
+def goals(reports: dict[str, list[Report]]) -> str:
+    """What was asked beside what was measured; "not run" where no file has it."""
+    rows: Rows = [["number", "asked", "measured"]]
+    for label, asked, name, read in GOALS:
+        found = []
+        for report in reports.get(name, []):
+            try:
+                found.append(read(report))
+            except (KeyError, TypeError, IndexError, ValueError):  # a report without this part
+                continue
+        rows.append([label, asked, "; ".join(filter(None, found)) or "not run"])
+    return table(rows)
+
+
+def by_size(key: str) -> Callable[[Report], str]:
+    return lambda r: ", ".join(f"{number(x[key])} ({x['view_pixels']} px)" for x in r["results"])
+
+
+def by_method(key: str, precision: str, size: int | None = None) -> Callable[[Report], str]:
+    def read(report: Report) -> str:
+        rows = [r for r in report["results"] if r["precision"] == precision and size in (None, r["image_size"])]
+        return ", ".join(
+            f"{number(r[key]['median'])} ({r['method']}{'' if size else ', ' + str(r['image_size']) + ' px'})"
+            for r in rows
+            if key in r
+        )
+
+    return read
+
+
+def million(report: Report) -> str:
+    found = report["results"]["folder"]
+    fresh, known = found["first_open"], found["with_index"]
+    return (
+        f"{found['files']:,} files: {number(fresh['open_seconds'] + fresh['first_batch_seconds'])} s at first, "
+        f"{number(known['open_seconds'] + known['first_batch_seconds'])} s with the index; "
+        f"{fresh['worker_private_megabytes']} MB private per worker"
+    )
+
+
+GOALS: list[tuple[str, str, str, Callable[[Report], str]]] = [
+    (
+        "decode and two crops over the reference, per core",
+        "at least 20",
+        "pipeline",
+        by_size("worker_times_reference"),
+    ),
+    (
+        "complete views on a CPU over the reference",
+        "at least 4",
+        "pipeline",
+        by_size("complete_times_reference"),
+    ),
+    (
+        "share of the pure decode rate",
+        "printed",
+        "pipeline",
+        by_size("worker_share_of_decode_rate"),
+    ),
+    (
+        "straightforward step over ours, bf16, CPU",
+        "at least 2.5",
+        "step",
+        by_method("naive_over_step", "bf16"),
+    ),
+    (
+        "step over the bare-backbone floor at 224 px, bf16",
+        "at most 1.2",
+        "step",
+        by_method("step_over_floor", "bf16", 224),
+    ),
+    (
+        "step over the bare-backbone floor at 224 px, fp32",
+        "at most 1.2",
+        "step",
+        by_method("step_over_floor", "fp32", 224),
+    ),
+    (
+        "GPU: share of the bare-backbone rate",
+        "80 %",
+        "gpu",
+        lambda r: ", ".join(f"{percent(m['share_of_floor_rate'])} ({m['method']})" for m in listed(r["methods"])),
+    ),
+    (
+        "GPU: FLOP utilisation",
+        "printed",
+        "gpu",
+        lambda r: ", ".join(f"{percent(m['utilisation'])} ({m['method']})" for m in listed(r["methods"])),
+    ),
+    (
+        "GPU: data wait from JPEG shards, 16 cores",
+        "below 5 %",
+        "gpu",
+        lambda r: percent(r["data"]["data_wait"]),
+    ),
+    (
+        "share of the bare-backbone rate with a cache",
+        "printed",
+        "cache",
+        lambda r: ", ".join(
+            f"{number(r['results'][c]['share_of_backbone']['median'])} ({c})" for c in ("ram", "device")
+        ),
+    ),
+    (
+        "pack over decode + encode of the cores",
+        "at least 0.7",
+        "shards",
+        lambda r: f"{r['results']['pack']['cpu_ratio']} of CPU time, {r['results']['pack']['wall_ratio']} of wall time",
+    ),
+    (
+        "reading shards over reading the folder",
+        "at least 1",
+        "shards",
+        lambda r: (
+            f"{r['results']['read']['loader']['shards_to_files']} through the loader, "
+            f"{r['results']['read']['bytes_only']['shards_to_files']} bytes only"
+        ),
+    ),
+    (
+        "a folder of a million files: time to the first batch",
+        "printed",
+        "shards",
+        million,
+    ),
+    (
+        "embed over the bare forward rate",
+        "at least 0.85",
+        "embed",
+        lambda r: (
+            f"{r['results']['ratio']} ({r['settings'].get('backbone')}, {r['settings'].get('image_size')} px, "
+            f"{r['settings'].get('precision')})"
+        ),
+    ),
+    (
+        "embed: memory from a quarter to the end",
+        "flat",
+        "embed",
+        lambda r: f"x {r['results']['memory_growth_quarter_to_end']}",
+    ),
+]
+
+
+# ---- cells -----------------------------------------------------------------------------------------------------------
+
+
+def number(value: Any) -> str:
+    """Three digits that say something."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def spread(value: Any) -> str:
+    """Median (range)."""
+    if not isinstance(value, dict):
+        return "" if value is None else str(value)
+    low, high = value["range"]
+    return f"{value['median']:.2f} ({low:.2f}-{high:.2f})"
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def listed(value: Any) -> list[Any]:
+    """A part of the report that is a list; one that failed is a dict with its error."""
+    return value if isinstance(value, list) else []
+
+
+def flat_table(values: dict[str, Any]) -> str:
+    """Nested values, a row each: "part: name | value"."""
+    rows: Rows = [["", "value"]]
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}: {words(str(key))}" if prefix else words(str(key)), inner)
+        elif isinstance(value, list):
+            rows.append([prefix, ", ".join(map(number, value)) if len(value) <= 16 else f"{len(value)} values"])
+        else:
+            rows.append([prefix, number(value)])
+
+    walk("", values)
+    return table(rows)
+
+
+if __name__ == "__main__":
+    main()
