@@ -15,7 +15,7 @@ import facessl
 from facessl import config, parsing, plugins
 from facessl.data.source import parse
 from facessl.errors import CheckpointError, UnknownName
-from facessl.finetuning import FINETUNE
+from facessl.parsing import FINETUNE
 from facessl.report import paper, paper_table, report
 from facessl.report.folder import read_run_folder
 

@@ -12,7 +12,7 @@ import facessl
 from facessl import config, parsing, plugins
 from facessl.data.source import parse
 from facessl.finetune_config import FinetuneConfig
-from facessl.finetuning import FINETUNE
+from facessl.parsing import FINETUNE
 from facessl.pretraining import derive
 from facessl.views import augment
 

@@ -17,9 +17,9 @@ from facessl.batch import FIELDS, Batch
 from facessl.config import flatten, plain
 from facessl.data.crop import Frame, whole
 from facessl.data.loader import EvalLoader, TrainLoader
-from facessl.finetuning import FINETUNE
 from facessl.inference import autocast
 from facessl.methods.base import Progress, Step
+from facessl.parsing import FINETUNE
 from facessl.tasks.base import Labels, Task
 from facessl.tuning_optim import build_tuning_optimizer
 from facessl.views.photometric import Photometric
