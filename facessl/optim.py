@@ -115,10 +115,16 @@ def build_optimizer(module: nn.Module, optim: OptimConfig, lr: float) -> torch.o
         return LARS(groups, lr=lr, momentum=optim.momentum, trust=optim.trust)
     for group in groups:
         del group["adapt"]
-    # torch's default on a CPU is a loop with a temporary per operation, five times as slow. On a GPU its default stays:
-    # with the fused kernel fp16's loss scaling and gradient clipping exclude one another.
-    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=lr, betas=optim.betas, fused=True if on_cpu else None)
+    return torch.optim.AdamW(groups, lr=lr, betas=optim.betas, fused=fused_on_cpu(groups))
+
+
+def fused_on_cpu(groups: list[dict[str, Any]]) -> bool | None:
+    """`fused` of torch's Adam and AdamW for these parameter groups: True on a CPU, else torch's choice.
+
+    torch's choice on a CPU is a loop with a temporary per operation, five times as slow. On a GPU it stays: with the
+    fused kernel fp16's loss scaling and gradient clipping exclude one another.
+    """
+    return True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
 
 
 def warmup_cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int, final: float = 0.0) -> float:

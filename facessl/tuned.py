@@ -172,7 +172,7 @@ def score(
     meter = task.meter(source, augment)
     backbone = task.backbone
     device = next(backbone.parameters()).device
-    view = Supervised(augment, image_size, train=False)
+    view = Supervised(augment, image_size, needs=task.needs, train=False)
     loader = EvalLoader(source, view, batch_size=batch_size, workers=workers, pin_memory=device.type == "cuda")
     seen = 0
     for batch in loader:

@@ -14,7 +14,7 @@ from torch import nn
 from facessl.backbones import Backbone
 from facessl.errors import UnknownName
 from facessl.finetune_config import TuneOptim
-from facessl.optim import parameter_groups, warmup_cosine
+from facessl.optim import fused_on_cpu, parameter_groups, warmup_cosine
 
 
 def build_tuning_optimizer(task: nn.Module, optim: TuneOptim) -> torch.optim.Optimizer:
@@ -42,8 +42,8 @@ def build_tuning_optimizer(task: nn.Module, optim: TuneOptim) -> torch.optim.Opt
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
     if optim.name == "adam":  # weight decay inside the gradient, as its published users have it
-        return torch.optim.Adam(groups, lr=optim.lr, betas=optim.betas)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+        return torch.optim.Adam(groups, lr=optim.lr, betas=optim.betas, fused=fused_on_cpu(groups))
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused_on_cpu(groups))
 
 
 def _scales(task: nn.Module, optim: TuneOptim) -> dict[int, float]:
