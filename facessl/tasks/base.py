@@ -165,8 +165,8 @@ class Task(Protocol):
 
     Class members:
         Args: frozen dataclass of its settings, each with a default; they become flags (`--task.NAME`).
-        needs: fields of `Batch` that its loss or meter reads (a mask is moved to the view only where it is named); a source that
-            lacks one is refused (`Labels.of`).
+        needs: fields of `Batch` that its loss or meter reads (a mask is moved to the view only where it is named); a
+            source that lacks one is refused (`Labels.of`).
         defaults: protocol -> settings of `FinetuneConfig` of the published protocol, as plain values; `finetune` is
             the protocol that runs where none is named. {} takes the settings of `FinetuneConfig` itself.
         augments: the same protocols -> their published crop and augmentation.
