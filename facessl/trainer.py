@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from facessl import checkpoint
 from facessl.batch import Batch
 from facessl.data.loader import worker_death
+from facessl.data.prefetch import Prefetcher
 from facessl.errors import TrainingError
 from facessl.methods.base import Method, Progress
 from facessl.metrics_log import MetricsLog
@@ -151,6 +152,7 @@ class Trainer:
             self._log.cut_after(-1)
             self._log.restart_skipped({})
         window = _Window(first_step=self.step)
+        ready = Prefetcher(batches, self.fabric.device, self.photometric)
         with _signals(self._ask_to_stop), ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
             if self.step == 0:
                 self._measure()
@@ -158,7 +160,7 @@ class Trainer:
             self._agree_on_stop()  # a signal may have come while images were scored
             while self.step < self.plan.total_steps and self._stop is None:
                 try:
-                    self._one_step(batches, window)
+                    self._one_step(ready, window)
                 except RuntimeError as error:  # torch reports a dead loader worker in whatever was running
                     raise worker_death(error) or error from None
                 if self.step % self.plan.log_every == 0 or self.step in (1, self.plan.total_steps):
@@ -187,12 +189,11 @@ class Trainer:
         """Why `fit` ended before the plan did; None if it did not."""
         return self._stop
 
-    def _one_step(self, batches: Iterator[Batch], window: _Window) -> None:
-        waiting = time.perf_counter()
+    def _one_step(self, batches: Prefetcher, window: _Window) -> None:
+        waited = batches.waited
         batch = next(batches)
-        window.waited += time.perf_counter() - waiting
+        window.waited += batches.waited - waited
         self._note_skipped(batch)
-        batch = self.photometric(batch.to(self.fabric.device))
         rate = self.plan.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
