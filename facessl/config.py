@@ -105,7 +105,9 @@ class RunConfig:
         out: run folder; null: runs/<method>-<backbone>, numbered where taken.
         image_size: side of the views in pixels.
         batch_size: images of one optimiser step over all ranks; null: 256 per GPU, 32 on a CPU, at most the source.
-        accumulate: micro-batches per step (batch norm, Sinkhorn and ME-MAX then see one micro-batch).
+        accumulate: micro-batches per step; batch norm then sees one micro-batch.
+        accumulate_approximate: allow it for a loss that spans the batch (negatives, Sinkhorn), which is then the mean
+            of the losses of the micro-batches.
         epochs: passes over the source.
         max_steps: optimiser steps instead of epochs.
         max_minutes: stop with a checkpoint after so many minutes of this process; the schedule is not shortened.
@@ -135,6 +137,7 @@ class RunConfig:
     image_size: int = 224
     batch_size: int | None = None
     accumulate: int = 1
+    accumulate_approximate: bool = False
     epochs: int = 50
     max_steps: int | None = None
     max_minutes: float | None = None
@@ -187,6 +190,7 @@ FREE_ON_RESUME = frozenset(
     {
         "resume",
         "out",
+        "accumulate_approximate",
         "workers",
         "device",
         "checkpoint_every",

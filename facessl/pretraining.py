@@ -30,6 +30,7 @@ from facessl.nn.sync_batch_norm import convert_sync_batchnorm
 from facessl.parsing import from_dict
 from facessl.report import write_report
 from facessl.running import (
+    check_accumulation,
     loader_workers,
     one_after_another,
     one_error_in_distributed,
@@ -101,6 +102,7 @@ def _run(config: RunConfig) -> Result:
     fabric.seed_everything(settings.seed, workers=False, verbose=False)
     method = loading.build_method(settings)
     _check_needs(method, source, settings)
+    check_accumulation(method, settings, fabric.world_size)
     if saved is None and (prepare := getattr(method, "prepare", None)) is not None:
         prepare()
     plan = derive(settings, source, config)

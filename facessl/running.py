@@ -18,7 +18,9 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
 from facessl import checkpoint, environment, heartbeat
+from facessl.config import RunConfig
 from facessl.errors import ConfigError, DataError, FaceSSLError, TrainingError
+from facessl.methods.base import Method
 
 T = TypeVar("T")
 
@@ -136,6 +138,31 @@ def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
         if any(reasons):
             raise failed or DataError(next(reason for reason in reasons if reason))
     return built[0]
+
+
+def check_accumulation(method: Method, settings: RunConfig, world_size: int) -> None:
+    """Refuse what would silently be another loss, or leave images out.
+
+    Raises:
+        ConfigError: a loss that spans the batch, or a batch that does not divide.
+    """
+    parts = settings.accumulate
+    if parts == 1:
+        return
+    batch = settings.batch_size or 0
+    if batch % (parts * world_size):
+        fitting = max(1, batch // (parts * world_size)) * parts * world_size
+        raise ConfigError(
+            f"a batch of {batch} images on {world_size} ranks cannot be cut in {parts} equal micro-batches: use "
+            f"{fitting}"
+        )
+    wide = getattr(method, "batch_wide", "")
+    if wide and not settings.accumulate_approximate:
+        raise ConfigError(
+            f"accumulate = {parts} would change the loss of {settings.method['name']}: {wide} would span "
+            f"{batch // parts} images instead of {batch}; use more GPUs or a smaller batch, or accept it with "
+            "--accumulate-approximate"
+        )
 
 
 @contextmanager

@@ -1,11 +1,16 @@
-"""`torchrun --nproc-per-node 2` gives what one process gives on the same global batch, through the whole trainer."""
+"""2 and 4 ranks give what one process gives on the same global batch, through the whole trainer, for every method."""
 
 from __future__ import annotations
 
+import csv
+import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,63 +21,110 @@ from tests.helpers import TINY, environment, weights
 #: More than TINY's 1x1 maps; no warm-up, so that the first step already moves.
 WORDS = ["pretrain", *TINY, "--image-size", "64", "--optim.warmup_epochs", "0", "--optim.lr", "0.45"]
 
-#: float64, so that what is compared is the arithmetic of the ranks and not how rounding grows through batch norm
-#: (float32 is held to 1e-5 of each tensor's largest entry in tests/methods/test_ranks.py).
-PROGRAM = """
-import sys
-from facessl import pretraining, running
-from facessl.cli import main
-from facessl.views.photometric import Photometric
-real = Photometric.__call__
-def double(self, batch):
-    batch = real(self, batch)
-    batch.views = [view.double() for view in batch.views]
-    return batch
-Photometric.__call__ = double
-running.PRECISION["fp32"] = "64-true"
-pretraining._finish = lambda *_: {}  # exports and pictures are float32
-sys.exit(main(sys.argv[1:]))
-"""
-
 
 def torchrun(*words: str, cwd: Path, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    """The command line on `ranks` processes of this machine, in float64."""
-    program = cwd / "program.py"
-    program.write_text(PROGRAM)
+    """The command line on `ranks` processes of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
-    whole = [*launcher, str(program), *words]
+    whole = [*launcher, "-m", "facessl", *words]
     return subprocess.run(whole, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=400)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        ["--method", "byol"],
-        ["--method", "fra", "--method.dropout", "0"],
-        ["--method", "fra", "--method.variant", "official", "--method.dropout", "0"],
-    ],
-    ids=["byol", "fra", "fra-official"],
-)
-def test_two_ranks_equal_one_process(method: list[str], tmp_path: Path) -> None:
-    method = [*method, "--max-steps", "2"]
-    one = torchrun(*WORDS, *method, "--out", "one", cwd=tmp_path, ranks=1)
-    assert one.returncode == 0, one.stderr
-    two = torchrun(*WORDS, *method, "--out", "two", cwd=tmp_path)
-    assert two.returncode == 0, two.stderr
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+#: What the smallest networks need to be told; dropout and PCL's noise are drawn by rank.
+SMALL = ["--method.hidden", "24", "--method.dim", "16"]
+DECODER = [
+    "--method.decoder_width", "32", "--method.decoder_heads", "2", "--method.decoder_feed_forward", "16",
+    "--method.dropout", "0",
+]  # fmt: skip
+MASKED = [
+    "--backbone", "test_vit", "--method.decoder_width", "16", "--method.decoder_depth", "1", "--method.decoder_heads",
+    "2",
+]  # fmt: skip
+CURVES = {
+    "byol": ["byol", *SMALL],
+    "fra": ["fra", *SMALL, *DECODER],
+    "fra-official": ["fra", "--method.variant", "official", *SMALL, *DECODER],
+    "lewel": ["lewel", *SMALL],
+    "pcl": ["pcl", "--method.noise", "0", "--method.width", "8", "--method.decoder_width", "16",
+            "--method.decoder_size", "16"],
+    "mae": ["mae", *MASKED],
+    "mae-accumulate": ["mae", *MASKED, "--accumulate", "2"],
+    "mcf": ["mcf", *MASKED, *SMALL, "--method.teacher", "random:resnet10t", "--method.feature_weight", "1"],
+    "farl": ["farl", "--backbone", "test_vit", "--method.text_width", "16", "--method.text_depth", "1",
+             "--method.text_heads", "2", "--method.context", "8"],
+    "simclr": ["simclr", *SMALL],
+    "swav": ["swav", *SMALL, "--method.prototypes", "10", "--method.frozen_steps", "1", "--method.queue_length", "20",
+                   "--method.queue_step", "0"],
+}  # fmt: skip
+#: 20 images in batches of 8: the last 4 of every epoch are left out, on any number of ranks.
+COMMON = [
+    "synthetic:?n=20&size=40&captions=true", "--backbone", "test_resnet", "--image-size", "64", "--batch-size", "8",
+    "--max-steps", "3", "--log-every", "1", "--checkpoint-every", "0", "--workers", "0", "--monitor.every", "0",
+    "--device", "cpu", "--optim.warmup_epochs", "0", "--optim.name", "adamw", "--optim.lr", "1e-3",
+    "--optim.reference_batch", "null",
+]  # fmt: skip
+RANKS = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of every method on 1, 2 and 4 ranks; one that began on 2 and went on with 4."""
+    folder = tmp_path_factory.mktemp("curves")
+    jobs = []
+    for count in RANKS:
+        commands = [[*COMMON, "--method", *words, "--out", f"{name}-{count}"] for name, words in CURVES.items()]
+        jobs.append([count, commands])
+    halves = [*COMMON, "--method", *CURVES["byol"], "--checkpoint-every", "2", "--out", "halves"]
+    jobs += [[2, [halves]]]
+    forked(jobs, folder)
+    run = folder / "halves" / "checkpoints"
+    shutil.copy(run / "step-00000002.ckpt", run / "last.ckpt")
+    forked(
+        [[4, [[*COMMON, "--method", *CURVES["byol"], "--checkpoint-every", "2", "--resume", "--out", "halves"]]]],
+        folder,
+    )
+    return folder
+
+
+def forked(jobs: list[Any], folder: Path) -> None:
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    call = [sys.executable, "-m", "tests.forked", str(folder / "jobs.json")]
+    root = str(Path(__file__).parent.parent)
+    env = environment(PYTHONPATH=os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(call, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def losses(run: Path) -> list[float]:
+    with open(run / "metrics.csv") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Loss curve as printed, and every weight and statistic at the end to the rounding of float64."""
+    assert len(losses(one)) == 3
+    assert losses(other) == pytest.approx(losses(one), rel=1e-5)
+    a, b = weights(one), weights(other)
     assert a.keys() == b.keys()
     for key in a:
         if isinstance(a[key], torch.Tensor) and a[key].is_floating_point():
-            torch.testing.assert_close(b[key], a[key], rtol=1e-8, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
-    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
-    column = rows[0][0].split(",").index("loss")
-    for first, second in zip(*(r[1:] for r in rows), strict=True):
-        assert float(first.split(",")[column]) == pytest.approx(
-            float(second.split(",")[column]), rel=1e-5
-        )  # as printed
+            torch.testing.assert_close(b[key], a[key], rtol=1e-6, atol=1e-8, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("ranks", RANKS[1:])
+@pytest.mark.parametrize("name", CURVES)
+def test_ranks_train_as_one_process(curves: Path, name: str, ranks: int) -> None:
+    assert_equal_runs(curves / f"{name}-1", curves / f"{name}-{ranks}")
+
+
+def test_a_loss_that_is_a_mean_accumulates_exactly(curves: Path) -> None:
+    assert_equal_runs(curves / "mae-1", curves / "mae-accumulate-2")
+
+
+def test_other_ranks_go_on_with_the_same_curve(curves: Path) -> None:
+    assert_equal_runs(curves / "byol-1", curves / "halves")
 
 
 def test_ranks_resume_and_refuse_a_batch_they_cannot_share(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ class Method(Protocol):
         mean, std: normalisation the paper used, RGB in 0..1.
         paper: citation, one line.
         patches_only: True where the method leaves patches out, so that only a ViT can be its backbone; absent: any.
+        batch_wide: what of the loss spans the batch ("the negatives"), so that the mean over micro-batches is another
+            loss; absent: the loss is a mean over images.
         initial: names of values that say from which file some weights start; `load_method` leaves them out. Absent:
             none.
 

@@ -61,6 +61,7 @@ class FaRL(nn.Module):
     views: ClassVar[tuple[View, ...]] = FARL_VIEWS
     mean: ClassVar[tuple[float, float, float]] = CLIP_MEAN
     std: ClassVar[tuple[float, float, float]] = CLIP_STD
+    batch_wide: ClassVar[str] = "the negatives"
     paper: ClassVar[str] = (
         "Zheng et al., General facial representation learning in a visual-linguistic manner, CVPR 2022, "
         "arXiv:2112.03109"

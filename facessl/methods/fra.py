@@ -132,6 +132,7 @@ class FRA(nn.Module):
     views: ClassVar[tuple[View, ...]] = FRA_VIEWS
     mean: ClassVar[tuple[float, float, float]] = VGGFACE2_MEAN
     std: ClassVar[tuple[float, float, float]] = VGGFACE2_STD
+    batch_wide: ClassVar[str] = "Sinkhorn's balance and the mean assignment of ME-MAX"
     paper: ClassVar[str] = (
         "Gao and Patras, Self-supervised facial representation learning with facial region awareness, CVPR 2024, "
         "arXiv:2403.02138"

@@ -59,6 +59,7 @@ class MCF(nn.Module):
     views: ClassVar[tuple[View, ...]] = MCF_VIEWS
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
+    batch_wide: ClassVar[str] = "the negatives"
     paper: ClassVar[str] = (
         "Wang et al., Toward high quality facial representation learning, ACM MM 2023, arXiv:2309.03575"
     )

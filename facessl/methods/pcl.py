@@ -73,6 +73,7 @@ class PCL(nn.Module):
     views: ClassVar[tuple[View, ...]] = PCL_VIEWS
     mean: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)
     std: ClassVar[tuple[float, float, float]] = (1.0, 1.0, 1.0)
+    batch_wide: ClassVar[str] = "the negatives"
     paper: ClassVar[str] = (
         "Liu et al., Pose-disentangled contrastive learning for self-supervised facial representation, CVPR 2023, "
         "arXiv:2211.13490"

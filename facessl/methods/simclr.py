@@ -58,6 +58,7 @@ class SimCLR(nn.Module):
     views: ClassVar[tuple[View, ...]] = (SIMCLR_VIEW, SIMCLR_VIEW)
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
+    batch_wide: ClassVar[str] = "the negatives"
     paper: ClassVar[str] = (
         "Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020, "
         "arXiv:2002.05709"

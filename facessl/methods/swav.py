@@ -98,6 +98,7 @@ class SwAV(nn.Module):
     views: ClassVar[tuple[View, ...]] = (_LARGE,) * 2 + (_SMALL,) * 6
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = (0.228, 0.224, 0.225)  # red as released: not ImageNet's usual 0.229
+    batch_wide: ClassVar[str] = "Sinkhorn's balance"
     paper: ClassVar[str] = (
         "Caron et al., Unsupervised learning of visual features by contrasting cluster assignments, NeurIPS 2020, "
         "arXiv:2006.09882"
