@@ -86,7 +86,7 @@ class Shards:
         if not (path / MANIFEST).is_file() and any(p.name not in (_LOCK, MANIFEST + _PART) for p in path.iterdir()):
             raise ConfigError(f"{path} is not empty, and its files are not of an earlier pack: name another folder")
         self._lock = _locked(path)
-        traits = json.dumps(records.traits(source), ensure_ascii=False).encode()
+        traits = json.dumps(records.traits(source)).encode()
         keys = hashlib.sha256()
         for index in range(len(source)):
             keys.update(os.fsencode(source.key(index)) + b"\0")
@@ -310,9 +310,9 @@ def _manifest(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(manifest: dict[str, Any]) -> bytes:
     """As JSON with a line for each shard."""
-    rest = json.dumps({k: v for k, v in manifest.items() if k != "shards"}, indent=1, ensure_ascii=False)
+    rest = json.dumps({k: v for k, v in manifest.items() if k != "shards"}, indent=1)
     shards = ",\n".join(json.dumps(shard) for shard in manifest["shards"])
-    return (rest.removesuffix("\n}") + ',\n "shards": [\n' + shards + "\n ]\n}\n").encode("utf-8", "surrogateescape")
+    return (rest.removesuffix("\n}") + ',\n "shards": [\n' + shards + "\n ]\n}\n").encode()
 
 
 def _row(*values: object) -> bytes:
