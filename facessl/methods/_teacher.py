@@ -15,7 +15,7 @@ from facessl import checkpoint
 from facessl.backbones import Backbone
 from facessl.errors import CheckpointError, ConfigError, UnknownName
 
-#: Attention heads leave no trace in a shape: MoCo v3 has 12 at every width, other ViTs one for every 64 channels.
+#: Attention heads leave no trace in a shape: MoCo v3 has 12 at every width, other ViTs `usual_heads`.
 MOCO_HEADS = 12
 KINDS = (
     "the MoCo v3 checkpoint (vit-b-300ep.pth.tar), another ViT's .pth, a run folder, timm:NAME (pre-trained weights of "
@@ -187,13 +187,18 @@ def _vit(path: Path) -> Backbone:
         raise CheckpointError(f"teacher {path} holds no ViT under timm's names: give {KINDS}") from None
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     options: dict[str, Any] = {"patch_size": patch, "embed_dim": width, "depth": depth}
-    options["num_heads"] = MOCO_HEADS if moco else max(1, width // 64)
+    options["num_heads"] = MOCO_HEADS if moco else usual_heads(width)
     try:
         backbone = Backbone("vit_base_patch16_224", image_size=round(cells**0.5) * patch, **options)
     except ConfigError as error:
         raise CheckpointError(f"teacher {path} describes no ViT that timm can build: {error}") from None
     _load(backbone.model, tensors, path)
     return backbone
+
+
+def usual_heads(width: int) -> int:
+    """Attention heads of a ViT of this width: one for every 64 channels, but 16 in ViT-H."""
+    return 16 if width == 1280 else max(1, width // 64)
 
 
 def vit_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from facessl.backbones import Backbone
 from facessl.errors import CheckpointError, ConfigError
+from facessl.methods._teacher import usual_heads
 from facessl.methods.base import Method
 
 #: (bottleneck, blocks per stage) -> timm name.
@@ -21,8 +22,6 @@ RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3)): "resnet101",
     (True, (3, 8, 36, 3)): "resnet152",
 }
-#: Width of a ViT -> attention heads, which leave no trace in a shape; other widths: one for every 64 channels.
-VIT_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 #: Tensors of a two- or three-layer head of linears and batch norms.
 MLP = r"\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)$"
 
@@ -249,8 +248,7 @@ def vit_sizes(
         shape = tuple(found[positions].shape)
         raise CheckpointError(f"tensor {positions} of this checkpoint of {family} is of another shape: {shape}")
     depth = len({n.removeprefix(blocks).split(".")[0] for n in found if n.startswith(blocks)})
-    usual = heads or VIT_HEADS.get(width, max(1, width // 64))
-    options = {"patch_size": side, "embed_dim": width, "depth": depth, "num_heads": usual}
+    options = {"patch_size": side, "embed_dim": width, "depth": depth, "num_heads": heads or usual_heads(width)}
     base = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
     return grid * side, {key: value for key, value in options.items() if value != base[key]}
 

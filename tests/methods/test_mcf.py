@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import timm
 import torch
 
 import facessl
@@ -10,7 +11,7 @@ from facessl import checkpoint
 from facessl.backbones import Backbone
 from facessl.batch import Batch
 from facessl.errors import CheckpointError, ConfigError, FaceSSLError
-from facessl.methods._teacher import Teacher
+from facessl.methods._teacher import Teacher, usual_heads
 from facessl.methods.base import Progress
 from facessl.methods.mcf import MCF, info_nce, unit_mse
 
@@ -137,6 +138,13 @@ def test_moco_v3_file_is_recognised_and_has_twelve_heads(tmp_path):
     assert len(features) == 4
     for ours, (patches, prefix) in zip(features, every, strict=True):
         torch.testing.assert_close(ours, torch.cat([prefix, patches], 1))
+
+
+@pytest.mark.parametrize("name", ["tiny_patch16", "small_patch16", "base_patch16", "large_patch16", "huge_patch14"])
+def test_usual_heads_are_those_of_the_named_vits(name):
+    with torch.device("meta"):
+        model = timm.create_model(f"vit_{name}_224")
+    assert usual_heads(model.embed_dim) == model.blocks[0].attn.num_heads
 
 
 def test_own_export_is_a_teacher_at_another_size_with_its_own_normalisation(tmp_path):
