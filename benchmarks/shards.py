@@ -46,6 +46,7 @@ from facessl.views.spec import FRA_VIEWS
 
 DIFFERENT, PER_FOLDER, LINKED = 500, 10_000, 1000
 BATCH = 64
+BARE = 4000
 
 
 def main() -> None:
@@ -127,12 +128,14 @@ def cpu() -> float:
 
 
 def packing(source: Any, args: argparse.Namespace, temporary: Path) -> dict[str, Any]:
-    """Pack a part of the images in each round, beside the bare work on some of them."""
+    """Pack a part of the images in each round, beside the bare work on the first of them."""
     step = len(source) // args.rounds
-    sample = [source[i].image for i in range(0, len(source), max(1, len(source) // 1000))][:1000]
-    bare(sample[:50], args.size)
     rows = []
     for turn in range(args.rounds):
+        sample = [
+            source[turn * step + i].image for i in range(min(step, BARE))
+        ]  # no few that stay in the cores' caches
+        bare(sample[:50], args.size)
         began = cpu(), time.perf_counter()
         bare(sample, args.size)
         one = [(now - then) / len(sample) for now, then in zip((cpu(), time.perf_counter()), began, strict=True)]
