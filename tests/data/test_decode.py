@@ -156,6 +156,20 @@ def test_reduced_decoding_never_goes_below_min_side() -> None:
     assert decode(data, key="a", min_side=209).shape == (416, 624, 3)
 
 
+def test_reduction_is_decided_from_the_upright_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(np.kron(SCENE, np.ones((2, 2, 1), np.uint8))), exif=exif)  # 96 x 64, stands upright
+    seen = []
+
+    def halve(height: int, width: int) -> int:
+        seen.append((height, width))
+        return 2
+
+    assert decode(data, key="a", reduction=halve).shape == (48, 32, 3)
+    assert seen == [(96, 64)]
+
+
 def test_nothing_is_said_on_the_side(recwarn: pytest.WarningsRecorder) -> None:
     decode(encoded(picture(), "PNG", exif=b"Exif\0\0nonsense"), key="a")
     with pytest.raises(ImageError):

@@ -16,6 +16,8 @@ from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, TrainLoader, view_rn
 from facessl.data.source import open_source
 from facessl.data.sources.folder import Folder
 from facessl.errors import ConfigError, DataError, TrainingError
+from facessl.views.geometric import Geometric
+from facessl.views.spec import View
 
 from . import make
 
@@ -81,6 +83,34 @@ def joined(parts: list[Batch]) -> Batch:
 
 
 BAD = frozenset({2, 7, 8, 17})
+
+
+class Noise(Records):
+    """Pictures in which every crop looks different."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        if index not in self.bad:
+            sample.image = np.random.default_rng(index).integers(0, 256, (40, 40, 3), np.uint8)
+        return sample
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_made_in_place_are_those_of_the_call(workers: int) -> None:
+    geometric = Geometric((View(), View(size=0.5, scale=(0.05, 0.2))), 32)
+    seen = 0
+    for batch in islice(TrainLoader(Noise(18, BAD), geometric, batch_size=5, seed=3, workers=workers), 3):
+        assert all(view.is_contiguous(memory_format=torch.channels_last) for view in batch.views)
+        assert len(batch.views[0]) == len(batch) == 5
+        for row, index in enumerate(batch.index.tolist()):
+            if (index - 1) % 18 in BAD:  # perhaps a substitute, with the views of the image that it stands for
+                continue
+            views, params = geometric(np.asarray(Noise(18)[index].image), view_rng(3, 0, index))
+            for made, drawn, view, row_params in zip(batch.views, batch.params, views, params, strict=True):
+                assert np.array_equal(made[row].permute(1, 2, 0), view)
+                assert np.array_equal(drawn[row], row_params)
+            seen += 1
+    assert seen > 8
 
 
 def test_workers_do_not_change_a_batch() -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 import torchvision.transforms.v2.functional as tv
 
+from facessl.data.decode import decode
 from facessl.errors import ConfigError
 from facessl.views.geometric import DRAWS, Geometric, crop_box, resize
 from facessl.views.spec import FRA_VIEWS, Column, View
@@ -131,6 +133,52 @@ def test_a_crop_looks_as_torchvision_resamples_it(source: tuple[int, int]) -> No
         theirs = tv.resized_crop(chw, top, left, h, w, [size, size], antialias=True).permute(1, 2, 0)
         errors.append(np.abs(ours.astype(float) - theirs.numpy()).mean())
     assert max(errors) < 0.5
+
+
+@pytest.mark.parametrize("source", [(150, 130), (20, 300), (32, 32), (16, 16)])
+def test_views_are_written_where_they_are_wanted(source: tuple[int, int]) -> None:
+    geometric, image = Geometric([View(flip=0.0), View(flip=1.0)], 32), photo_like(*source)
+    expected, params = geometric(image, np.random.default_rng(4))
+    batch = np.zeros((2, 3, 32, 32, 3), np.uint8)
+    views, again = geometric.drawn(np.random.default_rng(4))(image, [batch[0, 1], batch[1, 1]])
+    for number in range(2):
+        assert np.shares_memory(views[number], batch)
+        assert np.array_equal(batch[number, 1], expected[number])
+        assert not batch[number, ::2].any()
+        assert np.array_equal(again[number], params[number])
+
+
+@pytest.mark.parametrize("side", [100, 500, 1000, 2000, 4000])
+def test_an_image_is_reduced_only_where_every_crop_stays_larger_than_its_view(side: int) -> None:
+    factors = set()
+    for seed in range(100):
+        drawn = Geometric(FRA_VIEWS, 112).drawn(np.random.default_rng(seed))
+        factor = drawn.reduction(side, side + 7)
+        boxes = [crop_box(view, side, side + 7, row) for view, row in zip(FRA_VIEWS, drawn._draws, strict=True)]
+        smallest = min(min(h, w) for _, _, h, w in boxes)
+        assert factor == max(f for f in (1, 2, 4, 8) if f == 1 or smallest >= 1.5 * 112 * f)
+        factors.add(factor)
+    assert factors == {100: {1}, 500: {1, 2}, 1000: {2, 4}, 2000: {4, 8}, 4000: {8}}[side]
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_reduced_image_gives_the_views_of_the_full_one(factor: int) -> None:
+    """The box moves by a reduced pixel or two; within it, the pixels are those of the full image, resized."""
+    size, side = 64, 180 * factor
+    smooth = cv2.resize(photo_like(side // 2, side // 2), (side, side), interpolation=cv2.INTER_CUBIC)
+    data = simplejpeg.encode_jpeg(smooth, quality=95)
+    full, view = decode(data, key=""), View(scale=(0.5, 1.0), flip=0.0)
+    for seed in range(6):
+        drawn = Geometric([view], size).drawn(np.random.default_rng(seed))
+        assert drawn.reduction(side, side) == factor
+        reduced = decode(data, key="", reduction=drawn.reduction)
+        assert reduced.shape[:2] == (side // factor, side // factor)
+        draws = np.random.default_rng(seed).random(DRAWS)
+        box, exact = (np.array(crop_box(view, s, s, draws)) for s in (side // factor, side))
+        assert np.abs(factor * box - exact).max() < 2 * factor
+        top, left, h, w = factor * box
+        expected = resize(full[top : top + h, left : left + w], size)
+        assert np.abs(drawn(reduced)[0][0].astype(float) - expected).mean() < 1.2  # of photographs half of it
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (2, 3), (7, 500)])

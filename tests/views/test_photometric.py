@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from facessl.views.photometric import ORDERS, Photometric
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, Column
 
 PLAIN = Photometric((0, 0, 0), (1, 1, 1))  # results in 0..1
+#: Augments one view: with OpenCV, as on a CPU, or with torch, as on a GPU.
+Apply = Callable[[Photometric, Tensor, Tensor], Tensor]
+BOTH = pytest.mark.parametrize("apply", [Photometric.apply, Photometric.apply_batched], ids=["cpu", "gpu"])
 JITTER = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
 IDENTITY = {Column.BRIGHTNESS: 1, Column.CONTRAST: 1, Column.SATURATION: 1, Column.SOLARISE: 256}
 
@@ -84,58 +89,63 @@ OPERATIONS = [
 ]
 
 
+@BOTH
 @pytest.mark.parametrize("p", OPERATIONS, ids=str)
-def test_each_operation_equals_torchvision(p: Tensor) -> None:
+def test_each_operation_equals_torchvision(apply: Apply, p: Tensor) -> None:
     view = images(4, 40)
-    ours = PLAIN.apply(view, p.expand(4, -1))
+    ours = apply(PLAIN, view, p.expand(4, -1))
     exact = torch.stack([reference(x, p[0]) for x in view.float() / 255])
     assert (ours - exact).abs().mean() < 0.1 / 255
     rounded = torch.stack([reference(x, p[0]) for x in view]).float() / 255
     assert (ours - rounded).abs().mean() < 2 / 255
 
 
-def test_a_mixed_batch_equals_torchvision_sample_by_sample() -> None:
+@BOTH
+def test_a_mixed_batch_equals_torchvision_sample_by_sample(apply: Apply) -> None:
     n = 96
     view, p = images(n, 33), drawn(n)
     p[:, Column.JITTER] = torch.arange(n) % 5 > 0
-    ours = Photometric(VGGFACE2_MEAN, VGGFACE2_STD).apply(view, p)
+    ours = apply(Photometric(VGGFACE2_MEAN, VGGFACE2_STD), view, p)
     for x, row, out in zip(view.float() / 255, p, ours, strict=True):
         expected = tv.normalize(reference(x, row), list(VGGFACE2_MEAN), list(VGGFACE2_STD))
         assert (out - expected).abs().mean() < 1.0 / 255
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
+@BOTH
 @pytest.mark.parametrize("size", [33, 64])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_sample_does_not_depend_on_its_batch(size: int, threads: int) -> None:
+def test_a_sample_does_not_depend_on_its_batch(apply: Apply, size: int, threads: int) -> None:
     n, before = 65, torch.get_num_threads()
     view, p = images(n, size), drawn(n)
     try:
         torch.set_num_threads(threads)
-        whole = PLAIN.apply(view, p)
+        whole = apply(PLAIN, view, p)
         for batch in (1, 7, 32):
-            parts = [PLAIN.apply(view[i : i + batch], p[i : i + batch]) for i in range(0, n, batch)]
+            parts = [apply(PLAIN, view[i : i + batch], p[i : i + batch]) for i in range(0, n, batch)]
             assert torch.equal(torch.cat(parts), whole)
         shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-        assert torch.equal(PLAIN.apply(view[shuffled], p[shuffled]), whole[shuffled])
+        assert torch.equal(apply(PLAIN, view[shuffled], p[shuffled]), whole[shuffled])
     finally:
         torch.set_num_threads(before)
 
 
-def test_an_untouched_sample_is_only_normalised() -> None:
+@BOTH
+def test_an_untouched_sample_is_only_normalised(apply: Apply) -> None:
     p = drawn(8)
     p[3] = params()[0]
     view = images(8, 32)
-    out = Photometric(VGGFACE2_MEAN, VGGFACE2_STD).apply(view, p)
+    out = apply(Photometric(VGGFACE2_MEAN, VGGFACE2_STD), view, p)
     torch.testing.assert_close(out[3:4], normalise(view[3:4], VGGFACE2_MEAN, VGGFACE2_STD), atol=1e-5, rtol=0)
 
 
-def test_views_smaller_than_the_kernel_are_blurred() -> None:
+@BOTH
+def test_views_smaller_than_the_kernel_are_blurred(apply: Apply) -> None:
     view = images(3, 4)
-    ours = PLAIN.apply(view, params(3, blur=2.0))
+    ours = apply(PLAIN, view, params(3, blur=2.0))
     exact = torch.stack([reference(x, params(blur=2.0)[0]) for x in view.float() / 255])
     assert (ours - exact).abs().max() < 5 / 255
-    assert PLAIN.apply(view[:, :, :1, :1], params(3, blur=2.0)).isfinite().all()
+    assert apply(PLAIN, view[:, :, :1, :1], params(3, blur=2.0)).isfinite().all()
 
 
 def test_nothing_waits_for_the_device() -> None:
