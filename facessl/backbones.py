@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import facessl.nn.facecycle  # noqa: F401 (tells timm of PCL's own network)
 from facessl.errors import ConfigError, UnknownName
+from facessl.nn.attention import choose_attention
 from facessl.nn.normalise import normalise
 
 
@@ -65,6 +66,7 @@ class Backbone(nn.Module):
             model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
         except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
             raise ConfigError(f"backbone {name!r} does not accept {options or 'its defaults'}: {error}") from None
+        choose_attention(model)
         self.model: Any = model
         self.name = name
         self.timm_options = timm_options

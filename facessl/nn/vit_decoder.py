@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from facessl.errors import CheckpointError, ConfigError
+from facessl.nn.attention import choose_attention
 from facessl.nn.linear import Linear
 from facessl.nn.masking import take
 from facessl.nn.positions import sincos_positions
@@ -48,6 +49,7 @@ class MaskedDecoder(nn.Module):
         self.blocks = nn.Sequential(
             *(Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         )
+        choose_attention(self.blocks)
         self.norm = norm(width)
         self.predict = Linear(width, patch * patch * 3)
         self.positions: Tensor
