@@ -21,8 +21,8 @@ TRIES = 10
 DRAWS = 2 * TRIES + 13
 
 #: A JPEG is reduced in decoding (by `FACTORS`) where every crop keeps this many times the pixels of its view on both
-#: sides. Views of photographs (CelebA) then differ on average by 0.3 of 255 (half the size) or 0.5 (a quarter) from those
-#: of the full image; their Laplacians have 3 or 6 % less energy.
+#: sides. Views of photographs (CelebA) then differ on average by 0.3 of 255 (half the size) or 0.5 (a quarter) from
+#: those of the full image; their Laplacians have 3 or 6 % less energy.
 MARGIN = 1.5
 
 # Plain numbers: this runs for every view, and a member of an enumeration costs ten times as much as an index.

@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facessl.views.spec import BRIGHTNESS, CONTRAST, HUE, LUMA, ORDERS, Column
+from facessl.views.spec import LUMA, ORDERS, Column
 
 _LUMA = np.array(LUMA)
-_GREY = np.tile(_LUMA, (3, 1))  # (3, 3): every channel becomes the luma
-_SAME = np.eye(3)
-_NOTHING = np.zeros(3)
+_SAME = np.eye(3, 4)
 
 
 def apply(view: Tensor, params: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -37,12 +35,16 @@ def apply(view: Tensor, params: np.ndarray, mean: tuple[float, ...], std: tuple[
     out = torch.empty(view.shape, memory_format=torch.channels_last)
     images, results = view.permute(0, 2, 3, 1).numpy(), out.permute(0, 2, 3, 1).numpy()  # (B, S, S, 3)
     scale = 1 / (255 * np.array(std))
-    normal = np.diag(scale), -255 * np.array(mean) * scale
+    normal = np.column_stack([np.diag(scale), -255 * np.array(mean) * scale])
+    kernels = _kernels(params[:, Column.BLUR], view.shape[-1])
 
     def work(rows: range) -> None:
         spare = np.empty(images.shape[1:], np.float32)
         for row in rows:
-            _one(images[row], params[row].tolist(), normal, results[row], spare)
+            made = _Image(images[row], results[row], spare)
+            _augment(made, params[row].tolist(), kernels.get(row))
+            made.map(normal)
+            made.settle_in(results[row])
 
     threads = min(torch.get_num_threads(), len(view))
     if threads <= 1:
@@ -69,111 +71,109 @@ def half_kernels(sigma: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return kernel, reach
 
 
+def _kernels(sigma: np.ndarray, size: int) -> dict[int, np.ndarray]:
+    """Row -> whole kernel (2 R + 1,) float32, for each of `sigma` (n,) that is not 0."""
+    rows = np.flatnonzero(sigma).tolist()
+    if not rows:
+        return {}
+    half, reach = half_kernels(sigma[rows], size)
+    whole = np.concatenate([half[:, :0:-1], half], axis=1).astype(np.float32)
+    middle = half.shape[1] - 1
+    return {row: whole[k, middle - r : middle + r + 1] for k, (row, r) in enumerate(zip(rows, reach, strict=True))}
+
+
 class _Image:
     """An image in the making: `pixels`, and an affine map of their colours that is still to be carried out.
 
     Attributes:
         pixels: (S, S, 3) float32.
         spare: memory of the same shape.
-        matrix, shift: (3, 3) and (3,); the colour meant is matrix @ pixel + shift.
+        colour: (3, 4); the colour meant is colour @ (red, green, blue, 1).
     """
 
     def __init__(self, image: np.ndarray, memory: np.ndarray, spare: np.ndarray) -> None:
         np.copyto(memory, image)
-        self.pixels, self.spare = memory, spare
-        self.matrix, self.shift = _SAME, _NOTHING
-        self._means: np.ndarray | None = None
+        self.pixels, self.spare, self.colour = memory, spare, _SAME
 
-    def map(self, matrix: np.ndarray, shift: np.ndarray) -> None:
-        """A further affine map of the colours."""
-        self.matrix, self.shift = matrix @ self.matrix, matrix @ self.shift + shift
+    def map(self, matrix: np.ndarray) -> None:
+        """A further affine map (3, 4) of the colours."""
+        self.colour = matrix[:, :3] @ self.colour
+        self.colour[:, 3] += matrix[:, 3]
 
     def settle(self) -> None:
         """Carry out what is to be carried out."""
-        if self.matrix is _SAME:
-            return
-        both = np.concatenate([self.matrix, self.shift[:, None]], axis=1).astype(np.float32)  # (3, 4)
-        cv2.transform(self.pixels, both, dst=self.pixels)
-        self.matrix, self.shift, self._means = _SAME, _NOTHING, None
+        if self.colour is not _SAME:
+            self.settle_in(self.pixels)
 
-    def mean_luma(self) -> float:
-        """Mean over the image of the luma of the colours meant."""
-        if self._means is None:
-            self._means = np.array(cv2.mean(self.pixels)[:3])
-        return float(_LUMA @ (self.matrix @ self._means + self.shift))
+    def settle_in(self, out: np.ndarray) -> None:
+        """The same, with `out` (S, S, 3) float32 for the result."""
+        cv2.transform(self.pixels, self.colour.astype(np.float32), dst=out)
+        self.pixels, self.colour = out, _SAME
 
-    def clamp(self) -> None:
-        """Cut the colours off at 0 and 255."""
-        self.settle()
-        np.clip(self.pixels, 0, 255, out=self.pixels)
-        self._means = None
+    def brightness(self, factor: float) -> None:
+        """Blend with black."""
+        self.colour = factor * self.colour
+        if factor > 1:
+            self.settle()
+            cv2.threshold(self.pixels, 255, 0, cv2.THRESH_TRUNC, dst=self.pixels)
 
-    def turn_hue(self, turns: float) -> None:
+    def contrast(self, factor: float) -> None:
+        """Blend with the mean luma."""
+        red, green, blue, _ = cv2.mean(self.pixels)
+        mean = float(_LUMA @ self.colour @ (red, green, blue, 1))
+        self.colour = factor * self.colour
+        self.colour[:, 3] += (1 - factor) * mean
+        self._clamp_beyond(factor)
+
+    def saturation(self, factor: float) -> None:
+        """Blend with the luma."""
+        self.colour = factor * self.colour + (1 - factor) * (_LUMA @ self.colour)
+        self._clamp_beyond(factor)
+
+    def _clamp_beyond(self, factor: float) -> None:
+        """Cut off at 0 and 255, where a factor above 1 can lead beyond; a mean of two colours cannot."""
+        if factor > 1:
+            self.settle()
+            np.clip(self.pixels, 0, 255, out=self.pixels)
+
+    def hue(self, turns: float) -> None:
         """Turn the hue by a part of the HSV circle."""
+        if not turns:
+            return
         self.settle()
         cv2.cvtColor(self.pixels, cv2.COLOR_RGB2HSV, dst=self.spare)  # hue in degrees
         # OpenCV takes angles above 360 as what they are, negative ones not.
         cv2.add(self.spare, (360 * (turns % 1), 0, 0, 0), dst=self.spare)  # type: ignore[call-overload]
         cv2.cvtColor(self.spare, cv2.COLOR_HSV2RGB, dst=self.pixels)
-        self._means = None
 
-    def blur(self, sigma: float) -> None:
-        """Gaussian blur, reflected at the border."""
-        half = half_kernels(np.array([sigma]), len(self.pixels))[0][0]
-        kernel = np.concatenate([half[:0:-1], half]).astype(np.float32)
+    def grey(self) -> None:
+        """Every channel becomes the luma."""
+        self.colour = np.tile(_LUMA @ self.colour, (3, 1))
+
+    def blur(self, kernel: np.ndarray) -> None:
+        """Convolve rows and columns, reflected at the border; what is still to be carried out commutes with it."""
         cv2.sepFilter2D(self.pixels, -1, kernel, kernel, dst=self.spare, borderType=cv2.BORDER_REFLECT_101)
-        self.pixels, self.spare, self._means = self.spare, self.pixels, None
+        self.pixels, self.spare = self.spare, self.pixels
 
     def solarise(self, threshold: float) -> None:
         """Invert values at or above the threshold."""
         self.settle()
         np.subtract(255, self.pixels, out=self.spare)
         np.copyto(self.pixels, self.spare, where=self.pixels >= threshold)
-        self._means = None
 
 
-def _one(
-    image: np.ndarray,
-    row: list[float],
-    normal: tuple[np.ndarray, np.ndarray],
-    out: np.ndarray,
-    spare: np.ndarray,
-) -> None:
-    """Fill `out` (S, S, 3) float32 with the finished `image` (S, S, 3) uint8.
+#: In the order of `facessl.views.spec.ORDERS`.
+_OPERATIONS = (_Image.brightness, _Image.contrast, _Image.saturation, _Image.hue)
 
-    Args:
-        row: parameters of the image, as in `Column`.
-        normal: (3, 3) and (3,), the normalisation of values in 0..255.
-        spare: (S, S, 3) float32 memory.
-    """
-    made = _Image(image, out, spare)
+
+def _augment(made: _Image, row: list[float], kernel: np.ndarray | None) -> None:
+    """Everything but the normalisation, by the parameters of the image (`Column`) and its blur, if any."""
     if row[Column.JITTER]:
-        _jitter(made, row)
+        for operation in ORDERS[int(row[Column.ORDER])].tolist():
+            _OPERATIONS[operation](made, row[Column.BRIGHTNESS + operation])
     if row[Column.GREY]:
-        made.map(_GREY, _NOTHING)
-    if row[Column.BLUR] > 0:
-        made.blur(row[Column.BLUR])
+        made.grey()
+    if kernel is not None:
+        made.blur(kernel)
     if row[Column.SOLARISE] < 256:
         made.solarise(row[Column.SOLARISE])
-    made.map(*normal)
-    made.settle()
-    if made.pixels is not out:
-        np.copyto(out, made.pixels)
-
-
-def _jitter(made: _Image, row: list[float]) -> None:
-    """Brightness, contrast and saturation blend with black, the mean luma and the luma; hue turns."""
-    for operation in ORDERS[int(row[Column.ORDER])].tolist():
-        factor = row[Column.BRIGHTNESS + operation]
-        if operation == HUE:
-            if factor:
-                made.turn_hue(factor)
-            continue
-        if operation == BRIGHTNESS:
-            made.map(factor * _SAME, _NOTHING)
-        elif operation == CONTRAST:
-            made.map(factor * _SAME, np.full(3, (1 - factor) * made.mean_luma()))
-        else:
-            made.map(factor * _SAME + (1 - factor) * _GREY, _NOTHING)
-        if factor > 1:  # a mean of two colours needs no cut
-            made.clamp()
