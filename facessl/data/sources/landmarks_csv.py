@@ -108,7 +108,7 @@ def _points(file: Path, header: list[str], layout: str | None) -> int:
     while f"x{count}" in header and f"y{count}" in header:
         count += 1
     numbered = [int(name[1:]) for name in header if re.fullmatch(r"[xy]\d+", name)]
-    if max(numbered, default=-1) >= count:
+    if max(numbered, default=-1) >= count and (count or {"x0", "y0"} & set(header)):
         gone = next(f"{axis}{count}" for axis in "xy" if f"{axis}{count}" not in header)
         raise DataError(
             f"{file} has no column {gone}, but landmarks up to number {max(numbered)}: each needs an x and a y"
