@@ -8,6 +8,7 @@ momentum network that works parameter by parameter again.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture(scope="module")
 def step() -> Iterator[Any]:
-    """The benchmark as a module, on one thread."""
+    """The benchmark of the step as a module, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     sys.path.insert(0, str(BENCHMARKS))
@@ -76,3 +77,21 @@ def test_straightforward_networks_are_as_large_as_ours(step: Any) -> None:
         if method == "mcf":  # the teacher is no module of ours, its positions are a buffer
             count[1] -= sum(p.numel() for p in theirs.teacher.parameters()) + theirs.positions.numel()
         assert count[0] == count[1], method
+
+
+def test_gpu_benchmark_runs_on_a_cpu(step: Any, tmp_path: Path) -> None:
+    """Every part but the compiled one; the script itself is `benchmarks/gpu.sh --device cpu --tiny`."""
+    import gpu
+
+    args = argparse.Namespace(
+        device="cpu", tiny=True, batch_size=2, image_size=32, workers=1, images=16, seconds=99, out=tmp_path
+    )
+    run = gpu.Run(args)
+    run.guarded("ceiling", run.ceiling)
+    run.guarded("methods", lambda: [run.method("byol")])
+    for part in (run.data, run.update, run.memory):
+        run.guarded(part.__name__, part)
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert not [name for name, value in report.items() if "error" in value], report
+    assert 0 < report["methods"][0]["utilisation"] < 2
+    assert report["data"]["images_per_second_from_shards"] > 0
