@@ -41,7 +41,8 @@ class MCF(nn.Module):
     Differences:
         `variant="paper"`: the paper's text was not available, only its abstract, the authors' description and their
         code; what these leave open is the code's. Features have unit length over the channels of every token, as
-        "L2-normalised features" usually means.
+        "L2-normalised features" usually means. The weight 1000 is the release's, whose mean runs over vectors of as
+        many entries as there are tokens: with 768 channels and 197 tokens the same weight counts about a quarter here.
         `variant="official"`: features have unit length over the tokens, for each channel, as released.
         In both, as released: the momentum is 0.99 throughout (a cosine schedule is present there and unused), the
         decoder paints in normalised pixels, which go to the frozen network as they are, its class token is compared
@@ -49,9 +50,10 @@ class MCF(nn.Module):
         "partially pre-trained decoder" takes is not known, and the release has none: `decoder_checkpoint` starts the
         first `pretrained_blocks` from a file.
         Differences from the release: the target moves once after each optimiser step (there before each pass of the
-        target, i.e. as often as gradients are accumulated); the encoder and the heads start as timm's and torch's do
-        (there Xavier-uniform; `--backbone.options '{weight_init: jax}'` is close to it); the whole image is resized
-        to the square (there the short side only).
+        target, i.e. as often as gradients are accumulated: 8 times in its command, 0.99^8 = 0.923 per step); a run on
+        several GPUs has batch norm over all of them (there each its own; `--sync-batch-norm false`); the encoder and
+        the heads start as timm's and torch's do (there Xavier-uniform; `--backbone.options '{weight_init: jax}'` is
+        close to it); the whole image is resized to the square (there the short side only).
     """
 
     Args: ClassVar[type[MCFArgs]] = MCFArgs

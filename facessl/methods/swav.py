@@ -86,8 +86,10 @@ class SwAV(nn.Module):
     Bulat et al. (ECCV 2022) trained this method on faces; recipes/swav/bulat-* have their settings.
 
     Differences:
-        The last linear of the projector has no bias (`MLPHead`; the released code: bias). The queue holds the last
-        L rows in a ring, the same on every rank; the release has a queue per rank and rounds L down to whole batches.
+        The linears of the projector have no bias and start as FRA's (`MLPHead`; the released code: bias, torch's
+        start). A timm ResNet starts with the last batch-norm scale of every block at 0 (there: 1). The queue holds the
+        last L rows in a ring, the same on every rank; the release has a queue per rank and rounds L down to whole
+        batches.
         While the prototypes are frozen they have a zero gradient and what weight decay takes of their length is given
         back after the step; the release keeps them from the optimiser. With gradient accumulation the assignments are
         balanced over a micro-batch.
