@@ -69,6 +69,7 @@ class Backbone(nn.Module):
         choose_attention(model)
         self.model: Any = model
         self.name = name
+        self.pretrained = pretrained
         self.timm_options = timm_options
         self.image_size = image_size
         self.mean = tuple(float(m) for m in mean)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from timm.layers import QuickGELU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,7 +54,7 @@ class FaRL(nn.Module):
         token by torch's antialiased filter). Without, targets are patch features of a momentum copy of the image
         tower, each channel standardised over an image's patches (as data2vec does, Baevski et al., ICML 2022), and
         the loss is their mean squared error.
-        Towers start as timm's and open_clip's do.
+        Towers start as timm's and open_clip's do, the prediction of hidden patches as in the release.
     """
 
     Args: ClassVar[type[FaRLArgs]] = FaRLArgs
@@ -99,9 +100,13 @@ class FaRL(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(args.temperature)))
         self.mask_token = nn.Parameter(width**-0.5 * torch.randn(width))
         heads = backbone.model.blocks[0].attn.num_heads
-        blocks = (Block(width, heads, qkv_bias=True) for _ in range(args.mim_depth))
+        blocks = (
+            Block(width, heads, qkv_bias=True, act_layer=QuickGELU, norm_layer=nn.LayerNorm)
+            for _ in range(args.mim_depth)
+        )
         outputs = width if args.dvae is None else args.vocabulary
         self.mim = nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, outputs))
+        self.mim.apply(_start)
         self.tokens: VisualTokens | None = None
         self.target_backbone: Backbone | None = None
         self._follow: MomentumUpdate | None = None
@@ -216,3 +221,11 @@ def standardised(features: Tensor) -> Tensor:
     """Features (B, T, C) with mean 0 and variance 1 over the T patches of each image, for each channel."""
     variance, mean = torch.var_mean(features, dim=1, keepdim=True, unbiased=False)
     return (features - mean) / (variance + 1e-6).sqrt()
+
+
+def _start(module: nn.Module) -> None:
+    """Truncated normal of standard deviation 0.02, biases 0: the first weights of the released prediction block."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

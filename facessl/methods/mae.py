@@ -84,7 +84,7 @@ class MAE(nn.Module):
         self.args = args = MAEArgs(**values)
         check_maskable(backbone.model, backbone.name)
         if args.positions == "sincos":
-            fix_positions(backbone.model)
+            fix_positions(backbone.model, pretrained=backbone.pretrained)
         self.backbone = backbone
         self.grid: tuple[int, int] = backbone.model.patch_embed.grid_size
         self.decoder = MaskedDecoder(

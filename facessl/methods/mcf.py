@@ -82,7 +82,7 @@ class MCF(nn.Module):
         self.args = args = MCFArgs(**values)
         check_maskable(backbone.model, backbone.name)
         if args.positions == "sincos":
-            fix_positions(backbone.model)
+            fix_positions(backbone.model, pretrained=backbone.pretrained)
         self.backbone = backbone
         self.grid: tuple[int, int] = backbone.model.patch_embed.grid_size
         self.decoder = MaskedDecoder(

@@ -65,7 +65,8 @@ class PCL(nn.Module):
         they lie anywhere. Its edge filter (Sobel-like, probability 0.6) does not exist, and blur is a whole Gaussian
         (there cut at 3 pixels). Features are flattened from a 4 x 4 map, which 64 pixels give in the release; other
         maps are averaged to it. Mixing weights depend on the step alone, so that ranks and resumed runs draw alike.
-        The release's optimiser is Adam with its weight decay in the gradient; the recipes have AdamW.
+        The release's optimiser is Adam with its weight decay in the gradient, on biases and norms too; the recipes have
+        AdamW, without those. A stream has no epochs: there the weights w_f and w_p stay 1.
     """
 
     Args: ClassVar[type[PCLArgs]] = PCLArgs

@@ -49,7 +49,8 @@ class SimCLR(nn.Module):
     Differences:
         The projector has a batch norm behind its first linear, as the authors' code; that code has another one behind
         the second linear, which is in neither the paper's g(h) = W2 relu(W1 h) nor here. Images are normalised with
-        ImageNet's statistics; the paper names no normalisation. Blur has sigma 0.1-2 at any image size.
+        ImageNet's statistics; the paper names no normalisation. Blur has sigma 0.1-2 at any image size. The
+        projector's first weights are those of FRA's heads (`nn/heads.py`).
         With gradient accumulation the negatives are those of a micro-batch.
     """
 

@@ -87,8 +87,17 @@ def check_maskable(model: nn.Module, name: str) -> None:
 
 
 @torch.no_grad()
-def fix_positions(model: Any) -> None:
-    """Replace a ViT's position table by the fixed sine-cosine one (MAE, appendix A.1), zero for its prefix tokens."""
+def fix_positions(model: Any, *, pretrained: bool = False) -> None:
+    """Replace a ViT's position table by the fixed sine-cosine one (MAE, appendix A.1), zero for its prefix tokens.
+
+    Raises:
+        ConfigError: the model has `pretrained` weights, whose own table would be lost.
+    """
+    if pretrained:
+        raise ConfigError(
+            "the pre-trained backbone's position table would be overwritten by the fixed one (method.positions = "
+            "sincos): set method.positions to learned"
+        )
     grid = model.patch_embed.grid_size
     table = sincos_positions(grid[0], grid[1], model.pos_embed.shape[-1]).to(model.pos_embed)
     prefix = model.pos_embed.shape[1] - len(table)
