@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -361,9 +361,10 @@ def resize_to(image: np.ndarray, height: int, width: int, out: np.ndarray | None
         cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
     else:
         # `interpolate` would give planes for a batch of one, however its input lies in memory, and turning those into
-        # pixels again costs as much as resizing does; told where to write, the kernel writes pixels.
-        pixels, made = (torch.from_numpy(array[None]).permute(0, 3, 1, 2) for array in (image, out))  # (1, 3, H, W)
-        torch.ops.aten._upsample_bilinear2d_aa.out(pixels, (height, width), False, None, None, out=made)
+        # pixels again costs as much as resizing does; told where to write, its kernel writes pixels.
+        pixels, made = (torch.from_numpy(a[None]).permute(0, 3, 1, 2) for a in (np.ascontiguousarray(image), out))
+        kernel: Any = torch._C._nn._upsample_bilinear2d_aa  # half the time of the same through `torch.ops`
+        kernel(pixels, (height, width), False, None, None, out=made)  # both (1, 3, height, width)
     return out
 
 
