@@ -20,6 +20,7 @@ import datetime
 import gc
 import json
 import multiprocessing
+import re
 import resource
 import statistics
 import sys
@@ -192,14 +193,27 @@ def peak_mib(args: argparse.Namespace, name: str, backbone: str, precision: str)
 def grown_mib(args: argparse.Namespace, name: str, backbone: str, precision: str) -> float:
     """Growth of this process's largest resident set over two steps."""
     torch.set_num_threads(args.threads)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
     warm = nn.Linear(8, 8)(torch.zeros(8, 8))  # the libraries behind torch are loaded when they are first used
     warm.sum().backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_mib(reset=True)
     work = step_of(args, name, backbone, precision)
     work()
     work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    return peak_resident_mib() - before
+
+
+def peak_resident_mib(*, reset: bool = False) -> float:
+    """Largest resident set of this process, since the last `reset` where the system can do that (Linux).
+
+    `ru_maxrss` alone begins with the peak of the process that started this one.
+    """
+    if sys.platform == "linux":
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found is not None
+        return int(found[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def wait(device: torch.device) -> None:
