@@ -119,6 +119,8 @@ class RunConfig:
             have the same, else 1.15 times the image size).
         workers: loader processes per rank; null: the cores of this rank minus one, at most 8.
         device: auto, cpu, cuda or mps.
+        strategy: of several ranks: ddp, a whole network on each; fsdp, parameters and optimiser spread over them, for
+            networks that do not fit (with adamw). auto: ddp.
         sync_batch_norm: batch norm statistics over all ranks.
         channels_last: memory format of images and weights.
         compile: torch.compile the backbones.
@@ -147,6 +149,7 @@ class RunConfig:
     cache_size: int | None = None
     workers: int | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     sync_batch_norm: bool = True
     channels_last: bool = True
     compile: bool = False
@@ -191,6 +194,7 @@ FREE_ON_RESUME = frozenset(
         "resume",
         "out",
         "accumulate_approximate",
+        "strategy",
         "workers",
         "device",
         "checkpoint_every",

@@ -16,7 +16,7 @@ import yaml
 from lightning.fabric import Fabric
 from torch import nn
 
-from facessl import checkpoint, environment, heartbeat, loading, monitors, optim, plugins
+from facessl import checkpoint, environment, heartbeat, loading, monitors, optim, plugins, sharding
 from facessl.batch import Batch
 from facessl.config import RunConfig, differences
 from facessl.data.cache import Cached, Store, fill, fill_once
@@ -90,7 +90,7 @@ def run(config: RunConfig) -> Result:
 
 
 def _run(config: RunConfig) -> Result:
-    fabric = start_fabric(config.device, config.precision)
+    fabric = start_fabric(config.device, config.precision, config.strategy)
     source = one_after_another(fabric, lambda: open_source(config.source))
     folder = run_folder(config.out, config.resume, f"{config.method['name']}-{config.backbone.name}", fabric)
     heartbeat.advise(f"go on with --resume --out {folder}, on any number of ranks that divides the batch")
@@ -120,6 +120,10 @@ def _run(config: RunConfig) -> Result:
         say(f"the run is already finished at step {trainer.step}; rewriting its report")
     finished = trainer.fit(batches)
     headline: dict[str, Any] = {}
+    if sharded(config, fabric):  # what is exported and drawn is a whole network, on one rank
+        state = sharding.whole(method.state_dict())  # type: ignore[attr-defined]
+        method = loading.build_method(settings)
+        method.load_state_dict(state)  # type: ignore[attr-defined]
     if fabric.is_global_zero:
         headline = _finish(folder, method, settings, source, trainer.step, finished)
         if not finished:
@@ -303,6 +307,9 @@ def _trainer(
         for part in module.modules():
             if isinstance(part, type(method.backbone)):
                 part.compile_features()
+    if sharded(asked, fabric):
+        sharding.check(settings, asked.compile)
+        sharding.shard(module, fabric.strategy.device_mesh["data_parallel"])  # type: ignore[attr-defined]
     optimizer = optim.build_optimizer(module, settings.optim, plan.learning_rate(0))
     measured = (
         monitors.build(
@@ -315,7 +322,7 @@ def _trainer(
             folder=folder / "regions",
             precision="bf16" if settings.precision == "bf16" else "fp32",
         )
-        if asked.monitor.every and fabric.is_global_zero
+        if asked.monitor.every and fabric.is_global_zero and not sharded(asked, fabric)
         else {}
     )
     return Trainer(
@@ -334,6 +341,11 @@ def _trainer(
 def _report_verdicts(step: int, values: dict[str, float]) -> None:
     for sentence in monitors.verdicts(values):
         say(f"step {step}: {sentence}")
+
+
+def sharded(config: RunConfig, fabric: Fabric) -> bool:
+    """Whether every rank has a part of the network only; nothing is then measured during training."""
+    return config.strategy == "fsdp" and fabric.world_size > 1
 
 
 def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, settings: RunConfig, *, fresh: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 from facessl import checkpoint, environment, heartbeat
 from facessl.config import RunConfig
@@ -35,7 +35,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def start_fabric(device: str, precision: str) -> Fabric:
+def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
     """Fabric on the device and ranks of this process, launched.
 
     Raises:
@@ -51,12 +51,17 @@ def start_fabric(device: str, precision: str) -> Fabric:
     if precision == "fp16" and device == "cpu":
         raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or fp32 on a CPU")
     world, local = ranks()
-    strategy: Any = DDPStrategy(broadcast_buffers=False, timeout=TIMEOUT) if world > 1 else "auto"
+    over: Any = "auto"
+    if world > 1 and strategy == "fsdp":
+        # Sharded by `sharding.shard`, before the optimiser is made: Fabric has nothing left to do.
+        over = ModelParallelStrategy(lambda module, mesh: module, world, 1, timeout=TIMEOUT)
+    elif world > 1:
+        over = DDPStrategy(broadcast_buffers=False, timeout=TIMEOUT)
     fabric = Fabric(
         accelerator=device,
         devices=local if world > 1 else 1,
         num_nodes=world // local if world > 1 else 1,
-        strategy=strategy,
+        strategy=over,
         precision=PRECISION[precision],  # type: ignore[arg-type]
     )
     fabric.launch()

@@ -22,7 +22,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from facessl import checkpoint
+from facessl import checkpoint, sharding
 from facessl.batch import Batch
 from facessl.data.loader import worker_death
 from facessl.data.prefetch import Prefetcher
@@ -118,8 +118,8 @@ class Trainer:
             rngs = [None] * self.fabric.world_size  # type: ignore[list-item]
             torch.distributed.all_gather_object(rngs, _rng_state())
         return {
-            "method": self.method.state_dict(),  # type: ignore[attr-defined]
-            "optimizer": self.optimizer.state_dict(),
+            "method": sharding.whole(self.method.state_dict()),  # type: ignore[attr-defined]
+            "optimizer": sharding.whole(self.optimizer.state_dict()),
             "precision": self.fabric.strategy.precision.state_dict(),
             "rng": rngs,
             "config": dict(self.config),
@@ -127,9 +127,9 @@ class Trainer:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state` of a run with the same configuration and number of ranks."""
-        self.method.load_state_dict(state["method"])  # type: ignore[attr-defined]
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Continue from `state` of a run with the same configuration (collective call)."""
+        sharding.load_module(self.method, state["method"])  # type: ignore[arg-type]
+        sharding.load_optimizer(self.optimizer, state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step = int(state["step"])
         self.skipped = dict(state["skipped"])

@@ -14,14 +14,16 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import connector
 from torch import Tensor
 
-from facessl import parsing, pretraining, running
+from facessl import parsing, pretraining, running, sharding
 from facessl.batch import Batch
 from facessl.config import RunConfig
 from facessl.errors import FaceSSLError
@@ -67,6 +69,8 @@ def noise(self: Any, batch: Batch, salt: int = 0) -> Tensor:
 def patch() -> None:
     Photometric.__call__ = double  # type: ignore[method-assign]
     running.PRECISION["fp32"] = "64-true"
+    connector.ModelParallelStrategy = type("Nothing", (), {})  # type: ignore[misc]  # it refuses float64
+    sharding.UNIT = 0  # every block for itself, also the smallest
     pretraining.from_dict = cached  # type: ignore[assignment]
     pretraining._finish = lambda *_: {}  # type: ignore[assignment]  # exports and pictures are float32
     MAE.noise = FaRL.noise = noise  # type: ignore[method-assign, assignment]
@@ -99,6 +103,8 @@ def run(ranks: int, configs: list[RunConfig]) -> bool:
             code = 1
             try:
                 code = one_rank(rank, ranks, port, configs)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stderr.flush()
                 os._exit(code)

@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from facessl import sharding
+from facessl.config import OptimConfig, RunConfig
+from facessl.errors import ConfigError
 from facessl.running import ranks
 from tests.helpers import TINY, environment, weights
 
@@ -70,21 +74,19 @@ RANKS = (1, 2, 4)
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of every method on 1, 2 and 4 ranks; one that began on 2 and went on with 4."""
+    """Runs of every method on 1, 2 and 4 ranks; one sharded; one that began on 2 ranks and went on sharded on 4."""
     folder = tmp_path_factory.mktemp("curves")
     jobs = []
     for count in RANKS:
         commands = [[*COMMON, "--method", *words, "--out", f"{name}-{count}"] for name, words in CURVES.items()]
         jobs.append([count, commands])
     halves = [*COMMON, "--method", *CURVES["byol"], "--checkpoint-every", "2", "--out", "halves"]
-    jobs += [[2, [halves]]]
+    shards = [*COMMON, "--method", *CURVES["mcf"], "--strategy", "fsdp", "--out", "mcf-fsdp"]
+    jobs += [[2, [halves, shards]]]
     forked(jobs, folder)
     run = folder / "halves" / "checkpoints"
     shutil.copy(run / "step-00000002.ckpt", run / "last.ckpt")
-    forked(
-        [[4, [[*COMMON, "--method", *CURVES["byol"], "--checkpoint-every", "2", "--resume", "--out", "halves"]]]],
-        folder,
-    )
+    forked([[4, [[*halves, "--resume", "--strategy", "fsdp"]]]], folder)
     return folder
 
 
@@ -123,7 +125,22 @@ def test_a_loss_that_is_a_mean_accumulates_exactly(curves: Path) -> None:
     assert_equal_runs(curves / "mae-1", curves / "mae-accumulate-2")
 
 
-def test_other_ranks_go_on_with_the_same_curve(curves: Path) -> None:
+def test_sharded_ranks_train_as_one_process(curves: Path) -> None:
+    assert_equal_runs(curves / "mcf-1", curves / "mcf-fsdp")
+
+
+def test_what_sharding_cannot_do_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"lars.*--optim.name adamw, or ddp"):
+        sharding.check(RunConfig(), False)
+    with pytest.raises(ConfigError, match="fp16"):
+        sharding.check(RunConfig(optim=OptimConfig(name="adamw"), precision="fp16"), False)
+    number = nn.Module()
+    number.scale = nn.Parameter(torch.ones(()))
+    with pytest.raises(ConfigError, match="scale of Module"):
+        sharding.shard(number, None)
+
+
+def test_other_ranks_and_another_strategy_go_on_with_the_same_curve(curves: Path) -> None:
     assert_equal_runs(curves / "byol-1", curves / "halves")
 
 

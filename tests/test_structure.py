@@ -29,6 +29,7 @@ LAYERS = (
     ("optim", "progress", "heartbeat"),
     ("tuning_optim",),
     ("metrics_log",),
+    ("sharding",),
     ("trainer", "running"),
     ("weights",),
     ("loading",),

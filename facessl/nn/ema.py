@@ -59,8 +59,8 @@ class MomentumUpdate:
 
     def _collect(self) -> None:
         for online, target in self._pairs:
-            self._online += [p.detach() for p in online.parameters()]
-            self._target += [p.detach() for p in target.parameters()]
+            self._online += [_local(p.detach()) for p in online.parameters()]
+            self._target += [_local(p.detach()) for p in target.parameters()]
             if self._buffers:
                 for ours, theirs in zip(online.buffers(), target.buffers(), strict=True):
                     if ours.is_floating_point():
@@ -68,3 +68,8 @@ class MomentumUpdate:
                         self._target.append(theirs)
                     else:
                         self._copied.append((ours, theirs))
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """This rank's part of a sharded parameter; both networks are cut alike. Another parameter as it is."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
