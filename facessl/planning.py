@@ -27,7 +27,8 @@ from facessl.pretraining import derive
 #: Bytes that one image takes in a tar: 12,926 of a 256-pixel JPEG face (mean of 2,595 real ones) and 772 of the tar's
 #: own (23,242 real faces in 12 tars).
 IMAGE_BYTES = 12_926 + 772
-#: Seconds of one core (AMD EPYC, `benchmarks/views.py`, 224-pixel JPEG): 3,470 decodes, 1,670 with two crops of 224.
+#: Seconds of one core (AMD EPYC, 224-pixel JPEG, commit e0a5ddc20c33): 3,470 decodes, 1,670 with two crops of 224.
+#: `benchmarks/pipeline.py` measures a machine's own.
 DECODE_SECONDS = 1 / 3470
 CROP_SECONDS = (1 / 1670 - 1 / 3470) / 2
 #: Images of the sets that recipes are named after: VGGFace2's training part, LAION-Face's published subset.
