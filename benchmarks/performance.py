@@ -205,7 +205,7 @@ def goals(reports: dict[str, list[Report]]) -> str:
 
 
 def by_size(key: str) -> Callable[[Report], str]:
-    return lambda r: ", ".join(f"{number(x[key])} ({x['view_pixels']} px)" for x in r["results"])
+    return lambda r: ", ".join(f"{number(x[key])} ({x['stored_pixels']} -> {x['view_pixels']} px)" for x in r["results"])
 
 
 def by_method(key: str, precision: str, size: int | None = None) -> Callable[[Report], str]:

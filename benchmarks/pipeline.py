@@ -1,12 +1,12 @@
 """Speed of the views beside a torchvision and Pillow pipeline with the same parameters, as JSON.
 
-    python benchmarks/pipeline.py [--sizes 224 112] [--images 32] [--rounds 7] [--out FILE]
+    python benchmarks/pipeline.py [--sizes 256:224 112:112 1024:224] [--images 32] [--rounds 7] [--out FILE]
 
 The reference does what the released code of FRA, LEWEL and BYOL in PyTorch does: it decodes with Pillow, once per
 image, and for each of two views runs RandomResizedCrop, flip, colour jitter, grey, Gaussian blur, solarisation, tensor,
 normalisation. Everything runs alternating in one process on one thread, in CPU time, so that a busy machine changes
 neither side alone; a rate is the median of the rounds, a ratio the median of the ratios within a round. The images are
-noise with the detail of photographs (JPEG, quality 90), 256 pixels for views of 224 and 112 for views of 112.
+noise with the detail of photographs (JPEG, quality 90, 4:2:0); a size is pixels stored : pixels of a view.
 `--workers` also prints what N loader processes reach against one, in wall time: it says nothing on a busy machine.
 """
 
@@ -44,8 +44,7 @@ from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
 
-#: Side of the stored image for each side of the view.
-STORED = {224: 256, 112: 112}
+Size = tuple[int, int]
 
 
 class Memory:
@@ -180,9 +179,10 @@ def alternate(works: dict[str, Callable[[], Any]], rounds: int, least: float = 0
     return spent
 
 
-def measure(size: int, images: int, rounds: int) -> dict[str, Any]:
+def measure(stored: int, size: int, images: int, rounds: int) -> dict[str, Any]:
     """Rates and ratios at one size."""
-    files = jpegs(images, STORED.get(size, size))
+    images = max(8, images * 256 // max(stored, 256))
+    files = jpegs(images, stored)
     parts = Parts(files, size)
     names = ("reference", "decode", "worker", "loader", "photometric_part", "complete")
     spent = alternate({name: getattr(parts, name) for name in names}, rounds)
@@ -193,7 +193,7 @@ def measure(size: int, images: int, rounds: int) -> dict[str, Any]:
 
     return {
         "view_pixels": size,
-        "stored_pixels": STORED.get(size, size),
+        "stored_pixels": stored,
         "kilobytes_per_file": round(sum(map(len, files)) / images / 1000, 1),
         "images_per_second_per_core": {name: round(images / statistics.median(spent[name]), 1) for name in names},
         "worker_times_reference": ratio("reference", "worker"),
@@ -204,9 +204,9 @@ def measure(size: int, images: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def scaling(size: int, images: int, workers: list[int], seconds: float) -> dict[str, Any]:
+def scaling(stored: int, size: int, images: int, workers: list[int], seconds: float) -> dict[str, Any]:
     """Images per second of wall time that a loader of N processes delivers."""
-    source = Memory(jpegs(images, STORED.get(size, size)), repeats=64)
+    source = Memory(jpegs(images, stored), repeats=64)
     rates = {}
     for count in workers:
         loader = TrainLoader(source, Geometric(FRA_VIEWS, size), batch_size=images, seed=0, workers=count)
@@ -220,14 +220,21 @@ def scaling(size: int, images: int, workers: list[int], seconds: float) -> dict[
         del batches
     return {
         "view_pixels": size,
+        "stored_pixels": stored,
         "images_per_second": {str(n): round(rate, 1) for n, rate in rates.items()},
         "times_one_worker": {str(n): round(rate / rates[workers[0]], 3) for n, rate in rates.items()},
     }
 
 
+def pair(text: str) -> Size:
+    """`256:224` -> (256, 224)."""
+    stored, size = text.split(":")
+    return int(stored), int(size)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 112])
+    parser.add_argument("--sizes", type=pair, nargs="+", default=[(256, 224), (112, 112), (1024, 224)])
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", type=int, nargs="*", default=sorted({1, environment.cores()}))
@@ -242,8 +249,8 @@ def main() -> None:
         "benchmark": "pipeline",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {"images": args.images, "rounds": args.rounds, "threads": 1},
-        "results": [measure(size, args.images, args.rounds) for size in args.sizes],
-        "scaling": [scaling(size, args.images, args.workers, args.seconds) for size in args.sizes if args.workers],
+        "results": [measure(*size, args.images, args.rounds) for size in args.sizes],
+        "scaling": [scaling(*size, args.images, args.workers, args.seconds) for size in args.sizes[:2] if args.workers],
         "peak_memory_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "environment": environment.describe(),
     }
