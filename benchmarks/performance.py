@@ -205,7 +205,11 @@ def goals(reports: dict[str, list[Report]]) -> str:
 
 
 def by_size(key: str) -> Callable[[Report], str]:
-    return lambda r: ", ".join(f"{number(x[key])} ({x['stored_pixels']} -> {x['view_pixels']} px)" for x in r["results"])
+    def read(report: Report) -> str:
+        sizes = ((r, f"{r['stored_pixels']} -> {r['view_pixels']} px") for r in report["results"])
+        return ", ".join(f"{number(r[key])} ({size})" for r, size in sizes)
+
+    return read
 
 
 def by_method(key: str, precision: str, size: int | None = None) -> Callable[[Report], str]:

@@ -1,8 +1,8 @@
 """Print the tables of docs/results.md from run folders and benchmark outputs, into the blocks marked for them.
 
-    python benchmarks/results.py docs/results.md --runs runs/byol runs/fra --step step.json --views views.json
+    python benchmarks/results.py docs/results.md --runs runs/byol runs/fra --step step.json
 
-A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step, views,
+A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step,
 symmetry, linear, smoke or methods.
 """
 
@@ -27,7 +27,6 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--runs", nargs="*", type=Path, default=[])
     parser.add_argument("--step", type=Path)
-    parser.add_argument("--views", type=Path)
     parser.add_argument("--symmetry", type=Path)
     parser.add_argument("--linear", type=Path)
     parser.add_argument("--smoke", nargs="*", type=Path, default=[], help="run folders of the smoke recipes")
@@ -38,8 +37,6 @@ def main() -> None:
         text = fill(text, "runs", runs_table([read_run_folder(path) for path in args.runs]))
     if args.step:
         text = fill(text, "step", step_table(json.loads(args.step.read_text())))
-    if args.views:
-        text = fill(text, "views", views_table(json.loads(args.views.read_text())))
     if args.symmetry:
         text = fill(text, "symmetry", symmetry_table(json.loads(args.symmetry.read_text())))
     if args.linear:
@@ -115,14 +112,6 @@ def step_table(found: dict[str, Any]) -> str:
         f"{s['backbone']}, {s['image_size']} px, batch {s['batch_size']}, {s['threads']} thread(s), "
         f"{s['rounds']} rounds, {_where(found)}.\n\n{table(rows)}"
     )
-
-
-def views_table(found: dict[str, Any]) -> str:
-    """Speed of decoding, cropping and the photometric part."""
-    results = found["results"]
-    names = list(results[0])
-    rows = [names, *([f"{r[n]:,.4g}" if isinstance(r[n], float) else str(r[n]) for n in names] for r in results)]
-    return f"{_where(found)}.\n\n{table(rows)}"
 
 
 def symmetry_table(found: dict[str, Any]) -> str:
