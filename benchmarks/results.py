@@ -3,7 +3,7 @@
     python benchmarks/results.py docs/results.md --runs runs/byol runs/fra --step step.json
 
 A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step,
-symmetry, linear, smoke or methods.
+symmetry, linear, smoke, methods, mcf or encoder.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--linear", type=Path)
     parser.add_argument("--smoke", nargs="*", type=Path, default=[], help="run folders of the smoke recipes")
     parser.add_argument("--methods", type=Path, help="output of benchmarks/methods.py")
+    parser.add_argument("--mcf", type=Path, help="run folder of mcf/small")
+    parser.add_argument("--encoder", type=Path, help="output of benchmarks/mcf_encoder.py")
     args = parser.parse_args()
     text = args.page.read_text()
     if args.runs:
@@ -45,6 +47,10 @@ def main() -> None:
         text = fill(text, "smoke", smoke_table([read_run_folder(path) for path in args.smoke]))
     if args.methods:
         text = fill(text, "methods", methods_table(json.loads(args.methods.read_text())))
+    if args.mcf:
+        text = fill(text, "mcf", runs_table([read_run_folder(args.mcf)]))
+    if args.encoder:
+        text = fill(text, "encoder", encoder_table(json.loads(args.encoder.read_text())))
     args.page.write_text(text)
 
 
@@ -192,6 +198,20 @@ def methods_table(found: dict[str, Any]) -> str:
 def _where(found: dict[str, Any]) -> str:
     env = found["environment"]
     return f"{found['date']}, {env['processor']}, {env['cores']} cores, GPU {env['gpu']}, commit {env['commit']}"
+
+
+def encoder_table(found: dict[str, Any]) -> str:
+    """Masked over whole encoder, of one precision and kind of pass per row."""
+    s = found["settings"]
+    rows = [["precision", "passes", "whole, s", "masked, s", "masked / whole", "range"]]
+    for r in found["results"]:
+        low, high = r["ratio_range"]
+        cells = (r["precision"], r["passes"], r["whole_seconds"], r["masked_seconds"], r["ratio"], f"{low}-{high}")
+        rows.append([str(cell) for cell in cells])
+    return (
+        f"{s['backbone']}, {s['image_size']} px, {s['mask_ratio']:.0%} hidden, batch {s['batch_size']}, {s['threads']} "
+        f"thread(s), {s['rounds']} rounds; {_where(found)}.\n\n{table(rows)}"
+    )
 
 
 if __name__ == "__main__":
