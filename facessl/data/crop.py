@@ -32,6 +32,9 @@ TEMPLATES = {
     / 500,
 }
 _BORDERS = {"zero": cv2.BORDER_CONSTANT, "edge": cv2.BORDER_REPLICATE}
+#: The kernel of `torch.nn.functional.interpolate` (bilinear, antialiased); the way through `torch.ops` takes longer.
+_ANTIALIASED: Any = torch._C._nn._upsample_bilinear2d_aa
+_PLANES = (0, 3, 1, 2)  # (1, H, W, 3) -> (1, 3, H, W), channels-last in memory
 #: Largest |coordinate| that the inverse of tanh is taken of: 8 half views away from the crop.
 _NEARLY_ONE = 1 - 1e-7
 
@@ -362,9 +365,8 @@ def resize_to(image: np.ndarray, height: int, width: int, out: np.ndarray | None
     else:
         # `interpolate` would give planes for a batch of one, however its input lies in memory, and turning those into
         # pixels again costs as much as resizing does; told where to write, its kernel writes pixels.
-        pixels, made = (torch.from_numpy(a[None]).permute(0, 3, 1, 2) for a in (np.ascontiguousarray(image), out))
-        kernel: Any = torch._C._nn._upsample_bilinear2d_aa  # half the time of the same through `torch.ops`
-        kernel(pixels, (height, width), False, None, None, out=made)  # both (1, 3, height, width)
+        pixels = torch.from_numpy(np.ascontiguousarray(image)[None].transpose(_PLANES))
+        _ANTIALIASED(pixels, (height, width), False, None, None, out=torch.from_numpy(out[None].transpose(_PLANES)))
     return out
 
 
