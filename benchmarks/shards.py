@@ -2,9 +2,10 @@
 
     python benchmarks/shards.py [--folder FACES] [--images 24000] [--files 1000000] [--parts pack read folder] [--out F]
 
-pack: rounds of the bare decoding, resizing and encoding of some images in this process alternate with packing a part of
-the images with N workers. `cpu_ratio` compares CPU seconds per image (all processes), `wall_ratio` the images per wall
-second with N workers with N times the bare rate of one core (it says little on a busy machine).
+pack: N processes that do nothing but decode, resize and encode images they have in memory (the first 4,000, with the
+same functions, sizes and quality), in turn with packing all images with N workers. `wall_ratio` compares images per
+wall second, from the call to the last file on the disk, with those of the bare work; `cpu_ratio` CPU seconds per image
+of all processes. Both are medians over rounds. `pack_small` is the same for drawn images of `--small-side` pixels.
 read: `TrainLoader` without workers (read, decode, two crops) over files and over shards with the same bytes,
 alternating batch by batch, in CPU time, warm cache; the same without decoding.
 folder: hard links to 1,000 small JPEGs in sub-folders of 10,000; time to open them without and with the index, to the
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -54,9 +56,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="real images instead of drawn ones")
     parser.add_argument("--images", type=int, default=24_000)
     parser.add_argument("--side", type=int, default=320, help="of drawn images")
+    parser.add_argument("--small-side", type=int, default=112, help="of drawn images for pack_small; 0 leaves it out")
     parser.add_argument("--size", type=int, default=256, help="of packed images")
     parser.add_argument("--workers", type=int, default=environment.cores())
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--parts", nargs="+", default=["pack", "read", "folder"], choices=["pack", "read", "folder"])
     parser.add_argument("--out", type=Path)
@@ -72,7 +75,10 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = f"{temporary}/cache"
         folder = args.folder or drawn(Path(temporary) / "drawn", args.images, args.side)
         if "pack" in args.parts:
-            results["pack"] = packing(Part(open_source(str(folder)), 0, args.images), args, Path(temporary))
+            results["pack"] = packing(folder, args, Path(temporary))
+            if args.small_side and not args.folder:
+                small = drawn(Path(temporary) / "small", args.images, args.small_side)
+                results["pack_small"] = packing(small, args, Path(temporary))
         if "read" in args.parts:
             results["read"] = reading(folder, args, Path(temporary))
         if "folder" in args.parts:
@@ -127,36 +133,58 @@ def cpu() -> float:
     return sum(u.ru_utime + u.ru_stime for u in use)
 
 
-def packing(source: Any, args: argparse.Namespace, temporary: Path) -> dict[str, Any]:
-    """Pack a part of the images in each round, beside the bare work on the first of them."""
-    step = len(source) // args.rounds
+def packing(folder: Path, args: argparse.Namespace, temporary: Path) -> dict[str, Any]:
+    """Pack all images in each round, beside the bare work on the first of them."""
+    source = Part(open_source(str(folder)), 0, args.images)
+    files = [source[i].image for i in range(min(len(source), BARE))]  # no few that stay in the cores' caches
     rows = []
     for turn in range(args.rounds):
-        sample = [
-            source[turn * step + i].image for i in range(min(step, BARE))
-        ]  # no few that stay in the cores' caches
-        bare(sample[:50], args.size)
-        began = cpu(), time.perf_counter()
-        bare(sample, args.size)
-        one = [(now - then) / len(sample) for now, then in zip((cpu(), time.perf_counter()), began, strict=True)]
         out = temporary / f"packed-{turn}"
+        one = bare_of_all(files, args.size, args.workers)
         began = cpu(), time.perf_counter()
-        pack(Part(source, turn * step, (turn + 1) * step), out, size=args.size, workers=args.workers)
-        all_of = [(now - then) / step for now, then in zip((cpu(), time.perf_counter()), began, strict=True)]
+        pack(source, out, size=args.size, workers=args.workers)
+        whole = [(now - then) / len(source) for now, then in zip((cpu(), time.perf_counter()), began, strict=True)]
         shutil.rmtree(out)
-        rows.append((one[0], all_of[0], one[0] / all_of[0], 1 / all_of[1], one[1] / args.workers / all_of[1]))
-    bare_cpu, pack_cpu, cpu_ratio, rate, wall_ratio = (statistics.median(column) for column in zip(*rows, strict=True))
+        rows.append((*one, *whole, one[0] / whole[0], one[1] / whole[1]))
+    bare_cpu, bare_wall, pack_cpu, pack_wall, cpu_ratio, wall_ratio = map(statistics.median, zip(*rows, strict=True))
     return {
-        "images": step * args.rounds,
+        "images": len(source),
         "workers": args.workers,
-        "kilobytes_per_image": round(sum(map(len, sample)) / len(sample) / 1000, 1),
+        "kilobytes_per_image": round(sum(map(len, files)) / len(files) / 1000, 1),
         "bare_images_per_cpu_second": round(1 / bare_cpu),
         "pack_images_per_cpu_second": round(1 / pack_cpu),
         "cpu_ratio": round(cpu_ratio, 3),
-        "cpu_ratios": [round(row[2], 3) for row in rows],
-        "pack_images_per_second": round(rate),
+        "cpu_ratios": [round(row[4], 3) for row in rows],
+        "bare_images_per_second": round(1 / bare_wall),
+        "pack_images_per_second": round(1 / pack_wall),
         "wall_ratio": round(wall_ratio, 3),
+        "wall_ratios": [round(row[5], 3) for row in rows],
     }
+
+
+def bare_of_all(files: list[Any], size: int, workers: int) -> tuple[float, float]:
+    """CPU seconds and wall seconds per image where `workers` processes do the bare work on `files` at once, each on all
+    of them: wall seconds from the first one's beginning to the last one's end."""
+    context = multiprocessing.get_context("fork")
+    results: Any = context.SimpleQueue()
+    ready = context.Barrier(workers)
+
+    def work() -> None:
+        bare(files[:50], size)
+        ready.wait()
+        began = time.process_time(), time.perf_counter()
+        bare(files, size)
+        results.put((time.process_time() - began[0], began[1], time.perf_counter()))
+
+    processes = [context.Process(target=work) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    each = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    spent, begun, ended = zip(*each, strict=True)
+    done = workers * len(files)
+    return sum(spent) / done, (max(ended) - min(begun)) / done
 
 
 def bare(files: list[Any], size: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import math
+import mmap
 import multiprocessing
 import os
 import signal
@@ -39,11 +40,16 @@ from facessl.data.shards import SKIPPED, Settings, Shards, verify
 from facessl.data.source import Source, open_source
 from facessl.errors import ConfigError, DataError
 
-#: Bytes of images that one stretch is meant to have: large enough that handing it over costs little.
-_STRETCH = 1 << 20
-_LONGEST = 64
+#: Bytes of images that one stretch is meant to have: large enough that handing it over costs little, and that what is
+#: ahead keeps the processes at work while a shard is brought to the disk.
+_STRETCH = 2 << 20
+_LONGEST = 512
+#: Bytes of shared memory for a stretch; a longer one goes through a pipe.
+_ROOM = 2 * _STRETCH
 #: Stretches that are in work or wait to be written, per process.
-_AHEAD = 3
+_AHEAD = 4
+#: Stretches per process that the rest is cut into at least, so that all processes end at about the same time.
+_LAST = 4
 #: Endings of copied images by their first bytes; others are stored anew.
 _ENDINGS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"BM", "bmp"))
 #: Pixels that a copied JPEG is decoded to at least, to see that it is whole and for its hash.
@@ -185,10 +191,13 @@ def pack(
 
 
 class _Stretch(NamedTuple):
-    """Images start, start + 1, ... ready to be written: `blob` holds their members, `lengths` bytes of each."""
+    """Images start, start + 1, ... ready to be written: `blob` holds their members, `lengths` bytes of each.
+
+    `blob` is None on the way from another process that left the members in shared memory.
+    """
 
     start: int
-    blob: bytes
+    blob: bytes | memoryview | None
     lengths: list[int]
     hashes: list[int]
     skipped: dict[int, tuple[str, str]]
@@ -203,22 +212,32 @@ class _Packer:
         self._scaled = bool(settings.size) and not records.has_pixels(source)
         self._names = tuple(source.label_names)
 
-    def __call__(self, start: int, stop: int) -> _Stretch:
+    def __call__(self, start: int, stop: int, room: memoryview | None = None) -> _Stretch:
+        """Images start .. stop, in `room` where there is one and they fit into it."""
         parts: list[bytes] = []
+        lengths: list[int] = []
         hashes: list[int] = []
         skipped: dict[int, tuple[str, str]] = {}
         for index in range(start, stop):
-            data, value = b"", 0
+            data: list[bytes] = []
+            value = 0
             try:
                 data, value = self._one(index)
             except ImageError as error:
                 skipped[index] = error.key, error.reason
-            parts.append(data)
+            parts += data
+            lengths.append(sum(map(len, data)))
             hashes.append(value)
-        return _Stretch(start, b"".join(parts), list(map(len, parts)), hashes, skipped)
+        if room is None or sum(lengths) > len(room):
+            return _Stretch(start, b"".join(parts), lengths, hashes, skipped)
+        end = 0
+        for part in parts:
+            begin, end = end, end + len(part)
+            room[begin:end] = part
+        return _Stretch(start, None, lengths, hashes, skipped)
 
-    def _one(self, index: int) -> tuple[bytes, int]:
-        """Members of one image as they stand in a tar, and its hash where hashes are wanted."""
+    def _one(self, index: int) -> tuple[list[bytes], int]:
+        """Members of one image as they stand in a tar, in pieces, and its hash where hashes are wanted."""
         sample = self.source[index]
         image, stored = self._image(sample)
         ending, data = self._encoded(sample, image)
@@ -261,6 +280,7 @@ def _run(packer: _Packer, shards: Shards, workers: int, max_bad: float, progress
     summary = PackSummary(total, before=before)
     limit = math.floor(max_bad * total)
     for stretch in _stretches(packer, before, total, workers):
+        assert stretch.blob is not None
         view, end = memoryview(stretch.blob), 0
         for index, (length, value) in enumerate(zip(stretch.lengths, stretch.hashes, strict=True), stretch.start):
             start, end = end, end + length
@@ -273,7 +293,8 @@ def _run(packer: _Packer, shards: Shards, workers: int, max_bad: float, progress
                         f"{': '.join(stretch.skipped[index])}): remove them, or go on with a larger --max-bad"
                     )
             else:
-                shards.add(index, view[start:end], value)
+                shards.add(index, view, start, end, value)
+        shards.flush()
         if progress is not None:
             progress(stretch.start + len(stretch.lengths), total, before)
     shards.finish(total)
@@ -285,35 +306,46 @@ def _run(packer: _Packer, shards: Shards, workers: int, max_bad: float, progress
 
 
 def _stretches(packer: _Packer, start: int, stop: int, workers: int) -> Iterator[_Stretch]:
-    """All stretches in order, so many ahead that processes need not wait, and no more than memory is meant for."""
+    """All stretches in order, so many ahead that processes need not wait, and no more than memory is meant for.
+
+    A stretch is to be used before the next one is asked for: its memory is then written anew.
+    """
     length = 8
     if not workers:
         for first in range(start, stop, length):
             yield packer(first, min(first + length, stop))
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # as in the loader
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(packer, os.getpid()))
-    waiting: collections.deque[Future[_Stretch]] = collections.deque()
+    # Members that went through a pipe would be copied four times, 64 kB at a time.
+    forked = context.get_start_method() == "fork"
+    rooms = [memoryview(mmap.mmap(-1, _ROOM)) for _ in range(_AHEAD * workers if forked else 0)]
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(packer, os.getpid(), rooms))
+    waiting: collections.deque[tuple[int, Future[_Stretch]]] = collections.deque()
+    free = collections.deque(range(_AHEAD * workers))
     try:
         while start < stop or waiting:
-            while start < stop and len(waiting) < _AHEAD * workers:
-                waiting.append(pool.submit(_work, start, min(start + length, stop)))
+            while start < stop and free:
+                room = free.popleft()
+                waiting.append((room, pool.submit(_work, start, min(start + length, stop), room)))
                 start += length
-            done = waiting.popleft().result()
-            per_image = max(1, len(done.blob) // max(1, len(done.lengths)))
-            length = min(_LONGEST, max(1, _STRETCH // per_image))
-            yield done
+            room, future = waiting.popleft()
+            done = future.result()
+            yield done if done.blob is not None else done._replace(blob=rooms[room])
+            free.append(room)
+            per_image = max(1, sum(done.lengths) // len(done.lengths))
+            length = max(1, min(_LONGEST, _STRETCH // per_image, (stop - start) // (_LAST * workers)))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 _packer: _Packer
+_rooms: list[memoryview]
 
 
-def _start_worker(packer: _Packer, parent: int) -> None:
+def _start_worker(packer: _Packer, parent: int, rooms: list[memoryview]) -> None:
     """One thread per process; the main process decides about Ctrl-C; nobody outlives it."""
-    global _packer
-    _packer = packer
+    global _packer, _rooms
+    _packer, _rooms = packer, rooms
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -327,5 +359,5 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _work(start: int, stop: int) -> _Stretch:
-    return _packer(start, stop)
+def _work(start: int, stop: int, room: int) -> _Stretch:
+    return _packer(start, stop, _rooms[room] if _rooms else None)

@@ -179,6 +179,16 @@ def test_a_killed_pack_goes_on(faces: Path, tmp_path: Path, monkeypatch: pytest.
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
+def test_images_that_do_not_fit_into_shared_memory_arrive(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(str(faces), tmp_path / "expected", workers=0)
+    monkeypatch.setattr(packing, "_ROOM", 4096)  # less than eight of these images
+    monkeypatch.setattr(packing, "_LAST", 1)
+    pack(str(faces), tmp_path / "packed", workers=1)
+    assert content(tmp_path / "packed") == content(tmp_path / "expected")
+
+
 def slowly(one: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(packer: Any, index: int) -> Any:
         time.sleep(0.2 * (index > 7))

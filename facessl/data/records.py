@@ -34,6 +34,7 @@ NUMBERS = ("identity", "group")
 _PIXELS = ("landmarks", "box", "five_points")
 _NAMES = ("label_names", "attribute_names", "group_names", "mask_names")
 _BLOCK = 512
+_ZEROS = bytes(_BLOCK)
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -114,12 +115,13 @@ _KIND = (b"0" + bytes(100) + b"ustar\00000").ljust(_BLOCK - 156, b"\0")
 _CONSTANT = sum(_MODE) + sum(_KIND) + 11 * ord("0") + 8 * ord(" ")
 
 
-def archived(name: str, parts: dict[str, bytes]) -> bytes:
-    """The members `NAME.ENDING` of one sample as they stand in a tar."""
+def archived(name: str, parts: dict[str, bytes]) -> list[bytes]:
+    """The members `NAME.ENDING` of one sample as they stand in a tar, in pieces."""
     out = []
     for ending, data in parts.items():
-        out += [header(f"{name}.{ending}".encode(), len(data)), data, bytes(-len(data) % _BLOCK)]
-    return b"".join(out)
+        size = len(data)
+        out += [header(f"{name}.{ending}".encode(), size), data, _ZEROS[: -size % _BLOCK]]
+    return out
 
 
 #: What closes a tar.

@@ -27,7 +27,6 @@ _HEADERS = {SKIPPED: b"key,reason\n", DUPLICATES: b"key,duplicate_of,distance\n"
 _HASH = np.dtype([("value", "<u8"), ("index", "<i8")])
 _UNITS = {"MB": 10**6, "GB": 10**9}
 _VERSION = 1
-_BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,7 @@ class Shards:
             raise ConfigError(f"{path} is not empty, and its files are not of an earlier pack: name another folder")
         self._lock = _locked(path)
         traits = json.dumps(records.traits(source)).encode()
-        keys = hashlib.sha256()
-        for index in range(len(source)):
-            keys.update(os.fsencode(source.key(index)) + b"\0")
-        about = {"source": spec, "images": len(source), "keys": keys.hexdigest()}
+        about = {"source": spec, "images": len(source), "keys": _keys(source)}
         wanted = {**asdict(settings), **about, "traits": hashlib.sha256(traits).hexdigest()}
         self._manifest = _manifest(path, wanted)
         self._near = None if settings.dedupe is None else Near(settings.dedupe)
@@ -99,7 +95,8 @@ class Shards:
         self.next: int = self._manifest["next"]
         self.packed, self.skipped, self.duplicates = (self._manifest[k] for k in ("packed", "skipped", "duplicates"))
         self._file: IO[bytes] | None = None  # the shard in work, its checksum, bytes and images
-        self._sum, self._written, self._inside, self._buffer = hashlib.sha256(), 0, 0, bytearray()
+        self._sum, self._written, self._inside = hashlib.sha256(), 0, 0
+        self._run: tuple[memoryview, int, int] | None = None  # of members that are next to each other in memory
 
     def __enter__(self) -> Shards:
         return self
@@ -117,20 +114,32 @@ class Shards:
     def total_bytes(self) -> int:
         return sum(shard["bytes"] for shard in self._manifest["shards"])
 
-    def add(self, index: int, data: memoryview, value: int) -> None:
-        """Image `index`: its members as they stand in a tar, and its hash where duplicates are left out."""
+    def add(self, index: int, view: memoryview, start: int, end: int, value: int = 0) -> None:
+        """One image more.
+
+        Args:
+            index: its position in the source.
+            view, start, end: `view[start:end]` are its members as they stand in a tar. They may be read as late as in
+                `flush`, so that neighbours are written at once.
+            value: its hash, where duplicates are left out.
+        """
         found = self._near.find(value) if self._near else None
         if found is not None:
             row = (self._source.key(index), self._source.key(found[0]), found[1])
             self._pending[DUPLICATES].append(_row(*row))
             self.duplicates += 1
             return
-        if self._in_bytes and self._inside and self._written + len(data) + len(records.END) > self._limit:
+        if self._in_bytes and self._inside and self._written + end - start + len(records.END) > self._limit:
             self._commit(index)
         if self._file is None:
             self._file = open(self._part(), "wb")  # noqa: SIM115 (closed when it is full)
             self._sum, self._written, self._inside = hashlib.sha256(), 0, 0
-        self._write(data)
+        if self._run is not None and self._run[0] is view and self._run[2] == start:
+            self._run = view, self._run[1], end
+        else:
+            self.flush()
+            self._run = view, start, end
+        self._written += end - start
         self._inside += 1
         self.packed += 1
         if self._near:
@@ -149,24 +158,25 @@ class Shards:
         if self.next < total:
             self._commit(total)
 
-    def _write(self, data: bytes | memoryview) -> None:
-        self._buffer += data
-        self._written += len(data)
-        if len(self._buffer) > _BUFFER:
-            self._flush()
+    def flush(self) -> None:
+        """Write what was added, so that its memory can be used for other things."""
+        if self._run is not None:
+            view, start, end = self._run
+            self._run = None
+            self._write(view[start:end])
 
-    def _flush(self) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         assert self._file is not None
-        self._file.write(self._buffer)
-        self._sum.update(self._buffer)
-        self._buffer.clear()
+        self._file.write(data)
+        self._sum.update(data)
 
     def _commit(self, following: int) -> None:
         """Make all images before `following` permanent."""
         entry = None
         if self._file is not None:
+            self.flush()
             self._write(records.END)
-            self._flush()
+            self._written += len(records.END)
             _synced(self._file)
             self._file.close()
             self._file = None
@@ -313,6 +323,15 @@ def _shown(manifest: dict[str, Any]) -> bytes:
     rest = json.dumps({k: v for k, v in manifest.items() if k != "shards"}, indent=1)
     shards = ",\n".join(json.dumps(shard) for shard in manifest["shards"])
     return (rest.removesuffix("\n}") + ',\n "shards": [\n' + shards + "\n ]\n}\n").encode()
+
+
+def _keys(source: Source) -> str:
+    """SHA-256 of the names of all images."""
+    found = hashlib.sha256()
+    for start in range(0, len(source), 1024):
+        part = (os.fsencode(source.key(index)) + b"\0" for index in range(start, min(start + 1024, len(source))))
+        found.update(b"".join(part))
+    return found.hexdigest()
 
 
 def _row(*values: object) -> bytes:

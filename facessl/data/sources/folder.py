@@ -52,36 +52,44 @@ class Folder:
         file = cache_file("folder", os.path.abspath(self.root), f"{_LAYOUT} {recursive}")
         known = load(file) if cache else None
         self._table = _update(self.root, known, recursive)
-        if len(self) == 0:
+        if not self._table["first"][-1]:
             raise DataError(_nothing_found(self.root))
         if cache and self._table is not known:
             self._table = self._table.saved(file)
         self.label_names = tuple(self._table.note["label_names"])
         self.provides = frozenset({"label"} if self.label_names else ())
+        self._count = int(self._table["first"][-1])
+        self._last: tuple[int, int, bytes, int | None] = (0, 0, b"", None)
 
     def __len__(self) -> int:
-        return int(self._table["first"][-1])
+        return self._count
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
         path = self.key(index)
-        label = int(self._table["label"][self._row(index)]) if self.label_names else None
-        return Sample(read_file(path), key=path, label=label)
+        return Sample(read_file(path), key=path, label=self._folder(index)[3])
 
     def key(self, index: int) -> str:
         """Path of image `index`, without reading it."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        folder, name = self._table.text("folder", self._row(index)), self._table.text("name", index)
-        return os.fsdecode(b"%b%b/%b" % (self._prefix, folder, name) if folder else self._prefix + name)
+        if not 0 <= index < self._count:
+            raise IndexError(f"image {index} of {self._count}")
+        return os.fsdecode(self._folder(index)[2] + self._table.text("name", index))
 
     def labels(self) -> np.ndarray:
         """(N,) int32 labels of all images; -1 where `label_names` is empty."""
         return np.repeat(self._table["label"], np.diff(self._table["first"]))
 
-    def _row(self, index: int) -> int:
-        """Row of the folder that image `index` is in."""
-        return int(self._table["first"].searchsorted(index, side="right")) - 1
+    def _folder(self, index: int) -> tuple[int, int, bytes, int | None]:
+        """First image of the folder that image `index` is in and of the next one, its path with a slash, its label."""
+        last = self._last
+        if last[0] <= index < last[1]:  # images are mostly asked for in order, or there is one folder
+            return last
+        first = self._table["first"]
+        row = int(first.searchsorted(index, side="right")) - 1
+        folder = self._table.text("folder", row)
+        label = int(self._table["label"][row]) if self.label_names else None
+        self._last = int(first[row]), int(first[row + 1]), self._prefix + (folder and folder + b"/"), label
+        return self._last
 
 
 @dataclass(slots=True)
