@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from facessl import checkpoint, sharding
 from facessl.batch import Batch
-from facessl.data.loader import worker_death
 from facessl.data.prefetch import Prefetcher
+from facessl.data.workers import worker_death
 from facessl.errors import TrainingError
 from facessl.methods.base import Method, Progress
 from facessl.metrics_log import MetricsLog

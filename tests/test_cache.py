@@ -21,11 +21,12 @@ from facessl import pretraining
 from facessl.batch import FIELDS, Batch, Sample
 from facessl.data.cache import Cached, Store, fill
 from facessl.data.loader import TrainLoader
+from facessl.data.order import uniforms, view_rng
 from facessl.data.sources.folder import Folder
 from facessl.data.sources.synthetic import Synthetic
 from facessl.errors import ConfigError, DataError
 from facessl.views.batched import Boxes, Cutter, resample
-from facessl.views.geometric import Geometric
+from facessl.views.geometric import DRAWS, Geometric, crop_box, photometric_params
 from facessl.views.spec import FRA_VIEWS, View
 from tests.helpers import assert_same, weights
 
@@ -133,6 +134,29 @@ def test_device_shows_the_same_parts_of_images_that_it_resizes() -> None:
     assert float((x - y).abs().mean()) < 0.1 * float(y.std()), "resampled twice, but the same picture"
     torch.testing.assert_close(x.mean((0, 2, 3)), y.mean((0, 2, 3)), atol=0.5, rtol=0)
     torch.testing.assert_close(x.std((0, 2, 3)), y.std((0, 2, 3)), atol=0, rtol=0.05)
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (3, 70), (2**32 - 1, 1), (2**32, 1)])
+def test_numbers_drawn_at_once_are_those_of_each_generator(seed: int, epoch: int) -> None:
+    indices = np.concatenate([np.arange(300), [2**31, 2**32 - 1]])
+    expected = [view_rng(seed, epoch, index).random(70) for index in indices.tolist()]
+    assert np.array_equal(uniforms(seed, epoch, indices, 70), expected)
+    assert uniforms(seed, epoch, indices[:0], 70).shape == (0, 70)
+
+
+def test_a_batch_is_drawn_as_its_images_are_one_by_one() -> None:
+    odd = View(scale=(0.9, 1.0), ratio=(0.5, 3.0), jitter=(1.5, 0.0, 0.2, 0.5), blur=0.5, solarise=0.5, jitter_p=0.5)
+    views = (*VIEWS, odd, View(ratio=(2.0, 2.0), scale=(1.0, 1.0)), View(ratio=(0.5, 0.5), scale=(1.0, 1.0)))
+    shapes = np.array([(40, 40), (33, 52), (8, 200), (200, 8), (31, 30)] * 40)
+    draws = np.random.default_rng(0).random((len(shapes), DRAWS * len(views)))
+    rows = Boxes(views, 32, (50, 44)).rows(shapes, draws)
+    for image, (height, width) in enumerate(shapes.tolist()):
+        factor = np.tile([50 / height, 44 / width], 2)
+        for place, view in enumerate(views):
+            numbers = draws[image, DRAWS * place : DRAWS * (place + 1)]
+            box = np.array([*crop_box(view, height, width, numbers) * factor, numbers[22] < view.flip], np.float32)
+            assert np.array_equal(rows[len(views) + place][image], box)
+            assert np.array_equal(rows[place][image], photometric_params(view, numbers[23:]))
 
 
 def test_half_precision_on_a_gpu_rounds_to_the_same_pixels() -> None:

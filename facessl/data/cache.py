@@ -17,6 +17,7 @@ import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from facessl.batch import Sample
 from facessl.data.blob import Blob, free_memory
 from facessl.data.crop import resize_to
 from facessl.data.decode import ImageError, stored_size
-from facessl.data.loader import _batches, pixels
+from facessl.data.loader import pixels
 from facessl.data.source import Source
+from facessl.data.workers import worker_batches
 from facessl.errors import ConfigError, DataError, FaceSSLError
 
 #: Images whose headers are read to estimate the size of the rest.
@@ -135,7 +137,7 @@ class Cached:
             return sample
         if self._store.pixels is None:
             height, width = self._store.table[index, : _WIDTH + 1].tolist()
-            sample.image = np.broadcast_to(np.uint8(0), (height, width, 3))
+            sample.image = _black(height, width)
         else:
             sample.image = self._store.image(index)
         return sample
@@ -196,7 +198,7 @@ def fill(
     )
     work = _Fill(source, store, keep)
     chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
-    rows: Iterator[Any] = _batches(work, chunks, workers, False)
+    rows: Iterator[Any] = worker_batches(work, chunks, workers, False)
     for part, chunk in zip(rows, chunks, strict=True):
         store.table[chunk.start : chunk.stop] = part
         report(chunk.stop, len(source))
@@ -229,6 +231,12 @@ def fill_once(make: Callable[[], Store], *, node: int, first: bool) -> Store:
     opened: Store = store or pickle.loads(next(data for where, data, _ in every if where == node and data))
     torch.distributed.barrier()  # the maker keeps its store until everybody has opened it
     return opened
+
+
+@lru_cache(1024)
+def _black(height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8 that takes no memory and cannot be written."""
+    return np.broadcast_to(np.uint8(0), (height, width, 3))
 
 
 class _Fill(Dataset[Any]):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from facessl.batch import Batch, Sample
 from facessl.data.collate import Collector, Skipped
 from facessl.data.decode import ImageError, Reduction, decode
-from facessl.data.order import Order, view_rng
+from facessl.data.order import Order, uniforms, view_rng
 from facessl.data.source import Source
-from facessl.errors import ConfigError, DataError, FaceSSLError, TrainingError
+from facessl.data.workers import worker_batches
+from facessl.errors import ConfigError, DataError, FaceSSLError
 
 #: Image (H, W, 3) uint8 and the sample's own generator -> V views (S_v, S_v, 3) uint8 and V parameter rows (P,)
 #: float32. An attribute `min_side` (pixels), where there is one, lets JPEGs be decoded at reduced size.
@@ -30,6 +28,8 @@ EvalTransform = Callable[[np.ndarray], np.ndarray]
 # image may be decoded, and is then called with (image, arrays of the views' sizes to be filled) -> the same as above.
 # A transform of either kind that also moves landmarks, boxes or masks has a method `with_sample`, which is used
 # instead: (sample, image, generator or None) -> sample with the moved fields and `frame`, views, parameter rows.
+# A transform that makes no views has `draws` and `rows`, which is used instead: shapes (B, 2) of the images and the
+# first `draws` numbers of their generators (B, draws) -> `Batch.params`. A stream cannot have such a transform.
 
 #: Unreadable images one after the other that mean that something other than the images is wrong.
 MAX_BAD_IN_ROW = 100
@@ -123,7 +123,7 @@ class TrainLoader:
             DataError: `MAX_BAD_IN_ROW` images in a row, or all there are, cannot be read.
             TrainingError: a worker process died.
         """
-        return _batches(self._dataset, self._sampler, self._workers, self._pin_memory)
+        return worker_batches(self._dataset, self._sampler, self._workers, self._pin_memory)
 
 
 class EvalLoader:
@@ -165,7 +165,7 @@ class EvalLoader:
         """
         self.skipped = []
         told = 0
-        for batch in _batches(self._dataset, self._sampler, self._workers, self._pin_memory):
+        for batch in worker_batches(self._dataset, self._sampler, self._workers, self._pin_memory):
             self.skipped += batch.skipped
             if len(batch):
                 batch.skipped, told = self.skipped[told:], len(self.skipped)
@@ -232,10 +232,13 @@ class _Views(Dataset[Any]):
     """One item is one whole training batch."""
 
     def __init__(self, source: Source, transform: Transform, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+        self.source, self.seed = source, seed
+        self.transform: Any = transform
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch | FaceSSLError:
         epoch, indices = item
+        if hasattr(self.transform, "rows"):
+            return self._without_views(epoch, indices)
         batch = _collector(self.transform, len(indices))
         try:
             for index in indices.tolist():
@@ -246,6 +249,19 @@ class _Views(Dataset[Any]):
         except FaceSSLError as error:
             return error
         return batch.done()
+
+    def _without_views(self, epoch: int, indices: np.ndarray) -> Batch | FaceSSLError:
+        """What is drawn for a batch, all of it at once."""
+        batch, making, shapes = Collector(), _OneImage(self.transform, None), []
+        try:
+            for index in indices.tolist():
+                used, sample, image = self._readable(index, making, batch.skipped)
+                shapes.append(image.shape[:2])
+                batch.add(used, sample, [], [])
+        except FaceSSLError as error:
+            return error
+        draws = uniforms(self.seed, epoch, indices, self.transform.draws)
+        return batch.done(self.transform.rows(np.array(shapes), draws))
 
     def _readable(self, index: int, making: _OneImage, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
         """The image at `index`, or the first readable one after it."""
@@ -344,54 +360,3 @@ class _Stream(IterableDataset[Any]):
                 empty = False
             if empty:
                 raise DataError("the stream holds no image")
-
-
-def _batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    loader = DataLoader(
-        dataset,
-        batch_size=None,  # an item is a batch already
-        sampler=sampler,
-        collate_fn=_as_is,
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        # fork starts in milliseconds and shares the source; a worker runs no CUDA and one thread, so the locks
-        # that a fork can leave behind are never taken.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        pin_memory=pin_memory,
-        # Otherwise the DataLoader draws from the global generator, and a resumed run would differ from then on.
-        generator=torch.Generator().manual_seed(0),
-    )
-    try:
-        for batch in loader:
-            if isinstance(batch, FaceSSLError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        raise worker_death(error) or error from None
-
-
-def worker_death(error: RuntimeError) -> TrainingError | None:
-    """What to tell a person where `error` says that a loader process died; None where it says something else.
-
-    PyTorch raises it in whatever the main process is doing at that moment, not only while it waits for a batch.
-    """
-    if "DataLoader worker" not in str(error):
-        return None
-    return TrainingError(
-        f"a loader process died ({str(error).splitlines()[0]}): most often memory ran out, or shared memory "
-        "(/dev/shm) did; use fewer workers or a smaller batch"
-    )
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-def _start_worker(worker: int) -> None:
-    """One thread per worker. Stop signals are the main process's business: `timeout` and SLURM send them to every
-    process, and a worker that obeyed would end the run before it can save. One that is told to stop has a minute."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))

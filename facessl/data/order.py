@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -50,3 +50,108 @@ def view_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     # The same seeding; but an array of words need not be taken apart.
     entropy = np.array(words, np.uint32) if max(words) < 2**32 else words
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+
+
+def uniforms(seed: int, epoch: int, indices: np.ndarray, count: int) -> np.ndarray:
+    """The first random numbers of many images: row i is `view_rng(seed, epoch, indices[i]).random(count)`, to the bit.
+
+    A generator for each image costs 9 us; here the same arithmetic runs on all images at once, 1 us each. NumPy keeps
+    the streams of `SeedSequence` and `PCG64` as they are (NEP 19); a test compares.
+
+    Args:
+        seed, epoch: 0 or more.
+        indices: (n,) int64 positions of images.
+        count: numbers of each.
+
+    Returns:
+        (n, count) float64 in 0..1.
+    """
+    if max(seed, epoch, int(indices.max(initial=0))) >= 2**32:  # other words of entropy
+        return np.array([view_rng(seed, epoch, index).random(count) for index in indices.tolist()]).reshape(-1, count)
+    words = np.zeros((4, len(indices)), np.uint32)  # an entropy of three words is padded with zero
+    words[0], words[1], words[2] = seed, epoch, indices
+    seeds, out = _seeds(words), np.empty((len(indices), count))
+    for start in range(0, len(indices), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        out[part] = _pcg64(seeds[:, part], count)
+    return out
+
+
+def _seeds(pool: np.ndarray) -> np.ndarray:
+    """(4, n) uint32 words of entropy -> (4, n) uint64 that n generators start from, as `SeedSequence` mixes them.
+
+    The hash is that of O'Neill, "Developing a seed_seq alternative" (2015).
+    """
+    hashed = _hasher(0x43B0D7E5, 0x931E8875)
+    pool = np.array([hashed(word) for word in pool])
+    for source in range(4):
+        for target in range(4):
+            if source != target:
+                mixed = pool[target] * np.uint32(0xCA01F9DD) - hashed(pool[source]) * np.uint32(0x4973F715)
+                pool[target] = mixed ^ mixed >> np.uint32(16)
+    hashed = _hasher(0x8B51F9DD, 0x58F38DED)
+    halves = [hashed(pool[word % 4]).astype(np.uint64) for word in range(8)]
+    return np.stack([halves[i] | halves[i + 1] << np.uint64(32) for i in range(0, 8, 2)])
+
+
+def _hasher(state: int, multiplier: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A hash of uint32 words that is another one at each call."""
+
+    def hashed(word: np.ndarray) -> np.ndarray:
+        nonlocal state
+        word = word ^ np.uint32(state)
+        state = state * multiplier % 2**32
+        word = word * np.uint32(state)
+        return word ^ word >> np.uint32(16)
+
+    return hashed
+
+
+#: Generators whose numbers stay in the cores' caches.
+_AT_ONCE = 256
+#: Multiplier of PCG64's step.
+_STEP = 0x2360ED051FC65DA44385DF649FCCF645
+_32, _MASK = np.uint64(32), np.uint64(0xFFFFFFFF)
+#: 128-bit numbers: their upper and lower 64 bits.
+_Wide = tuple[np.ndarray, np.ndarray]
+
+
+def _pcg64(seeds: np.ndarray, count: int) -> np.ndarray:
+    """(4, n) uint64 -> (n, count) float64 in 0..1: the first numbers of n generators PCG64 (XSL RR 128/64).
+
+    O'Neill, "PCG: A Family of Simple Fast Space-Efficient Statistically Good Algorithms" (2014).
+    """
+    one = np.uint64(1)
+    # The increment is the odd number 2 seed + 1; the first state is a step from the seed plus the increment.
+    increment = seeds[2] << one | seeds[3] >> np.uint64(63), seeds[3] << one | one
+    start = _sum(_times(_sum((seeds[0], seeds[1]), increment), _STEP), increment)
+    high, low = np.empty((2, count + 1, seeds.shape[1]), np.uint64)
+    high[0], low[0] = start
+    known, power, total = 1, _STEP, 1  # `known` steps multiply by `power` and add `total` increments
+    while known <= count:
+        more = min(known, count + 1 - known)
+        new = _sum(_times((high[:more], low[:more]), power), _times(increment, total))
+        high[known : known + more], low[known : known + more] = new
+        known, power, total = 2 * known, power * power % 2**128, total * (1 + power) % 2**128
+    turn = high[1:] >> np.uint64(58)
+    value: np.ndarray = high[1:] ^ low[1:]
+    value = value >> turn | value << (-turn & np.uint64(63))
+    return (value.T >> np.uint64(11)) * 2.0**-53
+
+
+def _sum(a: _Wide, b: _Wide) -> _Wide:
+    """a + b modulo 2^128."""
+    low = a[1] + b[1]
+    return a[0] + b[0] + (low < a[1]).view(np.uint8), low
+
+
+def _times(a: _Wide, factor: int) -> _Wide:
+    """a times a number, modulo 2^128."""
+    high, low = a
+    times_high, times_low = np.uint64(factor >> 64), np.uint64(factor % 2**64)
+    times_1, times_0 = times_low >> _32, times_low & _MASK
+    low_1, low_0 = low >> _32, low & _MASK
+    middle = low_1 * times_0 + (low_0 * times_0 >> _32)
+    other = low_0 * times_1 + (middle & _MASK)
+    carried = low_1 * times_1 + (middle >> _32) + (other >> _32)  # upper 64 bits of the product of the lower ones
+    return carried + high * times_low + low * times_high, low * times_low

@@ -1,11 +1,13 @@
 """Crops and flips of whole batches on the device that holds the images (`--cache device`).
 
-The same generators and functions as in the worker draw the boxes and colours (`Boxes`); only the resampling runs
-elsewhere, as two matrix products per view: antialiased like `facessl.data.crop.resize`, equal to it within rounding.
+Boxes and colours are drawn in the worker, to the bit those of `facessl.views.geometric`, for all images of a batch at
+once (`Boxes`); only the resampling runs elsewhere, as two matrix products per view: antialiased like
+`facessl.data.crop.resize`, equal to it within rounding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -14,16 +16,17 @@ import torch
 from torch import Tensor
 
 from facessl.batch import Batch
-from facessl.views.geometric import DRAWS, TRIES, Geometric, crop_box, photometric_params
+from facessl.views.geometric import DRAWS, TRIES, Geometric, crop_box
 from facessl.views.photometric import CHUNK_CPU, CHUNK_GPU
-from facessl.views.spec import View
+from facessl.views.spec import Column, View
 
 
 class Boxes:
-    """Draws what `facessl.views.geometric.Geometric` draws for an image, and cuts nothing.
+    """Draws what `facessl.views.geometric.Geometric` draws for every image of a batch, and cuts nothing.
 
     Attributes:
         views, sizes: as in `Geometric`.
+        draws: random numbers that an image takes.
     """
 
     def __init__(self, views: Sequence[View], image_size: int, stored: tuple[int, int]) -> None:
@@ -37,29 +40,84 @@ class Boxes:
             ConfigError: as `Geometric` does.
         """
         plain = Geometric(views, image_size)
-        self.views, self.sizes, self.stored = plain.views, plain.sizes, stored
+        self.views, self.sizes, self.stored = plain.views, plain.sizes, np.array(stored)
+        self.draws = DRAWS * len(self.views)
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Draw every view of one image.
+    def rows(self, shapes: np.ndarray, draws: np.ndarray) -> list[np.ndarray]:
+        """Draw every view of a batch.
 
         Args:
-            image: (H, W, 3), of which only the shape is used: that of the image before it was stored.
-            rng: the sample's own generator; nothing else decides the result.
+            shapes: (B, 2) heights and widths of the images before they were stored.
+            draws: (B, `draws`) the first numbers of each image's own generator; nothing else decides the result.
 
         Returns:
-            No view, and 2 V arrays: V of photometric parameters (P,) float32, then V boxes (5,) float32: top, left,
-            height, width in pixels of the stored image, and 1 where the view is mirrored.
+            2 V arrays: V of photometric parameters (B, P) float32, then V of boxes (B, 5) float32: top, left, height,
+            width in pixels of the stored image, and 1 where the view is mirrored.
         """
         params, boxes = [], []
-        height, width = image.shape[:2]
-        down, right = self.stored[0] / height, self.stored[1] / width
-        for view in self.views:
-            draws = rng.random(DRAWS)
-            top, left, h, w = crop_box(view, height, width, draws)
-            flip = draws[2 * TRIES + 2] < view.flip
-            boxes.append(np.array((top * down, left * right, h * down, w * right, flip), np.float32))
-            params.append(photometric_params(view, draws[2 * TRIES + 3 :]))
-        return [], params + boxes
+        scale = np.tile(self.stored / shapes, 2)  # (B, 4)
+        for view, numbers in zip(self.views, np.split(draws, len(self.views), axis=1), strict=True):
+            flip = numbers[:, 2 * TRIES + 2 : 2 * TRIES + 3] < view.flip
+            boxes.append(np.concatenate([crop_boxes(view, shapes, numbers) * scale, flip], 1, dtype=np.float32))
+            params.append(photometric_rows(view, numbers[:, 2 * TRIES + 3 :]))
+        return params + boxes
+
+
+def crop_boxes(view: View, shapes: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """`facessl.views.geometric.crop_box` of many images, to the bit.
+
+    Args:
+        view: its `scale` and `ratio` bound the crop.
+        shapes: (B, 2) heights and widths in pixels.
+        draws: (B, >= 2 * TRIES + 2) uniform in 0..1.
+
+    Returns:
+        (B, 4) float64 whole numbers: top, left, height, width.
+    """
+    out = np.concatenate([np.zeros(shapes.shape), shapes], 1)
+    if view.whole:
+        return out
+    low, high = math.log(view.ratio[0]), math.log(view.ratio[1])
+    left = np.arange(len(shapes))  # images without a crop so far
+    for first in range(0, 2 * TRIES, 2):
+        area_draw, ratio_draw = draws[left, first], draws[left, first + 1]
+        area = shapes[left].prod(1) * (view.scale[0] + area_draw * (view.scale[1] - view.scale[0]))
+        # numpy's exponential may differ in the last bit
+        ratio = np.array(list(map(math.exp, (low + ratio_draw * (high - low)).tolist())))
+        sides = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], 1)))
+        fits = ((sides > 0) & (sides <= shapes[left])).all(1)
+        done, sides = left[fits], sides[fits]
+        out[done, :2] = np.floor(draws[done, 2 * TRIES : 2 * TRIES + 2] * (shapes[done] - sides + 1))
+        out[done, 2:] = sides
+        left = left[~fits]
+        if not len(left):
+            break
+    for image in left.tolist():
+        height, width = shapes[image].tolist()
+        out[image] = crop_box(view, height, width, draws[image])
+    return out
+
+
+def photometric_rows(view: View, draws: np.ndarray) -> np.ndarray:
+    """`facessl.views.geometric.photometric_params` of many images, to the bit: (B, 10) -> (B, P) float32."""
+    jitter, brightness, contrast, saturation, hue, order, grey, blur, sigma, solarise = draws.T
+    out = np.empty((len(draws), len(Column)), np.float32)
+    out[:, Column.JITTER] = jitter < view.jitter_p
+    for column, strength, draw in zip(
+        (Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION),
+        view.jitter[:3],
+        (brightness, contrast, saturation),
+        strict=True,
+    ):
+        low = max(0.0, 1 - strength)
+        out[:, column] = low + draw * (1 + strength - low)
+    out[:, Column.HUE] = (2 * hue - 1) * view.jitter[3]
+    out[:, Column.ORDER] = np.floor(order * 24)
+    out[:, Column.GREY] = grey < view.grey
+    low, high = view.blur_sigma
+    out[:, Column.BLUR] = np.where(blur < view.blur, low + sigma * (high - low), 0)
+    out[:, Column.SOLARISE] = np.where(solarise < view.solarise, view.solarise_threshold, 256)
+    return out
 
 
 class Cutter:
