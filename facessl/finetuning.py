@@ -220,7 +220,7 @@ def _trainer(
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.sync_batch_norm and fabric.world_size > 1:
-        convert_sync_batchnorm(model, fabric.device)
+        convert_sync_batchnorm(model)
     model.to(fabric.device)
     backbone = model.backbone
     return Trainer(

@@ -301,7 +301,7 @@ def _trainer(
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.sync_batch_norm and fabric.world_size > 1:
-        convert_sync_batchnorm(module, fabric.device)
+        convert_sync_batchnorm(module)
     module.to(fabric.device)
     if asked.compile:
         for part in module.modules():

@@ -20,6 +20,7 @@ from facessl.methods.mcf import MCF
 from facessl.methods.pcl import PCL
 from facessl.methods.simclr import SimCLR
 from facessl.methods.swav import SwAV
+from facessl.nn import sync_batch_norm
 from facessl.nn.sinkhorn import sinkhorn
 from facessl.nn.sync_batch_norm import convert_sync_batchnorm
 
@@ -47,7 +48,19 @@ NORMS = {
     "3-d": (nn.BatchNorm1d, (8, 6, 5)),
     "4-d": (nn.BatchNorm2d, (8, 6, 3, 2)),
     "4-d with activation": (BatchNormAct2d, (8, 6, 3, 2)),
+    "no momentum": (lambda c: nn.BatchNorm2d(c, momentum=None), (8, 6, 3, 2)),
+    "no statistics": (lambda c: nn.BatchNorm2d(c, track_running_stats=False), (8, 6, 3, 2)),
+    "no parameters": (lambda c: nn.BatchNorm2d(c, affine=False), (8, 6, 3, 2)),
+    "channels last": (nn.BatchNorm2d, (8, 6, 3, 2)),
+    "empty rank": (nn.BatchNorm2d, (8, 6, 3, 2)),
+    "bfloat16": (nn.BatchNorm2d, (8, 6, 3, 2)),
+    "float16": (nn.BatchNorm2d, (8, 6, 3, 2)),
+    "all in bfloat16": (nn.BatchNorm2d, (8, 6, 3, 2)),
+    "far from zero": (nn.BatchNorm2d, (8, 6, 3, 2)),
 }
+#: Kind -> tolerance, where it is not 1e-5: two roundings of 16 bits; a mean of 1000 deviations in float32.
+NORM_TOLERANCE = {"bfloat16": 2**-7, "all in bfloat16": 2**-6, "float16": 2**-10, "far from zero": 1e-3}
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 class Stepping(nn.Module):
@@ -107,30 +120,42 @@ def one_step(case, dtype, rank, ranks):
     return {"loss": loss.detach(), "logs": logs, "gradients": gradients, "state": method.state_dict()}
 
 
-def one_norm(kind, rank, ranks):
-    """Output, input gradient, parameter gradients (this rank's part) and buffers of a batch norm."""
-    norm_class, shape = NORMS[kind]
-    norm = norm_class(shape[1])
+def one_norm(kind, device, rank, ranks):
+    """Output, input gradient, parameter gradients (this rank's part) and buffers of a batch norm; then evaluated."""
+    make, shape = NORMS[kind]
+    norm = make(shape[1])
     with torch.no_grad():
-        norm.weight.copy_(torch.linspace(0.5, 1.5, shape[1]))
+        if norm.affine:
+            norm.weight.copy_(torch.linspace(0.5, 1.5, shape[1]))
+    dtype = getattr(torch, kind.split()[-1], torch.float32)
+    norm = norm.to(device, dtype if kind.startswith("all in") else torch.float32)
     norm = convert_sync_batchnorm(norm) if ranks > 1 else norm
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2)) * 3 + 1
-    cut = 3  # ranks may hold different numbers of samples
+    x = (x / 300 + 10 if kind == "far from zero" else x).to(device, dtype)
+    cut = 0 if kind == "empty rank" else 3  # ranks may hold different numbers of samples
     mine = slice(0, 8) if ranks == 1 else (slice(0, cut) if rank == 0 else slice(cut, 8))
-    weights = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    part = x[mine].clone().requires_grad_()
-    out = norm(part)
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+    part = x[mine].clone(memory_format=torch.channels_last if kind == "channels last" else torch.contiguous_format)
+    part.requires_grad_()
+    for _ in range(2):  # the second call meets statistics that have moved
+        out = norm(part)
     (out * weights[mine]).sum().backward()
     assert part.grad is not None
-    result = {"out": out.detach(), "grad": part.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
-    return result | {"mean": norm.running_mean, "var": norm.running_var, "seen": norm.num_batches_tracked}
+    assert out.dtype == part.grad.dtype == dtype
+    result = {"out": out.detach(), "grad": part.grad}
+    if norm.track_running_stats:
+        result |= {"evaluated": norm.eval()(part[:1].detach() if ranks == 1 or part.numel() else x[:1])}
+        result |= {"mean": norm.running_mean, "var": norm.running_var, "seen": norm.num_batches_tracked}
+    if norm.affine:
+        result |= {"weight": norm.weight.grad, "bias": norm.bias.grad}
+    return {name: value.detach().cpu() for name, value in result.items()}
 
 
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     result = {f"{case} {dtype}": one_step(case, dtype, rank, 2) for case in CASES for dtype in TOLERANCE}
-    result |= {kind: one_norm(kind, rank, 2) for kind in NORMS}
+    result |= {f"{kind} {device}": one_norm(kind, device, rank, 2) for kind in NORMS for device in DEVICES}
     result["sinkhorn"] = sinkhorn(scores()[: 7 if rank == 0 else None][0 if rank == 0 else 7 :], 3)
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -167,16 +192,34 @@ def test_two_ranks_equal_one_process(ranks, case, dtype):
             assert torch.equal(second[part][name], first[part][name]), name
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", NORMS)
-def test_batch_norm_spans_the_ranks(ranks, kind):
-    alone = one_norm(kind, 0, 1)
-    first, second = (r[kind] for r in ranks)
-    for name in ("out", "grad"):
-        torch.testing.assert_close(torch.cat([first[name], second[name]]), alone[name], rtol=1e-5, atol=1e-5)
-    for name in ("weight", "bias"):
-        torch.testing.assert_close(first[name] + second[name], alone[name], rtol=1e-5, atol=1e-5)
-    for name in ("mean", "var", "seen"):
-        torch.testing.assert_close(first[name], alone[name], rtol=1e-5, atol=1e-5)
+def test_batch_norm_spans_the_ranks(ranks, kind, device):
+    alone = one_norm(kind, device, 0, 1)
+    first, second = (r[f"{kind} {device}"] for r in ranks)
+    tolerance = NORM_TOLERANCE.get(kind, 1e-5)
+    assert first.keys() == alone.keys()
+    for name, expected in alone.items():
+        ours = first[name]
+        if name in ("out", "grad"):
+            ours = torch.cat([first[name], second[name]])
+        elif name in ("weight", "bias"):
+            ours = first[name] + second[name]
+        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batch_norm_never_waits_for_the_device(monkeypatch):
+    monkeypatch.setattr(sync_batch_norm, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda sums: sums.mul_(2))  # of a rank with the same images
+    norm = convert_sync_batchnorm(nn.BatchNorm2d(6, momentum=None)).cuda()
+    x = torch.randn(8, 6, 3, 2, device="cuda", requires_grad=True)
+    norm(x).sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        norm(x).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_sinkhorn_spans_the_ranks(ranks):
