@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 import random
-import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -30,6 +27,7 @@ from facessl.errors import TrainingError
 from facessl.methods.base import Method, Progress
 from facessl.metrics_log import MetricsLog
 from facessl.progress import ProgressLine
+from facessl.stopping import Stopping
 
 Monitor = Callable[[Any, Progress], dict[str, float]]
 
@@ -104,7 +102,7 @@ class Trainer:
         self.on_measured = on_measured
         self.step = 0
         self.skipped: dict[str, str] = {}
-        self._stop: str | None = None
+        self._stopping = Stopping(fabric.device, fabric.world_size)
         self._log = MetricsLog(folder) if fabric.is_global_zero else None
         self._wrapped, self._optimizer = fabric.setup(method, optimizer)  # type: ignore[arg-type]
         self._wrapped.mark_forward_method("step")
@@ -153,12 +151,12 @@ class Trainer:
             self._log.restart_skipped({})
         window = _Window(first_step=self.step)
         ready = Prefetcher(batches, self.fabric.device, self.photometric)
-        with _signals(self._ask_to_stop), ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
+        with self._stopping, ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
             if self.step == 0:
                 self._measure()
                 window.started = time.perf_counter()
-            self._agree_on_stop()  # a signal may have come while images were scored
-            while self.step < self.plan.total_steps and self._stop is None:
+            self._stopping.agree(at_once=True)  # a signal may have come while images were scored
+            while self.step < self.plan.total_steps and self._stopping.reason is None:
                 try:
                     self._one_step(ready, window)
                 except RuntimeError as error:  # torch reports a dead loader worker in whatever was running
@@ -174,10 +172,10 @@ class Trainer:
                     window.started, window.waited = time.perf_counter(), 0.0
                     window.terms, window.first_step = [], self.step
                 if self.plan.max_seconds and time.perf_counter() - began > self.plan.max_seconds:
-                    self._stop = self._stop or "time limit"
-                self._agree_on_stop()
+                    self._stopping.ask("time limit")
+                self._stopping.agree()
                 due = self.plan.checkpoint_every and self.step % self.plan.checkpoint_every == 0
-                if due or last or self._stop:
+                if due or last or self._stopping.reason:
                     self._check_finite(window)
                     self.save()
         if self._log is not None:
@@ -187,7 +185,7 @@ class Trainer:
     @property
     def stop_reason(self) -> str | None:
         """Why `fit` ended before the plan did; None if it did not."""
-        return self._stop
+        return self._stopping.reason
 
     def _one_step(self, batches: Prefetcher, window: _Window) -> None:
         waited = batches.waited
@@ -326,45 +324,6 @@ class Trainer:
                 f"{len(self.skipped)} images could not be read, more than the {self.plan.max_bad} that max_bad allows "
                 f"(the last: {key}: {reason}): see {self.folder / 'skipped.csv'}, remove them or raise --max-bad"
             )
-
-    # ---- stopping --------------------------------------------------------------------------------------------
-
-    def _ask_to_stop(self, name: str) -> None:
-        self._stop = name
-
-    def _agree_on_stop(self) -> None:
-        if self.fabric.world_size == 1:
-            return
-        asked = torch.tensor(float(self._stop is not None), device=self.fabric.device)
-        total = self.fabric.all_reduce(asked, reduce_op="sum")
-        if float(total) and self._stop is None:  # type: ignore[arg-type]
-            self._stop = "another rank stopped"
-
-
-class _signals:  # noqa: N801 (used as a function)
-    """SIGINT and SIGTERM ask the loop to stop after its step; a second one interrupts at once."""
-
-    def __init__(self, ask: Callable[[str], None]) -> None:
-        self._ask = ask
-        self._old: dict[int, Any] = {}
-        self._seen: deque[int] = deque()
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._old[number] = signal.signal(number, self._handle)
-            except ValueError:  # not in the main thread: the caller handles signals
-                return
-
-    def __exit__(self, *_: object) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._seen:
-            raise KeyboardInterrupt
-        self._seen.append(number)
-        self._ask(signal.Signals(number).name)
 
 
 def _rng_state() -> dict[str, Any]:

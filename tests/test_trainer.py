@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
+from facessl import checkpoint, heartbeat, running
 from facessl.batch import Batch
 from facessl.methods.base import Progress, Step
 from facessl.trainer import Plan, Trainer
@@ -107,3 +111,42 @@ def test_monitors_do_not_touch_the_run(tmp_path: Path) -> None:
 def test_time_limit_saves(tmp_path: Path) -> None:
     train(tmp_path, max_seconds=1e-9)
     assert (tmp_path / "checkpoints" / "step-00000001.ckpt").is_file()
+
+
+def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
+    sizes = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    os.environ |= {key: str(value) for key, value in sizes.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def signalled() -> Iterator[Batch]:
+        for number, batch in enumerate(batches()):
+            if rank == 1 and number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    method = Recorder()
+    trainer = Trainer(
+        fabric=running.start_fabric("cpu", "fp32"),
+        method=method,  # type: ignore[arg-type]
+        optimizer=torch.optim.SGD(method.parameters(), lr=1.0),
+        photometric=lambda b: b,
+        plan=Plan(1000, 2, 8, lambda step: 0.1, checkpoint_every=0, monitor_every=0),
+        folder=folder,
+        config={},
+        monitors={},
+    )
+    assert not trainer.fit(signalled())
+    (folder / f"rank-{rank}").write_text(f"{trainer.step} {trainer.stop_reason}")
+    heartbeat.leave()
+    torch.distributed.destroy_process_group()
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two_ranks, args=(tmp_path, port), nprocs=2)
+    (zero, why), (one, signalled) = ((tmp_path / f"rank-{rank}").read_text().split(" ", 1) for rank in (0, 1))
+    assert int(zero) == int(one) <= 6, "within two steps of the signal"
+    assert (why, signalled) == ("another rank stopped", "SIGTERM")
+    assert [path.name for path in checkpoint.steps(tmp_path / "checkpoints")] == [f"step-{int(zero):08d}.ckpt"]
