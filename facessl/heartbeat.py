@@ -1,10 +1,10 @@
 """Notices that a rank of a distributed job is gone, so that the others end with a sentence instead of waiting.
 
 A rank that was killed (out of memory, a node that failed) leaves the others in a collective: gloo breaks off, NCCL
-waits for ten minutes. Every rank therefore writes a counter to the job's own store twice a second, from a thread.
-Rank 0 judges: a counter that stands still for `PATIENCE` of its own beats is a rank that is gone; a broken
-connection shortens that to `DOUBT`. Beats and not seconds are counted, so that a job that is suspended as a whole
-does not end when it wakes. The traffic is two small messages per rank and beat, whatever the number of ranks.
+waits for an hour (`running.TIMEOUT`). Every rank therefore writes a counter to the job's own store twice a second,
+from a thread. Rank 0 judges: a counter that stands still for `PATIENCE` of its own beats is a rank that is gone; a
+broken connection shortens that to `DOUBT`. Beats and not seconds are counted, so that a job that is suspended as a
+whole does not end when it wakes. The traffic is two small messages per rank and beat, whatever the number of ranks.
 """
 
 from __future__ import annotations
