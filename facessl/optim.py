@@ -21,8 +21,9 @@ class LARS(torch.optim.Optimizer):
 
     and 1 * (g + weight_decay * w) otherwise; then v <- momentum * v + d, w <- w - lr * v. Groups with
     `adapt=False` (biases, norms, one-dimensional parameters) take plain momentum steps. Nothing is read back from the
-    device. On a GPU all tensors of a group are updated together, to launch few kernels; on a CPU one after the other,
-    while they are in its caches. Both give the same numbers.
+    device. On a GPU all tensors of a group are updated together, to launch few kernels (one per tensor remains: torch
+    multiplies by rates that stay on the device one at a time); on a CPU one after the other, while they are in its
+    caches. Both give the same numbers.
 
     Differences from the optimiser in FRA's release: there the denominator is |g| + weight_decay * |w| + 1e-8, the
     learning rate is inside the momentum buffer, a tensor of zero norm does not move, and exclusion goes by names, so
