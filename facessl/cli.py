@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -68,6 +69,9 @@ def cmd_pretrain(argv: list[str]) -> int:
     parsed, shown = configured(argv, parsing.PRETRAIN, lambda config: config.to_dict())
     if shown:
         return 0
+    note = parsing.rate_note(argv, parsed)
+    if note and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(note, file=sys.stderr)
     from facessl import pretraining  # only here, as torch takes seconds: wrong words are told before
 
     with warnings.catch_warnings():

@@ -206,6 +206,17 @@ FREE_ON_RESUME = frozenset(
 )
 
 
+def unscaled_rate(config: RunConfig, meant: int) -> str | None:
+    """A sentence where `config` has another batch than `meant`, that of its recipe, and the same learning rate."""
+    o = config.optim
+    if o.reference_batch is not None or config.batch_size in (None, meant):
+        return None
+    return (
+        f"batch {config.batch_size} instead of the recipe's {meant}, and optim.lr stays {o.lr:g}, as reference_batch "
+        "is null: see the recipe's source for its rule and set --optim.lr (SimCLR: 0.075 times the root of the batch)"
+    )
+
+
 def read_recipe(name: str) -> dict[str, Any]:
     """A recipe by path or by its shipped name (`fra/vggface2-r50`, with or without `recipes/` and `.yaml`).
 

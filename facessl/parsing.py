@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from facessl import plugins
-from facessl.config import RunConfig, flatten, merge, one_line, read_recipe
+from facessl.config import RunConfig, flatten, merge, one_line, read_recipe, unscaled_rate
 from facessl.errors import ConfigError, PluginError, UnknownName
 from facessl.finetune_config import FinetuneConfig
 
@@ -160,6 +160,13 @@ def resumed(argv: Sequence[str], command: Command = PRETRAIN) -> dict[str, Any] 
             "start a new run with another --out"
         )
     return kept
+
+
+def rate_note(argv: Sequence[str], config: RunConfig) -> str | None:
+    """A sentence where `argv` changes the batch of its recipe and the learning rate would have to follow by hand."""
+    values, rest = _sorted_out(argv, {}, PRETRAIN)
+    meant = values.get("batch_size")
+    return None if meant is None or _last_value(rest, "--optim.lr") else unscaled_rate(config, meant)
 
 
 def _sorted_out(argv: Sequence[str], base: Mapping[str, Any], command: Command) -> tuple[dict[str, Any], list[str]]:
