@@ -210,9 +210,10 @@ class Trainer:
         if self.fabric.device.type == "cpu":
             self._check_finite(window, only_last=True)
         if self.plan.clip_grad:
-            gathered["grad_norm"] = self.fabric.clip_gradients(  # type: ignore[assignment]
+            norm = self.fabric.clip_gradients(
                 self._wrapped, self._optimizer, max_norm=self.plan.clip_grad, error_if_nonfinite=False
             )
+            gathered["grad_norm"] = sharding.whole(norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.method.after_step(self.progress)  # the k-th update (from 0) has the momentum of k / total, as in BYOL
