@@ -20,7 +20,7 @@ from facessl import sharding
 from facessl.config import OptimConfig, RunConfig
 from facessl.errors import ConfigError
 from facessl.running import ranks
-from tests.helpers import TINY, environment, weights
+from tests.helpers import TINY, assert_same, environment, weights
 
 #: More than TINY's 1x1 maps; no warm-up, so that the first step already moves.
 WORDS = ["pretrain", *TINY, "--image-size", "64", "--optim.warmup_epochs", "0", "--optim.lr", "0.45"]
@@ -55,7 +55,8 @@ CURVES = {
             "--method.decoder_size", "16"],
     "mae": ["mae", *MASKED],
     "mae-accumulate": ["mae", *MASKED, "--accumulate", "2"],
-    "mcf": ["mcf", *MASKED, *SMALL, "--method.teacher", "random:resnet10t", "--method.feature_weight", "1"],
+    "mcf": ["mcf", *MASKED, *SMALL, "--method.teacher", "random:resnet10t", "--method.feature_weight", "1",
+            "--clip-grad", "1"],
     "farl": ["farl", "--backbone", "test_vit", "--method.text_width", "16", "--method.text_depth", "1",
              "--method.text_heads", "2", "--method.context", "8"],
     "simclr": ["simclr", *SMALL],
@@ -74,7 +75,8 @@ RANKS = (1, 2, 4)
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of every method on 1, 2 and 4 ranks; one sharded; one that began on 2 ranks and went on sharded on 4."""
+    """Runs of every method on 1, 2 and 4 ranks; one sharded; one that began on 2 ranks and went on sharded on 4; one
+    on 2 ranks with batch norms of their own, whole and stopped."""
     folder = tmp_path_factory.mktemp("curves")
     jobs = []
     for count in RANKS:
@@ -82,11 +84,14 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.append([count, commands])
     halves = [*COMMON, "--method", *CURVES["byol"], "--checkpoint-every", "2", "--out", "halves"]
     shards = [*COMMON, "--method", *CURVES["mcf"], "--strategy", "fsdp", "--out", "mcf-fsdp"]
-    jobs += [[2, [halves, shards]]]
+    local = [*COMMON, "--method", *CURVES["lewel"], "--sync-batch-norm", "false", "--checkpoint-every", "2", "--out"]
+    jobs += [[2, [halves, shards, [*local, "local"], [*local, "local-halves"]]]]
     forked(jobs, folder)
-    run = folder / "halves" / "checkpoints"
-    shutil.copy(run / "step-00000002.ckpt", run / "last.ckpt")
-    forked([[4, [[*halves, "--resume", "--strategy", "fsdp"]]]], folder)
+    for name in ("halves", "local-halves"):
+        run = folder / name / "checkpoints"
+        shutil.copy(run / "step-00000002.ckpt", run / "last.ckpt")
+    again = [[*local, "local-halves", "--resume"]]
+    forked([[4, [[*halves, "--resume", "--strategy", "fsdp"]]], [2, again]], folder)
     return folder
 
 
@@ -99,9 +104,9 @@ def forked(jobs: list[Any], folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def losses(run: Path) -> list[float]:
+def losses(run: Path, name: str = "loss") -> list[float]:
     with open(run / "metrics.csv") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+        return [float(row[name]) for row in csv.DictReader(file)]
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
@@ -127,6 +132,9 @@ def test_a_loss_that_is_a_mean_accumulates_exactly(curves: Path) -> None:
 
 def test_sharded_ranks_train_as_one_process(curves: Path) -> None:
     assert_equal_runs(curves / "mcf-1", curves / "mcf-fsdp")
+    norms = losses(curves / "mcf-1", "grad_norm")
+    assert max(norms) > 1, "nothing was clipped"
+    assert losses(curves / "mcf-fsdp", "grad_norm") == pytest.approx(norms, rel=1e-5)
 
 
 def test_what_sharding_cannot_do_is_refused() -> None:
@@ -142,6 +150,11 @@ def test_what_sharding_cannot_do_is_refused() -> None:
 
 def test_other_ranks_and_another_strategy_go_on_with_the_same_curve(curves: Path) -> None:
     assert_equal_runs(curves / "byol-1", curves / "halves")
+
+
+def test_own_batch_norms_resume_with_the_same_bits(curves: Path) -> None:
+    """LEWEL's target uses moving statistics, of which the ranks would each have their own and a checkpoint one."""
+    assert_same(weights(curves / "local-halves"), weights(curves / "local"))
 
 
 def test_ranks_resume_and_refuse_a_batch_they_cannot_share(tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ class LEWEL(nn.Module):
         variants here, and its script's 4 heads are the default (its parser's is 8). The views are FRA's two views
         of a face, because LEWEL is here a baseline of FRA. The pooled embedding is what the backbone exports: for a
         ViT its class token, where the code, which knows ResNets only, averages the map. A timm ResNet starts with the
-        last batch-norm scale of every block at 0 (there: 1).
+        last batch-norm scale of every block at 0 (there: 1). Where batch norm does not span the ranks, the target of
+        "eman" follows the mean of the ranks' statistics (by DistributedDataParallel's default: those of the first).
     """
 
     Args: ClassVar[type[LEWELArgs]] = LEWELArgs

@@ -7,7 +7,11 @@ import math
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from facessl.nn.distributed import world_size
+from facessl.nn.sync_batch_norm import SyncBatchNorm
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,19 +44,24 @@ class MomentumUpdate:
             pairs: (online, target) modules of the same structure.
             buffers: batch-norm statistics (every floating-point buffer) are averaged too and counters are copied; the
                 target then belongs in evaluation mode (Cai et al., "Exponential moving average normalization", CVPR
-                2021).
+                2021). Of norms that do not span the ranks, the online statistics become their mean over the ranks
+                first, so that all ranks have the same target and a checkpoint of any rank is that of all.
         """
         self._pairs = pairs
         self._buffers = buffers
+        self._own: list[Tensor] = []  # online statistics that differ by rank
         self._online: list[Tensor] = []
         self._target: list[Tensor] = []
         self._copied: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def __call__(self, momentum: float) -> None:
-        """Moves the target towards the online network by the share `1 - momentum`."""
+        """Moves the target towards the online network by the share `1 - momentum`; collective call where norms do
+        not span the ranks."""
         if not self._target:
             self._collect()
+        if self._own and world_size() > 1:
+            _average(self._own)
         torch._foreach_lerp_(self._target, self._online, 1 - momentum)
         for online, target in self._copied:
             target.copy_(online)
@@ -62,12 +71,28 @@ class MomentumUpdate:
             self._online += [_local(p.detach()) for p in online.parameters()]
             self._target += [_local(p.detach()) for p in target.parameters()]
             if self._buffers:
+                self._own += _of_this_rank(online)
                 for ours, theirs in zip(online.buffers(), target.buffers(), strict=True):
                     if ours.is_floating_point():
                         self._online.append(ours)
                         self._target.append(theirs)
                     else:
                         self._copied.append((ours, theirs))
+
+
+def _of_this_rank(module: nn.Module) -> list[Tensor]:
+    """Floating-point statistics of the batch norms of `module` that do not span the ranks."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    alone = [norm for norm in norms if not isinstance(norm, SyncBatchNorm)]
+    return [buffer for norm in alone for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
+
+
+def _average(tensors: list[Tensor]) -> None:
+    """Mean over the ranks, in place and in one message."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / world_size()).split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 def _local(parameter: Tensor) -> Tensor:
