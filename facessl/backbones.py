@@ -18,6 +18,7 @@ import facessl.nn.facecycle  # noqa: F401 (tells timm of PCL's own network)
 from facessl.errors import ConfigError, UnknownName
 from facessl.nn.attention import choose_attention
 from facessl.nn.normalise import normalise
+from facessl.nn.sync_batch_norm import SyncBatchNorm
 
 
 class Backbone(nn.Module):
@@ -141,7 +142,16 @@ class Backbone(nn.Module):
         return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
 
     def compile_features(self) -> None:
-        """Compile the feature extractor in place; the state dict keeps its keys."""
+        """Compile the feature extractor in place; the state dict keeps its keys.
+
+        Raises:
+            ConfigError: batch norms that span the ranks, at each of which the compiled code would break off.
+        """
+        if norms := sum(isinstance(part, SyncBatchNorm) for part in self.model.modules()):
+            raise ConfigError(
+                f"--compile was not tested with batch norms that span the ranks ({norms} in {self.name}): leave it "
+                "out, or give each rank its own statistics with --sync-batch-norm false"
+            )
         self.model.forward_features = torch.compile(self.model.forward_features)
 
     def take_any_size(self) -> bool:
@@ -161,6 +171,17 @@ class Backbone(nn.Module):
         embed.strict_img_size, embed.dynamic_img_pad, embed.flatten = False, True, False
         embed.output_fmt = Format.NHWC
         return True
+
+    def check_size(self) -> None:
+        """ConfigError where a ViT would lose an edge of its images: their side is no multiple of its patch."""
+        embed = getattr(self.model, "patch_embed", None)
+        over = self.image_size % self.stride
+        if over and not getattr(embed, "dynamic_img_pad", True):
+            below = self.image_size - over
+            raise ConfigError(
+                f"image size {self.image_size} is no multiple of the patch of {self.stride} pixels of {self.name}: use "
+                f"--image-size {below} or {below + self.stride}"
+            )
 
     def _as_map(self, raw: Tensor, x: Tensor) -> Tensor:
         if raw.ndim == 4:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from facessl.backbones import Backbone
+from facessl.errors import ConfigError
 from facessl.nn.decoder import DecoderLayer, MaskDecoder
 from facessl.nn.distributed import all_reduce_mean, all_reduce_sum, world_size
 from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
@@ -147,6 +148,13 @@ def test_conversion_keeps_keys_and_outputs(name):
     assert all(isinstance(m, SyncBatchNorm) for m in norms)
     torch.testing.assert_close(backbone(x), expected)  # activations of timm's fused norms are still there
     assert convert_sync_batchnorm(nn.BatchNorm1d(3)).running_mean is not None
+
+
+def test_norms_over_the_ranks_are_not_compiled():
+    backbone = Backbone("test_resnet", image_size=64)
+    convert_sync_batchnorm(backbone)
+    with pytest.raises(ConfigError, match=r"--compile.*batch norms.*test_resnet.*--sync-batch-norm false"):
+        backbone.compile_features()
 
 
 def test_one_process_reduces_to_itself():
