@@ -6,10 +6,12 @@
 Per cache: images/s of the loader alone (up to uint8 views on the device), images/s of whole training steps (loader,
 photometric views, forward, loss, backward, optimiser, momentum network), and the share of the bare-backbone rate that
 those reach: the same images as two forward and backward passes and two forward passes of the backbone, floor of
-benchmarks/step.py. Everything runs in turn in one process; results are medians over rounds, shares medians of the
-ratios within a round. On a CPU the seconds are CPU time of one process without workers, so that a busy machine disturbs
-little; on a GPU wall time, where every turn first takes the batches that its workers had ready. "draw" is what the
-loader processes still do where the device cuts the views: milliseconds of one core per 1,024 images.
+benchmarks/step.py. For each cache the three run in turn in one process, without another cache's loader; results are
+medians over rounds, shares medians of the ratios within a round. On a CPU the seconds are CPU time of one process
+without workers, so that a busy machine disturbs little. On a GPU they are wall time; the copy and the photometric views
+of the next batch run beside the step, as in training, and every turn first drops the batches that its workers had
+ready, without training on them (feeding.py). "draw" is what the loader processes still do where the device cuts the
+views: milliseconds of one core per 1,024 images.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import cv2
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from feeding import READY, drained
 from pipeline import Memory, jpegs
 from step import Configuration, RealStep, ratio
 
@@ -35,13 +38,12 @@ from facessl import environment, plugins
 from facessl.batch import Batch
 from facessl.data.cache import Cached, fill
 from facessl.data.loader import TrainLoader
+from facessl.data.prefetch import Prefetcher
 from facessl.views.batched import Boxes, Cutter
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 
 CACHES = ("none", "ram", "device")
-#: Batches that a loader process has ready (torch's prefetch_factor).
-READY = 2
 
 
 def main() -> None:
@@ -85,17 +87,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     setting = Configuration(args, args.method, args.image_size, args.precision)
     step, floor = RealStep(setting), setting.floor()
     photometric = Photometric(step.method.mean, step.method.std)
-    drawn = {cache: batches(args, cache, step.method.views, device) for cache in CACHES}
-    sides: dict[str, Callable[[], Any]] = {"floor": floor}
-    for cache, source in drawn.items():
-        sides[f"load {cache}"] = lambda source=source: next(source).to(device)
-        sides[f"step {cache}"] = lambda source=source: step(photometric(next(source).to(device)))
-    seconds = in_turn(sides, args, device)
-    out: dict[str, Any] = {"bare_backbone_images_per_second": rate(args, seconds["floor"])}
+    out: dict[str, Any] = {}
+    floors: list[float] = []
     for cache in CACHES:
-        share = ratio(seconds["floor"], seconds[f"step {cache}"])
-        load, whole = rate(args, seconds[f"load {cache}"]), rate(args, seconds[f"step {cache}"])
+        source = batches(args, cache, step.method.views, device)
+        ready = Prefetcher(source, device, photometric)
+        sides: dict[str, Callable[[], Any]] = {
+            "floor": floor,
+            "load": lambda source=source: next(source).to(device),
+            "step": lambda ready=ready: step(next(ready)),
+        }
+        seconds = in_turn(sides, lambda source=source: drained(source, READY * args.workers), args, device)  # type: ignore[misc]
+        del source, ready, sides  # ends the loader's processes
+        floors += seconds["floor"]
+        load, whole = rate(args, seconds["load"]), rate(args, seconds["step"])
+        share = ratio(seconds["floor"], seconds["step"])
         out[cache] = {"loader_images_per_second": load, "step_images_per_second": whole, "share_of_backbone": share}
+    out["bare_backbone_images_per_second"] = rate(args, floors)
     out["draw_ms_per_1024_images"] = drawing(step.method.views, args)
     return out
 
@@ -134,15 +142,20 @@ def batches(args: argparse.Namespace, cache: str, views: Any, device: torch.devi
 
 
 def in_turn(
-    sides: dict[str, Callable[[], Any]], args: argparse.Namespace, device: torch.device
+    sides: dict[str, Callable[[], Any]], drain: Callable[[], Any], args: argparse.Namespace, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of `args.steps` calls of every side in each round, after one that warms up."""
+    """Seconds of `args.steps` calls of every side in each round, after one that warms up.
+
+    `drain` drops what a loader has ready. With workers half as many calls again come before those that count.
+    """
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(args.rounds + 1):
         for name, work in sides.items():
-            for _ in range(0 if name == "floor" else READY * args.workers):
-                work()
+            if name != "floor" and args.workers:
+                drain()
+                for _ in range(max(1, args.steps // 2)):
+                    work()
             wait(device)
             start = clock()
             for _ in range(args.steps):

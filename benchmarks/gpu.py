@@ -6,41 +6,47 @@
 Parts run in the order of their worth and each is written as soon as it is measured, so that a run that is cut short
 leaves what it has; a part that fails says why and does not stop the others.
 
-    ceiling     TFLOP/s of a large bf16 matrix product on random numbers, the largest rate that counts as 100 %
+    ceiling     TFLOP/s of large bf16 matrix products on random numbers, a second of each; the largest counts as 100 %
     methods     images/s of the whole step, of the bare-backbone floor and of the straightforward step (step.py), and
                 model FLOP utilisation: counted products and convolutions of the step over its time and the ceiling
     compiled    the same step with compiled backbones
-    data        the step fed from JPEG shards by loader processes, against the same step on views that stay in memory
-    update      optimiser and momentum network as they are, compiled, and captured in a CUDA graph
-    memory      largest memory of a FRA step by batch size
+    data        the step fed from JPEG shards by loader processes, against the same step, copy and photometric views on
+                one batch that stays in memory; what the processes had ready is dropped first (feeding.py)
+    batches     images/s of that step from memory by batch size, as `facessl plan --gpu-images-per-second` takes it
+    messages    with several GPUs: latency of the messages of synchronised batch norm, and a step with it (ranks.py)
+    update      optimiser and momentum network as they are, compiled, and captured in a CUDA graph: an upper bound, as
+                the graph has the learning rate and the momentum of one step in it
+    memory      what a FRA step adds to the memory in use, by batch size
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import gc
+import itertools
 import json
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-import simplejpeg
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
+import feeding
 import naive
+import ranks
 import step
-from pipeline import picture
+from feeding import READY
+from pipeline import Memory, jpegs
 
 from facessl import environment
+from facessl.batch import Batch
 from facessl.data.loader import TrainLoader
 from facessl.data.prefetch import Prefetcher
 from facessl.data.sources.webdataset import WebDataset
@@ -64,7 +70,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.tiny:
         args.batch_size, args.image_size, args.workers, args.images = 4, 64, 1, 32
-    torch.set_float32_matmul_precision("high")
     Run(args).all()
 
 
@@ -85,7 +90,16 @@ class Run:
 
     def all(self) -> None:
         """Every part, as long as there is time."""
-        for part in (self.ceiling, self.methods, self.data, self.update, self.memory, self.compiled):
+        for part in (
+            self.ceiling,
+            self.methods,
+            self.data,
+            self.batches,
+            self.messages,
+            self.update,
+            self.memory,
+            self.compiled,
+        ):
             self.guarded(part.__name__, part)
         print(json.dumps(self.report))
 
@@ -107,16 +121,23 @@ class Run:
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
-    def ceiling(self) -> dict[str, float]:
-        """TFLOP/s of a matrix product, and bytes/s of a copy."""
-        side = 512 if self.args.tiny else 8192
-        a, b = (torch.randn(side, side, device=self.device, dtype=torch.bfloat16) for _ in range(2))
-        product = self.seconds({"product": lambda: torch.mm(a, b)}, rounds=5, inner=10)["product"]
+    def ceiling(self) -> dict[str, Any]:
+        """TFLOP/s of matrix products, each for a second, so that clocks settle; bytes/s of a copy."""
+        shapes = [(8192, 8192, 8192), (4096, 4096, 4096), (16384, 2048, 4096)]
+        found: dict[str, float] = {}
+        for m, n, k in [(512, 512, 512)] if self.args.tiny else shapes:
+            a = torch.randn(m, k, device=self.device, dtype=torch.bfloat16)
+            b = torch.randn(k, n, device=self.device, dtype=torch.bfloat16)
+            once = 1 / self.rate(lambda a=a, b=b: torch.mm(a, b), 3)  # type: ignore[misc]
+            seconds = 0.01 if self.args.tiny else 1.0
+            rate = self.rate(lambda a=a, b=b: torch.mm(a, b), round(seconds / once))  # type: ignore[misc]
+            found[f"{m} x {k} x {n}"] = round(2 * m * n * k * rate / 1e12, 3)
         big = torch.randn(2**20 if self.args.tiny else 2**30, device=self.device)
         other = torch.empty_like(big)
         copy = self.seconds({"copy": lambda: other.copy_(big)}, rounds=5, inner=5)["copy"]
         return {
-            "matrix_tflops": round(2 * side**3 / product / 1e12, 3),
+            "matrix_tflops": max(found.values()),
+            "matrix_tflops_by_shape": found,
             "copy_gigabytes_per_second": round(2 * 4 * big.numel() / copy / 1e9, 1),
         }
 
@@ -184,46 +205,69 @@ class Run:
         return out
 
     def data(self) -> dict[str, Any]:
-        """FRA fed by the loader from shards, against the same step, photometric views included, on one batch."""
+        """FRA fed by the loader from shards, against the same on one batch."""
         config = self.configuration("fra")
-        real = step.RealStep(config)
-        views, photometric = Geometric(real.method.views, config.size), Photometric(real.method.mean, real.method.std)
+        real, workers = step.RealStep(config), self.args.workers
+        photometric = Photometric(real.method.mean, real.method.std)
+        steps = 4 if self.args.tiny else 120
+        kept = self.kept(real, config.batch)
+        memory = feeding.timed(
+            Prefetcher(itertools.repeat(kept), self.device, photometric), real, steps // 2, self.wait
+        )
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            write_shards(Path(folder), self.args.images, workers=self.args.workers, size=96 if self.args.tiny else 256)
+            feeding.write_shards(Path(folder), self.args.images, workers=workers, size=96 if self.args.tiny else 256)
             writing = time.perf_counter() - start
             source: Any = WebDataset(f"{folder}/*.tar", cache=False)
             loader = TrainLoader(
-                source, views, batch_size=config.batch, seed=0, workers=self.args.workers,
+                source, Geometric(real.method.views, config.size), batch_size=config.batch, seed=0, workers=workers,
                 pin_memory=self.device.type == "cuda",
             )  # fmt: skip
             batches: Any = iter(loader)
-            kept = next(batches)
-            steps = max(2, min(100, len(source) // config.batch - 20))
-            alone = self.rate(lambda: next(batches), steps // 2) * config.batch
+            alone = feeding.drained(batches, READY * workers, count=max(4, 4 * READY * workers))
             ready: Any = Prefetcher(batches, self.device, photometric)
-            sides: dict[str, Work] = {
-                "memory": lambda: real(photometric(kept.to(self.device))),
-                "shards": lambda: real(next(ready)),
-            }
-            for work in sides.values():
-                for _ in range(3):
-                    work()
-            memory = self.rate(sides["memory"], steps // 2)
-            waited, start = ready.waited, time.perf_counter()
-            rate = self.rate(sides["shards"], steps)
-            share = (ready.waited - waited) / (time.perf_counter() - start)
+            shards = feeding.timed(ready, real, steps, self.wait)
             ready = batches = None  # ends the loader's processes before the files go
+        again = feeding.timed(
+            Prefetcher(itertools.repeat(kept), self.device, photometric), real, steps // 3 + 1, self.wait
+        )
+        reference = (memory.rate + again.rate) / 2
         return {
-            "workers": self.args.workers,
+            "workers": workers,
             "images": self.args.images,
             "shard_writing_seconds": round(writing, 1),
-            "loader_alone_images_per_second": round(alone, 1),
-            "images_per_second_from_memory": round(memory * config.batch, 1),
-            "images_per_second_from_shards": round(rate * config.batch, 1),
-            "data_wait": round(max(0.0, 1 - rate / memory), 4),
-            "time_in_loader": round(share, 4),
+            "loader_alone_images_per_second": round(alone * config.batch, 1),
+            "images_per_second_from_memory": [round(part.rate * config.batch, 1) for part in (memory, again)],
+            "images_per_second_from_shards": round(shards.rate * config.batch, 1),
+            "data_wait": round(shards.waited, 4),
+            "rate_lost": round(1 - shards.rate / reference, 4),
         }
+
+    def kept(self, real: step.RealStep, batch: int) -> Batch:
+        """A batch as the loader makes it, in page-locked memory."""
+        source: Any = Memory(jpegs(8, 96 if self.args.tiny else 256), repeats=-(-batch // 8))
+        found = next(iter(TrainLoader(source, Geometric(real.method.views, real.of.size), batch_size=batch, seed=0)))
+        return found.pin_memory() if self.device.type == "cuda" else found
+
+    def batches(self) -> dict[str, Any]:
+        """FRA from memory by images per GPU, norms not synchronised."""
+        rates = {}
+        for batch in (2, 4) if self.args.tiny else (8, 32, 64, 256):
+            real = step.RealStep(self.configuration("fra", batch=batch))
+            photometric = Photometric(real.method.mean, real.method.std)
+            ready = Prefetcher(itertools.repeat(self.kept(real, batch)), self.device, photometric)
+            rates[batch] = feeding.timed(ready, real, 4 if self.args.tiny else 60, self.wait).rate * batch
+        return {
+            "images_per_second": {str(batch): round(rate, 1) for batch, rate in rates.items()},
+            "for_plan": ",".join(f"{batch}:{rate:.4g}" for batch, rate in rates.items()),
+        }
+
+    def messages(self) -> dict[str, Any]:
+        """Latency over all GPUs of this machine, and FRA's step with synchronised norms beside plain ones."""
+        if self.device.type == "cuda" and torch.cuda.device_count() < 2:
+            return {"skipped": "one GPU sends no messages"}
+        count = torch.cuda.device_count() if self.device.type == "cuda" else 2
+        return ranks.measure(count, self.args.device, self.args.image_size, (2,) if self.args.tiny else (8, 64))
 
     def update(self) -> dict[str, Any]:
         """Milliseconds of optimiser and momentum network of FRA: as they are, compiled, captured."""
@@ -243,7 +287,7 @@ class Run:
         }
         update()
         if self.device.type == "cuda":
-            sides["both, captured"] = captured(update)
+            sides["both, captured (upper bound)"] = captured(update)
         found = {k: round(1000 * v, 3) for k, v in self.seconds(sides, inner=5).items()}
         if not self.args.tiny:
             try:
@@ -264,15 +308,19 @@ class Run:
             return {"skipped": "torch counts memory on a GPU only"}
         out: dict[str, float] = {}
         for batch in (64, 128, 256, 512):
+            gc.collect()
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_allocated()  # what other parts left
             config = self.configuration("fra", batch=batch)
+            views = config.batch_in_memory()
+            config.views = []  # or they would be there twice
             real = step.RealStep(config)
             torch.cuda.reset_peak_memory_stats()
             for _ in range(2):
-                real(config.batch_in_memory())
-            out[str(batch)] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-            del real, config
-            torch.cuda.empty_cache()
-        return {"gibibytes_by_batch_size": out}
+                real(views)
+            out[str(batch)] = round((torch.cuda.max_memory_allocated() - before) / 2**30, 2)
+            del real, config, views
+        return {"gibibytes_by_batch_size": out, "note": "a run has the next batch's views in memory as well"}
 
     # ---- helpers ---------------------------------------------------------------------------------------------------
 
@@ -328,25 +376,6 @@ def captured(work: Work) -> Work:
     with torch.cuda.graph(graph):
         work()
     return graph.replay
-
-
-def write_shards(folder: Path, images: int, *, workers: int, size: int, per_shard: int = 1024) -> None:
-    """Tars of noise JPEGs with the detail of photographs; 16 to 512 different ones, over and over."""
-    different = max(16, min(512, images // 4))
-    with ThreadPool(min(workers, 16)) as pool:  # OpenCV and the encoder release the interpreter's lock
-        files = pool.map(lambda seed: jpeg(size, seed), range(different))
-    for shard, start in enumerate(range(0, images, per_shard)):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
-            for number in range(start, min(images, start + per_shard)):
-                info = tarfile.TarInfo(f"{number:08d}.jpg")
-                data = files[number % len(files)]
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-
-
-def jpeg(size: int, seed: int) -> bytes:
-    """One encoded picture, quality 90, 4:2:0."""
-    return simplejpeg.encode_jpeg(picture(size, seed), quality=90, colorsubsampling="420")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
 
 The reference does what the released code of FRA, LEWEL and BYOL in PyTorch does: it decodes with Pillow, once per
 image, and for each of two views runs RandomResizedCrop, flip, colour jitter, grey, Gaussian blur, solarisation, tensor,
-normalisation. Everything runs alternating in one process on one thread, in CPU time, so that a busy machine changes
-neither side alone; a rate is the median of the rounds, a ratio the median of the ratios within a round. The images are
-noise with the detail of photographs (JPEG, quality 90, 4:2:0); a size is pixels stored : pixels of a view.
-`--workers` also prints what N loader processes reach against one, in wall time: it says nothing on a busy machine.
+normalisation. Beside it stands "reference_crops", the part of it that does the work of "worker" and no more: decoding,
+two crops and flips, uint8. Everything runs alternating in one process on one thread, in CPU time, so that a busy
+machine changes neither side alone; a rate is the median of the rounds, a ratio that of those within a round. The images
+are noise with the detail of photographs (JPEG, quality 90, 4:2:0); a size is pixels stored : pixels of a view.
+"scaling" is what N loader processes reach against one, in wall time, N the cores: it says nothing on a busy machine.
 """
 
 from __future__ import annotations
@@ -100,6 +101,24 @@ def reference(
     )
 
 
+def reference_crops(files: list[bytes], size: int) -> Callable[[], list[np.ndarray]]:
+    """The geometric part of the reference alone: V arrays (B, size, size, 3) uint8, as `Parts.worker` makes them."""
+    makers = [
+        tv.Compose([tv.RandomResizedCrop(size, scale=view.scale, ratio=view.ratio), tv.RandomHorizontalFlip(view.flip)])
+        for view in FRA_VIEWS
+    ]
+    room = [np.empty((len(files), size, size, 3), np.uint8) for _ in makers]
+
+    def make() -> list[np.ndarray]:
+        for row, data in enumerate(files):
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+            for out, maker in zip(room, makers, strict=True):
+                out[row] = maker(image)
+        return room
+
+    return make
+
+
 class PillowBlur:
     """Gaussian blur as MoCo v2 and its followers have it: Pillow's, with a sigma drawn uniformly.
 
@@ -130,6 +149,7 @@ class Parts:
     def __init__(self, files: list[bytes], size: int) -> None:
         self.files = files
         self.reference = reference_views(files, size)
+        self.reference_crops = reference_crops(files, size)
         self.geometric = Geometric(FRA_VIEWS, size)
         self.room = [np.empty((size, size, 3), np.uint8) for _ in FRA_VIEWS]
         self.photometric = Photometric(VGGFACE2_MEAN, VGGFACE2_STD)
@@ -184,7 +204,7 @@ def measure(stored: int, size: int, images: int, rounds: int) -> dict[str, Any]:
     images = max(8, images * 256 // max(stored, 256))
     files = jpegs(images, stored)
     parts = Parts(files, size)
-    names = ("reference", "decode", "worker", "loader", "photometric_part", "complete")
+    names = ("reference", "reference_crops", "decode", "worker", "loader", "photometric_part", "complete")
     spent = alternate({name: getattr(parts, name) for name in names}, rounds)
 
     def ratio(above: str, below: str) -> float:
@@ -196,6 +216,7 @@ def measure(stored: int, size: int, images: int, rounds: int) -> dict[str, Any]:
         "stored_pixels": stored,
         "kilobytes_per_file": round(sum(map(len, files)) / images / 1000, 1),
         "images_per_second_per_core": {name: round(images / statistics.median(spent[name]), 1) for name in names},
+        "worker_times_reference_crops": ratio("reference_crops", "worker"),
         "worker_times_reference": ratio("reference", "worker"),
         "loader_times_reference": ratio("reference", "loader"),
         "complete_times_reference": ratio("reference", "complete"),
