@@ -20,6 +20,7 @@ from facessl.commandline import (
     configured,
     device_of,
     list_skipped,
+    one_sentence,
     overview,
     parsed_words,
     refuse_other_protocols,
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     found = [(n.removeprefix("cmd_"), f) for n, f in globals().items() if n.startswith("cmd_")]
     commands = dict(sorted(found, key=lambda pair: pair[1].__module__ != __name__))  # imported ones last
+    warnings.formatwarning = one_sentence
     try:
         if not words or words[0] in ("-h", "--help"):
             print(overview(commands))

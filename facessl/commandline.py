@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from facessl import plugins
-from facessl.errors import ConfigError, UnknownName
+from facessl.errors import ConfigError, DataWarning, UnknownName
 
 
 def configured(argv: list[str], command: Any, shown: Callable[[Any], Any]) -> tuple[Any, bool]:
@@ -111,6 +111,14 @@ def overview(commands: dict[str, Callable[..., int]]) -> str:
     lines = ["Face representations learned without labels.", "", "usage: facessl COMMAND ...", ""]
     lines += [f"  {name:10} {summary(command)}" for name, command in commands.items()]
     return "\n".join([*lines, "", "facessl COMMAND --help tells the flags of each."])
+
+
+def one_sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What a warning prints: of ours the sentence, of others' the place, too."""
+    told = f"facessl: {message}\n"
+    return told if issubclass(category, DataWarning) else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def summary(command: Callable[..., int]) -> str:

@@ -132,6 +132,8 @@ class RunConfig:
         mean: of the normalisation, RGB in 0..1; null: the method's.
         std: of the normalisation, RGB in 0..1; null: the method's.
         views: augmentation; null: the method's.
+        given: names of the settings that were asked for beside a recipe, dotted; a recipe's warm-up gives way to a
+            short run.
     """
 
     source: str = "synthetic:"
@@ -165,6 +167,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     method: Mapping[str, Any] = field(default_factory=lambda: {"name": "fra"})
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         positive = ("image_size", "accumulate", "epochs", "log_every")
@@ -185,7 +188,9 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (str, int, float, bool, list, dict), as `config.yaml` holds them."""
-        return plain(dataclasses.asdict(self))
+        values = dataclasses.asdict(self)
+        del values["given"]
+        return plain(values)
 
 
 #: Settings that may differ between the two halves of a resumed run: they do not change what is learned.

@@ -42,6 +42,15 @@ class TrainingError(FaceSSLError):
     """A run that cannot go on (a loss that is not finite, too many unreadable images)."""
 
 
+class DataWarning(UserWarning):
+    """Something odd in a source that can be used all the same; the command line prints the sentence alone."""
+
+
+def many(count: int, noun: str) -> str:
+    """A number and its noun: 1 step, 2 steps."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Names for a sentence: the first few, and how many there are."""
     shown = ", ".join(names[:most]) or "none"

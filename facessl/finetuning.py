@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from facessl import checkpoint, environment, loading, parsing, tuned
 from facessl.backbones import Backbone
 from facessl.config import BackboneConfig, differences, plain
-from facessl.data.loader import TrainLoader
+from facessl.data.decode import ImageError
+from facessl.data.loader import TrainLoader, pixels
 from facessl.data.source import Source
-from facessl.errors import ConfigError
+from facessl.errors import ConfigError, DataError, many
 from facessl.finetune_config import FinetuneConfig
 from facessl.methods.base import Progress
 from facessl.nn.sync_batch_norm import convert_sync_batchnorm
@@ -28,6 +29,7 @@ from facessl.protocols._subset import column
 from facessl.report import write_report
 from facessl.running import (
     loader_workers,
+    make_folder,
     one_after_another,
     one_error_in_distributed,
     run_folder,
@@ -43,6 +45,9 @@ from facessl.tuning_plan import cheaper_hint, derive, settle, size_reason
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
+
+#: Images of a part of which one must be readable; what a larger part has behind them is seen when it is scored.
+_TRIED = 200
 
 
 def finetune(run: str = "none", source: str = "", **settings: Any) -> dict[str, Any]:
@@ -94,6 +99,7 @@ def _run(config: FinetuneConfig) -> dict[str, Any]:
     watch = _Selection(folder, chosen, augment, config, fabric)
     for part in (data.test, chosen or data.test):
         model.task.meter(part, augment)  # what cannot be scored is said now, not after hours of training
+        _check_readable(part, "test" if part is data.test else "validation")
     trainer = _trainer(fabric, model, plan, config, folder, resolved, watch)
     if fabric.world_size > 1 and not saved:
         torch.manual_seed(config.seed + fabric.global_rank)  # dropout differs between the ranks
@@ -125,7 +131,9 @@ def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
     if config.run == "none":
         b: BackboneConfig = config.backbone
         torch.manual_seed(config.seed)
-        return Backbone(b.name, image_size=size or 224, pretrained=b.pretrained, **b.options), None
+        fresh = Backbone(b.name, image_size=size or 224, pretrained=b.pretrained, **b.options)
+        fresh.check_size()
+        return fresh, None
     backbone = loading.load_backbone(config.run)
     if config.backbone.options:
         backbone = loading.with_options(backbone, config.backbone.options)
@@ -133,6 +141,7 @@ def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
     own = backbone.image_size
     if size is not None:
         loading.set_image_size(backbone, size)
+        backbone.check_size()
     return backbone, own
 
 
@@ -155,6 +164,23 @@ def _parts(config: FinetuneConfig) -> Parts:
             "shards on a disk"
         )
     return found
+
+
+def _check_readable(source: Source, part: str) -> None:
+    """DataError where no image of a part can be read; of many images the first are tried."""
+    failed: ImageError | None = None
+    for index in range(min(len(source), _TRIED)):
+        try:
+            pixels(source[index])
+            return
+        except ImageError as error:
+            failed = failed or error
+    if failed is not None and len(source) <= _TRIED:
+        which = f"the first of {len(source)}" if len(source) > 1 else "its only one"
+        raise DataError(
+            f"no image of the {part} part can be read ({which}: {failed.key}: {failed.reason}): correct the paths, or "
+            f"name other images with --{'test' if part == 'test' else 'val'}"
+        )
 
 
 def _resolve(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
@@ -287,7 +313,7 @@ def _balance(source: Source) -> np.ndarray:
 def _write_head(
     folder: Path, resolved: Mapping[str, Any], plan: Plan, data: Parts, size_reason: str, *, fresh: bool
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if fresh:
         for stale in ("best.json", "best.safetensors"):  # of a run that was stopped before its first checkpoint
             (folder / stale).unlink(missing_ok=True)
@@ -297,8 +323,8 @@ def _write_head(
     say(
         f"{resolved['task']['name']} ({resolved['protocol']}) on {resolved['backbone']['name']}, "
         f"{resolved['image_size']} px ({size_reason}) -> {folder}\n"
-        f"{len(data.train)} images to train on, validation {held}, test {len(data.test)}; {plan.total_steps} steps "
-        f"of {plan.batch_size} images, {plan.steps_per_epoch} an epoch"
+        f"{many(len(data.train), 'image')} to train on, validation {held}, test {len(data.test)}; "
+        f"{many(plan.total_steps, 'step')} of {many(plan.batch_size, 'image')}, {plan.steps_per_epoch} an epoch"
     )
 
 

@@ -128,7 +128,10 @@ def parse(argv: Sequence[str], *, base: Mapping[str, Any] | None = None, command
         SystemExit: after `--help` or `--print_config`.
     """
     values, rest = _sorted_out(argv, base or {}, command)
-    return _build(values, rest, command)
+    config = _build(values, rest, command)
+    if command is PRETRAIN:  # a recipe is made for another length and is not what was asked for
+        config = dataclasses.replace(config, given=frozenset(w[2:].partition("=")[0] for w in rest))
+    return config
 
 
 def resumed(argv: Sequence[str], command: Command = PRETRAIN) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from facessl.data.cache import Cached, Store, fill, fill_once
 from facessl.data.decode import FACTORS
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source, open_source
-from facessl.errors import ConfigError, DataError
+from facessl.errors import ConfigError, DataError, many
 from facessl.inference import region_grid, write_png
 from facessl.methods.base import Method
 from facessl.nn.sync_batch_norm import convert_sync_batchnorm
@@ -32,6 +32,7 @@ from facessl.report import write_report
 from facessl.running import (
     check_accumulation,
     loader_workers,
+    make_folder,
     one_after_another,
     one_error_in_distributed,
     run_folder,
@@ -162,6 +163,8 @@ def derive(settings: RunConfig, source: Source, asked: RunConfig) -> Plan:
         )
     else:
         warmup = round(o.warmup_epochs * (per_epoch or 0))
+        if warmup > total and asked.given.isdisjoint(("optim", "optim.warmup_epochs")):
+            warmup = total // 5
     if warmup > total:
         raise ConfigError(
             f"optim.warmup_epochs = {o.warmup_epochs} is {warmup} steps, but the run has {total}: use "
@@ -215,6 +218,7 @@ def _refuse_other(config: RunConfig, saved: Mapping[str, Any], source: Source, f
 
 
 def _check_needs(method: Method, source: Source, settings: RunConfig) -> None:
+    method.backbone.check_size()
     missing = sorted(method.needs - source.provides)
     if missing:
         raise DataError(
@@ -339,7 +343,7 @@ def _trainer(
 
 
 def _report_verdicts(step: int, values: dict[str, float]) -> None:
-    for sentence in monitors.verdicts(values):
+    for sentence in monitors.verdicts(values) if step else ():  # an untrained network has nothing to collapse
         say(f"step {step}: {sentence}")
 
 
@@ -349,7 +353,7 @@ def sharded(config: RunConfig, fabric: Fabric) -> bool:
 
 
 def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, settings: RunConfig, *, fresh: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if fresh:
         text = yaml.safe_dump(dict(resolved), sort_keys=False)
         checkpoint.write_atomic(folder / "config.yaml", text.encode())
@@ -357,15 +361,15 @@ def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, settings:
     checkpoint.write_atomic(folder / "environment.json", env.encode())
     say(
         f"{settings.method['name']} on {settings.backbone.name}, {settings.image_size} px -> {folder}\n"
-        f"{plan.total_steps} steps of {plan.batch_size} images"
-        f"{f' ({plan.steps_per_epoch} steps an epoch)' if plan.steps_per_epoch else ''}, "
-        f"peak learning rate {plan.peak:.4g} after {plan.warmup_steps} steps of warm-up (derived)"
+        f"{many(plan.total_steps, 'step')} of {many(plan.batch_size, 'image')}"
+        f"{f' ({plan.steps_per_epoch:,} an epoch)' if plan.steps_per_epoch else ''}, "
+        f"peak learning rate {plan.peak:.4g} after {many(plan.warmup_steps, 'step')} of warm-up (derived)"
     )
-    if settings.optim.warmup_epochs is None and plan.warmup_steps < 10 * (plan.steps_per_epoch or plan.total_steps):
-        say(
-            f"{plan.warmup_steps} steps of warm-up are a fifth of the run, instead of ten epochs "
-            "(--optim.warmup-epochs sets it)"
-        )
+    epochs = settings.optim.warmup_epochs
+    usual = "ten epochs" if epochs is None else f"the recipe's {epochs:g}"
+    if plan.warmup_steps < round((10 if epochs is None else epochs) * (plan.steps_per_epoch or plan.total_steps)):
+        steps = f"{many(plan.warmup_steps, 'step')} of warm-up, at most a fifth of the run,"
+        say(f"{steps} instead of {usual} (--optim.warmup-epochs sets it)")
 
 
 def _finish(

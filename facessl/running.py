@@ -94,6 +94,16 @@ def run_folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path
     return Path(fabric.broadcast(str(folder)))
 
 
+def make_folder(folder: Path) -> None:
+    """The run folder and those above it. ConfigError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {folder} cannot be made ({error.strerror}): name a folder where you may write"
+        ) from None
+
+
 def saved_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
     """The state to resume from; None for a fresh run. A run that is already there is never overwritten."""
     last = folder / "checkpoints" / "last.ckpt"
@@ -108,6 +118,10 @@ def saved_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
         raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is a file: name a folder")
+    above = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "may not be written to" if above.is_dir() else "is a file"
+        raise ConfigError(f"--out {folder} cannot be made, as {above} {why}: name a folder where you may write")
     return None
 
 
@@ -184,6 +198,12 @@ def one_error_in_distributed() -> Iterator[None]:
         if torch.distributed.is_available() and torch.distributed.is_initialized() and ranks()[0] > 1:
             torch.distributed.destroy_process_group()
         raise
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "batch norm cannot be trained on a batch of one image: use --batch-size 2 or more, and more images"
+        ) from None
     except RuntimeError as error:
         if ranks()[0] == 1 or not lost_connection(error):
             raise

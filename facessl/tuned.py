@@ -182,7 +182,8 @@ def score(
         meter.add(found, batch)
         seen += len(batch)
     if not seen:
-        raise DataError("no image of the source could be read" + (f": {loader.skipped[0]}" if loader.skipped else ""))
+        first = ": ".join(loader.skipped[0]) if loader.skipped else "it has none"
+        raise DataError(f"no image that was to be scored could be read (the first: {first}): correct the paths")
     result: dict[str, Any] = {**meter.result(), "skipped": len(loader.skipped)}
     check_result(result, task)
     return result

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from facessl.backbones import Backbone
-from facessl.errors import ConfigError
+from facessl.errors import ConfigError, many
 from facessl.finetune_config import FinetuneConfig
 from facessl.trainer import Plan
 from facessl.tuning_optim import schedule
@@ -52,7 +52,7 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
     elif steps > most:
         epochs = most / per_epoch
         notes.append(
-            f"{most} steps of warm-up, a fifth of the run, instead of the protocol's {steps} "
+            f"{many(most, 'step')} of warm-up, at most a fifth of the run, instead of the protocol's {steps} "
             "(--optim.warmup-epochs sets it)"
         )
     optim = dataclasses.replace(config.optim, warmup_epochs=epochs)

@@ -14,12 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from facessl import checkpoint
+from facessl import checkpoint, pretraining
 from facessl.cli import main
+from facessl.data.source import open_source
+from facessl.errors import ConfigError, DataWarning
+from facessl.parsing import parse
 from facessl.trainer import Trainer
 from tests.helpers import TINY, weights
 
 REST = TINY[1:]
+#: A fine-tuning run that is refused before it, or in its first step.
+TUNED = ["--backbone", "resnet10t", "--image-size", "32", "--max-steps", "1", "--workers", "0", "--device", "cpu"]
 
 
 def photo(path: Path, side: int = 48, value: int = 0, **options: object) -> None:
@@ -81,6 +86,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["probe", "no-run", "synthetic:?n=4", "--kk", "3"], "'--k'"),
         (["pretrain", "--mean", "0.5"], "a list of 3, such as '[0.1, 0.1, 0.1]' or null"),
         (["pretrain", *TINY, "--optim.warmup-epochs", "9"], "warmup-epochs null"),
+        (["pretrain", "--method", "mae", "--backbone", "vit_tiny_patch16_224", "--image-size", "70"], "64 or 80"),
+        (["pretrain", *TINY, "--backbone", "vit_tiny_patch16_224", "--image-size", "70"], "64 or 80"),
+        (["pretrain", *TINY, "--out", "/proc/run"], "--out /proc/run cannot be made"),
+        (["pretrain", *TINY, "--out", f"{__file__}/run"], "test_bad_input.py is a file"),
         (["report", "no-run"], "no-run"),
         (["list", "methodes"], "methods"),
         (["pretrian"], "pretrain"),
@@ -92,6 +101,80 @@ def test_wrong_words(
     monkeypatch.chdir(tmp_path)
     assert says in refused(capsys, *words)
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def table(folder: Path, rows: list[str]) -> Path:
+    """A table with a row per photo of `folder`; a row may also name a photo that is not there."""
+    photos(folder)
+    (folder / "mine.csv").write_text("\n".join(["image,mood", *rows]) + "\n")
+    return folder / "mine.csv"
+
+
+@pytest.mark.parametrize(
+    ("moods", "query", "says"),
+    [
+        (["0", "1", "2", "99", "0", "1", "2", "0"], "", "line 5: mood is 99"),
+        (["0", "1", "2", "3", "0", "1", "2", "0"], "&classes=3", "line 5: the mood is '3'"),
+        (["joy", "sad", "hapy", "joy", "sad", "joy"], "&classes=2", "has 3 classes"),
+    ],
+)
+def test_a_slip_in_a_column_of_classes_is_no_class(
+    moods: list[str], query: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = table(tmp_path / "p", [f"{i:02d}.jpg,{mood}" for i, mood in enumerate(moods)])
+    assert says in refused(capsys, "finetune", "none", f"labels-csv:{file}?label=mood{query}", *TUNED)
+
+
+def test_a_test_part_without_a_readable_image_is_told_before_training(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = table(tmp_path / "p", [f"{i:02d}.jpg,{i % 2}" for i in range(8)])
+    gone = table(tmp_path / "q", ["00.jpg,1", "zzz.jpg,0"])
+    (tmp_path / "q" / "00.jpg").write_text("this is no picture")
+    words = [f"labels-csv:{file}?label=mood", "--test", f"labels-csv:{gone}?label=mood", *TUNED]
+    said = refused(capsys, "finetune", "none", *words, "--out", str(tmp_path / "run"))
+    assert "test part" in said
+    assert "00.jpg" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_per_class_of_a_bare_table_name_the_fix(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = table(tmp_path / "p", [f"{i:02d}.jpg,{i % 2}" for i in range(8)])
+    said = refused(capsys, "finetune", "none", str(file), *TUNED, "--labels", "2-per-class")
+    assert "labels-csv:FILE?label=COLUMN" in said
+
+
+def test_a_batch_of_one_image_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = table(tmp_path / "p", [f"{i:02d}.jpg,{i % 2}" for i in range(8)])
+    said = refused(capsys, "finetune", "none", f"labels-csv:{file}?label=mood", *TUNED, "--batch-size", "1",
+                   "--out", str(tmp_path / "run"))  # fmt: skip
+    assert "--batch-size 2" in said
+
+
+def test_a_landmark_far_from_its_face_is_told_with_its_line(tmp_path: Path) -> None:
+    photos(tmp_path, 3)
+    head = "image," + ",".join(f"x{i},y{i}" for i in range(5))
+    rows = [f"{i:02d}.jpg,10,10,30,10,20,20,12,30,{'28,3000' if i == 1 else '28,30'}" for i in range(3)]
+    (tmp_path / "marks.csv").write_text("\n".join([head, *rows]))
+    with pytest.warns(DataWarning, match="line 3: y4 is 3000") as told:
+        open_source(f"landmarks-csv:{tmp_path / 'marks.csv'}")
+    assert len(told) == 1
+
+
+def test_the_warm_up_of_a_recipe_gives_way_to_a_short_run() -> None:
+    words = ["--config", "mcf/smoke", "--max-steps", "5", "--batch-size", "64"]
+    source = open_source("synthetic:?n=1024&size=32")
+    config = parse(words)
+    assert pretraining.derive(config, source, config).warmup_steps == 1
+    asked = parse([*words, "--optim.warmup-epochs", "1"])
+    with pytest.raises(ConfigError, match="16 steps, but the run has 5"):
+        pretraining.derive(asked, source, asked)
+
+
+def test_an_untrained_network_has_not_collapsed(capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (0, 5):
+        pretraining._report_verdicts(step, {"embedding_std": 0.05})
+    assert capsys.readouterr().err.startswith("step 5: the embeddings have collapsed")
 
 
 def test_empty_and_unreadable_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -40,7 +40,10 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
     if not len(source):
         return source
     if each is not None and "label" not in source.provides:
-        raise ConfigError(f"labels={spec} needs classes, and the source has none: use a share such as 10%")
+        raise ConfigError(
+            f"labels={spec} needs classes, and the source has none: name their column as labels-csv:FILE?label=COLUMN, "
+            "or use a folder with one sub-folder per class, or a share such as 10%"
+        )
     classes = column(source, "label") if "label" in source.provides else np.zeros(len(source), np.int64)
     order = np.random.default_rng((seed, 1)).permutation(len(source))
     chosen = []

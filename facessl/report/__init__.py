@@ -143,7 +143,7 @@ def headline(run: RunFolder) -> dict[str, Any]:
         "knn": _knn(run, -1),
         "monitors_first": first,
         "monitors": last,
-        "collapse": monitors.verdicts(known) if known else None,
+        "collapse": monitors.verdicts(known) if _measured_trained(run, known) else None,
         "notes": _notes(run, known),
     }
 
@@ -194,6 +194,11 @@ def _knn(run: RunFolder, position: int) -> dict[str, Any] | None:
         "mean_class_accuracy": float(per_class[position]) if len(per_class) else None,
         "interval": [float(low[position]), float(high[position])] if len(low) and len(high) else None,
     }
+
+
+def _measured_trained(run: RunFolder, watched: Mapping[str, float]) -> bool:
+    """Whether anything was measured after the first step: an untrained network has nothing to collapse."""
+    return any(run.series(f"monitor/{name}")[0][-1] > 0 for name in watched)
 
 
 def _notes(run: RunFolder, watched: dict[str, float]) -> list[str]:

@@ -22,7 +22,7 @@ from facessl.data.sources._lists import (
     real,
     whole,
 )
-from facessl.errors import ConfigError, DataError
+from facessl.errors import ConfigError, DataError, listed
 
 LAYOUT = "labels-csv expects a CSV file with a header and a column of image paths"
 
@@ -60,6 +60,7 @@ class LabelsCsv:
         *,
         split: str | None = None,
         label: str | None = None,
+        classes: int | None = None,
         attributes: str | None = None,
         identity: str | None = None,
         group: str | None = None,
@@ -71,13 +72,16 @@ class LabelsCsv:
             path: the table.
             split: take only rows with this value in the column `split`; None takes all.
             label, identity, group: columns with these values.
+            classes: how many classes `label` has. None: as many as there are names, or the largest number and 1; one
+                that is more than twice the next is refused, as a slip of the pen would make many empty classes.
             attributes: columns, separated by commas or semicolons; "*" takes every column that is 0 or 1 in all rows.
             image: column of paths; "auto" looks for the usual names.
             root: folder that relative paths start from; None: the table's own.
 
         Raises:
             UnknownName: a column that the table does not have.
-            ConfigError: a split that does not occur, or no attribute column.
+            ConfigError: a split that does not occur, another number of class names than `classes`, or no attribute
+                column.
             DataError: the table or its first image is missing, or a row is not as expected.
         """
         file = Path(path).expanduser()
@@ -88,7 +92,9 @@ class LabelsCsv:
         self.label_names: tuple[str, ...] = ()
         self.attribute_names: tuple[str, ...] = ()
         if label is not None:
-            columns["label"], self.label_names = table.classes(label)
+            columns["label"], self.label_names = table.labels(label, classes)
+        elif classes is not None:
+            raise ConfigError(f"labels-csv?classes={classes} has no column to count: add label=COLUMN")
         if group is not None:
             columns["group"], self.group_names = table.classes(group)
         if identity is not None:
@@ -159,6 +165,27 @@ class _Table:
         names = class_order(values)
         place = {name: at for at, name in enumerate(names)}
         return [place[value] for value in values], tuple(names)
+
+    def labels(self, column: str, count: int | None) -> tuple[list[int], tuple[str, ...]]:
+        """As `classes`, of the column of labels: `count` classes, or as many as the values say if that is plausible."""
+        numbers, names = self.classes(column)
+        used = sorted(set(numbers))
+        top = used[-1]
+        where = self._wheres[numbers.index(top)]
+        if names != tuple(map(str, range(top + 1))):
+            if count not in (None, len(names)):
+                raise ConfigError(
+                    f"{self.file} has {len(names)} classes in the column {column}, not classes={count}: {listed(names)}"
+                )
+        elif count is not None:
+            whole(str(top), where, column, 0, count - 1)
+            return numbers, tuple(map(str, range(count)))
+        elif len(used) > 1 and used[-1] + 1 > 2 * (used[-2] + 1):
+            raise DataError(
+                f"{where}: {column} is {top}, and the next lower class in the table is {used[-2]}: correct the row, or "
+                f"say that there are so many classes with classes={top + 1}"
+            )
+        return numbers, names
 
     def people(self, column: str) -> list[int]:
         """(N,) identities: numbers as they are, names by their place in the sorted list."""

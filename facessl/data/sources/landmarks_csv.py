@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from facessl.batch import Sample
 from facessl.data.layouts import layout as landmark_layout
 from facessl.data.sources._annotations import numbers, square_around
 from facessl.data.sources._lists import Items, check_column, csv_header, csv_table, expected, image_column
-from facessl.errors import ConfigError, DataError
+from facessl.errors import ConfigError, DataError, DataWarning
 
 LAYOUT = expected("landmarks-csv", "a .csv or .tsv table", "columns image, x0, y0, x1, y1, ...")
 #: Columns of a box, first match.
 BOXES = (("left", "top", "right", "bottom"), ("xmin", "ymin", "xmax", "ymax"))
+#: Interquartile ranges from the median beyond which a landmark is no part of its face; faces reach about 2.
+_STRAY = 6
 _ROLES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -71,12 +74,13 @@ class LandmarksCSV:
         paths = image_column(file, header, image)
         coordinates = [f"{axis}{i}" for i in range(count) for axis in "xy"]
         extra = [*filters, *(["split"] if "split" in header else [])]
-        names, values, found = [], [], set()
+        names, values, lines, found = [], [], [], set()
         for place, cells in csv_table(file, [paths, *extra, *box, *coordinates], LAYOUT):
             if extra and extra[-1] == "split":
                 found.add(cells[len(extra)])
             if all(cell in wanted for cell, wanted in zip(cells[1:], filters.values(), strict=False)):
                 names.append(cells[0])
+                lines.append(place)
                 values.append(numbers(cells[1 + len(extra) :], place, "box or landmark"))
         if not names:
             asked = ", ".join(f"{column} {'|'.join(sorted(wanted))}" for column, wanted in filters.items())
@@ -85,6 +89,7 @@ class LandmarksCSV:
         self.layout = layout
         table = np.array(values)
         points = table[:, len(box) :].reshape(len(names), count, 2)
+        _warn_of_strays(points, lines)
         boxes = _checked(file, table[:, :4]) if box else square_around(points)
         columns = {"landmarks": points, "box": boxes}
         hint = "paths start from the table, from images/ beside it, or from root="
@@ -119,6 +124,29 @@ def _points(file: Path, header: list[str], layout: str | None) -> int:
     if layout is not None and landmark_layout(layout).points != count:
         raise ConfigError(f"{file} has {count} landmarks, but the layout {layout} has {landmark_layout(layout).points}")
     return count
+
+
+def _warn_of_strays(points: np.ndarray, lines: list[str]) -> None:
+    """DataWarning where a landmark lies far from all others of its face, as a slip of the pen does.
+
+    Args:
+        points: (N, K, 2) pixels; fewer than five landmarks tell nothing.
+        lines: place of each face in the table.
+    """
+    if points.shape[1] < 5:
+        return
+    low, middle, high = np.quantile(points, (0.25, 0.5, 0.75), axis=1)  # (N, 2)
+    side = (high - low).max(1)[:, None, None]
+    far = np.argwhere(np.abs(points - middle[:, None]) > _STRAY * side)  # (M, 3)
+    if len(far):
+        face, point, axis = far[0].tolist()
+        several = f"; {len(far)} coordinates in all" if len(far) > 1 else ""
+        warnings.warn(
+            f"{lines[face]}: {'xy'[axis]}{point} is {points[face, point, axis]:g}, far from the face's other "
+            f"landmarks{several}: correct it, or leave the row out",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def _filters(file: Path, header: list[str], where: str | None) -> dict[str, set[str]]:
