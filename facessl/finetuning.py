@@ -108,6 +108,10 @@ def _run(config: FinetuneConfig) -> dict[str, Any]:
     loader = _loader(data.train, model.task, labels, augment, config, fabric, trainer.step)
     if fabric.is_global_zero:
         _write_head(folder, resolved, plan, data, size_reason(config, own_size), fresh=saved is None)
+        if saved:
+            more = trainer.step < plan.total_steps
+            step = f"step {trainer.step:,} of {plan.total_steps:,}"
+            say(f"going on from {step}" if more else f"the run is already finished at {step}; scoring it again")
         for note in notes:
             say(note)
         if saved is None and (hint := cheaper_hint(model.task, fabric.device.type)):

@@ -116,9 +116,13 @@ def _run(config: RunConfig) -> Result:
         trainer.load_state(saved)
     if fabric.is_global_zero:
         _write_head(folder, resolved, plan, settings, fresh=saved is None)
+    if store is not None:
+        trainer.note_skipped(store.unread())
     batches = _batches(source, store, views, settings, config, plan, fabric, start_step=trainer.step)
     if trainer.step >= plan.total_steps:
         say(f"the run is already finished at step {trainer.step}; rewriting its report")
+    elif saved:
+        say(f"going on from step {trainer.step:,} of {plan.total_steps:,}")
     finished = trainer.fit(batches)
     headline: dict[str, Any] = {}
     if sharded(config, fabric):  # what is exported and drawn is a whole network, on one rank
@@ -375,8 +379,8 @@ def _write_head(folder: Path, resolved: Mapping[str, Any], plan: Plan, settings:
 def _finish(
     folder: Path, method: Method, settings: RunConfig, source: Source, steps: int, finished: bool
 ) -> dict[str, Any]:
-    status = json.dumps({"finished": finished, "steps": steps})
-    checkpoint.write_atomic(folder / "status.json", status.encode())
+    told = {"finished": finished, "steps": steps, "source_images": None if source.streaming else len(source)}
+    checkpoint.write_atomic(folder / "status.json", json.dumps(told).encode())
     info = loading.card(method, settings, steps=steps, commit=environment.commit())
     checkpoint.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
     if getattr(method, "heatmaps", None) is not None and getattr(method, "has_regions", True):

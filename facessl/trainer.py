@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class Trainer:
         began = time.perf_counter()
         if self.step == 0 and self._log is not None:  # a run that was stopped before its first checkpoint begins again
             self._log.cut_after(-1)
-            self._log.restart_skipped({})
+            self._log.restart_skipped(self.skipped)
         window = _Window(first_step=self.step)
         ready = Prefetcher(batches, self.fabric.device, self.photometric)
         with self._stopping, ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
@@ -191,7 +191,7 @@ class Trainer:
         waited = batches.waited
         batch = next(batches)
         window.waited += batches.waited - waited
-        self._note_skipped(batch)
+        self.note_skipped(batch.skipped)
         rate = self.plan.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -312,8 +312,9 @@ class Trainer:
                 self._log.flush()
         self.fabric.barrier()
 
-    def _note_skipped(self, batch: Batch) -> None:
-        fresh = {key: reason for key, reason in batch.skipped if key not in self.skipped}
+    def note_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Count and list unreadable images (key, reason). TrainingError where they are too many."""
+        fresh = {key: reason for key, reason in skipped if key not in self.skipped}
         if not fresh:
             return
         self.skipped |= fresh

@@ -237,6 +237,17 @@ def test_awkward_image_is_used_or_skipped_and_listed(kind: str, skipped: bool, t
         assert "awkward" in (run / "report.html").read_text()
 
 
+def test_a_cache_lists_every_unreadable_image(tmp_path: Path) -> None:
+    folder, run = photos(tmp_path / "photos"), tmp_path / "run"
+    spoil(folder, "text")
+    words = [*REST, "--max-steps", "1", "--batch-size", "2", "--max-bad", "0.2", "--cache", "ram"]
+    assert main(["pretrain", str(folder), *words, "--out", str(run)]) == 0
+    assert "awkward" in (run / "skipped.csv").read_text()
+    assert "1 image was skipped, 7.7 % of the source" in (run / "report.html").read_text()
+    assert main(["pretrain", "--resume", "--out", str(run)]) == 0
+    assert len((run / "skipped.csv").read_text().splitlines()) == 2
+
+
 def test_too_many_unreadable_images_stop_the_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder, run = photos(tmp_path / "photos"), tmp_path / "run"
     for i in range(3):

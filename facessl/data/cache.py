@@ -71,6 +71,10 @@ class Store:
         """Number of images that could not be read."""
         return int((self.table[:, _HEIGHT] == 0).sum())
 
+    def unread(self) -> list[tuple[str, str]]:
+        """(key, reason) of the images that could not be read."""
+        return [self.note(index) for index in np.flatnonzero(self.table[:, _HEIGHT] == 0).tolist()]
+
     @property
     def nbytes(self) -> int:
         """Bytes of all images and notes."""

@@ -270,7 +270,8 @@ _Lines.add_representer(list, _list)
 def _skipped(run: RunFolder, n: Mapping[str, Any]) -> str:
     if not run.skipped:
         return "<p>None: every image that was asked for could be read.</p>"
-    total = n["images"] / n["epochs"] if n["epochs"] and n["images"] else None
+    passed = n["images"] / n["epochs"] if n["epochs"] and n["images"] else None  # whole batches alone
+    total = run.status.get("source_images") or run.results.get("train_images") or passed
     share = f", {100 * len(run.skipped) / total:.2g} % of the source" if total else ""
     more = f" The first {_MAX_SKIPPED}:" if len(run.skipped) > _MAX_SKIPPED else ""
     rows = [[f"<code>{escape(key)}</code>", escape(reason)] for key, reason in run.skipped[:_MAX_SKIPPED]]

@@ -73,7 +73,7 @@ class LabelsCsv:
             split: take only rows with this value in the column `split`; None takes all.
             label, identity, group: columns with these values.
             classes: how many classes `label` has. None: as many as there are names, or the largest number and 1; one
-                that is more than twice the next is refused, as a slip of the pen would make many empty classes.
+                that is far above the next is refused, as a slip of the pen would make many empty classes.
             attributes: columns, separated by commas or semicolons; "*" takes every column that is 0 or 1 in all rows.
             image: column of paths; "auto" looks for the usual names.
             root: folder that relative paths start from; None: the table's own.
@@ -180,7 +180,7 @@ class _Table:
         elif count is not None:
             whole(str(top), where, column, 0, count - 1)
             return numbers, tuple(map(str, range(count)))
-        elif len(used) > 1 and used[-1] + 1 > 2 * (used[-2] + 1):
+        elif len(used) > 1 and top > 2 * (used[-2] + 2):
             raise DataError(
                 f"{where}: {column} is {top}, and the next lower class in the table is {used[-2]}: correct the row, or "
                 f"say that there are so many classes with classes={top + 1}"
