@@ -86,7 +86,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
     if path.stat().st_size == 0:
-        raise CheckpointError(f"checkpoint {path} is empty (0 bytes): use an earlier one")
+        raise CheckpointError(f"checkpoint {path} is empty (0 bytes): {_instead(path)}")
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     try:
@@ -101,7 +101,7 @@ def read(path: Path) -> dict[str, Any]:
                 "re-save it as a plain state dict, or use another file"
             ) from None
         raise CheckpointError(
-            f"checkpoint {path} cannot be read: it is damaged or no checkpoint; use another file"
+            f"checkpoint {path} cannot be read, it is damaged or no checkpoint: {_instead(path)}"
         ) from None
     except (
         RuntimeError,
@@ -113,8 +113,9 @@ def read(path: Path) -> dict[str, Any]:
         AttributeError,
         TypeError,
     ) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({reason}): use an earlier one") from None
+        reason = " ".join(str(error).split())[:160]
+        why = f" ({reason})" if " " in reason else ""  # the unpickler's bare numbers tell nobody anything
+        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint{why}: {_instead(path)}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"checkpoint {path} holds a {type(value).__name__}, not a state dict")
     return value
@@ -147,6 +148,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not card and beside.is_file():
         card = json.loads(beside.read_text())
     return tensors, card
+
+
+def _instead(path: Path) -> str:
+    """What to do where a checkpoint cannot be read: a run has earlier ones, an authors' file can be had again."""
+    return (
+        "use an earlier one of the run" if path.suffix == ".ckpt" else "download or copy it again, or use another file"
+    )
 
 
 def _reason(error: OSError | RuntimeError) -> str:

@@ -283,18 +283,30 @@ def cmd_predict(
     return 0
 
 
-def cmd_convert(path: str, out: Path = Path("backbone.safetensors")) -> int:
+def cmd_convert(
+    path: str,
+    out: Path = Path("backbone.safetensors"),
+    name: str | None = None,
+    heads: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> int:
     """Write the backbone of any checkpoint as safetensors with a card; the last line is JSON.
 
     Args:
         path: authors' checkpoint (FRA, LEWEL, MCF, FaRL, Bulat et al., PCL, MoCo v3, torchvision, timm), run folder
             or .ckpt.
         out: .safetensors file to write; its card is a .json beside it.
+        name: timm model whose weights an authors' file holds, with or without timm's tag, e.g. convnext_atto.
+        heads: attention heads of an authors' ViT, which no shape tells; null guesses, and says so.
+        mean: RGB mean in 0..1 that an authors' file wants, such as '[0.5, 0.5, 0.5]'; null guesses, and says so.
+        std: the same for the standard deviation.
     """
     from facessl.converting import convert
 
-    card = convert(path, out)
-    print(json.dumps({"out": str(out), **{k: card[k] for k in ("timm_name", "image_size", "mean", "std", "method")}}))
+    card = convert(path, out, name=name, heads=heads, mean=mean, std=std)
+    told = ("timm_name", "timm_options", "image_size", "mean", "std", "method", "guessed")
+    print(json.dumps({"out": str(out), **{k: card[k] for k in told if k in card}}))
     return 0
 
 

@@ -10,18 +10,19 @@ from facessl.backbones import Backbone
 from facessl.errors import ConfigError
 
 
-def convert(path: str | Path, out: str | Path) -> dict[str, Any]:
+def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
     """Write the backbone of a checkpoint as safetensors under timm's names, with its card inside and beside (.json).
 
     Args:
         path: an authors' checkpoint (`facessl/weights/`), a run folder, or our .ckpt or .safetensors.
         out: the .safetensors to write; nothing is overwritten.
+        given: `name`, `heads`, `mean` and `std` of `loading.load_backbone`.
 
     Returns:
-        the card.
+        the card; of an authors' file with `guessed`: what it does not say and nobody gave.
 
     Raises:
-        CheckpointError: what `loading.load_backbone` refuses.
+        CheckpointError, UnknownName, ConfigError: what `loading.load_backbone` refuses.
         ConfigError: `out` is no .safetensors, or it or its card exists.
     """
     path, out = Path(path), Path(out)
@@ -30,27 +31,24 @@ def convert(path: str | Path, out: str | Path) -> dict[str, Any]:
     for file in (out, out.with_suffix(".json")):
         if file.exists():
             raise ConfigError(f"{file} exists and is not overwritten: choose another --out, or move it away")
-    backbone = loading.load_backbone(path)
-    card = _card(path, backbone)
+    backbone, origin = loading.open_backbone(path, **given)
+    card = _card(path, backbone, origin)
     checkpoint.write_backbone(out, backbone.model.state_dict(), card)
     return card
 
 
-def _card(path: Path, backbone: Backbone) -> dict[str, Any]:
+def _card(path: Path, backbone: Backbone, origin: loading.Origin | None) -> dict[str, Any]:
     """That of the run or export, or one that says whose checkpoint it was."""
+    if origin is not None:
+        method = {"name": origin.family, "authors": origin.authors}
+        source = f"authors' checkpoint {path.name}"
+        card = loading.backbone_card(backbone, method=method, source=source, steps=None, commit=environment.commit())
+        return card | {"guessed": sorted(origin.guessed)}
     export = path / "backbone.safetensors" if path.is_dir() else path
     if export.suffix == ".safetensors" and export.is_file():
-        known = checkpoint.read_safetensors(export)[1]
-        if "timm_name" in known:
-            return known
-    if path.is_dir() or path.suffix == ".ckpt":
-        state = checkpoint.read_run(loading.checkpoint_of(path))
-        config = state["config"]
-        return loading.backbone_card(
-            backbone, method=config["method"], source=config["source"], steps=state["step"], commit=environment.commit()
-        )
-    family = loading.family_of(path, checkpoint.read(path))
-    method = {"name": family.__name__.rsplit(".", 1)[-1], "authors": family.FAMILY}
+        return checkpoint.read_safetensors(export)[1]
+    state = checkpoint.read_run(loading.checkpoint_of(path))
+    config = state["config"]
     return loading.backbone_card(
-        backbone, method=method, source=f"authors' checkpoint {path.name}", steps=None, commit=environment.commit()
+        backbone, method=config["method"], source=config["source"], steps=state["step"], commit=environment.commit()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,22 @@ from facessl.config import RunConfig
 from facessl.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
 from facessl.parsing import from_dict
+from facessl.weights import _named
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an authors' file was taken for.
+
+    Attributes:
+        family: module of `facessl/weights/`.
+        authors: of the file, in words.
+        guessed: what it does not say and nobody gave ("heads", "mean", "std"): in words.
+    """
+
+    family: str
+    authors: str
+    guessed: Mapping[str, str]
 
 
 def build_method(config: RunConfig) -> Method:
@@ -55,33 +72,61 @@ def load_method(path: str | Path) -> Method:
         family = family_of(path, state)
         if not hasattr(family, "build"):
             raise CheckpointError(f"{path} is a checkpoint of {family.FAMILY}, read without heads: use load_backbone")
-        method = family.build(state)
-        _say(path, family, method.backbone)
+        try:
+            method = family.build(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}; {_fix(path, family, state)}") from None
+        _say(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
     module: nn.Module = method  # type: ignore[assignment]
     module.eval()
     return method
 
 
-def load_backbone(path: str | Path) -> Backbone:
+def load_backbone(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    heads: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> Backbone:
     """A backbone in eval mode, ready for `backbone(backbone.preprocess(images))`.
 
     Args:
         path: run folder, our .ckpt or .safetensors, or an authors' file, whose family is recognised by its keys and
-            told on standard error (`facessl/weights/`).
+            told on standard error (`facessl/weights/`), with what had to be guessed.
+        name: of the timm model whose weights an authors' file holds, where they are of no family.
+        heads: attention heads of an authors' ViT: no shape tells them.
+        mean, std: normalisation that an authors' file wants, RGB in 0..1.
 
     Raises:
         CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
+        UnknownName: timm has no model `name`.
+        ConfigError: heads that the network cannot have, or any of these for a run or an export, which know them.
     """
+    return open_backbone(path, name=name, heads=heads, mean=mean, std=std)[0]
+
+
+def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | None]:
+    """The backbone as `load_backbone` gives it, and what an authors' file was taken for (None for our own)."""
     path = Path(path)
+    given = {key: value for key, value in given.items() if value is not None}
     exported = path / "backbone.safetensors" if path.is_dir() else path
+    origin, backbone = None, None
     if exported.suffix == ".safetensors" and exported.is_file():
-        backbone = _from_export(exported)
+        tensors, info = checkpoint.read_safetensors(exported)
+        if "timm_name" in info:
+            backbone = _from_export(exported, tensors, info)
+        else:  # others' files have no card
+            backbone, origin = _from_authors(exported, tensors, given)
     elif path.is_dir() or path.suffix == ".ckpt":
         backbone = load_method(path).backbone
     else:
-        backbone = _from_authors(path, checkpoint.read(path))
+        backbone, origin = _from_authors(path, checkpoint.read(path), given)
+    if given and origin is None:
+        raise ConfigError(f"{path} knows its network and normalisation itself: leave out {', '.join(given)}")
     backbone.requires_grad_(False)
-    return backbone.eval()
+    return backbone.eval(), origin
 
 
 def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
@@ -147,10 +192,7 @@ def backbone_card(
     }
 
 
-def _from_export(path: Path) -> Backbone:
-    tensors, info = checkpoint.read_safetensors(path)
-    if "timm_name" not in info:  # others' files have no card
-        return _from_authors(path, tensors)
+def _from_export(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Backbone:
     backbone = Backbone(
         info["timm_name"],
         image_size=info["image_size"],
@@ -162,11 +204,65 @@ def _from_export(path: Path) -> Backbone:
     return backbone
 
 
-def _from_authors(path: Path, state: Mapping[str, Any]) -> Backbone:
-    family = family_of(path, state)
-    backbone: Backbone = family.build_backbone(state)
-    _say(path, family, backbone)
+def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Backbone, Origin]:
+    """The backbone of an authors' file, with `given` as of `load_backbone`."""
+    backbone: Backbone
+    if name := given.get("name"):
+        try:
+            backbone = _named.build_backbone(dict(state), name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}; name the model that it was saved from, or get it again") from None
+        tagged = "." in name
+        guessed = {} if tagged else {key: f"timm's {name} {key}" for key in ("mean", "std")}
+        family, authors = "timm", f"timm's {name}"
+    else:
+        module = family_of(path, state)
+        try:
+            backbone = module.build_backbone(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}; {_fix(path, module, state)}") from None
+        guessed = module.guessed(state, backbone) if hasattr(module, "guessed") else {}
+        family, authors = _name(module), module.FAMILY
+    backbone = _as_given(backbone, given)
+    origin = Origin(family, authors, {key: words for key, words in guessed.items() if key not in given})
+    _say(path, origin, backbone, given)
+    return backbone, origin
+
+
+def _as_given(backbone: Backbone, given: Mapping[str, Any]) -> Backbone:
+    """With the attention heads and the normalisation that somebody knows."""
+    if (heads := given.get("heads")) is not None:
+        if not hasattr(backbone.model, "blocks") or not hasattr(backbone.model.blocks[0], "attn"):
+            raise ConfigError(f"heads = {heads} is for ViTs and this file holds a {backbone.name}: leave it out")
+        if heads < 1 or backbone.num_features % heads:
+            raise ConfigError(
+                f"heads = {heads} do not divide the {backbone.num_features} channels of this ViT: give a divisor"
+            )
+        backbone = with_options(backbone, {"num_heads": heads})
+    for key in ("mean", "std"):
+        if key in given:
+            setattr(backbone, key, tuple(float(value) for value in given[key]))
     return backbone
+
+
+def _name(family: Any) -> str:
+    name: str = family.__name__.rsplit(".", 1)[-1]
+    return name
+
+
+def _fix(path: Path, family: Any, state: Mapping[str, Any]) -> str:
+    """What to do with a file that does not fit its family."""
+    if _name(family) in ("timm", "torchvision"):
+        return _name_it(path, state) + ", else get the file again"
+    return "use the file as its authors published it"
+
+
+def _name_it(path: Path, state: Mapping[str, Any]) -> str:
+    name = state["arch"] if isinstance(state.get("arch"), str) else "NAME"
+    return (
+        f"if it holds another model of timm, name that: `facessl convert {path} --name {name}`, or "
+        f"load_backbone(FILE, name={name!r})"
+    )
 
 
 def family_of(path: Path, state: Mapping[str, Any]) -> Any:
@@ -181,12 +277,26 @@ def family_of(path: Path, state: Mapping[str, Any]) -> Any:
         if family.matches(state):
             return family
     keys = ", ".join(list(state)[:4]) or "none"
-    raise CheckpointError(f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys})")
+    raise CheckpointError(
+        f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys}): {_name_it(path, state)}"
+    )
 
 
-def _say(path: Path, family: Any, backbone: Backbone) -> None:
-    """What a file was taken for, on standard error."""
-    text = f"{path.name}: a checkpoint of {family.FAMILY}, {backbone.name} at {backbone.image_size} px"
+def _say(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any]) -> None:
+    """What a file was taken for and what was guessed, on standard error."""
+    options = ", ".join(f"{key} {value}" for key, value in backbone.timm_options.items())
+    network = f"{backbone.name}{f' ({options})' if options else ''} at {backbone.image_size} px"
+    text = f"{path.name}: a checkpoint of {origin.authors}, {network}"
+    if origin.guessed:
+        words = dict(origin.guessed)
+        if {"mean", "std"} <= words.keys():
+            words["mean"] = f"{words['mean']} and {words.pop('std').rsplit(' ', 1)[-1]}"
+        flags = [f"--{key} {'N' if key == 'heads' else repr('[R, G, B]')}" for key in origin.guessed]
+        flags = [f"--{key} {given[key]}" for key in ("name", "heads") if key in given] + flags
+        text += (
+            f"; guessed: {', '.join(words.values())}; where they are others: "
+            f"`facessl convert {path} {' '.join(flags)}`, or the same of load_backbone"
+        )
     print(text, file=sys.stderr, flush=True)
 
 

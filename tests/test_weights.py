@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
@@ -13,8 +15,9 @@ import facessl
 from facessl import plugins
 from facessl.cli import main
 from facessl.converting import convert
-from facessl.errors import CheckpointError, ConfigError
+from facessl.errors import CheckpointError, ConfigError, UnknownName
 from facessl.loading import family_of
+from facessl.nn.positions import sincos_positions
 from tests import released
 from tests.helpers import TINY
 
@@ -57,7 +60,7 @@ DAMAGED = {
     "mocov3 vit": ("base_encoder.norm.weight", "momentum_encoder.blocks.0.norm1.bias"),
     "mocov3 resnet": ("base_encoder.layer1.0.conv1.weight",),
     "torchvision": ("layer2.1.bn2.running_var",),
-    "timm": ("blocks.0.attn.qkv.weight", "pos_embed", "patch_embed.proj.weight"),
+    "timm": ("blocks.0.attn.qkv.weight", "pos_embed", "patch_embed.proj.weight", "blocks.1.mlp.fc1.bias"),
 }
 
 
@@ -113,6 +116,8 @@ def test_a_damaged_tensor_is_named(layout: str, damage: str, tmp_path: Path) -> 
         told = str(caught.value)
         assert key in told or (layout, damage, key) == ("timm", "resized", "patch_embed.proj.weight")
         assert "\n" not in told
+        assert told.startswith(str(tmp_path / "authors.pth"))
+        assert ("--name" in told) == (layout in ("timm", "torchvision")), "what can be done about it"
 
 
 @pytest.mark.parametrize("layout", ["fra", "lewel", "mcf", "pcl"])
@@ -216,3 +221,127 @@ def test_safetensors_of_others_are_read(tmp_path: Path) -> None:
 def test_unknown_names_are_told_with_the_families() -> None:
     with pytest.raises(CheckpointError, match=r"no known kind.*bulat.*mocov3"):
         family_of(Path("x.pth"), {"weight": torch.zeros(1)})
+
+
+def vit_file(path: Path, name: str = "vit_small_patch16_224", **options: Any) -> Any:
+    """A timm ViT of two blocks at 32 px, saved as timm does."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **{"img_size": 32, "depth": 2, **options}).eval()
+    torch.save(model.state_dict(), path)
+    return model
+
+
+def embedding(model: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model.forward_head(model.forward_features(x), pre_logits=True)
+    return found
+
+
+def test_heads_and_normalisation_are_said_to_be_guessed_and_can_be_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, x = tmp_path / "vit.pth", torch.randn(2, 3, 32, 32)
+    wanted = embedding(vit_file(path, num_heads=12), x)
+    assert not torch.allclose(facessl.load_backbone(path)(x), wanted)
+    said = capsys.readouterr().err
+    assert "guessed: attention heads: 6 (one for every 64 channels), ImageNet's mean and std" in said
+    assert f"convert {path} --heads N --mean '[R, G, B]' --std '[R, G, B]'" in said
+    out = tmp_path / "b.safetensors"
+    flags = ["--heads", "12", "--mean", "[0.5, 0.5, 0.5]", "--std=[0.25, 0.25, 0.25]"]
+    assert main(["convert", str(path), *flags, "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert "guessed" not in told.err
+    assert json.loads(told.out.splitlines()[-1])["guessed"] == []
+    backbone = facessl.load_backbone(out)
+    torch.testing.assert_close(backbone(x), wanted)
+    assert (backbone.mean, backbone.std) == ((0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(ConfigError, match="leave out heads"):
+        facessl.load_backbone(out, heads=6)
+    with pytest.raises(ConfigError, match="heads = 7 do not divide the 384 channels"):
+        facessl.load_backbone(path, heads=7)
+
+
+@pytest.mark.parametrize("told_by", ["arch", "positions", "nothing"])
+def test_a_bare_vit_of_moco_v3_has_its_twelve_heads(
+    told_by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, x = tmp_path / "vit.pth", torch.randn(2, 3, 32, 32)
+    model = vit_file(path, num_heads=12, patch_size=8)
+    if told_by == "positions":  # as the authors make it: the first half of the channels for the row
+        omega = 10000 ** -(torch.arange(96) / 96)
+        for row in range(4):
+            for column in range(4):
+                parts = [f(place * omega) for place in (row, column) for f in (torch.sin, torch.cos)]
+                model.pos_embed.data[0, 1 + 4 * row + column] = torch.cat(parts)
+        model.pos_embed.data[0, 0] = 0
+    tensors = model.state_dict()
+    linear_probe = {"arch": "vit_small", "state_dict": {f"module.{n}": v for n, v in tensors.items()}}
+    torch.save(linear_probe if told_by == "arch" else tensors, path)
+    found = facessl.load_backbone(path)
+    said = capsys.readouterr().err
+    assert ("MoCo v3" in said, "guessed" in said) == ((False, True) if told_by == "nothing" else (True, False))
+    assert torch.allclose(found(x), embedding(model, x), atol=1e-5) == (told_by != "nothing")
+
+
+def test_the_table_of_mae_is_not_taken_for_that_of_moco_v3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = vit_file(tmp_path / "vit.pth", patch_size=8)
+    model.pos_embed.data[0, 1:] = sincos_positions(4, 4, 384)
+    model.pos_embed.data[0, 0] = 0
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    facessl.load_backbone(tmp_path / "vit.pth")
+    assert "attention heads: 6" in capsys.readouterr().err
+
+
+def test_width_of_the_mlps_is_read_from_the_shapes(tmp_path: Path) -> None:
+    for hidden in (192, 100, 131):
+        model = vit_file(tmp_path / "vit.pth", "vit_tiny_patch16_224", mlp_ratio=(hidden + 0.5) / 192)
+        x = torch.randn(1, 3, 32, 32)
+        torch.testing.assert_close(facessl.load_backbone(tmp_path / "vit.pth")(x), embedding(model, x))
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_plain_vits_have_their_own_name(size: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(f"vit_{size}_patch16_224").state_dict()
+    torch.save({n: torch.ones(()).expand(v.shape) for n, v in state.items()}, tmp_path / "vit.pth")
+    card = convert(tmp_path / "vit.pth", tmp_path / "b.safetensors")
+    assert (card["timm_name"], card["timm_options"]) == (f"vit_{size}_patch16_224", {})
+    assert card["guessed"] == ["heads", "mean", "std"]
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050", "resnet10t", "test_vit"])
+def test_weights_of_any_timm_model_are_read_by_its_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5).eval()
+    path, out = tmp_path / "w.pth", tmp_path / "b.safetensors"
+    torch.save({"arch": name, "state_dict": model.state_dict()}, path)
+    if name != "test_vit":  # whose shapes tell all but its heads
+        with pytest.raises(CheckpointError, match=f"w.pth --name {name}`"):
+            facessl.load_backbone(path)
+    assert main(["convert", str(path), "--name", name, "--out", str(out)]) == 0
+    backbone = facessl.load_backbone(out)
+    x = torch.randn(2, 3, backbone.image_size, backbone.image_size)
+    torch.testing.assert_close(backbone(x), embedding(model, x))
+    assert (backbone.mean, backbone.std) == (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+    tensors = model.state_dict()
+    key = next(n for n in tensors if n.endswith("weight"))
+    tensors[key + "_new"] = tensors.pop(key)
+    torch.save(tensors, path)
+    with pytest.raises(CheckpointError, match=f"{key}.*{key}_new"):
+        facessl.load_backbone(path, name=name)
+
+
+def test_a_timm_name_that_there_is_not(tmp_path: Path) -> None:
+    path = write(tmp_path / "r18.pth", released.filled(released.torchvision_resnet()), None)
+    for name, nearest in (("resnet19", "resnet18"), ("resnet18.nobody_in1k", r"resnet18\.")):
+        with pytest.raises(UnknownName, match=nearest):
+            facessl.load_backbone(path, name=name)
+
+
+def test_what_is_no_checkpoint_is_told_without_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "garbage.pth"
+    path.write_bytes(b"hello world garbage")
+    with pytest.raises(CheckpointError, match=r"garbage\.pth is damaged or no checkpoint: download or copy it again"):
+        facessl.load_backbone(path)

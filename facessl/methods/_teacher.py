@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +15,16 @@ from torch import Tensor, nn
 from facessl import checkpoint
 from facessl.backbones import Backbone
 from facessl.errors import CheckpointError, ConfigError, UnknownName
+from facessl.methods import _vit_files
 
-#: Attention heads leave no trace in a shape: MoCo v3 has 12 at every width, other ViTs `usual_heads`.
-MOCO_HEADS = 12
+#: The default teacher, MCF's; who publishes it.
+MOCO = "vit-b-300ep.pth.tar"
+MOCO_FROM = (
+    "https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar, see github.com/facebookresearch/moco-v3"
+)
 KINDS = (
-    "the MoCo v3 checkpoint (vit-b-300ep.pth.tar), another ViT's .pth, a run folder, timm:NAME (pre-trained weights of "
-    "timm) or random:NAME (random weights)"
+    f"the MoCo v3 checkpoint ({MOCO}), another ViT's .pth, a run folder, a .safetensors of `facessl convert`, "
+    "timm:NAME (pre-trained weights of timm) or random:NAME (random weights)"
 )
 
 
@@ -129,7 +134,8 @@ def load_teacher(spec: str, image_size: int, mean: tuple[float, ...], std: tuple
     path = Path(spec)
     export = path / "backbone.safetensors" if path.is_dir() else path
     if not export.is_file():
-        raise CheckpointError(f"teacher {export} does not exist: give {KINDS}")
+        where = f", which its authors publish ({MOCO_FROM})" if export.name == MOCO else ""
+        raise CheckpointError(f"teacher {export} does not exist{where}: give with --method.teacher {KINDS}")
     backbone = _own(export) if export.suffix == ".safetensors" else _vit(export)
     if backbone.image_size != image_size and hasattr(backbone.model, "set_input_size"):
         try:
@@ -165,7 +171,10 @@ def _own(path: Path) -> Backbone:
     """An export of this library."""
     tensors, card = checkpoint.read_safetensors(path)
     if "timm_name" not in card:
-        raise CheckpointError(f"teacher {path} has no card that says which network it is: export it with this library")
+        raise CheckpointError(
+            f"teacher {path} has no card that says which network it is: `facessl convert {path} --out "
+            "teacher.safetensors` writes one with a card (--name NAME says which timm model it is)"
+        )
     backbone = Backbone(
         card["timm_name"],
         image_size=card["image_size"],
@@ -184,21 +193,27 @@ def _vit(path: Path) -> Backbone:
         width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
         cells = tensors["pos_embed"].shape[1] - 1
     except (KeyError, ValueError):
-        raise CheckpointError(f"teacher {path} holds no ViT under timm's names: give {KINDS}") from None
+        raise CheckpointError(
+            f"teacher {path} holds no ViT under timm's names: give {KINDS}; a file of another model becomes one of "
+            f"these by `facessl convert {path} --out teacher.safetensors`, with --name NAME for other timm models"
+        ) from None
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
-    options: dict[str, Any] = {"patch_size": patch, "embed_dim": width, "depth": depth}
-    options["num_heads"] = MOCO_HEADS if moco else usual_heads(width)
+    heads = _vit_files.moco_heads(width) if moco else _vit_files.usual_heads(width)
+    ratio = _vit_files.mlp_ratio(tensors, width)
+    name, options = _vit_files.network(width=width, depth=depth, heads=heads, patch=patch, ratio=ratio)
     try:
-        backbone = Backbone("vit_base_patch16_224", image_size=round(cells**0.5) * patch, **options)
+        backbone = Backbone(name, image_size=round(cells**0.5) * patch, **options)
     except ConfigError as error:
         raise CheckpointError(f"teacher {path} describes no ViT that timm can build: {error}") from None
     _load(backbone.model, tensors, path)
+    if not moco:
+        print(
+            f"teacher {path.name}: guessed: {heads} attention heads, ImageNet's mean and std; where they are others: "
+            f"`facessl convert {path} --heads N --mean '[R, G, B]' --std '[R, G, B]' --out teacher.safetensors`, and "
+            "--method.teacher teacher.safetensors",
+            file=sys.stderr,
+        )
     return backbone
-
-
-def usual_heads(width: int) -> int:
-    """Attention heads of a ViT of this width: one for every 64 channels, but 16 in ViT-H."""
-    return 16 if width == 1280 else max(1, width // 64)
 
 
 def vit_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
@@ -210,7 +225,7 @@ def vit_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
     if moco:
         bare = {name.removeprefix(start): value for name, value in bare.items() if name.startswith(start)}
     unused = re.compile(r"head\.|fc\.|decoder|mask_token")
-    return {name: value for name, value in bare.items() if not unused.match(name)}, moco
+    return {n: v for n, v in bare.items() if not unused.match(n)}, moco or _vit_files.is_moco(state, bare)
 
 
 def _load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -219,6 +234,7 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     if wrong:
         raise CheckpointError(
             f"teacher {path} does not fit the ViT that its shapes describe: missing, unknown or of another shape: "
-            f"{', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}"
+            f"{', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}; if it is another model of timm, name it: "
+            f"`facessl convert {path} --name NAME --out teacher.safetensors`, and --method.teacher teacher.safetensors"
         )
     model.load_state_dict(tensors)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from facessl.backbones import Backbone
 from facessl.errors import CheckpointError, ConfigError
-from facessl.methods._teacher import usual_heads
+from facessl.methods import _vit_files
 from facessl.methods.base import Method
+from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
 
 #: (bottleneck, blocks per stage) -> timm name.
 RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -50,10 +51,10 @@ def shape_of(found: Mapping[str, Tensor], name: str, family: str, sizes: int) ->
         CheckpointError: there is none, or it has not as many sizes.
     """
     if name not in found:
-        raise CheckpointError(f"this checkpoint of {family} has no tensor {name}: use another file")
+        raise CheckpointError(f"this checkpoint of {family} has no tensor {name}")
     shape = tuple(found[name].shape)
     if len(shape) != sizes:
-        raise CheckpointError(f"tensor {name} of this checkpoint of {family} has the shape {shape}: use another file")
+        raise CheckpointError(f"tensor {name} of this checkpoint of {family} has the shape {shape}")
     return shape
 
 
@@ -222,8 +223,8 @@ def vit_sizes(
     patch: str = "patch_embed.proj.weight",
     positions: str = "pos_embed",
     blocks: str = "blocks.",
-    heads: int | None = None,
-) -> tuple[int, dict[str, int]]:
+    heads: Callable[[int], int] = _vit_files.usual_heads,
+) -> tuple[int, dict[str, Any]]:
     """Sizes of a ViT with a class token.
 
     Args:
@@ -231,35 +232,43 @@ def vit_sizes(
         family: for the sentence.
         patch, positions: names of the patch embedding (C, 3, p, p) and of the position table (..., 1 + h * w, C).
         blocks: what stands before a block's number.
-        heads: attention heads; None: those that are usual for the width.
+        heads: attention heads of a ViT of a width, as they leave no trace in a shape.
 
     Returns:
-        image size in pixels; timm's options, as they differ from a ViT-B/16.
+        image size in pixels; sizes as `build_vit` takes them.
 
     Raises:
         CheckpointError: a missing tensor, or a table of no square.
     """
     width, _, side, _ = shape_of(found, patch, family, 4)
     if positions not in found:
-        raise CheckpointError(f"this checkpoint of {family} has no tensor {positions}: use another file")
+        raise CheckpointError(f"this checkpoint of {family} has no tensor {positions}")
     cells = found[positions].shape[-2] - 1 if found[positions].ndim > 1 else 0
     grid = round(cells**0.5) if cells > 0 else 0
     if grid < 1 or grid * grid != cells:
         shape = tuple(found[positions].shape)
         raise CheckpointError(f"tensor {positions} of this checkpoint of {family} is of another shape: {shape}")
     depth = len({n.removeprefix(blocks).split(".")[0] for n in found if n.startswith(blocks)})
-    options = {"patch_size": side, "embed_dim": width, "depth": depth, "num_heads": heads or usual_heads(width)}
-    base = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
-    return grid * side, {key: value for key, value in options.items() if value != base[key]}
+    ratio = _vit_files.mlp_ratio(found, width, blocks)
+    return grid * side, {"width": width, "depth": depth, "heads": heads(width), "patch": side, "ratio": ratio}
 
 
-def build_vit(name: str, family: str, image_size: int, options: Mapping[str, Any], **normalisation: Any) -> Backbone:
-    """A timm ViT of these sizes.
+def build_vit(
+    family: str, image_size: int, sizes: Mapping[str, Any], *, name: str | None = None, **normalisation: Any
+) -> Backbone:
+    """A timm ViT of these sizes (`vit_sizes`); arguments as in `_vit_files.network`.
 
     Raises:
         CheckpointError: sizes that make no ViT.
     """
+    name, options = _vit_files.network(name=name, **sizes)
     try:
         return Backbone(name, image_size=image_size, **normalisation, **options)
     except ConfigError as error:
         raise CheckpointError(f"the shapes of this checkpoint of {family} make no ViT: {error}") from None
+
+
+def guessed_normalisation(backbone: Backbone) -> dict[str, str]:
+    """What `guessed` of a family says where mean and std are ImageNet's for want of a better one."""
+    usual = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return {key: f"ImageNet's {key}" for key, value in usual.items() if getattr(backbone, key) == value}

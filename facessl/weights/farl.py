@@ -52,7 +52,7 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
     found = _common.tensors(state)
-    size, options = _common.vit_sizes(
+    size, sizes = _common.vit_sizes(
         found,
         FAMILY,
         patch="visual.conv1.weight",
@@ -60,6 +60,6 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
         blocks="visual.transformer.resblocks.",
     )
     name = "vit_base_patch16_clip_quickgelu_224"
-    backbone = _common.build_vit(name, FAMILY, size, options, mean=MEAN, std=STD)
+    backbone = _common.build_vit(FAMILY, size, sizes, name=name, mean=MEAN, std=STD)
     backbone.model.load_state_dict(_common.fit(backbone.model, found, _theirs, FAMILY, left_out=LEFT_OUT))
     return backbone

@@ -52,11 +52,11 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
 
 def _fresh(state: dict[str, Any]) -> Method:
     found = _common.tensors(state)
-    size, options = _common.vit_sizes(_common.under(found, "online_encoder."), FAMILY)
-    backbone = _common.build_vit("vit_base_patch16_224", FAMILY, size, options, mean=MCF.mean, std=MCF.std)
+    size, sizes = _common.vit_sizes(_common.under(found, "online_encoder."), FAMILY)
+    backbone = _common.build_vit(FAMILY, size, sizes, mean=MCF.mean, std=MCF.std)
     width = _common.shape_of(found, "decoder_embed.weight", FAMILY, 2)[0]
     depth = len({n.split(".")[1] for n in found if re.match(r"decoder_blocks\.\d+\.", n)})
     hidden = _common.shape_of(found, "online_encoder.fc.0.weight", FAMILY, 2)[0]
     dim = _common.shape_of(found, "online_encoder.fc.3.weight", FAMILY, 2)[0]
-    sizes = {"decoder_width": width, "decoder_depth": depth, "hidden": hidden, "dim": dim}
-    return MCF(backbone, variant="official", decoder_heads=math.gcd(width, 16), **sizes)
+    heads = {"decoder_width": width, "decoder_depth": depth, "hidden": hidden, "dim": dim}
+    return MCF(backbone, variant="official", decoder_heads=math.gcd(width, 16), **heads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from facessl.backbones import Backbone
+from facessl.methods import _vit_files
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
 from facessl.weights import _common
 
@@ -16,24 +17,28 @@ LEFT_OUT = (
 
 
 def matches(state: dict[str, Any]) -> bool:
-    """Whether `state`, a loaded checkpoint, has a ViT's tensors without a prefix."""
-    return _common.begins(state, r"blocks\.\d+\.attn\.qkv\.")
+    """Whether `state`, a loaded checkpoint, has a ViT's tensors without a prefix, and is not told to be MoCo v3's."""
+    return _common.begins(state, r"blocks\.\d+\.attn\.qkv\.") and not _vit_files.is_moco(state, _common.tensors(state))
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The ViT without its classifier, with ImageNet's normalisation.
-
-    A file does not say its normalisation nor its attention heads: ImageNet's, as of MAE and MoCo v3, and the usual
-    heads for the width are assumed. timm's own files that want (0.5, 0.5, 0.5) are better had by
-    `--backbone NAME --backbone.pretrained true`, which knows it.
+    """The ViT without its classifier, with ImageNet's normalisation and the usual heads for its width; see `guessed`.
 
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
     found = _common.tensors(state)
-    size, options = _common.vit_sizes(found, FAMILY)
-    normalisation = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    backbone = _common.build_vit("vit_base_patch16_224", FAMILY, size, options, **normalisation)
+    size, sizes = _common.vit_sizes(found, FAMILY)
+    backbone = _common.build_vit(FAMILY, size, sizes, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     fitted = _common.fit(backbone.model, found, lambda name: name, FAMILY, left_out=LEFT_OUT)
     backbone.model.load_state_dict(fitted)
     return backbone
+
+
+def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:
+    """What the file does not say: by the name of the setting, in words. Nothing of MAE's with its decoder."""
+    if "decoder_embed.weight" in _common.tensors(state):
+        return {}
+    heads = backbone.model.blocks[0].attn.num_heads
+    how = " (one for every 64 channels)" if heads * 64 == backbone.num_features else ""
+    return {"heads": f"attention heads: {heads}{how}", **_common.guessed_normalisation(backbone)}

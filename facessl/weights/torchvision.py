@@ -28,3 +28,8 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
     fitted = _common.fit(backbone.model, found, lambda name: name, FAMILY, left_out=LEFT_OUT)
     backbone.model.load_state_dict(fitted)
     return backbone
+
+
+def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:
+    """What the file does not say: by the name of the setting, in words."""
+    return _common.guessed_normalisation(backbone)

@@ -11,7 +11,8 @@ from facessl import checkpoint
 from facessl.backbones import Backbone
 from facessl.batch import Batch
 from facessl.errors import CheckpointError, ConfigError, FaceSSLError
-from facessl.methods._teacher import Teacher, usual_heads
+from facessl.methods._teacher import Teacher
+from facessl.methods._vit_files import usual_heads
 from facessl.methods.base import Progress
 from facessl.methods.mcf import MCF, info_nce, unit_mse
 
@@ -170,7 +171,10 @@ def test_blocks_of_a_teacher_are_the_papers_where_there_are_twelve():
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("vit-b-300ep.pth.tar", r"teacher vit-b-300ep\.pth\.tar does not exist: give the MoCo v3 checkpoint"),
+        (
+            "vit-b-300ep.pth.tar",
+            r"vit-b-300ep\.pth\.tar does not exist, .*github\.com/facebookresearch.*--method\.teacher.*timm:NAME",
+        ),
         ("timm:vit_tiny_patch16_224", r"timm:vit_tiny_patch16_224 could not be downloaded \(.+\): try with a network"),
         ("timm:resnet10x", r"resnet10x.*did you mean"),
         ("timm:test_vit_relpos", "timm:test_vit_relpos"),
