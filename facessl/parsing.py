@@ -213,12 +213,17 @@ def print_help(argv: Sequence[str], command: Command = PRETRAIN) -> None:
             parser.set_defaults({action.dest: list(found) if isinstance(found, tuple) else found})
         if action.dest in remarks:
             action.help = f"{str(action.help).removesuffix('.')}; {remarks[action.dest]}"
+    others = ", ".join(n for n in plugins.names(command.folder) if n != name)
     if below:
-        others = ", ".join(n for n in plugins.names(command.folder) if n != name)
         with_protocol = f" --protocol {used['protocol']}" if used.get("protocol") else ""
         parser.description = (
             f"{parser.description} The defaults below are those of --{command.part} {name}{with_protocol}; they depend "
             f"on the {command.part}: `facessl {command.name} --{command.part} NAME --help` shows those of {others}."
+        )
+    else:
+        parser.description = (
+            f"{parser.description} The flags --{command.part}.* below are those of --{command.part} {name}: `facessl "
+            f"{command.name} --{command.part} NAME --help` shows those of {others}."
         )
     print(re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), parser.format_help()), end="")
 
