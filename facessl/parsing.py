@@ -20,6 +20,7 @@ from facessl import plugins
 from facessl.config import RunConfig, flatten, merge, one_line, read_recipe, unscaled_rate
 from facessl.errors import ConfigError, PluginError, UnknownName
 from facessl.finetune_config import FinetuneConfig
+from facessl.flags import Parser
 
 
 @dataclass(frozen=True)
@@ -214,18 +215,13 @@ def print_help(argv: Sequence[str], command: Command = PRETRAIN) -> None:
         if action.dest in remarks:
             action.help = f"{str(action.help).removesuffix('.')}; {remarks[action.dest]}"
     others = ", ".join(n for n in plugins.names(command.folder) if n != name)
-    if below:
-        with_protocol = f" --protocol {used['protocol']}" if used.get("protocol") else ""
-        parser.description = (
-            f"{parser.description} The defaults below are those of --{command.part} {name}{with_protocol}; they depend "
-            f"on the {command.part}: `facessl {command.name} --{command.part} NAME --help` shows those of {others}."
-        )
-    else:
-        parser.description = (
-            f"{parser.description} The flags --{command.part}.* below are those of --{command.part} {name}: `facessl "
-            f"{command.name} --{command.part} NAME --help` shows those of {others}."
-        )
-    print(re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), parser.format_help()), end="")
+    protocol = f" --protocol {used['protocol']}" if used.get("protocol") else ""
+    which = f"The {'defaults' if below else f'flags --{command.part}.*'} below are those of --{command.part} {name}"
+    parser.description = (
+        f"{parser.description} {which}{protocol}; they depend on the {command.part}: `facessl {command.name} "
+        f"--{command.part} NAME --help` shows those of {others}."
+    )
+    print(parser.format_help(), end="")
 
 
 def _plugin_and_preset(values: Mapping[str, Any], argv: Sequence[str], command: Command) -> tuple[str, dict[str, Any]]:
@@ -310,7 +306,7 @@ def _refuse_unknown(values: Mapping[str, Any], argv: Sequence[str], parser: Argu
 def _parser(plugin_args: type[Any], command: Command) -> ArgumentParser:
     head = (command.config.__doc__ or "").split("\n")[0]
     usage = f"facessl {command.name} {' '.join(f'[{key.upper()}]' for key in command.positional)} [flags]"
-    parser = ArgumentParser(prog=f"facessl {command.name}", usage=usage, exit_on_error=False, description=head)
+    parser = Parser(prog=f"facessl {command.name}", usage=usage, description=head)
     for key, text in command.positional.items():
         parser.add_argument(key, nargs="?", default=None, help=text)
     parser.add_argument("--config", help="recipe (YAML file, or a name of `facessl list recipes`)")
