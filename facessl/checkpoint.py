@@ -84,7 +84,7 @@ def read(path: Path) -> dict[str, Any]:
         CheckpointError: missing, truncated, no checkpoint at all, or one that asks for code to be run.
     """
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
+        raise CheckpointError(f"{path} does not exist: name a run folder, a checkpoint or an exported backbone")
     if path.stat().st_size == 0:
         raise CheckpointError(f"checkpoint {path} is empty (0 bytes): {_instead(path)}")
     if path.suffix == ".safetensors":

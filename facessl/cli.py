@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from facessl.cli_data import cmd_crop, cmd_pack  # noqa: F401 (commands)
 from facessl.commandline import (
@@ -28,9 +27,12 @@ from facessl.commandline import (
     training_protocols,
 )
 from facessl.errors import ConfigError, FaceSSLError, UnknownName
+from facessl.flags import Parser
 
 #: Exit status of a user's error; argparse uses the same.
 USER_ERROR = 2
+#: Exit status of `predict` where no photo had a face.
+NOTHING_FOUND = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +107,7 @@ def cmd_finetune(argv: list[str]) -> int:
         raise
     if results:
         test = results.get("test", {})
-        kept = {k: v for k, v in test.items() if not isinstance(v, (dict, list)) or k == "headline"}
+        kept = {k: v for k, v in test.items() if not isinstance(v, (dict, list)) or k in ("headline", "groups")}
         print(json.dumps({k: v for k, v in results.items() if k != "test"} | kept))
     return 0
 
@@ -193,7 +195,7 @@ def cmd_probe(argv: list[str]) -> int:
     name = name or next((w.partition("=")[2] for w in argv if w.startswith("--protocol=")), "knn")
     refuse_other_protocols(argv, name)  # before torch is imported and a large file is read
     judge = plugins.find("protocols", name)
-    parser = ArgumentParser(prog="facessl probe", exit_on_error=False, description=summary(judge))
+    parser = Parser(prog="facessl probe", description=summary(judge))
     parser.add_argument("run", help="run folder, checkpoint or exported backbone")
     parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
     parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('protocols'))}")
@@ -235,7 +237,7 @@ def cmd_predict(
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
 ) -> int:
-    """Landmarks, masks or labels of the faces in photos, drawn and as JSON; the last line is JSON.
+    """Landmarks, masks or labels of the faces in photos, drawn and as JSON; exit status 1 where no face was found.
 
     Args:
         run: run folder of `facessl finetune`, or its model.safetensors.
@@ -280,7 +282,7 @@ def cmd_predict(
     faces = sum(len(photo.faces) for photo in read)
     told = {"photos": len(read), "faces": faces, "out": str(out), "skipped": len(found) - len(read)}
     print(json.dumps(told))
-    return 0
+    return 0 if faces else NOTHING_FOUND
 
 
 def cmd_convert(
@@ -314,8 +316,8 @@ def cmd_plan(argv: list[str]) -> int:
     """What a pre-training recipe costs on so many GPUs, by arithmetic; the last line is JSON."""
     from facessl import planning
 
-    parser = ArgumentParser(prog="facessl plan", exit_on_error=False, description=summary(cmd_plan))
-    parser.add_function_arguments(planning.plan, as_positional=True)
+    parser = Parser(prog="facessl plan", description=summary(cmd_plan))
+    parser.add_function_arguments(planning.plan, as_positional=True, as_group=False)
     found = planning.plan(**parsed_words(parser, argv, "plan"))
     print(planning.table(found))
     print(json.dumps(found))

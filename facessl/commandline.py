@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from facessl import plugins
 from facessl.errors import ConfigError, DataWarning, UnknownName
+from facessl.flags import Parser
 
 
 def configured(argv: list[str], command: Any, shown: Callable[[Any], Any]) -> tuple[Any, bool]:
@@ -34,9 +35,9 @@ def call(name: str, command: Callable[..., int], words: list[str]) -> int:
     """Run command `name` with the words behind it; returns the exit status."""
     if "argv" in inspect.signature(command).parameters:
         return command(words)
-    parser = ArgumentParser(prog=f"facessl {name}", exit_on_error=False, description=summary(command))
+    parser = Parser(prog=f"facessl {name}", description=summary(command))
     lists = [n for n, p in inspect.signature(command).parameters.items() if str(p.annotation).startswith("list[")]
-    parser.add_function_arguments(command, as_positional=True, skip=set(lists))
+    parser.add_function_arguments(command, as_positional=True, as_group=False, skip=set(lists))
     for many in lists:  # behind the other positional words, as in `facessl predict RUN PHOTO...`
         parser.add_argument(many, nargs="+", type=str, help="one or more")
     return command(**parsed_words(parser, words, name))

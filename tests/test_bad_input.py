@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -90,6 +92,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["pretrain", *TINY, "--backbone", "vit_tiny_patch16_224", "--image-size", "70"], "64 or 80"),
         (["pretrain", *TINY, "--out", "/proc/run"], "--out /proc/run cannot be made"),
         (["pretrain", *TINY, "--out", f"{__file__}/run"], "test_bad_input.py is a file"),
+        (["pretrain", "labels-csv:x.csv?labl=mood"], "option of the source labels-csv 'labl': did you mean 'label'"),
+        (["probe", "no-run", "synthetic:?n=4"], "no-run does not exist: name a run folder"),
         (["report", "no-run"], "no-run"),
         (["list", "methodes"], "methods"),
         (["pretrian"], "pretrain"),
@@ -339,6 +343,21 @@ def test_crops_are_not_written_over_a_file(capsys: pytest.CaptureFixture[str], t
     (tmp_path / "faces").write_text("precious")
     assert "is a file" in refused(capsys, "crop", str(photos(tmp_path / "p", 1)), "--out", str(tmp_path / "faces"))
     assert (tmp_path / "faces").read_text() == "precious"
+
+
+def test_a_missing_folder_names_the_one_like_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    photos(tmp_path / "photos", 1)
+    assert f"did you mean {tmp_path}/photos?" in refused(capsys, "pretrain", str(tmp_path / "phots"))
+
+
+@pytest.mark.parametrize("command", ["probe", "predict", "plan", "pack", "pretrain"])
+def test_help_shows_flags_as_they_are_written(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    told = capsys.readouterr().out
+    assert "usage:" in told
+    assert not re.search(r"--\w+_\w+|<class|Optional\[|Literal\[|Union\[", told)
+    assert "--no-crop\n" in told or command != "predict"
 
 
 def test_list_and_check_print(capsys: pytest.CaptureFixture[str]) -> None:

@@ -284,6 +284,9 @@ def test_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(printed.out.splitlines()[-1]) == {"photos": 2, "faces": 2, "out": out, "skipped": 1}
     assert "c.png" in printed.err
     assert told(tmp_path / "out" / "a.json")["faces"][0]["label"] in ("calm", "glad")
+    plain = saved(np.full((64, 64, 3), 128, np.uint8), tmp_path / "plain.png")
+    assert cli.main(["predict", str(run), str(plain), "--out", out, "--device", "cpu"]) == cli.NOTHING_FOUND
+    capsys.readouterr()
     assert cli.main([*words, "--task", "alignment"]) == cli.USER_ERROR
     assert "expression" in capsys.readouterr().err
     assert cli.main(["predict", str(run), str(bad), "--no-crop", "--out", out]) == cli.USER_ERROR

@@ -25,6 +25,7 @@ LAYERS = (
     ("methods",),
     ("config",),
     ("finetune_config",),
+    ("flags",),
     ("parsing",),
     ("optim", "progress", "heartbeat", "stopping"),
     ("tuning_optim",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 import re
@@ -174,7 +175,7 @@ def _recognise(path: str) -> str:
     if _STREAM.match(path) or low.endswith(_TARS):
         return "webdataset"
     if not os.path.exists(full):
-        raise DataError(f"no such file or folder: {path}")
+        raise DataError(f"no such file or folder: {path}{_beside(full)}")
     if low.endswith(_LISTS):
         return "imagelist"
     if low.endswith(EXTENSIONS):
@@ -182,6 +183,15 @@ def _recognise(path: str) -> str:
         raise ConfigError(f"{path} is a single image: name its folder instead ({folder})")
     known = ", ".join(name.replace("_", "-") for name in plugins.names("data.sources"))
     raise DataError(f"{path} is no folder, tar or list: name what it is as NAME:{path} with NAME one of {known}")
+
+
+def _beside(path: str) -> str:
+    """The end of the sentence on a path that is not there: what is called like it, or what to give."""
+    above, name = os.path.split(path.rstrip("/"))
+    if not os.path.isdir(above or "."):
+        return f" ({above} is not there, either): name a folder of images, a list, a tar, or NAME:PATH"
+    near = difflib.get_close_matches(name, os.listdir(above or "."), n=1)
+    return f": did you mean {os.path.join(above, near[0])}?" if near else ": name a folder of images, or NAME:PATH"
 
 
 def _keywords(cls: Any) -> dict[str, Any]:
@@ -198,8 +208,9 @@ def _converted(cls: Any, name: str, options: dict[str, str]) -> dict[str, Any]:
     keywords = _keywords(cls)
     for key in options:
         if key not in keywords:
-            raise UnknownName(f"option of the source {name}", key, keywords)
-    return {key: _value(f"{name}?{key}", value, keywords[key]) for key, value in options.items()}
+            raise UnknownName(f"option of the source {name.replace('_', '-')}", key, keywords)
+    shown = name.replace("_", "-")
+    return {key: _value(f"{shown}?{key}", value, keywords[key]) for key, value in options.items()}
 
 
 def _value(option: str, text: str, hint: Any) -> Any:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from facessl.backbones import Backbone
-from facessl.data.source import Source
+from facessl.data.source import Source, trait
 from facessl.errors import ConfigError
 from facessl.inference import embeddings
 from facessl.metrics.accuracy import accuracy
+from facessl.metrics.fairness import by_group
 from facessl.protocols._labels import same_classes
+from facessl.protocols._subset import column
 
 #: Similarities held at once: 64 M float32 are 256 MB, whatever the number of images.
 _CHUNK = 2**26
@@ -33,6 +36,8 @@ class KNNResult:
         k, temperature: neighbours and the temperature of their weights.
         leave_one_out: True where each image was classified by all others of one source.
         skipped: images that could not be read.
+        groups: accuracy by group, the gap and the worst, as `facessl.metrics.fairness.by_group` has them; empty where
+            the test images have no groups.
     """
 
     accuracy: float
@@ -46,10 +51,11 @@ class KNNResult:
     temperature: float
     leave_one_out: bool
     skipped: int
+    groups: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """The headline numbers, ready for JSON."""
-        return {"protocol": "knn", **asdict(self)}
+        return {"protocol": "knn", **{k: v for k, v in asdict(self).items() if k != "groups" or v}}
 
 
 def knn(
@@ -71,7 +77,9 @@ def knn(
         test: labelled source; None classifies each image of `train` by all the others (leave-one-out).
         k: neighbours that vote.
         temperature: a neighbour's vote weighs exp(cosine / temperature).
-        batch_size, workers, precision: as in `facessl.embed`.
+        batch_size: images per forward pass.
+        workers: loader processes; 0: none.
+        precision: of the forward pass, fp32, bf16 or fp16.
 
     Raises:
         ConfigError: no labels, k above the number of training images, or a test class that training lacks.
@@ -114,7 +122,23 @@ def knn(
         temperature=temperature,
         leave_one_out=test is None,
         skipped=len(bank.skipped) + (0 if test is None else len(query.skipped)),
+        groups=_groups(train if test is None else test, query.index, predicted.numpy() == target),
     )
+
+
+def _groups(source: Source, index: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """{"accuracy": ...} by the source's groups; empty where it has none.
+
+    Args:
+        source: of the test images.
+        index: (N,) positions of those that were classified.
+        right: (N,) bool.
+    """
+    names = trait(source, "group_names")
+    if not names or source.streaming or "group" not in source.provides:
+        return {}
+    found = by_group(right.astype(float), column(source, "group")[index], names, larger_is_better=True)
+    return {"accuracy": found.summary()}
 
 
 def classify(

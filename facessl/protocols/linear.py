@@ -105,15 +105,19 @@ def linear(
         labels: all, a share such as `10%`, or `25-per-class`, of the training images.
         balanced: classes count alike in the loss.
         features: pooled embedding or flattened map; auto: the map for alignment.
-        crop, crop_scale: what the backbone sees (`facessl.data.crop.frame_of`); auto: the box for alignment where every
-            source has one, else the whole image.
+        crop: what the backbone sees (`facessl.data.crop.frame_of`); auto: the box for alignment where every source
+            has one, else the whole image.
+        crop_scale: side of that crop over the longer side of the box.
         flip: verification: add the embedding of the mirrored image.
         refit: fit again on training and validation images with the chosen penalty.
         folds: of the cross-validation.
-        epochs, lr: of adamw and sgd; None: the papers'.
+        epochs: of adamw and sgd; None: the papers'.
+        lr: of adamw and sgd; None: the papers'.
         seed: of the labels, the folds and the descent.
         cache: keep the features for the next probe, and use those that are there.
-        batch_size, workers, precision: as in `facessl.embed`.
+        batch_size: images per forward pass.
+        workers: loader processes; 0: none.
+        precision: of the forward pass, fp32, bf16 or fp16.
 
     Raises:
         UnknownName: no such task or solver.

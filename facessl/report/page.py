@@ -90,6 +90,7 @@ def markdown(runs: Sequence[RunFolder], numbers: Sequence[Mapping[str, Any]]) ->
     for run, values in zip(runs, numbers, strict=True):
         columns = ["loss", *run.terms, *(c for c in run.table if c.startswith("monitor/"))]
         lines = [[c, parts.short(run.first(c)), parts.short(run.last(c))] for c in columns if run.last(c) is not None]
+        out += results.group_pipes(run)
         start = [f"## {run.name}: start and end", "", *parts.pipes(["value", "start", "end"], lines), ""]
         out += start if lines else []
         out += [f"{run.name}: {sentence}" for sentence in [*(values["collapse"] or []), *values["notes"]]]

@@ -87,6 +87,22 @@ def sections(run: RunFolder) -> list[str]:
     return out
 
 
+def group_pipes(run: RunFolder) -> list[str]:
+    """Lines of Markdown: every metric by group; none where there are no groups."""
+    test = _test(run)
+    out = []
+    for name, found in (test.get("groups") or {}).items():
+        unit = _unit(test, name)
+        rows = [
+            [row["name"], parts.count(row["images"]), parts.score(name, row["value"], unit),
+             parts.interval(name, row["interval"], unit)]
+            for row in found["groups"]
+        ]  # fmt: skip
+        head = ["group", "images", parts.spoken(name), "95 % interval"]
+        out += [f"## {run.name}: {parts.spoken(name)} by group", "", *parts.pipes(head, rows), ""]
+    return out
+
+
 def summary(numbers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table that compares fine-tuning runs."""
     head = ["run", "task", "backbone", "started from", "labels", "source", "score", "95 % interval", "test images"]

@@ -39,6 +39,19 @@ def faces(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_groups_are_scored_apart(faces: Path, backbone: Backbone) -> None:
+    """Images of the group `odd` carry another image's class: every one of them is wrong."""
+    rows = ["image,shade,kind,split"]
+    for file in sorted(faces.rglob("*.png")):
+        part, shade, kind = file.parts[-3], file.parts[-2], "odd" if int(file.stem) % 2 else "even"
+        wrong = part == "test" and kind == "odd"
+        rows.append(f"{file.relative_to(faces)},{'dark' if wrong else shade},{kind},{part}")
+    (faces / "t.csv").write_text("\n".join(rows))
+    parts = [open_source(f"labels-csv:{faces}/t.csv?label=shade&group=kind&split={part}") for part in ("train", "test")]
+    found = knn(backbone, *parts, k=3).summary()["groups"]["accuracy"]
+    assert {row["name"]: row["value"] for row in found["groups"]} == {"even": 1.0, "odd": 0.0}
+
+
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
     torch.manual_seed(0)
