@@ -14,7 +14,7 @@ from facessl.data.faces.identity import sample_identity
 from facessl.data.faces.render import render
 from facessl.data.faces.scene import Limits, sample_scene
 from facessl.data.source import Source
-from facessl.data.sources.synthetic import Synthetic
+from facessl.data.sources.synthetic import ATTRIBUTES, Synthetic
 from facessl.errors import ConfigError
 
 LEFT_EYE, RIGHT_EYE, MOUTH = range(36, 42), range(42, 48), range(48, 68)
@@ -28,7 +28,7 @@ REGIONS = {
 }
 DIGEST = """
 import hashlib
-from facessl.data.sources.synthetic import Synthetic
+from facessl.data.sources.synthetic import ATTRIBUTES, Synthetic
 s = Synthetic(size=48, seed=3)
 print(hashlib.sha256(b"".join(s[i].image.tobytes() + s[i].landmarks.tobytes() for i in (7, 2))).hexdigest())
 """
@@ -162,6 +162,17 @@ def test_zoomed_faces_are_the_same_ones_closer_with_eyes_and_mouth_in_the_pictur
         assert near[17:].max() <= 47
 
 
+def test_studio_pictures_of_one_person_differ_by_face_and_pose_only() -> None:
+    plain, studio = (Synthetic(n=12, size=48, identities=1, degrade=0, occlusion=0, studio=on) for on in (False, True))
+    corners = {on: [s[i].image[:4, :4].mean((0, 1)) for i in range(12)] for on, s in ((0, plain), (1, studio))}
+    assert np.ptp(corners[1], axis=0).max() < 3 < np.ptp(corners[0], axis=0).max()
+    worn = [ATTRIBUTES.index(name) for name in ("glasses", "sunglasses", "hat", "earrings")]
+    for i in range(12):
+        assert not studio[i].attributes[worn].any()
+        assert (studio[i].label, studio[i].pose.tolist()) == (plain[i].label, plain[i].pose.tolist())
+        np.testing.assert_array_equal(studio[i].landmarks[27:36], plain[i].landmarks[27:36])
+
+
 def test_what_is_hidden_becomes_background() -> None:
     who = sample_identity(0, 1)
     for seed in range(8):
@@ -185,6 +196,7 @@ def test_what_is_hidden_becomes_background() -> None:
         {"occlusion": 2},
         {"degrade": "x"},
         {"zoom": 3},
+        {"studio": 1},
     ],
 )
 def test_bad_options_are_named(options: dict) -> None:

@@ -19,7 +19,11 @@ OCCLUDERS = ("none", "hand", "scarf", "patch", "surgical_mask")
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user may choose about the scenes; angles in degrees, zoom a factor, the rest from 0 to 1."""
+    """What the user may choose about the scenes; angles in degrees, zoom a factor, the rest from 0 to 1.
+
+    Attributes:
+        studio: one light, one backdrop, one set of clothes, no accessories and a straight look in all pictures.
+    """
 
     yaw: float = 40.0
     pitch: float = 20.0
@@ -27,6 +31,7 @@ class Limits:
     occlusion: float = 0.12
     degrade: float = 1.0
     zoom: float = 1.0
+    studio: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
     hats = ("cap", "beanie", "brim")
     occluder = OCCLUDERS[1 + int(rng.integers(len(OCCLUDERS) - 1))] if u[2] < limits.occlusion else "none"
     worst = limits.degrade
-    return Scene(
+    scene = Scene(
         label=label,
         expression=expression,
         camera=camera,
@@ -139,4 +144,25 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
         contrast=float(np.exp(worst * rng.normal(0, 0.08))),
         clothes=_clothes(rng),
         seed=int(rng.integers(2**31)),
+    )
+    return _in_studio(scene, identity) if limits.studio else scene
+
+
+def _in_studio(scene: Scene, identity: Identity) -> Scene:
+    """`scene` with what does not belong to person, expression, pose or lens as in every other studio picture."""
+    return replace(
+        scene,
+        sun=np.array([0.29, -0.5, 0.82], np.float32),
+        key=np.full(3, 0.7, np.float32),
+        fill=np.full(3, 0.45, np.float32),
+        backdrop="studio",
+        glasses="none",
+        hat="none",
+        beard=identity.beard,
+        moustache=identity.moustache,
+        makeup=identity.makeup,
+        earrings=False,
+        gaze=(0.0, 0.0),
+        clothes=np.array([90, 90, 110], np.float32),
+        seed=0,
     )

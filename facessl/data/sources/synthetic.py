@@ -49,6 +49,8 @@ class Synthetic:
         occlusion: probability of a hand, a scarf, a surgical mask or a thing in front of the face.
         degrade: 0 to 1, strength of blur, sensor noise, colour cast and tone changes.
         zoom: 1 to 1.6, size of the face; at 1.5 it fills the picture, and most of hair and background are cut off.
+        studio: the same light, backdrop and clothes in all pictures, nothing worn on the face, eyes straight ahead:
+            pictures differ by person, expression and pose (and by `occlusion` and `degrade`).
         label: what `Sample.label` is: "expression" or "identity".
         captions: `Sample.text` is a sentence about expression and attributes.
         group: attribute (a name of `attribute_names`) that divides the images into the groups "not NAME" and "NAME".
@@ -91,6 +93,7 @@ class Synthetic:
         occlusion: float = 0.12,
         degrade: float = 1.0,
         zoom: float = 1.0,
+        studio: bool = False,
         label: str = "expression",
         captions: bool = False,
         group: str | None = None,
@@ -123,8 +126,9 @@ class Synthetic:
             raise ConfigError(f"synthetic: label must be expression or identity, not {label!r}")
         if label == "identity":
             self.label_names = tuple(f"person {i}" for i in range(identities))
-        if not isinstance(captions, bool):
-            raise ConfigError(f"synthetic: captions must be true or false, not {captions!r}")
+        for name, switch in (("captions", captions), ("studio", studio)):
+            if not isinstance(switch, bool):
+                raise ConfigError(f"synthetic: {name} must be true or false, not {switch!r}")
         self._captions = captions
         if captions:
             self.provides = self.provides | {"text"}
@@ -136,7 +140,7 @@ class Synthetic:
             self.provides = self.provides | {"group"}
         self._by_identity = label == "identity"
         self.n, self.seed, self.size, self.identities = n, seed, size, identities
-        self._limits = Limits(yaw, pitch, roll, occlusion, degrade, zoom)
+        self._limits = Limits(yaw, pitch, roll, occlusion, degrade, zoom, studio)
         self._room = keep * 2**20 // (4 * size * size)  # samples: an image has three bytes a pixel, a mask one
         self._kept: dict[int, Sample] = {}
 
