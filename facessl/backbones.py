@@ -183,17 +183,6 @@ class Backbone(nn.Module):
                 f"--image-size {below} or {below + self.stride}"
             )
 
-    def check_size(self) -> None:
-        """ConfigError where a ViT would lose an edge of its images: their side is no multiple of its patch."""
-        embed = getattr(self.model, "patch_embed", None)
-        over = self.image_size % self.stride
-        if over and not getattr(embed, "dynamic_img_pad", True):
-            below = self.image_size - over
-            raise ConfigError(
-                f"image size {self.image_size} is no multiple of the patch of {self.stride} pixels of {self.name}: use "
-                f"--image-size {below} or {below + self.stride}"
-            )
-
     def _as_map(self, raw: Tensor, x: Tensor) -> Tensor:
         if raw.ndim == 4:
             # timm's Swin and ConvNeXt-like models differ in where the channels are.
