@@ -149,8 +149,13 @@ def cache(report: Report) -> str:
 
 
 def scaling(report: Report) -> str:
-    """Whatever the scaling benchmark found."""
-    return flat_table(report["results"])
+    """The arithmetic of docs/scaling.md, one column per number of GPUs and batch."""
+    found = report["results"]
+    rows: Rows = [["", *(f"{r['gpus']} GPUs, batch {r['batch']:,}" for r in found)]]
+    sizes = ("all_reduce_bytes", "checkpoint_bytes", "read_bytes_per_second")
+    for key in ("hours", "images_per_second", "share_of_communication", *sizes, "decoding_cores", "teraflops_per_gpu"):
+        rows.append([words(key), *(number(r[key]) for r in found)])
+    return f"{found[0]['recipe']}, {found[0]['images']:,} images.\n\n" + table(rows)
 
 
 def methods(report: Report) -> str:

@@ -26,10 +26,10 @@ from facessl.pretraining import derive
 #: Bytes that one image takes in a tar: 12,926 of a 256-pixel JPEG face (mean of 2,595 real ones) and 772 of the tar's
 #: own (23,242 real faces in 12 tars).
 IMAGE_BYTES = 12_926 + 772
-#: Seconds of one core (AMD EPYC, JPEG of 256 pixels, commit c6b2aeb0f665, docs/performance.md): 4,392 decodes, 1,509
+#: Seconds of one core (AMD EPYC, JPEG of 256 pixels, commit e05fe686bb0b, docs/performance.md): 5,372 decodes, 2,352
 #: with two crops of 224, through the loader to a batch. `benchmarks/pipeline.py` measures a machine's own.
-DECODE_SECONDS = 1 / 4392
-CROP_SECONDS = (1 / 1509 - 1 / 4392) / 2
+DECODE_SECONDS = 1 / 5372
+CROP_SECONDS = (1 / 2352 - 1 / 5372) / 2
 #: Assumption (--fixed-milliseconds): what a pass costs however few images it has. A step of FRA or BYOL on ResNet-50
 #: issues 2,500 or 1,500 operations (counted), at some 8 microseconds of the host each.
 FIXED_MILLISECONDS = 20.0

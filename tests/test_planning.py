@@ -112,7 +112,7 @@ def test_what_would_fail_or_disappoint_is_said(capsys: pytest.CaptureFixture[str
     assert "benchmarks/gpu.sh" in told
     assert "10.7 images per GPU" in told
     assert any("warning: batch 512" in line for line in lines)
-    slow = planning.plan("fra/vggface2-r50", gpu_images_per_second=3000, cores_per_gpu=1, batch_size=2048)
+    slow = planning.plan("fra/vggface2-r50", gpu_images_per_second=4000, cores_per_gpu=1, batch_size=2048)
     assert any("give each GPU 2 cores" in text for text in slow["warnings"])
     with pytest.raises(ConfigError, match="--images N"):
         planning.plan("fra/regions")
