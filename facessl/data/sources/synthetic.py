@@ -103,25 +103,8 @@ class Synthetic:
             raise ConfigError(
                 f"the source 'synthetic' draws its images and takes no path, but got {path!r}; leave it out"
             )
-        for name, value, low, high in (
-            ("n", n, 1, 10_000_000),
-            ("seed", seed, 0, 2**32 - 1),
-            ("size", size, 32, 1024),
-            ("identities", identities, 1, 10_000_000),
-            ("keep", keep, 0, 2**20),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(f"synthetic: {name} must be a whole number from {low} to {high}, not {value!r}")
-        for name, share, least, top in (
-            ("yaw", yaw, 0, 45.0),
-            ("pitch", pitch, 0, 25.0),
-            ("roll", roll, 0, 180.0),
-            ("occlusion", occlusion, 0, 1.0),
-            ("degrade", degrade, 0, 1.0),
-            ("zoom", zoom, 1, 1.6),
-        ):
-            if isinstance(share, bool) or not isinstance(share, int | float) or not least <= share <= top:
-                raise ConfigError(f"synthetic: {name} must be a number from {least} to {top:g}, not {share!r}")
+        _check_numbers(n=n, seed=seed, size=size, identities=identities, keep=keep)
+        _check_shares(yaw=yaw, pitch=pitch, roll=roll, occlusion=occlusion, degrade=degrade, zoom=zoom)
         if label not in ("expression", "identity"):
             raise ConfigError(f"synthetic: label must be expression or identity, not {label!r}")
         if label == "identity":
@@ -198,6 +181,38 @@ class Synthetic:
             pose=np.array([camera.yaw, camera.pitch, camera.roll], np.float32),
             group=None if self._group is None else int(attributes[self._group]),
         )
+
+
+#: Option -> least and largest value.
+_NUMBERS = {
+    "n": (1, 10_000_000),
+    "seed": (0, 2**32 - 1),
+    "size": (32, 1024),
+    "identities": (1, 10_000_000),
+    "keep": (0, 2**20),
+}
+_SHARES = {
+    "yaw": (0, 45.0),
+    "pitch": (0, 25.0),
+    "roll": (0, 180.0),
+    "occlusion": (0, 1.0),
+    "degrade": (0, 1.0),
+    "zoom": (1, 1.6),
+}
+
+
+def _check_numbers(**options: Any) -> None:
+    for name, value in options.items():
+        low, high = _NUMBERS[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ConfigError(f"synthetic: {name} must be a whole number from {low} to {high}, not {value!r}")
+
+
+def _check_shares(**options: Any) -> None:
+    for name, value in options.items():
+        low, high = _SHARES[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ConfigError(f"synthetic: {name} must be a number from {low} to {high:g}, not {value!r}")
 
 
 def _caption(expression: int, attributes: np.ndarray) -> str:
