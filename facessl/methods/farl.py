@@ -18,6 +18,7 @@ from facessl.errors import ConfigError, DataError
 from facessl.methods._dvae import VisualTokens
 from facessl.methods._farl_args import FaRLArgs
 from facessl.methods.base import Progress, Step
+from facessl.nn.attention import choose_attention
 from facessl.nn.distributed import all_gather_rows, rank
 from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.nn.masking import check_maskable
@@ -107,6 +108,7 @@ class FaRL(nn.Module):
         outputs = width if args.dvae is None else args.vocabulary
         self.mim = nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, outputs))
         self.mim.apply(_start)
+        choose_attention(self.mim)
         self.tokens: VisualTokens | None = None
         self.target_backbone: Backbone | None = None
         self._follow: MomentumUpdate | None = None

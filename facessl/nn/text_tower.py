@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 
@@ -40,6 +41,14 @@ class TextTower(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """B sentences -> (B, D)."""
-        tokens = self.tokenizer(list(texts)).to(self.transformer.token_embedding.weight.device)
-        out: Tensor = self.transformer(tokens)
+        tower = self.transformer
+        tokens = self.tokenizer(list(texts))  # (B, context)
+        ends = tokens.argmax(1)  # the sign of the end is the largest of all
+        # What follows a sentence's end cannot change its feature: no more is computed than the longest one asks for.
+        length = int(ends.max()) + 1
+        device = tower.token_embedding.weight.device
+        x = tower.token_embedding(tokens[:, :length].to(device)) + tower.positional_embedding[:length]
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])  # (B, length, width)
+        last = x[torch.arange(len(texts), device=device), ends.to(device)]
+        out: Tensor = tower.ln_final(last) @ tower.text_projection
         return out

@@ -16,6 +16,7 @@ from facessl.errors import CheckpointError, ConfigError, DataError
 from facessl.methods._dvae import DVAEEncoder
 from facessl.methods.base import Progress
 from facessl.methods.farl import FaRL, image_text_loss, standardised
+from facessl.nn.text_tower import TextTower
 
 SMALL: dict[str, Any] = {"dim": 16, "text_width": 16, "text_depth": 1, "text_heads": 2, "context": 12}
 TEXT = ["a happy face", "a sad face with glasses", "an old face", "a face"]
@@ -54,6 +55,16 @@ def test_image_text_loss_equals_loops() -> None:
     torch.testing.assert_close(ours, twin, rtol=1e-12, atol=0)
     for mine, theirs in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(twin, inputs), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_captions_cut_to_the_longest_have_the_features_of_filled_up_ones() -> None:
+    torch.manual_seed(0)
+    tower = TextTower(width=32, depth=2, heads=2, context=77, out_features=16).double()
+    texts = ["a happy face", "an old sad face with glasses and grey hair, partly covered", "x"]
+    whole = tower.transformer(tower.tokenizer(texts))
+    torch.testing.assert_close(tower(texts), whole, rtol=1e-12, atol=1e-12)
+    endless = ["word " * 200, "a"]
+    torch.testing.assert_close(tower(endless), tower.transformer(tower.tokenizer(endless)), rtol=1e-12, atol=1e-12)
 
 
 def test_masked_modelling_equals_loops() -> None:
