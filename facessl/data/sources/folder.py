@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,8 @@ _SUFFIXES = tuple(os.fsencode(extension) for extension in EXTENSIONS)
 _LAYOUT = 1
 # A file added within one tick of the file system's clock does not change its folder's time.
 _TICK_NS = 2_000_000_000
+#: First image of a folder and of the next one, its path with a slash, its label: before any was looked up.
+_NONE: tuple[int, int, bytes, int | None] = (0, 0, b"", None)
 
 
 class Folder:
@@ -59,10 +62,13 @@ class Folder:
         self.label_names = tuple(self._table.note["label_names"])
         self.provides = frozenset({"label"} if self.label_names else ())
         self._count = int(self._table["first"][-1])
-        self._last: tuple[int, int, bytes, int | None] = (0, 0, b"", None)
+        self._last = _NONE
 
     def __len__(self) -> int:
         return self._count
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": _NONE}  # two folders are the same whatever was read from them last
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
