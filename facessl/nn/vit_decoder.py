@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from facessl.errors import CheckpointError, ConfigError
 from facessl.nn.attention import choose_attention
-from facessl.nn.linear import Linear
+from facessl.nn.linear import Linear, choose_products
 from facessl.nn.masking import take
 from facessl.nn.positions import sincos_positions
 
@@ -50,6 +50,7 @@ class MaskedDecoder(nn.Module):
             *(Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         )
         choose_attention(self.blocks)
+        choose_products(self.blocks)
         self.norm = norm(width)
         self.predict = Linear(width, patch * patch * 3)
         self.positions: Tensor

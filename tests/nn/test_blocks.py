@@ -1,8 +1,10 @@
 """Heads, decoder, positions, Sinkhorn, EMA and batch norm over ranks, each against its definition."""
 
+import copy
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -12,7 +14,7 @@ from facessl.nn.decoder import DecoderLayer, MaskDecoder
 from facessl.nn.distributed import all_reduce_mean, all_reduce_sum, world_size
 from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.nn.heads import MLPHead
-from facessl.nn.linear import Linear
+from facessl.nn.linear import Linear, choose_products
 from facessl.nn.positions import sine_positions
 from facessl.nn.sinkhorn import sinkhorn
 from facessl.nn.sync_batch_norm import SyncBatchNorm, convert_sync_batchnorm
@@ -179,3 +181,19 @@ def test_linear_equals_torch(bias: bool) -> None:
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_with_faster_products_computes_the_same() -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model("test_vit", num_classes=0)
+    fast = copy.deepcopy(plain)
+    choose_products(fast)
+    assert {type(part) for part in fast.modules() if isinstance(part, torch.nn.Linear)} == {Linear}
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 3, 160, 160)
+    found = [model(x) for model in (plain, fast)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+    for out in found:
+        out.square().sum().backward()
+    for ours, theirs in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
