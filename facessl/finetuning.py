@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from facessl import checkpoint, environment, loading, parsing, tuned
 from facessl.backbones import Backbone
 from facessl.config import BackboneConfig, differences, plain
-from facessl.data.decode import ImageError
-from facessl.data.loader import TrainLoader, pixels
+from facessl.data.decode import EXTENSIONS, ImageError, read_file, stored_size
+from facessl.data.loader import TrainLoader
 from facessl.data.source import Source
 from facessl.errors import ConfigError, DataError, many
 from facessl.finetune_config import FinetuneConfig
@@ -46,7 +46,7 @@ from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
 
-#: Images of a part of which one must be readable; what a larger part has behind them is seen when it is scored.
+#: Files of a part of which one must be an image; what a larger part has behind them is seen when it is scored.
 _TRIED = 200
 
 
@@ -171,11 +171,17 @@ def _parts(config: FinetuneConfig) -> Parts:
 
 
 def _check_readable(source: Source, part: str) -> None:
-    """DataError where no image of a part can be read; of many images the first are tried."""
+    """DataError where no file of a part is an image; of many files the first are tried.
+
+    Headers alone are read, and not through the source: nobody sees a test image before the end. Keys that name no
+    image file (drawn images, members of shards) are not looked at.
+    """
     failed: ImageError | None = None
-    for index in range(min(len(source), _TRIED)):
+    for path in (Path(source.key(index)) for index in range(min(len(source), _TRIED))):
+        if path.suffix.lower() not in EXTENSIONS or not path.parent.is_dir():
+            return
         try:
-            pixels(source[index])
+            stored_size(read_file(path), key=str(path))
             return
         except ImageError as error:
             failed = failed or error
