@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,8 @@ def packed(report: Report) -> str:
     return "; ".join(f"{r['cpu_ratio']} of CPU time, {r['wall_ratio']} of wall time ({s} px)" for r, s in told if r)
 
 
-def goals(reports: dict[str, list[Report]]) -> str:
-    """What was asked beside what was measured; "not run" where no file has it."""
+def goals(reports: dict[str, list[Report]], page: str) -> str:
+    """What was asked beside what was measured: of these reports, else what `page` says already, else "not run"."""
     rows: Rows = [["number", "asked", "measured"]]
     for label, asked, name, read in GOALS:
         found = []
@@ -29,7 +30,9 @@ def goals(reports: dict[str, list[Report]]) -> str:
                 found.append(read(report))
             except (KeyError, TypeError, IndexError, ValueError):  # a report without this part
                 continue
-        rows.append([label, asked, "; ".join(filter(None, found)) or "not run"])
+        before = re.search(rf"^\| {re.escape(label)} \|[^|]*\| (.*) \|$", page, re.M)
+        kept = before[1] if before else ""
+        rows.append([label, asked, "; ".join(filter(None, found)) or kept or "not run"])
     return table(rows)
 
 
@@ -49,6 +52,13 @@ def by_method(key: str, precision: str, size: int | None = None) -> Callable[[Re
             for r in rows
             if key in r
         )
+
+    return read
+
+
+def by_gpu_method(value: Callable[[Report], str]) -> Callable[[Report], str]:
+    def read(report: Report) -> str:
+        return ", ".join(f"{value(m)} ({m['method']}, {m['image_size']} px)" for m in listed(report["methods"]))
 
     return read
 
@@ -98,16 +108,35 @@ GOALS: list[tuple[str, str, str, Callable[[Report], str]]] = [
     ),
     (
         "GPU: share of the bare-backbone rate",
-        "80 %",
+        "80 % (fra), 90 % (byol)",
         "gpu",
-        lambda r: ", ".join(f"{percent(m['share_of_floor_rate'])} ({m['method']})" for m in listed(r["methods"])),
+        by_gpu_method(lambda m: percent(m["share_of_floor_rate"])),
     ),
     (
-        "GPU: FLOP utilisation",
-        "printed",
+        "GPU: straightforward step over ours",
+        "at least 2",
         "gpu",
-        lambda r: ", ".join(f"{percent(m['utilisation'])} ({m['method']})" for m in listed(r["methods"])),
+        by_gpu_method(lambda m: number(m["naive_over_step"])),
     ),
+    (
+        "GPU: step over the floor with the decoder, mcf",
+        "at most 1.1",
+        "gpu",
+        lambda r: ", ".join(
+            number(m["step_over_floor_with_decoder"]) for m in listed(r["methods"]) if m["method"] == "mcf"
+        ),
+    ),
+    (
+        "GPU: FRA's images/s, ResNet-50, 224 px",
+        "at least 1,500",
+        "gpu",
+        lambda r: ", ".join(
+            f"{number(m['images_per_second'][side])} ({side})"
+            for part, side in (("methods", "step"), ("compiled", "compiled"))
+            for m in listed(r[part])[:1]
+        ),
+    ),
+    ("GPU: FLOP utilisation", "printed", "gpu", by_gpu_method(lambda m: percent(m["utilisation"]))),
     (
         "GPU: data wait from JPEG shards, 16 cores",
         "below 5 %",

@@ -1,22 +1,21 @@
-"""Training speed on a GPU, as JSON: rates, utilisation, memory, data wait, compiled and captured optimiser steps.
+"""Training speed on a GPU, as JSON: rates beside the bare backbone, utilisation, memory, data wait, a profile.
 
-    benchmarks/gpu.sh                                   # the whole, under 8 minutes, into $OUT or gpu-out/
-    python benchmarks/gpu.py --device cpu --tiny        # every section on small networks, to see that it works
+    benchmarks/gpu.sh                                   # the whole, in four minutes, into $OUT or gpu-out/
+    python benchmarks/gpu.py --device cpu --tiny        # every part on small networks, to see that it works
 
 Parts run in the order of their worth and each is written as soon as it is measured, so that a run that is cut short
 leaves what it has; a part that fails says why and does not stop the others.
 
     ceiling     TFLOP/s of large bf16 matrix products on random numbers, a second of each; the largest counts as 100 %
-    methods     images/s of the whole step, of the bare-backbone floor and of the straightforward step (step.py), and
-                model FLOP utilisation: counted products and convolutions of the step over its time and the ceiling
-    compiled    the same step with compiled backbones
-    data        the step fed from JPEG shards by loader processes, against the same step, copy and photometric views on
-                one batch that stays in memory; what the processes had ready is dropped first (feeding.py)
-    batches     images/s of that step from memory by batch size, as `facessl plan --gpu-images-per-second` takes it
-    messages    with several GPUs: latency of the messages of synchronised batch norm, and a step with it (ranks.py)
-    update      optimiser and momentum network as they are, compiled, and captured in a CUDA graph: an upper bound, as
-                the graph has the learning rate and the momentum of one step in it
-    memory      what a FRA step adds to the memory in use, by batch size
+    methods     FRA and BYOL at 224 and 112 px, MCF at 224 px: images/s of the whole step, of the bare-backbone floor
+                and of the straightforward step (step.py), peak memory, and FLOP utilisation: counted products and
+                convolutions of the step over its time and the ceiling
+    profile     one FRA step at 224 px: the ten most expensive kernels, and the time in which no kernel ran
+    data        FRA fed from JPEG shards by loader processes, against the same step, copy and photometric views on one
+                batch that stays in memory; what the processes had ready is dropped first (feeding.py)
+    embed       `embed` from shards, against the bare forward pass
+    batches     FRA's images/s from memory by batch size, as `facessl plan --gpu-images-per-second` takes it
+    compiled    FRA's and BYOL's step with compiled backbones, and in fp16 (without the loss scaler)
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 import feeding
 import naive
-import ranks
 import step
 from feeding import READY
 from pipeline import Memory, jpegs
@@ -50,7 +49,7 @@ from facessl.batch import Batch
 from facessl.data.loader import TrainLoader
 from facessl.data.prefetch import Prefetcher
 from facessl.data.sources.webdataset import WebDataset
-from facessl.methods.base import Progress
+from facessl.inference import embedding_batches
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 
@@ -61,15 +60,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default=environment.default_device())
     parser.add_argument("--tiny", action="store_true", help="small networks, few images: a test of this script")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=256, help="images at 224 px; four times as many at 112 px")
     parser.add_argument("--workers", type=int, default=environment.cores())
     parser.add_argument("--images", type=int, default=20480, help="JPEG files in the shards")
-    parser.add_argument("--seconds", type=float, default=430, help="no new part after so many")
+    parser.add_argument("--seconds", type=float, default=230, help="no new part after so many")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("gpu-out"), help="folder of gpu.json")
     args = parser.parse_args()
     if args.tiny:
-        args.batch_size, args.image_size, args.workers, args.images = 4, 64, 1, 32
+        args.batch_size, args.workers, args.images = 4, 1, 64
     Run(args).all()
 
 
@@ -90,17 +89,8 @@ class Run:
 
     def all(self) -> None:
         """Every part, as long as there is time."""
-        for part in (
-            self.ceiling,
-            self.methods,
-            self.data,
-            self.batches,
-            self.messages,
-            self.update,
-            self.memory,
-            self.compiled,
-        ):
-            self.guarded(part.__name__, part)
+        for name in self.args.parts:
+            self.guarded(name, getattr(self, name))
         print(json.dumps(self.report))
 
     def guarded(self, name: str, part: Callable[[], Any]) -> None:
@@ -118,6 +108,7 @@ class Run:
         self.args.out.mkdir(parents=True, exist_ok=True)
         (self.args.out / "gpu.json").write_text(json.dumps(self.report, indent=1) + "\n")
         print(f"{name}: {json.dumps(self.report[name])}", file=sys.stderr, flush=True)
+        self.empty()
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
@@ -134,7 +125,7 @@ class Run:
             found[f"{m} x {k} x {n}"] = round(2 * m * n * k * rate / 1e12, 3)
         big = torch.randn(2**20 if self.args.tiny else 2**30, device=self.device)
         other = torch.empty_like(big)
-        copy = self.seconds({"copy": lambda: other.copy_(big)}, rounds=5, inner=5)["copy"]
+        copy = self.seconds({"copy": lambda: other.copy_(big)}, inner=5)["copy"]
         return {
             "matrix_tflops": max(found.values()),
             "matrix_tflops_by_shape": found,
@@ -142,22 +133,28 @@ class Run:
         }
 
     def methods(self) -> list[dict[str, Any]]:
-        """FRA, BYOL, MCF: step, floor and straightforward step, alternating."""
-        return [self.method(name) for name in ("fra", "byol", "mcf")]
+        """Step, floor and straightforward step of every method and size, alternating."""
+        found = []
+        for name, size in (("fra", 224), ("byol", 224), ("mcf", 224), ("fra", 112), ("byol", 112)):
+            found.append(self.method(name, size))
+            self.empty()
+        return found
 
-    def method(self, name: str) -> dict[str, Any]:
+    def method(self, name: str, size: int) -> dict[str, Any]:
         """One method, its backbones not compiled."""
-        config = self.configuration(name)
+        config = self.configuration(name, size)
         real, batch = step.RealStep(config), config.batch_in_memory()
+        config.views = batch.views  # or they would be there twice
         with FlopCounterMode(display=False) as counter:
             real(batch)
+        memory = self.peak(lambda: real(batch))
         straight = naive.step(name, config.backbone, config.size, config.views, config.autocast, 1e-4)
         sides: dict[str, Work] = {"floor": config.floor(), "step": lambda: real(batch), "naive": straight}
         if name == "mcf":
             sides["floor with decoder"] = config.floor(decoder=True)
         spent = self.seconds(sides)
         flops = counter.get_total_flops()
-        return {
+        found: dict[str, Any] = {
             "method": name,
             "backbone": config.backbone,
             "batch_size": config.batch,
@@ -167,64 +164,73 @@ class Run:
             "share_of_floor_rate": round(spent["floor"] / spent["step"], 3),
             "naive_over_step": round(spent["naive"] / spent["step"], 3),
             "gigaflop_per_image": round(flops / config.batch / 1e9, 2),
-            "tflops": round(flops / spent["step"] / 1e12, 3),
             "utilisation": self.utilisation(flops / spent["step"]),
-            "shares": self.on_gpu(lambda: step.shares.measure(real.method, lambda: real(batch), 2, self.device)),
+            "peak_gibibytes": memory,
         }
+        if name == "mcf":
+            found["step_over_floor_with_decoder"] = round(spent["step"] / spent["floor with decoder"], 3)
+        if self.device.type == "cuda":
+            found["shares"] = step.shares.measure(real.method, lambda: real(batch), 2, self.device)
+        return found
 
-    def compiled(self) -> list[dict[str, Any]]:
-        """FRA and BYOL: step with compiled backbones beside the plain one. (MCF's blocks are not what it compiles.)"""
-        if self.args.tiny and self.device.type == "cpu":
-            return [{"skipped": "the C++ compiler takes minutes"}]
-        out = []
-        for name in ("fra", "byol"):
-            config = self.configuration(name)
-            batch, plain, faster = config.batch_in_memory(), step.RealStep(config), step.RealStep(config, compiled=True)
-            start = time.perf_counter()
-            faster(batch)
+    def profile(self) -> dict[str, Any]:
+        """Kernels of FRA's steps at 224 px, and the time between them."""
+        if self.device.type != "cuda":
+            return {"skipped": "there are no kernels on a CPU"}
+        config = self.configuration("fra")
+        real, batch = step.RealStep(config), config.batch_in_memory()
+        real(batch)
+        steps = 3
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as run:
+            for _ in range(steps):
+                real(batch)
             self.wait()
-            first = time.perf_counter() - start
-            with FlopCounterMode(display=False) as counter:
-                plain(batch)
-            floor = config.floor(compiled=True)
-            spent = self.seconds(
-                {"plain": lambda p=plain, b=batch: p(b), "compiled": lambda f=faster, b=batch: f(b), "floor": floor}  # type: ignore[misc]
-            )
-            out.append(
+        kernels = [e for e in run.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
+        kernels = [e for e in kernels if not e.name.startswith(("part: ", "Optimizer"))]
+        times: dict[str, list[float]] = {}
+        for event in kernels:
+            times.setdefault(event.name, []).append(event.time_range.elapsed_us())
+        largest = sorted(times.items(), key=lambda item: -sum(item[1]))[:10]
+        busy, end = 0.0, 0.0
+        for event in sorted(kernels, key=lambda e: e.time_range.start):
+            busy += max(0.0, event.time_range.end - max(end, event.time_range.start))
+            end = max(end, event.time_range.end)
+        whole = end - min(e.time_range.start for e in kernels)
+        return {
+            "milliseconds_per_step": round(whole / steps / 1e3, 2),
+            "idle": round(1 - busy / whole, 4),
+            "kernels_per_step": round(len(kernels) / steps),
+            "largest": [
                 {
-                    "method": name,
-                    "compile_seconds": round(first, 1),
-                    "images_per_second": {side: round(config.batch / value, 1) for side, value in spent.items()},
-                    "gain": round(spent["plain"] / spent["compiled"], 3),
-                    "share_of_compiled_floor_rate": round(spent["floor"] / spent["compiled"], 3),
-                    "utilisation": self.utilisation(counter.get_total_flops() / spent["compiled"]),
+                    "kernel": name[:160],
+                    "calls": len(found) // steps,
+                    "milliseconds": round(sum(found) / steps / 1e3, 2),
+                    "share": round(sum(found) / busy, 4),
                 }
-            )
-            if time.perf_counter() - self.began > self.args.seconds:
-                break
-        return out
+                for name, found in largest
+            ],
+        }
 
     def data(self) -> dict[str, Any]:
         """FRA fed by the loader from shards, against the same on one batch."""
         config = self.configuration("fra")
         real, workers = step.RealStep(config), self.args.workers
         photometric = Photometric(real.method.mean, real.method.std)
-        steps = 4 if self.args.tiny else 120
+        steps = 4 if self.args.tiny else 60
         kept = self.kept(real, config.batch)
         memory = feeding.timed(
             Prefetcher(itertools.repeat(kept), self.device, photometric), real, steps // 2, self.wait
         )
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            feeding.write_shards(Path(folder), self.args.images, workers=workers, size=96 if self.args.tiny else 256)
+            source = self.shards(folder)
             writing = time.perf_counter() - start
-            source: Any = WebDataset(f"{folder}/*.tar", cache=False)
             loader = TrainLoader(
                 source, Geometric(real.method.views, config.size), batch_size=config.batch, seed=0, workers=workers,
                 pin_memory=self.device.type == "cuda",
             )  # fmt: skip
             batches: Any = iter(loader)
-            alone = feeding.drained(batches, READY * workers, count=max(4, 4 * READY * workers))
+            alone = feeding.drained(batches, READY * workers, count=max(4, 2 * READY * workers))
             ready: Any = Prefetcher(batches, self.device, photometric)
             shards = feeding.timed(ready, real, steps, self.wait)
             ready = batches = None  # ends the loader's processes before the files go
@@ -243,6 +249,32 @@ class Run:
             "rate_lost": round(1 - shards.rate / reference, 4),
         }
 
+    def embed(self) -> dict[str, Any]:
+        """`embed` of the shards' images in bf16, against the bare forward pass."""
+        config = self.configuration("byol")
+        backbone, x = config.network().eval(), config.batch_in_memory().views[0]
+        with torch.no_grad(), config.autocast():
+            bare = self.rate(lambda: backbone(x), 2 if self.args.tiny else 30) * config.batch
+        with tempfile.TemporaryDirectory() as folder:
+            options = {"batch_size": config.batch, "workers": self.args.workers, "precision": "bf16"}
+            parts = embedding_batches(backbone, self.shards(folder), **options)
+            next(parts)  # the processes have begun
+            self.wait()
+            start = time.perf_counter()
+            count = sum(len(part) for part in parts)
+            seconds = time.perf_counter() - start
+        return {
+            "bare_images_per_second": round(bare, 1),
+            "embed_images_per_second": round(count / seconds, 1),
+            "ratio": round(count / seconds / bare, 3),
+        }
+
+    def shards(self, folder: str) -> Any:
+        """A source of JPEG shards."""
+        side = 96 if self.args.tiny else 256
+        feeding.write_shards(Path(folder), self.args.images, workers=self.args.workers, size=side)
+        return WebDataset(f"{folder}/*.tar", cache=False)
+
     def kept(self, real: step.RealStep, batch: int) -> Batch:
         """A batch as the loader makes it, in page-locked memory."""
         source: Any = Memory(jpegs(8, 96 if self.args.tiny else 256), repeats=-(-batch // 8))
@@ -252,94 +284,95 @@ class Run:
     def batches(self) -> dict[str, Any]:
         """FRA from memory by images per GPU, norms not synchronised."""
         rates = {}
-        for batch in (2, 4) if self.args.tiny else (8, 32, 64, 256):
+        for batch in (2, 4) if self.args.tiny else (8, 32, 128, 512):
             real = step.RealStep(self.configuration("fra", batch=batch))
             photometric = Photometric(real.method.mean, real.method.std)
             ready = Prefetcher(itertools.repeat(self.kept(real, batch)), self.device, photometric)
-            rates[batch] = feeding.timed(ready, real, 4 if self.args.tiny else 60, self.wait).rate * batch
+            rates[batch] = feeding.timed(ready, real, 4 if self.args.tiny else 30, self.wait).rate * batch
+            del real, ready
+            self.empty()
         return {
             "images_per_second": {str(batch): round(rate, 1) for batch, rate in rates.items()},
             "for_plan": ",".join(f"{batch}:{rate:.4g}" for batch, rate in rates.items()),
         }
 
-    def messages(self) -> dict[str, Any]:
-        """Latency over all GPUs of this machine, and FRA's step with synchronised norms beside plain ones."""
-        if self.device.type == "cuda" and torch.cuda.device_count() < 2:
-            return {"skipped": "one GPU sends no messages"}
-        count = torch.cuda.device_count() if self.device.type == "cuda" else 2
-        return ranks.measure(count, self.args.device, self.args.image_size, (2,) if self.args.tiny else (8, 64))
-
-    def update(self) -> dict[str, Any]:
-        """Milliseconds of optimiser and momentum network of FRA: as they are, compiled, captured."""
-        config = self.configuration("fra")
-        real = step.RealStep(config)
-        for p in real.method.parameters():
-            p.grad = torch.randn_like(p) if p.requires_grad else None
-
-        def update() -> None:
-            real.optimizer.step()
-            real.method.after_step(Progress(step=0, total_steps=1))
-
-        sides: dict[str, Work] = {
-            "optimiser": real.optimizer.step,
-            "EMA": lambda: real.method.after_step(Progress(step=0, total_steps=1)),
-            "both": update,
-        }
-        update()
-        if self.device.type == "cuda":
-            sides["both, captured (upper bound)"] = captured(update)
-        found = {k: round(1000 * v, 3) for k, v in self.seconds(sides, inner=5).items()}
-        if not self.args.tiny:
-            try:
-                group = real.optimizer.param_groups[0]
-                params = [p for p in group["params"] if p.grad is not None]
-                fast = torch.compile(lambda: real.optimizer._update_together(group, params))  # type: ignore[attr-defined]
-                with torch.no_grad():
-                    each = {"plain": lambda: real.optimizer._update_together(group, params), "compiled": fast}  # type: ignore[attr-defined]
-                    spent = self.seconds(each, inner=5)
-                found |= {f"weights, {name}": round(1000 * value, 3) for name, value in spent.items()}
-            except Exception as error:
-                found["weights, compiled"] = f"failed: {type(error).__name__}"  # type: ignore[assignment]
-        return {"milliseconds": found}
-
-    def memory(self) -> dict[str, Any]:
-        """Gigabytes of a FRA step by images in the batch."""
-        if self.device.type != "cuda":
-            return {"skipped": "torch counts memory on a GPU only"}
-        out: dict[str, float] = {}
-        for batch in (64, 128, 256, 512):
-            gc.collect()
-            torch.cuda.empty_cache()
-            before = torch.cuda.memory_allocated()  # what other parts left
-            config = self.configuration("fra", batch=batch)
-            views = config.batch_in_memory()
-            config.views = []  # or they would be there twice
-            real = step.RealStep(config)
-            torch.cuda.reset_peak_memory_stats()
-            for _ in range(2):
-                real(views)
-            out[str(batch)] = round((torch.cuda.max_memory_allocated() - before) / 2**30, 2)
-            del real, config, views
-        return {"gibibytes_by_batch_size": out, "note": "a run has the next batch's views in memory as well"}
+    def compiled(self) -> list[dict[str, Any]]:
+        """FRA and BYOL: step with compiled backbones beside the plain one. (MCF's blocks are not what it compiles.)"""
+        if self.args.tiny and self.device.type == "cpu":
+            return [{"skipped": "the C++ compiler takes minutes"}]
+        out = []
+        for name in ("fra", "byol"):
+            config = self.configuration(name)
+            batch, plain = config.batch_in_memory(), step.RealStep(config)
+            half, faster = (
+                step.RealStep(self.configuration(name, precision="fp16")),
+                step.RealStep(config, compiled=True),
+            )
+            start = time.perf_counter()
+            faster(batch)
+            self.wait()
+            first = time.perf_counter() - start
+            sides: dict[str, Work] = {
+                "plain": lambda p=plain, b=batch: p(b),  # type: ignore[misc]
+                "fp16": lambda h=half, b=batch: h(b),  # type: ignore[misc]
+                "compiled": lambda f=faster, b=batch: f(b),  # type: ignore[misc]
+                "floor, compiled": config.floor(compiled=True),
+                "floor": config.floor(),
+            }
+            spent = self.seconds(sides)
+            out.append(
+                {
+                    "method": name,
+                    "compile_seconds": round(first, 1),
+                    "images_per_second": {side: round(config.batch / value, 1) for side, value in spent.items()},
+                    "gain": round(spent["plain"] / spent["compiled"], 3),
+                    "gain_of_fp16": round(spent["plain"] / spent["fp16"], 3),
+                    "share_of_floor_rate": round(spent["floor"] / spent["compiled"], 3),
+                    "share_of_compiled_floor_rate": round(spent["floor, compiled"] / spent["compiled"], 3),
+                }
+            )
+            self.report["compiled"] = out  # what there is, should the time end
+            (self.args.out / "gpu.json").write_text(json.dumps(self.report, indent=1) + "\n")
+            if time.perf_counter() - self.began > self.args.seconds:
+                break
+        return out
 
     # ---- helpers ---------------------------------------------------------------------------------------------------
 
-    def configuration(self, name: str, batch: int | None = None) -> step.Configuration:
-        """A method at this run's size in bf16, its views in channels-last memory."""
+    def configuration(
+        self, name: str, size: int = 224, batch: int | None = None, precision: str = "bf16"
+    ) -> step.Configuration:
+        """A method whose views are in channels-last memory."""
         tiny = {"mcf": "vit_tiny_patch16_224"}.get(name, "resnet10t")
         args = argparse.Namespace(
             backbone=tiny if self.args.tiny else None,
-            batch_size=batch or self.args.batch_size,
+            batch_size=batch or self.args.batch_size * (1 if size == 224 or self.args.tiny else 4),
             device=self.args.device,
         )
-        return step.Configuration(args, name, self.args.image_size, "bf16")
+        return step.Configuration(args, name, size // 2 if self.args.tiny and name != "mcf" else size, precision)
 
     def utilisation(self, flops_per_second: float) -> float | None:
         """Share of the measured ceiling."""
         ceiling = self.report.get("ceiling", {}).get("matrix_tflops")
         return round(flops_per_second / 1e12 / ceiling, 4) if ceiling else None
 
-    def seconds(self, sides: dict[str, Any], rounds: int = 4, inner: int = 5) -> dict[str, float]:
+    def peak(self, work: Work) -> float | None:
+        """GiB in use at the most during a call, everything that is there included."""
+        if self.device.type != "cuda":
+            return None
+        self.empty()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        self.wait()
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+
+    def empty(self) -> None:
+        """Give back the memory of what is gone."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def seconds(self, sides: dict[str, Any], rounds: int = 3, inner: int = 4) -> dict[str, float]:
         """Median seconds of a call, the sides in turn."""
         if self.args.tiny:
             rounds, inner = 2, 1
@@ -356,27 +389,12 @@ class Run:
         self.wait()
         return max(1, count) / (time.perf_counter() - start)
 
-    def on_gpu(self, measure: Callable[[], dict[str, float]]) -> dict[str, float] | None:
-        """Shares by kernels; on a CPU they are step.py's."""
-        return measure() if self.device.type == "cuda" else None
-
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
-def captured(work: Work) -> Work:
-    """`work`, which runs on static tensors, as a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
-
+PARTS = ["ceiling", "methods", "profile", "data", "embed", "batches", "compiled"]
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Training speed on a GPU in one command, under 8 minutes: JSON into $OUT (default gpu-out/).
+# Training speed on a GPU in one command, in four minutes: JSON into $OUT (default gpu-out/).
 #
 #   benchmarks/gpu.sh [options of benchmarks/gpu.py]     e.g. --batch-size 128, or --device cpu --tiny for a trial
 #
@@ -32,5 +32,5 @@ if [ -n "$absent" ]; then
     echo "missing: $absent; install them, or put their wheels into $wheels/" >&2
     exit 1
 fi
-limit=$(command -v timeout >/dev/null && echo "timeout 475")
+limit=$(command -v timeout >/dev/null && echo "timeout 300")
 PYTHONUNBUFFERED=1 $limit "$python" benchmarks/gpu.py --out "$out" "$@"

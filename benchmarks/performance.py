@@ -4,7 +4,7 @@
 
 Every `*.json` of the folder says which benchmark it is from; its table goes between `<!-- NAME: begin -->` and
 `<!-- NAME: end -->`. Several files of one benchmark (two machines) follow one another. The block "goals" sets what was
-asked beside what was measured. Blocks without a file stay as they are.
+asked beside what was measured. What has no file stays as it is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     unknown = sorted(reports.keys() - TABLES.keys())
     if unknown:
         print(f"no table for {', '.join(unknown)}: add one to TABLES")
-    args.page.write_text(fill(text, "goals", goals(reports)))
+    args.page.write_text(fill(text, "goals", goals(reports, text)))
 
 
 def fill(text: str, name: str, block: str) -> str:
@@ -176,22 +176,38 @@ def gpu(report: Report) -> str:
     top = report["ceiling"]
     text = f"Ceilings: {number(top['matrix_tflops'])} TFLOP/s (bf16 product), "
     text += f"{number(top['copy_gigabytes_per_second'])} GB/s (copy)."
-    rows: Rows = [["method", "batch", "images/s", "floor", "straightforward", "share of floor", "GFLOP/image", "MFU"]]
+    head = "method, px, batch, images/s, floor, straightforward, share of floor, over straightforward, GFLOP/image"
+    rows: Rows = [[*head.split(", "), "MFU", "GiB"]]
     for r in listed(report.get("methods")):
         rates = r["images_per_second"]
-        row = [r["method"], str(r["batch_size"]), *(number(rates[k]) for k in ("step", "floor", "naive"))]
-        row += [percent(r["share_of_floor_rate"]), number(r["gigaflop_per_image"]), percent(r["utilisation"] or 0)]
-        rows.append(row)
+        row = [r["method"], str(r["image_size"]), f"{r['batch_size']:,}"]
+        row += [number(rates[k]) for k in ("step", "floor", "naive")]
+        row += [percent(r["share_of_floor_rate"]), number(r["naive_over_step"]), number(r["gigaflop_per_image"])]
+        rows.append([*row, percent(r["utilisation"] or 0), number(r["peak_gibibytes"] or 0)])
     text += "\n\n" + table(rows)
+    text += "".join(
+        f"\n\nMCF's step takes {number(r['step_over_floor_with_decoder'])} of its floor with the bare decoder in it."
+        for r in listed(report.get("methods"))
+        if "step_over_floor_with_decoder" in r
+    )
     fast = [r for r in listed(report.get("compiled")) if "gain" in r]
     if fast:
-        rows = [["compiled", "images/s", "gain", "share of the compiled floor", "MFU", "compiling, s"]]
+        rows = [
+            ["compiled", "images/s", "gain", "share of the bare floor", "share of the compiled floor", "compiling, s"]
+        ]
         for r in fast:
             row = [r["method"], number(r["images_per_second"]["compiled"]), number(r["gain"])]
-            row += [percent(r["share_of_compiled_floor_rate"]), percent(r["utilisation"] or 0)]
+            row += [percent(r["share_of_floor_rate"]), percent(r["share_of_compiled_floor_rate"])]
             rows.append([*row, number(r["compile_seconds"])])
         text += "\n\n" + table(rows)
-    for name in ("data", "batches", "messages", "update", "memory"):
+    if "largest" in (seen := report.get("profile", {})):
+        rows = [["kernel of FRA's step", "calls", "ms", "share"]]
+        for k in seen["largest"]:
+            name = k["kernel"].removeprefix("void ").replace("at::native::", "").replace("|", " ")
+            rows.append([f"`{name[:70]}`", str(k["calls"]), number(k["milliseconds"]), percent(k["share"])])
+        text += f"\n\n{seen['kernels_per_step']:,} kernels a step; none runs for {percent(seen['idle'])} of it.\n\n"
+        text += table(rows)
+    for name in ("data", "embed", "batches"):
         if isinstance(report.get(name), dict):
             text += "\n\n" + flat_table({name: report[name]})
     return text

@@ -169,9 +169,8 @@ class Configuration:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """What a run's precision means."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return contextlib.nullcontext() if half is None else torch.autocast(self.device.type, half)
 
     def batch_in_memory(self) -> Batch:
         """Normalised views, channels-last."""

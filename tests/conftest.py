@@ -10,6 +10,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
+torch.backends.cudnn.allow_tf32 = False  # float32 means float32 where numbers are compared
 
 #: Measuring data beside the checkout; tests that need it are marked `shared`.
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"

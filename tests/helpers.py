@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+#: Device and type that golden models run in.
+PLACES = [(d, t) for d in ("cpu", *["cuda"] * torch.cuda.is_available()) for t in (torch.float32, torch.float64)]
+
 #: A run of seconds: 10 steps of 8 drawn faces on the smallest ResNet.
 TINY = [
     "synthetic:?n=40&size=40", "--backbone", "resnet10t", "--image-size", "32", "--batch-size", "8",

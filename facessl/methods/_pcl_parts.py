@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -122,13 +123,19 @@ class Mixing:
 
 def beta_quantile(uniform: Tensor, alpha: float, cells: int = 4096) -> Tensor:
     """Quantiles of Beta(alpha, alpha), alpha >= 1, at `uniform` (any shape, 0..1), by a table of the distribution."""
-    edges = torch.linspace(0, 1, cells + 1, dtype=torch.float64)
-    middle = (edges[1:] + edges[:-1]) / 2
-    table = F.pad((middle * (1 - middle)).pow(alpha - 1).cumsum(0), (1, 0))
-    table = (table / table[-1]).to(uniform)
+    table = _beta_table(alpha, cells, uniform.device, uniform.dtype)
     above = torch.searchsorted(table, uniform.contiguous(), right=True).clamp_(1, cells)
     low, high = table[above - 1], table[above]
     return ((above - 1 + (uniform - low) / (high - low).clamp_min(1e-12)) / cells).clamp_(0, 1)
+
+
+@functools.cache
+def _beta_table(alpha: float, cells: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(cells + 1,) distribution function of Beta(alpha, alpha); made on the host, so that every rank has the same."""
+    edges = torch.linspace(0, 1, cells + 1, dtype=torch.float64)
+    middle = (edges[1:] + edges[:-1]) / 2
+    table = F.pad((middle * (1 - middle)).pow(alpha - 1).cumsum(0), (1, 0))
+    return (table / table[-1]).to(device, dtype)
 
 
 def face_contrast(features: Tensor, mixing: Mixing, temperature: float) -> Tensor:

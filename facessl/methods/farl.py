@@ -177,15 +177,18 @@ class FaRL(nn.Module):
 
     def _masked_loss(self, x: Tensor, predicted: Tensor, removed: Tensor) -> Tensor:
         """Loss of what is predicted (B, T, outputs) for the hidden patches."""
-        with torch.autocast(x.device.type, enabled=False):
-            found = at_least_float32(predicted)[removed]  # (B * hidden, outputs)
-            if self.tokens is not None:
-                return F.cross_entropy(found, self.tokens(x, self.grid)[removed])
+        # Positions, as many in every image: a boolean mask would wait for a GPU to count them.
+        at = removed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : self.hidden]  # (B, hidden)
+        found = at_least_float32(torch.take_along_dim(predicted, at[:, :, None], 1))  # (B, hidden, outputs)
+        if self.tokens is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                return F.cross_entropy(found.flatten(0, 1), self.tokens(x, self.grid).gather(1, at).flatten())
         with torch.no_grad():
             assert self.target_backbone is not None
             features = self.target_backbone.model.forward_features(x)[:, self.backbone.prefix_tokens :]
         with torch.autocast(x.device.type, enabled=False):
-            return F.mse_loss(found, standardised(at_least_float32(features))[removed])
+            wanted = standardised(at_least_float32(features))  # (B, T, C)
+            return F.mse_loss(found, torch.take_along_dim(wanted, at[:, :, None], 1))
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:

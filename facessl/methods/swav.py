@@ -172,7 +172,7 @@ class SwAV(nn.Module):
             others = [t for t in range(len(scores)) if t != s]
             terms += [F.cross_entropy(scores[t] / self.args.temperature, q) for t in others]
         chosen = torch.zeros(scores.shape[-1], dtype=scores.dtype, device=scores.device)
-        chosen[torch.cat(winners)] = 1
+        chosen.index_fill_(0, torch.cat(winners), 1)  # indexing with `= 1` would wait for a GPU
         return torch.stack(terms).mean(), all_reduce_sum(chosen).clamp_max(1).mean()
 
     @torch.no_grad()

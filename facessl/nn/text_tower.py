@@ -43,12 +43,14 @@ class TextTower(nn.Module):
         """B sentences -> (B, D)."""
         tower = self.transformer
         tokens = self.tokenizer(list(texts))  # (B, context)
-        ends = tokens.argmax(1)  # the sign of the end is the largest of all
         # What follows a sentence's end cannot change its feature: no more is computed than the longest one asks for.
-        length = int(ends.max()) + 1
+        # The sign of the end is the largest of all.
+        length = int(tokens.argmax(1).max()) + 1
         device = tower.token_embedding.weight.device
-        x = tower.token_embedding(tokens[:, :length].to(device)) + tower.positional_embedding[:length]
+        tokens = tokens[:, :length].contiguous()
+        tokens = (tokens.pin_memory() if device.type == "cuda" else tokens).to(device, non_blocking=True)
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])  # (B, length, width)
-        last = x[torch.arange(len(texts), device=device), ends.to(device)]
+        last = x[torch.arange(len(texts), device=device), tokens.argmax(1)]
         out: Tensor = tower.ln_final(last) @ tower.text_projection
         return out

@@ -22,12 +22,12 @@ SMALL |= {"prototypes": 12, "queue_length": 4, "queue_step": 1}
 VIT = "vit_tiny_patch16_224"
 
 
-def build(name: str, backbone: str = "resnet10t", size: int = 64) -> Any:
+def build(name: str, backbone: str = "resnet10t", size: int = 64, **values: Any) -> Any:
     kind = plugins.find("methods", name)
     known = {f.name for f in dataclasses.fields(kind.Args)}
     torch.manual_seed(0)
     backbone = VIT if getattr(kind, "patches_only", False) else backbone
-    return kind(Backbone(backbone, image_size=size), **{k: v for k, v in SMALL.items() if k in known})
+    return kind(Backbone(backbone, image_size=size), **{k: v for k, v in {**SMALL, **values}.items() if k in known})
 
 
 def batch(method: Any, size: int = 64, count: int = 4) -> Batch:

@@ -14,6 +14,7 @@ from facessl.loading import load_backbone, load_method
 from facessl.methods.base import Progress
 from facessl.methods.fra import FRA
 from facessl.weights import fra as released
+from tests.helpers import PLACES
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "fra_official_resnet18"
 pytestmark = [
@@ -56,15 +57,15 @@ def checkpoint(golden):
     return {"state_dict": state, "epoch": 50}
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.fixture(scope="module", params=PLACES, ids=str)
 def run(request, golden, checkpoint):
     """Model, its outputs on view 1 and its step on both views, with gradients."""
     info, _ = golden
     model = released.build(checkpoint)
-    model.to(request.param).eval()
+    model.to(*request.param).eval()
     shape = (info["bs"], 3, info["size"], info["size"])
     views = [torch.from_numpy(np.random.RandomState(k).standard_normal(shape).astype(np.float32)) for k in (1, 2)]
-    views = [v.to(request.param) for v in views]
+    views = [v.to(*request.param) for v in views]
     features, pooled = model.backbone.forward_both(views[0])
     outputs = {"pooled": pooled, **model.heads(features, pooled)}
     step = model.step(Batch(views=views, params=[], index=torch.arange(info["bs"])), Progress(0, 1))
@@ -75,8 +76,8 @@ def run(request, golden, checkpoint):
 def assert_relative(ours: torch.Tensor, theirs: np.ndarray) -> None:
     theirs = torch.from_numpy(np.asarray(theirs)).double()
     assert ours.shape == theirs.shape
-    assert (ours.detach().double() - theirs).norm() <= 1e-4 * theirs.norm()
-    torch.testing.assert_close(ours.detach().double(), theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+    assert (ours.detach().double().cpu() - theirs).norm() <= 1e-4 * theirs.norm()
+    torch.testing.assert_close(ours.detach().double().cpu(), theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
 
 def test_arrays(run, golden):

@@ -11,6 +11,7 @@ from facessl.backbones import Backbone
 from facessl.batch import Batch
 from facessl.methods.base import Progress
 from facessl.methods.lewel import LEWEL
+from tests.helpers import PLACES
 from tests.methods.test_fra_golden import assert_relative, filled
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "lewel_official_resnet18"
@@ -32,7 +33,7 @@ RENAMED = {
 SIZE, COUNT = 96, 4  # of the golden vectors' README
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.fixture(scope="module", params=PLACES, ids=str)
 def run(request):
     """Model, its outputs on view 1 and its step on both views."""
     state = {}
@@ -46,10 +47,10 @@ def run(request):
         state[RENAMED[begin] + name.removeprefix(begin)] = value.flatten(1) if value.ndim == 3 else value
     model = LEWEL(Backbone("resnet18", image_size=SIZE), hidden=512)
     model.load_state_dict(state)
-    model.to(request.param).eval()
+    model.to(*request.param).eval()
     shape = (COUNT, 3, SIZE, SIZE)
     views = [torch.from_numpy(np.random.RandomState(k).standard_normal(shape).astype(np.float32)) for k in (1, 2)]
-    views = [v.to(request.param) for v in views]
+    views = [v.to(*request.param) for v in views]
     features, pooled = model.backbone.forward_both(views[0])
     z, maps = model.heads.project(features, pooled)
     outputs = {"z": z, "heat": maps, "region": model.heads.aligned(features, maps).transpose(1, 2)}

@@ -15,6 +15,7 @@ from facessl.batch import Batch
 from facessl.methods.base import Progress
 from facessl.methods.mcf import MCF
 from facessl.nn.masking import encode_visible, random_mask
+from tests.helpers import PLACES
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "mcf_official"
 pytestmark = [
@@ -87,7 +88,7 @@ def teacher(golden, tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.fixture(scope="module", params=PLACES, ids=str)
 def run(request, golden, teacher):
     """Model in evaluation mode, its input and its step."""
     info, arrays = golden
@@ -97,11 +98,11 @@ def run(request, golden, teacher):
     missing, unknown = model.load_state_dict(state, strict=False)
     assert set(missing) == {"backbone.model.pos_embed", "target_backbone.model.pos_embed"}
     assert not unknown
-    model.to(request.param).eval()
-    noises = [torch.from_numpy(arrays[f"noise{i}"]) for i in (0, 1)]
+    model.to(*request.param).eval()
+    noises = [torch.from_numpy(arrays[f"noise{i}"]).to(request.param[0]) for i in (0, 1)]
     model.noise = lambda batch: noises
     shape = (len(noises[0]), 3, 224, 224)
-    x = torch.from_numpy(np.random.RandomState(1).standard_normal(shape).astype(np.float32)).to(request.param)
+    x = torch.from_numpy(np.random.RandomState(1).standard_normal(shape).astype(np.float32)).to(*request.param)
     model.after_step(Progress(0, 1))  # the released code moves its target before it is used
     return model, x, model.step(Batch(views=[x], params=[], index=torch.arange(len(x))), Progress(0, 1))
 
@@ -109,14 +110,14 @@ def run(request, golden, teacher):
 def assert_relative(ours: torch.Tensor, theirs: np.ndarray) -> None:
     theirs = torch.from_numpy(np.asarray(theirs)).double()
     assert ours.shape == theirs.shape
-    assert (ours.detach().double() - theirs).norm() <= 1e-4 * theirs.norm()
-    torch.testing.assert_close(ours.detach().double(), theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+    assert (ours.detach().double().cpu() - theirs).norm() <= 1e-4 * theirs.norm()
+    torch.testing.assert_close(ours.detach().double().cpu(), theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
 
 def test_masked_encoder_and_decoder(run, golden):
     model, x, _ = run
     arrays = golden[1]
-    mask = random_mask(torch.from_numpy(arrays["noise0"]), 0.75)
+    mask = random_mask(torch.from_numpy(arrays["noise0"]).to(x.device), 0.75)
     latent = encode_visible(model.backbone.model, x, mask.keep)
     assert_relative(latent, arrays["latent"])
     assert_relative(mask.removed.float(), arrays["mask"])

@@ -1,0 +1,64 @@
+"""Views, embeddings and predictions on the GPU against those of the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import facessl
+from facessl.backbones import Backbone
+from facessl.batch import Batch
+from facessl.data.loader import TrainLoader
+from facessl.data.prefetch import Prefetcher
+from facessl.data.source import open_source
+from facessl.finetuning import finetune
+from facessl.methods.fra import FRA
+from facessl.views.geometric import Geometric
+from facessl.views.photometric import Photometric
+
+FACES = "synthetic:?n=48&size=72"
+
+
+def views(device: torch.device, workers: int) -> list[Batch]:
+    loader = TrainLoader(
+        open_source(FACES), Geometric(FRA.views, 64), batch_size=16, seed=5, workers=workers,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    batches = Prefetcher(iter(loader), device, Photometric(FRA.mean, FRA.std))
+    return [next(batches) for _ in range(4)]
+
+
+def test_views_are_those_of_the_cpu(device: torch.device) -> None:
+    """To a grey level: OpenCV rounds to uint8 where torch does not."""
+    for on_cpu, on_gpu in zip(views(torch.device("cpu"), 0), views(device, 2), strict=True):
+        assert torch.equal(on_cpu.index, on_gpu.index.cpu())
+        for a, b in zip(on_cpu.views, on_gpu.views, strict=True):
+            difference = (a - b.cpu()).abs() * 255 * min(FRA.std)
+            assert difference.mean() < 0.5
+            assert difference.quantile(0.99) < 3
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_embeddings_are_those_of_the_cpu(name: str, device: torch.device, exact: None) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(name, image_size=64)
+    wanted = facessl.embed(backbone, FACES)
+    found = facessl.embed(backbone.to(device), FACES)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * float(np.abs(wanted).max()))
+
+
+def test_a_model_fine_tuned_on_the_gpu_predicts_alike_on_the_cpu(
+    device: torch.device, exact: None, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings: dict[str, Any] = {
+        "task": "expression", "out": str(run), "backbone": "resnet10t", "image_size": 64, "batch_size": 8,
+        "max_steps": 4, "workers": 0, "device": device.type,
+    }  # fmt: skip
+    finetune(None, FACES, **settings)
+    scores = [facessl.evaluate(facessl.load_backbone(run).to(d), FACES, protocol="knn") for d in (device, "cpu")]
+    assert scores[0]["accuracy"] == scores[1]["accuracy"]
