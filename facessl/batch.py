@@ -66,6 +66,9 @@ class Batch:
         params: V tensors (B, P) float32 of photometric parameters (columns: `facessl.views.spec.Column`);
             empty for batches that are only normalised.
         index: (B,) int64, positions of the images in their source.
+        crops: V tensors (B, 5) float32, what each view shows: left, top, width, height as fractions of the stored
+            image's width and height, and 1 where it is flipped. Empty where the views were not cut by
+            `facessl.views.geometric`.
         keys: B keys of the images.
         skipped: (key, reason) of images that could not be read and were replaced.
         label, identity, group: (B,) int64; text: B strings; landmarks (B, K, 2) float32; visible (B, K) uint8;
@@ -76,6 +79,7 @@ class Batch:
     views: list[Tensor]
     params: list[Tensor]
     index: Tensor
+    crops: list[Tensor] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     label: Tensor | None = None
@@ -97,7 +101,7 @@ class Batch:
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
                 value = fn(value)
-            elif f.name == "views":
+            elif f.name in ("views", "crops"):
                 value = [fn(v) for v in value]
             out[f.name] = value
         return Batch(**out)
@@ -117,7 +121,7 @@ class Batch:
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
                 value = value[start:stop]
-            elif f.name in ("views", "params"):
+            elif f.name in ("views", "params", "crops"):
                 value = [v[start:stop] for v in value]
             elif f.name in ("keys", "text") and value:
                 value = value[start:stop]

@@ -35,21 +35,31 @@ class Collector:
         self._room = [tensor.numpy() for tensor in self._memory]
         self._views: list[list[np.ndarray]] = []
         self._params: list[list[np.ndarray]] = []
+        self._crops: list[Sequence[np.ndarray]] = []
 
     def room(self) -> list[np.ndarray]:
         """V arrays (S_v, S_v, 3) uint8 in the batch's own memory, to be filled and then handed to `add` as views."""
         return [array[len(self)] for array in self._room]
 
-    def add(self, index: int, sample: Sample, views: list[np.ndarray], params: list[np.ndarray]) -> None:
+    def add(
+        self,
+        index: int,
+        sample: Sample,
+        views: list[np.ndarray],
+        params: list[np.ndarray],
+        crops: Sequence[np.ndarray] = (),
+    ) -> None:
         """One image: its position, fields, V views (S_v, S_v, 3) uint8 and V or no parameter rows (P,) float32.
 
-        The views are those of `room` for every image of the batch, or for none.
+        Likewise V or no rows (5,) float32 of `Batch.crops`. The views are those of `room` for every image of the batch,
+        or for none.
         """
         sample.image = b""  # only what surrounds it is needed from here on
         self._index.append(index)
         self._samples.append(sample)
         self._views.append(views)
         self._params.append(params)
+        self._crops.append(crops)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -67,6 +77,7 @@ class Collector:
             views=[view.permute(0, 3, 1, 2) for view in views],
             params=[torch.from_numpy(rows) for rows in params],
             index=torch.tensor(self._index, dtype=torch.int64),
+            crops=[torch.from_numpy(np.stack(rows)) for rows in zip(*self._crops, strict=True)],
             keys=[sample.key for sample in self._samples],
             skipped=self.skipped,
             **{name: _field([getattr(sample, name) for sample in self._samples]) for name in FIELDS},

@@ -25,7 +25,8 @@ Transform = Callable[[np.ndarray, np.random.Generator], tuple[list[np.ndarray], 
 EvalTransform = Callable[[np.ndarray], np.ndarray]
 # A Transform that can draw its random numbers before it sees the image has `sizes` (S_v of its views) and
 # `drawn(generator)`, which is used instead of the call: what it returns says by its `reduction` (see `decode`) how the
-# image may be decoded, and is then called with (image, arrays of the views' sizes to be filled) -> the same as above.
+# image may be decoded, and is then called with (image, arrays of the views' sizes to be filled) -> the same as above,
+# and V rows (5,) float32 of `Batch.crops`.
 # A transform of either kind that also moves landmarks, boxes or masks has a method `with_sample`, which is used
 # instead: (sample, image, generator or None) -> sample with the moved fields and `frame`, views, parameter rows.
 # A transform that makes no views has `draws` and `rows`, which is used instead: shapes (B, 2) of the images and the

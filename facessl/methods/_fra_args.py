@@ -54,6 +54,13 @@ class FRAArgs:
             weight, so that 1.0 (Table 7) is the same as `use_local=False`.
         lambda_r: weight of the relation term in Eq. 8 (Table 7); 0 turns it off. In the official variant x weighs as
             x / 4 does in Eq. 8: the term is the mean over the two views, and 2 - 2 cos has twice the slope of -cos.
+        relation: whose assignments the relation term compares. "within": student and teacher of the same view (Eq. 2).
+            "across": the student's of one view and the teacher's of the other one, read at the places of the image
+            that both show. "both": the mean of the two terms, so that lambda_r weighs alike in all three. "across" and
+            "both" are this project's.
+        frame_prior: weight of a learned table (N, 12, 12) over the stored image that is added to the cosines of every
+            cell, read at the cell's place in the image; 0 (the paper) leaves the table out. This project's. It
+            assumes that faces lie about alike in the stored images; in `heatmaps` the image given is the stored one.
         decoder_layers: layers of the mask decoder (Table 8), 1 in the paper and 2 in the released code;
             0 turns the local and the relation term off, which is BYOL, as in the table.
         momentum: momentum of the target network at the start (BYOL); it rises to 1 by a cosine.
@@ -64,10 +71,11 @@ class FRAArgs:
             official one. At 1.0 no region can exceed another by more than e^2 : 1 at a pixel, because cosines
             differ by at most 2.
         mask_embeddings: "image": every image and view has its own (section 3.2); "batch": their average over the
-            batch and all ranks serves every image, and `heatmaps` uses a running average of it, the prototype.
+            batch and all ranks serves every image, and `heatmaps` uses a running average of it, the prototype;
+            "free" (this project's): N learned vectors without a mask decoder, whose settings then mean nothing.
             None: "image" in the paper's variant, "batch" in the official one.
-        query_std: standard deviation of the initial queries. Open in the paper; a larger one breaks the symmetry
-            between the regions sooner.
+        query_std: standard deviation of the initial queries (of the mask embeddings where they are "free"). Open in
+            the paper; a larger one breaks the symmetry between the regions sooner.
         memax_weight: weight of ME-MAX beside the cross-entropy of Eq. 3. Open in the paper.
         sinkhorn_iterations: rounds of Sinkhorn-Knopp on the target assignments. Open in the paper.
         decorrelation_weight: weight of the released code's decorrelation of regions; 0 in the paper.
@@ -88,12 +96,14 @@ class FRAArgs:
     num_regions: int = 8
     lambda_c: float = 0.5
     lambda_r: float = 0.1
+    relation: Literal["within", "across", "both"] = "within"
+    frame_prior: float = 0.0
     decoder_layers: int | None = None
     momentum: float = 0.996
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
     heatmap_temperature: float | None = None
-    mask_embeddings: Literal["image", "batch"] | None = None
+    mask_embeddings: Literal["image", "batch", "free"] | None = None
     query_std: float = 1.0
     memax_weight: float = 1.0
     sinkhorn_iterations: int = 3
@@ -106,13 +116,17 @@ class FRAArgs:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, known in (("variant", [*VARIANTS]), ("mask_embeddings", ["image", "batch", None])):
+        for name, known in (
+            ("variant", [*VARIANTS]),
+            ("relation", ["within", "across", "both"]),
+            ("mask_embeddings", ["image", "batch", "free", None]),
+        ):
             if (choice := getattr(self, name)) not in known:
                 raise ConfigError(f"{name} is {choice!r}: give one of {', '.join(map(str, known))}")
         ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
             ("lambda_c momentum dropout", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
             ("student_temperature teacher_temperature heatmap_temperature query_std", lambda v: v > 0, "more than 0"),
-            ("lambda_r memax_weight sinkhorn_iterations decoder_layers", lambda v: v >= 0, "0 or more"),
+            ("lambda_r frame_prior memax_weight sinkhorn_iterations decoder_layers", lambda v: v >= 0, "0 or more"),
             ("num_regions hidden dim decoder_heads decoder_feed_forward", lambda v: v >= 1, "1 or more"),
         )
         for names, valid, wanted in ranges:
@@ -145,14 +159,20 @@ class FRAArgs:
         """Whether mask embeddings are averaged over the global batch."""
         return (self.mask_embeddings or self.rules.mask_embeddings) == "batch"
 
+    @property
+    def free(self) -> bool:
+        """Whether mask embeddings are learned vectors, without a mask decoder."""
+        return self.mask_embeddings == "free"
+
     def weights(self) -> dict[str, float]:
         """Terms that are on, by their name in the logs, with their weight in the loss.
 
         Raises:
             ConfigError: every term is off.
         """
+        with_regions = self.free or self.layers > 0
         with_global = self.use_global and self.lambda_c > 0
-        with_local = self.use_local and self.lambda_c < 1 and self.layers > 0
+        with_local = self.use_local and self.lambda_c < 1 and with_regions
         out: dict[str, float] = {}
         if with_global:
             out["global_consistency"] = self.lambda_c if with_local else 1.0
@@ -162,7 +182,7 @@ class FRAArgs:
             own = self.decorrelation_weight
             if weight := self.rules.decorrelation_weight if own is None else own:
                 out["decorrelation"] = share * weight
-        if self.use_relation and self.lambda_r > 0 and self.layers > 0:
+        if self.use_relation and self.lambda_r > 0 and with_regions:
             out["semantic_relation"] = self.lambda_r
             out["me_max"] = self.lambda_r * self.memax_weight
         if not out:

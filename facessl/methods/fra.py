@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from facessl.backbones import Backbone
 from facessl.batch import Batch
-from facessl.errors import ConfigError
+from facessl.errors import ConfigError, DataError
 from facessl.losses import mean_cosine
 from facessl.methods._fra_args import FRAArgs
 from facessl.methods.base import Progress, Step
+from facessl.nn import frame
 from facessl.nn.decoder import MaskDecoder
-from facessl.nn.distributed import all_reduce_mean
+from facessl.nn.distributed import all_reduce_mean, rank_mean
 from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.nn.heads import MLPHead
 from facessl.nn.precision import at_least_float32
@@ -23,9 +24,13 @@ from facessl.nn.sinkhorn import sinkhorn
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
 
 #: What one network makes of one view, as far as a term needs it:
-#: "z" (B, D), global embedding; "similarity" (B, hw, N) float32, S with N last; "regions" (B, N, D), facial
+#: "z" (B, D), global embedding; "similarity" (B, h, w, N) float32, S with N last; "regions" (B, N, D), facial
 #: embeddings z^m; "mask_embedding" (N, D) float32, detached, only where mask embeddings are averaged over the batch.
 Outputs = dict[str, Tensor]
+
+#: Rows and columns of the table of `frame_prior`, and the standard deviation that it starts with.
+PRIOR_CELLS = 12
+PRIOR_STD = 0.1
 
 
 class RegionHeads(nn.Module):
@@ -44,11 +49,18 @@ class RegionHeads(nn.Module):
         self.heatmap_temperature = args.temperature
         self.with_regions = "local_consistency" in terms
         self.projector = MLPHead(features, **sizes) if "global_consistency" in terms else None
+        self.finds_regions = self.with_regions or "semantic_relation" in terms
+        self.frame_prior = args.frame_prior
         self.decoder: MaskDecoder | None = None
-        if not (self.with_regions or "semantic_relation" in terms):
+        if not self.finds_regions:
             return
         self.local_projector = MLPHead(features, **sizes)
         self.region_projector = MLPHead(features, **sizes) if self.with_regions and args.rules.separate else None
+        if self.frame_prior:
+            self.prior = nn.Parameter(PRIOR_STD * torch.randn(args.num_regions, PRIOR_CELLS, PRIOR_CELLS))
+        if args.free:
+            self.mask_embedding = nn.Parameter(args.query_std * torch.randn(args.num_regions, args.dim))
+            return
         self.decoder = MaskDecoder(
             features,
             queries=args.num_regions,
@@ -64,28 +76,53 @@ class RegionHeads(nn.Module):
             self.prototype: Tensor
             self.register_buffer("prototype", torch.zeros(args.num_regions, args.dim))
 
-    def forward(self, features: Tensor, pooled: Tensor) -> Outputs:
-        """Map (B, C, h, w) and pooled embedding (B, C) -> `Outputs`."""
+    def forward(self, features: Tensor, pooled: Tensor, crops: Tensor | None = None) -> Outputs:
+        """Map (B, C, h, w), pooled embedding (B, C) and what the view shows, (B, 5) or None -> `Outputs`."""
         out: Outputs = {}
         if self.projector is not None:
             out["z"] = self.projector(pooled)
-        if self.decoder is not None:
-            embedding = self.decoder(features)  # (B, N, D)
+        if self.finds_regions:
+            embedding = self.mask_embedding if self.decoder is None else self.decoder(features)  # (N, D) or (B, N, D)
             if self.averaged:
                 embedding = all_reduce_mean(at_least_float32(embedding).mean(0))  # (N, D)
                 out["mask_embedding"] = embedding.detach()
-            out["similarity"] = self.similarity(features, embedding)
+            similarity = self.similarity(features, embedding, crops)
+            out["similarity"] = similarity.unflatten(1, features.shape[2:])  # (B, hw, N) -> (B, h, w, N)
             if self.with_regions:
-                out["regions"] = self._regions(features, self.heatmaps(out["similarity"]))
+                out["regions"] = self._regions(features, self.heatmaps(similarity))
         return out
 
-    def similarity(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """S: cosine of Eq. 1's dense map with mask embeddings, (B, C, h, w) and (B, N, D) or (N, D) -> (B, hw, N)."""
+    def stored_embedding(self, features: Tensor) -> Tensor:
+        """Mask embeddings (B, N, D) or (N, D) outside of training; features (B, C, h, w)."""
+        if self.decoder is None:
+            return self.mask_embedding
+        return self.prototype if self.averaged else self.decoder(features)
+
+    def similarity(self, features: Tensor, embedding: Tensor, crops: Tensor | None = None) -> Tensor:
+        """S: cosine of Eq. 1's dense map with mask embeddings, plus the prior where there is one.
+
+        Args:
+            features: (B, C, h, w).
+            embedding: (B, N, D) or (N, D).
+            crops: (B, 5), what the view shows (`Batch.crops`); None: the whole image.
+
+        Returns:
+            (B, hw, N), at least float32.
+        """
         dense = self.local_projector(features).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, hw, D)
         with torch.autocast(dense.device.type, enabled=False):
             pixel = F.normalize(at_least_float32(dense), dim=-1)
             query = F.normalize(at_least_float32(embedding), dim=-1)
-            return pixel @ query.transpose(-1, -2)
+            cosines = pixel @ query.transpose(-1, -2)
+        return cosines + self.frame_prior * self._prior(features, crops) if self.frame_prior else cosines
+
+    def _prior(self, features: Tensor, crops: Tensor | None) -> Tensor:
+        """The table at the places of a view's cells: (B, C, h, w) and (B, 5) or None -> (B, hw, N), or (1, hw, N)."""
+        if crops is None:
+            crops = features.new_zeros(1, 5, dtype=self.prior.dtype)
+            crops[:, 2:4] = 1
+        table = self.prior.permute(1, 2, 0).expand(len(crops), -1, -1, -1)  # (N, 12, 12) -> (B, 12, 12, N)
+        return frame.read(table, *frame.places(crops, *features.shape[2:])).flatten(1, 2)
 
     def heatmaps(self, similarity: Tensor) -> Tensor:
         """M: softmax of S (B, hw, N) over the N regions -> (B, hw, N)."""
@@ -113,6 +150,8 @@ class FRA(nn.Module):
         while it trains, but its batch norm's running statistics mix the two, and heatmaps in evaluation mode use
         that mixture. Where a consistency term is turned off the other one has the whole weight (Table 7 gives
         lambda_c = 1 as "global only").
+        `relation`, `frame_prior` and `mask_embeddings="free"` are this project's; their defaults are the paper's.
+        The table of `frame_prior` is decayed, and adapted by LARS, like every other weight.
         `variant="official"`, where the released code leaves the paper: mask embeddings are averaged over the batch and
         all ranks (with a running prototype that replaces them in `heatmaps`), pixels and regions have separate
         projectors, 2 decoder layers, heatmap temperature 1, a decorrelation term of weight 0.02 inside the local term;
@@ -165,24 +204,43 @@ class FRA(nn.Module):
     @property
     def has_regions(self) -> bool:
         """Whether `heatmaps` exist: the local or the relation term is on."""
-        return self.heads.decoder is not None
+        return self.heads.finds_regions
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of two views (B, 3, S, S), Eq. 8.
 
+        `batch.crops` is needed where the relation is not "within" and where there is a prior.
+
         Logs, unweighted and as far as turned on: `global_consistency` and `local_consistency` (sums of Eq. 7 over both
         directions), `semantic_relation` (Eq. 3: the sum over both views; their mean in the official variant),
         `me_max` (ln N - entropy of the mean assignment, reduced over the views likewise), `decorrelation`.
+
+        Raises:
+            DataError: `batch.crops` is empty though it is needed.
         """
-        x1, x2 = batch.views
-        online = [self.heads(*self.backbone.forward_both(x)) for x in (x1, x2)]
+        crops = self._crops(batch)
+        views = list(zip(batch.views, crops, strict=True))
+        online = [self.heads(*self.backbone.forward_both(x), crop) for x, crop in views]
         with torch.no_grad():
-            target = [self.target_heads(*self.target_backbone.forward_both(x)) for x in (x1, x2)]
+            target = [self.target_heads(*self.target_backbone.forward_both(x), crop) for x, crop in views]
         if self.training and torch.is_grad_enabled() and self.heads.averaged and self.has_regions:
             self._move_prototypes(online, target)
-        terms = self._consistency(online, target) | self._relation(online, target)
+        terms = self._consistency(online, target) | self._relation(online, target, crops)
         loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return Step(loss, {name: value.detach() for name, value in terms.items()})
+
+    def _crops(self, batch: Batch) -> list[Any]:
+        """`batch.crops` where something needs them, else None for each view."""
+        compared = self.args.relation != "within" and "semantic_relation" in self.weights
+        if not (compared or (self.args.frame_prior and self.has_regions)):
+            return [None] * len(batch.views)
+        if len(batch.crops) != len(batch.views):
+            raise DataError(
+                f"FRA with relation={self.args.relation} and frame_prior={self.args.frame_prior} needs to know what "
+                "each view shows, but the batch has no crops: make views with facessl.views.geometric.Geometric in a "
+                "TrainLoader, or use relation=within and frame_prior=0"
+            )
+        return batch.crops
 
     def _consistency(self, online: list[Outputs], target: list[Outputs]) -> dict[str, Tensor]:
         """Eq. 7 by its two parts: view 1 predicts view 2 and the other way round."""
@@ -203,19 +261,27 @@ class FRA(nn.Module):
         rules = self.args.rules
         return torch.stack([rules.cosine_offset - rules.cosine_scale * mean_cosine(p, z) for p, z in pairs]).sum()
 
-    def _relation(self, online: list[Outputs], target: list[Outputs]) -> dict[str, Tensor]:
-        """Eq. 3's cross-entropy and ME-MAX: every view in both networks."""
+    def _relation(self, online: list[Outputs], target: list[Outputs], crops: list[Any]) -> dict[str, Tensor]:
+        """Eq. 3's cross-entropy, within views or across them, and ME-MAX: every view in both networks."""
         if "semantic_relation" not in self.weights:
             return {}
-        relation, spread = [], []
-        for o, t in zip(online, target, strict=True):
-            student = o["similarity"].flatten(0, 1) / self.args.student_temperature  # (B hw, N)
-            teacher = (t["similarity"].flatten(0, 1) / self.args.teacher_temperature).softmax(1)
-            teacher = sinkhorn(teacher, self.args.sinkhorn_iterations)
-            relation.append(cross_entropy(student, teacher))
-            spread.append(me_max(student.softmax(1)))
+        students = [o["similarity"] / self.args.student_temperature for o in online]  # (B, h, w, N)
+        teachers = [self._balanced(t["similarity"]) for t in target]
+        terms = []
+        if self.args.relation != "across":
+            terms.append([cross_entropy(s, t).mean() for s, t in zip(students, teachers, strict=True)])
+        if self.args.relation != "within":
+            pairs = zip(students, teachers[::-1], crops, crops[::-1], strict=True)
+            terms.append([across(*pair) for pair in pairs])
+        relation = torch.stack([torch.stack(term).sum() for term in terms]).mean()
+        spread = torch.stack([me_max(s.flatten(0, 2).softmax(1)) for s in students]).sum()
         scale = self.args.rules.relation_scale
-        return {"semantic_relation": scale * torch.stack(relation).sum(), "me_max": scale * torch.stack(spread).sum()}
+        return {"semantic_relation": scale * relation, "me_max": scale * spread}
+
+    def _balanced(self, similarity: Tensor) -> Tensor:
+        """The teacher's assignments: S (B, h, w, N) -> (B, h, w, N)."""
+        assignments = (similarity.flatten(0, 2) / self.args.teacher_temperature).softmax(1)  # (B hw, N)
+        return sinkhorn(assignments, self.args.sinkhorn_iterations).view_as(similarity)
 
     @torch.no_grad()
     def _move_prototypes(self, *networks: list[Outputs]) -> None:
@@ -247,29 +313,48 @@ class FRA(nn.Module):
 
         Returns:
             (B, N, h, w) float32, rows sum to 1 over N. Where mask embeddings are averaged over the batch, the running
-            prototype replaces them; it is zero before the first step: uniform heatmaps.
+            prototype replaces them; it is zero before the first step: uniform heatmaps. A prior takes `x` for the
+            stored image.
 
         Raises:
             ConfigError: this FRA has no regions (only the global term is on).
         """
-        if self.heads.decoder is None:
+        if not self.has_regions:
             raise ConfigError("this FRA has no heatmaps: its local and relation terms are off; turn one on")
         features = self.backbone.forward_features(x)
-        embedding = self.heads.prototype if self.heads.averaged else self.heads.decoder(features)
-        maps = self.heads.heatmaps(self.heads.similarity(features, embedding))  # (B, hw, N)
+        similarity = self.heads.similarity(features, self.heads.stored_embedding(features))
+        maps = self.heads.heatmaps(similarity)  # (B, hw, N)
         return maps.transpose(1, 2).unflatten(2, features.shape[2:])
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Eq. 2 and the mean of Eq. 3 over pixels and images.
+    """Eq. 2, pixel by pixel.
 
     Args:
-        logits: (P, N) float32, student; `target`: (P, N) float32, probabilities.
+        logits: (..., N) float32, student; `target`: (..., N) float32, probabilities.
+
+    Returns:
+        (...) float32.
     """
     # Not log_softmax: its gradient exponentiates a rounded logarithm, and student minus target, which is small
     # for near-uniform assignments, loses digits that the mask embeddings' gradient is made of.
-    shifted = logits - logits.detach().amax(1, keepdim=True)
-    return (shifted.exp().sum(1).log() - (target * shifted).sum(1)).mean()
+    shifted = logits - logits.detach().amax(-1, keepdim=True)
+    return shifted.exp().sum(-1).log() - (target * shifted).sum(-1)
+
+
+def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
+    """The mean of Eq. 2 over the cells of a view whose centre another view shows, with that view's assignments there.
+
+    Args:
+        student: (B, h, w, N) float32, logits of the one view.
+        teacher: (B, h', w', N) float32, probabilities of the other view.
+        ours, theirs: (B, 5), crops of the one and of the other view (`Batch.crops`).
+
+    Returns:
+        scalar float32, over the cells of all ranks (`rank_mean`); 0 where no cell is shown by both.
+    """
+    target, shared = frame.seen_by(teacher, theirs, ours, *student.shape[1:3])
+    return rank_mean(cross_entropy(student, target), shared)
 
 
 def me_max(assignments: Tensor) -> Tensor:

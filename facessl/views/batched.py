@@ -137,10 +137,13 @@ class Cutter:
             yield self(batch)
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with V views (B, 3, S_v, S_v) uint8, channels-last in memory, and V `params`."""
+        """The batch with V views (B, 3, S_v, S_v) uint8, channels-last in memory, V `params` and V `crops`."""
         count = len(self.sizes)
         params, boxes = batch.params[:count], batch.params[count:]
-        return replace(batch, views=self.cut(batch.index, boxes), params=params)
+        height, width = self.images.shape[1:3]
+        sides = torch.tensor([width, height, width, height, 1])
+        crops = [box[:, [1, 0, 3, 2, 4]] / sides for box in boxes]  # left, top, width, height, flip
+        return replace(batch, views=self.cut(batch.index, boxes), params=params, crops=crops)
 
     @torch.no_grad()
     def cut(self, index: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:

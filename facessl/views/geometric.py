@@ -122,7 +122,7 @@ class Geometric:
         Returns:
             V arrays (S_v, S_v, 3) uint8 and V arrays (P,) float32 of parameters (`Column`).
         """
-        return self.drawn(rng)(image)
+        return self.drawn(rng)(image)[:2]
 
     def drawn(self, rng: np.random.Generator) -> Drawn:
         """The random numbers of every view of one image, before the image is there."""
@@ -155,21 +155,27 @@ class Drawn:
 
     def __call__(
         self, image: np.ndarray, out: list[np.ndarray] | None = None
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The views and their parameters, as `Geometric` gives them.
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """The views and their parameters, as `Geometric` gives them, and what each view shows.
 
         Args:
             image: (H, W, 3) uint8 RGB, reduced or not: boxes are shares of its sides.
             out: V contiguous arrays (S_v, S_v, 3) uint8 to write the views into; None takes new memory.
+
+        Returns:
+            views, parameters and V arrays (5,) float32, the rows of `Batch.crops`.
         """
         out = out or [np.empty((size, size, 3), np.uint8) for size in self._sizes]
-        params = []
+        params, crops = [], []
+        height, width = image.shape[:2]
         for view, size, draws, place in zip(self._views, self._sizes, self._draws, out, strict=True):
-            top, left, h, w = crop_box(view, image.shape[0], image.shape[1], draws)
+            top, left, h, w = crop_box(view, height, width, draws)
             crop = image[top : top + h, left : left + w]
-            if draws[2 * TRIES + 2] < view.flip:
+            flip = draws[2 * TRIES + 2] < view.flip
+            if flip:
                 cv2.flip(resize(crop, size), 1, dst=place)
             else:
                 resize_to(crop, size, size, out=place)
             params.append(photometric_params(view, draws[2 * TRIES + 3 :]))
-        return out, params
+            crops.append(np.array((left / width, top / height, w / width, h / height, flip), np.float32))
+        return out, params, crops

@@ -140,7 +140,7 @@ def test_views_are_written_where_they_are_wanted(source: tuple[int, int]) -> Non
     geometric, image = Geometric([View(flip=0.0), View(flip=1.0)], 32), photo_like(*source)
     expected, params = geometric(image, np.random.default_rng(4))
     batch = np.zeros((2, 3, 32, 32, 3), np.uint8)
-    views, again = geometric.drawn(np.random.default_rng(4))(image, [batch[0, 1], batch[1, 1]])
+    views, again, _ = geometric.drawn(np.random.default_rng(4))(image, [batch[0, 1], batch[1, 1]])
     for number in range(2):
         assert np.shares_memory(views[number], batch)
         assert np.array_equal(batch[number, 1], expected[number])
