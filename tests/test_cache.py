@@ -130,6 +130,7 @@ def test_device_shows_the_same_parts_of_images_that_it_resizes() -> None:
     for a, b in zip(cutter.over(batches(Cached(source, store), boxes, 8)), expected, strict=True):
         mine += [view.float() for view in a.views]
         other += [view.float() for view in b.views]
+        torch.testing.assert_close(a.crops, b.crops)
     x, y = torch.cat(mine), torch.cat(other)
     assert float((x - y).abs().mean()) < 0.1 * float(y.std()), "resampled twice, but the same picture"
     torch.testing.assert_close(x.mean((0, 2, 3)), y.mean((0, 2, 3)), atol=0.5, rtol=0)

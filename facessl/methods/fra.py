@@ -119,7 +119,7 @@ class RegionHeads(nn.Module):
     def _prior(self, features: Tensor, crops: Tensor | None) -> Tensor:
         """The table at the places of a view's cells: (B, C, h, w) and (B, 5) or None -> (B, hw, N), or (1, hw, N)."""
         if crops is None:
-            crops = features.new_zeros(1, 5, dtype=self.prior.dtype)
+            crops = at_least_float32(self.prior.new_zeros(1, 5))
             crops[:, 2:4] = 1
         table = self.prior.permute(1, 2, 0).expand(len(crops), -1, -1, -1)  # (N, 12, 12) -> (B, 12, 12, N)
         return frame.read(table, *frame.places(crops, *features.shape[2:])).flatten(1, 2)

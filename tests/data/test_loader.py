@@ -105,10 +105,12 @@ def test_views_made_in_place_are_those_of_the_call(workers: int) -> None:
         for row, index in enumerate(batch.index.tolist()):
             if (index - 1) % 18 in BAD:  # perhaps a substitute, with the views of the image that it stands for
                 continue
-            views, params = geometric(np.asarray(Noise(18)[index].image), view_rng(3, 0, index))
-            for made, drawn, view, row_params in zip(batch.views, batch.params, views, params, strict=True):
+            image = np.asarray(Noise(18)[index].image)
+            expected = geometric.drawn(view_rng(3, 0, index))(image)
+            for made, view in zip(batch.views, expected[0], strict=True):
                 assert np.array_equal(made[row].permute(1, 2, 0), view)
-                assert np.array_equal(drawn[row], row_params)
+            for drawn, rows in zip((batch.params, batch.crops), expected[1:], strict=True):
+                assert all(np.array_equal(a[row], b) for a, b in zip(drawn, rows, strict=True))
             seen += 1
     assert seen > 8
 
@@ -291,6 +293,12 @@ def test_a_stream_trains_without_end(stream: str, workers: int) -> None:
     keys = {key.rsplit("/", 1)[1] for b in found for key in b.keys}
     assert keys == {f"{i:03d}.jpg" for i in range(15) if i != 7}
     assert {key.rsplit("/", 1)[1] for b in found for key, _ in b.skipped} == {"007.jpg"}
+
+
+def test_a_stream_says_what_its_views_show(stream: str) -> None:
+    batch = next(iter(TrainLoader(open_source(stream), Geometric((View(), View()), 8), batch_size=4, seed=3)))
+    assert [crop.shape for crop in batch.crops] == [(4, 5), (4, 5)]
+    assert not torch.equal(*batch.crops)
 
 
 def test_a_stream_is_evaluated_once(stream: str) -> None:

@@ -30,6 +30,7 @@ CASES = {
     "byol": (BYOL, {}),
     "fra-paper": (FRA, {"lambda_r": 1.0, **DECODER}),
     "fra-official": (FRA, {"variant": "official", "lambda_r": 1.0, **DECODER}),
+    "fra-across": (FRA, {"relation": "both", "frame_prior": 0.5, "mask_embeddings": "free", "lambda_r": 1.0}),
     "lewel-eman": (LEWEL, {}),
     "lewel-syncbn": (LEWEL, {"variant": "syncbn"}),
     "pcl": (PCL, {"noise": 0.0, "width": 8, "decoder_width": 16, "decoder_size": 16}),
@@ -111,8 +112,11 @@ def one_step(case, dtype, rank, ranks):
         convert_sync_batchnorm(module)
         module = DistributedDataParallel(module)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    place = torch.rand(2, 16, 5, generator=torch.Generator().manual_seed(5))
+    crops = torch.cat([place[..., :2] / 2, 0.2 + 0.3 * place[..., 2:4], place[..., 4:].round()], -1)  # some are apart
     text = [f"face {i}" for i in range(16)][mine] if "text" in method.needs else None
-    loss, logs = module(Batch(views=views, params=[], index=torch.arange(16)[mine], text=text))
+    index = torch.arange(16)[mine]
+    loss, logs = module(Batch(views=views, params=[], index=index, crops=[*crops[:, mine]], text=text))
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
     optimizer.step()

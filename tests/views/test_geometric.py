@@ -135,6 +135,22 @@ def test_a_crop_looks_as_torchvision_resamples_it(source: tuple[int, int]) -> No
     assert max(errors) < 0.5
 
 
+@pytest.mark.parametrize("source", [(150, 130), (20, 300), (32, 32)])
+def test_crops_say_what_was_cut(source: tuple[int, int]) -> None:
+    image, seen = photo_like(*source), set()
+    height, width = source
+    for seed in range(20):
+        views, _, crops = Geometric(FRA_VIEWS, 24).drawn(np.random.default_rng(seed))(image)
+        for view, crop in zip(views, crops, strict=True):
+            assert (crop.shape, crop.dtype) == ((5,), np.float32)
+            left, right = round(crop[0] * width), round((crop[0] + crop[2]) * width)
+            top, bottom = round(crop[1] * height), round((crop[1] + crop[3]) * height)
+            again = resize(image[top:bottom, left:right], 24)
+            assert np.array_equal(view, again[:, ::-1] if crop[4] else again)
+            seen.add(float(crop[4]))
+    assert seen == {0.0, 1.0}
+
+
 @pytest.mark.parametrize("source", [(150, 130), (20, 300), (32, 32), (16, 16)])
 def test_views_are_written_where_they_are_wanted(source: tuple[int, int]) -> None:
     geometric, image = Geometric([View(flip=0.0), View(flip=1.0)], 32), photo_like(*source)
