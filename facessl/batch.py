@@ -66,20 +66,19 @@ class Batch:
         params: V tensors (B, P) float32 of photometric parameters (columns: `facessl.views.spec.Column`);
             empty for batches that are only normalised.
         index: (B,) int64, positions of the images in their source.
-        crops: V tensors (B, 5) float32, what each view shows: left, top, width, height as fractions of the stored
-            image's width and height, and 1 where it is flipped. Empty where the views were not cut by
-            `facessl.views.geometric`.
         keys: B keys of the images.
         skipped: (key, reason) of images that could not be read and were replaced.
         label, identity, group: (B,) int64; text: B strings; landmarks (B, K, 2) float32; visible (B, K) uint8;
             mask (B, H, W) uint8; attributes (B, A) uint8; pose (B, 3), box (B, 4), five_points (B, 5, 2),
             frame (B, 3, 3) float32. None where the source has none.
+        crops: V tensors (B, 5) float32, what each view shows: left, top, width, height as fractions of the stored
+            image's width and height, and 1 where it is flipped. Empty where the views were not cut by
+            `facessl.views.geometric`.
     """
 
     views: list[Tensor]
     params: list[Tensor]
     index: Tensor
-    crops: list[Tensor] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     label: Tensor | None = None
@@ -94,6 +93,7 @@ class Batch:
     five_points: Tensor | None = None
     group: Tensor | None = None
     frame: Tensor | None = None
+    crops: list[Tensor] = field(default_factory=list)
 
     def _map(self, fn: Any) -> Batch:
         out = {}
