@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from facessl.batch import Batch, Sample
 from facessl.data.collate import Collector, Skipped
 from facessl.data.decode import ImageError, Reduction, decode
-from facessl.data.order import Order, uniforms, view_rng
+from facessl.data.order import Order, view_rng
 from facessl.data.source import Source
 from facessl.data.workers import worker_batches
 from facessl.errors import ConfigError, DataError, FaceSSLError
@@ -29,8 +29,6 @@ EvalTransform = Callable[[np.ndarray], np.ndarray]
 # and V rows (5,) float32 of `Batch.crops`.
 # A transform of either kind that also moves landmarks, boxes or masks has a method `with_sample`, which is used
 # instead: (sample, image, generator or None) -> sample with the moved fields and `frame`, views, parameter rows.
-# A transform that makes no views has `draws` and `rows`, which is used instead: shapes (B, 2) of the images and the
-# first `draws` numbers of their generators (B, draws) -> `Batch.params`. A stream cannot have such a transform.
 
 #: Unreadable images one after the other that mean that something other than the images is wrong.
 MAX_BAD_IN_ROW = 100
@@ -238,8 +236,6 @@ class _Views(Dataset[Any]):
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch | FaceSSLError:
         epoch, indices = item
-        if hasattr(self.transform, "rows"):
-            return self._without_views(epoch, indices)
         batch = _collector(self.transform, len(indices))
         try:
             for index in indices.tolist():
@@ -250,19 +246,6 @@ class _Views(Dataset[Any]):
         except FaceSSLError as error:
             return error
         return batch.done()
-
-    def _without_views(self, epoch: int, indices: np.ndarray) -> Batch | FaceSSLError:
-        """What is drawn for a batch, all of it at once."""
-        batch, making, shapes = Collector(), _OneImage(self.transform, None), []
-        try:
-            for index in indices.tolist():
-                used, sample, image = self._readable(index, making, batch.skipped)
-                shapes.append(image.shape[:2])
-                batch.add(used, sample, [], [])
-        except FaceSSLError as error:
-            return error
-        draws = uniforms(self.seed, epoch, indices, self.transform.draws)
-        return batch.done(self.transform.rows(np.array(shapes), draws))
 
     def _readable(self, index: int, making: _OneImage, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
         """The image at `index`, or the first readable one after it."""
