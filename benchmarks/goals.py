@@ -144,14 +144,6 @@ GOALS: list[tuple[str, str, str, Callable[[Report], str]]] = [
         lambda r: f"{percent(r['data']['data_wait'])} waited, {percent(r['data']['rate_lost'])} of the rate lost",
     ),
     (
-        "share of the bare-backbone rate with a cache",
-        "printed",
-        "cache",
-        lambda r: ", ".join(
-            f"{number(r['results'][c]['share_of_backbone']['median'])} ({c})" for c in ("none", "ram", "device")
-        ),
-    ),
-    (
         "pack over decode + encode of the cores",
         "at least 0.7",
         "shards",

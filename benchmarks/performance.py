@@ -138,18 +138,6 @@ def embed(report: Report) -> str:
     return text
 
 
-def cache(report: Report) -> str:
-    """Rates by kind of cache."""
-    found = report["results"]
-    rows: Rows = [["--cache", "loader, images/s", "step, images/s", "share of the bare-backbone rate"]]
-    for name in ("none", "ram", "device"):
-        r = found[name]
-        rates = [number(r["loader_images_per_second"]), number(r["step_images_per_second"])]
-        rows.append([name, *rates, spread(r["share_of_backbone"])])
-    bare, drawing = number(found["bare_backbone_images_per_second"]), number(found["draw_ms_per_1024_images"])
-    return f"{table(rows)}\n\nBare backbone: {bare} images/s; drawing boxes: {drawing} ms of a core per 1,024 images."
-
-
 def scaling(report: Report) -> str:
     """The arithmetic of docs/scaling.md, one column per number of GPUs and batch."""
     found = report["results"]
@@ -218,7 +206,6 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "step": step,
     "shards": shards,
     "embed": embed,
-    "cache": cache,
     "scaling": scaling,
     "methods": methods,
     "gpu": gpu,

@@ -164,8 +164,9 @@ class Parts:
     def worker(self) -> None:
         """Decode and two crops, uint8, into memory that is there."""
         for index, data in enumerate(self.files):
-            drawn = self.geometric.drawn(view_rng(0, 0, index))
-            drawn(decode(data, key="", reduction=drawn.reduction), self.room)
+            drawn = self.geometric.draw(view_rng(0, 0, index))
+            sample = Sample(data, key="")
+            drawn(sample, decode(data, key="", reduction=drawn.reduction), self.room)
 
     def loader(self) -> None:
         """The same through the loader, to a collated batch."""

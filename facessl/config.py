@@ -113,10 +113,6 @@ class RunConfig:
         max_minutes: stop with a checkpoint after so many minutes of this process; the schedule is not shortened.
         precision: of the forward pass; losses and statistics stay in float32.
         seed: of weights, order and views.
-        cache: keep the decoded images: none, in ram (the same run, bit for bit), or on the device, which then cuts the
-            views, too (the same ones, to within a grey level).
-        cache_size: side in pixels that cached images are reduced to; null: their own (on the device only where all
-            have the same, else 1.15 times the image size).
         workers: loader processes per rank; null: the cores of this rank minus one, at most 8.
         device: auto, cpu, cuda or mps.
         strategy: of several ranks: ddp, a whole network on each; fsdp, parameters and optimiser spread over them, for
@@ -147,8 +143,6 @@ class RunConfig:
     max_minutes: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0
-    cache: Literal["none", "ram", "device"] = "none"
-    cache_size: int | None = None
     workers: int | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
@@ -177,10 +171,6 @@ class RunConfig:
         bad += ["workers"] if self.workers is not None and self.workers < 0 else []
         if bad:
             raise ConfigError(f"{bad[0]} = {getattr(self, bad[0])} is out of range: give a positive number")
-        if self.cache_size is not None and self.cache_size < 8:
-            raise ConfigError(f"cache_size = {self.cache_size} leaves no image: give 8 pixels or more")
-        if self.cache_size is not None and self.cache == "none":
-            raise ConfigError(f"cache_size = {self.cache_size} has nothing to size: add --cache ram or --cache device")
         if not 0 <= self.max_bad <= 1:
             raise ConfigError(f"max_bad = {self.max_bad} is no share: give a number from 0 to 1")
         if self.batch_size is not None and self.batch_size % self.accumulate:
@@ -209,6 +199,10 @@ FREE_ON_RESUME = frozenset(
         "compile",
     }
 )
+
+
+#: Settings of earlier versions, each with the value that did nothing.
+RETIRED = {"cache": "none", "cache_size": None}
 
 
 def unscaled_rate(config: RunConfig, meant: int) -> str | None:
@@ -257,15 +251,24 @@ def recipe_summary(name: str) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys in which two configurations (plain dicts) would train differently, as `key: old -> new`."""
-    a, b = (flatten(_without_plain_cache(values)) for values in (old, new))
+    a, b = (flatten(values) for values in (old, new))
     keys = sorted(k for k in a.keys() | b.keys() if k.split(".")[0] not in FREE_ON_RESUME)
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys if a.get(k) != b.get(k)]
 
 
-def _without_plain_cache(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with no cache where it changes nothing: images in ram as they are."""
-    changes = values.get("cache") == "device" or values.get("cache_size") is not None
-    return dict(values) if changes else {**values, "cache": "none", "cache_size": None}
+def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run of an earlier version without those that are gone, where they did nothing.
+
+    Raises:
+        ConfigError: one of them did something.
+    """
+    for name, idle in RETIRED.items():
+        if values.get(name, idle) not in (idle, None):
+            raise ConfigError(
+                f"{name} = {values[name]!r} is a setting of an earlier version: pack the images at the size that is "
+                "needed (`facessl pack`) and start a new run without it"
+            )
+    return {key: value for key, value in values.items() if key not in RETIRED}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from facessl.backbones import Backbone
 from facessl.batch import Batch
-from facessl.data.loader import EvalLoader, pixels
+from facessl.data.loader import EvalLoader, Plain, pixels
 from facessl.data.source import Source, open_source
 from facessl.errors import ConfigError, DataError
 from facessl.figures import region_picture
@@ -99,7 +99,7 @@ def embedding_batches(
     device = next(backbone.parameters()).device
     square = functools.partial(resize, size=backbone.image_size)
     pinned = device.type == "cuda"
-    loader = EvalLoader(source, square, batch_size=batch_size, workers=workers, pin_memory=pinned)
+    loader = EvalLoader(source, Plain(square), batch_size=batch_size, workers=workers, pin_memory=pinned)
     seen = 0
     waiting: tuple[Batch, Tensor, tuple[tuple[str, str], ...]] | None = None
     for batch in loader:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from facessl import checkpoint, plugins
 from facessl.backbones import Backbone
-from facessl.config import RunConfig
+from facessl.config import RETIRED, RunConfig
 from facessl.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
 from facessl.parsing import from_dict
@@ -327,6 +327,7 @@ def _without_downloads(values: Mapping[str, Any]) -> RunConfig:
     try:
         first: frozenset[str] = getattr(plugins.find("methods", values["method"]["name"]), "initial", frozenset())
         method = {key: value for key, value in values["method"].items() if key not in first}
-        return from_dict({**values, "backbone": backbone, "method": method})
+        kept = {key: value for key, value in values.items() if key not in RETIRED}
+        return from_dict({**kept, "backbone": backbone, "method": method})
     except UnknownName as error:
         raise CheckpointError(f"the checkpoint was written by another version: {error}") from None

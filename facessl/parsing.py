@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from facessl import plugins
-from facessl.config import RunConfig, flatten, merge, one_line, read_recipe, unscaled_rate
+from facessl.config import RunConfig, flatten, merge, one_line, read_recipe, unscaled_rate, without_retired
 from facessl.errors import ConfigError, PluginError, UnknownName
 from facessl.finetune_config import FinetuneConfig
 from facessl.flags import Parser
@@ -265,7 +265,7 @@ def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
 
 
 def _build(values: dict[str, Any], argv: list[str], command: Command) -> Any:
-    values = copy.deepcopy(values)  # the parser changes what it is given
+    values = copy.deepcopy(without_retired(values) if command is PRETRAIN else values)  # the parser changes them
     for key in command.alias:
         if isinstance(values.get(key), str):
             values[key] = {"name": values[key]}

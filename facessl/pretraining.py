@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from facessl import checkpoint, environment, heartbeat, loading, monitors, optim, plugins, sharding
-from facessl.batch import Batch
-from facessl.config import RunConfig, differences
-from facessl.data.cache import Cached, Store, fill, fill_once
-from facessl.data.decode import FACTORS
+from facessl.config import RunConfig, differences, without_retired
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source, open_source
 from facessl.errors import ConfigError, DataError, many
@@ -41,12 +37,8 @@ from facessl.running import (
     start_fabric,
 )
 from facessl.trainer import Plan, Trainer
-from facessl.views.batched import Boxes, Cutter
-from facessl.views.geometric import MARGIN, Geometric
+from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
-
-#: Side of the images on the device relative to the image size, where their own sizes differ.
-CACHED_SIDE = 1.15
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ def _run(config: RunConfig) -> Result:
     folder = run_folder(config.out, config.resume, f"{config.method['name']}-{config.backbone.name}", fabric)
     heartbeat.advise(f"go on with --resume --out {folder}, on any number of ranks that divides the batch")
     saved = saved_state(folder, resume=config.resume)
-    resolved = saved["config"] if saved else _resolve(config, source, fabric)
+    resolved = without_retired(saved["config"]) if saved else _resolve(config, source, fabric)
     if saved:
         _refuse_other(config, resolved, source, fabric, folder)
     settings = from_dict(resolved)
@@ -108,7 +100,6 @@ def _run(config: RunConfig) -> Result:
         prepare()
     plan = derive(settings, source, config)
     views = Geometric(settings.views or method.views, settings.image_size)
-    store = _fill_cache(source, config, views, fabric)
     trainer = _trainer(fabric, method, plan, settings, config, source, folder, resolved)
     if fabric.world_size > 1:  # dropout differs between the ranks, also where other ranks go on than began
         torch.manual_seed(settings.seed + fabric.global_rank + (saved["step"] * fabric.world_size if saved else 0))
@@ -116,14 +107,22 @@ def _run(config: RunConfig) -> Result:
         trainer.load_state(saved)
     if fabric.is_global_zero:
         _write_head(folder, resolved, plan, settings, fresh=saved is None)
-    if store is not None:
-        trainer.note_skipped(store.unread())
-    batches = _batches(source, store, views, settings, config, plan, fabric, start_step=trainer.step)
+    batches = TrainLoader(
+        source,
+        views,
+        batch_size=plan.batch_size,
+        seed=settings.seed,
+        workers=loader_workers(config.workers),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        start_step=trainer.step,
+        pin_memory=fabric.device.type == "cuda",
+    )
     if trainer.step >= plan.total_steps:
         say(f"the run is already finished at step {trainer.step}; rewriting its report")
     elif saved:
         say(f"going on from step {trainer.step:,} of {plan.total_steps:,}")
-    finished = trainer.fit(batches)
+    finished = trainer.fit(iter(batches))
     headline: dict[str, Any] = {}
     if sharded(config, fabric):  # what is exported and drawn is a whole network, on one rank
         state = sharding.whole(method.state_dict())  # type: ignore[attr-defined]
@@ -229,69 +228,6 @@ def _check_needs(method: Method, source: Source, settings: RunConfig) -> None:
             f"method {settings.method['name']} needs {', '.join(missing)} of every image, and {settings.source} "
             f"gives {', '.join(sorted(source.provides)) or 'images only'}: use another source or method"
         )
-
-
-def _fill_cache(source: Source, config: RunConfig, views: Geometric, fabric: Fabric) -> Store | None:
-    """The decoded images that `--cache` asks for, once per machine."""
-    if config.cache == "none":
-        return None
-    began = told = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        nonlocal told
-        if fabric.is_global_zero and (done == total or time.monotonic() - told > 10):
-            told = time.monotonic()
-            say(f"cache: {done} of {total} images decoded in {told - began:.0f} s")
-
-    def make() -> Store:
-        return fill(
-            source,
-            size=config.cache_size,
-            side=round(CACHED_SIDE * config.image_size) if config.cache == "device" else None,
-            encoded_from=math.ceil(min(FACTORS) * MARGIN * max(views.sizes)),
-            workers=loader_workers(config.workers),
-            device=fabric.device if config.cache == "device" else None,
-            report=report,
-        )
-
-    store = make() if fabric.world_size == 1 else fill_once(make, node=fabric.node_rank, first=fabric.local_rank == 0)
-    if fabric.is_global_zero:
-        size = "x".join(map(str, store.size)) + " px, " if store.size else ""
-        say(f"cache: {len(store)} images, {size}{store.nbytes / 2**30:.2f} GiB ({store.unreadable} unreadable)")
-    return store
-
-
-def _batches(
-    source: Source,
-    store: Store | None,
-    views: Geometric,
-    settings: RunConfig,
-    config: RunConfig,
-    plan: Plan,
-    fabric: Fabric,
-    *,
-    start_step: int,
-) -> Iterator[Batch]:
-    """The run's batches from `start_step` on, from the source or from decoded images."""
-    transform: Any = views
-    cutter: Cutter | None = None
-    if store is not None:
-        source = Cached(source, store)
-        if store.size is not None:  # every rank holds all images: an epoch's order may give it any of them
-            transform = Boxes(views.views, settings.image_size, store.size)
-            cutter = Cutter(store.tensor(fabric.device), transform.sizes)
-    loader = TrainLoader(
-        source,
-        transform,
-        batch_size=plan.batch_size,
-        seed=settings.seed,
-        workers=loader_workers(config.workers),
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-        start_step=start_step,
-        pin_memory=fabric.device.type == "cuda",
-    )
-    return iter(loader) if cutter is None else cutter.over(loader)
 
 
 def _trainer(

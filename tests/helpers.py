@@ -10,7 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+
+from facessl.batch import Sample
 
 #: Device and type that golden models run in.
 PLACES = [(d, t) for d in ("cpu", *["cuda"] * torch.cuda.is_available()) for t in (torch.float32, torch.float64)]
@@ -21,6 +24,12 @@ TINY = [
     "--max-steps", "10", "--log-every", "1", "--checkpoint-every", "2", "--workers", "0", "--monitor.every", "0",
     "--method.hidden", "16", "--method.dim", "8", "--device", "cpu", "--optim.lr", "4",
 ]  # fmt: skip
+
+
+def views_of(transform: Any, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Views and parameter rows of an image without labels."""
+    _, views, params, _ = transform.draw(rng)(Sample(b"", "an image without labels"), image)
+    return views, params
 
 
 def facessl(*words: str, cwd: Path, script: str = "", **env: str) -> subprocess.CompletedProcess[str]:

@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from facessl import checkpoint, pretraining
+from facessl import checkpoint, load_method, parsing, pretraining
 from facessl.cli import main
+from facessl.config import RETIRED, RunConfig
 from facessl.data.source import open_source
 from facessl.errors import ConfigError, DataWarning
 from facessl.parsing import parse
@@ -238,18 +239,9 @@ def test_awkward_image_is_used_or_skipped_and_listed(kind: str, skipped: bool, t
         rows = listed.read_text().splitlines()
         assert len(rows) == 2
         assert "awkward" in rows[1]
-        assert "awkward" in (run / "report.html").read_text()
-
-
-def test_a_cache_lists_every_unreadable_image(tmp_path: Path) -> None:
-    folder, run = photos(tmp_path / "photos"), tmp_path / "run"
-    spoil(folder, "text")
-    words = [*REST, "--max-steps", "1", "--batch-size", "2", "--max-bad", "0.2", "--cache", "ram"]
-    assert main(["pretrain", str(folder), *words, "--out", str(run)]) == 0
-    assert "awkward" in (run / "skipped.csv").read_text()
-    assert "1 image was skipped, 7.7 % of the source" in (run / "report.html").read_text()
-    assert main(["pretrain", "--resume", "--out", str(run)]) == 0
-    assert len((run / "skipped.csv").read_text().splitlines()) == 2
+        page = (run / "report.html").read_text()
+        assert "awkward" in page
+        assert "1 image was skipped, 7.7 % of the source" in page
 
 
 def test_too_many_unreadable_images_stop_the_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -273,6 +265,25 @@ def test_resume_with_another_configuration_names_the_keys(capsys: pytest.Capture
     assert "optim.lr" in said
     assert "seed" in said
     assert "batch_size" not in said
+
+
+@pytest.mark.parametrize(("cache", "size"), [("none", None), ("ram", None), ("device", 40)])
+def test_a_setting_that_is_gone_is_refused_where_it_did_something(
+    cache: str, size: int | None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, run = RunConfig.to_dict, tmp_path / "run"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(RunConfig, "to_dict", lambda self: {**real(self), "cache": cache, "cache_size": size})
+        earlier.setattr(parsing, "without_retired", lambda values: {k: values[k] for k in values if k not in RETIRED})
+        assert main(["pretrain", *TINY, "--max-minutes", "1e-9", "--out", str(run)]) == 0
+    assert f"\ncache: {cache}\n" in (run / "config.yaml").read_text()
+    load_method(run)
+    words = ["pretrain", "--resume", "--out", str(run), "--max-minutes", "null"]
+    if cache == "none":
+        assert main(words) == 0
+        assert weights(run)["step"] == 10
+    else:
+        assert f"cache = '{cache}' is a setting of an earlier version: pack" in refused(capsys, *words)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "of another method", "hostile", "not ours"])

@@ -44,7 +44,7 @@ class Recorder(nn.Module):
 def batches(size: int = 4) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(1)
     while True:
-        yield Batch([torch.randn(size, 3, 2, 2, generator=generator)], [], torch.arange(size), ["k"] * size)
+        yield Batch([torch.randn(size, 3, 2, 2, generator=generator)], [], torch.arange(size), keys=["k"] * size)
 
 
 def train(folder: Path, monitors: Any = None, precision: Any = "32-true", **plan: Any) -> Recorder:

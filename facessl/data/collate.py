@@ -64,18 +64,12 @@ class Collector:
     def __len__(self) -> int:
         return len(self._index)
 
-    def done(self, params: Sequence[np.ndarray] | None = None) -> Batch:
-        """The batch; views are (B, 3, S, S) uint8 in channels-last memory.
-
-        Args:
-            params: (B, P) float32 each; None: the rows that came with the images.
-        """
-        if params is None:
-            params = [np.stack(rows) for rows in zip(*self._params, strict=True)]
+    def done(self) -> Batch:
+        """The batch; views are (B, 3, S, S) uint8 in channels-last memory."""
         views = [memory[: len(self)] for memory in self._memory] or [_stack(v) for v in zip(*self._views, strict=True)]
         return Batch(
             views=[view.permute(0, 3, 1, 2) for view in views],
-            params=[torch.from_numpy(rows) for rows in params],
+            params=[torch.from_numpy(np.stack(rows)) for rows in zip(*self._params, strict=True)],
             index=torch.tensor(self._index, dtype=torch.int64),
             crops=[torch.from_numpy(np.stack(rows)) for rows in zip(*self._crops, strict=True)],
             keys=[sample.key for sample in self._samples],

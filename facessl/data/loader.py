@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,24 +13,54 @@ from torch.utils.data import Dataset, IterableDataset
 from facessl.batch import Batch, Sample
 from facessl.data.collate import Collector, Skipped
 from facessl.data.decode import ImageError, Reduction, decode
-from facessl.data.order import Order, uniforms, view_rng
+from facessl.data.order import Order, view_rng
 from facessl.data.source import Source
 from facessl.data.workers import worker_batches
 from facessl.errors import ConfigError, DataError, FaceSSLError
 
-#: Image (H, W, 3) uint8 and the sample's own generator -> V views (S_v, S_v, 3) uint8 and V parameter rows (P,)
-#: float32. An attribute `min_side` (pixels), where there is one, lets JPEGs be decoded at reduced size.
-Transform = Callable[[np.ndarray, np.random.Generator], tuple[list[np.ndarray], list[np.ndarray]]]
-#: Image (H, W, 3) uint8 -> (S, S, 3) uint8.
-EvalTransform = Callable[[np.ndarray], np.ndarray]
-# A Transform that can draw its random numbers before it sees the image has `sizes` (S_v of its views) and
-# `drawn(generator)`, which is used instead of the call: what it returns says by its `reduction` (see `decode`) how the
-# image may be decoded, and is then called with (image, arrays of the views' sizes to be filled) -> the same as above,
-# and V rows (5,) float32 of `Batch.crops`.
-# A transform of either kind that also moves landmarks, boxes or masks has a method `with_sample`, which is used
-# instead: (sample, image, generator or None) -> sample with the moved fields and `frame`, views, parameter rows.
-# A transform that makes no views has `draws` and `rows`, which is used instead: shapes (B, 2) of the images and the
-# first `draws` numbers of their generators (B, draws) -> `Batch.params`. A stream cannot have such a transform.
+#: Sample with its labels in the first view, V views (S_v, S_v, 3) uint8, V or no parameter rows (P,) float32, V or no
+#: rows (5,) float32 of `Batch.crops`.
+Made = tuple[Sample, list[np.ndarray], list[np.ndarray], list[np.ndarray]]
+
+
+class Drawn(Protocol):
+    """Makes the views of one image, of which everything random is drawn."""
+
+    @property
+    def reduction(self) -> Reduction | None:
+        """How the image may be reduced in decoding (see `decode`); None: not at all."""
+
+    def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> Made:
+        """The views of `image`, (H, W, 3) uint8, written into the V arrays `out`, or into new memory if it is empty."""
+
+
+class Transform(Protocol):
+    """Says how views are made."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """S_v of the views that are written into `out`; empty where they bring their own memory."""
+
+    def draw(self, rng: np.random.Generator | None) -> Drawn:
+        """What is random in one image's views, before the image is there; None: evaluation, nothing is."""
+
+
+class Plain:
+    """Evaluation by a function of the image: (H, W, 3) uint8 -> the one view (S, S, 3) uint8."""
+
+    sizes, reduction = (), None
+
+    def __init__(self, view: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._view = view
+
+    def draw(self, rng: np.random.Generator | None) -> Plain:
+        """Itself."""
+        return self
+
+    def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> Made:
+        """The sample as it is and its view."""
+        return sample, [self._view(image)], [], []
+
 
 #: Unreadable images one after the other that mean that something other than the images is wrong.
 MAX_BAD_IN_ROW = 100
@@ -69,7 +99,7 @@ class TrainLoader:
         """
         Args:
             source: images by position, or a stream.
-            transform: makes the views of one image (`Transform`).
+            transform: makes the views of an image.
             batch_size: images of one optimiser step over all ranks; rank r gets its contiguous r-th part.
             seed: of the order and the views, 0 or more.
             workers: processes that decode; 0 decodes in this process.
@@ -135,12 +165,12 @@ class EvalLoader:
     """
 
     def __init__(
-        self, source: Source, transform: EvalTransform, *, batch_size: int, workers: int = 0, pin_memory: bool = False
+        self, source: Source, transform: Transform, *, batch_size: int, workers: int = 0, pin_memory: bool = False
     ) -> None:
         """
         Args:
             source: images by position, or a stream.
-            transform: makes the one view of an image (`EvalTransform`).
+            transform: makes the views of an image, without anything random.
             batch_size: images per batch; less where some cannot be read, and in the last batch.
             workers: processes that decode; 0 decodes in this process.
             pin_memory: put batches into page-locked memory for the copy to a GPU.
@@ -149,7 +179,7 @@ class EvalLoader:
             raise ConfigError(f"batch size {batch_size} and {workers} workers: the one must be > 0, the other >= 0")
         self.skipped: Skipped = []
         if source.streaming:
-            self._dataset: Any = _Stream(source, _Plain(transform), batch_size)
+            self._dataset: Any = _Stream(source, transform, batch_size)
             self._sampler = None
             workers = _stream_workers(source, workers)
         else:
@@ -190,88 +220,34 @@ def pixels(sample: Sample, min_side: int | None = None, reduction: Reduction | N
     return decode(sample.image, key=sample.key, min_side=min_side, reduction=reduction)
 
 
-class _OneImage:
-    """A transform about to make the views of one image: what has been drawn for it, whatever kind of transform it is.
-
-    Attributes:
-        min_side, reduction: how the image may be decoded (see `decode`).
-    """
-
-    def __init__(self, transform: Any, rng: np.random.Generator | None) -> None:
-        self._transform, self._rng = transform, rng
-        self._drawn: Any = transform.drawn(rng) if _draws_first(transform) and rng is not None else None
-        self.reduction: Reduction | None = None if self._drawn is None else self._drawn.reduction
-        self.min_side: int | None = getattr(transform, "min_side", None)
-
-    def pixels(self, sample: Sample) -> np.ndarray:
-        """The sample's image, as small as the views allow. Raises ImageError."""
-        return pixels(sample, self.min_side, self.reduction)
-
-    def add_to(self, batch: Collector, index: int, sample: Sample, image: np.ndarray) -> None:
-        """Make the views of `image` and put them into the batch."""
-        transform, rng = self._transform, self._rng
-        if self._drawn is not None:
-            batch.add(index, sample, *self._drawn(image, batch.room()))
-        elif hasattr(transform, "with_sample"):
-            batch.add(index, *transform.with_sample(sample, image, rng))
-        elif rng is None:
-            batch.add(index, sample, [transform(image)], [])
-        else:
-            batch.add(index, sample, *transform(image, rng))
-
-
-def _draws_first(transform: Any) -> bool:
-    """Whether a training transform has `drawn` (see `Transform`)."""
-    return hasattr(transform, "drawn") and not hasattr(transform, "with_sample")
-
-
-def _collector(transform: Any, rows: int) -> Collector:
-    return Collector(rows, transform.sizes) if _draws_first(transform) else Collector()
-
-
 class _Views(Dataset[Any]):
     """One item is one whole training batch."""
 
     def __init__(self, source: Source, transform: Transform, seed: int) -> None:
-        self.source, self.seed = source, seed
-        self.transform: Any = transform
+        self.source, self.transform, self.seed = source, transform, seed
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch | FaceSSLError:
         epoch, indices = item
-        if hasattr(self.transform, "rows"):
-            return self._without_views(epoch, indices)
-        batch = _collector(self.transform, len(indices))
+        batch = Collector(len(indices), self.transform.sizes)
         try:
             for index in indices.tolist():
                 # The generator of the position that was asked for: a substitute that is also in this batch in
                 # its own right does not get the same views twice.
-                making = _OneImage(self.transform, view_rng(self.seed, epoch, index))
-                making.add_to(batch, *self._readable(index, making, batch.skipped))
+                drawn = self.transform.draw(view_rng(self.seed, epoch, index))
+                used, sample, image = self._readable(index, drawn, batch.skipped)
+                batch.add(used, *drawn(sample, image, batch.room()))
         except FaceSSLError as error:
             return error
         return batch.done()
 
-    def _without_views(self, epoch: int, indices: np.ndarray) -> Batch | FaceSSLError:
-        """What is drawn for a batch, all of it at once."""
-        batch, making, shapes = Collector(), _OneImage(self.transform, None), []
-        try:
-            for index in indices.tolist():
-                used, sample, image = self._readable(index, making, batch.skipped)
-                shapes.append(image.shape[:2])
-                batch.add(used, sample, [], [])
-        except FaceSSLError as error:
-            return error
-        draws = uniforms(self.seed, epoch, indices, self.transform.draws)
-        return batch.done(self.transform.rows(np.array(shapes), draws))
-
-    def _readable(self, index: int, making: _OneImage, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
+    def _readable(self, index: int, drawn: Drawn, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
         """The image at `index`, or the first readable one after it."""
         tries = min(MAX_BAD_IN_ROW, len(self.source))
         for used in range(index, index + tries):
             used %= len(self.source)
             try:
                 sample = self.source[used]
-                return used, sample, making.pixels(sample)
+                return used, sample, pixels(sample, reduction=drawn.reduction)
             except ImageError as error:
                 skipped.append((error.key, error.reason))
                 last = error
@@ -281,33 +257,23 @@ class _Views(Dataset[Any]):
 class _Once(Dataset[Any]):
     """One item is one evaluation batch, without its unreadable images."""
 
-    def __init__(self, source: Source, transform: EvalTransform) -> None:
+    def __init__(self, source: Source, transform: Transform) -> None:
         self.source, self.transform = source, transform
 
-    def __getitem__(self, indices: Iterable[int]) -> Batch | FaceSSLError:
-        batch, making = Collector(), _OneImage(self.transform, None)
+    def __getitem__(self, indices: Sequence[int]) -> Batch | FaceSSLError:
+        batch, drawn = Collector(len(indices), self.transform.sizes), self.transform.draw(None)
         try:
             for index in indices:
                 try:
                     sample = self.source[index]
-                    image = making.pixels(sample)
+                    image = pixels(sample, reduction=drawn.reduction)
                 except ImageError as error:
                     batch.skipped.append((error.key, error.reason))
                     continue
-                making.add_to(batch, index, sample, image)
+                batch.add(index, *drawn(sample, image, batch.room()))
         except FaceSSLError as error:
             return error
         return batch.done()
-
-
-class _Plain:
-    """An evaluation transform where a training transform is expected."""
-
-    def __init__(self, transform: EvalTransform) -> None:
-        self.transform = transform
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        return [self.transform(image)], []
 
 
 class _Stream(IterableDataset[Any]):
@@ -326,12 +292,12 @@ class _Stream(IterableDataset[Any]):
         self.rank, self.world_size = rank, world_size
 
     def __iter__(self) -> Iterator[Batch | FaceSSLError]:
-        batch, bad = _collector(self.transform, self.batch_size), 0
+        batch, bad = Collector(self.batch_size, self.transform.sizes), 0
         try:
             for rng, sample in self._samples():
-                making = _OneImage(self.transform, rng)
+                drawn = self.transform.draw(rng)
                 try:
-                    image = making.pixels(sample)
+                    image = pixels(sample, reduction=drawn.reduction)
                 except ImageError as error:
                     bad += 1
                     batch.skipped.append((error.key, error.reason))
@@ -339,25 +305,28 @@ class _Stream(IterableDataset[Any]):
                         raise DataError(f"{bad} images in a row could not be read: {error}") from None
                     continue
                 bad = 0
-                making.add_to(batch, -1, sample, image)
+                batch.add(-1, *drawn(sample, image, batch.room()))
                 if len(batch) == self.batch_size:
                     yield batch.done()
-                    batch = _collector(self.transform, self.batch_size)
+                    batch = Collector(self.batch_size, self.transform.sizes)
         except FaceSSLError as error:
             yield error
             return
         if len(batch) or batch.skipped:
             yield batch.done()
 
-    def _samples(self) -> Iterator[tuple[np.random.Generator, Sample]]:
+    def _samples(self) -> Iterator[tuple[np.random.Generator | None, Sample]]:
         info = torch.utils.data.get_worker_info()
         place = (self.rank, info.id if info else 0)
         for epoch in itertools.count() if self.seed is not None else (0,):
             stream = self.source.stream(seed=self.seed, epoch=epoch, rank=self.rank, world_size=self.world_size)
             empty = True
             for count, sample in enumerate(stream):
-                entropy = np.random.SeedSequence((self.seed or 0, epoch, count), spawn_key=place)
-                yield np.random.Generator(np.random.PCG64(entropy)), sample
                 empty = False
+                if self.seed is None:
+                    yield None, sample
+                    continue
+                entropy = np.random.SeedSequence((self.seed, epoch, count), spawn_key=place)
+                yield np.random.Generator(np.random.PCG64(entropy)), sample
             if empty:
                 raise DataError("the stream holds no image")

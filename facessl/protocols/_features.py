@@ -7,10 +7,10 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from facessl.backbones import Backbone
 from facessl.batch import Batch, Sample
 from facessl.data.crop import Crop, Frame, frame_of, similarity
 from facessl.data.index import cache_file
-from facessl.data.loader import EvalLoader
+from facessl.data.loader import EvalLoader, Made
 from facessl.data.source import Source
 from facessl.errors import ConfigError, DataError
 from facessl.inference import autocast, evaluating
@@ -46,6 +46,9 @@ class Framing:
         flip: mirror the view.
     """
 
+    sizes: ClassVar[tuple[int, ...]] = ()
+    reduction: ClassVar[None] = None
+
     size: int
     crop: Crop = "whole"
     scale: float = 1.0
@@ -56,16 +59,14 @@ class Framing:
         frame = frame_of(sample, shape, crop=self.crop, size=self.size, scale=self.scale)
         return frame.compose(similarity(self.size, flip=True)) if self.flip else frame
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """The view of an image without a sample: possible for the whole image only."""
-        return self.with_sample(Sample(image, key="image"), image, None)[1][0]
+    def draw(self, rng: np.random.Generator | None) -> Framing:
+        """Itself: nothing is random."""
+        return self
 
-    def with_sample(
-        self, sample: Sample, image: np.ndarray, rng: np.random.Generator | None
-    ) -> tuple[Sample, list[np.ndarray], list[np.ndarray]]:
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
         """As the loader calls it; `sample.frame` is set."""
         frame = self.frame(sample, image.shape)
-        return replace(sample, frame=frame.matrix.astype(np.float32)), [frame.image(image)], []
+        return replace(sample, frame=frame.matrix.astype(np.float32)), [frame.image(image)], [], []
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from facessl.batch import Sample
 from facessl.data.crop import resize, resize_to
 from facessl.data.decode import FACTORS
+from facessl.data.loader import Made
 from facessl.errors import ConfigError
 from facessl.views.spec import Column, View
 
@@ -112,20 +114,9 @@ class Geometric:
                 f"image size {image_size} gives a view of {min(self.sizes)} pixels: use a larger image size"
             )
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Draw every view of one image.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            rng: the sample's own generator; nothing else decides the result.
-
-        Returns:
-            V arrays (S_v, S_v, 3) uint8 and V arrays (P,) float32 of parameters (`Column`).
-        """
-        return self.drawn(rng)(image)[:2]
-
-    def drawn(self, rng: np.random.Generator) -> Drawn:
-        """The random numbers of every view of one image, before the image is there."""
+    def draw(self, rng: np.random.Generator | None) -> Drawn:
+        """The random numbers of every view of one image, before the image is there; nothing else decides the views."""
+        assert rng is not None, "these views are for training"
         return Drawn(self.views, self.sizes, rng.random((len(self.views), DRAWS)))
 
 
@@ -153,22 +144,22 @@ class Drawn:
             fits = min(fits or spare, spare)
         return next((factor for factor in FACTORS if factor <= fits), 1)
 
-    def __call__(
-        self, image: np.ndarray, out: list[np.ndarray] | None = None
-    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-        """The views and their parameters, as `Geometric` gives them, and what each view shows.
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+        """The views, their parameters, and what each view shows.
 
         Args:
+            sample: its labels stay those of the stored image.
             image: (H, W, 3) uint8 RGB, reduced or not: boxes are shares of its sides.
-            out: V contiguous arrays (S_v, S_v, 3) uint8 to write the views into; None takes new memory.
+            out: V contiguous arrays (S_v, S_v, 3) uint8 to write the views into; empty takes new memory.
 
         Returns:
-            views, parameters and V arrays (5,) float32, the rows of `Batch.crops`.
+            The sample, V arrays (S_v, S_v, 3) uint8, V arrays (P,) float32 of parameters (`Column`) and V arrays (5,)
+            float32, the rows of `Batch.crops`.
         """
-        out = out or [np.empty((size, size, 3), np.uint8) for size in self._sizes]
+        views = list(out) or [np.empty((size, size, 3), np.uint8) for size in self._sizes]
         params, crops = [], []
         height, width = image.shape[:2]
-        for view, size, draws, place in zip(self._views, self._sizes, self._draws, out, strict=True):
+        for view, size, draws, place in zip(self._views, self._sizes, self._draws, views, strict=True):
             top, left, h, w = crop_box(view, height, width, draws)
             crop = image[top : top + h, left : left + w]
             flip = draws[2 * TRIES + 2] < view.flip
@@ -178,4 +169,4 @@ class Drawn:
                 resize_to(crop, size, size, out=place)
             params.append(photometric_params(view, draws[2 * TRIES + 3 :]))
             crops.append(np.array((left / width, top / height, w / width, h / height, flip), np.float32))
-        return out, params, crops
+        return sample, views, params, crops

@@ -13,6 +13,7 @@ import numpy as np
 from facessl.batch import Sample
 from facessl.data.crop import Frame, frame_of, similarity
 from facessl.data.layouts import Layout
+from facessl.data.loader import Made
 from facessl.errors import ConfigError, DataError
 from facessl.views import _degrade as degrade
 from facessl.views.augment import Augment, Distribution
@@ -34,6 +35,8 @@ class Supervised:
         augment: what to do.
         size: side of the views in pixels.
     """
+
+    sizes = ()
 
     def __init__(
         self,
@@ -91,40 +94,19 @@ class Supervised:
             "noise": (mean255, std255),
         }[augment.erasing_fill]
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> Any:
-        """Views and parameter rows of an image without labels; the view alone without a generator.
+    def draw(self, rng: np.random.Generator | None) -> DrawnLabelled:
+        """The random numbers of one image; None: evaluation, only the crop."""
+        return DrawnLabelled(self, rng.random(DRAWS) if rng is not None and self._train_mode else None)
 
-        Raises:
-            DataError: the crop needs a box or points.
-        """
-        _, views, params = self.with_sample(Sample(b"", "an image without labels"), image, rng)
-        return views[0] if rng is None else (views, params)
-
-    def with_sample(
-        self, sample: Sample, image: np.ndarray, rng: np.random.Generator | None
-    ) -> tuple[Sample, list[np.ndarray], list[np.ndarray]]:
-        """One sample's view or views.
-
-        Args:
-            sample: its labels are not changed.
-            image: (H, W, 3) uint8 RGB, the decoded image at full size.
-            rng: the sample's own generator; None: evaluation, only the crop.
-
-        Returns:
-            A copy of the sample whose landmarks, box, five points, mask, pose and `frame` are those of the first view;
-            one view (S, S, 3) uint8, or two where `pairs` is set and there is a generator; as many parameter rows (P,)
-            float32 (`facessl.views.spec.Column`), none in evaluation.
-
-        Raises:
-            DataError: the sample lacks what the crop needs, or has another number of landmarks than the layout.
-        """
+    def made(self, sample: Sample, image: np.ndarray, draws: np.ndarray | None) -> Made:
+        """One sample's view or views; see `DrawnLabelled`. `draws`: (DRAWS,) uniform in 0..1, None: only the crop."""
         a = self.augment
         frame = frame_of(
             sample, image.shape, crop=a.crop, size=self.size, scale=a.crop_scale, warp=a.warp, template=a.template
         )
-        if rng is None or not self._train_mode:
-            return self._moved(sample, image, frame), [frame.image(image, a.border)], []
-        return self._train(sample, image, frame, rng.random(DRAWS))
+        if draws is None:
+            return self._moved(sample, image, frame), [frame.image(image, a.border)], [], []
+        return (*self._train(sample, image, frame, draws), [])
 
     def _train(
         self, sample: Sample, image: np.ndarray, frame: Frame, draws: np.ndarray
@@ -214,6 +196,33 @@ class Supervised:
             known = 0 if self._flip is None else len(self._flip)
             raise DataError(f"{sample.key} has {found} landmarks, but the source's layout has {known}")
         return self._flip
+
+
+class DrawnLabelled:
+    """Views with labels whose random numbers are drawn. Labels belong to the image at full size: it is not reduced."""
+
+    reduction = None
+
+    def __init__(self, views: Supervised, draws: np.ndarray | None) -> None:
+        self._views, self._draws = views, draws
+
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+        """One sample's view or views.
+
+        Args:
+            sample: its labels are not changed.
+            image: (H, W, 3) uint8 RGB, the decoded image at full size.
+            out: not used; views bring their own memory.
+
+        Returns:
+            A copy of the sample whose landmarks, box, five points, mask, pose and `frame` are those of the first view;
+            one view (S, S, 3) uint8, or two where `pairs` is set and there is a generator; as many parameter rows (P,)
+            float32 (`facessl.views.spec.Column`), none in evaluation; no crops.
+
+        Raises:
+            DataError: the sample lacks what the crop needs, or has another number of landmarks than the layout.
+        """
+        return self._views.made(sample, image, self._draws)
 
 
 def _spread(draw: float, width: float, distribution: Distribution) -> float:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from facessl.batch import Batch, Sample
-from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, TrainLoader, view_rng
+from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, Made, Plain, TrainLoader, view_rng
 from facessl.data.source import open_source
 from facessl.data.sources.folder import Folder
 from facessl.errors import ConfigError, DataError, TrainingError
+from facessl.views.augment import Augment
 from facessl.views.geometric import Geometric
 from facessl.views.spec import View
+from facessl.views.supervised import Supervised
+from tests.helpers import views_of
 
 from . import make
 
@@ -27,15 +33,20 @@ SHARED = Path(__file__).parents[2].parent / "shared"
 class Views:
     """Two views of unlike size: a random corner, and the mean colour plus a draw; parameters tell the draw."""
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        y, x = rng.integers(0, 8, 2)
-        draw = rng.random(3, dtype=np.float32)
+    sizes: tuple[int, ...] = ()
+    reduction: Any = None
+    rng: Any = None
+
+    def draw(self, rng: np.random.Generator | None) -> Views:
+        drawn = copy.copy(self)
+        drawn.rng = rng
+        return drawn
+
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+        y, x = self.rng.integers(0, 8, 2)
+        draw = self.rng.random(3, dtype=np.float32)
         small = np.full((4, 4, 3), image.mean() * draw[0], np.uint8)
-        return [image[y : y + 8, x : x + 8], small], [draw, draw[:1]]
-
-
-class Reduced(Views):
-    min_side = 32
+        return sample, [image[y : y + 8, x : x + 8], small], [draw, draw[:1]], []
 
 
 class Records:
@@ -105,11 +116,11 @@ def test_views_made_in_place_are_those_of_the_call(workers: int) -> None:
         for row, index in enumerate(batch.index.tolist()):
             if (index - 1) % 18 in BAD:  # perhaps a substitute, with the views of the image that it stands for
                 continue
-            image = np.asarray(Noise(18)[index].image)
-            expected = geometric.drawn(view_rng(3, 0, index))(image)
-            for made, view in zip(batch.views, expected[0], strict=True):
+            sample = Noise(18)[index]
+            expected = geometric.draw(view_rng(3, 0, index))(sample, np.asarray(sample.image))
+            for made, view in zip(batch.views, expected[1], strict=True):
                 assert np.array_equal(made[row].permute(1, 2, 0), view)
-            for drawn, rows in zip((batch.params, batch.crops), expected[1:], strict=True):
+            for drawn, rows in zip((batch.params, batch.crops), expected[2:], strict=True):
                 assert all(np.array_equal(a[row], b) for a, b in zip(drawn, rows, strict=True))
             seen += 1
     assert seen > 8
@@ -150,7 +161,7 @@ def test_views_belong_to_seed_epoch_and_index() -> None:
     for batch in take(loader(Records(18), start_step=5), 2):
         for row, index in enumerate(batch.index.tolist()):
             image = np.full((16, 16, 3), index, np.uint8)
-            _, params = Views()(image, view_rng(3, 1, index))
+            _, params = views_of(Views(), image, view_rng(3, 1, index))
             np.testing.assert_array_equal(batch.params[0][row], params[0])
 
 
@@ -210,7 +221,7 @@ def test_a_file_that_vanished_is_an_unreadable_image(tmp_path: Path) -> None:
 
 
 class Killer(Views):
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -236,14 +247,17 @@ def test_settings_that_cannot_work(options: dict[str, int], reason: str) -> None
         loader(Records(18), **options)
 
 
-def test_min_side_of_the_transform_reaches_the_decoder(tmp_path: Path) -> None:
+def test_the_reduction_of_the_transform_reaches_the_decoder(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(make.jpeg(50, size=(64, 96)))
     sizes: list[tuple[int, ...]] = []
 
-    class Look(Reduced):
-        def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    class Look(Views):
+        def reduction(self, height: int, width: int) -> int:  # type: ignore[override]
+            return 2
+
+        def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
             sizes.append(image.shape)
-            return super().__call__(image, rng)
+            return super().__call__(sample, image, out)
 
     take(TrainLoader(Folder(tmp_path), Look(), batch_size=1, seed=0), 1)
     assert sizes == [(48, 32, 3)]
@@ -255,7 +269,7 @@ def halved(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_shows_every_readable_image_once_in_order(workers: int) -> None:
-    evaluation = EvalLoader(Records(18, frozenset({0, 4, 5, 6, 7, 17})), halved, batch_size=4, workers=workers)
+    evaluation = EvalLoader(Records(18, frozenset({0, 4, 5, 6, 7, 17})), Plain(halved), batch_size=4, workers=workers)
     for _ in range(2):  # a loader can be used again
         batches = list(evaluation)
         assert torch.cat([b.index for b in batches]).tolist() == [1, 2, 3, *range(8, 17)]
@@ -268,7 +282,7 @@ def test_evaluation_shows_every_readable_image_once_in_order(workers: int) -> No
 
 
 def test_evaluation_of_nothing_readable() -> None:
-    evaluation = EvalLoader(Records(5, frozenset(range(5))), halved, batch_size=2)
+    evaluation = EvalLoader(Records(5, frozenset(range(5))), Plain(halved), batch_size=2)
     assert list(evaluation) == []
     assert len(evaluation.skipped) == 5
 
@@ -301,8 +315,14 @@ def test_a_stream_says_what_its_views_show(stream: str) -> None:
     assert not torch.equal(*batch.crops)
 
 
+def test_labels_of_a_stream_are_moved_in_evaluation(stream: str) -> None:
+    for batch in EvalLoader(open_source(stream), Supervised(Augment(), 8, train=False), batch_size=4):
+        assert batch.frame is not None
+        assert batch.params == []
+
+
 def test_a_stream_is_evaluated_once(stream: str) -> None:
-    batches = list(EvalLoader(open_source(stream), halved, batch_size=4, workers=8))
+    batches = list(EvalLoader(open_source(stream), Plain(halved), batch_size=4, workers=8))
     assert sorted(key.rsplit("/", 1)[1] for b in batches for key in b.keys) == [
         f"{i:03d}.jpg" for i in range(15) if i != 7
     ]

@@ -13,7 +13,7 @@ from scipy.io import savemat
 
 from facessl.data.decode import ImageError, decode, decode_mask
 from facessl.data.layouts import layout, mirror
-from facessl.data.loader import EvalLoader
+from facessl.data.loader import EvalLoader, Plain
 from facessl.data.source import open_source, trait
 from facessl.data.sources import lapa
 from facessl.data.sources._annotations import side_pairs
@@ -297,7 +297,7 @@ def test_masks_are_never_colours(tmp_path: Path) -> None:
 def test_batches_carry_the_fields(name: str, tmp_path: Path) -> None:
     source = built(name, tmp_path)
     side = 96 if name == "celebamaskhq" else 48
-    batch = next(iter(EvalLoader(source, lambda image: image, batch_size=6)))
+    batch = next(iter(EvalLoader(source, Plain(lambda image: image), batch_size=6)))
     shapes = {"mask": (6, side, side), "box": (6, 4), "five_points": (6, 5, 2)}
     for field in source.provides - {"landmarks"}:
         assert tuple(getattr(batch, field).shape) == shapes[field]

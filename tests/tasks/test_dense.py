@@ -80,15 +80,20 @@ def test_a_fresh_head_starts_with_nearly_empty_heatmaps() -> None:
 class Turned(Supervised):
     """An evaluation whose frames are turned, moved and, every other one, mirrored."""
 
-    def with_sample(self, sample: Sample, image: np.ndarray, rng: Any) -> Any:
+    reduction = None
+
+    def draw(self, rng: Any) -> Any:
+        return self
+
+    def __call__(self, sample: Sample, image: np.ndarray, out: Any) -> Any:
         self.seen = getattr(self, "seen", -1) + 1
         move = similarity(self.size, rotation=25 * self.seen, scale=0.5, shift=(0.05, -0.04))
         real = self._frame_of(sample, image).compose(move)
-        return self._moved(sample, image, real), [real.image(image)], []
+        return self._moved(sample, image, real), [real.image(image)], [], []
 
     def _frame_of(self, sample: Sample, image: np.ndarray) -> Frame:
         _, height, width = 0, *image.shape[:2]
-        plain, _, _ = super().with_sample(sample, image, None)
+        plain, *_ = super().draw(None)(sample, image)
         assert plain.frame is not None
         assert height == width
         return Frame(plain.frame.astype(np.float64), self.size, self.augment.warp)

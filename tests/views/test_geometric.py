@@ -11,11 +11,14 @@ import simplejpeg
 import torch
 import torchvision.transforms.v2.functional as tv
 
+from facessl.batch import Sample
 from facessl.data.decode import decode
 from facessl.errors import ConfigError
 from facessl.views.geometric import DRAWS, Geometric, crop_box, resize
 from facessl.views.spec import FRA_VIEWS, Column, View
+from tests.helpers import views_of
 
+NOTHING = Sample(b"", key="an image without labels")
 WHOLE: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
 
 
@@ -34,17 +37,17 @@ def photo_like(height: int, width: int) -> np.ndarray:
 
 
 def draw(view: View, image: np.ndarray, seed: int, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    images, params = Geometric([view], size)(image, np.random.default_rng(seed))
+    images, params = views_of(Geometric([view], size), image, np.random.default_rng(seed))
     return images[0], params[0]
 
 
 def test_only_the_generator_decides_the_views() -> None:
     geometric, image = Geometric(FRA_VIEWS, 32), noise(50, 40)
-    first = geometric(image, np.random.default_rng(5))
+    first = views_of(geometric, image, np.random.default_rng(5))
     np.random.seed(1)
-    geometric(noise(9, 9), np.random.default_rng(6))
-    again = geometric(image, np.random.default_rng(5))
-    other = geometric(image, np.random.default_rng(7))
+    views_of(geometric, noise(9, 9), np.random.default_rng(6))
+    again = views_of(geometric, image, np.random.default_rng(5))
+    other = views_of(geometric, image, np.random.default_rng(7))
     for part in range(2):
         for a, b, c in zip(first[part], again[part], other[part], strict=True):
             assert np.array_equal(a, b)
@@ -57,8 +60,8 @@ def test_a_probability_of_zero_leaves_the_other_draws_alone(off: str) -> None:
     column = {"jitter_p": Column.JITTER, "grey": Column.GREY, "blur": Column.BLUR, "solarise": Column.SOLARISE}
     image = noise(40, 40)
     with_it, without = (Geometric([View(**kw), View(**on)], 16) for kw in (on, on | {off: 0.0}))
-    a_images, a_params = with_it(image, np.random.default_rng(3))
-    b_images, b_params = without(image, np.random.default_rng(3))
+    a_images, a_params = views_of(with_it, image, np.random.default_rng(3))
+    b_images, b_params = views_of(without, image, np.random.default_rng(3))
     assert np.array_equal(a_images[1], b_images[1])
     assert np.array_equal(a_params[1], b_params[1])
     assert np.array_equal(a_images[0], b_images[0]) == (off != "flip")
@@ -140,7 +143,7 @@ def test_crops_say_what_was_cut(source: tuple[int, int]) -> None:
     image, seen = photo_like(*source), set()
     height, width = source
     for seed in range(20):
-        views, _, crops = Geometric(FRA_VIEWS, 24).drawn(np.random.default_rng(seed))(image)
+        _, views, _, crops = Geometric(FRA_VIEWS, 24).draw(np.random.default_rng(seed))(NOTHING, image)
         for view, crop in zip(views, crops, strict=True):
             assert (crop.shape, crop.dtype) == ((5,), np.float32)
             left, right = round(crop[0] * width), round((crop[0] + crop[2]) * width)
@@ -154,9 +157,9 @@ def test_crops_say_what_was_cut(source: tuple[int, int]) -> None:
 @pytest.mark.parametrize("source", [(150, 130), (20, 300), (32, 32), (16, 16)])
 def test_views_are_written_where_they_are_wanted(source: tuple[int, int]) -> None:
     geometric, image = Geometric([View(flip=0.0), View(flip=1.0)], 32), photo_like(*source)
-    expected, params = geometric(image, np.random.default_rng(4))
+    expected, params = views_of(geometric, image, np.random.default_rng(4))
     batch = np.zeros((2, 3, 32, 32, 3), np.uint8)
-    views, again, _ = geometric.drawn(np.random.default_rng(4))(image, [batch[0, 1], batch[1, 1]])
+    _, views, again, _ = geometric.draw(np.random.default_rng(4))(NOTHING, image, [batch[0, 1], batch[1, 1]])
     for number in range(2):
         assert np.shares_memory(views[number], batch)
         assert np.array_equal(batch[number, 1], expected[number])
@@ -168,7 +171,7 @@ def test_views_are_written_where_they_are_wanted(source: tuple[int, int]) -> Non
 def test_an_image_is_reduced_only_where_every_crop_stays_larger_than_its_view(side: int) -> None:
     factors = set()
     for seed in range(100):
-        drawn = Geometric(FRA_VIEWS, 112).drawn(np.random.default_rng(seed))
+        drawn = Geometric(FRA_VIEWS, 112).draw(np.random.default_rng(seed))
         factor = drawn.reduction(side, side + 7)
         boxes = [crop_box(view, side, side + 7, row) for view, row in zip(FRA_VIEWS, drawn._draws, strict=True)]
         smallest = min(min(h, w) for _, _, h, w in boxes)
@@ -185,7 +188,7 @@ def test_a_reduced_image_gives_the_views_of_the_full_one(factor: int) -> None:
     data = simplejpeg.encode_jpeg(smooth, quality=95)
     full, view = decode(data, key=""), View(scale=(0.5, 1.0), flip=0.0)
     for seed in range(6):
-        drawn = Geometric([view], size).drawn(np.random.default_rng(seed))
+        drawn = Geometric([view], size).draw(np.random.default_rng(seed))
         assert drawn.reduction(side, side) == factor
         reduced = decode(data, key="", reduction=drawn.reduction)
         assert reduced.shape[:2] == (side // factor, side // factor)
@@ -194,7 +197,7 @@ def test_a_reduced_image_gives_the_views_of_the_full_one(factor: int) -> None:
         assert np.abs(factor * box - exact).max() < 2 * factor
         top, left, h, w = factor * box
         expected = resize(full[top : top + h, left : left + w], size)
-        assert np.abs(drawn(reduced)[0][0].astype(float) - expected).mean() < 1.2  # of photographs half of it
+        assert np.abs(drawn(NOTHING, reduced)[1][0].astype(float) - expected).mean() < 1.2  # of photographs half of it
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (2, 3), (7, 500)])
@@ -211,7 +214,7 @@ def test_thin_and_tiny_images_give_a_view(shape: tuple[int, int], view: View) ->
 
 def test_view_sizes_follow_the_image_size() -> None:
     geometric = Geometric([View(), View(size=96 / 224, scale=(0.05, 0.14))], 224)
-    images, _ = geometric(noise(64, 64), np.random.default_rng(0))
+    images, _ = views_of(geometric, noise(64, 64), np.random.default_rng(0))
     assert [image.shape[:2] for image in images] == [(224, 224), (96, 96)]
 
 

@@ -16,6 +16,7 @@ from facessl.nn.normalise import normalise
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import ORDERS, Photometric
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, Column
+from tests.helpers import views_of
 
 PLAIN = Photometric((0, 0, 0), (1, 1, 1))  # results in 0..1
 #: Augments one view: with OpenCV, as on a CPU, or with torch, as on a GPU.
@@ -50,7 +51,7 @@ def params(n: int = 1, **columns: float) -> Tensor:
 def drawn(n: int) -> Tensor:
     """(n, P) parameters of both FRA views in turn; every order of the jitter occurs."""
     geometric, pixel = Geometric(FRA_VIEWS, 1), np.zeros((1, 1, 3), np.uint8)
-    rows = [geometric(pixel, np.random.default_rng(seed))[1][seed % 2] for seed in range(n)]
+    rows = [views_of(geometric, pixel, np.random.default_rng(seed))[1][seed % 2] for seed in range(n)]
     rows = [row if row[Column.JITTER] == 0 else _with_order(row, k % 24) for k, row in enumerate(rows)]
     return torch.from_numpy(np.stack(rows))
 

@@ -19,7 +19,7 @@ from torchvision import transforms as tv
 from facessl.views.geometric import DRAWS, Geometric, crop_box, photometric_params
 from facessl.views.photometric import Photometric
 from facessl.views.spec import FRA_VIEWS, ORDERS, VGGFACE2_MEAN, VGGFACE2_STD, Column, View
-from tests.helpers import script
+from tests.helpers import script, views_of
 
 pipeline = script("pipeline")
 N = 2000
@@ -90,7 +90,7 @@ def finished() -> list[tuple[np.ndarray, np.ndarray]]:
     image = cv2.resize(pipeline.picture(96, 3), (48, 48), interpolation=cv2.INTER_AREA)
     geometric = Geometric(FRA_VIEWS, SIZE)
     photometric = Photometric(VGGFACE2_MEAN, VGGFACE2_STD)
-    made = [geometric(image, np.random.default_rng((2, index))) for index in range(FINISHED)]
+    made = [views_of(geometric, image, np.random.default_rng((2, index))) for index in range(FINISHED)]
     torch.manual_seed(3)
     stored, out = Image.fromarray(image), []
     for number, view in enumerate(FRA_VIEWS):

@@ -22,6 +22,7 @@ from facessl.views import augment as presets
 from facessl.views.augment import Augment
 from facessl.views.spec import Column
 from facessl.views.supervised import Supervised
+from tests.helpers import views_of
 
 SIZE = 64
 #: The mask classes of `Synthetic`, which are LaPa's: brows 2, 3 and eyes 4, 5 have sides.
@@ -60,7 +61,7 @@ def known(augment: Augment, size: int = SIZE, **options: Any) -> Supervised:
 
 
 def draw(augment: Augment, face: Sample, seed: int) -> tuple[Sample, list[np.ndarray], list[np.ndarray]]:
-    return known(augment).with_sample(face, pixels(face), np.random.default_rng(seed))
+    return known(augment).draw(np.random.default_rng(seed))(face, pixels(face))[:3]
 
 
 @pytest.mark.parametrize("warp", [0.0, 0.8])
@@ -111,8 +112,8 @@ def test_mask_and_image_stay_on_each_other(face: Sample) -> None:
     assert face.mask is not None
     sample = replace(face, image=flat[face.mask])
     for seed in range(6):
-        moved, views, _ = known(replace(STRONG, flip=0.0, border="edge")).with_sample(
-            sample, flat[face.mask], np.random.default_rng(seed)
+        moved, views, *_ = known(replace(STRONG, flip=0.0, border="edge")).draw(np.random.default_rng(seed))(
+            sample, flat[face.mask]
         )
         assert moved.mask is not None
         inner = cv2.erode(moved.mask, np.ones((5, 5))) == cv2.dilate(moved.mask, np.ones((5, 5)))
@@ -124,9 +125,9 @@ def test_mask_and_image_stay_on_each_other(face: Sample) -> None:
 def test_a_mask_that_the_task_does_not_need_is_left_out_and_nothing_else_changes(face: Sample) -> None:
     for train in (True, False):
         rng = [np.random.default_rng(3) if train else None for _ in range(2)]
-        full, views, _ = known(STRONG, train=train).with_sample(face, pixels(face), rng[0])
+        full, views, *_ = known(STRONG, train=train).draw(rng[0])(face, pixels(face))
         needs = frozenset({"landmarks"})
-        lean, same, _ = known(STRONG, train=train, needs=needs).with_sample(face, pixels(face), rng[1])
+        lean, same, *_ = known(STRONG, train=train, needs=needs).draw(rng[1])(face, pixels(face))
         assert full.mask is not None
         assert lean.mask is None
         assert (same[0] == views[0]).all()
@@ -136,7 +137,7 @@ def test_a_mask_that_the_task_does_not_need_is_left_out_and_nothing_else_changes
 def test_a_mask_of_another_size_covers_the_same_area(face: Sample) -> None:
     assert face.mask is not None
     half = replace(face, mask=face.mask[::2, ::2])
-    small, _, _ = known(Augment()).with_sample(half, pixels(face), None)
+    small, *_ = known(Augment()).draw(None)(half, pixels(face))
     assert np.array_equal(small.mask, half.mask)  # 128 pixels in a view of 64, a mask of 64
 
 
@@ -144,7 +145,7 @@ def test_evaluation_is_the_resized_image_whatever_the_augmentation(face: Sample)
     strong = replace(STRONG, erasing=1.0, noise=1.0, gamma=1.0, pairs=True)
     expected = resize(pixels(face), SIZE)
     for transform, rng in ((known(strong), None), (known(strong, train=False), np.random.default_rng(0))):
-        moved, views, params = transform.with_sample(face, pixels(face), rng)
+        moved, views, params, _ = transform.draw(rng)(face, pixels(face))
         assert len(views) == 1
         assert params == []
         assert np.array_equal(views[0], expected)
@@ -217,7 +218,7 @@ def test_the_views_of_a_pair_mirror_each_other_but_for_their_erased_areas(face: 
             (replace(presets.EAC_EXPRESSION, shared_erasing=True), shared),
         ):
             augment = replace(augment, noise=0.0)
-            views, params = Supervised(augment, SIZE)(grey, np.random.default_rng(seed))
+            views, params = views_of(Supervised(augment, SIZE), grey, np.random.default_rng(seed))
             assert np.array_equal(params[0], params[1])
             first, second = views[0][..., 0], views[1][:, ::-1, 0]
             log.append((first == fill, second == fill))
@@ -298,15 +299,15 @@ def test_flips_that_labels_cannot_follow_are_refused_or_leave_the_labels_out(fac
             Supervised(STRONG, SIZE, needs=frozenset({field}), **options)  # type: ignore[arg-type]
         Supervised(replace(STRONG, flip=0.0), SIZE, needs=frozenset({field}))
     transform = Supervised(STRONG, SIZE, needs=frozenset({"label"}))
-    moved, _, _ = transform.with_sample(face, pixels(face), np.random.default_rng(0))
+    moved, *_ = transform.draw(np.random.default_rng(0))(face, pixels(face))
     assert moved.landmarks is None
     assert moved.mask is None
     assert moved.five_points is not None
-    kept, _, _ = transform.with_sample(face, pixels(face), None)
+    kept, *_ = transform.draw(None)(face, pixels(face))
     assert kept.landmarks is not None
     wrong = Supervised(replace(STRONG, flip=1.0), SIZE, layout=layout("wflw98"))
     with pytest.raises(DataError, match="68 landmarks, but the source's layout has 98"):
-        wrong.with_sample(face, pixels(face), np.random.default_rng(0))
+        wrong.draw(np.random.default_rng(0))(face, pixels(face))
 
 
 @pytest.mark.parametrize(
