@@ -34,8 +34,8 @@ from feeding import READY, drained
 from pipeline import Memory, jpegs
 from step import Configuration, RealStep, ratio
 
-from facessl import environment, plugins
-from facessl.batch import Batch
+from facessl.core import environment, plugins
+from facessl.core.types import Batch
 from facessl.data.cache import Cached, fill
 from facessl.data.loader import TrainLoader
 from facessl.data.prefetch import Prefetcher

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from facessl.nn.sync_batch_norm import convert_sync_batchnorm
+from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 
 #: Channels of the widest norms of ResNet-50: a message holds two numbers for each, and a count.
 CHANNELS = 2048

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.errors import DataError
+from facessl.core.errors import DataError
 
 
 class Blob:

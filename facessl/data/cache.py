@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from facessl.batch import Sample
+from facessl.core.errors import ConfigError, DataError, FaceSSLError
+from facessl.core.types import Sample
 from facessl.data.blob import Blob, free_memory
-from facessl.data.crop import resize_to
 from facessl.data.decode import ImageError, stored_size
+from facessl.data.frame import resize_to
 from facessl.data.loader import pixels
 from facessl.data.source import Source
 from facessl.data.workers import worker_batches
-from facessl.errors import ConfigError, DataError, FaceSSLError
 
 #: Images whose headers are read to estimate the size of the rest.
 LOOKED_AT = 256

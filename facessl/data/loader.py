@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from facessl.batch import Batch, Sample
+from facessl.core.errors import ConfigError, DataError, FaceSSLError
+from facessl.core.types import Batch, Sample
 from facessl.data.collate import Collector, Skipped
 from facessl.data.decode import ImageError, Reduction, decode
 from facessl.data.order import Order, uniforms, view_rng
 from facessl.data.source import Source
 from facessl.data.workers import worker_batches
-from facessl.errors import ConfigError, DataError, FaceSSLError
 
 #: Image (H, W, 3) uint8 and the sample's own generator -> V views (S_v, S_v, 3) uint8 and V parameter rows (P,)
 #: float32. An attribute `min_side` (pixels), where there is one, lets JPEGs be decoded at reduced size.

@@ -2,7 +2,7 @@
 
 Boxes and colours are drawn in the worker, to the bit those of `facessl.views.geometric`, for all images of a batch at
 once (`Boxes`); only the resampling runs elsewhere, as two matrix products per view: antialiased like
-`facessl.data.crop.resize`, equal to it within rounding.
+`facessl.data.frame.resize`, equal to it within rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facessl.batch import Batch
+from facessl.core.types import Batch
 from facessl.views.geometric import DRAWS, TRIES, Geometric, crop_box
 from facessl.views.photometric import CHUNK_CPU, CHUNK_GPU
 from facessl.views.spec import Column, View
@@ -195,7 +195,7 @@ def resample(planes: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def interpolation(start: Tensor, length: Tensor, flip: Tensor, size: int, stored: int) -> Tensor:
-    """Matrices that resize one axis of a box, as `facessl.data.crop.resize` does.
+    """Matrices that resize one axis of a box, as `facessl.data.frame.resize` does.
 
     Weights are a triangle around the place that a pixel comes from, as wide as a pixel where the box is enlarged, else
     as the step between the places (Pillow's and torch's antialiased bilinear). Pixels outside the box have no weight.

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from facessl.data.crop import resize, resize_to
+from facessl.core.errors import ConfigError
 from facessl.data.decode import FACTORS
-from facessl.errors import ConfigError
+from facessl.data.frame import resize, resize_to
 from facessl.views.spec import Column, View
 
 TRIES = 10

@@ -11,8 +11,8 @@ import simplejpeg
 import torch
 import torchvision.transforms.v2.functional as tv
 
+from facessl.core.errors import ConfigError
 from facessl.data.decode import decode
-from facessl.errors import ConfigError
 from facessl.views.geometric import DRAWS, Geometric, crop_box, resize
 from facessl.views.spec import FRA_VIEWS, Column, View
 
