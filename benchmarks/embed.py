@@ -26,10 +26,12 @@ import torch
 from shards import Part, drawn, memory
 from torch import Tensor
 
-from facessl import environment, inference
-from facessl.backbones import Backbone
+from facessl.core import environment
 from facessl.data.source import open_source
-from facessl.running import loader_workers
+from facessl.inference import embed
+from facessl.models.backbone import Backbone
+from facessl.models.forward import autocast
+from facessl.training.run import loader_workers
 
 
 def main() -> None:
@@ -89,11 +91,11 @@ class Run:
         self.spent.clear()
         if gpu:
             self.forward(50)
-        parts = inference.embedding_batches(
+        parts = embed.embedding_batches(
             self.backbone, self.source, batch_size=args.batch_size, workers=args.workers, precision=args.precision
         )
         self.lost, began, wall = 0.0, self.seconds(), time.perf_counter()
-        count, _ = inference.write_parquet(path, self.interrupted(parts))
+        count, _ = embed.write_parquet(path, self.interrupted(parts))
         each = (self.seconds() - began - self.lost) / count
         wall = time.perf_counter() - wall
         if gpu:
@@ -134,7 +136,7 @@ class Run:
         """The bare backbone, which adds to `spent`."""
         began = self.seconds(own=True)
         for _ in range(times):
-            with torch.no_grad(), inference.autocast(self.device, self.args.precision):
+            with torch.no_grad(), autocast(self.device, self.args.precision):
                 self.backbone(self.x)
         if self.device.type == "cuda":
             torch.cuda.synchronize()

@@ -44,12 +44,12 @@ import step
 from feeding import READY
 from pipeline import Memory, jpegs
 
-from facessl import environment
-from facessl.batch import Batch
+from facessl.core import environment
+from facessl.core.types import Batch
 from facessl.data.loader import TrainLoader
 from facessl.data.prefetch import Prefetcher
 from facessl.data.sources.webdataset import WebDataset
-from facessl.inference import embedding_batches
+from facessl.inference.embed import embedding_batches
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from facessl import environment
-from facessl.backbones import Backbone
+from facessl.core import environment
 from facessl.data.sources.synthetic import Synthetic
-from facessl.protocols import _solvers as solvers
-from facessl.protocols._features import features
-from facessl.protocols.linear import LAMBDAS
+from facessl.evaluation.features import features
+from facessl.evaluation.protocols import _solvers as solvers
+from facessl.evaluation.protocols.linear import LAMBDAS
+from facessl.models.backbone import Backbone
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facessl import environment
-from facessl.backbones import Backbone
-from facessl.nn.masking import check_maskable, encode_visible, random_mask
+from facessl.core import environment
+from facessl.models.backbone import Backbone
+from facessl.models.layers.masking import check_maskable, encode_visible, random_mask
 
 
 def main() -> None:

@@ -33,11 +33,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facessl import environment, plugins
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.methods.base import Progress
-from facessl.optim import parameter_groups
+from facessl.core import environment, plugins
+from facessl.core.types import Batch, Progress
+from facessl.models.backbone import Backbone
+from facessl.training.optim import parameter_groups
 
 #: Methods that are measured on a ViT as well as on other backbones; the rest of those that take any backbone are not.
 ON_BOTH = ("byol", "simclr")

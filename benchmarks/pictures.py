@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from facessl import drawing
-from facessl.batch import Sample
+from facessl.core.types import Sample
 from facessl.data.detect import detect
 from facessl.data.sources.synthetic import Synthetic
-from facessl.figures import font
-from facessl.finetuning import finetune
-from facessl.predicting import frame_of_face, frame_of_whole, task_name
-from facessl.tuned import Trained, load_trained
+from facessl.inference import visualize
+from facessl.inference.predict import frame_of_face, frame_of_whole, task_name
+from facessl.inference.regions import font
+from facessl.inference.trained import Trained, load_trained
+from facessl.training.finetune import finetune
 
 #: Faces of other persons than those of training, whose seed is 0.
 SEED, SIDE = 20, 320
@@ -78,7 +78,7 @@ def predicted(trained: Trained, image: np.ndarray, sample: Sample | None = None)
         {"box": box, "framed": sample is None} | trained.task.describe(raw, i, frame, height, width)
         for i, (box, frame) in enumerate(zip(boxes, frames, strict=True))
     ]
-    return drawing.draw(image, faces)
+    return visualize.draw(image, faces)
 
 
 def row_of(trained: Trained, source: Synthetic, start: int) -> tuple[list[np.ndarray], int]:
@@ -130,7 +130,7 @@ def page(rows: list[tuple[str, list[np.ndarray]]]) -> Image.Image:
 
 def few_colours(picture: Image.Image) -> Image.Image:
     """With 256 colours, a third of the size; those of the classes, which cover little, are among them."""
-    fixed = np.array(drawing.class_colours(12), np.uint8)
+    fixed = np.array(visualize.class_colours(12), np.uint8)
     common = picture.quantize(256 - len(fixed), method=Image.Quantize.MEDIANCUT).getpalette() or []
     chosen = Image.new("P", (1, 1))
     chosen.putpalette([*fixed.ravel().tolist(), *common[: 3 * (256 - len(fixed))]])

@@ -36,8 +36,8 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision import transforms as tv
 
-from facessl import environment
-from facessl.batch import Sample
+from facessl.core import environment
+from facessl.core.types import Sample
 from facessl.data.decode import decode
 from facessl.data.loader import TrainLoader
 from facessl.data.order import view_rng

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facessl.core.errors import ConfigError
+from facessl.core.files import write_png
 from facessl.data.source import open_source
-from facessl.errors import ConfigError
-from facessl.inference import sample_images, write_png
-from facessl.loading import load_method
-from facessl.nn.normalise import normalise
+from facessl.inference.regions import sample_images
+from facessl.pretrained.load import load_method
 from facessl.views.geometric import resize
+from facessl.views.normalise import normalise
 
 
 def main() -> None:

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facessl import environment
-from facessl.backbones import Backbone
+from facessl.core import environment
 from facessl.data.source import open_source
-from facessl.inference import sample_images
+from facessl.inference.regions import sample_images
 from facessl.methods.fra import FRA
-from facessl.nn.normalise import normalise
+from facessl.models.backbone import Backbone
+from facessl.views.normalise import normalise
 
 
 def main() -> None:

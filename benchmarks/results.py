@@ -14,8 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from facessl.report import headline
 from facessl.report.folder import RunFolder, read_run_folder
+from facessl.report.write import headline
 
 #: A third of an even spread over the sphere, 1 in the unit of the monitor `embedding_std`: 0.3 / sqrt(C) per channel.
 STD_FLOOR = 0.3

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from facessl import environment, planning
+from facessl.core import environment
+from facessl.tools import plan
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
 BEGIN, END = "<!-- plans: begin -->", "<!-- plans: end -->"
@@ -62,15 +63,15 @@ def main() -> None:
         "--warmup-epochs", type=float, default=1, help="as MCF has on this set; FRA's ten would be most"
     )
     parser.add_argument("--gpu-images-per-second", default="1000", help="as of facessl plan")
-    parser.add_argument("--fixed-milliseconds", type=float, default=planning.FIXED_MILLISECONDS)
-    parser.add_argument("--norm-microseconds", type=float, default=planning.NORM_MICROSECONDS)
+    parser.add_argument("--fixed-milliseconds", type=float, default=plan.FIXED_MILLISECONDS)
+    parser.add_argument("--norm-microseconds", type=float, default=plan.NORM_MICROSECONDS)
     parser.add_argument("--link-gbit", type=float, default=200.0)
     parser.add_argument("--out", type=Path, help="file that the JSON is also written to")
     parser.add_argument("--write", action="store_true", help="fill the table of docs/scaling.md")
     given = parser.parse_args()
     names = "images epochs warmup_epochs gpu_images_per_second link_gbit fixed_milliseconds norm_microseconds"
     settings = {k: getattr(given, k) for k in names.split()}
-    plans = [planning.plan(given.recipe, gpus=gpus, batch_size=batch, **settings) for gpus, batch in CASES]
+    plans = [plan.plan(given.recipe, gpus=gpus, batch_size=batch, **settings) for gpus, batch in CASES]
     found = {
         "benchmark": "scaling",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -36,13 +36,13 @@ import cv2
 import simplejpeg
 import torch
 
-from facessl import environment
-from facessl.batch import Sample
-from facessl.data.crop import resize_to
+from facessl.core import environment
+from facessl.core.types import Sample
 from facessl.data.decode import decode
+from facessl.data.frame import resize_to
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source, open_source
-from facessl.packing import pack
+from facessl.tools.pack import pack
 from facessl.views.geometric import Geometric
 from facessl.views.spec import FRA_VIEWS
 

@@ -40,14 +40,14 @@ import naive
 import shares
 from pipeline import Memory, jpegs
 
-from facessl import environment, optim, plugins
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.config import OptimConfig
+from facessl.config.run import OptimConfig
+from facessl.core import environment, plugins
+from facessl.core.types import Batch, Progress
 from facessl.data.loader import TrainLoader
-from facessl.methods.base import Progress
-from facessl.nn.ema import frozen_copy
-from facessl.nn.masking import encode_visible, fix_positions, random_mask
+from facessl.models.backbone import Backbone
+from facessl.models.layers.ema import frozen_copy
+from facessl.models.layers.masking import encode_visible, fix_positions, random_mask
+from facessl.training import optim
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 
@@ -235,7 +235,7 @@ def _arguments(configuration: Configuration) -> dict[str, Any]:
 
 
 class RealStep:
-    """A training step as `facessl.trainer` runs it."""
+    """A training step as `facessl.training.trainer` runs it."""
 
     def __init__(self, configuration: Configuration, compiled: bool = False) -> None:
         self.of = configuration

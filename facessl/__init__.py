@@ -17,22 +17,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from facessl.evaluation import evaluate as evaluate
-    from facessl.finetuning import finetune as finetune
-    from facessl.inference import embed as embed
-    from facessl.loading import load_backbone as load_backbone
-    from facessl.loading import load_method as load_method
-    from facessl.predicting import predict as predict
-    from facessl.pretraining import pretrain as pretrain
+    from facessl.evaluation.evaluate import evaluate as evaluate
+    from facessl.inference.embed import embed as embed
+    from facessl.inference.predict import predict as predict
+    from facessl.pretrained.load import load_backbone as load_backbone
+    from facessl.pretrained.load import load_method as load_method
+    from facessl.training.finetune import finetune as finetune
+    from facessl.training.pretrain import pretrain as pretrain
 
 _HOME = {
-    "embed": "facessl.inference",
-    "evaluate": "facessl.evaluation",
-    "finetune": "facessl.finetuning",
-    "load_backbone": "facessl.loading",
-    "load_method": "facessl.loading",
-    "predict": "facessl.predicting",
-    "pretrain": "facessl.pretraining",
+    "embed": "facessl.inference.embed",
+    "evaluate": "facessl.evaluation.evaluate",
+    "finetune": "facessl.training.finetune",
+    "load_backbone": "facessl.pretrained.load",
+    "load_method": "facessl.pretrained.load",
+    "predict": "facessl.inference.predict",
+    "pretrain": "facessl.training.pretrain",
 }
 
 __all__ = [
@@ -51,23 +51,23 @@ __all__ = [
 
 def list_methods() -> tuple[str, ...]:
     """Names of the pre-training methods."""
-    from facessl import plugins
+    from facessl.core import plugins
 
     return plugins.names("methods")
 
 
 def list_sources() -> tuple[str, ...]:
     """Names of the sources, as in `NAME:PATH`."""
-    from facessl import plugins
+    from facessl.core import plugins
 
     return plugins.names("data.sources")
 
 
 def list_recipes() -> tuple[str, ...]:
     """Names of the shipped recipes."""
-    from facessl import config
+    from facessl.config.recipes import recipes
 
-    return config.recipes()
+    return recipes()
 
 
 def __getattr__(name: str) -> Any:  # imports torch only when it is needed

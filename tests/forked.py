@@ -23,17 +23,19 @@ import torch
 from lightning.fabric import connector
 from torch import Tensor
 
-from facessl import parsing, pretraining, running, sharding
-from facessl.batch import Batch
-from facessl.config import RunConfig
-from facessl.errors import FaceSSLError
+from facessl.config import parse
+from facessl.config.run import RunConfig
+from facessl.core.errors import FaceSSLError
+from facessl.core.types import Batch
 from facessl.methods.farl import FaRL
 from facessl.methods.mae import MAE
 from facessl.methods.mcf import MCF
+from facessl.training import fsdp, pretrain
+from facessl.training import run as module
 from facessl.views.photometric import Photometric
 
 real = Photometric.__call__
-from_dict = pretraining.from_dict
+from_dict = pretrain.from_dict
 
 
 @functools.cache
@@ -48,9 +50,9 @@ def cached(values: Mapping[str, Any]) -> RunConfig:
 
 
 def parsed(words: list[str]) -> RunConfig:
-    config: RunConfig = parsing.parse(words)
+    config: RunConfig = parse.parse(words)
     if not config.resume:
-        cached(pretraining._resolve(config, None, None))  # type: ignore[arg-type]
+        cached(pretrain._resolve(config, None, None))  # type: ignore[arg-type]
     return config
 
 
@@ -68,11 +70,11 @@ def noise(self: Any, batch: Batch, salt: int = 0) -> Tensor:
 
 def patch() -> None:
     Photometric.__call__ = double  # type: ignore[method-assign]
-    running.PRECISION["fp32"] = "64-true"
+    module.PRECISION["fp32"] = "64-true"
     connector.ModelParallelStrategy = type("Nothing", (), {})  # type: ignore[misc]  # it refuses float64
-    sharding.UNIT = 0  # every block for itself, also the smallest
-    pretraining.from_dict = cached  # type: ignore[assignment]
-    pretraining._finish = lambda *_: {}  # type: ignore[assignment]  # exports and pictures are float32
+    fsdp.UNIT = 0  # every block for itself, also the smallest
+    pretrain.from_dict = cached  # type: ignore[assignment]
+    pretrain._finish = lambda *_: {}  # type: ignore[assignment]  # exports and pictures are float32
     MAE.noise = FaRL.noise = noise  # type: ignore[method-assign, assignment]
     MCF.noise = lambda self, batch: (noise(self, batch), noise(self, batch, 1))  # type: ignore[method-assign]
 
@@ -85,7 +87,7 @@ def one_rank(rank: int, ranks: int, port: int, configs: list[RunConfig]) -> int:
     torch.set_num_threads(1)
     for config in configs:
         try:
-            pretraining.run(config)
+            pretrain.run(config)
         except FaceSSLError as error:
             print(f"rank {rank} of {ranks}: {config.out}: {error}", file=sys.stderr, flush=True)
             return 1

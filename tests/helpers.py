@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from facessl.batch import Sample
+from facessl.core.types import Sample
 
 #: Device and type that golden models run in.
 PLACES = [(d, t) for d in ("cpu", *["cuda"] * torch.cuda.is_available()) for t in (torch.float32, torch.float64)]

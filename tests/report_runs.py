@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from facessl.figures import region_picture
+from facessl.inference.regions import region_picture
 from facessl.metrics.multilabel import attribute_scores
 from facessl.metrics.nme import landmark_scores
 from facessl.metrics.segmentation import ConfusionMatrix, parsing_scores

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facessl.batch import FIELDS, Batch, Sample
+from facessl.core.types import FIELDS, Batch, Sample
 
 Skipped = list[tuple[str, str]]
 

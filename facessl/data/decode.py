@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from facessl.errors import DataError
+from facessl.core.errors import DataError
 
 #: File name endings (lower case) that sources take for images.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from facessl.errors import ConfigError
+from facessl.core.errors import ConfigError
 
 #: Long side in pixels, border included, at which the cascade looks for faces; smaller images are not enlarged.
 LONG_SIDE = 640

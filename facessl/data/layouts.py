@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facessl.errors import UnknownName
+from facessl.core.errors import UnknownName
 
 
 @dataclass(frozen=True)

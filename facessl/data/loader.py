@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from facessl.batch import Batch, Sample
+from facessl.core.errors import ConfigError, DataError, FaceSSLError
+from facessl.core.types import Batch, Sample
 from facessl.data.collate import Collector, Skipped
 from facessl.data.decode import ImageError, Reduction, decode
 from facessl.data.order import Order, view_rng
 from facessl.data.source import Source
 from facessl.data.workers import worker_batches
-from facessl.errors import ConfigError, DataError, FaceSSLError
 
 #: Sample with its labels in the first view, V views (S_v, S_v, 3) uint8, V or no parameter rows (P,) float32, V or no
 #: rows (5,) float32 of `Batch.crops`.

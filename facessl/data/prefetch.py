@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from facessl.batch import Batch
+from facessl.core.types import Batch
 
 
 class Prefetcher:

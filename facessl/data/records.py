@@ -15,10 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from facessl.batch import FIELDS, Sample
+from facessl.core.errors import DataError
+from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import decode_mask
 from facessl.data.source import Source, trait
-from facessl.errors import DataError
 
 Size = tuple[int, int]
 #: Key of the JSON that tells a packed sample from other people's, and its version.

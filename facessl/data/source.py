@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from facessl import plugins
-from facessl.batch import Sample
+from facessl.core import plugins
+from facessl.core.errors import ConfigError, DataError, UnknownName
+from facessl.core.types import Sample
 from facessl.data.decode import EXTENSIONS
-from facessl.errors import ConfigError, DataError, UnknownName
 
 _STREAM = re.compile(r"^(pipe:|[a-z]+://)")
 _LISTS = (".csv", ".tsv", ".txt", ".lst")

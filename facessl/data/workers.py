@@ -11,7 +11,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from facessl.errors import FaceSSLError, TrainingError
+from facessl.core.errors import FaceSSLError, TrainingError
 
 
 def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Any]:

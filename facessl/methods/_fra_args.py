@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from facessl.errors import ConfigError
+from facessl.core.errors import ConfigError
 
 
 class Variant(NamedTuple):

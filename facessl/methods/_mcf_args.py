@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from facessl.errors import ConfigError
+from facessl.core.errors import ConfigError
 
 #: Axis of (B, tokens, channels) along which features have unit length before they are compared.
 AXES = {"paper": 2, "official": 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from facessl.errors import ConfigError
+from facessl.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

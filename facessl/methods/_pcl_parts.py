@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.nn.distributed import all_gather_rows, all_reduce_mean, rank, world_size
-from facessl.nn.precision import at_least_float32
+from facessl.core.distributed import all_gather_rows, all_reduce_mean, rank, world_size
+from facessl.core.precision import at_least_float32
 
 #: Side of the map that a feature is flattened from.
 GRID = 4

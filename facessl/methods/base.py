@@ -2,47 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from torch import Tensor
-
-from facessl.backbones import Backbone
-from facessl.batch import Batch
+from facessl.core.types import Batch, Progress, Step
+from facessl.models.backbone import Backbone
 from facessl.views.spec import View
-
-
-class Progress(NamedTuple):
-    """Where the run stands. (A tuple: Fabric casts the fields of what it hands on, and cannot do so in a frozen class.)
-
-    Attributes:
-        step: optimiser steps done so far (0 during the first).
-        total_steps: optimiser steps of the whole run.
-        epoch: completed passes over the source.
-    """
-
-    step: int
-    total_steps: int
-    epoch: int = 0
-
-    @property
-    def fraction(self) -> float:
-        """Share of the run that is done, 0 to 1."""
-        return self.step / max(1, self.total_steps)
-
-
-@dataclass
-class Step:
-    """Result of one step.
-
-    Attributes:
-        loss: scalar to be minimised.
-        logs: every term by its paper's name, unweighted, as detached scalars (tensors; the trainer decides
-            when to synchronise).
-    """
-
-    loss: Tensor
-    logs: dict[str, Tensor]
 
 
 @runtime_checkable

@@ -12,19 +12,18 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError, DataError
-from facessl.methods._dvae import VisualTokens
+from facessl.core.distributed import all_gather_rows, rank
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
 from facessl.methods._farl_args import FaRLArgs
-from facessl.methods.base import Progress, Step
-from facessl.nn.attention import choose_attention
-from facessl.nn.distributed import all_gather_rows, rank
-from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
-from facessl.nn.linear import choose_products
-from facessl.nn.masking import check_maskable
-from facessl.nn.precision import at_least_float32
-from facessl.nn.text_tower import TextTower
+from facessl.models.backbone import Backbone
+from facessl.models.dvae import VisualTokens
+from facessl.models.layers.attention import choose_attention
+from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
+from facessl.models.layers.linear import choose_products
+from facessl.models.layers.masking import check_maskable
+from facessl.models.layers.text_tower import TextTower
 from facessl.views.spec import View
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

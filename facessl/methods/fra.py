@@ -8,19 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError, DataError
-from facessl.losses import mean_cosine
+from facessl.core.distributed import all_reduce_mean, rank_mean
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
 from facessl.methods._fra_args import FRAArgs
-from facessl.methods.base import Progress, Step
-from facessl.nn import frame
-from facessl.nn.decoder import MaskDecoder
-from facessl.nn.distributed import all_reduce_mean, rank_mean
-from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
-from facessl.nn.heads import MLPHead
-from facessl.nn.precision import at_least_float32
-from facessl.nn.sinkhorn import sinkhorn
+from facessl.models.backbone import Backbone
+from facessl.models.layers import frame
+from facessl.models.layers.decoder import MaskDecoder
+from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
+from facessl.models.layers.heads import MLPHead
+from facessl.models.layers.losses import mean_cosine
+from facessl.models.layers.sinkhorn import sinkhorn
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
 
 #: What one network makes of one view, as far as a term needs it:

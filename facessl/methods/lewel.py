@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.losses import mean_cosine
-from facessl.methods.base import Progress, Step
-from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
-from facessl.nn.heads import MLPHead
-from facessl.nn.precision import at_least_float32
+from facessl.core.errors import ConfigError
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
+from facessl.models.backbone import Backbone
+from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
+from facessl.models.layers.heads import MLPHead
+from facessl.models.layers.losses import mean_cosine
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
 
 #: Variant -> momentum at the start, as the released scripts have it.

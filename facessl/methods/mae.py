@@ -9,13 +9,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress, Step
-from facessl.nn.masking import Mask, check_maskable, encode_visible, fix_positions, patchify, random_mask, unpatchify
-from facessl.nn.precision import at_least_float32
-from facessl.nn.vit_decoder import MaskedDecoder
+from facessl.core.errors import ConfigError
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
+from facessl.models.backbone import Backbone
+from facessl.models.layers.masking import (
+    Mask,
+    check_maskable,
+    encode_visible,
+    fix_positions,
+    patchify,
+    random_mask,
+    unpatchify,
+)
+from facessl.models.layers.vit_decoder import MaskedDecoder
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
 #: Crops of 0.2-1 of the area and a flip; no change of colours.

@@ -9,18 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl import checkpoint
-from facessl.backbones import Backbone
-from facessl.batch import Batch
+from facessl.core import files
+from facessl.core.distributed import all_gather_rows, rank
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
 from facessl.methods._mcf_args import AXES, MCFArgs
-from facessl.methods._teacher import Teacher
-from facessl.methods.base import Progress, Step
-from facessl.nn.distributed import all_gather_rows, rank
-from facessl.nn.ema import MomentumUpdate, frozen_copy
-from facessl.nn.linear import Linear
-from facessl.nn.masking import check_maskable, encode_visible, fix_positions, random_mask, unpatchify
-from facessl.nn.precision import at_least_float32
-from facessl.nn.vit_decoder import MaskedDecoder
+from facessl.models.backbone import Backbone
+from facessl.models.layers.ema import MomentumUpdate, frozen_copy
+from facessl.models.layers.linear import Linear
+from facessl.models.layers.masking import check_maskable, encode_visible, fix_positions, random_mask, unpatchify
+from facessl.models.layers.vit_decoder import MaskedDecoder
+from facessl.models.teacher import Teacher
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
 #: The whole image resized to the square, and a flip.
@@ -94,7 +93,7 @@ class MCF(nn.Module):
             heads=args.decoder_heads,
         )
         if args.decoder_checkpoint is not None:
-            state = checkpoint.read(Path(args.decoder_checkpoint))
+            state = files.read(Path(args.decoder_checkpoint))
             self.decoder.load_blocks(state, args.pretrained_blocks, args.decoder_checkpoint)
         self.projector = nn.Sequential(
             *_hidden(backbone.num_features, args.hidden, args.dim), nn.BatchNorm1d(args.dim, affine=False)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
+from facessl.core.errors import ConfigError
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
 from facessl.methods._pcl_args import PCLArgs
 from facessl.methods._pcl_parts import (
     GRID,
@@ -23,8 +23,7 @@ from facessl.methods._pcl_parts import (
     pose_contrast,
     projection_head,
 )
-from facessl.methods.base import Progress, Step
-from facessl.nn.precision import at_least_float32
+from facessl.models.backbone import Backbone
 from facessl.views.spec import View
 
 _JITTER = (0.8, 0.8, 0.8, 0.2)

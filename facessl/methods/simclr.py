@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress, Step
-from facessl.nn.distributed import all_gather_rows, rank
-from facessl.nn.heads import MLPHead
-from facessl.nn.precision import at_least_float32
+from facessl.core.distributed import all_gather_rows, rank
+from facessl.core.errors import ConfigError
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
+from facessl.models.backbone import Backbone
+from facessl.models.layers.heads import MLPHead
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
 #: Appendix A at colour strength 1: both views alike, without solarisation.
@@ -50,7 +49,7 @@ class SimCLR(nn.Module):
         The projector has a batch norm behind its first linear, as the authors' code; that code has another one behind
         the second linear, which is in neither the paper's g(h) = W2 relu(W1 h) nor here. Images are normalised with
         ImageNet's statistics; the paper names no normalisation. Blur has sigma 0.1-2 at any image size. The
-        projector's first weights are those of FRA's heads (`nn/heads.py`).
+        projector's first weights are those of FRA's heads (`models/layers/heads.py`).
         With gradient accumulation the negatives are those of a micro-batch.
     """
 

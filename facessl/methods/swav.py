@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress, Step
-from facessl.nn.distributed import all_reduce_sum
-from facessl.nn.heads import MLPHead
-from facessl.nn.precision import at_least_float32
-from facessl.nn.queue import Queue
-from facessl.nn.sinkhorn import sinkhorn
+from facessl.core.distributed import all_reduce_sum
+from facessl.core.errors import ConfigError
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
+from facessl.models.backbone import Backbone
+from facessl.models.layers.heads import MLPHead
+from facessl.models.layers.queue import Queue
+from facessl.models.layers.sinkhorn import sinkhorn
 from facessl.views.spec import IMAGENET_MEAN, View
 
 #: Views 0 and 1 are assigned to clusters; all views predict.

@@ -1,0 +1,4 @@
+"""Scores from arrays, each with its bootstrap interval: accuracy, landmarks, parsing, verification, fairness, regions,
+collapse.
+May import core.
+"""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facessl.metrics.intervals import as_array, percentiles, ratio
+from facessl.metrics.bootstrap import as_array, percentiles, ratio
 
 
 @dataclass(frozen=True)

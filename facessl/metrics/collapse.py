@@ -1,10 +1,15 @@
-"""Has the representation collapsed? Two numbers that need no labels."""
+"""Has the representation collapsed? Two numbers that need no labels, and what is said about a run that has."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+#: Below this embedding spread (1 = healthy, 0 = all embeddings equal) a run is called collapsed.
+COLLAPSED_STD = 0.1
+#: Below so many regions in use (exp of the entropy of the mean heatmap), the regions are called collapsed.
+COLLAPSED_USAGE = 1.5
 
 
 def embedding_std(z: Tensor) -> Tensor:
@@ -36,3 +41,22 @@ def effective_rank(z: Tensor) -> Tensor:
     """
     singular = torch.linalg.svdvals(z.float())
     return torch.special.entr(singular / singular.sum()).sum().exp()
+
+
+def verdicts(values: dict[str, float]) -> list[str]:
+    """Sentences about what went wrong, by the measured values; empty where nothing did.
+
+    `image_information` and `position_information` give no sentence: they say what kind the regions are, image
+    clusters or a fixed partition of the picture, and no value of them is a failure by itself.
+    """
+    found = []
+    spread = values.get("embedding_std")
+    if spread is not None and not spread >= COLLAPSED_STD:
+        found.append(
+            f"the embeddings have collapsed: their spread is {spread:.3f} of 1 (below {COLLAPSED_STD}), "
+            "so that all images look alike to the network"
+        )
+    usage = values.get("usage_entropy")
+    if usage is not None and not usage >= COLLAPSED_USAGE:
+        found.append(f"the regions have collapsed: {usage:.2f} of them are in use (below {COLLAPSED_USAGE})")
+    return found

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facessl.errors import DataError
-from facessl.metrics._maps import BATCH, HeatmapsOf, enlarge, largest
-from facessl.metrics.intervals import as_array, bootstrap_mean
+from facessl.core.errors import DataError
+from facessl.metrics.bootstrap import as_array, bootstrap_mean
+from facessl.metrics.maps import BATCH, HeatmapsOf, enlarge, largest
 
 
 @dataclass(frozen=True)

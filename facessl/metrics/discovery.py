@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from facessl.errors import DataError
-from facessl.metrics import _baselines
-from facessl.metrics._maps import BATCH, HeatmapsOf, centroids, on_grid, one_hot, region_centroids, winners
-from facessl.metrics._partitions import IGNORE, ari, contingency, foreground_iou, nmi
+from facessl.core.errors import DataError
+from facessl.metrics import baselines
+from facessl.metrics.bootstrap import Interval, as_array, bootstrap_mean, interval, resampled_sums
 from facessl.metrics.consistency import Similarity, consistency
-from facessl.metrics.intervals import Interval, as_array, bootstrap_mean, interval, resampled_sums
+from facessl.metrics.maps import BATCH, HeatmapsOf, centroids, on_grid, one_hot, region_centroids, winners
 from facessl.metrics.nme import eye_distance, nme
+from facessl.metrics.partitions import IGNORE, ari, contingency, foreground_iou, nmi
 
 
 def region_scores(
@@ -220,21 +220,21 @@ def _floors(images: np.ndarray, count: int, size: int, seed: int) -> list[_Candi
     return out
 
 
-def _partitions(images: np.ndarray, count: int, size: int, seed: int) -> list[tuple[str, _baselines.Partition, int]]:
+def _partitions(images: np.ndarray, count: int, size: int, seed: int) -> list[tuple[str, baselines.Partition, int]]:
     """Names, functions and numbers of regions of `_floors` on one grid."""
-    clusters = partial(_baselines.colour_clusters, images, count=count, grid=size, seed=seed)
+    clusters = partial(baselines.colour_clusters, images, count=count, grid=size, seed=seed)
     return [
-        ("one region", _baselines.fixed(np.zeros((size, size), np.int64)), 1),
+        ("one region", baselines.fixed(np.zeros((size, size), np.int64)), 1),
         (f"colour k-means, {count}", clusters(position=False), count),
         (f"colour and position k-means, {count}", clusters(position=True), count),
-        (f"grid, {count}", _baselines.fixed(_baselines.rectangles(count, size)), count),
+        (f"grid, {count}", baselines.fixed(baselines.rectangles(count, size)), count),
     ]
 
 
 def _ceilings(truth: np.ndarray, classes: int, cells: tuple[int, ...], size: int) -> list[_Candidate]:
     """What knows the labels. Interpolated shares bound interpolated heatmaps, the majority bounds whole cells."""
-    mean = _baselines.fixed(_baselines.mean_face(truth, classes))
-    shares = _baselines.class_shares(truth, classes, (cells[0], cells[1]))
+    mean = baselines.fixed(baselines.mean_face(truth, classes))
+    shares = baselines.class_shares(truth, classes, (cells[0], cells[1]))
     h, w = cells
     return [
         _Candidate("mean face's labels", mean(truth), classes, None, _as_heatmaps(mean, classes)),
@@ -243,7 +243,7 @@ def _ceilings(truth: np.ndarray, classes: int, cells: tuple[int, ...], size: int
     ]
 
 
-def _as_heatmaps(partition: _baselines.Partition, count: int) -> HeatmapsOf:
+def _as_heatmaps(partition: baselines.Partition, count: int) -> HeatmapsOf:
     return lambda images: one_hot(partition(images), count)
 
 

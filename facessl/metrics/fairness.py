@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from facessl.errors import DataError
-from facessl.metrics.intervals import Interval, as_array, interval, mean_of, mean_rows, resampled_sums
+from facessl.core.errors import DataError
+from facessl.metrics.bootstrap import Interval, as_array, interval, mean_of, mean_rows, resampled_sums
 
 #: Groups below this number of images say too little to enter a gap.
 MIN_COUNT = 20

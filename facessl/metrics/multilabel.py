@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from facessl.errors import ConfigError, DataError
-from facessl.metrics.intervals import Interval, as_array, interval, known_mean, ratio, resampled_sums
+from facessl.core.errors import ConfigError, DataError
+from facessl.metrics.bootstrap import Interval, as_array, interval, known_mean, ratio, resampled_sums
 
 
 @dataclass(frozen=True)

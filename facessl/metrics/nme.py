@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from facessl.errors import ConfigError, DataError
-from facessl.metrics.intervals import Interval, as_array, interval, mean_of, mean_rows, resampled_sums
+from facessl.core.errors import ConfigError, DataError
+from facessl.metrics.bootstrap import Interval, as_array, interval, mean_of, mean_rows, resampled_sums
 
 #: Step of the curve under which the area is taken.
 STEP = 1e-4

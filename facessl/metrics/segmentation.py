@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from facessl.errors import DataError
+from facessl.core.errors import DataError
 from facessl.metrics.accuracy import confusion
-from facessl.metrics.intervals import Interval, as_array, interval, known_mean, ratio, resampled_sums
+from facessl.metrics.bootstrap import Interval, as_array, interval, known_mean, ratio, resampled_sums
 
 
 class ConfusionMatrix:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from facessl.errors import DataError
-from facessl.metrics.intervals import Interval, as_array, interval, known_mean, ratio, resampled_counts
+from facessl.core.errors import DataError
+from facessl.metrics.bootstrap import Interval, as_array, interval, known_mean, ratio, resampled_counts
 
 #: Folds where the pairs come without.
 FOLDS = 10

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facessl.figures import SERIES, Line, curve
 from facessl.report.folder import RunFolder
 from facessl.report.parts import spoken
+from facessl.report.svg import SERIES, Line, curve
 
 #: Monitor -> title and unit; others are shown under their own name.
 _MONITORS = {

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from facessl.config import flatten
-from facessl.errors import CheckpointError
+from facessl.config.run import flatten
+from facessl.core.errors import CheckpointError
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
 BOOKKEEPING = frozenset(

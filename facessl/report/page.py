@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from facessl.figures import SERIES
 from facessl.report import parts, results
 from facessl.report.curves import groups
 from facessl.report.folder import RunFolder
+from facessl.report.svg import SERIES
 
 _MAX_SKIPPED = 20
 _MAX_FRAMES = 8
@@ -23,7 +23,7 @@ def run_html(run: RunFolder, numbers: Mapping[str, Any], published: str = "") ->
 
     Args:
         run: of `facessl pretrain` or `facessl finetune`.
-        numbers: its headline (`facessl.report.headline`).
+        numbers: its headline (`facessl.report.write.headline`).
         published: section that compares it with published scores, or nothing.
     """
     first = "task" if run.tuned else "method"

@@ -17,11 +17,12 @@ from typing import Any
 
 import yaml
 
-from facessl import plugins
-from facessl.config import flatten, merge, plain, read_recipe
+from facessl.config.finetune import FinetuneConfig
+from facessl.config.recipes import read_recipe
+from facessl.config.run import flatten, merge, plain
+from facessl.core import plugins
+from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.data.source import parse
-from facessl.errors import CheckpointError, FaceSSLError
-from facessl.finetune_config import FinetuneConfig
 from facessl.report import parts
 from facessl.report.folder import RunFolder
 from facessl.report.results import protocol

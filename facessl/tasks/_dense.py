@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from facessl.backbones import Backbone
-from facessl.inference import evaluating
+from facessl.models.backbone import Backbone
+from facessl.models.forward import evaluating
 
 
 def freeze_unreached(backbone: Backbone) -> None:

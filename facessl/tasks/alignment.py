@@ -10,22 +10,20 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.data.crop import Frame
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
+from facessl.data.frame import Frame
 from facessl.data.layouts import Layout
 from facessl.data.source import Source, trait
-from facessl.errors import ConfigError, DataError
-from facessl.methods.base import Progress, Step
 from facessl.metrics import nme
-from facessl.nn.heatmaps import gaussian_heatmaps, soft_argmax, to_heatmap, to_image
-from facessl.nn.landmark_losses import coordinate_l2, heatmap_bce
-from facessl.nn.precision import at_least_float32
-from facessl.nn.star import StarHead, star_edges, star_loss
-from facessl.nn.upernet import UPerNet
-from facessl.tasks._collected import Collected
+from facessl.models.backbone import Backbone
+from facessl.models.layers.heatmaps import gaussian_heatmaps, soft_argmax, to_heatmap, to_image
+from facessl.models.layers.landmark_losses import coordinate_l2, heatmap_bce
+from facessl.models.layers.star import StarHead, star_edges, star_loss
+from facessl.models.layers.upernet import UPerNet
 from facessl.tasks._dense import freeze_unreached
-from facessl.tasks.base import Labels, headline
+from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import FARL_ALIGNMENT, STAR_ALIGNMENT, Augment
 
 
@@ -80,7 +78,7 @@ class Alignment(nn.Module):
     40, 448 px, no flip. Its epochs are 250 (300W) or 150 (WFLW, AFLW-19); the step at epoch 200 is therefore reached on
     300W only. `star` is the protocol of STAR (Zhou et al., CVPR 2023, and its released configuration), which FRA's
     Table 4 uses on a ResNet: 256 px, Adam 1e-3 times 0.1 at epochs 200, 350 and 450 of 500, batch 32, average of the
-    weights with momentum 0.5^(32 / 10000), STAR loss and AWing on point and edge maps (`facessl.nn.star`).
+    weights with momentum 0.5^(32 / 10000), STAR loss and AWing on point and edge maps (`facessl.models.layers.star`).
 
     Differences: FaRL's release makes views of 512 px and shrinks them to 448; here they are cut at 448 at once.
     Heatmaps start nearly empty (`_EMPTY`). STAR sees BGR in -1..1, here it is RGB by the backbone's own mean and

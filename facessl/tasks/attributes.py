@@ -10,15 +10,13 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.data.crop import Frame
+from facessl.core.errors import DataError, listed
+from facessl.core.types import Batch, Progress, Step
+from facessl.data.frame import Frame
 from facessl.data.source import Source
-from facessl.errors import DataError, listed
-from facessl.methods.base import Progress, Step
 from facessl.metrics.multilabel import attribute_scores
-from facessl.tasks._collected import Collected
-from facessl.tasks.base import Labels, headline
+from facessl.models.backbone import Backbone
+from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
 
 

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.data.crop import Frame
+from facessl.core.errors import DataError, PluginError
+from facessl.core.types import Batch, Progress, Step
+from facessl.data.frame import Frame
 from facessl.data.layouts import Layout, layout
 from facessl.data.source import Source, trait
-from facessl.errors import DataError, PluginError
-from facessl.methods.base import Progress, Step
+from facessl.metrics.bootstrap import bootstrap_mean
+from facessl.metrics.fairness import by_group
+from facessl.models.backbone import Backbone
 from facessl.views.augment import Augment
 
 #: How a person's own labels are named on the command line.
@@ -116,7 +118,7 @@ class Meter(Protocol):
             interval.
         images: number of images that were scored.
         units (optional): {score: unit} of other scores that are no shares (`headline` has its own).
-        subsets, groups: `Collected.breakdown` of `facessl.tasks._collected` gives them from one number per image, where
+        subsets, groups: `Collected.breakdown` gives them from one number per image, where
             the source has published subsets or groups.
         per_class, confusion (optional): drawn by the report.
         """
@@ -136,7 +138,7 @@ def headline(
     Args:
         name: of the score, e.g. `mean_accuracy`.
         value: the score.
-        interval: low and high end, e.g. of `facessl.metrics.intervals.bootstrap_mean`.
+        interval: low and high end, e.g. of `facessl.metrics.bootstrap.bootstrap_mean`.
         better: which scores are better; the best one is kept.
         unit: `share`, from 0 to 1 and shown in per cent; or the unit's name (`degrees`), `` for a plain number.
     """
@@ -175,7 +177,7 @@ class Task(Protocol):
         backbone: what is fine-tuned; further children are its parts (`neck`, `head`), which `optim.lrs` names.
         step(batch, progress): loss of a batch with normalised views, and its terms by name without gradients, as of a
             pre-training method, so that one trainer runs both. Means over something else than the images of a batch are
-            taken over all ranks (`facessl.nn.distributed.rank_mean`).
+            taken over all ranks (`facessl.core.distributed.rank_mean`).
         after_step(progress): whatever is moved after an update; usually nothing.
         predict(x): (B, 3, S, S) normalised -> tensors with B rows, coordinates in pixels of the view.
         meter(source, augment): a `Meter` of predictions on `source`. It is also made before training, so that a source
@@ -209,3 +211,62 @@ class Task(Protocol):
     def describe(
         self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
     ) -> dict[str, Any]: ...
+
+
+class Collected:
+    """Arrays with one row per image, in the order in which the images came."""
+
+    def __init__(self, source: Source) -> None:
+        """
+        Args:
+            source: what is scored; its `subsets` and `group_names` give the breakdowns.
+        """
+        self.source = source
+        self._parts: dict[str, list[np.ndarray]] = {}
+
+    def add(self, batch: Batch, **columns: Tensor | np.ndarray | None) -> None:
+        """Rows of one batch; a column that is None is left out."""
+        for name, values in {"index": batch.index, "group": batch.group, **columns}.items():
+            if values is not None:
+                array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+                self._parts.setdefault(name, []).append(array)
+
+    def get(self, name: str) -> np.ndarray | None:
+        """A column, or None where no image had it."""
+        return self[name] if name in self._parts else None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """(N, ...) rows of a column."""
+        return np.concatenate(self._parts[name])
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts.get("index", []))
+
+    def breakdown(self, values: Mapping[str, np.ndarray], better: str = "higher") -> dict[str, Any]:
+        """`subsets` (mean and interval of each published subset) and `groups` (each group, the gap, the worst).
+
+        Args:
+            values: name -> (N,) number of each image.
+            better: "higher" or "lower".
+
+        Returns:
+            Empty where the source has neither subsets nor groups.
+        """
+        found: dict[str, Any] = {}
+        index = self["index"]
+        for subset, positions in trait(self.source, "subsets").items():
+            rows = np.isin(index, positions)
+            if rows.any():
+                scores: dict[str, Any] = {}
+                for name, numbers in values.items():
+                    value, low, high = bootstrap_mean(numbers[rows])
+                    scores |= {name: value, f"{name}_interval": [low, high]}
+                found.setdefault("subsets", {})[subset] = {"images": int(rows.sum()), **scores}
+        names = trait(self.source, "group_names")
+        groups = self.get("group")
+        if names and groups is not None:
+            found["groups"] = {
+                name: by_group(numbers, groups, names, larger_is_better=better == "higher").summary()
+                for name, numbers in values.items()
+            }
+        return found

@@ -10,17 +10,15 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.data.crop import Frame
+from facessl.core.errors import ConfigError, DataError, listed
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
+from facessl.data.frame import Frame
 from facessl.data.source import Source
-from facessl.errors import ConfigError, DataError, listed
-from facessl.methods.base import Progress, Step
 from facessl.metrics.accuracy import accuracy, confusion
-from facessl.nn.cam import class_activation_maps, flip_consistency
-from facessl.nn.precision import at_least_float32
-from facessl.tasks._collected import Collected
-from facessl.tasks.base import Labels, headline
+from facessl.models.backbone import Backbone
+from facessl.models.layers.cam import class_activation_maps, flip_consistency
+from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import EAC_EXPRESSION, FRA_EXPRESSION, Augment
 
 

@@ -10,19 +10,17 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.data.crop import Frame
+from facessl.core.distributed import rank_mean
+from facessl.core.errors import ConfigError, DataError, listed
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
+from facessl.data.frame import Frame
 from facessl.data.source import Source, trait
-from facessl.errors import ConfigError, DataError, listed
-from facessl.methods.base import Progress, Step
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
-from facessl.nn.distributed import rank_mean
-from facessl.nn.precision import at_least_float32
-from facessl.nn.upernet import UPerNet
-from facessl.tasks._collected import Collected
+from facessl.models.backbone import Backbone
+from facessl.models.layers.upernet import UPerNet
 from facessl.tasks._dense import freeze_unreached
-from facessl.tasks.base import Labels, headline
+from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import FARL_PARSING_CELEBAM, Augment
 
 #: Value of a mask whose pixels do not count.

@@ -11,16 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.data.crop import Frame
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.precision import at_least_float32
+from facessl.core.types import Batch, Progress, Step
+from facessl.data.frame import Frame
 from facessl.data.source import Source, trait
-from facessl.errors import ConfigError, DataError
-from facessl.methods.base import Progress, Step
 from facessl.metrics.verification import cosine, verification
-from facessl.nn.precision import at_least_float32
-from facessl.tasks._collected import Collected
-from facessl.tasks.base import Labels, headline
+from facessl.models.backbone import Backbone
+from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
 
 

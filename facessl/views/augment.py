@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
-from facessl.data.crop import TEMPLATES, Border, Crop
-from facessl.errors import ConfigError
+from facessl.core.errors import ConfigError
+from facessl.data.frame import TEMPLATES, Border, Crop
 from facessl.views.spec import View
 
 Distribution = Literal["uniform", "normal"]
@@ -33,8 +33,8 @@ class Augment:
     Attributes:
         crop: "whole" image, square around the sample's "box", or similarity of its "five_points".
         crop_scale: what is shown, relative to the box, the template or the image: 1.25 leaves a margin.
-        template: where the five points go: "farl" or "celeba" (`facessl.data.crop.TEMPLATES`).
-        warp: FaRL's tanh warp, 0 (none) to 1 (`facessl.data.crop.Frame`).
+        template: where the five points go: "farl" or "celeba" (`facessl.data.frame.TEMPLATES`).
+        warp: FaRL's tanh warp, 0 (none) to 1 (`facessl.data.frame.Frame`).
         border: what lies outside the image: "zero" or the repeated "edge".
         shift: of the view to the right and down, as a share of its side; half-width of a uniform, or sigma of a normal.
         rotation: degrees, likewise.
@@ -47,7 +47,7 @@ class Augment:
         flip: probability of a horizontal flip; labels with sides change them.
         noise: probability of Gaussian noise on the stored image, before the crop.
         noise_std: its standard deviation in 0..255.
-        occlusion: probability of a black thing in front (`facessl.views._degrade.occlude`).
+        occlusion: probability of a black thing in front (`facessl.views.degrade.occlude`).
         occlusion_shape: "block" or "ellipse".
         gamma: probability of a power law, its exponent from `gamma_low` or, as often, from `gamma_high`.
         gamma_low: range of exponents that brighten.

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from facessl.batch import Sample
-from facessl.data.crop import resize, resize_to
+from facessl.core.errors import ConfigError
+from facessl.core.types import Sample
 from facessl.data.decode import FACTORS
+from facessl.data.frame import resize, resize_to
 from facessl.data.loader import Made
-from facessl.errors import ConfigError
 from facessl.views.spec import Column, View
 
 TRIES = 10

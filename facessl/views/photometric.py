@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facessl.batch import Batch
-from facessl.nn.normalise import normalise
+from facessl.core.types import Batch
 from facessl.views import photometric_cpu
+from facessl.views.normalise import normalise
 from facessl.views.spec import CONTRAST, HUE, LUMA, ORDERS, SATURATION, Column
 
 #: Values of a chunk: on the CPU it stays in the cache, on a GPU its temporaries stay within 1 GiB.

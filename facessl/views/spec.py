@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from facessl.errors import ConfigError
+from facessl.core.errors import ConfigError
 
 VGGFACE2_MEAN = (0.5231, 0.4044, 0.3489)
 VGGFACE2_STD = (0.2536, 0.2194, 0.2070)

@@ -10,12 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from facessl.batch import Sample
-from facessl.data.crop import Frame, frame_of, similarity
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import Sample
+from facessl.data.frame import Frame, frame_of, similarity
 from facessl.data.layouts import Layout
 from facessl.data.loader import Made
-from facessl.errors import ConfigError, DataError
-from facessl.views import _degrade as degrade
+from facessl.views import degrade
 from facessl.views.augment import Augment, Distribution
 from facessl.views.geometric import photometric_params
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD

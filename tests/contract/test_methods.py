@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from facessl import plugins
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Method, Progress, Step
-from facessl.optim import parameter_groups
+from facessl.core import plugins
+from facessl.core.errors import ConfigError
+from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import Method
+from facessl.models.backbone import Backbone
+from facessl.training.optim import parameter_groups
 
 METHODS = plugins.names("methods")
 SMALL = {"hidden": 32, "dim": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}

@@ -9,34 +9,36 @@ from pathlib import Path
 import pytest
 
 import facessl
-from facessl import config, parsing, plugins
+from facessl.config import parse as config_parse
+from facessl.config import recipes
+from facessl.config.finetune import FinetuneConfig
+from facessl.config.parse import FINETUNE
+from facessl.core import plugins
 from facessl.data.source import parse
-from facessl.finetune_config import FinetuneConfig
-from facessl.parsing import FINETUNE
-from facessl.pretraining import derive
+from facessl.training.pretrain import derive
 from facessl.views import augment
 
 ROOT = Path(facessl.__file__).parent / "recipes"
-DOWNSTREAM = [name for name in config.recipes() if name.startswith("downstream/")]
+DOWNSTREAM = [name for name in recipes.recipes() if name.startswith("downstream/")]
 
 
-@pytest.mark.parametrize("name", config.recipes())
+@pytest.mark.parametrize("name", recipes.recipes())
 def test_recipe_is_valid_and_has_its_header(name: str) -> None:
     text = (ROOT / f"{name}.yaml").read_text()
     for field in ("# command:", "# source:", "# hardware:", "# score:", "# status:"):
         assert field in text, f"{name} lacks {field}"
     assert f"--config {name} " in text.replace("\n", " "), "the command must be the recipe's own"
-    assert len(config.recipe_summary(name)) > 20, "the first line is what `facessl list recipes` prints"
+    assert len(recipes.recipe_summary(name)) > 20, "the first line is what `facessl list recipes` prints"
     if name in DOWNSTREAM:
-        assert parsing.from_dict(tuned(name).to_dict(), FINETUNE) == tuned(name)
+        assert config_parse.from_dict(tuned(name).to_dict(), FINETUNE) == tuned(name)
     else:
-        parsed = parsing.parse(["--config", name])
-        assert parsing.from_dict(parsed.to_dict()) == parsed
+        parsed = config_parse.parse(["--config", name])
+        assert config_parse.from_dict(parsed.to_dict()) == parsed
 
 
 @functools.cache
 def tuned(name: str) -> FinetuneConfig:
-    parsed: FinetuneConfig = parsing.parse(["--config", name], command=FINETUNE)
+    parsed: FinetuneConfig = config_parse.parse(["--config", name], command=FINETUNE)
     return parsed
 
 
@@ -147,12 +149,12 @@ TABLES = {
 
 
 def test_every_ablation_row_is_listed_here() -> None:
-    assert {n.rsplit("/", 1)[1] for n in config.recipes() if "/ablation/" in n} == set(TABLES)
+    assert {n.rsplit("/", 1)[1] for n in recipes.recipes() if "/ablation/" in n} == set(TABLES)
 
 
 @pytest.mark.parametrize("row", TABLES)
 def test_ablation_recipe_has_its_row(row: str) -> None:
-    m = parsing.parse(["--config", f"fra/ablation/{row}"]).method
+    m = config_parse.parse(["--config", f"fra/ablation/{row}"]).method
     found = ((m["use_global"], m["use_local"], m["use_relation"]), m["num_regions"], m["lambda_c"], m["lambda_r"])
     assert (*found, m["decoder_layers"]) == TABLES[row]
     assert m["variant"] == "paper"
@@ -160,7 +162,7 @@ def test_ablation_recipe_has_its_row(row: str) -> None:
 
 @pytest.mark.parametrize("name", ["fra/vggface2-r50", "fra/vggface2-r50-official", "byol/vggface2-r50"])
 def test_published_schedule(name: str) -> None:
-    parsed = parsing.parse(["--config", name])
+    parsed = config_parse.parse(["--config", name])
     assert {k: getattr(parsed, k) for k in SCHEDULE} == SCHEDULE
     assert {k: getattr(parsed.optim, k) for k in LARS} == LARS
     assert parsed.backbone.name == "resnet50"

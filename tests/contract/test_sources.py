@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facessl import plugins
-from facessl.batch import FIELDS, Sample
+from facessl.core import plugins
+from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import decode
 from facessl.data.source import Source, open_source, trait
 from tests import data

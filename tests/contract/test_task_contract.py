@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import facessl.tasks
-from facessl import plugins
 from facessl.cli import main
-from facessl.errors import PluginError
+from facessl.core import plugins
+from facessl.core.errors import PluginError
 from facessl.tasks.base import Task, check_result, headline
 
 README = Path(__file__).parents[2] / "README.md"

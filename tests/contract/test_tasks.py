@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from facessl import checkpoint, parsing, plugins, tuned
-from facessl.backbones import Backbone
-from facessl.batch import FIELDS, Batch
-from facessl.config import flatten, plain
-from facessl.data.crop import Frame, whole
+from facessl.config import parse
+from facessl.config.parse import FINETUNE
+from facessl.config.run import flatten, plain
+from facessl.core import files, plugins
+from facessl.core.types import FIELDS, Batch, Progress, Step
+from facessl.data.frame import Frame, whole
 from facessl.data.loader import EvalLoader, TrainLoader
-from facessl.inference import autocast
-from facessl.methods.base import Progress, Step
-from facessl.parsing import FINETUNE
+from facessl.evaluation import score
+from facessl.inference import trained as trained_task
+from facessl.models.backbone import Backbone
+from facessl.models.forward import autocast
 from facessl.tasks.base import Labels, Task
-from facessl.tuning_optim import build_tuning_optimizer
+from facessl.training.optim import build_tuning_optimizer
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
 from tests.tasks.faces import Faces
@@ -34,7 +36,7 @@ SOURCE = Faces(n=12, size=48, identities=4)
 
 
 def config(task: str, protocol: str, *words: str) -> Any:
-    return parsing.parse(["none", "--task", task, "--protocol", protocol, *words], command=FINETUNE)
+    return parse.parse(["none", "--task", task, "--protocol", protocol, *words], command=FINETUNE)
 
 
 def arguments(task: str, protocol: str) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def test_scores_on_a_source_with_subsets_groups_and_pairs(task: str, protocol: s
     module = build(task, protocol).train()
     source = Faces(n=12, size=48, identities=4, group="glasses")
     crop = type(module).augments[protocol]
-    found = tuned.score(module, source, crop, image_size=SIZE, batch_size=5)
+    found = score.score(module, source, crop, image_size=SIZE, batch_size=5)
     assert module.training
     json.dumps(found)
     low, high = found["headline"]["interval"]
@@ -176,9 +178,9 @@ def test_a_written_task_predicts_the_same_bits(task: str, protocol: str, net: st
     settings = {"task": plain(arguments(task, protocol)), "protocol": protocol, "image_size": SIZE}
     settings |= {"run": "none", "source": "synthetic:"}
     augment = type(module).augments[protocol]
-    info = tuned.card(module, Labels.of(SOURCE, module.needs), settings, augment, steps=1, commit="")
-    checkpoint.write_backbone(tmp_path / "model.safetensors", module.state_dict(), info)
-    loaded = tuned.load_trained(tmp_path)
+    info = trained_task.card(module, Labels.of(SOURCE, module.needs), settings, augment, steps=1, commit="")
+    files.write_backbone(tmp_path / "model.safetensors", module.state_dict(), info)
+    loaded = trained_task.load_trained(tmp_path)
     assert loaded.augment == augment
     assert loaded.image_size == SIZE
     before, after = predictions(module), predictions(loaded.task)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facessl.data import crop_folder
+from facessl.core.errors import ConfigError
 from facessl.data import detect as module
-from facessl.data.crop import Frame
-from facessl.data.crop_folder import crop_photos
 from facessl.data.detect import Face, detect
+from facessl.data.frame import Frame
 from facessl.data.sources.synthetic import Synthetic
-from facessl.errors import ConfigError
+from facessl.tools import crop as crop_tool
+from facessl.tools.crop import crop_photos
 
 FRONTAL = {"yaw": 10.0, "pitch": 8.0, "roll": 8.0, "occlusion": 0.0, "degrade": 0.2}
 
@@ -160,7 +160,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         boxes = [(100, 50, 200, 150), (20, 80, 60, 120)] if (image[..., 0] != image[0, :, 0]).any() else []
         return [Face(np.array(box, np.float32), 0.9) for box in boxes]
 
-    monkeypatch.setattr(crop_folder, "detect", fake)
+    monkeypatch.setattr(crop_tool, "detect", fake)
     return seen
 
 

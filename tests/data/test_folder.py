@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from facessl.core.errors import DataError
 from facessl.data.sources import folder as module
 from facessl.data.sources.folder import Folder
-from facessl.errors import DataError
 
 from . import make
 

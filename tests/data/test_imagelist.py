@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from facessl.core.errors import ConfigError, DataError
 from facessl.data.sources.imagelist import ImageList
-from facessl.errors import ConfigError, DataError
 
 from . import make
 

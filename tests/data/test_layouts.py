@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from facessl.core.errors import UnknownName
 from facessl.data.layouts import layout, mirror, names
 from facessl.data.sources.synthetic import Synthetic
-from facessl.errors import UnknownName
 
 
 def arc(count: int, centre: tuple[float, float], radius: tuple[float, float], start: float, end: float) -> np.ndarray:

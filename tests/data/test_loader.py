@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from facessl.batch import Batch, Sample
+from facessl.core.errors import ConfigError, DataError, TrainingError
+from facessl.core.types import Batch, Sample
 from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, Made, Plain, TrainLoader, view_rng
 from facessl.data.source import open_source
 from facessl.data.sources.folder import Folder
-from facessl.errors import ConfigError, DataError, TrainingError
 from facessl.views.augment import Augment
 from facessl.views.geometric import Geometric
 from facessl.views.spec import View

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from facessl.batch import Batch
+from facessl.core.types import Batch
 from facessl.data.prefetch import Prefetcher
 
 

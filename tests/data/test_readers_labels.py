@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from facessl.core.errors import ConfigError, DataError, UnknownName
 from facessl.data.source import open_source, trait
 from facessl.data.sources.ferplus import majority
 from facessl.data.sources.lfw import LFW
-from facessl.errors import ConfigError, DataError, UnknownName
 
 from . import layouts_labels as layouts
 

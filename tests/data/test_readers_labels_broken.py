@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from facessl.core.errors import DataError, FaceSSLError
 from facessl.data.decode import ImageError
 from facessl.data.source import open_source
-from facessl.errors import DataError, FaceSSLError
 
 from . import layouts_labels as layouts
 from . import make

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from facessl.core.errors import FaceSSLError
 from facessl.data.decode import ImageError, decode, decode_mask
 from facessl.data.layouts import layout, mirror
 from facessl.data.loader import EvalLoader, Plain
@@ -18,7 +19,6 @@ from facessl.data.source import open_source, trait
 from facessl.data.sources import lapa
 from facessl.data.sources._annotations import side_pairs
 from facessl.data.sources.celebamaskhq import ORDERS
-from facessl.errors import FaceSSLError
 from tests.data import layouts_marks as marks
 
 pytestmark = pytest.mark.filterwarnings("ignore:LaPa's training images")

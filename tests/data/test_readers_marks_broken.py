@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
+from facessl.core.errors import FaceSSLError
 from facessl.data.source import open_source
-from facessl.errors import FaceSSLError
 from tests.data import layouts_marks as marks
 
 pytestmark = pytest.mark.filterwarnings("ignore:LaPa's training images")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from facessl.core.errors import ConfigError, DataError, FaceSSLError, UnknownName
 from facessl.data.source import Source, open_source, parse
-from facessl.errors import ConfigError, DataError, FaceSSLError, UnknownName
 
 from . import make
 

@@ -10,12 +10,12 @@ import sys
 import numpy as np
 import pytest
 
-from facessl.data.faces.identity import sample_identity
-from facessl.data.faces.render import render
-from facessl.data.faces.scene import Limits, sample_scene
+from facessl.core.errors import ConfigError
 from facessl.data.source import Source
 from facessl.data.sources.synthetic import ATTRIBUTES, Synthetic
-from facessl.errors import ConfigError
+from facessl.synthetic.identity import sample_identity
+from facessl.synthetic.render import render
+from facessl.synthetic.scene import Limits, sample_scene
 
 LEFT_EYE, RIGHT_EYE, MOUTH = range(36, 42), range(42, 48), range(48, 68)
 REGIONS = {

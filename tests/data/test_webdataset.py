@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from facessl.batch import Sample
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import Sample
 from facessl.data.sources import _tar
 from facessl.data.sources.webdataset import WebDataset
-from facessl.errors import ConfigError, DataError
 
 from . import make
 

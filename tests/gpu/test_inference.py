@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import facessl
-from facessl.backbones import Backbone
-from facessl.batch import Batch
+from facessl.core.types import Batch
 from facessl.data.loader import TrainLoader
 from facessl.data.prefetch import Prefetcher
 from facessl.data.source import open_source
-from facessl.finetuning import finetune
 from facessl.methods.fra import FRA
+from facessl.models.backbone import Backbone
+from facessl.training.finetune import finetune
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 

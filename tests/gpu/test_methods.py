@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from facessl.batch import Batch
-from facessl.config import OptimConfig
-from facessl.methods.base import Progress
-from facessl.optim import build_optimizer
+from facessl.config.run import OptimConfig
+from facessl.core.types import Batch, Progress
+from facessl.training.optim import build_optimizer
 from tests.contract.test_methods import METHODS, batch, build
 
 #: Largest relative difference of the loss, and smallest cosine of the backbone's gradient, against float32.

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from facessl import sharding
-from facessl.methods.base import Progress
-from facessl.nn import sync_batch_norm
-from facessl.pretraining import pretrain
-from facessl.trainer import Trainer
+from facessl.core.types import Progress
+from facessl.models.layers import sync_batch_norm
+from facessl.training import fsdp
+from facessl.training.pretrain import pretrain
+from facessl.training.trainer import Trainer
 from tests.contract.test_methods import batch, build
 from tests.helpers import TINY, assert_same, command, environment, weights
 
@@ -34,7 +34,7 @@ import time, torch
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.backends.cudnn.allow_tf32 = False
 torch.set_num_threads(1)
-from facessl.trainer import Trainer
+from facessl.training.trainer import Trainer
 real = Trainer._one_step
 def one_step(self, *rest):
     time.sleep(0.3)
@@ -142,11 +142,11 @@ def test_fsdp_gives_the_gradients_of_one_process(device: torch.device, exact: No
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
     try:
-        sharding.shard(method, init_device_mesh(device.type, (1,)))
+        fsdp.shard(method, init_device_mesh(device.type, (1,)))
         for one in (method, twin):
             torch.manual_seed(3)
             one.step(data, Progress(0, 10)).loss.backward()
-        found = {n: sharding.whole(p.grad) for n, p in method.named_parameters() if p.requires_grad}
+        found = {n: fsdp.whole(p.grad) for n, p in method.named_parameters() if p.requires_grad}
     finally:
         dist.destroy_process_group()
     for name, parameter in twin.named_parameters():

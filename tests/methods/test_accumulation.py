@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.config import RunConfig
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress
-from facessl.running import check_accumulation
+from facessl.config.run import RunConfig
+from facessl.core.errors import ConfigError
+from facessl.core.types import Batch, Progress
+from facessl.models.backbone import Backbone
+from facessl.training.run import check_accumulation
 from tests.methods.test_ranks import CASES, HEADS
 
 

@@ -4,11 +4,10 @@ import pytest
 import torch
 from lightly.loss import NegativeCosineSimilarity
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress
+from facessl.core.errors import ConfigError
+from facessl.core.types import Batch, Progress
 from facessl.methods.byol import BYOL
+from facessl.models.backbone import Backbone
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
+from facessl.core.errors import CheckpointError, ConfigError, DataError
+from facessl.core.types import Batch, Progress
 from facessl.data.source import open_source
-from facessl.errors import CheckpointError, ConfigError, DataError
-from facessl.methods._dvae import DVAEEncoder
-from facessl.methods.base import Progress
 from facessl.methods.farl import FaRL, image_text_loss, standardised
-from facessl.nn.text_tower import TextTower
+from facessl.models.backbone import Backbone
+from facessl.models.dvae import DVAEEncoder
+from facessl.models.layers.text_tower import TextTower
 
 SMALL: dict[str, Any] = {"dim": 16, "text_width": 16, "text_depth": 1, "text_heads": 2, "context": 12}
 TEXT = ["a happy face", "a sad face with glasses", "an old face", "a face"]

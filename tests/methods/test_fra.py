@@ -5,12 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress
+from facessl.core.errors import ConfigError
+from facessl.core.types import Batch, Progress
 from facessl.methods.byol import BYOL
 from facessl.methods.fra import FRA
+from facessl.models.backbone import Backbone
 from tests.methods.fra_loops import loops
 
 SMALL = {"hidden": 24, "dim": 16, "decoder_width": 32, "decoder_heads": 2, "decoder_feed_forward": 16}

@@ -7,12 +7,12 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.nn import functional as F
 
-from facessl.batch import Batch
-from facessl.errors import ConfigError, DataError
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import Batch
 from facessl.methods import fra
 from facessl.methods.fra import across
-from facessl.nn import frame
-from facessl.nn.sinkhorn import sinkhorn
+from facessl.models.layers import frame
+from facessl.models.layers.sinkhorn import sinkhorn
 from tests.methods.test_fra import START, build, views
 
 N = 3

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from facessl.batch import Batch
-from facessl.errors import CheckpointError
-from facessl.loading import load_backbone, load_method
-from facessl.methods.base import Progress
+from facessl.core.errors import CheckpointError
+from facessl.core.types import Batch, Progress
 from facessl.methods.fra import FRA
-from facessl.weights import fra as released
+from facessl.pretrained.families import fra as released
+from facessl.pretrained.load import load_backbone, load_method
 from tests.helpers import PLACES
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "fra_official_resnet18"

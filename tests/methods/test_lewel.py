@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress
+from facessl.core.errors import ConfigError
+from facessl.core.types import Batch, Progress
 from facessl.methods.lewel import LEWEL, AlignedHeads, LEWELArgs
+from facessl.models.backbone import Backbone
 
 
 def build(**values):

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.methods.base import Progress
+from facessl.core.types import Batch, Progress
 from facessl.methods.lewel import LEWEL
+from facessl.models.backbone import Backbone
 from tests.helpers import PLACES
 from tests.methods.test_fra_golden import assert_relative, filled
 

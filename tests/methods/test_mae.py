@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress
+from facessl.core.errors import ConfigError
+from facessl.core.types import Batch, Progress
 from facessl.methods.mae import MAE, patch_statistics
-from facessl.nn.masking import encode_visible, patchify, random_mask
+from facessl.models.backbone import Backbone
+from facessl.models.layers.masking import encode_visible, patchify, random_mask
 
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 

@@ -7,14 +7,13 @@ import timm
 import torch
 
 import facessl
-from facessl import checkpoint
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import CheckpointError, ConfigError, FaceSSLError
-from facessl.methods._teacher import Teacher
-from facessl.methods._vit_files import usual_heads
-from facessl.methods.base import Progress
+from facessl.core import files
+from facessl.core.errors import CheckpointError, ConfigError, FaceSSLError
+from facessl.core.types import Batch, Progress
 from facessl.methods.mcf import MCF, info_nce, unit_mse
+from facessl.models.backbone import Backbone
+from facessl.models.teacher import Teacher
+from facessl.models.vit_files import usual_heads
 
 SMALL = {"hidden": 16, "dim": 8, "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
 SMALL |= {"teacher": "random:resnet10t"}
@@ -151,7 +150,7 @@ def test_usual_heads_are_those_of_the_named_vits(name):
 def test_own_export_is_a_teacher_at_another_size_with_its_own_normalisation(tmp_path):
     backbone = Backbone("resnet10t", image_size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).eval()
     card = {"timm_name": "resnet10t", "image_size": 64, "mean": backbone.mean, "std": backbone.std}
-    checkpoint.write_backbone(tmp_path / "backbone.safetensors", backbone.model.state_dict(), card)
+    files.write_backbone(tmp_path / "backbone.safetensors", backbone.model.state_dict(), card)
     pixels = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MCF.mean, MCF.std))
     features = teacher(str(tmp_path))((pixels - mean) / std)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from facessl import checkpoint
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.methods.base import Progress
+from facessl.core import files
+from facessl.core.types import Batch, Progress
 from facessl.methods.mcf import MCF
-from facessl.nn.masking import encode_visible, random_mask
+from facessl.models.backbone import Backbone
+from facessl.models.layers.masking import encode_visible, random_mask
 from tests.helpers import PLACES
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "mcf_official"
@@ -84,7 +83,7 @@ def teacher(golden, tmp_path_factory):
         "mean": MCF.mean,
         "std": MCF.std,
     }
-    checkpoint.write_backbone(path, tensors, card)
+    files.write_backbone(path, tensors, card)
     return str(path)
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
+from facessl.core.errors import ConfigError
+from facessl.core.types import Batch, Progress
 from facessl.methods._pcl_parts import (
     LossBalance,
     Mixing,
@@ -18,9 +17,9 @@ from facessl.methods._pcl_parts import (
     orthogonality,
     pose_contrast,
 )
-from facessl.methods.base import Progress
 from facessl.methods.pcl import PCL, PCL_VIEWS
-from facessl.nn.facecycle import ChannelAttention
+from facessl.models.backbone import Backbone
+from facessl.models.layers.facecycle import ChannelAttention
 
 
 def build(backbone="test_resnet", **values):

@@ -8,9 +8,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.methods.base import Progress
+from facessl.core.types import Batch, Progress
 from facessl.methods.byol import BYOL
 from facessl.methods.farl import FaRL
 from facessl.methods.fra import FRA
@@ -20,9 +18,10 @@ from facessl.methods.mcf import MCF
 from facessl.methods.pcl import PCL
 from facessl.methods.simclr import SimCLR
 from facessl.methods.swav import SwAV
-from facessl.nn import sync_batch_norm
-from facessl.nn.sinkhorn import sinkhorn
-from facessl.nn.sync_batch_norm import convert_sync_batchnorm
+from facessl.models.backbone import Backbone
+from facessl.models.layers import sync_batch_norm
+from facessl.models.layers.sinkhorn import sinkhorn
+from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 
 DECODER = {"decoder_width": 32, "decoder_heads": 2, "decoder_feed_forward": 16, "dropout": 0.0}
 MASKED = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}

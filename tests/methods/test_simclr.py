@@ -6,11 +6,10 @@ import pytest
 import torch
 from lightly.loss import NTXentLoss
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress
+from facessl.core.errors import ConfigError
+from facessl.core.types import Batch, Progress
 from facessl.methods.simclr import SimCLR, nt_xent
+from facessl.models.backbone import Backbone
 
 
 def pair(count=5, dim=7, seed=0, scale=3.0):

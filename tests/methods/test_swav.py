@@ -6,14 +6,13 @@ import pytest
 import torch
 from lightly.loss import SwaVLoss
 
-from facessl import parsing
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress
+from facessl.config import parse
+from facessl.core.errors import ConfigError
+from facessl.core.types import Batch, Progress
 from facessl.methods.swav import SwAV, SwAVArgs
-from facessl.optim import LARS, parameter_groups
-from facessl.pretraining import derive
+from facessl.models.backbone import Backbone
+from facessl.training.optim import LARS, parameter_groups
+from facessl.training.pretrain import derive
 
 START = Progress(0, 100)
 SMALL = {"hidden": 24, "dim": 16, "prototypes": 6, "frozen_steps": 0}
@@ -191,7 +190,7 @@ def test_views_that_cannot_be_used_are_refused():
 
 
 def test_bulat_recipe_has_the_settings_of_the_released_script():
-    run = parsing.parse(["--config", "swav/bulat-vggface2-r50"])
+    run = parse.parse(["--config", "swav/bulat-vggface2-r50"])
 
     class Faces:
         streaming = False

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from facessl.errors import DataError
+from facessl.core.errors import DataError
 from facessl.metrics.consistency import Similarity, consistency
 
 

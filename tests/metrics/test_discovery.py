@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from facessl.core.errors import DataError
 from facessl.data.sources.synthetic import Synthetic
-from facessl.errors import DataError
-from facessl.metrics._baselines import class_shares, mean_face, rectangles
-from facessl.metrics._maps import centroids, on_grid, region_centroids, winners
-from facessl.metrics._partitions import ari, contingency, foreground_iou, nmi
+from facessl.metrics.baselines import class_shares, mean_face, rectangles
 from facessl.metrics.consistency import Similarity
 from facessl.metrics.discovery import discover, landmark_errors, region_scores
+from facessl.metrics.maps import centroids, on_grid, region_centroids, winners
+from facessl.metrics.partitions import ari, contingency, foreground_iou, nmi
 
 CLASSES = 11
 

@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
-from facessl.errors import DataError
+from facessl.core.errors import DataError
 from facessl.metrics.fairness import by_group
 from facessl.metrics.segmentation import mean_f1
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
-from facessl.errors import ConfigError, DataError
+from facessl.core.errors import ConfigError, DataError
 from facessl.metrics.multilabel import attribute_scores
 
 

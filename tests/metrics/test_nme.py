@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.integrate import simpson
 
-from facessl.errors import ConfigError, DataError
+from facessl.core.errors import ConfigError, DataError
 from facessl.metrics.nme import auc, box_diagonal, box_size, eye_distance, failure_rate, landmark_scores, nme
 
 

@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import f1_score, jaccard_score
 from torchmetrics.classification import MulticlassF1Score, MulticlassJaccardIndex
 
-from facessl.errors import DataError
+from facessl.core.errors import DataError
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
 
 K = 5

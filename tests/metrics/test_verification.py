@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from facessl.errors import DataError
+from facessl.core.errors import DataError
 from facessl.metrics.verification import cosine, verification
 
 

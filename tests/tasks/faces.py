@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.types import Sample
 from facessl.data.sources.synthetic import Synthetic
 
 

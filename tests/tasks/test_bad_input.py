@@ -12,7 +12,7 @@ from PIL import Image
 
 from facessl.cli import main
 from facessl.data.sources.synthetic import Synthetic
-from facessl.trainer import Trainer
+from facessl.training.trainer import Trainer
 from tests.helpers import weights
 
 SOURCE = "synthetic:?n=30&size=40"

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from facessl import finetuning
-from facessl.backbones import Backbone
-from facessl.batch import Batch, Sample
-from facessl.data.crop import Frame, similarity
+from facessl.config.finetune import FinetuneConfig
+from facessl.core.errors import DataError
+from facessl.core.types import Batch, Progress, Sample
+from facessl.data.frame import Frame, similarity
 from facessl.data.loader import EvalLoader
-from facessl.errors import DataError
-from facessl.finetune_config import FinetuneConfig
-from facessl.methods.base import Progress
+from facessl.models.backbone import Backbone
 from facessl.tasks.alignment import Alignment, AlignmentArgs, AlignmentMeter
 from facessl.tasks.base import Labels
 from facessl.tasks.parsing import Parsing, ParsingMeter
+from facessl.training import finetune
 from facessl.views import augment as presets
 from facessl.views.augment import Augment
 from facessl.views.supervised import Supervised
@@ -257,7 +256,7 @@ def test_what_lies_outside_the_image_is_background_as_in_farl(outside: Any) -> N
     config = FinetuneConfig(image_size=SIZE, batch_size=2, workers=0)
     fabric: Any = SimpleNamespace(global_rank=0, world_size=1, device=torch.device("cpu"))
     crop = Augment(crop_scale=2.0, flip=1.0)
-    batch = next(iter(finetuning._loader(source, task, labels, crop, config, fabric, 0)))
+    batch = next(iter(finetune._loader(source, task, labels, crop, config, fabric, 0)))
     assert batch.mask is not None
     mirrored, beyond = 2, 0 if outside == "background" else 255  # brows have sides
     inside = batch.mask[:, 8:24, 8:24]

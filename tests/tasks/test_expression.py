@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.errors import ConfigError
-from facessl.methods.base import Progress
+from facessl.core.errors import ConfigError
+from facessl.core.types import Batch, Progress
+from facessl.models.backbone import Backbone
 from facessl.tasks.base import Labels
 from facessl.tasks.expression import Expression
 from facessl.views.augment import Augment

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from facessl import running, tuned
-from facessl.batch import Batch, Sample
 from facessl.cli import main
+from facessl.core.types import Batch, Sample
 from facessl.data.sources.synthetic import Synthetic
-from facessl.trainer import Trainer
+from facessl.evaluation import score
+from facessl.training import run as module
+from facessl.training.trainer import Trainer
 from facessl.views.photometric import Photometric
 from tests.helpers import assert_same
 
@@ -32,7 +33,7 @@ SECONDS = 300
 
 def in_double() -> None:
     """What is compared is the arithmetic of the ranks, not how rounding grows through batch norm."""
-    real, normalise = Photometric.__call__, tuned.normalise
+    real, normalise = Photometric.__call__, score.normalise
 
     def double(self: Photometric, batch: Batch) -> Batch:
         batch = real(self, batch)
@@ -40,8 +41,8 @@ def in_double() -> None:
         return batch
 
     Photometric.__call__ = double  # type: ignore[method-assign]
-    tuned.normalise = lambda *values: normalise(*values).double()
-    running.PRECISION["fp32"] = "64-true"
+    score.normalise = lambda *values: normalise(*values).double()
+    module.PRECISION["fp32"] = "64-true"
 
 
 def with_hidden_points() -> None:

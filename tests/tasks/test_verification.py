@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from facessl.backbones import Backbone
-from facessl.batch import Batch
-from facessl.methods.base import Progress
+from facessl.core.types import Batch, Progress
+from facessl.models.backbone import Backbone
 from facessl.tasks.base import Labels
 from facessl.tasks.verification import Verification, VerificationMeter
 from tests.tasks.faces import Faces

@@ -11,9 +11,9 @@ import simplejpeg
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from facessl.batch import Sample
+from facessl.core.errors import ConfigError
+from facessl.core.types import Sample
 from facessl.data.decode import decode
-from facessl.errors import ConfigError
 from facessl.views.geometric import DRAWS, Geometric, crop_box, resize
 from facessl.views.spec import FRA_VIEWS, Column, View
 from tests.helpers import views_of

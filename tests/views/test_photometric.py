@@ -11,9 +11,9 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
-from facessl.batch import Batch
-from facessl.nn.normalise import normalise
+from facessl.core.types import Batch
 from facessl.views.geometric import Geometric
+from facessl.views.normalise import normalise
 from facessl.views.photometric import ORDERS, Photometric
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, Column
 from tests.helpers import views_of

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from facessl.batch import Sample
-from facessl.data.crop import Frame, resize
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import Sample
+from facessl.data.frame import Frame, resize
 from facessl.data.layouts import layout
 from facessl.data.loader import EvalLoader, TrainLoader
 from facessl.data.sources.synthetic import Synthetic
-from facessl.errors import ConfigError, DataError
-from facessl.views import _degrade as degrade
 from facessl.views import augment as presets
+from facessl.views import degrade
 from facessl.views.augment import Augment
 from facessl.views.spec import Column
 from facessl.views.supervised import Supervised

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from facessl.core.errors import DataError
 from facessl.data.decode import ImageError, decode_mask, read_file, stored_size
 from facessl.data.sources._lists import check_width, csv_rows, real
-from facessl.errors import DataError
 
 #: Mask value that losses and scores leave out.
 IGNORED = 255

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.sources.folder import Folder
-from facessl.errors import DataError
 
 
 class ClassFolders:

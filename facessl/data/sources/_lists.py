@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from facessl.batch import FIELDS, Sample
+from facessl.core.errors import ConfigError, DataError, UnknownName
+from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import read_file
 from facessl.data.index import Table, texts
-from facessl.errors import ConfigError, DataError, UnknownName
 
 #: Column names (lower case) that hold paths of images in people's own tables, first match first.
 IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "image_path", "img", "image_id")

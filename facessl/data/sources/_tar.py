@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from facessl.core.errors import DataError
 from facessl.data.decode import EXTENSIONS
 from facessl.data.index import Table, cache_file, load, texts
-from facessl.errors import DataError
 
 #: Parts of a sample that are used, by their column in the index.
 PARTS = ("image", "txt", "json", "cls", "mask.png")

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.io import loadmat
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.sources._lists import Items, choice, counted, expected, find, root_folder
-from facessl.errors import DataError
 
 FILE = "AFLWinfo_release.mat"
 LAYOUT = expected("aflw19", f"{FILE} (bbox, data, mask_new, nameList, ra)", "data/flickr/{0,2,3}/image00002.jpg")

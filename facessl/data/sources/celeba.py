@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError, UnknownName
+from facessl.core.types import Sample
 from facessl.data.sources._lists import (
     Items,
     check_width,
@@ -23,7 +24,6 @@ from facessl.data.sources._lists import (
     root_folder,
     whole,
 )
-from facessl.errors import DataError, UnknownName
 
 LAYOUT = expected(
     "celeba",

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.decode import ImageError, decode_mask
 from facessl.data.sources._annotations import fitted, side_pairs
 from facessl.data.sources._lists import Items, choice, counted, expected, find, root_folder, text_rows, whole
-from facessl.errors import DataError
 
 LAYOUT = expected(
     "celebamaskhq",

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.decode import ImageError
 from facessl.data.sources._class_folders import ClassFolders
 from facessl.data.sources._lists import check_width, choice, counted, expected, find, find_any, whole
-from facessl.errors import DataError
 
 LAYOUT = expected("fer2013", "fer2013.csv (emotion,pixels,Usage)", "or class folders train/angry, test/angry, ...")
 

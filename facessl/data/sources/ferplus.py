@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.types import Sample
 from facessl.data.sources._lists import (
     Items,
     check_width,

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.decode import EXTENSIONS, read_file
 from facessl.data.index import Table, cache_file, class_order, load, texts
-from facessl.errors import DataError
 
 _SUFFIXES = tuple(os.fsencode(extension) for extension in EXTENSIONS)
 _LAYOUT = 1

@@ -12,10 +12,10 @@ from typing import TextIO
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import Sample
 from facessl.data.decode import EXTENSIONS, read_file
 from facessl.data.index import Table, class_order, texts
-from facessl.errors import ConfigError, DataError
 
 #: Column names (lower case) that `auto` looks for, first match first.
 _AUTO = {

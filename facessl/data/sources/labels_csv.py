@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import ConfigError, DataError, listed
+from facessl.core.types import Sample
 from facessl.data.index import class_order
 from facessl.data.sources._lists import (
     Items,
@@ -22,7 +23,6 @@ from facessl.data.sources._lists import (
     real,
     whole,
 )
-from facessl.errors import ConfigError, DataError, listed
 
 LAYOUT = "labels-csv expects a CSV file with a header and a column of image paths"
 

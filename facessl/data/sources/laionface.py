@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import Sample
 from facessl.data.sources._lists import expected, root_folder
 from facessl.data.sources.webdataset import WebDataset
-from facessl.errors import ConfigError, DataError
 
 LAYOUT = expected("laionface", "split_00000/00000.tar (of img2dataset, with captions)", "or 00000.tar itself")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import ConfigError, DataError, DataWarning
+from facessl.core.types import Sample
 from facessl.data.layouts import layout as landmark_layout
 from facessl.data.sources._annotations import numbers, square_around
 from facessl.data.sources._lists import Items, check_column, csv_header, csv_table, expected, image_column
-from facessl.errors import ConfigError, DataError, DataWarning
 
 LAYOUT = expected("landmarks-csv", "a .csv or .tsv table", "columns image, x0, y0, x1, y1, ...")
 #: Columns of a box, first match.

@@ -10,11 +10,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.decode import read_file
 from facessl.data.sources._annotations import check_classes, fitted, numbers, read_mask, square_around, swapped
 from facessl.data.sources._lists import Items, choice, counted, expected, find, root_folder
-from facessl.errors import DataError
 
 POINTS = 106
 LAYOUT = expected("lapa", "train, val, test, each with images/NAME.jpg, labels/NAME.png and landmarks/NAME.txt")

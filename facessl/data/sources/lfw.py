@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.sources._lists import Items, check_width, counted, expected, find, lines, root_folder, whole
-from facessl.errors import DataError
 
 FOLDERS = ("lfw", "lfw_funneled", "lfw-funneled", "lfw-deepfunneled", "lfw_deepfunneled", "lfwa")
 LAYOUT = expected(

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from facessl.batch import Sample
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import Sample
 from facessl.data.decode import EXTENSIONS
 from facessl.data.sources._annotations import check_classes, fitted, read_mask, side_pairs, swapped
 from facessl.data.sources._lists import Items, csv_header, csv_table, expected, find, find_any, lines, root_folder
-from facessl.errors import ConfigError, DataError
 
 LAYOUT = expected(
     "masks_folder",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.types import Sample
 from facessl.data.sources._lists import Items, csv_header, csv_table, whole
 
 LAYOUT = "pairs-csv expects a CSV file with the columns image_a, image_b, same (0 or 1) and, if wanted, fold"

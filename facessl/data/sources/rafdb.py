@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.sources._lists import Items, choice, counted, expected, find, root_folder, text_rows, whole
-from facessl.errors import DataError
 
 # "patition" is the official spelling.
 LIST = "EmoLabel/list_patition_label.txt"

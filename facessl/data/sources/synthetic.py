@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from facessl.batch import Sample
-from facessl.data.faces.expression import EXPRESSIONS
-from facessl.data.faces.identity import Identity, sample_identity
-from facessl.data.faces.model import CLOSED
-from facessl.data.faces.render import render
-from facessl.data.faces.scene import Limits, Scene, sample_scene
+from facessl.core.errors import ConfigError, UnknownName
+from facessl.core.types import Sample
 from facessl.data.sources._annotations import swapped
 from facessl.data.sources.lapa import CLASSES
-from facessl.errors import ConfigError, UnknownName
+from facessl.synthetic.expression import EXPRESSIONS
+from facessl.synthetic.identity import Identity, sample_identity
+from facessl.synthetic.model import CLOSED
+from facessl.synthetic.render import render
+from facessl.synthetic.scene import Limits, Scene, sample_scene
 
 ATTRIBUTES = (
     *("smiling", "mouth_open", "eyes_closed", "glasses", "sunglasses", "hat", "beard", "moustache", "makeup"),

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.sources._lists import Items, choice, expected, root_folder
 from facessl.data.sources.folder import Folder
-from facessl.errors import DataError
 
 LAYOUT = expected("utkface", "25_0_2_20170116174525125.jpg.chip.jpg (age, gender, race, date; at any depth)")
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.sources._lists import choice, counted, expected, find, root_folder
 from facessl.data.sources.folder import Folder
-from facessl.errors import DataError
 
 LAYOUT = expected("vggface2", "train/n000002/0001_01.jpg", "test/n000001/0001_01.jpg")
 

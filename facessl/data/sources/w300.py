@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.sources._annotations import hrnet_table, numbers, square_around
 from facessl.data.sources._lists import (
     Items,
@@ -21,7 +22,6 @@ from facessl.data.sources._lists import (
     lines,
     root_folder,
 )
-from facessl.errors import DataError
 
 POINTS = 68
 LAYOUT = expected(

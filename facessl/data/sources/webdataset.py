@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import webdataset as wds
 
-from facessl.batch import FIELDS, Sample
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import FIELDS, Sample
 from facessl.data import records
 from facessl.data.decode import EXTENSIONS, ImageError
 from facessl.data.sources._tar import IMAGE_SUFFIXES, PARTS, shard_index
-from facessl.errors import ConfigError, DataError
 
 _MAX_OPEN = 256
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from facessl.batch import Sample
+from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.sources._annotations import hrnet_table, numbers
 from facessl.data.sources._lists import Items, choice, counted, expected, find, find_any, root_folder, text_rows
-from facessl.errors import DataError
 
 POINTS = 98
 RAW = "list_98pt_rect_attr_train_test/list_98pt_rect_attr_{}.txt"

@@ -1,0 +1,147 @@
+"""What the commands share: reading their words, one sentence for a wrong one, devices, help."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from facessl.config.flags import Parser, with_true
+from facessl.core import plugins
+from facessl.core.errors import ConfigError, DataWarning, UnknownName
+
+
+def configured(argv: list[str], command: Any, shown: Callable[[Any], Any]) -> tuple[Any, bool]:
+    """The configuration that flags ask for, and whether printing it was all that was wanted.
+
+    `--resume` alone goes on with the settings that the run began with. `shown` gives the plain values that
+    `--print-config` prints.
+    """
+    from facessl.config import parse
+
+    wanted = [w for w in argv if w not in ("--print_config", "--print-config")]
+    parsed = parse.parse(wanted, base=parse.resumed(wanted, command), command=command)
+    if len(wanted) < len(argv):
+        print(yaml.safe_dump(shown(parsed), sort_keys=False), end="")
+    return parsed, len(wanted) < len(argv)
+
+
+def call(name: str, command: Callable[..., int], words: list[str]) -> int:
+    """Run command `name` with the words behind it; returns the exit status."""
+    if "argv" in inspect.signature(command).parameters:
+        return command(words)
+    parser = Parser(prog=f"facessl {name}", description=summary(command))
+    lists = [n for n, p in inspect.signature(command).parameters.items() if str(p.annotation).startswith("list[")]
+    parser.add_function_arguments(command, as_positional=True, as_group=False, skip=set(lists))
+    for many in lists:  # behind the other positional words, as in `facessl predict RUN PHOTO...`
+        parser.add_argument(many, nargs="+", type=str, help="one or more")
+    return command(**parsed_words(parser, words, name))
+
+
+def parsed_words(parser: ArgumentParser, words: list[str], name: str) -> dict[str, Any]:
+    """Values of the flags of command `name`; a wrong one is one sentence."""
+    from facessl.config.parse import readable
+
+    words = with_true([_underscored(w) for w in words], parser)
+    known = {a.dest for a in parser._actions}
+    for flag in (w[2:].partition("=")[0] for w in words if w.startswith("--")):
+        if flag not in known:
+            raise UnknownName("option", dashed(flag), map(dashed, known))
+    try:
+        parsed = parser.instantiate(parser.parse_args(words))
+    except ArgumentError as error:
+        raise ConfigError(f"{readable(error, parser)} (see facessl {name} --help)") from None
+    return {k: v for k, v in vars(parsed).items() if k != "config"}
+
+
+def dashed(name: str) -> str:
+    """A setting's name as a flag: no_crop -> --no-crop."""
+    return "--" + name.replace("_", "-")
+
+
+#: Flags of `facessl probe` that every protocol has.
+_PROBE = ("help", "protocol", "test", "val", "labels", "device", "out")
+
+
+def refuse_other_protocols(argv: list[str], name: str) -> None:
+    """A flag of `facessl probe` that the protocol does not have; one that has it is named. Imports no torch.
+
+    Raises:
+        UnknownName, ConfigError: there is no such protocol or flag, or it is another protocol's.
+    """
+    own = _settings(name)
+    for flag in (_underscored(w)[2:].partition("=")[0] for w in argv if w.startswith("--")):
+        if flag in own or flag in _PROBE:
+            continue
+        others = [p for p in plugins.names("evaluation.protocols") if flag in _settings(p)]
+        if others:
+            raise ConfigError(
+                f"{dashed(flag)} belongs to {' and '.join(others)}, not to {name}: leave it out, or use --protocol "
+                f"{others[0]}"
+            )
+        raise UnknownName("option", dashed(flag), map(dashed, {*own, *_PROBE}))
+
+
+def training_protocols() -> dict[str, list[str]]:
+    """Protocols of `facessl finetune` and the tasks that have them."""
+    found: dict[str, list[str]] = {}
+    for task in plugins.names("tasks"):
+        for protocol in plugins.find("tasks", task).defaults:
+            found.setdefault(protocol, []).append(task)
+    return found
+
+
+def _settings(protocol: str) -> set[str]:
+    return {f.name for f in dataclasses.fields(plugins.settings("evaluation.protocols", protocol))}
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    key, equals, value = word.partition("=")
+    return "--" + key[2:].replace("-", "_") + equals + value
+
+
+def overview(commands: dict[str, Callable[..., int]]) -> str:
+    """What `facessl --help` prints."""
+    lines = ["Face representations learned without labels.", "", "usage: facessl COMMAND ...", ""]
+    lines += [f"  {name:10} {summary(command)}" for name, command in commands.items()]
+    return "\n".join([*lines, "", "facessl COMMAND --help tells the flags of each."])
+
+
+def one_sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What a warning prints: of ours the sentence, of others' the place, too."""
+    told = f"facessl: {message}\n"
+    return told if issubclass(category, DataWarning) else f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
+def summary(command: Callable[..., int]) -> str:
+    """First line of a docstring."""
+    return (command.__doc__ or "").strip().splitlines()[0]
+
+
+def device_of(name: str) -> str:
+    """The device that is meant. Raises UnknownName, or ConfigError where torch does not see it."""
+    from facessl.core import environment
+
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise UnknownName("device", name, ("auto", "cpu", "cuda", "mps"))
+    best = environment.default_device()
+    if name in ("cuda", "mps") and name != best:
+        raise ConfigError(f"device {name} was asked for, but torch sees none here: use --device auto")
+    return best if name == "auto" else name
+
+
+def list_skipped(skipped: list[tuple[str, str]]) -> None:
+    """Tell the first (key, reason) of what was left out, on standard error."""
+    for key, reason in skipped[:10]:
+        print(f"skipped {key}: {reason}", file=sys.stderr)
+    if len(skipped) > 10:
+        print(f"... and {len(skipped) - 10} more", file=sys.stderr)

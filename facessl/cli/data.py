@@ -1,0 +1,81 @@
+"""Commands that make data sets: `crop` and `pack`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from facessl.cli.commandline import list_skipped
+
+
+def cmd_crop(
+    photos: str,
+    out: Path = Path("faces"),
+    size: int = 256,
+    margin: float = 1.3,
+    all_faces: bool = False,
+    yunet: Path | None = None,
+    quality: int = 95,
+    workers: int = 0,
+) -> int:
+    """Find the faces in photos and write them as squares; the last line is JSON.
+
+    Args:
+        photos: a folder, or NAME:PATH?option=value.
+        out: folder to write to; the same call again goes on where it was stopped.
+        size: side of the squares in pixels.
+        margin: side of a square over the longer side of the face's box, brows to chin.
+        all_faces: every face of a photo instead of the surest one.
+        yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
+        quality: of the JPEGs, 1 to 100.
+        workers: processes.
+    """
+    from facessl.tools.crop import crop_photos
+
+    options: dict[str, Any] = {"size": size, "margin": margin, "all_faces": all_faces, "yunet": yunet}
+    found = crop_photos(photos, out, quality=quality, workers=workers, **options)
+    list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
+    counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
+    left = {"without_face": len(found.without_face), "skipped": len(found.skipped)}
+    print(json.dumps({"out": str(out), **counts, **left}))
+    return 0
+
+
+def cmd_pack(
+    source: str,
+    out: Path = Path("shards"),
+    size: int = 256,
+    quality: int = 90,
+    copy: bool = False,
+    shard_size: str = "2000",
+    workers: int | None = None,
+    dedupe: int | None = None,
+    max_bad: float = 0.05,
+    verify: bool = False,
+) -> int:
+    """Write any source as tar shards of small JPEGs, with all labels; the last line is JSON.
+
+    Args:
+        source: images, NAME:PATH?option=value or a path; with --verify a folder of shards.
+        out: folder to write to; the same call again goes on where it was stopped.
+        size: shorter side of larger images in pixels; 0 keeps all sizes.
+        quality: of the JPEGs, 1 to 100.
+        copy: keep the encoded files as they are.
+        shard_size: images per shard, or its size as 500MB or 2GB.
+        workers: processes; one per core by default.
+        dedupe: leave out images whose 64-bit perceptual hash differs in at most so many bits from an earlier one.
+        max_bad: share of unreadable images above which it stops.
+        verify: only compare the shards of a folder with their checksums.
+    """
+    from facessl.tools import pack
+
+    if verify:
+        print(json.dumps(pack.verified(source)))
+        return 0
+    options: dict[str, Any] = {"shard_size": shard_size, "workers": workers, "dedupe": dedupe, "max_bad": max_bad}
+    with pack.Shown() as shown:
+        found = pack.pack(source, out, size=size, quality=quality, copy=copy, progress=shown, **options)
+    list_skipped(found.unreadable)
+    print(json.dumps({"out": str(out), **{k: v for k, v in vars(found).items() if k != "unreadable"}}))
+    return 0

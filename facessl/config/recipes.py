@@ -1,0 +1,45 @@
+"""Recipes: YAML files of settings, shipped with the package or a person's own."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from facessl.config.run import merge, one_line
+from facessl.core.errors import ConfigError, UnknownName
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe by path or by its shipped name (`fra/vggface2-r50`, with or without `recipes/` and `.yaml`).
+
+    Its key `base` names a recipe that it changes; everything else is a field of `RunConfig`.
+    """
+    path = Path(name)
+    short = name.removeprefix("recipes/").removesuffix(".yaml")
+    shipped = Path(str(resources.files("facessl"))) / "recipes" / f"{short}.yaml"
+    chosen = path if path.is_file() else shipped
+    if not chosen.is_file():
+        raise UnknownName("recipe", name, recipes())
+    try:
+        values = yaml.safe_load(chosen.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{chosen} is no valid YAML: {one_line(str(error))}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{chosen} holds no settings: write `key: value` lines")
+    base = values.pop("base", None)
+    return merge(read_recipe(str(base)), values) if base else values
+
+
+def recipes() -> tuple[str, ...]:
+    """Names of the recipes shipped with the package."""
+    root = Path(str(resources.files("facessl"))) / "recipes"
+    return tuple(sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml")))
+
+
+def recipe_summary(name: str) -> str:
+    """First comment line of a shipped recipe."""
+    path = Path(str(resources.files("facessl"))) / "recipes" / f"{name}.yaml"
+    return path.read_text().split("\n")[0].removeprefix("# ")

@@ -1,0 +1,95 @@
+"""What a run ran on: versions, device, commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PARTS = ("torch", "torchvision", "timm", "lightning", "numpy", "opencv-python-headless", "simplejpeg", "webdataset")
+OPTIONAL = {"tensorboard": "TensorBoard logs", "pyarrow": "embeddings as Parquet", "matplotlib": "report curves"}
+
+
+def describe() -> dict[str, Any]:
+    """Versions, processor, device and commit, as plain values."""
+    return {
+        "facessl": version("facessl"),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": cores(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: version(name) for name in PARTS},
+    }
+
+
+def check() -> dict[str, Any]:
+    """`describe` plus what works here: bf16, fp16, optional parts."""
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return describe() | {
+        "device": default_device(),
+        "bf16": bf16_support(),
+        "fp16": "yes" if torch.cuda.is_available() or torch.backends.mps.is_available() else "no (needs a GPU)",
+        "torch.compile": "yes" if shutil.which("cc") or shutil.which("g++") else "no (needs a C++ compiler)",
+        "optional": {name: version(name) or f"absent: no {use}" for name, use in OPTIONAL.items()},
+        "free disk here": f"{free:.0f} GiB",
+    }
+
+
+def version(name: str) -> str | None:
+    """Installed version of a distribution; None where it is absent."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str:
+    """Git commit of the package's own checkout, with `+changes` where it has any; "" outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return ""
+    git = ["git", "-C", str(root)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_device() -> str:
+    """cuda, mps or cpu: the best that is here."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def bf16_support() -> str:
+    """Whether bf16 works and whether it is fast here."""
+    if torch.cuda.is_available():
+        return "yes" if torch.cuda.is_bf16_supported() else "no"
+    if torch.backends.mps.is_available():
+        return "yes"
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text() if info.is_file() else ""
+    fast = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+    return f"yes, fast ({', '.join(fast)})" if fast else "yes, slow (no bf16 instructions seen)"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -1,0 +1,123 @@
+"""Plug-ins are found by their file's name: `methods/fra.py` holds the class `FRA`. There is no registry."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from facessl.core.errors import PluginError, UnknownName
+
+
+def names(folder: str) -> tuple[str, ...]:
+    """Names of the plug-ins in `facessl/<folder>` ("methods", "data.sources", ...), sorted.
+
+    `base` and files that begin with an underscore are shared parts, not plug-ins.
+    """
+    package = importlib.import_module(f"facessl.{folder}")
+    found = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
+    return tuple(sorted(n for n in found if n != "base" and not n.startswith("_")))
+
+
+def module(folder: str, name: str) -> ModuleType:
+    """The module `facessl/<folder>/<name>.py`.
+
+    Raises:
+        UnknownName: no such file; the message gives the nearest valid name.
+    """
+    _refuse_unknown(folder, name)
+    return importlib.import_module(f"facessl.{folder}.{name}")
+
+
+def _refuse_unknown(folder: str, name: str) -> None:
+    if name not in names(folder):
+        raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
+
+
+def _tree(folder: str, name: str) -> ast.Module:
+    """A plug-in's file, parsed and not run. UnknownName where there is none."""
+    _refuse_unknown(folder, name)
+    places = (Path(place) / f"{name}.py" for place in importlib.import_module(f"facessl.{folder}").__path__)
+    return ast.parse(next(file for file in places if file.is_file()).read_text(encoding="utf-8"))
+
+
+def summary(folder: str, name: str) -> str:
+    """First line of a plug-in's docstring, read from its file without importing it."""
+    tree = _tree(folder, name)
+    wanted = name.replace("_", "")
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name.lower() == wanted:
+            return (ast.get_docstring(node) or "").split("\n")[0]
+    return ""
+
+
+def settings(folder: str, name: str) -> Any:
+    """The names of a plug-in's settings, read from its file without importing it (torch takes seconds).
+
+    Returns:
+        a dataclass with the fields of the class's `Args`, or with the keyword-only parameters of the function; their
+        types and defaults are open. Where that cannot be read off the file, `Args` itself.
+
+    Raises:
+        UnknownName: no such file.
+    """
+    tree = _tree(folder, name)
+    wanted = name.replace("_", "")
+    node = next((n for n in tree.body if isinstance(n, _NAMED) and n.name.lower() == wanted), None)
+    if isinstance(node, ast.FunctionDef):
+        return _open(a.arg for a in node.args.kwonlyargs)
+    values = [n.value for n in getattr(node, "body", ()) if _assigns(n, "Args")]
+    found = _class(tree, values[0].id) if values and isinstance(values[0], ast.Name) else None
+    if found is None or found.bases:
+        return find(folder, name).Args
+    return _open(f.target.id for f in found.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name))
+
+
+_NAMED = (ast.ClassDef, ast.FunctionDef)
+
+
+def _open(fields: Iterable[str]) -> Any:
+    return dataclasses.make_dataclass("Settings", [(name, Any, None) for name in fields])
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+
+def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
+    """The class `name` of a module, or of the facessl module that it is imported from."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+        if isinstance(node, ast.ImportFrom) and any(a.name == name and a.asname is None for a in node.names):
+            parts = (node.module or "").split(".")
+            file = Path(__file__).parents[1].joinpath(*parts[1:]).with_suffix(".py")
+            if parts[0] == "facessl" and file.is_file():
+                return _class(ast.parse(file.read_text()), name)
+    return None
+
+
+@functools.cache
+def find(folder: str, name: str) -> Any:
+    """The class in `facessl/<folder>/<name>.py` whose name is the file's name, case and underscores aside.
+
+    Raises:
+        UnknownName: no such file; the message gives the nearest valid name.
+        PluginError: the file has no such class.
+    """
+    owner = module(folder, name)
+    wanted = name.replace("_", "")
+    for attribute, value in vars(owner).items():
+        if attribute.lower() == wanted and getattr(value, "__module__", None) == owner.__name__:
+            return value
+    raise PluginError(
+        f"facessl/{folder.replace('.', '/')}/{name}.py defines no class or function {wanted!r}, named like the file "
+        "(case and underscores aside)"
+    )

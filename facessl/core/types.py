@@ -1,0 +1,165 @@
+"""What flows through the library: one `Sample` from a source, one `Batch` to a method, one `Step` back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Optional fields that a source may provide and a method may need.
+FIELDS = frozenset(
+    {
+        *("label", "text", "landmarks", "visible", "mask", "identity", "attributes", "pose"),
+        *("box", "five_points", "group", "frame"),
+    }
+)
+
+
+@dataclass(slots=True)
+class Sample:
+    """One image as a source gives it, before views.
+
+    Attributes:
+        image: encoded file content (bytes), or (H, W, 3) uint8 RGB where the source draws its images.
+        key: what a person finds the image by: a path, or `shard.tar/member.jpg`.
+        label: class index (int).
+        text: caption.
+        landmarks: (K, 2) float32, x and y in pixels; the centre of the top-left pixel is (0, 0).
+        visible: (K,) uint8, 1 where a landmark is annotated; None: all are.
+        mask: (H, W) uint8 class map; 255 is left out of losses and scores.
+        identity: person index.
+        attributes: (A,) uint8, 0 or 1.
+        pose: (3,) float32, yaw, pitch, roll in degrees.
+        box: (4,) float32, left, top, right, bottom of the face in pixels as the data set gives it; may reach outside.
+        five_points: (5, 2) float32 pixels: the eye on the image's left, the one on its right, nose, mouth corner on
+            the left, on the right.
+        group: index of the group that a fairness breakdown puts the image in.
+        frame: (3, 3) float32, maps pixels of the stored image to pixels of the view; made by the crop, not by sources.
+    """
+
+    image: bytes | np.ndarray
+    key: str
+    label: int | None = None
+    text: str | None = None
+    landmarks: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    identity: int | None = None
+    attributes: np.ndarray | None = None
+    pose: np.ndarray | None = None
+    visible: np.ndarray | None = None
+    box: np.ndarray | None = None
+    five_points: np.ndarray | None = None
+    group: int | None = None
+    frame: np.ndarray | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch of B images in V views.
+
+    Attributes:
+        views: V tensors (B, 3, S_v, S_v), channels-last in memory: uint8 from the loader, float32 and
+            normalised once the photometric part has run on the device.
+        params: V tensors (B, P) float32 of photometric parameters (columns: `facessl.views.spec.Column`);
+            empty for batches that are only normalised.
+        index: (B,) int64, positions of the images in their source.
+        keys: B keys of the images.
+        skipped: (key, reason) of images that could not be read and were replaced.
+        label, identity, group: (B,) int64; text: B strings; landmarks (B, K, 2) float32; visible (B, K) uint8;
+            mask (B, H, W) uint8; attributes (B, A) uint8; pose (B, 3), box (B, 4), five_points (B, 5, 2),
+            frame (B, 3, 3) float32. None where the source has none.
+        crops: V tensors (B, 5) float32, what each view shows: left, top, width, height as fractions of the stored
+            image's width and height, and 1 where it is flipped. Empty where the views were not cut by
+            `facessl.views.geometric`.
+    """
+
+    views: list[Tensor]
+    params: list[Tensor]
+    index: Tensor
+    keys: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    label: Tensor | None = None
+    text: list[str] | None = None
+    landmarks: Tensor | None = None
+    mask: Tensor | None = None
+    identity: Tensor | None = None
+    attributes: Tensor | None = None
+    pose: Tensor | None = None
+    visible: Tensor | None = None
+    box: Tensor | None = None
+    five_points: Tensor | None = None
+    group: Tensor | None = None
+    frame: Tensor | None = None
+    crops: list[Tensor] = field(default_factory=list)
+
+    def _map(self, fn: Any) -> Batch:
+        out = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                value = fn(value)
+            elif f.name in ("views", "crops"):
+                value = [fn(v) for v in value]
+            out[f.name] = value
+        return Batch(**out)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """The same batch on `device`; `params` stay on the host, where the photometric part plans its work."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader on a GPU machine."""
+        return self._map(lambda t: t.pin_memory())
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Images start..stop of this batch (a micro-batch of gradient accumulation)."""
+        out: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                value = value[start:stop]
+            elif f.name in ("views", "params", "crops"):
+                value = [v[start:stop] for v in value]
+            elif f.name in ("keys", "text") and value:
+                value = value[start:stop]
+            out[f.name] = value
+        return Batch(**out)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class Progress(NamedTuple):
+    """Where the run stands. (A tuple: Fabric casts the fields of what it hands on, and cannot do so in a frozen class.)
+
+    Attributes:
+        step: optimiser steps done so far (0 during the first).
+        total_steps: optimiser steps of the whole run.
+        epoch: completed passes over the source.
+    """
+
+    step: int
+    total_steps: int
+    epoch: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, 0 to 1."""
+        return self.step / max(1, self.total_steps)
+
+
+@dataclass
+class Step:
+    """Result of one step.
+
+    Attributes:
+        loss: scalar to be minimised.
+        logs: every term by its paper's name, unweighted, as detached scalars (tensors; the trainer decides
+            when to synchronise).
+    """
+
+    loss: Tensor
+    logs: dict[str, Tensor]

@@ -1,0 +1,93 @@
+"""A few of the labels: `10%` of the images, `25-per-class`, or `all`; and classes of two sources by name."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from facessl.core.errors import ConfigError, listed
+from facessl.data.source import Source
+from facessl.data.subset import Subset, column
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_EACH = re.compile(r"(\d+)-per-class")
+
+
+def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
+    """The images whose labels may be used.
+
+    Nested: for one seed, 1 % is inside 10 %, and 5 images per class are inside 25 per class.
+
+    Args:
+        source: with random access (unless all are taken).
+        spec: `all`; a share such as `1%` or `10%`: of each class where the source has class labels, at least one
+            image of each, and of all images otherwise; or a number such as `25-per-class`.
+        seed: of the choice.
+
+    Returns:
+        `source` itself for `all`, else a part of it in the order of the source.
+
+    Raises:
+        ConfigError: another text, a share outside 0 % to 100 %, no image, more images than a class has, a number per
+            class of a source without classes, or a stream.
+    """
+    if spec == "all":
+        return source
+    share, each = _parsed(spec)
+    if source.streaming:
+        raise ConfigError(f"labels={spec} needs images by position, and the source is a stream: use shards on a disk")
+    if not len(source):
+        return source
+    if each is not None and "label" not in source.provides:
+        raise ConfigError(
+            f"labels={spec} needs classes, and the source has none: name their column as labels-csv:FILE?label=COLUMN, "
+            "or use a folder with one sub-folder per class, or a share such as 10%"
+        )
+    classes = column(source, "label") if "label" in source.provides else np.zeros(len(source), np.int64)
+    order = np.random.default_rng((seed, 1)).permutation(len(source))
+    chosen = []
+    for label in np.unique(classes[classes >= 0]).tolist():
+        members = order[classes[order] == label]  # the first few of one fixed order: that is what nests
+        count = max(1, round(share * len(members))) if each is None else each
+        if count > len(members):
+            name = source.label_names[label] if label < len(source.label_names) else str(label)
+            raise ConfigError(f"labels={spec}: class {name} has {len(members)} images: use at most that many per class")
+        chosen.append(members[:count])
+    if not chosen:
+        raise ConfigError(f"labels={spec}: no image of the source can be read")
+    return Subset(source, np.sort(np.concatenate(chosen)))
+
+
+def same_classes(labels: np.ndarray, names: tuple[str, ...], wanted: tuple[str, ...], part: str = "test") -> np.ndarray:
+    """Labels of one source in the class indices of another; two folders may number their classes differently.
+
+    Args:
+        labels: (N,) class indices into `names`.
+        names, wanted: class names of the two sources; where one has none, the numbers mean the same.
+        part: what the first source is, for errors.
+
+    Raises:
+        ConfigError: a class that `wanted` lacks.
+    """
+    if names == wanted or not (names and wanted):
+        return labels
+    index = {name: i for i, name in enumerate(wanted)}
+    unknown = sorted(set(names) - set(index))
+    if unknown:
+        raise ConfigError(f"the {part} source has classes that training lacks: {listed(unknown)}")
+    return np.array([index[name] for name in names])[labels]
+
+
+def _parsed(spec: str) -> tuple[float, int | None]:
+    """Share of the images, or 0 and the number per class."""
+    if match := _SHARE.fullmatch(spec.strip()):
+        share = float(match[1]) / 100
+        if 0 < share <= 1:
+            return share, None
+    elif (match := _EACH.fullmatch(spec.strip())) and int(match[1]) > 0:
+        return 0.0, int(match[1])
+    raise ConfigError(
+        f"labels={spec} cannot be used: write all, a share above 0% and up to 100% (10%), or a number per class "
+        "(25-per-class)"
+    )

@@ -1,0 +1,262 @@
+"""Which images a protocol trains on, which it selects on and which it tests on."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from facessl.core import plugins
+from facessl.core.errors import ConfigError
+from facessl.data.labels import fewer_labels
+from facessl.data.source import Source, open_source, parse, trait
+from facessl.data.subset import Subset, column
+
+_TEST_NAMES = ("test", "val", "valid", "validation")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a source.
+
+    Attributes:
+        train: training images; empty where there are only test images and none were asked for.
+        val: images to select on; None where none were asked for.
+        test: images to test on.
+        carved: `val` was taken out of the training images.
+    """
+
+    train: Source
+    val: Source | None
+    test: Source
+    carved: bool = False
+
+
+def split_source(spec: str, test_spec: str | None = None) -> tuple[Source, Source]:
+    """Training and test source of a protocol that selects nothing. Arguments as for `parts`."""
+    found = parts(spec, test=test_spec, need_val=False)
+    return found.train, found.test
+
+
+def parts(
+    spec: str,
+    *,
+    test: str | None = None,
+    val: str | None = None,
+    val_share: float = 0.1,
+    need_val: bool = True,
+    need_train: bool = True,
+    labels: str = "all",
+    seed: int = 0,
+) -> Parts:
+    """Training, validation and test source.
+
+    The test part is `test` where it is given; else the part that the source itself has for testing (the role `test`
+    of its `splits`, or a folder `test` beside a folder `train`; `val` where there is no `test`); else one fifth of
+    the images, by a hash of each image's key: the last two parts of its path, so that the split survives moving the
+    folder. A source that is written with `split=` is one part and is divided by the hash.
+
+    The validation part is `val` where it is given; else the source's own; else `val_share` of the training images, by
+    another hash of the key, or of the identity where the source provides it, so that no person is in both (unless
+    the identity is what is classified). It is never taken from the test part.
+
+    With fewer labels these are drawn first and the validation part is carved out of them; the source's own
+    validation part would bring labels that are not counted, and is used only where `val` names it.
+
+    Args:
+        spec: how a source is written on the command line.
+        test, val: other sources for these parts; of one with `splits` the part of that role is opened.
+        val_share: share of the training images that is carved out.
+        need_val: whether a validation part is wanted.
+        need_train: whether images to train on are needed; False accepts a source with test images alone.
+        labels, seed: as in `facessl.data.labels.fewer_labels`, for the training images.
+
+    Raises:
+        ConfigError: a streaming source that would have to be split, one so small that a part is empty, or one without
+            training images.
+        DataError: a source cannot be opened.
+    """
+    roles = _roles(spec)
+    if test is not None:
+        roles["test"] = _part_of(test, "test")
+    elif "test" not in roles and "val" in roles:
+        roles["test"] = roles.pop("val")
+    if "test" not in roles:
+        roles["train"], roles["test"] = _held_out(spec, open_source(roles["train"]), need_train)
+    if "train" not in roles and need_train:
+        raise ConfigError(f"{spec} has images to test on and none to train on: name a source to train on")
+    tested = open_source(roles["test"])
+    train = fewer_labels(open_source(roles["train"]), labels, seed) if "train" in roles else _nothing(tested)
+    if val is not None:
+        return Parts(train, open_source(_part_of(val, "val")), tested)
+    if not need_val:
+        return Parts(train, None, tested)
+    if "val" in roles and labels == "all":
+        return Parts(train, open_source(roles["val"]), tested)
+    if train.streaming:
+        raise ConfigError(f"{spec} is a stream and cannot be split: name a validation source with --val")
+    if not len(train):
+        return Parts(train, None, tested)
+    train, held = carve(train, val_share, name=spec)
+    return Parts(train, held, tested, carved=True)
+
+
+def carve(source: Source, share: float = 0.1, *, name: str = "the source") -> tuple[Subset, Subset]:
+    """Divide a source by hash: all but `share` of its images, and the rest.
+
+    Persons stay together where the source provides identities and these are not its classes.
+
+    Args:
+        source: with random access.
+        share: of the images, above 0 and below 1; met to within one image or person.
+        name: of the source, for errors.
+
+    Raises:
+        ConfigError: a share out of range, or fewer than two images or persons.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"a validation share of {share} is out of range: give a number between 0 and 1")
+    groups = groups_of(source)
+    sizes = np.bincount(groups)
+    if len(sizes) < 2:
+        raise ConfigError(f"{name} has too few images or persons to set some apart: name a validation source")
+    names = _group_names(source, groups)
+    order = sorted(range(len(sizes)), key=lambda group: _rank(names[group]))
+    filled = np.cumsum(sizes[order])
+    count = int(np.searchsorted(filled, share * len(groups)) + 1)
+    held = np.isin(groups, order[: min(count, len(sizes) - 1)])
+    return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
+
+
+def groups_of(source: Source) -> np.ndarray:
+    """(N,) int64 numbers 0, 1, ... of `together` for every image of a source."""
+    person = column(source, "identity") if "identity" in source.provides else None
+    label = column(source, "label") if person is not None and "label" in source.provides else None
+    return together(len(source), person, label, [source.key(i) for i in range(len(source))])
+
+
+def together(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: Sequence[str]) -> np.ndarray:
+    """(n,) int64 numbers 0, 1, ...: images with the same number must not be torn apart into two parts.
+
+    Args:
+        n: images.
+        person: (n,) identities, -1 where unknown; None: none are known.
+        label: (n,) classes; identities that are the classes bind nothing together.
+        keys: of the images; faces of one photo have one key. Empty: every image is alone.
+    """
+    alone = np.unique(keys, return_inverse=True)[1] if len(keys) else np.arange(n)
+    if person is None or (label is not None and _same_partition(person, label)):
+        return alone.astype(np.int64)
+    known = np.where(person < 0, person.max(initial=0) + 1 + alone, person)
+    return np.unique(known, return_inverse=True)[1].astype(np.int64)
+
+
+def at_most(source: Source, count: int) -> Source:
+    """`source`, or `count` images spread evenly over it where it has more."""
+    if source.streaming or len(source) <= count:
+        return source
+    return Subset(source, np.linspace(0, len(source) - 1, count).round())
+
+
+def in_test(key: str, *, share: float = 0.2) -> bool:
+    """Whether the image called `key` belongs to the held-out `share`; depends on the key alone."""
+    return zlib.crc32(_short(key).encode()) < share * 2**32
+
+
+def _roles(spec: str) -> dict[str, str | Source]:
+    """How each part that the source itself has is opened, by role; {"train": all of it} where it has none."""
+    name, path, options = parse(spec)
+    inner = _inner_folders(name, path)
+    if inner:
+        return {role: _spec(name, part, options) for role, part in inner.items()}
+    splits, whole = _splits_of(spec, name, options)
+    roles: dict[str, str | Source] = {
+        role: _spec(name, path, options | {"split": value})
+        for role, value in splits.items()
+        if role in ("train", "val", "test")
+    }
+    return roles or {"train": whole}
+
+
+def _part_of(spec: str, role: str) -> str | Source:
+    """The part of that role where the source `spec` has one, else all of it."""
+    name, path, options = parse(spec)
+    splits, whole = _splits_of(spec, name, options)
+    return _spec(name, path, options | {"split": splits[role]}) if role in splits else whole
+
+
+def _splits_of(spec: str, name: str, options: Mapping[str, str]) -> tuple[Mapping[str, str], str | Source]:
+    """Role -> value of `split` of the source, and how all of it is opened, which is done here only if it has to be."""
+    if "split" in options:  # a part that the user chose
+        return {}, spec
+    splits = getattr(plugins.find("data.sources", name), "splits", None)
+    if isinstance(splits, Mapping) and splits:
+        return splits, spec
+    whole = open_source(spec)  # a list has a column of splits or has none: only the opened source knows
+    return trait(whole, "splits"), whole
+
+
+def _spec(name: str, path: str | Path, options: Mapping[str, Any]) -> str:
+    query = "&".join(f"{key}={value}" for key, value in options.items())
+    return f"{name}:{path}{'?' if query else ''}{query}"
+
+
+def _inner_folders(name: str, path: str) -> dict[str, Path]:
+    """Folders of the roles inside the folder that a spec names, where there is one to train and one to test on."""
+    root = Path(path).expanduser()
+    found = [root / part for part in _TEST_NAMES if (root / part).is_dir()]
+    if name != "folder" or not found or not (root / "train").is_dir():
+        return {}
+    roles = {"train": root / "train", "test": found[0]}
+    return roles | ({"val": found[1]} if len(found) > 1 else {})
+
+
+def _held_out(spec: str, source: Source, need_train: bool) -> tuple[Source, Source]:
+    """Four fifths and one fifth of a source by the hash of the keys."""
+    if trait(source, "pairs") is not None and not need_train:
+        return _nothing(source), source
+    if source.streaming:
+        raise ConfigError(f"{spec} is a stream and cannot be split: name a test source with --test")
+    is_test = np.array([in_test(source.key(i)) for i in range(len(source))], bool)
+    if is_test.all() or not is_test.any():
+        raise ConfigError(f"{spec} has {len(source)} images, too few to split: name a test source with --test")
+    return Subset(source, np.flatnonzero(~is_test)), Subset(source, np.flatnonzero(is_test))
+
+
+def _nothing(source: Source) -> Subset:
+    return Subset(source, np.zeros(0, np.int64))
+
+
+def _short(key: str) -> str:
+    return "/".join(PurePosixPath(key.replace("\\", "/")).parts[-2:])
+
+
+def _rank(name: str) -> bytes:
+    # Not the checksum that chose the test part: CRCs of a name with and without a prefix differ by a constant, so
+    # the part that is carved out of the remaining images could be empty.
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+
+def _group_names(source: Source, groups: np.ndarray) -> list[str]:
+    """What each group is ranked by: the smallest short key of its images, so that numbering does not matter."""
+    names: list[str] = [""] * (int(groups.max()) + 1)
+    for i, group in enumerate(groups.tolist()):
+        name = _short(source.key(i))
+        if not names[group] or name < names[group]:
+            names[group] = name
+    return names
+
+
+def _same_partition(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two (N,) numberings put the same images together."""
+    pairs = set(zip(a.tolist(), b.tolist(), strict=True))
+    return len(pairs) == _distinct(a) == _distinct(b)
+
+
+def _distinct(values: Iterable[int]) -> int:
+    return len(set(np.asarray(values).tolist()))

@@ -1,0 +1,63 @@
+"""Judging a frozen backbone by the name of a protocol."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from facessl.core import plugins
+from facessl.core.errors import UnknownName
+from facessl.data.splits import parts
+from facessl.models.backbone import Backbone
+
+
+def evaluate(
+    backbone: Backbone,
+    source: str,
+    *,
+    protocol: str = "knn",
+    test: str | None = None,
+    val: str | None = None,
+    labels: str = "all",
+    **options: Any,
+) -> dict[str, Any]:
+    """Headline numbers of a protocol, ready for JSON.
+
+    Args:
+        backbone: from `facessl.load_backbone`; it is not changed.
+        source: labelled images, `NAME:PATH?option=value` or a path. Its own training, validation and test parts are
+            used where it has them (a folder with train/ and test/ or val/, or a published set); anything else is split
+            4 : 1 by a hash of each image's path.
+        protocol: one of `facessl list protocols`.
+        test, val: other sources as the test and the validation part. A protocol that chooses something takes the
+            validation part of the source, or a tenth of the training images (then fits again on all of them); with
+            fewer labels it cross-validates on those, unless `val` is given.
+        labels: how many training labels are used: all, a share such as `10%`, or `25-per-class`.
+        options: keywords of the protocol, e.g. `k=20` of knn, `task="alignment"` of linear. `seed` is also that of
+            the choice of labels.
+
+    Raises:
+        UnknownName: no such protocol, or an option that it does not take.
+        ConfigError, DataError: a source without labels, too small to split, or unreadable.
+    """
+    judge = plugins.find("evaluation.protocols", protocol)
+    accepted = inspect.signature(judge).parameters
+    valid = {name for name, p in accepted.items() if p.kind is inspect.Parameter.KEYWORD_ONLY} - {"labels"}
+    for name in options:
+        if name not in valid:
+            raise UnknownName(f"option of the protocol {protocol}", name, valid)
+    chooses = "val" in accepted
+    found = parts(
+        source,
+        test=test,
+        val=val,
+        need_val=chooses and labels == "all" and options.get("task") != "verification",
+        need_train="task" not in valid,  # a task may be one that trains nothing
+        labels=labels,
+        seed=int(options.get("seed", 0)),
+    )
+    if found.carved and "refit" in valid:
+        options.setdefault("refit", True)
+    extra = {"val": found.val} if chooses else {}
+    summary: dict[str, Any] = judge(backbone, found.train, found.test, **extra, **options).summary()
+    return {**summary, "labels": labels}

@@ -1,0 +1,190 @@
+"""Weighted k-nearest-neighbour classification of frozen embeddings: a label-efficient look at a backbone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facessl.core.errors import ConfigError
+from facessl.data.labels import same_classes
+from facessl.data.source import Source, trait
+from facessl.data.subset import column
+from facessl.inference.embed import embeddings
+from facessl.metrics.accuracy import accuracy
+from facessl.metrics.fairness import by_group
+from facessl.models.backbone import Backbone
+
+#: Similarities held at once: 64 M float32 are 256 MB, whatever the number of images.
+_CHUNK = 2**26
+
+
+@dataclass(frozen=True)
+class KNNResult:
+    """What the protocol measured; shares between 0 and 1.
+
+    Attributes:
+        accuracy: correct test images over all test images.
+        mean_class_accuracy: mean over the classes that occur in the test images.
+        accuracy_interval, mean_class_accuracy_interval: 95 % bootstrap intervals over test images.
+        per_class: accuracy by class name (or index, where the source names none).
+        n_train, n_test: images.
+        k, temperature: neighbours and the temperature of their weights.
+        leave_one_out: True where each image was classified by all others of one source.
+        skipped: images that could not be read.
+        groups: accuracy by group, the gap and the worst, as `facessl.metrics.fairness.by_group` has them; empty where
+            the test images have no groups.
+    """
+
+    accuracy: float
+    mean_class_accuracy: float
+    accuracy_interval: tuple[float, float]
+    mean_class_accuracy_interval: tuple[float, float]
+    per_class: dict[str, float]
+    n_train: int
+    n_test: int
+    k: int
+    temperature: float
+    leave_one_out: bool
+    skipped: int
+    groups: dict[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """The headline numbers, ready for JSON."""
+        return {"protocol": "knn", **{k: v for k, v in asdict(self).items() if k != "groups" or v}}
+
+
+def knn(
+    backbone: Backbone,
+    train: Source,
+    test: Source | None = None,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+) -> KNNResult:
+    """Classify the test images by the labels of their nearest training images.
+
+    Args:
+        backbone: frozen; its embeddings are compared by cosine similarity.
+        train: labelled source.
+        test: labelled source; None classifies each image of `train` by all the others (leave-one-out).
+        k: neighbours that vote.
+        temperature: a neighbour's vote weighs exp(cosine / temperature).
+        batch_size: images per forward pass.
+        workers: loader processes; 0: none.
+        precision: of the forward pass, fp32, bf16 or fp16.
+
+    Raises:
+        ConfigError: no labels, k above the number of training images, or a test class that training lacks.
+        DataError: a source of which no image can be read.
+
+    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018,
+    section 3.4; k = 20 as in Caron et al., "DINO", ICCV 2021.
+    """
+    for source, role in ((train, "train"), (test, "test")):
+        if source is not None and "label" not in source.provides:
+            raise ConfigError(
+                f"k-NN needs labels, and the {role} source has none: use a folder with one sub-folder per class, or "
+                "labels-csv:FILE?label=COLUMN"
+            )
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
+    bank = embeddings(backbone, train, **options)
+    query = bank if test is None else embeddings(backbone, test, **options)
+    assert bank.labels is not None
+    assert query.labels is not None
+    target = same_classes(query.labels, query.label_names, bank.label_names)
+    predicted = classify(
+        torch.from_numpy(bank.array),
+        torch.from_numpy(bank.labels),
+        None if test is None else torch.from_numpy(query.array),
+        k=k,
+        temperature=temperature,
+        device=next(backbone.parameters()).device,
+    )
+    scores = accuracy(predicted.numpy(), target)
+    names = bank.label_names
+    return KNNResult(
+        accuracy=scores.accuracy,
+        mean_class_accuracy=scores.mean_class_accuracy,
+        accuracy_interval=scores.accuracy_interval,
+        mean_class_accuracy_interval=scores.mean_class_accuracy_interval,
+        per_class={names[c] if names else str(c): share for c, share in scores.per_class.items()},
+        n_train=len(bank),
+        n_test=len(query),
+        k=k,
+        temperature=temperature,
+        leave_one_out=test is None,
+        skipped=len(bank.skipped) + (0 if test is None else len(query.skipped)),
+        groups=_groups(train if test is None else test, query.index, predicted.numpy() == target),
+    )
+
+
+def _groups(source: Source, index: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """{"accuracy": ...} by the source's groups; empty where it has none.
+
+    Args:
+        source: of the test images.
+        index: (N,) positions of those that were classified.
+        right: (N,) bool.
+    """
+    names = trait(source, "group_names")
+    if not names or source.streaming or "group" not in source.provides:
+        return {}
+    found = by_group(right.astype(float), column(source, "group")[index], names, larger_is_better=True)
+    return {"accuracy": found.summary()}
+
+
+def classify(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor | None,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Class of each test embedding by a weighted vote of its k nearest training embeddings.
+
+    Args:
+        train: (M, C) embeddings, any length.
+        labels: (M,) int64 class indices.
+        test: (N, C) embeddings; None for leave-one-out over `train`.
+        k: neighbours, at most M (M - 1 for leave-one-out).
+        temperature: a vote weighs exp(cosine / temperature).
+        device: where the similarities are computed, a few test rows at a time.
+
+    Returns:
+        (N,) int64 predicted class indices, on the CPU.
+
+    Raises:
+        ConfigError: k outside 1..M, or a temperature that is not positive.
+    """
+    available = len(train) - (test is None)
+    if not 1 <= k <= available:
+        raise ConfigError(f"k = {k} neighbours cannot be taken from {available} training images: use 1 to {available}")
+    if temperature <= 0:
+        raise ConfigError(f"temperature {temperature} must be above 0")
+    bank = F.normalize(train.to(device, torch.float32), dim=1)  # (M, C)
+    labels = labels.to(device)
+    classes = int(labels.max()) + 1
+    queries = train if test is None else test
+    predicted = []
+    rows = max(1, _CHUNK // len(train))
+    for start in range(0, len(queries), rows):
+        part = F.normalize(queries[start : start + rows].to(device, torch.float32), dim=1)  # (n, C)
+        similarity = part @ bank.T  # (n, M)
+        if test is None:
+            own = torch.arange(len(part), device=device)
+            similarity[own, own + start] = -torch.inf
+        nearest, position = similarity.topk(k, dim=1)  # (n, k)
+        votes = torch.zeros(len(part), classes, device=device)
+        votes.scatter_add_(1, labels[position], ((nearest - 1) / temperature).exp())
+        predicted.append(votes.argmax(dim=1).cpu())
+    return torch.cat(predicted)

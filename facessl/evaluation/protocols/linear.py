@@ -1,0 +1,290 @@
+"""Linear probing of a frozen backbone on features that are computed once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from facessl.core.errors import ConfigError, UnknownName
+from facessl.data.frame import Crop
+from facessl.data.labels import fewer_labels
+from facessl.data.source import Source, trait
+from facessl.evaluation.features import Features, Framing, Kind
+from facessl.evaluation.features import features as extracted
+from facessl.evaluation.protocols import _linear_tasks as tasks
+from facessl.evaluation.protocols._linear_fit import LAMBDAS, Fit, Loaded, choose, joined
+from facessl.models.backbone import Backbone
+
+TASKS = ("expression", "attributes", "alignment", "verification")
+
+
+@dataclass(frozen=True)
+class LinearResult:
+    """What the protocol measured.
+
+    Attributes:
+        task, solver: that were used; the solver of verification is `none`.
+        scores: of the test images, with 95 % bootstrap intervals; `headline` is {name, value, interval, better}.
+        penalty: lambda (weight decay of adamw and sgd) that was chosen; None for verification.
+        path: every lambda with its score on the images it was chosen on, None where nothing had to be chosen.
+        chosen_by, chosen_on: the name of that score, and which images those were; never test images.
+        at_edge: the chosen lambda is the first or last one tried, so a better one may lie beyond.
+        n_train, n_val, n_test: images.
+        labels: of the training images that were used.
+        features, dimensions: kind and number of the features.
+        extract_seconds, solve_seconds: time of the forward passes (0: read from the cache), and of the rest.
+        skipped: images that could not be read.
+    """
+
+    task: str
+    solver: str
+    scores: dict[str, Any]
+    n_train: int
+    n_val: int
+    n_test: int
+    labels: str
+    features: str
+    dimensions: int
+    extract_seconds: float
+    solve_seconds: float
+    skipped: int
+    penalty: float | None = None
+    path: tuple[dict[str, float | None], ...] = ()
+    chosen_by: str = ""
+    chosen_on: str = "nothing to choose"
+    at_edge: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        """The headline numbers, ready for JSON."""
+        rest = {name: value for name, value in vars(self).items() if name not in ("scores", "task", "penalty")}
+        rest["path"] = list(self.path)
+        return {"protocol": "linear", "task": self.task, **self.scores, "lambda": self.penalty, **rest}
+
+
+def linear(
+    backbone: Backbone,
+    train: Source,
+    test: Source,
+    val: Source | None = None,
+    *,
+    task: str = "auto",
+    solver: str = "auto",
+    lambdas: Sequence[float] | None = None,
+    labels: str = "all",
+    balanced: bool = False,
+    features: Literal["auto", "pooled", "map"] = "auto",
+    crop: Literal["auto", "whole", "box", "five_points"] = "auto",
+    crop_scale: float = 1.0,
+    flip: bool = False,
+    refit: bool = False,
+    folds: int = 5,
+    epochs: int | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    cache: bool = True,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+) -> LinearResult:
+    """Fit a linear map from frozen features to labels, choose its penalty without the test images, and score it there.
+
+    Args:
+        backbone: frozen; used in evaluation mode.
+        train: labelled images; verification uses none.
+        test: labelled images, or a source of pairs.
+        val: labelled images that the penalty is chosen on; None: `folds`-fold cross-validation on the training images
+            (persons stay together where the source knows them; classes are spread evenly).
+        task: expression (classes), attributes, alignment (landmarks), verification (pairs); auto: the first that the
+            test source has, of pairs, labels, attributes and landmarks.
+        solver: lbfgs (logistic regression), ridge (least squares on -1 and 1, or on coordinates), adamw, sgd; auto:
+            ridge for alignment, else lbfgs.
+        lambdas: penalties to try, in units of the mean loss of an image, for standardised features; for adamw and sgd
+            weight decays. None: `LAMBDAS`.
+        labels: all, a share such as `10%`, or `25-per-class`, of the training images.
+        balanced: classes count alike in the loss.
+        features: pooled embedding or flattened map; auto: the map for alignment.
+        crop: what the backbone sees (`facessl.data.frame.frame_of`); auto: the box for alignment where every source
+            has one, else the whole image.
+        crop_scale: side of that crop over the longer side of the box.
+        flip: verification: add the embedding of the mirrored image.
+        refit: fit again on training and validation images with the chosen penalty.
+        folds: of the cross-validation.
+        epochs: of adamw and sgd; None: the papers'.
+        lr: of adamw and sgd; None: the papers'.
+        seed: of the labels, the folds and the descent.
+        cache: keep the features for the next probe, and use those that are there.
+        batch_size: images per forward pass.
+        workers: loader processes; 0: none.
+        precision: of the forward pass, fp32, bf16 or fp16.
+
+    Raises:
+        UnknownName: no such task or solver.
+        ConfigError: a source without the labels, options that do not go together, or too few images.
+        DataError: a source of which no image can be read.
+
+    Differences from FRA's linear probing (section 4.2 and its released code): adamw has its settings (W from
+    N(0, 0.01), b = 0, learning rate 2e-4, weight decay 0.05, 5 epochs of warm-up, cosine to 1e-6, 100 epochs of batches
+    of 256) but sees fixed features of images that are not augmented; `facessl finetune --frozen true` augments. Its
+    attributes have a head of three layers, here it is one. lbfgs and ridge find the best map instead of approaching it.
+    """
+    task = _task_of(test, task)
+    used = [test] if task == "verification" else [part for part in (train, test, val) if part is not None]
+    framing = Framing(backbone.image_size, _crop_of(used, task, crop), crop_scale)
+    kind: Kind = "map" if features == "map" or (features == "auto" and task == "alignment") else "pooled"
+    extract = _Extractor(
+        backbone, kind, {"cache": cache, "batch_size": batch_size, "workers": workers, "precision": precision}
+    )
+    if task == "verification":
+        return _verify(extract, test, framing, flip)
+    if flip:
+        raise ConfigError("flip is for verification alone: leave it out")
+    solver = _solver_of(task, solver)
+    fit = Fit(solver, balanced, epochs, lr, seed, next(backbone.parameters()).device)
+    order = _order(solver, lambdas)
+    made = _made(task, train, test, val, framing)
+    train = fewer_labels(train, labels, seed)
+    if not len(train):
+        raise ConfigError(f"the task {task} needs training images, and the source has test images alone")
+
+    learnt = extract.load(made, train, framing)
+    held = None if val is None else extract.load(made, val, framing)
+    began = time.perf_counter()
+    choice = choose(made, fit, order, learnt, held, folds)
+    if refit and held is not None:
+        choice = choice.again(fit(made, joined(learnt, held), order[choice.at : choice.at + 1]))
+    elif choice.solved is None:
+        choice = choice.again(fit(made, learnt, order[choice.at : choice.at + 1]))
+    solving = time.perf_counter() - began
+    asked = extract.load(made, test, framing)  # not before everything is chosen
+    began = time.perf_counter()
+    scores = made.report(choice.outputs(asked.found.array), asked.found, asked.target, test)
+    return LinearResult(
+        task=task,
+        solver=solver,
+        scores=scores,
+        penalty=order[choice.at],
+        path=tuple({"lambda": value, "score": score} for value, score in zip(order, choice.scores, strict=True)),
+        chosen_by=made.chosen_by,
+        chosen_on=choice.images,
+        at_edge=len(order) > 1 and choice.at in (0, len(order) - 1),
+        n_train=len(learnt.found),
+        n_val=0 if held is None else len(held.found),
+        n_test=len(asked.found),
+        labels=labels,
+        features=kind,
+        dimensions=learnt.found.array.shape[1],
+        extract_seconds=extract.seconds,
+        solve_seconds=solving + time.perf_counter() - began,
+        skipped=extract.skipped,
+    )
+
+
+@dataclass
+class _Extractor:
+    """Loads features of the parts and counts what that cost."""
+
+    backbone: Backbone
+    kind: Kind
+    options: dict[str, Any]
+    seconds: float = 0.0
+    skipped: int = 0
+
+    def features(self, source: Source, framing: Framing) -> Features:
+        found = extracted(self.backbone, source, kind=self.kind, framing=framing, **self.options)
+        self.seconds += found.seconds
+        self.skipped += len(found.skipped)
+        return found
+
+    def load(self, made: tasks.LinearTask, source: Source, framing: Framing) -> Loaded:
+        found = self.features(source, framing)
+        if made.needs not in found.fields:
+            raise ConfigError(f"{made.needs} has another shape in some images, so that no linear map can give it")
+        return Loaded(source, found, made.target(found, source))
+
+
+def _made(task: str, train: Source, test: Source, val: Source | None, framing: Framing) -> tasks.LinearTask:
+    """The task, after a look at what the sources have."""
+    kinds: dict[str, Callable[[], tasks.LinearTask]] = {
+        "expression": lambda: tasks.Expression(train),
+        "attributes": lambda: tasks.Attributes(train),
+        "alignment": lambda: tasks.Alignment(train, framing),
+    }
+    made = kinds[task]()
+    for part, name in ((train, "training"), (test, "test"), (val, "validation")):
+        if part is not None:
+            if made.needs not in part.provides:
+                given = ", ".join(sorted(part.provides)) or "images only"
+                raise ConfigError(f"the task {task} needs {made.needs}, and the {name} source gives {given}")
+            made.check(part, name)
+    return made
+
+
+def _verify(extract: _Extractor, test: Source, framing: Framing, flip: bool) -> LinearResult:
+    if trait(test, "pairs") is None:
+        raise ConfigError("verification is measured on pairs, and the source has none: use lfw:PATH, for example")
+    found = extract.features(test, framing)
+    if flip:
+        mirrored = extract.features(test, replace(framing, flip=True))
+        found = replace(found, array=found.array + mirrored.array)
+    return LinearResult(
+        task="verification",
+        solver="none",
+        scores=tasks.verified(found, test),
+        n_train=0,
+        n_val=0,
+        n_test=len(found),
+        labels="none",
+        features=extract.kind,
+        dimensions=found.array.shape[1],
+        extract_seconds=extract.seconds,
+        solve_seconds=0.0,
+        skipped=extract.skipped,
+    )
+
+
+def _task_of(test: Source, task: str) -> str:
+    if task in TASKS:
+        return task
+    if task != "auto":
+        raise UnknownName("task of a linear probe", task, ("auto", *TASKS))
+    if trait(test, "pairs") is not None:
+        return "verification"
+    fields = {"label": "expression", "attributes": "attributes", "landmarks": "alignment"}
+    for name, found in fields.items():
+        if name in test.provides:
+            return found
+    raise ConfigError(
+        f"a linear probe needs one of pairs, {', '.join(fields)}, and the test source has none of them: of a "
+        "table of your own, name the column (labels-csv:FILE?label=COLUMN)"
+    )
+
+
+def _crop_of(used: list[Source], task: str, crop: str) -> Crop:
+    if crop == "auto":
+        boxes = task == "alignment" and all("box" in part.provides for part in used)
+        return "box" if boxes else "whole"
+    if crop not in ("whole", "box", "five_points"):
+        raise UnknownName("crop", crop, ("auto", "whole", "box", "five_points"))
+    missing = crop != "whole" and any(crop not in part.provides for part in used)
+    if missing:
+        raise ConfigError(f"the crop {crop} needs the {crop} of every image, which a source lacks: use crop=whole")
+    return crop  # type: ignore[return-value]
+
+
+def _solver_of(task: str, solver: str) -> str:
+    if solver not in ("auto", *LAMBDAS):
+        raise UnknownName("solver", solver, ("auto", *LAMBDAS))
+    if task == "alignment" and solver not in ("auto", "ridge"):
+        raise ConfigError(f"the solver {solver} is for classes and attributes: use ridge for alignment")
+    return ("ridge" if task == "alignment" else "lbfgs") if solver == "auto" else solver
+
+
+def _order(solver: str, lambdas: Sequence[float] | None) -> tuple[float, ...]:
+    """Penalties, the largest first."""
+    order = tuple(sorted(set(LAMBDAS[solver] if lambdas is None else lambdas), reverse=True))
+    lowest = min(order, default=-1.0)
+    if not lowest >= 0 or (lowest == 0 and solver in ("lbfgs", "ridge")):
+        raise ConfigError(f"lambdas {list(lambdas or ())} cannot be used: give one or more numbers above 0")
+    return order

@@ -1,0 +1,62 @@
+"""Scores of a task on a labelled source, by the meter that the task brings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from facessl.core.errors import DataError
+from facessl.data.loader import EvalLoader
+from facessl.data.source import Source
+from facessl.models.forward import autocast, evaluating
+from facessl.tasks.base import check_result
+from facessl.views.augment import Augment
+from facessl.views.normalise import normalise
+from facessl.views.supervised import Supervised
+
+
+def score(
+    task: Any,
+    source: Source,
+    augment: Augment,
+    *,
+    image_size: int,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+) -> dict[str, Any]:
+    """Scores of a task on a source, in the stored images' coordinates.
+
+    Args:
+        task: any task; its mode is put back afterwards.
+        source: labelled images.
+        augment: gives the crop; nothing random is done.
+        image_size: side of the views in pixels.
+        batch_size, workers, precision: as in `facessl.embed`.
+
+    Returns:
+        `Meter.result`, and `skipped`, the number of images that could not be read.
+
+    Raises:
+        DataError: no image could be read.
+        PluginError: the meter's scores lack what its contract asks for.
+    """
+    meter = task.meter(source, augment)
+    backbone = task.backbone
+    device = next(backbone.parameters()).device
+    view = Supervised(augment, image_size, needs=task.needs, train=False)
+    loader = EvalLoader(source, view, batch_size=batch_size, workers=workers, pin_memory=device.type == "cuda")
+    seen = 0
+    for batch in loader:
+        x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
+        with evaluating(task), autocast(device, precision):
+            found: dict[str, Tensor] = task.predict(x)
+        meter.add(found, batch)
+        seen += len(batch)
+    if not seen:
+        first = ": ".join(loader.skipped[0]) if loader.skipped else "it has none"
+        raise DataError(f"no image that was to be scored could be read (the first: {first}): correct the paths")
+    result: dict[str, Any] = {**meter.result(), "skipped": len(loader.skipped)}
+    check_result(result, task)
+    return result

@@ -1,0 +1,225 @@
+"""Using a trained backbone: embeddings of a source, as an array or a Parquet file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import Batch
+from facessl.data.loader import EvalLoader, Plain
+from facessl.data.source import Source, open_source
+from facessl.models.backbone import Backbone
+from facessl.models.forward import autocast, evaluating
+from facessl.views.geometric import resize
+from facessl.views.normalise import normalise
+
+#: Rows of a row group of a Parquet file, at least.
+ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of N images that could be read, in the order of their source.
+
+    Attributes:
+        array: (N, C) float32.
+        keys: what a person finds each image by.
+        index: (N,) int64 positions in the source.
+        labels: (N,) int64 class indices; None where the source has none.
+        label_names: class names by index; empty where there are none.
+        skipped: (key, reason) of images that could not be read.
+    """
+
+    array: np.ndarray
+    keys: list[str]
+    index: np.ndarray
+    labels: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def embedding_batches(
+    backbone: Backbone,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+) -> Iterator[Embeddings]:
+    """Embeddings batch by batch, so that a source of any size fits in memory. Arguments as for `embed`.
+
+    The last item may hold no image: it carries what was skipped after the last full batch. The results of a batch are
+    asked for when the next one is already on its way to a GPU, so that it need not wait for them.
+    """
+    device = next(backbone.parameters()).device
+    square = functools.partial(resize, size=backbone.image_size)
+    pinned = device.type == "cuda"
+    loader = EvalLoader(source, Plain(square), batch_size=batch_size, workers=workers, pin_memory=pinned)
+    seen = 0
+    waiting: tuple[Batch, Tensor, tuple[tuple[str, str], ...]] | None = None
+    for batch in loader:
+        x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
+        with evaluating(backbone), autocast(device, precision):
+            z = backbone(x)  # (B, C)
+        skipped, seen = tuple(loader.skipped[seen:]), len(loader.skipped)
+        if waiting is not None:
+            yield _fetched(source, *waiting)
+        waiting = batch, z, skipped
+    if waiting is not None:
+        yield _fetched(source, *waiting)
+    if len(loader.skipped) > seen:
+        empty = np.zeros((0, backbone.num_features), np.float32)
+        yield Embeddings(array=empty, keys=[], index=np.zeros(0, np.int64), skipped=tuple(loader.skipped[seen:]))
+
+
+def _fetched(source: Source, batch: Batch, z: Tensor, skipped: tuple[tuple[str, str], ...]) -> Embeddings:
+    """One batch with its embeddings (B, C) brought to the host."""
+    return Embeddings(
+        array=z.float().cpu().numpy(),
+        keys=list(batch.keys),
+        index=batch.index.numpy(),
+        labels=None if batch.label is None else batch.label.numpy(),
+        label_names=tuple(source.label_names),
+        skipped=skipped,
+    )
+
+
+def embeddings(
+    backbone: Backbone,
+    source: Source | str,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+) -> Embeddings:
+    """Embeddings of every readable image of a source, with keys and labels. Arguments as for `embed`."""
+    opened = open_source(source) if isinstance(source, str) else source
+    parts = list(embedding_batches(backbone, opened, batch_size=batch_size, workers=workers, precision=precision))
+    skipped = tuple(pair for part in parts for pair in part.skipped)
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        raise DataError(
+            f"no image of {source if isinstance(source, str) else 'the source'} could be read{_example(skipped)}"
+        )
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Embeddings(
+        array=np.concatenate([part.array for part in parts]),
+        keys=[key for part in parts for key in part.keys],
+        index=np.concatenate([part.index for part in parts]),
+        labels=np.concatenate(labels) if len(labels) == len(parts) else None,
+        label_names=parts[0].label_names,
+        skipped=skipped,
+    )
+
+
+def _example(skipped: Sequence[tuple[str, str]]) -> str:
+    return f" (the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+
+
+def embed(
+    backbone: Backbone,
+    source: Source | str,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """Embeddings of a source.
+
+    Args:
+        backbone: from `facessl.load_backbone`; the images go to the device its weights are on.
+        source: a source, or how it is written on the command line.
+        batch_size: images per forward pass.
+        workers: loader processes; 0 reads in this one.
+        precision: fp32, bf16 or fp16 (autocast).
+
+    Returns:
+        (N, C) float32, one row per readable image in the order of the source. `embeddings` also gives
+        the keys, labels and the images that were skipped.
+
+    Raises:
+        DataError: the source cannot be opened, or none of its images can be read.
+        ConfigError: an unknown precision.
+    """
+    return embeddings(backbone, source, batch_size=batch_size, workers=workers, precision=precision).array
+
+
+def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> tuple[int, list[tuple[str, str]]]:
+    """Write embeddings as a Parquet file, one row per image; the file appears only when it is complete.
+
+    Columns: `path` (string), `label` (int64) and `label_name` (string) where the source has them, and
+    `embedding` (list of C float32, fixed size). Memory holds one row group (`ROWS` rows) at a time.
+
+    Args:
+        path: file ending in .parquet; its folder is made.
+        rows: all embeddings, or batches of them from `embedding_batches`.
+
+    Returns:
+        Number of rows written, and (key, reason) of the images that were skipped.
+
+    Raises:
+        ConfigError: another ending.
+        DataError: there is no row to write, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".parquet":
+        raise ConfigError(f"cannot write embeddings to {path}: the name must end in .parquet")
+    partial = path.with_name(f".{path.name}.partial")
+    written = 0
+    skipped: list[tuple[str, str]] = []
+    waiting: list[pa.Table] = []
+    writer: pq.ParquetWriter | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for part in [rows] if isinstance(rows, Embeddings) else rows:
+            skipped.extend(part.skipped)
+            if len(part):
+                waiting.append(_table(part))
+                written += len(part)
+            if sum(map(len, waiting)) >= ROWS:
+                writer = _written(writer, partial, waiting)
+        if waiting:
+            writer = _written(writer, partial, waiting)
+        if writer is None:
+            raise DataError(f"nothing to write to {path}: no image could be read{_example(skipped)}")
+        writer.close()
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if writer is not None:
+            writer.close()
+        partial.unlink(missing_ok=True)
+    return written, skipped
+
+
+def _written(writer: pq.ParquetWriter | None, path: Path, waiting: list[pa.Table]) -> pq.ParquetWriter:
+    """The writer, a new one where there is none, after a row group of what was waiting."""
+    # Numbers that hardly repeat make a dictionary that is larger than they are and takes longest to build.
+    writer = writer or pq.ParquetWriter(path, waiting[0].schema, use_dictionary=["label_name"])
+    writer.write_table(pa.concat_tables(waiting))
+    waiting.clear()
+    return writer
+
+
+def _table(part: Embeddings) -> pa.Table:
+    columns: dict[str, Any] = {"path": pa.array(part.keys, pa.string())}
+    if part.labels is not None:
+        columns["label"] = pa.array(part.labels, pa.int64())
+        if part.label_names:
+            columns["label_name"] = pa.array([part.label_names[i] for i in part.labels], pa.string())
+    flat = pa.array(np.ascontiguousarray(part.array, np.float32).reshape(-1))
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, part.array.shape[1])
+    return pa.table(columns)

@@ -1,0 +1,392 @@
+"""A trained task on photos: find the faces, cut them as in training, predict, bring the result back to the photo.
+
+A face is cut as the model's images were (`Augment.crop`): "box" is the detected box times `crop_scale`;
+"five_points" are the detector's; a model of "whole" images gets a square around the detected box with `margin` as
+its whole image. Detected boxes are not those of a data set: a model trained on another kind of box sees a little
+more or less of the surroundings.
+
+Without `crop` the picture is one cut-out face. A model of whole images sees it as in training; one of boxes or five
+points sees all of it, as a box with `crop_scale` 1, and black beside it where it is not square.
+
+Files: `<out>/<name>.json`; `<name>.png`, the predictions on the photo; for masks `<name>.mask.png`, class numbers
+with a palette (`<name>.mask-2.png` for the second face). The name is that of the photo, below a folder with its
+sub-folders. Where it belongs to another photo or to a file that was not written for this one, -2, -3, ... is added.
+
+All coordinates are pixels of the upright photo (EXIF rotation applied), with the centre of the top-left one at
+(0, 0). The JSON file has `format`, `photo`, `task`, `width`, `height`, `note` and `faces`, each with `box`,
+`score`, `five_points` where the detector has them, and what `Task.describe` says; `mask` is the name of its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.files import write_png
+from facessl.core.types import Sample
+from facessl.data.decode import decode, read_file
+from facessl.data.detect import detect
+from facessl.data.frame import Frame, from_box
+from facessl.data.sources.folder import Folder
+from facessl.inference import visualize
+from facessl.inference.trained import Trained, load_trained
+
+FORMAT = "facessl-prediction-1"
+#: Side of the square that a model of whole images sees, over the longer side of the face's box: that of `facessl crop`,
+#: so that what was trained on its crops sees the same again. With the default detector, medians of side and lift are
+#: 1.17 and 0.14 for RAF-DB's aligned images (52 found), 1.19 and 0.06 for UTKFace's (58), 1.70 and 0.27 for
+#: CelebAMask-HQ (40), 1.84 (wide) and 0.34 for CelebA's aligned ones (54).
+MARGIN = 1.3
+NO_FACE = "no face found; a picture that is one cut-out face needs --no-crop"
+#: Photos whose faces wait for a batch are kept decoded; so many pixels of them are enough.
+_MAX_WAITING = 50_000_000
+
+
+class FoundFace(Protocol):
+    """What a detector gives: box (4,) left, top, right, bottom; score; five_points (5, 2), None where it has none."""
+
+    @property
+    def box(self) -> Any: ...
+    @property
+    def score(self) -> float | None: ...
+    @property
+    def five_points(self) -> Any: ...
+
+
+Detector = Callable[[np.ndarray], Sequence[FoundFace]]
+
+
+@dataclass
+class Prediction:
+    """One photo.
+
+    Attributes:
+        photo: its absolute path.
+        faces: as in the JSON file, in the detector's order.
+        note: why there are none: not readable, or no face found.
+        read: whether the photo could be read.
+        files: what was written, the JSON file first.
+    """
+
+    photo: str
+    faces: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ""
+    read: bool = True
+    files: list[Path] = field(default_factory=list)
+
+
+@dataclass
+class _Whole:
+    """A picture that is one face."""
+
+    box: np.ndarray
+    score: float | None = None
+    five_points: Any = None
+
+
+@dataclass
+class _Photo:
+    """A decoded photo whose faces wait for their batch."""
+
+    found: Prediction
+    name: str
+    image: np.ndarray
+    faces: Sequence[FoundFace]
+    frames: list[Frame]
+
+
+def predict(
+    run: str | Path | Trained,
+    photos: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path = "predictions",
+    crop: bool = True,
+    margin: float = MARGIN,
+    lift: float = 0.0,
+    yunet: str | Path | None = None,
+    detector: Detector | None = None,
+    batch_size: int = 32,
+    precision: str = "fp32",
+    draw: bool = True,
+    overwrite: bool = False,
+) -> list[Prediction]:
+    """Predictions of every face of some photos, as files; the module says how faces are cut and files are named.
+
+    `facessl.predict("runs/landmarks", ["photo.jpg"])[0].faces[0]["landmarks"]`
+
+    Args:
+        run: run folder of `facessl finetune`, its model.safetensors, or what `load_trained` made of it; the views go
+            to the device its weights are on.
+        photos: one or several files, and folders whose images are taken at any depth; a photo counts once.
+        out: folder to write to.
+        crop: find and cut the faces; False takes each picture as one cut-out face.
+        margin: of models of whole images: side of the square over the longer side of the face's box.
+        lift: of models of whole images: how far the square's centre lies above the box's, in longer sides of the box
+            (see `MARGIN` for well-known sets).
+        yunet: weights of the detector YuNet (`facessl.data.detect.detect`).
+        detector: image (H, W, 3) uint8 -> faces, instead of that.
+        batch_size: faces per forward pass.
+        precision: fp32, bf16 or fp16.
+        draw: also write the pictures.
+        overwrite: take the photo's own name even where that replaces other files (never a photo).
+
+    Returns:
+        One per photo in their order, those that could not be read included.
+
+    Raises:
+        CheckpointError: no trained task there.
+        DataError: no photo could be read, or the model needs five points and the detector gives none.
+        ConfigError: a margin or lift out of range; `out` is a folder that is searched for photos.
+    """
+    for name, value, low, high in (("margin", margin, 0.1, 10), ("lift", lift, -1, 1)):
+        if not low <= value <= high:
+            raise ConfigError(f"{name} = {value} is out of range: give a number from {low} to {high}")
+    trained = run if isinstance(run, Trained) else load_trained(run)
+    out = Path(out)
+    found, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
+    find = (detector or functools.partial(detect, yunet=yunet)) if crop else None
+    cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
+    for group in _groups(trained, found, names, find, cut, batch_size):
+        raw = _raw(trained, group, batch_size, precision)
+        row = 0
+        for photo in group:
+            rows = range(row, row + len(photo.faces))
+            row += len(photo.faces)
+            height, width = photo.image.shape[:2]
+            described = [
+                _face(face) | trained.task.describe(raw, i, frame, height, width)
+                for i, face, frame in zip(rows, photo.faces, photo.frames, strict=True)
+            ]
+            _write(photo, described, out, task_name(trained), draw=draw, framed=crop)
+    if found and not any(photo.read for photo in found):
+        raise DataError(f"no photo could be read (the first: {found[0].note})")
+    return found
+
+
+def task_name(trained: Trained) -> str:
+    """Name of the task of a trained model."""
+    return str(trained.card["task"]["name"])
+
+
+def frame_of_face(
+    trained: Trained, face: FoundFace, height: int, width: int, *, margin: float = MARGIN, lift: float = 0.0
+) -> Frame:
+    """Where the model looks for a detected face of a photo of `height` times `width` pixels (see the module)."""
+    augment = trained.augment
+    if augment.crop == "whole":
+        box = np.asarray(face.box, np.float64)
+        side = max(box[2] - box[0], box[3] - box[1])
+        lifted = box - np.array([0, lift, 0, lift]) * side
+        return replace(from_box(lifted, trained.image_size, margin * augment.crop_scale), warp=augment.warp)
+    if augment.crop == "five_points" and face.five_points is None:
+        raise DataError(
+            "the model was trained on faces aligned by five points, and this detector finds none: "
+            "name the weights of YuNet (--yunet FILE), or cut the faces yourself and use --no-crop"
+        )
+    five = None if face.five_points is None else np.asarray(face.five_points)
+    return trained.frame(Sample(b"", "a face", box=np.asarray(face.box), five_points=five), height, width)
+
+
+def frame_of_whole(trained: Trained, height: int, width: int) -> Frame:
+    """Where the model looks in a picture that is one cut-out face (see the module)."""
+    if trained.augment.crop == "whole":
+        return trained.frame(Sample(b"", "a face"), height, width)
+    return replace(from_box(_all_of(height, width), trained.image_size), warp=trained.augment.warp)
+
+
+# ---- photos and names --------------------------------------------------------------------------------------------
+
+
+def _listed(photos: Sequence[str | Path], out: Path, overwrite: bool) -> tuple[list[Prediction], list[str]]:
+    """Every photo once, and the name of its files."""
+    found: list[Prediction] = []
+    wished: dict[str, str] = {}
+    for given in photos:
+        path = Path(given).expanduser()
+        if not path.is_dir():
+            wished.setdefault(os.path.abspath(path), path.stem)
+            continue
+        if path.resolve() == out.resolve():
+            raise ConfigError(f"--out {out} is searched for photos and would fill with pictures: name another folder")
+        try:
+            folder = Folder(path, cache=False)
+        except DataError as error:
+            found.append(Prediction(os.path.abspath(path), note=str(error), read=False))
+            continue
+        for key in (Path(folder.key(i)) for i in range(len(folder))):
+            if out.resolve() not in key.resolve().parents:  # pictures of an earlier call
+                wished.setdefault(os.path.abspath(key), key.relative_to(path).with_suffix("").as_posix())
+    inputs = {os.path.realpath(photo) for photo in wished}
+    names: list[str] = []
+    taken: set[str] = set()  # without regard to case, as some file systems compare names
+    for photo, name in wished.items():
+        # "a.mask.png" is a's mask, and never the picture of a.mask.jpg.
+        plain = re.sub(r"\.mask", "_mask", name, flags=re.IGNORECASE)
+        names.append(next(n for n in _candidates(plain) if _free(n, photo, out, taken, inputs, overwrite)))
+        taken.add(names[-1].casefold())
+    return found + [Prediction(photo) for photo in wished], [""] * len(found) + names
+
+
+def _candidates(name: str) -> Iterator[str]:
+    yield name
+    number = 1
+    while True:
+        number += 1
+        yield f"{name}-{number}"
+
+
+def _free(name: str, photo: str, out: Path, taken: set[str], inputs: set[str], overwrite: bool) -> bool:
+    """Whether files of `name` neither meet those of another photo nor replace anything but this photo's own."""
+    if name.casefold() in taken or os.path.realpath(out / f"{name}.png") in inputs:
+        return False
+    file = out / f"{name}.json"
+    if overwrite or _written_for(file, photo):
+        return True
+    masks = glob.glob(f"{glob.escape(str(out / name))}.mask*.png")
+    return not (masks or os.path.lexists(file) or os.path.lexists(out / f"{name}.png"))
+
+
+def _written_for(file: Path, photo: str) -> bool:
+    try:
+        kept = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(kept, dict) and kept.get("format") == FORMAT and kept.get("photo") == photo
+
+
+# ---- faces -------------------------------------------------------------------------------------------------------
+
+
+def _all_of(height: int, width: int) -> np.ndarray:
+    return np.array([-0.5, -0.5, width - 0.5, height - 0.5])
+
+
+def _groups(
+    trained: Trained,
+    found: Sequence[Prediction],
+    names: Sequence[str],
+    find: Detector | None,
+    cut: Callable[..., Frame],
+    batch_size: int,
+) -> Iterator[list[_Photo]]:
+    """Readable photos, together until they fill a batch of faces; without any face a photo still comes along."""
+    group: list[_Photo] = []
+    for photo, name in zip(found, names, strict=True):
+        if not photo.read:
+            continue
+        try:
+            image = decode(read_file(photo.photo), key=photo.photo)
+        except DataError as error:
+            photo.read, photo.note = False, str(error)
+            continue
+        height, width = image.shape[:2]
+        if find is None:
+            faces: Sequence[FoundFace] = [_Whole(_all_of(height, width))]
+            frames = [frame_of_whole(trained, height, width)]
+        else:
+            faces = find(image)
+            frames = [cut(face, height, width) for face in faces]
+        photo.note = "" if faces else NO_FACE
+        group.append(_Photo(photo, name, image, faces, frames))
+        pixels = sum(one.image.shape[0] * one.image.shape[1] for one in group)
+        if sum(len(one.faces) for one in group) >= batch_size or pixels > _MAX_WAITING:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _raw(trained: Trained, group: Sequence[_Photo], batch_size: int, precision: str) -> dict[str, np.ndarray]:
+    """`Trained.predict` of all faces of a group, one row each."""
+    pairs = [(photo.image, frame) for photo in group for frame in photo.frames]
+    parts = []
+    for start in range(0, len(pairs), batch_size):
+        images, frames = zip(*pairs[start : start + batch_size], strict=True)
+        parts.append(trained.predict(list(images), list(frames), precision=precision))
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def _face(face: FoundFace) -> dict[str, Any]:
+    """Where the face is, as plain values."""
+    told: dict[str, Any] = {"box": _rounded(face.box), "score": None}
+    if face.score is not None and math.isfinite(face.score):
+        told["score"] = round(float(face.score), 4)
+    if face.five_points is not None:
+        told["five_points"] = [_rounded(point) for point in face.five_points]
+    return told
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(v), 2) for v in values]
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    photo: _Photo, described: Sequence[dict[str, Any]], out: Path, task: str, *, draw: bool, framed: bool
+) -> None:
+    """JSON, masks and picture of one photo; fills in its `Prediction`."""
+    masks: dict[Path, bytes] = {}
+    for number, face in enumerate(described, 1):
+        kept = dict(face)
+        if "mask" in face:
+            file = out / f"{photo.name}.mask{f'-{number}' if number > 1 else ''}.png"
+            masks[file] = _mask_png(face["mask"], len(face["classes"]))
+            kept["mask"] = file.name
+        photo.found.faces.append(kept)
+    head = out / f"{photo.name}.json"
+    picture = out / f"{photo.name}.png"
+    content = {
+        "format": FORMAT,
+        "photo": photo.found.photo,
+        "task": task,
+        "width": photo.image.shape[1],
+        "height": photo.image.shape[0],
+        "note": photo.found.note,
+        "faces": photo.found.faces,
+    }
+    # First, so that after an interruption the other files are known to belong to this photo.
+    _write_file(head, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+    for file, data in masks.items():
+        _write_file(file, data)
+    photo.found.files = [head, *masks]
+    if draw:
+        write_png(picture, visualize.draw(photo.image, [{**face, "framed": framed} for face in described]))
+        photo.found.files.append(picture)
+
+
+def _mask_png(mask: np.ndarray, classes: int) -> bytes:
+    """A palette PNG whose pixels are the class numbers."""
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(np.asarray(visualize.class_colours(classes), np.uint8).tobytes())
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return out.getvalue()
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    """The file appears, or is replaced, only when it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,207 @@
+"""Predictions on a photo: points joined along the parts of a face, tinted classes, a label with its bar, lists."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from facessl.core.errors import UnknownName
+from facessl.inference.regions import font, region_colours
+from facessl.models.layers.star import star_edges
+
+Colour = tuple[int, int, int]
+
+#: Photos whose shorter side is below this are enlarged by a whole number, so that points and words can be told apart.
+READABLE = 320
+_DARK, _LIGHT, _LINE, _POINT = (20, 20, 24), (255, 255, 255), (66, 212, 244), (255, 238, 120)
+#: Colours of classes 1, 2, ...: a quiet one for skin, which is mostly first, then neighbours that differ.
+_CLASSES = (
+    *("#fabed4", "#911eb4", "#42d4f4", "#f58231", "#3cb44b", "#ffe119", "#4363d8", "#e6194b", "#f032e6", "#9a6324"),
+    *("#469990", "#bfef45", "#dcbeff", "#800000", "#aaffc3", "#808000", "#ffd8b1", "#000075"),
+)
+_FRACTION = 4  # bits behind the point in OpenCV's drawing coordinates
+
+
+def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """A photo with what was predicted on each of its faces.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        faces: one mapping per face, in pixels of the image; what is not there is not drawn. `box` (4,) and `framed`
+            (whether the box is shown); `landmarks` [[x, y], ...] and `layout`, the name of their order or None;
+            `mask` (H, W) uint8 and `classes`, names by class; `label` and `probabilities`, name -> probability;
+            `attributes`, name -> probability, of which those above 0.5 are listed.
+
+    Returns:
+        (H', W', 3) uint8 RGB: the photo, enlarged by a whole number below `READABLE` pixels, and to its right a panel
+        with the classes' colours or the attributes where there are any.
+    """
+    height, width = image.shape[:2]
+    factor = min(math.ceil(READABLE / min(height, width)), 16)
+    canvas = (
+        cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
+    )
+    for face in faces:
+        if "mask" in face:
+            tint(canvas, _enlarged(face["mask"], factor), class_colours(len(face["classes"])))
+    for face in faces:
+        if face.get("framed") and "box" in face:
+            _frame(canvas, _moved(face["box"], factor))
+        if "landmarks" in face:
+            _points(canvas, _moved(face["landmarks"], factor), face.get("layout"))
+    picture = Image.fromarray(canvas)
+    for number, face in enumerate(faces, 1):
+        _tag(picture, face, _moved(face["box"], factor), str(number) if len(faces) > 1 else "")
+    return np.asarray(_beside(picture, _panel_rows(faces)))
+
+
+def class_colours(count: int) -> list[Colour]:
+    """RGB by class: black for class 0, the background, and colours that can be told apart for the others."""
+    own = [_rgb(code) for code in _CLASSES[: count - 1]]
+    return [(0, 0, 0), *own, *region_colours(count - 1)[len(own) :]]
+
+
+def _rgb(code: str) -> Colour:
+    red, green, blue = bytes.fromhex(code[1:])
+    return red, green, blue
+
+
+def tint(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> None:
+    """Lay the colours of all classes but 0 over an image, with light borders between classes.
+
+    Args:
+        image: (H, W, 3) uint8, changed in place.
+        mask: (H, W) classes.
+        colours: RGB by class.
+    """
+    inside = mask > 0
+    palette = np.asarray(colours, np.float32)
+    image[inside] = (0.5 * image[inside] + 0.5 * palette[mask[inside]]).round()
+    border = np.zeros(mask.shape, bool)
+    border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    border[1:] |= mask[1:] != mask[:-1]
+    image[border] = (0.4 * image[border] + 0.6 * 255).round()
+
+
+def _moved(pixels: Any, factor: int) -> np.ndarray:
+    """Coordinates, a box as its two corners (2, 2) or points (K, 2), in the enlarged picture."""
+    return (np.asarray(pixels, np.float64).reshape(-1, 2) + 0.5) * factor - 0.5
+
+
+def _enlarged(mask: np.ndarray, factor: int) -> np.ndarray:
+    return mask.repeat(factor, 0).repeat(factor, 1) if factor > 1 else mask
+
+
+def _fixed(points: np.ndarray) -> np.ndarray:
+    """OpenCV's fixed-point coordinates of a line."""
+    far = 2**30 / 2**_FRACTION
+    return np.rint(points.clip(-far, far) * 2**_FRACTION).astype(np.int32)
+
+
+def _lines(canvas: np.ndarray, lines: Sequence[np.ndarray], thickness: int, *, closed: bool = False) -> None:
+    """Light lines with a dark outline, in place; all outlines lie below all lines."""
+    fixed = [_fixed(line) for line in lines]
+    for colour, width in ((_DARK, thickness + min(thickness, 2)), (_LINE, thickness)):
+        cv2.polylines(canvas, fixed, closed, colour, width, cv2.LINE_AA, _FRACTION)
+
+
+def _frame(canvas: np.ndarray, box: np.ndarray) -> None:
+    (left, top), (right, bottom) = box
+    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    _lines(canvas, [corners], max(1, round((right - left) / 150)), closed=True)
+
+
+def _points(canvas: np.ndarray, points: np.ndarray, order: str | None) -> None:
+    side = float(np.ptp(points, axis=0).max())
+    _lines(canvas, [points[list(edge)] for edge in edges(order, len(points))], max(1, round(side / 300)))
+    radius = min(max(side / 110, 1.5), 12.0)
+    for colour, size in ((_DARK, radius + 0.8), (_POINT, radius)):
+        for x, y in _fixed(points).tolist():
+            cv2.circle(canvas, (x, y), round(size * 2**_FRACTION), colour, -1, cv2.LINE_AA, _FRACTION)
+
+
+def edges(order: str | None, points: int) -> tuple[tuple[int, ...], ...]:
+    """Runs of landmarks along the parts of a face; none where the order is unknown or has another number of points."""
+    try:
+        found = star_edges(order) if order else ()
+    except UnknownName:
+        return ()
+    return found if all(max(edge) < points for edge in found) else ()
+
+
+# ---- words -------------------------------------------------------------------------------------------------------
+
+
+def _tag(picture: Image.Image, face: Mapping[str, Any], box: np.ndarray, number: str) -> None:
+    """Label, probability and its bar above the face, or inside its box where there is no room; in place."""
+    share = None
+    words = number if "attributes" in face else ""
+    if "label" in face:
+        share = float(face["probabilities"][face["label"]])
+        words = f"{face['label']} {share:.2f}"
+    if not words:
+        return
+    (left, top), (right, _) = box
+    letters = font(round(min(max((right - left) / 11, 12), _letter(picture))))
+    pad = max(3, round(letters.size / 4))
+    bar = 0 if share is None else max(3, round(letters.size / 5))
+    wide = round(letters.getlength(words)) + 2 * pad
+    high = round(letters.size * 1.25) + pad + (bar + pad if bar else 0)
+    x = round(min(max(left, 0), max(picture.width - wide, 0)))
+    y = round(top - high if top >= high else max(top, 0))
+    brush = ImageDraw.Draw(picture)
+    brush.rectangle((x, y, x + wide, y + high), fill=_DARK)
+    brush.text((x + pad, y + pad // 2), words, fill=_LIGHT, font=letters)
+    if share is not None:
+        base = y + high - pad - bar
+        brush.rectangle((x + pad, base, x + wide - pad, base + bar), fill=(80, 80, 88))
+        brush.rectangle((x + pad, base, x + pad + round(share * (wide - 2 * pad)), base + bar), fill=_LINE)
+
+
+def _letter(picture: Image.Image) -> float:
+    """Height of the panel's letters in pixels."""
+    return max(13.0, min(picture.size) / 24)
+
+
+def _panel_rows(faces: Sequence[Mapping[str, Any]]) -> list[tuple[Colour | None, str]]:
+    """(colour of a swatch or None, words) of the panel's lines."""
+    rows: list[tuple[Colour | None, str]] = []
+    masked = [face for face in faces if "mask" in face]
+    if masked:
+        names = masked[0]["classes"]
+        shown = sorted({int(c) for face in masked for c in np.unique(face["mask"]) if c})
+        rows += [(class_colours(len(names))[c], str(names[c]).replace("_", " ")) for c in shown]
+    for number, face in enumerate(faces, 1):
+        if "attributes" not in face:
+            continue
+        likely = sorted(((p, name) for name, p in face["attributes"].items() if p > 0.5), reverse=True)
+        rows += [(None, f"face {number}")] * (len(faces) > 1)
+        rows += [(None, f"{name.replace('_', ' ')} {p:.2f}") for p, name in likely] or [(None, "none above 0.5")]
+    return rows
+
+
+def _beside(picture: Image.Image, rows: Sequence[tuple[Colour | None, str]]) -> Image.Image:
+    """The picture with a panel to its right, in as many columns as its height takes; itself without rows."""
+    if not rows:
+        return picture
+    letters = font(round(_letter(picture)))
+    line, pad = round(letters.size * 1.4), round(letters.size * 0.6)
+    indent = round(letters.size * 1.3) if any(colour for colour, _ in rows) else 0
+    wide = pad + indent + math.ceil(max(letters.getlength(words) for _, words in rows))
+    deep = max(1, (picture.height - 2 * pad) // line)  # READABLE leaves room for a dozen
+    columns = math.ceil(len(rows) / deep)
+    canvas = Image.new("RGB", (picture.width + columns * wide + pad, picture.height), "white")
+    canvas.paste(picture, (0, 0))
+    brush = ImageDraw.Draw(canvas)
+    side = round(letters.size * 0.9)
+    for place, (colour, words) in enumerate(rows):
+        x, y = picture.width + pad + place // deep * wide, pad + place % deep * line
+        if colour is not None:
+            brush.rectangle((x, y + 2, x + side, y + 2 + side), fill=colour, outline=(90, 90, 90))
+        brush.text((x + indent, y), words, fill=_DARK, font=letters)
+    return canvas

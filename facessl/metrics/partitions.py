@@ -1,0 +1,83 @@
+"""How well do regions agree with masks? Scores of contingency tables, one per image or summed over images.
+
+A table (R, L) counts pixels by region and by true class. Scores take tables with any leading axes, so that a thousand
+resamples are scored at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from facessl.metrics.bootstrap import ratio
+
+#: Value of a mask whose pixels do not count.
+IGNORE = 255
+
+
+def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: int) -> np.ndarray:
+    """Pixels by region and class, image by image.
+
+    Args:
+        regions: (M, g, g) region of each pixel, 0 to count - 1.
+        masks: (M, g, g) class of each pixel, 0 to classes - 1; 255 does not count.
+
+    Returns:
+        (M, R, L) int64 with R = count and L = classes.
+    """
+    tables = np.empty((len(masks), count, classes), np.int64)
+    for i, (region, mask) in enumerate(zip(regions, masks, strict=True)):
+        seen = mask != IGNORE
+        cells = region[seen].astype(np.int64) * classes + mask[seen]
+        tables[i] = np.bincount(cells, minlength=count * classes).reshape(count, classes)
+    return tables
+
+
+def nmi(tables: np.ndarray) -> np.ndarray:
+    """(..., R, L) -> (...) normalised mutual information: 2 I(region; class) / (H(region) + H(class)).
+
+    0 where regions say nothing about the class, 1 where they are the classes (also where there is one of each).
+    """
+    joint = ratio(tables, tables.sum((-2, -1), keepdims=True))
+    parts = _entropy(joint.sum(-1)) + _entropy(joint.sum(-2))
+    both = _entropy(joint.reshape(*joint.shape[:-2], -1))
+    return np.nan_to_num(2 * ratio(parts - both, parts), nan=1.0)
+
+
+def ari(tables: np.ndarray) -> np.ndarray:
+    """(..., R, L) -> (...) adjusted Rand index: 0 is the mean of random regions of these sizes, 1 the classes.
+
+    Source: Hubert and Arabie, "Comparing partitions", 1985, Eq. 5.
+    """
+    together = _pairs(tables).sum((-2, -1))
+    regions, classes = _pairs(tables.sum(-1)).sum(-1), _pairs(tables.sum(-2)).sum(-1)
+    expected = ratio(regions * classes, _pairs(tables.sum((-2, -1))))
+    return np.nan_to_num(ratio(together - expected, (regions + classes) / 2 - expected), nan=1.0)
+
+
+def foreground_iou(tables: np.ndarray, background: Sequence[int] = (0,)) -> np.ndarray:
+    """(..., R, L) -> (...) intersection over union of the foreground with those regions that together fit it best.
+
+    Which regions are foreground is chosen with the masks, in the same way for every method; the best set takes regions
+    in the order of their share of foreground. Taking all of them scores the foreground's share of the image, the floor.
+
+    Args:
+        background: classes that are no foreground.
+    """
+    behind = tables[..., list(background)].sum(-1).astype(np.float64)  # (..., R)
+    front = tables.sum(-1) - behind
+    order = np.argsort(-np.nan_to_num(ratio(front, front + behind), nan=-1.0), axis=-1, kind="stable")
+    front, behind = (np.cumsum(np.take_along_axis(x, order, -1), -1) for x in (front, behind))
+    return ratio(front, front[..., -1:] + behind).max(-1)
+
+
+def _entropy(shares: np.ndarray) -> np.ndarray:
+    """(..., K) -> (...) in nats."""
+    return -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(-1)
+
+
+def _pairs(counts: np.ndarray) -> np.ndarray:
+    """n over 2."""
+    counts = np.asarray(counts, np.float64)
+    return counts * (counts - 1) / 2

@@ -1,0 +1,211 @@
+"""timm backbones behind one interface."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.layers import Format
+from torch import Tensor, nn
+
+import facessl.models.layers.facecycle  # noqa: F401 (tells timm of PCL's own network)
+from facessl.core.errors import ConfigError, UnknownName
+from facessl.models.layers.attention import choose_attention
+from facessl.models.layers.linear import choose_products
+from facessl.models.layers.sync_batch_norm import SyncBatchNorm
+from facessl.views.normalise import normalise
+
+
+class Backbone(nn.Module):
+    """A timm ResNet or ViT (or any timm model with a feature map) without its classifier.
+
+    Attributes:
+        name: timm model name.
+        num_features: C, channels of the map and of the embedding.
+        stride: pixels of the image per cell of the map.
+        image_size: side in pixels that `preprocess` makes.
+        mean, std: RGB normalisation in 0..1 that `preprocess` applies.
+        model: the timm model; its state dict is what `backbone.safetensors` holds.
+        pyramid_channels, pyramid_strides: channels and strides of the four maps of `forward_pyramid`.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        *,
+        image_size: int = 224,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        pretrained: bool = False,
+        **timm_options: Any,
+    ) -> None:
+        """
+        Args:
+            name: any timm model name.
+            image_size: input side in pixels; ViTs get their position table for it.
+            mean, std: normalisation of the inputs, RGB in 0..1.
+            pretrained: start from timm's supervised weights (downloads once).
+            timm_options: passed to `timm.create_model`, e.g. `output_stride=16`.
+
+        Raises:
+            UnknownName: timm has no such model; the nearest name is given.
+            ConfigError: an option that the model does not take, or a size it cannot process.
+        """
+        super().__init__()
+        if not timm.is_model(name):
+            every = timm.list_models()
+            raise UnknownName("backbone", name, difflib.get_close_matches(name, every, n=8, cutoff=0.4) or ["resnet50"])
+        options = dict(timm_options)
+        if "img_size" not in options and ("vit" in name or "deit" in name):
+            options["img_size"] = image_size
+        try:
+            model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
+            raise ConfigError(f"backbone {name!r} does not accept {options or 'its defaults'}: {error}") from None
+        choose_attention(model)
+        choose_products(model)
+        self.model: Any = model
+        self.name = name
+        self.pretrained = pretrained
+        self.timm_options = timm_options
+        self.image_size = image_size
+        self.mean = tuple(float(m) for m in mean)
+        self.std = tuple(float(s) for s in std)
+        self.num_features: int = self.model.num_features
+        self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
+        grid = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
+        if grid is not None:
+            self.stride = int(grid[0] if isinstance(grid, tuple) else grid)
+        else:
+            self.stride = int(self.model.feature_info[-1]["reduction"])
+        if image_size < self.stride:
+            raise ConfigError(
+                f"image size {image_size} is below the stride {self.stride} of {name}: use a larger image"
+            )
+
+    def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature map (B, C, h, w) and pooled embedding (B, C) of one pass; x (B, 3, H, W) normalised."""
+        raw = self.model.forward_features(x)
+        return self._as_map(raw, x), self.model.forward_head(raw, pre_logits=True)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised -> (B, C, h, w): the last map of a ResNet, the patch tokens of a ViT as a map."""
+        return self._as_map(self.model.forward_features(x), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised -> (B, C) pooled embedding (mean of the map; the class token where timm uses it)."""
+        pooled: Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+        return pooled
+
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        """Four maps of one pass, fine to coarse, for dense tasks.
+
+        A hierarchical model (ResNet, ConvNeXt, Swin) gives its last four stages: strides 4, 8, 16, 32, less where
+        `output_stride` dilates it. A model of one stride (ViT) gives the outputs of four blocks, 3, 5, 7, 11 of 12
+        and in proportion for other depths (FaRL's), all at that stride, before the last norm, which gets no gradient.
+
+        Args:
+            x: (B, 3, H, W) normalised.
+
+        Returns:
+            four maps (B, C_i, h_i, w_i) with C_i in `pyramid_channels`.
+
+        Raises:
+            ConfigError: the model gives no four maps.
+        """
+        maps: list[Tensor] = self.model.forward_intermediates(
+            x, indices=[index for index, _, _ in self._levels()], output_fmt="NCHW", intermediates_only=True
+        )
+        return maps
+
+    @property
+    def pyramid_channels(self) -> list[int]:
+        """Channels of the four maps of `forward_pyramid`."""
+        return [channels for _, channels, _ in self._levels()]
+
+    @property
+    def pyramid_strides(self) -> list[int]:
+        """Pixels of the image per cell of the four maps of `forward_pyramid`."""
+        return [stride for _, _, stride in self._levels()]
+
+    def _levels(self) -> list[tuple[int, int, int]]:
+        """(index for timm, channels, stride) of the four maps."""
+        every = [(i, int(f["num_chs"]), int(f["reduction"])) for i, f in enumerate(self.model.feature_info)]
+        if not hasattr(self.model, "forward_intermediates") or len(every) < 4:
+            raise ConfigError(f"backbone {self.name} has no four feature maps for dense tasks: use a ResNet or a ViT")
+        if every[0][2] < every[-1][2]:
+            return every[-4:]
+        return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
+
+    def compile_features(self) -> None:
+        """Compile the feature extractor in place; the state dict keeps its keys.
+
+        Raises:
+            ConfigError: batch norms that span the ranks, at each of which the compiled code would break off.
+        """
+        if norms := sum(isinstance(part, SyncBatchNorm) for part in self.model.modules()):
+            raise ConfigError(
+                f"--compile was not tested with batch norms that span the ranks ({norms} in {self.name}): leave it "
+                "out, or give each rank its own statistics with --sync-batch-norm false"
+            )
+        self.model.forward_features = torch.compile(self.model.forward_features)
+
+    def take_any_size(self) -> bool:
+        """Let a ViT take images of other sizes than `image_size`, for views of several sizes.
+
+        Its position table is then resized to the grid at hand, and zeros complete a last patch that is cut.
+
+        Returns:
+            Whether the model takes them now: True for ResNets and ViTs, False e.g. for a Swin.
+        """
+        embed = getattr(self.model, "patch_embed", None)
+        if embed is None:
+            return True
+        if not hasattr(self.model, "dynamic_img_size"):
+            return not getattr(embed, "strict_img_size", False)
+        self.model.dynamic_img_size = True  # what timm sets at construction for `dynamic_img_size=True`
+        embed.strict_img_size, embed.dynamic_img_pad, embed.flatten = False, True, False
+        embed.output_fmt = Format.NHWC
+        return True
+
+    def check_size(self) -> None:
+        """ConfigError where a ViT would lose an edge of its images: their side is no multiple of its patch."""
+        embed = getattr(self.model, "patch_embed", None)
+        over = self.image_size % self.stride
+        if over and not getattr(embed, "dynamic_img_pad", True):
+            below = self.image_size - over
+            raise ConfigError(
+                f"image size {self.image_size} is no multiple of the patch of {self.stride} pixels of {self.name}: use "
+                f"--image-size {below} or {below + self.stride}"
+            )
+
+    def _as_map(self, raw: Tensor, x: Tensor) -> Tensor:
+        if raw.ndim == 4:
+            # timm's Swin and ConvNeXt-like models differ in where the channels are.
+            return raw if raw.shape[1] == self.num_features else raw.permute(0, 3, 1, 2)
+        tokens = raw[:, self.prefix_tokens :]  # (B, hw, C)
+        h, w = -(-x.shape[-2] // self.stride), -(-x.shape[-1] // self.stride)  # a ViT fills up a broken patch
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)
+
+    def preprocess(self, images: Iterable[str | Path | Image.Image | np.ndarray] | np.ndarray) -> Tensor:
+        """Images -> (B, 3, image_size, image_size) float32, as the evaluation of this backbone sees them.
+
+        Args:
+            images: paths, PIL images or (H, W, 3) uint8 RGB arrays; one alone is a batch of one.
+
+        The whole image is resized to the square (no crop), as in FRA's downstream protocol.
+        """
+        from facessl.data.decode import to_rgb
+        from facessl.views.geometric import resize
+
+        if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
+            images = [images]
+        squares = np.stack([resize(to_rgb(image), self.image_size) for image in images])  # (B, S, S, 3)
+        device = next(self.parameters()).device
+        return normalise(torch.from_numpy(squares).permute(0, 3, 1, 2).to(device), self.mean, self.std)

@@ -1,0 +1,115 @@
+"""Visual tokens of DALL-E's discrete VAE (Ramesh et al., "Zero-shot text-to-image generation", ICML 2021)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facessl.core import files
+from facessl.core.errors import CheckpointError
+
+#: Pixels of the encoder's input per token, and the share at both ends of 0..1 that it never sees.
+STRIDE, MARGIN = 8, 0.1
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int, out: int, gain: float) -> None:
+        super().__init__()
+        inner = out // 4
+        sizes = [(channels, inner, 3), (inner, inner, 3), (inner, inner, 3), (inner, out, 1)]
+        layers: list[tuple[str, nn.Module]] = []
+        for i, (a, b, side) in enumerate(sizes, 1):
+            layers += [(f"relu_{i}", nn.ReLU()), (f"conv_{i}", nn.Conv2d(a, b, side, padding=side // 2))]
+        self.gain = gain
+        self.id_path = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
+        self.res_path = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.id_path(x) + self.gain * self.res_path(x)
+        return out
+
+
+class DVAEEncoder(nn.Module):
+    """The encoder: four groups of two blocks, halved between them; (B, 3, 8h, 8w) in 0..1 -> logits (B, V, h, w)."""
+
+    def __init__(self, width: int = 256, vocabulary: int = 8192) -> None:
+        super().__init__()
+        layers: list[tuple[str, nn.Module]] = [("input", nn.Conv2d(3, width, 7, padding=3))]
+        before = width
+        for group in range(4):
+            out = width * 2**group
+            inside: list[tuple[str, nn.Module]] = [
+                ("block_1", _Block(before, out, 1 / 64)),  # 1 / (number of blocks)^2
+                ("block_2", _Block(out, out, 1 / 64)),
+            ]
+            inside += [("pool", nn.MaxPool2d(2))] if group < 3 else []
+            layers.append((f"group_{group + 1}", nn.Sequential(OrderedDict(inside))))
+            before = out
+        output = OrderedDict[str, nn.Module](relu=nn.ReLU(), conv=nn.Conv2d(before, vocabulary, 1))
+        self.blocks = nn.Sequential(OrderedDict([*layers, ("output", nn.Sequential(output))]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.blocks((1 - 2 * MARGIN) * x + MARGIN)
+        return out
+
+
+class VisualTokens:
+    """Tokens of images by a frozen encoder.
+
+    No `nn.Module`: it belongs to no state dict or optimiser. The file is read at the first use (or by `load`), so that
+    a trained method can be opened where it is not.
+    """
+
+    def __init__(self, path: str, *, vocabulary: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """
+        Args:
+            path: state dict of DALL-E's encoder.
+            vocabulary: V, number of tokens it must have.
+            mean, std: normalisation of the images it will be given, RGB in 0..1.
+        """
+        self.path, self.vocabulary = path, vocabulary
+        self.mean, self.std = mean, std
+        self.encoder: DVAEEncoder | None = None
+
+    def load(self) -> DVAEEncoder:
+        """The encoder, frozen and in evaluation mode.
+
+        Raises:
+            CheckpointError: missing, no state dict of this network, or another vocabulary.
+        """
+        if self.encoder is None:
+            state = files.read(Path(self.path))
+            found = {_ours(name): value for name, value in state.get("state_dict", state).items()}
+            width = len(found["blocks.input.weight"]) if "blocks.input.weight" in found else 256
+            encoder = DVAEEncoder(width, self.vocabulary)
+            own = encoder.state_dict()
+            wrong = sorted(own.keys() ^ found.keys()) or sorted(n for n in own if own[n].shape != found[n].shape)
+            if wrong:
+                raise CheckpointError(
+                    f"{self.path} is no encoder of DALL-E's dVAE with {self.vocabulary} tokens: missing, unknown or of "
+                    f"another shape: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}"
+                )
+            encoder.load_state_dict(found)
+            self.encoder = encoder.requires_grad_(False).eval()
+        return self.encoder
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Images (B, 3, H, W), normalised -> (B, h * w) int64 tokens of the cells of `grid` (h, w)."""
+        encoder = self.load().to(x.device)
+        mean, std = (x.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        with torch.autocast(x.device.type, enabled=False):
+            pixels = x.float() * std + mean
+            size = (grid[0] * STRIDE, grid[1] * STRIDE)
+            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+            return encoder(pixels.clamp(0, 1)).argmax(1).flatten(1)
+
+
+def _ours(name: str) -> str:
+    """DALL-E's convolutions call their parameters w and b."""
+    stem, _, last = name.rpartition(".")
+    return f"{stem}.{ {'w': 'weight', 'b': 'bias'}.get(last, last) }"

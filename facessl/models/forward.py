@@ -1,0 +1,42 @@
+"""How a network is run outside its training: evaluation mode without gradients, mixed precision by name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from facessl.core.errors import ConfigError
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`module` in evaluation mode without gradients; every sub-module's own mode comes back afterwards.
+
+    Not in inference mode: tensors that a module caches there could not be trained with later.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision by its name on the command line: fp32 (none), bf16 or fp16.
+
+    Raises:
+        ConfigError: another name.
+    """
+    if precision not in _AUTOCAST:
+        raise ConfigError(f"precision {precision!r} is not known: use {', '.join(_AUTOCAST)}")
+    dtype = _AUTOCAST[precision]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -1,0 +1,3 @@
+"""Heads, decoders, losses, EMA, queue, Sinkhorn, batch norm over ranks: parts that methods and tasks are built of.
+May import core.
+"""

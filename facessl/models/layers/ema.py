@@ -1,0 +1,100 @@
+"""The momentum (target) network: frozen copies that follow their originals by an exponential moving average."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from facessl.core.distributed import world_size
+from facessl.models.layers.sync_batch_norm import SyncBatchNorm
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def frozen_copy(module: M) -> M:
+    """A deep copy of `module` whose parameters take no gradient."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+def cosine_momentum(base: float, fraction: float) -> float:
+    """Momentum that rises from `base` to 1 by half a cosine (BYOL).
+
+    Args:
+        base: momentum at the start, 0 to 1.
+        fraction: share of the run that is done, 0 to 1.
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * fraction) + 1) / 2
+
+
+class MomentumUpdate:
+    """target <- m target + (1 - m) online, over all parameters in one multi-tensor call.
+
+    By default parameters only: batch-norm statistics of the target come from its own forward pass in training mode, as
+    in BYOL and the released FRA. The lists are made at the first call, after device moves and SyncBN conversion.
+    """
+
+    def __init__(self, *pairs: tuple[nn.Module, nn.Module], buffers: bool = False) -> None:
+        """
+        Args:
+            pairs: (online, target) modules of the same structure.
+            buffers: batch-norm statistics (every floating-point buffer) are averaged too and counters are copied; the
+                target then belongs in evaluation mode (Cai et al., "Exponential moving average normalization", CVPR
+                2021). Of norms that do not span the ranks, the online statistics become their mean over the ranks
+                first, so that all ranks have the same target and a checkpoint of any rank is that of all.
+        """
+        self._pairs = pairs
+        self._buffers = buffers
+        self._own: list[Tensor] = []  # online statistics that differ by rank
+        self._online: list[Tensor] = []
+        self._target: list[Tensor] = []
+        self._copied: list[tuple[Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def __call__(self, momentum: float) -> None:
+        """Moves the target towards the online network by the share `1 - momentum`; collective call where norms do
+        not span the ranks."""
+        if not self._target:
+            self._collect()
+        if self._own and world_size() > 1:
+            _average(self._own)
+        torch._foreach_lerp_(self._target, self._online, 1 - momentum)
+        for online, target in self._copied:
+            target.copy_(online)
+
+    def _collect(self) -> None:
+        for online, target in self._pairs:
+            self._online += [_local(p.detach()) for p in online.parameters()]
+            self._target += [_local(p.detach()) for p in target.parameters()]
+            if self._buffers:
+                self._own += _of_this_rank(online)
+                for ours, theirs in zip(online.buffers(), target.buffers(), strict=True):
+                    if ours.is_floating_point():
+                        self._online.append(ours)
+                        self._target.append(theirs)
+                    else:
+                        self._copied.append((ours, theirs))
+
+
+def _of_this_rank(module: nn.Module) -> list[Tensor]:
+    """Floating-point statistics of the batch norms of `module` that do not span the ranks."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    alone = [norm for norm in norms if not isinstance(norm, SyncBatchNorm)]
+    return [buffer for norm in alone for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
+
+
+def _average(tensors: list[Tensor]) -> None:
+    """Mean over the ranks, in place and in one message."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / world_size()).split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """This rank's part of a sharded parameter; both networks are cut alike. Another parameter as it is."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter

@@ -1,0 +1,80 @@
+"""Views of one image in the image's own frame: where their cells lie, and maps of one read at the cells of another.
+
+A place is a fraction of the stored image (x of its width, y of its height). A crop is axis-aligned, so that the cells
+of a view have one y per row and one x per column, and bilinear reading is a product with one matrix per axis: the
+values of `torch.nn.functional.grid_sample` (`align_corners=False`, padding "border"), whose gradient on a GPU would
+not be the same in every run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from facessl.core.precision import at_least_float32
+
+
+def places(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Where the centres of a view's cells lie in the stored image.
+
+    Args:
+        crops: (B, 5) left, top, width, height, flip, as `Batch.crops` has them.
+        rows, columns: cells of the view's map.
+
+    Returns:
+        y (B, rows) and x (B, columns).
+    """
+    left, top, width, height, flip = crops[:, :, None].unbind(1)  # (B, 1) each
+    down, right = (_centres(cells, crops) for cells in (rows, columns))
+    return top + height * down, left + width * torch.where(flip > 0, 1 - right, right)
+
+
+def in_view(y: Tensor, x: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of `places`: y (B, R) and x (B, C) as fractions of a view's height and width, outside 0..1 where the
+    view does not show them."""
+    left, top, width, height, flip = crops[:, :, None].unbind(1)  # (B, 1) each
+    right = (x - left) / width
+    return (y - top) / height, torch.where(flip > 0, 1 - right, right)
+
+
+def read(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Bilinear values of maps; beyond the centres of the outermost cells they stay what they are there.
+
+    Args:
+        maps: (B, h, w, N), any type.
+        y, x: (B, R) and (B, C) fractions of the maps' height and width.
+
+    Returns:
+        (B, R, C, N), at least float32.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        maps = at_least_float32(maps)
+        down, right = (_weights(at.to(maps.dtype), cells) for at, cells in zip((y, x), maps.shape[1:3], strict=True))
+        return torch.einsum("brh,bhwn,bcw->brcn", down, maps, right)
+
+
+def seen_by(maps: Tensor, theirs: Tensor, ours: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Maps of one view at the cells of another view of the same images.
+
+    Args:
+        maps: (B, h, w, N) of the one view.
+        theirs, ours: (B, 5) crops of the one and of the other view.
+        rows, columns: R and C, cells of the other view's map.
+
+    Returns:
+        (B, R, C, N) at least float32; and (B, R, C) bool, where the centre of the other view's cell lies within the
+        one view.
+    """
+    y, x = in_view(*places(ours, rows, columns), theirs)
+    inside = ((y >= 0) & (y <= 1))[:, :, None] & ((x >= 0) & (x <= 1))[:, None]
+    return read(maps, y, x), inside
+
+
+def _centres(cells: int, like: Tensor) -> Tensor:
+    return (torch.arange(cells, dtype=like.dtype, device=like.device) + 0.5) / cells
+
+
+def _weights(at: Tensor, cells: int) -> Tensor:
+    """(B, R) fractions -> (B, R, cells): linear interpolation between the centres of an axis' cells; rows sum to 1."""
+    position = (at * cells - 0.5).clamp(0, cells - 1)[..., None]
+    return (1 - (position - torch.arange(cells, dtype=at.dtype, device=at.device)).abs()).clamp_min(0)

@@ -1,0 +1,176 @@
+"""Landmarks to heatmaps and back. Points are (x, y); the centre of the top-left cell or pixel is (0, 0)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from facessl.core.precision import at_least_float32
+
+
+def to_heatmap(points: Tensor, image: tuple[int, int], heatmap: tuple[int, int]) -> Tensor:
+    """Pixels of an image -> cells of a heatmap that covers the same square: (p + 0.5) * h / H - 0.5.
+
+    Args:
+        points: (..., 2) x, y in pixels of the image.
+        image, heatmap: height and width of both.
+
+    Returns:
+        (..., 2) x, y in cells.
+    """
+    scale = points.new_tensor([heatmap[1] / image[1], heatmap[0] / image[0]])
+    return (points + 0.5) * scale - 0.5
+
+
+def to_image(points: Tensor, image: tuple[int, int], heatmap: tuple[int, int]) -> Tensor:
+    """Cells of a heatmap -> pixels of the image, the inverse of `to_heatmap`; the same arguments."""
+    return to_heatmap(points, heatmap, image)
+
+
+def gaussian_heatmaps(
+    points: Tensor,
+    size: tuple[int, int],
+    *,
+    sigma: float = 1.25,
+    radius: float | None = 5.0,
+    visible: Tensor | None = None,
+) -> Tensor:
+    """One Gaussian per landmark with height 1 at the landmark itself, which may lie between cells.
+
+    The defaults are FaRL's: sigma is a quarter of the radius, and beyond the radius the map is 0.
+
+    Args:
+        points: (B, K, 2) x, y in cells; those that are not visible may be anything, NaN included.
+        size: height and width of the maps.
+        sigma: standard deviation in cells.
+        radius: distance in cells from which on the map is 0; None: nowhere.
+        visible: (B, K) bool; the maps of the others are 0. None: all are.
+
+    Returns:
+        (B, K, h, w) in float32 or wider, without gradient.
+    """
+    points = at_least_float32(points.detach())
+    if visible is not None:
+        points = points.where(visible.bool()[..., None], torch.inf)  # infinitely far away: 0 everywhere
+    dx = (torch.arange(size[1], device=points.device) - points[..., :1]).square()  # (B, K, w)
+    dy = (torch.arange(size[0], device=points.device) - points[..., 1:]).square()  # (B, K, h)
+    factor = -0.5 / sigma**2
+    maps = (factor * dy).exp()[..., :, None] * (factor * dx).exp()[..., None, :]  # (B, K, h, w)
+    if radius is not None:
+        maps = maps * (dy[..., :, None] + dx[..., None, :] <= radius**2)
+    return maps
+
+
+def shrunk_gaussians(
+    points: Tensor,
+    image: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    sigma: float = 1.5,
+    visible: Tensor | None = None,
+) -> Tensor:
+    """Gaussians that are drawn in the image, cut to a square of 3 sigma, and shrunk bilinearly (STAR's point maps).
+
+    Without a filter, so that at a quarter of the side a cell is the mean of the middle 2x2 of its 4x4 pixels: with
+    sigma 1.5 a map sums to 0.88 and its largest cell is 0.57 on average. Landmarks outside the image are drawn at its
+    edge.
+
+    Differences: the Gaussian's centre is the landmark itself, and not the nearest pixel.
+
+    Args:
+        points: (B, K, 2) x, y in pixels of the image; those that are not visible may be anything, NaN included.
+        image: its height and width.
+        size: height and width of the maps.
+        sigma: standard deviation in pixels.
+        visible: (B, K) bool; the maps of the others are 0. None: all are.
+
+    Returns:
+        (B, K, h, w) in float32 or wider, without gradient.
+    """
+    points = _inside(at_least_float32(points.detach()), image)
+    if visible is not None:
+        points = points.where(visible.bool()[..., None], torch.inf)
+    parts = []
+    for place, length, cells in ((points[..., :1], image[1], size[1]), (points[..., 1:], image[0], size[0])):
+        at = (torch.arange(cells, device=points.device, dtype=points.dtype) + 0.5) * (length / cells) - 0.5
+        left = at.clamp(0, length - 1).floor()
+        share = at.clamp(0, length - 1) - left
+        pair = torch.stack([left, (left + 1).clamp_max(length - 1)])  # (2, cells): the pixels on both sides
+        away = (pair.view(2, *[1] * (place.dim() - 1), cells) - place).abs()
+        drawn = (away.square() * (-0.5 / sigma**2)).exp() * (away <= 3 * sigma)
+        parts.append(drawn[0] + (drawn[1] - drawn[0]) * share)  # (B, K, cells)
+    across, down = parts
+    return down[..., :, None] * across[..., None, :]
+
+
+#: Profile across a line of `edge_heatmaps`: its height, and its standard deviation in pixels of the image.
+LINE_HEIGHT, LINE_SIGMA = 0.65, 0.75
+
+
+def edge_heatmaps(
+    points: Tensor, edges: Sequence[Sequence[int]], image: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """One map per edge: lines one pixel of the image wide, as they are after shrinking to the map (STAR's edge maps).
+
+    STAR's release draws the lines at four times the image's size, averages 4x4 and takes the mean of the middle 2x2
+    pixels of each cell. Here a cell at distance d of the line has LINE_HEIGHT exp(-d^2 / (2 LINE_SIGMA^2)), d in pixels
+    of the image, 0 from 3 LINE_SIGMA on: fitted to 216 edges that were drawn and shrunk, whose sum it meets to 1 % and
+    whose largest cell to 7 %.
+
+    Differences: the pieces are straight, where the release bends them by splines; lines run through the landmarks.
+
+    Args:
+        points: (B, K, 2) x, y in pixels of the image; what lies outside is drawn at its edge.
+        edges: per edge the landmarks that straight pieces join in this order; a closed edge names its first one again.
+        image: its height and width.
+        size: height and width of the maps.
+
+    Returns:
+        (B, E, h, w) in float32 or wider, without gradient.
+    """
+    points = _inside(at_least_float32(points.detach()), image)
+    across, down = image[1] / size[1], image[0] / size[0]
+    x = (torch.arange(size[1], device=points.device, dtype=points.dtype) + 0.5) * across - 0.5
+    y = ((torch.arange(size[0], device=points.device, dtype=points.dtype) + 0.5) * down - 0.5)[:, None]
+    maps = []
+    for edge in edges:
+        ends = points[:, list(edge)]  # (B, n, 2)
+        start, step = ends[:, :-1], ends[:, 1:] - ends[:, :-1]  # (B, n - 1, 2)
+        (sx, sy), (ux, uy) = (p[..., None, None].unbind(2) for p in (start, step))  # each (B, n - 1, 1, 1)
+        dx, dy = x - sx, y - sy  # (B, n - 1, 1, w), (B, n - 1, h, 1)
+        along = (dx * ux + dy * uy) / (ux * ux + uy * uy).clamp_min(1e-6)  # share of the piece at the nearest point
+        along = along.clamp(0, 1)
+        distance = ((dx - along * ux).square() + (dy - along * uy).square()).amin(1)  # (B, h, w), squared
+        profile = LINE_HEIGHT * (distance * (-0.5 / LINE_SIGMA**2)).exp()
+        maps.append(profile * (distance < 9 * LINE_SIGMA**2))
+    return torch.stack(maps, dim=1)
+
+
+def _inside(points: Tensor, image: tuple[int, int]) -> Tensor:
+    """(..., 2) at the nearest place between the centres of the image's first and last pixels."""
+    return points.clamp_min(0).minimum(points.new_tensor([image[1] - 1, image[0] - 1]))
+
+
+def soft_argmax(activations: Tensor, *, epsilon: float = 1e-6) -> Tensor:
+    """Mean position weighted by the activations (FaRL's decoding of sigmoid maps, STAR's of its own).
+
+    Computed about the centre of the map, which is what an empty map gives.
+
+    Args:
+        activations: (B, K, h, w), not negative.
+        epsilon: smallest total that divides.
+
+    Returns:
+        (B, K, 2) x, y in cells, in float32 or wider also under autocast.
+    """
+    kind = torch.promote_types(activations.dtype, torch.float32)
+    columns, rows = (activations.sum(dim, dtype=kind) for dim in (-2, -1))  # (B, K, w), (B, K, h)
+    total = columns.sum(-1).clamp_min(epsilon)  # (B, K)
+    out = []
+    for share in (columns, rows):
+        centre = (share.shape[-1] - 1) / 2
+        cells = torch.arange(share.shape[-1], device=share.device, dtype=share.dtype) - centre
+        out.append((share * cells).sum(-1) / total + centre)
+    return torch.stack(out, dim=-1)

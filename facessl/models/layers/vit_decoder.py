@@ -1,0 +1,109 @@
+"""Decoder of masked autoencoders: visible tokens and mask tokens to pixels of every patch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from facessl.core.errors import CheckpointError, ConfigError
+from facessl.models.layers.attention import choose_attention
+from facessl.models.layers.linear import Linear, choose_products
+from facessl.models.layers.masking import take
+from facessl.models.layers.positions import sincos_positions
+
+
+class MaskedDecoder(nn.Module):
+    """A narrow ViT that fills in what the encoder did not see (He et al., CVPR 2022, section 3 and appendix A.1).
+
+    Pre-norm blocks, MLP ratio 4, fixed sine-cosine positions. Linear layers start Xavier-uniform with zero biases,
+    the mask token normal with deviation 0.02.
+    """
+
+    def __init__(
+        self, in_features: int, *, grid: tuple[int, int], patch: int, width: int, depth: int, heads: int
+    ) -> None:
+        """
+        Args:
+            in_features: C, channels of the encoder's tokens.
+            grid: (h, w), patches of the image; T = h * w.
+            patch: side of a patch in pixels.
+            width: channels of the decoder.
+            depth: number of blocks.
+            heads: attention heads; they must divide `width`.
+
+        Raises:
+            ConfigError: sizes that do not go together.
+        """
+        super().__init__()
+        if width % heads:
+            raise ConfigError(f"decoder width {width} cannot be cut in {heads} heads: give a multiple")
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
+        self.embed = Linear(in_features, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.blocks = nn.Sequential(
+            *(Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+        )
+        choose_attention(self.blocks)
+        choose_products(self.blocks)
+        self.norm = norm(width)
+        self.predict = Linear(width, patch * patch * 3)
+        self.positions: Tensor
+        table = sincos_positions(grid[0], grid[1], width)
+        self.register_buffer("positions", table.float(), persistent=False)  # (T, D), made anew from the sizes
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, latent: Tensor, restore: Tensor) -> Tensor:
+        """Pixels of every patch.
+
+        Args:
+            latent: (B, 1 + K, C), class token and visible patches of the encoder.
+            restore: (B, T) int64, `Mask.restore`.
+
+        Returns:
+            (B, T, patch * patch * 3), in the order of `patchify`.
+        """
+        tokens = self.embed(latent)  # (B, 1 + K, D)
+        hidden = restore.shape[1] + 1 - tokens.shape[1]
+        masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden, -1)
+        patches = take(torch.cat([tokens[:, 1:], masked], dim=1), restore) + self.positions  # (B, T, D)
+        tokens = torch.cat([tokens[:, :1].to(patches.dtype), patches], dim=1)  # the class token has no position
+        out: Tensor = self.predict(self.norm(self.blocks(tokens))[:, 1:])
+        return out
+
+    def load_blocks(self, state: Mapping[str, Any], count: int, path: str) -> None:
+        """Start the first `count` blocks from a checkpoint; the rest stays as it is.
+
+        Args:
+            state: a loaded checkpoint in MAE's layout (`decoder_blocks.0.norm1.weight`, ... under "model" or bare) or
+                one of this library's runs (`decoder.blocks.0...` under "method").
+            count: how many blocks, at most the decoder's.
+            path: where `state` comes from, for the sentence.
+
+        Raises:
+            CheckpointError: a tensor of these blocks is missing or has another shape; it is named.
+        """
+        inner = next((state[key] for key in ("model", "method", "state_dict") if key in state), state)
+        found = {}
+        for name, value in inner.items():
+            match = re.fullmatch(r"(?:module\.)?decoder[._]blocks\.(\d+)\.(.+)", name)
+            if match and int(match[1]) < count:
+                found[f"{match[1]}.{match[2]}"] = value
+        chosen = self.blocks[:count]
+        own = chosen.state_dict()
+        wrong = sorted(own.keys() ^ found.keys()) or sorted(n for n in own if own[n].shape != found[n].shape)
+        if wrong:
+            raise CheckpointError(
+                f"{path} does not fit the first {count} decoder blocks (width {self.mask_token.shape[-1]}): missing, "
+                f"unknown or of another shape: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}"
+            )
+        chosen.load_state_dict(found)

@@ -1,0 +1,240 @@
+"""A frozen network in whose features reconstructions are judged."""
+
+from __future__ import annotations
+
+import re
+import sys
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facessl.core import files
+from facessl.core.errors import CheckpointError, ConfigError, UnknownName
+from facessl.models import vit_files
+from facessl.models.backbone import Backbone
+
+#: The default teacher, MCF's; who publishes it.
+MOCO = "vit-b-300ep.pth.tar"
+MOCO_FROM = (
+    "https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar, see github.com/facebookresearch/moco-v3"
+)
+KINDS = (
+    f"the MoCo v3 checkpoint ({MOCO}), another ViT's .pth, a run folder, a .safetensors of `facessl convert`, "
+    "timm:NAME (pre-trained weights of timm) or random:NAME (random weights)"
+)
+
+
+class Teacher:
+    """Features of a frozen network after some of its blocks.
+
+    No `nn.Module`: it belongs to no state dict, optimiser or batch-norm conversion. The file is read at the first use
+    (or by `load`), so that a trained method can be opened where its teacher is not.
+    """
+
+    def __init__(
+        self, spec: str, *, blocks: tuple[int, ...] | None, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        """
+        Args:
+            spec: `timm:NAME`, `random:NAME`, or the path of a checkpoint, export or run folder.
+            blocks: after which blocks (or stages, for a network without blocks) features are taken, counted from 0;
+                None: four of them at equal distances, the last one included (2, 5, 8, 11 of 12); of a network whose map
+                shrinks (ResNet), the last four stages.
+            mean, std: normalisation of the images it will be given, RGB in 0..1.
+        """
+        self.spec = spec
+        self.blocks = blocks
+        self.mean, self.std = mean, std
+        self.backbone: Backbone | None = None
+
+    def load(self, image_size: int) -> Backbone:
+        """The network, frozen and in evaluation mode, for squares of `image_size` pixels.
+
+        Raises:
+            ConfigError, CheckpointError, UnknownName: it cannot be had, or has not enough blocks.
+        """
+        if self.backbone is None:
+            backbone = load_teacher(self.spec, image_size, self.mean, self.std)
+            backbone.requires_grad_(False).eval()
+            self.indices(backbone)
+            self.backbone = backbone
+        return self.backbone
+
+    def indices(self, backbone: Backbone) -> list[int]:
+        """Blocks after which features are taken."""
+        levels = backbone.model.feature_info
+        count = len(levels)
+        if self.blocks is not None:
+            chosen = list(self.blocks)
+        elif levels[0]["reduction"] < levels[-1]["reduction"]:
+            chosen = list(range(count - 4, count))
+        else:
+            chosen = [count * part // 4 - 1 for part in (1, 2, 3, 4)]
+        if not all(0 <= index < count for index in chosen):
+            raise ConfigError(
+                f"teacher {self.spec} has {count} blocks or stages: give --method.teacher-blocks from 0 to "
+                f"{count - 1}, or a teacher of four or more"
+            )
+        return chosen
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Features of images; gradients pass to `x`.
+
+        Args:
+            x: (B, 3, S, S), normalised by `mean` and `std`.
+
+        Returns:
+            one tensor (B, T, C) per block: prefix tokens (class token), then patches; T cells of a map elsewhere.
+        """
+        backbone = self.load(x.shape[-1])
+        parameter = next(backbone.parameters())
+        if parameter.device != x.device or parameter.dtype != torch.promote_types(x.dtype, torch.float32):
+            backbone.to(x.device, torch.promote_types(x.dtype, torch.float32))
+        return self._features(backbone, self._renormalised(x, backbone))
+
+    def _features(self, backbone: Backbone, x: Tensor) -> list[Tensor]:
+        model: Any = backbone.model
+        found = model.forward_intermediates(
+            x, self.indices(backbone), intermediates_only=True, stop_early=True, output_fmt="NCHW",
+            **({"return_prefix_tokens": True} if backbone.prefix_tokens else {}),
+        )  # fmt: skip
+        if not backbone.prefix_tokens:
+            return [features.flatten(2).transpose(1, 2) for features in found]  # (B, C, h, w) -> (B, hw, C)
+        return [torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1) for patches, prefix in found]
+
+    def _renormalised(self, x: Tensor, backbone: Backbone) -> Tensor:
+        """`x` as the teacher was trained to see it."""
+        if (self.mean, self.std) == (backbone.mean, backbone.std):
+            return x
+        own = zip(self.mean, self.std, backbone.mean, backbone.std, strict=True)
+        scale, shift = zip(*((s / ts, (m - tm) / ts) for m, s, tm, ts in own), strict=True)
+        return x * x.new_tensor(scale).view(1, 3, 1, 1) + x.new_tensor(shift).view(1, 3, 1, 1)
+
+
+def load_teacher(spec: str, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Backbone:
+    """The network that `spec` names, for squares of `image_size` pixels.
+
+    Args:
+        spec: as in `Teacher`.
+        image_size: side in pixels.
+        mean, std: normalisation that a `random:` teacher gets.
+
+    Raises:
+        ConfigError, CheckpointError, UnknownName: one sentence that names `spec`.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "random":
+        return _random(name, image_size, mean, std)
+    if kind == "timm":
+        return _pretrained(name, image_size)
+    path = Path(spec)
+    export = path / "backbone.safetensors" if path.is_dir() else path
+    if not export.is_file():
+        where = f", which its authors publish ({MOCO_FROM})" if export.name == MOCO else ""
+        raise CheckpointError(f"teacher {export} does not exist{where}: give with --method.teacher {KINDS}")
+    backbone = _own(export) if export.suffix == ".safetensors" else _vit(export)
+    if backbone.image_size != image_size and hasattr(backbone.model, "set_input_size"):
+        try:
+            backbone.model.set_input_size(img_size=image_size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"teacher {spec} cannot take images of {image_size} px: {error}") from None
+    return backbone
+
+
+def _random(name: str, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Backbone:
+    """Random weights that depend on the name alone: the same in every process, and after every resume."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(name.encode()))
+        return Backbone(name, image_size=image_size, mean=mean, std=std)  # type: ignore[arg-type]
+
+
+def _pretrained(name: str, image_size: int) -> Backbone:
+    try:
+        backbone = Backbone(name, image_size=image_size, pretrained=True)
+    except (ConfigError, UnknownName) as error:
+        raise ConfigError(f"teacher timm:{name}: {error}") from None
+    except Exception as error:  # the hub's clients share no base class
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ConfigError(
+            f"teacher timm:{name} could not be downloaded ({reason}): try with a network, or give a local file"
+        ) from None
+    settings = backbone.model.pretrained_cfg
+    backbone.mean, backbone.std = tuple(settings["mean"]), tuple(settings["std"])
+    return backbone
+
+
+def _own(path: Path) -> Backbone:
+    """An export of this library."""
+    tensors, card = files.read_safetensors(path)
+    if "timm_name" not in card:
+        raise CheckpointError(
+            f"teacher {path} has no card that says which network it is: `facessl convert {path} --out "
+            "teacher.safetensors` writes one with a card (--name NAME says which timm model it is)"
+        )
+    backbone = Backbone(
+        card["timm_name"],
+        image_size=card["image_size"],
+        mean=tuple(card["mean"]),
+        std=tuple(card["std"]),
+        **card.get("timm_options", {}),
+    )
+    _load(backbone.model, tensors, path)
+    return backbone
+
+
+def _vit(path: Path) -> Backbone:
+    """A ViT under timm's names, bare or as MoCo v3 saves it: its online network under `module.base_encoder.`."""
+    tensors, moco = vit_tensors(files.read(path))
+    try:
+        width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+        cells = tensors["pos_embed"].shape[1] - 1
+    except (KeyError, ValueError):
+        raise CheckpointError(
+            f"teacher {path} holds no ViT under timm's names: give {KINDS}; a file of another model becomes one of "
+            f"these by `facessl convert {path} --out teacher.safetensors`, with --name NAME for other timm models"
+        ) from None
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    heads = vit_files.moco_heads(width) if moco else vit_files.usual_heads(width)
+    ratio = vit_files.mlp_ratio(tensors, width)
+    name, options = vit_files.network(width=width, depth=depth, heads=heads, patch=patch, ratio=ratio)
+    try:
+        backbone = Backbone(name, image_size=round(cells**0.5) * patch, **options)
+    except ConfigError as error:
+        raise CheckpointError(f"teacher {path} describes no ViT that timm can build: {error}") from None
+    _load(backbone.model, tensors, path)
+    if not moco:
+        print(
+            f"teacher {path.name}: guessed: {heads} attention heads, ImageNet's mean and std; where they are others: "
+            f"`facessl convert {path} --heads N --mean '[R, G, B]' --std '[R, G, B]' --out teacher.safetensors`, and "
+            "--method.teacher teacher.safetensors",
+            file=sys.stderr,
+        )
+    return backbone
+
+
+def vit_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
+    """Weights of a ViT without its classifier or projector, and whether the file is MoCo v3's."""
+    inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
+    bare = {str(n).removeprefix("module."): v for n, v in inner.items() if isinstance(v, Tensor)}
+    start = "base_encoder."
+    moco = any(name.startswith(start) for name in bare)
+    if moco:
+        bare = {name.removeprefix(start): value for name, value in bare.items() if name.startswith(start)}
+    unused = re.compile(r"head\.|fc\.|decoder|mask_token")
+    return {n: v for n, v in bare.items() if not unused.match(n)}, moco or vit_files.is_moco(state, bare)
+
+
+def _load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys()) or sorted(n for n in own if own[n].shape != tensors[n].shape)
+    if wrong:
+        raise CheckpointError(
+            f"teacher {path} does not fit the ViT that its shapes describe: missing, unknown or of another shape: "
+            f"{', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}; if it is another model of timm, name it: "
+            f"`facessl convert {path} --name NAME --out teacher.safetensors`, and --method.teacher teacher.safetensors"
+        )
+    model.load_state_dict(tensors)

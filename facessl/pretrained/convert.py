@@ -1,0 +1,55 @@
+"""Any checkpoint that can be loaded -> `backbone.safetensors` and its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from facessl.core import environment, files
+from facessl.core.errors import ConfigError
+from facessl.models.backbone import Backbone
+from facessl.pretrained import load
+
+
+def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
+    """Write the backbone of a checkpoint as safetensors under timm's names, with its card inside and beside (.json).
+
+    Args:
+        path: an authors' checkpoint (`facessl/pretrained/families/`), a run folder, or our .ckpt or .safetensors.
+        out: the .safetensors to write; nothing is overwritten.
+        given: `name`, `heads`, `mean` and `std` of `load.load_backbone`.
+
+    Returns:
+        the card; of an authors' file with `guessed`: what it does not say and nobody gave.
+
+    Raises:
+        CheckpointError, UnknownName, ConfigError: what `load.load_backbone` refuses.
+        ConfigError: `out` is no .safetensors, or it or its card exists.
+    """
+    path, out = Path(path), Path(out)
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out {out} is no .safetensors file: name one, e.g. {out.with_suffix('.safetensors').name}")
+    for file in (out, out.with_suffix(".json")):
+        if file.exists():
+            raise ConfigError(f"{file} exists and is not overwritten: choose another --out, or move it away")
+    backbone, origin = load.open_backbone(path, **given)
+    card = _card(path, backbone, origin)
+    files.write_backbone(out, backbone.model.state_dict(), card)
+    return card
+
+
+def _card(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[str, Any]:
+    """That of the run or export, or one that says whose checkpoint it was."""
+    if origin is not None:
+        method = {"name": origin.family, "authors": origin.authors}
+        source = f"authors' checkpoint {path.name}"
+        card = load.backbone_card(backbone, method=method, source=source, steps=None, commit=environment.commit())
+        return card | {"guessed": sorted(origin.guessed)}
+    export = path / "backbone.safetensors" if path.is_dir() else path
+    if export.suffix == ".safetensors" and export.is_file():
+        return files.read_safetensors(export)[1]
+    state = files.read_run(load.checkpoint_of(path))
+    config = state["config"]
+    return load.backbone_card(
+        backbone, method=config["method"], source=config["source"], steps=state["step"], commit=environment.commit()
+    )

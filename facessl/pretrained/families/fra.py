@@ -1,0 +1,98 @@
+"""Checkpoints of the released FRA (github.com/zaczgao/Facial_Region_Awareness) as `FRA(variant="official")`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from facessl.core.errors import CheckpointError
+from facessl.methods.base import Method
+from facessl.methods.fra import FRA
+from facessl.models.backbone import Backbone
+from facessl.pretrained.families import base
+
+FAMILY = "FRA"
+_NECK = (
+    ("prototype", "proto"),
+    ("projector.layers.", "proj.mlp."),
+    ("local_projector.layers.", "proj_pixel.mlp."),
+    ("region_projector.layers.", "proj_obj.mlp."),
+    ("decoder.project.", "proj_attn.input_proj."),
+    ("decoder.queries.", "proj_attn.query_embed."),
+    ("decoder.mlp.0.", "proj_attn.mask_embed.layers.0."),
+    ("decoder.mlp.2.", "proj_attn.mask_embed.layers.1."),
+    ("decoder.mlp.4.", "proj_attn.mask_embed.layers.2."),
+    ("decoder.norm.", "proj_attn.transformer.decoder.norm."),
+    ("decoder.layers.", "proj_attn.transformer.decoder.layers."),
+)
+#: From our names to the released ones, without DistributedDataParallel's `module.`.
+theirs = base.renamer(
+    (
+        ("backbone.model.", "online_net.backbone."),
+        ("target_backbone.model.", "target_net.backbone."),
+        *((f"heads.{a}", f"online_net.neck.{b}") for a, b in _NECK),
+        *((f"target_heads.{a}", f"target_net.neck.{b}") for a, b in _NECK),
+        ("predictor.layers.", "predictor.mlp."),
+        ("local_predictor.layers.", "predictor_obj.mlp."),
+    ),
+    ((".self_attention.", ".self_attn."), (".cross_attention.", ".multihead_attn.")),
+)
+#: A copy of the online backbone, and a zero that the released loss subtracts; both are checked.
+_ADDED: dict[str, Any] = {"left_out": r"encoder_q\.|center$", "copy": ("encoder_q.", "online_net.backbone.")}
+_LAYERS = "online_net.neck.proj_attn.transformer.decoder.layers."
+
+
+def matches(state: dict[str, Any]) -> bool:
+    """Whether `state`, a loaded checkpoint, is one of the released FRA (with or without its outer dictionary)."""
+    return base.begins(state, r"online_net\.neck\.proj_attn\.")
+
+
+def build(state: dict[str, Any]) -> Method:
+    """The whole method with its heads, as `FRA(variant="official")`.
+
+    Raises:
+        CheckpointError: tensors that are missing, unknown or of another shape (they are named), or a centre that is
+            not zero.
+    """
+    return base.whole_method(lambda: _fresh(state), _tensors(state), theirs, FAMILY, **_ADDED)
+
+
+def build_backbone(state: dict[str, Any]) -> Backbone:
+    """The online backbone with FRA's normalisation; errors as in `build`."""
+    return base.online_backbone(lambda: _fresh(state), _tensors(state), theirs, FAMILY, **_ADDED)
+
+
+def infer(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Backbone and method of a checkpoint, told from the shapes of its tensors.
+
+    Returns:
+        timm's name of the backbone; keywords of `FRA`. The number of attention heads leaves no trace in a shape: 8.
+
+    Raises:
+        CheckpointError: a backbone that is no ResNet-18/34/50/101/152, or a part of FRA that is missing.
+    """
+    found = base.tensors(state)
+    name = base.resnet_name(base.under(found, "online_net.backbone."), FAMILY)
+    queries = base.shape_of(found, "online_net.neck.proj_attn.query_embed.weight", FAMILY, 2)
+    return name, {
+        "variant": "official",
+        "num_regions": queries[0],
+        "decoder_width": queries[1],
+        "decoder_layers": len({n.removeprefix(_LAYERS).split(".")[0] for n in found if n.startswith(_LAYERS)}),
+        "decoder_feed_forward": base.shape_of(found, f"{_LAYERS}0.linear1.weight", FAMILY, 2)[0],
+        "hidden": base.shape_of(found, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0],
+        "dim": base.shape_of(found, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0],
+    }
+
+
+def _fresh(state: dict[str, Any]) -> Method:
+    name, keywords = infer(state)
+    return FRA(Backbone(name, mean=FRA.mean, std=FRA.std), **keywords)
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    found = base.tensors(state)
+    if "center" in found and bool(found["center"].any()):
+        raise CheckpointError("the teacher's centre is not zero: this is not the released training code's output")
+    return found

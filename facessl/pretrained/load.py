@@ -1,0 +1,333 @@
+"""From a path to a network: run folders, our checkpoints and exports, and the authors' files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from facessl.config.parse import from_dict
+from facessl.config.run import RETIRED, RunConfig
+from facessl.core import files, plugins
+from facessl.core.errors import CheckpointError, ConfigError, UnknownName
+from facessl.methods.base import Method
+from facessl.models.backbone import Backbone
+from facessl.pretrained import named
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an authors' file was taken for.
+
+    Attributes:
+        family: module of `facessl/pretrained/families/`.
+        authors: of the file, in words.
+        guessed: what it does not say and nobody gave ("heads", "mean", "std"): in words.
+    """
+
+    family: str
+    authors: str
+    guessed: Mapping[str, str]
+
+
+def build_method(config: RunConfig) -> Method:
+    """A fresh method on a fresh backbone, as `config` says."""
+    arguments = dict(config.method)
+    kind = plugins.find("methods", arguments.pop("name"))
+    backbone = Backbone(
+        config.backbone.name,
+        image_size=config.image_size,
+        mean=config.mean or kind.mean,
+        std=config.std or kind.std,
+        pretrained=config.backbone.pretrained,
+        **config.backbone.options,
+    )
+    return kind(backbone, **arguments)
+
+
+def load_method(path: str | Path) -> Method:
+    """A trained method, heads included, in eval mode.
+
+    Args:
+        path: run folder, its .ckpt, or an authors' checkpoint of a method this library has.
+
+    Raises:
+        CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix == ".ckpt":
+        state = files.read_run(checkpoint_of(path))
+        if "method" not in state["config"]:
+            raise CheckpointError(
+                f"{path} is a run of `facessl finetune` and has no pre-training method: name the run it started from"
+            )
+        method = build_method(_without_downloads(state["config"]))
+        load_exactly(method, state["method"], path)  # type: ignore[arg-type]
+    else:
+        state = files.read(path)
+        family = family_of(path, state)
+        if not hasattr(family, "build"):
+            raise CheckpointError(f"{path} is a checkpoint of {family.FAMILY}, read without heads: use load_backbone")
+        try:
+            method = family.build(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}; {_fix(path, family, state)}") from None
+        _say(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
+    module: nn.Module = method  # type: ignore[assignment]
+    module.eval()
+    return method
+
+
+def load_backbone(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    heads: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> Backbone:
+    """A backbone in eval mode, ready for `backbone(backbone.preprocess(images))`.
+
+    Args:
+        path: run folder, our .ckpt or .safetensors, or an authors' file, whose family is recognised by its keys and
+            told on standard error (`facessl/pretrained/families/`), with what had to be guessed.
+        name: of the timm model whose weights an authors' file holds, where they are of no family.
+        heads: attention heads of an authors' ViT: no shape tells them.
+        mean, std: normalisation that an authors' file wants, RGB in 0..1.
+
+    Raises:
+        CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
+        UnknownName: timm has no model `name`.
+        ConfigError: heads that the network cannot have, or any of these for a run or an export, which know them.
+    """
+    return open_backbone(path, name=name, heads=heads, mean=mean, std=std)[0]
+
+
+def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | None]:
+    """The backbone as `load_backbone` gives it, and what an authors' file was taken for (None for our own)."""
+    path = Path(path)
+    given = {key: value for key, value in given.items() if value is not None}
+    exported = path / "backbone.safetensors" if path.is_dir() else path
+    origin, backbone = None, None
+    if exported.suffix == ".safetensors" and exported.is_file():
+        tensors, info = files.read_safetensors(exported)
+        if "timm_name" in info:
+            backbone = _from_export(exported, tensors, info)
+        else:  # others' files have no card
+            backbone, origin = _from_authors(exported, tensors, given)
+    elif path.is_dir() or path.suffix == ".ckpt":
+        backbone = load_method(path).backbone
+    else:
+        backbone, origin = _from_authors(path, files.read(path), given)
+    if given and origin is None:
+        raise ConfigError(f"{path} knows its network and normalisation itself: leave out {', '.join(given)}")
+    backbone.requires_grad_(False)
+    return backbone.eval(), origin
+
+
+def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
+    """The same weights in a backbone with other timm options, e.g. another `output_stride`.
+
+    Raises:
+        ConfigError: an option that the model does not take, or one that changes its weights.
+    """
+    changed = Backbone(
+        backbone.name,
+        image_size=backbone.image_size,
+        mean=backbone.mean,  # type: ignore[arg-type]
+        std=backbone.std,  # type: ignore[arg-type]
+        **{**backbone.timm_options, **options},
+    )
+    try:
+        changed.model.load_state_dict(backbone.model.state_dict())
+    except RuntimeError:
+        raise ConfigError(
+            f"backbone.options {dict(options)} change the weights of {backbone.name}: leave them out for a trained one"
+        ) from None
+    return changed.eval()
+
+
+def set_image_size(backbone: Backbone, image_size: int) -> None:
+    """Let a backbone take squares of another size; a ViT's position table is interpolated (timm's resampling).
+
+    Raises:
+        ConfigError: the model cannot take that size.
+    """
+    if image_size == backbone.image_size:
+        return
+    if hasattr(backbone.model, "set_input_size"):
+        try:
+            backbone.model.set_input_size(img_size=image_size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"{backbone.name} cannot take images of {image_size} px: {error}") from None
+    backbone.image_size = image_size
+
+
+def card(method: Method, config: RunConfig, *, steps: int, commit: str) -> dict[str, Any]:
+    """What `backbone.json` says: all that is needed to use the weights."""
+    values = dict(config.method)
+    return backbone_card(method.backbone, method=values, source=config.source, steps=steps, commit=commit)
+
+
+def backbone_card(
+    backbone: Backbone, *, method: Mapping[str, Any], source: str, steps: int | None, commit: str
+) -> dict[str, Any]:
+    """The card of any backbone; `steps` is None where they are not known."""
+    return {
+        "format": "facessl-backbone-1",
+        "timm_name": backbone.name,
+        "timm_options": dict(backbone.timm_options),
+        "num_features": backbone.num_features,
+        "image_size": backbone.image_size,
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+        "method": dict(method),
+        "source": source,
+        "steps": steps,
+        "commit": commit,
+    }
+
+
+def _from_export(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Backbone:
+    backbone = Backbone(
+        info["timm_name"],
+        image_size=info["image_size"],
+        mean=tuple(info["mean"]),
+        std=tuple(info["std"]),
+        **info.get("timm_options", {}),
+    )
+    load_exactly(backbone.model, tensors, path)
+    return backbone
+
+
+def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Backbone, Origin]:
+    """The backbone of an authors' file, with `given` as of `load_backbone`."""
+    backbone: Backbone
+    if name := given.get("name"):
+        try:
+            backbone = named.build_backbone(dict(state), name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}; name the model that it was saved from, or get it again") from None
+        tagged = "." in name
+        guessed = {} if tagged else {key: f"timm's {name} {key}" for key in ("mean", "std")}
+        family, authors = "timm", f"timm's {name}"
+    else:
+        module = family_of(path, state)
+        try:
+            backbone = module.build_backbone(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}; {_fix(path, module, state)}") from None
+        guessed = module.guessed(state, backbone) if hasattr(module, "guessed") else {}
+        family, authors = _name(module), module.FAMILY
+    backbone = _as_given(backbone, given)
+    origin = Origin(family, authors, {key: words for key, words in guessed.items() if key not in given})
+    _say(path, origin, backbone, given)
+    return backbone, origin
+
+
+def _as_given(backbone: Backbone, given: Mapping[str, Any]) -> Backbone:
+    """With the attention heads and the normalisation that somebody knows."""
+    if (heads := given.get("heads")) is not None:
+        if not hasattr(backbone.model, "blocks") or not hasattr(backbone.model.blocks[0], "attn"):
+            raise ConfigError(f"heads = {heads} is for ViTs and this file holds a {backbone.name}: leave it out")
+        if heads < 1 or backbone.num_features % heads:
+            raise ConfigError(
+                f"heads = {heads} do not divide the {backbone.num_features} channels of this ViT: give a divisor"
+            )
+        backbone = with_options(backbone, {"num_heads": heads})
+    for key in ("mean", "std"):
+        if key in given:
+            setattr(backbone, key, tuple(float(value) for value in given[key]))
+    return backbone
+
+
+def _name(family: Any) -> str:
+    name: str = family.__name__.rsplit(".", 1)[-1]
+    return name
+
+
+def _fix(path: Path, family: Any, state: Mapping[str, Any]) -> str:
+    """What to do with a file that does not fit its family."""
+    if _name(family) in ("timm", "torchvision"):
+        return _name_it(path, state) + ", else get the file again"
+    return "use the file as its authors published it"
+
+
+def _name_it(path: Path, state: Mapping[str, Any]) -> str:
+    name = state["arch"] if isinstance(state.get("arch"), str) else "NAME"
+    return (
+        f"if it holds another model of timm, name that: `facessl convert {path} --name {name}`, or "
+        f"load_backbone(FILE, name={name!r})"
+    )
+
+
+def family_of(path: Path, state: Mapping[str, Any]) -> Any:
+    """The module of `facessl/pretrained/families` whose checkpoint `state`, read from `path`, is.
+
+    Raises:
+        CheckpointError: of no known kind.
+    """
+    known = plugins.names("pretrained.families")
+    for name in known:
+        family = plugins.module("pretrained.families", name)
+        if family.matches(state):
+            return family
+    keys = ", ".join(list(state)[:4]) or "none"
+    raise CheckpointError(
+        f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys}): {_name_it(path, state)}"
+    )
+
+
+def _say(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any]) -> None:
+    """What a file was taken for and what was guessed, on standard error."""
+    options = ", ".join(f"{key} {value}" for key, value in backbone.timm_options.items())
+    network = f"{backbone.name}{f' ({options})' if options else ''} at {backbone.image_size} px"
+    text = f"{path.name}: a checkpoint of {origin.authors}, {network}"
+    if origin.guessed:
+        words = dict(origin.guessed)
+        if {"mean", "std"} <= words.keys():
+            words["mean"] = f"{words['mean']} and {words.pop('std').rsplit(' ', 1)[-1]}"
+        flags = [f"--{key} {'N' if key == 'heads' else repr('[R, G, B]')}" for key in origin.guessed]
+        flags = [f"--{key} {given[key]}" for key in ("name", "heads") if key in given] + flags
+        text += (
+            f"; guessed: {', '.join(words.values())}; where they are others: "
+            f"`facessl convert {path} {' '.join(flags)}`, or the same of load_backbone"
+        )
+    print(text, file=sys.stderr, flush=True)
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Strict loading with one sentence for what does not fit."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", sorted(shapes))):
+        if keys:
+            shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
+            raise CheckpointError(f"{path} does not fit {type(module).__name__}: {what}: {shown}")
+    module.load_state_dict(state)
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The newest checkpoint of a run folder; a file is itself. Raises CheckpointError where there is none."""
+    if path.is_file():
+        return path
+    last = path / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        raise CheckpointError(f"{path} holds no checkpoints/last.ckpt: give a run folder of `facessl pretrain`")
+    return last
+
+
+def _without_downloads(values: Mapping[str, Any]) -> RunConfig:
+    backbone = {**values["backbone"], "pretrained": False}
+    try:
+        first: frozenset[str] = getattr(plugins.find("methods", values["method"]["name"]), "initial", frozenset())
+        method = {key: value for key, value in values["method"].items() if key not in first}
+        kept = {key: value for key, value in values.items() if key not in RETIRED}
+        return from_dict({**kept, "backbone": backbone, "method": method})
+    except UnknownName as error:
+        raise CheckpointError(f"the checkpoint was written by another version: {error}") from None

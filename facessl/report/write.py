@@ -1,0 +1,230 @@
+"""A run folder as one page to look at, one table to paste and one JSON to read by scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facessl.config.run import flatten
+from facessl.core.errors import ConfigError, UnknownName
+from facessl.core.files import write_atomic
+from facessl.metrics import collapse
+from facessl.report import paper
+from facessl.report.folder import RunFolder, read_run_folder
+from facessl.report.page import comparison_html, markdown, run_html
+from facessl.report.results import task_headline
+
+#: Sharpness below this many times 1/N is called uniform.
+_UNIFORM = 1.05
+
+
+def report(runs: Sequence[str | Path], *, out: str | Path | None = None, compare: str | None = None) -> dict[str, Any]:
+    """`facessl report`: the report of one run, or the reports of several and a page that compares them.
+
+    Args:
+        runs: run folders; with `compare` also files that `facessl probe --out` wrote.
+        out: the page, ending in .html; default `report.html` in the run, `comparison.html` in the first of several.
+        compare: "paper": put published scores beside the measured ones; `paper_table` prints what was found.
+
+    Returns:
+        Headline numbers, ready for JSON: of the run, or `{"runs": [...], "page": ...}`; with `compare` also `paper`,
+        as `facessl.report.paper.compare` gives it.
+
+    Raises:
+        CheckpointError: a folder that is no run, or a file without scores.
+        ConfigError: no run, the same one twice, or a page that does not end in .html.
+        UnknownName: `compare` is something else.
+    """
+    if compare not in (None, "paper"):
+        raise UnknownName("comparison", str(compare), ("paper",))
+    probes = [Path(run) for run in runs if compare and Path(run).is_file()]
+    folders = [run for run in runs if Path(run) not in probes]
+    if not runs:
+        raise ConfigError("report needs at least one run folder")
+    found: dict[str, Any] = {"runs": []}
+    if folders:
+        found = write_report(folders[0], out=out) if len(folders) == 1 else write_comparison(folders, out=out)
+    if compare is None:
+        return found
+    tuned = [(run, paper.of_run(run)) for run in map(read_run_folder, folders)]
+    scored = [own for _, own in tuned if own] + [paper.of_file(path) for path in probes]
+    beside = paper.compare(scored)
+    without = [f"{run.name}: no scores on a test part to compare." for run, own in tuned if own is None]
+    return {**found, "paper": {**beside, "notes": [*beside["notes"], *without]}}
+
+
+def paper_table(found: Mapping[str, Any]) -> str:
+    """What `report(..., compare="paper")` found beside published scores, as Markdown."""
+    return paper.table(found["paper"])
+
+
+def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
+    """Write `report.html`, `report.md` and `report.json` of a run.
+
+    The page is self-contained (pictures and curves inside, no script, nothing fetched) and readable in dark
+    and light. What the folder lacks is named in its section.
+
+    Args:
+        run: run folder, finished or not.
+        out: the page, ending in .html; the other two go beside it. Default: in the run.
+
+    Returns:
+        The headline numbers of report.json.
+
+    Raises:
+        CheckpointError: no run folder, or a file that cannot be written.
+        ConfigError: `out` does not end in .html.
+    """
+    folder = read_run_folder(run)
+    page = _page_path(out, folder.path / "report.html")
+    numbers = headline(folder)
+    write_atomic(page, run_html(folder, numbers, paper.section([folder])).encode())
+    write_atomic(page.with_suffix(".md"), markdown([folder], [numbers]).encode())
+    write_atomic(page.with_suffix(".json"), _json(numbers))
+    return numbers
+
+
+def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[str, Any]:
+    """Write the report of each run, and one page, table and JSON that compare them.
+
+    Args:
+        runs: run folders, two or more.
+        out: the page, ending in .html; default `comparison.html` in the first run.
+
+    Returns:
+        `{"runs": [headline of each], "page": path}`.
+
+    Raises:
+        CheckpointError: a folder that is no run, or a file that cannot be written.
+        ConfigError: the same folder twice, or `out` does not end in .html.
+    """
+    folders = [read_run_folder(run) for run in runs]
+    places = [folder.path.resolve() for folder in folders]
+    twice = [place for i, place in enumerate(places) if place in places[:i]]
+    if twice:
+        raise ConfigError(f"{twice[0]} is named twice: name each run once")
+    page = _page_path(out, folders[0].path / "comparison.html")
+    numbers = [write_report(folder.path) for folder in folders]
+    beside = paper.section(folders)
+    write_atomic(page, comparison_html(folders, numbers, differing_settings(folders), beside).encode())
+    write_atomic(page.with_suffix(".md"), markdown(folders, numbers).encode())
+    result = {"runs": numbers, "page": str(page)}
+    write_atomic(page.with_suffix(".json"), _json(result))
+    return result
+
+
+def headline(run: RunFolder) -> dict[str, Any]:
+    """What a reader wants first; None where the run does not know it.
+
+    Keys: run, backbone, source, image_size, batch_size, steps, epochs, images, images_per_second (median over the log
+    lines), data_wait (share of the time, median), seconds, loss_first, loss, collapse (sentences; empty where there is
+    none; None where nothing was measured), notes (sentences on what is odd but no collapse), skipped (images),
+    finished, commit; of a fine-tuning run also those of `facessl.report.results.task_headline`; of a pre-training run
+    also method, knn_first and knn (`accuracy`, `mean_class_accuracy`, `interval` of the accuracy), monitors_first and
+    monitors (the other monitors by name).
+    """
+    if run.tuned:
+        return {"run": run.name, **task_headline(run), **_common(run), "collapse": None, "notes": []}
+    # "embedding_std", not "monitor/embedding_std"
+    watched = [c.removeprefix("monitor/") for c in run.table if c.startswith("monitor/")]
+    plain = [name for name in watched if not name.startswith("knn_")]
+    first = {name: run.first(f"monitor/{name}") for name in plain}
+    last = {name: run.last(f"monitor/{name}") for name in plain}
+    known = {name: value for name, value in last.items() if value is not None}
+    return {
+        "run": run.name,
+        "method": run.setting("method.name"),
+        **_common(run),
+        "knn_first": _knn(run, 0),
+        "knn": _knn(run, -1),
+        "monitors_first": first,
+        "monitors": last,
+        "collapse": collapse.verdicts(known) if _measured_trained(run, known) else None,
+        "notes": _notes(run, known),
+    }
+
+
+def _common(run: RunFolder) -> dict[str, Any]:
+    """The numbers of every kind of run."""
+    steps = run.last("step")
+    return {
+        "backbone": run.setting("backbone.name"),
+        "source": run.setting("source"),
+        "image_size": run.setting("image_size"),
+        "batch_size": run.setting("batch_size"),
+        "steps": None if steps is None else int(steps),
+        "epochs": run.last("epoch"),
+        "images": run.last("images"),
+        "images_per_second": _median(run, "images_per_second"),
+        "data_wait": _median(run, "data_wait"),
+        "seconds": run.last("seconds"),
+        "loss_first": run.first("loss"),
+        "loss": run.last("loss"),
+        "skipped": len(run.skipped),
+        "finished": run.status.get("finished"),
+        "commit": run.environment.get("commit") or None,
+    }
+
+
+def differing_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
+    """Settings in which runs differ: dotted name -> value in each run (None where it has none)."""
+    settings = [flatten(run.config) for run in runs]
+    names = dict.fromkeys(name for values in settings for name in values if name not in ("out", "resume"))
+    rows = {name: [values.get(name) for values in settings] for name in names}
+    return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
+
+
+def _knn(run: RunFolder, position: int) -> dict[str, Any] | None:
+    """k-NN numbers at one end of the run: position 0 is the first measurement, -1 the last."""
+    steps, accuracy = run.series("monitor/knn_accuracy")
+    if not len(accuracy):
+        return None
+    columns = {
+        name: run.series(f"monitor/knn_{name}")[1] for name in ("mean_class_accuracy", "accuracy_low", "accuracy_high")
+    }
+    low, high = columns["accuracy_low"], columns["accuracy_high"]
+    per_class = columns["mean_class_accuracy"]
+    return {
+        "step": int(steps[position]),
+        "accuracy": float(accuracy[position]),
+        "mean_class_accuracy": float(per_class[position]) if len(per_class) else None,
+        "interval": [float(low[position]), float(high[position])] if len(low) and len(high) else None,
+    }
+
+
+def _measured_trained(run: RunFolder, watched: Mapping[str, float]) -> bool:
+    """Whether anything was measured after the first step: an untrained network has nothing to collapse."""
+    return any(run.series(f"monitor/{name}")[0][-1] > 0 for name in watched)
+
+
+def _notes(run: RunFolder, watched: dict[str, float]) -> list[str]:
+    sharp = watched.get("sharpness")
+    if run.regions and sharp is not None and sharp < _UNIFORM / run.regions:
+        return [
+            f"the regions are uniform: the largest of {run.regions} takes {sharp:.3f} of a pixel on average, and "
+            f"{1 / run.regions:.3f} is what regions take that tell nothing apart (--config fra/regions has "
+            "settings for sharp ones)"
+        ]
+    return []
+
+
+def _median(run: RunFolder, column: str) -> float | None:
+    values = run.series(column)[1]
+    # The first window of a run pays for start-up, compilation and cold caches.
+    values = values[1:] if len(values) > 2 else values
+    return float(np.median(values)) if len(values) else None
+
+
+def _page_path(out: str | Path | None, default: Path) -> Path:
+    page = default if out is None else Path(out)
+    if page.suffix != ".html":
+        raise ConfigError(f"cannot write the report to {page}: the name must end in .html")
+    return page
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"

@@ -1,0 +1,92 @@
+"""Perceptual hash of an image, and the search for images whose hashes are near."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+
+import cv2
+import numpy as np
+
+from facessl.core.errors import ConfigError
+
+BITS = 64
+#: Largest distance that is searched: bands of 64 / 11 bits still leave out most of the images.
+MAX_DISTANCE = 10
+_SIDE, _KEPT = 32, 8
+
+
+def _cosines() -> np.ndarray:
+    """(8, 32) float32: frequencies 1 .. 8 of the DCT-II of 32 values; their scale does not matter to the signs."""
+    k, n = np.arange(1, _KEPT + 1)[:, None], np.arange(_SIDE)[None]
+    return np.cos(np.pi * k * (2 * n + 1) / (2 * _SIDE)).astype(np.float32)
+
+
+_DCT = _cosines()
+_PLACES = np.uint64(1) << np.arange(BITS, dtype=np.uint64)
+
+
+def phash(image: np.ndarray) -> int:
+    """64-bit perceptual hash of an image, (H, W, 3) uint8 RGB.
+
+    The DCT hash of the pHash library (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions,
+    2010): grey, 32 x 32 pixels, two-dimensional DCT-II, the coefficients of the frequencies 1 .. 8 along both axes
+    (without the constant ones), a bit for each that lies above their median. The library's 7 x 7 mean filter is left
+    out, because shrinking by area means is one. Resizing, JPEG and brightness change few of the bits; cropping, turning
+    and mirroring change many.
+
+    As half of the bits are set, two hashes differ in an even number. Among 23,000 faces of three public collections the
+    nearest other one was at 2 bits for 0.5 %, at 4 for 0.2 % and at 10 to 16 for 88 %; the pixels of the pairs had
+    median correlations of 0.99 at 2 bits, 0.98 at 4, and 0.78 at 6. So up to 4 bits are copies, and few of more are.
+    """
+    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    low = (_DCT @ grey.astype(np.float32) @ _DCT.T).ravel()  # (64,)
+    return int(_PLACES[low > np.median(low)].sum())
+
+
+class Near:
+    """Hashes in the order in which they were added, and which of them lies within a distance of another.
+
+    Two hashes that differ in at most d bits agree in at least one of d + 1 bands of the 64 bits, so only hashes with an
+    equal band are compared. Memory: about 12 (d + 1) bytes per hash.
+    """
+
+    def __init__(self, distance: int) -> None:
+        """
+        Args:
+            distance: largest number of bits that near hashes differ in.
+
+        Raises:
+            ConfigError: it is not from 0 to `MAX_DISTANCE`.
+        """
+        if not 0 <= distance <= MAX_DISTANCE:
+            raise ConfigError(f"near-duplicates within {distance} bits cannot be searched: use 0 to {MAX_DISTANCE}")
+        self.distance = distance
+        edges = [BITS * band // (distance + 1) for band in range(distance + 2)]
+        self._bands = [(low, (1 << (high - low)) - 1) for low, high in itertools.pairwise(edges)]
+        # By band and its value: hashes, and what each belongs to.
+        self._hashes: list[dict[int, array[int]]] = [{} for _ in self._bands]
+        self._owners: list[dict[int, array[int]]] = [{} for _ in self._bands]
+
+    def find(self, value: int) -> tuple[int, int] | None:
+        """(owner, distance) of the nearest hash within the distance, the smallest owner of several; None: no such."""
+        best: tuple[int, int] | None = None
+        for (low, mask), hashes, owners in zip(self._bands, self._hashes, self._owners, strict=True):
+            bucket = hashes.get(value >> low & mask)
+            if bucket is None:
+                continue
+            apart = np.bitwise_count(np.frombuffer(bucket, np.uint64) ^ np.uint64(value))
+            at = int(apart.argmin())  # the first of several
+            found = (int(apart[at]), owners[value >> low & mask][at])
+            if found[0] <= self.distance and (best is None or found < best):
+                best = found
+        return None if best is None else (best[1], best[0])
+
+    def add(self, value: int, owner: int) -> None:
+        """Remember a hash; owners must rise."""
+        for (low, mask), hashes, owners in zip(self._bands, self._hashes, self._owners, strict=True):
+            band = value >> low & mask
+            if band not in hashes:
+                hashes[band], owners[band] = array("Q"), array("I")
+            hashes[band].append(value)
+            owners[band].append(owner)

@@ -1,0 +1,125 @@
+"""What a run measures about itself while it trains. Nothing here changes the weights or the random state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facessl.core.files import write_png
+from facessl.core.types import Progress
+from facessl.data.source import Source
+from facessl.data.splits import at_most, split_source
+from facessl.evaluation.protocols.knn import knn
+from facessl.inference.regions import region_picture, sample_images
+from facessl.metrics.collapse import effective_rank, embedding_std
+from facessl.metrics.regions import (
+    image_information,
+    position_information,
+    sharpness,
+    usage_entropy,
+    winning_regions,
+)
+from facessl.views.geometric import resize
+from facessl.views.normalise import normalise
+
+Monitor = Callable[[Any, Progress], dict[str, float]]
+
+
+def build(
+    source: Source,
+    *,
+    images: int,
+    image_size: int,
+    knn_source: str | None,
+    knn_test: str | None,
+    knn_images: int,
+    folder: Path | None,
+    precision: str = "fp32",
+) -> dict[str, Monitor]:
+    """The monitors of a run by name; each is called as `monitor(method, progress)` in eval mode without gradients.
+
+    Args:
+        source: the training source; `images` of it, fixed for the run, give spread and region usage.
+        image_size: side in pixels of the monitored images.
+        knn_source, knn_test, knn_images: labelled source of the k-NN monitor; None: no such monitor.
+        folder: where region pictures of each measurement go; None: nowhere.
+        precision: of the k-NN embeddings.
+    """
+    squares = sample_images(source, count=images, size=image_size)
+    monitors: dict[str, Monitor] = {"spread": _Spread(squares), "regions": _Regions(squares, folder)}
+    if knn_source is not None:
+        parts = [at_most(part, knn_images) for part in split_source(knn_source, knn_test)]
+        monitors["knn"] = _KNN(parts[0], parts[1], precision)
+    return monitors
+
+
+class _Spread:
+    """Standard deviation and effective rank of the embeddings of fixed images."""
+
+    def __init__(self, squares: np.ndarray) -> None:
+        self.squares = squares
+
+    def __call__(self, method: Any, progress: Progress) -> dict[str, float]:
+        embeddings = torch.cat([method.backbone(x) for x in _batches(method, self.squares)]).float()  # (M, C)
+        return {
+            "embedding_std": float(embedding_std(embeddings)),
+            "effective_rank": float(effective_rank(embeddings)),
+        }
+
+
+class _Regions:
+    """Use, sharpness and kind of the heatmaps of fixed images, and a small picture of them."""
+
+    def __init__(self, squares: np.ndarray, folder: Path | None, rows: int = 4, cell: int = 64) -> None:
+        self.squares = squares
+        self.folder = folder
+        self.rows = rows
+        self.cell = cell
+
+    def __call__(self, method: Any, progress: Progress) -> dict[str, float]:
+        if getattr(method, "heatmaps", None) is None or not getattr(method, "has_regions", True):
+            return {}
+        maps = torch.cat([method.heatmaps(x).float() for x in _batches(method, self.squares)])  # (M, N, h, w)
+        if self.folder is not None:
+            shown = np.stack([resize(image, self.cell) for image in self.squares[: self.rows]])
+            picture = region_picture(shown, maps[: self.rows].cpu())
+            write_png(self.folder / f"step-{progress.step:08d}.png", picture)
+        return {
+            "usage_entropy": float(usage_entropy(maps)),
+            "sharpness": float(sharpness(maps)),
+            "winning_regions": float(winning_regions(maps)),
+            "image_information": float(image_information(maps)),
+            "position_information": float(position_information(maps)),
+        }
+
+
+class _KNN:
+    """k-NN accuracy on labelled images."""
+
+    def __init__(self, train: Source, test: Source, precision: str) -> None:
+        self.train = train
+        self.test = test
+        self.precision = precision
+
+    def __call__(self, method: Any, progress: Progress) -> dict[str, float]:
+        result = knn(method.backbone, self.train, self.test, k=min(20, len(self.train)), precision=self.precision)
+        low, high = result.accuracy_interval
+        return {
+            "knn_accuracy": result.accuracy,
+            "knn_accuracy_low": low,
+            "knn_accuracy_high": high,
+            "knn_mean_class_accuracy": result.mean_class_accuracy,
+        }
+
+
+def _batches(method: Any, squares: np.ndarray, size: int = 64) -> list[Tensor]:
+    """Normalised (<= 64, 3, S, S) pieces of (M, S, S, 3) uint8 squares, on the method's device."""
+    backbone = method.backbone
+    device = next(backbone.parameters()).device
+    pieces = [torch.from_numpy(squares[i : i + size]).permute(0, 3, 1, 2) for i in range(0, len(squares), size)]
+    return [normalise(p.to(device), backbone.mean, backbone.std) for p in pieces]

@@ -1,0 +1,212 @@
+"""Optimisers, parameter groups and learning-rate schedules, of pre-training and of fine-tuning."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from facessl.config.finetune import TuneOptim
+from facessl.config.run import OptimConfig
+from facessl.core.errors import UnknownName
+from facessl.models.backbone import Backbone
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum and layer-wise adaptive rates (You et al. 2017, arXiv:1708.03888, as BYOL uses it).
+
+    For a tensor w with gradient g, both of non-zero norm, the update direction is
+
+        d = trust * |w| / |g + weight_decay * w| * (g + weight_decay * w)
+
+    and 1 * (g + weight_decay * w) otherwise; then v <- momentum * v + d, w <- w - lr * v. Groups with
+    `adapt=False` (biases, norms, one-dimensional parameters) take plain momentum steps. Nothing is read back from the
+    device. On a GPU all tensors of a group are updated together, to launch few kernels (one per tensor remains: torch
+    multiplies by rates that stay on the device one at a time); on a CPU one after the other, while they are in its
+    caches. Both give the same numbers.
+
+    Differences from the optimiser in FRA's release: there the denominator is |g| + weight_decay * |w| + 1e-8, the
+    learning rate is inside the momentum buffer, a tensor of zero norm does not move, and exclusion goes by names, so
+    that the batch norms of the heads and layer norms are decayed and adapted; here they are not.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+    ) -> None:
+        super().__init__(
+            params,
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True},
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(group, params)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        if params[0].device.type == "cpu":
+            for parameter in params:
+                self._update_together(group, [parameter])
+        else:
+            self._update_together(group, params)
+
+    def _update_together(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        grads = [p.grad for p in params if p.grad is not None]
+        directions = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+        if group["adapt"]:
+            weight_norm = torch.stack(torch._foreach_norm(params))  # (P,)
+            update_norm = torch.stack(torch._foreach_norm(directions))  # (P,)
+            ratio = torch.where(
+                (weight_norm > 0) & (update_norm > 0),
+                group["trust"] * weight_norm / update_norm,
+                torch.ones_like(weight_norm),
+            )
+            torch._foreach_mul_(directions, list(ratio.unbind()))
+        fresh = [p for p in params if "momentum" not in self.state[p]]
+        for p in fresh:
+            self.state[p]["momentum"] = torch.zeros_like(p)
+        velocity = [self.state[p]["momentum"] for p in params]
+        torch._foreach_mul_(velocity, group["momentum"])
+        torch._foreach_add_(velocity, directions)
+        torch._foreach_add_(params, velocity, alpha=-group["lr"])
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: weights, and those without decay and adaptation.
+
+    The second group holds biases, the parameters of norms of every kind (batch, layer, group, instance, RMS) and
+    everything else of one dimension or none.
+    """
+    plain: list[Tensor] = []
+    decayed: list[Tensor] = []
+    seen: set[int] = set()
+    for owner in module.modules():
+        is_norm = "norm" in type(owner).__name__.lower()
+        for name, parameter in owner.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            excluded = is_norm or parameter.ndim <= 1 or name == "bias"
+            (plain if excluded else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "adapt": True},
+        {"params": plain, "weight_decay": 0.0, "adapt": False},
+    ]
+    return [g for g in groups if g["params"]]
+
+
+def build_optimizer(module: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
+    """The optimiser of a run; `lr` is the derived (scaled) peak learning rate."""
+    groups = parameter_groups(module, optim.weight_decay)
+    if optim.name == "lars":
+        return LARS(groups, lr=lr, momentum=optim.momentum, trust=optim.trust)
+    for group in groups:
+        del group["adapt"]
+    return torch.optim.AdamW(groups, lr=lr, betas=optim.betas, fused=fused_on_cpu(groups))
+
+
+def fused_on_cpu(groups: list[dict[str, Any]]) -> bool | None:
+    """`fused` of torch's Adam and AdamW for these parameter groups: True on a CPU, else torch's choice.
+
+    torch's choice on a CPU is a loop with a temporary per operation, five times as slow. On a GPU it stays: with the
+    fused kernel fp16's loss scaling and gradient clipping exclude one another.
+    """
+    return True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
+
+
+def warmup_cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int, final: float = 0.0) -> float:
+    """Learning rate of a step (0 = the first): linear from peak / warmup_steps to peak, then half a cosine to
+    `final` * peak at total_steps."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+def build_tuning_optimizer(task: nn.Module, optim: TuneOptim) -> torch.optim.Optimizer:
+    """The optimiser of a fine-tuning run.
+
+    Every group carries `lr_scale`, its learning rate over `optim.lr`: of the longest name in `optim.lrs` that the
+    parameter's begins with and, in the backbone, `optim.layer_decay` to the power of its layer's distance from the end.
+
+    Args:
+        task: its children are the parts: `backbone`, `head`.
+        optim: settings.
+
+    Raises:
+        UnknownName: `optim.lrs` names no module of the task.
+    """
+    scales = _scales(task, optim)
+    groups: list[dict[str, Any]] = []
+    for group in parameter_groups(task, optim.weight_decay):
+        del group["adapt"]
+        if optim.decay_norms:
+            group["weight_decay"] = optim.weight_decay
+        for scale in sorted({scales[id(p)] for p in group["params"]}):
+            chosen = [p for p in group["params"] if scales[id(p)] == scale]
+            groups.append({**group, "params": chosen, "lr_scale": scale})
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
+    if optim.name == "adam":  # weight decay inside the gradient, as its published users have it
+        return torch.optim.Adam(groups, lr=optim.lr, betas=optim.betas, fused=fused_on_cpu(groups))
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused_on_cpu(groups))
+
+
+def _scales(task: nn.Module, optim: TuneOptim) -> dict[int, float]:
+    """Learning rate of each parameter, by its id, over `optim.lr`."""
+    modules = dict(task.named_modules())
+    for name in optim.lrs:
+        if name not in modules:
+            raise UnknownName("part of the task (optim.lrs)", name, [n for n in modules if n and n.count(".") < 2])
+    depth: dict[int, int] = {}
+    backbone = modules.get("backbone")
+    if isinstance(backbone, Backbone) and optim.layer_decay < 1:
+        layers = group_parameters(backbone.model, backbone.model.group_matcher(coarse=False), reverse=True)
+        last = max(layers.values())
+        depth = {id(p): last - layers[name] for name, p in backbone.model.named_parameters()}
+    scales = {}
+    for name, parameter in task.named_parameters():
+        own = max((part for part in optim.lrs if name.startswith(part + ".")), key=len, default=None)
+        rate = optim.lr if own is None else optim.lrs[own]
+        scales[id(parameter)] = rate / optim.lr * optim.layer_decay ** depth.get(id(parameter), 0)
+    return scales
+
+
+def schedule(optim: TuneOptim, *, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Learning rate by optimiser step (0 = the first).
+
+    The warm-up is linear. `cosine` ends at `final_lr`; `step` and `exponential` count whole epochs, warm-up included.
+    """
+    warmup = min(round(optim.warmup_epochs * steps_per_epoch), total_steps)
+    milestones = sorted(round(m * steps_per_epoch) for m in optim.milestones)
+    final = optim.final_lr / optim.lr
+
+    def rate(step: int) -> float:
+        if optim.schedule == "cosine" or step < warmup:
+            return warmup_cosine(step, peak=optim.lr, warmup_steps=warmup, total_steps=total_steps, final=final)
+        if optim.schedule == "step":
+            return optim.lr * optim.gamma ** bisect.bisect_right(milestones, step)
+        if optim.schedule == "exponential":
+            return optim.lr * optim.gamma ** math.floor(step / steps_per_epoch)
+        return optim.lr
+
+    return rate

@@ -1,0 +1,354 @@
+"""The one training loop, on Lightning Fabric. It knows no method: a method gives `step` and `after_step`.
+
+Order of a run: for each optimiser step, take the next batch -> photometric views on the device -> `step` of each
+micro-batch -> backward -> optimiser -> `after_step` -> log, measure, save where due.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from facessl.core import files
+from facessl.core.errors import TrainingError
+from facessl.core.types import Batch, Progress
+from facessl.data.prefetch import Prefetcher
+from facessl.data.workers import worker_death
+from facessl.methods.base import Method
+from facessl.training import fsdp
+from facessl.training.metrics_log import MetricsLog
+from facessl.training.progress import ProgressLine
+from facessl.training.stopping import Stopping
+
+Monitor = Callable[[Any, Progress], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Derived numbers of a run, all in optimiser steps.
+
+    Attributes:
+        total_steps: length of the schedule.
+        steps_per_epoch: None where the source has no length.
+        batch_size: images of one step over all ranks.
+        learning_rate: step -> learning rate.
+        peak: its largest value, reached after `warmup_steps`.
+        accumulate: micro-batches per step.
+        clip_grad: largest gradient norm, 0 = no clipping.
+        log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is
+            always logged.
+        max_seconds: stop with a checkpoint after so long; None = never.
+        max_bad: unreadable images above which the run stops; None = no limit.
+    """
+
+    total_steps: int
+    steps_per_epoch: int | None
+    batch_size: int
+    learning_rate: Callable[[int], float]
+    accumulate: int = 1
+    clip_grad: float = 0.0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    monitor_every: int = 500
+    max_seconds: float | None = None
+    max_bad: int | None = None
+    peak: float = 0.0
+    warmup_steps: int = 0
+
+
+@dataclass
+class _Window:
+    """What was gathered since the last log line."""
+
+    terms: list[dict[str, Tensor]] = field(default_factory=list)
+    first_step: int = 0
+    waited: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Trainer:
+    """Runs a method to the end of its plan; `fit` returns True when the end was reached."""
+
+    def __init__(
+        self,
+        *,
+        fabric: Fabric,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        photometric: Callable[[Batch], Batch],
+        plan: Plan,
+        folder: Path,
+        config: Mapping[str, Any],
+        monitors: Mapping[str, Monitor],
+        on_measured: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    ) -> None:
+        self.fabric = fabric
+        self.method = method
+        self.optimizer = optimizer
+        self.photometric = photometric
+        self.plan = plan
+        self.folder = folder
+        self.config = config
+        self.monitors = monitors
+        self.on_measured = on_measured
+        self.step = 0
+        self.skipped: dict[str, str] = {}
+        self._stopping = Stopping(fabric.device, fabric.world_size)
+        self._log = MetricsLog(folder) if fabric.is_global_zero else None
+        self._wrapped, self._optimizer = fabric.setup(method, optimizer)  # type: ignore[arg-type]
+        self._wrapped.mark_forward_method("step")
+
+    # ---- state -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything a run needs to go on to the bit, as tensors and plain values (collective call)."""
+        rngs = [_rng_state()]
+        if self.fabric.world_size > 1:
+            rngs = [None] * self.fabric.world_size  # type: ignore[list-item]
+            torch.distributed.all_gather_object(rngs, _rng_state())
+        return {
+            "method": fsdp.whole(self.method.state_dict()),  # type: ignore[attr-defined]
+            "optimizer": fsdp.whole(self.optimizer.state_dict()),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "rng": rngs,
+            "config": dict(self.config),
+            "skipped": [list(item) for item in self.skipped.items()],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state` of a run with the same configuration (collective call)."""
+        fsdp.load_module(self.method, state["method"])  # type: ignore[arg-type]
+        fsdp.load_optimizer(self.optimizer, state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.step = int(state["step"])
+        self.skipped = dict(state["skipped"])
+        if len(state["rng"]) == self.fabric.world_size:
+            _set_rng_state(state["rng"][self.fabric.global_rank])
+        if self._log is not None:
+            self._log.cut_after(self.step)
+            self._log.restart_skipped(self.skipped)
+
+    # ---- loop --------------------------------------------------------------------------------------------------
+
+    def fit(self, batches: Iterator[Batch]) -> bool:
+        """Train from the current step to the end of the plan, or to a stop signal or the time limit.
+
+        Raises:
+            TrainingError: a loss term is not finite, or too many images are unreadable. The last checkpoint stays.
+        """
+        began = time.perf_counter()
+        if self.step == 0 and self._log is not None:  # a run that was stopped before its first checkpoint begins again
+            self._log.cut_after(-1)
+            self._log.restart_skipped(self.skipped)
+        window = _Window(first_step=self.step)
+        ready = Prefetcher(batches, self.fabric.device, self.photometric)
+        with self._stopping, ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
+            if self.step == 0:
+                self._measure()
+                window.started = time.perf_counter()
+            self._stopping.agree(at_once=True)  # a signal may have come while images were scored
+            while self.step < self.plan.total_steps and self._stopping.reason is None:
+                try:
+                    self._one_step(ready, window)
+                except RuntimeError as error:  # torch reports a dead loader worker in whatever was running
+                    raise worker_death(error) or error from None
+                if self.step % self.plan.log_every == 0 or self.step in (1, self.plan.total_steps):
+                    line.update(self.step, self._write_window(window))
+                    window = _Window(first_step=self.step)
+                elif line.due():  # of this rank alone: a reduction would have to be agreed on
+                    line.update(self.step, self._local_row(window))
+                last = self.step == self.plan.total_steps
+                if self.plan.monitor_every and (self.step % self.plan.monitor_every == 0 or last):
+                    self._measure()
+                    window.started, window.waited = time.perf_counter(), 0.0
+                    window.terms, window.first_step = [], self.step
+                if self.plan.max_seconds and time.perf_counter() - began > self.plan.max_seconds:
+                    self._stopping.ask("time limit")
+                self._stopping.agree()
+                due = self.plan.checkpoint_every and self.step % self.plan.checkpoint_every == 0
+                if due or last or self._stopping.reason:
+                    self._check_finite(window)
+                    self.save()
+        if self._log is not None:
+            self._log.close()
+        return self.step >= self.plan.total_steps
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why `fit` ended before the plan did; None if it did not."""
+        return self._stopping.reason
+
+    def _one_step(self, batches: Prefetcher, window: _Window) -> None:
+        waited = batches.waited
+        batch = next(batches)
+        window.waited += batches.waited - waited
+        self.note_skipped(batch.skipped)
+        rate = self.plan.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        size = len(batch) // self.plan.accumulate
+        gathered: dict[str, Tensor] = {}
+        for part in range(self.plan.accumulate):
+            piece = batch if self.plan.accumulate == 1 else batch.slice(part * size, (part + 1) * size)
+            with self.fabric.no_backward_sync(self._wrapped, enabled=part + 1 < self.plan.accumulate):
+                # Without a strategy that wraps the module (one process), Fabric runs `step` outside its precision.
+                with self.fabric.autocast():
+                    result = self._wrapped.step(piece, self.progress)
+                self.fabric.backward(result.loss / self.plan.accumulate)
+            for name, value in {"loss": result.loss.detach(), **result.logs}.items():
+                gathered[name] = gathered.get(name, 0) + value.float() / self.plan.accumulate
+        window.terms.append(gathered)
+        if self.fabric.device.type == "cpu":
+            self._check_finite(window, only_last=True)
+        if self.plan.clip_grad:
+            norm = self.fabric.clip_gradients(
+                self._wrapped, self._optimizer, max_norm=self.plan.clip_grad, error_if_nonfinite=False
+            )
+            gathered["grad_norm"] = fsdp.whole(norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(self.progress)  # the k-th update (from 0) has the momentum of k / total, as in BYOL
+        self.step += 1
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands now."""
+        return self._progress_at(self.step)
+
+    def _progress_at(self, step: int) -> Progress:
+        epoch = step // self.plan.steps_per_epoch if self.plan.steps_per_epoch else 0
+        return Progress(step=step, total_steps=self.plan.total_steps, epoch=epoch)
+
+    # ---- logging, measuring, saving ------------------------------------------------------------------------------
+
+    def _local_row(self, window: _Window) -> dict[str, float]:
+        """Loss and speed since the last log line, for the progress line."""
+        if not window.terms:
+            return {}
+        loss = torch.stack([terms["loss"] for terms in window.terms]).mean()
+        return {"loss": float(loss), **self._speed(window)}
+
+    def _speed(self, window: _Window) -> dict[str, float]:
+        seconds = max(time.perf_counter() - window.started, 1e-9)
+        images = len(window.terms) * self.plan.batch_size
+        return {"images_per_second": images / seconds, "data_wait": window.waited / seconds}
+
+    def _write_window(self, window: _Window) -> dict[str, float]:
+        self._check_finite(window)
+        speed = self._speed(window)
+        if not window.terms:
+            return {}
+        names = list(window.terms[0])
+        means = torch.stack([torch.stack([t[n] for n in names]) for t in window.terms]).mean(0)  # (terms,)
+        over_ranks: Any = self.fabric.all_reduce(means, reduce_op="mean")
+        row = dict(zip(names, over_ranks.tolist(), strict=True))
+        row |= {"lr": self.plan.learning_rate(self.step - 1), **speed}
+        ema = getattr(self.method, "ema_momentum", None)
+        if ema is not None:
+            row["momentum"] = float(ema(self._progress_at(self.step - 1)))
+        if self._log is not None:
+            self._log.write(self._row_head() | row)
+        return row
+
+    def _row_head(self) -> dict[str, float]:
+        epoch = self.step / self.plan.steps_per_epoch if self.plan.steps_per_epoch else 0.0
+        return {"step": self.step, "epoch": epoch, "images": self.step * self.plan.batch_size}
+
+    def _measure(self) -> None:
+        if not self.plan.monitor_every:
+            return
+        values: dict[str, float] = {}
+        if self.monitors:  # one rank has them: the others wait at the barrier
+            module: nn.Module = self.method  # type: ignore[assignment]
+            modes = [(m, m.training) for m in module.modules()]
+            kept = _rng_state()
+            module.eval()
+            try:
+                with torch.no_grad():
+                    for monitor in self.monitors.values():
+                        values |= monitor(self.method, self.progress)
+            finally:
+                for part, mode in modes:
+                    part.training = mode
+                _set_rng_state(kept)
+            if self._log is not None:
+                self._log.write(self._row_head() | {f"monitor/{k}": v for k, v in values.items()})
+            self.on_measured(self.step, values)
+        self.fabric.barrier()
+
+    def _check_finite(self, window: _Window, only_last: bool = False) -> None:
+        terms = window.terms[-1:] if only_last else window.terms
+        if not terms:
+            return
+        names = [n for n in terms[0] if n != "grad_norm"]
+        values = torch.stack([torch.stack([t[n] for n in names]) for t in terms])
+        if bool(torch.isfinite(values).all()):
+            return
+        offset, column = (~torch.isfinite(values)).nonzero()[-1 if only_last else 0].tolist()
+        bad = [n for n, v in zip(names, values[offset].tolist(), strict=True) if not math.isfinite(v) and n != "loss"]
+        step = window.first_step + (len(window.terms) - len(terms)) + offset + 1
+        saved = files.steps(self.folder / "checkpoints")
+        kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been written"
+        raise TrainingError(
+            f"step {step}: {' and '.join(bad) or names[column]} is not finite; {kept}: "
+            "lower --optim.lr, set --clip-grad 1, or use --precision bf16 instead of fp16"
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step (collective call)."""
+        state = self.state()
+        if self.fabric.is_global_zero:
+            files.save_run(self.folder / "checkpoints", self.step, state)
+            if self._log is not None:
+                self._log.flush()
+        self.fabric.barrier()
+
+    def note_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Count and list unreadable images (key, reason). TrainingError where they are too many."""
+        fresh = {key: reason for key, reason in skipped if key not in self.skipped}
+        if not fresh:
+            return
+        self.skipped |= fresh
+        if self._log is not None:
+            self._log.skipped(fresh)
+        if self.plan.max_bad is not None and len(self.skipped) > self.plan.max_bad:
+            key, reason = next(iter(fresh.items()))
+            raise TrainingError(
+                f"{len(self.skipped)} images could not be read, more than the {self.plan.max_bad} that max_bad allows "
+                f"(the last: {key}: {reason}): see {self.folder / 'skipped.csv'}, remove them or raise --max-bad"
+            )
+
+
+def _rng_state() -> dict[str, Any]:
+    """Random state of this process as tensors and plain values."""
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = legacy
+    version, internal, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "python": [version, list(internal), gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_rng_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

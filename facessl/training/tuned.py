@@ -1,0 +1,68 @@
+"""A task while it is trained: average of the weights, frozen backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from facessl.core.types import Batch, Progress, Step
+from facessl.models.backbone import Backbone
+from facessl.models.layers.ema import MomentumUpdate, frozen_copy
+
+
+class Tuned(nn.Module):
+    """What the trainer trains: a task, its average where one is kept, its backbone frozen where it shall be.
+
+    Attributes:
+        task: the weights that the optimiser moves.
+        average: their exponential average, batch-norm statistics and other floating buffers included, as in STAR's
+            release (FaRL's is not in its repository); counters are copied. None without one. With `ramp` its momentum
+            is min(ema, (1 + t) / (10 + t)) at update t: a short run would otherwise stay near its first weights.
+    """
+
+    def __init__(self, task: nn.Module, *, ema: float = 0.0, ramp: bool = True, frozen: bool = False) -> None:
+        super().__init__()
+        self.task: Any = task
+        average: Any = frozen_copy(task) if ema else None
+        self.average = average
+        self.ema = ema
+        self.ramp = ramp
+        self.frozen = frozen
+        self._follow = MomentumUpdate((self.task, self.average), buffers=True) if ema else None
+        if frozen:
+            self.task.backbone.requires_grad_(False)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone of the weights that count."""
+        backbone: Backbone = self.best.backbone
+        return backbone
+
+    @property
+    def best(self) -> Any:
+        """The weights that are evaluated and kept."""
+        return self.task if self.average is None else self.average
+
+    def train(self, mode: bool = True) -> Tuned:
+        """Training mode; a frozen backbone and the average stay in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.task.backbone.eval()
+        if self.average is not None:
+            self.average.eval()
+        return self
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        """The task's loss of one batch."""
+        result: Step = self.task.step(batch, progress)
+        return result
+
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> None:
+        """Moves the average."""
+        self.task.after_step(progress)
+        if self._follow is not None:
+            start = (1 + progress.step) / (10 + progress.step) if self.ramp else 1.0
+            self._follow(min(self.ema, start))

@@ -1,0 +1,382 @@
+"""Bad input through the command line: one sentence that names the value, exit status 2, nothing lost, no traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facessl import load_method
+from facessl.cli import main
+from facessl.config import parse as parsing
+from facessl.config.parse import parse
+from facessl.config.run import RETIRED, RunConfig
+from facessl.core import files
+from facessl.core.errors import ConfigError, DataWarning
+from facessl.data.source import open_source
+from facessl.training import pretrain
+from facessl.training.trainer import Trainer
+from tests.helpers import TINY, weights
+
+REST = TINY[1:]
+#: A fine-tuning run that is refused before it, or in its first step.
+TUNED = ["--backbone", "resnet10t", "--image-size", "32", "--max-steps", "1", "--workers", "0", "--device", "cpu"]
+
+
+def photo(path: Path, side: int = 48, value: int = 0, **options: object) -> None:
+    rng = np.random.default_rng(value)
+    Image.fromarray(rng.integers(0, 255, (side, side, 3), np.uint8)).save(path, **options)  # type: ignore[arg-type]
+
+
+def photos(folder: Path, count: int = 12) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        photo(folder / f"{i:02d}.jpg", value=i)
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main([*words]) == 2
+    out, err = capsys.readouterr()
+    message = [line for line in err.splitlines() if line.startswith("facessl: ")]
+    assert len(message) == 1, err
+    assert "Traceback" not in out + err
+    return message[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["pretrain", *TINY, "--max-steps", "2", "--out", str(run)]) == 0
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pretrain", "no/such/folder"], "no/such/folder"),
+        (["pretrain", "foldr:x"], "folder"),
+        (["pretrain", "synthetic:?sise=64"], "size"),
+        (["pretrain", "synthetic:?n=many"], "many"),
+        (["pretrain", "--method", "frra"], "fra"),
+        (["pretrain", "--backbone", "resnet5o"], "resnet50"),
+        (["pretrain", "--method.num-regionz", "4"], "--method.num-regions"),
+        (["pretrain", "--optim.lr", "fast"], "fast"),
+        (["pretrain", "--batch-size", "0"], "batch_size"),
+        (["pretrain", "--config", "fra/vggface"], "fra/vggface2-r50"),
+        (["pretrain", "--precision", "fp8"], "fp8"),
+        (["pretrain", "--views.scale", "0.08"], "--views '[{"),
+        (["pretrain", "--optim.momentum", "5"], "momentum"),
+        (["pretrain", "--method.mask-embeddings", "foo"], "'image', 'batch'"),
+        (["pretrain", *TINY, "--precision", "fp16"], "fp16"),
+        (["pretrain", *TINY, "--batch-size", "64"], "64"),
+        (["pretrain", *TINY, "--resume"], "--out"),
+        (["pretrain", *TINY, "--resume", "--out", "nothing-here"], "nothing-here"),
+        (["pretrain", *TINY, "--method", "fra", "--method.use-global", "false", "--method.use-local", "false",
+          "--method.use-relation", "false"], "use_"),
+        (["embed", "no-run", "synthetic:?n=4"], "no-run"),
+        (["embed", "no-run"], "source"),
+        (["probe", "no-run", "synthetic:?n=4", "--protocol", "kmn"], "knn"),
+        (["probe", "no-run", "synthetic:?n=4", "--protocol", "linear", "--k", "3"], "--k belongs to knn"),
+        (["probe", "no-run", "synthetic:?n=4", "--kk", "3"], "'--k'"),
+        (["pretrain", "--mean", "0.5"], "a list of 3, such as '[0.1, 0.1, 0.1]' or null"),
+        (["pretrain", *TINY, "--optim.warmup-epochs", "9"], "warmup-epochs null"),
+        (["pretrain", "--method", "mae", "--backbone", "vit_tiny_patch16_224", "--image-size", "70"], "64 or 80"),
+        (["pretrain", *TINY, "--backbone", "vit_tiny_patch16_224", "--image-size", "70"], "64 or 80"),
+        (["pretrain", *TINY, "--out", "/proc/run"], "--out /proc/run cannot be made"),
+        (["pretrain", *TINY, "--out", f"{__file__}/run"], "test_bad_input.py is a file"),
+        (["pretrain", "labels-csv:x.csv?labl=mood"], "option of the source labels-csv 'labl': did you mean 'label'"),
+        (["probe", "no-run", "synthetic:?n=4"], "no-run does not exist: name a run folder"),
+        (["report", "no-run"], "no-run"),
+        (["list", "methodes"], "methods"),
+        (["pretrian"], "pretrain"),
+    ],
+)  # fmt: skip
+def test_wrong_words(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, *words)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def table(folder: Path, rows: list[str]) -> Path:
+    """A table with a row per photo of `folder`; a row may also name a photo that is not there."""
+    photos(folder)
+    (folder / "mine.csv").write_text("\n".join(["image,mood", *rows]) + "\n")
+    return folder / "mine.csv"
+
+
+@pytest.mark.parametrize(
+    ("moods", "query", "says"),
+    [
+        (["0", "1", "2", "99", "0", "1", "2", "0"], "", "line 5: mood is 99"),
+        (["0", "1", "2", "3", "0", "1", "2", "0"], "&classes=3", "line 5: the mood is '3'"),
+        (["joy", "sad", "hapy", "joy", "sad", "joy"], "&classes=2", "has 3 classes"),
+    ],
+)
+def test_a_slip_in_a_column_of_classes_is_no_class(
+    moods: list[str], query: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = table(tmp_path / "p", [f"{i:02d}.jpg,{mood}" for i, mood in enumerate(moods)])
+    assert says in refused(capsys, "finetune", "none", f"labels-csv:{file}?label=mood{query}", *TUNED)
+
+
+def test_a_test_part_without_a_readable_image_is_told_before_training(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = table(tmp_path / "p", [f"{i:02d}.jpg,{i % 2}" for i in range(8)])
+    gone = table(tmp_path / "q", ["00.jpg,1", "zzz.jpg,0"])
+    (tmp_path / "q" / "00.jpg").write_text("this is no picture")
+    words = [f"labels-csv:{file}?label=mood", "--test", f"labels-csv:{gone}?label=mood", *TUNED]
+    said = refused(capsys, "finetune", "none", *words, "--out", str(tmp_path / "run"))
+    assert "test part" in said
+    assert "00.jpg" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_per_class_of_a_bare_table_name_the_fix(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = table(tmp_path / "p", [f"{i:02d}.jpg,{i % 2}" for i in range(8)])
+    said = refused(capsys, "finetune", "none", str(file), *TUNED, "--labels", "2-per-class")
+    assert "labels-csv:FILE?label=COLUMN" in said
+
+
+def test_a_batch_of_one_image_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = table(tmp_path / "p", [f"{i:02d}.jpg,{i % 2}" for i in range(8)])
+    said = refused(capsys, "finetune", "none", f"labels-csv:{file}?label=mood", *TUNED, "--batch-size", "1",
+                   "--out", str(tmp_path / "run"))  # fmt: skip
+    assert "--batch-size 2" in said
+
+
+def test_a_landmark_far_from_its_face_is_told_with_its_line(tmp_path: Path) -> None:
+    photos(tmp_path, 3)
+    head = "image," + ",".join(f"x{i},y{i}" for i in range(5))
+    rows = [f"{i:02d}.jpg,10,10,30,10,20,20,12,30,{'28,3000' if i == 1 else '28,30'}" for i in range(3)]
+    (tmp_path / "marks.csv").write_text("\n".join([head, *rows]))
+    with pytest.warns(DataWarning, match="line 3: y4 is 3000") as told:
+        open_source(f"landmarks-csv:{tmp_path / 'marks.csv'}")
+    assert len(told) == 1
+
+
+def test_the_warm_up_of_a_recipe_gives_way_to_a_short_run() -> None:
+    words = ["--config", "mcf/smoke", "--max-steps", "5", "--batch-size", "64"]
+    source = open_source("synthetic:?n=1024&size=32")
+    config = parse(words)
+    assert pretrain.derive(config, source, config).warmup_steps == 1
+    asked = parse([*words, "--optim.warmup-epochs", "1"])
+    with pytest.raises(ConfigError, match="16 steps, but the run has 5"):
+        pretrain.derive(asked, source, asked)
+
+
+def test_an_untrained_network_has_not_collapsed(capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (0, 5):
+        pretrain._report_verdicts(step, {"embedding_std": 0.05})
+    assert capsys.readouterr().err.startswith("step 5: the embeddings have collapsed")
+
+
+def test_empty_and_unreadable_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    empty, text = tmp_path / "empty", tmp_path / "text"
+    empty.mkdir()
+    text.mkdir()
+    assert str(empty) in refused(capsys, "pretrain", str(empty), *REST, "--out", str(tmp_path / "r1"))
+    for i in range(10):
+        (text / f"{i}.jpg").write_text("this is no picture")
+    assert "read" in refused(capsys, "pretrain", str(text), *REST, "--out", str(tmp_path / "r2"))
+
+
+def spoil(folder: Path, kind: str) -> None:
+    """Add one awkward file."""
+    path = folder / "awkward.jpg"
+    if kind == "truncated":
+        photo(path, side=200, value=99)
+        path.write_bytes(path.read_bytes()[:400])
+    elif kind == "zero bytes":
+        path.touch()
+    elif kind == "text":
+        path.write_text("this is no picture")
+    elif kind == "1x1":
+        photo(path, side=1)
+    elif kind == "cmyk":
+        Image.new("CMYK", (48, 48), (10, 200, 30, 40)).save(path)
+    elif kind == "16-bit":
+        Image.fromarray(np.full((48, 48), 40000, np.uint16)).save(folder / "awkward.png")
+    elif kind == "animated":
+        frames = [Image.new("RGB", (48, 48), c) for c in ("red", "blue")]
+        frames[0].save(folder / "awkward.webp", save_all=True, append_images=frames[1:])
+    elif kind == "rotated":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        photo(path, value=7, exif=exif)
+    elif kind == "20000x20000":
+        data = io.BytesIO()
+        Image.new("1", (20000, 20000)).save(data, "PNG")
+        (folder / "awkward.png").write_bytes(data.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("kind", "skipped"),
+    [
+        ("truncated", True), ("zero bytes", True), ("text", True), ("1x1", True), ("20000x20000", True),
+        ("cmyk", False), ("16-bit", False), ("animated", False), ("rotated", False),
+    ],
+)  # fmt: skip
+def test_awkward_image_is_used_or_skipped_and_listed(kind: str, skipped: bool, tmp_path: Path) -> None:
+    folder, run = photos(tmp_path / "photos"), tmp_path / "run"
+    spoil(folder, kind)
+    words = ["pretrain", str(folder), *REST, "--max-steps", "2", "--batch-size", "13", "--max-bad", "0.2"]
+    assert main([*words, "--out", str(run)]) == 0
+    listed = run / "skipped.csv"
+    assert listed.is_file() == skipped
+    if skipped:
+        rows = listed.read_text().splitlines()
+        assert len(rows) == 2
+        assert "awkward" in rows[1]
+        page = (run / "report.html").read_text()
+        assert "awkward" in page
+        assert "1 image was skipped, 7.7 % of the source" in page
+
+
+def test_too_many_unreadable_images_stop_the_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder, run = photos(tmp_path / "photos"), tmp_path / "run"
+    for i in range(3):
+        (folder / f"bad-{i}.jpg").touch()
+    said = refused(capsys, "pretrain", str(folder), *REST, "--out", str(run))
+    assert "skipped.csv" in said
+    assert "--max-bad" in said
+    assert (run / "skipped.csv").is_file()
+
+
+def test_a_run_is_never_overwritten(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
+    before = weights(trained)
+    assert "--resume" in refused(capsys, "pretrain", *TINY, "--out", str(trained))
+    assert weights(trained)["step"] == before["step"]
+
+
+def test_resume_with_another_configuration_names_the_keys(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
+    said = refused(capsys, "pretrain", *TINY, "--out", str(trained), "--resume", "--optim.lr", "5", "--seed", "3")
+    assert "optim.lr" in said
+    assert "seed" in said
+    assert "batch_size" not in said
+
+
+@pytest.mark.parametrize(("cache", "size"), [("none", None), ("ram", None), ("device", 40)])
+def test_a_setting_that_is_gone_is_refused_where_it_did_something(
+    cache: str, size: int | None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, run = RunConfig.to_dict, tmp_path / "run"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(RunConfig, "to_dict", lambda self: {**real(self), "cache": cache, "cache_size": size})
+        earlier.setattr(parsing, "without_retired", lambda values: {k: values[k] for k in values if k not in RETIRED})
+        assert main(["pretrain", *TINY, "--max-minutes", "1e-9", "--out", str(run)]) == 0
+    assert f"\ncache: {cache}\n" in (run / "config.yaml").read_text()
+    load_method(run)
+    words = ["pretrain", "--resume", "--out", str(run), "--max-minutes", "null"]
+    if cache == "none":
+        assert main(words) == 0
+        assert weights(run)["step"] == 10
+    else:
+        assert f"cache = '{cache}' is a setting of an earlier version: pack" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "of another method", "hostile", "not ours"])
+def test_bad_checkpoint_on_resume(kind: str, capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    last = run / "checkpoints" / "last.ckpt"
+    words = ["pretrain", *TINY, "--max-steps", "2", "--out", str(run), "--resume"]
+    if kind == "truncated":
+        data = last.read_bytes()
+        last.unlink()
+        last.write_bytes(data[: len(data) // 2])
+    elif kind == "of another method":
+        words += ["--method", "byol"]
+    elif kind == "hostile":
+        last.unlink()
+        torch.save({"format": files.FORMAT, "step": main}, last)
+    elif kind == "not ours":
+        last.unlink()
+        torch.save({"state_dict": {}}, last)
+    said = refused(capsys, *words)
+    assert ("method.name" if kind == "of another method" else "last.ckpt") in said
+
+
+def test_regions_of_a_method_without_regions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = tmp_path / "byol"
+    assert main(["pretrain", *TINY, "--method", "byol", "--max-steps", "1", "--out", str(run)]) == 0
+    assert "regions" in refused(capsys, "regions", str(run), "synthetic:?n=4", "--out", str(tmp_path / "r.png"))
+    assert not (tmp_path / "r.png").exists()
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer._one_step
+
+    def poisoned(self: Trainer, *rest: object) -> None:
+        if self.step == 3:
+            with torch.no_grad():
+                next(self.method.local_predictor.parameters()).fill_(torch.nan)  # type: ignore[attr-defined]
+        real(self, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "_one_step", poisoned)
+    run = tmp_path / "run"
+    said = refused(capsys, "pretrain", *TINY, "--out", str(run))
+    assert "local_consistency" in said
+    assert "step 4" in said
+    kept = weights(run)
+    assert kept["step"] == 2
+    assert all(torch.isfinite(v).all() for v in kept.values() if isinstance(v, torch.Tensor))
+
+
+def test_wrong_flags_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+    """Torch takes seconds."""
+    words = [
+        ["finetune", "--nonsense"],
+        ["finetune", "--task", "parsing", "--task.widht=3"],
+        ["pretrain", "--nonsense"],
+        ["probe", "a", "b", "--nonsense"],
+        ["predict", "a", "b", "--nonsense"],
+    ]
+    script = f"from facessl.cli import main; import sys; assert [main(w) for w in {words}] == [2] * {len(words)};"
+    found = subprocess.run([sys.executable, "-c", script + "sys.exit('torch' in sys.modules)"], cwd=tmp_path)
+    assert found.returncode == 0
+
+
+def test_crops_are_not_written_over_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "faces").write_text("precious")
+    assert "is a file" in refused(capsys, "crop", str(photos(tmp_path / "p", 1)), "--out", str(tmp_path / "faces"))
+    assert (tmp_path / "faces").read_text() == "precious"
+
+
+def test_a_missing_folder_names_the_one_like_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    photos(tmp_path / "photos", 1)
+    assert f"did you mean {tmp_path}/photos?" in refused(capsys, "pretrain", str(tmp_path / "phots"))
+
+
+@pytest.mark.parametrize("command", ["probe", "predict", "plan", "pack", "pretrain"])
+def test_help_shows_flags_as_they_are_written(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    told = capsys.readouterr().out
+    assert "usage:" in told
+    assert not re.search(r"--\w+_\w+|<class|Optional\[|Literal\[|Union\[", told)
+    assert "--no-crop\n" in told or command != "predict"
+
+
+def test_list_and_check_print(capsys: pytest.CaptureFixture[str]) -> None:
+    for what in ("methods", "sources", "recipes", "protocols"):
+        assert main(["list", what]) == 0
+        assert capsys.readouterr().out.strip()
+    assert main(["check", "--as-json"]) == 0
+    assert {"torch", "timm"} <= json.loads(capsys.readouterr().out)["versions"].keys()

@@ -1,0 +1,66 @@
+"""Checkpoints: atomic, two kept, and what is broken or hostile is refused in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from facessl.core import files
+from facessl.core.errors import CheckpointError
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/facessl-was-here",)
+
+
+def broken(kind: str, path: Path) -> None:
+    if kind == "truncated":
+        torch.save({"a": torch.randn(1000)}, path)
+        path.write_bytes(path.read_bytes()[:1500])
+    elif kind == "empty":
+        path.touch()
+    elif kind == "hostile":
+        torch.save({"state_dict": Evil()}, path)
+    elif kind == "hostile pickle":
+        path.write_bytes(pickle.dumps(Evil()))
+    elif kind == "text":
+        path.write_text("Not Found\n" * 20)
+    elif kind == "list":
+        torch.save([1, 2, 3], path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "hostile", "hostile pickle", "text", "list"])
+def test_unusable_checkpoint_is_one_sentence(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    broken(kind, path)
+    with pytest.raises(CheckpointError) as caught:
+        files.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not Path("/tmp/facessl-was-here").exists()
+
+
+def test_two_newest_are_kept_and_last_is_the_newest(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        files.save_run(tmp_path, step, {"method": {"w": torch.tensor(float(step))}})
+    assert [p.name for p in files.steps(tmp_path)] == ["step-00000002.ckpt", "step-00000003.ckpt"]
+    assert files.read_run(tmp_path / "last.ckpt")["step"] == 3
+
+
+def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.save_run(tmp_path, 1, {"method": {}})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        files.save_run(tmp_path, 2, {"method": {}})
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["last.ckpt", "step-00000001.ckpt"]
+    assert files.read_run(tmp_path / "last.ckpt")["step"] == 1

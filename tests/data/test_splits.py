@@ -1,0 +1,181 @@
+"""Which images a protocol sees in which role."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facessl.core.errors import ConfigError
+from facessl.core.types import Sample
+from facessl.data import splits
+from facessl.data.source import open_source, trait
+from facessl.data.sources.synthetic import Synthetic
+from facessl.data.splits import Subset, carve, parts, split_source
+
+WITH_VAL = {"train": "train", "val": "dev", "test": "test"}
+
+
+class Listed:
+    """A source with named parts; reading an image is a mistake in these tests."""
+
+    provides = frozenset({"label", "identity"})
+    label_names = ("a", "b")
+    attribute_names: tuple[str, ...] = ()
+    streaming = False
+    opened: list[str] = []  # noqa: RUF012
+
+    def __init__(self, path: str, *, split: str = "train", extra: int = 0) -> None:
+        self.split, self.n = split, {"train": 200}.get(split, 40)
+        type(self).opened.append(split)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Sample:
+        raise AssertionError("an image was read")
+
+    def key(self, index: int) -> str:
+        return f"{self.split}/{index:03d}.jpg"
+
+    def column(self, field: str) -> np.ndarray:
+        return np.arange(self.n) // 5 if field == "identity" else np.arange(self.n) % 2
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> type[Listed]:
+    """`synthetic:` opens this source instead."""
+    kind = type("Kind", (Listed,), {"opened": []})
+    for module in ("facessl.data.splits", "facessl.data.source"):
+        monkeypatch.setattr(f"{module}.plugins.find", lambda folder, name: kind)
+    return kind
+
+
+def keys(source: object) -> list[str]:
+    return [source.key(i) for i in range(len(source))]  # type: ignore[attr-defined,arg-type]
+
+
+def test_roles_open_the_published_parts_and_only_those_that_are_needed(listed: type[Listed]) -> None:
+    listed.splits = WITH_VAL  # type: ignore[attr-defined]
+    train, test = split_source("synthetic:x?extra=1")
+    assert (train.split, test.split) == ("train", "test")  # type: ignore[attr-defined]
+    assert sorted(listed.opened) == ["test", "train"]
+    found = parts("synthetic:x")
+    assert found.val is not None
+    assert found.val.split == "dev"  # type: ignore[attr-defined]
+    assert not found.carved
+
+
+def test_a_split_that_the_user_wrote_is_one_part(listed: type[Listed]) -> None:
+    listed.splits = WITH_VAL  # type: ignore[attr-defined]
+    train, test = split_source("synthetic:x?split=train")
+    assert set(listed.opened) == {"train"}
+    assert sorted(keys(train) + keys(test)) == keys(Listed("x"))
+
+
+def test_another_test_source_is_opened_by_its_role(listed: type[Listed]) -> None:
+    listed.splits = WITH_VAL  # type: ignore[attr-defined]
+    assert parts("synthetic:x", test="synthetic:y", need_val=False).test.split == "test"  # type: ignore[attr-defined]
+    assert parts("synthetic:x", val="synthetic:y").val.split == "dev"  # type: ignore[attr-defined,union-attr]
+
+
+def test_a_list_says_its_parts_only_once_it_is_open(listed: type[Listed], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Listed.__init__
+
+    def opening(self: Listed, path: str, *, split: str = "train") -> None:
+        plain(self, path, split=split)
+        self.splits = {"train": "train", "test": "test"}  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(listed, "__init__", opening)
+    found = parts("synthetic:x")
+    assert found.test.split == "test"  # type: ignore[attr-defined]
+    assert found.carved
+    assert found.val is not None
+    assert set(keys(found.train)) | set(keys(found.val)) == set(keys(Listed("x")))
+
+
+def test_a_table_with_a_column_of_parts(tmp_path: Path) -> None:
+    rows = ["path,label,split"]
+    for part, count in (("train", 12), ("test", 4)):
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / f"{part}{i}.png")
+            rows.append(f"{part}{i}.png,{'ab'[i % 2]},{part}")
+    (tmp_path / "faces.csv").write_text("\n".join(rows))
+    found = parts(f"labels_csv:{tmp_path / 'faces.csv'}")
+    assert found.carved
+    assert found.val is not None
+    assert (len(found.train), len(found.val), len(found.test)) == (10, 2, 4)
+    assert all("test" in Path(key).name for key in keys(found.test))
+
+
+def test_validation_shares_no_person_with_training(listed: type[Listed]) -> None:
+    listed.splits = {"train": "train", "test": "test"}  # type: ignore[attr-defined]
+    found = parts("synthetic:x")
+    assert found.val is not None
+    persons = [set(np.unique(part.column("identity"))) for part in (found.train, found.val)]  # type: ignore[attr-defined]
+    assert not persons[0] & persons[1]
+    assert len(found.val) == 20
+    assert len(found.train) == 180
+
+
+def test_persons_that_are_the_classes_are_in_both_parts() -> None:
+    train, held = carve(Synthetic(n=120, size=32, identities=3, label="identity"), 0.3)
+    assert set(train.column("label")) == set(held.column("label")) == {0, 1, 2}
+
+
+def test_validation_is_not_empty_beside_a_test_part_chosen_by_hash() -> None:
+    # Two checksums of the same family may exclude each other.
+    found = parts("synthetic:?n=300&size=32&identities=100000")
+    assert found.val is not None
+    assert 20 <= len(found.val) <= 30
+    assert not set(keys(found.val)) & (set(keys(found.test)) | set(keys(found.train)))
+
+
+def test_few_labels_are_drawn_before_validation_is_carved_out(listed: type[Listed]) -> None:
+    listed.splits = WITH_VAL  # type: ignore[attr-defined]
+    found = parts("synthetic:x", labels="10%")
+    assert found.val is not None
+    assert len(found.train) + len(found.val) == 20
+    assert all(key.startswith("train/") for key in keys(found.val))
+
+
+def test_a_source_for_testing_alone(listed: type[Listed]) -> None:
+    listed.splits = {"test": "test"}  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="none to train on"):
+        parts("synthetic:x")
+    found = parts("synthetic:x", need_train=False)
+    assert (len(found.train), found.val, len(found.test)) == (0, None, 40)
+
+
+def test_folders_train_val_test(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / part / name / "0.png")
+    found = parts(str(tmp_path))
+    assert [s.root.name for s in (found.train, found.val, found.test)] == ["train", "val", "test"]  # type: ignore
+    (tmp_path / "test").rename(tmp_path / "other")
+    found = parts(str(tmp_path))
+    assert found.test.root.name == "val"  # type: ignore[attr-defined]
+    assert found.carved
+
+
+def test_a_subset_keeps_what_else_its_source_knows() -> None:
+    source = Synthetic(n=6, size=32)
+    source.layout = "ibug68"  # type: ignore[attr-defined]
+    source.subsets = {"pose": np.array([0, 3, 5])}  # type: ignore[attr-defined]
+    source.pairs = np.array([[0, 1], [3, 5], [5, 4]])  # type: ignore[attr-defined]
+    source.same, source.folds = np.array([1, 0, 1], bool), np.array([0, 1, 2])  # type: ignore[attr-defined]
+    part = Subset(source, np.array([5, 3, 4]))
+    assert trait(part, "layout") == "ibug68"
+    assert trait(part, "subsets")["pose"].tolist() == [0, 1]
+    assert part.pairs.tolist() == [[1, 0], [0, 2]]
+    assert (part.same.tolist(), part.folds.tolist()) == ([False, True], [1, 2])
+
+
+def test_shares_out_of_range_are_refused() -> None:
+    source = open_source("synthetic:?n=4&size=32")
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        carve(source, 1.0)
+    with pytest.raises(ConfigError, match="too few images"):
+        splits.carve(Subset(source, np.array([0])), 0.1)

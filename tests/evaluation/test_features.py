@@ -1,0 +1,108 @@
+"""Features that are kept for the next probe: when they are used, made anew, and what they hold."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facessl.core.errors import DataError
+from facessl.data.source import Source, open_source
+from facessl.data.sources.synthetic import Synthetic
+from facessl.data.subset import Subset
+from facessl.evaluation import features as module
+from facessl.evaluation.features import Framing, features, view_points
+from facessl.models.backbone import Backbone
+
+
+def test_a_second_probe_needs_no_forward_pass(backbone: Backbone, faces: Path, cache: Path) -> None:
+    first = features(backbone, open_source(str(faces)), batch_size=16)
+    again = features(backbone, open_source(str(faces)), batch_size=7)
+    assert (first.kept, again.kept, again.seconds) == (False, True, 0.0)
+    assert np.array_equal(first.array, again.array)
+    assert again.array.dtype == np.float32
+    assert again.fields["label"].tolist() == [0] * 20 + [1] * 20 + [2] * 20
+    with torch.no_grad():
+        twin = backbone.eval()(backbone.preprocess([open_source(str(faces)).key(3)]))
+    assert again.array[3] == pytest.approx(twin[0].numpy(), abs=1e-5)
+    part = features(backbone, Subset(open_source(str(faces)), np.array([3, 50])))
+    assert part.kept
+    assert np.array_equal(part.array, first.array[[3, 50]])
+    assert part.index.tolist() == [0, 1]
+
+
+def test_whatever_changes_the_features_makes_new_ones(backbone: Backbone, faces: Path, cache: Path) -> None:
+    def kept(source: Source, network: Backbone = backbone, **options: Any) -> bool:
+        return features(network, source, **options).kept
+
+    assert not kept(open_source(str(faces)))
+    assert kept(open_source(str(faces)))
+    assert not kept(open_source(str(faces)), framing=Framing(24))
+    assert not kept(open_source(str(faces)), kind="map")
+    assert not kept(open_source(str(faces)), precision="bf16")
+    assert not kept(open_source(str(faces)), cache=False)
+    other = Backbone("test_resnet", image_size=32)
+    other.load_state_dict(backbone.state_dict())
+    assert kept(open_source(str(faces)), other)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    assert not kept(open_source(str(faces)), other)
+    assert not kept(Synthetic(n=6, size=32))
+    assert kept(Synthetic(n=6, size=32))
+    assert not kept(Synthetic(n=6, size=32, degrade=0.5))  # an option that is not in the keys
+    Image.new("RGB", (32, 32)).save(faces / "dark" / "7.png")
+    assert not kept(open_source(str(faces)))
+
+
+def test_an_interrupted_extraction_leaves_nothing(
+    backbone: Backbone, faces: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = module._Store.add
+
+    def stopping(self: Any, *arguments: Any) -> None:
+        if self.rows >= 32:
+            raise KeyboardInterrupt
+        plain(self, *arguments)
+
+    monkeypatch.setattr(module._Store, "add", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        features(backbone, open_source(str(faces)), batch_size=16)
+    assert not list(cache.glob("*features*"))
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    assert len(features(backbone, open_source(str(faces)))) == 60
+
+
+def test_damaged_features_are_made_again(backbone: Backbone, faces: Path, cache: Path) -> None:
+    whole = features(backbone, open_source(str(faces))).array.copy()
+    (file,) = cache.glob("features-*/features.bin")
+    file.write_bytes(file.read_bytes()[:-4])
+    again = features(backbone, open_source(str(faces)))
+    assert not again.kept
+    assert np.array_equal(again.array, whole)
+
+
+def test_unreadable_images_are_left_out_and_remembered(backbone: Backbone, faces: Path, cache: Path) -> None:
+    (faces / "light" / "3.png").write_bytes(b"no image")
+    for kept in (False, True):
+        found = features(backbone, open_source(str(faces)))
+        assert found.kept == kept
+        assert len(found) == len(found.array) == len(found.fields["label"]) == 59
+        assert [Path(key).name for key, _ in found.skipped] == ["3.png"]
+    part = features(backbone, Subset(open_source(str(faces)), np.arange(20, 40)))
+    assert (part.kept, len(part), len(part.skipped)) == (True, 19, 1)
+    for file in (faces / "dark").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(DataError, match="no image of the source could be read"):
+        features(backbone, Subset(open_source(str(faces)), np.arange(20)))
+
+
+def test_frames_lead_to_the_view_and_back(backbone: Backbone) -> None:
+    found = features(backbone, Synthetic(n=3, size=64), kind="map", cache=False)
+    assert found.array.shape[1] == backbone(torch.zeros(1, 3, 32, 32)).shape[1] * (32 // backbone.stride) ** 2
+    marks, frames = found.fields["landmarks"], found.fields["frame"]
+    view = view_points(marks, frames)
+    assert view == pytest.approx((marks + 0.5) / 2 - 0.5, abs=1e-4)
+    assert view_points(view, np.linalg.inv(frames)) == pytest.approx(marks, abs=1e-3)

@@ -1,0 +1,296 @@
+"""Linear probing: the solvers against scikit-learn, and that the test part decides nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+
+from facessl.core.errors import ConfigError, UnknownName
+from facessl.data.source import open_source
+from facessl.data.subset import Subset
+from facessl.evaluation import features
+from facessl.evaluation.evaluate import evaluate
+from facessl.evaluation.protocols import _solvers
+from facessl.evaluation.protocols.linear import linear
+from facessl.models.backbone import Backbone
+
+Data = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@pytest.fixture
+def data() -> Data:
+    """(200, 9) float32 features of very different scales, the same standardised, and (200,) classes of 4."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 200)
+    x = rng.normal(size=(4, 9))[y] + 1.5 * rng.normal(size=(200, 9))
+    x = (x * 10.0 ** np.arange(-4, 5) + 3).astype(np.float32)
+    return x, (x - x.mean(0, dtype=float)) / x.std(0, dtype=float), y
+
+
+def standardised(path: _solvers.Path, at: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients (D, M) and intercepts (M,) for standardised features."""
+    weight, bias = path.coefficients(at)
+    return weight * x.std(0, dtype=float)[:, None], bias + x.mean(0, dtype=float) @ weight
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_logistic_regression_is_that_of_scikit_learn(data: Data, balanced: bool) -> None:
+    x, z, y = data
+    y = np.where(y == 3, np.where(np.arange(200) % 4, 0, 3), y)  # uneven classes
+    weights = 200 / (4 * np.bincount(y))[y] if balanced else None
+    lambdas = (1e-4, 1e-1, 1e-2)
+    path = _solvers.logistic(x, y, lambdas, weights=weights, dtype=torch.float64, tolerance=1e-9, max_iterations=2000)
+    assert path.lambdas == (1e-1, 1e-2, 1e-4)
+    if weights is not None:  # features are standardised with the images' weights
+        mean = np.average(x.astype(float), axis=0, weights=weights)
+        deviation = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
+        z = (x - mean) / deviation
+    for at, value in enumerate(path.lambdas):
+        twin = LogisticRegression(
+            C=1 / (value * 200), tol=1e-10, max_iter=20000, class_weight="balanced" if balanced else None
+        ).fit(z, y)
+        assert path.outputs(x, at)[0] == pytest.approx(twin.decision_function(z), abs=1e-3)
+
+
+def test_coefficients_are_those_of_scikit_learn(data: Data) -> None:
+    x, z, y = data
+    path = _solvers.logistic(x, y, [1e-3], dtype=torch.float64, tolerance=1e-9, max_iterations=2000)
+    twin = LogisticRegression(C=1 / (1e-3 * 200), tol=1e-10, max_iter=20000).fit(z, y)
+    weight, bias = standardised(path, 0, x)
+    assert weight == pytest.approx(twin.coef_.T, abs=1e-5)
+    assert bias == pytest.approx(twin.intercept_, abs=1e-5)
+
+
+def test_attributes_are_independent_logistic_regressions(data: Data) -> None:
+    x, z, y = data
+    answers = np.stack([y == 0, y > 1], axis=1).astype(np.uint8)
+    path = _solvers.logistic(
+        x, answers, [1e-3], loss="attributes", dtype=torch.float64, tolerance=1e-9, max_iterations=2000
+    )
+    weight, bias = standardised(path, 0, x)
+    for a in range(2):
+        twin = LogisticRegression(C=1 / (1e-3 * 200), tol=1e-10, max_iter=20000).fit(z, answers[:, a])
+        assert weight[:, a] == pytest.approx(twin.coef_[0], abs=1e-5)
+        assert bias[a] == pytest.approx(twin.intercept_[0], abs=1e-5)
+
+
+def test_ridge_is_that_of_scikit_learn_for_every_penalty(data: Data) -> None:
+    x, z, y = data
+    lambdas = (1e3, 1.0, 1e-4)
+    path = _solvers.ridge(x, 2.0 * np.eye(4)[y] - 1, lambdas, dtype=torch.float64)
+    for at, value in enumerate(lambdas):
+        twin = RidgeClassifier(alpha=value * 200).fit(z, y)
+        weight, bias = standardised(path, at, x)
+        assert weight == pytest.approx(twin.coef_.T, abs=1e-9)
+        assert bias == pytest.approx(twin.intercept_, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ridge_with_more_features_than_images(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(0)
+    x, test = rng.normal(size=(40, 300)).astype(np.float16), rng.normal(size=(7, 300)).astype(np.float16)
+    target = rng.normal(size=(40, 3))
+    mean, deviation = x.mean(0, dtype=float), x.std(0, dtype=float)
+    path = _solvers.ridge(x, target, [10.0, 0.1], dtype=dtype)
+    for at, value in enumerate((10.0, 0.1)):
+        twin = Ridge(alpha=value * 40).fit((x - mean) / deviation, target)
+        expected = twin.predict((test - mean) / deviation)
+        assert path.outputs(test, at)[0] == pytest.approx(expected, abs=1e-4 if dtype == torch.float32 else 1e-6)
+
+
+def test_pieces_do_not_matter(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _, y = data
+    target = np.eye(4)[y]
+    whole = [_solvers.ridge(part, target[: len(part)], [0.1]).outputs(x)[0] for part in (x, x[:8])]
+    monkeypatch.setattr(_solvers, "_PIECE", 27)
+    for part, expected in zip((x, x[:8]), whole, strict=True):
+        assert _solvers.ridge(part, target[: len(part)], [0.1]).outputs(x)[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_descent_follows_its_schedule_and_learns(data: Data) -> None:
+    recipe = _solvers.RECIPES["adamw"]
+    assert [recipe.rate(e) for e in (0, 2.5, 5)] == pytest.approx([0, 1e-4, 2e-4])
+    assert recipe.rate(52.5) == pytest.approx((2e-4 + 1e-6) / 2)
+    assert recipe.rate(100) == pytest.approx(1e-6)
+    _, z, y = data
+    for solver in ("adamw", "sgd"):
+        settings = _solvers.Recipe(lr=0.02, epochs=60, batch_size=50)
+        path = _solvers.descent(z.astype(np.float32), y, [0.0], solver=solver, recipe=settings)
+        twin = LogisticRegression(C=1e4, max_iter=5000).fit(z, y).score(z, y)
+        assert (path.outputs(z.astype(np.float32))[0].argmax(1) == y).mean() > twin - 0.05
+
+
+# ---- protocol --------------------------------------------------------------------------------------------------
+
+
+class Fixed:
+    """A source whose features are given: image i has the features `rows[i]`; see `given`."""
+
+    provides = frozenset({"label"})
+    label_names = ("a", "b")
+    attribute_names: tuple[str, ...] = ()
+    streaming = False
+
+    def __init__(self, rows: np.ndarray, label: np.ndarray) -> None:
+        self.rows, self.label = rows.astype(np.float32), label
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, index: int) -> str:
+        return f"{index}.jpg"
+
+    def labels(self) -> np.ndarray:
+        return self.label
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Sources in the order in which their features were asked for."""
+    asked: list[Any] = []
+
+    def instead(backbone: Backbone, source: Any, **_: Any) -> features.Features:
+        asked.append(source)
+        whole = source.source if isinstance(source, Subset) else source
+        at = source.positions if isinstance(source, Subset) else np.arange(len(source))
+        return features.Features(whole.rows[at], np.arange(len(at)), {"label": whole.label[at]})
+
+    monkeypatch.setattr("facessl.evaluation.protocols.linear.extracted", instead)
+    return asked
+
+
+def parts_that_disagree() -> tuple[Fixed, Fixed, Fixed]:
+    """Training labels are noisy, so that a large penalty is best on one part and a small one on the other.
+
+    The first feature is the class; the others allow to learn the noise of the training labels by heart. Validation
+    images have the true classes; the test images are the training images, so that learning by heart is best there.
+    """
+    rng = np.random.default_rng(0)
+
+    def part(n: int) -> tuple[np.ndarray, np.ndarray]:
+        truth = np.arange(n) % 2
+        return np.concatenate([(4 * truth - 2)[:, None], rng.normal(size=(n, 120))], axis=1), truth
+
+    (x, truth), (z, clean) = part(300), part(400)
+    noisy = np.where(np.arange(300) // 2 % 10 < 3, 1 - truth, truth)
+    return Fixed(x, noisy), Fixed(z, clean), Fixed(x, noisy)
+
+
+@pytest.mark.parametrize("with_val", [True, False])
+def test_the_penalty_is_never_chosen_on_test_images(backbone: Backbone, given: list[Any], with_val: bool) -> None:
+    train, val, test = parts_that_disagree()
+    options: dict[str, Any] = {"lambdas": (100.0, 10.0, 1e-4), "solver": "ridge"}
+    result = linear(backbone, train, test, val if with_val else None, **options)
+    assert result.penalty != 1e-4
+    assert given[-1] is test  # not even looked at before the choice
+    by_test = linear(backbone, train, test, test, **options)  # what a choice on test images would give
+    assert by_test.penalty == 1e-4
+    assert by_test.scores["accuracy"] > result.scores["accuracy"]
+    turned = linear(backbone, train, Fixed(test.rows, 1 - test.label), val if with_val else None, **options)
+    assert (turned.penalty, turned.path) == (result.penalty, result.path)
+
+
+def test_refitting_uses_both_parts_and_keeps_the_penalty(backbone: Backbone, given: list[Any]) -> None:
+    train, val, _ = parts_that_disagree()
+    fresh = Fixed(val.rows[200:], val.label[200:])
+    val = Fixed(val.rows[:200], val.label[:200])
+    once = linear(backbone, train, fresh, val, solver="ridge")
+    twice = linear(backbone, train, fresh, val, solver="ridge", refit=True)
+    assert (once.penalty, once.path) == (twice.penalty, twice.path)
+    both = Fixed(np.concatenate([train.rows, val.rows]), np.concatenate([train.label, val.label]))
+    direct = linear(backbone, both, fresh, solver="ridge", lambdas=(once.penalty or 0,))
+    assert twice.scores["accuracy"] == direct.scores["accuracy"] != once.scores["accuracy"]
+
+
+def test_persons_stay_in_one_fold(backbone: Backbone, given: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from facessl.evaluation.protocols import _linear_fit
+
+    found = features.Features(np.zeros((60, 2)), np.arange(60), {"identity": np.arange(60) // 4})
+    label = np.arange(60) // 4 % 3
+    part = _linear_fit.Loaded(Fixed(np.zeros((60, 2)), label), found, label)  # type: ignore[arg-type]
+    fold = _linear_fit._folds(type("T", (), {"loss": "classes"}), part, 5, 0)  # type: ignore[arg-type]
+    assert all(len(set(fold[4 * person : 4 * person + 4])) == 1 for person in range(15))
+    assert np.array_equal(np.bincount(fold), [12] * 5)
+    assert all(np.bincount(label[fold == f]).tolist() == [4, 4, 4] for f in range(5))
+
+
+def test_probe_of_a_folder(backbone: Backbone, faces: Path, cache: Path) -> None:
+    found = evaluate(backbone, str(faces), protocol="linear")
+    assert found["accuracy"] == 1.0
+    assert found["headline"] == {"name": "accuracy", "value": 1.0, "interval": [1.0, 1.0], "better": "higher"}
+    assert (found["n_train"] + found["n_val"] + found["n_test"], found["labels"]) == (60, "all")
+    assert len(found["path"]) == 13
+    json.dumps(found)
+    few = evaluate(backbone, str(faces), protocol="linear", labels="3-per-class")
+    assert (few["n_train"], few["n_val"], few["labels"]) == (9, 0, "3-per-class")
+    assert few["chosen_on"].startswith("5-fold")
+    assert evaluate(backbone, str(faces), labels="3-per-class", k=1)["n_train"] == 9  # any protocol
+
+
+@pytest.mark.parametrize(
+    ("options", "headline"),
+    [
+        ({"task": "attributes"}, "mean_accuracy"),
+        ({"task": "attributes", "solver": "ridge"}, "mean_accuracy"),
+        ({"task": "alignment"}, "nme_"),
+        ({"task": "expression", "solver": "adamw", "epochs": 2}, "accuracy"),
+    ],
+)
+def test_every_task_on_drawn_faces(backbone: Backbone, cache: Path, options: dict[str, Any], headline: str) -> None:
+    found = evaluate(backbone, "synthetic:?n=90&size=32", protocol="linear", lambdas=(100.0, 1.0), **options)
+    assert found["headline"]["name"].startswith(headline)
+    low, high = found["headline"]["interval"]
+    assert low <= found["headline"]["value"] <= high
+    if options["task"] == "alignment":
+        assert found["headline"]["value"] < found["mean_shape_nme"]
+
+
+def test_pairs_are_compared_without_training(
+    backbone: Backbone, faces: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source: Any = open_source(str(faces))
+    first, second = np.arange(0, 56, 2), np.arange(1, 57, 2)
+    source.pairs = np.concatenate([np.stack([first, second], 1), np.stack([first, (second + 20) % 60], 1)])
+    source.same, source.folds = np.repeat([True, False], 28), np.tile(np.arange(28) % 4, 2)
+    plain = linear(backbone, Subset(source, np.zeros(0, int)), source)
+    assert plain.task == "verification"
+    assert plain.scores["accuracy"] > 0.5
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(
+        "facessl.evaluation.protocols._linear_tasks.verified", lambda found, source: {"seen": seen.append(found.array)}
+    )
+    linear(backbone, Subset(source, np.zeros(0, int)), source, flip=True)
+    x = backbone.preprocess([source.key(i) for i in range(60)])
+    with torch.no_grad():
+        both = backbone.eval()(x) + backbone(x.flip(3))
+    assert seen[0] == pytest.approx(both.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"sover": "ridge"}, UnknownName, "did you mean 'solver'"),
+        ({"solver": "newton"}, UnknownName, "unknown solver 'newton'"),
+        ({"task": "parsing"}, UnknownName, "unknown task of a linear probe"),
+        ({"task": "attributes"}, ConfigError, "needs attributes, and the training source gives label"),
+        ({"lambdas": (0.0, 1.0)}, ConfigError, "numbers above 0"),
+        ({"labels": "ten"}, ConfigError, "labels=ten cannot be used"),
+        ({"crop": "box"}, ConfigError, "crop box needs"),
+        ({"flip": True}, ConfigError, "verification alone"),
+        ({"task": "alignment", "solver": "sgd"}, ConfigError, "use ridge for alignment"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    backbone: Backbone, faces: Path, cache: Path, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        evaluate(backbone, str(faces), protocol="linear", **options)
+
+
+def test_an_option_of_another_protocol_is_refused(backbone: Backbone, faces: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown option of the protocol knn 'solver'"):
+        evaluate(backbone, str(faces), protocol="knn", solver="ridge")

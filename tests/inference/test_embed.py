@@ -1,0 +1,201 @@
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.files import write_png
+from facessl.data.source import open_source
+from facessl.inference.embed import Embeddings, embed, embedding_batches, embeddings, write_parquet
+from facessl.inference.regions import region_colours, region_grid, region_picture, sample_images
+from facessl.methods.byol import BYOL
+from facessl.methods.fra import FRA
+from facessl.models.backbone import Backbone
+
+BAD = 3  # position of the unreadable image in `folder`
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten images in two classes, image i about 25 * i bright; the fourth is a text file."""
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        place = tmp_path / "faces" / ("a" if i < 5 else "b")
+        place.mkdir(parents=True, exist_ok=True)
+        if i == BAD:
+            (place / f"{i}.png").write_text("no image")
+        else:
+            pixels = 25 * i + rng.integers(0, 25, (40, 30, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i}.png")
+    return tmp_path / "faces"
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    torch.manual_seed(0)
+    return Backbone("test_resnet", image_size=32).eval()
+
+
+@pytest.fixture(scope="module")
+def fra() -> FRA:
+    torch.manual_seed(0)
+    return FRA(Backbone("test_resnet", image_size=64), hidden=16, dim=8, num_regions=4)
+
+
+def test_embeddings_are_those_of_the_readable_images_in_order(folder: Path, backbone: Backbone) -> None:
+    found = embeddings(backbone, str(folder), batch_size=4)
+    files = [path for path in sorted(folder.rglob("*.png")) if path.name != f"{BAD}.png"]
+    assert found.keys == [str(path) for path in files]
+    with torch.no_grad():
+        expected = torch.cat([backbone(backbone.preprocess(path)) for path in files])
+    np.testing.assert_allclose(found.array, expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert found.index.tolist() == [i for i in range(10) if i != BAD]
+    assert found.labels.tolist() == [0] * 4 + [1] * 5
+    assert [key for key, _ in found.skipped] == [str(folder / "a" / f"{BAD}.png")]
+
+
+@pytest.mark.parametrize("batch_size", [4, 3, 1], ids=["in a batch", "at a batch's start", "alone in its batch"])
+def test_a_skipped_image_is_reported_once(folder: Path, backbone: Backbone, batch_size: int) -> None:
+    parts = embedding_batches(backbone, open_source(str(folder)), batch_size=batch_size)
+    assert len([pair for part in parts for pair in part.skipped]) == 1
+
+
+def test_a_source_without_a_readable_image_is_refused(folder: Path, backbone: Backbone) -> None:
+    for path in folder.rglob("*.png"):
+        path.write_text("no image")
+    with pytest.raises(DataError, match=r"no image of .* could be read .*begins with"):
+        embed(backbone, str(folder))
+
+
+def test_embedding_leaves_a_network_in_training_as_it_was(folder: Path) -> None:
+    backbone = Backbone("test_resnet", image_size=32).train()
+    backbone.model.layer1.eval()
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    embed(backbone, str(folder))
+    assert backbone.training
+    assert not backbone.model.layer1.training
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+    backbone(torch.zeros(2, 3, 32, 32)).sum().backward()  # nothing cached without gradients
+
+
+def test_parquet_holds_a_row_per_image(folder: Path, backbone: Backbone, tmp_path: Path) -> None:
+    source = open_source(str(folder))
+    count, skipped = write_parquet(tmp_path / "new" / "e.parquet", embedding_batches(backbone, source, batch_size=4))
+    table = pq.read_table(tmp_path / "new" / "e.parquet")
+    found = embeddings(backbone, source)
+    assert (count, len(skipped)) == (9, 1)
+    assert table["path"].to_pylist() == found.keys
+    assert table["label"].to_pylist() == found.labels.tolist()
+    assert table["label_name"].to_pylist() == ["a"] * 4 + ["b"] * 5
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), found.array, rtol=1e-5, atol=1e-6)
+    assert table["embedding"].type.list_size == backbone.num_features
+
+
+def test_batches_share_row_groups(folder: Path, backbone: Backbone, tmp_path: Path) -> None:
+    """A row group per batch makes a file of a million faces large and slow to read."""
+    write_parquet(tmp_path / "e.parquet", embedding_batches(backbone, open_source(str(folder)), batch_size=2))
+    assert pq.ParquetFile(tmp_path / "e.parquet").num_row_groups == 1
+
+
+def test_a_failure_while_writing_keeps_the_old_file(folder: Path, backbone: Backbone, tmp_path: Path) -> None:
+    path = tmp_path / "e.parquet"
+    write_parquet(path, embeddings(backbone, str(folder)))
+    old = path.read_bytes()
+
+    def broken() -> Iterator[Embeddings]:
+        yield from embedding_batches(backbone, open_source(str(folder)), batch_size=4)
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_parquet(path, broken())
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["e.parquet"]
+
+
+def test_other_endings_are_refused(tmp_path: Path, backbone: Backbone, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must end in .parquet"):
+        write_parquet(tmp_path / "e.csv", embeddings(backbone, str(folder)))
+    with pytest.raises(ConfigError, match=r"must end in .png"):
+        write_png(tmp_path / "regions.jpg", np.zeros((2, 2, 3), np.uint8))
+
+
+def test_unknown_precision_is_refused(folder: Path, backbone: Backbone) -> None:
+    with pytest.raises(ConfigError, match=r"precision 'fp8'.* fp32, bf16, fp16"):
+        embed(backbone, str(folder), precision="fp8")
+
+
+def test_bf16_embeddings_point_the_same_way(folder: Path, backbone: Backbone) -> None:
+    a, b = embed(backbone, str(folder)), embed(backbone, str(folder), precision="bf16")
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert b.dtype == np.float32
+    assert cosine.min() > 0.99
+
+
+def test_sampled_images_are_spread_and_readable(folder: Path) -> None:
+    source = open_source(str(folder))
+    assert sample_images(source, count=99, size=16).shape == (9, 16, 16, 3)
+    for seed in range(8):
+        # One of the first five, one of the last five; an unreadable one gives way to its neighbour.
+        first, second = sample_images(source, count=2, size=16, seed=seed).mean((1, 2, 3)) // 25
+        assert first in (0, 1, 2, 4)
+        assert second in range(5, 10)
+
+
+def test_region_grid_has_a_row_per_image(folder: Path, fra: FRA) -> None:
+    fra.train()
+    grid = region_grid(fra, str(folder), count=3, cell=48)
+    assert fra.training
+    assert grid.dtype == np.uint8
+    taller = region_grid(fra, str(folder), count=4, cell=48)
+    assert taller.shape[1] == grid.shape[1]
+    assert taller.shape[0] - grid.shape[0] == pytest.approx(48, abs=6)
+
+
+def test_a_method_without_regions_is_named(folder: Path) -> None:
+    byol = BYOL(Backbone("test_resnet", image_size=32))
+    with pytest.raises(ConfigError, match="'byol' has no regions"):
+        region_grid(byol, str(folder))
+
+
+def test_region_picture_shows_image_maps_and_winners() -> None:
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    heatmaps = torch.zeros(1, 2, 32, 32)
+    heatmaps[0, 0, :, :16], heatmaps[0, 1, :, 16:] = 1, 1  # region 1 left, region 2 right
+    grid = region_picture(images, heatmaps).astype(int)
+    magma = ((0, 0, 3), (251, 252, 191))  # its ends
+    cells = _cells(grid)
+    assert len(cells) == 4
+    _, one, two, winners = cells
+    for cell, bright in ((one, 0), (two, 1)):
+        np.testing.assert_allclose(cell[16, 4], magma[1 - bright], atol=3)
+        np.testing.assert_allclose(cell[16, 28], magma[bright], atol=3)
+    colours = np.array(region_colours(2)) / 2  # over a black image
+    np.testing.assert_allclose(winners[16, 4], colours[0], atol=1)
+    np.testing.assert_allclose(winners[16, 28], colours[1], atol=1)
+
+
+def _cells(grid: np.ndarray, side: int = 32) -> list[np.ndarray]:
+    """The cells of the only row: the white between them is one colour from top to bottom."""
+    inked = (grid != 255).any(2).sum(1)  # pixels per line
+    row = max(range(len(grid) - side), key=lambda y: inked[y : y + side].min())
+    filled = (grid[row : row + side] != 255).any(2).all(0)
+    starts = [x for x in range(1, len(filled)) if filled[x] and not filled[x - 1]]
+    return [grid[row : row + side, x : x + side] for x in starts]
+
+
+def test_many_regions_have_different_colours_and_a_bounded_picture() -> None:
+    assert len(set(region_colours(64))) == 64
+    maps = torch.randn(1, 64, 4, 4).softmax(1)
+    assert region_picture(np.zeros((1, 64, 64, 3), np.uint8), maps, max_regions=6).shape[1] < 9 * 72
+
+
+def test_png_is_written_whole(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    write_png(tmp_path / "deep" / "p.png", picture)
+    read = Image.open(io.BytesIO((tmp_path / "deep" / "p.png").read_bytes()))
+    assert np.array_equal(np.asarray(read), picture)

@@ -1,0 +1,185 @@
+"""Losses of landmark networks against plain loops, and at the places where their gradients could break."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from facessl.models.layers.landmark_losses import awing, coordinate_l2, eigen, heatmap_bce, smooth_l1, star, wing
+
+VISIBLE = torch.tensor([[True, False, True], [True, True, False]])
+
+
+def points(seed, scale=1.0):
+    torch.manual_seed(seed)
+    return scale * torch.randn(2, 3, 2, dtype=torch.float64)
+
+
+def mean_over_visible(value):
+    kept = [value(b, k) for b in range(2) for k in range(3) if VISIBLE[b, k]]
+    return sum(kept) / len(kept)
+
+
+def test_coordinate_losses_against_loops():
+    pred, target = points(0, 9.0), points(1, 9.0)
+    target[0, 1] = math.nan  # a landmark that is not visible may be anything
+
+    def l2(b, k):
+        (px, py), (tx, ty) = pred[b, k].tolist(), target[b, k].tolist()
+        return math.hypot((px + 0.5) / 96 - (tx + 0.5) / 96, (py + 0.5) / 64 - (ty + 0.5) / 64)
+
+    def by_coordinate(curve):
+        return lambda b, k: sum(curve(abs(pred[b, k, i].item() - target[b, k, i].item())) for i in range(2)) / 2
+
+    def wing_curve(x):
+        constant = 10 - 10 * math.log(1 + 10 / 2)
+        return 10 * math.log(1 + x / 2) if x < 10 else x - constant
+
+    def huber(x):
+        return x * x / (2 * 3.0) if x < 3.0 else x - 1.5
+
+    for loss, expected in (
+        (coordinate_l2(pred, target, VISIBLE, size=(64, 96)), l2),
+        (wing(pred, target, VISIBLE), by_coordinate(wing_curve)),
+        (smooth_l1(pred, target, VISIBLE, scale=3.0), by_coordinate(huber)),
+    ):
+        assert loss.item() == pytest.approx(mean_over_visible(expected))
+
+
+def test_heatmap_bce_against_loops():
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+
+    def one(b, k):
+        cells = zip(logits[b, k].flatten().tolist(), target[b, k].flatten().tolist(), strict=True)
+        terms = [-t * math.log(1 / (1 + math.exp(-x))) - (1 - t) * math.log(1 / (1 + math.exp(x))) for x, t in cells]
+        return sum(terms) / 20
+
+    assert heatmap_bce(logits, target, VISIBLE).item() == pytest.approx(mean_over_visible(one), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight_map", [0.0, 10.0])
+def test_awing_against_loops(weight_map):
+    torch.manual_seed(0)
+    pred = 1.5 * torch.rand(2, 3, 6, 5, dtype=torch.float64)
+    target = torch.rand(2, 3, 6, 5, dtype=torch.float64).pow(6)
+    omega, theta, epsilon, alpha = 14.0, 0.5, 1.0, 2.1
+
+    def one(b, k):
+        total = 0.0
+        for y in range(6):
+            for x in range(5):
+                t, d = target[b, k, y, x].item(), abs(target[b, k, y, x] - pred[b, k, y, x]).item()
+                ratio = theta / epsilon
+                a = omega / (1 + ratio ** (alpha - t)) * (alpha - t) * ratio ** (alpha - t - 1) / epsilon
+                c = theta * a - omega * math.log(1 + ratio ** (alpha - t))
+                value = omega * math.log(1 + (d / epsilon) ** (alpha - t)) if d < theta else a * d - c
+                around = target[b, k, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+                total += value * (weight_map * (around.max().item() >= 0.2) + 1)
+        return total / 30
+
+    loss = awing(pred, target, VISIBLE, weight_map=weight_map)
+    assert loss.item() == pytest.approx(mean_over_visible(one))
+    small = pred[:1, :1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: awing(p, target[:1, :1], weight_map=weight_map), small)
+
+
+def test_awing_is_flat_at_a_perfect_map():
+    pred = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    loss = awing(pred, torch.zeros(1, 1, 4, 4))
+    loss.backward()
+    assert loss.item() < 1e-20
+    assert pred.grad.abs().max() < 1e-10
+
+
+def star_of_one(heatmap, target, w=1.0):
+    """Mean, covariance, numpy's eigenvectors and the two quotients; cells at (2 i + 1) / n - 1."""
+    h, w_ = heatmap.shape
+    weights = heatmap / heatmap.sum()
+    cells = [((2 * x + 1) / w_ - 1, (2 * y + 1) / h - 1, weights[y, x]) for y in range(h) for x in range(w_)]
+    mean = np.array([sum(p * x for x, _, p in cells), sum(p * y for _, y, p in cells)])
+    covariance = np.zeros((2, 2))
+    for x, y, p in cells:
+        offset = np.array([x, y]) - mean
+        covariance += p * np.outer(offset, offset)
+    covariance /= 1 - sum(p * p for _, _, p in cells)
+    values, vectors = np.linalg.eigh(covariance)
+    error = np.array([(2 * target[0] + 1) / w_ - 1, (2 * target[1] + 1) / h - 1]) - mean
+    loss = w * values.sum()
+    for i in range(2):
+        x = abs(vectors[:, i] @ error)
+        loss += (x * x / 0.02 if x < 0.01 else x - 0.005) / math.sqrt(values[i] + 1e-5)
+    return loss
+
+
+@pytest.mark.parametrize("w", [1.0, 0.0])
+def test_star_against_numpy(w):
+    torch.manual_seed(0)
+    maps = torch.rand(2, 3, 9, 7, dtype=torch.float64).pow(4)
+    target = 3 + points(1)
+    expected = mean_over_visible(lambda b, k: star_of_one(maps[b, k].numpy(), target[b, k].tolist(), w))
+    assert star(maps, target, VISIBLE, w=w).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_star_gradient(detach):
+    torch.manual_seed(2)
+    maps = torch.rand(1, 2, 5, 6, dtype=torch.float64).requires_grad_()
+    target = points(3)[:1, :2] + 2
+    if not detach:
+        assert torch.autograd.gradcheck(lambda m: star(m, target), maps)
+        return
+    full, part = (torch.autograd.grad(star(maps, target, w=0, detach=d), maps)[0] for d in (False, True))
+    assert not torch.allclose(full, part)
+
+
+def test_star_charges_less_along_a_wide_map():
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    wide = torch.exp(-((x - 15.5) ** 2) / 50 - (y - 15.5) ** 2 / 2)[None, None]
+    along = star(wide, torch.tensor([[[18.5, 15.5]]]))
+    across = star(wide, torch.tensor([[[15.5, 18.5]]]))
+    assert along < 0.5 * across
+
+
+@pytest.mark.parametrize("kind", ["random", "one-hot", "uniform", "empty", "round", "row"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_star_is_finite_on_any_map(kind, dtype):
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    maps = {
+        "random": torch.rand(16, 16),
+        "one-hot": ((x == 3) & (y == 12)).float(),
+        "uniform": torch.ones(16, 16),
+        "empty": torch.zeros(16, 16),
+        "round": torch.exp(-((x - 7) ** 2 + (y - 7) ** 2) / 4),
+        "row": (y == 4).float(),
+    }[kind]
+    maps = maps.to(dtype).expand(2, 3, 16, 16).clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss = star(maps, torch.rand(2, 3, 2) * 16, VISIBLE)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert maps.grad.isfinite().all()
+
+
+def test_eigen_is_numpys():
+    torch.manual_seed(0)
+    factors = torch.randn(50, 2, 2, dtype=torch.float64)
+    matrices = factors @ factors.transpose(1, 2)
+    matrices[0] = torch.diag(torch.tensor([1.0, 3.0]))  # the larger one along y, no covariance
+    large, small, cosine, sine = eigen(matrices[:, 0, 0], matrices[:, 1, 1], matrices[:, 0, 1])
+    torch.testing.assert_close(torch.stack([small, large], 1), torch.linalg.eigvalsh(matrices))
+    vectors = torch.stack([cosine, sine], 1)[..., None]
+    torch.testing.assert_close(matrices @ vectors, large[:, None, None] * vectors)
+
+
+def test_nothing_visible_is_zero_not_nan():
+    nobody = torch.zeros(2, 3, dtype=torch.bool)
+    maps = torch.rand(2, 3, 4, 4).requires_grad_()
+    target = torch.full((2, 3, 2), math.nan)
+    loss = star(maps, target, nobody) + awing(maps, maps.detach(), nobody)
+    loss.backward()
+    assert loss.item() == 0
+    assert maps.grad.eq(0).all()

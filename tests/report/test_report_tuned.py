@@ -1,0 +1,105 @@
+"""The page of a fine-tuning run."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facessl.report import curves as report_curves
+from facessl.report.write import write_report
+from tests.report_runs import Page, alignment, attributes, expression, parsing, write_tuned
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take a second a page; tests of the rest go without."""
+    monkeypatch.setattr(report_curves, "curve", lambda title, *_, **__: f"<svg><title>{title}</title></svg>")
+
+
+def test_headline_of_a_fine_tuning_run(tmp_path: Path, quick: None) -> None:
+    test = expression()
+    numbers = write_report(write_tuned(tmp_path / "mine", test))
+    assert json.loads((tmp_path / "mine" / "report.json").read_text()) == numbers
+    expected = {
+        "run": "mine", "task": "expression", "protocol": "finetune", "backbone": "resnet18",
+        "started_from": "runs/mine", "labels": "10%", "headline": test["headline"], "train_images": 219,
+        "test_images": 60, "steps": 40,
+    }  # fmt: skip
+    assert {key: numbers[key] for key in expected} == expected
+    assert "| women | 30 |" in (tmp_path / "mine" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "sections", "said"),
+    [
+        (
+            "expression",
+            expression,
+            ["Accuracy by class", "Confusion", "Groups"],
+            ["majority class", "calm", "<b>men</b>"],
+        ),
+        ("alignment", alignment, ["Subsets"], ["NME interocular", "8.12 %", "7.00 to 9.00 %", "AUC@0.10"]),
+        ("parsing", parsing, ["F1 by class"], ["mean IoU", "hat"]),
+        ("attributes", attributes, ["Accuracy by attribute"], ["mean balanced accuracy", "Smile"]),
+    ],
+)
+def test_page_of_a_fine_tuning_run_shows_what_its_task_measured(
+    tmp_path: Path, task: str, make: Callable[[], dict[str, Any]], sections: list[str], said: list[str]
+) -> None:
+    write_report(write_tuned(tmp_path / "mine", make(), task=task))
+    page = Page((tmp_path / "mine" / "report.html").read_text())
+    rest = ["Loss", "Score over time", "Schedule", "Speed", "Configuration", "Skipped images", "Environment"]
+    assert page.headings == ["Scores", *sections, *rest]
+    for words in [*said, f"{task.capitalize()} on resnet18", "Weights of step 30", "coordinate"]:
+        assert words in page.text, words
+
+
+def test_confusion_is_tinted_by_the_share_of_its_row(tmp_path: Path, quick: None) -> None:
+    test = expression() | {"confusion": [[30, 10, 0], [0, 5, 5], [0, 0, 0]]}
+    write_report(write_tuned(tmp_path / "mine", test))
+    cells = re.findall(
+        r"var\(--(good|bad)\) (\d+)%[^>]*>([\d,]+)</td>", (tmp_path / "mine" / "report.html").read_text()
+    )
+    assert [(tone, int(share)) for tone, share, _ in cells] == [
+        ("good", 52), ("bad", 18), ("bad", 0),
+        ("bad", 0), ("good", 35), ("bad", 35),
+        ("bad", 0), ("bad", 0), ("good", 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"select": "test"}, "selected on the test part"),
+        ({"select": "last"}, "nothing was selected"),
+    ],
+)
+def test_page_says_how_the_weights_were_selected(
+    tmp_path: Path, quick: None, change: dict[str, str], said: str
+) -> None:
+    write_report(write_tuned(tmp_path / "mine", alignment(), task="alignment", **change))
+    assert said in Page((tmp_path / "mine" / "report.html").read_text()).text
+
+
+def test_a_score_near_the_commonest_answer_is_said(tmp_path: Path, quick: None) -> None:
+    test = expression()
+    low, high = test["accuracy_interval"]
+    for name, share, said in (("dull", (low + high) / 2, "Not clearly above"), ("good", low - 0.01, "Above always")):
+        write_report(write_tuned(tmp_path / name, test | {"majority_class": share}))
+        assert said in Page((tmp_path / name / "report.html").read_text()).text
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b"{}"])
+def test_a_fine_tuning_run_without_scores_still_has_a_page(tmp_path: Path, quick: None, content: bytes | None) -> None:
+    run = write_tuned(tmp_path / "mine", expression())
+    (run / "results.json").unlink()
+    if content is not None:
+        (run / "results.json").write_bytes(content)
+    (run / "model.json").unlink()
+    assert write_report(run)["headline"] is None
+    page = Page((run / "report.html").read_text())
+    assert page.headings[0] == "Loss"
+    assert "No scores (results.json: " in page.text

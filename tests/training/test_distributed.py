@@ -1,0 +1,194 @@
+"""2 and 4 ranks give what one process gives on the same global batch, through the whole trainer, for every method."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from facessl.config.run import OptimConfig, RunConfig
+from facessl.core.errors import ConfigError
+from facessl.training import fsdp
+from facessl.training.run import ranks
+from tests.helpers import TINY, assert_same, environment, weights
+
+#: More than TINY's 1x1 maps; no warm-up, so that the first step already moves.
+WORDS = ["pretrain", *TINY, "--image-size", "64", "--optim.warmup_epochs", "0", "--optim.lr", "0.45"]
+
+
+def torchrun(*words: str, cwd: Path, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """The command line on `ranks` processes of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
+    whole = [*launcher, "-m", "facessl", *words]
+    return subprocess.run(whole, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=400)
+
+
+#: What the smallest networks need to be told; dropout and PCL's noise are drawn by rank.
+SMALL = ["--method.hidden", "24", "--method.dim", "16"]
+DECODER = [
+    "--method.decoder_width", "32", "--method.decoder_heads", "2", "--method.decoder_feed_forward", "16",
+    "--method.dropout", "0",
+]  # fmt: skip
+MASKED = [
+    "--backbone", "test_vit", "--method.decoder_width", "16", "--method.decoder_depth", "1", "--method.decoder_heads",
+    "2",
+]  # fmt: skip
+CURVES = {
+    "byol": ["byol", *SMALL],
+    "fra": ["fra", *SMALL, *DECODER],
+    "fra-official": ["fra", "--method.variant", "official", *SMALL, *DECODER],
+    "lewel": ["lewel", *SMALL],
+    "pcl": ["pcl", "--method.noise", "0", "--method.width", "8", "--method.decoder_width", "16",
+            "--method.decoder_size", "16"],
+    "mae": ["mae", *MASKED],
+    "mae-accumulate": ["mae", *MASKED, "--accumulate", "2"],
+    "mcf": ["mcf", *MASKED, *SMALL, "--method.teacher", "random:resnet10t", "--method.feature_weight", "1",
+            "--clip-grad", "1"],
+    "farl": ["farl", "--backbone", "test_vit", "--method.text_width", "16", "--method.text_depth", "1",
+             "--method.text_heads", "2", "--method.context", "8"],
+    "simclr": ["simclr", *SMALL],
+    "swav": ["swav", *SMALL, "--method.prototypes", "10", "--method.frozen_steps", "1", "--method.queue_length", "20",
+                   "--method.queue_step", "0"],
+}  # fmt: skip
+#: 20 images in batches of 8: the last 4 of every epoch are left out, on any number of ranks.
+COMMON = [
+    "synthetic:?n=20&size=40&captions=true", "--backbone", "test_resnet", "--image-size", "64", "--batch-size", "8",
+    "--max-steps", "3", "--log-every", "1", "--checkpoint-every", "0", "--workers", "0", "--monitor.every", "0",
+    "--device", "cpu", "--optim.warmup_epochs", "0", "--optim.name", "adamw", "--optim.lr", "1e-3",
+    "--optim.reference_batch", "null",
+]  # fmt: skip
+RANKS = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of every method on 1, 2 and 4 ranks; one sharded; one that began on 2 ranks and went on sharded on 4; one
+    on 2 ranks with batch norms of their own, whole and stopped."""
+    folder = tmp_path_factory.mktemp("curves")
+    jobs = []
+    for count in RANKS:
+        commands = [[*COMMON, "--method", *words, "--out", f"{name}-{count}"] for name, words in CURVES.items()]
+        jobs.append([count, commands])
+    halves = [*COMMON, "--method", *CURVES["byol"], "--checkpoint-every", "2", "--out", "halves"]
+    shards = [*COMMON, "--method", *CURVES["mcf"], "--strategy", "fsdp", "--out", "mcf-fsdp"]
+    local = [*COMMON, "--method", *CURVES["lewel"], "--sync-batch-norm", "false", "--checkpoint-every", "2", "--out"]
+    jobs += [[2, [halves, shards, [*local, "local"], [*local, "local-halves"]]]]
+    forked(jobs, folder)
+    for name in ("halves", "local-halves"):
+        run = folder / name / "checkpoints"
+        shutil.copy(run / "step-00000002.ckpt", run / "last.ckpt")
+    again = [[*local, "local-halves", "--resume"]]
+    forked([[4, [[*halves, "--resume", "--strategy", "fsdp"]]], [2, again]], folder)
+    return folder
+
+
+def forked(jobs: list[Any], folder: Path) -> None:
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    call = [sys.executable, "-m", "tests.forked", str(folder / "jobs.json")]
+    root = str(Path(__file__).parents[2])
+    env = environment(PYTHONPATH=os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(call, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def losses(run: Path, name: str = "loss") -> list[float]:
+    with open(run / "metrics.csv") as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Loss curve as printed, and every weight and statistic at the end to the rounding of float64."""
+    assert len(losses(one)) == 3
+    assert losses(other) == pytest.approx(losses(one), rel=1e-5)
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    for key in a:
+        if isinstance(a[key], torch.Tensor) and a[key].is_floating_point():
+            torch.testing.assert_close(b[key], a[key], rtol=1e-6, atol=1e-8, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("ranks", RANKS[1:])
+@pytest.mark.parametrize("name", CURVES)
+def test_ranks_train_as_one_process(curves: Path, name: str, ranks: int) -> None:
+    assert_equal_runs(curves / f"{name}-1", curves / f"{name}-{ranks}")
+
+
+def test_a_loss_that_is_a_mean_accumulates_exactly(curves: Path) -> None:
+    assert_equal_runs(curves / "mae-1", curves / "mae-accumulate-2")
+
+
+def test_sharded_ranks_train_as_one_process(curves: Path) -> None:
+    assert_equal_runs(curves / "mcf-1", curves / "mcf-fsdp")
+    norms = losses(curves / "mcf-1", "grad_norm")
+    assert max(norms) > 1, "nothing was clipped"
+    assert losses(curves / "mcf-fsdp", "grad_norm") == pytest.approx(norms, rel=1e-5)
+
+
+def test_what_sharding_cannot_do_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"lars.*--optim.name adamw, or ddp"):
+        fsdp.check(RunConfig(), False)
+    with pytest.raises(ConfigError, match="fp16"):
+        fsdp.check(RunConfig(optim=OptimConfig(name="adamw"), precision="fp16"), False)
+    number = nn.Module()
+    number.scale = nn.Parameter(torch.ones(()))
+    with pytest.raises(ConfigError, match="scale of Module"):
+        fsdp.shard(number, None)
+
+
+def test_other_ranks_and_another_strategy_go_on_with_the_same_curve(curves: Path) -> None:
+    assert_equal_runs(curves / "byol-1", curves / "halves")
+
+
+def test_own_batch_norms_resume_with_the_same_bits(curves: Path) -> None:
+    """LEWEL's target uses moving statistics, of which the ranks would each have their own and a checkpoint one."""
+    assert_same(weights(curves / "local-halves"), weights(curves / "local"))
+
+
+def test_ranks_resume_and_refuse_a_batch_they_cannot_share(tmp_path: Path) -> None:
+    words = [*WORDS, "--max-steps", "2", "--checkpoint-every", "1", "--out", "run"]
+    assert torchrun(*words, cwd=tmp_path).returncode == 0
+    whole = weights(tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.unlink()
+    (tmp_path / "run" / "checkpoints" / "step-00000002.ckpt").unlink()
+    (tmp_path / "run" / "checkpoints" / "step-00000001.ckpt").rename(last)
+    again = torchrun("pretrain", "--resume", "--out", "run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    resumed = weights(tmp_path / "run")
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole if isinstance(whole[k], torch.Tensor))
+    odd = torchrun(*WORDS, "--batch-size", "7", "--out", "odd", cwd=tmp_path)
+    assert odd.returncode != 0
+    assert "facessl: " in odd.stderr
+    assert "7" in odd.stderr.split("facessl: ")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (1, 1)),
+        ({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, (16, 8)),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "3", "SLURM_JOB_NAME": "train"}, (8, 4)),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, (1, 1)),
+    ],
+)
+def test_ranks_are_those_of_the_launcher(
+    variables: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_PROCID", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert ranks() == expected

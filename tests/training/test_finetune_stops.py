@@ -1,0 +1,129 @@
+"""Fine-tuning goes on after any stop, with the same bits at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from facessl.cli import main
+from facessl.core import files
+from facessl.training import finetune
+from facessl.training.trainer import Trainer
+from tests.finetune_runs import WORDS, rows
+from tests.helpers import assert_same, weights
+
+#: Attributes: dropout and batch norm in the head; an average; uneven draws; a measurement every five steps.
+STOPPED = [
+    *WORDS, "--task", "attributes", "--ema", "0.9", "--balanced", "--checkpoint-every", "2", "--seed", "3",
+]  # fmt: skip
+
+
+def killed(words: list[str], where: str, target: Any, when: Callable[..., bool]) -> None:
+    """Run `words` in a process of its own that is killed as it is about to call `target.where` and `when` holds."""
+    child = os.fork()  # not a new interpreter: that would import torch again
+    if child == 0:
+        real = getattr(target, where)
+
+        def fatal(*values: Any) -> Any:
+            if when(*values):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*values)
+
+        setattr(target, where, fatal)
+        try:
+            main(words)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the run ended by itself"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*STOPPED, "--out", str(run)]) == 0
+    return run
+
+
+def same_end(run: Path, whole: Path) -> None:
+    assert_same(weights(run), weights(whole))
+    assert_same(load_file(run / "model.safetensors"), load_file(whole / "model.safetensors"))
+    for name in ("best.json", "results.json"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    assert [r["step"] for r in rows(run)] == [r["step"] for r in rows(whole)]
+
+
+def test_killed_run_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [*STOPPED, "--out", str(run)]
+    killed(words, "_one_step", Trainer, lambda trainer, *_: trainer.step == 3)
+    assert weights(run)["step"] == 2
+    # Between the best weights and the note that tells their score, and while the last scores are taken.
+    killed([*words, "--resume"], "write_atomic", files, lambda path, _: path.name == "best.json")
+    assert (run / "best.safetensors").is_file()
+    killed([*words, "--resume"], "_finish", finetune, lambda *_: True)
+    assert not (run / "status.json").exists()
+    assert main(["finetune", "--resume", "--out", str(run)]) == 0  # its settings come from the folder
+    same_end(run, whole)
+
+
+def test_a_run_without_a_checkpoint_begins_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its best weights, of other settings, and its rows must not live on."""
+    run, real = tmp_path / "run", Trainer._one_step
+
+    def stopping(self: Trainer, *rest: Any) -> None:
+        if self.step == 7:
+            raise KeyboardInterrupt
+        real(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_one_step", stopping)
+        other = [*STOPPED, "--out", str(run), "--checkpoint-every", "0", "--backbone", "resnet10t"]
+        assert main(other) == 130
+    assert (run / "best.json").is_file()
+    (run / "best.json").write_text(json.dumps({"step": 5, "name": "mean_accuracy", "value": 2.0}))
+    assert main([*STOPPED, "--out", str(run), "--resume"]) == 0
+    same_end(run, whole)
+
+
+def test_interrupted_run_says_so_in_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Trainer._one_step
+
+    def stopping(self: Trainer, *rest: Any) -> None:
+        real(self, *rest)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_one_step", stopping)
+    words = [w if w != "1" else "50" for w in WORDS]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out.splitlines()[-1])
+    assert (told["finished"], told["steps"], told["out"]) == (False, 2, str(tmp_path / "run"))
+    assert "step 1/15" in err, "the first step is shown, however rarely steps are logged"
+    assert [row["step"] for row in rows(tmp_path / "run") if row.get("loss")] == ["1"]
+
+
+def test_resume_reads_the_task_before_its_flags(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "--resume", "--out", str(whole), "--task.head", "fra"]) == 0
+    capsys.readouterr()
+    assert main(["finetune", "--resume", f"--out={whole}", "--task.head", "linear"]) == 2
+    assert "task.head: 'fra' -> 'linear'" in capsys.readouterr().err
+
+
+def test_resume_of_a_finished_run_scores_again(whole: Path) -> None:
+    before = (whole / "results.json").read_bytes()
+    (whole / "results.json").unlink()
+    assert main(["finetune", "--resume", "--out", str(whole)]) == 0
+    assert (whole / "results.json").read_bytes() == before
+    assert json.loads((whole / "status.json").read_text()) == {"finished": True, "steps": 15}

@@ -1,0 +1,125 @@
+"""Learning rates by part and depth, weight decay and schedules of fine-tuning, against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from facessl.config.finetune import TuneOptim
+from facessl.core.errors import ConfigError, UnknownName
+from facessl.models.backbone import Backbone
+from facessl.training.optim import build_tuning_optimizer, schedule
+
+HALF = 0.5
+
+
+class Toy(nn.Module):
+    """The parts of a task."""
+
+    def __init__(self, net: str) -> None:
+        super().__init__()
+        self.backbone = Backbone(net, image_size=64)
+        self.head = nn.ModuleDict({"neck": nn.Linear(3, 4), "norm": nn.LayerNorm(4), "classifier": nn.Linear(4, 2)})
+
+
+def groups_by_name(task: nn.Module, optim: TuneOptim) -> dict[str, dict[str, Any]]:
+    optimizer = build_tuning_optimizer(task, optim)
+    names = {id(p): n for n, p in task.named_parameters()}
+    found = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+    assert len(found) == sum(len(g["params"]) for g in optimizer.param_groups), "a weight is in two groups"
+    assert found.keys() == {n for n, p in task.named_parameters() if p.requires_grad}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("net", "depths"),
+    [
+        ("resnet10t", {"conv1.": 4, "bn1.": 4, "layer1.": 3, "layer2.": 2, "layer3.": 1, "layer4.": 0}),
+        ("test_vit", {"cls_token": 6, "pos_embed": 6, "patch_embed.": 6,
+                      **{f"blocks.{i}.": 5 - i for i in range(6)}, "norm.": 0, "fc_norm.": 0}),
+    ],
+)  # fmt: skip
+def test_layer_decay_counts_from_the_end_of_the_backbone(net: str, depths: dict[str, int]) -> None:
+    optim = TuneOptim(lr=0.2, layer_decay=HALF, lrs={"head": 0.4})
+    for name, group in groups_by_name(Toy(net), optim).items():
+        inner = name.removeprefix("backbone.model.")
+        if name.startswith("head."):
+            expected = 2.0
+        else:
+            (depth,) = (d for prefix, d in depths.items() if inner.startswith(prefix))
+            expected = HALF**depth
+        assert group["lr_scale"] == pytest.approx(expected), name
+
+
+def test_the_longest_name_gives_the_rate_and_multiplies_with_the_decay() -> None:
+    lrs = {"head": 1e-3, "head.classifier": 1e-2, "backbone": 2e-4}
+    found = groups_by_name(Toy("test_resnet"), TuneOptim(lr=1e-4, lrs=lrs, layer_decay=HALF))
+    scales = {name: group["lr_scale"] for name, group in found.items()}
+    assert scales["head.neck.weight"] == pytest.approx(10)
+    assert scales["head.classifier.weight"] == scales["head.classifier.bias"] == pytest.approx(100)
+    assert scales["backbone.model.layer4.0.conv1.weight"] == pytest.approx(2)
+    assert scales["backbone.model.conv1.0.weight"] == pytest.approx(2 * HALF**4)
+
+
+@pytest.mark.parametrize("decay_norms", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_weight_decay_of_biases_and_norms_is_a_choice(name: Any, decay_norms: bool) -> None:
+    found = groups_by_name(Toy("test_vit"), TuneOptim(name=name, weight_decay=0.3, decay_norms=decay_norms))
+    for parameter, group in found.items():
+        spared = not decay_norms and (parameter.endswith("bias") or "norm" in parameter)
+        assert group["weight_decay"] == (0.0 if spared else 0.3), parameter
+
+
+def test_frozen_weights_are_left_out_and_a_rate_of_zero_holds_a_part() -> None:
+    task = Toy("test_resnet")
+    task.backbone.requires_grad_(False)
+    assert all(name.startswith("head.") for name in groups_by_name(task, TuneOptim()))
+    held = groups_by_name(Toy("test_resnet"), TuneOptim(lrs={"backbone": 0.0}))
+    assert {g["lr_scale"] for n, g in held.items() if n.startswith("backbone.")} == {0.0}
+    with pytest.raises(ConfigError, match="backbone: 0"):
+        TuneOptim(lr=0.0)
+
+
+def test_unknown_part_is_named_with_those_that_exist() -> None:
+    with pytest.raises(UnknownName, match=r"'headd'.*'head'"):
+        build_tuning_optimizer(Toy("test_resnet"), TuneOptim(lrs={"headd": 1.0}))
+
+
+def test_schedules() -> None:
+    """Ten steps an epoch, 100 steps; the rates of some steps by hand."""
+
+    def rates(**values: Any) -> list[float]:
+        rate = schedule(TuneOptim(lr=0.8, **values), total_steps=100, steps_per_epoch=10)
+        return [rate(step) for step in range(100)]
+
+    cosine = rates(warmup_epochs=2, final_lr=0.2)
+    assert cosine[0] == pytest.approx(0.8 / 20)
+    assert cosine[19] == cosine[20] == pytest.approx(0.8)
+    assert cosine[60] == pytest.approx(0.5)  # half-way between peak and end
+    assert cosine[99] == pytest.approx(0.2 + 0.3 * (1 + math.cos(math.pi * 79 / 80)))
+    step = rates(schedule="step", warmup_epochs=0, milestones=(3, 7.5), gamma=0.1)
+    assert [step[i] for i in (0, 29, 30, 74, 75, 99)] == pytest.approx([0.8, 0.8, 0.08, 0.08, 0.008, 0.008])
+    late = rates(schedule="step", warmup_epochs=1, milestones=(200,))
+    assert late[4] == pytest.approx(0.4)
+    assert set(late[10:]) == {0.8}
+    exponential = rates(schedule="exponential", warmup_epochs=0, gamma=0.9)
+    assert [exponential[i] for i in (0, 9, 10, 25, 99)] == pytest.approx([0.8, 0.8, 0.72, 0.648, 0.8 * 0.9**9])
+    assert set(rates(schedule="constant", warmup_epochs=0)) == {0.8}
+    assert rates(schedule="constant", warmup_epochs=1)[:2] == pytest.approx([0.08, 0.16])
+
+
+def test_adam_puts_the_decay_into_the_gradient_and_adamw_does_not() -> None:
+    """One step from weight 1 with gradient 0: Adam moves by lr, AdamW by lr * decay (up to epsilon)."""
+    moved = {}
+    for name in ("adam", "adamw"):
+        task = nn.ModuleDict({"head": nn.Linear(1, 1)})
+        nn.init.ones_(task["head"].weight)  # type: ignore[arg-type]
+        optimizer = build_tuning_optimizer(task, TuneOptim(name=name, lr=0.1, weight_decay=0.01))  # type: ignore[arg-type]
+        (task["head"](torch.zeros(1, 1)).sum()).backward()
+        optimizer.step()
+        moved[name] = 1 - task["head"].weight.item()  # type: ignore[operator,union-attr]
+    assert moved == pytest.approx({"adam": 0.1, "adamw": 0.001}, rel=1e-3)

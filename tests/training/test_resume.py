@@ -1,0 +1,118 @@
+"""A run that is killed goes on with the same batches, views and random state: the weights are equal bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facessl.training.pretrain import pretrain
+from tests.helpers import TINY, assert_same, command, environment, facessl, weights
+
+SLOW_DISK = """
+import os, time
+real = os.fsync
+def fsync(handle):
+    name = os.readlink(f"/proc/self/fd/{handle}")
+    if ".ckpt." in name:
+        open(os.environ["MARK"], "a").close()
+        time.sleep(30)
+    real(handle)
+os.fsync = fsync
+"""
+
+SLOW_STEPS = """
+import time
+from facessl.training.trainer import Trainer
+real = Trainer._one_step
+def one_step(self, *rest):
+    time.sleep(0.3)
+    real(self, *rest)
+Trainer._one_step = one_step
+"""
+
+
+def start(words: list[str], cwd: Path, script: str = "", **env: str) -> subprocess.Popen[bytes]:
+    """A run of its own process group."""
+    return subprocess.Popen(
+        command(*words, script=script),
+        cwd=cwd,
+        env=environment(**env),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def kill_when(process: subprocess.Popen[bytes], ready: Path, after: float = 0.0) -> None:
+    until = time.monotonic() + 300
+    while not ready.exists():
+        assert process.poll() is None, f"the run ended before {ready.name} appeared"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(after)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = facessl("pretrain", *TINY, "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return weights(folder / "run")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_killed_run_ends_with_the_same_bits(whole: dict[str, object], tmp_path: Path, workers: str) -> None:
+    run, mark = tmp_path / "run", tmp_path / "mark"
+    words = ["pretrain", *TINY, "--workers", workers, "--out", "run"]
+    moment = random.Random(workers).uniform(0, 0.6)
+    kill_when(start(words, tmp_path, SLOW_STEPS), run / "checkpoints" / "step-00000002.ckpt", moment)
+    kill_when(start([*words, "--resume"], tmp_path, SLOW_DISK, MARK=str(mark)), mark)
+    assert list((run / "checkpoints").glob(".*.tmp")), "the kill was meant to hit a checkpoint in the middle"
+    kill_when(start([*words, "--resume"], tmp_path, SLOW_STEPS), run / "checkpoints" / "step-00000006.ckpt", moment)
+    other = "2" if workers == "0" else "0"
+    done = facessl("pretrain", "--resume", "--out", "run", "--workers", other, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(weights(run), whole)
+    steps = [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == [str(s) for s in range(1, 11)], "metrics.csv must neither lose nor repeat a step"
+    assert len(list((run / "checkpoints").glob("step-*.ckpt"))) == 2
+
+
+def test_pcl_stopped_after_every_step_weighs_its_contrasts_alike(tmp_path: Path) -> None:
+    """Dynamic weight averaging needs the losses of two whole epochs, which no single part of this run has seen."""
+    method = {"name": "pcl", "width": 4, "hidden": 16, "dim": 8, "decoder_width": 8, "decoder_size": 8}
+    settings: dict[str, Any] = {
+        **{"source": "synthetic:?n=16&size=40", "backbone": "resnet10t", "image_size": 32, "batch_size": 8},
+        **{"max_steps": 6, "log_every": 1, "workers": 0, "monitor": {"every": 0}, "method": method, "device": "cpu"},
+    }
+    pretrain(**settings, out=str(tmp_path / "whole"))
+    for part in range(6):
+        pretrain(**settings, out=str(tmp_path / "parts"), max_minutes=1e-9, resume=part > 0)
+    whole = weights(tmp_path / "whole")
+    assert_same(weights(tmp_path / "parts"), whole)
+    assert whole["balance.complete"] >= 2
+
+
+def test_sigterm_to_all_processes_saves_and_exits(whole: dict[str, object], tmp_path: Path) -> None:
+    words = ["pretrain", *TINY, "--out", "run", "--checkpoint-every", "0", "--workers", "1"]
+    process = start(words, tmp_path, SLOW_STEPS)
+    until = time.monotonic() + 300
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout`, and SLURM before it takes a node away
+    assert process.wait(60) == 0
+    assert 0 < weights(tmp_path / "run")["step"] < 10
+    done = facessl("pretrain", "--resume", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(weights(tmp_path / "run"), whole)

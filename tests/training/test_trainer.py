@@ -1,0 +1,152 @@
+"""The loop: what it hands to a method and when, accumulation, clipping, the time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from facessl.core import files
+from facessl.core.types import Batch, Progress, Step
+from facessl.training import heartbeat, run
+from facessl.training.trainer import Plan, Trainer
+
+
+class Recorder(nn.Module):
+    """A linear least-squares "method" that remembers what the loop told it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3))
+        self.steps: list[int] = []
+        self.after: list[int] = []
+        self.autocast = False
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        self.steps.append(progress.step)
+        self.autocast = torch.is_autocast_enabled("cpu")
+        loss = ((batch.views[0].mean((2, 3)) @ self.weight) - 1).square().mean()
+        return Step(loss, {"error": loss.detach()})
+
+    def after_step(self, progress: Progress) -> None:
+        self.after.append(progress.step)
+
+
+def batches(size: int = 4) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    while True:
+        yield Batch([torch.randn(size, 3, 2, 2, generator=generator)], [], torch.arange(size), keys=["k"] * size)
+
+
+def train(folder: Path, monitors: Any = None, precision: Any = "32-true", **plan: Any) -> Recorder:
+    method = Recorder()
+    settings = {"total_steps": 4, "steps_per_epoch": 2, "batch_size": 4, "learning_rate": lambda s: 0.1 * (s + 1)}
+    trainer = Trainer(
+        fabric=Fabric(accelerator="cpu", devices=1, precision=precision),
+        method=method,  # type: ignore[arg-type]
+        optimizer=torch.optim.SGD(method.parameters(), lr=1.0),
+        photometric=lambda b: b,
+        plan=Plan(**settings | {"log_every": 1, "checkpoint_every": 0, "monitor_every": 0} | plan),  # type: ignore
+        folder=folder,
+        config={},
+        monitors=monitors or {},
+    )
+    trainer.fit(batches())
+    return method
+
+
+def test_update_k_sees_progress_k(tmp_path: Path) -> None:
+    tmp_path.joinpath("run").mkdir()
+    method = train(tmp_path / "run")
+    assert method.steps == [0, 1, 2, 3]
+    assert method.after == [0, 1, 2, 3], "BYOL's momentum schedule starts at its base value"
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("lr")
+    assert [float(r.split(",")[column]) for r in rows[1:]] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
+    whole, parts = (tmp_path / name for name in ("whole", "parts"))
+    whole.mkdir()
+    parts.mkdir()
+    torch.testing.assert_close(train(whole).weight, train(parts, accumulate=2).weight)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("32-true", False), ("bf16-mixed", True)])
+def test_one_process_runs_the_step_in_its_precision(tmp_path: Path, precision: str, expected: bool) -> None:
+    assert train(tmp_path, precision=precision, total_steps=1).autocast is expected
+
+
+def test_clipping_bounds_the_step(tmp_path: Path) -> None:
+    start = Recorder().weight.detach()
+    moved = train(tmp_path, total_steps=1, clip_grad=0.01, learning_rate=lambda _: 1.0).weight.detach()
+    assert float((moved - start).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_monitors_do_not_touch_the_run(tmp_path: Path) -> None:
+    def nosy(method: Any, progress: Progress) -> dict[str, float]:
+        assert not method.training
+        return {"noise": float(torch.rand(()))}
+
+    watched, plain = tmp_path / "watched", tmp_path / "plain"
+    watched.mkdir()
+    plain.mkdir()
+    a, next_a = train(watched, {"nosy": nosy}, monitor_every=1), torch.rand(())
+    b, next_b = train(plain), torch.rand(())
+    assert torch.equal(a.weight, b.weight)
+    assert torch.equal(next_a, next_b), "a monitor drew from the run's random state"
+    assert a.training
+    assert "monitor/noise" in (watched / "metrics.csv").read_text()
+
+
+def test_time_limit_saves(tmp_path: Path) -> None:
+    train(tmp_path, max_seconds=1e-9)
+    assert (tmp_path / "checkpoints" / "step-00000001.ckpt").is_file()
+
+
+def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
+    sizes = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    os.environ |= {key: str(value) for key, value in sizes.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def signalled() -> Iterator[Batch]:
+        for number, batch in enumerate(batches()):
+            if rank == 1 and number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    method = Recorder()
+    trainer = Trainer(
+        fabric=run.start_fabric("cpu", "fp32"),
+        method=method,  # type: ignore[arg-type]
+        optimizer=torch.optim.SGD(method.parameters(), lr=1.0),
+        photometric=lambda b: b,
+        plan=Plan(1000, 2, 8, lambda step: 0.1, checkpoint_every=0, monitor_every=0),
+        folder=folder,
+        config={},
+        monitors={},
+    )
+    assert not trainer.fit(signalled())
+    (folder / f"rank-{rank}").write_text(f"{trainer.step} {trainer.stop_reason}")
+    heartbeat.leave()
+    torch.distributed.destroy_process_group()
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two_ranks, args=(tmp_path, port), nprocs=2)
+    (zero, why), (one, signalled) = ((tmp_path / f"rank-{rank}").read_text().split(" ", 1) for rank in (0, 1))
+    assert int(zero) == int(one) <= 6, "within two steps of the signal"
+    assert (why, signalled) == ("another rank stopped", "SIGTERM")
+    assert [path.name for path in files.steps(tmp_path / "checkpoints")] == [f"step-{int(zero):08d}.ckpt"]
