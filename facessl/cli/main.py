@@ -199,7 +199,7 @@ def cmd_probe(argv: list[str]) -> int:
     parser = Parser(prog="facessl probe", description=summary(judge))
     parser.add_argument("run", help="run folder, checkpoint or exported backbone")
     parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
-    parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('protocols'))}")
+    parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('evaluation.protocols'))}")
     parser.add_argument("--test", default=None, help="another source as the test part")
     parser.add_argument("--val", default=None, help="another source as the validation part")
     parser.add_argument(
