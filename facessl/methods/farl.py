@@ -21,7 +21,6 @@ from facessl.methods.base import Progress, Step
 from facessl.nn.attention import choose_attention
 from facessl.nn.distributed import all_gather_rows, rank
 from facessl.nn.ema import MomentumUpdate, cosine_momentum, frozen_copy
-from facessl.nn.linear import choose_products
 from facessl.nn.masking import check_maskable
 from facessl.nn.precision import at_least_float32
 from facessl.nn.text_tower import TextTower
@@ -110,7 +109,6 @@ class FaRL(nn.Module):
         self.mim = nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, outputs))
         self.mim.apply(_start)
         choose_attention(self.mim)
-        choose_products(self.mim)
         self.tokens: VisualTokens | None = None
         self.target_backbone: Backbone | None = None
         self._follow: MomentumUpdate | None = None

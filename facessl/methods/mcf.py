@@ -17,7 +17,6 @@ from facessl.methods._teacher import Teacher
 from facessl.methods.base import Progress, Step
 from facessl.nn.distributed import all_gather_rows, rank
 from facessl.nn.ema import MomentumUpdate, frozen_copy
-from facessl.nn.linear import Linear
 from facessl.nn.masking import check_maskable, encode_visible, fix_positions, random_mask, unpatchify
 from facessl.nn.precision import at_least_float32
 from facessl.nn.vit_decoder import MaskedDecoder
@@ -170,7 +169,7 @@ class MCF(nn.Module):
 
 
 def _hidden(width: int, hidden: int, out: int) -> list[nn.Module]:
-    first, last = Linear(width, hidden, bias=False), Linear(hidden, out, bias=False)
+    first, last = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, out, bias=False)
     return [first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last]
 
 
