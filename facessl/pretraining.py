@@ -16,7 +16,7 @@ import yaml
 from lightning.fabric import Fabric
 from torch import nn
 
-from facessl import checkpoint, environment, heartbeat, loading, monitors, optim, plugins, sharding
+from facessl import checkpoint, environment, loading, monitors, optim, plugins, sharding
 from facessl.batch import Batch
 from facessl.config import RunConfig, differences
 from facessl.data.cache import Cached, Store, fill, fill_once
@@ -94,7 +94,6 @@ def _run(config: RunConfig) -> Result:
     fabric = start_fabric(config.device, config.precision, config.strategy)
     source = one_after_another(fabric, lambda: open_source(config.source))
     folder = run_folder(config.out, config.resume, f"{config.method['name']}-{config.backbone.name}", fabric)
-    heartbeat.advise(f"go on with --resume --out {folder}, on any number of ranks that divides the batch")
     saved = saved_state(folder, resume=config.resume)
     resolved = saved["config"] if saved else _resolve(config, source, fabric)
     if saved:

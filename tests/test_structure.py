@@ -27,7 +27,7 @@ LAYERS = (
     ("finetune_config",),
     ("flags",),
     ("parsing",),
-    ("optim", "progress", "heartbeat", "stopping"),
+    ("optim", "progress", "stopping"),
     ("tuning_optim",),
     ("metrics_log",),
     ("sharding",),

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from facessl import checkpoint, heartbeat, running
+from facessl import checkpoint, running
 from facessl.batch import Batch
 from facessl.methods.base import Progress, Step
 from facessl.trainer import Plan, Trainer
@@ -44,7 +44,7 @@ class Recorder(nn.Module):
 def batches(size: int = 4) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(1)
     while True:
-        yield Batch([torch.randn(size, 3, 2, 2, generator=generator)], [], torch.arange(size), ["k"] * size)
+        yield Batch([torch.randn(size, 3, 2, 2, generator=generator)], [], torch.arange(size), keys=["k"] * size)
 
 
 def train(folder: Path, monitors: Any = None, precision: Any = "32-true", **plan: Any) -> Recorder:
@@ -137,7 +137,6 @@ def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
     )
     assert not trainer.fit(signalled())
     (folder / f"rank-{rank}").write_text(f"{trainer.step} {trainer.stop_reason}")
-    heartbeat.leave()
     torch.distributed.destroy_process_group()
 
 
