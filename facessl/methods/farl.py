@@ -21,7 +21,6 @@ from facessl.models.backbone import Backbone
 from facessl.models.dvae import VisualTokens
 from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
-from facessl.models.layers.linear import choose_products
 from facessl.models.layers.masking import check_maskable
 from facessl.models.layers.text_tower import TextTower
 from facessl.views.spec import View
@@ -109,7 +108,6 @@ class FaRL(nn.Module):
         self.mim = nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, outputs))
         self.mim.apply(_start)
         choose_attention(self.mim)
-        choose_products(self.mim)
         self.tokens: VisualTokens | None = None
         self.target_backbone: Backbone | None = None
         self._follow: MomentumUpdate | None = None

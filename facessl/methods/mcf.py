@@ -16,7 +16,6 @@ from facessl.core.types import Batch, Progress, Step
 from facessl.methods._mcf_args import AXES, MCFArgs
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, frozen_copy
-from facessl.models.layers.linear import Linear
 from facessl.models.layers.masking import check_maskable, encode_visible, fix_positions, random_mask, unpatchify
 from facessl.models.layers.vit_decoder import MaskedDecoder
 from facessl.models.teacher import Teacher
@@ -169,7 +168,7 @@ class MCF(nn.Module):
 
 
 def _hidden(width: int, hidden: int, out: int) -> list[nn.Module]:
-    first, last = Linear(width, hidden, bias=False), Linear(hidden, out, bias=False)
+    first, last = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, out, bias=False)
     return [first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last]
 
 

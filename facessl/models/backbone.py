@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import facessl.models.layers.facecycle  # noqa: F401 (tells timm of PCL's own network)
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.models.layers.attention import choose_attention
-from facessl.models.layers.linear import choose_products
 from facessl.models.layers.sync_batch_norm import SyncBatchNorm
 from facessl.views.normalise import normalise
 
@@ -69,7 +68,6 @@ class Backbone(nn.Module):
         except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
             raise ConfigError(f"backbone {name!r} does not accept {options or 'its defaults'}: {error}") from None
         choose_attention(model)
-        choose_products(model)
         self.model: Any = model
         self.name = name
         self.pretrained = pretrained

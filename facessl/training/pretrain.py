@@ -28,7 +28,7 @@ from facessl.metrics import collapse
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 from facessl.pretrained import load
 from facessl.report.write import write_report
-from facessl.training import fsdp, heartbeat, monitors, optim
+from facessl.training import fsdp, monitors, optim
 from facessl.training.run import (
     check_accumulation,
     loader_workers,
@@ -90,7 +90,6 @@ def _run(config: RunConfig) -> Result:
     fabric = start_fabric(config.device, config.precision, config.strategy)
     source = one_after_another(fabric, lambda: open_source(config.source))
     folder = run_folder(config.out, config.resume, f"{config.method['name']}-{config.backbone.name}", fabric)
-    heartbeat.advise(f"go on with --resume --out {folder}, on any number of ranks that divides the batch")
     saved = saved_state(folder, resume=config.resume)
     resolved = without_retired(saved["config"]) if saved else _resolve(config, source, fabric)
     if saved:

@@ -21,12 +21,11 @@ from facessl.config.run import RunConfig
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
 from facessl.methods.base import Method
-from facessl.training import heartbeat
 
 T = TypeVar("T")
 
-#: Of a collective. Ranks wait so long for rank 0's first index of a large source; one that dies is noticed by
-#: `heartbeat` in seconds.
+#: Of a collective. Ranks wait so long for rank 0's first index of a large source; one that dies is noticed by the
+#: launcher.
 TIMEOUT = timedelta(hours=1)
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -66,7 +65,6 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
         precision=PRECISION[precision],  # type: ignore[arg-type]
     )
     fabric.launch()
-    heartbeat.start(fabric.global_rank, world)
     return fabric
 
 
@@ -189,13 +187,11 @@ def check_accumulation(method: Method, settings: RunConfig, world_size: int) -> 
 def one_error_in_distributed() -> Iterator[None]:
     """An expected error leaves the process group, so that the launcher ends the other ranks instead of a hang.
 
-    A broken connection to another rank is one sentence that names the rank that is gone (`heartbeat`).
+    A broken connection to another rank is one sentence that says how to go on.
     """
     try:
         yield
-        heartbeat.leave()
     except FaceSSLError:
-        heartbeat.leave(failed=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized() and ranks()[0] > 1:
             torch.distributed.destroy_process_group()
         raise
@@ -210,10 +206,10 @@ def one_error_in_distributed() -> Iterator[None]:
             raise
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, on its way: the sentence comes first
-        heartbeat.wait_for_verdict()
         raise TrainingError(
             f"the connection to another rank broke ({' '.join(str(error).split())[:160]}): the job ends; "
-            "look at the messages of the other ranks, then go on with --resume"
+            "look at the launcher's and the other ranks' messages, then go on with --resume --out RUN, on any number "
+            "of ranks that divides the batch"
         ) from None
 
 

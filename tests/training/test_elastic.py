@@ -1,4 +1,4 @@
-"""A rank that is killed ends the job at once with a sentence, and the run goes on with another number of ranks."""
+"""A rank that is killed ends the job with a sentence, and the run goes on with another number of ranks."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_killed_rank_ends_the_job_and_one_process_goes_on(tmp_path: Path) -> N
             os.killpg(job.pid, signal.SIGKILL)
     sentence = [line for line in said(tmp_path).splitlines() if line.startswith("facessl: ")]
     assert len(sentence) == 1, said(tmp_path)
-    assert re.search(rf"rank 1 of 2 \(.*process {victim}\) is gone .*--resume --out run", sentence[0])
+    assert re.search(r"connection to another rank broke .*--resume --out RUN", sentence[0])
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     assert main(["pretrain", "--resume", "--out", str(tmp_path / "run")]) == 0
     assert len(losses(tmp_path / "run")) == 6

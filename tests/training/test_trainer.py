@@ -16,7 +16,7 @@ from torch import nn
 
 from facessl.core import files
 from facessl.core.types import Batch, Progress, Step
-from facessl.training import heartbeat, run
+from facessl.training import run
 from facessl.training.trainer import Plan, Trainer
 
 
@@ -137,7 +137,6 @@ def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
     )
     assert not trainer.fit(signalled())
     (folder / f"rank-{rank}").write_text(f"{trainer.step} {trainer.stop_reason}")
-    heartbeat.leave()
     torch.distributed.destroy_process_group()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from facessl.models.layers.linear import Linear
 from facessl.models.layers.positions import sine_positions
 
 
@@ -82,7 +81,7 @@ class MaskDecoder(nn.Module):
             query_std: standard deviation of the initial queries.
         """
         super().__init__()
-        self.project = Linear(in_features, width)
+        self.project = nn.Linear(in_features, width)
         self.queries = nn.Embedding(queries, width)
         self.layers = nn.ModuleList(
             DecoderLayer(width, heads=heads, feed_forward=feed_forward, dropout=dropout) for _ in range(layers)

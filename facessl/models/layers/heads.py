@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from facessl.models.layers.linear import Linear
-
 
 class MLPHead(nn.Module):
     """Linear, batch norm, ReLU, linear, both linears without bias: projector and predictor of BYOL and FRA.
@@ -22,8 +20,8 @@ class MLPHead(nn.Module):
             out_features: D, channels of the output.
         """
         super().__init__()
-        first = Linear(in_features, hidden, bias=False)
-        last = Linear(hidden, out_features, bias=False)
+        first = nn.Linear(in_features, hidden, bias=False)
+        last = nn.Linear(hidden, out_features, bias=False)
         for linear in (first, last):
             nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
         self.layers = nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.models.layers.attention import choose_attention
-from facessl.models.layers.linear import Linear, choose_products
 from facessl.models.layers.masking import take
 from facessl.models.layers.positions import sincos_positions
 
@@ -44,15 +43,14 @@ class MaskedDecoder(nn.Module):
         if width % heads:
             raise ConfigError(f"decoder width {width} cannot be cut in {heads} heads: give a multiple")
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
-        self.embed = Linear(in_features, width)
+        self.embed = nn.Linear(in_features, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.blocks = nn.Sequential(
             *(Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         )
         choose_attention(self.blocks)
-        choose_products(self.blocks)
         self.norm = norm(width)
-        self.predict = Linear(width, patch * patch * 3)
+        self.predict = nn.Linear(width, patch * patch * 3)
         self.positions: Tensor
         table = sincos_positions(grid[0], grid[1], width)
         self.register_buffer("positions", table.float(), persistent=False)  # (T, D), made anew from the sizes
