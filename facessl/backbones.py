@@ -18,7 +18,7 @@ import facessl.nn.facecycle  # noqa: F401 (tells timm of PCL's own network)
 from facessl.errors import ConfigError, UnknownName
 from facessl.nn.attention import choose_attention
 from facessl.nn.normalise import normalise
-from facessl.nn.sync_batch_norm import SyncBatchNorm
+from facessl.nn.sync_batch_norm import spans_ranks
 
 
 class Backbone(nn.Module):
@@ -147,7 +147,7 @@ class Backbone(nn.Module):
         Raises:
             ConfigError: batch norms that span the ranks, at each of which the compiled code would break off.
         """
-        if norms := sum(isinstance(part, SyncBatchNorm) for part in self.model.modules()):
+        if norms := sum(map(spans_ranks, self.model.modules())):
             raise ConfigError(
                 f"--compile was not tested with batch norms that span the ranks ({norms} in {self.name}): leave it "
                 "out, or give each rank its own statistics with --sync-batch-norm false"
