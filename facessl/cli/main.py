@@ -357,7 +357,7 @@ def cmd_list(what: Literal["methods", "sources", "tasks", "protocols", "recipes"
         for name in recipes():
             print(f"{name:40} {recipe_summary(name)}")
         return 0
-    folder = {"sources": "data.sources"}.get(what, what)
+    folder = {"sources": "data.sources", "protocols": "evaluation.protocols"}.get(what, what)
     for name in plugins.names(folder):
         print(f"{name.replace('_', '-') if what == 'sources' else name:14} {plugins.summary(folder, name)}")
     if what == "protocols":

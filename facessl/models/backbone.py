@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import facessl.models.layers.facecycle  # noqa: F401 (tells timm of PCL's own network)
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.models.layers.attention import choose_attention
-from facessl.models.layers.sync_batch_norm import SyncBatchNorm
+from facessl.models.layers.sync_batch_norm import spans_ranks
 from facessl.views.normalise import normalise
 
 
@@ -147,7 +147,7 @@ class Backbone(nn.Module):
         Raises:
             ConfigError: batch norms that span the ranks, at each of which the compiled code would break off.
         """
-        if norms := sum(isinstance(part, SyncBatchNorm) for part in self.model.modules()):
+        if norms := sum(map(spans_ranks, self.model.modules())):
             raise ConfigError(
                 f"--compile was not tested with batch norms that span the ranks ({norms} in {self.name}): leave it "
                 "out, or give each rank its own statistics with --sync-batch-norm false"

@@ -259,9 +259,9 @@ def _trainer(
     model.train()
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(fabric.device)
     if config.sync_batch_norm and fabric.world_size > 1:
         convert_sync_batchnorm(model)
-    model.to(fabric.device)
     backbone = model.backbone
     return Trainer(
         fabric=fabric,

@@ -247,9 +247,9 @@ def _trainer(
     module.train()
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(fabric.device)
     if settings.sync_batch_norm and fabric.world_size > 1:
         convert_sync_batchnorm(module)
-    module.to(fabric.device)
     if asked.compile:
         for part in module.modules():
             if isinstance(part, type(method.backbone)):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -115,17 +116,22 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def test_batch_norm_over_nccl_equals_torch(device: torch.device, exact: None) -> None:
-    """One rank: the messages are NCCL's, and the result has to be that of the rank alone."""
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNormAct2d])
+def test_batch_norm_over_ranks_equals_that_of_one(
+    kind: type[nn.Module], device: torch.device, exact: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group of one rank: torch's class over NCCL on a GPU, ours over gloo on a CPU; activations stay."""
     torch.manual_seed(0)
     x = torch.randn(6, 8, 5, 5, device=device).contiguous(memory_format=torch.channels_last)
-    norms = [nn.BatchNorm2d(8).to(device) for _ in range(2)]
+    norms = [kind(8).to(device), sync_batch_norm.convert_sync_batchnorm(kind(8).to(device))]
+    assert isinstance(norms[1], nn.SyncBatchNorm if device.type == "cuda" else sync_batch_norm.SyncBatchNorm)
+    assert sync_batch_norm.convert_sync_batchnorm(norms[1]) is norms[1]
     inputs = [x.clone().requires_grad_() for _ in norms]
-    wanted = norms[0](inputs[0])
+    monkeypatch.setattr(sync_batch_norm, "world_size", lambda: 2)  # or ours would not send a message
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
     try:
-        found, _, _, _ = sync_batch_norm._OverRanks.apply(inputs[1], norms[1].weight, norms[1].bias, norms[1].eps)
+        wanted, found = (norm(part) for norm, part in zip(norms, inputs, strict=True))
         for out in (wanted, found):
             out.square().sum().backward()
     finally:
@@ -133,6 +139,7 @@ def test_batch_norm_over_nccl_equals_torch(device: torch.device, exact: None) ->
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(norms[1].weight.grad, norms[0].weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norms[1].running_var, norms[0].running_var, rtol=1e-5, atol=1e-5)
 
 
 def test_fsdp_gives_the_gradients_of_one_process(device: torch.device, exact: None) -> None:

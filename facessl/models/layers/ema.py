@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from facessl.core.distributed import world_size
-from facessl.models.layers.sync_batch_norm import SyncBatchNorm
+from facessl.models.layers.sync_batch_norm import spans_ranks
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -83,7 +83,7 @@ class MomentumUpdate:
 def _of_this_rank(module: nn.Module) -> list[Tensor]:
     """Floating-point statistics of the batch norms of `module` that do not span the ranks."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    alone = [norm for norm in norms if not isinstance(norm, SyncBatchNorm)]
+    alone = [norm for norm in norms if not spans_ranks(norm)]
     return [buffer for norm in alone for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
 
 

@@ -1,12 +1,15 @@
-"""Batch normalisation over all ranks on any device, for every kind of BatchNorm that timm and torch build."""
+"""Batch normalisation over all ranks: torch's own on CUDA, one of plain operations elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
+from timm.layers import convert_sync_batchnorm as of_torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -20,9 +23,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     Input (B, C) or (B, C, ...) of any floating type, output of the same shape and type; ranks may hold different B,
     also none. State-dict keys, momentum (None: the cumulative average) and evaluation mode are those of BatchNorm.
 
-    One all-reduce of 2 C + 1 numbers in the forward pass and one of 2 C in the backward pass, whatever the number of
-    ranks; nothing is read back from the device. Torch's class gathers the statistics of every rank on every rank,
-    waits for the device three times per call, and refuses CPU tensors.
+    For devices that torch's class refuses (CPU, MPS): one all-reduce of 2 C + 1 numbers in the forward pass and one of
+    2 C in the backward pass, whatever the number of ranks.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -107,9 +109,6 @@ class _OverRanks(torch.autograd.Function):
         return (own, None, None, None) if weight is None else (own, of_weight * scale, of_bias, None)
 
 
-# ---- what touches whole activations: fused kernels on CUDA, plain operations elsewhere -----------------------------
-
-
 def _format(x: Tensor) -> torch.memory_format:
     for ndim, kind in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if x.ndim == ndim and x.is_contiguous(memory_format=kind):
@@ -131,27 +130,18 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         zeros = at_least_float32(x.new_zeros(x.shape[1]))
         return zeros, zeros
-    if x.is_cuda:
-        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
-        return mean, var
     var, mean = torch.var_mean(at_least_float32(x), [d for d in range(x.ndim) if d != 1], correction=0)
     return mean, var
 
 
 def _normalised(x: Tensor, weight: Tensor | None, bias: Tensor | None, centre: Tensor, scale: Tensor) -> Tensor:
     """(x - centre) * scale * weight + bias, of the type of x."""
-    if x.is_cuda and x.numel():
-        out: Tensor = torch.batch_norm_elemt(x, weight, bias, centre, scale, 0.0)
-        return out
     values = (at_least_float32(x) - _along(x, centre)) * _along(x, scale if weight is None else scale * weight)
     return (values if bias is None else values + _along(x, bias)).to(x.dtype)
 
 
 def _gradient_sums(gradient: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
     """(2 C,) sums of the gradient and of gradient * (x - centre) over this rank's values."""
-    if x.is_cuda and x.numel():
-        total, moment, _, _ = torch.batch_norm_backward_reduce(gradient, x, centre, scale, None, True, False, False)
-        return torch.cat([total, moment])
     over = [d for d in range(x.ndim) if d != 1]
     g = at_least_float32(gradient)
     return torch.cat([g.sum(over), (g * (at_least_float32(x) - _along(x, centre))).sum(over)])
@@ -161,31 +151,36 @@ def _input_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor | None, centre: Tensor, scale: Tensor, sums: Tensor, total: Tensor
 ) -> Tensor:
     """weight * scale * (gradient - mean gradient - (x - centre) * scale^2 * mean of gradient * (x - centre))."""
-    if x.is_cuda and x.numel():
-        first, second = sums.chunk(2)
-        out: Tensor = torch.batch_norm_backward_elemt(
-            gradient, x, centre, scale, weight, first, second, total.to(torch.int32)
-        )
-        return out
     first, second = (sums / total.to(sums.dtype)).chunk(2)
     centred = (at_least_float32(x) - _along(x, centre)) * _along(x, scale.square() * second)
     values = at_least_float32(gradient) - _along(x, first) - centred
     return (values * _along(x, scale if weight is None else scale * weight)).to(x.dtype)
 
 
+def spans_ranks(module: nn.Module) -> bool:
+    """Whether `module` is a batch norm over the ranks, torch's or ours."""
+    return isinstance(module, SyncBatchNorm | nn.SyncBatchNorm)
+
+
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     """`module` with every BatchNorm replaced by one over the ranks; parameters, buffers and keys stay the same.
 
+    On CUDA the new ones are torch's (timm's, where a norm has an activation), so move the network there first.
     Parameter objects are reused, so optimisers and EMA pairs made before remain valid. A module that is itself
     a BatchNorm is returned as a new object; every other module is changed in place.
 
     Args:
-        module: a network with torch's or timm's BatchNorm layers.
+        module: a network with torch's or timm's BatchNorm layers, on the device it will run on.
     """
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SyncBatchNorm):
-        return _converted(module)
+    on_cuda = any(tensor.is_cuda for tensor in chain(module.parameters(), module.buffers()))
+    return _replaced(module, of_torch if on_cuda else _converted)
+
+
+def _replaced(module: nn.Module, convert: Callable[[Any], nn.Module]) -> nn.Module:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not spans_ranks(module):
+        return convert(module)
     for name, child in module.named_children():
-        new = convert_sync_batchnorm(child)
+        new = _replaced(child, convert)
         if new is not child:
             setattr(module, name, new)
     return module
