@@ -1,4 +1,4 @@
-"""The parser of every command: help as the README writes flags, with dashes, bare switches and types in words."""
+"""The parser of every command: help as people write flags, with dashes, bare switches and types in words."""
 
 from __future__ import annotations
 

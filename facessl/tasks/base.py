@@ -191,7 +191,7 @@ class Task(Protocol):
         cheaper(image_size): settings that make it cheaper for small views, told on a CPU.
 
     A file without one of the class members or methods is refused by name, and so are scores without what `Meter.result`
-    asks for. The README has a whole task.
+    asks for. docs/extending.md has a whole task.
     """
 
     Args: ClassVar[type[Any]]
