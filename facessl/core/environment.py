@@ -13,7 +13,10 @@ from typing import Any
 import torch
 
 PARTS = ("torch", "torchvision", "timm", "lightning", "numpy", "opencv-python-headless", "simplejpeg", "webdataset")
-OPTIONAL = {"tensorboard": "TensorBoard logs", "pyarrow": "embeddings as Parquet", "matplotlib": "report curves"}
+OPTIONAL = {
+    "open_clip_torch": "FaRL (pip install 'facessl[farl]')",
+    "tensorboard": "TensorBoard logs (pip install 'facessl[tensorboard]')",
+}
 
 
 def describe() -> dict[str, Any]:

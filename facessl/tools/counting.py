@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
@@ -71,8 +71,15 @@ def size(module: nn.Module) -> Size:
     )
 
 
-def _no_autocast(*_: Any, **__: Any) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Precision changes no count, and torch has no autocast for tensors without memory."""
+    real: Any = torch.autocast
+    torch.autocast = lambda *_, **__: contextlib.nullcontext()  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.autocast = real  # type: ignore[misc]
 
 
 def cost(module: Any, settings: RunConfig) -> Cost:
@@ -86,10 +93,8 @@ def cost(module: Any, settings: RunConfig) -> Cost:
         messages += (1 + torch.is_grad_enabled()) if norm.training else 0
 
     handles = [norm.register_forward_hook(called) for norm in norms]
-    # Precision changes no count, and torch has no autocast for tensors without memory.
-    plain = mock.patch.object(torch, "autocast", _no_autocast)
     try:
-        with torch.device("meta"), plain, FlopCounterMode(display=False) as counter:
+        with torch.device("meta"), _without_autocast(), FlopCounterMode(display=False) as counter:
             images = [torch.empty(IMAGES, 3, side, side) for side in views]
             loss = module.step(Batch(images, [], torch.arange(IMAGES)), Progress(step=0, total_steps=1)).loss
             loss.backward()

@@ -100,7 +100,7 @@ def _run(config: FinetuneConfig) -> dict[str, Any]:
         model.task.check(augment)
     plan = derive(config, len(data.train))
     chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
-    watch = _Selection(folder, chosen, augment, config, fabric)
+    watch = _Selection(folder, chosen, augment, config)
     for part in (data.test, chosen or data.test):
         model.task.meter(part, augment)  # what cannot be scored is said now, not after hours of training
         _check_readable(part, "test" if part is data.test else "validation")
@@ -278,9 +278,7 @@ def _trainer(
 class _Selection:
     """Scores the part that the weights are selected on, and keeps the best ones in `best.safetensors`."""
 
-    def __init__(
-        self, folder: Path, source: Source | None, augment: Augment, config: FinetuneConfig, fabric: Fabric
-    ) -> None:
+    def __init__(self, folder: Path, source: Source | None, augment: Augment, config: FinetuneConfig) -> None:
         self.folder = folder
         self.source = source
         self.augment = augment

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,10 @@ class MetricsLog:
     """Rows of numbers by step. A new column rewrites the file once; a resumed run drops the rows it will redo."""
 
     def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: of the run. Without the package tensorboard its `tb/` is not written, which is said here, once.
+        """
         self.folder = folder
         self.path = folder / "metrics.csv"
         self._columns: list[str] = []
@@ -28,6 +34,9 @@ class MetricsLog:
             self._offset = max((float(r["seconds"]) for r in rows if r.get("seconds")), default=0.0)
         self._began = time.monotonic()
         self._board: TensorBoardLogger | None = None
+        self._has_board = importlib.util.find_spec("tensorboard") is not None
+        if not self._has_board:
+            print("no TensorBoard log: pip install 'facessl[tensorboard]' for one", file=sys.stderr, flush=True)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append a row with at least `step`; `seconds` of training so far, over all resumed parts, is added."""
@@ -37,6 +46,8 @@ class MetricsLog:
             self._rewrite(lambda _: True, self._columns + fresh)
         with open(self.path, "a", newline="") as file:
             csv.writer(file).writerow([_cell(values.get(c)) for c in self._columns])
+        if not self._has_board:
+            return
         if self._board is None:
             self._board = TensorBoardLogger(self.folder, name="tb", version="")
         self._board.log_metrics({k: float(v) for k, v in row.items() if k != "step"}, step=int(row["step"]))

@@ -242,10 +242,6 @@ STAR_ALIGNMENT = Augment(
     blur_sigma=(0.002, 0.0135),
 )
 
-#: HRNet's facial landmarks (experiments/wflw): the lists' centre +- 100 scale, times 1.25; flip; rotation by up to 30
-#: degrees p 0.6; scale +- 0.25, uniform. Difference: the scale is that of the face, not of the crop around it.
-HRNET_ALIGNMENT = Augment(crop="box", crop_scale=1.25, rotation=30, rotation_p=0.6, scale=0.25, flip=0.5)
-
 
 def augment_from_dict(values: Mapping[str, Any]) -> Augment:
     """An `Augment` from plain values, as configurations and cards hold them."""

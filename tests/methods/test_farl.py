@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -54,6 +55,12 @@ def test_image_text_loss_equals_loops() -> None:
     torch.testing.assert_close(ours, twin, rtol=1e-12, atol=0)
     for mine, theirs in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(twin, inputs), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_without_open_clip_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip.tokenizer", None)
+    with pytest.raises(ConfigError, match=r"pip install 'facessl\[farl\]'"):
+        make()
 
 
 def test_captions_cut_to_the_longest_have_the_features_of_filled_up_ones() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 from facessl.core import files
 from facessl.core.types import Batch, Progress, Step
 from facessl.training import run
+from facessl.training.metrics_log import MetricsLog
 from facessl.training.trainer import Plan, Trainer
 
 
@@ -111,6 +113,20 @@ def test_monitors_do_not_touch_the_run(tmp_path: Path) -> None:
 def test_time_limit_saves(tmp_path: Path) -> None:
     train(tmp_path, max_seconds=1e-9)
     assert (tmp_path / "checkpoints" / "step-00000001.ckpt").is_file()
+
+
+def test_without_tensorboard_the_numbers_are_in_the_table_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    log = MetricsLog(tmp_path)
+    for step in (1, 2):
+        log.write({"step": step, "loss": 0.5})
+    log.flush()
+    log.close()
+    assert capsys.readouterr().err.count("facessl[tensorboard]") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
 
 
 def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:

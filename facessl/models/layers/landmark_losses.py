@@ -137,20 +137,6 @@ def wing(
         return masked_mean(loss.mean(-1), visible)
 
 
-def smooth_l1(pred: Tensor, target: Tensor, visible: Tensor | None = None, *, scale: float = 0.01) -> Tensor:
-    """x^2 / (2 scale) below `scale`, |x| - scale / 2 above, mean over coordinates (Girshick, ICCV 2015, Eq. 3).
-
-    Args:
-        pred, target: (B, K, 2), in units that fit the scale; 0.01 is STAR's for maps that span -1..1.
-
-    Returns:
-        scalar.
-    """
-    with torch.autocast(pred.device.type, enabled=False):
-        error = _drop(at_least_float32(pred) - target, visible)
-        return masked_mean(_huber(error, scale).mean(-1), visible)
-
-
 def star(
     heatmaps: Tensor,
     target: Tensor,

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from facessl.core.errors import ConfigError
+
 
 class TextTower(nn.Module):
     """A causal transformer over byte pairs; the sentence's feature is that of its last token, projected.
@@ -22,11 +24,17 @@ class TextTower(nn.Module):
             heads: attention heads; they must divide `width`.
             context: tokens a sentence is filled up or cut to, start and end included.
             out_features: D.
+
+        Raises:
+            ConfigError: open_clip is not installed.
         """
         super().__init__()
         # Late: these take seconds, and most runs need none of them.
-        from open_clip.tokenizer import SimpleTokenizer
-        from open_clip.transformer import QuickGELU, TextTransformer
+        try:
+            from open_clip.tokenizer import SimpleTokenizer
+            from open_clip.transformer import QuickGELU, TextTransformer
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"FaRL's text encoder is open_clip's ({error}): pip install 'facessl[farl]'") from None
 
         self.tokenizer = SimpleTokenizer(context_length=context)
         self.transformer = TextTransformer(
