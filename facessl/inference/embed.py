@@ -86,8 +86,14 @@ def embedding_batches(
 
 def _fetched(source: Source, batch: Batch, z: Tensor, skipped: tuple[tuple[str, str], ...]) -> Embeddings:
     """One batch with its embeddings (B, C) brought to the host."""
+    array = z.float().cpu().numpy()
+    if not (finite := np.isfinite(array).all(1)).all():
+        raise DataError(
+            f"the embedding of {batch.keys[int(finite.argmin())]} is not finite: use --precision fp32 or "
+            "bf16, or other weights"
+        )
     return Embeddings(
-        array=z.float().cpu().numpy(),
+        array=array,
         keys=list(batch.keys),
         index=batch.index.numpy(),
         labels=None if batch.label is None else batch.label.numpy(),

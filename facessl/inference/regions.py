@@ -17,7 +17,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from facessl.core.errors import ConfigError, DataError
+from facessl.core.errors import CheckpointError, ConfigError, DataError
 from facessl.data.loader import pixels
 from facessl.data.source import Source, open_source
 from facessl.models.backbone import Backbone
@@ -46,6 +46,7 @@ def heatmaps(method: nn.Module, images: np.ndarray, *, precision: str = "fp32") 
 
     Raises:
         ConfigError: the method has no regions.
+        CheckpointError: the heatmaps are not finite.
     """
     find_regions = getattr(method, "heatmaps", None)
     if find_regions is None or not getattr(method, "has_regions", True):
@@ -55,7 +56,12 @@ def heatmaps(method: nn.Module, images: np.ndarray, *, precision: str = "fp32") 
     backbone = method.backbone
     assert isinstance(backbone, Backbone)
     with evaluating(method), autocast(device, precision):
-        return find_regions(normalise(pixels, backbone.mean, backbone.std)).float().cpu()
+        found: Tensor = find_regions(normalise(pixels, backbone.mean, backbone.std)).float().cpu()
+    if not bool(found.isfinite().all()):
+        raise CheckpointError(
+            "the heatmaps are not finite: the training diverged; lower --optim.lr, or use other weights"
+        )
+    return found
 
 
 def sample_images(source: Source, *, count: int, size: int, seed: int = 0) -> np.ndarray:

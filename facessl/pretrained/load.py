@@ -79,6 +79,7 @@ def load_method(path: str | Path) -> Method:
         _say(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
     module: nn.Module = method  # type: ignore[assignment]
     module.eval()
+    check_finite(method, path)  # type: ignore[arg-type]
     return method
 
 
@@ -126,6 +127,7 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
     if given and origin is None:
         raise ConfigError(f"{path} knows its network and normalisation itself: leave out {', '.join(given)}")
     backbone.requires_grad_(False)
+    check_finite(backbone, path)
     return backbone.eval(), origin
 
 
@@ -310,6 +312,17 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
             shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
             raise CheckpointError(f"{path} does not fit {type(module).__name__}: {what}: {shown}")
     module.load_state_dict(state)
+
+
+def check_finite(module: nn.Module, path: str | Path) -> None:
+    """CheckpointError where weights or statistics are not numbers: everything made with them would be wrong."""
+    floating = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+    bad = [name for name, value in floating.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise CheckpointError(
+            f"{path}: {len(bad)} of {len(floating)} tensors hold values that are not finite, {bad[0]} first: the "
+            "training that wrote it diverged; use an earlier checkpoint, or another file"
+        )
 
 
 def checkpoint_of(path: Path) -> Path:

@@ -297,15 +297,29 @@ class Trainer:
         offset, column = (~torch.isfinite(values)).nonzero()[-1 if only_last else 0].tolist()
         bad = [n for n, v in zip(names, values[offset].tolist(), strict=True) if not math.isfinite(v) and n != "loss"]
         step = window.first_step + (len(window.terms) - len(terms)) + offset + 1
+        raise self._diverged(f"step {step}: {' and '.join(bad) or names[column]} is not finite")
+
+    def _check_weights(self) -> None:
+        """A loss may be finite when the update after it was not."""
+        module: nn.Module = self.method  # type: ignore[assignment]
+        parameters = {name: p.detach() for name, p in module.named_parameters() if not fsdp.is_sharded(p)}
+        if not parameters:
+            return
+        finite = torch.stack([p.isfinite().all() for p in parameters.values()]).tolist()
+        bad = [name for name, fine in zip(parameters, finite, strict=True) if not fine]
+        if bad:
+            raise self._diverged(f"step {self.step}: the weights {bad[0]} are not finite")
+
+    def _diverged(self, what: str) -> TrainingError:
         saved = files.steps(self.folder / "checkpoints")
         kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been written"
-        raise TrainingError(
-            f"step {step}: {' and '.join(bad) or names[column]} is not finite; {kept}: "
-            "lower --optim.lr, set --clip-grad 1, or use --precision bf16 instead of fp16"
+        return TrainingError(
+            f"{what}; {kept}: lower --optim.lr, set --clip-grad 1, or use --precision bf16 instead of fp16"
         )
 
     def save(self) -> None:
-        """Write a checkpoint of the current step (collective call)."""
+        """Write a checkpoint of the current step (collective call). TrainingError where weights are not finite."""
+        self._check_weights()
         state = self.state()
         if self.fabric.is_global_zero:
             files.save_run(self.folder / "checkpoints", self.step, state)

@@ -210,3 +210,12 @@ def test_stream_errors(shards: Path) -> None:
     cut(shards / "s-001.tar", 700)
     with pytest.raises(DataError, match=r"cannot read the shard .*s-001\.tar"):
         one_pass(WebDataset(shards, streaming=True))
+
+
+def test_a_file_name_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioned(tmp_path / "real.tar", 0, 2)
+    (tmp_path / "real.tar").rename(tmp_path / "pipe:touch PWNED; cat real #.tar")
+    monkeypatch.chdir(tmp_path)
+    found = list(WebDataset("*.tar", streaming=True).stream(seed=None, epoch=0, rank=0, world_size=1))
+    assert [sample.label for sample in found] == [0, 1]
+    assert not (tmp_path / "PWNED").exists()

@@ -195,7 +195,7 @@ def _expand(path: str, remote: bool) -> list[str]:
     """The shards that `path` names, in order."""
     full = path if remote else os.path.expanduser(path)
     if not remote and os.path.isfile(full):
-        return [full]
+        return [os.path.abspath(full)]
     if not remote and os.path.isdir(full):
         full = os.path.join(glob.escape(full), "*.tar")
     try:
@@ -210,7 +210,8 @@ def _expand(path: str, remote: bool) -> list[str]:
         if not found:
             raise DataError(f"no such shard: {name}")
         shards += found
-    return shards
+    # Absolute: the library takes a file called "pipe:..." for a command to run.
+    return [os.path.abspath(shard) for shard in shards]
 
 
 def _from_raw(raw: dict[str, Any]) -> Sample | None:
