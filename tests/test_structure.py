@@ -105,5 +105,8 @@ def test_files_stay_readable() -> None:
     root = PACKAGE.parent
     folders = (PACKAGE, *(root / name for name in ("tests", "benchmarks") if (root / name).is_dir()))
     lengths = {p: len(p.read_text().splitlines()) for folder in folders for p in folder.rglob("*.py")}
-    long = {str(p.relative_to(root)): n for p, n in lengths.items() if n > 400}
+    # A method is one file, hyper-parameters and their descriptions included.
+    long = {
+        str(p.relative_to(root)): n for p, n in lengths.items() if n > (600 if p.parent == PACKAGE / "methods" else 400)
+    }
     assert not long, f"split these: {long}"

@@ -73,7 +73,8 @@ def settings(folder: str, name: str) -> Any:
     if isinstance(node, ast.FunctionDef):
         return _open(a.arg for a in node.args.kwonlyargs)
     values = [n.value for n in getattr(node, "body", ()) if _assigns(n, "Args")]
-    found = _class(tree, values[0].id) if values and isinstance(values[0], ast.Name) else None
+    own = values[0].id if values and isinstance(values[0], ast.Name) else None
+    found = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == own), None)
     if found is None or found.bases:
         return find(folder, name).Args
     return _open(f.target.id for f in found.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name))
@@ -89,19 +90,6 @@ def _open(fields: Iterable[str]) -> Any:
 def _assigns(node: ast.stmt, name: str) -> bool:
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return any(isinstance(target, ast.Name) and target.id == name for target in targets)
-
-
-def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
-    """The class `name` of a module, or of the facessl module that it is imported from."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return node
-        if isinstance(node, ast.ImportFrom) and any(a.name == name and a.asname is None for a in node.names):
-            parts = (node.module or "").split(".")
-            file = Path(__file__).parents[1].joinpath(*parts[1:]).with_suffix(".py")
-            if parts[0] == "facessl" and file.is_file():
-                return _class(ast.parse(file.read_text()), name)
-    return None
 
 
 @functools.cache

@@ -1,4 +1,3 @@
-"""One file per pre-training method; `base.py` says what a method is.
-A file with an underscore belongs to the method in its name.
+"""One file per pre-training method, its hyper-parameters included; `base.py` says what a method is.
 May import models, views and core.
 """

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Batch
-from facessl.methods import fra
 from facessl.methods.fra import across
 from facessl.models.layers import frame
+from facessl.models.layers.region_heads import PRIOR_CELLS
 from facessl.models.layers.sinkhorn import sinkhorn
 from tests.methods.test_fra import START, build, views
 
@@ -197,7 +197,7 @@ def test_what_a_setting_adds_to_the_weights():
     )
     heads = ("heads", "target_heads")
     assert prior.keys() - plain.keys() == {f"{name}.prior" for name in heads}
-    assert prior["heads.prior"].shape == (8, fra.PRIOR_CELLS, fra.PRIOR_CELLS)
+    assert prior["heads.prior"].shape == (8, PRIOR_CELLS, PRIOR_CELLS)
     assert prior["heads.prior"].std().item() == pytest.approx(0.1, rel=0.1)
     assert free.keys() - plain.keys() == {f"{name}.mask_embedding" for name in heads}
     assert {name.split(".")[1] for name in plain.keys() - free.keys()} == {"decoder"}

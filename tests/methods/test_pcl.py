@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress
-from facessl.methods._pcl_parts import (
+from facessl.methods.pcl import (
+    PCL,
+    PCL_VIEWS,
     LossBalance,
     Mixing,
     beta_quantile,
@@ -17,7 +19,6 @@ from facessl.methods._pcl_parts import (
     orthogonality,
     pose_contrast,
 )
-from facessl.methods.pcl import PCL, PCL_VIEWS
 from facessl.models.backbone import Backbone
 from facessl.models.layers.facecycle import ChannelAttention
 
