@@ -19,7 +19,15 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.flags import Parser, with_true
 from facessl.config.recipes import read_recipe
-from facessl.config.run import RunConfig, flatten, merge, one_line, unscaled_rate, without_retired
+from facessl.config.run import (
+    RunConfig,
+    flatten,
+    merge,
+    one_line,
+    refuse_foreign_commands,
+    unscaled_rate,
+    without_retired,
+)
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, PluginError, UnknownName
 
@@ -132,20 +140,10 @@ def parse(argv: Sequence[str], *, base: Mapping[str, Any] | None = None, command
     """
     values, rest = _sorted_out(argv, base or {}, command)
     config = _build(values, rest, command)
-    _refuse_foreign_commands(config, rest)
+    refuse_foreign_commands(config, rest)
     if command is PRETRAIN:  # a recipe is made for another length and is not what was asked for
         config = dataclasses.replace(config, given=frozenset(w[2:].partition("=")[0] for w in rest))
     return config
-
-
-def _refuse_foreign_commands(config: Any, typed: Sequence[str]) -> None:
-    """ConfigError where a recipe or a run folder, which may be somebody else's, names a command to be run."""
-    for name, value in flatten(config.to_dict()).items():
-        runs = isinstance(value, str) and re.match(r"([\w-]+:)?pipe:", value)
-        if runs and not any(word == value or word.endswith(f"={value}") for word in typed):
-            raise ConfigError(
-                f"{name} comes from a file and would run a command ({value!r}): type it on the command line if it may"
-            )
 
 
 def resumed(argv: Sequence[str], command: Command = PRETRAIN) -> dict[str, Any] | None:

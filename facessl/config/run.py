@@ -7,7 +7,8 @@ steps) are computed once, in `derive`, and logged.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -269,3 +270,13 @@ def plain(value: Any) -> Any:
 def one_line(text: str) -> str:
     """`text` without line breaks."""
     return " ".join(text.split())
+
+
+def refuse_foreign_commands(config: Any, typed: Sequence[str]) -> None:
+    """ConfigError where a recipe or a run folder, which may be somebody else's, names a command to be run."""
+    for name, value in flatten(config.to_dict()).items():
+        runs = isinstance(value, str) and re.match(r"([\w-]+:)?pipe:", value)
+        if runs and not any(word == value or word.endswith(f"={value}") for word in typed):
+            raise ConfigError(
+                f"{name} comes from a file and would run a command ({value!r}): type it on the command line if it may"
+            )

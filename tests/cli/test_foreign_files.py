@@ -1,0 +1,52 @@
+"""Files that somebody else wrote: commands in them are not run, and weights that are not numbers are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from facessl.cli import main
+from facessl.core import files
+from tests.helpers import TINY
+
+REST = TINY[1:]
+
+
+def test_a_command_in_somebody_elses_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mark = tmp_path / "mark"
+    source = f"pipe:touch {mark}; cat faces.tar"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"source: {json.dumps(source)}\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(f"source: {json.dumps(source)}\nmethod: {{name: fra}}\n")
+    for words in (["pretrain", "--config", str(recipe)], ["pretrain", "--resume", "--out", str(run)]):
+        assert main(words) == 2
+        assert "would run a command" in capsys.readouterr().err
+        assert not mark.exists()
+    assert main(["pretrain", source, *REST, "--out", str(tmp_path / "own")]) == 2  # typed: it runs, and finds no tar
+    assert mark.exists()
+
+
+def test_weights_that_are_not_numbers_are_neither_saved_nor_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["--optim.name", "adamw", "--optim.lr", ".inf", "--optim.warmup_epochs", "0", "--max-steps", "1"]
+    assert main(["pretrain", *TINY, *words, "--out", str(run)]) != 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "not finite; no checkpoint had been written" in said
+    assert not list(run.glob("checkpoints/*.ckpt"))
+    assert main(["pretrain", *TINY, "--max-steps", "1", "--out", str(tmp_path / "good")]) == 0
+    file = tmp_path / "good" / "backbone.safetensors"
+    tensors, card = files.read_safetensors(file)
+    tensors["conv1.0.weight"][0] = float("nan")
+    files.write_backbone(file, tensors, card)
+    capsys.readouterr()
+    for words in (["convert", str(file), "--out", str(tmp_path / "again.safetensors")],
+                  ["embed", str(file), TINY[0], "--out", str(tmp_path / "e.parquet")],
+                  ["probe", str(file), TINY[0]]):  # fmt: skip
+        assert main(words) == 2
+        assert "conv1.0.weight first" in capsys.readouterr().err
