@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facessl.core.errors import ConfigError
-from facessl.views.spec import View
+from facessl.views.spec import View, renamed
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def unscaled_rate(config: RunConfig, meant: int) -> str | None:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys in which two configurations (plain dicts) would train differently, as `key: old -> new`."""
-    a, b = (flatten(values) for values in (old, new))
+    a, b = (flatten(spelled(values)) for values in (old, new))
     keys = sorted(k for k in a.keys() | b.keys() if k.split(".")[0] not in FREE_ON_RESUME)
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys if a.get(k) != b.get(k)]
 
@@ -232,7 +232,17 @@ def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} = {values[name]!r} is a setting of an earlier version: pack the images at the size that is "
                 "needed (`facessl pack`) and start a new run without it"
             )
-    return {key: value for key, value in values.items() if key not in RETIRED}
+    return spelled({key: value for key, value in values.items() if key not in RETIRED})
+
+
+def spelled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run or recipe, with the fields of `views` and `augment` by their present names."""
+    out = dict(values)
+    if isinstance(out.get("views"), (list, tuple)):
+        out["views"] = [renamed(view) if isinstance(view, Mapping) else view for view in out["views"]]
+    if isinstance(out.get("augment"), Mapping):
+        out["augment"] = renamed(out["augment"])
+    return out
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,7 +26,7 @@ from facessl.models.layers.vit_decoder import MaskedDecoder
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
 #: Crops of 0.2-1 of the area and a flip; no change of colours.
-MAE_VIEWS = (View(scale=(0.2, 1.0), jitter_p=0.0, grey=0.0),)
+MAE_VIEWS = (View(scale=(0.2, 1.0), jitter_p=0.0, grayscale=0.0),)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from facessl.models.teacher import Teacher
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
 #: The whole image resized to the square, and a flip.
-MCF_VIEWS = (View(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_p=0.0, grey=0.0),)
+MCF_VIEWS = (View(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_p=0.0, grayscale=0.0),)
 
 
 class MCF(nn.Module):

@@ -17,8 +17,8 @@ from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
-#: Appendix A at colour strength 1: both views alike, without solarisation.
-SIMCLR_VIEW = View(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grey=0.2, blur=0.5)
+#: Appendix A at colour strength 1: both views alike, without solarization.
+SIMCLR_VIEW = View(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5)
 
 
 @dataclass(frozen=True)

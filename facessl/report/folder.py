@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from facessl.config.run import flatten
+from facessl.config.run import flatten, spelled
 from facessl.core.errors import CheckpointError
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
@@ -108,7 +108,7 @@ def read_run_folder(path: str | Path) -> RunFolder:
     if not (path / "config.yaml").is_file() and not (path / "metrics.csv").is_file():
         raise CheckpointError(f"{path} is no run folder: it holds neither config.yaml nor metrics.csv")
     problems: dict[str, str] = {}
-    config = _mapping(path / "config.yaml", problems)
+    config = spelled(_mapping(path / "config.yaml", problems))
     tuned = "task" in config or (path / "results.json").is_file()
     labels = _mapping(path / "model.json", {}).get("labels") if tuned else None
     return RunFolder(
