@@ -65,7 +65,7 @@ def cmd_pack(
         shard_size: images per shard, or its size as 500MB or 2GB.
         workers: processes; one per core by default.
         dedupe: leave out images whose 64-bit perceptual hash differs in at most so many bits from an earlier one.
-        max_bad: share of unreadable images above which it stops.
+        max_bad: fraction of unreadable images above which it stops.
         verify: only compare the shards of a folder with their checksums.
     """
     from facessl.tools import pack

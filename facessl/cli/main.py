@@ -189,7 +189,7 @@ def cmd_regions(
 
 
 def cmd_probe(argv: list[str]) -> int:
-    """Judge a frozen backbone on labelled images; the last line is JSON."""
+    """Evaluate a frozen backbone on labelled images; the last line is JSON."""
     from facessl.core import plugins
 
     name = next((v for f, v in itertools.pairwise(argv) if f == "--protocol"), None)
@@ -203,7 +203,7 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument("--test", default=None, help="another source as the test part")
     parser.add_argument("--val", default=None, help="another source as the validation part")
     parser.add_argument(
-        "--labels", default="all", help="training labels that are used: all, a share in per cent, or 25-per-class"
+        "--labels", default="all", help="training labels that are used: all, a percentage such as 10%, or 25-per-class"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--out", default=None, help="file that the result is also written to")

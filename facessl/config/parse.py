@@ -104,7 +104,7 @@ def _augmentation(values: Mapping[str, Any]) -> Mapping[str, str]:
     return {"augment": f"those of the protocol are {{{', '.join(told)}}}"}
 
 
-_SOURCE = "NAME:PATH?option=value, or a path; none: drawn faces (synthetic:)"
+_SOURCE = "NAME:PATH?option=value, or a path; none: synthetic faces (synthetic:)"
 PRETRAIN = Command("pretrain", RunConfig, "method", "fra", {"source": _SOURCE})
 FINETUNE = Command(
     "finetune",

@@ -26,7 +26,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(chosen.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{chosen} is no valid YAML: {one_line(str(error))}") from None
+        raise ConfigError(f"{chosen} is not valid YAML: {one_line(str(error))}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{chosen} holds no settings: write `key: value` lines")
     base = values.pop("base", None)

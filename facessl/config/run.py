@@ -30,7 +30,7 @@ class OptimConfig:
         weight_decay: not applied to biases, norms and other one-dimensional parameters; 1e-6 as in FRA's release.
         trust: LARS trust coefficient eta.
         warmup_epochs: linear warm-up; null: 10 epochs, but at most a fifth of the run.
-        final_lr: where the cosine ends, as a share of the peak.
+        final_lr: where the cosine ends, as a fraction of the peak.
     """
 
     name: Literal["lars", "adamw"] = "lars"
@@ -121,7 +121,7 @@ class RunConfig:
         resume: go on with the run in `out`.
         checkpoint_every: steps between checkpoints; 0: only the last one.
         log_every: steps between lines of metrics.csv.
-        max_bad: share of unreadable images above which the run stops.
+        max_bad: fraction of unreadable images above which the run stops.
         mean: of the normalisation, RGB in 0..1; null: the method's.
         std: of the normalisation, RGB in 0..1; null: the method's.
         views: augmentation; null: the method's.
@@ -169,7 +169,7 @@ class RunConfig:
         if bad:
             raise ConfigError(f"{bad[0]} = {getattr(self, bad[0])} is out of range: give a positive number")
         if not 0 <= self.max_bad <= 1:
-            raise ConfigError(f"max_bad = {self.max_bad} is no share: give a number from 0 to 1")
+            raise ConfigError(f"max_bad = {self.max_bad} is out of range: give a fraction from 0 to 1")
         if self.batch_size is not None and self.batch_size % self.accumulate:
             raise ConfigError(f"batch size {self.batch_size} cannot be cut in {self.accumulate} equal micro-batches")
 

@@ -80,7 +80,7 @@ class SimCLR(nn.Module):
         self.projector = MLPHead(backbone.num_features, hidden=args.hidden, out_features=args.dim)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of two views (B, 3, S, S); logs `nt_xent` and `top1`, the share of views that find their partner."""
+        """Loss of two views (B, 3, S, S); logs `nt_xent` and `top1`, the fraction of views that find their partner."""
         x1, x2 = batch.views
         z1, z2 = self.projector(self.backbone(torch.cat([x1, x2]))).chunk(2)  # (2B, D) -> (B, D) each
         loss, found = nt_xent(z1, z2, self.temperature)

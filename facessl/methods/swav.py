@@ -123,7 +123,7 @@ class SwAV(nn.Module):
         self.queue = Queue(ASSIGNED, args.queue_length, args.dim) if args.queue_length else None
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of V >= 2 views (B, 3, S_v, S_v); logs `swapped_prediction` and `prototypes_used`, the share of the K
+        """Loss of V >= 2 views (B, 3, S_v, S_v); logs `swapped_prediction` and `prototypes_used`, the fraction of the K
         prototypes that are some image's first choice on any rank."""
         z = self._project(batch.views)  # (V, B, D)
         weight: Tensor = self.prototypes

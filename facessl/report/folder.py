@@ -98,15 +98,15 @@ def read_run_folder(path: str | Path) -> RunFolder:
     """Read what a run folder holds.
 
     Raises:
-        CheckpointError: `path` is no folder, or holds neither config.yaml nor metrics.csv.
+        CheckpointError: `path` is not a folder, or holds neither config.yaml nor metrics.csv.
     """
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} is no run folder: give a folder that `facessl pretrain` or `facessl finetune` wrote"
+            f"{path} is not a run folder: give a folder that `facessl pretrain` or `facessl finetune` wrote"
         )
     if not (path / "config.yaml").is_file() and not (path / "metrics.csv").is_file():
-        raise CheckpointError(f"{path} is no run folder: it holds neither config.yaml nor metrics.csv")
+        raise CheckpointError(f"{path} is not a run folder: it holds neither config.yaml nor metrics.csv")
     problems: dict[str, str] = {}
     config = spelled(_mapping(path / "config.yaml", problems))
     tuned = "task" in config or (path / "results.json").is_file()

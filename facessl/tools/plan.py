@@ -113,7 +113,7 @@ def read_rates(text: str | float | None) -> dict[int, float]:
         found = {}
     if not found or len(found) < len(parts) or not all(b > 0 and 0 < r < math.inf for b, r in found.items()):
         raise ConfigError(
-            f"gpu_images_per_second = {text} is no rate: give images/s, or images/s by images per GPU, as in "
+            f"gpu_images_per_second = {text} is not a rate: give images/s, or images/s by images per GPU, as in "
             "8:400,64:1200,256:1500"
         )
     return found

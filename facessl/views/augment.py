@@ -36,7 +36,7 @@ class Augment:
         template: where the five points go: "farl" or "celeba" (`facessl.data.frame.TEMPLATES`).
         warp: FaRL's tanh warp, 0 (none) to 1 (`facessl.data.frame.Frame`).
         border: what lies outside the image: "zero" or the repeated "edge".
-        shift: of the view to the right and down, as a share of its side; half-width of a uniform, or sigma of a normal.
+        shift: of the view, right and down, as a fraction of its side; half-width of a uniform, or sigma of a normal.
         rotation: degrees, likewise.
         scale: enlargement 1 +- scale, likewise.
         distribution: of rotation and scale.
@@ -62,7 +62,7 @@ class Augment:
         jitter_p: probability of the jitter.
         grayscale: probability of a conversion to grayscale.
         blur: probability of a Gaussian blur.
-        blur_sigma: range of its sigma as a share of the view's side.
+        blur_sigma: range of its sigma as a fraction of the view's side.
         pairs: two views in training: the image, and the same mirrored.
         shared_erasing: the mirrored view of a pair mirrors the erased area too, instead of having its own.
 

@@ -149,7 +149,7 @@ class Drawn:
 
         Args:
             sample: its labels stay those of the stored image.
-            image: (H, W, 3) uint8 RGB, reduced or not: boxes are shares of its sides.
+            image: (H, W, 3) uint8 RGB, reduced or not: boxes are fractions of its sides.
             out: V contiguous arrays (S_v, S_v, 3) uint8 to write the views into; empty takes new memory.
 
         Returns:

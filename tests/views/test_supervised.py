@@ -33,7 +33,7 @@ PRESETS = {name: value for name, value in vars(presets).items() if isinstance(va
 
 
 class Faces(Synthetic):
-    """Drawn faces with the fields that crops need and points that are not annotated."""
+    """Synthetic faces with the fields that crops need and points that are not annotated."""
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
