@@ -93,7 +93,7 @@ class FinetuneConfig:
             its first weights. FaRL's and STAR's momentum is constant, and their recipes set false.
         balanced: draw the classes equally often.
         precision: of the forward pass; losses stay in float32.
-        seed: of head, order, augmentation and the choice of labels.
+        seed: random seed of the head's weights, the order of the images, the augmentation and the choice of labels.
         workers: loader processes per rank; null: the cores of this rank minus one, at most 8.
         device: auto, cpu, cuda or mps.
         sync_batch_norm: batch norm statistics over all ranks.

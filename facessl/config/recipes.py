@@ -17,12 +17,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
     Its key `base` names a recipe that it changes; everything else is a field of `RunConfig`.
     """
-    path = Path(name)
-    short = name.removeprefix("recipes/").removesuffix(".yaml")
-    shipped = Path(str(resources.files("facessl"))) / "recipes" / f"{short}.yaml"
-    chosen = path if path.is_file() else shipped
-    if not chosen.is_file():
-        raise UnknownName("recipe", name, recipes())
+    chosen = _file(name)
     try:
         values = yaml.safe_load(chosen.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -31,6 +26,11 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(f"{chosen} holds no settings: write `key: value` lines")
     base = values.pop("base", None)
     return merge(read_recipe(str(base)), values) if base else values
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe with its comments, by path or by its shipped name. UnknownName where there is none."""
+    return _file(name).read_text()
 
 
 def recipes() -> tuple[str, ...]:
@@ -43,3 +43,13 @@ def recipe_summary(name: str) -> str:
     """First comment line of a shipped recipe."""
     path = Path(str(resources.files("facessl"))) / "recipes" / f"{name}.yaml"
     return path.read_text().split("\n")[0].removeprefix("# ")
+
+
+def _file(name: str) -> Path:
+    path = Path(name)
+    short = name.removeprefix("recipes/").removesuffix(".yaml")
+    shipped = Path(str(resources.files("facessl"))) / "recipes" / f"{short}.yaml"
+    chosen = path if path.is_file() else shipped
+    if not chosen.is_file():
+        raise UnknownName("recipe", name, recipes())
+    return chosen

@@ -107,9 +107,10 @@ class RunConfig:
             of the losses of the micro-batches.
         epochs: passes over the source.
         max_steps: optimiser steps instead of epochs.
-        max_minutes: stop with a checkpoint after so many minutes of this process; the schedule is not shortened.
+        max_minutes: stop with a checkpoint after this many minutes of this process; the schedule is not shortened.
         precision: of the forward pass; losses and statistics stay in float32.
-        seed: of weights, order and views.
+        seed: random seed of the initial weights, the order of the images and the augmentation; an equal seed repeats
+            the run.
         workers: loader processes per rank; null: the cores of this rank minus one, at most 8.
         device: auto, cpu, cuda or mps.
         strategy: of several ranks: ddp, a whole network on each; fsdp, parameters and optimiser spread over them, for

@@ -14,21 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from facessl import load_method
 from facessl.cli import main
 from facessl.config import parse as parsing
-from facessl.config.parse import from_dict, parse
-from facessl.config.run import RETIRED, RunConfig, differences
+from facessl.config.parse import parse
+from facessl.config.run import RETIRED, RunConfig
 from facessl.core import files
 from facessl.core.errors import ConfigError, DataWarning
 from facessl.data.source import open_source
 from facessl.training import pretrain
 from facessl.training.trainer import Trainer
-from facessl.views.augment import augment_from_dict
-from facessl.views.spec import RENAMED
 from tests.helpers import TINY, weights
 
 REST = TINY[1:]
@@ -290,30 +287,6 @@ def test_a_setting_that_is_gone_is_refused_where_it_did_something(
         assert weights(run)["step"] == 10
     else:
         assert f"cache = '{cache}' is a setting of an earlier version: pack" in refused(capsys, *words)
-
-
-def test_a_run_with_the_fields_of_views_by_their_former_names_goes_on(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    last, config = run / "checkpoints" / "last.ckpt", run / "config.yaml"
-    views = "[{grayscale: 0.3}, {solarize: 0.2, solarize_threshold: 99}]"
-    assert main(["pretrain", *TINY, "--views", views, "--max-minutes", "1e-9", "--out", str(run)]) == 0
-    written = config.read_text()
-    former = {name: old for old, name in RENAMED.items()}
-    state = torch.load(last, weights_only=True)
-    state["config"]["views"] = [{former.get(k, k): v for k, v in view.items()} for view in state["config"]["views"]]
-    torch.save(state, last)
-    config.write_text(re.sub("grayscale|solarize", lambda found: former[found[0]], written))
-    assert {"grey: 0.3", "solarise_threshold: 99"} <= {line.strip() for line in config.read_text().splitlines()}
-    kept = from_dict(yaml.safe_load(config.read_text()))
-    assert kept.views == from_dict(yaml.safe_load(written)).views
-    assert [view.grayscale for view in kept.views] == [0.3, 0.2]
-    assert parse(["--config", str(config)]).views == kept.views
-    load_method(run)
-    assert main(["pretrain", "--resume", "--out", str(run), "--max-minutes", "null"]) == 0
-    assert weights(run)["step"] == 10
-    assert torch.load(last, weights_only=True)["config"]["views"][0]["grayscale"] == 0.3
-    assert differences({"augment": {"grey": 0.1}}, {"augment": {"grayscale": 0.1}}) == []
-    assert augment_from_dict({"grey": 0.1}).grayscale == 0.1
 
 
 @pytest.mark.parametrize("kind", ["truncated", "of another method", "hostile", "not ours"])
