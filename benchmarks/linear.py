@@ -2,7 +2,7 @@
 
 The path is fitted to random features of the size that is asked for, with the spectrum of a trained network (the
 variance of direction i falls as 1 / i) and classes that overlap, because that is where the solvers work hardest; its
-scores mean nothing. Extraction is measured on drawn faces that are in memory, so its images per second are those of
+scores mean nothing. Extraction is measured on synthetic faces that are in memory, so its images per second are those of
 the network and of no decoding. `seconds` is wall time, which a busy machine stretches; `cpu_seconds` is the time of all
 threads together.
 

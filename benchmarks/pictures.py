@@ -1,7 +1,7 @@
-"""The picture of predictions in the documentation: what fine-tuned runs say about drawn faces they have not seen.
+"""The picture of predictions in the documentation: what fine-tuned runs say about synthetic faces they have not seen.
 
 Command: `python benchmarks/pictures.py RUN_ALIGNMENT RUN_PARSING RUN_EXPRESSION RUN_ATTRIBUTES [--out FILE]` with run
-folders of `facessl finetune`, one row each, any number. Without a run four small ones are trained on drawn faces first
+folders of `facessl finetune`, one row each, any number. Without a run, four small ones are trained first
 (about 40 minutes of one core), below `--train` (runs/pictures); what is there already is used. The last row shows
 several faces in one photo, which the built-in detector finds, by the first run.
 """
@@ -41,7 +41,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def train(folder: Path) -> list[Path]:
-    """Run folders of the four tasks, trained on drawn faces where they are not there yet."""
+    """Run folders of the four tasks, trained on synthetic faces where they are not there yet."""
     runs: list[Path] = []
     for name, settings in TASKS.items():
         run = folder / name
@@ -82,7 +82,7 @@ def predicted(trained: Trained, image: np.ndarray, sample: Sample | None = None)
 
 
 def row_of(trained: Trained, source: Synthetic, start: int) -> tuple[list[np.ndarray], int]:
-    """As many drawn faces as fit beside each other, and the position of the next one."""
+    """As many synthetic faces as fit beside each other, and the position of the next one."""
     cells: list[np.ndarray] = []
     used = 0
     while True:
@@ -97,7 +97,7 @@ def row_of(trained: Trained, source: Synthetic, start: int) -> tuple[list[np.nda
 
 
 def group_photo(source: Synthetic, count: int = 5) -> np.ndarray:
-    """(SIDE, WIDTH, 3) with drawn faces of several sizes side by side."""
+    """(SIDE, WIDTH, 3) with synthetic faces of several sizes side by side."""
     photo = np.full((SIDE, WIDTH, 3), (196, 204, 212), np.uint8)
     left = GAP
     for index, scale in zip(range(count), (0.85, 0.7, 1.0, 0.6, 0.8), strict=False):

@@ -3,7 +3,7 @@
     python benchmarks/pipeline.py [--sizes 256:224 112:112 1024:224] [--images 32] [--rounds 7] [--out FILE]
 
 The reference does what the released code of FRA, LEWEL and BYOL in PyTorch does: it decodes with Pillow, once per
-image, and for each of two views runs RandomResizedCrop, flip, colour jitter, grey, Gaussian blur, solarisation, tensor,
+image, and for each of two views runs RandomResizedCrop, flip, colour jitter, grey, Gaussian blur, solarization, tensor,
 normalisation. Beside it stands "reference_crops", the part of it that does the work of "worker" and no more: decoding,
 two crops and flips, uint8. Everything runs alternating in one process on one thread, in CPU time, so that a busy
 machine changes neither side alone; a rate is the median of the rounds, a ratio that of those within a round. The images
@@ -92,9 +92,9 @@ def reference(
             tv.RandomResizedCrop(size, scale=view.scale, ratio=view.ratio),
             tv.RandomHorizontalFlip(view.flip),
             tv.RandomApply([tv.ColorJitter(brightness, contrast, saturation, hue)], p=view.jitter_p),
-            tv.RandomGrayscale(view.grey),
+            tv.RandomGrayscale(view.grayscale),
             tv.RandomApply([blur or PillowBlur(view.blur_sigma)], p=view.blur),
-            tv.RandomApply([tv.Lambda(ImageOps.solarize)], p=view.solarise),
+            tv.RandomApply([tv.Lambda(ImageOps.solarize)], p=view.solarize),
             tv.ToTensor(),
             tv.Normalize(VGGFACE2_MEAN, VGGFACE2_STD),
         ]

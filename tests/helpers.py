@@ -18,7 +18,7 @@ from facessl.core.types import Sample
 #: Device and type that golden models run in.
 PLACES = [(d, t) for d in ("cpu", *["cuda"] * torch.cuda.is_available()) for t in (torch.float32, torch.float64)]
 
-#: A run of seconds: 10 steps of 8 drawn faces on the smallest ResNet.
+#: A run of seconds: 10 steps of 8 synthetic faces on the smallest ResNet.
 TINY = [
     "synthetic:?n=40&size=40", "--backbone", "resnet10t", "--image-size", "32", "--batch-size", "8",
     "--max-steps", "10", "--log-every", "1", "--checkpoint-every", "2", "--workers", "0", "--monitor.every", "0",
@@ -55,7 +55,7 @@ def weights(run: Path) -> dict[str, Any]:
 
 
 def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """Bit for bit."""
+    """Bit-exact."""
     assert a.keys() == b.keys()
     different = [k for k in a if not (torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k])]
     assert not different, f"{len(different)} of {len(a)} differ: {different[:5]}"

@@ -94,7 +94,7 @@ NAMES = ("angry", "calm", "glad")
 
 
 def expression() -> dict[str, Any]:
-    """What the meter of the expression task says of 60 drawn faces in two groups."""
+    """What the meter of the expression task says of 60 synthetic faces in two groups."""
     target = np.arange(60) % 3
     predicted = np.where(np.arange(60) % 5 == 0, 0, target)
     meter = ExpressionMeter(NAMES, SimpleNamespace(label_names=NAMES, group_names=("women", "<b>men</b>")))  # type: ignore[arg-type]

@@ -96,6 +96,21 @@ def training_protocols() -> dict[str, list[str]]:
     return found
 
 
+def listed(what: str, part: str = "") -> list[tuple[str, str]]:
+    """Names with `part` in them and what each is, of methods, sources, tasks, protocols or recipes."""
+    if what == "recipes":
+        from facessl.config.recipes import recipe_summary, recipes
+
+        return [(name, recipe_summary(name)) for name in recipes() if part in name]
+    folder = {"sources": "data.sources", "protocols": "evaluation.protocols"}.get(what, what)
+    found = [(name, plugins.summary(folder, name)) for name in plugins.names(folder)]
+    if what == "sources":
+        found = [(name.replace("_", "-"), told) for name, told in found]
+    if what == "protocols":
+        found += [(n, f"`facessl finetune --protocol {n}`: {', '.join(t)}") for n, t in training_protocols().items()]
+    return [pair for pair in found if part in pair[0]]
+
+
 def _settings(protocol: str) -> set[str]:
     return {f.name for f in dataclasses.fields(plugins.settings("evaluation.protocols", protocol))}
 

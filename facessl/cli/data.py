@@ -29,7 +29,7 @@ def cmd_crop(
         all_faces: every face of a photo instead of the surest one.
         yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
         quality: of the JPEGs, 1 to 100.
-        workers: processes.
+        workers: processes that find faces at the same time; 0 works in this process.
     """
     from facessl.tools.crop import crop_photos
 
@@ -63,9 +63,9 @@ def cmd_pack(
         quality: of the JPEGs, 1 to 100.
         copy: keep the encoded files as they are.
         shard_size: images per shard, or its size as 500MB or 2GB.
-        workers: processes; one per core by default.
+        workers: processes that encode images at the same time; null: one per core; 0 works in this process.
         dedupe: leave out images whose 64-bit perceptual hash differs in at most so many bits from an earlier one.
-        max_bad: share of unreadable images above which it stops.
+        max_bad: fraction of unreadable images above which it stops.
         verify: only compare the shards of a folder with their checksums.
     """
     from facessl.tools import pack

@@ -18,12 +18,12 @@ from facessl.cli.commandline import (
     configured,
     device_of,
     list_skipped,
+    listed,
     one_sentence,
     overview,
     parsed_words,
     refuse_other_protocols,
     summary,
-    training_protocols,
 )
 from facessl.cli.data import cmd_crop, cmd_pack  # noqa: F401 (commands)
 from facessl.config.flags import Parser
@@ -189,7 +189,7 @@ def cmd_regions(
 
 
 def cmd_probe(argv: list[str]) -> int:
-    """Judge a frozen backbone on labelled images; the last line is JSON."""
+    """Evaluate a frozen backbone on labelled images; the last line is JSON."""
     from facessl.core import plugins
 
     name = next((v for f, v in itertools.pairwise(argv) if f == "--protocol"), None)
@@ -203,7 +203,7 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument("--test", default=None, help="another source as the test part")
     parser.add_argument("--val", default=None, help="another source as the validation part")
     parser.add_argument(
-        "--labels", default="all", help="training labels that are used: all, a share in per cent, or 25-per-class"
+        "--labels", default="all", help="training labels that are used: all, a percentage such as 10%, or 25-per-class"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--out", default=None, help="file that the result is also written to")
@@ -247,8 +247,10 @@ def cmd_predict(
         task: refuse a run of another task than this one.
         no_crop: each photo is one cut-out face already.
         yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
-        margin: of models of whole images, side of a square over the longer side of the face's box, as in crop.
-        lift: of models of whole images, how far the square's centre lies above the box's, in sides of the box.
+        margin: side of the square that is cropped, divided by the longer side of the face's box, as in `facessl crop`;
+            only models trained on whole images use it and `lift`.
+        lift: how far that square is moved up from the centre of the face's box, as a fraction of the box's longer side:
+            0.1 shows more hair and less neck.
         draw: write pictures.
         overwrite: replace files of the same names that were written for other photos.
         batch_size: faces per forward pass.
@@ -332,7 +334,8 @@ def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["pape
     Args:
         runs: run folders; with --compare also files that `facessl probe --out` wrote.
         out: page to write; report.html (one run) or comparison.html (several) in the first run folder by default.
-        compare: paper prints published scores beside the measured ones.
+        compare: `paper` also prints a table of the runs' scores beside the published ones of the same data set and
+            protocol, with the difference; without it no table is printed.
     """
     from facessl.report.write import paper_table, report
 
@@ -343,26 +346,25 @@ def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["pape
     return 0
 
 
-def cmd_list(what: Literal["methods", "sources", "tasks", "protocols", "recipes"]) -> int:
-    """What can be named on the command line.
+def cmd_list(argv: list[str]) -> int:
+    """What can be named on the command line: methods, sources, tasks, protocols, recipes."""
+    kinds = ("methods", "sources", "tasks", "protocols", "recipes")
+    parser = Parser(prog="facessl list", description=summary(cmd_list))
+    parser.add_argument("what", nargs="?", metavar="WHAT", help=f"one of {', '.join(kinds)}")
+    parser.add_argument("filter", nargs="?", metavar="FILTER", help="print only the names that contain this text")
+    parser.add_argument("--show", metavar="NAME", help="print the YAML of one recipe, e.g. fra/vggface2-r50")
+    given = parsed_words(parser, argv, "list")
+    if given["show"] is not None:
+        from facessl.config.recipes import recipe_text
 
-    Args:
-        what: methods, sources, tasks, protocols or recipes.
-    """
-    from facessl.core import plugins
-
-    if what == "recipes":
-        from facessl.config.recipes import recipe_summary, recipes
-
-        for name in recipes():
-            print(f"{name:40} {recipe_summary(name)}")
-        return 0
-    folder = {"sources": "data.sources", "protocols": "evaluation.protocols"}.get(what, what)
-    for name in plugins.names(folder):
-        print(f"{name.replace('_', '-') if what == 'sources' else name:14} {plugins.summary(folder, name)}")
-    if what == "protocols":
-        for name, tasks in training_protocols().items():
-            print(f"{name:14} `facessl finetune --protocol {name}`: {', '.join(tasks)}")
+        print(recipe_text(given["show"]), end="")
+    elif given["what"] is None:
+        print("facessl list WHAT [FILTER] lists one of: " + ", ".join(kinds))
+    elif given["what"] not in kinds:
+        raise UnknownName("kind of name", given["what"], kinds)
+    else:
+        for name, told in listed(given["what"], given["filter"] or ""):
+            print(f"{name:{40 if given['what'] == 'recipes' else 14}} {told}")
     return 0
 
 

@@ -77,8 +77,8 @@ class FinetuneConfig:
         protocol: finetune, eac or star (`facessl list protocols`): which published settings are the defaults.
         test: another source as the test part.
         val: another source as the validation part.
-        val_share: share of the training images that becomes the validation part where there is none.
-        labels: how many of the training labels are used: all, a share (`10%`) or a number (`25-per-class`).
+        val_share: fraction of the training images that becomes the validation part where there is none.
+        labels: how many of the training labels are used: all, a percentage (`10%`) or a number (`25-per-class`).
         select: which weights are kept: the best on the validation part (val), the last ones (last, then no image is
             set apart), or the best on the test part (test, only to mirror a published number that did so).
         image_size: side of the views in pixels; null: the backbone's. The tasks' published protocols have their own.
@@ -93,7 +93,7 @@ class FinetuneConfig:
             its first weights. FaRL's and STAR's momentum is constant, and their recipes set false.
         balanced: draw the classes equally often.
         precision: of the forward pass; losses stay in float32.
-        seed: of head, order, augmentation and the choice of labels.
+        seed: random seed of the head's weights, the order of the images, the augmentation and the choice of labels.
         workers: loader processes per rank; null: the cores of this rank minus one, at most 8.
         device: auto, cpu, cuda or mps.
         sync_batch_norm: batch norm statistics over all ranks.
@@ -102,7 +102,7 @@ class FinetuneConfig:
         resume: go on with the run in `out`.
         checkpoint_every: steps between checkpoints; 0: only the last one.
         log_every: steps between lines of metrics.csv.
-        max_bad: share of unreadable images above which the run stops.
+        max_bad: fraction of unreadable images above which the run stops.
         augment: changes to the protocol's crop and augmentation, fields of `facessl.views.augment.Augment`, e.g.
             `{flip: 0.5, crop_scale: 1.1}`.
         backbone: the network, where `run` is none; its options also change a trained one that keeps its weights, e.g.

@@ -18,16 +18,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.flags import Parser, with_true
-from facessl.config.recipes import read_recipe
-from facessl.config.run import (
-    RunConfig,
-    flatten,
-    merge,
-    one_line,
-    refuse_foreign_commands,
-    unscaled_rate,
-    without_retired,
-)
+from facessl.config.recipes import read_recipe, refuse_foreign_commands
+from facessl.config.run import RunConfig, flatten, merge, one_line, spelled, unscaled_rate, without_retired
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, PluginError, UnknownName
 
@@ -112,7 +104,7 @@ def _augmentation(values: Mapping[str, Any]) -> Mapping[str, str]:
     return {"augment": f"those of the protocol are {{{', '.join(told)}}}"}
 
 
-_SOURCE = "NAME:PATH?option=value, or a path; none: drawn faces (synthetic:)"
+_SOURCE = "NAME:PATH?option=value, or a path; none: synthetic faces (synthetic:)"
 PRETRAIN = Command("pretrain", RunConfig, "method", "fra", {"source": _SOURCE})
 FINETUNE = Command(
     "finetune",
@@ -198,7 +190,7 @@ def _sorted_out(argv: Sequence[str], base: Mapping[str, Any], command: Command) 
         elif key.startswith("views."):
             raise ConfigError(
                 f"--{key} cannot be set alone: views is a list, one entry per view; give all of it, in a recipe or as "
-                "--views '[{scale: [0.08, 1.0], blur: 1.0}, {scale: [0.08, 1.0], blur: 0.1, solarise: 0.2}]'"
+                "--views '[{scale: [0.08, 1.0], blur: 1.0}, {scale: [0.08, 1.0], blur: 0.1, solarize: 0.2}]'"
             )
         elif word.startswith("--"):
             rest.append("--" + key.replace("-", "_") + word[2 + len(key) :])
@@ -276,7 +268,9 @@ def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
 
 
 def _build(values: dict[str, Any], argv: list[str], command: Command) -> Any:
-    values = copy.deepcopy(without_retired(values) if command is PRETRAIN else values)  # the parser changes them
+    values = copy.deepcopy(
+        without_retired(values) if command is PRETRAIN else spelled(values)
+    )  # the parser changes them
     for key in command.alias:
         if isinstance(values.get(key), str):
             values[key] = {"name": values[key]}

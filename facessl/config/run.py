@@ -7,14 +7,13 @@ steps) are computed once, in `derive`, and logged.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from facessl.core.errors import ConfigError
-from facessl.views.spec import View
+from facessl.views.spec import View, renamed
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class OptimConfig:
         weight_decay: not applied to biases, norms and other one-dimensional parameters; 1e-6 as in FRA's release.
         trust: LARS trust coefficient eta.
         warmup_epochs: linear warm-up; null: 10 epochs, but at most a fifth of the run.
-        final_lr: where the cosine ends, as a share of the peak.
+        final_lr: where the cosine ends, as a fraction of the peak.
     """
 
     name: Literal["lars", "adamw"] = "lars"
@@ -108,9 +107,10 @@ class RunConfig:
             of the losses of the micro-batches.
         epochs: passes over the source.
         max_steps: optimiser steps instead of epochs.
-        max_minutes: stop with a checkpoint after so many minutes of this process; the schedule is not shortened.
+        max_minutes: stop with a checkpoint after this many minutes of this process; the schedule is not shortened.
         precision: of the forward pass; losses and statistics stay in float32.
-        seed: of weights, order and views.
+        seed: random seed of the initial weights, the order of the images and the augmentation; an equal seed repeats
+            the run.
         workers: loader processes per rank; null: the cores of this rank minus one, at most 8.
         device: auto, cpu, cuda or mps.
         strategy: of several ranks: ddp, a whole network on each; fsdp, parameters and optimiser spread over them, for
@@ -122,7 +122,7 @@ class RunConfig:
         resume: go on with the run in `out`.
         checkpoint_every: steps between checkpoints; 0: only the last one.
         log_every: steps between lines of metrics.csv.
-        max_bad: share of unreadable images above which the run stops.
+        max_bad: fraction of unreadable images above which the run stops.
         mean: of the normalisation, RGB in 0..1; null: the method's.
         std: of the normalisation, RGB in 0..1; null: the method's.
         views: augmentation; null: the method's.
@@ -170,7 +170,7 @@ class RunConfig:
         if bad:
             raise ConfigError(f"{bad[0]} = {getattr(self, bad[0])} is out of range: give a positive number")
         if not 0 <= self.max_bad <= 1:
-            raise ConfigError(f"max_bad = {self.max_bad} is no share: give a number from 0 to 1")
+            raise ConfigError(f"max_bad = {self.max_bad} is out of range: give a fraction from 0 to 1")
         if self.batch_size is not None and self.batch_size % self.accumulate:
             raise ConfigError(f"batch size {self.batch_size} cannot be cut in {self.accumulate} equal micro-batches")
 
@@ -216,7 +216,7 @@ def unscaled_rate(config: RunConfig, meant: int) -> str | None:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys in which two configurations (plain dicts) would train differently, as `key: old -> new`."""
-    a, b = (flatten(values) for values in (old, new))
+    a, b = (flatten(spelled(values)) for values in (old, new))
     keys = sorted(k for k in a.keys() | b.keys() if k.split(".")[0] not in FREE_ON_RESUME)
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys if a.get(k) != b.get(k)]
 
@@ -233,7 +233,17 @@ def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} = {values[name]!r} is a setting of an earlier version: pack the images at the size that is "
                 "needed (`facessl pack`) and start a new run without it"
             )
-    return {key: value for key, value in values.items() if key not in RETIRED}
+    return spelled({key: value for key, value in values.items() if key not in RETIRED})
+
+
+def spelled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run or recipe, with the fields of `views` and `augment` by their present names."""
+    out = dict(values)
+    if isinstance(out.get("views"), (list, tuple)):
+        out["views"] = [renamed(view) if isinstance(view, Mapping) else view for view in out["views"]]
+    if isinstance(out.get("augment"), Mapping):
+        out["augment"] = renamed(out["augment"])
+    return out
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -270,13 +280,3 @@ def plain(value: Any) -> Any:
 def one_line(text: str) -> str:
     """`text` without line breaks."""
     return " ".join(text.split())
-
-
-def refuse_foreign_commands(config: Any, typed: Sequence[str]) -> None:
-    """ConfigError where a recipe or a run folder, which may be somebody else's, names a command to be run."""
-    for name, value in flatten(config.to_dict()).items():
-        runs = isinstance(value, str) and re.match(r"([\w-]+:)?pipe:", value)
-        if runs and not any(word == value or word.endswith(f"={value}") for word in typed):
-            raise ConfigError(
-                f"{name} comes from a file and would run a command ({value!r}): type it on the command line if it may"
-            )

@@ -127,7 +127,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """Load a training checkpoint of this library; anything else is refused."""
     state = read(path)
     if state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no facessl training checkpoint (no mark {FORMAT!r} in it)")
+        raise CheckpointError(f"{path} is not a facessl training checkpoint (no mark {FORMAT!r} in it)")
     return state
 
 

@@ -20,12 +20,12 @@ from facessl.core.errors import ConfigError
 
 #: Long side in pixels, border included, at which the cascade looks for faces; smaller images are not enlarged.
 LONG_SIDE = 640
-#: Border around the image as a share of its sides: a cropped face's window reaches beyond its picture.
+#: Border around the image as a fraction of its sides: a cropped face's window reaches beyond its picture.
 BORDER = 0.12
-#: Smallest face that the cascade looks for, as a share of the long side; its own window of 24 pixels is a limit.
+#: Smallest face that the cascade looks for, as a fraction of the long side; its own window of 24 pixels is a limit.
 SMALLEST, SMALLEST_PIXELS = 0.1, 24
 #: Left, top, right, bottom of the box around the 68 landmarks (brows to chin), relative to the centre of the cascade's
-#: square window and in units of its side. Means over 100 drawn faces: -0.43, -0.27, 0.41, 0.62; over 180 photos of
+#: square window and in units of its side. Means over 100 synthetic faces: -0.43, -0.27, 0.41, 0.62; over 180 photos of
 #: Helen, AFW and YouTube Faces: -0.44, -0.30, 0.46, 0.57. Against the landmarks' box this one has a mean IoU of 0.76 on
 #: both, the bare window 0.54 and 0.60.
 BOX = (-0.44, -0.29, 0.44, 0.59)
@@ -66,7 +66,7 @@ def detect(
         image: (H, W, 3) uint8 RGB.
         yunet: path of a YuNet model (.onnx, for OpenCV's FaceDetectorYN); None: the cascade.
         min_score: least score of a face; None: `MIN_SCORE`, or `MIN_SCORE_YUNET`.
-        smallest: smallest face that the cascade looks for, as a share of the long side; half of it takes four times as
+        smallest: smallest face that the cascade looks for, as a fraction of the long side; half takes four times as
             long. Less than 0.05 finds no more.
 
     Returns:

@@ -21,7 +21,7 @@ Border = Literal["zero", "edge"]
 Crop = Literal["whole", "box", "five_points"]
 
 #: Where a similarity puts the five points (left eye, right eye, nose, left and right mouth corner; left of the image),
-#: as shares of the view's side. "farl": FaRL's and facer's on 512 pixels. "celeba": those of facer's attribute model,
+#: as fractions of the side. "farl": FaRL's and facer's on 512 pixels. "celeba": those of facer's attribute model,
 #: given on 256 pixels, moved down by 30 and set into the middle of a canvas of 500 (122 on each side).
 TEMPLATES = {
     "farl": np.array([(196, 226), (316, 226), (256, 286), (220, 360.4), (292, 360.4)]) / 512,
@@ -288,7 +288,7 @@ def frame_of(
         image_shape: (H, W, ...) of its decoded image.
         crop: "whole" image, square around `box`, or similarity of the `five_points`.
         size: side of the view.
-        scale: share of the surroundings that is shown, relative to the box, the template or the whole image.
+        scale: fraction of the surroundings that is shown, relative to the box, the template or the whole image.
         warp: see `Frame`.
         template: name in `TEMPLATES`.
 
@@ -324,7 +324,7 @@ def similarity(
         size: side of the view in pixels.
         rotation: degrees; positive turns clockwise as one sees it.
         scale: above 1 enlarges.
-        shift: to the right and down, as shares of the side.
+        shift: to the right and down, as fractions of the side.
         flip: mirror left and right.
     """
     middle, turn = (size - 1) / 2, math.radians(rotation)

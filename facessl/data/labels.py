@@ -21,7 +21,7 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
 
     Args:
         source: with random access (unless all are taken).
-        spec: `all`; a share such as `1%` or `10%`: of each class where the source has class labels, at least one
+        spec: `all`; a percentage such as `1%` or `10%`: of each class where the source has class labels, at least one
             image of each, and of all images otherwise; or a number such as `25-per-class`.
         seed: of the choice.
 
@@ -29,7 +29,7 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
         `source` itself for `all`, else a part of it in the order of the source.
 
     Raises:
-        ConfigError: another text, a share outside 0 % to 100 %, no image, more images than a class has, a number per
+        ConfigError: another text, a percentage outside 0 to 100 %, no image, more images than a class has, a number per
             class of a source without classes, or a stream.
     """
     if spec == "all":
@@ -42,7 +42,7 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
     if each is not None and "label" not in source.provides:
         raise ConfigError(
             f"labels={spec} needs classes, and the source has none: name their column as labels-csv:FILE?label=COLUMN, "
-            "or use a folder with one sub-folder per class, or a share such as 10%"
+            "or use a folder with one sub-folder per class, or a percentage such as 10%"
         )
     classes = column(source, "label") if "label" in source.provides else np.zeros(len(source), np.int64)
     order = np.random.default_rng((seed, 1)).permutation(len(source))

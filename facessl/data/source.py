@@ -161,7 +161,7 @@ def _split_options(name: str, path: str) -> tuple[str, dict[str, str]]:
             return path, {}
     for key, equals, _ in pairs:
         if not equals:
-            raise ConfigError(f"the source {name or before}: {key!r} is no option: write it as option=value")
+            raise ConfigError(f"the source {name or before}: {key!r} is not an option: write it as option=value")
     return before, {key: value for key, _, value in pairs}
 
 
@@ -182,7 +182,7 @@ def _recognise(path: str) -> str:
         folder = os.path.dirname(path) or "."
         raise ConfigError(f"{path} is a single image: name its folder instead ({folder})")
     known = ", ".join(name.replace("_", "-") for name in plugins.names("data.sources"))
-    raise DataError(f"{path} is no folder, tar or list: name what it is as NAME:{path} with NAME one of {known}")
+    raise DataError(f"{path} is not a folder, tar or list: name what it is as NAME:{path} with NAME one of {known}")
 
 
 def _beside(path: str) -> str:

@@ -71,7 +71,7 @@ def parts(
     Args:
         spec: how a source is written on the command line.
         test, val: other sources for these parts; of one with `splits` the part of that role is opened.
-        val_share: share of the training images that is carved out.
+        val_share: fraction of the training images that is carved out.
         need_val: whether a validation part is wanted.
         need_train: whether images to train on are needed; False accepts a source with test images alone.
         labels, seed: as in `facessl.data.labels.fewer_labels`, for the training images.
@@ -117,10 +117,10 @@ def carve(source: Source, share: float = 0.1, *, name: str = "the source") -> tu
         name: of the source, for errors.
 
     Raises:
-        ConfigError: a share out of range, or fewer than two images or persons.
+        ConfigError: a fraction out of range, or fewer than two images or persons.
     """
     if not 0 < share < 1:
-        raise ConfigError(f"a validation share of {share} is out of range: give a number between 0 and 1")
+        raise ConfigError(f"a validation fraction of {share} is out of range: give a number between 0 and 1")
     groups = groups_of(source)
     sizes = np.bincount(groups)
     if len(sizes) < 2:

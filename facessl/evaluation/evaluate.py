@@ -1,4 +1,4 @@
-"""Judging a frozen backbone by the name of a protocol."""
+"""Evaluating a frozen backbone by the name of a protocol."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluate(
         test, val: other sources as the test and the validation part. A protocol that chooses something takes the
             validation part of the source, or a tenth of the training images (then fits again on all of them); with
             fewer labels it cross-validates on those, unless `val` is given.
-        labels: how many training labels are used: all, a share such as `10%`, or `25-per-class`.
+        labels: how many training labels are used: all, a percentage such as `10%`, or `25-per-class`.
         options: keywords of the protocol, e.g. `k=20` of knn, `task="alignment"` of linear. `seed` is also that of
             the choice of labels.
 

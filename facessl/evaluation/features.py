@@ -42,7 +42,7 @@ class Framing:
     Attributes:
         size: side in pixels.
         crop: whole, box or five_points (`facessl.data.frame.frame_of`).
-        scale: share of the surroundings that is shown.
+        scale: fraction of the surroundings that is shown.
         flip: mirror the view.
     """
 

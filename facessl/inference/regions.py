@@ -237,7 +237,7 @@ def _title(
 
 
 def _legend(top: float, uniform: float, side: int, note: str) -> Image.Image:
-    """The colour bar: 0, the share of uniform heatmaps, and the largest value."""
+    """The colour bar: 0, the level of uniform heatmaps, and the largest value."""
     font, pad = _font(side), max(6, side // 14)
     length, thick = 2 * side, round(font.size)
     end = f"{top:.2f}   share of the pixel, one scale for all;   mark: {uniform:.3f}, uniform"

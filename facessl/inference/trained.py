@@ -121,7 +121,7 @@ def load_trained(path: str | Path) -> Trained:
         )
     tensors, info = files.read_safetensors(file)
     if info.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is no trained task but a backbone: train one with `facessl finetune {path} ...`")
+        raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
     backbone = Backbone(
         info["timm_name"],
         image_size=info["image_size"],

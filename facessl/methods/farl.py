@@ -28,7 +28,7 @@ from facessl.views.spec import View
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 #: Nearly the whole image: captions may speak of all of it, and of left and right.
-FARL_VIEWS = (View(scale=(0.9, 1.0), flip=0.0, jitter_p=0.0, grey=0.0),)
+FARL_VIEWS = (View(scale=(0.9, 1.0), flip=0.0, jitter_p=0.0, grayscale=0.0),)
 #: The temperature stays at 0.01 or more, as CLIP's.
 LARGEST_SCALE = math.log(100)
 

@@ -33,7 +33,7 @@ class LEWELArgs:
         heads: groups that alignment maps and channels of the backbone's map are cut in. It must divide `dim` and the
             backbone's channels; there are dim / heads aligned embeddings.
         scale: temperature of the softmax that makes the alignment maps.
-        global_weight: share of the global term in the loss, 0 to 1; the aligned term has the rest. A term of weight 0
+        global_weight: weight of the global term in the loss, 0 to 1; the aligned term has the rest. A term of weight 0
             is still computed.
         momentum: momentum of the target network at the start; it rises to 1 by a cosine. None: 0.98 in "eman",
             0.996 in "syncbn".

@@ -26,7 +26,7 @@ from facessl.models.layers.vit_decoder import MaskedDecoder
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
 #: Crops of 0.2-1 of the area and a flip; no change of colours.
-MAE_VIEWS = (View(scale=(0.2, 1.0), jitter_p=0.0, grey=0.0),)
+MAE_VIEWS = (View(scale=(0.2, 1.0), jitter_p=0.0, grayscale=0.0),)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MAEArgs:
     """Hyper-parameters of MAE; the defaults are its paper's.
 
     Attributes:
-        mask_ratio: share of the patches that the encoder does not see.
+        mask_ratio: fraction of the patches that the encoder does not see.
         norm_pix: targets are patches of mean 0 and variance 1. The paper's default is off; its best results, on.
         positions: "sincos", the fixed table, or "learned", timm's.
         decoder_width: channels of the decoder.
@@ -53,7 +53,7 @@ class MAEArgs:
         if self.positions not in ("sincos", "learned"):
             raise ConfigError(f"positions is {self.positions!r}: give one of sincos, learned")
         ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-            ("mask_ratio", lambda v: 0 < v < 1, "a share between 0 and 1"),
+            ("mask_ratio", lambda v: 0 < v < 1, "a fraction between 0 and 1"),
             ("decoder_width decoder_depth decoder_heads", lambda v: v >= 1, "1 or more"),
         )
         for names, valid, wanted in ranges:
@@ -131,14 +131,14 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network paints; call it in evaluation mode.
+        """What the network reconstructs; call it in evaluation mode.
 
         Args:
             x: (B, 3, S, S), normalised.
             noise: (B, T) uniform, makes the masks.
 
         Returns:
-            painted images (B, 3, S, S), normalised like `x` (with `norm_pix` every patch has the true mean and
+            reconstructed images (B, 3, S, S), normalised like `x` (with `norm_pix` every patch has the true mean and
             deviation, which the network does not predict); (B, T) bool, the patches that were hidden.
         """
         patches, mask = self._predict(x, noise)

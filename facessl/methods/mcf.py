@@ -24,7 +24,7 @@ from facessl.models.teacher import Teacher
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
 #: The whole image resized to the square, and a flip.
-MCF_VIEWS = (View(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_p=0.0, grey=0.0),)
+MCF_VIEWS = (View(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_p=0.0, grayscale=0.0),)
 #: Axis of (B, tokens, channels) along which features have unit length before they are compared.
 AXES = {"paper": 2, "official": 1}
 
@@ -98,7 +98,7 @@ class MCFArgs:
 class MCF(nn.Module):
     """Mask Contrastive Face (Wang et al., ACM MM 2023).
 
-    A ViT sees a quarter of the patches; a decoder paints the whole image. The loss is
+    A ViT sees a quarter of the patches; a decoder reconstructs the whole image. The loss is
 
         1000 sum_l MSE(f_l(painted), f_l(image)) + 2T InfoNCE(q, k),
 
@@ -113,7 +113,7 @@ class MCF(nn.Module):
         many entries as there are tokens: with 768 channels and 197 tokens the same weight counts about a quarter here.
         `variant="official"`: features have unit length over the tokens, for each channel, as released.
         In both, as released: the momentum is 0.99 throughout (a cosine schedule is present there and unused), the
-        decoder paints in normalised pixels, which go to the frozen network as they are, its class token is compared
+        decoder predicts normalised pixels, which go to the frozen network as they are, its class token is compared
         like its patches, and the contrast goes one way (no second online pass). Which decoder blocks the paper's
         "partially pre-trained decoder" takes is not known, and the release has none: `decoder_checkpoint` starts the
         first `pretrained_blocks` from a file.
@@ -223,14 +223,14 @@ class MCF(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network paints; call it in evaluation mode.
+        """What the network reconstructs; call it in evaluation mode.
 
         Args:
             x: (B, 3, S, S), normalised.
             noise: (B, T) uniform, makes the masks.
 
         Returns:
-            painted images (B, 3, S, S), normalised like `x`; (B, T) bool, the patches that were hidden.
+            reconstructed images (B, 3, S, S), normalised like `x`; (B, T) bool, the patches that were hidden.
         """
         mask = random_mask(noise, self.args.mask_ratio)
         patches = self.decoder(encode_visible(self.backbone.model, x, mask.keep), mask.restore)

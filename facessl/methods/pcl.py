@@ -25,7 +25,7 @@ _WHOLE = View(scale=(1, 1), ratio=(1, 1), flip=0.0, jitter=_JITTER, blur=0.8)
 _MIRROR = View(scale=(1, 1), ratio=(1, 1), flip=1.0, jitter=_JITTER, blur=0.8)
 #: The image itself; two patches for the face-aware contrast; two whole images for the pose contrast, and its negatives.
 PCL_VIEWS = (
-    View(scale=(1, 1), ratio=(1, 1), flip=0.0, jitter_p=0.0, grey=0.0),
+    View(scale=(1, 1), ratio=(1, 1), flip=0.0, jitter_p=0.0, grayscale=0.0),
     *(_PATCH, _PATCH),
     *(_WHOLE, _WHOLE),
     *(_MIRROR, _MIRROR),

@@ -17,8 +17,8 @@ from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
-#: Appendix A at colour strength 1: both views alike, without solarisation.
-SIMCLR_VIEW = View(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grey=0.2, blur=0.5)
+#: Appendix A at colour strength 1: both views alike, without solarization.
+SIMCLR_VIEW = View(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class SimCLR(nn.Module):
         self.projector = MLPHead(backbone.num_features, hidden=args.hidden, out_features=args.dim)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of two views (B, 3, S, S); logs `nt_xent` and `top1`, the share of views that find their partner."""
+        """Loss of two views (B, 3, S, S); logs `nt_xent` and `top1`, the fraction of views that find their partner."""
         x1, x2 = batch.views
         z1, z2 = self.projector(self.backbone(torch.cat([x1, x2]))).chunk(2)  # (2B, D) -> (B, D) each
         loss, found = nt_xent(z1, z2, self.temperature)

@@ -23,7 +23,7 @@ from facessl.views.spec import IMAGENET_MEAN, View
 #: Views 0 and 1 are assigned to clusters; all views predict.
 ASSIGNED = 2
 
-_COLOUR: dict[str, Any] = {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grey": 0.2, "blur": 0.5}
+_COLOUR: dict[str, Any] = {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grayscale": 0.2, "blur": 0.5}
 _LARGE = View(scale=(0.14, 1.0), **_COLOUR)
 _SMALL = View(size=96 / 224, scale=(0.05, 0.14), **_COLOUR)
 
@@ -123,7 +123,7 @@ class SwAV(nn.Module):
         self.queue = Queue(ASSIGNED, args.queue_length, args.dim) if args.queue_length else None
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of V >= 2 views (B, 3, S_v, S_v); logs `swapped_prediction` and `prototypes_used`, the share of the K
+        """Loss of V >= 2 views (B, 3, S_v, S_v); logs `swapped_prediction` and `prototypes_used`, the fraction of the K
         prototypes that are some image's first choice on any rank."""
         z = self._project(batch.views)  # (V, B, D)
         weight: Tensor = self.prototypes

@@ -44,7 +44,7 @@ def bootstrap(
         n: images, at least 1.
         samples: resamples.
         seed: of the resamples.
-        level: share of the resamples inside the interval.
+        level: fraction of the resamples inside the interval.
     """
     rng = np.random.default_rng(seed)
     drawn = [statistic(rng.integers(0, n, n)) for _ in range(samples)]

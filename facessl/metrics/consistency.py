@@ -23,7 +23,7 @@ class Similarity:
     Attributes:
         angle: degrees, clockwise as one sees it.
         scale: above 1 enlarges.
-        shift: right and down, as a share of the image's side.
+        shift: right and down, as a fraction of the image's side.
     """
 
     angle: float = 15.0
@@ -65,7 +65,7 @@ def consistency(
         samples, seed: of the bootstrap over images.
 
     Returns:
-        consistency: Interval, share of the pixels on which both agree.
+        consistency: Interval, fraction of the pixels on which both agree.
         consistency_by_chance: what two maps with these regions' sizes share by chance (1 where one region is all).
         consistency_unmoved: share that the moved image's maps have in common with the maps before, not moved: 1 for
             regions that depend on the place alone. Regions that follow the face have it below `consistency`.

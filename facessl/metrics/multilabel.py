@@ -18,11 +18,11 @@ from facessl.metrics.bootstrap import Interval, as_array, interval, known_mean, 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute; shares between 0 and 1, NaN where the test images show only one of its values.
+    """One attribute; fractions between 0 and 1, NaN where the test images show only one of its values.
 
     Attributes:
         name: of the attribute.
-        positives: share of the images that have it.
+        positives: fraction of the images that have it.
         accuracy: right images over all, with its interval.
         balanced_accuracy: mean of the accuracies on images with and without it, with its interval.
         average_precision: area under precision over recall, of the scores; its chance level is `positives`.

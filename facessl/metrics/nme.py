@@ -106,7 +106,7 @@ def auc(errors: np.ndarray, threshold: float, step: float = STEP) -> float:
         0 (every image above the threshold) to 1 (no image has an error).
 
     Raises:
-        ConfigError: the threshold is no even multiple of the step (Simpson's rule takes steps in pairs).
+        ConfigError: the threshold is not an even multiple of the step (Simpson's rule takes steps in pairs).
     """
     return float(mean_of(mean_rows(_areas(as_array(errors), threshold, step)).sum(0)))
 

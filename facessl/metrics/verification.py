@@ -31,7 +31,7 @@ class Verification:
         standard_error: of the mean over folds, as LFW's tables give it.
         roc_auc: area under the ROC curve.
         eer: rate at which false accepts and false rejects are equal.
-        tar: share of same pairs accepted at each false accept rate; None where `different` pairs are too few for a
+        tar: fraction of same pairs accepted at each false accept rate; None where `different` pairs are too few for a
             single false accept at that rate.
     """
 

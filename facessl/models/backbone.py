@@ -173,13 +173,13 @@ class Backbone(nn.Module):
         return True
 
     def check_size(self) -> None:
-        """ConfigError where a ViT would lose an edge of its images: their side is no multiple of its patch."""
+        """ConfigError where a ViT would lose an edge of its images: their side is not a multiple of its patch."""
         embed = getattr(self.model, "patch_embed", None)
         over = self.image_size % self.stride
         if over and not getattr(embed, "dynamic_img_pad", True):
             below = self.image_size - over
             raise ConfigError(
-                f"image size {self.image_size} is no multiple of the patch of {self.stride} pixels of {self.name}: use "
+                f"image size {self.image_size} is not a multiple of the {self.stride}-pixel patch of {self.name}: use "
                 f"--image-size {below} or {below + self.stride}"
             )
 

@@ -90,7 +90,7 @@ class VisualTokens:
             wrong = sorted(own.keys() ^ found.keys()) or sorted(n for n in own if own[n].shape != found[n].shape)
             if wrong:
                 raise CheckpointError(
-                    f"{self.path} is no encoder of DALL-E's dVAE with {self.vocabulary} tokens: missing, unknown or of "
+                    f"{self.path} is not DALL-E's dVAE encoder with {self.vocabulary} tokens: missing, unknown or of "
                     f"another shape: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}"
                 )
             encoder.load_state_dict(found)

@@ -1,4 +1,4 @@
-"""A frozen network in whose features reconstructions are judged."""
+"""A frozen network in whose features reconstructions are compared."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from facessl.config.run import flatten
+from facessl.config.run import flatten, spelled
 from facessl.core.errors import CheckpointError
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
@@ -98,17 +98,17 @@ def read_run_folder(path: str | Path) -> RunFolder:
     """Read what a run folder holds.
 
     Raises:
-        CheckpointError: `path` is no folder, or holds neither config.yaml nor metrics.csv.
+        CheckpointError: `path` is not a folder, or holds neither config.yaml nor metrics.csv.
     """
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} is no run folder: give a folder that `facessl pretrain` or `facessl finetune` wrote"
+            f"{path} is not a run folder: give a folder that `facessl pretrain` or `facessl finetune` wrote"
         )
     if not (path / "config.yaml").is_file() and not (path / "metrics.csv").is_file():
-        raise CheckpointError(f"{path} is no run folder: it holds neither config.yaml nor metrics.csv")
+        raise CheckpointError(f"{path} is not a run folder: it holds neither config.yaml nor metrics.csv")
     problems: dict[str, str] = {}
-    config = _mapping(path / "config.yaml", problems)
+    config = spelled(_mapping(path / "config.yaml", problems))
     tuned = "task" in config or (path / "results.json").is_file()
     labels = _mapping(path / "model.json", {}).get("labels") if tuned else None
     return RunFolder(

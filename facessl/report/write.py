@@ -35,7 +35,7 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, compare
         as `facessl.report.paper.compare` gives it.
 
     Raises:
-        CheckpointError: a folder that is no run, or a file without scores.
+        CheckpointError: a folder that is not a run, or a file without scores.
         ConfigError: no run, the same one twice, or a page that does not end in .html.
         UnknownName: `compare` is something else.
     """
@@ -99,7 +99,7 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) 
         `{"runs": [headline of each], "page": path}`.
 
     Raises:
-        CheckpointError: a folder that is no run, or a file that cannot be written.
+        CheckpointError: a folder that is not a run, or a file that cannot be written.
         ConfigError: the same folder twice, or `out` does not end in .html.
     """
     folders = [read_run_folder(run) for run in runs]
@@ -121,7 +121,7 @@ def headline(run: RunFolder) -> dict[str, Any]:
     """What a reader wants first; None where the run does not know it.
 
     Keys: run, backbone, source, image_size, batch_size, steps, epochs, images, images_per_second (median over the log
-    lines), data_wait (share of the time, median), seconds, loss_first, loss, collapse (sentences; empty where there is
+    lines), data_wait (fraction of the time, median), seconds, loss_first, loss, collapse (sentences; empty if there is
     none; None where nothing was measured), notes (sentences on what is odd but no collapse), skipped (images),
     finished, commit; of a fine-tuning run also those of `facessl.report.results.task_headline`; of a pre-training run
     also method, knn_first and knn (`accuracy`, `mean_class_accuracy`, `interval` of the accuracy), monitors_first and

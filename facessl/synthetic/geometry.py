@@ -1,4 +1,4 @@
-"""Curves and the camera of the drawn faces.
+"""Curves and the camera of the synthetic faces.
 
 Head frame: the unit is half the breadth of a mean face (about 70 mm), x to the image's right, y down, z to the
 viewer, the eyes on y = 0. View plane: the head after yaw and pitch, still upright, in the same unit; soft maps

@@ -18,7 +18,7 @@ SKIN = 1
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn face.
+    """A synthetic face.
 
     Attributes:
         image: (S, S, 3) uint8 RGB.

@@ -37,7 +37,7 @@ class AlignmentArgs:
         heatmap_size: side in cells to which FaRL's heatmaps are brought for their cross entropy; null: a quarter of the
             view. Landmarks are decoded at the head's own size.
         sigma: of FaRL's Gaussians in these cells; they end at four sigma.
-        dropout: share of the head's channels that are dropped per image.
+        dropout: fraction of the head's channels that are dropped per image.
         coordinate_weight: of the coordinate loss.
         heatmap_weight: of the heatmap loss.
         unit: what NME is divided by: interocular, interpupil, box or diag.

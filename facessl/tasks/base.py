@@ -117,7 +117,7 @@ class Meter(Protocol):
             under its own name beside it, like every other score; with NAME_interval, a list of two, a score has an
             interval.
         images: number of images that were scored.
-        units (optional): {score: unit} of other scores that are no shares (`headline` has its own).
+        units (optional): {score: unit} of other scores that are not fractions (`headline` has its own).
         subsets, groups: `Collected.breakdown` gives them from one number per image, where
             the source has published subsets or groups.
         per_class, confusion (optional): drawn by the report.

@@ -35,7 +35,7 @@ class ParsingArgs:
 
     Attributes:
         width: channels of the head; 768 is FaRL's, 64 to 128 suit a CPU.
-        dropout: share of the head's channels that are dropped per image.
+        dropout: fraction of the head's channels that are dropped per image.
         outside: what a view shows beyond the image counts as background, as in FaRL, or is ignored. Pixels that a mask
             itself sets to 255 are ignored either way.
     """

@@ -160,7 +160,7 @@ def pack(
         workers: processes; None: one per core; 0 works in this one.
         dedupe: leave out images whose perceptual hash (`facessl.tools.phash`) differs in at most so many of 64 bits
             from an earlier one; 0 to 10, of which 4 finds copies and hardly anything else; None keeps all.
-        max_bad: share of unreadable images above which it stops.
+        max_bad: fraction of unreadable images above which it stops.
         progress: called now and then.
 
     Raises:

@@ -57,7 +57,7 @@ class Machine:
     """What a job would run on.
 
     Attributes:
-        gpus: ranks.
+        gpus: GPUs of the job over all nodes, one process (rank) each.
         rates: images per pass -> images/s of one GPU, the whole step, measured by `benchmarks/gpu.sh`; empty: unknown.
         link_gbit: bandwidth between GPUs in Gbit/s, of the slowest link of the ring.
         cores_per_gpu: for the loader.
@@ -113,7 +113,7 @@ def read_rates(text: str | float | None) -> dict[int, float]:
         found = {}
     if not found or len(found) < len(parts) or not all(b > 0 and 0 < r < math.inf for b, r in found.items()):
         raise ConfigError(
-            f"gpu_images_per_second = {text} is no rate: give images/s, or images/s by images per GPU, as in "
+            f"gpu_images_per_second = {text} is not a rate: give images/s, or images/s by images per GPU, as in "
             "8:400,64:1200,256:1500"
         )
     return found
@@ -160,20 +160,20 @@ def plan(
 
     Args:
         recipe: name of `facessl list recipes`, or a YAML file.
-        gpus: ranks.
+        gpus: GPUs of the job over all nodes, one process (rank) each.
         gpu_images_per_second: of one GPU, the whole step, as benchmarks/gpu.sh measures it: by images per GPU, as in
             8:400,64:1200,256:1500, or one number, which is taken for that of 256; null: not known.
         images: of the training set; null: of the set that the recipe is named after, or of its own source.
         batch_size: of all GPUs together, instead of the recipe's.
-        epochs: instead of the recipe's.
-        warmup_epochs: instead of the recipe's.
+        epochs: passes over the images, instead of the recipe's.
+        warmup_epochs: epochs of linear warm-up, instead of the recipe's.
         link_gbit: Gbit/s between GPUs, of the slowest link: that of the network where there are several nodes.
         cores_per_gpu: processor cores for the loader.
-        image_bytes: of one stored image; by default that of a 256-pixel JPEG in a tar.
+        image_bytes: bytes of one stored image; the default is a 256-pixel JPEG in a tar.
         worker_images_per_second: images of one core, decoded and cropped; null: as measured, see docs/scaling.md.
-        fixed_milliseconds: of a pass however few images it has, below the smallest batch that a rate is given for; an
-            assumption.
-        norm_microseconds: of one message of a synchronised batch norm; an assumption.
+        fixed_milliseconds: time of a pass that does not shrink with the batch, in ms, used below the smallest batch of
+            the given rates; an assumption.
+        norm_microseconds: time of one message of a synchronised batch norm, in microseconds; an assumption.
 
     Raises:
         ConfigError: a recipe of fine-tuning, an unknown number of images, or a number out of range.

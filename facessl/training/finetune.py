@@ -156,7 +156,7 @@ def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
 def _parts(config: FinetuneConfig) -> Parts:
     """What is trained, selected and tested on."""
     if not config.source:
-        raise ConfigError("fine-tuning needs labelled images: facessl finetune RUN SOURCE (drawn faces are synthetic:)")
+        raise ConfigError("fine-tuning needs labelled images: facessl finetune RUN SOURCE (`synthetic:` for a trial)")
     found = parts(
         config.source,
         test=config.test,

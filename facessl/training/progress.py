@@ -1,4 +1,4 @@
-"""The progress line of a run, drawn by rich; plain lines where the output is no terminal."""
+"""The progress line of a run, drawn by rich; plain lines where the output is not a terminal."""
 
 from __future__ import annotations
 

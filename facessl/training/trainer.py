@@ -111,7 +111,7 @@ class Trainer:
     # ---- state -------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything a run needs to go on to the bit, as tensors and plain values (collective call)."""
+        """Everything a run needs to go on bit-exactly, as tensors and plain values (collective call)."""
         rngs = [_rng_state()]
         if self.fabric.world_size > 1:
             rngs = [None] * self.fabric.world_size  # type: ignore[list-item]

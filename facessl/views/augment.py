@@ -12,11 +12,11 @@ from typing import Any, Literal, NoReturn
 
 from facessl.core.errors import ConfigError
 from facessl.data.frame import TEMPLATES, Border, Crop
-from facessl.views.spec import View
+from facessl.views.spec import View, renamed
 
 Distribution = Literal["uniform", "normal"]
 _PROBABILITIES = (
-    *("shift_p", "rotation_p", "scale_p", "flip", "jitter_p", "grey", "blur", "gamma", "noise", "fusion"),
+    *("shift_p", "rotation_p", "scale_p", "flip", "jitter_p", "grayscale", "blur", "gamma", "noise", "fusion"),
     *("occlusion", "erasing"),
 )
 _RANGES = ("blur_sigma", "gamma_low", "gamma_high", "erasing_scale", "erasing_ratio")
@@ -27,8 +27,8 @@ class Augment:
     """How a labelled image becomes a view. The defaults are the whole image, unchanged.
 
     All geometry is one bilinear warp of the stored pixels; the pixels are degraded in the order of the fields, with
-    jitter, grey and blur on the device (`facessl.views.photometric`). Probabilities are those of training; a view of an
-    evaluation is only the crop.
+    jitter, grayscale and blur on the device (`facessl.views.photometric`). Probabilities are those of training; a view
+    of an evaluation is only the crop.
 
     Attributes:
         crop: "whole" image, square around the sample's "box", or similarity of its "five_points".
@@ -36,7 +36,7 @@ class Augment:
         template: where the five points go: "farl" or "celeba" (`facessl.data.frame.TEMPLATES`).
         warp: FaRL's tanh warp, 0 (none) to 1 (`facessl.data.frame.Frame`).
         border: what lies outside the image: "zero" or the repeated "edge".
-        shift: of the view to the right and down, as a share of its side; half-width of a uniform, or sigma of a normal.
+        shift: of the view, right and down, as a fraction of its side; half-width of a uniform, or sigma of a normal.
         rotation: degrees, likewise.
         scale: enlargement 1 +- scale, likewise.
         distribution: of rotation and scale.
@@ -60,9 +60,9 @@ class Augment:
         erasing_fill: "mean" of the normalisation (0 after it), "zero" (black), or "noise" (normal after it).
         jitter: strengths of brightness, contrast, saturation, hue, as in `facessl.views.spec.View`.
         jitter_p: probability of the jitter.
-        grey: probability of grey-scale.
+        grayscale: probability of a conversion to grayscale.
         blur: probability of a Gaussian blur.
-        blur_sigma: range of its sigma as a share of the view's side.
+        blur_sigma: range of its sigma as a fraction of the view's side.
         pairs: two views in training: the image, and the same mirrored.
         shared_erasing: the mirrored view of a pair mirrors the erased area too, instead of having its own.
 
@@ -99,7 +99,7 @@ class Augment:
     erasing_fill: Literal["mean", "zero", "noise"] = "mean"
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     jitter_p: float = 0.0
-    grey: float = 0.0
+    grayscale: float = 0.0
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.001, 0.01)
     pairs: bool = False
@@ -150,7 +150,7 @@ class Augment:
             flip=0,
             jitter=self.jitter,
             jitter_p=self.jitter_p,
-            grey=self.grey,
+            grayscale=self.grayscale,
             blur=self.blur,
             blur_sigma=(low * size, high * size),
         )
@@ -194,7 +194,7 @@ FARL_ALIGNMENT = Augment(
     gamma_low=(0.5, 0.5),
     gamma_high=(2.0, 2.0),
     fusion=0.5,
-    grey=0.1,
+    grayscale=0.1,
     blur=0.61,
     blur_sigma=(0.001, 0.0025),
 )
@@ -237,7 +237,7 @@ STAR_ALIGNMENT = Augment(
     gamma_low=(0.25, 1.0),
     gamma_high=(1.0, 4.0),
     fusion=0.2,
-    grey=0.2,
+    grayscale=0.2,
     blur=0.3 * 0.84,
     blur_sigma=(0.002, 0.0135),
 )
@@ -245,5 +245,5 @@ STAR_ALIGNMENT = Augment(
 
 def augment_from_dict(values: Mapping[str, Any]) -> Augment:
     """An `Augment` from plain values, as configurations and cards hold them."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in renamed(values).items()}
     return Augment(**fields)

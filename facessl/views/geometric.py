@@ -18,7 +18,7 @@ from facessl.views.spec import Column, View
 TRIES = 10
 #: Uniform numbers in 0..1 that one view takes from the generator, always all of them and in this order: area
 #: and log-ratio of each try (20), row and column of the crop, flip, jitter on, brightness, contrast,
-#: saturation, hue, order of the jitter, grey, blur on, blur sigma, solarise. So a view that turns one
+#: saturation, hue, order of the jitter, grey, blur on, blur sigma, solarize. So a view that turns one
 #: probability to 0 draws the same everything else.
 DRAWS = 2 * TRIES + 13
 
@@ -28,7 +28,7 @@ DRAWS = 2 * TRIES + 13
 MARGIN = 1.5
 
 # Plain numbers: this runs for every view, and a member of an enumeration costs ten times as much as an index.
-_JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GREY, _BLUR, _SOLARISE = map(int, Column)
+_JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GRAYSCALE, _BLUR, _SOLARIZE = map(int, Column)
 
 Box = tuple[int, int, int, int]
 
@@ -68,7 +68,7 @@ def photometric_params(view: View, draws: np.ndarray) -> np.ndarray:
     Factors are uniform in max(0, 1 - strength)..1 + strength and the hue shift in -strength..strength, as in
     torchvision's ColorJitter; the order is one of the 24 permutations.
     """
-    jitter, brightness, contrast, saturation, hue, order, grey, blur, sigma, solarise = draws.tolist()
+    jitter, brightness, contrast, saturation, hue, order, grey, blur, sigma, solarize = draws.tolist()
     low, high = view.blur_sigma
     row = [0.0] * len(Column)
     row[_JITTER] = jitter < view.jitter_p
@@ -77,9 +77,9 @@ def photometric_params(view: View, draws: np.ndarray) -> np.ndarray:
     row[_SATURATION] = _factor(view.jitter[2], saturation)
     row[_HUE] = (2 * hue - 1) * view.jitter[3]
     row[_ORDER] = int(order * 24)
-    row[_GREY] = grey < view.grey
+    row[_GRAYSCALE] = grey < view.grayscale
     row[_BLUR] = low + sigma * (high - low) if blur < view.blur else 0
-    row[_SOLARISE] = view.solarise_threshold if solarise < view.solarise else 256
+    row[_SOLARIZE] = view.solarize_threshold if solarize < view.solarize else 256
     return np.array(row, np.float32)
 
 
@@ -149,7 +149,7 @@ class Drawn:
 
         Args:
             sample: its labels stay those of the stored image.
-            image: (H, W, 3) uint8 RGB, reduced or not: boxes are shares of its sides.
+            image: (H, W, 3) uint8 RGB, reduced or not: boxes are fractions of its sides.
             out: V contiguous arrays (S_v, S_v, 3) uint8 to write the views into; empty takes new memory.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Colour jitter, grey-scale, blur, solarisation and normalisation of a batch, each sample by its own parameters."""
+"""Colour jitter, grayscale, blur, solarization and normalisation of a batch, each sample by its own parameters."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ class Photometric:
         x = view.index_select(0, rows).to(torch.float32, memory_format=torch.contiguous_format)
         starts = np.searchsorted(hue_slot[order], np.arange(5)).tolist()
         _jitter(x[: starts[4]], params[: starts[4]], starts)
-        grey = np.flatnonzero(params[:, Column.GREY])
-        _on_rows(x, grey, lambda part: _grey(part).expand_as(part))
+        grey = np.flatnonzero(params[:, Column.GRAYSCALE])
+        _on_rows(x, grey, lambda part: _grayscale(part).expand_as(part))
         blurred = np.argsort(-params[:, Column.BLUR], kind="stable")[: np.count_nonzero(params[:, Column.BLUR])]
         _on_rows(x, blurred, lambda part: _blur(part, params[blurred, Column.BLUR]))
-        solarised = np.flatnonzero(params[:, Column.SOLARISE] < 256)
-        _on_rows(x, solarised, lambda part: _solarise(part, params[solarised, Column.SOLARISE]))
+        solarized = np.flatnonzero(params[:, Column.SOLARIZE] < 256)
+        _on_rows(x, solarized, lambda part: _solarize(part, params[solarized, Column.SOLARIZE]))
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             x[:, channel].sub_(255 * mean).div_(255 * std)
         out.copy_(x.index_select(0, _put(np.argsort(order), view.device)))
@@ -112,7 +112,7 @@ def _on_rows(x: Tensor, rows: np.ndarray, operation: Callable[[Tensor], Tensor])
         x.index_copy_(0, index, operation(x.index_select(0, index)))
 
 
-def _grey(x: Tensor) -> Tensor:
+def _grayscale(x: Tensor) -> Tensor:
     """(n, 3, S, S) -> (n, 1, S, S) luma."""
     r, g, b = x.split(1, dim=1)
     return (r * LUMA[0]).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
@@ -147,7 +147,7 @@ def _blend(x: Tensor, operation: np.ndarray, factors: np.ndarray) -> None:
     if not len(x):
         return
     factor = factors[np.arange(len(x)), operation]
-    grey = _grey(x)
+    grey = _grayscale(x)
     mean = grey.sum(-1, keepdim=True).sum(-2, keepdim=True).div_(grey[0].numel())
     mean = mean * _column((1 - factor) * (operation == CONTRAST), x)
     pivot = grey.mul_(_column((1 - factor) * (operation == SATURATION), x)).add_(mean)
@@ -199,6 +199,6 @@ def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
     return x
 
 
-def _solarise(x: Tensor, threshold: np.ndarray) -> Tensor:
+def _solarize(x: Tensor, threshold: np.ndarray) -> Tensor:
     """(n, 3, S, S), 0..255: values at or above the sample's `threshold` (n,) inverted."""
     return torch.addcmul(x, _at_least(x, _column(threshold, x)), 255 - 2 * x)

@@ -1,7 +1,7 @@
 """The photometric part on a CPU: the operations of `facessl.views.photometric`, image by image, with OpenCV.
 
 On planes of a batch, torch needs some fifty passes over the values of a view. Here there are about ten, over pixels as
-they lie in memory: brightness, contrast, saturation, grey-scale and normalisation are affine maps of a pixel's colour,
+they lie in memory: brightness, contrast, saturation, grayscale and normalisation are affine maps of a pixel's colour,
 so they are multiplied as matrices and carried out together, as long as no value has to be cut off at 0 or 255 between
 them; a blur leaves an affine map what it is.
 """
@@ -146,7 +146,7 @@ class _Image:
         cv2.add(self.spare, (360 * (turns % 1), 0, 0, 0), dst=self.spare)  # type: ignore[call-overload]
         cv2.cvtColor(self.spare, cv2.COLOR_HSV2RGB, dst=self.pixels)
 
-    def grey(self) -> None:
+    def grayscale(self) -> None:
         """Every channel becomes the luma."""
         self.colour = np.tile(_LUMA @ self.colour, (3, 1))
 
@@ -155,7 +155,7 @@ class _Image:
         cv2.sepFilter2D(self.pixels, -1, kernel, kernel, dst=self.spare, borderType=cv2.BORDER_REFLECT_101)
         self.pixels, self.spare = self.spare, self.pixels
 
-    def solarise(self, threshold: float) -> None:
+    def solarize(self, threshold: float) -> None:
         """Invert values at or above the threshold."""
         self.settle()
         np.subtract(255, self.pixels, out=self.spare)
@@ -171,9 +171,9 @@ def _augment(made: _Image, row: list[float], kernel: np.ndarray | None) -> None:
     if row[Column.JITTER]:
         for operation in ORDERS[int(row[Column.ORDER])].tolist():
             _OPERATIONS[operation](made, row[Column.BRIGHTNESS + operation])
-    if row[Column.GREY]:
-        made.grey()
+    if row[Column.GRAYSCALE]:
+        made.grayscale()
     if kernel is not None:
         made.blur(kernel)
-    if row[Column.SOLARISE] < 256:
-        made.solarise(row[Column.SOLARISE])
+    if row[Column.SOLARIZE] < 256:
+        made.solarize(row[Column.SOLARIZE])

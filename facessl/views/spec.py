@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -23,6 +24,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 #: ITU-R 601 luma, as in Pillow and torchvision.
 LUMA = (0.299, 0.587, 0.114)
 
+#: Names that fields of `View` and of `Augment` had in earlier versions, and what they are called now.
+RENAMED = {"grey": "grayscale", "solarise": "solarize", "solarise_threshold": "solarize_threshold"}
+
 
 @dataclass(frozen=True)
 class View:
@@ -35,10 +39,10 @@ class View:
         flip: probability of a horizontal flip.
         jitter: strengths of brightness, contrast, saturation, hue (torchvision's ColorJitter meaning).
         jitter_p: probability of the colour jitter; its four operations run in a random order per sample.
-        grey: probability of grey-scale.
+        grayscale: probability of a conversion to grayscale.
         blur: probability of a Gaussian blur.
         blur_sigma: range of its sigma in pixels of the view, drawn uniformly.
-        solarise: probability of inverting pixels at or above `solarise_threshold` (0..255).
+        solarize: probability of inverting pixels at or above `solarize_threshold` (0..255).
 
     Raises:
         ConfigError: a field out of its range; the field, the value and the valid range are named.
@@ -50,16 +54,16 @@ class View:
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     jitter_p: float = 0.8
-    grey: float = 0.2
+    grayscale: float = 0.2
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise: float = 0.0
-    solarise_threshold: int = 128
+    solarize: float = 0.0
+    solarize_threshold: int = 128
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= 4:
             self._reject("size", "above 0 and at most 4")
-        for name in ("flip", "jitter_p", "grey", "blur", "solarise"):
+        for name in ("flip", "jitter_p", "grayscale", "blur", "solarize"):
             if not 0 <= getattr(self, name) <= 1:
                 self._reject(name, "a probability from 0 to 1")
         for name, upper in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
@@ -70,8 +74,8 @@ class View:
             self._reject("jitter", "four strengths of 0 or more: brightness, contrast, saturation, hue")
         if self.jitter[3] > 0.5:
             self._reject("jitter", "a hue strength of at most 0.5, half a turn of the colour circle")
-        if not 0 <= self.solarise_threshold <= 255:
-            self._reject("solarise_threshold", "from 0 to 255")
+        if not 0 <= self.solarize_threshold <= 255:
+            self._reject("solarize_threshold", "from 0 to 255")
 
     def _reject(self, name: str, valid: str) -> NoReturn:
         raise ConfigError(f"view has {name}={getattr(self, name)!r}, but it must be {valid}")
@@ -83,9 +87,14 @@ class View:
 
 
 #: The two views of FRA (CVPR 2024, section 4.1.1: "the same augmentation strategy as in [20, 25]", BYOL and LEWEL;
-#: numbers of the released code, data/transforms.py). Only blur and solarisation differ from the defaults of `View`;
+#: numbers of the released code, data/transforms.py). Only blur and solarization differ from the defaults of `View`;
 #: BYOL itself crops from an area of 0.08.
-FRA_VIEWS = (View(blur=1.0, solarise=0.0), View(blur=0.1, solarise=0.2))
+FRA_VIEWS = (View(blur=1.0, solarize=0.0), View(blur=0.1, solarize=0.2))
+
+
+def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `View` or an `Augment` by their present names."""
+    return {RENAMED.get(name, name): value for name, value in fields.items()}
 
 
 class Column(IntEnum):
@@ -100,6 +109,6 @@ class Column(IntEnum):
     SATURATION = 3  # factor, 1 = unchanged
     HUE = 4  # shift in turns, -0.5..0.5, 0 = unchanged
     ORDER = 5  # row 0..23 of `ORDERS`: which operation runs first, second, third, fourth
-    GREY = 6  # 1 = grey-scale
+    GRAYSCALE = 6  # 1 = grayscale
     BLUR = 7  # sigma in pixels of the view, 0 = none
-    SOLARISE = 8  # values at or above it are inverted (0..255), 256 = none
+    SOLARIZE = 8  # values at or above it are inverted (0..255), 256 = none

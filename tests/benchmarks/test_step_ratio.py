@@ -74,7 +74,7 @@ def test_straightforward_networks_are_as_large_as_ours(step: Any) -> None:
         ours = step.RealStep(config).method
         theirs = step.naive.METHODS[method](backbone, 64)
         count = [sum(p.numel() for p in m.parameters()) for m in (ours, theirs)]
-        if method == "mcf":  # the teacher is no module of ours, its positions are a buffer
+        if method == "mcf":  # the teacher is not a module of ours, its positions are a buffer
             count[1] -= sum(p.numel() for p in theirs.teacher.parameters()) + theirs.positions.numel()
         assert count[0] == count[1], method
 

@@ -138,7 +138,7 @@ def test_a_test_part_without_a_readable_image_is_told_before_training(
 ) -> None:
     file = table(tmp_path / "p", [f"{i:02d}.jpg,{i % 2}" for i in range(8)])
     gone = table(tmp_path / "q", ["00.jpg,1", "zzz.jpg,0"])
-    (tmp_path / "q" / "00.jpg").write_text("this is no picture")
+    (tmp_path / "q" / "00.jpg").write_text("this is not a picture")
     words = [f"labels-csv:{file}?label=mood", "--test", f"labels-csv:{gone}?label=mood", *TUNED]
     said = refused(capsys, "finetune", "none", *words, "--out", str(tmp_path / "run"))
     assert "test part" in said
@@ -191,7 +191,7 @@ def test_empty_and_unreadable_folders(capsys: pytest.CaptureFixture[str], tmp_pa
     text.mkdir()
     assert str(empty) in refused(capsys, "pretrain", str(empty), *REST, "--out", str(tmp_path / "r1"))
     for i in range(10):
-        (text / f"{i}.jpg").write_text("this is no picture")
+        (text / f"{i}.jpg").write_text("this is not a picture")
     assert "read" in refused(capsys, "pretrain", str(text), *REST, "--out", str(tmp_path / "r2"))
 
 
@@ -204,7 +204,7 @@ def spoil(folder: Path, kind: str) -> None:
     elif kind == "zero bytes":
         path.touch()
     elif kind == "text":
-        path.write_text("this is no picture")
+        path.write_text("this is not a picture")
     elif kind == "1x1":
         photo(path, side=1)
     elif kind == "cmyk":

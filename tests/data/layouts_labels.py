@@ -1,4 +1,4 @@
-"""Data sets in miniature, in their true layouts, from drawn faces: `build_NAME(folder)` gives the spec of the source.
+"""Data sets in miniature, in their true layouts, from synthetic faces: `build_NAME(folder)` gives the source's spec.
 
 Each opens with 6 images in its default split; other splits have at least 2.
 """
@@ -28,14 +28,14 @@ CELEBA_NAMES = (
 
 @functools.cache
 def pixels(index: int) -> np.ndarray:
-    """(48, 48, 3) uint8, one of a few drawn faces."""
+    """(48, 48, 3) uint8, one of a few synthetic faces."""
     image = Synthetic(n=4, size=48)[index % 4].image
     assert isinstance(image, np.ndarray)
     return image
 
 
 def face(path: Path, index: int = 0) -> None:
-    """Write a drawn face, in the format that the path's ending names."""
+    """Write a synthetic face, in the format that the path's ending names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels(index)).save(path)
 
@@ -56,7 +56,7 @@ def build_vggface2(root: Path) -> str:
 
 
 def encoded(index: int) -> bytes:
-    """A drawn face as a JPEG file."""
+    """A synthetic face as a JPEG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels(index)).save(buffer, "JPEG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Landmark and mask sets in miniature, in their true layouts, from drawn faces: `build_NAME(folder)` gives the spec.
+"""Landmark and mask sets in miniature, in the true layouts, from synthetic faces: `build_NAME(folder)` gives its spec.
 
 Each opens with 6 images in its default split. Landmarks of other orders are taken from the drawn 68 by `ordered`.
 """

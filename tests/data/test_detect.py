@@ -31,7 +31,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def photo(*places: tuple[int, int, int], index: int = 0, size: tuple[int, int] = (300, 500)) -> tuple[np.ndarray, list]:
-    """A smooth photo with drawn faces at (left, top, side), and the boxes of their landmarks."""
+    """A smooth photo with synthetic faces at (left, top, side), and the boxes of their landmarks."""
     height, width = size
     image = np.repeat(np.linspace(60, 160, width).astype(np.uint8)[None, :, None], height, 0).repeat(3, 2)
     source, boxes = Synthetic(n=50, size=160, seed=2, **FRONTAL), []  # type: ignore[arg-type]

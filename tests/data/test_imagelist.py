@@ -88,7 +88,7 @@ def test_root_column_and_split(photos: Path, tmp_path_factory: pytest.TempPathFa
         ("image,split\nimg/a.jpg,a\n", {"split": "b"}, DataError, r"no image in the list .* with split 'b'"),
         ("image\na.jpg\n", {}, DataError, r"names .*a\.jpg, which is missing.*root="),
         ("image,label\nimg/a.jpg\n", {}, DataError, r"l\.csv, line 2: 1 values for 2 columns"),
-        ("image,label\nimg/a.jpg,-1\n", {}, DataError, r"the label -1 is no class number"),
+        ("image,label\nimg/a.jpg,-1\n", {}, DataError, r"the label -1 is not a class number"),
         ("image,x0,y0\nimg/a.jpg,1,two\n", {}, DataError, r"y0 of img/a\.jpg is 'two', not a number"),
         ("image,x0,y0,x1,y1\nimg/a.jpg,1,2,3,4\nimg/d.jpg,1,2,,\n", {}, DataError, r"different numbers of landmarks"),
     ],

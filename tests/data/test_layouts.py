@@ -97,7 +97,7 @@ def test_ibug68_mirrors_drawn_faces_on_themselves() -> None:
         left, right = marks[list(order.ocular)]
         width = float(left[0] + right[0]) + 1  # mirror about the middle between the eyes
         gaps.append(np.abs(mirror(marks, order, width) - marks).max() / (right[0] - left[0]))
-    assert np.median(gaps) < 0.15  # drawn faces are slightly lopsided; a wrong pair is off by far more
+    assert np.median(gaps) < 0.15  # synthetic faces are slightly lopsided; a wrong pair is off by far more
 
 
 def test_the_edge_columns_change_places() -> None:

@@ -71,7 +71,10 @@ FAULTS: dict[str, dict[str, tuple[Callable[[Path], None], str] | str]] = {
         "extra column": NO_COLUMNS,
         "wrong count": (nothing, rf"train has 3 persons where the published set has 8631: {WHOLE}"),
         "image missing": (remove("train/n000012", "train/n000022"), r"train has .* a single person \(vggface2 expects"),
-        "label out of range": (copy("train/n000002", "train/Ann"), r"train/Ann is no person's folder: .* n000001 \("),
+        "label out of range": (
+            copy("train/n000002", "train/Ann"),
+            r"train/Ann is not a person's folder: .* n000001 \(",
+        ),
     },
     "laionface": {
         "missing list": (
@@ -318,7 +321,7 @@ def test_a_damaged_pixel_of_fer2013_is_one_skipped_image(tmp_path: Path) -> None
     )
     source = open_source(f"fer2013:{tmp_path}?strict=false")
     assert len(source) == 3
-    for at, reason in ((1, "pixels from 0 to 255"), (2, "a pixel is no number")):
+    for at, reason in ((1, "pixels from 0 to 255"), (2, "a pixel is not a number")):
         with pytest.raises(ImageError, match=rf"fer2013\.csv/{at + 2}: .*{reason}"):
             source[at]
 
@@ -327,7 +330,7 @@ def test_a_damaged_pixel_of_fer2013_is_one_skipped_image(tmp_path: Path) -> None
 def test_class_folders_have_known_names(name: str, tmp_path: Path) -> None:
     for label in ("1", "mood"):
         layouts.face(tmp_path / "train" / label / "a.jpg")
-    with pytest.raises(DataError, match=rf"train/mood is no class: valid are .* \({name} expects"):
+    with pytest.raises(DataError, match=rf"train/mood is not a class: valid are .* \({name} expects"):
         open_source(f"{name}:{tmp_path}?strict=false")
     shutil.rmtree(tmp_path / "train/mood")
     with pytest.raises(DataError, match=r"train has images outside class folders, or a single class"):

@@ -81,7 +81,7 @@ BROKEN = [
     ("aflw19", lambda root: (root / "AFLWinfo_release.mat").write_bytes(b"x" * 200), "MATLAB", ""),
     ("aflw19", mat(mask_new=None), "has no mask_new", ""),
     ("aflw19", mat(data=lambda a: a[:, :-1]), r"data is \(7, 37\) where \(7, 38\)", ""),
-    ("aflw19", mat(ra=lambda a: a * 0 + 1), "ra is no permutation of 1 to 7", ""),
+    ("aflw19", mat(ra=lambda a: a * 0 + 1), "ra is not a permutation of 1 to 7", ""),
     ("aflw19", mat(bbox=lambda a: a[:, [0, 2, 1, 3]]), "not left, right, top, bottom", ""),
     ("lapa", drop("train/labels/face3.png"), "face3.png is missing", ""),
     ("lapa", drop("train/landmarks/face3.txt"), "face3.txt is missing", ""),

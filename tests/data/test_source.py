@@ -75,7 +75,7 @@ def test_opens_a_source(spec: str) -> None:
     [
         ("fodler:photos", UnknownName, "unknown source 'fodler': did you mean 'folder'"),
         ("photos?recursve=no", UnknownName, "'recursve': did you mean 'recursive'"),
-        ("photos?recursive", ConfigError, "'recursive' is no option: write it as option=value"),
+        ("photos?recursive", ConfigError, "'recursive' is not an option: write it as option=value"),
         ("photos?recursive=maybe", ConfigError, r"folder\?recursive=maybe cannot be used: it must be true or false"),
         ("x.tar?shuffle=many", ConfigError, r"webdataset\?shuffle=many cannot be used: it must be a whole number"),
         ("missing", DataError, "no such file or folder: missing"),
@@ -94,7 +94,7 @@ def test_mistakes_are_named(spec: str, error: type[FaceSSLError], reason: str) -
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "faces.parquet").touch()
-    with pytest.raises(DataError, match=r"faces\.parquet is no folder, tar or list: name what it is as NAME:"):
+    with pytest.raises(DataError, match=r"faces\.parquet is not a folder, tar or list: name what it is as NAME:"):
         open_source("faces.parquet")
 
 

@@ -1,4 +1,4 @@
-"""The drawn faces: truthful labels, reproducible pictures, clear errors."""
+"""The synthetic faces: truthful labels, reproducible pictures, clear errors."""
 
 from __future__ import annotations
 

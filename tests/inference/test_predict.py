@@ -68,7 +68,7 @@ def dots(**augment: Any) -> Trained:
 
 
 def marked_face(index: int, *, rotation: float = 0.0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, Found]:
-    """A dim drawn face, turned and scaled, with three coloured dots: (300, 300, 3), (3, 2) places, the face."""
+    """A dim synthetic face, turned and scaled, with three coloured dots: (300, 300, 3), (3, 2) places, the face."""
     sample = Synthetic(n=8, size=128, occlusion=0.0)[index]
     turn = np.diag([1.0, 1.0, 1.0])
     turn[:2, 2] = 300 / 2 - 128 / 2

@@ -95,7 +95,7 @@ def one_step(case, dtype, rank, ranks):
     if case.startswith("swav"):
         views += [view[..., 16:48, 16:48] for view in views]  # multi-crop
     if case == "swav-queue":
-        for _ in range(3):  # full, and at a place that is no multiple of the batch
+        for _ in range(3):  # full, and at a place that is not a multiple of the batch
             rows = torch.nn.functional.normalize(torch.randn(2, 16, 16, generator=generator, dtype=dtype), dim=-1)
             method.queue.note(rows[:, mine])
             method.queue.move()

@@ -28,7 +28,7 @@ def partitions() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def faces() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """24 drawn faces of 64 px: images, masks, landmarks."""
+    """24 synthetic faces of 64 px: images, masks, landmarks."""
     source = Synthetic(n=24, size=64, yaw=20, occlusion=0)
     samples = [source[i] for i in range(24)]
     return tuple(np.stack([getattr(s, name) for s in samples]) for name in ("image", "mask", "landmarks"))  # type: ignore[return-value]

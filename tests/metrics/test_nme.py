@@ -62,7 +62,7 @@ def test_auc_and_failure_rate_by_hand() -> None:
     assert auc(errors, 0.08) == pytest.approx(0.5, abs=1e-3)
     assert auc(np.zeros(3), 0.1) == pytest.approx(1)
     assert auc(np.array([0.2]), 0.1) == 0
-    assert failure_rate(np.array([0.05, 0.1, 0.1001, 0.3]), 0.1) == 0.5  # 0.1 itself is no failure
+    assert failure_rate(np.array([0.05, 0.1, 0.1001, 0.3]), 0.1) == 0.5  # 0.1 itself is not a failure
     assert failure_rate(np.array([0.05, math.nan]), 0.01) == 1
 
 

@@ -132,7 +132,7 @@ def test_uniform_regions_are_said_in_words_and_are_no_collapse(tmp_path: Path, q
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "other")
-    with pytest.raises(CheckpointError, match=r"other is no run folder: "):
+    with pytest.raises(CheckpointError, match=r"other is not a run folder: "):
         report([tmp_path / "other"])
 
 

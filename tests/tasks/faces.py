@@ -1,4 +1,4 @@
-"""Drawn faces with every member that a source can have."""
+"""Synthetic faces with every member that a source can have."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve drawn faces as files, with 68 points each, and folders of two kinds of classes."""
+    """Twelve synthetic faces as files, with 68 points each, and folders of two kinds of classes."""
     root = tmp_path_factory.mktemp("tables")
     source = Synthetic(n=12, size=40)
     rows = ["image," + ",".join(f"x{i},y{i}" for i in range(68))]

@@ -36,7 +36,7 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve drawn faces of 40 x 30 pixels as JPEG files."""
+    """Twelve synthetic faces of 40 x 30 pixels as JPEG files."""
     root = tmp_path_factory.mktemp("pack") / "faces"
     drawn = Synthetic(n=COUNT, size=40)
     for i in range(COUNT):
@@ -84,7 +84,7 @@ def shown(sample: Sample) -> np.ndarray:
 
 
 class Marked(Synthetic):
-    """Drawn faces of 96 x 64 pixels with what lies in pixels."""
+    """Synthetic faces of 96 x 64 pixels with what lies in pixels."""
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)

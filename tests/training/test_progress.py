@@ -1,4 +1,4 @@
-"""Lines of progress where the output is no terminal: by time, from the first step on."""
+"""Lines of progress where the output is not a terminal: by time, from the first step on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is killed goes on with the same batches, views and random state: the weights are equal bit for bit."""
+"""A run that is killed goes on with the same batches, views and random state: the weights are bit-exact."""
 
 from __future__ import annotations
 

@@ -54,10 +54,15 @@ def test_only_the_generator_decides_the_views() -> None:
             assert not np.array_equal(a, c)
 
 
-@pytest.mark.parametrize("off", ["flip", "jitter_p", "grey", "blur", "solarise"])
+@pytest.mark.parametrize("off", ["flip", "jitter_p", "grayscale", "blur", "solarize"])
 def test_a_probability_of_zero_leaves_the_other_draws_alone(off: str) -> None:
-    on: dict[str, Any] = dict.fromkeys(["flip", "jitter_p", "grey", "blur", "solarise"], 1.0)
-    column = {"jitter_p": Column.JITTER, "grey": Column.GREY, "blur": Column.BLUR, "solarise": Column.SOLARISE}
+    on: dict[str, Any] = dict.fromkeys(["flip", "jitter_p", "grayscale", "blur", "solarize"], 1.0)
+    column = {
+        "jitter_p": Column.JITTER,
+        "grayscale": Column.GRAYSCALE,
+        "blur": Column.BLUR,
+        "solarize": Column.SOLARIZE,
+    }
     image = noise(40, 40)
     with_it, without = (Geometric([View(**kw), View(**on)], 16) for kw in (on, on | {off: 0.0}))
     a_images, a_params = views_of(with_it, image, np.random.default_rng(3))
@@ -115,13 +120,13 @@ def test_parameters_stay_in_the_ranges_of_the_view() -> None:
         assert high - 0.01 * (high - low) < values.max() <= high
     assert set(params[:, Column.ORDER]) == set(range(24))
     assert params[:, Column.JITTER].mean() == pytest.approx(0.8, abs=0.03)
-    assert params[:, Column.GREY].mean() == pytest.approx(0.2, abs=0.03)
+    assert params[:, Column.GRAYSCALE].mean() == pytest.approx(0.2, abs=0.03)
     sigma = params[:, Column.BLUR]
     assert (sigma > 0).mean() == pytest.approx(0.1, abs=0.03)
     assert sigma[sigma > 0].min() >= 0.1
     assert sigma.max() <= 2.0
-    assert (params[:, Column.SOLARISE] == 128).mean() == pytest.approx(0.2, abs=0.03)
-    assert set(params[:, Column.SOLARISE]) == {128, 256}
+    assert (params[:, Column.SOLARIZE] == 128).mean() == pytest.approx(0.2, abs=0.03)
+    assert set(params[:, Column.SOLARIZE]) == {128, 256}
 
 
 @pytest.mark.parametrize("source", [(60, 50), (112, 112), (150, 130), (260, 300), (900, 700)])
@@ -231,11 +236,11 @@ def test_view_sizes_follow_the_image_size() -> None:
         ("jitter", (0.4, 0.4, 0.2)),
         ("jitter", (-0.4, 0.4, 0.2, 0.1)),
         ("jitter", (0.4, 0.4, 0.2, 0.6)),
-        ("grey", float("nan")),
+        ("grayscale", float("nan")),
         ("blur", 2),
         ("blur_sigma", (0.0, 2.0)),
-        ("solarise", 20),
-        ("solarise_threshold", 300),
+        ("solarize", 20),
+        ("solarize_threshold", 300),
     ],
 )
 def test_a_view_that_cannot_work_names_field_and_value(field: str, value: Any) -> None:

@@ -23,7 +23,7 @@ PLAIN = Photometric((0, 0, 0), (1, 1, 1))  # results in 0..1
 Apply = Callable[[Photometric, Tensor, Tensor], Tensor]
 BOTH = pytest.mark.parametrize("apply", [Photometric.apply, Photometric.apply_batched], ids=["cpu", "gpu"])
 JITTER = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
-IDENTITY = {Column.BRIGHTNESS: 1, Column.CONTRAST: 1, Column.SATURATION: 1, Column.SOLARISE: 256}
+IDENTITY = {Column.BRIGHTNESS: 1, Column.CONTRAST: 1, Column.SATURATION: 1, Column.SOLARIZE: 256}
 
 
 def images(n: int, size: int) -> Tensor:
@@ -67,13 +67,13 @@ def reference(x: Tensor, p: Tensor) -> Tensor:
     if p[Column.JITTER]:
         for operation in ORDERS[int(p[Column.ORDER])]:
             x = JITTER[operation](x, float(p[Column.BRIGHTNESS + operation]))
-    if p[Column.GREY]:
+    if p[Column.GRAYSCALE]:
         x = tv.rgb_to_grayscale(x, 3)
     if p[Column.BLUR] > 0:
         side = min(23, 2 * size - 1)
         x = tv.gaussian_blur(x, [side, side], [float(p[Column.BLUR])] * 2)
-    if p[Column.SOLARISE] < 256:
-        x = tv.solarize(x, float(p[Column.SOLARISE]) / (255 if x.is_floating_point() else 1))
+    if p[Column.SOLARIZE] < 256:
+        x = tv.solarize(x, float(p[Column.SOLARIZE]) / (255 if x.is_floating_point() else 1))
     return x
 
 
@@ -84,9 +84,9 @@ OPERATIONS = [
     *(params(jitter=1, saturation=f) for f in (0.0, 0.8, 1.8)),
     *(params(jitter=1, hue=shift) for shift in (-0.5, -0.1, 0.03, 0.1)),
     *(params(jitter=1, brightness=1.3, contrast=1.4, saturation=0.7, hue=0.08, order=k) for k in (0, 9, 23)),
-    params(grey=1),
+    params(grayscale=1),
     *(params(blur=sigma) for sigma in (0.1, 0.34, 1.0, 2.0)),
-    *(params(solarise=threshold) for threshold in (0, 128)),
+    *(params(solarize=threshold) for threshold in (0, 128)),
 ]
 
 

@@ -13,13 +13,13 @@ def test_fra_views_are_the_released_ones() -> None:
         "flip": 0.5,
         "jitter": (0.4, 0.4, 0.2, 0.1),
         "jitter_p": 0.8,
-        "grey": 0.2,
+        "grayscale": 0.2,
         "blur_sigma": (0.1, 2.0),
-        "solarise_threshold": 128,
+        "solarize_threshold": 128,
     }
     assert [asdict(view) for view in FRA_VIEWS] == [
-        both | {"blur": 1.0, "solarise": 0.0},
-        both | {"blur": 0.1, "solarise": 0.2},
+        both | {"blur": 1.0, "solarize": 0.0},
+        both | {"blur": 0.1, "solarize": 0.2},
     ]
 
 

@@ -140,4 +140,4 @@ def test_finished_views(finished: list[tuple[np.ndarray, np.ndarray]], view: int
 @pytest.mark.parametrize("view", [0, 1])
 def test_share_of_grey_views(finished: list[tuple[np.ndarray, np.ndarray]], view: int) -> None:
     for views in finished[view]:
-        close_rates(_colourfulness(views).max((1, 2)) == 0, FRA_VIEWS[view].grey)
+        close_rates(_colourfulness(views).max((1, 2)) == 0, FRA_VIEWS[view].grayscale)

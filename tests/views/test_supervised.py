@@ -33,7 +33,7 @@ PRESETS = {name: value for name, value in vars(presets).items() if isinstance(va
 
 
 class Faces(Synthetic):
-    """Drawn faces with the fields that crops need and points that are not annotated."""
+    """Synthetic faces with the fields that crops need and points that are not annotated."""
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
@@ -180,15 +180,15 @@ def test_moves_are_distributed_as_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "off", ["flip", "noise", "occlusion", "gamma", "fusion", "erasing", "jitter_p", "grey", "blur"]
+    "off", ["flip", "noise", "occlusion", "gamma", "fusion", "erasing", "jitter_p", "grayscale", "blur"]
 )
 def test_turning_one_thing_off_leaves_the_rest_of_the_draws(face: Sample, off: str) -> None:
-    chances = ("flip", "noise", "occlusion", "gamma", "fusion", "erasing", "jitter_p", "grey", "blur")
+    chances = ("flip", "noise", "occlusion", "gamma", "fusion", "erasing", "jitter_p", "grayscale", "blur")
     every = replace(STRONG, jitter=(0.4, 0.4, 0.4, 0.1), pairs=True, **dict.fromkeys(chances, 1.0))  # type: ignore[arg-type]
     without = replace(every, **{off: 0.0})  # type: ignore[arg-type]
     a, a_views, a_params = draw(every, face, 3)
     b, b_views, b_params = draw(without, face, 3)
-    column = {"jitter_p": Column.JITTER, "grey": Column.GREY, "blur": Column.BLUR}
+    column = {"jitter_p": Column.JITTER, "grayscale": Column.GRAYSCALE, "blur": Column.BLUR}
     if off in column:
         assert np.flatnonzero(a_params[0] != b_params[0]).tolist() == [column[off]]
         assert np.array_equal(a_views, b_views)

@@ -41,7 +41,7 @@ def hrnet_table(file: Path, points: int, layout: str, shift: float = 0.0) -> tup
         N image names; landmarks (N, K, 2); boxes (N, 4), the square of side 200 scale around the centre.
 
     Raises:
-        DataError: another header or number of columns, or a value that is no number.
+        DataError: another header or number of columns, or a value that is not a number.
     """
     rows = csv_rows(file, layout)
     where, header = next(rows, (str(file), []))

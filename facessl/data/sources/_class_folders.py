@@ -37,7 +37,7 @@ class ClassFolders:
             raise DataError(f"{folder} has images outside class folders, or a single class ({layout})")
         for name in names:
             if name.lower() not in classes:
-                raise DataError(f"{folder / name} is no class: valid are {', '.join(classes)} ({layout})")
+                raise DataError(f"{folder / name} is not a class: valid are {', '.join(classes)} ({layout})")
         labels = [classes[name.lower()] for name in names]
         by_image = np.array([-1 if label is None else label for label in labels])[self._folder.labels()]
         self._kept = np.flatnonzero(by_image >= 0)

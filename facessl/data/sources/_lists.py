@@ -120,7 +120,7 @@ def csv_rows(file: Path, layout: str) -> Iterator[tuple[str, list[str]]]:
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror} ({layout})") from None
     except csv.Error as error:
-        raise DataError(f"{file} is no CSV file: {error}") from None
+        raise DataError(f"{file} is not a CSV file: {error}") from None
 
 
 def csv_header(file: Path, layout: str) -> list[str]:
@@ -302,7 +302,7 @@ class Items:
 def _array(field: str, values: Any) -> np.ndarray:
     """A column in the type that `Sample` documents for the field."""
     if field not in FIELDS:
-        raise ValueError(f"{field} is no field of Sample")
+        raise ValueError(f"{field} is not a field of Sample")
     if field in _SCALARS:
         return np.asarray(values, np.int64)
     return np.asarray(values, np.uint8 if field in ("attributes", "visible") else np.float32)

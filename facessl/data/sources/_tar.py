@@ -131,7 +131,7 @@ def shard_index(paths: list[Path], cache: bool) -> Table:
         and size in bytes, offset -1 where that image has none.
 
     Raises:
-        DataError: a shard that is no tar, truncated, or without images.
+        DataError: a shard that is not a tar, truncated, or without images.
     """
     state = [[str(path), (status := path.stat()).st_size, status.st_mtime_ns] for path in paths]
     file = cache_file("webdataset", str(_LAYOUT), *(str(path) for path in paths))

@@ -101,10 +101,10 @@ def _load(file: Path) -> dict[str, Any]:
         if raw[name].shape != (faces, width):
             raise DataError(f"{file}: {name} is {raw[name].shape} where ({faces}, {width}) is expected")
         if not np.isfinite(raw[name]).all():
-            raise DataError(f"{file}: {name} has a value that is no number")
+            raise DataError(f"{file}: {name} has a value that is not a number")
     order = raw["ra"].astype(np.int64).reshape(-1) - 1
     if not np.array_equal(np.sort(order), np.arange(faces)):
-        raise DataError(f"{file}: ra is no permutation of 1 to {faces}")
+        raise DataError(f"{file}: ra is not a permutation of 1 to {faces}")
     try:
         names = [cell[0][0] for cell in raw["nameList"]]
     except (IndexError, TypeError):

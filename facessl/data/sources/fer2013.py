@@ -127,7 +127,7 @@ class _Rows:
         except OSError as error:
             raise ImageError(key, error.strerror or str(error)) from None
         except (ValueError, IndexError):
-            raise ImageError(key, "a pixel is no number") from None
+            raise ImageError(key, "a pixel is not a number") from None
         if len(grey) != SIDE * SIDE or grey.min() < 0 or grey.max() > 255:
             raise ImageError(key, f"it has not {SIDE * SIDE} pixels from 0 to 255")
         image = np.repeat(grey.astype(np.uint8).reshape(SIDE, SIDE, 1), 3, axis=2)

@@ -139,7 +139,7 @@ class ImageList:
         except OSError as error:
             raise DataError(f"cannot read the list {self.path}: {error.strerror}") from None
         except csv.Error as error:
-            raise DataError(f"{self.path} is no CSV file: {error}") from None
+            raise DataError(f"{self.path} is not a CSV file: {error}") from None
 
     def _table_rows(self, file: TextIO, columns: dict[str, str], split: str | None) -> Iterator[_Row]:
         reader = csv.reader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",")
@@ -204,7 +204,7 @@ class ImageList:
             numbers = np.array([int(value) for value in values], np.int64)
             odd = next((n for n in (numbers.min(), numbers.max()) if not 0 <= n < _MAX_CLASSES), None)
             if field == "label" and odd is not None:
-                raise DataError(f"{self.path}: the label {odd} is no class number: classes count from 0")
+                raise DataError(f"{self.path}: the label {odd} is not a class number: classes count from 0")
             # A list of one part of a data set may lack a class: numbers must not move up.
             return numbers, tuple(map(str, range(numbers.max() + 1))) if field == "label" else ()
         names = class_order(values)

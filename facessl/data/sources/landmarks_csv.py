@@ -17,7 +17,7 @@ from facessl.data.sources._lists import Items, check_column, csv_header, csv_tab
 LAYOUT = expected("landmarks-csv", "a .csv or .tsv table", "columns image, x0, y0, x1, y1, ...")
 #: Columns of a box, first match.
 BOXES = (("left", "top", "right", "bottom"), ("xmin", "ymin", "xmax", "ymax"))
-#: Interquartile ranges from the median beyond which a landmark is no part of its face; faces reach about 2.
+#: Interquartile ranges from the median beyond which a landmark is not part of its face; faces reach about 2.
 _STRAY = 6
 _ROLES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -61,7 +61,7 @@ class LandmarksCSV:
 
         Raises:
             ConfigError, UnknownName: a column, split or layout that there is not.
-            DataError: no table, no landmarks, a value that is no number, a missing image.
+            DataError: no table, no landmarks, a value that is not a number, a missing image.
         """
         file = Path(path).expanduser()
         file = file / "landmarks.csv" if file.is_dir() else file

@@ -36,7 +36,7 @@ class PairsCsv:
             root: folder that relative paths start from; None: the table's own.
 
         Raises:
-            DataError: the table or its first image is missing, a column is missing, or a value is no such number.
+            DataError: the table or its first image is missing, a column is missing, or a value is not such a number.
         """
         file = Path(path).expanduser()
         columns = ["image_a", "image_b", "same"]

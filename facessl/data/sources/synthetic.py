@@ -1,4 +1,4 @@
-"""Drawn faces with every label: the embedded source for demo, tests and documentation (see docs/synthetic.png)."""
+"""Synthetic faces with every label: the embedded source for demo, tests and documentation (see docs/synthetic.png)."""
 
 from __future__ import annotations
 

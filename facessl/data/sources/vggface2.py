@@ -55,7 +55,7 @@ class VGGFace2:
             raise DataError(f"{folder} has images outside persons' folders, or a single person ({LAYOUT})")
         odd = next((name for name in self.label_names if not re.fullmatch(r"n\d{6}", name)), None)
         if odd is not None:
-            raise DataError(f"{folder / odd} is no person's folder: they are called n000001 ({LAYOUT})")
+            raise DataError(f"{folder / odd} is not a person's folder: they are called n000001 ({LAYOUT})")
         counted(folder, "persons", len(self.label_names), PERSONS[split], strict)
 
     def __len__(self) -> int:

@@ -121,7 +121,7 @@ class Attributes:
 
 
 class Alignment:
-    """K landmarks: the map gives their places in the view, as shares of its side."""
+    """K landmarks: the map gives their places in the view, as fractions of its side."""
 
     needs, chosen_by = "landmarks", "-nme"
     loss: Loss = "squares"

@@ -25,7 +25,7 @@ _CHUNK = 2**26
 
 @dataclass(frozen=True)
 class KNNResult:
-    """What the protocol measured; shares between 0 and 1.
+    """What the protocol measured; fractions between 0 and 1.
 
     Attributes:
         accuracy: correct test images over all test images.

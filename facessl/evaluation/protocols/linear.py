@@ -102,7 +102,7 @@ def linear(
             ridge for alignment, else lbfgs.
         lambdas: penalties to try, in units of the mean loss of an image, for standardised features; for adamw and sgd
             weight decays. None: `LAMBDAS`.
-        labels: all, a share such as `10%`, or `25-per-class`, of the training images.
+        labels: all, a percentage such as `10%`, or `25-per-class`, of the training images.
         balanced: classes count alike in the loss.
         features: pooled embedding or flattened map; auto: the map for alignment.
         crop: what the backbone sees (`facessl.data.frame.frame_of`); auto: the box for alignment where every source

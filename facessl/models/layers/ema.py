@@ -26,7 +26,7 @@ def cosine_momentum(base: float, fraction: float) -> float:
 
     Args:
         base: momentum at the start, 0 to 1.
-        fraction: share of the run that is done, 0 to 1.
+        fraction: fraction of the run that is done, 0 to 1.
     """
     return 1 - (1 - base) * (math.cos(math.pi * fraction) + 1) / 2
 

@@ -36,7 +36,7 @@ def random_mask(noise: Tensor, ratio: float) -> Mask:
 
     Args:
         noise: (B, T) uniform numbers; the mask of an image depends on its row alone.
-        ratio: share of the patches that is removed, 0 to 1.
+        ratio: fraction of the patches that is removed, 0 to 1.
     """
     order = noise.argsort(dim=1)
     restore = order.argsort(dim=1)

@@ -59,7 +59,7 @@ def sincos_positions(height: int, width: int, channels: int) -> Tensor:
         (height * width, channels) float64, rows of patches one after the other.
 
     Raises:
-        ConfigError: `channels` is no multiple of 4.
+        ConfigError: `channels` is not a multiple of 4.
     """
     if channels % 4:
         raise ConfigError(f"a sine-cosine position table needs a multiple of 4 channels, not {channels}")

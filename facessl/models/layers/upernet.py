@@ -93,7 +93,7 @@ class UPerNet(nn.Module):
         Args:
             channels, strides, width, pool_scales: of `UPerNeck`; 768 is FaRL's width, 64 to 128 suit a CPU.
             out_channels: classes or landmarks.
-            dropout: share of the neck's channels that are dropped per image.
+            dropout: fraction of the neck's channels that are dropped per image.
         """
         super().__init__()
         self.neck = UPerNeck(channels, strides, width=width, pool_scales=pool_scales)

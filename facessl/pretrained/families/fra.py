@@ -70,7 +70,7 @@ def infer(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         timm's name of the backbone; keywords of `FRA`. The number of attention heads leaves no trace in a shape: 8.
 
     Raises:
-        CheckpointError: a backbone that is no ResNet-18/34/50/101/152, or a part of FRA that is missing.
+        CheckpointError: a backbone that is not a ResNet-18/34/50/101/152, or a part of FRA that is missing.
     """
     found = base.tensors(state)
     name = base.resnet_name(base.under(found, "online_net.backbone."), FAMILY)

@@ -25,7 +25,7 @@ _theirs = base.renamer(
         ("decoder.norm.", "decoder_norm."),
     )
 )
-#: The decoder's fixed position table is made anew; the frozen network is no part of the method.
+#: The decoder's fixed position table is made anew; the frozen network is not part of the method.
 LEFT_OUT = r"decoder_pos_embed$|perceptual_loss\."
 
 
