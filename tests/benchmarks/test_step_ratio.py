@@ -84,12 +84,12 @@ def test_gpu_benchmark_runs_on_a_cpu(step: Any, tmp_path: Path) -> None:
     import gpu
 
     args = argparse.Namespace(
-        device="cpu", tiny=True, batch_size=2, image_size=32, workers=1, images=16, seconds=99, out=tmp_path
+        device="cpu", tiny=True, batch_size=2, workers=1, images=16, seconds=99, parts=gpu.PARTS, out=tmp_path
     )
     run = gpu.Run(args)
     run.guarded("ceiling", run.ceiling)
-    run.guarded("methods", lambda: [run.method("byol")])
-    for part in (run.data, run.update, run.memory):
+    run.guarded("methods", lambda: [run.method("byol", 64)])
+    for part in (run.profile, run.data, run.embed):
         run.guarded(part.__name__, part)
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert not [name for name, value in report.items() if "error" in value], report
