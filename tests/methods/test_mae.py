@@ -70,7 +70,7 @@ def test_perfect_predictions_reconstruct_the_image(norm_pix, monkeypatch):
 
 
 def test_impossible_values_are_refused():
-    with pytest.raises(ConfigError, match=r"mask_ratio is 1\.0: give a share between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"mask_ratio is 1\.0: give a fraction between 0 and 1"):
         model(mask_ratio=1.0)
     with pytest.raises(ConfigError, match="decoder width 16 cannot be cut in 3 heads"):
         MAE(Backbone("vit_tiny_patch16_224", image_size=32), decoder_width=16, decoder_heads=3)
