@@ -1,6 +1,7 @@
 """Measured scores beside the published ones of the same data set, protocol and metric.
 
-The published scores are data (`paper.yaml`); the settings that they belong to are those of the row's recipe.
+The published scores are data: `recipes/tables.yaml`, and `paper.yaml` for those that no recipe mirrors. The settings
+that they belong to are those of the row's recipe.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.recipes import read_recipe
+from facessl.config.recipes import read_recipe, table_rows
 from facessl.config.run import flatten, merge, plain
 from facessl.core import plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
@@ -42,24 +43,19 @@ class Row:
 
     Attributes:
         where: paper and table.
-        method, arch, pretraining: of the backbone; None where the paper does not say.
+        method: of the backbone.
         dataset: name of the source.
-        task, protocol: by their names here; `linear` is a frozen backbone.
+        protocol: by its name here; `linear` is a frozen backbone.
         scores: score -> value in the paper's unit; `SUBSET/score` for a published subset.
         recipe: name of the recipe that mirrors the row; None: there is none.
-        note: what is known of how the number was made.
     """
 
     where: str
     method: str
-    arch: str
-    pretraining: str | None
     dataset: str
-    task: str
     protocol: str
     scores: dict[str, float]
     recipe: str | None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,13 @@ def published() -> tuple[tuple[Row, ...], dict[str, float]]:
     """Every published row, and score -> the factor from a share to the paper's unit."""
     text = (Path(str(resources.files("facessl"))) / "report" / "paper.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
-    return tuple(Row(**row) for row in values["rows"]), values["scale"]
+    mirrored, based = [], functools.cache(read_recipe)
+    for name, row in table_rows().items():
+        if "backbone" in row:
+            base = based(row["base"])
+            named = "linear" if base.get("frozen") else base.get("protocol", FinetuneConfig.protocol)
+            mirrored.append(Row(row["where"], row["backbone"], parse(base["source"])[0], named, row["scores"], name))
+    return (*mirrored, *(Row(**row) for row in values["rows"])), values["scale"]
 
 
 def compare(measured: Sequence[Measured]) -> dict[str, Any]:
