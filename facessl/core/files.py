@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -177,6 +177,26 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def completed(path: str | Path) -> Iterator[Path]:
+    """A name to write to; that file becomes `path` where the block ends without an error, and is removed otherwise.
+
+    Raises:
+        DataError: the file cannot be written; an old one is untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
 def write_png(path: str | Path, picture: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 picture; the file appears only when it is complete.
 
@@ -187,11 +207,5 @@ def write_png(path: str | Path, picture: np.ndarray) -> None:
     path = Path(path)
     if path.suffix != ".png":
         raise ConfigError(f"cannot write the picture to {path}: the name must end in .png")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with completed(path) as partial:
         Image.fromarray(picture).save(partial, format="PNG", compress_level=3)  # half the time of 6, a tenth larger
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
