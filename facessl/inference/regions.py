@@ -169,7 +169,7 @@ def borders(classes: np.ndarray) -> np.ndarray:
 def region_picture(images: np.ndarray, heatmaps: Tensor, *, max_regions: int = 16) -> np.ndarray:
     """A grid: each image, its N heatmaps on one common colour scale, and its arg-max regions.
 
-    The scale runs from 0 to the largest value, but at least to twice the uniform share 1/N: regions that have
+    The scale runs from 0 to the largest value, but at least to twice the uniform 1/N: regions that have
     not come alive look as flat as they are. The arg-max shows which region is ahead, be it by a hair.
 
     Args:
@@ -189,7 +189,7 @@ def region_picture(images: np.ndarray, heatmaps: Tensor, *, max_regions: int = 1
     shown = maps[:, order].numpy()  # (B, n, S, S)
     top = max(float(shown.max()), 2 / total)
     painted = _colour_map()[(shown / top * 255).round().astype(np.uint8)]  # (B, n, S, S, 3)
-    note = f"{len(order)} of {total} regions, those with the largest share" if len(order) < total else ""
+    note = f"{len(order)} of {total} regions, those with the largest fraction" if len(order) < total else ""
     legend = _legend(top, 1 / total, side, note)
 
     gap, margin, head = max(3, side // 28), max(10, side // 8), max(22, side // 4)
@@ -228,7 +228,7 @@ def _legend(top: float, uniform: float, side: int, note: str) -> Image.Image:
     """The colour bar: 0, the level of uniform heatmaps, and the largest value."""
     letters, pad = font(max(9, round(side / 8))), max(6, side // 14)
     length, thick = 2 * side, round(letters.size)
-    end = f"{top:.2f}   share of the pixel, one scale for all;   mark: {uniform:.3f}, uniform"
+    end = f"{top:.2f}   fraction of the pixel, one scale for all;   mark: {uniform:.3f}, uniform"
     start = round(letters.getlength("0")) + pad
     width = max(start + length + pad + letters.getlength(end), letters.getlength(note))
     line = thick + 8

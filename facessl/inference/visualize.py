@@ -118,17 +118,17 @@ def edges(order: str | None, points: int) -> tuple[tuple[int, ...], ...]:
 
 def _tag(picture: Image.Image, face: Mapping[str, Any], box: np.ndarray, number: str) -> None:
     """Label, probability and its bar above the face, or inside its box where there is no room; in place."""
-    share = None
+    probability = None
     words = number if "attributes" in face else ""
     if "label" in face:
-        share = float(face["probabilities"][face["label"]])
-        words = f"{face['label']} {share:.2f}"
+        probability = float(face["probabilities"][face["label"]])
+        words = f"{face['label']} {probability:.2f}"
     if not words:
         return
     (left, top), (right, _) = box
     letters = font(round(min(max((right - left) / 11, 12), _letter(picture))))
     pad = max(3, round(letters.size / 4))
-    bar = 0 if share is None else max(3, round(letters.size / 5))
+    bar = 0 if probability is None else max(3, round(letters.size / 5))
     wide = round(letters.getlength(words)) + 2 * pad
     high = round(letters.size * 1.25) + pad + (bar + pad if bar else 0)
     x = round(min(max(left, 0), max(picture.width - wide, 0)))
@@ -136,10 +136,10 @@ def _tag(picture: Image.Image, face: Mapping[str, Any], box: np.ndarray, number:
     brush = ImageDraw.Draw(picture)
     brush.rectangle((x, y, x + wide, y + high), fill=_DARK)
     brush.text((x + pad, y + pad // 2), words, fill=_LIGHT, font=letters)
-    if share is not None:
+    if probability is not None:
         base = y + high - pad - bar
         brush.rectangle((x + pad, base, x + wide - pad, base + bar), fill=(80, 80, 88))
-        brush.rectangle((x + pad, base, x + pad + round(share * (wide - 2 * pad)), base + bar), fill=_LINE)
+        brush.rectangle((x + pad, base, x + pad + round(probability * (wide - 2 * pad)), base + bar), fill=_LINE)
 
 
 def _letter(picture: Image.Image) -> float:
