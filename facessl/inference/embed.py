@@ -124,23 +124,15 @@ def _fetched(source: Source, batch: Batch, z: Tensor, skipped: tuple[tuple[str, 
     )
 
 
-def embeddings(
-    backbone: Backbone | Embedder,
-    source: Source | str,
-    *,
-    batch_size: int = 64,
-    workers: int = 0,
-    precision: str = "fp32",
-) -> Embeddings:
+def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: Any) -> Embeddings:
     """Embeddings of every readable image of a source, with keys and labels. Arguments as for `embed`."""
     opened = open_source(source) if isinstance(source, str) else source
-    parts = list(embedding_batches(backbone, opened, batch_size=batch_size, workers=workers, precision=precision))
+    parts = list(embedding_batches(backbone, opened, **options))
     skipped = tuple(pair for part in parts for pair in part.skipped)
     parts = [part for part in parts if len(part)]
     if not parts:
-        raise DataError(
-            f"no image of {source if isinstance(source, str) else 'the source'} could be read{_example(skipped)}"
-        )
+        named = source if isinstance(source, str) else "the source"
+        raise DataError(f"no image of {named} could be read{_example(skipped)}")
     labels = [part.labels for part in parts if part.labels is not None]
     return Embeddings(
         array=np.concatenate([part.array for part in parts]),

@@ -81,20 +81,19 @@ def sample_images(source: Source, *, count: int, size: int, seed: int = 0) -> np
     """
     if count < 1:
         raise ConfigError(f"{count} images cannot be shown: ask for 1 or more")
-    found = itertools.islice(_streamed(source) if source.streaming else _spread(source, count, seed), count)
-    squares = [resize(image, size) for image in found]
+    squares = [resize(image, size) for image in itertools.islice(_spread(source, count, seed), count)]
     if not squares:
         raise DataError("none of the images that were tried can be read: see what `facessl embed` says about each")
     return np.stack(squares)
 
 
-def _streamed(source: Any) -> Iterator[np.ndarray]:
-    for sample in source.stream(seed=None, epoch=0, rank=0, world_size=1):
-        with contextlib.suppress(DataError):
-            yield pixels(sample)
-
-
-def _spread(source: Source, count: int, seed: int) -> Iterator[np.ndarray]:
+def _spread(source: Any, count: int, seed: int) -> Iterator[np.ndarray]:
+    """The images that `sample_images` takes, and of a stream those after them."""
+    if source.streaming:
+        for sample in source.stream(seed=None, epoch=0, rank=0, world_size=1):
+            with contextlib.suppress(DataError):
+                yield pixels(sample)
+        return
     rng = np.random.default_rng(seed)
     edges = np.linspace(0, len(source), min(count, len(source)) + 1).astype(int).tolist()
     for start, stop in itertools.pairwise(edges):
@@ -204,24 +203,15 @@ def region_picture(images: np.ndarray, heatmaps: Tensor, *, max_regions: int = 1
         cells = [images[row], *painted[row], region_overlay(images[row], winners[row], colours)]
         for x, cell in zip(xs, cells, strict=True):
             canvas.paste(Image.fromarray(cell), (x, y))
-    draw = ImageDraw.Draw(canvas)
-    titles = ["image", *(f"region {i + 1}" for i in order), "regions"]
-    for position, (x, text) in enumerate(zip(xs, titles, strict=True)):
-        swatch = colours[order[position - 1]] if 0 < position <= len(order) else None
-        _title(draw, text, x=x, y=margin, side=side, swatch=swatch)
+    draw, letters = ImageDraw.Draw(canvas), font(max(9, round(side / 8)))
+    box = round(letters.size * 0.8)
+    titles = [("image", None), *((f"region {i + 1}", colours[i]) for i in order), ("regions", None)]
+    for x, (text, colour) in zip(xs, titles, strict=True):
+        if colour is not None:
+            draw.rectangle((x, margin + 2, x + box, margin + 2 + box), fill=colour, outline=(90, 90, 90))
+        draw.text((x + (box + max(4, box // 2) if colour else 0), margin), text, fill=_DARK, font=letters)
     canvas.paste(legend, (xs[1], height - margin - legend.height))
     return np.asarray(canvas)
-
-
-def _title(
-    draw: ImageDraw.ImageDraw, text: str, *, x: int, y: int, side: int, swatch: tuple[int, int, int] | None
-) -> None:
-    letters = font(max(9, round(side / 8)))
-    if swatch is not None:
-        box = round(letters.size * 0.8)
-        draw.rectangle((x, y + 2, x + box, y + 2 + box), fill=swatch, outline=(90, 90, 90))
-        x += box + max(4, box // 2)
-    draw.text((x, y), text, fill=_DARK, font=letters)
 
 
 def _legend(top: float, uniform: float, side: int, note: str) -> Image.Image:
