@@ -140,14 +140,12 @@ def predict(
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
     for group in _groups(trained, found, names, find, cut, batch_size):
         raw = _raw(trained, group, batch_size, precision)
-        row = 0
+        row = itertools.count()
         for photo in group:
-            rows = range(row, row + len(photo.faces))
-            row += len(photo.faces)
             height, width = photo.image.shape[:2]
             described = [
-                _face(face) | trained.task.describe(raw, i, frame, height, width)
-                for i, face, frame in zip(rows, photo.faces, photo.frames, strict=True)
+                _face(face) | trained.task.describe(raw, next(row), frame, height, width)
+                for face, frame in zip(photo.faces, photo.frames, strict=True)
             ]
             _write(photo, described, out, trained.name, draw=draw, framed=crop)
     if found and not any(photo.read for photo in found):
@@ -275,7 +273,8 @@ def _raw(trained: Trained, group: Sequence[_Photo], batch_size: int, precision: 
 def _face(face: Face) -> dict[str, Any]:
     """Where the face is, as plain values."""
     told: dict[str, Any] = {"box": _rounded(face.box)}
-    told["score"] = round(float(face.score), 4) if math.isfinite(face.score) else None
+    known = face.score is not None and math.isfinite(face.score)  # a detector of the user's may have none
+    told["score"] = round(float(face.score), 4) if known else None
     if face.five_points is not None:
         told["five_points"] = [_rounded(point) for point in face.five_points]
     return told
