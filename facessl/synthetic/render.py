@@ -63,7 +63,7 @@ def _draw_skin(canvas: Canvas) -> None:
     canvas.skin = canvas.mask(cam.project(canvas.head.outline(cam.yaw)))
     paint = soft.to_image(soft.skin_map(canvas.head, canvas.who, canvas.scene), cam, canvas.size)
     blend(canvas.rgb, canvas.skin, cv2.resize(paint, canvas.label.shape, interpolation=cv2.INTER_LINEAR))
-    canvas.figure = cv2.max(canvas.figure, canvas.skin)
+    cv2.max(canvas.figure, canvas.skin, canvas.figure)
     np.putmask(canvas.label, canvas.skin > 127, 1)
 
 
