@@ -7,15 +7,39 @@ number of draws does not depend on the size of the image.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 
-TRIES = 10
-#: Draws that `erase_box` takes: area and log-ratio of each try, top, left.
-ERASE_DRAWS = 2 * TRIES + 2
+#: Draws of a random box: area and log-ratio of each of ten tries, top, left.
+BOX_DRAWS = 22
 
 Box = tuple[int, int, int, int]
+
+
+def sides(
+    area: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Iterator[tuple[int, int]]:
+    """Ten tries at the sides of a box in an image of `area` pixels, as torchvision draws them.
+
+    Args:
+        draws: (BOX_DRAWS,).
+        scale: range of the box's area relative to the image, uniform.
+        ratio: range of first / second side, log-uniform.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    tries = draws[: BOX_DRAWS - 2].tolist()
+    for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
+        pixels = area * (scale[0] + area_draw * (scale[1] - scale[0]))
+        aspect = math.exp(low + ratio_draw * (high - low))
+        yield round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+
+
+def place(height: int, width: int, h: int, w: int, draws: np.ndarray) -> Box:
+    """Top, left, height, width of a box h x w anywhere in an image, by the last two of its draws (BOX_DRAWS,)."""
+    top, left = draws[BOX_DRAWS - 2 : BOX_DRAWS].tolist()
+    return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
 
 
 def add_noise(image: np.ndarray, std: float, draw: float) -> np.ndarray:
@@ -62,24 +86,15 @@ def erase_box(size: int, draws: np.ndarray, scale: tuple[float, float], ratio: t
     """Top, left, height, width of a random erasing in a view of side `size`, as torchvision's RandomErasing draws it.
 
     Args:
-        size: of the view in pixels.
-        draws: (ERASE_DRAWS,).
-        scale: area of the box relative to the view, uniform.
-        ratio: height / width, log-uniform.
+        draws: (BOX_DRAWS,).
+        scale: area of the box relative to the view.
+        ratio: height / width.
 
     Returns:
-        None where no try of `TRIES` fits into the view.
+        None where no try fits into the view.
     """
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    tries = draws[: 2 * TRIES].tolist()
-    for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
-        area = size * size * (scale[0] + area_draw * (scale[1] - scale[0]))
-        aspect = math.exp(low + ratio_draw * (high - low))
-        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if h < size and w < size:
-            top, left = draws[2 * TRIES :].tolist()
-            return int(top * (size - h + 1)), int(left * (size - w + 1)), h, w
-    return None
+    tries = sides(size * size, draws, scale, ratio)
+    return next((place(size, size, h, w, draws) for h, w in tries if h < size and w < size), None)
 
 
 def erase(image: np.ndarray, box: Box, mean: np.ndarray, std: np.ndarray, draw: float) -> np.ndarray:

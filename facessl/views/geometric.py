@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import cv2
@@ -13,24 +12,19 @@ from facessl.core.types import Sample
 from facessl.data.decode import FACTORS
 from facessl.data.frame import resize, resize_to
 from facessl.data.loader import Made
-from facessl.views.spec import Column, View
+from facessl.views.degrade import BOX_DRAWS, Box, place, sides
+from facessl.views.spec import View
 
-TRIES = 10
 #: Uniform numbers in 0..1 that one view takes from the generator, always all of them and in this order: area
 #: and log-ratio of each try (20), row and column of the crop, flip, jitter on, brightness, contrast,
 #: saturation, hue, order of the jitter, grey, blur on, blur sigma, solarize. So a view that turns one
 #: probability to 0 draws the same everything else.
-DRAWS = 2 * TRIES + 13
+DRAWS = BOX_DRAWS + 11
 
 #: A JPEG is reduced in decoding (by `FACTORS`) where every crop keeps this many times the pixels of its view on both
 #: sides. Views of photographs (CelebA) then differ on average by 0.3 of 255 (half the size) or 0.5 (a quarter) from
 #: those of the full image; their Laplacians have 3 or 6 % less energy.
 MARGIN = 1.5
-
-# Plain numbers: this runs for every view, and a member of an enumeration costs ten times as much as an index.
-_JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GRAYSCALE, _BLUR, _SOLARIZE = map(int, Column)
-
-Box = tuple[int, int, int, int]
 
 
 def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
@@ -39,21 +33,15 @@ def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
     Args:
         view: its `scale` and `ratio` bound the crop.
         height, width: of the image in pixels, 1 or more.
-        draws: (>= 2 * TRIES + 2,) uniform in 0..1.
+        draws: (BOX_DRAWS,) uniform in 0..1.
 
     Ten tries at an area and a log-uniform ratio; where none fits, the largest centred box of a valid ratio.
     """
     if view.whole:
         return 0, 0, height, width
-    low, high = math.log(view.ratio[0]), math.log(view.ratio[1])
-    tries = draws[: 2 * TRIES].tolist()
-    for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
-        area = height * width * (view.scale[0] + area_draw * (view.scale[1] - view.scale[0]))
-        ratio = math.exp(low + ratio_draw * (high - low))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    for w, h in sides(height * width, draws, view.scale, view.ratio):
         if 0 < w <= width and 0 < h <= height:
-            top, left = draws[2 * TRIES : 2 * TRIES + 2].tolist()
-            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+            return place(height, width, h, w, draws)
     h, w = height, width
     if width / height < view.ratio[0]:
         h = min(height, max(1, round(width / view.ratio[0])))
@@ -70,16 +58,17 @@ def photometric_params(view: View, draws: np.ndarray) -> np.ndarray:
     """
     jitter, brightness, contrast, saturation, hue, order, grey, blur, sigma, solarize = draws.tolist()
     low, high = view.blur_sigma
-    row = [0.0] * len(Column)
-    row[_JITTER] = jitter < view.jitter_p
-    row[_BRIGHTNESS] = _factor(view.jitter[0], brightness)
-    row[_CONTRAST] = _factor(view.jitter[1], contrast)
-    row[_SATURATION] = _factor(view.jitter[2], saturation)
-    row[_HUE] = (2 * hue - 1) * view.jitter[3]
-    row[_ORDER] = int(order * 24)
-    row[_GRAYSCALE] = grey < view.grayscale
-    row[_BLUR] = low + sigma * (high - low) if blur < view.blur else 0
-    row[_SOLARIZE] = view.solarize_threshold if solarize < view.solarize else 256
+    row = (
+        jitter < view.jitter_p,
+        _factor(view.jitter[0], brightness),
+        _factor(view.jitter[1], contrast),
+        _factor(view.jitter[2], saturation),
+        (2 * hue - 1) * view.jitter[3],
+        int(order * 24),
+        grey < view.grayscale,
+        low + sigma * (high - low) if blur < view.blur else 0,
+        view.solarize_threshold if solarize < view.solarize else 256,
+    )
     return np.array(row, np.float32)
 
 
@@ -91,20 +80,18 @@ def _factor(strength: float, draw: float) -> float:
 class Geometric:
     """Crops and flips one image into its views and draws their photometric parameters.
 
+    Args:
+        views: one entry per view.
+        image_size: the run's image size in pixels; view v is `round(view.size * image_size)` square.
+
     Attributes:
-        views: what to draw.
         sizes: S_v, side of each view in pixels.
+
+    Raises:
+        ConfigError: no view, or an image size that leaves a view without pixels.
     """
 
     def __init__(self, views: Sequence[View], image_size: int) -> None:
-        """
-        Args:
-            views: one entry per view.
-            image_size: the run's image size in pixels; view v is `round(view.size * image_size)` square.
-
-        Raises:
-            ConfigError: no view, or an image size that leaves a view without pixels.
-        """
         self.views = tuple(views)
         self.sizes = tuple(round(view.size * image_size) for view in self.views)
         if not self.views:
@@ -121,16 +108,11 @@ class Geometric:
 
 
 class Drawn:
-    """Views whose random numbers are drawn: how their image may be decoded, and then the views themselves."""
+    """V views whose random numbers (V, DRAWS) are drawn: how far to reduce their image, then the views themselves."""
 
     __slots__ = ("_draws", "_sizes", "_views")
 
     def __init__(self, views: tuple[View, ...], sizes: tuple[int, ...], draws: np.ndarray) -> None:
-        """
-        Args:
-            views, sizes: V views and their sides in pixels.
-            draws: (V, DRAWS) uniform in 0..1.
-        """
         self._views, self._sizes, self._draws = views, sizes, draws
 
     def reduction(self, height: int, width: int) -> int:
@@ -159,14 +141,14 @@ class Drawn:
         views = list(out) or [np.empty((size, size, 3), np.uint8) for size in self._sizes]
         params, crops = [], []
         height, width = image.shape[:2]
-        for view, size, draws, place in zip(self._views, self._sizes, self._draws, views, strict=True):
+        for view, size, draws, target in zip(self._views, self._sizes, self._draws, views, strict=True):
             top, left, h, w = crop_box(view, height, width, draws)
             crop = image[top : top + h, left : left + w]
-            flip = draws[2 * TRIES + 2] < view.flip
+            flip = draws[BOX_DRAWS] < view.flip
             if flip:
-                cv2.flip(resize(crop, size), 1, dst=place)
+                cv2.flip(resize(crop, size), 1, dst=target)
             else:
-                resize_to(crop, size, size, out=place)
-            params.append(photometric_params(view, draws[2 * TRIES + 3 :]))
+                resize_to(crop, size, size, out=target)
+            params.append(photometric_params(view, draws[BOX_DRAWS + 1 :]))
             crops.append(np.array((left / width, top / height, w / width, h / height, flip), np.float32))
         return sample, views, params, crops
