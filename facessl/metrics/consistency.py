@@ -54,7 +54,7 @@ def consistency(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Do regions move with the image? The arg-max of the moved image's maps against the moved maps of the image.
+    """The arg-max of the moved image's maps against the moved maps of the image.
 
     Args:
         heatmaps_of: images (B, S, S, 3) uint8 -> heatmaps (B, N, h, w).

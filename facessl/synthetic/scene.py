@@ -101,11 +101,6 @@ def _light(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return sun, key, fill
 
 
-def _clothes(rng: np.random.Generator) -> np.ndarray:
-    tone = rng.uniform(25, 225)
-    return np.clip(tone + rng.normal(0, 1, 3) * rng.choice((8.0, 40.0)), 8, 245).astype(np.float32)
-
-
 def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits: Limits) -> Scene:
     """A picture of `identity`; draws from `rng` only."""
     label = int(rng.integers(len(EXPRESSIONS)))
@@ -142,15 +137,14 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
         cast=(1 + worst * (rng.normal(0, 0.05) * _WARM + rng.normal(0, 0.012) * _GREEN)).astype(np.float32),
         gamma=float(np.exp(worst * rng.normal(0, 0.13))),
         contrast=float(np.exp(worst * rng.normal(0, 0.08))),
-        clothes=_clothes(rng),
+        clothes=np.clip(rng.uniform(25, 225) + rng.normal(0, 1, 3) * rng.choice((8.0, 40.0)), 8, 245).astype(
+            np.float32
+        ),
         seed=int(rng.integers(2**31)),
     )
-    return _in_studio(scene, identity) if limits.studio else scene
-
-
-def _in_studio(scene: Scene, identity: Identity) -> Scene:
-    """`scene` with what does not belong to person, expression, pose or lens as in every other studio picture."""
-    return replace(
+    if not limits.studio:
+        return scene
+    return replace(  # what does not belong to person, expression, pose or lens is as in every other studio picture
         scene,
         sun=np.array([0.29, -0.5, 0.82], np.float32),
         key=np.full(3, 0.7, np.float32),

@@ -30,7 +30,7 @@ def to_image(plane: np.ndarray, camera: Camera, size: int) -> np.ndarray:
 
 
 class Blobs:
-    """Gaussian blobs fixed to points of a head."""
+    """Gaussian blobs fixed to points of a head, each with standard deviations in head units and one or more values."""
 
     def __init__(self, head: Head, camera: Camera) -> None:
         self._head, self._camera = head, camera
@@ -39,13 +39,13 @@ class Blobs:
         self._points: list[np.ndarray] = []
 
     def at(self, x: float, y: float, sx: float, sy: float, *value: float, lift: float = 0.0) -> None:
-        """A blob on the front surface below (x, y), with standard deviations in head units."""
+        """A blob on the front surface below (x, y), moved `lift` towards the viewer."""
         self._surface.append((x, y, lift, sx, sy, *value))
 
     def pair(self, x: float, y: float, sx: float, sy: float, *value: float, lift: float = 0.0) -> None:
         """The same blob on both sides of the face."""
-        self._surface.append((-x, y, lift, sx, sy, *value))
-        self._surface.append((x, y, lift, sx, sy, *value))
+        self.at(-x, y, sx, sy, *value, lift=lift)
+        self.at(x, y, sx, sy, *value, lift=lift)
 
     def add(self, point: np.ndarray, sx: float, sy: float, *value: float) -> None:
         """A blob at a 3-D point of the head frame."""
