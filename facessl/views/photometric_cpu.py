@@ -46,9 +46,12 @@ def apply(view: Tensor, params: np.ndarray, mean: tuple[float, ...], std: tuple[
             made.map(normal)
             made.settle_in(results[row])
 
-    threads = max(1, min(torch.get_num_threads(), len(view)))
-    with ThreadPoolExecutor(threads) as pool:  # OpenCV and numpy let go of the interpreter while they work
-        list(pool.map(work, [range(start, len(view), threads) for start in range(threads)]))
+    threads = min(torch.get_num_threads(), len(view))
+    if threads <= 1:
+        work(range(len(view)))
+    else:  # OpenCV and numpy let go of the interpreter while they work
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, [range(start, len(view), threads) for start in range(threads)]))
     return out
 
 
