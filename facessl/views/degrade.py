@@ -6,40 +6,10 @@ number of draws does not depend on the size of the image.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import cv2
 import numpy as np
 
-#: Draws of a random box: area and log-ratio of each of ten tries, top, left.
-BOX_DRAWS = 22
-
-Box = tuple[int, int, int, int]
-
-
-def sides(
-    area: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Iterator[tuple[int, int]]:
-    """Ten tries at the sides of a box in an image of `area` pixels, as torchvision draws them.
-
-    Args:
-        draws: (BOX_DRAWS,).
-        scale: range of the box's area relative to the image, uniform.
-        ratio: range of first / second side, log-uniform.
-    """
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    tries = draws[: BOX_DRAWS - 2].tolist()
-    for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
-        pixels = area * (scale[0] + area_draw * (scale[1] - scale[0]))
-        aspect = math.exp(low + ratio_draw * (high - low))
-        yield round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
-
-
-def place(height: int, width: int, h: int, w: int, draws: np.ndarray) -> Box:
-    """Top, left, height, width of a box h x w anywhere in an image, by the last two of its draws (BOX_DRAWS,)."""
-    top, left = draws[BOX_DRAWS - 2 : BOX_DRAWS].tolist()
-    return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+from facessl.views.geometric import Box, place, sides
 
 
 def add_noise(image: np.ndarray, std: float, draw: float) -> np.ndarray:

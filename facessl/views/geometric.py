@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -12,8 +13,10 @@ from facessl.core.types import Sample
 from facessl.data.decode import FACTORS
 from facessl.data.frame import resize, resize_to
 from facessl.data.loader import Made
-from facessl.views.degrade import BOX_DRAWS, Box, place, sides
 from facessl.views.spec import View
+
+#: Draws of a random box: area and log-ratio of each of ten tries, top, left.
+BOX_DRAWS = 22
 
 #: Uniform numbers in 0..1 that one view takes from the generator, always all of them and in this order: area
 #: and log-ratio of each try (20), row and column of the crop, flip, jitter on, brightness, contrast,
@@ -25,6 +28,32 @@ DRAWS = BOX_DRAWS + 11
 #: sides. Views of photographs (CelebA) then differ on average by 0.3 of 255 (half the size) or 0.5 (a quarter) from
 #: those of the full image; their Laplacians have 3 or 6 % less energy.
 MARGIN = 1.5
+
+Box = tuple[int, int, int, int]
+
+
+def sides(
+    area: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Iterator[tuple[int, int]]:
+    """Ten tries at the sides of a box in an image of `area` pixels, as torchvision draws them.
+
+    Args:
+        draws: (BOX_DRAWS,).
+        scale: range of the box's area relative to the image, uniform.
+        ratio: range of first / second side, log-uniform.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    tries = draws[: BOX_DRAWS - 2].tolist()
+    for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
+        pixels = area * (scale[0] + area_draw * (scale[1] - scale[0]))
+        aspect = math.exp(low + ratio_draw * (high - low))
+        yield round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+
+
+def place(height: int, width: int, h: int, w: int, draws: np.ndarray) -> Box:
+    """Top, left, height, width of a box h x w anywhere in an image, by the last two of its draws (BOX_DRAWS,)."""
+    top, left = draws[BOX_DRAWS - 2 : BOX_DRAWS].tolist()
+    return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
 
 
 def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:

@@ -15,8 +15,8 @@ from facessl.views import photometric_cpu
 from facessl.views.normalise import normalise
 from facessl.views.spec import CONTRAST, HUE, LUMA, ORDERS, SATURATION, Column
 
-#: Values of a chunk: on the CPU it stays in the cache, on a GPU its temporaries stay within 1 GiB.
-CHUNK_CPU, CHUNK_GPU = 2**19, 2**25
+#: Values of a chunk: its temporaries stay within 1 GiB.
+_CHUNK = 2**25
 
 
 class Photometric:
@@ -62,7 +62,7 @@ class Photometric:
         """`apply` as a GPU does it: with torch, every operation on all samples that need it."""
         out = torch.empty(view.shape, device=view.device, memory_format=torch.channels_last)
         host = params.cpu().numpy()
-        chunk = max(1, (CHUNK_CPU if view.device.type == "cpu" else CHUNK_GPU) // math.prod(view.shape[1:]))
+        chunk = max(1, _CHUNK // math.prod(view.shape[1:]))
         for start in range(0, len(view), chunk):
             part = slice(start, start + chunk)
             self._augment(view[part], host[part], out[part])
@@ -84,7 +84,8 @@ class Photometric:
         blurred = np.argsort(-params[:, Column.BLUR], kind="stable")[: np.count_nonzero(params[:, Column.BLUR])]
         _on_rows(x, blurred, lambda part: _blur(part, params[blurred, Column.BLUR]))
         solarized = np.flatnonzero(params[:, Column.SOLARIZE] < 256)
-        _on_rows(x, solarized, lambda part: _solarize(part, params[solarized, Column.SOLARIZE]))
+        threshold = _column(params[solarized, Column.SOLARIZE], x)
+        _on_rows(x, solarized, lambda part: torch.where(part >= threshold, 255 - part, part))
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             x[:, channel].sub_(255 * mean).div_(255 * std)
         out.copy_(x.index_select(0, _put(np.argsort(order), view.device)))
@@ -187,8 +188,3 @@ def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
             pair = padded[:far].narrow(dim, radius - tap, size) + padded[:far].narrow(dim, radius + tap, size)
             x[:far].addcmul_(pair, taps[tap][:far])
     return x
-
-
-def _solarize(x: Tensor, threshold: np.ndarray) -> Tensor:
-    """(n, 3, S, S), 0..255: values at or above the sample's `threshold` (n,) inverted."""
-    return torch.where(x >= _column(threshold, x), 255 - x, x)

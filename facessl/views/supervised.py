@@ -17,13 +17,13 @@ from facessl.data.layouts import Layout
 from facessl.data.loader import Made
 from facessl.views import degrade
 from facessl.views.augment import Augment, Distribution
-from facessl.views.geometric import photometric_params
+from facessl.views.geometric import BOX_DRAWS, photometric_params
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
 
 #: Uniform numbers in 0..1 that one image takes from its generator, always all of them and in the order of
 #: `Supervised._train`, so that a probability set to 0 leaves everything else as it is.
 _COUNTS = {"move": 8, "photometric": 10, "noise": 2, "occlusion": 5, "gamma": 3, "fusion": 3}
-_ERASING = 2 + degrade.BOX_DRAWS
+_ERASING = 2 + BOX_DRAWS
 DRAWS = sum(_COUNTS.values()) + 2 * _ERASING
 _LEFT_RIGHT = [1, 0, 2, 4, 3]  # five points of the mirrored image
 
