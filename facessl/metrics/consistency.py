@@ -18,17 +18,11 @@ from facessl.metrics.maps import BATCH, HeatmapsOf, enlarge
 
 @dataclass(frozen=True)
 class Similarity:
-    """A rotation, scale and shift of the image about its centre.
+    """A rotation, scale and shift of the image about its centre."""
 
-    Attributes:
-        angle: degrees, clockwise as one sees it.
-        scale: above 1 enlarges.
-        shift: right and down, as a fraction of the image's side.
-    """
-
-    angle: float = 15.0
-    scale: float = 0.9
-    shift: tuple[float, float] = (0.05, -0.05)
+    angle: float = 15.0  # degrees, clockwise as one sees it
+    scale: float = 0.9  # above 1 enlarges
+    shift: tuple[float, float] = (0.05, -0.05)  # right and down, as fractions of the image's side
 
     def sources(self, size: int) -> tuple[Tensor, np.ndarray]:
         """Where each pixel of the moved image comes from: (1, size, size, 2) in -1..1 over the image's edges, and

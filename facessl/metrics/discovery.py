@@ -73,21 +73,13 @@ def landmark_errors(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Regions to be asked.
-
-    Attributes:
-        name: of the row.
-        regions: (M, g, g).
-        count: number of regions.
-        features: (M, C) for landmarks; None: not asked.
-        heatmaps_of: for consistency; None: not asked.
-    """
+    """A row of the table: regions to be asked."""
 
     name: str
-    regions: np.ndarray
+    regions: np.ndarray  # (M, g, g), 0 to count - 1
     count: int
-    features: np.ndarray | None = None
-    heatmaps_of: maps.HeatmapsOf | None = None
+    features: np.ndarray | None = None  # (M, C) for landmarks; None: not asked
+    heatmaps_of: maps.HeatmapsOf | None = None  # for consistency; None: not asked
 
 
 def discover(

@@ -88,8 +88,7 @@ def draw_brows(canvas: Canvas) -> None:
     half = who.shape["brow_w"] * unit
     at_stop, at_width = [0, 0.35, 0.75, 1], [0.12, 0.7, 1.0, 0.8]
     stops = np.linspace(0, 1, lines.shape[1])
-    profile = np.interp(stops, at_stop, at_width) * half
-    bodies = np.stack([ribbon(line, profile) for line in lines])
+    bodies = np.stack([ribbon(line, np.interp(stops, at_stop, at_width) * half) for line in lines])
     canvas.glaze(bodies, who.brow_colour, 0.8, blur=0.013, clip=canvas.skin)
     t = np.sort(rng.uniform(0.04, 1, n))
     side = np.interp(t, at_stop, at_width) * half * rng.uniform(-0.2, 1, n)

@@ -146,13 +146,12 @@ class Drawn:
 
     def reduction(self, height: int, width: int) -> int:
         """By how much (1, 2, 4 or 8) an image of this size may be reduced in decoding; see `MARGIN`."""
-        fits = 0.0
-        for view, size, draws in zip(self._views, self._sizes, self._draws, strict=True):
-            if min(height, width) < FACTORS[-1] * MARGIN * size:  # no crop can be large enough
-                return 1
-            _, _, h, w = crop_box(view, height, width, draws)
-            spare = min(h, w) / (MARGIN * size)
-            fits = min(fits or spare, spare)
+        if min(height, width) < FACTORS[-1] * MARGIN * max(self._sizes):  # no crop of that view can be large enough
+            return 1
+        fits = min(
+            min(crop_box(view, height, width, draws)[2:]) / (MARGIN * size)
+            for view, size, draws in zip(self._views, self._sizes, self._draws, strict=True)
+        )
         return next((factor for factor in FACTORS if factor <= fits), 1)
 
     def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:

@@ -82,18 +82,8 @@ def test_flip_mirrors_the_view_in_half_of_the_draws() -> None:
     assert 160 < flipped < 240
 
 
-def test_parameters_stay_in_the_ranges_of_the_view() -> None:
+def test_operations_run_as_often_as_the_view_says() -> None:
     params = np.stack([draw(FRA_VIEWS[1], noise(8, 8), seed, size=8)[1] for seed in range(2000)])
-    for column, low, high in (
-        (Column.BRIGHTNESS, 0.6, 1.4),
-        (Column.CONTRAST, 0.6, 1.4),
-        (Column.SATURATION, 0.8, 1.2),
-        (Column.HUE, -0.1, 0.1),
-    ):
-        values = params[:, column]
-        assert low <= values.min() < low + 0.01 * (high - low)
-        assert high - 0.01 * (high - low) < values.max() <= high
-    assert set(params[:, Column.ORDER]) == set(range(24))
     assert params[:, Column.JITTER].mean() == pytest.approx(0.8, abs=0.03)
     assert params[:, Column.GRAYSCALE].mean() == pytest.approx(0.2, abs=0.03)
     sigma = params[:, Column.BLUR]
