@@ -105,7 +105,7 @@ def expression() -> dict[str, Any]:
 
 def alignment() -> dict[str, Any]:
     errors = np.linspace(0.01, 0.12, 50)
-    found = landmark_scores(errors, unit="interocular", thresholds=(0.1,)).summary()
+    found = landmark_scores(errors, unit="interocular", thresholds=(0.1,))
     name = "nme_interocular"
     line = {"name": name, "value": found[name], "interval": found[f"{name}_interval"], "better": "lower"}
     subset = {"images": 9, name: 0.0812, f"{name}_interval": [0.07, 0.09]}
@@ -115,14 +115,14 @@ def alignment() -> dict[str, Any]:
 def parsing() -> dict[str, Any]:
     matrix = ConfusionMatrix(3)
     matrix.update(np.array([[0, 1], [1, 1]]), np.array([[0, 1], [1, 0]]))
-    found = parsing_scores(matrix, names=("background", "skin", "hat")).summary()
+    found = parsing_scores(matrix, names=("background", "skin", "hat"))
     line = {"name": "mean_f1", "value": found["mean_f1"], "interval": found["mean_f1_interval"], "better": "higher"}
     return {"headline": line, **found}
 
 
 def attributes() -> dict[str, Any]:
     target = np.arange(80).reshape(40, 2) % 3 == 0
-    found = attribute_scores(target * 0.9, target, names=("Hat", "Smile")).summary()
+    found = attribute_scores(target * 0.9, target, names=("Hat", "Smile"))
     name = "mean_accuracy"
     line = {"name": name, "value": found[name], "interval": found[f"{name}_interval"], "better": "higher"}
     return {"headline": line, **found}

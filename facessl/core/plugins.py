@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,21 +39,19 @@ def _refuse_unknown(folder: str, name: str) -> None:
         raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
 
 
-def _tree(folder: str, name: str) -> ast.Module:
-    """A plug-in's file, parsed and not run. UnknownName where there is none."""
+def _parsed(folder: str, name: str) -> tuple[list[ast.stmt], ast.ClassDef | ast.FunctionDef | None]:
+    """A plug-in's file, parsed and not run, and in it the class or function. UnknownName where there is no file."""
     _refuse_unknown(folder, name)
     places = (Path(place) / f"{name}.py" for place in importlib.import_module(f"facessl.{folder}").__path__)
-    return ast.parse(next(file for file in places if file.is_file()).read_text(encoding="utf-8"))
+    body = ast.parse(next(file for file in places if file.is_file()).read_text(encoding="utf-8")).body
+    named = (n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef))
+    return body, next((n for n in named if n.name.lower() == name.replace("_", "")), None)
 
 
 def summary(folder: str, name: str) -> str:
     """First line of a plug-in's docstring, read from its file without importing it."""
-    tree = _tree(folder, name)
-    wanted = name.replace("_", "")
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name.lower() == wanted:
-            return (ast.get_docstring(node) or "").split("\n")[0]
-    return ""
+    _, node = _parsed(folder, name)
+    return ((node and ast.get_docstring(node)) or "").split("\n")[0]
 
 
 def settings(folder: str, name: str) -> Any:
@@ -67,24 +64,18 @@ def settings(folder: str, name: str) -> Any:
     Raises:
         UnknownName: no such file.
     """
-    tree = _tree(folder, name)
-    wanted = name.replace("_", "")
-    node = next((n for n in tree.body if isinstance(n, _NAMED) and n.name.lower() == wanted), None)
+    body, node = _parsed(folder, name)
     if isinstance(node, ast.FunctionDef):
-        return _open(a.arg for a in node.args.kwonlyargs)
-    values = [n.value for n in getattr(node, "body", ()) if _assigns(n, "Args")]
-    own = values[0].id if values and isinstance(values[0], ast.Name) else None
-    found = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == own), None)
-    if found is None or found.bases:
-        return find(folder, name).Args
-    return _open(f.target.id for f in found.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name))
-
-
-_NAMED = (ast.ClassDef, ast.FunctionDef)
-
-
-def _open(fields: Iterable[str]) -> Any:
-    return dataclasses.make_dataclass("Settings", [(name, Any, None) for name in fields])
+        fields = [a.arg for a in node.args.kwonlyargs]
+    else:
+        values = [n.value for n in getattr(node, "body", ()) if _assigns(n, "Args")]
+        own = values[0].id if values and isinstance(values[0], ast.Name) else None
+        found = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == own), None)
+        if found is None or found.bases:
+            return find(folder, name).Args
+        annotated = (f.target for f in found.body if isinstance(f, ast.AnnAssign))
+        fields = [target.id for target in annotated if isinstance(target, ast.Name)]
+    return dataclasses.make_dataclass("Settings", [(field, Any, None) for field in fields])
 
 
 def _assigns(node: ast.stmt, name: str) -> bool:

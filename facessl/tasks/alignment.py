@@ -248,7 +248,7 @@ class AlignmentMeter:
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `nme_<unit>`."""
         errors = self.errors()
-        found = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds).summary()
+        found = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds)
         name = f"nme_{self.args.unit}"
         return {
             "headline": headline(name, found[name], found[f"{name}_interval"], better="lower"),

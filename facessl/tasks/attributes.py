@@ -119,7 +119,7 @@ class AttributesMeter:
         """Scores with intervals; headline `mean_accuracy`."""
         predicted, target = self.collected["predicted"], self.collected["target"]
         right = ((predicted >= 0.5) == (target > 0)).mean(1)  # (N,) share of right answers of each image
-        found = attribute_scores(predicted, target, names=self.names).summary()
+        found = attribute_scores(predicted, target, names=self.names)
         return {
             "headline": headline("mean_accuracy", found["mean_accuracy"], found["mean_accuracy_interval"]),
             **found,

@@ -266,7 +266,7 @@ class Collected:
         groups = self.get("group")
         if names and groups is not None:
             found["groups"] = {
-                name: by_group(numbers, groups, names, larger_is_better=better == "higher").summary()
+                name: by_group(numbers, groups, names, larger_is_better=better == "higher")
                 for name, numbers in values.items()
             }
         return found

@@ -177,7 +177,7 @@ class ParsingMeter:
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `mean_f1`."""
-        found = parsing_scores(self.matrix, names=self.names).summary()
+        found = parsing_scores(self.matrix, names=self.names)
         per_image = mean_f1(self.matrix.per_image)
         return {
             "headline": headline("mean_f1", found["mean_f1"], found["mean_f1_interval"]),

@@ -141,7 +141,7 @@ class VerificationMeter:
             cosine(z[pairs[kept, 0]], z[pairs[kept, 1]]),
             np.asarray(trait(self.source, "same"))[kept],
             None if folds is None else np.asarray(folds)[kept],
-        ).summary()
+        )
         return {
             "headline": headline("accuracy", found["accuracy"], found["accuracy_interval"]),
             **found,

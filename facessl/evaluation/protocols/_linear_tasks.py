@@ -111,11 +111,10 @@ class Attributes:
     def report(self, outputs: np.ndarray, found: Features, target: np.ndarray, source: Source) -> dict[str, Any]:
         probabilities = 1 / (1 + np.exp(-outputs.astype(np.float64)))
         scores = attribute_scores(probabilities, target, names=self.names)
-        value, low, high = scores.mean_accuracy
         right = ((outputs >= 0) == (target > 0)).mean(1)
         return {
-            "headline": _headline("mean_accuracy", value, (low, high)),
-            **scores.summary(),
+            "headline": _headline("mean_accuracy", scores["mean_accuracy"], scores["mean_accuracy_interval"]),
+            **scores,
             **_breakdown(found, source, "mean_accuracy", right),
         }
 
@@ -156,7 +155,7 @@ class Alignment:
         assert self._mean is not None
         always = np.broadcast_to(self._mean.reshape(-1), outputs.shape)
         name = f"nme_{self.unit}"
-        scores = nme.landmark_scores(errors, unit=self.unit).summary()
+        scores = nme.landmark_scores(errors, unit=self.unit)
         return {
             "headline": _headline(name, scores[name], scores[f"{name}_interval"], better="lower"),
             **scores,
@@ -189,7 +188,7 @@ def verified(found: Features, source: Source) -> dict[str, Any]:
         cosine(found.array[pairs[kept, 0]], found.array[pairs[kept, 1]]),
         np.asarray(trait(source, "same"))[kept],
         None if folds is None else np.asarray(folds)[kept],
-    ).summary()
+    )
     return {
         "headline": _headline("accuracy", scores["accuracy"], scores["accuracy_interval"]),
         **scores,

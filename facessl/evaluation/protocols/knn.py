@@ -137,8 +137,7 @@ def _groups(source: Source, index: np.ndarray, right: np.ndarray) -> dict[str, A
     names = trait(source, "group_names")
     if not names or source.streaming or "group" not in source.provides:
         return {}
-    found = by_group(right.astype(float), column(source, "group")[index], names, larger_is_better=True)
-    return {"accuracy": found.summary()}
+    return {"accuracy": by_group(right.astype(float), column(source, "group")[index], names)}
 
 
 def classify(

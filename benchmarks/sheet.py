@@ -1,4 +1,4 @@
-"""The contact sheet of the documentation: `python -m facessl.synthetic.sheet docs/synthetic.png`.
+"""The contact sheet of the synthetic faces in the documentation: `python benchmarks/sheet.py docs/synthetic.png`.
 
 Rows: eight persons; one person in eight pictures; one person in the seven expressions and asleep; the first row's
 class maps and landmarks.
