@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core.distributed import all_gather_rows, rank
-from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
@@ -36,10 +36,7 @@ class SimCLRArgs:
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature is {self.temperature}: give more than 0")
-        if min(self.hidden, self.dim) < 1:
-            raise ConfigError(f"hidden is {self.hidden} and dim is {self.dim}: both must be at least 1")
+        check_values(self, {"temperature": POSITIVE, "hidden dim": FROM_1})
 
 
 class SimCLR(nn.Module):
@@ -65,14 +62,7 @@ class SimCLR(nn.Module):
     )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: is trained.
-            values: fields of `SimCLRArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range.
-        """
+        """`values` are fields of `SimCLRArgs`."""
         super().__init__()
         args = SimCLRArgs(**values)
         self.temperature = args.temperature
@@ -98,7 +88,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]
         temperature: tau.
 
     Returns:
-        scalar loss, the mean over this rank's views, and scalar share of them whose nearest other view is their
+        scalar loss, the mean over this rank's views, and the fraction of them whose nearest other view is their
         partner, without gradient. The mean over the ranks is the value, and with DistributedDataParallel's division
         the gradient, of one process with all images.
     """

@@ -14,6 +14,7 @@ from facessl.core.distributed import all_reduce_sum
 from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.queue import Queue
@@ -59,24 +60,20 @@ class SwAVArgs:
     queue_step: int | None = None
 
     def __post_init__(self) -> None:
-        for names, least in (
-            ("hidden dim prototypes sinkhorn_iterations", 1),
-            ("frozen_steps queue_length queue_epoch queue_step", 0),
-            ("epsilon", 0.02),
-        ):
-            for name in names.split():
-                if (value := getattr(self, name)) is not None and not value >= least:
-                    raise ConfigError(f"{name} is {value}: give {least} or more")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature is {self.temperature}: give more than 0")
+        check_values(
+            self,
+            {
+                "hidden dim prototypes sinkhorn_iterations": FROM_1,
+                "frozen_steps queue_length queue_epoch queue_step": FROM_0,
+                "epsilon": (lambda v: v >= 0.02, "0.02 or more"),
+                "temperature": POSITIVE,
+            },
+        )
 
     def queue_runs(self, progress: Progress) -> bool:
         """Whether the queue fills, and once full is used, in this step."""
-        if not self.queue_length:
-            return False
-        if self.queue_step is not None:
-            return progress.step >= self.queue_step
-        return progress.epoch >= self.queue_epoch
+        begun = progress.epoch >= self.queue_epoch if self.queue_step is None else progress.step >= self.queue_step
+        return self.queue_length > 0 and begun
 
 
 class SwAV(nn.Module):
@@ -106,14 +103,7 @@ class SwAV(nn.Module):
     )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: is trained; takes views of several sizes from now on, if it can.
-            values: fields of `SwAVArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range.
-        """
+        """`backbone` takes views of several sizes from now on, if it can; `values` are fields of `SwAVArgs`."""
         super().__init__()
         self.args = args = SwAVArgs(**values)
         self.backbone = backbone
@@ -159,7 +149,7 @@ class SwAV(nn.Module):
         return self.queue.share() @ self.prototypes.t()
 
     def _swapped(self, scores: Tensor, queued: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean over assigned views s and other views t of Eq. 2, and the share of prototypes in use.
+        """Mean over assigned views s and other views t of Eq. 2, and the fraction of prototypes in use.
 
         Args:
             scores: (V, B, K) cosines of views and prototypes; `queued`: (2, l, K), those of the queue, or None.

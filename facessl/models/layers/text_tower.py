@@ -16,12 +16,10 @@ class TextTower(nn.Module):
     The tokenizer comes with open_clip; nothing is downloaded.
     """
 
-    def __init__(self, *, width: int, depth: int, heads: int, context: int, out_features: int) -> None:
+    def __init__(self, width: int, depth: int, heads: int, *, context: int, out_features: int) -> None:
         """
         Args:
-            width: channels.
-            depth: number of blocks.
-            heads: attention heads; they must divide `width`.
+            width, depth, heads: channels, blocks and attention heads.
             context: tokens a sentence is filled up or cut to, start and end included.
             out_features: D.
 
