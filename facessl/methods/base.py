@@ -16,14 +16,13 @@ from facessl.views.spec import View
 class Method(Protocol):
     """A self-supervised method: `nn.Module`, built as `Method(backbone, **vars(args))`, all keyword-only.
 
-    `backbone` becomes the online backbone. A value outside its range, or a backbone that does not fit, is a ConfigError.
+    `backbone` becomes the online backbone. ConfigError: a value outside its range, or a backbone that does not fit.
 
     Class members:
         Args: frozen dataclass with the method's hyper-parameters and defaults (those of its paper).
         needs: fields of `Batch` the method reads besides `views`; checked against the source's `provides`.
         views: the paper's views as data (`facessl.views.spec.View`), sized by the run's `image_size`.
         mean, std: normalisation the paper used, RGB in 0..1.
-        paper: citation, one line.
         patches_only: True where the method leaves patches out, so that only a ViT can be its backbone; absent: any.
         batch_wide: what of the loss spans the batch ("the negatives"), so that the mean over micro-batches is another
             loss; absent: the loss is a mean over images.
@@ -49,7 +48,6 @@ class Method(Protocol):
     views: ClassVar[tuple[View, ...]]
     mean: ClassVar[tuple[float, float, float]]
     std: ClassVar[tuple[float, float, float]]
-    paper: ClassVar[str]
     backbone: Backbone
 
     def step(self, batch: Batch, progress: Progress) -> Step: ...

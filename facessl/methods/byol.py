@@ -1,4 +1,4 @@
-"""BYOL: an online network predicts the target network's projection of another view."""
+"""BYOL (arXiv:2006.07733): an online network predicts the target network's projection of another view."""
 
 from __future__ import annotations
 
@@ -49,7 +49,6 @@ class BYOL(nn.Module):
     views: ClassVar[tuple[View, ...]] = FRA_VIEWS
     mean: ClassVar[tuple[float, float, float]] = VGGFACE2_MEAN
     std: ClassVar[tuple[float, float, float]] = VGGFACE2_STD
-    paper: ClassVar[str] = "Grill et al., Bootstrap your own latent, NeurIPS 2020, arXiv:2006.07733"
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
         """`values` are fields of `BYOLArgs`."""

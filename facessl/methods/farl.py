@@ -1,4 +1,4 @@
-"""FaRL: faces and their captions contrasted, and hidden patches predicted."""
+"""FaRL (arXiv:2112.03109): faces and their captions contrasted, and hidden patches predicted."""
 
 from __future__ import annotations
 
@@ -114,10 +114,6 @@ class FaRL(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = CLIP_MEAN
     std: ClassVar[tuple[float, float, float]] = CLIP_STD
     batch_wide: ClassVar[str] = "the negatives"
-    paper: ClassVar[str] = (
-        "Zheng et al., General facial representation learning in a visual-linguistic manner, CVPR 2022, "
-        "arXiv:2112.03109"
-    )
     patches_only: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
@@ -149,8 +145,6 @@ class FaRL(nn.Module):
         self.mim.apply(_start)
         choose_attention(self.mim)
         self.tokens: VisualTokens | None = None
-        self.target_backbone: Backbone | None = None
-        self._follow: MomentumUpdate | None = None
         if args.dvae is not None:
             self.tokens = VisualTokens(args.dvae, vocabulary=args.vocabulary, mean=backbone.mean, std=backbone.std)
         else:
@@ -163,12 +157,9 @@ class FaRL(nn.Module):
             self.tokens.load()
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of one view (B, 3, S, S) and B captions.
+        """Loss of one view (B, 3, S, S) and B captions; DataError for an image without a caption.
 
         Logs `image_text` and `masked_modelling`, unweighted, and the `temperature`.
-
-        Raises:
-            DataError: an image without a caption.
         """
         (x,) = batch.views
         if batch.text is None:
@@ -214,7 +205,6 @@ class FaRL(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return F.cross_entropy(found.flatten(0, 1), self.tokens(x, self.grid).gather(1, at).flatten())
         with torch.no_grad():
-            assert self.target_backbone is not None
             features = self.target_backbone.model.forward_features(x)[:, self.backbone.prefix_tokens :]
         with torch.autocast(x.device.type, enabled=False):
             wanted = standardised(at_least_float32(features))  # (B, T, C)
@@ -224,12 +214,12 @@ class FaRL(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Keeps the temperature at 0.01 or more, and moves the momentum tower."""
         self.log_scale.clamp_(max=LARGEST_SCALE)
-        if self._follow is not None:
+        if self.tokens is None:
             self._follow(self.ema_momentum(progress))
 
     def ema_momentum(self, progress: Progress) -> float:
         """Momentum of the momentum tower now; 1 where there is none."""
-        return 1.0 if self._follow is None else cosine_momentum(self.args.momentum, progress.fraction)
+        return cosine_momentum(self.args.momentum, progress.fraction) if self.tokens is None else 1.0
 
 
 def standardised(features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""FRA: global and local consistency of faces with learned region heatmaps."""
+"""FRA (arXiv:2403.02138): global and local consistency of faces with learned region heatmaps."""
 
 from __future__ import annotations
 
@@ -26,26 +26,16 @@ from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
 
 
 class Variant(NamedTuple):
-    """Where the paper and the released code part.
-
-    Attributes:
-        decoder_layers: default number of decoder layers.
-        decorrelation_weight: default weight of the decorrelation term within the local term.
-        heatmap_temperature: default temperature of the heatmaps; None: the student temperature.
-        mask_embeddings: default of one set per "image", or of their average over the global "batch".
-        separate: regions have a projector of their own (else the pixels' local projector).
-        cosine_scale, cosine_offset: a similarity term is offset - scale * cos.
-        relation_scale: factor of the relation term and of ME-MAX, which are sums over both views.
-    """
+    """Where the paper and the released code part; the first four are defaults of `FRAArgs`."""
 
     decoder_layers: int
     decorrelation_weight: float
-    heatmap_temperature: float | None
+    heatmap_temperature: float | None  # None: the student temperature
     mask_embeddings: Literal["image", "batch"]
-    separate: bool
-    cosine_scale: float
+    separate: bool  # regions have a projector of their own (else the pixels' local projector)
+    cosine_scale: float  # a similarity term is offset - scale * cos
     cosine_offset: float
-    relation_scale: float
+    relation_scale: float  # factor of the relation term and of ME-MAX, which are sums over both views
 
 
 VARIANTS = {
@@ -158,9 +148,8 @@ class FRAArgs:
 
     @property
     def temperature(self) -> float:
-        """Temperature of the heatmaps in force."""
-        own = self.rules.heatmap_temperature if self.heatmap_temperature is None else self.heatmap_temperature
-        return self.student_temperature if own is None else own
+        """Temperature of the heatmaps in force; no temperature is 0."""
+        return self.heatmap_temperature or self.rules.heatmap_temperature or self.student_temperature
 
     @property
     def averaged(self) -> bool:
@@ -168,11 +157,7 @@ class FRAArgs:
         return (self.mask_embeddings or self.rules.mask_embeddings) == "batch"
 
     def weights(self) -> dict[str, float]:
-        """Terms that are on, by their name in the logs, with their weight in the loss.
-
-        Raises:
-            ConfigError: every term is off.
-        """
+        """Terms that are on, by their name in the logs, with their weight in the loss; ConfigError where none is."""
         with_regions = self.mask_embeddings == "free" or self.layers > 0
         with_global = self.use_global and self.lambda_c > 0
         with_local = self.use_local and self.lambda_c < 1 and with_regions
@@ -194,6 +179,7 @@ class FRAArgs:
                 f"decoder_layers={self.layers}): turn one term on"
             )
         return out
+
 
 #: What one network makes of one view, as far as a term needs it:
 #: "z" (B, D), global embedding; "similarity" (B, h, w, N) float32, S with N last; "regions" (B, N, D), facial
@@ -270,8 +256,7 @@ class RegionHeads(nn.Module):
         """S: cosine of Eq. 1's dense map with mask embeddings, plus the prior where there is one.
 
         Args:
-            features: (B, C, h, w).
-            embedding: (B, N, D) or (N, D).
+            features, embedding: (B, C, h, w), and (B, N, D) or (N, D).
             crops: (B, 5), what the view shows (`Batch.crops`); None: the whole image.
 
         Returns:
@@ -301,8 +286,7 @@ class RegionHeads(nn.Module):
         tiny = torch.finfo(maps.dtype).tiny  # a very low temperature may leave a region without any weight
         weights = maps / maps.sum(1, keepdim=True).clamp_min(tiny)
         pooled = features.flatten(2) @ weights.to(features.dtype)  # (B, C, hw) @ (B, hw, N) -> (B, C, N)
-        out: Tensor = (self.region_projector or self.local_projector)(pooled).transpose(1, 2)
-        return out
+        return (self.region_projector or self.local_projector)(pooled).transpose(1, 2)
 
 
 class FRA(nn.Module):
@@ -343,10 +327,6 @@ class FRA(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = VGGFACE2_MEAN
     std: ClassVar[tuple[float, float, float]] = VGGFACE2_STD
     batch_wide: ClassVar[str] = "Sinkhorn's balance and the mean assignment of ME-MAX"
-    paper: ClassVar[str] = (
-        "Gao and Patras, Self-supervised facial representation learning with facial region awareness, CVPR 2024, "
-        "arXiv:2403.02138"
-    )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
         """`values` are fields of `FRAArgs`; ConfigError also where no term is left."""
@@ -373,14 +353,12 @@ class FRA(nn.Module):
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of two views (B, 3, S, S), Eq. 8.
 
-        `batch.crops` is needed where the relation is not "within" and where there is a prior.
-
         Logs, unweighted and as far as turned on: `global_consistency` and `local_consistency` (sums of Eq. 7 over both
         directions), `semantic_relation` (Eq. 3: the sum over both views; their mean in the official variant),
         `me_max` (ln N - entropy of the mean assignment, reduced over the views likewise), `decorrelation`.
 
         Raises:
-            DataError: `batch.crops` is empty though it is needed.
+            DataError: no `batch.crops`, though the relation is not "within" or there is a prior.
         """
         crops = self._crops(batch)
         views = list(zip(batch.views, crops, strict=True))
@@ -411,8 +389,7 @@ class FRA(nn.Module):
         terms = {}
         crossed = list(zip(online, reversed(target), strict=True))
         if "global_consistency" in self.weights:
-            pairs = [(self.predictor(o["z"]), t["z"]) for o, t in crossed]
-            terms["global_consistency"] = self._dissimilarity(pairs)
+            terms["global_consistency"] = self._dissimilarity([(self.predictor(o["z"]), t["z"]) for o, t in crossed])
         if "local_consistency" in self.weights:
             predicted = [self.local_predictor(o["regions"].transpose(1, 2)).transpose(1, 2) for o, _ in crossed]
             pairs = [(p, t["regions"]) for p, (_, t) in zip(predicted, crossed, strict=True)]
@@ -470,15 +447,10 @@ class FRA(nn.Module):
 
     @torch.no_grad()
     def heatmaps(self, x: Tensor) -> Tensor:
-        """Regions of images as the online network sees them; call it in evaluation mode.
+        """Regions as the online network sees them: (B, 3, H, W) normalised -> (B, N, h, w) float32, sums over N are 1.
 
-        Args:
-            x: (B, 3, H, W), normalised.
-
-        Returns:
-            (B, N, h, w) float32, rows sum to 1 over N. Where mask embeddings are averaged over the batch, the running
-            prototype replaces them; it is zero before the first step: uniform heatmaps. A prior takes `x` for the
-            stored image.
+        Call it in evaluation mode. Where mask embeddings are averaged over the batch, the running prototype replaces
+        them; it is zero before the first step: uniform heatmaps. A prior takes `x` for the stored image.
 
         Raises:
             ConfigError: this FRA has no regions (only the global term is on).
@@ -492,14 +464,7 @@ class FRA(nn.Module):
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Eq. 2, pixel by pixel.
-
-    Args:
-        logits: (..., N) float32, student; `target`: (..., N) float32, probabilities.
-
-    Returns:
-        (...) float32.
-    """
+    """Eq. 2, pixel by pixel: the student's logits and the target's probabilities (..., N) float32 -> (...)."""
     # Not log_softmax: its gradient exponentiates a rounded logarithm, and student minus target, which is small
     # for near-uniform assignments, loses digits that the mask embeddings' gradient is made of.
     shifted = logits - logits.detach().amax(-1, keepdim=True)
@@ -522,11 +487,8 @@ def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Te
 
 
 def me_max(assignments: Tensor) -> Tensor:
-    """ln N minus the entropy of the mean assignment over all ranks; 0 where all N regions are used alike.
-
-    Args:
-        assignments: (P, N) float32 probabilities of this rank's pixels (MSN's mean entropy maximisation).
-    """
+    """ln N minus the entropy of the mean assignment over all ranks, of which (P, N) float32 are this rank's (MSN's mean
+    entropy maximisation); 0 where all N regions are used alike."""
     mean = all_reduce_mean(assignments.mean(0))  # (N,)
     # Sum of p ln(N p), plus 1 - sum of p = 0: near the uniform distribution, where the run starts, this form
     # and its gradient keep the digits that "ln N - H" loses by cancellation.
@@ -534,14 +496,8 @@ def me_max(assignments: Tensor) -> Tensor:
 
 
 def decorrelation(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared cosines between predictions and targets of different regions of an image, over N^2 (released code).
-
-    Args:
-        prediction, target: (B, N, D).
-
-    Returns:
-        scalar float32, the mean over the images.
-    """
+    """Squared cosines between predictions and targets (B, N, D) of different regions of an image, over N^2 (released
+    code) -> scalar float32, the mean over the images."""
     with torch.autocast(prediction.device.type, enabled=False):
         p = F.normalize(at_least_float32(prediction), dim=-1)
         z = F.normalize(at_least_float32(target), dim=-1)

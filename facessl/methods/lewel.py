@@ -1,4 +1,4 @@
-"""LEWEL: the projector's pixels say where to look; the aligned embeddings are predicted beside the global one."""
+"""LEWEL (arXiv:2203.14898): the projector's pixels say where to look; aligned and global embeddings are predicted."""
 
 from __future__ import annotations
 
@@ -116,9 +116,6 @@ class LEWEL(nn.Module):
     views: ClassVar[tuple[View, ...]] = FRA_VIEWS
     mean: ClassVar[tuple[float, float, float]] = VGGFACE2_MEAN
     std: ClassVar[tuple[float, float, float]] = VGGFACE2_STD
-    paper: ClassVar[str] = (
-        "Huang et al., Learning where to learn in cross-view self-supervised learning, CVPR 2022, arXiv:2203.14898"
-    )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
         """`values` are fields of `LEWELArgs`."""
@@ -144,10 +141,8 @@ class LEWEL(nn.Module):
         return self
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of two views (B, 3, S, S).
-
-        Logs `global_consistency` and `aligned_consistency`, each the sum of 2 - 2 cos over both directions.
-        """
+        """Loss of two views (B, 3, S, S); logs `global_consistency` and `aligned_consistency`, sums of 2 - 2 cos over
+        both directions."""
         online = [self.heads(*self.backbone.forward_both(x)) for x in batch.views]
         with torch.no_grad():
             target = [self.target_heads(*self.target_backbone.forward_both(x)) for x in batch.views]

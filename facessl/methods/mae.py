@@ -1,4 +1,4 @@
-"""MAE: the pixels of hidden patches from the visible ones."""
+"""MAE (arXiv:2111.06377): the pixels of hidden patches from the visible ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,6 @@ class MAE(nn.Module):
     views: ClassVar[tuple[View, ...]] = MAE_VIEWS
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
-    paper: ClassVar[str] = "He et al., Masked autoencoders are scalable vision learners, CVPR 2022, arXiv:2111.06377"
     patches_only: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
@@ -96,16 +95,9 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network reconstructs; call it in evaluation mode.
-
-        Args:
-            x: (B, 3, S, S), normalised.
-            noise: (B, T) uniform, makes the masks.
-
-        Returns:
-            reconstructed images (B, 3, S, S), normalised like `x` (with `norm_pix` every patch has the true mean and
-            deviation, which the network does not predict); (B, T) bool, the patches that were hidden.
-        """
+        """What the network makes of images (B, 3, S, S), normalised, under masks of uniform noise (B, T); call it in
+        evaluation mode. Returns reconstructed images, normalised like `x` (with `norm_pix` every patch has the true
+        mean and deviation, which the network does not predict), and (B, T) bool, the hidden patches."""
         patches, mask = self._predict(x, noise)
         if self.args.norm_pix:
             mean, deviation = patch_statistics(patchify(x, self.backbone.stride))

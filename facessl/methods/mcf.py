@@ -1,4 +1,4 @@
-"""MCF: masked images reconstructed in the features of a frozen network, and class tokens of two masks contrasted."""
+"""MCF (arXiv:2309.03575): masked images reconstructed in a frozen network's features; class tokens contrasted."""
 
 from __future__ import annotations
 
@@ -126,9 +126,6 @@ class MCF(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
     batch_wide: ClassVar[str] = "the negatives"
-    paper: ClassVar[str] = (
-        "Wang et al., Toward high quality facial representation learning, ACM MM 2023, arXiv:2309.03575"
-    )
     patches_only: ClassVar[bool] = True
     initial: ClassVar[frozenset[str]] = frozenset({"decoder_checkpoint", "pretrained_blocks"})
 
@@ -160,10 +157,8 @@ class MCF(nn.Module):
         self.teacher.load(self.backbone.image_size)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of one view (B, 3, S, S).
-
-        Logs, unweighted: `feature_reconstruction` (the sum over the blocks) and `contrastive` (2T InfoNCE).
-        """
+        """Loss of one view (B, 3, S, S); logs, unweighted, `feature_reconstruction` (the sum over the blocks) and
+        `contrastive` (2T InfoNCE)."""
         (x,) = batch.views
         online_mask, target_mask = (random_mask(noise, self.args.mask_ratio) for noise in self.noise(batch))
         latent, reconstructed = self._reconstruct(x, online_mask)
@@ -199,15 +194,8 @@ class MCF(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network reconstructs; call it in evaluation mode.
-
-        Args:
-            x: (B, 3, S, S), normalised.
-            noise: (B, T) uniform, makes the masks.
-
-        Returns:
-            reconstructed images (B, 3, S, S), normalised like `x`; (B, T) bool, the patches that were hidden.
-        """
+        """What the network makes of images (B, 3, S, S), normalised, under masks of uniform noise (B, T); call it in
+        evaluation mode. Returns reconstructed images, normalised like `x`, and (B, T) bool, the hidden patches."""
         mask = random_mask(noise, self.args.mask_ratio)
         return self._reconstruct(x, mask)[1], mask.removed
 
@@ -218,12 +206,8 @@ def _hidden(width: int, hidden: int, out: int) -> list[nn.Module]:
 
 
 def unit_mse(features: Tensor, target: Tensor, axis: int) -> Tensor:
-    """Mean squared difference of features of unit length.
-
-    Args:
-        features, target: (B, T, C).
-        axis: along which they have unit length: 2, channels of a token; 1, tokens of a channel.
-    """
+    """Mean squared difference of features (B, T, C), both of unit length along `axis`: 1, tokens of a channel; 2,
+    channels of a token."""
     with torch.autocast(features.device.type, enabled=False):
         unit, wanted = (F.normalize(at_least_float32(f), dim=axis) for f in (features, target))
         return F.mse_loss(unit, wanted)

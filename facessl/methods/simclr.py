@@ -1,4 +1,4 @@
-"""SimCLR: the projections of two views of an image find each other among those of all other images."""
+"""SimCLR (arXiv:2002.05709): projections of two views of an image find each other among those of all other images."""
 
 from __future__ import annotations
 
@@ -56,10 +56,6 @@ class SimCLR(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
     batch_wide: ClassVar[str] = "the negatives"
-    paper: ClassVar[str] = (
-        "Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020, "
-        "arXiv:2002.05709"
-    )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
         """`values` are fields of `SimCLRArgs`."""

@@ -1,4 +1,4 @@
-"""SwAV: every view of an image predicts the balanced cluster assignment of another view."""
+"""SwAV (arXiv:2006.09882): every view of an image predicts the balanced cluster assignment of another view."""
 
 from __future__ import annotations
 
@@ -97,10 +97,6 @@ class SwAV(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = (0.228, 0.224, 0.225)  # red as released: not ImageNet's usual 0.229
     batch_wide: ClassVar[str] = "Sinkhorn's balance"
-    paper: ClassVar[str] = (
-        "Caron et al., Unsupervised learning of visual features by contrasting cluster assignments, NeurIPS 2020, "
-        "arXiv:2006.09882"
-    )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
         """`backbone` takes views of several sizes from now on, if it can; `values` are fields of `SwAVArgs`."""
@@ -149,11 +145,8 @@ class SwAV(nn.Module):
         return self.queue.share() @ self.prototypes.t()
 
     def _swapped(self, scores: Tensor, queued: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean over assigned views s and other views t of Eq. 2, and the fraction of prototypes in use.
-
-        Args:
-            scores: (V, B, K) cosines of views and prototypes; `queued`: (2, l, K), those of the queue, or None.
-        """
+        """Mean of Eq. 2 over assigned views s and other views t, and the fraction of prototypes in use, from cosines of
+        views and prototypes (V, B, K) and those of the queue (2, l, K), if any."""
         terms, winners = [], []
         for s in range(ASSIGNED):
             q = self._assign(scores[s].detach(), None if queued is None else queued[s])  # (B, K)

@@ -15,11 +15,7 @@ from facessl.core.precision import at_least_float32
 
 
 def places(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Where the centres of a view's cells lie in the stored image.
-
-    Args:
-        crops: (B, 5) left, top, width, height, flip, as `Batch.crops` has them.
-        rows, columns: cells of the view's map.
+    """Where the centres of a view's rows x columns cells lie in the stored image; crops (B, 5) as in `Batch.crops`.
 
     Returns:
         y (B, rows) and x (B, columns).

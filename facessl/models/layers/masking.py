@@ -86,7 +86,8 @@ def fix_positions(model: Any, *, pretrained: bool = False) -> None:
             "the pre-trained backbone's position table would be overwritten by the fixed one (method.positions = "
             "sincos): set method.positions to learned"
         )
-    table = sincos_positions(*model.patch_embed.grid_size, model.pos_embed.shape[-1]).to(model.pos_embed)
+    height, width = model.patch_embed.grid_size
+    table = sincos_positions(height, width, model.pos_embed.shape[-1]).to(model.pos_embed)
     model.pos_embed.zero_()
     model.pos_embed[0, -len(table) :] = table
     model.pos_embed.requires_grad_(False)
@@ -109,8 +110,7 @@ def embed_patches(model: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def run_blocks(model: Any, prefix: Tensor, patches: Tensor) -> Tensor:
     """Blocks of a ViT: prefix tokens (1, P, C) and patches (B, K, C), with positions -> (B, P + K, C), no last norm."""
     tokens = torch.cat([prefix.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
-    out: Tensor = model.blocks(model.norm_pre(model.pos_drop(tokens)))
-    return out
+    return model.blocks(model.norm_pre(model.pos_drop(tokens)))
 
 
 def encode_visible(model: Any, x: Tensor, keep: Tensor) -> Tensor:
@@ -126,5 +126,4 @@ def encode_visible(model: Any, x: Tensor, keep: Tensor) -> Tensor:
         order of `keep`. With every patch in its own order this is `model.forward_features(x)`.
     """
     prefix, patches, positions = embed_patches(model, x)
-    out: Tensor = model.norm(run_blocks(model, prefix, take(patches + positions, keep)))
-    return out
+    return model.norm(run_blocks(model, prefix, take(patches + positions, keep)))

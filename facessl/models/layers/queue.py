@@ -17,12 +17,7 @@ class Queue(nn.Module):
     """
 
     def __init__(self, sets: int, length: int, dim: int) -> None:
-        """
-        Args:
-            sets: K.
-            length: L, rows of each set over all ranks; the oldest leave first.
-            dim: D, width of a row.
-        """
+        """`sets` is K; `length` L, rows of each set over all ranks, of which the oldest leave first; `dim` D."""
         super().__init__()
         self.length = length
         self.rows: Tensor

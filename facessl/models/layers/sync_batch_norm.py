@@ -23,7 +23,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         """(B, C, ...) -> (B, C, ...)."""
         alone = not self.training or world_size() == 1
         out: Tensor = super().forward(x) if alone else self._over_ranks(x)
-        return self.act(self.drop(out)) if hasattr(self, "act") else out
+        return self.get_submodule("act")(self.get_submodule("drop")(out)) if hasattr(self, "act") else out
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Any number of dimensions."""
@@ -73,6 +73,8 @@ def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     on_cuda = any(tensor.is_cuda for tensor in chain(module.parameters(), module.buffers()))
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not spans_ranks(norm):
-            norm.__class__ = SyncBatchNormAct if on_cuda else SyncBatchNorm  # timm's Act: activation only if there is one
+            norm.__class__ = (
+                SyncBatchNormAct if on_cuda else SyncBatchNorm
+            )  # timm's Act: activation only if there is one
             norm.process_group = None  # type: ignore[assignment]
     return module

@@ -49,8 +49,7 @@ class TextTower(nn.Module):
         """B sentences -> (B, D)."""
         tower = self.transformer
         tokens = self.tokenizer(list(texts))  # (B, context)
-        # What follows a sentence's end cannot change its feature: no more is computed than the longest one asks for.
-        # The sign of the end is the largest of all.
+        # What follows a sentence's end, the largest of its tokens, cannot change its feature and is left out.
         length = int(tokens.argmax(1).max()) + 1
         device = tower.token_embedding.weight.device
         tokens = tokens[:, :length].contiguous()
@@ -58,5 +57,4 @@ class TextTower(nn.Module):
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])  # (B, length, width)
         last = x[torch.arange(len(texts), device=device), tokens.argmax(1)]
-        out: Tensor = tower.ln_final(last) @ tower.text_projection
-        return out
+        return tower.ln_final(last) @ tower.text_projection

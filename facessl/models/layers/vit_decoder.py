@@ -66,8 +66,7 @@ class MaskedDecoder(nn.Module):
         masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden, -1)
         patches = take(torch.cat([tokens[:, 1:], masked], dim=1), restore) + self.positions  # (B, T, D)
         tokens = torch.cat([tokens[:, :1].to(patches.dtype), patches], dim=1)  # the class token has no position
-        out: Tensor = self.predict(self.norm(self.blocks(tokens))[:, 1:])
-        return out
+        return self.predict(self.norm(self.blocks(tokens))[:, 1:])
 
     def load_blocks(self, state: Mapping[str, Any], count: int, path: str) -> None:
         """Start the first `count` blocks from a checkpoint loaded from `path`; the rest stays as it is.
