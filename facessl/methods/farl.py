@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +23,6 @@ from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.losses import info_nce
 from facessl.models.layers.masking import check_maskable, embed_patches, run_blocks
-from facessl.models.layers.text_tower import TextTower
 from facessl.views.spec import View
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -82,6 +82,56 @@ class FaRLArgs:
         )
         if self.text_width % self.text_heads:
             raise ConfigError(f"text_heads is {self.text_heads}: give a divisor of text_width, {self.text_width}")
+
+
+class TextTower(nn.Module):
+    """A causal transformer over byte pairs; the sentence's feature is that of its last token, projected.
+
+    The tokenizer comes with open_clip; nothing is downloaded.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int, *, context: int, out_features: int) -> None:
+        """
+        Args:
+            width, depth, heads: channels, blocks and attention heads.
+            context: tokens a sentence is filled up or cut to, start and end included.
+            out_features: D.
+
+        Raises:
+            ConfigError: open_clip is not installed.
+        """
+        super().__init__()
+        # Late: these take seconds, and most runs need none of them.
+        try:
+            from open_clip.tokenizer import SimpleTokenizer
+            from open_clip.transformer import QuickGELU, TextTransformer
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"FaRL's text encoder is open_clip's ({error}): pip install 'facessl[farl]'") from None
+
+        self.tokenizer = SimpleTokenizer(context_length=context)
+        self.transformer = TextTransformer(
+            context_length=context,
+            vocab_size=self.tokenizer.vocab_size,
+            width=width,
+            heads=heads,
+            layers=depth,
+            output_dim=out_features,
+            act_layer=QuickGELU,
+        )
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """B sentences -> (B, D)."""
+        tower = self.transformer
+        tokens = self.tokenizer(list(texts))  # (B, context)
+        # What follows a sentence's end, the largest of its tokens, cannot change its feature and is left out.
+        length = int(tokens.argmax(1).max()) + 1
+        device = tower.token_embedding.weight.device
+        tokens = tokens[:, :length].contiguous()
+        tokens = (tokens.pin_memory() if device.type == "cuda" else tokens).to(device, non_blocking=True)
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])  # (B, length, width)
+        last = x[torch.arange(len(texts), device=device), tokens.argmax(1)]
+        return tower.ln_final(last) @ tower.text_projection
 
 
 class FaRL(nn.Module):
