@@ -65,14 +65,9 @@ FROM_1: Rule = (lambda v: v >= 1, "1 or more")
 
 
 def check_values(args: Any, rules: Mapping[str, Rule]) -> None:
-    """Refuse a value outside its range, and one that its field's `Literal` does not list. None passes every rule.
+    """ConfigError for the first value of a dataclass that its field's `Literal` does not list, or that breaks a rule.
 
-    Args:
-        args: dataclass of hyper-parameters.
-        rules: names of fields, separated by blanks, and the rule for all of them.
-
-    Raises:
-        ConfigError: the first such value.
+    `rules` maps names of fields, separated by blanks, to the rule of all of them; None passes every rule.
     """
     for name, hint in get_type_hints(type(args)).items():
         known = [choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)]

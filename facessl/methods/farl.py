@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -91,15 +92,8 @@ class TextTower(nn.Module):
     """
 
     def __init__(self, width: int, depth: int, heads: int, *, context: int, out_features: int) -> None:
-        """
-        Args:
-            width, depth, heads: channels, blocks and attention heads.
-            context: tokens a sentence is filled up or cut to, start and end included.
-            out_features: D.
-
-        Raises:
-            ConfigError: open_clip is not installed.
-        """
+        """Sentences are filled up or cut to `context` tokens, start and end included; `out_features` is D. ConfigError
+        where open_clip is not installed."""
         super().__init__()
         # Late: these take seconds, and most runs need none of them.
         try:
@@ -185,11 +179,8 @@ class FaRL(nn.Module):
         nn.init.normal_(self.image_projection.weight, std=width**-0.5)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(args.temperature)))
         self.mask_token = nn.Parameter(width**-0.5 * torch.randn(width))
-        heads = backbone.model.blocks[0].attn.num_heads
-        blocks = (
-            Block(width, heads, qkv_bias=True, act_layer=QuickGELU, norm_layer=nn.LayerNorm)
-            for _ in range(args.mim_depth)
-        )
+        block = partial(Block, width, backbone.model.blocks[0].attn.num_heads, qkv_bias=True, norm_layer=nn.LayerNorm)
+        blocks = (block(act_layer=QuickGELU) for _ in range(args.mim_depth))
         outputs = width if args.dvae is None else args.vocabulary
         self.mim = nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, outputs))
         self.mim.apply(_start)
@@ -227,8 +218,7 @@ class FaRL(nn.Module):
 
     def noise(self, batch: Batch) -> Tensor:
         """Uniform noise (B, T) of the masks, drawn on the device."""
-        x = batch.views[0]
-        return torch.rand(len(x), self.grid[0] * self.grid[1], device=x.device)
+        return torch.rand(len(batch), self.grid[0] * self.grid[1], device=batch.views[0].device)
 
     def removed(self, noise: Tensor) -> Tensor:
         """Which patches are hidden, as many in every image: noise (B, T) -> (B, T) bool."""
@@ -282,5 +272,4 @@ def _start(module: nn.Module) -> None:
     """Truncated normal of standard deviation 0.02, biases 0: the first weights of the released prediction block."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        nn.init.zeros_(module.bias)

@@ -227,8 +227,7 @@ class RegionHeads(nn.Module):
             query_std=args.query_std,
         )
         if args.averaged:
-            self.prototype: Tensor
-            self.register_buffer("prototype", torch.zeros(regions, args.dim))
+            self.prototype = nn.Buffer(torch.zeros(regions, args.dim))
 
     def forward(self, features: Tensor, pooled: Tensor, crops: Tensor | None = None) -> Outputs:
         """Map (B, C, h, w), pooled embedding (B, C) and what the view shows, (B, 5) or None -> `Outputs`."""
@@ -253,14 +252,9 @@ class RegionHeads(nn.Module):
         return self.prototype if self.averaged else self.decoder(features)
 
     def similarity(self, features: Tensor, embedding: Tensor, crops: Tensor | None = None) -> Tensor:
-        """S: cosine of Eq. 1's dense map with mask embeddings, plus the prior where there is one.
+        """S (B, hw, N), at least float32: cosine of Eq. 1's dense map with mask embeddings, plus the prior, if any.
 
-        Args:
-            features, embedding: (B, C, h, w), and (B, N, D) or (N, D).
-            crops: (B, 5), what the view shows (`Batch.crops`); None: the whole image.
-
-        Returns:
-            (B, hw, N), at least float32.
+        Features are (B, C, h, w), embeddings (B, N, D) or (N, D), crops (B, 5), what the view shows; None: the image.
         """
         dense = self.local_projector(features).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, hw, D)
         with torch.autocast(dense.device.type, enabled=False):
@@ -391,8 +385,8 @@ class FRA(nn.Module):
         if "global_consistency" in self.weights:
             terms["global_consistency"] = self._dissimilarity([(self.predictor(o["z"]), t["z"]) for o, t in crossed])
         if "local_consistency" in self.weights:
-            predicted = [self.local_predictor(o["regions"].transpose(1, 2)).transpose(1, 2) for o, _ in crossed]
-            pairs = [(p, t["regions"]) for p, (_, t) in zip(predicted, crossed, strict=True)]
+            predict = self.local_predictor
+            pairs = [(predict(o["regions"].transpose(1, 2)).transpose(1, 2), t["regions"]) for o, t in crossed]
             terms["local_consistency"] = self._dissimilarity(pairs)
         if "decorrelation" in self.weights:
             terms["decorrelation"] = torch.stack([decorrelation(p, z) for p, z in pairs]).sum()
@@ -450,10 +444,8 @@ class FRA(nn.Module):
         """Regions as the online network sees them: (B, 3, H, W) normalised -> (B, N, h, w) float32, sums over N are 1.
 
         Call it in evaluation mode. Where mask embeddings are averaged over the batch, the running prototype replaces
-        them; it is zero before the first step: uniform heatmaps. A prior takes `x` for the stored image.
-
-        Raises:
-            ConfigError: this FRA has no regions (only the global term is on).
+        them; it is zero before the first step: uniform heatmaps. A prior takes `x` for the stored image. ConfigError
+        where there are no regions (only the global term is on).
         """
         if not self.has_regions:
             raise ConfigError("this FRA has no heatmaps: its local and relation terms are off; turn one on")
@@ -475,8 +467,7 @@ def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Te
     """The mean of Eq. 2 over the cells of a view whose centre another view shows, with that view's assignments there.
 
     Args:
-        student: (B, h, w, N) float32, logits of the one view.
-        teacher: (B, h', w', N) float32, probabilities of the other view.
+        student, teacher: (B, h, w, N) float32, logits of the one view and probabilities of the other view.
         ours, theirs: (B, 5), crops of the one and of the other view (`Batch.crops`).
 
     Returns:

@@ -87,8 +87,7 @@ class AlignedHeads(nn.Module):
         """Map (B, C, h, w), averaged by `maps` (B, heads, K, hw), each group by its own -> (B, K, D)."""
         groups = features.flatten(2).unflatten(1, (self.heads, -1))  # (B, C, hw) -> (B, heads, C / heads, hw)
         slots = groups @ maps.transpose(2, 3).to(groups.dtype)  # (B, heads, C / heads, K)
-        out: Tensor = self.slot_projector(slots.flatten(1, 2))  # (B, C, K) -> (B, D, K)
-        return out.transpose(1, 2)
+        return self.slot_projector(slots.flatten(1, 2)).transpose(1, 2)  # (B, C, K) -> (B, K, D)
 
 
 class LEWEL(nn.Module):

@@ -83,8 +83,7 @@ class MAE(nn.Module):
 
     def noise(self, batch: Batch) -> Tensor:
         """Uniform noise (B, T) of the mask, drawn on the device."""
-        x = batch.views[0]
-        return torch.rand(len(x), self.grid[0] * self.grid[1], device=x.device)
+        return torch.rand(len(batch), self.grid[0] * self.grid[1], device=batch.views[0].device)
 
     def _predict(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Mask]:
         mask = random_mask(noise, self.args.mask_ratio)

@@ -130,11 +130,7 @@ class MCF(nn.Module):
     initial: ClassVar[frozenset[str]] = frozenset({"decoder_checkpoint", "pretrained_blocks"})
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """`backbone` is a ViT with a class token; `values` are fields of `MCFArgs`.
-
-        Raises:
-            CheckpointError: decoder blocks that do not fit.
-        """
+        """`backbone` is a ViT with a class token; `values` are fields of `MCFArgs`."""
         super().__init__()
         self.args = args = MCFArgs(**values)
         self.backbone = backbone
@@ -176,8 +172,7 @@ class MCF(nn.Module):
 
     def noise(self, batch: Batch) -> Tensor:
         """Uniform noise (2, B, T) of the online and of the target mask, drawn on the device."""
-        x = batch.views[0]
-        return torch.rand((2, len(x), self.grid[0] * self.grid[1]), device=x.device)
+        return torch.rand((2, len(batch), self.grid[0] * self.grid[1]), device=batch.views[0].device)
 
     def _reconstruct(self, x: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
         """Tokens (B, 1 + K, C) of the visible patches, and the images (B, 3, S, S) that the decoder makes of them."""

@@ -197,9 +197,8 @@ class PCL(nn.Module):
 
     def _reconstruction(self, image: Tensor) -> dict[str, Tensor]:
         """The first two terms, of the image (B, 3, S, S) and its mirror image."""
-        sides = (image, image.flip(-1))
         faces, poses, targets = [], [], []
-        for side in sides:
+        for side in (image, image.flip(-1)):
             noisy = side + self.args.noise * torch.randn_like(side) if self.training and self.args.noise else side
             features = self.backbone.forward_features(noisy)
             faces.append(self.face_branch(features))
@@ -342,15 +341,9 @@ class LossBalance(nn.Module):
         """`count` is n, the number of losses; `temperature` T; None: weights stay 1."""
         super().__init__()
         self.temperature = temperature
-        self.mean: Tensor
-        self.means: Tensor
-        self.steps: Tensor
-        self.epoch: Tensor
-        self.complete: Tensor
-        self.register_buffer("mean", torch.zeros(count))  # of the epoch that runs
-        self.register_buffer("means", torch.ones(2, count))  # of the last epoch and of the one before
-        for name in ("steps", "epoch", "complete"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        self.mean = nn.Buffer(torch.zeros(count))  # of the epoch that runs
+        self.means = nn.Buffer(torch.ones(2, count))  # of the last epoch and of the one before
+        self.steps, self.epoch, self.complete = (nn.Buffer(torch.zeros((), dtype=torch.int64)) for _ in range(3))
         self._noted: list[Tensor] = []  # sum over the micro-batches, and their number
 
     def weights(self, epoch: int) -> Tensor:

@@ -60,8 +60,7 @@ class SimCLR(nn.Module):
     def __init__(self, backbone: Backbone, **values: Any) -> None:
         """`values` are fields of `SimCLRArgs`."""
         super().__init__()
-        args = SimCLRArgs(**values)
-        self.temperature = args.temperature
+        self.args = args = SimCLRArgs(**values)
         self.backbone = backbone
         self.projector = MLPHead(backbone.num_features, hidden=args.hidden, out_features=args.dim)
 
@@ -69,7 +68,7 @@ class SimCLR(nn.Module):
         """Loss of two views (B, 3, S, S); logs `nt_xent` and `top1`, the fraction of views that find their partner."""
         x1, x2 = batch.views
         z1, z2 = self.projector(self.backbone(torch.cat([x1, x2]))).chunk(2)  # (2B, D) -> (B, D) each
-        loss, found = nt_xent(z1, z2, self.temperature)
+        loss, found = nt_xent(z1, z2, self.args.temperature)
         return Step(loss, {"nt_xent": loss.detach(), "top1": found})
 
     def after_step(self, progress: Progress) -> None:
@@ -77,11 +76,8 @@ class SimCLR(nn.Module):
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Normalised temperature-scaled cross-entropy (Eq. 1) of this rank's 2B views among the 2WB of all W ranks.
-
-    Args:
-        z1, z2: (B, D) projections of the two views, in the same order of images; B is the same on every rank.
-        temperature: tau.
+    """Normalised temperature-scaled cross-entropy (Eq. 1) of this rank's 2B views among the 2WB of all W ranks, from
+    projections (B, D) of the two views, in the same order of images; B is the same on every rank.
 
     Returns:
         scalar loss, the mean over this rank's views, and the fraction of them whose nearest other view is their

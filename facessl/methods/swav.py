@@ -86,12 +86,9 @@ class Queue(nn.Module):
         """`sets` is K; `length` L, rows of each set over all ranks, of which the oldest leave first; `dim` D."""
         super().__init__()
         self.length = length
-        self.rows: Tensor
-        self.position: Tensor
-        self.filled: Tensor
-        self.register_buffer("rows", torch.zeros(sets, length, dim))
-        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+        self.rows = nn.Buffer(torch.zeros(sets, length, dim))
+        self.position = nn.Buffer(torch.zeros((), dtype=torch.int64))
+        self.filled = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self._noted: Tensor | None = None
 
     @torch.no_grad()
@@ -198,8 +195,7 @@ class SwAV(nn.Module):
         for s in range(ASSIGNED):
             q = self._assign(scores[s].detach(), None if queued is None else queued[s])  # (B, K)
             winners.append(q.argmax(1))
-            others = [t for t in range(len(scores)) if t != s]
-            terms += [F.cross_entropy(scores[t] / self.args.temperature, q) for t in others]
+            terms += [F.cross_entropy(scores[t] / self.args.temperature, q) for t in range(len(scores)) if t != s]
         chosen = torch.zeros(scores.shape[-1], dtype=scores.dtype, device=scores.device)
         chosen.index_fill_(0, torch.cat(winners), 1)  # indexing with `= 1` would wait for a GPU
         return torch.stack(terms).mean(), all_reduce_sum(chosen).clamp_max(1).mean()

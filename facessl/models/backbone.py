@@ -135,11 +135,8 @@ class Backbone(nn.Module):
         return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
 
     def compile_features(self) -> None:
-        """Compile the feature extractor in place; the state dict keeps its keys.
-
-        Raises:
-            ConfigError: batch norms that span the ranks, at each of which the compiled code would break off.
-        """
+        """Compile the feature extractor in place; the state dict keeps its keys. ConfigError for batch norms that span
+        the ranks, at each of which the compiled code would break off."""
         if norms := sum(map(spans_ranks, self.model.modules())):
             raise ConfigError(
                 f"--compile was not tested with batch norms that span the ranks ({norms} in {self.name}): leave it "
@@ -148,13 +145,8 @@ class Backbone(nn.Module):
         self.model.forward_features = torch.compile(self.model.forward_features)
 
     def take_any_size(self) -> bool:
-        """Let a ViT take images of other sizes than `image_size`, for views of several sizes.
-
-        Its position table is then resized to the grid at hand, and zeros complete a last patch that is cut.
-
-        Returns:
-            Whether the model takes them now: True for ResNets and ViTs, False e.g. for a Swin.
-        """
+        """Let a ViT take images of other sizes than `image_size`: its position table is then resized to the grid at
+        hand, and zeros complete a last patch that is cut. False where the model takes one size only (e.g. a Swin)."""
         embed = getattr(self.model, "patch_embed", None)
         if embed is None:
             return True
@@ -185,10 +177,8 @@ class Backbone(nn.Module):
         return tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)
 
     def preprocess(self, images: Iterable[str | Path | Image.Image | np.ndarray] | np.ndarray) -> Tensor:
-        """Images -> (B, 3, image_size, image_size) float32, as the evaluation of this backbone sees them.
-
-        Args:
-            images: paths, PIL images or (H, W, 3) uint8 RGB arrays; one alone is a batch of one.
+        """Paths, PIL images or (H, W, 3) uint8 RGB arrays -> (B, 3, image_size, image_size) float32, as the evaluation
+        of this backbone sees them; one image alone is a batch of one.
 
         The whole image is resized to the square (no crop), as in FRA's downstream protocol.
         """
@@ -197,6 +187,7 @@ class Backbone(nn.Module):
 
         if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
-        squares = np.stack([resize(to_rgb(image), self.image_size) for image in images])  # (B, S, S, 3)
-        device = next(self.parameters()).device
-        return normalise(torch.from_numpy(squares).permute(0, 3, 1, 2).to(device), self.mean, self.std)
+        squares = torch.from_numpy(
+            np.stack([resize(to_rgb(image), self.image_size) for image in images])
+        )  # (B, S, S, 3)
+        return normalise(squares.permute(0, 3, 1, 2).to(next(self.parameters()).device), self.mean, self.std)

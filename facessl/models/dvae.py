@@ -66,11 +66,7 @@ class VisualTokens:
         self.encoder: DVAEEncoder | None = None
 
     def load(self) -> DVAEEncoder:
-        """The encoder, frozen and in evaluation mode.
-
-        Raises:
-            CheckpointError: missing, no state dict of this network, or another vocabulary.
-        """
+        """The encoder, frozen and in evaluation mode; CheckpointError where the file or what is in it is not one."""
         if self.encoder is None:
             state = files.read(Path(self.path))
             found = {_ours(name): value for name, value in state.get("state_dict", state).items()}
@@ -93,9 +89,8 @@ class VisualTokens:
         encoder = self.load().to(x.device)
         mean, std = (x.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (self.mean, self.std))
         with torch.autocast(x.device.type, enabled=False):
-            pixels = x.float() * std + mean
             size = (grid[0] * STRIDE, grid[1] * STRIDE)
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+            pixels = F.interpolate(x.float() * std + mean, size, mode="bilinear", antialias=True, align_corners=False)
             return encoder(pixels.clamp(0, 1)).argmax(1).flatten(1)
 
 

@@ -60,13 +60,10 @@ class MaskDecoder(nn.Module):
     ) -> None:
         """
         Args:
-            in_features: C, channels of the feature map.
-            queries: N, number of mask embeddings.
-            layers: decoder layers, at least 1.
-            out_features: D, channels of a mask embedding.
+            in_features, out_features: C, channels of the feature map, and D, those of a mask embedding.
+            queries, query_std: N, number of mask embeddings, and standard deviation of the initial queries.
+            layers: decoder layers, at least 1; `heads`, `feed_forward` and `dropout` are theirs.
             width: channels inside the decoder, a multiple of 4 and of `heads`.
-            heads, feed_forward, dropout: of every decoder layer.
-            query_std: standard deviation of the initial queries.
         """
         super().__init__()
         self.project = nn.Linear(in_features, width)

@@ -22,12 +22,7 @@ def frozen_copy(module: M) -> M:
 
 
 def cosine_momentum(base: float, fraction: float) -> float:
-    """Momentum that rises from `base` to 1 by half a cosine (BYOL).
-
-    Args:
-        base: momentum at the start, 0 to 1.
-        fraction: fraction of the run that is done, 0 to 1.
-    """
+    """Momentum that rises from `base` to 1 by half a cosine (BYOL); `fraction` of the run is done, 0 to 1."""
     return 1 - (1 - base) * (math.cos(math.pi * fraction) + 1) / 2
 
 
@@ -59,8 +54,11 @@ class MomentumUpdate:
         """Moves the target by the fraction `1 - momentum` of the way; collective where norms do not span the ranks."""
         if not self._target:
             self._collect()
-        if self._per_rank and world_size() > 1:
-            _average(self._per_rank)
+        if self._per_rank and world_size() > 1:  # their mean over the ranks, in one message
+            flat = torch.cat([tensor.flatten() for tensor in self._per_rank])
+            dist.all_reduce(flat)
+            parts = (flat / world_size()).split([tensor.numel() for tensor in self._per_rank])
+            torch._foreach_copy_(self._per_rank, [p.view_as(t) for p, t in zip(parts, self._per_rank, strict=True)])
         torch._foreach_lerp_(self._target, self._online, 1 - momentum)
         for online, target in self._copied:
             target.copy_(online)
@@ -80,14 +78,6 @@ class MomentumUpdate:
             for norm in online.modules():
                 if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not spans_ranks(norm):
                     self._per_rank += [b for b in norm.buffers(recurse=False) if b.is_floating_point()]
-
-
-def _average(tensors: list[Tensor]) -> None:
-    """Mean over the ranks, in place and in one message."""
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    parts = (flat / world_size()).split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 def _local(parameter: Tensor) -> Tensor:

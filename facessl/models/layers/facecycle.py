@@ -54,11 +54,7 @@ def _pair(sizes: tuple[int, int, int], kernel: int, stride: int, attention: bool
 
 
 class FaceCycle(nn.Module):
-    """The shared trunk: stride 16, 128 channels, no norms, LeakyReLU of slope 0.1; 64 px give a map of 4 x 4.
-
-    Attributes:
-        num_features, feature_info: as timm's models have them.
-    """
+    """The shared trunk: stride 16, 128 channels, no norms, LeakyReLU of slope 0.1; 64 px give a map of 4 x 4."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,11 +101,7 @@ def pcl_facecycle(
     cache_dir: Any = None,
     num_classes: int = 0,
 ) -> FaceCycle:
-    """What `timm.create_model` calls; there are no weights to download.
-
-    Raises:
-        RuntimeError: pre-trained weights, or a classifier.
-    """
+    """What `timm.create_model` calls; RuntimeError for pre-trained weights, which do not exist, or a classifier."""
     if pretrained or num_classes:
         raise RuntimeError("it has neither pre-trained weights nor a classifier")
     return FaceCycle()

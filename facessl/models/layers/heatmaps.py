@@ -12,15 +12,8 @@ from facessl.core.precision import at_least_float32
 
 
 def to_heatmap(points: Tensor, image: tuple[int, int], heatmap: tuple[int, int]) -> Tensor:
-    """Pixels of an image -> cells of a heatmap that covers the same square: (p + 0.5) * h / H - 0.5.
-
-    Args:
-        points: (..., 2) x, y in pixels of the image.
-        image, heatmap: height and width of both.
-
-    Returns:
-        (..., 2) x, y in cells.
-    """
+    """Pixels (..., 2) of an image -> cells of a heatmap over the same square, (p + 0.5) * h / H - 0.5; `image` and
+    `heatmap` are height and width of both."""
     scale = points.new_tensor([heatmap[1] / image[1], heatmap[0] / image[0]])
     return (points + 0.5) * scale - 0.5
 
@@ -69,10 +62,8 @@ def shrunk_gaussians(
     Differences: the Gaussian's centre is the landmark itself, and not the nearest pixel.
 
     Args:
-        points: (B, K, 2) x, y in pixels of the image; those that are not visible may be anything, NaN included.
-        image: its height and width.
-        size: height and width of the maps.
-        visible: (B, K) bool; the maps of the others are 0. None: all are.
+        points, visible: as in `gaussian_heatmaps`, but in pixels of the image.
+        image, size: height and width of the image and of the maps.
 
     Returns:
         (B, K, h, w) in float32 or wider, without gradient.
@@ -106,8 +97,7 @@ def edge_heatmaps(
     Args:
         points: (B, K, 2) x, y in pixels of the image; what lies outside is drawn at its edge.
         edges: per edge the landmarks that straight pieces join in this order; a closed edge names its first one again.
-        image: its height and width.
-        size: height and width of the maps.
+        image, size: height and width of the image and of the maps.
 
     Returns:
         (B, E, h, w) in float32 or wider, without gradient.
@@ -122,8 +112,8 @@ def edge_heatmaps(
         start, step = ends[:, :-1], ends[:, 1:] - ends[:, :-1]  # (B, n - 1, 2)
         (sx, sy), (ux, uy) = (p[..., None, None].unbind(2) for p in (start, step))  # each (B, n - 1, 1, 1)
         dx, dy = x - sx, y - sy  # (B, n - 1, 1, w), (B, n - 1, h, 1)
-        along = (dx * ux + dy * uy) / (ux * ux + uy * uy).clamp_min(1e-6)  # fraction of the piece at the nearest point
-        along = along.clamp(0, 1)
+        # fraction of the piece at the nearest point
+        along = ((dx * ux + dy * uy) / (ux * ux + uy * uy).clamp_min(1e-6)).clamp(0, 1)
         distance = ((dx - along * ux).square() + (dy - along * uy).square()).amin(1)  # (B, h, w), squared
         profile = LINE_HEIGHT * (distance * (-0.5 / LINE_SIGMA**2)).exp()
         maps.append(profile * (distance < 9 * LINE_SIGMA**2))
@@ -141,22 +131,14 @@ def _inside(points: Tensor, image: tuple[int, int]) -> Tensor:
 
 
 def soft_argmax(activations: Tensor) -> Tensor:
-    """Mean position weighted by the activations (FaRL's decoding of sigmoid maps, STAR's of its own).
-
-    Computed about the centre of the map, which is what an empty map gives.
-
-    Args:
-        activations: (B, K, h, w), not negative.
-
-    Returns:
-        (B, K, 2) x, y in cells, in float32 or wider also under autocast.
-    """
+    """Mean position weighted by activations (B, K, h, w), not negative (FaRL's decoding of sigmoid maps, STAR's of its
+    own): (B, K, 2) x, y in cells, in float32 or wider also under autocast. An empty map gives its centre."""
     kind = torch.promote_types(activations.dtype, torch.float32)
     columns, rows = (activations.sum(dim, dtype=kind) for dim in (-2, -1))  # (B, K, w), (B, K, h)
     total = columns.sum(-1).clamp_min(1e-6)  # (B, K)
     out = []
     for mass in (columns, rows):
-        centre = (mass.shape[-1] - 1) / 2
+        centre = (mass.shape[-1] - 1) / 2  # about which the sum loses the fewest digits
         cells = torch.arange(mass.shape[-1], device=mass.device, dtype=mass.dtype) - centre
         out.append((mass * cells).sum(-1) / total + centre)
     return torch.stack(out, dim=-1)

@@ -19,15 +19,8 @@ ROUND_BELOW = 1e-3
 
 
 def coordinate_l2(pred: Tensor, target: Tensor, visible: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
-    """Mean distance of points whose coordinates are divided as (p + 0.5) / size (FaRL's coordinate loss).
-
-    Args:
-        pred, target: (B, K, 2) x, y in pixels of an image, or cells of a map, of that size.
-        size: its height and width.
-
-    Returns:
-        scalar.
-    """
+    """Mean distance of points (B, K, 2) in pixels of an image of that height and width, divided as (p + 0.5) / size
+    (FaRL's coordinate loss)."""
     with torch.autocast(pred.device.type, enabled=False):
         pred = at_least_float32(pred)
         error = (pred - target) / pred.new_tensor([size[1], size[0]])  # the half pixel cancels
@@ -49,9 +42,6 @@ def awing(pred: Tensor, target: Tensor, visible: Tensor | None = None) -> Tensor
 
     Args:
         pred, target: (B, K, h, w); targets in 0..1, a constant.
-
-    Returns:
-        scalar, mean over cells.
     """
     with torch.autocast(pred.device.type, enabled=False):
         target = at_least_float32(target.detach())
@@ -84,9 +74,6 @@ def star(heatmaps: Tensor, target: Tensor, visible: Tensor | None = None) -> Ten
     Args:
         heatmaps: (B, K, h, w), not negative; an empty map counts with its mean in the centre.
         target: (B, K, 2) x, y in cells.
-
-    Returns:
-        scalar.
     """
     with torch.autocast(heatmaps.device.type, enabled=False):
         mean, (xx, yy, xy) = moments(heatmaps)
@@ -104,13 +91,8 @@ def moments(heatmaps: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Means and unbiased covariances of maps that are divided by their sums, where a map spans -1..1.
 
     The covariance of weights p that sum to 1 is divided by 1 - sum p^2, at least EPSILON, so that a map of one cell has
-    covariance 0.
-
-    Args:
-        heatmaps: (B, K, h, w), not negative.
-
-    Returns:
-        means (B, K, 2) as x, y, and the variances of x, of y and their covariance, each (B, K).
+    covariance 0. Heatmaps (B, K, h, w) -> means (B, K, 2) as x, y, and the variances of x, of y and their covariance,
+    each (B, K).
     """
     maps = at_least_float32(heatmaps).contiguous()
     h, w = maps.shape[-2:]
@@ -129,13 +111,11 @@ def moments(heatmaps: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
 
 
 def eigen(xx: Tensor, yy: Tensor, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eigenvalues and the first eigenvector of [[xx, xy], [xy, yy]] in closed form, with finite gradients throughout.
+    """Eigenvalues and the first eigenvector of [[xx, xy], [xy, yy]], positive semi-definite matrices of any one shape,
+    in closed form, with finite gradients throughout.
 
     Of round matrices (ROUND_BELOW) and zero matrices both eigenvalues are the mean and the eigenvectors are the axes,
     without gradient.
-
-    Args:
-        xx, yy, xy: any one shape; the matrices are positive semi-definite.
 
     Returns:
         larger and smaller eigenvalue (at least 0), and (cosine, sine) of the larger one's eigenvector. The smaller

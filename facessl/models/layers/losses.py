@@ -11,14 +11,7 @@ from facessl.core.precision import at_least_float32
 
 
 def mean_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean cosine similarity of vectors and their targets (BYOL, Eq. 2; FRA's f_s in Eq. 6).
-
-    Args:
-        prediction, target: (..., D), any type; both are normalised over D.
-
-    Returns:
-        scalar float32 in [-1, 1].
-    """
+    """Mean cosine similarity over D of vectors (..., D) and their targets (BYOL, Eq. 2; FRA's f_s in Eq. 6)."""
     with torch.autocast(prediction.device.type, enabled=False):
         return F.cosine_similarity(at_least_float32(prediction), at_least_float32(target), dim=-1).mean()
 

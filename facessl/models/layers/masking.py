@@ -13,17 +13,11 @@ from facessl.models.layers.positions import sincos_positions
 
 
 class Mask(NamedTuple):
-    """Which of T patches an encoder sees, for each of B images. K patches are visible.
+    """Which of T patches an encoder sees, for each of B images. K patches are visible."""
 
-    Attributes:
-        keep: (B, K) int64, positions of the visible patches, in the order in which they enter the encoder.
-        restore: (B, T) int64, where in the sequence "visible, then removed" each patch stands.
-        removed: (B, T) bool, True where the patch is hidden.
-    """
-
-    keep: Tensor
-    restore: Tensor
-    removed: Tensor
+    keep: Tensor  # (B, K) int64, positions of the visible patches, in the order in which they enter the encoder
+    restore: Tensor  # (B, T) int64, where in the sequence "visible, then removed" each patch stands
+    removed: Tensor  # (B, T) bool, True where the patch is hidden
 
 
 def random_mask(noise: Tensor, ratio: float) -> Mask:
@@ -57,11 +51,8 @@ def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
 
 
 def check_maskable(model: nn.Module, name: str) -> None:
-    """Refuse a timm model that `encode_visible` cannot run.
-
-    Raises:
-        ConfigError: no plain ViT with a position table and a class token, or one whose last norm sits after pooling.
-    """
+    """ConfigError for a timm model that `encode_visible` cannot run: it is not a plain ViT with a position table and a
+    class token, or its last norm sits after pooling."""
     plain = isinstance(model, VisionTransformer) and model.pos_embed is not None and model.cls_token is not None
     if not plain:
         raise ConfigError(
@@ -76,11 +67,8 @@ def check_maskable(model: nn.Module, name: str) -> None:
 
 @torch.no_grad()
 def fix_positions(model: Any, *, pretrained: bool = False) -> None:
-    """Replace a ViT's position table by the fixed sine-cosine one (MAE, appendix A.1), zero for its prefix tokens.
-
-    Raises:
-        ConfigError: the model has `pretrained` weights, whose own table would be lost.
-    """
+    """Replace a ViT's position table by the fixed sine-cosine one (MAE, appendix A.1), zero for its prefix tokens;
+    ConfigError where it has `pretrained` weights, whose own table would be lost."""
     if pretrained:
         raise ConfigError(
             "the pre-trained backbone's position table would be overwritten by the fixed one (method.positions = "
@@ -114,12 +102,7 @@ def run_blocks(model: Any, prefix: Tensor, patches: Tensor) -> Tensor:
 
 
 def encode_visible(model: Any, x: Tensor, keep: Tensor) -> Tensor:
-    """Tokens of a timm ViT that sees some patches only; the blocks never run on the others.
-
-    Args:
-        model: a ViT that `check_maskable` accepts.
-        x: (B, 3, H, W), normalised.
-        keep: (B, K) int64, the visible patches.
+    """Tokens of a timm ViT that sees only the patches `keep` (B, K) of images (B, 3, H, W); no block runs on others.
 
     Returns:
         (B, P + K, C) after the last norm: P prefix tokens (the class token first), then the visible patches in the

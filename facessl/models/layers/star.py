@@ -21,17 +21,11 @@ from facessl.models.layers.upernet import ConvNorm, UPerNeck
 
 
 class StarMaps(NamedTuple):
-    """What the head gives, in float32 or wider, all of one size (h, w).
+    """What the head gives, in float32 or wider, all of one size (h, w)."""
 
-    Attributes:
-        heatmaps: (B, K, h, w), not negative, gated: `star` and `soft_argmax` take them.
-        points: (B, K, h, w) in 0..1, a blob on each landmark.
-        edges: (B, E, h, w) in 0..1, a line along each edge.
-    """
-
-    heatmaps: Tensor
-    points: Tensor
-    edges: Tensor
+    heatmaps: Tensor  # (B, K, h, w), not negative, gated: `star` and `soft_argmax` take them
+    points: Tensor  # (B, K, h, w) in 0..1, a blob on each landmark
+    edges: Tensor  # (B, E, h, w) in 0..1, a line along each edge
 
 
 class CoordConv(nn.Module):
@@ -111,8 +105,7 @@ class StarHead(nn.Module):
         """
         Args:
             channels, strides: of the pyramid (`Backbone.pyramid_channels`, `pyramid_strides`).
-            points: K.
-            edges: `star_edges(layout)`.
+            points, edges: K, and `star_edges(layout)`.
             width: channels of the neck and the blocks; 64 to 128 suit a CPU.
         """
         super().__init__()
@@ -147,9 +140,7 @@ def star_loss(
     not count.
 
     Args:
-        maps: of `StarHead`.
-        target: (B, K, 2) x, y in pixels of the image.
-        visible: (B, K) bool; None: all.
+        target, visible: (B, K, 2) x, y in pixels of the image, and (B, K) bool; None: all.
         edges: those of the network.
         image: height and width of the image, over which the maps are stretched.
 
@@ -171,12 +162,10 @@ def star_loss(
 
 
 def star_edges(layout: str) -> tuple[tuple[int, ...], ...]:
-    """Edges of a landmark order, each the landmarks along it; a closed edge ends with its first landmark.
+    """Edges of a landmark order, each the landmarks along it; a closed edge ends with its first landmark. UnknownName
+    where no edges are known.
 
     ibug68 and wflw98 are STAR's; aflw19 and lapa106, which STAR does not use, follow the same parts of the face.
-
-    Raises:
-        UnknownName: no edges are known for this order.
     """
     if layout not in _EDGES:
         raise UnknownName("landmark order with edges", layout, _EDGES)
@@ -188,7 +177,7 @@ def _line(first: int, last: int) -> tuple[int, ...]:
 
 
 def _ring(first: int, last: int) -> tuple[int, ...]:
-    return (*range(first, last + 1), first)
+    return (*_line(first, last), first)
 
 
 _EDGES: dict[str, tuple[tuple[int, ...], ...]] = {

@@ -88,8 +88,7 @@ class UPerNet(nn.Module):
         """
         Args:
             channels, strides, width: of `UPerNeck`; 768 is FaRL's width, 64 to 128 suit a CPU.
-            out_channels: classes or landmarks.
-            dropout: fraction of the neck's channels that are dropped per image.
+            out_channels, dropout: classes or landmarks; fraction of the neck's channels that are dropped per image.
         """
         super().__init__()
         self.neck = UPerNeck(channels, strides, width=width)

@@ -31,12 +31,8 @@ class MaskedDecoder(nn.Module):
         """
         Args:
             in_features: C, channels of the encoder's tokens.
-            grid: (h, w), patches of the image; T = h * w.
-            patch: side of a patch in pixels.
-            width, depth, heads: channels, blocks and attention heads.
-
-        Raises:
-            ConfigError: `heads` does not divide `width`.
+            grid, patch: (h, w), patches of the image, T = h * w, and their side in pixels.
+            width, depth, heads: channels, blocks and attention heads, which must divide `width` (ConfigError).
         """
         super().__init__()
         if width % heads:
@@ -72,10 +68,7 @@ class MaskedDecoder(nn.Module):
         """Start the first `count` blocks from a checkpoint loaded from `path`; the rest stays as it is.
 
         `state` is in MAE's layout (`decoder_blocks.0.norm1.weight`, ... under "model" or bare) or one of this library's
-        runs (`decoder.blocks.0...` under "method").
-
-        Raises:
-            CheckpointError: a tensor of these blocks is missing or has another shape; it is named.
+        runs (`decoder.blocks.0...` under "method"). CheckpointError names the tensors that do not fit.
         """
         inner = next((state[key] for key in ("model", "method", "state_dict") if key in state), state)
         found = {}
@@ -95,11 +88,7 @@ class MaskedDecoder(nn.Module):
 
 
 def decoder_for(backbone: Backbone, args: Any) -> MaskedDecoder:
-    """The decoder of MAE and MCF by their hyper-parameters; fixes the backbone's positions where these say so.
-
-    Raises:
-        ConfigError: a backbone that cannot leave patches out, or sizes that do not go together.
-    """
+    """The decoder of MAE and MCF by their hyper-parameters; fixes the backbone's positions where these say so."""
     check_maskable(backbone.model, backbone.name)
     if args.positions == "sincos":
         fix_positions(backbone.model, pretrained=backbone.pretrained)
