@@ -14,11 +14,8 @@ from facessl.models.layers.positions import sincos_positions
 
 #: timm's plain ViTs: channels, blocks, heads.
 SIZES = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
+    **{"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)},
+    **{"large": (1024, 24, 16), "huge": (1280, 32, 16)},
 }
 #: Larger ViTs keep 16 heads.
 SIXTEEN_HEADS = (1152, 1280, 1408, 1664)
@@ -37,14 +34,11 @@ def moco_heads(width: int) -> int:
 
 
 def is_moco(state: Mapping[str, Any], found: Mapping[str, Tensor]) -> bool:
-    """Whether bare tensors are of MoCo v3: a linear probe of its authors' code, or a network taken out of a checkpoint.
+    """Whether a file and its tensors (without prefixes) are of MoCo v3: a linear probe of its authors' code, or a
+    network taken out of a checkpoint.
 
     Either the file says so under `arch`, or its position table is MoCo v3's: sines and cosines like those of MAE, but
     the first half of the channels encodes the row (the order of `meshgrid` there), and zeros for the class token.
-
-    Args:
-        state: the file.
-        found: its tensors, without prefixes.
     """
     if not any(name.startswith("blocks.") and ".attn.qkv." in name for name in found):
         return False
@@ -64,7 +58,8 @@ def is_moco(state: Mapping[str, Any], found: Mapping[str, Tensor]) -> bool:
 def mlp_ratio(found: Mapping[str, Tensor], width: int, blocks: str = "blocks.") -> float:
     """Hidden over outer channels of the blocks' MLPs, 4 where they do not say; most blocks decide."""
     sizes = Counter(v.shape[0] for n, v in found.items() if n.startswith(blocks) and n.endswith(".mlp.fc1.bias"))
-    sizes += Counter(v.shape[1] for n, v in found.items() if n.startswith(blocks) and _is_second(n, v))
+    second = [v for n, v in found.items() if n.startswith(blocks) and n.endswith(".mlp.fc2.weight") and v.ndim == 2]
+    sizes += Counter(v.shape[1] for v in second)
     if not sizes:
         return 4.0
     hidden = sizes.most_common(1)[0][0]
@@ -72,23 +67,11 @@ def mlp_ratio(found: Mapping[str, Tensor], width: int, blocks: str = "blocks.") 
     return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 
 
-def _is_second(name: str, value: Tensor) -> bool:
-    return name.endswith(".mlp.fc2.weight") and value.ndim == 2
-
-
 def network(
     *, width: int, depth: int, heads: int, patch: int, ratio: float = 4.0, name: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """timm's name of a ViT and the options in which it differs from that one.
-
-    Args:
-        width: channels.
-        depth: blocks.
-        heads: attention heads.
-        patch: side of a patch in pixels.
-        ratio: of the MLPs.
-        name: a ViT-B/16 to be taken; None: the plain ViT of this width and depth, else ViT-B/16.
-    """
+    """timm's name of a ViT and the options in which it differs from that one: `name`, a ViT-B/16, or by default the
+    plain ViT of this width and depth, else ViT-B/16. `patch` is in pixels, `ratio` that of the MLPs."""
     size, side = "base", 16
     named = next((s for s, (w, d, _) in SIZES.items() if (w, d) == (width, depth)), None)
     if name is None and named is not None:
