@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
-
-from facessl.core.types import Sample
-from facessl.data.sources._class_folders import ClassFolders
+from facessl.data.source import Source
 from facessl.data.sources._lists import (
-    Items,
     box_of_size,
     check_width,
     choice,
+    class_folders,
     counted,
     csv_rows,
     expected,
     find,
-    find_any,
     real,
     root_folder,
     whole,
 )
+from facessl.data.splits import part_folders
 
 LAYOUT = expected(
     "affectnet",
@@ -35,6 +31,7 @@ COLUMNS = (
     *("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height"),
     *("facial_landmarks", "expression", "valence", "arousal"),
 )
+SPLITS = {"train": "train", "test": "val"}
 LISTS = {"train": "training.csv", "val": "validation.csv"}
 #: Images of each number of classes, as commonly reported; of validation one image is missing in some editions.
 SIZES = {
@@ -46,7 +43,7 @@ SIZES = {
 _NO_CLASS = 10  # 8 none, 9 uncertain, 10 no face
 
 
-class AffectNet:
+class AffectNet(Source):
     """AffectNet (Mollahosseini et al., 2017), manually annotated images.
 
     Licence: non-commercial research, on a professor's request; see the data set's own terms. Photographs of real
@@ -56,63 +53,36 @@ class AffectNet:
     has no boxes. Labels of `classes` and above (contempt for 7; none, uncertain, no face) are left out.
     The test set of the published results is the validation list: role test opens `split=val`.
     Asserted: labels 0..10, and 287651 / 4000 images of 8 classes, 283901 / 3500 of 7.
-
-    Attributes:
-        provides: label; box where the lists are read (`face_x` ... `face_height`).
-        label_names: the first `classes` of `CLASSES`.
     """
 
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "test": "val"}
+    splits = SPLITS
 
     def __init__(self, path: str | Path, *, split: str = "train", classes: int = 8, strict: bool = True) -> None:
         """
         Args:
             path: folder of one of the layouts above.
-            split: train or val.
             classes: 8, or 7 without contempt.
-            strict: refuse a part of the images.
-
-        Raises:
-            ConfigError: no such split or number of classes.
-            DataError: a file that is missing or not as expected, or another count.
         """
         choice("affectnet", "split", split, LISTS)
         choice("affectnet", "classes", classes, (8, 7))
         root = root_folder(path, LAYOUT)
         self.label_names = CLASSES[:classes]
-        folder = find_any(root, [split])
-        self._items: Items | ClassFolders
+        folder = part_folders(root).get(split)
         if folder is not None:
-            labels = {str(label): label if label < classes else None for label in range(_NO_CLASS + 1)}
-            self._items, file = ClassFolders(folder, labels, LAYOUT), folder
+            known = {str(label): label if label < classes else None for label in range(_NO_CLASS + 1)}
+            names, labels = class_folders(folder, known, LAYOUT)
+            super().__init__(names, {"label": labels}, folder=folder, file=folder, hint=LAYOUT)
         else:
-            file = find(root, [f"Manually_Annotated_file_lists/{LISTS[split]}", LISTS[split]], LAYOUT)
-            self._items = _listed(root, file, classes)
-        self.provides = self._items.provides
-        counted(file, f"{split} images of {classes} classes", len(self._items), SIZES[classes, split], strict)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
-
-    def column(self, field: str) -> np.ndarray:
-        """The values of a provided field, in the order of the images; none is read."""
-        return self._items.column(field)
+            folder = find(root, [f"Manually_Annotated_file_lists/{LISTS[split]}", LISTS[split]], LAYOUT)
+            names, labels, boxes = _listed(folder, classes)
+            inner = "Manually_Annotated_Images"
+            images = find(root, [inner, f"Manually_Annotated/{inner}"], LAYOUT)
+            super().__init__(names, {"label": labels, "box": boxes}, folder=images, file=folder, hint=LAYOUT)
+        counted(folder, f"{split} images of {classes} classes", len(self), SIZES[classes, split], strict)
 
 
-def _listed(root: Path, file: Path, classes: int) -> Items:
-    """The images of a list with one of the first `classes` labels."""
-    name = "Manually_Annotated_Images"
-    images = find(root, [name, f"Manually_Annotated/{name}"], LAYOUT)
+def _listed(file: Path, classes: int) -> tuple[list[str], list[int], list[tuple[float, float, float, float]]]:
+    """Names, labels and boxes of the images of a list with one of the first `classes` labels."""
     names, labels, boxes = [], [], []
     for number, (where, cells) in enumerate(csv_rows(file, LAYOUT)):
         check_width(where, len(cells), len(COLUMNS))
@@ -124,4 +94,4 @@ def _listed(root: Path, file: Path, classes: int) -> Items:
             labels.append(label)
             left, top, width, height = (real(cells[at], where, COLUMNS[at]) for at in range(1, 5))
             boxes.append(box_of_size(left, top, width, height))
-    return Items(images, names, {"label": labels, "box": boxes}, file=file, hint=LAYOUT)
+    return names, labels, boxes

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from facessl.core.errors import DataError, UnknownName
-from facessl.core.types import Sample
+from facessl.data.source import TRAIN_VAL_TEST, Source
 from facessl.data.sources._lists import (
-    Items,
     check_width,
     choice,
     counted,
@@ -37,7 +36,7 @@ _ATTRIBUTES = 40
 _BIT = {"-1": 0, "1": 1}
 
 
-class CelebA:
+class CelebA(Source):
     """CelebA (Liu et al., ICCV 2015), the aligned 178 x 218 images.
 
     Licence: non-commercial research only; see the data set's own terms. Photographs of real people.
@@ -48,14 +47,10 @@ class CelebA:
     Asserted: 40 attributes, every image in all lists, counts 162770 / 19867 / 19962.
 
     Attributes:
-        provides: attributes; identity and five_points with their lists; group with the option.
         attribute_names: the list's own, in its order; -1 is 0.
-        group_names: of the option `group`: without and with the attribute.
     """
 
-    label_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
+    splits = TRAIN_VAL_TEST
 
     def __init__(
         self, path: str | Path, *, split: str = "train", group: str | None = None, strict: bool = True
@@ -63,14 +58,7 @@ class CelebA:
         """
         Args:
             path: folder of the layout above.
-            split: train, val or test.
             group: attribute (as "Male") that divides the images into two groups.
-            strict: refuse a part of the images.
-
-        Raises:
-            ConfigError: no such split.
-            UnknownName: no such attribute.
-            DataError: a file that is missing or not as expected, or another count.
         """
         choice("celeba", "split", split, SIZES)
         root = root_folder(path, LAYOUT)
@@ -93,23 +81,7 @@ class CelebA:
                 raise UnknownName("attribute of celeba", group, self.attribute_names)
             columns["group"] = values[:, self.attribute_names.index(group)]
             self.group_names = (f"not {group}", group)
-        self._items = Items(images, names, columns, file=file, hint=LAYOUT)
-        self.provides = self._items.provides
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
-
-    def column(self, field: str) -> np.ndarray:
-        """The values of a provided field, in the order of the images; none is read."""
-        return self._items.column(field)
+        super().__init__(names, columns, folder=images, file=file, hint=LAYOUT)
 
 
 def _names(stem: str, folder: str) -> list[str]:
