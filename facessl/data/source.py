@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import inspect
@@ -255,8 +256,12 @@ def open_source(spec: str | Source) -> Source:
     if not isinstance(spec, str):
         return spec
     name, path, options = parse(spec)
-    cls = plugins.find("data.sources", name)
-    values = _converted(cls, name, options)
+    cls, shown = plugins.find("data.sources", name), name.replace("_", "-")
+    hints = _keywords(cls)
+    for key in options:
+        if key not in hints:
+            raise UnknownName(f"option of the source {shown}", key, hints)
+    values = {key: _value(f"{shown}?{key}", value, hints[key]) for key, value in options.items()}
     try:
         source: Source = cls(path, **values)
     except (OSError, KeyError, ValueError) as error:  # a plug-in that leaves the wording to us
@@ -352,30 +357,13 @@ def _keywords(cls: Any) -> dict[str, Any]:
     }
 
 
-def _converted(cls: Any, name: str, options: dict[str, str]) -> dict[str, Any]:
-    keywords = _keywords(cls)
-    for key in options:
-        if key not in keywords:
-            raise UnknownName(f"option of the source {name.replace('_', '-')}", key, keywords)
-    shown = name.replace("_", "-")
-    return {key: _value(f"{shown}?{key}", value, keywords[key]) for key, value in options.items()}
-
-
 def _value(option: str, text: str, hint: Any) -> Any:
     """`text` as the type that the constructor asks for."""
     choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if types.NoneType in choices and text.lower() in ("none", "null"):
         return None
-    choices = tuple(choice for choice in choices if choice is not types.NoneType)
-    for kind in (bool, int, float, Path, str):  # narrowest first, so that "3" for int | str is a number
-        if kind not in choices:
-            continue
-        try:
+    kinds = [kind for kind in _KINDS if kind in choices]  # narrowest first, so that "3" for int | str is a number
+    for kind in kinds:
+        with contextlib.suppress(KeyError, ValueError):
             return _BOOLS[text.lower()] if kind is bool else kind(text)
-        except (KeyError, ValueError):
-            continue
-    for choice in choices:
-        if typing.get_origin(choice) is typing.Literal and text in typing.get_args(choice):
-            return text
-    wanted = " or ".join(_KINDS.get(choice) or ", ".join(map(str, typing.get_args(choice))) for choice in choices)
-    raise ConfigError(f"{option}={text} cannot be used: it must be {wanted}")
+    raise ConfigError(f"{option}={text} cannot be used: it must be {' or '.join(_KINDS[kind] for kind in kinds)}")

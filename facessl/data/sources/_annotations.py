@@ -76,9 +76,9 @@ def square_around(points: np.ndarray) -> np.ndarray:
     return np.concatenate([centre - half, centre + half], -1)
 
 
-def read_mask(file: str | Path) -> np.ndarray:
+def read_mask(file: str) -> np.ndarray:
     """(H, W) uint8 class map of a file. ImageError as `decode_mask` and `read_file`."""
-    return decode_mask(read_file(file), key=str(file))
+    return decode_mask(read_file(file), key=file)
 
 
 def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:

@@ -5,22 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from facessl.data.source import Source
-from facessl.data.sources._lists import (
-    box_of_size,
-    check_width,
-    choice,
-    class_folders,
-    counted,
-    csv_rows,
-    expected,
-    find,
-    real,
-    root_folder,
-    whole,
-)
+from facessl.data.sources import _lists as lists
 from facessl.data.splits import part_folders
 
-LAYOUT = expected(
+LAYOUT = lists.expected(
     "affectnet",
     "Manually_Annotated_file_lists/training.csv and validation.csv, Manually_Annotated_Images/1/abc.jpg",
     "or class folders train/0 ... train/7 and val/0 ... val/7",
@@ -63,35 +51,35 @@ class AffectNet(Source):
             path: folder of one of the layouts above.
             classes: 8, or 7 without contempt.
         """
-        choice("affectnet", "split", split, LISTS)
-        choice("affectnet", "classes", classes, (8, 7))
-        root = root_folder(path, LAYOUT)
+        lists.choice("affectnet", "split", split, LISTS)
+        lists.choice("affectnet", "classes", classes, (8, 7))
+        root = lists.root_folder(path, LAYOUT)
         self.label_names = CLASSES[:classes]
         folder = part_folders(root).get(split)
         if folder is not None:
             known = {str(label): label if label < classes else None for label in range(_NO_CLASS + 1)}
-            names, labels = class_folders(folder, known, LAYOUT)
+            names, labels = lists.class_folders(folder, known, LAYOUT)
             super().__init__(names, {"label": labels}, folder=folder, file=folder, hint=LAYOUT)
         else:
-            folder = find(root, [f"Manually_Annotated_file_lists/{LISTS[split]}", LISTS[split]], LAYOUT)
+            folder = lists.find(root, [f"Manually_Annotated_file_lists/{LISTS[split]}", LISTS[split]], LAYOUT)
             names, labels, boxes = _listed(folder, classes)
             inner = "Manually_Annotated_Images"
-            images = find(root, [inner, f"Manually_Annotated/{inner}"], LAYOUT)
+            images = lists.find(root, [inner, f"Manually_Annotated/{inner}"], LAYOUT)
             super().__init__(names, {"label": labels, "box": boxes}, folder=images, file=folder, hint=LAYOUT)
-        counted(folder, f"{split} images of {classes} classes", len(self), SIZES[classes, split], strict)
+        lists.counted(folder, f"{split} images of {classes} classes", len(self), SIZES[classes, split], strict)
 
 
 def _listed(file: Path, classes: int) -> tuple[list[str], list[int], list[tuple[float, float, float, float]]]:
     """Names, labels and boxes of the images of a list with one of the first `classes` labels."""
     names, labels, boxes = [], [], []
-    for number, (where, cells) in enumerate(csv_rows(file, LAYOUT)):
-        check_width(where, len(cells), len(COLUMNS))
+    for number, (where, cells) in enumerate(lists.csv_rows(file, LAYOUT)):
+        lists.check_width(where, len(cells), len(COLUMNS))
         if number == 0 and cells[0] == COLUMNS[0]:
             continue
-        label = whole(cells[6], where, "expression", 0, _NO_CLASS)
+        label = lists.whole(cells[6], where, "expression", 0, _NO_CLASS)
         if label < classes:
             names.append(cells[0])
             labels.append(label)
-            left, top, width, height = (real(cells[at], where, COLUMNS[at]) for at in range(1, 5))
-            boxes.append(box_of_size(left, top, width, height))
+            left, top, width, height = (lists.real(cells[at], where, COLUMNS[at]) for at in range(1, 5))
+            boxes.append(lists.box_of_size(left, top, width, height))
     return names, labels, boxes

@@ -10,21 +10,9 @@ import numpy as np
 
 from facessl.core.errors import DataError, UnknownName
 from facessl.data.source import TRAIN_VAL_TEST, Source
-from facessl.data.sources._lists import (
-    check_width,
-    choice,
-    counted,
-    csv_rows,
-    expected,
-    find,
-    find_any,
-    lines,
-    real,
-    root_folder,
-    whole,
-)
+from facessl.data.sources import _lists as lists
 
-LAYOUT = expected(
+LAYOUT = lists.expected(
     "celeba",
     "img_align_celeba/000001.jpg",
     "list_attr_celeba.txt and list_eval_partition.txt (or .csv; also in Anno/ and Eval/)",
@@ -60,16 +48,16 @@ class CelebA(Source):
             path: folder of the layout above.
             group: attribute (as "Male") that divides the images into two groups.
         """
-        choice("celeba", "split", split, SIZES)
-        root = root_folder(path, LAYOUT)
-        images = find(root, ["img_align_celeba", "Img/img_align_celeba"], LAYOUT)
-        images = find_any(images, ["img_align_celeba"]) or images  # Kaggle's copy has the folder twice
-        file = find(root, _names("list_eval_partition", "Eval"), LAYOUT)
+        lists.choice("celeba", "split", split, SIZES)
+        root = lists.root_folder(path, LAYOUT)
+        images = lists.find(root, ["img_align_celeba", "Img/img_align_celeba"], LAYOUT)
+        images = lists.find_any(images, ["img_align_celeba"]) or images  # Kaggle's copy has the folder twice
+        file = lists.find(root, _names("list_eval_partition", "Eval"), LAYOUT)
         names = _partition(file, list(SIZES).index(split))
-        counted(file, f"{split} images", len(names), SIZES[split], strict)
-        attributes = find(root, _names("list_attr_celeba", "Anno"), LAYOUT)
-        identities = find_any(root, _names("identity_CelebA", "Anno"))
-        points = find_any(root, _names("list_landmarks_align_celeba", "Anno"))
+        lists.counted(file, f"{split} images", len(names), SIZES[split], strict)
+        attributes = lists.find(root, _names("list_attr_celeba", "Anno"), LAYOUT)
+        identities = lists.find_any(root, _names("identity_CelebA", "Anno"))
+        points = lists.find_any(root, _names("list_landmarks_align_celeba", "Anno"))
         self.attribute_names, values = _attributes(attributes, names)
         columns: dict[str, Any] = {"attributes": values}
         if identities is not None:
@@ -96,19 +84,21 @@ def _rows(file: Path, width: int) -> Iterator[tuple[str, list[str]]]:
     first; one of two values has no header. DataError where a row has another width or the number is wrong.
     """
     is_csv = file.suffix == ".csv"
-    rows = csv_rows(file, LAYOUT) if is_csv else ((where, line.split()) for where, line in lines(file, LAYOUT))
+    rows = (
+        lists.csv_rows(file, LAYOUT) if is_csv else ((where, line.split()) for where, line in lists.lines(file, LAYOUT))
+    )
     count = None
     if not is_csv and width > 2:
         where, cells = next(rows, (str(file), [""]))
-        count = whole(cells[0], where, "number of images", 1, 10_000_000)
+        count = lists.whole(cells[0], where, "number of images", 1, 10_000_000)
     if is_csv or width > 2:
         where, header = next(rows, (str(file), []))
         header = header if is_csv else ["image_id", *header]
-        check_width(where, len(header), width)
+        lists.check_width(where, len(header), width)
         yield where, header
     found = 0
     for where, cells in rows:
-        check_width(where, len(cells), width)
+        lists.check_width(where, len(cells), width)
         found += 1
         yield where, cells
     if count not in (None, found):
@@ -120,7 +110,7 @@ def _partition(file: Path, number: int) -> list[str]:
     rows = _rows(file, 2)
     if file.suffix == ".csv":
         next(rows, None)
-    return [name for where, (name, part) in rows if whole(part, where, "partition", 0, 2) == number]
+    return [name for where, (name, part) in rows if lists.whole(part, where, "partition", 0, 2) == number]
 
 
 def _picked(
@@ -159,12 +149,12 @@ def _identities(file: Path, names: list[str]) -> list[int]:
     rows = _rows(file, 2)
     if file.suffix == ".csv":
         next(rows, None)
-    return _picked(rows, file, names, lambda where, cells: whole(cells[0], where, "identity", 0, 10_000_000))
+    return _picked(rows, file, names, lambda where, cells: lists.whole(cells[0], where, "identity", 0, 10_000_000))
 
 
 def _points(file: Path, names: list[str]) -> np.ndarray:
     """(N, 5, 2) float32 points of the images `names`; CelebA's "left" eye is the one on the image's left."""
     rows = _rows(file, 11)
     next(rows)
-    values = _picked(rows, file, names, lambda where, cells: [real(cell, where, "coordinate") for cell in cells])
+    values = _picked(rows, file, names, lambda where, cells: [lists.real(cell, where, "coordinate") for cell in cells])
     return np.array(values, np.float32).reshape(-1, 5, 2)

@@ -5,18 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from facessl.data.source import TRAIN_VAL_TEST, Source
-from facessl.data.sources._lists import (
-    check_width,
-    choice,
-    counted,
-    csv_rows,
-    expected,
-    find,
-    root_folder,
-    whole,
-)
+from facessl.data.sources import _lists as lists
 
-LAYOUT = expected(
+LAYOUT = lists.expected(
     "ferplus",
     "FER2013{Train,Valid,Test}/ with label.csv and fer0000000.png ... (also in data/)",
     "or Images/FER2013Train/*.png and Labels/FER2013Train/label.csv",
@@ -49,19 +40,19 @@ class FERPlus(Source):
             path: folder of the layout above.
             classes: 8, or 7 without contempt.
         """
-        choice("ferplus", "split", split, FOLDERS)
-        choice("ferplus", "classes", classes, (8, 7))
-        root, name = root_folder(path, LAYOUT), FOLDERS[split]
-        file = find(root, [f"{place}{name}/label.csv" for place in ("", "data/", "Labels/")], LAYOUT)
-        images = find(root, [f"Images/{name}"], LAYOUT) if file.parent.parent.name == "Labels" else file.parent
+        lists.choice("ferplus", "split", split, FOLDERS)
+        lists.choice("ferplus", "classes", classes, (8, 7))
+        root, name = lists.root_folder(path, LAYOUT), FOLDERS[split]
+        file = lists.find(root, [f"{place}{name}/label.csv" for place in ("", "data/", "Labels/")], LAYOUT)
+        images = lists.find(root, [f"Images/{name}"], LAYOUT) if file.parent.parent.name == "Labels" else file.parent
         names, labels = [], []
-        for where, cells in csv_rows(file, LAYOUT):
-            check_width(where, len(cells), 2 + _VOTES)
-            label = majority([whole(cell, where, "number of votes", 0, 100) for cell in cells[2:]])
+        for where, cells in lists.csv_rows(file, LAYOUT):
+            lists.check_width(where, len(cells), 2 + _VOTES)
+            label = majority([lists.whole(cell, where, "number of votes", 0, 100) for cell in cells[2:]])
             if label is not None:
                 names.append(cells[0])
                 labels.append(label)
-        counted(file, f"{split} images with a majority", len(names), KEPT[split], strict)
+        lists.counted(file, f"{split} images with a majority", len(names), KEPT[split], strict)
         self.label_names = CLASSES[:classes]
         kept = [at for at, label in enumerate(labels) if label < classes]
         columns = {"label": [labels[at] for at in kept]}

@@ -9,21 +9,11 @@ import numpy as np
 
 from facessl.core.errors import DataError
 from facessl.data.source import Source
+from facessl.data.sources import _lists as lists
 from facessl.data.sources._annotations import hrnet_table, numbers, square_around
-from facessl.data.sources._lists import (
-    check_width,
-    choice,
-    counted,
-    expected,
-    find,
-    find_any,
-    lines,
-    names_by_stem,
-    root_folder,
-)
 
 POINTS = 68
-LAYOUT = expected(
+LAYOUT = lists.expected(
     "w300",
     "face_landmarks_300w_{train,valid_common,valid_challenge}.csv (HRNet)"
     " or image.pts beside image.jpg or .png in afw, helen/trainset, helen/testset, lfpw/trainset, lfpw/testset, ibug",
@@ -90,18 +80,18 @@ class W300(Source):
             format: pts, csv, or auto: the tables where they are there.
             csv_shift: pixels that are subtracted from the tables' coordinates; .pts files are not affected.
         """
-        choice("w300", "split", split, SIZES)
-        choice("w300", "format", format, ("auto", "pts", "csv"))
-        root = root_folder(path, LAYOUT)
+        lists.choice("w300", "split", split, SIZES)
+        lists.choice("w300", "format", format, ("auto", "pts", "csv"))
+        root = lists.root_folder(path, LAYOUT)
         base = root / "images" if (root / "images").is_dir() else root
         if format == "auto":
             endings = [*TABLES["train"], *TABLES["common"], *TOGETHER]
-            format = "csv" if find_any(root, _tables(endings)) else "pts"
+            format = "csv" if lists.find_any(root, _tables(endings)) else "pts"
         parts = ("common", "challenge") if split == "full" else (split,)
         read = []
         for part in parts:
             file, faces = _csv(root, part, csv_shift, base) if format == "csv" else _pts(base, part)
-            counted(file, f"{part} faces", len(faces[0]), SIZES[part], strict)
+            lists.counted(file, f"{part} faces", len(faces[0]), SIZES[part], strict)
             read.append(faces)
         names = [name for faces in read for name in faces[0]]
         points, boxes = (np.concatenate([faces[i] for faces in read]) for i in (1, 2))
@@ -117,9 +107,9 @@ def _tables(endings: Sequence[str]) -> list[str]:
 
 def _csv(root: Path, part: str, shift: float, base: Path) -> tuple[Path, _Part]:
     """The table of one part, and its names, landmarks (N, 68, 2) and boxes (N, 4)."""
-    own = find_any(root, _tables(TABLES[part]))
-    together = None if part == "train" else find_any(root, _tables(TOGETHER))
-    file = own or together or find(root, _tables(TABLES[part]), LAYOUT)
+    own = lists.find_any(root, _tables(TABLES[part]))
+    together = None if part == "train" else lists.find_any(root, _tables(TOGETHER))
+    file = own or together or lists.find(root, _tables(TABLES[part]), LAYOUT)
     names, points, boxes = hrnet_table(file, POINTS, LAYOUT, shift)
     if own is None:
         inside = np.array([name.startswith("ibug/") == (part == "challenge") for name in names], bool)
@@ -133,9 +123,9 @@ def _pts(base: Path, part: str) -> tuple[Path, _Part]:
     """The last folder of one part, and its names, landmarks (N, 68, 2) and boxes (N, 4)."""
     names, points = [], []
     for folder in FOLDERS[part]:
-        inside = find(base, [folder], LAYOUT)
-        images = names_by_stem(inside, (".jpg", ".png", ".jpeg"))
-        for stem, file in names_by_stem(inside, (".pts",)).items():
+        inside = lists.find(base, [folder], LAYOUT)
+        images = lists.names_by_stem(inside, (".jpg", ".png", ".jpeg"))
+        for stem, file in lists.names_by_stem(inside, (".pts",)).items():
             if stem not in images:
                 raise DataError(f"{inside / file} has no image: {stem}.jpg or .png beside it ({LAYOUT})")
             names.append(f"{folder}/{images[stem]}")
@@ -146,12 +136,12 @@ def _pts(base: Path, part: str) -> tuple[Path, _Part]:
 
 def _read_pts(file: Path) -> np.ndarray:
     """(68, 2) pixels, from 0, of a file: version, n_points, brace, one point a line, brace."""
-    rows = list(lines(file, LAYOUT))
+    rows = list(lists.lines(file, LAYOUT))
     if len(rows) != POINTS + 4 or rows[2][1] != "{" or rows[-1][1] != "}" or rows[1][1].split() != ["n_points:", "68"]:
         raise DataError(f"{file} is no .pts file of {POINTS} points: 'version:', 'n_points: 68', '{{', points, '}}'")
     points = []
     for where, line in rows[3:-1]:
         cells = line.split()
-        check_width(where, len(cells), 2)
+        lists.check_width(where, len(cells), 2)
         points.append(numbers(cells, where, "coordinate"))
     return np.array(points) - 1

@@ -11,7 +11,7 @@ import random
 import re
 import tarfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,15 @@ class WebDataset(Source):
         every = {part for part, count in lacking.items() if not count}
         first_json = self._read("json", 0) if "json" in every else b""
         packed = records.parsed(first_json)
-        self._caption = "txt" if "txt" in every else "json" if _has_caption(first_json) else None
-        self._fields = records.fields(packed) if packed else frozenset()
-        named = {"text": bool(self._caption), "label": "cls" in every, "mask": bool(packed) and "mask.png" in every}
-        self.provides = self._fields | {field for field, there in named.items() if there}
+        field_of = {"txt": "text", "cls": "label"} | ({"mask.png": "mask"} if packed else {})
+        self._members = ["image", *(part for part in field_of if part in every)]
+        self.provides = frozenset(field_of[part] for part in self._members[1:])
+        if packed:
+            self.provides |= records.fields(packed)
+        elif "txt" not in every and _caption(first_json) is not None:
+            self.provides |= {"text"}
+        if self.provides - set(field_of.values()) or ("text" in self.provides and "txt" not in every):
+            self._members.append("json")
         self.columns = self.provides & {"label", *records.NUMBERS}
         for part, what in (("cls", "labels"), ("txt", "captions")):
             if 0 < lacking[part] < len(self):
@@ -107,16 +112,7 @@ class WebDataset(Source):
     def __getitem__(self, index: int) -> Sample:
         """Image `index` as encoded bytes. Raises ImageError where the shard can no longer be read."""
         key = self.key(index)
-        sample = Sample(self._read("image", index), key=key)
-        if self._caption:
-            sample.text = _text(self._caption, self._read(self._caption, index))
-        if "label" in self.provides:
-            sample.label = _label(self._read("cls", index), key)
-        if self._fields:
-            records.restore(sample, records.parsed(self._read("json", index)) or {})
-        if "mask" in self.provides:
-            records.restore_mask(sample, self._read("mask.png", index))
-        return sample
+        return _sample({part: self._read(part, index) for part in self._members}, key)
 
     def name(self, index: int) -> str:
         """`shard.tar/member` of image `index`."""
@@ -154,16 +150,7 @@ class WebDataset(Source):
         return {**self.__dict__, "_open": {}}
 
     def stream(self, *, seed: int | None, epoch: int, rank: int, world_size: int) -> Iterator[Sample]:
-        """The samples of one pass that fall to this rank and loader worker.
-
-        Args:
-            seed: of the order of the shards and of the buffer; None keeps the order.
-            epoch: another order for each.
-            rank, world_size: every world_size-th shard from rank on.
-
-        Raises:
-            DataError: a shard that cannot be read.
-        """
+        """As `Source.stream`. Raises DataError where a shard cannot be read."""
         mixing = None if seed is None else seed * 1_000_003 + epoch
         buffer = self._shuffle if seed is not None else 0
         stages = [
@@ -177,7 +164,8 @@ class WebDataset(Source):
             stages.append(wds.shuffle(buffer, rng=random.Random(mixing)))
         try:
             for raw in wds.DataPipeline(*stages):
-                yield _from_raw(raw)
+                shard = raw["__url__"] if raw["__url__"].startswith("pipe:") else os.path.basename(raw["__url__"])
+                yield _sample(raw, f"{shard}/{raw['__key__']}")
         except DataError:
             raise
         except Exception as error:  # tarfile, OSError, subprocess: whatever a stream can break with
@@ -286,38 +274,28 @@ def _raw_samples(members: dict[bytes, bytes], url: str) -> Iterator[dict[str, An
         yield {**found, "__key__": os.fsdecode(name), "__url__": url}
 
 
-def _from_raw(raw: dict[str, Any]) -> Sample:
-    """A sample of the library's pipeline."""
-    shard = raw["__url__"] if raw["__url__"].startswith("pipe:") else os.path.basename(raw["__url__"])
-    key = f"{shard}/{raw['__key__']}"
-    sample = Sample(raw["image"], key=key, label=_label(raw["cls"], key) if "cls" in raw else None)
-    packed = records.parsed(raw.get("json", b""))
+def _sample(parts: Mapping[str, bytes], key: str) -> Sample:
+    """A sample of its image and those of the other `PARTS` that are to be used."""
+    sample = Sample(parts["image"], key=key, label=_label(parts["cls"], key) if "cls" in parts else None)
+    packed = records.parsed(parts.get("json", b""))
     if packed:
         records.restore(sample, packed)
-        if "mask.png" in raw:
-            records.restore_mask(sample, raw["mask.png"])
-    caption = next((part for part in ("txt", "json") if part in raw), None)
-    if caption == "txt" or (caption and not packed):
-        sample.text = _text(caption, raw[caption])
+        if "mask.png" in parts:
+            records.restore_mask(sample, parts["mask.png"])
+    if "txt" in parts:
+        sample.text = parts["txt"].decode("utf-8", "replace").strip()
+    elif "json" in parts and not packed:
+        sample.text = _caption(parts["json"]) or ""
     return sample
 
 
-def _text(part: str, data: bytes) -> str:
-    """The caption in a `.txt` or `.json` member; empty where the JSON has none."""
-    if part == "txt":
-        return data.decode("utf-8", "replace").strip()
-    try:
-        return str(json.loads(data).get("caption") or "").strip()
-    except (ValueError, AttributeError):
-        return ""
-
-
-def _has_caption(data: bytes) -> bool:
+def _caption(data: bytes) -> str | None:
+    """The caption in a `.json` member, "" where it is empty; None where there is no such key."""
     try:
         value = json.loads(data)
     except ValueError:
-        return False
-    return isinstance(value, dict) and "caption" in value
+        return None
+    return str(value["caption"] or "").strip() if isinstance(value, dict) and "caption" in value else None
 
 
 def _label(data: bytes, key: str) -> int:
