@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ MIN_SIDE = 8
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")
 _WHITE = (255, 255, 255)
+# Frame headers that carry the size; C4, C8 and CC in the same range are tables.
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 class ImageError(DataError):
@@ -179,22 +182,28 @@ def _decode_jpeg(data: bytes, key: str, reduction: Reduction | None) -> np.ndarr
 
 def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
     """Height, width and EXIF orientation (1-8); None where Pillow has to look (CMYK, damaged, unusual)."""
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    if colours not in ("YCbCr", "RGB", "Gray"):
-        return None
-    # Pillow takes longer than the decoding of a small JPEG, so it is asked only where there is something to find.
-    if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
-        return height, width, 1
+    position, tagged = 2, False
+    while data[position : position + 1] == b"\xff" and position + 9 < len(data):
+        marker = data[position + 1]
+        if marker in _START_OF_FRAME:
+            height, width, components = struct.unpack_from(">HHB", data, position + 5)
+            return (height, width, _orientation(data) if tagged else 1) if components in (1, 3) else None
+        if marker == 0xDA:  # pixels begin before any frame header
+            return None
+        tagged |= marker == 0xE1  # EXIF or XMP
+        position += 1 if marker == 0xFF else 2 + (data[position + 2] << 8 | data[position + 3])
+    return None
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF orientation (1-8) as Pillow finds it, which takes longer than decoding a small JPEG."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in _decode_pillow
         try:
-            orientation = Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(0x0112, 1)
+            found = Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(0x0112, 1)
         except Exception:
-            orientation = 1
-    return height, width, orientation if orientation in range(1, 9) else 1
+            found = 1
+    return found if found in range(1, 9) else 1
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -46,7 +46,7 @@ class Folder(Source):
         self.root = Path(path).expanduser()
         if not str(path) or not self.root.is_dir():
             raise DataError(f"no such folder: {str(path) or 'folder:PATH needs a path'}")
-        self._prefix = str(self.root)
+        self._prefix = os.fsencode(os.path.join(self.root, ""))
         file = cache_file("folder", os.path.abspath(self.root), f"{_LAYOUT} {recursive}")
         known = load(file) if cache else None
         self._table = _update(self.root, known, recursive)
@@ -70,10 +70,10 @@ class Folder(Source):
         return Sample(read_file(path), key=path, label=self._inside(index)[3])
 
     def name(self, index: int) -> str:
-        return os.path.join(self._prefix, self.inner_name(index))
+        return os.fsdecode(self._inside(index)[2] + self._table.text("name", index))
 
     def inner_name(self, index: int) -> str:
-        return os.fsdecode(self._inside(index)[2] + self._table.text("name", index))
+        return self.name(index)[len(os.fsdecode(self._prefix)) :]
 
     def values(self, field: str) -> np.ndarray:
         return np.repeat(self._table["label"], np.diff(self._table["first"])).astype(np.int64)
@@ -87,7 +87,7 @@ class Folder(Source):
         row = int(first.searchsorted(index, side="right")) - 1
         folder = self._table.text("folder", row)
         label = int(self._table["label"][row]) if self.label_names else None
-        self._last = int(first[row]), int(first[row + 1]), folder and folder + b"/", label
+        self._last = int(first[row]), int(first[row + 1]), self._prefix + (folder and folder + b"/"), label
         return self._last
 
 
