@@ -162,6 +162,33 @@ def test_fingerprints_are_the_same_in_every_place(name: str, tmp_path: Path, mon
     assert Subset(first, np.arange(5)).fingerprint() != first.fingerprint()
 
 
+@pytest.mark.parametrize("name", ["lapa", "vggface2", "affectnet", "fer2013"])
+@pytest.mark.filterwarnings("ignore:LaPa's training images")
+def test_folders_of_parts_are_found_whatever_their_case(name: str, tmp_path: Path) -> None:
+    if name in ("affectnet", "fer2013"):
+        for label in ("0", "1"):
+            (tmp_path / "train" / label).mkdir(parents=True)
+            (tmp_path / "train" / label / "a.jpg").write_bytes(jpeg(9))
+        spec, count = f"{name}:{tmp_path}?strict=false", 2
+    else:
+        spec, count = EXAMPLES[name](tmp_path), 6
+    (tmp_path / "train").rename(tmp_path / "Training")
+    assert len(open_source(spec)) == count
+
+
+@pytest.mark.parametrize("name", ["masks_folder", "w300", "lapa", "folder", "laionface"])
+@pytest.mark.filterwarnings("ignore:LaPa's training images")
+def test_files_that_macos_leaves_beside_others_do_not_count(name: str, tmp_path: Path) -> None:
+    spec = EXAMPLES[name](tmp_path)
+    for file in [file for file in tmp_path.rglob("*") if file.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    assert len(open_source(spec)) == 6
+    if name == "w300":
+        for file in tmp_path.rglob("*.jpg"):
+            file.rename(file.with_suffix(".JPG"))
+        assert len(open_source(spec)) == 6
+
+
 def test_pairs_name_items(source: Source) -> None:
     pairs, same, folds = (getattr(source, name) for name in ("pairs", "same", "folds"))
     if pairs is None:
