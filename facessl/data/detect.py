@@ -2,8 +2,8 @@
 
 The default detector is the LBP cascade for frontal faces that ships with scikit-image, so that nothing is downloaded.
 It misses turned and covered faces; a YuNet model file that the user names gives five points as well. On faces that
-chose none of the numbers below it found (IoU with the landmarks' box above 0.4) 38 of 40 drawn frontal ones, with 10
-boxes of something else behind them, 35 of 40 of Helen and 28 of 40 of AFW, with 2 each; a found face was always first.
+chose none of the numbers below it found (IoU with the landmarks' box above 0.4) 38 of 40 synthetic frontal ones, 35 of
+40 of Helen and 28 of 40 of AFW.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ BOX = (-0.44, -0.29, 0.44, 0.59)
 HALF = 6
 #: Least score of a face, of the cascade and of YuNet.
 MIN_SCORE, MIN_SCORE_YUNET = 0.5, 0.6
-#: Windows belong to one face above this intersection over union; a face is another one's shadow above this share of the
-#: smaller box.
+#: Windows belong to one face above this intersection over union; a face is another one's shadow above this fraction of
+#: the smaller box.
 _SAME, _SHADOW = 0.4, 0.3
 
 

@@ -29,8 +29,7 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
         `source` itself for `all`, else a part of it in the order of the source.
 
     Raises:
-        ConfigError: another text, a percentage outside 0 to 100 %, no image, more images than a class has, a number per
-            class of a source without classes, or a stream.
+        ConfigError: another text, more images than a class has, a number per class without classes, or a stream.
     """
     if spec == "all":
         return source
@@ -65,10 +64,7 @@ def same_classes(labels: np.ndarray, names: tuple[str, ...], wanted: tuple[str, 
     Args:
         labels: (N,) class indices into `names`.
         names, wanted: class names of the two sources; where one has none, the numbers mean the same.
-        part: what the first source is, for errors.
-
-    Raises:
-        ConfigError: a class that `wanted` lacks.
+        part: what the first source is, for the ConfigError where it has a class that `wanted` lacks.
     """
     if names == wanted or not (names and wanted):
         return labels

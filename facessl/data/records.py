@@ -204,11 +204,7 @@ def fields(row: dict[str, Any]) -> frozenset[str]:
 
 
 def restore(sample: Sample, row: dict[str, Any]) -> None:
-    """Give `sample` the fields of its JSON.
-
-    Raises:
-        DataError: a field is damaged.
-    """
+    """Give `sample` the fields of its JSON. DataError where one is damaged."""
     try:
         for name in fields(row):
             value = row[name]

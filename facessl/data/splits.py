@@ -111,9 +111,8 @@ def parts(
         labels, seed: as in `facessl.data.labels.fewer_labels`, for the training images.
 
     Raises:
-        ConfigError: a streaming source that would have to be split, one so small that a part is empty, or one without
-            training images.
-        DataError: a source cannot be opened.
+        ConfigError: a stream that would have to be split, a source so small that a part is empty, or one without training
+            images.
     """
     named, whole = _parts_of(spec)
     own: dict[str, str | Source] = dict(named) or {"train": whole}
@@ -156,7 +155,9 @@ def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") ->
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"a validation fraction of {fraction} is out of range: give a number between 0 and 1")
-    groups = groups_of(source)
+    person = source.column("identity") if "identity" in source.provides else None
+    label = source.column("label") if person is not None and "label" in source.provides else None
+    groups = together(len(source), person, label, [source.key(i) for i in range(len(source))])
     sizes = np.bincount(groups)
     if len(sizes) < 2:
         raise ConfigError(f"{name} has too few images or persons to set some apart: name a validation source")
@@ -168,18 +169,10 @@ def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") ->
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
 
 
-def groups_of(source: Source) -> np.ndarray:
-    """(N,) int64 numbers 0, 1, ... of `together` for every image of a source."""
-    person = source.column("identity") if "identity" in source.provides else None
-    label = source.column("label") if person is not None and "label" in source.provides else None
-    return together(len(source), person, label, [source.key(i) for i in range(len(source))])
-
-
 def together(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: Sequence[str]) -> np.ndarray:
     """(n,) int64 numbers 0, 1, ...: images with the same number must not be torn apart into two parts.
 
     Args:
-        n: images.
         person: (n,) identities, -1 where unknown; None: none are known.
         label: (n,) classes; identities that are the classes bind nothing together.
         keys: of the images; faces of one photo have one key. Empty: every image is alone.

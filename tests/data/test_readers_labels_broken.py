@@ -185,7 +185,7 @@ BROKEN = [
     (
         "celeba",
         edit("list_landmarks_align_celeba.txt", " 113 ", " nan "),
-        r"line 3: the coordinate is 'nan', not a number",
+        r"line 3: the righteye_y is 'nan', not a number",
     ),
     ("celeba", remove("list_eval_partition.txt"), r"list_eval_partition\.txt is missing \(celeba expects"),
     ("lfw", edit("pairs.txt", "2\t2\n", "2\t3\n"), r"line 4: 4 values where 3 are expected"),
