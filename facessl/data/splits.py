@@ -111,8 +111,8 @@ def parts(
         labels, seed: as in `facessl.data.labels.fewer_labels`, for the training images.
 
     Raises:
-        ConfigError: a stream that would have to be split, a source so small that a part is empty, or one without training
-            images.
+        ConfigError: a stream that would have to be split, a source so small that a part is empty or without training
+            images, or a column `split` with an unknown value.
     """
     named, whole = _parts_of(spec)
     own: dict[str, str | Source] = dict(named) or {"train": whole}
