@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -102,7 +103,8 @@ class Synthetic(Source):
             raise ConfigError(
                 f"the source 'synthetic' draws its images and takes no path, but got {path!r}; leave it out"
             )
-        given = locals()
+        given = {name: value for name, value in locals().items() if name not in ("self", "path", "__class__")}
+        self._options = given | {"keep": None}  # how many are kept changes no image
         for name, (low, high) in _RANGES.items():
             if not low <= given[name] <= high:
                 kind = "whole number" if isinstance(high, int) else "number"
@@ -148,6 +150,13 @@ class Synthetic(Source):
         by_identity = field == "identity" or self._by_identity
         plans = (self._plan(i) for i in range(self.n))
         return np.array([person if by_identity else scene.label for person, _, scene in plans], np.int64)
+
+    def fingerprint(self) -> str:
+        """Of the options, which all images follow from, and of two images."""
+        digest = hashlib.blake2b(repr(self._options).encode(), digest_size=16)
+        for index in (0, self.n - 1):
+            digest.update(np.ascontiguousarray(self[index].image).tobytes())
+        return digest.hexdigest()
 
     def _plan(self, index: int) -> tuple[int, Identity, Scene]:
         """Person, face and scene of image `index`."""
