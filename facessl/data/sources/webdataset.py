@@ -111,8 +111,8 @@ class WebDataset(Source):
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index` as encoded bytes. Raises ImageError where the shard can no longer be read."""
-        key = self.key(index)
-        return _sample({part: self._read(part, index) for part in self._members}, key)
+        key, shard = self.key(index), self._shard(index)
+        return _sample({part: self._read(part, index, shard) for part in self._members}, key)
 
     def name(self, index: int) -> str:
         """`shard.tar/member` of image `index`."""
@@ -165,6 +165,8 @@ class WebDataset(Source):
         try:
             for raw in wds.DataPipeline(*stages):
                 shard = raw["__url__"] if raw["__url__"].startswith("pipe:") else os.path.basename(raw["__url__"])
+                if not records.parsed(raw.get("json", b"")):
+                    raw.pop("mask.png", None)  # other people's masks may mean anything
                 yield _sample(raw, f"{shard}/{raw['__key__']}")
         except DataError:
             raise
@@ -176,10 +178,10 @@ class WebDataset(Source):
         """(N,) int64 positions that packed images had in their source, which are their names."""
         return np.array([int(self._table.text("key", i).partition(b".")[0]) for i in range(len(self))], np.int64)
 
-    def _read(self, part: str, index: int) -> bytes:
-        """One member of image `index`."""
+    def _read(self, part: str, index: int, shard: int | None = None) -> bytes:
+        """One member of image `index`, which lies in `shard`."""
         offset, size = self._table[part][index].tolist()
-        shard = self._shard(index)
+        shard = self._shard(index) if shard is None else shard
         # pread has no position of its own, so forked workers may share a descriptor.
         descriptor = self._open.get(shard)
         try:
@@ -277,11 +279,11 @@ def _raw_samples(members: dict[bytes, bytes], url: str) -> Iterator[dict[str, An
 def _sample(parts: Mapping[str, bytes], key: str) -> Sample:
     """A sample of its image and those of the other `PARTS` that are to be used."""
     sample = Sample(parts["image"], key=key, label=_label(parts["cls"], key) if "cls" in parts else None)
-    packed = records.parsed(parts.get("json", b""))
+    packed = records.parsed(parts["json"]) if "json" in parts else None
     if packed:
         records.restore(sample, packed)
-        if "mask.png" in parts:
-            records.restore_mask(sample, parts["mask.png"])
+    if "mask.png" in parts:
+        records.restore_mask(sample, parts["mask.png"])
     if "txt" in parts:
         sample.text = parts["txt"].decode("utf-8", "replace").strip()
     elif "json" in parts and not packed:
