@@ -64,9 +64,7 @@ def test_every_source_comes_back_with_all_it_provides(name: str, tmp_path: Path)
         assert list(getattr(again, member) or ()) == list(getattr(source, member) or ()), member
     for member in ("pairs", "same", "folds"):
         assert np.array_equal(getattr(again, member), getattr(source, member)), member
-    assert {k: v.tolist() for k, v in again.subsets.items()} == {
-        k: v.tolist() for k, v in source.subsets.items()
-    }
+    assert {k: v.tolist() for k, v in again.subsets.items()} == {k: v.tolist() for k, v in source.subsets.items()}
     for i in range(len(source)):
         one, other = source[i], again[i]
         assert np.array_equal(shown(one), shown(other))
