@@ -15,7 +15,7 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.metrics.verification import cosine, verification
 from facessl.models.backbone import Backbone
 from facessl.tasks.base import Collected, Labels, headline
@@ -116,7 +116,7 @@ class VerificationMeter:
     """Ten-fold accuracy, TAR at FAR, ROC area and EER of a source's pairs."""
 
     def __init__(self, source: Source) -> None:
-        if trait(source, "pairs") is None:
+        if source.pairs is None:
             raise DataError(
                 "verification is measured on pairs, and the test source has none: name lfw:PATH or pairs-csv:FILE "
                 "with --test, and keep the last weights with --select last"
@@ -133,13 +133,13 @@ class VerificationMeter:
         place = np.full(len(self.source), -1, np.int64)
         index = self.collected["index"]
         place[index] = np.arange(len(index))
-        pairs = place[np.asarray(trait(self.source, "pairs"))]
+        pairs = place[np.asarray(self.source.pairs)]
         kept = (pairs >= 0).all(1)
         z = self.collected["embeddings"]
-        folds = trait(self.source, "folds")
+        folds = self.source.folds
         found = verification(
             cosine(z[pairs[kept, 0]], z[pairs[kept, 1]]),
-            np.asarray(trait(self.source, "same"))[kept],
+            np.asarray(self.source.same)[kept],
             None if folds is None else np.asarray(folds)[kept],
         )
         return {

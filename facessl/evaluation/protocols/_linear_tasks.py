@@ -10,7 +10,7 @@ from facessl.core.errors import ConfigError
 from facessl.core.types import Batch
 from facessl.data.labels import same_classes
 from facessl.data.layouts import layout
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.evaluation.features import Features, Framing, view_points
 from facessl.evaluation.protocols._solvers import Loss
 from facessl.metrics import nme
@@ -127,14 +127,14 @@ class Alignment:
 
     def __init__(self, train: Source, framing: Framing) -> None:
         self.size = framing.size
-        self.layout = trait(train, "layout")
+        self.layout = train.layout
         self.unit = "interocular" if self.layout else "box"
         self._mean: np.ndarray | None = None
 
     def check(self, source: Source, part: str) -> None:
-        if trait(source, "layout") != self.layout:
+        if source.layout != self.layout:
             raise ConfigError(
-                f"the landmarks of the {part} source are ordered as {trait(source, 'layout')}, those of training as "
+                f"the landmarks of the {part} source are ordered as {source.layout}, those of training as "
                 f"{self.layout}: name sources with the same order"
             )
 
@@ -181,12 +181,12 @@ def verified(found: Features, source: Source) -> dict[str, Any]:
     """Scores of the source's pairs by the cosine of their features; pairs with an unreadable image are left out."""
     place = np.full(len(source), -1, np.int64)
     place[found.index] = np.arange(len(found))
-    pairs = place[np.asarray(trait(source, "pairs"))]
+    pairs = place[np.asarray(source.pairs)]
     kept = (pairs >= 0).all(1)
-    folds = trait(source, "folds")
+    folds = source.folds
     scores = verification(
         cosine(found.array[pairs[kept, 0]], found.array[pairs[kept, 1]]),
-        np.asarray(trait(source, "same"))[kept],
+        np.asarray(source.same)[kept],
         None if folds is None else np.asarray(folds)[kept],
     )
     return {

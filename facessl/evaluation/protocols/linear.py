@@ -10,7 +10,7 @@ from typing import Any, Literal
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.data.frame import Crop
 from facessl.data.labels import fewer_labels
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.evaluation.features import Features, Framing, Kind
 from facessl.evaluation.features import features as extracted
 from facessl.evaluation.protocols import _linear_tasks as tasks
@@ -222,7 +222,7 @@ def _made(task: str, train: Source, test: Source, val: Source | None, framing: F
 
 
 def _verify(extract: _Extractor, test: Source, framing: Framing, flip: bool) -> LinearResult:
-    if trait(test, "pairs") is None:
+    if test.pairs is None:
         raise ConfigError("verification is measured on pairs, and the source has none: use lfw:PATH, for example")
     found = extract.features(test, framing)
     if flip:
@@ -249,7 +249,7 @@ def _task_of(test: Source, task: str) -> str:
         return task
     if task != "auto":
         raise UnknownName("task of a linear probe", task, ("auto", *TASKS))
-    if trait(test, "pairs") is not None:
+    if test.pairs is not None:
         return "verification"
     fields = {"label": "expression", "attributes": "attributes", "landmarks": "alignment"}
     for name, found in fields.items():
