@@ -12,29 +12,17 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-import torch
 
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
 from facessl.data.index import Table
 from facessl.data.source import Source
-from facessl.models.backbone import Backbone
 
 #: Images whose content is looked at; of the others the key, size and time of the file are enough.
 _LOOKED_AT = 8
 #: What says when an index was made, not what it says.
 _VOLATILE = frozenset({"time", "stamp"})
 _DEPTH = 32
-
-
-def of_backbone(backbone: Backbone) -> str:
-    """Weights, architecture and normalisation."""
-    out = _Digest()
-    out.add((backbone.name, backbone.timm_options, backbone.image_size, backbone.mean, backbone.std))
-    for name, tensor in backbone.model.state_dict().items():
-        out.add(name)
-        out.add(tensor)
-    return out.name()
 
 
 def of_source(source: Source) -> str:
@@ -60,13 +48,6 @@ def of_source(source: Source) -> str:
     return out.name()
 
 
-def of_values(*values: Any) -> str:
-    """Plain values and frozen dataclasses."""
-    out = _Digest()
-    out.add(values)
-    return out.name()
-
-
 class _Digest:
     """Hash of nested values, the same in every process (unlike their pickle: sets have no order)."""
 
@@ -82,9 +63,6 @@ class _Digest:
             self._text(f"{type(value).__name__}:")
             self._hash.update(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogateescape"))
             self._text(";")
-        elif isinstance(value, torch.Tensor):
-            self._text(f"{value.dtype}{tuple(value.shape)}")
-            self._hash.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, np.ndarray | np.generic | array):
             numbers = np.ascontiguousarray(value)
             self._text(f"{numbers.dtype}{numbers.shape}")

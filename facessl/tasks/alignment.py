@@ -228,7 +228,7 @@ class AlignmentMeter:
             moved[name] = np.stack([frame.inverse_points(row) for frame, row in zip(frames, rows, strict=True)])
         self.collected.add(batch, **moved, visible=_counted(batch, self.args))
 
-    def errors(self) -> np.ndarray:
+    def per_image(self) -> np.ndarray:
         """(N,) normalised mean error of each image."""
         truth = self.collected["target"]
         visible = self.collected.get("visible")
@@ -238,16 +238,19 @@ class AlignmentMeter:
 
     def _boxes(self, truth: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
         """(N, 4) the data set's own boxes where it has them, else those of the landmarks that count."""
+        source = self.collected.source
+        if "box" in source.provides:
+            positions, rows = np.unique(self.collected["index"], return_inverse=True)
+            return np.stack([source[int(i)].box for i in positions])[rows]  # type: ignore[misc]
         boxes = []
-        for row, (i, points) in enumerate(zip(self.collected["index"], truth, strict=True)):
-            given = self.collected.source[int(i)].box if "box" in self.collected.source.provides else None
+        for row, points in enumerate(truth):
             seen = points if visible is None or not visible[row].any() else points[visible[row] > 0]
-            boxes.append(np.concatenate([seen.min(0), seen.max(0)]) if given is None else given)
+            boxes.append(np.concatenate([seen.min(0), seen.max(0)]))
         return np.stack(boxes)
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `nme_<unit>`."""
-        errors = self.errors()
+        errors = self.per_image()
         found = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds).summary()
         name = f"nme_{self.args.unit}"
         return {

@@ -130,6 +130,11 @@ class Expression(nn.Module):
 
     def meter(self, source: Source, augment: Augment) -> ExpressionMeter:
         """Scores on `source`, whose classes must be those of the training images."""
+        if tuple(source.label_names) != self.names:
+            raise DataError(
+                f"the classes of the test images ({listed(source.label_names)}) are not those of training "
+                f"({listed(self.names)}), or not in the same order"
+            )
         return ExpressionMeter(self.names, source)
 
     def describe(
@@ -147,17 +152,16 @@ class ExpressionMeter:
     """Accuracy, mean class accuracy, macro F1 and confusion."""
 
     def __init__(self, names: tuple[str, ...], source: Source) -> None:
-        if tuple(source.label_names) != names:
-            raise DataError(
-                f"the classes of the test images ({listed(source.label_names)}) are not those of training "
-                f"({listed(names)}), or not in the same order"
-            )
         self.names = names
         self.collected = Collected(source)
 
     def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
         """Predictions of one batch."""
         self.collected.add(batch, predicted=predictions["probabilities"].argmax(1), target=batch.label)
+
+    def per_image(self) -> np.ndarray:
+        """(N,) 1 where an image was told right, else 0."""
+        return (self.collected["predicted"] == self.collected["target"]).astype(float)
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `accuracy` (top-1, as the papers report it)."""
@@ -174,6 +178,6 @@ class ExpressionMeter:
             "majority_class": float(np.bincount(target).max() / len(target)),
             "per_class": {self.names[c]: share for c, share in scores.per_class.items()},
             "confusion": confusion(predicted, target, len(self.names)).tolist(),
-            **self.collected.breakdown({"accuracy": (predicted == target).astype(float)}),
+            **self.collected.breakdown({"accuracy": self.per_image()}),
             "images": len(target),
         }

@@ -103,6 +103,11 @@ class Verification(nn.Module):
 
     def meter(self, source: Source, augment: Augment) -> VerificationMeter:
         """Scores on the pairs of `source`."""
+        if trait(source, "pairs") is None:
+            raise DataError(
+                "verification is measured on pairs, and the test source has none: name lfw:PATH or pairs-csv:FILE "
+                "with --test, and keep the last weights with --select last"
+            )
         return VerificationMeter(source)
 
     def describe(
@@ -116,11 +121,6 @@ class VerificationMeter:
     """Ten-fold accuracy, TAR at FAR, ROC area and EER of a source's pairs."""
 
     def __init__(self, source: Source) -> None:
-        if trait(source, "pairs") is None:
-            raise DataError(
-                "verification is measured on pairs, and the test source has none: name lfw:PATH or pairs-csv:FILE "
-                "with --test, and keep the last weights with --select last"
-            )
         self.source = source
         self.collected = Collected(source)
 
