@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from facessl.config.parse import from_dict
 from facessl.config.run import RETIRED, RunConfig
@@ -16,6 +16,7 @@ from facessl.core import files, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone
+from facessl.models.weights import check_finite, from_export, load_exactly, with_options
 from facessl.pretrained import named
 
 
@@ -117,7 +118,7 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
     if exported.suffix == ".safetensors" and exported.is_file():
         tensors, info = files.read_safetensors(exported)
         if "timm_name" in info:
-            backbone = _from_export(exported, tensors, info)
+            backbone = from_export(exported, tensors, info)
         else:  # others' files have no card
             backbone, origin = _from_authors(exported, tensors, given)
     elif path.is_dir() or path.suffix == ".ckpt":
@@ -129,44 +130,6 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
     backbone.requires_grad_(False)
     check_finite(backbone, path)
     return backbone.eval(), origin
-
-
-def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
-    """The same weights in a backbone with other timm options, e.g. another `output_stride`.
-
-    Raises:
-        ConfigError: an option that the model does not take, or one that changes its weights.
-    """
-    changed = Backbone(
-        backbone.name,
-        image_size=backbone.image_size,
-        mean=backbone.mean,  # type: ignore[arg-type]
-        std=backbone.std,  # type: ignore[arg-type]
-        **{**backbone.timm_options, **options},
-    )
-    try:
-        changed.model.load_state_dict(backbone.model.state_dict())
-    except RuntimeError:
-        raise ConfigError(
-            f"backbone.options {dict(options)} change the weights of {backbone.name}: leave them out for a trained one"
-        ) from None
-    return changed.eval()
-
-
-def set_image_size(backbone: Backbone, image_size: int) -> None:
-    """Let a backbone take squares of another size; a ViT's position table is interpolated (timm's resampling).
-
-    Raises:
-        ConfigError: the model cannot take that size.
-    """
-    if image_size == backbone.image_size:
-        return
-    if hasattr(backbone.model, "set_input_size"):
-        try:
-            backbone.model.set_input_size(img_size=image_size)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"{backbone.name} cannot take images of {image_size} px: {error}") from None
-    backbone.image_size = image_size
 
 
 def card(method: Method, config: RunConfig, *, steps: int, commit: str) -> dict[str, Any]:
@@ -192,18 +155,6 @@ def backbone_card(
         "steps": steps,
         "commit": commit,
     }
-
-
-def _from_export(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Backbone:
-    backbone = Backbone(
-        info["timm_name"],
-        image_size=info["image_size"],
-        mean=tuple(info["mean"]),
-        std=tuple(info["std"]),
-        **info.get("timm_options", {}),
-    )
-    load_exactly(backbone.model, tensors, path)
-    return backbone
 
 
 def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Backbone, Origin]:
@@ -300,29 +251,6 @@ def _say(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any
             f"`facessl convert {path} {' '.join(flags)}`, or the same of load_backbone"
         )
     print(text, file=sys.stderr, flush=True)
-
-
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Strict loading with one sentence for what does not fit."""
-    own = module.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", sorted(shapes))):
-        if keys:
-            shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-            raise CheckpointError(f"{path} does not fit {type(module).__name__}: {what}: {shown}")
-    module.load_state_dict(state)
-
-
-def check_finite(module: nn.Module, path: str | Path) -> None:
-    """CheckpointError where weights or statistics are not numbers: everything made with them would be wrong."""
-    floating = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
-    bad = [name for name, value in floating.items() if not bool(value.isfinite().all())]
-    if bad:
-        raise CheckpointError(
-            f"{path}: {len(bad)} of {len(floating)} tensors hold values that are not finite, {bad[0]} first: the "
-            "training that wrote it diverged; use an earlier checkpoint, or another file"
-        )
 
 
 def checkpoint_of(path: Path) -> Path:

@@ -9,6 +9,7 @@ from torch import Tensor
 from facessl.core.errors import CheckpointError
 from facessl.methods.base import Method
 from facessl.methods.fra import FRA
+from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained.families import base
 
@@ -27,7 +28,7 @@ _NECK = (
     ("decoder.layers.", "proj_attn.transformer.decoder.layers."),
 )
 #: From our names to the released ones, without DistributedDataParallel's `module.`.
-theirs = base.renamer(
+theirs = weights.renamer(
     (
         ("backbone.model.", "online_net.backbone."),
         ("target_backbone.model.", "target_net.backbone."),
@@ -45,7 +46,7 @@ _LAYERS = "online_net.neck.proj_attn.transformer.decoder.layers."
 
 def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, is one of the released FRA (with or without its outer dictionary)."""
-    return base.begins(state, r"online_net\.neck\.proj_attn\.")
+    return weights.begins(state, r"online_net\.neck\.proj_attn\.")
 
 
 def build(state: dict[str, Any]) -> Method:
@@ -72,17 +73,17 @@ def infer(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         CheckpointError: a backbone that is not a ResNet-18/34/50/101/152, or a part of FRA that is missing.
     """
-    found = base.tensors(state)
-    name = base.resnet_name(base.under(found, "online_net.backbone."), FAMILY)
-    queries = base.shape_of(found, "online_net.neck.proj_attn.query_embed.weight", FAMILY, 2)
+    found = weights.tensors(state)
+    name = weights.resnet_name(weights.under(found, "online_net.backbone."), FAMILY)
+    queries = weights.shape_of(found, "online_net.neck.proj_attn.query_embed.weight", FAMILY, 2)
     return name, {
         "variant": "official",
         "num_regions": queries[0],
         "decoder_width": queries[1],
         "decoder_layers": len({n.removeprefix(_LAYERS).split(".")[0] for n in found if n.startswith(_LAYERS)}),
-        "decoder_feed_forward": base.shape_of(found, f"{_LAYERS}0.linear1.weight", FAMILY, 2)[0],
-        "hidden": base.shape_of(found, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0],
-        "dim": base.shape_of(found, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0],
+        "decoder_feed_forward": weights.shape_of(found, f"{_LAYERS}0.linear1.weight", FAMILY, 2)[0],
+        "hidden": weights.shape_of(found, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0],
+        "dim": weights.shape_of(found, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0],
     }
 
 
@@ -92,7 +93,7 @@ def _fresh(state: dict[str, Any]) -> Method:
 
 
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    found = base.tensors(state)
+    found = weights.tensors(state)
     if "center" in found and bool(found["center"].any()):
         raise CheckpointError("the teacher's centre is not zero: this is not the released training code's output")
     return found

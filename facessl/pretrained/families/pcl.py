@@ -7,11 +7,12 @@ from typing import Any
 
 from facessl.methods.base import Method
 from facessl.methods.pcl import PCL
+from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained.families import base
 
 FAMILY = "PCL"
-_BEFORE = base.renamer(
+_BEFORE = weights.renamer(
     (
         ("backbone.model.", "encoder."),
         ("face_branch.layers.", "encoder.layer3_2_exp."),
@@ -33,7 +34,7 @@ def _theirs(name: str) -> str:
 
 def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, has the trunk of PCL's network."""
-    return base.begins(state, r"encoder\.(layer2_1|resblock1)\.")
+    return weights.begins(state, r"encoder\.(layer2_1|resblock1)\.")
 
 
 def build(state: dict[str, Any]) -> Method:
@@ -42,12 +43,12 @@ def build(state: dict[str, Any]) -> Method:
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    return base.whole_method(_fresh, base.tensors(state), _theirs, FAMILY, own=OWN)
+    return base.whole_method(_fresh, weights.tensors(state), _theirs, FAMILY, own=OWN)
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
     """The trunk, for images in 0..1 at 64 px; errors as in `build`."""
-    return base.online_backbone(_fresh, base.tensors(state), _theirs, FAMILY, own=OWN)
+    return base.online_backbone(_fresh, weights.tensors(state), _theirs, FAMILY, own=OWN)
 
 
 def _fresh() -> Method:
