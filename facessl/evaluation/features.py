@@ -23,7 +23,6 @@ from facessl.data.index import cache_file
 from facessl.data.loader import EvalLoader
 from facessl.data.source import Source
 from facessl.data.subset import Subset
-from facessl.evaluation import fingerprint
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
 from facessl.views.augment import Augment
@@ -151,7 +150,7 @@ def _weights(backbone: Backbone) -> str:
 
 
 def _folder(made_by: tuple[str, str], source: Source) -> Path:
-    return cache_file("features", *made_by, fingerprint.of_source(source)).with_suffix("")
+    return cache_file("features", *made_by, source.fingerprint()).with_suffix("")
 
 
 def _of_whole(made_by: tuple[str, str], source: Source) -> Features | None:

@@ -15,7 +15,7 @@ from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
 from facessl.data.layouts import Layout
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.metrics import nme
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heatmaps import gaussian_heatmaps, soft_argmax, to_heatmap, to_image
@@ -201,7 +201,7 @@ class AlignmentMeter:
         self.order = labels.order
         if "landmarks" not in source.provides:
             raise DataError("the test images have no landmarks: name a source that gives them with --test")
-        own = trait(source, "layout")
+        own = source.layout
         if own is not None and labels.layout is not None and own != labels.layout:
             raise DataError(f"the landmarks of the test images ({own}) are not those of training ({labels.layout})")
         if args.unit in ("interocular", "interpupil") and self.order is None:

@@ -15,7 +15,7 @@ from facessl.core.errors import DataError, PluginError
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
 from facessl.data.layouts import Layout, layout
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.metrics.bootstrap import bootstrap_mean
 from facessl.metrics.fairness import by_group
 from facessl.models.backbone import Backbone
@@ -91,13 +91,13 @@ class Labels:
             column = getattr(source, "column", None)
             persons = column("identity") if column else [source[i].identity or 0 for i in range(len(source))]
             identities = 1 + int(max(persons))
-        flip = trait(source, "mask_flip")
+        flip = source.mask_flip
         return cls(
             label_names=tuple(source.label_names) if "label" in needs else (),
             attribute_names=tuple(source.attribute_names) if "attributes" in needs else (),
             points=points,
-            layout=trait(source, "layout") if "landmarks" in needs else None,
-            mask_names=tuple(trait(source, "mask_names")) if "mask" in needs else (),
+            layout=source.layout if "landmarks" in needs else None,
+            mask_names=tuple(source.mask_names) if "mask" in needs else (),
             mask_flip=None if flip is None or "mask" not in needs else tuple(flip),
             identities=identities,
         )
@@ -254,7 +254,7 @@ class Collected:
         """
         found: dict[str, Any] = {}
         index = self["index"]
-        for subset, positions in trait(self.source, "subsets").items():
+        for subset, positions in self.source.subsets.items():
             rows = np.isin(index, positions)
             if rows.any():
                 scores: dict[str, Any] = {}
@@ -262,7 +262,7 @@ class Collected:
                     value, low, high = bootstrap_mean(numbers[rows])
                     scores |= {name: value, f"{name}_interval": [low, high]}
                 found.setdefault("subsets", {})[subset] = {"images": int(rows.sum()), **scores}
-        names = trait(self.source, "group_names")
+        names = self.source.group_names
         groups = self.get("group")
         if names and groups is not None:
             found["groups"] = {

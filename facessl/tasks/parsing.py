@@ -15,7 +15,7 @@ from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
 from facessl.models.backbone import Backbone
 from facessl.models.layers.upernet import UPerNet
@@ -151,7 +151,7 @@ class ParsingMeter:
     """F1 per class, mean F1 without the background and mIoU from one confusion matrix in stored pixels."""
 
     def __init__(self, names: tuple[str, ...], source: Source, augment: Augment) -> None:
-        own = tuple(trait(source, "mask_names"))
+        own = tuple(source.mask_names)
         if own != names:
             raise DataError(
                 f"the mask classes of the test images ({listed(own)}) are not those of training ({listed(names)}), or "

@@ -20,8 +20,7 @@ from facessl.config.parse import parse
 from facessl.config.run import RunConfig
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, FaceSSLError
-from facessl.core.types import Sample
-from facessl.data.source import open_source
+from facessl.data.source import Source, open_source
 from facessl.tools import counting
 from facessl.training.pretrain import derive
 
@@ -119,25 +118,14 @@ def read_rates(text: str | float | None) -> dict[int, float]:
     return found
 
 
-class _Counted:
+class _Counted(Source):
     """A source of which only the length is known."""
-
-    provides: frozenset[str] = frozenset()
-    label_names: tuple[str, ...] = ()
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
 
     def __init__(self, n: int) -> None:
         self.n = n
 
     def __len__(self) -> int:
         return self.n
-
-    def __getitem__(self, index: int) -> Sample:
-        raise IndexError(index)
-
-    def key(self, index: int) -> str:
-        raise IndexError(index)
 
 
 def plan(

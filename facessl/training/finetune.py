@@ -24,7 +24,6 @@ from facessl.data.decode import EXTENSIONS, ImageError, read_file, stored_size
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source
 from facessl.data.splits import Parts, parts
-from facessl.data.subset import column
 from facessl.evaluation import score
 from facessl.inference import trained
 from facessl.models import weights
@@ -316,7 +315,7 @@ def _score(task: Any, source: Source, augment: Augment, config: FinetuneConfig) 
 
 def _balance(source: Source) -> np.ndarray:
     """(N,) weights with which every class is drawn equally often."""
-    labels = column(source, "label")
+    labels = source.column("label")
     counts = np.bincount(labels[labels >= 0])
     weights = np.where(labels >= 0, 1 / counts[labels.clip(0)], 0)
     total: np.ndarray = weights / weights.sum()

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.core.types import Sample
-from facessl.data.source import open_source
+from facessl.data.source import Source, open_source
 from facessl.data.sources.synthetic import Synthetic
 from facessl.data.subset import Subset
 from facessl.evaluation import features
@@ -127,25 +127,14 @@ def test_descent_follows_its_schedule_and_learns(data: Data) -> None:
 # ---- protocol --------------------------------------------------------------------------------------------------
 
 
-class Fixed:
+class Fixed(Source):
     """A source whose features are given: image i has the features `rows[i]`; see `given`."""
 
-    provides = frozenset({"label"})
     label_names = ("a", "b")
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
 
     def __init__(self, rows: np.ndarray, label: np.ndarray) -> None:
+        super().__init__((f"{i}.jpg" for i in range(len(rows))), {"label": label})
         self.rows, self.label = rows.astype(np.float32), label
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def key(self, index: int) -> str:
-        return f"{index}.jpg"
-
-    def labels(self) -> np.ndarray:
-        return self.label
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import simplejpeg
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import decode
-from facessl.data.source import Source, open_source, trait
+from facessl.data.source import Source, open_source
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools import pack as module
 from facessl.tools.pack import pack, verified
@@ -61,12 +61,10 @@ def test_every_source_comes_back_with_all_it_provides(name: str, tmp_path: Path)
     assert again.provides == source.provides
     assert (again.label_names, again.attribute_names) == (source.label_names, source.attribute_names)
     for member in ("layout", "mask_names", "group_names", "mask_flip"):
-        assert list(trait(again, member) or ()) == list(trait(source, member) or ()), member
+        assert list(getattr(again, member) or ()) == list(getattr(source, member) or ()), member
     for member in ("pairs", "same", "folds"):
-        assert np.array_equal(trait(again, member), trait(source, member)), member
-    assert {k: v.tolist() for k, v in trait(again, "subsets").items()} == {
-        k: v.tolist() for k, v in trait(source, "subsets").items()
-    }
+        assert np.array_equal(getattr(again, member), getattr(source, member)), member
+    assert {k: v.tolist() for k, v in again.subsets.items()} == {k: v.tolist() for k, v in source.subsets.items()}
     for i in range(len(source)):
         one, other = source[i], again[i]
         assert np.array_equal(shown(one), shown(other))

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from facessl.core.errors import DataError, UnknownName
-from facessl.core.types import Sample
-from facessl.data.sources._lists import (
-    Items,
-    check_width,
-    choice,
-    counted,
-    csv_rows,
-    expected,
-    find,
-    find_any,
-    lines,
-    real,
-    root_folder,
-    whole,
-)
+from facessl.data.source import TRAIN_VAL_TEST, Source
+from facessl.data.sources import _lists as lists
 
-LAYOUT = expected(
+LAYOUT = lists.expected(
     "celeba",
     "img_align_celeba/000001.jpg",
     "list_attr_celeba.txt and list_eval_partition.txt (or .csv; also in Anno/ and Eval/)",
@@ -37,7 +24,7 @@ _ATTRIBUTES = 40
 _BIT = {"-1": 0, "1": 1}
 
 
-class CelebA:
+class CelebA(Source):
     """CelebA (Liu et al., ICCV 2015), the aligned 178 x 218 images.
 
     Licence: non-commercial research only; see the data set's own terms. Photographs of real people.
@@ -48,14 +35,10 @@ class CelebA:
     Asserted: 40 attributes, every image in all lists, counts 162770 / 19867 / 19962.
 
     Attributes:
-        provides: attributes; identity and five_points with their lists; group with the option.
         attribute_names: the list's own, in its order; -1 is 0.
-        group_names: of the option `group`: without and with the attribute.
     """
 
-    label_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
+    splits = TRAIN_VAL_TEST
 
     def __init__(
         self, path: str | Path, *, split: str = "train", group: str | None = None, strict: bool = True
@@ -63,25 +46,18 @@ class CelebA:
         """
         Args:
             path: folder of the layout above.
-            split: train, val or test.
             group: attribute (as "Male") that divides the images into two groups.
-            strict: refuse a part of the images.
-
-        Raises:
-            ConfigError: no such split.
-            UnknownName: no such attribute.
-            DataError: a file that is missing or not as expected, or another count.
         """
-        choice("celeba", "split", split, SIZES)
-        root = root_folder(path, LAYOUT)
-        images = find(root, ["img_align_celeba", "Img/img_align_celeba"], LAYOUT)
-        images = find_any(images, ["img_align_celeba"]) or images  # Kaggle's copy has the folder twice
-        file = find(root, _names("list_eval_partition", "Eval"), LAYOUT)
+        lists.choice("celeba", "split", split, SIZES)
+        root = lists.root_folder(path, LAYOUT)
+        images = lists.find(root, ["img_align_celeba", "Img/img_align_celeba"], LAYOUT)
+        images = lists.find_any(images, ["img_align_celeba"]) or images  # Kaggle's copy has the folder twice
+        file = lists.find(root, _names("list_eval_partition", "Eval"), LAYOUT)
         names = _partition(file, list(SIZES).index(split))
-        counted(file, f"{split} images", len(names), SIZES[split], strict)
-        attributes = find(root, _names("list_attr_celeba", "Anno"), LAYOUT)
-        identities = find_any(root, _names("identity_CelebA", "Anno"))
-        points = find_any(root, _names("list_landmarks_align_celeba", "Anno"))
+        lists.counted(file, f"{split} images", len(names), SIZES[split], strict)
+        attributes = lists.find(root, _names("list_attr_celeba", "Anno"), LAYOUT)
+        identities = lists.find_any(root, _names("identity_CelebA", "Anno"))
+        points = lists.find_any(root, _names("list_landmarks_align_celeba", "Anno"))
         self.attribute_names, values = _attributes(attributes, names)
         columns: dict[str, Any] = {"attributes": values}
         if identities is not None:
@@ -93,23 +69,7 @@ class CelebA:
                 raise UnknownName("attribute of celeba", group, self.attribute_names)
             columns["group"] = values[:, self.attribute_names.index(group)]
             self.group_names = (f"not {group}", group)
-        self._items = Items(images, names, columns, file=file, hint=LAYOUT)
-        self.provides = self._items.provides
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
-
-    def column(self, field: str) -> np.ndarray:
-        """The values of a provided field, in the order of the images; none is read."""
-        return self._items.column(field)
+        super().__init__(names, columns, folder=images, file=file, hint=LAYOUT)
 
 
 def _names(stem: str, folder: str) -> list[str]:
@@ -124,19 +84,21 @@ def _rows(file: Path, width: int) -> Iterator[tuple[str, list[str]]]:
     first; one of two values has no header. DataError where a row has another width or the number is wrong.
     """
     is_csv = file.suffix == ".csv"
-    rows = csv_rows(file, LAYOUT) if is_csv else ((where, line.split()) for where, line in lines(file, LAYOUT))
+    rows = (
+        lists.csv_rows(file, LAYOUT) if is_csv else ((where, line.split()) for where, line in lists.lines(file, LAYOUT))
+    )
     count = None
     if not is_csv and width > 2:
         where, cells = next(rows, (str(file), [""]))
-        count = whole(cells[0], where, "number of images", 1, 10_000_000)
+        count = lists.whole(cells[0], where, "number of images", 1, 10_000_000)
     if is_csv or width > 2:
         where, header = next(rows, (str(file), []))
         header = header if is_csv else ["image_id", *header]
-        check_width(where, len(header), width)
+        lists.check_width(where, len(header), width)
         yield where, header
     found = 0
     for where, cells in rows:
-        check_width(where, len(cells), width)
+        lists.check_width(where, len(cells), width)
         found += 1
         yield where, cells
     if count not in (None, found):
@@ -148,7 +110,7 @@ def _partition(file: Path, number: int) -> list[str]:
     rows = _rows(file, 2)
     if file.suffix == ".csv":
         next(rows, None)
-    return [name for where, (name, part) in rows if whole(part, where, "partition", 0, 2) == number]
+    return [name for where, (name, part) in rows if lists.whole(part, where, "partition", 0, 2) == number]
 
 
 def _picked(
@@ -187,12 +149,12 @@ def _identities(file: Path, names: list[str]) -> list[int]:
     rows = _rows(file, 2)
     if file.suffix == ".csv":
         next(rows, None)
-    return _picked(rows, file, names, lambda where, cells: whole(cells[0], where, "identity", 0, 10_000_000))
+    return _picked(rows, file, names, lambda where, cells: lists.whole(cells[0], where, "identity", 0, 10_000_000))
 
 
 def _points(file: Path, names: list[str]) -> np.ndarray:
     """(N, 5, 2) float32 points of the images `names`; CelebA's "left" eye is the one on the image's left."""
     rows = _rows(file, 11)
     next(rows)
-    values = _picked(rows, file, names, lambda where, cells: [real(cell, where, "coordinate") for cell in cells])
+    values = _picked(rows, file, names, lambda where, cells: [lists.real(cell, where, "coordinate") for cell in cells])
     return np.array(values, np.float32).reshape(-1, 5, 2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facessl.core.errors import ConfigError
 from facessl.data.labels import same_classes
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.evaluation.features import Features
 from facessl.evaluation.protocols._solvers import Loss
 from facessl.tasks.alignment import AlignmentArgs, AlignmentMeter
@@ -96,7 +96,7 @@ class LinearTask:
         """
         self.name, self.kind, self.augment, self.size = name, KINDS[name], augment, size
         names, attributes = tuple(train.label_names), tuple(train.attribute_names)
-        self.labels = Labels(label_names=names, attribute_names=attributes, layout=trait(train, "layout"))
+        self.labels = Labels(label_names=names, attribute_names=attributes, layout=train.layout)
         self._named = bool(names)
         self._mean: np.ndarray | None = None
 

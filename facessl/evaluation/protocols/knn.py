@@ -12,8 +12,7 @@ from torch import Tensor
 
 from facessl.core.errors import ConfigError
 from facessl.data.labels import same_classes
-from facessl.data.source import Source, trait
-from facessl.data.subset import column
+from facessl.data.source import Source
 from facessl.inference.embed import embeddings
 from facessl.metrics.accuracy import accuracy
 from facessl.metrics.fairness import by_group
@@ -134,10 +133,10 @@ def _groups(source: Source, index: np.ndarray, right: np.ndarray) -> dict[str, A
         index: (N,) positions of those that were classified.
         right: (N,) bool.
     """
-    names = trait(source, "group_names")
+    names = source.group_names
     if not names or source.streaming or "group" not in source.provides:
         return {}
-    found = by_group(right.astype(float), column(source, "group")[index], names, larger_is_better=True)
+    found = by_group(right.astype(float), source.column("group")[index], names, larger_is_better=True)
     return {"accuracy": found.summary()}
 
 

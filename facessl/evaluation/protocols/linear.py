@@ -13,7 +13,7 @@ import torch
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.data.frame import Crop
 from facessl.data.labels import fewer_labels
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.evaluation.features import Features, Kind
 from facessl.evaluation.features import features as extracted
 from facessl.evaluation.protocols._linear_fit import LAMBDAS, Solve, choose, final
@@ -141,7 +141,7 @@ def linear(
     options: dict[str, Any] = {"kind": kind, "augment": augment, "cache": cache, "precision": precision}
     options |= {"batch_size": batch_size, "workers": workers}
     if task == "verification":
-        if trait(test, "pairs") is None:
+        if test.pairs is None:
             raise ConfigError("verification is measured on pairs, and the source has none: use lfw:PATH, for example")
         return _verify(test, extracted(backbone, test, flip=flip, **options), kind)
     if flip:
@@ -214,7 +214,7 @@ def _task_of(test: Source, task: str) -> str:
         return task
     if task != "auto":
         raise UnknownName("task of a linear probe", task, ("auto", *TASKS))
-    if trait(test, "pairs") is not None:
+    if test.pairs is not None:
         return "verification"
     fields = {"label": "expression", "attributes": "attributes", "landmarks": "alignment"}
     for name, found in fields.items():
