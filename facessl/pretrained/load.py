@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,7 @@ def load_method(path: str | Path) -> Method:
         family = family_of(path, state)
         if not hasattr(family, "build"):
             raise CheckpointError(f"{path} is a checkpoint of {family.FAMILY}, read without heads: use load_backbone")
-        try:
-            method = family.build(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}; {_fix(path, family, state)}") from None
+        method = _read_by(family, family.build, path, state)
         _say(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
     module: nn.Module = method  # type: ignore[assignment]
     module.eval()
@@ -170,10 +167,7 @@ def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]
         family, authors = "timm", f"timm's {name}"
     else:
         module = family_of(path, state)
-        try:
-            backbone = module.build_backbone(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}; {_fix(path, module, state)}") from None
+        backbone = _read_by(module, module.build_backbone, path, state)
         guessed = module.guessed(state, backbone) if hasattr(module, "guessed") else {}
         family, authors = _name(module), module.FAMILY
     backbone = _as_given(backbone, given)
@@ -203,11 +197,15 @@ def _name(family: Any) -> str:
     return name
 
 
-def _fix(path: Path, family: Any, state: Mapping[str, Any]) -> str:
-    """What to do with a file that does not fit its family."""
-    if _name(family) in ("timm", "torchvision"):
-        return _name_it(path, state) + ", else get the file again"
-    return "use the file as its authors published it"
+def _read_by(family: Any, build: Callable[..., Any], path: Path, state: Mapping[str, Any]) -> Any:
+    """What `build` of a family makes of a file, or what to do with one that does not fit."""
+    try:
+        return build(state)
+    except CheckpointError as error:
+        fix = "use the file as its authors published it"
+        if _name(family) in ("timm", "torchvision"):
+            fix = _name_it(path, state) + ", else get the file again"
+        raise CheckpointError(f"{path}: {error}; {fix}") from None
 
 
 def _name_it(path: Path, state: Mapping[str, Any]) -> str:

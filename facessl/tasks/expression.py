@@ -21,6 +21,9 @@ from facessl.models.layers.cam import class_activation_maps, flip_consistency
 from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import EAC_EXPRESSION, FRA_EXPRESSION, Augment
 
+#: Classes of which the confusion is still told.
+_CONFUSION = 100
+
 
 @dataclass(frozen=True)
 class ExpressionArgs:
@@ -166,7 +169,7 @@ class ExpressionMeter:
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `accuracy` (top-1, as the papers report it)."""
         predicted, target = self.collected["predicted"], self.collected["target"]
-        scores = accuracy(predicted, target)
+        scores, classes = accuracy(predicted, target), len(self.names)
         return {
             "headline": headline("accuracy", scores.accuracy, scores.accuracy_interval),
             "accuracy": scores.accuracy,
@@ -177,7 +180,7 @@ class ExpressionMeter:
             "macro_f1_interval": list(scores.macro_f1_interval),
             "majority_class": float(np.bincount(target).max() / len(target)),
             "per_class": {self.names[c]: share for c, share in scores.per_class.items()},
-            "confusion": confusion(predicted, target, len(self.names)).tolist(),
+            **({"confusion": confusion(predicted, target, classes).tolist()} if classes <= _CONFUSION else {}),
             **self.collected.breakdown({"accuracy": self.per_image()}),
             "images": len(target),
         }

@@ -93,7 +93,7 @@ def test_more_neighbours_than_images_are_refused(clusters: Clusters, k: int, tes
 def test_classes_are_matched_by_name(faces: Path, backbone: Backbone) -> None:
     # Alone, "light" is class 0 of the test folder, which is "dark" in training.
     train, test = split_source(str(faces))
-    assert knn(backbone, train, test, k=3).per_class == {"light": 1.0, "mid": 1.0}
+    assert knn(backbone, train, test, k=3).scores["per_class"] == {"light": 1.0, "mid": 1.0}
     with pytest.raises(ConfigError, match="lacks: dark"):
         knn(backbone, test, train, k=3)
 

@@ -54,18 +54,24 @@ def _alignment_meter(source: Source, labels: Labels, augment: Augment) -> Alignm
 
 KINDS = {
     "expression": Kind(
-        *("label", "classes", "accuracy"),
+        needs="label",
+        loss="classes",
+        chosen_by="accuracy",
         meter=lambda source, labels, _: ExpressionMeter(labels.label_names, source),
         predictions=lambda outputs, _: {"probabilities": outputs.softmax(1)},
     ),
     "attributes": Kind(
-        *("attributes", "attributes", "mean_accuracy"),
+        needs="attributes",
+        loss="attributes",
+        chosen_by="mean_accuracy",
         meter=lambda source, labels, _: AttributesMeter(labels.attribute_names, source),
         predictions=lambda outputs, _: {"probabilities": outputs.sigmoid()},
     ),
     # The map gives the landmarks' places in the view, as fractions of its side.
     "alignment": Kind(
-        *("landmarks", "squares", "-nme"),
+        needs="landmarks",
+        loss="squares",
+        chosen_by="-nme",
         meter=_alignment_meter,
         predictions=lambda outputs, size: {"landmarks": outputs.reshape(len(outputs), -1, 2) * size - 0.5},
     ),
@@ -95,9 +101,8 @@ class LinearTask:
             augment, size: crop and side in pixels of the views that the features are computed on.
         """
         self.name, self.kind, self.augment, self.size = name, KINDS[name], augment, size
-        names, attributes = tuple(train.label_names), tuple(train.attribute_names)
-        self.labels = Labels(label_names=names, attribute_names=attributes, layout=train.layout)
-        self._named = bool(names)
+        self.labels = Labels(label_names=train.label_names, attribute_names=train.attribute_names, layout=train.layout)
+        self._named = bool(train.label_names)
         self._mean: np.ndarray | None = None
 
     def check(self, source: Source, part: str) -> None:
@@ -106,7 +111,7 @@ class LinearTask:
             given = ", ".join(sorted(source.provides)) or "images only"
             raise ConfigError(f"the task {self.name} needs {self.kind.needs}, and the {part} source gives {given}")
         if self.kind.loss == "classes":
-            same_classes(np.zeros(0, np.int64), tuple(source.label_names), self.labels.label_names, part)
+            same_classes(np.zeros(0, np.int64), source.label_names, self.labels.label_names, part)
         self.kind.meter(source, self.labels, self.augment)
 
     def load(self, source: Source, found: Features) -> Loaded:
@@ -117,7 +122,7 @@ class LinearTask:
         if self.kind.loss == "squares":
             return Loaded(source, found, self._places(found))
         if self.kind.loss == "classes":
-            target = same_classes(target, tuple(source.label_names), self.labels.label_names)
+            target = same_classes(target, source.label_names, self.labels.label_names)
             if not self._named:
                 count = max(len(self.labels.label_names), 1 + int(target.max()))
                 self.labels = replace(self.labels, label_names=tuple(map(str, range(count))))

@@ -46,15 +46,15 @@ class LinearResult:
     task: str
     solver: str
     scores: dict[str, Any]
-    n_train: int
-    n_val: int
     n_test: int
-    labels: str
     features: str
     dimensions: int
     extract_seconds: float
-    solve_seconds: float
     skipped: int
+    n_train: int = 0
+    n_val: int = 0
+    labels: str = "none"
+    solve_seconds: float = 0.0
     penalty: float | None = None
     path: tuple[dict[str, float | None], ...] = ()
     chosen_by: str = ""
@@ -197,14 +197,10 @@ def _verify(test: Source, found: Features, kind: Kind) -> LinearResult:
         task="verification",
         solver="none",
         scores=meter.result(),
-        n_train=0,
-        n_val=0,
         n_test=len(found),
-        labels="none",
         features=kind,
         dimensions=found.array.shape[1],
         extract_seconds=found.seconds,
-        solve_seconds=0.0,
         skipped=len(found.skipped),
     )
 

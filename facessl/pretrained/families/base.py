@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,39 +12,70 @@ from torch import Tensor, nn
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone
-from facessl.models.weights import fit, under
+from facessl.models.weights import fit, resnet_name, tensors, under
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
 
-
-def whole_method(
-    make: Callable[[], Method], found: Mapping[str, Tensor], theirs: Callable[[str], str], family: str, **kept: Any
-) -> Method:
-    """What `make` builds, with every tensor of the checkpoint; `kept` and errors as in `fit`."""
-    method = _made(make, family)
-    module = cast(nn.Module, method)
-    module.load_state_dict(fit(module, found, theirs, family, **kept), strict="own" not in kept)
-    return method
+#: What FRA's training code adds to a checkpoint: a copy of the online backbone, and a centre that stays zero.
+FRA_ADDS = {"left_out": r"encoder_q\.|center$", "copy": ("encoder_q.", "online_net.backbone.")}
 
 
-def online_backbone(
-    make: Callable[[], Method], found: Mapping[str, Tensor], theirs: Callable[[str], str], family: str, **kept: Any
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint of a whole method is read; a family takes `build` and `build_backbone` from it.
+
+    Attributes:
+        family: for sentences.
+        make: a fresh method for the tensors of a checkpoint.
+        theirs: from our names to the family's.
+        kept: `left_out`, `own` and `copy` of `facessl.models.weights.fit`.
+    """
+
+    family: str
+    make: Callable[[Mapping[str, Tensor]], Method]
+    theirs: Callable[[str], str]
+    kept: Mapping[str, Any]
+
+    def build(self, state: Mapping[str, Any]) -> Method:
+        """The method of a loaded checkpoint, with its heads.
+
+        Raises:
+            CheckpointError: tensors that are missing, unknown or of another shape; they are named.
+        """
+        found = tensors(state)
+        method = self._made(found)
+        module = cast(nn.Module, method)
+        module.load_state_dict(fit(module, found, self.theirs, self.family, **self.kept), strict="own" not in self.kept)
+        return method
+
+    def build_backbone(self, state: Mapping[str, Any]) -> Backbone:
+        """The backbone alone; heads and target take no memory, but are compared as well. Errors as in `build`."""
+        found = tensors(state)
+        with torch.device("meta"):
+            method = self._made(found)
+        fitted = fit(cast(nn.Module, method), found, self.theirs, self.family, **self.kept)
+        like = method.backbone
+        normalisation: dict[str, Any] = {"mean": like.mean, "std": like.std}
+        backbone = Backbone(like.name, image_size=like.image_size, **normalisation, **like.timm_options)
+        backbone.model.load_state_dict(under(fitted, "backbone.model."))
+        return backbone
+
+    def _made(self, found: Mapping[str, Tensor]) -> Method:
+        try:
+            return self.make(found)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"the shapes of this checkpoint of {self.family} do not go together: {error}"
+            ) from None
+
+
+def plain_resnet(
+    state: Mapping[str, Any], family: str, prefix: str = "", left_out: str | None = None, **normalisation: Any
 ) -> Backbone:
-    """The backbone alone; heads and target take no memory, but are compared as well. Arguments as in `fit`."""
-    with torch.device("meta"):
-        method = _made(make, family)
-    fitted = fit(cast(nn.Module, method), found, theirs, family, **kept)
-    like = method.backbone
-    normalisation: dict[str, Any] = {"mean": like.mean, "std": like.std}
-    backbone = Backbone(like.name, image_size=like.image_size, **normalisation, **like.timm_options)
-    backbone.model.load_state_dict(under(fitted, "backbone.model."))
+    """The ResNet whose tensors stand below `prefix`; errors as in `Layout.build`, arguments as in `fit`."""
+    found = tensors(state)
+    backbone = Backbone(resnet_name(under(found, prefix), family), **normalisation)
+    backbone.model.load_state_dict(fit(backbone.model, found, lambda n: prefix + n, family, left_out=left_out))
     return backbone
-
-
-def _made(make: Callable[[], Method], family: str) -> Method:
-    try:
-        return make()
-    except ConfigError as error:
-        raise CheckpointError(f"the shapes of this checkpoint of {family} do not go together: {error}") from None
 
 
 def guessed_normalisation(backbone: Backbone) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from facessl.models import weights
 from facessl.models.backbone import Backbone
+from facessl.pretrained.families import base
 from facessl.views.spec import IMAGENET_MEAN
 
 FAMILY = "Bulat et al."
@@ -29,8 +30,4 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    found = weights.tensors(state)
-    backbone = Backbone(weights.resnet_name(weights.under(found, PREFIX), FAMILY), mean=IMAGENET_MEAN, std=STD)
-    fitted = weights.fit(backbone.model, found, lambda name: PREFIX + name, FAMILY, left_out=LEFT_OUT)
-    backbone.model.load_state_dict(fitted)
-    return backbone
+    return base.plain_resnet(state, FAMILY, PREFIX, LEFT_OUT, mean=IMAGENET_MEAN, std=STD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -39,8 +40,6 @@ theirs = weights.renamer(
     ),
     ((".self_attention.", ".self_attn."), (".cross_attention.", ".multihead_attn.")),
 )
-#: A copy of the online backbone, and a zero that the released loss subtracts; both are checked.
-_ADDED: dict[str, Any] = {"left_out": r"encoder_q\.|center$", "copy": ("encoder_q.", "online_net.backbone.")}
 _LAYERS = "online_net.neck.proj_attn.transformer.decoder.layers."
 
 
@@ -49,22 +48,7 @@ def matches(state: dict[str, Any]) -> bool:
     return weights.begins(state, r"online_net\.neck\.proj_attn\.")
 
 
-def build(state: dict[str, Any]) -> Method:
-    """The whole method with its heads, as `FRA(variant="official")`.
-
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape (they are named), or a centre that is
-            not zero.
-    """
-    return base.whole_method(lambda: _fresh(state), _tensors(state), theirs, FAMILY, **_ADDED)
-
-
-def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The online backbone with FRA's normalisation; errors as in `build`."""
-    return base.online_backbone(lambda: _fresh(state), _tensors(state), theirs, FAMILY, **_ADDED)
-
-
-def infer(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def infer(found: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Backbone and method of a checkpoint, told from the shapes of its tensors.
 
     Returns:
@@ -73,7 +57,6 @@ def infer(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         CheckpointError: a backbone that is not a ResNet-18/34/50/101/152, or a part of FRA that is missing.
     """
-    found = weights.tensors(state)
     name = weights.resnet_name(weights.under(found, "online_net.backbone."), FAMILY)
     queries = weights.shape_of(found, "online_net.neck.proj_attn.query_embed.weight", FAMILY, 2)
     return name, {
@@ -87,13 +70,13 @@ def infer(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _fresh(state: dict[str, Any]) -> Method:
-    name, keywords = infer(state)
+def _fresh(found: Mapping[str, Tensor]) -> Method:
+    if "center" in found and bool(found["center"].any()):
+        raise CheckpointError("the teacher's centre is not zero: this is not the released training code's output")
+    name, keywords = infer(found)
     return FRA(Backbone(name, mean=FRA.mean, std=FRA.std), **keywords)
 
 
-def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    found = weights.tensors(state)
-    if "center" in found and bool(found["center"].any()):
-        raise CheckpointError("the teacher's centre is not zero: this is not the released training code's output")
-    return found
+#: `FRA(variant="official")`.
+_layout = base.Layout(FAMILY, _fresh, theirs, kept=base.FRA_ADDS)
+build, build_backbone = _layout.build, _layout.build_backbone

@@ -9,6 +9,7 @@ from typing import Any
 
 from facessl.models import vit_files, weights
 from facessl.models.backbone import Backbone
+from facessl.pretrained.families import base
 
 FAMILY = "MoCo v3"
 PREFIX = vit_files.MOCO_PREFIX
@@ -31,9 +32,6 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
     if any(name.removeprefix(PREFIX).startswith("blocks.") for name in found):
         backbone = vit_files.moco_vit(found)
     else:
-        backbone = Backbone(weights.resnet_name(weights.under(found, PREFIX), FAMILY))
-        left_out = vit_files.MOCO_LEFT_OUT
-        fitted = weights.fit(backbone.model, found, lambda name: PREFIX + name, FAMILY, left_out=left_out)
-        backbone.model.load_state_dict(fitted)
+        backbone = base.plain_resnet(state, FAMILY, PREFIX, vit_files.MOCO_LEFT_OUT)
     weights.check_copy(found, "momentum_encoder.", PREFIX, FAMILY, values=False)
     return backbone

@@ -23,11 +23,7 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    found = weights.tensors(state)
-    backbone = Backbone(weights.resnet_name(found, FAMILY))
-    fitted = weights.fit(backbone.model, found, lambda name: name, FAMILY, left_out=LEFT_OUT)
-    backbone.model.load_state_dict(fitted)
-    return backbone
+    return base.plain_resnet(state, FAMILY, left_out=LEFT_OUT)
 
 
 def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:
