@@ -52,12 +52,6 @@ def test_groups_are_scored_apart(faces: Path, backbone: Backbone) -> None:
     assert {row["name"]: row["value"] for row in found["groups"]} == {"even": 1.0, "odd": 0.0}
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    torch.manual_seed(0)
-    return Backbone("test_resnet", image_size=32).eval()
-
-
 def test_votes_agree_with_scikit_learn(clusters: Clusters) -> None:
     train, labels, test = clusters
     twin = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
