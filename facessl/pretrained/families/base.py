@@ -28,12 +28,14 @@ class Layout:
         make: a fresh method for the tensors of a checkpoint.
         theirs: from our names to the family's.
         kept: `left_out`, `own` and `copy` of `facessl.models.weights.fit`.
+        read: the tensors of a loaded checkpoint.
     """
 
     family: str
     make: Callable[[Mapping[str, Tensor]], Method]
     theirs: Callable[[str], str]
     kept: Mapping[str, Any]
+    read: Callable[[Mapping[str, Any]], dict[str, Tensor]] = tensors
 
     def build(self, state: Mapping[str, Any]) -> Method:
         """The method of a loaded checkpoint, with its heads.
@@ -41,7 +43,7 @@ class Layout:
         Raises:
             CheckpointError: tensors that are missing, unknown or of another shape; they are named.
         """
-        found = tensors(state)
+        found = self.read(state)
         method = self._made(found)
         module = cast(nn.Module, method)
         module.load_state_dict(fit(module, found, self.theirs, self.family, **self.kept), strict="own" not in self.kept)
@@ -49,7 +51,7 @@ class Layout:
 
     def build_backbone(self, state: Mapping[str, Any]) -> Backbone:
         """The backbone alone; heads and target take no memory, but are compared as well. Errors as in `build`."""
-        found = tensors(state)
+        found = self.read(state)
         with torch.device("meta"):
             method = self._made(found)
         fitted = fit(cast(nn.Module, method), found, self.theirs, self.family, **self.kept)

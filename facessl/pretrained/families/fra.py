@@ -71,12 +71,17 @@ def infer(found: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 
 
 def _fresh(found: Mapping[str, Tensor]) -> Method:
-    if "center" in found and bool(found["center"].any()):
-        raise CheckpointError("the teacher's centre is not zero: this is not the released training code's output")
     name, keywords = infer(found)
     return FRA(Backbone(name, mean=FRA.mean, std=FRA.std), **keywords)
 
 
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    found = weights.tensors(state)
+    if "center" in found and bool(found["center"].any()):
+        raise CheckpointError("the teacher's centre is not zero: this is not the released training code's output")
+    return found
+
+
 #: `FRA(variant="official")`.
-_layout = base.Layout(FAMILY, _fresh, theirs, kept=base.FRA_ADDS)
+_layout = base.Layout(FAMILY, _fresh, theirs, kept=base.FRA_ADDS, read=_tensors)
 build, build_backbone = _layout.build, _layout.build_backbone
