@@ -50,14 +50,11 @@ def moco_heads(width: int) -> int:
 
 
 def is_moco(state: Mapping[str, Any], found: Mapping[str, Tensor]) -> bool:
-    """Whether bare tensors are of MoCo v3: a linear probe of its authors' code, or a network taken out of a checkpoint.
+    """Whether a file and its tensors (without prefixes) are of MoCo v3: a linear probe of its authors' code, or a
+    network taken out of a checkpoint.
 
     Either the file says so under `arch`, or its position table is MoCo v3's: sines and cosines like those of MAE, but
     the first half of the channels encodes the row (the order of `meshgrid` there), and zeros for the class token.
-
-    Args:
-        state: the file.
-        found: its tensors, without prefixes.
     """
     if not any(name.startswith("blocks.") and ".attn.qkv." in name for name in found):
         return False

@@ -180,7 +180,7 @@ class Alignment(nn.Module):
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalised -> landmarks (B, K, 2) in pixels of the view."""
         found = self.head(self.backbone.forward_pyramid(x))
-        heat = found[-1].heatmaps if self.args.head == "star" else at_least_float32(found).sigmoid()
+        heat = found.heatmaps if self.args.head == "star" else at_least_float32(found).sigmoid()
         return {"landmarks": self._decoded(heat, (x.shape[-2], x.shape[-1]))}
 
     def meter(self, source: Source, augment: Augment) -> AlignmentMeter:

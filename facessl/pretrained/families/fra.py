@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from facessl.core.errors import CheckpointError
@@ -76,7 +77,18 @@ def _fresh(found: Mapping[str, Tensor]) -> Method:
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of the checkpoint. Where the map has as many channels as the decoder, the release has no input projection
+    between them: here it is the identity."""
     found = weights.tensors(state)
+    for net in ("online_net", "target_net"):
+        neck = weights.under(found, f"{net}.neck.")
+        queries, pixel = (
+            neck.get(n, torch.empty(0)) for n in ("proj_attn.query_embed.weight", "proj_pixel.mlp.0.weight")
+        )
+        width = tuple(queries.shape[1:2])
+        if width and width == tuple(pixel.shape[1:2]) and not weights.under(neck, "proj_attn.input_proj."):
+            project = f"{net}.neck.proj_attn.input_proj"
+            found |= {f"{project}.weight": torch.eye(*width), f"{project}.bias": torch.zeros(width)}
     if "center" in found and bool(found["center"].any()):
         raise CheckpointError("the teacher's centre is not zero: this is not the released training code's output")
     return found

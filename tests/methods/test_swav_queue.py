@@ -2,7 +2,7 @@
 
 import torch
 
-from facessl.models.layers.queue import Queue
+from facessl.methods.swav import Queue
 
 
 def rows(first, count):
