@@ -139,11 +139,8 @@ def ridge(
     """Least squares with a penalty, in closed form for every penalty from one decomposition.
 
     Args:
-        train: (N, D) features; they are standardised.
         target: (N, M) numbers.
-        lambdas: penalties, above 0.
-        weights: (N,) of the images.
-        dtype, device: of the computation; decompositions are in float64.
+        train, lambdas, weights, dtype, device: as in `logistic`.
     """
     basis = Basis(train, weights, dtype, device)
     y = torch.from_numpy(np.asarray(target, np.float64)).to(basis.device)
@@ -178,7 +175,7 @@ def logistic(
         target: (N,) class indices (`classes`, softmax), or (N, A) zeros and ones (`attributes`, A sigmoids).
         lambdas: penalties, above 0.
         weights: (N,) of the images.
-        dtype, device: of the computation.
+        dtype, device: of the computation; decompositions are in float64.
         tolerance: largest gradient in those variables at which a solution counts as found.
         max_iterations: L-BFGS steps per penalty.
     """
