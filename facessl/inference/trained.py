@@ -18,9 +18,8 @@ from facessl.core import files, plugins
 from facessl.core.errors import CheckpointError
 from facessl.core.types import Sample
 from facessl.data.frame import Frame, frame_of, from_box
-from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
-from facessl.pretrained.load import load_exactly
+from facessl.models.weights import from_card, load_exactly
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.normalise import normalise
@@ -167,13 +166,7 @@ def load_trained(path: str | Path) -> Trained:
     tensors, info = files.read_safetensors(file)
     if info.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
-    backbone = Backbone(
-        info["timm_name"],
-        image_size=info["image_size"],
-        mean=tuple(info["mean"]),
-        std=tuple(info["std"]),
-        **info["timm_options"],
-    )
+    backbone = from_card(info)
     arguments = dict(info["task"])
     name = arguments.pop("name")
     task = plugins.find("tasks", name)(backbone, Labels.from_dict(info["labels"]), **arguments)

@@ -88,17 +88,14 @@ class Labels:
             first = source[0].landmarks
             points = 0 if first is None else len(first)
         if "identity" in needs:
-            column = getattr(source, "column", None)
-            persons = column("identity") if column else [source[i].identity or 0 for i in range(len(source))]
-            identities = 1 + int(max(persons))
-        flip = source.mask_flip
+            identities = 1 + int(source.column("identity").max())
         return cls(
-            label_names=tuple(source.label_names) if "label" in needs else (),
-            attribute_names=tuple(source.attribute_names) if "attributes" in needs else (),
+            label_names=source.label_names if "label" in needs else (),
+            attribute_names=source.attribute_names if "attributes" in needs else (),
             points=points,
             layout=source.layout if "landmarks" in needs else None,
-            mask_names=tuple(source.mask_names) if "mask" in needs else (),
-            mask_flip=None if flip is None or "mask" not in needs else tuple(flip),
+            mask_names=source.mask_names if "mask" in needs else (),
+            mask_flip=source.mask_flip if "mask" in needs else None,
             identities=identities,
         )
 

@@ -26,6 +26,7 @@ from facessl.data.source import Source
 from facessl.data.splits import Parts, parts
 from facessl.evaluation import score
 from facessl.inference import trained
+from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 from facessl.pretrained import load
@@ -143,11 +144,11 @@ def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
         return fresh, None
     backbone = load.load_backbone(config.run)
     if config.backbone.options:
-        backbone = load.with_options(backbone, config.backbone.options)
+        backbone = weights.with_options(backbone, config.backbone.options)
     backbone.requires_grad_(True)
     own = backbone.image_size
     if size is not None:
-        load.set_image_size(backbone, size)
+        weights.set_image_size(backbone, size)
         backbone.check_size()
     return backbone, own
 
