@@ -10,7 +10,6 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from facessl.config.run import flatten, merge, plain
 from facessl.core import plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.data.source import parse
-from facessl.report import parts
 from facessl.report.folder import RunFolder
 from facessl.report.results import protocol
+from facessl.report.text import pipes
 
 #: Settings that do not change what a score may be compared with.
 _FREE = (
@@ -121,28 +120,23 @@ def compare(measured: Sequence[Measured]) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """What `compare` found as Markdown, with its notes below."""
-    return "\n".join([*(parts.pipes(*_cells(found)) if found["rows"] else []), "", *found["notes"]]).strip()
+    return "\n".join([*(pipes(*_cells(found)) if found["rows"] else []), "", *found["notes"]]).strip()
 
 
-def section(runs: Sequence[RunFolder]) -> str:
-    """The part of a page; nothing where no score of the runs' data sets and protocols is published."""
+def section(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
+    """Head, rows and notes for a page; None where no score of the runs' data sets and protocols is published."""
     found = compare([own for own in map(of_run, runs) if own])
-    if not found["rows"]:
-        return ""
     head, rows = _cells(found)
-    notes = "".join(f"<p>{escape(note)}</p>" for note in found["notes"])
-    return parts.section(
-        "Published scores", parts.table(head, [[escape(cell) for cell in row] for row in rows]) + notes
-    )
+    return {"head": head, "rows": rows, "notes": found["notes"]} if rows else None
 
 
 def of_run(run: RunFolder) -> Measured | None:
     """What a fine-tuning run measured; None before it has scores."""
-    test, named = run.results.get("test"), protocol(run)
-    if not isinstance(test, Mapping) or named is None:
+    named = protocol(run)
+    if not run.test or named is None:
         return None
     tested_on = run.setting("test") or run.setting("source") or run.results.get("source")
-    return Measured(run.name, str(tested_on), named, _scores(test), run.config)
+    return Measured(run.name, str(tested_on), named, _scores(run.test), run.config)
 
 
 def of_file(path: Path) -> Measured:

@@ -82,9 +82,8 @@ def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, An
     folder = read_run_folder(run)
     page = _page_path(out, folder.path / "report.html")
     numbers = headline(folder)
-    write_atomic(page, run_html(folder, numbers, paper.section([folder])).encode())
-    write_atomic(page.with_suffix(".md"), markdown([folder], [numbers]).encode())
-    write_atomic(page.with_suffix(".json"), _json(numbers))
+    html = run_html(folder, numbers, paper.section([folder]))
+    _write(page, html, markdown([folder], [numbers]), numbers)
     return numbers
 
 
@@ -109,11 +108,9 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) 
         raise ConfigError(f"{twice[0]} is named twice: name each run once")
     page = _page_path(out, folders[0].path / "comparison.html")
     numbers = [write_report(folder.path) for folder in folders]
-    beside = paper.section(folders)
-    write_atomic(page, comparison_html(folders, numbers, differing_settings(folders), beside).encode())
-    write_atomic(page.with_suffix(".md"), markdown(folders, numbers).encode())
+    html = comparison_html(folders, numbers, differing_settings(folders), paper.section(folders))
     result = {"runs": numbers, "page": str(page)}
-    write_atomic(page.with_suffix(".json"), _json(result))
+    _write(page, html, markdown(folders, numbers), result)
     return result
 
 
@@ -128,13 +125,13 @@ def headline(run: RunFolder) -> dict[str, Any]:
     monitors (the other monitors by name).
     """
     if run.tuned:
-        return {"run": run.name, **task_headline(run), **_common(run), "collapse": None, "notes": []}
-    # "embedding_std", not "monitor/embedding_std"
-    watched = [c.removeprefix("monitor/") for c in run.table if c.startswith("monitor/")]
-    plain = [name for name in watched if not name.startswith("knn_")]
+        return {"run": run.name, **task_headline(run), **_common(run), "collapse": None}
+    plain = [c.removeprefix("monitor/") for c in run.table if c.startswith("monitor/") and "/knn_" not in c]
     first = {name: run.first(f"monitor/{name}") for name in plain}
     last = {name: run.last(f"monitor/{name}") for name in plain}
     known = {name: value for name, value in last.items() if value is not None}
+    # An untrained network has nothing to collapse.
+    trained = any(run.series(f"monitor/{name}")[0][-1] > 0 for name in known)
     return {
         "run": run.name,
         "method": run.setting("method.name"),
@@ -143,7 +140,7 @@ def headline(run: RunFolder) -> dict[str, Any]:
         "knn": _knn(run, -1),
         "monitors_first": first,
         "monitors": last,
-        "collapse": collapse.verdicts(known) if _measured_trained(run, known) else None,
+        "collapse": collapse.verdicts(known) if trained else None,
         "notes": _notes(run, known),
     }
 
@@ -183,22 +180,15 @@ def _knn(run: RunFolder, position: int) -> dict[str, Any] | None:
     steps, accuracy = run.series("monitor/knn_accuracy")
     if not len(accuracy):
         return None
-    columns = {
-        name: run.series(f"monitor/knn_{name}")[1] for name in ("mean_class_accuracy", "accuracy_low", "accuracy_high")
-    }
-    low, high = columns["accuracy_low"], columns["accuracy_high"]
-    per_class = columns["mean_class_accuracy"]
+    names = ("mean_class_accuracy", "accuracy_low", "accuracy_high")
+    columns = [run.series(f"monitor/knn_{name}")[1] for name in names]
+    per_class, low, high = (float(values[position]) if len(values) else None for values in columns)
     return {
         "step": int(steps[position]),
         "accuracy": float(accuracy[position]),
-        "mean_class_accuracy": float(per_class[position]) if len(per_class) else None,
-        "interval": [float(low[position]), float(high[position])] if len(low) and len(high) else None,
+        "mean_class_accuracy": per_class,
+        "interval": None if low is None or high is None else [low, high],
     }
-
-
-def _measured_trained(run: RunFolder, watched: Mapping[str, float]) -> bool:
-    """Whether anything was measured after the first step: an untrained network has nothing to collapse."""
-    return any(run.series(f"monitor/{name}")[0][-1] > 0 for name in watched)
 
 
 def _notes(run: RunFolder, watched: dict[str, float]) -> list[str]:
@@ -226,5 +216,8 @@ def _page_path(out: str | Path | None, default: Path) -> Path:
     return page
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
+def _write(page: Path, html: str, markdown: str, numbers: Mapping[str, Any]) -> None:
+    """The page, with the table and the JSON beside it; what is not UTF-8 in file names stays legible."""
+    write_atomic(page, html.encode("utf-8", "backslashreplace"))
+    write_atomic(page.with_suffix(".md"), markdown.encode("utf-8", "backslashreplace"))
+    write_atomic(page.with_suffix(".json"), json.dumps(numbers, indent=2, allow_nan=False).encode() + b"\n")

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from facessl.core.errors import CheckpointError, ConfigError
-from facessl.report import curves as report_curves
+from facessl.report.curves import Line, curve
 from facessl.report.folder import read_run_folder
-from facessl.report.svg import Line, curve
 from facessl.report.write import report, write_comparison, write_report
 from tests.report_runs import Page, expression, write_run, write_tuned
 
@@ -17,12 +16,6 @@ from tests.report_runs import Page, expression, write_run, write_tuned
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "mine")
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take a second a page; tests of the rest go without."""
-    monkeypatch.setattr(report_curves, "curve", lambda title, *_, **__: f"<svg><title>{title}</title></svg>")
 
 
 def test_headline_numbers_are_those_of_the_run(run: Path, quick: None) -> None:
@@ -177,4 +170,5 @@ def test_runs_of_both_kinds_are_compared_in_two_tables(run: Path, tmp_path: Path
     page = Page((tmp_path / "both.html").read_text())
     assert {"k-NN over time", "Score over time", "Regions"} <= set(page.headings)
     assert "expression (finetune)" in page.text
+    assert {"Loss, fra", "Loss, expression"} <= set(page.titles)  # not on one axis
     assert (tmp_path / "both.md").read_text().count("| run |") == 2
