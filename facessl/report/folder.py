@@ -48,17 +48,12 @@ _RESULTS = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run as its files tell it; what is missing is empty here.
+    """One run as its files tell it (`config.yaml`, `environment.json`, ...); what is missing is empty here.
 
     Attributes:
-        path: the folder.
-        config: `config.yaml`, plain values.
         table: columns of `metrics.csv`, each (rows,) float64; nan where a cell is empty.
         skipped: (key, reason) of unreadable images, from `skipped.csv`.
-        environment: `environment.json`.
-        status: `status.json`.
         problems: file name -> why it could not be used.
-        results: `results.json` of `facessl finetune`.
         label_names: classes that a fine-tuned network knows, from its card `model.json`.
     """
 
@@ -126,15 +121,14 @@ class RunFolder:
         keep = np.isfinite(self.table[column]) & np.isfinite(self.table["step"])
         return self.table["step"][keep], self.table[column][keep]
 
-    def first(self, column: str) -> float | None:
+    def first(self, column: str, position: int = 0) -> float | None:
         """First value of a column; None where there is none."""
         values = self.series(column)[1]
-        return float(values[0]) if len(values) else None
+        return float(values[position]) if len(values) else None
 
     def last(self, column: str) -> float | None:
         """Last value of a column; None where there is none."""
-        values = self.series(column)[1]
-        return float(values[-1]) if len(values) else None
+        return self.first(column, -1)
 
     def pictures(self) -> list[tuple[int, Path]]:
         """Region pictures taken while training, as (step, file), in the order of the steps."""

@@ -182,8 +182,8 @@ class _Lines(yaml.SafeDumper):
 
 
 def _list(dumper: _Lines, value: list[Any]) -> yaml.SequenceNode:
-    short = not any(isinstance(item, (dict, list)) for item in value)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=short)
+    nested = any(isinstance(item, dict | list) for item in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=not nested)
 
 
 _Lines.add_representer(list, _list)

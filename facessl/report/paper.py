@@ -10,7 +10,6 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +36,7 @@ _NAMED = 8
 
 @dataclass(frozen=True)
 class Row:
-    """A published backbone on a data set.
-
-    Attributes:
-        where: paper and table.
-        method, arch, pretraining: of the backbone; None where the paper does not say.
-        dataset: name of the source.
-        task, protocol: by their names here; `linear` is a frozen backbone.
-        scores: score -> value in the paper's unit; `SUBSET/score` for a published subset.
-        recipe: name of the recipe that mirrors the row; None: there is none.
-        note: what is known of how the number was made.
-    """
+    """A published backbone on a data set; the head of `paper.yaml` says what the fields are."""
 
     where: str
     method: str
@@ -66,10 +55,7 @@ class Measured:
     """What a run or a probe measured.
 
     Attributes:
-        name: what it is called in the table.
-        source: as it was written.
-        protocol: by its name here.
-        scores: score -> (value, interval or None), shares as in `results.json`; subsets as in `Row.scores`.
+        scores: score -> (value, interval or None), fractions as in `results.json`; `SUBSET/score` for a subset.
         settings: `config.yaml`; None for a probe.
     """
 
@@ -82,17 +68,13 @@ class Measured:
     @property
     def dataset(self) -> str:
         """Name of the source; empty where it cannot be read."""
-        try:
-            return parse(self.source)[0]
-        except FaceSSLError:
-            return ""
+        return _parsed(self.source)[0]
 
 
 @functools.cache
 def published() -> tuple[tuple[Row, ...], dict[str, float]]:
-    """Every published row, and score -> the factor from a share to the paper's unit."""
-    text = (Path(str(resources.files("facessl"))) / "report" / "paper.yaml").read_text(encoding="utf-8")
-    values = yaml.safe_load(text)
+    """Every published row, and score -> the factor from a fraction to the paper's unit."""
+    values = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
     return tuple(Row(**row) for row in values["rows"]), values["scale"]
 
 
@@ -154,9 +136,6 @@ def of_file(path: Path) -> Measured:
         ) from None
 
 
-# ---- parts -----------------------------------------------------------------------------------------------------
-
-
 def _scores(test: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[float, list[float] | None]]:
     out: dict[str, tuple[float, list[float] | None]] = {}
     for name, value in test.items():
@@ -170,21 +149,14 @@ def _scores(test: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[float,
 
 def _line(run: Measured, row: Row, name: str, *, comparable: bool) -> dict[str, Any]:
     factor = published()[1][name.rpartition("/")[2]]
-    value, near = run.scores[name]
-    theirs = row.scores[name]
+    (value, near), theirs = run.scores[name], row.scores[name]
     return {
-        "run": run.name,
-        "dataset": run.dataset,
-        "protocol": run.protocol,
-        "score": name,
+        **{"run": run.name, "dataset": run.dataset, "protocol": run.protocol, "score": name},
         "measured": value * factor,
         "interval": near and [bound * factor for bound in near],
-        "method": row.method,
-        "where": row.where,
-        "published": theirs,
+        **{"method": row.method, "where": row.where, "published": theirs},
         "difference": value * factor - theirs,
-        "recipe": row.recipe,
-        "comparable": comparable,
+        **{"recipe": row.recipe, "comparable": comparable},
     }
 
 
@@ -193,15 +165,12 @@ def _cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for line in found["rows"]:
         digits = 3 if published()[1][line["score"].rpartition("/")[2]] == 1 or abs(line["published"]) < 1 else 2
-        near = line["interval"]
-        rows.append(
-            [
-                *(line["run"], line["dataset"], line["protocol"], line["score"], f"{line['measured']:.{digits}f}"),
-                f"{near[0]:.{digits}f} to {near[1]:.{digits}f}" if near else "-",
-                *(f"{line['published']:.{digits}f}", f"{line['method']} ({line['where']})"),
-                f"{line['difference']:+.{digits}f}" + ("" if line["comparable"] else " (not comparable)"),
-            ]
+        measured, theirs, *near = (
+            f"{value:.{digits}f}" for value in (line["measured"], line["published"], *(line["interval"] or ()))
         )
+        row = [line["run"], line["dataset"], line["protocol"], line["score"], measured, " to ".join(near) or "-"]
+        difference = f"{line['difference']:+.{digits}f}" + ("" if line["comparable"] else " (not comparable)")
+        rows.append([*row, theirs, f"{line['method']} ({line['where']})", difference])
     return head, rows
 
 
@@ -230,11 +199,13 @@ def _differ(run: Measured, differing: Sequence[tuple[Row, Sequence[str]]]) -> li
 
 
 def _differences(run: Measured, row: Row) -> list[str]:
-    """Settings in which a run differs from a row's recipe, as `key is ours, published: theirs`."""
+    """Settings in which a run differs from a row's recipe, in words."""
     if row.recipe is None:
         return ["no recipe mirrors it"]
     wanted = _resolved(row.recipe)
-    out = [_said(f"source option {k}", a, b) for k, a, b in _unequal(_options(run.source), _options(wanted["source"]))]
+    out = [
+        _said(f"source option {k}", a, b) for k, a, b in _unequal(_parsed(run.source)[2], _parsed(wanted["source"])[2])
+    ]
     if run.settings is None:
         why = "the probe trains on features of unchanged images"
         return [*out, f"{why}; `facessl finetune --config {row.recipe}` is the published protocol"]
@@ -254,11 +225,12 @@ def _said(key: str, ours: Any, theirs: Any) -> str:
     return f"{key} is {'not set' if ours is None else ours}, published: {'not set' if theirs is None else theirs}"
 
 
-def _options(source: str) -> Mapping[str, str]:
+def _parsed(source: str) -> tuple[str, str, dict[str, str]]:
+    """Name, path and options of a source; empty where it cannot be read."""
     try:
-        return parse(source)[2]
+        return parse(source)
     except FaceSSLError:
-        return {}
+        return "", "", {}
 
 
 def _network(backbone: Mapping[str, Any]) -> dict[str, Any]:

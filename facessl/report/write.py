@@ -28,11 +28,11 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, compare
     Args:
         runs: run folders; with `compare` also files that `facessl probe --out` wrote.
         out: the page, ending in .html; default `report.html` in the run, `comparison.html` in the first of several.
-        compare: "paper": put published scores beside the measured ones; `paper_table` prints what was found.
+        compare: "paper": put published scores beside the measured ones.
 
     Returns:
         Headline numbers, ready for JSON: of the run, or `{"runs": [...], "page": ...}`; with `compare` also `paper`,
-        as `facessl.report.paper.compare` gives it.
+        as `facessl.report.paper.compare` gives it (`paper.table` prints that).
 
     Raises:
         CheckpointError: a folder that is not a run, or a file without scores.
@@ -57,27 +57,14 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, compare
     return {**found, "paper": {**beside, "notes": [*beside["notes"], *without]}}
 
 
-def paper_table(found: Mapping[str, Any]) -> str:
-    """What `report(..., compare="paper")` found beside published scores, as Markdown."""
-    return paper.table(found["paper"])
-
-
 def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
-    """Write `report.html`, `report.md` and `report.json` of a run.
+    """Write `report.html`, `report.md` and `report.json` of a run, finished or not; arguments and errors as `report`.
 
     The page is self-contained (pictures and curves inside, no script, nothing fetched) and readable in dark
     and light. What the folder lacks is named in its section.
 
-    Args:
-        run: run folder, finished or not.
-        out: the page, ending in .html; the other two go beside it. Default: in the run.
-
     Returns:
         The headline numbers of report.json.
-
-    Raises:
-        CheckpointError: no run folder, or a file that cannot be written.
-        ConfigError: `out` does not end in .html.
     """
     folder = read_run_folder(run)
     page = _page_path(out, folder.path / "report.html")
@@ -88,18 +75,10 @@ def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, An
 
 
 def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[str, Any]:
-    """Write the report of each run, and one page, table and JSON that compare them.
-
-    Args:
-        runs: run folders, two or more.
-        out: the page, ending in .html; default `comparison.html` in the first run.
+    """Write the report of each run, and one page, table and JSON that compare them; arguments and errors as `report`.
 
     Returns:
         `{"runs": [headline of each], "page": path}`.
-
-    Raises:
-        CheckpointError: a folder that is not a run, or a file that cannot be written.
-        ConfigError: the same folder twice, or `out` does not end in .html.
     """
     folders = [read_run_folder(run) for run in runs]
     places = [folder.path.resolve() for folder in folders]
@@ -149,18 +128,13 @@ def _common(run: RunFolder) -> dict[str, Any]:
     """The numbers of every kind of run."""
     steps = run.last("step")
     return {
+        **{name: run.setting(name) for name in ("source", "image_size", "batch_size")},
         "backbone": run.setting("backbone.name"),
-        "source": run.setting("source"),
-        "image_size": run.setting("image_size"),
-        "batch_size": run.setting("batch_size"),
         "steps": None if steps is None else int(steps),
         "epochs": run.last("epoch"),
-        "images": run.last("images"),
-        "images_per_second": _median(run, "images_per_second"),
-        "data_wait": _median(run, "data_wait"),
-        "seconds": run.last("seconds"),
+        **{name: run.last(name) for name in ("images", "seconds", "loss")},
+        **{name: _median(run, name) for name in ("images_per_second", "data_wait")},
         "loss_first": run.first("loss"),
-        "loss": run.last("loss"),
         "skipped": len(run.skipped),
         "finished": run.status.get("finished"),
         "commit": run.environment.get("commit") or None,

@@ -39,9 +39,8 @@ class CropSummary:
     """What `crop_photos` did.
 
     Attributes:
-        photos: number of photos in the source.
+        photos, before: numbers of photos in the source, and of those that an earlier call had finished.
         faces: number of crops in the folder, those of an earlier call included.
-        before: number of photos that an earlier call had finished.
         without_face: photos without a face, of this call.
         skipped: (photo, reason) of the unreadable ones, of this call.
     """
@@ -153,12 +152,7 @@ class _Cropper:
 
 
 class _Folder:
-    """The folder of crops and its tables.
-
-    Attributes:
-        done: keys of the photos that it has finished.
-        faces: number of crops.
-    """
+    """The folder of crops and its tables; `done` are the keys of the photos that it has finished."""
 
     def __init__(self, path: Path, settings: _Settings) -> None:
         self.path, self.format = path, settings.format
@@ -189,13 +183,10 @@ class _Folder:
         with open(self.path / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
             return [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and row[-1]]
 
-    def _append(self, name: str, rows: list[list[Any]]) -> None:
+    def append(self, name: str, rows: list[list[Any]]) -> None:
         """All rows of a photo in one write, so that a stop leaves all or none of them."""
         with open_file(self.path / name, "ab") as file:
             file.write(b"".join(csv_row(*row) for row in rows))
-
-    def skip(self, key: str, reason: str) -> None:
-        self._append(SKIPPED, [[key, reason]])
 
     def add(self, key: str, name: str, crops: list[tuple[bytes, list[float]]]) -> None:
         """Write a photo's crops: NAME.jpg, NAME-2.jpg, ...; crops first, so that the table never promises too much."""
@@ -212,7 +203,7 @@ class _Folder:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace(path, data)
             rows.append([file, key, *(f"{value:.12g}" for value in numbers)])
-        self._append(FACES, rows)
+        self.append(FACES, rows)
         self.faces += len(rows)
 
 
@@ -228,7 +219,7 @@ def _run(cropper: _Cropper, folder: _Folder, workers: int, progress: Callable[[i
         if crops:
             folder.add(key, _relative(key, base), crops)
         else:
-            folder.skip(key, reason)
+            folder.append(SKIPPED, [[key, reason]])
             if reason == NO_FACE:
                 summary.without_face.append(key)
             else:

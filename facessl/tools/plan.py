@@ -108,14 +108,10 @@ def plan(
     derived = derive(settings, _Length(count), settings)  # type: ignore[arg-type]
     batch, steps = derived.batch_size, derived.total_steps
     found: dict[str, Any] = {
-        "recipe": recipe,
-        "gpus": gpus,
-        "images": count,
-        "batch": batch,
-        "batch_per_gpu": batch / gpus,
+        **{"recipe": recipe, "gpus": gpus, "images": count, "batch": batch, "batch_per_gpu": batch / gpus},
+        **{"steps": steps, "images_seen": batch * steps, "learning_rate": derived.peak},
+        **{"warmup_steps": derived.warmup_steps, **_network(settings, gpus)},
     }
-    found |= {"steps": steps, "images_seen": batch * steps, "learning_rate": derived.peak}
-    found |= {"warmup_steps": derived.warmup_steps, **_network(settings, gpus)}
     found["all_reduce_seconds"] = found["all_reduce_bytes"] * 8 / (link_gbit * 1e9)
     found["worker_images_per_second_per_core"] = worker_images_per_second or _worker_rate(settings)
     found |= _timed(found, given, rates, settings.accumulate)
@@ -273,12 +269,10 @@ def _warnings(settings: RunConfig, found: dict[str, Any], given: dict[str, Any])
             else f"{seen} is all that each of {found['batch_norms']} batch norms sees, as this recipe does not "
             f"synchronise them: another training than on fewer GPUs{fewer}"
         )
-    flag = "set --warmup-epochs (--optim.warmup-epochs of pretrain)"
-    if warmup < 100 <= found["steps"] and rate > settings.optim.lr:
-        told.append(
-            f"the rate was scaled from {settings.optim.lr:g} to {rate:.3g} for this batch and has {warmup} steps of "
-            f"warm-up: {flag}"
-        )
+    flag, lr = "set --warmup-epochs (--optim.warmup-epochs of pretrain)", settings.optim.lr
+    if warmup < 100 <= found["steps"] and rate > lr:
+        scaled = f"the rate was scaled from {lr:g} to {rate:.3g} for this batch"
+        told.append(f"{scaled} and has {warmup} steps of warm-up: {flag}")
     if warmup > 0.2 * found["steps"]:
         told.append(f"warm-up is {warmup / found['steps']:.0%} of the run: {flag}")
     if found["hours"] is None:

@@ -72,9 +72,8 @@ class Shards:
         """
         Args:
             out: folder, new, empty or with a `pack.json` of the same settings and source.
-            settings: see there.
-            source: what is packed.
-            spec: how a person wrote it.
+            settings, source: of the pack.
+            spec: the source as a person wrote it.
 
         Raises:
             ConfigError: the folder has other things in it, other settings, or is in use.
@@ -104,13 +103,7 @@ class Shards:
         self._lock.close()
 
     def add(self, index: int, members: bytes, value: int) -> None:
-        """One image more.
-
-        Args:
-            index: its position in the source.
-            members: as they stand in a tar.
-            value: its hash, where duplicates are left out.
-        """
+        """The image at position `index`: members as they stand in a tar, and the hash where duplicates are left out."""
         found = self._near.find(value) if self._near else None
         if found is not None:
             row = csv_row(self._source.key(index), self._source.key(found[0]), found[1])
@@ -213,10 +206,7 @@ class Shards:
 
 
 def verify(path: str | Path) -> dict[str, Any]:
-    """Compare every shard with its checksum.
-
-    Args:
-        path: folder of `facessl pack`.
+    """Compare every shard of a folder of `facessl pack` with its checksum.
 
     Returns:
         `shards`, `images`, `bytes` and `complete` (whether pack came to its end).
@@ -282,14 +272,12 @@ def _manifest(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     known = _read(path)
     for name, value in wanted.items():
         before = known["settings"].get(name)
-        if before != value and name in ("keys", "traits"):
-            raise ConfigError(
-                f"the files or labels of {wanted['source']} have changed since {path} was begun: name another folder"
-            )
         if before != value:
             raise ConfigError(
-                f"{path} was begun with {name}={before}, and now it is {name}={value}: use the same, or name another "
-                "folder"
+                f"the files or labels of {wanted['source']} have changed since {path} was begun: name another folder"
+                if name in ("keys", "traits")
+                else f"{path} was begun with {name}={before}, and now it is {name}={value}: use the same, or name "
+                "another folder"
             )
     return known
 
