@@ -62,19 +62,23 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.addresses: list[str | None] = []
         self.headings: list[str] = []
+        self.titles: list[str] = []
         self.tags: list[str] = []
+        self.attributes: set[str] = set()
         self.text = ""
         self.feed(page)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
         self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
         if tag not in ("meta", "img", "path", "use", "rect"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
         self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
 
     def handle_endtag(self, tag: str) -> None:
@@ -84,6 +88,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] == "h2":
             self.headings.append(data)
+        if self.open and self.open[-1] == "title":
+            self.titles.append(data)
         if "style" not in self.open:
             self.text += data + " "
 

@@ -338,11 +338,12 @@ def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["pape
         compare: `paper` also prints a table of the runs' scores beside the published ones of the same data set and
             protocol, with the difference; without it no table is printed.
     """
-    from facessl.report.write import paper_table, report
+    from facessl.report import paper
+    from facessl.report.write import report
 
     found = report(runs, out=out, compare=compare)
     if compare is not None:
-        print(paper_table(found))
+        print(paper.table(found["paper"]))
     print(json.dumps(found))
     return 0
 

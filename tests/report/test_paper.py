@@ -17,7 +17,7 @@ from facessl.core import plugins
 from facessl.core.errors import CheckpointError, UnknownName
 from facessl.report import paper
 from facessl.report.folder import read_run_folder
-from facessl.report.write import paper_table, report
+from facessl.report.write import report
 
 ROWS, SCALE = paper.published()
 
@@ -171,7 +171,7 @@ def test_report_compares_runs_and_probes_and_prints_markdown(make: Callable[...,
     probe.write_text(json.dumps({"source": "rafdb:/d", "protocol": "linear", "accuracy": 0.74}))
     found = report([run, probe], compare="paper")
     assert json.loads(json.dumps(found)) == found
-    printed = paper_table(found)
+    printed = paper.table(found["paper"])
     assert (
         "| mine | rafdb | finetune | accuracy | 90.00 | 89.00 to 91.00 | 89.95 | FRA (FRA, Table 2) | +0.05 |"
         in printed
