@@ -198,7 +198,7 @@ def main(minutes: float, out: Path) -> int:
     for number, reader in itertools.takewhile(
         lambda _: time.monotonic() < until, ((n, r) for n in itertools.count(1) for r in READERS)
     ):
-        tried, failure = attack(reader, 200, number, known[reader], shrink=True)
+        tried, failure = attack(reader, 50, number, known[reader], shrink=True)
         total[reader] += tried
         if failure:
             known[reader] |= {failure.key}
