@@ -43,6 +43,11 @@ def test_a_run_with_the_fields_of_views_by_their_former_names_goes_on(tmp_path: 
     assert augment_from_dict({"grey": 0.1}).grayscale == 0.1
 
 
+@pytest.mark.fault(
+    "C5",
+    "`facessl list` alone was an error, and `list recipes` 121 lines without a filter",
+    now="`list recipes WORD` filters, and `--show NAME` prints; a walk-through of a table row is *open*",
+)
 def test_list_filters_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     assert "recipes" in capsys.readouterr().out
