@@ -15,7 +15,6 @@ import yaml
 
 from facessl.cli.commandline import (
     call,
-    configured,
     device_of,
     list_skipped,
     listed,
@@ -67,20 +66,21 @@ def cmd_pretrain(argv: list[str]) -> int:
     """Learn a face backbone from unlabelled images."""
     from facessl.config import parse
 
-    if "-h" in argv or "--help" in argv:
-        parse.print_help(argv)
+    asked = parse.read(argv)
+    if asked.help:
+        print(parse.help_text(asked), end="")
         return 0
-    parsed, shown = configured(argv, parse.PRETRAIN, lambda config: config.to_dict())
-    if shown:
+    config = parse.configuration(asked)
+    if asked.print_config:
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
         return 0
-    note = parse.rate_note(argv, parsed)
+    note = parse.rate_note(asked, config)
     if note and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(note, file=sys.stderr)
-    from facessl.training import pretrain  # only here, as torch takes seconds: wrong words are told before
+    from facessl.training.pretrain import Pretraining  # only here, as torch takes seconds
+    from facessl.training.run import carry_out
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning.*")
-        result = pretrain.run(parsed)
+    result = carry_out(Pretraining(config))
     if result.headline:
         print(json.dumps(result.headline))
     return 0
@@ -90,20 +90,21 @@ def cmd_finetune(argv: list[str]) -> int:
     """Fine-tune a backbone for a task, and score it; the last line is JSON."""
     from facessl.config import parse
 
-    if "-h" in argv or "--help" in argv:
-        parse.print_help(argv, parse.FINETUNE)
+    asked = parse.read(argv, parse.FINETUNE)
+    if asked.help:
+        print(parse.help_text(asked), end="")
         return 0
-    parsed, shown = configured(argv, parse.FINETUNE, parse.resolved)
-    if shown:
+    config = parse.configuration(asked)
+    if asked.print_config:
+        print(yaml.safe_dump(parse.resolved(config), sort_keys=False), end="")
         return 0
-    from facessl.training import finetune
+    from facessl.training.finetune import Finetuning
+    from facessl.training.run import carry_out
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning.*")
-            results = finetune.run_finetuning(parsed)
+        results = carry_out(Finetuning(config))
     except KeyboardInterrupt:  # a second one, or one while images are scored
-        print(json.dumps({"task": parsed.task["name"], "run": parsed.run, "out": parsed.out, "finished": False}))
+        print(json.dumps({"task": config.task["name"], "run": config.run, "out": config.out, "finished": False}))
         raise
     if results:
         test = results.get("test", {})

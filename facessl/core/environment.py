@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 
-PARTS = ("torch", "torchvision", "timm", "lightning", "numpy", "opencv-python-headless", "simplejpeg", "webdataset")
+PARTS = (
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning-fabric",
+    "numpy",
+    "opencv-python-headless",
+    "simplejpeg",
+    "webdataset",
+)
 OPTIONAL = {
     "open_clip_torch": "FaRL (pip install 'facessl[farl]')",
     "tensorboard": "TensorBoard logs (pip install 'facessl[tensorboard]')",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from facessl.config.run import RunConfig
+from facessl.config.pretrain import PretrainConfig
 from facessl.core import plugins
 from facessl.core.types import Batch, Progress
 from facessl.pretrained import load
@@ -51,7 +51,7 @@ class Cost:
     messages: int
 
 
-def build(settings: RunConfig) -> Any:
+def build(settings: PretrainConfig) -> Any:
     """The method that `settings` build, on the meta device, in training mode."""
     kind = plugins.find("methods", settings.method["name"])
     unread: frozenset[str] = getattr(kind, "initial", frozenset())
@@ -82,7 +82,7 @@ def _without_autocast() -> Iterator[None]:
         torch.autocast = real  # type: ignore[misc]
 
 
-def cost(module: Any, settings: RunConfig) -> Cost:
+def cost(module: Any, settings: PretrainConfig) -> Cost:
     """What a step of `module`, a method that `build` made, asks for."""
     views = [round(view.size * settings.image_size) for view in settings.views or module.views]
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

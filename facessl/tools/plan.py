@@ -15,15 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facessl.config import recipes
-from facessl.config import run as configuration
 from facessl.config.parse import parse
-from facessl.config.run import RunConfig
+from facessl.config.pretrain import PretrainConfig, unscaled_rate
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, FaceSSLError
-from facessl.core.types import Sample
 from facessl.data.source import open_source
 from facessl.tools import counting
-from facessl.training.pretrain import derive
+from facessl.training.plan import default_batch, derive
 
 #: Bytes that one image takes in a tar: 12,926 of a 256-pixel JPEG face (mean of 2,595 real ones) and 772 of the tar's
 #: own (23,242 real faces in 12 tars).
@@ -119,27 +117,6 @@ def read_rates(text: str | float | None) -> dict[int, float]:
     return found
 
 
-class _Counted:
-    """A source of which only the length is known."""
-
-    provides: frozenset[str] = frozenset()
-    label_names: tuple[str, ...] = ()
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: int) -> Sample:
-        raise IndexError(index)
-
-    def key(self, index: int) -> str:
-        raise IndexError(index)
-
-
 def plan(
     recipe: str,
     *,
@@ -186,9 +163,8 @@ def plan(
     settings = _settings(recipe, batch_size, epochs, warmup_epochs)
     count = images or _images(recipe, settings)
     if settings.batch_size is None:
-        whole = max(1, min(256 * machine.gpus, count) // machine.gpus) * machine.gpus
-        settings = dataclasses.replace(settings, batch_size=whole)
-    derived = derive(settings, _Counted(count), settings)
+        settings = dataclasses.replace(settings, batch_size=default_batch(count, machine.gpus, "cuda"))
+    derived = derive(settings, count)
     module = counting.build(settings)
     size, cost = counting.size(module), counting.cost(module, settings)
     batch, steps = derived.batch_size, derived.total_steps
@@ -226,18 +202,18 @@ def plan(
 
 def _settings(
     recipe: str, batch_size: int | None = None, epochs: int | None = None, warmup: float | None = None
-) -> RunConfig:
+) -> PretrainConfig:
     if recipe.startswith("downstream/") or "task" in recipes.read_recipe(recipe):
         raise ConfigError(f"{recipe} is a recipe of fine-tuning: plan takes those of pretrain (facessl list recipes)")
     words = ["--config", recipe]
     words += ["--batch-size", str(batch_size)] if batch_size is not None else []
     words += ["--epochs", str(epochs)] if epochs is not None else []
     words += ["--optim.warmup-epochs", str(warmup)] if warmup is not None else []
-    settings: RunConfig = parse(words)
+    settings: PretrainConfig = parse(words)
     return dataclasses.replace(settings, max_steps=None) if epochs is not None else settings
 
 
-def _images(recipe: str, settings: RunConfig) -> int:
+def _images(recipe: str, settings: PretrainConfig) -> int:
     named = [count for name, count in SETS.items() if name in recipe]
     if named:
         return named[0]
@@ -249,7 +225,7 @@ def _images(recipe: str, settings: RunConfig) -> int:
     raise ConfigError(f"how many images {recipe} trains on is not known: give --images N")
 
 
-def worker_rate(settings: RunConfig) -> float:
+def worker_rate(settings: PretrainConfig) -> float:
     """Images per second that one core decodes and crops into the views of `settings`.
 
     The crops' cost goes with their pixels, and the decode's is that of a 256-pixel file.
@@ -294,7 +270,7 @@ def _timed(found: dict[str, Any], machine: Machine, passes: int) -> dict[str, An
     }
 
 
-def warnings(settings: RunConfig, found: dict[str, Any], machine: Machine) -> list[str]:
+def warnings(settings: PretrainConfig, found: dict[str, Any], machine: Machine) -> list[str]:
     """Sentences about what would fail or disappoint."""
     told = []
     batch, gpus = found["batch"], machine.gpus
@@ -337,12 +313,12 @@ def warnings(settings: RunConfig, found: dict[str, Any], machine: Machine) -> li
     return told
 
 
-def untried(recipe: str, settings: RunConfig, found: dict[str, Any]) -> list[str]:
+def untried(recipe: str, settings: PretrainConfig, found: dict[str, Any]) -> list[str]:
     """Sentences about a batch that is not the recipe's own."""
     meant = recipes.read_recipe(recipe).get("batch_size")
     if meant is None or found["batch"] == meant:
         return []
-    kept = configuration.unscaled_rate(settings, meant)
+    kept = unscaled_rate(settings, meant)
     if kept is not None:
         return [kept]
     if max(found["batch"] / meant, meant / found["batch"]) < FAR:

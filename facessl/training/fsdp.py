@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from facessl.config.run import RunConfig
+from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError
 from facessl.core.types import Step
 
@@ -22,7 +22,7 @@ from facessl.core.types import Step
 UNIT = 1_000_000
 
 
-def check(settings: RunConfig, compiled: bool) -> None:
+def check(settings: PretrainConfig, compiled: bool) -> None:
     """Refuse what is not known to work sharded.
 
     Raises:

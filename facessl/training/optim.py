@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,8 +10,7 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from facessl.config.finetune import TuneOptim
-from facessl.config.run import OptimConfig
+from facessl.config.optim import FinetuneOptim, PretrainOptim
 from facessl.core.errors import UnknownName
 from facessl.models.backbone import Backbone
 
@@ -114,7 +112,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [g for g in groups if g["params"]]
 
 
-def build_optimizer(module: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(module: nn.Module, optim: PretrainOptim, lr: float) -> torch.optim.Optimizer:
     """The optimiser of a run; `lr` is the derived (scaled) peak learning rate."""
     groups = parameter_groups(module, optim.weight_decay)
     if optim.name == "lars":
@@ -138,11 +136,11 @@ def warmup_cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int
     `final` * peak at total_steps."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def build_tuning_optimizer(task: nn.Module, optim: TuneOptim) -> torch.optim.Optimizer:
+def build_tuning_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.optim.Optimizer:
     """The optimiser of a fine-tuning run.
 
     Every group carries `lr_scale`, its learning rate over `optim.lr`: of the longest name in `optim.lrs` that the
@@ -171,7 +169,7 @@ def build_tuning_optimizer(task: nn.Module, optim: TuneOptim) -> torch.optim.Opt
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused_on_cpu(groups))
 
 
-def _scales(task: nn.Module, optim: TuneOptim) -> dict[int, float]:
+def _scales(task: nn.Module, optim: FinetuneOptim) -> dict[int, float]:
     """Learning rate of each parameter, by its id, over `optim.lr`."""
     modules = dict(task.named_modules())
     for name in optim.lrs:
@@ -191,22 +189,29 @@ def _scales(task: nn.Module, optim: TuneOptim) -> dict[int, float]:
     return scales
 
 
-def schedule(optim: TuneOptim, *, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+def schedule(
+    optim: PretrainOptim | FinetuneOptim,
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    steps_per_epoch: int | None,
+) -> Callable[[int], float]:
     """Learning rate by optimiser step (0 = the first).
 
     The warm-up is linear. `cosine` ends at `final_lr`; `step` and `exponential` count whole epochs, warm-up included.
     """
-    warmup = min(round(optim.warmup_epochs * steps_per_epoch), total_steps)
-    milestones = sorted(round(m * steps_per_epoch) for m in optim.milestones)
-    final = optim.final_lr / optim.lr
 
     def rate(step: int) -> float:
-        if optim.schedule == "cosine" or step < warmup:
-            return warmup_cosine(step, peak=optim.lr, warmup_steps=warmup, total_steps=total_steps, final=final)
+        if step < warmup_steps or optim.schedule == "cosine":
+            final = optim.final_fraction
+            return warmup_cosine(step, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, final=final)
+        assert isinstance(optim, FinetuneOptim)
+        assert steps_per_epoch is not None
         if optim.schedule == "step":
-            return optim.lr * optim.gamma ** bisect.bisect_right(milestones, step)
+            return peak * optim.gamma ** sum(round(m * steps_per_epoch) <= step for m in optim.milestones)
         if optim.schedule == "exponential":
-            return optim.lr * optim.gamma ** math.floor(step / steps_per_epoch)
-        return optim.lr
+            return peak * optim.gamma ** (step // steps_per_epoch)
+        return peak
 
     return rate

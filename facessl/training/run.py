@@ -1,26 +1,40 @@
-"""What every training command needs around its loop: devices and ranks, run folders, saved states, one error."""
+"""A run of any kind: launch, folder, resume, training, one error for all ranks.
+
+`pretrain.py` and `finetune.py` give what differs between them, as `Job` says.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+import yaml
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
-from facessl.config.run import RunConfig
+from facessl.config.pretrain import without_retired
+from facessl.config.run import differences
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
-from facessl.methods.base import Method
+from facessl.core.types import Batch
+from facessl.data.loader import TrainLoader, Transform
+from facessl.data.source import Source
+from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
+from facessl.training.plan import Plan, derive
+from facessl.training.trainer import Monitor, Trainer
 
 T = TypeVar("T")
 
@@ -28,6 +42,147 @@ T = TypeVar("T")
 #: launcher.
 TIMEOUT = timedelta(hours=1)
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass
+class Parts:
+    """What a run trains, and on what.
+
+    Attributes:
+        module: gives `step` and `after_step`.
+        optimizer: called with the plan once `module` is on its device in its memory format; may change it first.
+        source: training images.
+        transform: stored image -> views, in the loader's processes.
+        photometric: the part of the augmentation on the device, with the normalisation.
+        monitors: by name.
+        on_measured: step, values of all monitors -> None.
+        weights: (N,) probabilities of the images; None: every image once an epoch.
+    """
+
+    module: Any
+    optimizer: Callable[[Plan], torch.optim.Optimizer]
+    source: Source
+    transform: Transform
+    photometric: Callable[[Batch], Batch]
+    monitors: Mapping[str, Monitor] = field(default_factory=dict)
+    on_measured: Callable[[int, dict[str, float]], None] = lambda step, values: None
+    weights: np.ndarray | None = None
+
+
+class Job(Protocol):
+    """What differs between the kinds of run; the methods are called in this order.
+
+    Attributes:
+        config: a `RunConfig` as it was asked for; after `settle` without open settings.
+    """
+
+    config: Any
+
+    def name(self) -> str:
+        """Reads the network, where it is a trained one. Returns the run folder's name, where nobody chose one."""
+
+    def settle(self, fabric: Fabric) -> dict[str, Any]:
+        """Opens the images and settles `config`. Returns its plain values, as `config.yaml` holds them."""
+
+    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
+        """What is trained. The random state is that of the seed. `fresh`: not resumed."""
+
+    def begin(self, plan: Plan, folder: Path, *, fresh: bool) -> list[str]:
+        """On the first rank before the first step. Returns what is said about the run."""
+
+    def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> Any:
+        """On every rank after the last step. Returns the result of the run."""
+
+
+def carry_out(job: Job) -> Any:
+    """Carry out a run, a new or a resumed one; every rank of a distributed job calls this.
+
+    Returns:
+        What `job.finish` does.
+
+    Raises:
+        FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
+    """
+    with one_error_in_distributed(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        return _carry_out(job)
+
+
+def _carry_out(job: Job) -> Any:
+    asked = job.config
+    fabric = start_fabric(asked.device, asked.precision, getattr(asked, "strategy", "auto"))
+    folder = _folder(asked.out, asked.resume, job.name(), fabric)
+    saved = _saved_state(folder, resume=asked.resume)
+    resolved = job.settle(fabric)
+    config = job.config
+    if saved and (changed := differences(without_retired(saved["config"]), resolved)):
+        raise ConfigError(
+            f"{folder} was started with other settings ({'; '.join(changed)}): resume with the old ones, "
+            "or start a new run with another --out"
+        )
+    fabric.seed_everything(config.seed, workers=False, verbose=False)
+    parts = job.build(fabric, folder, fresh=not saved)
+    plan = derive(config, None if parts.source.streaming else len(parts.source))
+    trainer = _trainer(fabric, parts, plan, config, folder, resolved)
+    if fabric.world_size > 1:  # dropout differs between the ranks, also where other ranks go on than began
+        torch.manual_seed(config.seed + fabric.global_rank + (saved["step"] * fabric.world_size if saved else 0))
+    if saved:
+        trainer.load_state(saved)
+    if fabric.is_global_zero:
+        _write_head(folder, resolved, fresh=not saved)
+        for line in job.begin(plan, folder, fresh=not saved):
+            say(line)
+        if saved:
+            step = f"step {trainer.step:,} of {plan.total_steps:,}"
+            more = trainer.step < plan.total_steps
+            say(f"going on from {step}" if more else f"the run is already finished at {step}; rewriting its results")
+    batches = TrainLoader(
+        parts.source,
+        parts.transform,
+        batch_size=plan.batch_size,
+        seed=config.seed,
+        workers=loader_workers(config.workers),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        start_step=trainer.step,
+        pin_memory=fabric.device.type == "cuda",
+        weights=parts.weights,
+    )
+    finished = trainer.fit(iter(batches))
+    result = job.finish(fabric, folder, trainer.step, finished=finished)
+    if fabric.is_global_zero and not finished:
+        say(f"stopped at step {trainer.step} ({trainer.stop_reason}); go on with --resume --out {folder}")
+    fabric.barrier()
+    return result
+
+
+def _trainer(
+    fabric: Fabric, parts: Parts, plan: Plan, config: Any, folder: Path, resolved: Mapping[str, Any]
+) -> Trainer:
+    module = parts.module.train()
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)
+    module.to(fabric.device)
+    if config.sync_batch_norm and fabric.world_size > 1:
+        convert_sync_batchnorm(module)
+    return Trainer(
+        fabric=fabric,
+        method=module,
+        optimizer=parts.optimizer(plan),
+        photometric=parts.photometric,
+        plan=plan,
+        folder=folder,
+        config=resolved,
+        monitors=parts.monitors if fabric.is_global_zero else {},
+        on_measured=parts.on_measured,
+    )
+
+
+def _write_head(folder: Path, resolved: Mapping[str, Any], *, fresh: bool) -> None:
+    _make(folder)
+    if fresh:
+        files.write_atomic(folder / "config.yaml", yaml.safe_dump(dict(resolved), sort_keys=False).encode())
+    files.write_atomic(folder / "environment.json", json.dumps(environment.describe(), indent=2).encode())
 
 
 def say(text: str) -> None:
@@ -41,7 +196,7 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
     Raises:
         ConfigError: a device that is not there, or fp16 on a CPU.
     """
-    for noisy in ("lightning", "lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
+    for noisy in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     device = environment.default_device() if device == "auto" else device
     if device == "cuda" and not torch.cuda.is_available():
@@ -79,7 +234,7 @@ def ranks() -> tuple[int, int]:
     return 1, 1
 
 
-def run_folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
+def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
     """`out`, or `runs/<name>`, numbered where taken; the same on every rank."""
     if out is not None:
         return Path(out)
@@ -93,7 +248,7 @@ def run_folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path
     return Path(fabric.broadcast(str(folder)))
 
 
-def make_folder(folder: Path) -> None:
+def _make(folder: Path) -> None:
     """The run folder and those above it. ConfigError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +258,7 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def saved_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
+def _saved_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
     """The state to resume from; None for a fresh run. A run that is already there is never overwritten."""
     last = folder / "checkpoints" / "last.ckpt"
     if resume:
@@ -156,31 +311,6 @@ def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
         if any(reasons):
             raise failed or DataError(next(reason for reason in reasons if reason))
     return built[0]
-
-
-def check_accumulation(method: Method, settings: RunConfig, world_size: int) -> None:
-    """Refuse what would silently be another loss, or leave images out.
-
-    Raises:
-        ConfigError: a loss that spans the batch, or a batch that does not divide.
-    """
-    parts = settings.accumulate
-    if parts == 1:
-        return
-    batch = settings.batch_size or 0
-    if batch % (parts * world_size):
-        fitting = max(1, batch // (parts * world_size)) * parts * world_size
-        raise ConfigError(
-            f"a batch of {batch} images on {world_size} ranks cannot be cut in {parts} equal micro-batches: use "
-            f"{fitting}"
-        )
-    wide = getattr(method, "batch_wide", "")
-    if wide and not settings.accumulate_approximate:
-        raise ConfigError(
-            f"accumulate = {parts} would change the loss of {settings.method['name']}: {wide} would span "
-            f"{batch // parts} images instead of {batch}; use more GPUs or a smaller batch, or accept it with "
-            "--accumulate-approximate"
-        )
 
 
 @contextmanager

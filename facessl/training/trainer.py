@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from facessl.core import files
@@ -27,43 +27,11 @@ from facessl.data.workers import worker_death
 from facessl.methods.base import Method
 from facessl.training import fsdp
 from facessl.training.metrics_log import MetricsLog
+from facessl.training.plan import Plan
 from facessl.training.progress import ProgressLine
 from facessl.training.stopping import Stopping
 
 Monitor = Callable[[Any, Progress], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Derived numbers of a run, all in optimiser steps.
-
-    Attributes:
-        total_steps: length of the schedule.
-        steps_per_epoch: None where the source has no length.
-        batch_size: images of one step over all ranks.
-        learning_rate: step -> learning rate.
-        peak: its largest value, reached after `warmup_steps`.
-        accumulate: micro-batches per step.
-        clip_grad: largest gradient norm, 0 = no clipping.
-        log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is
-            always logged.
-        max_seconds: stop with a checkpoint after so long; None = never.
-        max_bad: unreadable images above which the run stops; None = no limit.
-    """
-
-    total_steps: int
-    steps_per_epoch: int | None
-    batch_size: int
-    learning_rate: Callable[[int], float]
-    accumulate: int = 1
-    clip_grad: float = 0.0
-    log_every: int = 20
-    checkpoint_every: int = 500
-    monitor_every: int = 500
-    max_seconds: float | None = None
-    max_bad: int | None = None
-    peak: float = 0.0
-    warmup_steps: int = 0
 
 
 @dataclass

@@ -15,7 +15,7 @@ from facessl.config.finetune import FinetuneConfig
 from facessl.config.parse import FINETUNE
 from facessl.core import plugins
 from facessl.data.source import parse
-from facessl.training.pretrain import derive
+from facessl.training.plan import derive
 from facessl.views import augment
 
 ROOT = Path(facessl.__file__).parent / "recipes"
@@ -166,14 +166,7 @@ def test_published_schedule(name: str) -> None:
     assert {k: getattr(parsed, k) for k in SCHEDULE} == SCHEDULE
     assert {k: getattr(parsed.optim, k) for k in LARS} == LARS
     assert parsed.backbone.name == "resnet50"
-
-    class Faces:
-        streaming = False
-
-        def __len__(self) -> int:
-            return 512 * 100
-
-    plan = derive(parsed, Faces(), parsed)  # type: ignore[arg-type]
+    plan = derive(parsed, 512 * 100)
     assert plan.total_steps == 50 * 100
     assert plan.learning_rate(10 * 100 - 1) == pytest.approx(0.9)
     assert plan.learning_rate(0) == pytest.approx(0.9 / 1000)

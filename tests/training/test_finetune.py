@@ -63,18 +63,18 @@ def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monk
     test = set(whole.test.positions.tolist())  # type: ignore[attr-defined]
     read: dict[str, set[int]] = {"before": set(), "after": set()}
     phase = ["before"]
-    real, finish = Synthetic.__getitem__, module._finish
+    real, finish = Synthetic.__getitem__, module.Finetuning.finish
 
     def spied(self: Synthetic, index: int) -> Any:
         read[phase[0]].add(int(index))
         return real(self, index)
 
-    def finishing(*values: Any) -> dict[str, Any]:
+    def finishing(*values: Any, **named: Any) -> dict[str, Any]:
         phase[0] = "after"
-        return finish(*values)
+        return finish(*values, **named)
 
     monkeypatch.setattr(Synthetic, "__getitem__", spied)
-    monkeypatch.setattr(module, "_finish", finishing)
+    monkeypatch.setattr(module.Finetuning, "finish", finishing)
     found = finetune(tmp_path / "run", select=select, epochs=2)
     assert found["selected"]["by"] == select
     assert read["after"] == test
@@ -88,7 +88,7 @@ def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monk
 
 
 def test_validation_shares_no_image_with_test_and_no_person_with_training() -> None:
-    config = module.FinetuneConfig(source="synthetic:?n=120&size=32&identities=40", val_share=0.2)
+    config = module.FinetuneConfig(source="synthetic:?n=120&size=32&identities=40", val_fraction=0.2)
     data = module._parts(config)
     assert data.val is not None
     three = [set(p.positions.tolist()) for p in (data.train.source, data.test)]  # type: ignore[attr-defined]
@@ -158,10 +158,10 @@ def test_what_was_asked_for_is_kept_or_refused() -> None:
     config = parse.parse(words, command=parse.FINETUNE)
     assert settle(config, 100) == (config, [])
     with pytest.raises(ConfigError, match="90 is larger"):
-        settle(config, 80)
+        derive(settle(config, 80)[0], 80)
     short = parse.from_dict({"epochs": 4, "optim": {"warmup_epochs": 5}}, parse.FINETUNE)
     with pytest.raises(ConfigError, match=r"warmup_epochs = 5 is 10 steps, but the run has 8"):
-        settle(short, 19)
+        derive(settle(short, 19)[0], 19)
 
 
 @pytest.mark.parametrize(

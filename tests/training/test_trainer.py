@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import nn
 
 from facessl.core import files
 from facessl.core.types import Batch, Progress, Step
 from facessl.training import run
 from facessl.training.metrics_log import MetricsLog
-from facessl.training.trainer import Plan, Trainer
+from facessl.training.plan import Plan
+from facessl.training.trainer import Trainer
 
 
 class Recorder(nn.Module):
