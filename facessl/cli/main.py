@@ -67,13 +67,10 @@ def cmd_pretrain(argv: list[str]) -> int:
     from facessl.config import parse
 
     asked = parse.read(argv)
-    if asked.help:
-        print(parse.help_text(asked), end="")
+    if shown := parse.shown(asked):
+        print(shown, end="")
         return 0
     config = parse.configuration(asked)
-    if asked.print_config:
-        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
-        return 0
     note = parse.rate_note(asked, config)
     if note and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(note, file=sys.stderr)
@@ -88,16 +85,13 @@ def cmd_pretrain(argv: list[str]) -> int:
 
 def cmd_finetune(argv: list[str]) -> int:
     """Fine-tune a backbone for a task, and score it; the last line is JSON."""
-    from facessl.config import parse
+    from facessl.config import commands, parse
 
-    asked = parse.read(argv, parse.FINETUNE)
-    if asked.help:
-        print(parse.help_text(asked), end="")
+    asked = parse.read(argv, commands.FINETUNE)
+    if shown := parse.shown(asked):
+        print(shown, end="")
         return 0
     config = parse.configuration(asked)
-    if asked.print_config:
-        print(yaml.safe_dump(parse.resolved(config), sort_keys=False), end="")
-        return 0
     from facessl.training.finetune import Finetuning
     from facessl.training.run import carry_out
 

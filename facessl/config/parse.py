@@ -8,11 +8,10 @@ and the command's dataclass then check their ranges.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,120 +19,15 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentError
 
+from facessl.config.commands import PRETRAIN, Command, resolved
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.flags import Parser, dashed, is_bool, readable
 from facessl.config.pretrain import PretrainConfig, unscaled_rate, without_retired
 from facessl.config.recipes import read_recipe, refuse_foreign_commands
 from facessl.config.run import FORMER, RunConfig, flatten, merge, spelled
 from facessl.core import plugins
-from facessl.core.errors import ConfigError, PluginError, UnknownName
+from facessl.core.errors import ConfigError, UnknownName
 
-
-@dataclass(frozen=True)
-class Command:
-    """What differs between the commands that read a configuration.
-
-    Attributes:
-        name: of the command.
-        config: its dataclass.
-        part: the field that holds a plug-in's name and values ("method", "task").
-        default: the plug-in that stands there when none is named.
-        positional: fields given without a flag, with their help.
-        members: what a plug-in must have.
-        recipes_ask: whether the values of a recipe count as asked for (`RunConfig.given`).
-        preset: values so far -> values that stand below them (a protocol's published settings).
-        remarks: values so far -> what is added to the help of a setting, by its name.
-    """
-
-    name: str
-    config: type[RunConfig]
-    part: str
-    default: str
-    positional: Mapping[str, str]
-    members: tuple[str, ...]
-    recipes_ask: bool
-    preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
-    remarks: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {}
-
-    @property
-    def folder(self) -> str:
-        """Folder of the plug-ins."""
-        return f"{self.part}s"
-
-    @property
-    def groups(self) -> set[str]:
-        """Settings that hold others."""
-        return {f.name for f in dataclasses.fields(self.config) if dataclasses.is_dataclass(f.default_factory)}
-
-    def plugin(self, name: str) -> Any:
-        """The plug-in's class.
-
-        Raises:
-            UnknownName: there is none of that name.
-            PluginError: it lacks members.
-        """
-        kind = plugins.find(self.folder, name)
-        missing = [member for member in self.members if not hasattr(kind, member)]
-        if missing:
-            raise PluginError(
-                f"facessl/{self.folder}/{name}.py: the class {kind.__name__} has no {', '.join(missing)}: "
-                f"facessl/{self.folder}/base.py says what a {self.part} has"
-            )
-        return kind
-
-
-def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of the published protocol of a task."""
-    protocol = values.get("protocol") or FinetuneConfig.protocol
-    task = FINETUNE.plugin(values["task"]["name"])
-    if protocol not in task.defaults:
-        trained = {p for t in plugins.names("tasks") for p in plugins.find("tasks", t).defaults}
-        probed = plugins.names("evaluation.protocols")
-        if protocol not in (every := {*probed, *trained}):
-            raise UnknownName("protocol", protocol, every)
-        raise ConfigError(
-            f"protocol {protocol} does not train {values['task']['name']}: use {' or '.join(sorted(task.defaults))}"
-            + (f", or `facessl probe --protocol {protocol}`" if protocol in probed else "")
-        )
-    defaults: Mapping[str, Any] = task.defaults[protocol]
-    return defaults
-
-
-def _augmentation(values: Mapping[str, Any]) -> Mapping[str, str]:
-    """What `augment` changes, told in its help."""
-    published = FINETUNE.plugin(values["task"]["name"]).augments[values.get("protocol") or FinetuneConfig.protocol]
-    told = []
-    for field in dataclasses.fields(published):
-        value = getattr(published, field.name)
-        if value != field.default:
-            plain = list(value) if isinstance(value, tuple) else round(value, 4) if isinstance(value, float) else value
-            told.append(f"{field.name}: {plain}")
-    return {"augment": f"those of the protocol are {{{', '.join(told)}}}"}
-
-
-PRETRAIN = Command(
-    "pretrain",
-    PretrainConfig,
-    "method",
-    "fra",
-    {"source": "NAME:PATH?option=value, or a path; none: synthetic faces (synthetic:)"},
-    members=("Args", "needs", "views", "mean", "std", "step", "after_step"),
-    recipes_ask=False,  # a recipe is made for another length
-)
-FINETUNE = Command(
-    "finetune",
-    FinetuneConfig,
-    "task",
-    "expression",
-    {
-        "run": "run folder, checkpoint, exported backbone, or none (random weights)",
-        "source": "labelled images, NAME:PATH?option=value or a path",
-    },
-    members=("Args", "needs", "defaults", "augments", "step", "after_step", "predict", "meter", "describe"),
-    recipes_ask=True,
-    preset=_published,
-    remarks=_augmentation,
-)
 #: Fields whose inner keys are free, or that are lists: they are checked where they are used.
 _FREE = ("views", "backbone.options.", "augment", "optim.lrs")
 
@@ -165,7 +59,10 @@ class Asked:
         """Plain values of all of it; those of flags are texts still."""
         values = merge(self.kept, self.recipe)
         for name, text in self.flags.items():
-            value: Any = yaml.safe_load(text) if re.match(r"\s*\{", text) and name in self.command.groups else text
+            value: Any = text
+            if name in self.command.groups and text.lstrip().startswith("{"):
+                with contextlib.suppress(yaml.YAMLError):  # the text itself is refused later
+                    value = yaml.safe_load(text)
             for key in reversed(name.split(".")):
                 value = {key: value}
             values = merge(values, value)
@@ -262,7 +159,7 @@ def _flags(words: Sequence[_Word], parser: Parser, command: Command) -> dict[str
         if flag is None:
             place(str(text))
         elif flag not in known and not flag.startswith(_FREE):
-            raise UnknownName("option", dashed(flag), _options(known, dashed))
+            raise UnknownName("option", dashed(flag), map(dashed, known - {"help", "config", "views.help"}))
         elif flag in {*parser.switches, "help", "print_config"} and apart and not is_bool(text or ""):
             flags[flag] = "true"
             if text is not None:
@@ -343,8 +240,8 @@ def _build(values: dict[str, Any], plugin: Plugin, command: Command, given: Mapp
         if key in command.groups and value != {}:
             raise ConfigError(f"{key} = {value!r} is not valid: give names and values, such as '{{name: value}}'")
         if key not in known and not key.startswith(_FREE):
-            raise UnknownName("setting", key, _options(known, str))
-    values = merge(_below(values, plugin, command), values)
+            raise UnknownName("setting", key, known - {"help", "config", "views.help"})
+    values = merge(command.preset({**values, command.part: {"name": plugin.name}}), values)
     parser = plugin.parser
     try:
         parsed = parser.instantiate(parser.parse_object(copy.deepcopy(values), defaults=True))
@@ -357,11 +254,6 @@ def _build(values: dict[str, Any], plugin: Plugin, command: Command, given: Mapp
     return command.config(**fields, given=frozenset(given))
 
 
-def _below(values: Mapping[str, Any], plugin: Plugin, command: Command) -> Mapping[str, Any]:
-    """What stands below the values that are asked for: those that the chosen plug-in's protocol published."""
-    return command.preset({**values, command.part: {"name": plugin.name}})
-
-
 def _named(values: dict[str, Any], command: Command) -> dict[str, Any]:
     """`method: fra` is short for `method: {name: fra}`, and `backbone` likewise."""
     for key in (command.part, "backbone"):
@@ -370,15 +262,23 @@ def _named(values: dict[str, Any], command: Command) -> dict[str, Any]:
     return values
 
 
-def _options(known: set[str], written: Callable[[str], str]) -> list[str]:
-    return [written(name) for name in known if name not in ("help", "config")]
+def shown(asked: Asked) -> str:
+    """What --help or --print-config print; nothing where neither is asked for."""
+    if asked.help:
+        return _help(asked)
+    if not asked.print_config:
+        return ""
+    config = configuration(asked)
+    values = resolved(config) if isinstance(config, FinetuneConfig) else config.to_dict()
+    return yaml.safe_dump(values, sort_keys=False)
 
 
-def help_text(asked: Asked) -> str:
+def _help(asked: Asked) -> str:
     """Every flag of a command, with the values that the plug-in, protocol and recipe have that are asked for."""
     command, (name, _, parser) = asked.command, asked.plugin
-    below = _below(asked.values, asked.plugin, command)
-    used = merge(merge(below, asked.values), {command.part: {"name": name}})
+    values = merge(asked.values, {command.part: {"name": name}})
+    below = command.preset({**values, command.part: {"name": name}})
+    used = merge(below, values)
     remarks = command.remarks(used)
     for action in parser._actions:
         found = _lookup(used, action.dest)
@@ -408,24 +308,3 @@ def rate_note(asked: Asked, config: PretrainConfig) -> str | None:
     """A sentence where flags change the batch of a recipe and the learning rate would have to follow by hand."""
     meant = asked.recipe.get("batch_size")
     return None if meant is None or "optim.lr" in asked.flags else unscaled_rate(config, meant)
-
-
-def resolved(config: FinetuneConfig) -> dict[str, Any]:
-    """Plain values of a fine-tuning configuration, with all of the protocol's crop and augmentation.
-
-    Raises:
-        UnknownName, ConfigError: a field of `augment` that there is not, or a value that it cannot have.
-    """
-    values = config.to_dict()
-    published = FINETUNE.plugin(config.task["name"]).augments[config.protocol]
-    known = dataclasses.asdict(published)
-    for name in config.augment:
-        if name not in known:
-            raise UnknownName("field of augment", name, known)
-    try:
-        changed = {k: tuple(v) if isinstance(v, list) else v for k, v in config.augment.items()}
-        values["augment"] = dataclasses.asdict(dataclasses.replace(published, **changed))
-    except TypeError as error:
-        raise ConfigError(f"augment {dict(config.augment)} has a value of the wrong kind: {error}") from None
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from facessl.config import parse
+from facessl.config.commands import FINETUNE, resolved
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.run import plain
 from facessl.core import environment, files
@@ -58,7 +59,7 @@ def finetune(run: str = "none", source: str = "", **settings: Any) -> dict[str, 
     Raises:
         FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
     """
-    config = parse.from_dict({**settings, "run": run, "source": source}, parse.FINETUNE)
+    config = parse.from_dict({**settings, "run": run, "source": source}, FINETUNE)
     results: dict[str, Any] = carry_out(Finetuning(config))
     return results
 
@@ -86,7 +87,7 @@ class Finetuning:
         self.data = one_after_another(fabric, lambda: _parts(self.config))
         self.config, self.notes = settle(self.config, len(self.data.train), fabric.world_size)
         backbone = self.backbone
-        self.resolved = parse.resolved(self.config) | {
+        self.resolved = resolved(self.config) | {
             "image_size": backbone.image_size,
             "backbone": {"name": backbone.name, "pretrained": False, "options": plain(backbone.timm_options)},
         }
@@ -96,7 +97,7 @@ class Finetuning:
         config, data = self.config, self.data
         augment = self.augment = augment_from_dict(self.resolved["augment"])
         arguments = dict(config.task)
-        kind = parse.FINETUNE.plugin(arguments.pop("name"))
+        kind = FINETUNE.plugin(arguments.pop("name"))
         labels = self.labels = Labels.of(data.train, kind.needs)
         task = kind(self.backbone, labels, **arguments)
         self.model = Tuned(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)

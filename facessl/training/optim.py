@@ -34,54 +34,32 @@ class LARS(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        *,
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust: float = 0.001,
+        self, params: Iterable[Any], *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3
     ) -> None:
-        super().__init__(
-            params,
-            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True},
-        )
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; there is no `closure`."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(group, params)
-        return loss
+            on_cpu = all(p.device.type == "cpu" for p in params)
+            for together in [[p] for p in params] if on_cpu else [params]:
+                self._update(group, together)
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        if params[0].device.type == "cpu":
-            for parameter in params:
-                self._update_together(group, [parameter])
-        else:
-            self._update_together(group, params)
-
-    def _update_together(self, group: dict[str, Any], params: list[Tensor]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
         directions = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
         if group["adapt"]:
             weight_norm = torch.stack(torch._foreach_norm(params))  # (P,)
             update_norm = torch.stack(torch._foreach_norm(directions))  # (P,)
-            ratio = torch.where(
-                (weight_norm > 0) & (update_norm > 0),
-                group["trust"] * weight_norm / update_norm,
-                torch.ones_like(weight_norm),
-            )
+            ratio = group["trust"] * weight_norm / update_norm
+            ratio = torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
             torch._foreach_mul_(directions, list(ratio.unbind()))
-        fresh = [p for p in params if "momentum" not in self.state[p]]
-        for p in fresh:
-            self.state[p]["momentum"] = torch.zeros_like(p)
+        for p in params:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
         velocity = [self.state[p]["momentum"] for p in params]
         torch._foreach_mul_(velocity, group["momentum"])
         torch._foreach_add_(velocity, directions)
@@ -113,12 +91,10 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def build_optimizer(module: nn.Module, optim: PretrainOptim, lr: float) -> torch.optim.Optimizer:
-    """The optimiser of a run; `lr` is the derived (scaled) peak learning rate."""
+    """The optimiser of a pre-training run; `lr` is the derived (scaled) peak learning rate."""
     groups = parameter_groups(module, optim.weight_decay)
     if optim.name == "lars":
         return LARS(groups, lr=lr, momentum=optim.momentum, trust=optim.trust)
-    for group in groups:
-        del group["adapt"]
     return torch.optim.AdamW(groups, lr=lr, betas=optim.betas, fused=fused_on_cpu(groups))
 
 
@@ -156,7 +132,6 @@ def build_tuning_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.optim
     scales = _scales(task, optim)
     groups: list[dict[str, Any]] = []
     for group in parameter_groups(task, optim.weight_decay):
-        del group["adapt"]
         if optim.decay_norms:
             group["weight_decay"] = optim.weight_decay
         for scale in sorted({scales[id(p)] for p in group["params"]}):

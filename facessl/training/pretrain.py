@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from facessl.config.parse import PRETRAIN, from_dict
+from facessl.config.commands import PRETRAIN
+from facessl.config.parse import from_dict
 from facessl.config.pretrain import PretrainConfig
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, many

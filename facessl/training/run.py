@@ -12,14 +12,12 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 import yaml
 from lightning_fabric import Fabric
@@ -29,12 +27,11 @@ from facessl.config.pretrain import without_retired
 from facessl.config.run import differences
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
-from facessl.core.types import Batch
-from facessl.data.loader import TrainLoader, Transform
-from facessl.data.source import Source
+from facessl.core.lock import only_writer
+from facessl.data.loader import TrainLoader
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 from facessl.training.plan import Plan, derive
-from facessl.training.trainer import Monitor, Trainer
+from facessl.training.trainer import Parts, Trainer
 
 T = TypeVar("T")
 
@@ -42,31 +39,6 @@ T = TypeVar("T")
 #: launcher.
 TIMEOUT = timedelta(hours=1)
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-
-
-@dataclass
-class Parts:
-    """What a run trains, and on what.
-
-    Attributes:
-        module: gives `step` and `after_step`.
-        optimizer: called with the plan once `module` is on its device in its memory format; may change it first.
-        source: training images.
-        transform: stored image -> views, in the loader's processes.
-        photometric: the part of the augmentation on the device, with the normalisation.
-        monitors: by name.
-        on_measured: step, values of all monitors -> None.
-        weights: (N,) probabilities of the images; None: every image once an epoch.
-    """
-
-    module: Any
-    optimizer: Callable[[Plan], torch.optim.Optimizer]
-    source: Source
-    transform: Transform
-    photometric: Callable[[Batch], Batch]
-    monitors: Mapping[str, Monitor] = field(default_factory=dict)
-    on_measured: Callable[[int, dict[str, float]], None] = lambda step, values: None
-    weights: np.ndarray | None = None
 
 
 class Job(Protocol):
@@ -103,16 +75,21 @@ def carry_out(job: Job) -> Any:
     Raises:
         FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
     """
-    with one_error_in_distributed(), warnings.catch_warnings():
+    with one_error_in_distributed(), warnings.catch_warnings(), contextlib.ExitStack() as lock:
         warnings.filterwarnings("ignore", module="lightning.*")
-        return _carry_out(job)
+        asked = job.config
+        fabric = start_fabric(asked.device, asked.precision, getattr(asked, "strategy", "auto"))
+        folder = _folder(asked.out, asked.resume, job.name(), fabric)
+        _check_folder(folder, resume=asked.resume)
+        one_after_another(fabric, lambda: fabric.is_global_zero and lock.enter_context(only_writer(folder)))
+        _check_folder(folder, resume=asked.resume)  # another process may have written it in between
+        return _carry_out(job, fabric, folder)
 
 
-def _carry_out(job: Job) -> Any:
-    asked = job.config
-    fabric = start_fabric(asked.device, asked.precision, getattr(asked, "strategy", "auto"))
-    folder = _folder(asked.out, asked.resume, job.name(), fabric)
-    saved = _saved_state(folder, resume=asked.resume)
+def _carry_out(job: Job, fabric: Fabric, folder: Path) -> Any:
+    last = folder / "checkpoints" / "last.ckpt"
+    # Without a checkpoint a resumed run begins again.
+    saved = files.read_run(last) if job.config.resume and last.is_file() else None
     resolved = job.settle(fabric)
     config = job.config
     if saved and (changed := differences(without_retired(saved["config"]), resolved)):
@@ -123,13 +100,21 @@ def _carry_out(job: Job) -> Any:
     fabric.seed_everything(config.seed, workers=False, verbose=False)
     parts = job.build(fabric, folder, fresh=not saved)
     plan = derive(config, None if parts.source.streaming else len(parts.source))
-    trainer = _trainer(fabric, parts, plan, config, folder, resolved)
+    module = parts.module.train()
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)
+    module.to(fabric.device)
+    if config.sync_batch_norm and fabric.world_size > 1:
+        convert_sync_batchnorm(module)
+    trainer = Trainer(fabric, parts, plan, folder, resolved)
     if fabric.world_size > 1:  # dropout differs between the ranks, also where other ranks go on than began
         torch.manual_seed(config.seed + fabric.global_rank + (saved["step"] * fabric.world_size if saved else 0))
     if saved:
         trainer.load_state(saved)
     if fabric.is_global_zero:
-        _write_head(folder, resolved, fresh=not saved)
+        if not saved:
+            files.write_atomic(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
+        files.write_atomic(folder / "environment.json", json.dumps(environment.describe(), indent=2).encode())
         for line in job.begin(plan, folder, fresh=not saved):
             say(line)
         if saved:
@@ -154,35 +139,6 @@ def _carry_out(job: Job) -> Any:
         say(f"stopped at step {trainer.step} ({trainer.stop_reason}); go on with --resume --out {folder}")
     fabric.barrier()
     return result
-
-
-def _trainer(
-    fabric: Fabric, parts: Parts, plan: Plan, config: Any, folder: Path, resolved: Mapping[str, Any]
-) -> Trainer:
-    module = parts.module.train()
-    if config.channels_last:
-        module.to(memory_format=torch.channels_last)
-    module.to(fabric.device)
-    if config.sync_batch_norm and fabric.world_size > 1:
-        convert_sync_batchnorm(module)
-    return Trainer(
-        fabric=fabric,
-        method=module,
-        optimizer=parts.optimizer(plan),
-        photometric=parts.photometric,
-        plan=plan,
-        folder=folder,
-        config=resolved,
-        monitors=parts.monitors if fabric.is_global_zero else {},
-        on_measured=parts.on_measured,
-    )
-
-
-def _write_head(folder: Path, resolved: Mapping[str, Any], *, fresh: bool) -> None:
-    _make(folder)
-    if fresh:
-        files.write_atomic(folder / "config.yaml", yaml.safe_dump(dict(resolved), sort_keys=False).encode())
-    files.write_atomic(folder / "environment.json", json.dumps(environment.describe(), indent=2).encode())
 
 
 def say(text: str) -> None:
@@ -248,26 +204,14 @@ def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
     return Path(fabric.broadcast(str(folder)))
 
 
-def _make(folder: Path) -> None:
-    """The run folder and those above it. ConfigError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--out {folder} cannot be made ({error.strerror}): name a folder where you may write"
-        ) from None
-
-
-def _saved_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
-    """The state to resume from; None for a fresh run. A run that is already there is never overwritten."""
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    """ConfigError where a run cannot be resumed from a folder, or begun there: none is ever overwritten."""
     last = folder / "checkpoints" / "last.ckpt"
     if resume:
-        if not last.is_file():
-            if (folder / "config.yaml").is_file():
-                return None  # stopped before its first checkpoint: begin again
+        if not last.is_file() and not (folder / "config.yaml").is_file():
             what = "it has no checkpoints/last.ckpt" if folder.exists() else "there is no such folder"
             raise ConfigError(f"nothing to resume in {folder}: {what}; leave out --resume, or name the run with --out")
-        return files.read_run(last)
+        return
     if last.exists() or (folder / "metrics.csv").exists():
         raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
     if folder.exists() and not folder.is_dir():
@@ -276,7 +220,6 @@ def _saved_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = "may not be written to" if above.is_dir() else "is a file"
         raise ConfigError(f"--out {folder} cannot be made, as {above} {why}: name a folder where you may write")
-    return None
 
 
 def loader_workers(asked: int | None) -> int:

@@ -11,8 +11,8 @@ import pytest
 import facessl
 from facessl.config import parse as config_parse
 from facessl.config import recipes
+from facessl.config.commands import FINETUNE
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.parse import FINETUNE
 from facessl.core import plugins
 from facessl.data.source import parse
 from facessl.training.plan import derive

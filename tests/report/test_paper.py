@@ -14,7 +14,7 @@ import yaml
 import facessl
 from facessl.config import parse as config_parse
 from facessl.config import recipes
-from facessl.config.parse import FINETUNE
+from facessl.config.commands import FINETUNE
 from facessl.core import plugins
 from facessl.core.errors import CheckpointError, UnknownName
 from facessl.data.source import parse

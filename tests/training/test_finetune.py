@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from facessl.cli import main
 from facessl.config import parse
+from facessl.config.commands import FINETUNE
 from facessl.core import files
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.core.types import Progress
@@ -143,23 +144,23 @@ def test_balanced_draws_every_class_equally_often_and_resumes_exactly() -> None:
 )
 def test_defaults_shrink_with_the_training_part(images: int, world: int, batch: int, warmup: int) -> None:
     """Never what was asked for, and every change is told."""
-    config = parse.parse(["none", SOURCE, "--epochs", "25"], command=parse.FINETUNE)
+    config = parse.parse(["none", SOURCE, "--epochs", "25"], command=FINETUNE)
     found, notes = settle(config, images, world)
     plan = derive(found, images)
     assert (plan.batch_size, plan.warmup_steps) == (batch, warmup)
     assert plan.total_steps == 25 * (images // batch)
     assert len(notes) == (batch < 256) + (warmup == plan.total_steps // 5 < 5 * (images // batch))
-    again = parse.from_dict({**found.to_dict(), "resume": True}, parse.FINETUNE)
+    again = parse.from_dict({**found.to_dict(), "resume": True}, FINETUNE)
     assert settle(again, images, world) == (again, []), "a resumed run has the same numbers"
 
 
 def test_what_was_asked_for_is_kept_or_refused() -> None:
     words = ["none", SOURCE, "--epochs", "6", "--batch-size", "90", "--optim.warmup-epochs", "5"]
-    config = parse.parse(words, command=parse.FINETUNE)
+    config = parse.parse(words, command=FINETUNE)
     assert settle(config, 100) == (config, [])
     with pytest.raises(ConfigError, match="90 is larger"):
         derive(settle(config, 80)[0], 80)
-    short = parse.from_dict({"epochs": 4, "optim": {"warmup_epochs": 5}}, parse.FINETUNE)
+    short = parse.from_dict({"epochs": 4, "optim": {"warmup_epochs": 5}}, FINETUNE)
     with pytest.raises(ConfigError, match=r"warmup_epochs = 5 is 10 steps, but the run has 8"):
         derive(settle(short, 19)[0], 19)
 
@@ -175,7 +176,7 @@ def test_what_was_asked_for_is_kept_or_refused() -> None:
     ],
 )
 def test_the_size_is_told_with_its_reason(words: list[str], own: int | None, says: str) -> None:
-    config = parse.parse(["none", SOURCE, *words], command=parse.FINETUNE)
+    config = parse.parse(["none", SOURCE, *words], command=FINETUNE)
     assert says in size_reason(config, own)
 
 
