@@ -125,7 +125,7 @@ def cmd_embed(
         batch_size: images per forward pass.
         workers: loader processes; by default the cores minus one, at most 8.
         device: auto, cpu, cuda or mps.
-        precision: of the forward pass.
+        precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
     """
     import torch
 
@@ -250,7 +250,7 @@ def cmd_predict(
         overwrite: replace files of the same names that were written for other photos.
         batch_size: faces per forward pass.
         device: auto, cpu, cuda or mps.
-        precision: of the forward pass.
+        precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
     """
     from facessl.core import plugins
     from facessl.inference import predict

@@ -28,7 +28,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")
+        file = open(folder / ".lock", "a+")  # noqa: SIM115 (below)
     except OSError as error:
         raise ConfigError(
             f"--out {folder} cannot be made ({error.strerror}): name a folder where you may write"
