@@ -116,18 +116,6 @@ def summary(command: Callable[..., int]) -> str:
     return (command.__doc__ or "").strip().splitlines()[0]
 
 
-def device_of(name: str) -> str:
-    """The device that is meant. Raises UnknownName, or ConfigError where torch does not see it."""
-    from facessl.core import environment
-
-    if name not in ("auto", "cpu", "cuda", "mps"):
-        raise UnknownName("device", name, ("auto", "cpu", "cuda", "mps"))
-    best = environment.default_device()
-    if name in ("cuda", "mps") and name != best:
-        raise ConfigError(f"device {name} was asked for, but torch sees none here: use --device auto")
-    return best if name == "auto" else name
-
-
 def list_skipped(skipped: list[tuple[str, str]]) -> None:
     """Tell the first (key, reason) of what was left out, on standard error."""
     for key, reason in skipped[:10]:

@@ -15,7 +15,6 @@ import yaml
 
 from facessl.cli.commandline import (
     call,
-    device_of,
     list_skipped,
     listed,
     one_sentence,
@@ -129,13 +128,14 @@ def cmd_embed(
     """
     import torch
 
+    from facessl.core import environment
     from facessl.data.source import open_source
     from facessl.inference import embed
     from facessl.pretrained.load import load_backbone
     from facessl.training.run import loader_workers
 
     backbone: Any = load_backbone(run)
-    backbone.to(device_of(device), memory_format=torch.channels_last)
+    backbone.to(environment.device_of(device), memory_format=torch.channels_last)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": loader_workers(workers), "precision": precision}
     parts = embed.embedding_batches(backbone, open_source(source), **options)
     count, skipped = embed.write_parquet(out, parts)
@@ -166,12 +166,12 @@ def cmd_regions(
         score_images: at most so many images are scored.
         device: auto, cpu, cuda or mps.
     """
-    from facessl.core import files
+    from facessl.core import environment, files
     from facessl.inference import regions
     from facessl.pretrained.load import load_method
 
     method: Any = load_method(run)
-    method.to(device_of(device))
+    method.to(environment.device_of(device))
     files.write_png(out, regions.region_grid(method, source, count=count, seed=seed))
     found: dict[str, Any] = {}
     if scores:
@@ -204,11 +204,12 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument("--out", default=None, help="file that the result is also written to")
     parser.add_function_arguments(judge, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)
     given = parsed_words(parser, argv, "probe")
+    from facessl.core import environment
     from facessl.evaluation.evaluate import evaluate
     from facessl.pretrained.load import load_backbone
 
     run, source, device, out = (given.pop(k) for k in ("run", "source", "device", "out"))
-    backbone = load_backbone(run).to(device_of(device))
+    backbone = load_backbone(run).to(environment.device_of(device))
     found = {"run": run, "source": source, **evaluate(backbone, source, **given)}
     if out is not None:
         from facessl.core.files import write_atomic
@@ -252,7 +253,7 @@ def cmd_predict(
         device: auto, cpu, cuda or mps.
         precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
     """
-    from facessl.core import plugins
+    from facessl.core import environment, plugins
     from facessl.inference import predict
     from facessl.inference.trained import load_trained
 
@@ -260,7 +261,7 @@ def cmd_predict(
     if task is not None and task != (own := predict.task_name(trained)):
         plugins.find("tasks", task)  # a name that does not exist is said first
         raise ConfigError(f"{run} was trained for {own}, not for {task}: leave --task out, or name another run")
-    trained.module.to(device_of(device))
+    trained.module.to(environment.device_of(device))
     found = predict.predict(
         trained,
         photos,

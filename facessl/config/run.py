@@ -123,7 +123,7 @@ def in_range(
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys in which two configurations (plain dicts) would train differently, as `key: old -> new`."""
-    a, b = (flatten(spelled(values)) for values in (old, new))
+    a, b = (flatten(spelled(plain(values))) for values in (old, new))  # older checkpoints hold tuples
     keys = sorted(k for k in a.keys() | b.keys() if k.split(".")[0] not in FREE_ON_RESUME)
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys if a.get(k) != b.get(k)]
 

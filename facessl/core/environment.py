@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from facessl.core.errors import ConfigError, UnknownName
+
 PARTS = (
     "torch",
     "torchvision",
@@ -84,6 +86,16 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_of(name: str) -> str:
+    """The device that is meant by auto, cpu, cuda or mps. UnknownName, or ConfigError where torch does not see it."""
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise UnknownName("device", name, ("auto", "cpu", "cuda", "mps"))
+    best = default_device()
+    if name not in ("auto", "cpu", best):
+        raise ConfigError(f"device {name} was asked for, but torch sees none here: use --device cpu or auto")
+    return best if name == "auto" else name
 
 
 def bf16_support() -> str:

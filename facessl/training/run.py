@@ -154,11 +154,7 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
     """
     for noisy in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    device = environment.default_device() if device == "auto" else device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device mps was asked for, but torch sees no Apple GPU: use --device cpu or auto")
+    device = environment.device_of(device)
     if precision == "fp16" and device == "cpu":
         raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or fp32 on a CPU")
     world, local = ranks()
