@@ -73,15 +73,11 @@ def _show_loss() -> None:
 def _blocks(module: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in module.children():
-        if isinstance(module, (nn.Sequential, nn.ModuleList)) and _size(child) >= UNIT:
+        if isinstance(module, (nn.Sequential, nn.ModuleList)) and sum(p.numel() for p in child.parameters()) >= UNIT:
             found.append(child)
         else:
             found += _blocks(child)
     return found
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def is_sharded(value: object) -> bool:
