@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types format install clean
+.PHONY: demo test fuzz reliability lint types format install clean
 
 demo: install  ## the main job on the embedded synthetic faces: runs/demo/report.html
 	rm -rf runs/demo
@@ -12,6 +12,12 @@ demo: install  ## the main job on the embedded synthetic faces: runs/demo/report
 
 test: install  ## everything that needs no network and no data
 	$(BIN)/python -m pytest -q
+
+fuzz: install  ## damaged files for every reader: make fuzz MINUTES=20; failing inputs lie in runs/fuzz
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz.engine $(or $(MINUTES),20)
+
+reliability: install  ## docs/reliability.md from the marks of the tests
+	$(BIN)/python tests/reliability.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -34,4 +40,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

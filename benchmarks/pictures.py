@@ -20,9 +20,9 @@ from facessl.core.types import Sample
 from facessl.data.detect import detect
 from facessl.data.sources.synthetic import Synthetic
 from facessl.inference import visualize
-from facessl.inference.predict import frame_of_face, frame_of_whole, task_name
+from facessl.inference.predict import frame_of_face
 from facessl.inference.regions import font
-from facessl.inference.trained import Trained, load_trained
+from facessl.inference.trained import Trained, crop_of_picture, load_trained
 from facessl.training.finetune import finetune
 
 #: Faces of other persons than those of training, whose seed is 0.
@@ -71,7 +71,11 @@ def predicted(trained: Trained, image: np.ndarray, sample: Sample | None = None)
         boxes = [face.box for face in found]
     else:
         own = getattr(sample, trained.augment.crop, None) is not None
-        frames = [trained.frame(sample, height, width) if own else frame_of_whole(trained, height, width)]
+        frames = [
+            trained.frame(sample, height, width)
+            if own
+            else crop_of_picture(trained.augment, trained.image_size, height, width)
+        ]
         boxes = [np.array([-0.5, -0.5, width - 0.5, height - 0.5])]
     raw = trained.predict([image] * len(frames), frames) if frames else {}
     faces = [
@@ -148,7 +152,7 @@ def main() -> None:
     rows, start = [], 0
     for trained in runs:
         cells, start = row_of(trained, source, start)
-        rows.append((task_name(trained), cells))
+        rows.append((trained.name, cells))
     crowd = Synthetic(n=8, seed=SEED + 1, size=SIDE, yaw=12, pitch=8, roll=10, occlusion=0, degrade=0)
     rows.append((f"several faces in one photo: {rows[0][0]}", [predicted(runs[0], group_photo(crowd))]))
     picture = few_colours(page(rows))

@@ -41,6 +41,7 @@ from facessl.core.types import Sample
 from facessl.data.decode import decode
 from facessl.data.loader import TrainLoader
 from facessl.data.order import view_rng
+from facessl.data.source import Source
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
@@ -48,13 +49,8 @@ from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
 Size = tuple[int, int]
 
 
-class Memory:
+class Memory(Source):
     """A source of encoded images in memory, so that no disk is measured."""
-
-    label_names: tuple[str, ...] = ()
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-    provides: frozenset[str] = frozenset()
 
     def __init__(self, files: list[bytes], repeats: int = 1) -> None:
         self.files, self.repeats = files, repeats

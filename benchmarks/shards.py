@@ -93,15 +93,13 @@ def main() -> None:
         args.out.write_text(text + "\n")
 
 
-class Part:
+class Part(Source):
     """Images start .. stop of a source."""
-
-    streaming = False
 
     def __init__(self, source: Source, start: int, stop: int) -> None:
         self.source, self.start = source, start
         self.stop = min(stop, len(source))
-        self.provides, self.label_names, self.attribute_names = source.provides, source.label_names, ()
+        self.provides, self.label_names = source.provides, source.label_names
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -62,19 +62,23 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.addresses: list[str | None] = []
         self.headings: list[str] = []
+        self.titles: list[str] = []
         self.tags: list[str] = []
+        self.attributes: set[str] = set()
         self.text = ""
         self.feed(page)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
         self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
         if tag not in ("meta", "img", "path", "use", "rect"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
         self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
 
     def handle_endtag(self, tag: str) -> None:
@@ -84,6 +88,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] == "h2":
             self.headings.append(data)
+        if self.open and self.open[-1] == "title":
+            self.titles.append(data)
         if "style" not in self.open:
             self.text += data + " "
 
@@ -105,7 +111,7 @@ def expression() -> dict[str, Any]:
 
 def alignment() -> dict[str, Any]:
     errors = np.linspace(0.01, 0.12, 50)
-    found = landmark_scores(errors, unit="interocular", thresholds=(0.1,)).summary()
+    found = landmark_scores(errors, unit="interocular", thresholds=(0.1,))
     name = "nme_interocular"
     line = {"name": name, "value": found[name], "interval": found[f"{name}_interval"], "better": "lower"}
     subset = {"images": 9, name: 0.0812, f"{name}_interval": [0.07, 0.09]}
@@ -115,14 +121,14 @@ def alignment() -> dict[str, Any]:
 def parsing() -> dict[str, Any]:
     matrix = ConfusionMatrix(3)
     matrix.update(np.array([[0, 1], [1, 1]]), np.array([[0, 1], [1, 0]]))
-    found = parsing_scores(matrix, names=("background", "skin", "hat")).summary()
+    found = parsing_scores(matrix, names=("background", "skin", "hat"))
     line = {"name": "mean_f1", "value": found["mean_f1"], "interval": found["mean_f1_interval"], "better": "higher"}
     return {"headline": line, **found}
 
 
 def attributes() -> dict[str, Any]:
     target = np.arange(80).reshape(40, 2) % 3 == 0
-    found = attribute_scores(target * 0.9, target, names=("Hat", "Smile")).summary()
+    found = attribute_scores(target * 0.9, target, names=("Hat", "Smile"))
     name = "mean_accuracy"
     line = {"name": name, "value": found[name], "interval": found[f"{name}_interval"], "better": "higher"}
     return {"headline": line, **found}

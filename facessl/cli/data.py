@@ -32,9 +32,11 @@ def cmd_crop(
         workers: processes that find faces at the same time; 0 works in this process.
     """
     from facessl.tools.crop import crop_photos
+    from facessl.tools.jobs import ProgressLine
 
     options: dict[str, Any] = {"size": size, "margin": margin, "all_faces": all_faces, "yunet": yunet}
-    found = crop_photos(photos, out, quality=quality, workers=workers, **options)
+    with ProgressLine() as progress:
+        found = crop_photos(photos, out, quality=quality, workers=workers, progress=progress, **options)
     list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
     counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
     left = {"without_face": len(found.without_face), "skipped": len(found.skipped)}
@@ -68,14 +70,16 @@ def cmd_pack(
         max_bad: fraction of unreadable images above which it stops.
         verify: only compare the shards of a folder with their checksums.
     """
-    from facessl.tools import pack
+    from facessl.tools.jobs import ProgressLine
+    from facessl.tools.pack import pack
+    from facessl.tools.shards import verify as verified
 
     if verify:
-        print(json.dumps(pack.verified(source)))
+        print(json.dumps(verified(source)))
         return 0
     options: dict[str, Any] = {"shard_size": shard_size, "workers": workers, "dedupe": dedupe, "max_bad": max_bad}
-    with pack.Shown() as shown:
-        found = pack.pack(source, out, size=size, quality=quality, copy=copy, progress=shown, **options)
+    with ProgressLine() as progress:
+        found = pack(source, out, size=size, quality=quality, copy=copy, progress=progress, **options)
     list_skipped(found.unreadable)
     print(json.dumps({"out": str(out), **{k: v for k, v in vars(found).items() if k != "unreadable"}}))
     return 0

@@ -118,7 +118,7 @@ def cmd_embed(
     """Embeddings of a source, one row per image.
 
     Args:
-        run: run folder, checkpoint or exported backbone.
+        run: run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken.
         source: images, NAME:PATH?option=value or a path.
         out: .parquet file to write.
         batch_size: images per forward pass.
@@ -131,10 +131,9 @@ def cmd_embed(
     from facessl.core import environment
     from facessl.data.source import open_source
     from facessl.inference import embed
-    from facessl.pretrained.load import load_backbone
     from facessl.training.run import loader_workers
 
-    backbone: Any = load_backbone(run)
+    backbone: Any = embed.load_embedder(run)
     backbone.to(environment.device_of(device), memory_format=torch.channels_last)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": loader_workers(workers), "precision": precision}
     parts = embed.embedding_batches(backbone, open_source(source), **options)
@@ -258,9 +257,11 @@ def cmd_predict(
     from facessl.inference.trained import load_trained
 
     trained = load_trained(run)
-    if task is not None and task != (own := predict.task_name(trained)):
+    if task is not None and task != trained.name:
         plugins.find("tasks", task)  # a name that does not exist is said first
-        raise ConfigError(f"{run} was trained for {own}, not for {task}: leave --task out, or name another run")
+        raise ConfigError(
+            f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
+        )
     trained.module.to(environment.device_of(device))
     found = predict.predict(
         trained,
@@ -333,11 +334,12 @@ def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["pape
         compare: `paper` also prints a table of the runs' scores beside the published ones of the same data set and
             protocol, with the difference; without it no table is printed.
     """
-    from facessl.report.write import paper_table, report
+    from facessl.report import paper
+    from facessl.report.write import report
 
     found = report(runs, out=out, compare=compare)
     if compare is not None:
-        print(paper_table(found))
+        print(paper.table(found["paper"]))
     print(json.dumps(found))
     return 0
 

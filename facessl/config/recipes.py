@@ -1,9 +1,11 @@
-"""Recipes: YAML files of settings, shipped with the package or a person's own."""
+"""Recipes: YAML files of settings and rows of the papers' tables, shipped with the package, or a person's own files."""
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,48 +15,159 @@ import yaml
 from facessl.config.run import flatten, merge, one_line
 from facessl.core.errors import ConfigError, UnknownName
 
+_ROOT = Path(str(resources.files("facessl"))) / "recipes"
+_TABLES = _ROOT / "tables.yaml"
+#: More than any recipe has; aliases can write billions of values in a few lines.
+_BYTES, _VALUES, _DEPTH = 1_000_000, 10_000, 20
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe by path or by its shipped name (`fra/vggface2-r50`, with or without `recipes/` and `.yaml`).
 
-    Its key `base` names a recipe that it changes; everything else is a field of `RunConfig`.
+def read_recipe(name: str, *, derived: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a recipe, by path or by its shipped name (with or without `recipes/` and `.yaml`).
+
+    Its key `base` names a recipe that it changes; everything else is a field of `RunConfig` or `FinetuneConfig`.
+
+    Args:
+        name: of the recipe.
+        derived: the recipes that have it as their base, so that a circle is seen.
+
+    Raises:
+        UnknownName: there is none of that name.
+        ConfigError: it is not the YAML of a recipe, or is among its own bases.
     """
-    chosen = _file(name)
-    try:
-        values = yaml.safe_load(chosen.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{chosen} is not valid YAML: {one_line(str(error))}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{chosen} holds no settings: write `key: value` lines")
+    if name in derived:
+        raise ConfigError(f"recipe {name} is its own base ({' -> '.join([*derived, name])}): remove one `base:`")
+    values = _parsed(recipe_text(name), name)
     base = values.pop("base", None)
-    return merge(read_recipe(str(base)), values) if base else values
+    return merge(read_recipe(str(base), derived=(*derived, name)), values) if base else values
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a recipe with its comments, by path or by its shipped name. UnknownName where there is none."""
-    return _file(name).read_text()
+    """The YAML of a recipe with its comments, by path or by its shipped name.
+
+    Raises:
+        UnknownName: there is none of that name.
+        ConfigError: the file cannot be read, or is too large to be a recipe.
+    """
+    short = name.removeprefix("recipes/").removesuffix(".yaml")
+    path = Path(name)
+    if not path.is_file():
+        if short in table_rows():
+            return _row_text(short)
+        path = _ROOT / f"{short}.yaml"
+        if short not in recipes():
+            raise UnknownName("recipe", name, recipes())
+    try:
+        if path.stat().st_size > _BYTES:
+            raise ConfigError(f"{path} is not a recipe: it is larger than {_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {one_line(str(error))}") from None
 
 
+@functools.cache
 def recipes() -> tuple[str, ...]:
     """Names of the recipes shipped with the package."""
-    root = Path(str(resources.files("facessl"))) / "recipes"
-    return tuple(sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml")))
+    files = (str(p.relative_to(_ROOT).with_suffix("")) for p in _ROOT.rglob("*.yaml") if p != _TABLES)
+    return tuple(sorted([*files, *table_rows()]))
 
 
 def recipe_summary(name: str) -> str:
     """First comment line of a shipped recipe."""
-    path = Path(str(resources.files("facessl"))) / "recipes" / f"{name}.yaml"
-    return path.read_text().split("\n")[0].removeprefix("# ")
+    return recipe_text(name).split("\n")[0].removeprefix("# ")
 
 
-def _file(name: str) -> Path:
-    path = Path(name)
-    short = name.removeprefix("recipes/").removesuffix(".yaml")
-    shipped = Path(str(resources.files("facessl"))) / "recipes" / f"{short}.yaml"
-    chosen = path if path.is_file() else shipped
-    if not chosen.is_file():
-        raise UnknownName("recipe", name, recipes())
-    return chosen
+@functools.cache
+def table_rows() -> dict[str, dict[str, Any]]:
+    """Rows of the papers' tables by the name of their recipe; `recipes/tables.yaml` says what each holds."""
+    tables = yaml.safe_load(_TABLES.read_text(encoding="utf-8"))
+    rows = {}
+    for table in tables["tables"]:
+        for name, own in table["rows"].items():
+            row = {**table, **own}
+            if "backbone" in row:
+                used = tables["backbones"][row["backbone"]]
+                row["from"] = used["from"]
+                row["settings"] = merge(used["settings"], row.get("settings", {}))
+                row["title"] = f"{row['backbone']} on {tables['titles'][row['base']]} {next(_scores(row))[1]}"
+            rows[name] = row
+    return rows
+
+
+def _scores(row: Mapping[str, Any]) -> Any:
+    """(name, value as the paper prints it) of a row's scores."""
+    return ((name, f"{value:.2f}" if value > 1 else f"{value:.3f}") for name, value in row["scores"].items())
+
+
+def _row_text(name: str) -> str:
+    """A row of a table as the recipe that it stands for; command and hardware are those of its base."""
+    row = table_rows()[name]
+    base, based = row["base"], recipe_text(row["base"])
+    command = _told(based, "command").replace(base, name).replace("runs/mine", row["settings"].get("run", ""))
+    folder = name.rpartition("/")[2]
+    best = ", best epoch on the TEST part (select: test)" if "select: test" in based else ""
+    score = ", ".join(f"{score} {value}" for score, value in _scores(row))
+    told = {
+        "command": command.replace(f"--out runs/{base.rpartition('/')[2]}", f"--out runs/{folder}"),
+        "source": f"{row['where']}; protocol: {base}{best}" + (f". {row['note']}" if "note" in row else ""),
+        "backbone": row.get("from"),
+        "hardware": _told(based, "hardware"),
+        "hours": "not run",
+        "score": f"paper: {score}" if score else "none published",
+        "status": "not run",
+    }
+    lines = [f"# {row['title']} ({row['where']}).", "#"]
+    for field, text in told.items():
+        if text:
+            lines.append(f"# {field + ':':10} {text if field == 'command' else _wrapped(text)}")
+    return "\n".join(lines) + "\n" + yaml.safe_dump({"base": base, **row["settings"]}, sort_keys=False)
+
+
+def _wrapped(text: str) -> str:
+    return f"\n#{' ' * 12}".join(textwrap.wrap(text, 105, break_long_words=False, break_on_hyphens=False))
+
+
+def _told(text: str, field: str) -> str:
+    """A field of a recipe's header, in one line."""
+    found = re.search(rf"^# {field}: +(.*(?:\n#  .*)*)", text, re.MULTILINE)
+    assert found, f"a shipped recipe lacks `# {field}:`"
+    return re.sub(r"\s*\\?\n#\s+", " ", found[1])
+
+
+def _parsed(text: str, name: str) -> dict[str, Any]:
+    """The settings that a recipe's YAML holds, which may be a stranger's.
+
+    Raises:
+        ConfigError: it is not valid, not a recipe's, or writes more than a recipe has.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigError(f"{name} is not a recipe: it is nested more than {_DEPTH} deep") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits, an impossible date
+        raise ConfigError(f"{name} is not valid YAML: {one_line(str(error))}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name} holds no settings: write `key: value` lines")
+    waiting: list[tuple[Any, int]] = [(values, 1)]
+    count = 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > _VALUES or depth > _DEPTH:
+            raise ConfigError(
+                f"{name} is not a recipe: its aliases (`*name`) repeat more than {_VALUES} values, or it is nested "
+                f"more than {_DEPTH} deep"
+            )
+        if isinstance(value, dict):
+            odd = next((key for key in value if not isinstance(key, str)), None)
+            if odd is not None:
+                raise ConfigError(f"{name} has the key {odd!r}, which is not a text: write it in quotes")
+        if isinstance(value, dict | list):
+            waiting += [(v, depth + 1) for v in (value.values() if isinstance(value, dict) else value)]
+    for key in {"method", "task", "backbone", "protocol"} & values.keys():
+        chosen = values[key]
+        if not isinstance(chosen.get("name", "") if isinstance(chosen, dict) else chosen, str):
+            raise ConfigError(f"{name}: {key} = {chosen!r} is not valid: give a name")
+    return values
 
 
 def refuse_foreign_commands(config: Any, typed: Sequence[str]) -> None:

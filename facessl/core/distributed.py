@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn import functional
 
 
 def world_size() -> int:
@@ -19,21 +20,6 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-class _AllReduceSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # x of this rank enters the loss of every rank, so its gradient is the sum of all their gradients.
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum of `x` (any shape, the same on every rank) over the ranks; `x` itself with one rank.
 
@@ -41,10 +27,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     divides by the number of ranks, so a loss that averages over its own samples ends up with the gradient
     of the average over the global batch.
     """
-    if world_size() == 1:
-        return x
-    reduced: Tensor = _AllReduceSum.apply(x)
-    return reduced
+    return x if world_size() == 1 else functional.all_reduce(x)
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:

@@ -104,16 +104,15 @@ def bf16_support() -> str:
         return "yes" if torch.cuda.is_bf16_supported() else "no"
     if torch.backends.mps.is_available():
         return "yes"
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text() if info.is_file() else ""
-    fast = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+    fast = [name for name in ("amx_bf16", "avx512_bf16") if name in _cpu_info()]
     return f"yes, fast ({', '.join(fast)})" if fast else "yes, slow (no bf16 instructions seen)"
 
 
 def _processor() -> str:
+    lines = (line for line in _cpu_info().splitlines() if line.startswith("model name"))
+    return next((line.split(":", 1)[1].strip() for line in lines), platform.processor())
+
+
+def _cpu_info() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    return info.read_text() if info.is_file() else ""

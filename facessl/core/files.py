@@ -8,8 +8,7 @@ import os
 import pickle
 import re
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,8 +59,7 @@ def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2
     payload = {"format": FORMAT, "step": step, **state}
     write_atomic(path, lambda file: torch.save(payload, file))
     link = folder / f".last.{os.getpid()}.tmp"
-    with contextlib.suppress(FileNotFoundError):
-        link.unlink()
+    link.unlink(missing_ok=True)
     try:
         os.link(path, link)
         os.replace(link, folder / "last.ckpt")
@@ -105,16 +103,7 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} cannot be read, it is damaged or no checkpoint: {_instead(path)}"
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        zipfile.BadZipFile,
-        ValueError,
-        OSError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except Exception as error:  # foreign bytes make torch raise almost anything
         reason = " ".join(str(error).split())[:160]
         why = f" ({reason})" if " " in reason else ""  # the unpickler's bare numbers tell nobody anything
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint{why}: {_instead(path)}") from None
@@ -154,9 +143,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _instead(path: Path) -> str:
     """What to do where a checkpoint cannot be read: a run has earlier ones, an authors' file can be had again."""
-    return (
-        "use an earlier one of the run" if path.suffix == ".ckpt" else "download or copy it again, or use another file"
-    )
+    own = path.suffix == ".ckpt"
+    return "use an earlier one of the run" if own else "download or copy it again, or use another file"
 
 
 def _reason(error: OSError | RuntimeError) -> str:
@@ -177,6 +165,26 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def completed(path: str | Path) -> Iterator[Path]:
+    """A name to write to; that file becomes `path` where the block ends without an error, and is removed otherwise.
+
+    Raises:
+        DataError: the file cannot be written; an old one is untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
 def write_png(path: str | Path, picture: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 picture; the file appears only when it is complete.
 
@@ -187,11 +195,5 @@ def write_png(path: str | Path, picture: np.ndarray) -> None:
     path = Path(path)
     if path.suffix != ".png":
         raise ConfigError(f"cannot write the picture to {path}: the name must end in .png")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with completed(path) as partial:
         Image.fromarray(picture).save(partial, format="PNG", compress_level=3)  # half the time of 6, a tenth larger
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error

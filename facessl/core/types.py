@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,15 +96,14 @@ class Batch:
     frame: Tensor | None = None
     crops: list[Tensor] = field(default_factory=list)
 
-    def _map(self, fn: Any) -> Batch:
-        out = {}
+    def _map(self, fn: Callable[[Any], Any], lists: tuple[str, ...] = ("views", "crops")) -> Batch:
+        """`fn` of every tensor, also of those in `lists`."""
+        out: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                value = fn(value)
-            elif f.name in ("views", "crops"):
+            if f.name in lists:
                 value = [fn(v) for v in value]
-            out[f.name] = value
+            out[f.name] = fn(value) if isinstance(value, Tensor) else value
         return Batch(**out)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
@@ -116,17 +116,8 @@ class Batch:
 
     def slice(self, start: int, stop: int) -> Batch:
         """Images start..stop of this batch (a micro-batch of gradient accumulation)."""
-        out: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                value = value[start:stop]
-            elif f.name in ("views", "params", "crops"):
-                value = [v[start:stop] for v in value]
-            elif f.name in ("keys", "text") and value:
-                value = value[start:stop]
-            out[f.name] = value
-        return Batch(**out)
+        part = self._map(lambda v: v[start:stop], ("views", "params", "crops"))
+        return replace(part, keys=self.keys[start:stop], text=self.text and self.text[start:stop])
 
     def __len__(self) -> int:
         return len(self.index)
@@ -147,7 +138,7 @@ class Progress(NamedTuple):
 
     @property
     def fraction(self) -> float:
-        """Share of the run that is done, 0 to 1."""
+        """Fraction of the run that is done, 0 to 1."""
         return self.step / max(1, self.total_steps)
 
 

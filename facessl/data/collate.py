@@ -18,16 +18,15 @@ Skipped = list[tuple[str, str]]
 class Collector:
     """Puts the samples of one batch together.
 
+    Args:
+        rows: most images that will come.
+        sizes: S_v, sides of the views in pixels; empty where `room` is not used.
+
     Attributes:
         skipped: (key, reason) of images that could not be read; add to it.
     """
 
-    def __init__(self, rows: int = 0, sizes: Sequence[int] = ()) -> None:
-        """
-        Args:
-            rows: most images that will come; not needed where `room` is not used.
-            sizes: S_v, sides of the views in pixels; empty where `room` is not used.
-        """
+    def __init__(self, rows: int, sizes: Sequence[int]) -> None:
         self.skipped: Skipped = []
         self._samples: list[Sample] = []
         self._index: list[int] = []

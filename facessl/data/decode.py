@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +57,7 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
     """Decode one image, upright.
 
     Args:
-        data: content of a JPEG, PNG, WebP, BMP or GIF file; of an animation the first frame is taken.
+        data: content of a JPEG, PNG, WebP, BMP or GIF file (the first frame of an animation).
         key: name of the image, for the error.
         min_side: a JPEG may be decoded to 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps this
             many pixels, which is faster; None decodes at full size.
@@ -71,13 +73,10 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
     """
     if not data:
         raise ImageError(key, "the file is empty")
-    if data[:3] == b"\xff\xd8\xff":
-        if reduction is None and min_side is not None:
-            reduction = _to_min_side(min_side)
-        image = _decode_jpeg(data, key, reduction)
-        if image is not None:
-            return image
-    return _decode_pillow(data, key)
+    if reduction is None and min_side is not None:
+        reduction = _to_min_side(min_side)
+    image = _decode_jpeg(data, key, reduction) if data[:3] == b"\xff\xd8\xff" else None
+    return _decode_pillow(data, key) if image is None else image
 
 
 def decode_mask(data: bytes, *, key: str) -> np.ndarray:
@@ -115,7 +114,7 @@ def decode_mask(data: bytes, *, key: str) -> np.ndarray:
 
 def stored_size(data: bytes, *, key: str) -> tuple[int, int]:
     """Height and width that `decode` would give, from the header alone. Raises ImageError where there is none."""
-    header = jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else None
+    header = _jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else None
     if header is None:
         try:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -123,7 +122,7 @@ def stored_size(data: bytes, *, key: str) -> tuple[int, int]:
         except Exception:  # as in _decode_pillow
             raise ImageError(key, "no readable header") from None
     else:
-        height, width, _, orientation = header
+        height, width, orientation = header
     return (width, height) if orientation >= 5 else (height, width)
 
 
@@ -150,11 +149,7 @@ def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 
 
 def read_file(path: str | Path) -> bytes:
-    """Content of an image file.
-
-    Raises:
-        ImageError: the file is missing or cannot be opened.
-    """
+    """Content of an image file. ImageError where it is missing or cannot be opened."""
     try:
         with open(path, "rb", buffering=0) as file:  # a buffer costs a quarter of the time and is used for nothing
             return file.read()
@@ -168,13 +163,11 @@ def _to_min_side(min_side: int) -> Reduction:
 
 def _decode_jpeg(data: bytes, key: str, reduction: Reduction | None) -> np.ndarray | None:
     """The fast path; None where Pillow has to look (CMYK, damaged, unusual)."""
-    header = jpeg_header(data)
+    header = _jpeg_header(data)
     if header is None:
         return None
-    height, width, components, orientation = header
+    height, width, orientation = header
     _check_size(width, height, key)
-    if components not in (1, 3):
-        return None
     upright = (width, height) if orientation >= 5 else (height, width)
     factor = 1 if reduction is None else reduction(*upright)
     try:
@@ -187,47 +180,30 @@ def _decode_jpeg(data: bytes, key: str, reduction: Reduction | None) -> np.ndarr
     return image if orientation == 1 else _upright(image, orientation)
 
 
-def jpeg_header(data: bytes) -> tuple[int, int, int, int] | None:
-    """Height, width, components and EXIF orientation (1-8) from the markers; None where they make no sense.
-
-    A Pillow image made only to ask for the orientation would cost more than decoding a small JPEG.
-    """
-    position, orientation, size = 2, 1, len(data)
-    while position + 9 < size and data[position] == 0xFF:
+def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
+    """Height, width and EXIF orientation (1-8); None where Pillow has to look (CMYK, damaged, unusual)."""
+    position, tagged = 2, False
+    while data[position : position + 1] == b"\xff" and position + 9 < len(data):
         marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
         if marker in _START_OF_FRAME:
-            height = data[position + 5] << 8 | data[position + 6]
-            width = data[position + 7] << 8 | data[position + 8]
-            return height, width, data[position + 9], orientation
+            height, width, components = struct.unpack_from(">HHB", data, position + 5)
+            return (height, width, _orientation(data) if tagged else 1) if components in (1, 3) else None
         if marker == 0xDA:  # pixels begin before any frame header
             return None
-        length = data[position + 2] << 8 | data[position + 3]
-        if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
-            orientation = _exif_orientation(data[position + 10 : position + 2 + length])
-        position += 2 + length
+        tagged |= marker == 0xE1  # EXIF or XMP
+        position += 1 if marker == 0xFF else 2 + (data[position + 2] << 8 | data[position + 3])
     return None
 
 
-def _exif_orientation(tiff: bytes) -> int:
-    """Orientation tag (0x0112) of the first directory of an EXIF block; 1 where it is absent or damaged."""
-    order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
-    if order is None:
-        return 1
-
-    def number(start: int, length: int) -> int:
-        return int.from_bytes(tiff[start : start + length], order)  # type: ignore[arg-type]
-
-    first = number(4, 4)
-    for entry in range(first + 2, first + 2 + 12 * number(first, 2), 12):
-        if entry + 12 > len(tiff):
-            break
-        if number(entry, 2) == 0x0112:
-            value = number(entry + 8, 2)
-            return value if 1 <= value <= 8 else 1
-    return 1
+def _orientation(data: bytes) -> int:
+    """EXIF orientation (1-8) as Pillow finds it, which takes longer than decoding a small JPEG."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in _decode_pillow
+        try:
+            found = Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(0x0112, 1)
+        except Exception:
+            found = 1
+    return found if found in range(1, 9) else 1
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -263,17 +239,11 @@ def _finish(image: Image.Image, key: str) -> np.ndarray:
     _check_size(*image.size, key)
     try:
         image.load()
-        return _to_array(_turned(image))
+        with contextlib.suppress(Exception):  # a damaged EXIF block: as it is stored
+            image = ImageOps.exif_transpose(image)
+        return _to_array(image)
     except Exception as error:  # as above: struct.error, SyntaxError, zlib.error, IndexError, ...
         raise ImageError(key, f"damaged ({error})") from None
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    """The image upright; as it is stored where its EXIF block is damaged."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # as above
-        return image
 
 
 def _to_array(image: Image.Image) -> np.ndarray:

@@ -1,41 +1,20 @@
-"""Faces in photos that are not cropped.
-
-The default detector is the LBP cascade for frontal faces that ships with scikit-image, so that nothing is downloaded.
-It misses turned and covered faces; a YuNet model file that the user names gives five points as well. On faces that
-chose none of the numbers below it found (IoU with the landmarks' box above 0.4) 38 of 40 drawn frontal ones, with 10
-boxes of something else behind them, 35 of 40 of Helen and 28 of 40 of AFW, with 2 each; a found face was always first.
-"""
+"""Faces in photos that are not cropped: one question to any of the detectors in `data/detectors`."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from facessl.core.errors import ConfigError
+from facessl.data.detectors.mtcnn import MTCNN
+from facessl.data.detectors.yunet import YuNet
 
-#: Long side in pixels, border included, at which the cascade looks for faces; smaller images are not enlarged.
-LONG_SIDE = 640
-#: Border around the image as a fraction of its sides: a cropped face's window reaches beyond its picture.
-BORDER = 0.12
-#: Smallest face that the cascade looks for, as a fraction of the long side; its own window of 24 pixels is a limit.
-SMALLEST, SMALLEST_PIXELS = 0.1, 24
-#: Left, top, right, bottom of the box around the 68 landmarks (brows to chin), relative to the centre of the cascade's
-#: square window and in units of its side. Means over 100 synthetic faces: -0.43, -0.27, 0.41, 0.62; over 180 photos of
-#: Helen, AFW and YouTube Faces: -0.44, -0.30, 0.46, 0.57. Against the landmarks' box this one has a mean IoU of 0.76 on
-#: both, the bare window 0.54 and 0.60.
-BOX = (-0.44, -0.29, 0.44, 0.59)
-#: Number of agreeing windows of the cascade at which the score is 0.5; it is n / (n + HALF).
-HALF = 6
-#: Least score of a face, of the cascade and of YuNet.
-MIN_SCORE, MIN_SCORE_YUNET = 0.5, 0.6
-#: Windows belong to one face above this intersection over union; a face is another one's shadow above this share of the
-#: smaller box.
-_SAME, _SHADOW = 0.4, 0.3
+#: Smallest face that is looked for, as a fraction of the long side.
+SMALLEST = 0.04
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +24,7 @@ class Face:
     Attributes:
         box: (4,) float32 left, top, right, bottom in pixels, brows to chin; may reach outside the image.
         score: how sure, 0 to 1; not comparable between the detectors.
-        five_points: (5, 2) float32 pixels as in `Sample.five_points`, where the detector gives them.
+        five_points: (5, 2) float32 pixels as in `Sample.five_points`.
     """
 
     box: np.ndarray
@@ -60,127 +39,65 @@ def detect(
     min_score: float | None = None,
     smallest: float = SMALLEST,
 ) -> list[Face]:
-    """The faces of an image, the largest and surest first (side times score).
+    """The faces of an image, the largest and surest first (side times score): `detect_all` of one photo."""
+    return detect_all([image], yunet=yunet, min_score=min_score, smallest=smallest)[0]
+
+
+def detect_all(
+    images: Sequence[np.ndarray],
+    *,
+    yunet: str | Path | None = None,
+    min_score: float | None = None,
+    smallest: float = SMALLEST,
+    device: str = "cpu",
+) -> list[list[Face]]:
+    """The faces of several images at once; an image in which none is found is tried on its sides and upside down, too.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        yunet: path of a YuNet model (.onnx, for OpenCV's FaceDetectorYN); None: the cascade.
-        min_score: least score of a face; None: `MIN_SCORE`, or `MIN_SCORE_YUNET`.
-        smallest: smallest face that the cascade looks for, as a fraction of the long side; half takes four times as
-            long. Less than 0.05 finds no more.
+        images: (H, W, 3) uint8 RGB each, of any sizes.
+        yunet: path of a YuNet model (.onnx, for OpenCV's FaceDetectorYN); None: MTCNN.
+        min_score: least score of a face; None: the detector's `MIN_SCORE`.
+        smallest: smallest face that MTCNN looks for, as a fraction of the long side; half takes four times as long.
+        device: where MTCNN runs.
 
     Returns:
-        An empty list where no face is found: what to do then is the caller's choice.
+        per image its faces, the largest and surest first (side times score); none is an empty list, and what to do
+        then is the caller's choice.
 
     Raises:
         ConfigError: the model file is missing or cannot be read.
     """
-    if yunet is None:
-        faces = _cascade(image, MIN_SCORE if min_score is None else min_score, smallest)
-    else:
-        faces = _yunet(image, str(yunet), MIN_SCORE_YUNET if min_score is None else min_score)
-    return sorted(faces, key=lambda face: -_side(face.box) * face.score)
+    find = _detector(None if yunet is None else str(yunet), device)
+    ask = functools.partial(find, min_score=find.MIN_SCORE if min_score is None else min_score, smallest=smallest)
+    rows = ask(images)
+    for turns in (1, 3, 2):  # counter-clockwise
+        if missed := [index for index, found in enumerate(rows) if not len(found)]:
+            turned = ask([np.ascontiguousarray(np.rot90(images[index], turns)) for index in missed])
+            for index, found in zip(missed, turned, strict=True):
+                rows[index] = _turned_back(found, turns, images[index].shape[:2])
+    return [[_face(row) for row in sorted(found, key=lambda row: -_side(row) * row[4])] for found in rows]
 
 
-def _side(box: np.ndarray) -> float:
-    return float(max(box[2] - box[0], box[3] - box[1]))
+@functools.lru_cache(maxsize=2)
+def _detector(yunet: str | None, device: str) -> Any:
+    return MTCNN(device) if yunet is None else YuNet(yunet)
 
 
-def _cascade(image: np.ndarray, min_score: float, smallest: float) -> list[Face]:
-    """Windows of the image and of its mirror image, grouped; the mirror image steadies the count."""
-    height, width = image.shape[:2]
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    border = round(BORDER * max(height, width))
-    zoom = min(1.0, LONG_SIDE / (max(height, width) + 2 * border))
-    if zoom < 1:
-        size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-        grey, border = cv2.resize(grey, size, interpolation=cv2.INTER_AREA), round(border * zoom)
-    padded = cv2.copyMakeBorder(grey, border, border, border, border, cv2.BORDER_REPLICATE)
-    least = max(SMALLEST_PIXELS, round(smallest * max(grey.shape)))
-    windows = _windows(padded, least)
-    mirrored = _windows(np.ascontiguousarray(padded[:, ::-1]), least)
-    mirrored[:, 0] = padded.shape[1] - mirrored[:, 0] - mirrored[:, 2]
-    faces: list[Face] = []
-    for window, count in _grouped(np.concatenate([windows, mirrored])):
-        x, y, side = window
-        centre = (np.array([x, y]) + side / 2 - border) / zoom - 0.5
-        box = np.tile(centre, 2) + np.array(BOX) * side / zoom
-        score = count / (count + HALF)
-        if score >= min_score and not any(_overlap(box, face.box) > _SHADOW for face in faces):
-            faces.append(Face(box.astype(np.float32), score))
-    return faces
+def _side(row: np.ndarray) -> float:
+    return float(max(row[2] - row[0], row[3] - row[1]))
 
 
-@functools.lru_cache(maxsize=1)
-def _load_cascade() -> Any:
-    from skimage.data import lbp_frontal_face_cascade_filename
-    from skimage.feature import Cascade
-
-    return Cascade(lbp_frontal_face_cascade_filename())
+def _face(row: np.ndarray) -> Face:
+    return Face(row[:4].astype(np.float32), float(row[4]), row[5:].reshape(5, 2).astype(np.float32))
 
 
-def _windows(grey: np.ndarray, least: int) -> np.ndarray:
-    """(n, 3) left, top, side of every window of (H, W) uint8 that the cascade takes for a face, in a fixed order."""
-    most = min(grey.shape)
-    if most < least:
-        return np.zeros((0, 3))
-    found = _load_cascade().detect_multi_scale(
-        img=grey / 255,
-        scale_factor=1.1,
-        step_ratio=1,
-        min_size=(least, least),
-        max_size=(most, most),
-        min_neighbor_number=1,
-        intersection_score_threshold=2,  # never reached: each window is left by itself
+def _turned_back(rows: np.ndarray, turns: int, shape: tuple[int, int]) -> np.ndarray:
+    """Rows (n, 15) of an image that was turned by quarters, in pixels of the image (height, width) before."""
+    points = np.concatenate([rows[:, :4], rows[:, 5:]], 1).reshape(len(rows), 7, 2)
+    height, width = shape
+    x, y = points[..., 0], points[..., 1]
+    points = np.stack(
+        {1: (width - 1 - y, x), 2: (width - 1 - x, height - 1 - y), 3: (y, height - 1 - x)}[turns], axis=-1
     )
-    return np.array(sorted((w["c"], w["r"], w["width"]) for w in found), np.float64).reshape(-1, 3)
-
-
-def _grouped(windows: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Median window and number of each group of windows that overlap one another, the heaviest group first."""
-    group, before = np.arange(len(windows)), None
-    close = _iou(windows) > _SAME
-    while before is None or (group != before).any():
-        before = group
-        group = np.array([before[row].min() for row in close], int)
-    groups = [(np.median(windows[group == g], axis=0), int((group == g).sum())) for g in np.unique(group)]
-    return sorted(groups, key=lambda item: (-item[1] * item[0][2], *item[0]))
-
-
-def _iou(windows: np.ndarray) -> np.ndarray:
-    """(n, n) intersection over union of squares (n, 3)."""
-    low, side = windows[:, :2], windows[:, 2]
-    high = low + side[:, None]
-    inner = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).clip(0).prod(-1)
-    return inner / (side[:, None] ** 2 + side**2 - inner)
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over the smaller of two boxes (4,)."""
-    inner = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0).prod()
-    return float(inner / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()))
-
-
-def _yunet(image: np.ndarray, path: str, min_score: float) -> list[Face]:
-    """What OpenCV's FaceDetectorYN finds. It names the person's right eye first: the one on the image's left."""
-    height, width = image.shape[:2]
-    detector = _load_yunet(path)
-    detector.setInputSize((width, height))
-    detector.setScoreThreshold(min_score)
-    _, rows = detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    faces = []
-    for row in np.zeros((0, 15), np.float32) if rows is None else rows:
-        x, y, w, h = row[:4]
-        faces.append(Face(np.array([x, y, x + w, y + h], np.float32), float(row[14]), row[4:14].reshape(5, 2).copy()))
-    return faces
-
-
-@functools.lru_cache(maxsize=1)
-def _load_yunet(path: str) -> Any:
-    if not Path(path).is_file():
-        raise ConfigError(f"the face detector's model {path} does not exist: name a YuNet .onnx file, or leave it out")
-    try:
-        return cv2.FaceDetectorYN.create(path, "", (320, 320))
-    except cv2.error as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ConfigError(f"the face detector's model {path} is not one that OpenCV reads as YuNet: {reason}") from None
+    low, high = points[:, :2].min(1), points[:, :2].max(1)
+    return np.concatenate([low, high, rows[:, 4:5], points[:, 2:].reshape(len(rows), 10)], 1).astype(np.float32)

@@ -98,10 +98,8 @@ class Frame:
                     out = resize(image, self.size)
                     return cv2.flip(out, 1) if mirrored else out
         image, to_stored = self._shrunk(image)
-        x, y = self._sources(np.linalg.inv(self.matrix @ to_stored))
-        return cv2.remap(
-            image, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=_BORDERS[border]
-        )
+        x, y = (part.astype(np.float32) for part in self._sources(np.linalg.inv(self.matrix @ to_stored)))
+        return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=_BORDERS[border])
 
     def mask(self, mask: np.ndarray, image_shape: tuple[int, ...] | None = None, *, outside: int = 255) -> np.ndarray:
         """Class map (H, W) uint8 of the stored image -> (S, S), the nearest class.
@@ -204,9 +202,8 @@ class Frame:
         if kx > 1 or ky > 1:
             h, w = -(-part.shape[0] // ky), -(-part.shape[1] // kx)
             rest = (0, h * ky - part.shape[0], 0, w * kx - part.shape[1])
-            part = cv2.resize(
-                cv2.copyMakeBorder(part, *rest, cv2.BORDER_REPLICATE), (w, h), interpolation=cv2.INTER_AREA
-            )
+            part = cv2.copyMakeBorder(part, *rest, cv2.BORDER_REPLICATE)
+            part = cv2.resize(part, (w, h), interpolation=cv2.INTER_AREA)
         variance = (np.maximum(factors / blocks, 1) ** 2 - 1) / 6 - (1 - 1 / blocks**2) / 12  # of the Gaussian
         along_x, along_y = (_smoothing(v) for v in variance)
         part = cv2.sepFilter2D(part, -1, along_x, along_y, borderType=cv2.BORDER_REPLICATE)
@@ -263,9 +260,8 @@ def from_five_points(points: np.ndarray, size: int, template: str = "farl", scal
     zc, wc = z - z.mean(), w - w.mean()
     spread = float((np.abs(zc) ** 2).sum())
     if not math.isfinite(spread) or spread < 1e-6:
-        raise DataError(
-            "the five points of a face must be five different finite points, but they are " + _short(points)
-        )
+        shown = np.round(np.asarray(points, np.float64), 1).tolist()
+        raise DataError(f"the five points of a face must be five different finite points, but they are {shown}")
     a = (zc.conj() * wc).sum() / spread
     b = w.mean() - a * z.mean()
     return Frame(np.array([(a.real, -a.imag, b.real), (a.imag, a.real, b.imag), (0, 0, 1)]), size)
@@ -287,10 +283,8 @@ def frame_of(
         sample: gives `box` or `five_points` where the crop needs them.
         image_shape: (H, W, ...) of its decoded image.
         crop: "whole" image, square around `box`, or similarity of the `five_points`.
-        size: side of the view.
-        scale: fraction of the surroundings that is shown, relative to the box, the template or the whole image.
-        warp: see `Frame`.
-        template: name in `TEMPLATES`.
+        scale: how much is shown, relative to the box, the template or the whole image.
+        size, warp, template: of `Frame`, and a name in `TEMPLATES`.
 
     Raises:
         DataError: the sample lacks what the crop needs.
@@ -345,13 +339,11 @@ def resize_to(image: np.ndarray, height: int, width: int, out: np.ndarray | None
 
     Bilinear and antialiased, as Pillow and torchvision resize, to within the rounding of OpenCV. OpenCV does it
     where both axes grow (less than torch's time); it cannot antialias, so torch does it where one shrinks (a quarter
-    of the time of OpenCV's area mean, which leaves another picture). An image that has the size already is returned
-    as it is, unless there is an `out`.
+    of the time of OpenCV's area mean, which leaves another picture).
 
     Args:
-        image: (H, W, 3) uint8, contiguous along its rows.
-        height, width: of the result in pixels.
-        out: (height, width, 3) uint8, contiguous, which is filled and returned; None takes new memory.
+        out: (height, width, 3) uint8, contiguous, which is filled and returned; None: new memory, or the image itself
+            where it has the size.
     """
     h, w = image.shape[:2]
     if (h, w) == (height, width) and out is None:
@@ -382,7 +374,3 @@ def _smoothing(variance: float) -> np.ndarray:
 def _affine(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
     """(..., 2) -> (..., 2) float64."""
     return np.asarray(xy, np.float64) @ matrix[:2, :2].T + matrix[:2, 2]
-
-
-def _short(points: np.ndarray) -> str:
-    return str(np.round(np.asarray(points, np.float64), 1).tolist())

@@ -31,7 +31,7 @@ class Table:
     Attributes:
         columns: numpy arrays, read-only where they are mapped.
         note: JSON values; a saved table has a `stamp` of its own among them.
-        file: the file behind the arrays; None where they are in memory.
+        file: the file behind the arrays; None: they are in memory.
     """
 
     def __init__(self, columns: dict[str, np.ndarray], note: dict[str, Any], file: Path | None = None) -> None:

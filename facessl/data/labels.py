@@ -8,9 +8,9 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, listed
 from facessl.data.source import Source
-from facessl.data.subset import Subset, column
+from facessl.data.subset import Subset
 
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _EACH = re.compile(r"(\d+)-per-class")
 
 
@@ -29,12 +29,11 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
         `source` itself for `all`, else a part of it in the order of the source.
 
     Raises:
-        ConfigError: another text, a percentage outside 0 to 100 %, no image, more images than a class has, a number per
-            class of a source without classes, or a stream.
+        ConfigError: another text, more images than a class has, a number per class without classes, or a stream.
     """
     if spec == "all":
         return source
-    share, each = _parsed(spec)
+    fraction, each = _parsed(spec)
     if source.streaming:
         raise ConfigError(f"labels={spec} needs images by position, and the source is a stream: use shards on a disk")
     if not len(source):
@@ -44,12 +43,12 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
             f"labels={spec} needs classes, and the source has none: name their column as labels-csv:FILE?label=COLUMN, "
             "or use a folder with one sub-folder per class, or a percentage such as 10%"
         )
-    classes = column(source, "label") if "label" in source.provides else np.zeros(len(source), np.int64)
+    classes = source.column("label") if "label" in source.provides else np.zeros(len(source), np.int64)
     order = np.random.default_rng((seed, 1)).permutation(len(source))
     chosen = []
     for label in np.unique(classes[classes >= 0]).tolist():
         members = order[classes[order] == label]  # the first few of one fixed order: that is what nests
-        count = max(1, round(share * len(members))) if each is None else each
+        count = max(1, round(fraction * len(members))) if each is None else each
         if count > len(members):
             name = source.label_names[label] if label < len(source.label_names) else str(label)
             raise ConfigError(f"labels={spec}: class {name} has {len(members)} images: use at most that many per class")
@@ -65,10 +64,7 @@ def same_classes(labels: np.ndarray, names: tuple[str, ...], wanted: tuple[str, 
     Args:
         labels: (N,) class indices into `names`.
         names, wanted: class names of the two sources; where one has none, the numbers mean the same.
-        part: what the first source is, for errors.
-
-    Raises:
-        ConfigError: a class that `wanted` lacks.
+        part: what the first source is, for the ConfigError where it has a class that `wanted` lacks.
     """
     if names == wanted or not (names and wanted):
         return labels
@@ -80,14 +76,14 @@ def same_classes(labels: np.ndarray, names: tuple[str, ...], wanted: tuple[str, 
 
 
 def _parsed(spec: str) -> tuple[float, int | None]:
-    """Share of the images, or 0 and the number per class."""
-    if match := _SHARE.fullmatch(spec.strip()):
-        share = float(match[1]) / 100
-        if 0 < share <= 1:
-            return share, None
+    """Fraction of the images, or 0 and the number per class."""
+    if match := _PERCENT.fullmatch(spec.strip()):
+        fraction = float(match[1]) / 100
+        if 0 < fraction <= 1:
+            return fraction, None
     elif (match := _EACH.fullmatch(spec.strip())) and int(match[1]) > 0:
         return 0.0, int(match[1])
     raise ConfigError(
-        f"labels={spec} cannot be used: write all, a share above 0% and up to 100% (10%), or a number per class "
+        f"labels={spec} cannot be used: write all, a percentage above 0% and up to 100% (10%), or a number per class "
         "(25-per-class)"
     )

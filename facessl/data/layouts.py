@@ -67,7 +67,7 @@ def mirror(points: np.ndarray, layout: Layout, width: float) -> np.ndarray:
 
 
 def _to(first: int, last: int) -> tuple[int, ...]:
-    """first, ..., last in steps of one, upwards or downwards."""
+    """first, ..., last, upwards or downwards."""
     step = 1 if last >= first else -1
     return tuple(range(first, last + step, step))
 

@@ -54,11 +54,9 @@ class Plain:
         self._view = view
 
     def draw(self, rng: np.random.Generator | None) -> Plain:
-        """Itself."""
         return self
 
     def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> Made:
-        """The sample as it is and its view."""
         return sample, [self._view(image)], [], []
 
 
@@ -73,10 +71,8 @@ class TrainLoader:
     out. The views of an image depend on (seed, epoch, index) alone. An unreadable image is replaced by the next
     readable one in the source, with views of its own, and reported in `Batch.skipped`.
 
-    `Batch.landmarks` and `Batch.mask` are those of the stored image, before the crop.
-
-    A stream (`source.streaming`) has no positions: `Batch.index` is -1, its order comes from the source's own
-    buffer shuffle, and it depends on the number of workers and ranks.
+    A stream has no positions: `Batch.index` is -1, its order comes from the source's own buffer shuffle, and it depends
+    on the number of workers and ranks.
 
     Attributes:
         steps_per_epoch: optimiser steps of one pass; None for a stream.
@@ -98,15 +94,12 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            source: images by position, or a stream.
-            transform: makes the views of an image.
             batch_size: images of one optimiser step over all ranks; rank r gets its contiguous r-th part.
             seed: of the order and the views, 0 or more.
             workers: processes that decode; 0 decodes in this process.
-            rank, world_size: this process among those that train.
             start_step: optimiser steps already done; iteration goes on there without reading what was done.
             pin_memory: put batches into page-locked memory for the copy to a GPU.
-            weights: (N,) shares that sum to 1; an epoch then draws N images by them, with replacement.
+            weights: (N,) fractions that sum to 1; an epoch then draws N images by them, with replacement.
 
         Raises:
             ConfigError: a batch that exceeds the source or does not divide by the ranks, a negative number, or a
@@ -169,11 +162,8 @@ class EvalLoader:
     ) -> None:
         """
         Args:
-            source: images by position, or a stream.
-            transform: makes the views of an image, without anything random.
             batch_size: images per batch; less where some cannot be read, and in the last batch.
-            workers: processes that decode; 0 decodes in this process.
-            pin_memory: put batches into page-locked memory for the copy to a GPU.
+            workers, pin_memory: as for `TrainLoader`.
         """
         if batch_size < 1 or workers < 0:
             raise ConfigError(f"batch size {batch_size} and {workers} workers: the one must be > 0, the other >= 0")
@@ -189,11 +179,7 @@ class EvalLoader:
         self._workers, self._pin_memory = workers, pin_memory
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches with one view and no `params`; `Batch.skipped` is what was left out since the last one.
-
-        Raises:
-            TrainingError: a worker process died.
-        """
+        """Batches with one view and no `params`; `Batch.skipped` is what was left out since the last one."""
         self.skipped = []
         told = 0
         for batch in worker_batches(self._dataset, self._sampler, self._workers, self._pin_memory):

@@ -21,8 +21,7 @@ class Order(Sampler[tuple[int, np.ndarray]]):
         start_step: int,
         weights: np.ndarray | None = None,
     ) -> None:
-        self.weights = weights
-        self.n, self.batch_size, self.seed, self.start_step = n, batch_size, seed, start_step
+        self.n, self.batch_size, self.seed, self.start_step, self.weights = n, batch_size, seed, start_step, weights
         local = batch_size // world_size
         self.part = slice(rank * local, (rank + 1) * local)
 

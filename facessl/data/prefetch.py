@@ -69,7 +69,6 @@ class Prefetcher:
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    """Every tensor of a batch."""
     found: list[Tensor] = []
     for name in batch.__slots__:
         value = getattr(batch, name)

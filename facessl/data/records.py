@@ -18,7 +18,7 @@ import numpy as np
 from facessl.core.errors import DataError
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import decode_mask
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 
 Size = tuple[int, int]
 #: Key of the JSON that tells a packed sample from other people's, and its version.
@@ -130,16 +130,13 @@ END = bytes(2 * _BLOCK)
 
 def traits(source: Source) -> dict[str, Any]:
     """What belongs to a whole source, as JSON values; positions are those in the source."""
-    found: dict[str, Any] = {"provides": sorted(source.provides), "layout": trait(source, "layout")}
-    for name in _NAMES:
-        values = getattr(source, name) if name in ("label_names", "attribute_names") else trait(source, name)
-        found[name] = list(values)
-    flip = trait(source, "mask_flip")
-    found["mask_flip"] = None if flip is None else np.asarray(flip).tolist()
-    found["subsets"] = {name: np.asarray(at).tolist() for name, at in trait(source, "subsets").items()}
+    found: dict[str, Any] = {"provides": sorted(source.provides), "layout": source.layout}
+    found |= {name: list(getattr(source, name)) for name in _NAMES}
+    found["mask_flip"] = None if source.mask_flip is None else list(source.mask_flip)
+    found["subsets"] = {name: at.tolist() for name, at in source.subsets.items()}
     for name in ("pairs", "same", "folds"):
-        value = trait(source, name)
-        found[name] = None if value is None else np.asarray(value).tolist()
+        value = getattr(source, name)
+        found[name] = None if value is None else value.tolist()
     return found
 
 
@@ -207,11 +204,7 @@ def fields(row: dict[str, Any]) -> frozenset[str]:
 
 
 def restore(sample: Sample, row: dict[str, Any]) -> None:
-    """Give `sample` the fields of its JSON.
-
-    Raises:
-        DataError: a field is damaged.
-    """
+    """Give `sample` the fields of its JSON. DataError where one is damaged."""
     try:
         for name in fields(row):
             value = row[name]

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import hashlib
 import inspect
 import os
 import re
 import types
 import typing
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataError, UnknownName
-from facessl.core.types import Sample
-from facessl.data.decode import EXTENSIONS
+from facessl.core.types import FIELDS, Sample
+from facessl.data.decode import EXTENSIONS, read_file
+from facessl.data.index import Table, texts
 
+#: Values of `Source.splits` of a published set whose parts are called by their roles.
+TRAIN_TEST = {"train": "train", "test": "test"}
+TRAIN_VAL_TEST = {"train": "train", "val": "val", "test": "test"}
+
+_NUMBERS = frozenset({"label", "identity", "group"})
+_BYTES = frozenset({"attributes", "visible"})
+#: Images whose whole content is in a fingerprint.
+_LOOKED_AT = 8
 _STREAM = re.compile(r"^(pipe:|[a-z]+://)")
 _LISTS = (".csv", ".tsv", ".txt", ".lst")
 _TARS = (".tar", ".tar.gz", ".tgz")
@@ -24,72 +38,207 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", Path:
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Images by position. A plug-in class in `data/sources/` takes its path first, then keyword options.
+class Source:
+    """Images by position. A plug-in in `data/sources/` is a subclass that takes its path first, then keyword options.
+
+    It finds the names of its images and what is known of each, and calls `Source.__init__` with them. It overrides
+    `image` where the images are not files, `__getitem__` where an image has more files than its own, and `__len__`,
+    `name` and `values` where it keeps its lists itself. It raises ConfigError for an option's value that it does not
+    know, and DataError for a file that is missing or not as expected.
+
+    Options that mean the same in every source: `split` is the part to open; `strict` refuses a part of a published set
+    (false takes it); `cache` keeps the list of files in the user's cache folder; `image` is the column of paths of a
+    table (auto looks for the usual names), and `root` the folder that they start from (the table's own by default).
 
     Attributes:
         provides: the optional fields of `Sample` that every item carries.
+        columns: those of them that `column` knows without reading an image.
         label_names: class names in the order of the labels; empty where there are none.
         attribute_names: names of the attribute columns; empty where there are none.
-        streaming: True where only iteration is possible (pipe, URL): no length, no exact resume.
-
-    Members that a source has only where they mean something (read them with `trait`):
-        splits: role (train, val, test) -> value of the source's option `split` that opens it.
+        group_names: names of the groups of `Sample.group`.
+        splits: role (train, val, test) -> value of the option `split` that opens it.
         subsets: name -> (n,) positions in this split of a published test subset (WFLW's "pose", 300W's "challenge").
         layout: name of the landmarks' order in `facessl.data.layouts`.
         mask_names: names of the mask's classes by index, 0 first.
         mask_flip: class of the mirrored image by class of the image; None: classes have no sides.
-        group_names: names of the groups of `Sample.group`.
         pairs: (P, 2) int64 positions of verification pairs; same: (P,) bool; folds: (P,) int64.
+        streaming: True where only iteration is possible (pipe, URL): no length, no exact resume, but a method `stream`.
+        shards: of a stream: parts that ranks and loader workers can read at the same time.
     """
 
-    provides: frozenset[str]
-    label_names: tuple[str, ...]
-    attribute_names: tuple[str, ...]
-    streaming: bool
+    provides: frozenset[str] = frozenset()
+    columns: frozenset[str] = frozenset()
+    label_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
+    group_names: tuple[str, ...] = ()
+    splits: Mapping[str, str] = {}
+    subsets: Mapping[str, np.ndarray] = {}
+    layout: str | None = None
+    mask_names: tuple[str, ...] = ()
+    mask_flip: tuple[int, ...] | None = None
+    pairs: np.ndarray | None = None
+    same: np.ndarray | None = None
+    folds: np.ndarray | None = None
+    streaming: bool = False
+    shards: int = 1
 
-    def __len__(self) -> int: ...
+    def __init__(
+        self,
+        names: Iterable[str],
+        columns: Mapping[str, Any] | None = None,
+        *,
+        folder: str | Path | None = None,
+        file: str | Path = "the source",
+        hint: str = "",
+    ) -> None:
+        """
+        Args:
+            names: of the N images; paths where `folder` is given, and then the first one must exist.
+            columns: field of `Sample` -> N values: label, identity and group become int64, attributes and visible
+                uint8, texts stay texts, the others become float32.
+            folder: that relative names start from.
+            file: where the names were read, for errors.
+            hint: what to do where there is no image or the first is missing.
+        """
+        names = list(names)
+        hint = f" ({hint})" if hint else ""
+        if not names:
+            raise DataError(f"no image in {file}{hint}")
+        self._folder = None if folder is None else str(folder)
+        # Arrays, not Python objects: forked workers share them without copying.
+        table = texts("name", map(os.fsencode, names))
+        for field, given in (columns or {}).items():
+            if len(given) != len(names):
+                raise DataError(f"{file} has {len(names)} images but {len(given)} values for {field}")
+            if field == "text":
+                table |= texts("text", (text.encode("utf-8", "replace") for text in given))
+            else:
+                table[field] = np.asarray(given, _dtype(field))
+        self._table = Table(table, {})
+        self.columns = frozenset(columns or ())
+        self.provides = self.provides | self.columns
+        if self._folder is not None and not os.path.exists(self.name(0)):
+            raise DataError(f"{file} names {self.name(0)}, which is missing{hint}")
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __len__(self) -> int:
+        return len(self._table["name.ends"]) - 1
+
+    def __getitem__(self, index: int) -> Sample:
+        """Image `index`, mostly as encoded bytes, with its fields. ImageError where it cannot be read."""
+        sample = Sample(self.image(index), key=self.key(index))
+        for field in self.columns:
+            if field == "text":
+                sample.text = self._text(index)
+            else:
+                value = self._table[field][index]
+                setattr(sample, field, int(value) if field in _NUMBERS else value)
+        return sample
 
     def key(self, index: int) -> str:
-        """What a person finds image `index` by; the image itself is not read."""
-        ...
+        """What a person finds image `index` by; the image itself is not read. IndexError outside 0 .. N - 1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return self.name(index)
 
+    def name(self, index: int) -> str:
+        """As `key`, for a valid position: the path of the image's file."""
+        name = os.fsdecode(self._table.text("name", index))
+        return name if self._folder is None else os.path.join(self._folder, name)
 
-#: Members of a source that not all have, and what stands for their absence.
-_ABSENT: dict[str, Any] = {
-    "splits": {},
-    "subsets": {},
-    "layout": None,
-    "mask_names": (),
-    "mask_flip": None,
-    "group_names": (),
-    "pairs": None,
-    "same": None,
-    "folds": None,
-}
+    def inner_name(self, index: int) -> str:
+        """The name of image `index` within its source, the same wherever the source lies."""
+        name = os.fsdecode(self._table.text("name", index))
+        return short(name) if os.path.isabs(name) else name
 
+    def image(self, index: int) -> bytes | np.ndarray:
+        """Encoded bytes of image `index`, or (H, W, 3) uint8 RGB."""
+        return read_file(self.key(index))
 
-def trait(source: Any, name: str) -> Any:
-    """A member that only some sources have (`Source`, second list), or its empty value."""
-    return getattr(source, name, _ABSENT[name])
+    def size(self, index: int) -> int:
+        """Bytes of the file of image `index`; 0 where it is not a file or is missing."""
+        try:
+            return os.stat(self.name(index)).st_size
+        except (OSError, ValueError):
+            return 0
 
+    def values(self, field: str) -> np.ndarray:
+        """(N, ...) values of a field in `columns`."""
+        if field == "text":
+            return np.array([self._text(i) for i in range(len(self))], object)
+        return self._table[field]
 
-@runtime_checkable
-class Stream(Protocol):
-    """What a source with `streaming` has instead of positions.
+    def _text(self, index: int) -> str:
+        return self._table.text("text", index).decode()
 
-    Attributes:
-        shards: parts that ranks and loader workers can read at the same time.
-    """
+    def column(self, field: str) -> np.ndarray:
+        """(N, ...) values of one numeric field of every image; samples are read only where it is not in `columns`.
 
-    shards: int
+        Of label, identity and group it is int64, -1 where the image cannot be read.
+
+        Raises:
+            ConfigError: a stream, or a source without the field.
+        """
+        if self.streaming:
+            raise ConfigError(f"a stream has no {field}s by position: use shards on a disk, a folder or a list")
+        if field not in self.provides:
+            raise ConfigError(f"the source has no {field} of its images, which is needed here")
+        if field in self.columns:
+            return self.values(field)
+        found = np.full(len(self), -1, np.int64)
+        for i in range(len(self)):
+            try:
+                found[i] = getattr(self[i], field)
+            except DataError:  # an unreadable image is skipped later, whichever part it is in
+                continue
+        return found
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digits that change with what can be learned from the source.
+
+        They cover the names (`inner_name`) and sizes of the images in their order, class names, labels and all other
+        `columns`, and a few images whole. They are the same on another machine, in another folder and at another time.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+
+        def add(value: Any) -> None:
+            if isinstance(value, np.ndarray):
+                digest.update(f"{value.dtype}{value.shape}".encode())
+                value = repr(value.tolist()) if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
+            digest.update(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogateescape"))
+            digest.update(b"\n")
+
+        add([sorted(self.provides), self.layout, self.mask_names, self.mask_flip])
+        add([self.label_names, self.attribute_names, self.group_names])
+        for i in range(len(self)):
+            add((self.inner_name(i), self.size(i)))
+        for column in sorted(self.columns):
+            add(self.values(column))
+        for i in np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).round().astype(int)).tolist() if len(self) else ():
+            try:
+                sample = self[i]
+            except DataError:
+                add("unreadable")
+                continue
+            for field in fields(Sample):
+                if field.name != "key":
+                    add(getattr(sample, field.name))
+        return digest.hexdigest()
 
     def stream(self, *, seed: int | None, epoch: int, rank: int, world_size: int) -> Iterator[Sample]:
-        """One pass over the samples of this rank and loader worker; seed None keeps the stored order."""
-        ...
+        """Of a stream: one pass over the samples of this rank and loader worker; seed None keeps the stored order."""
+        raise NotImplementedError
+
+
+def short(key: str) -> str:
+    """The last two parts of an image's key: its name wherever the folder lies."""
+    return "/".join(PurePosixPath(key.replace("\\", "/")).parts[-2:])
+
+
+def _dtype(field: str) -> type:
+    """Type of a column, as `Sample` documents it."""
+    if field not in FIELDS:
+        raise ValueError(f"{field} is not a field of Sample")
+    return np.int64 if field in _NUMBERS else np.uint8 if field in _BYTES else np.float32
 
 
 def open_source(spec: str | Source) -> Source:
@@ -107,8 +256,12 @@ def open_source(spec: str | Source) -> Source:
     if not isinstance(spec, str):
         return spec
     name, path, options = parse(spec)
-    cls = plugins.find("data.sources", name)
-    values = _converted(cls, name, options)
+    cls, shown = plugins.find("data.sources", name), name.replace("_", "-")
+    hints = _keywords(cls)
+    for key in options:
+        if key not in hints:
+            raise UnknownName(f"option of the source {shown}", key, hints)
+    values = {key: _value(f"{shown}?{key}", value, hints[key]) for key, value in options.items()}
     try:
         source: Source = cls(path, **values)
     except (OSError, KeyError, ValueError) as error:  # a plug-in that leaves the wording to us
@@ -204,30 +357,13 @@ def _keywords(cls: Any) -> dict[str, Any]:
     }
 
 
-def _converted(cls: Any, name: str, options: dict[str, str]) -> dict[str, Any]:
-    keywords = _keywords(cls)
-    for key in options:
-        if key not in keywords:
-            raise UnknownName(f"option of the source {name.replace('_', '-')}", key, keywords)
-    shown = name.replace("_", "-")
-    return {key: _value(f"{shown}?{key}", value, keywords[key]) for key, value in options.items()}
-
-
 def _value(option: str, text: str, hint: Any) -> Any:
     """`text` as the type that the constructor asks for."""
     choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if types.NoneType in choices and text.lower() in ("none", "null"):
         return None
-    choices = tuple(choice for choice in choices if choice is not types.NoneType)
-    for kind in (bool, int, float, Path, str):  # narrowest first, so that "3" for int | str is a number
-        if kind not in choices:
-            continue
-        try:
+    kinds = [kind for kind in _KINDS if kind in choices]  # narrowest first, so that "3" for int | str is a number
+    for kind in kinds:
+        with contextlib.suppress(KeyError, ValueError):
             return _BOOLS[text.lower()] if kind is bool else kind(text)
-        except (KeyError, ValueError):
-            continue
-    for choice in choices:
-        if typing.get_origin(choice) is typing.Literal and text in typing.get_args(choice):
-            return text
-    wanted = " or ".join(_KINDS.get(choice) or ", ".join(map(str, typing.get_args(choice))) for choice in choices)
-    raise ConfigError(f"{option}={text} cannot be used: it must be {wanted}")
+    raise ConfigError(f"{option}={text} cannot be used: it must be {' or '.join(_KINDS[kind] for kind in kinds)}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,43 @@ import numpy as np
 from facessl.core import plugins
 from facessl.core.errors import ConfigError
 from facessl.data.labels import fewer_labels
-from facessl.data.source import Source, open_source, parse, trait
-from facessl.data.subset import Subset, column
+from facessl.data.source import Source, open_source, parse, short
+from facessl.data.subset import Subset
 
-_TEST_NAMES = ("test", "val", "valid", "validation")
+#: Role -> what folders and values of a column `split` are called that have it, whatever their case.
+ROLES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
+
+
+def role(name: str) -> str | None:
+    """The part of a data set (train, val or test) that something is called after; None: after none."""
+    return _ROLE_OF.get(name.strip().lower())
+
+
+def roles(names: Iterable[str]) -> dict[str, str]:
+    """What parts are called -> `Source.splits`: roles for themselves, and names that are no role for themselves."""
+    return {role(name) or name: role(name) or name for name in sorted(set(names))}
+
+
+def part_folders(root: Path) -> dict[str, Path]:
+    """The sub-folders of a folder that are called after a part, by role.
+
+    Raises:
+        ConfigError: two of them have the same role.
+    """
+    found: dict[str, Path] = {}
+    for name in sorted(os.listdir(root)):
+        which = role(name)
+        if which is None or not (root / name).is_dir():
+            continue
+        if which in found:
+            raise ConfigError(f"{found[which]} and {root / name} are both called after the {which} part: rename one")
+        found[which] = root / name
+    return found
 
 
 @dataclass(frozen=True)
@@ -57,9 +91,9 @@ def parts(
     """Training, validation and test source.
 
     The test part is `test` where it is given; else the part that the source itself has for testing (the role `test`
-    of its `splits`, or a folder `test` beside a folder `train`; `val` where there is no `test`); else one fifth of
-    the images, by a hash of each image's key: the last two parts of its path, so that the split survives moving the
-    folder. A source that is written with `split=` is one part and is divided by the hash.
+    of its `splits`, or of the folders `train` and `test` in a folder; `val` where there is no `test`); else one fifth
+    of the images, by a hash of each image's key: the last two parts of its path, so that the split survives moving
+    the folder. A source that is written with `split=` is one part and is divided by the hash.
 
     The validation part is `val` where it is given; else the source's own; else `val_share` of the training images, by
     another hash of the key, or of the identity where the source provides it, so that no person is in both (unless
@@ -77,27 +111,27 @@ def parts(
         labels, seed: as in `facessl.data.labels.fewer_labels`, for the training images.
 
     Raises:
-        ConfigError: a streaming source that would have to be split, one so small that a part is empty, or one without
-            training images.
-        DataError: a source cannot be opened.
+        ConfigError: a stream that would have to be split, a source so small that a part is empty or without training
+            images, or a column `split` with an unknown value.
     """
-    roles = _roles(spec)
+    named, whole = _parts_of(spec)
+    own: dict[str, str | Source] = dict(named) or {"train": whole}
     if test is not None:
-        roles["test"] = _part_of(test, "test")
-    elif "test" not in roles and "val" in roles:
-        roles["test"] = roles.pop("val")
-    if "test" not in roles:
-        roles["train"], roles["test"] = _held_out(spec, open_source(roles["train"]), need_train)
-    if "train" not in roles and need_train:
+        own["test"] = _part_of(test, "test")
+    elif "test" not in own and "val" in own:
+        own["test"] = own.pop("val")
+    if "test" not in own:
+        own["train"], own["test"] = _held_out(spec, open_source(own["train"]), need_train)
+    if "train" not in own and need_train:
         raise ConfigError(f"{spec} has images to test on and none to train on: name a source to train on")
-    tested = open_source(roles["test"])
-    train = fewer_labels(open_source(roles["train"]), labels, seed) if "train" in roles else _nothing(tested)
+    tested = open_source(own["test"])
+    train = fewer_labels(open_source(own["train"]), labels, seed) if "train" in own else _nothing(tested)
     if val is not None:
         return Parts(train, open_source(_part_of(val, "val")), tested)
     if not need_val:
         return Parts(train, None, tested)
-    if "val" in roles and labels == "all":
-        return Parts(train, open_source(roles["val"]), tested)
+    if "val" in own and labels == "all":
+        return Parts(train, open_source(own["val"]), tested)
     if train.streaming:
         raise ConfigError(f"{spec} is a stream and cannot be split: name a validation source with --val")
     if not len(train):
@@ -106,45 +140,39 @@ def parts(
     return Parts(train, held, tested, carved=True)
 
 
-def carve(source: Source, share: float = 0.1, *, name: str = "the source") -> tuple[Subset, Subset]:
-    """Divide a source by hash: all but `share` of its images, and the rest.
+def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") -> tuple[Subset, Subset]:
+    """Divide a source by hash: all but `fraction` of its images, and the rest.
 
     Persons stay together where the source provides identities and these are not its classes.
 
     Args:
         source: with random access.
-        share: of the images, above 0 and below 1; met to within one image or person.
+        fraction: of the images, above 0 and below 1; met to within one image or person.
         name: of the source, for errors.
 
     Raises:
         ConfigError: a fraction out of range, or fewer than two images or persons.
     """
-    if not 0 < share < 1:
-        raise ConfigError(f"a validation fraction of {share} is out of range: give a number between 0 and 1")
-    groups = groups_of(source)
+    if not 0 < fraction < 1:
+        raise ConfigError(f"a validation fraction of {fraction} is out of range: give a number between 0 and 1")
+    person = source.column("identity") if "identity" in source.provides else None
+    label = source.column("label") if person is not None and "label" in source.provides else None
+    groups = together(len(source), person, label, [source.key(i) for i in range(len(source))])
     sizes = np.bincount(groups)
     if len(sizes) < 2:
         raise ConfigError(f"{name} has too few images or persons to set some apart: name a validation source")
     names = _group_names(source, groups)
     order = sorted(range(len(sizes)), key=lambda group: _rank(names[group]))
     filled = np.cumsum(sizes[order])
-    count = int(np.searchsorted(filled, share * len(groups)) + 1)
+    count = int(np.searchsorted(filled, fraction * len(groups)) + 1)
     held = np.isin(groups, order[: min(count, len(sizes) - 1)])
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
-
-
-def groups_of(source: Source) -> np.ndarray:
-    """(N,) int64 numbers 0, 1, ... of `together` for every image of a source."""
-    person = column(source, "identity") if "identity" in source.provides else None
-    label = column(source, "label") if person is not None and "label" in source.provides else None
-    return together(len(source), person, label, [source.key(i) for i in range(len(source))])
 
 
 def together(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: Sequence[str]) -> np.ndarray:
     """(n,) int64 numbers 0, 1, ...: images with the same number must not be torn apart into two parts.
 
     Args:
-        n: images.
         person: (n,) identities, -1 where unknown; None: none are known.
         label: (n,) classes; identities that are the classes bind nothing together.
         keys: of the images; faces of one photo have one key. Empty: every image is alone.
@@ -163,42 +191,39 @@ def at_most(source: Source, count: int) -> Source:
     return Subset(source, np.linspace(0, len(source) - 1, count).round())
 
 
-def in_test(key: str, *, share: float = 0.2) -> bool:
-    """Whether the image called `key` belongs to the held-out `share`; depends on the key alone."""
-    return zlib.crc32(_short(key).encode()) < share * 2**32
+def in_test(key: str, *, fraction: float = 0.2) -> bool:
+    """Whether the image called `key` belongs to the held-out `fraction`; depends on the key alone."""
+    return zlib.crc32(short(key).encode("utf-8", "surrogateescape")) < fraction * 2**32
 
 
-def _roles(spec: str) -> dict[str, str | Source]:
-    """How each part that the source itself has is opened, by role; {"train": all of it} where it has none."""
+def _parts_of(spec: str) -> tuple[dict[str, str], str | Source]:
+    """How each part that the source itself has is opened, by role, and how all of it is (it may have been opened)."""
     name, path, options = parse(spec)
-    inner = _inner_folders(name, path)
-    if inner:
-        return {role: _spec(name, part, options) for role, part in inner.items()}
-    splits, whole = _splits_of(spec, name, options)
-    roles: dict[str, str | Source] = {
-        role: _spec(name, path, options | {"split": value})
-        for role, value in splits.items()
-        if role in ("train", "val", "test")
-    }
-    return roles or {"train": whole}
+    if "split" in options:  # a part that the user chose
+        return {}, spec
+    root = Path(path).expanduser()
+    folders = part_folders(root) if name == "folder" and root.is_dir() else {}
+    if "train" in folders and len(folders) > 1:
+        return {role: _spec(name, folder, options) for role, folder in folders.items()}, spec
+    whole: Any = spec
+    splits = plugins.find("data.sources", name).splits
+    if not splits:
+        whole = open_source(spec)  # a list has a column of splits or has none: only the opened source knows
+        splits = whole.splits
+    odd = next((value for value in splits if value not in ROLES), None)
+    if odd is not None:
+        known = ", ".join(f"{role} ({', '.join(names[1:])})" for role, names in ROLES.items())
+        raise ConfigError(
+            f"{spec} has the split {odd!r}, which is not one of {known}: correct it, or choose the rows with "
+            "split=VALUE (split=none: all)"
+        )
+    return {role: _spec(name, path, options | {"split": value}) for role, value in splits.items()}, whole
 
 
 def _part_of(spec: str, role: str) -> str | Source:
     """The part of that role where the source `spec` has one, else all of it."""
-    name, path, options = parse(spec)
-    splits, whole = _splits_of(spec, name, options)
-    return _spec(name, path, options | {"split": splits[role]}) if role in splits else whole
-
-
-def _splits_of(spec: str, name: str, options: Mapping[str, str]) -> tuple[Mapping[str, str], str | Source]:
-    """Role -> value of `split` of the source, and how all of it is opened, which is done here only if it has to be."""
-    if "split" in options:  # a part that the user chose
-        return {}, spec
-    splits = getattr(plugins.find("data.sources", name), "splits", None)
-    if isinstance(splits, Mapping) and splits:
-        return splits, spec
-    whole = open_source(spec)  # a list has a column of splits or has none: only the opened source knows
-    return trait(whole, "splits"), whole
+    found, whole = _parts_of(spec)
+    return found.get(role, whole)
 
 
 def _spec(name: str, path: str | Path, options: Mapping[str, Any]) -> str:
@@ -206,19 +231,9 @@ def _spec(name: str, path: str | Path, options: Mapping[str, Any]) -> str:
     return f"{name}:{path}{'?' if query else ''}{query}"
 
 
-def _inner_folders(name: str, path: str) -> dict[str, Path]:
-    """Folders of the roles inside the folder that a spec names, where there is one to train and one to test on."""
-    root = Path(path).expanduser()
-    found = [root / part for part in _TEST_NAMES if (root / part).is_dir()]
-    if name != "folder" or not found or not (root / "train").is_dir():
-        return {}
-    roles = {"train": root / "train", "test": found[0]}
-    return roles | ({"val": found[1]} if len(found) > 1 else {})
-
-
 def _held_out(spec: str, source: Source, need_train: bool) -> tuple[Source, Source]:
     """Four fifths and one fifth of a source by the hash of the keys."""
-    if trait(source, "pairs") is not None and not need_train:
+    if source.pairs is not None and not need_train:
         return _nothing(source), source
     if source.streaming:
         raise ConfigError(f"{spec} is a stream and cannot be split: name a test source with --test")
@@ -232,10 +247,6 @@ def _nothing(source: Source) -> Subset:
     return Subset(source, np.zeros(0, np.int64))
 
 
-def _short(key: str) -> str:
-    return "/".join(PurePosixPath(key.replace("\\", "/")).parts[-2:])
-
-
 def _rank(name: str) -> bytes:
     # Not the checksum that chose the test part: CRCs of a name with and without a prefix differ by a constant, so
     # the part that is carved out of the remaining images could be empty.
@@ -244,19 +255,14 @@ def _rank(name: str) -> bytes:
 
 def _group_names(source: Source, groups: np.ndarray) -> list[str]:
     """What each group is ranked by: the smallest short key of its images, so that numbering does not matter."""
-    names: list[str] = [""] * (int(groups.max()) + 1)
+    names: dict[int, str] = {}
     for i, group in enumerate(groups.tolist()):
-        name = _short(source.key(i))
-        if not names[group] or name < names[group]:
-            names[group] = name
-    return names
+        name = short(source.key(i))
+        names[group] = min(names.get(group, name), name)
+    return [names[group] for group in range(len(names))]
 
 
 def _same_partition(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two (N,) numberings put the same images together."""
-    pairs = set(zip(a.tolist(), b.tolist(), strict=True))
-    return len(pairs) == _distinct(a) == _distinct(b)
-
-
-def _distinct(values: Iterable[int]) -> int:
-    return len(set(np.asarray(values).tolist()))
+    pairs = np.unique(np.stack([a, b]), axis=1)
+    return pairs.shape[1] == len(np.unique(a)) == len(np.unique(b))

@@ -2,71 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal
+from typing import Any, BinaryIO, Literal
 
-import cv2
 import numpy as np
+import torch
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.types import Batch, Sample
-from facessl.data.frame import Crop, Frame, frame_of, similarity
+from facessl.core.types import Batch
 from facessl.data.index import cache_file
-from facessl.data.loader import EvalLoader, Made
+from facessl.data.loader import EvalLoader
 from facessl.data.source import Source
 from facessl.data.subset import Subset
-from facessl.evaluation import fingerprint
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
+from facessl.views.augment import Augment
 from facessl.views.normalise import normalise
+from facessl.views.supervised import Supervised
 
 Kind = Literal["pooled", "map"]
 
 #: Small fields of the samples that are kept beside the features.
 _FIELDS = ("label", "identity", "attributes", "landmarks", "visible", "box", "group", "frame")
-_LAYOUT = 1
+_LAYOUT = 2
 _DAY = 86400
-
-
-@dataclass(frozen=True)
-class Framing:
-    """The view that features are computed on; the fields of the sample stay those of the stored image.
-
-    Attributes:
-        size: side in pixels.
-        crop: whole, box or five_points (`facessl.data.frame.frame_of`).
-        scale: fraction of the surroundings that is shown.
-        flip: mirror the view.
-    """
-
-    sizes: ClassVar[tuple[int, ...]] = ()
-    reduction: ClassVar[None] = None
-
-    size: int
-    crop: Crop = "whole"
-    scale: float = 1.0
-    flip: bool = False
-
-    def frame(self, sample: Sample, shape: tuple[int, ...]) -> Frame:
-        """Where the pixels of a sample's view come from; `shape` (H, W, ...) of its image."""
-        frame = frame_of(sample, shape, crop=self.crop, size=self.size, scale=self.scale)
-        return frame.compose(similarity(self.size, flip=True)) if self.flip else frame
-
-    def draw(self, rng: np.random.Generator | None) -> Framing:
-        """Itself: nothing is random."""
-        return self
-
-    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
-        """As the loader calls it; `sample.frame` is set."""
-        frame = self.frame(sample, image.shape)
-        return replace(sample, frame=frame.matrix.astype(np.float32)), [frame.image(image)], [], []
 
 
 @dataclass(frozen=True)
@@ -76,7 +44,8 @@ class Features:
     Attributes:
         array: (N, D) float16 or float32; mapped from a file where it is kept.
         index: (N,) int64 positions in the source.
-        fields: field of `Sample` -> N values, of those that every image has; `frame` is (N, 3, 3).
+        fields: field of `Sample` -> N values, of those that every image has; landmarks and boxes are those of the view,
+            and `frame` (N, 3, 3) leads to it.
         skipped: (key, reason) of images that could not be read.
         seconds: that the forward passes took; 0 where nothing had to be computed.
         kept: the features were read from the cache.
@@ -97,13 +66,19 @@ class Features:
         fields = {name: values[chosen] for name, values in self.fields.items()}
         return replace(self, array=self.array[chosen], index=self.index[chosen], fields=fields)
 
+    def batch(self, size: int) -> Batch:
+        """All images for a task's meter, with an empty view of `size` pixels."""
+        fields: dict[str, Any] = {name: torch.from_numpy(values) for name, values in self.fields.items()}
+        return Batch(views=[torch.empty(0, 3, size, size)], params=[], index=torch.from_numpy(self.index), **fields)
+
 
 def features(
     backbone: Backbone,
     source: Source,
     *,
     kind: Kind = "pooled",
-    framing: Framing | None = None,
+    augment: Augment | None = None,
+    flip: bool = False,
     cache: bool = True,
     batch_size: int = 64,
     workers: int = 0,
@@ -112,14 +87,15 @@ def features(
     """Features of every readable image, from the cache where they are there.
 
     They are kept in the folder of `facessl.data.index.cache_file`, one folder per backbone (a hash of its weights),
-    source (keys, options, files), framing and precision; what is there is always complete, and may be deleted at any
-    time. A part of a source of which all features are kept takes them from there.
+    source (its fingerprint), view and precision; what is there is always complete, and may be deleted at any time. A
+    part of a source of which all features are kept takes them from there.
 
     Args:
         backbone: frozen; used in evaluation mode.
         source: images; those of a stream are never kept.
         kind: pooled, (N, C) float32; or map, the flattened last feature map, (N, C h w) float16.
-        framing: None: the whole image at the backbone's size.
+        augment: gives the crop; nothing random is done. None: the whole image.
+        flip: add the features of the mirrored view.
         cache: read and keep; False: neither.
         batch_size, workers, precision: as in `facessl.embed`.
 
@@ -127,34 +103,32 @@ def features(
         DataError: no image can be read, or the features cannot be written.
         ConfigError: an unknown precision, or a map whose values float16 cannot hold.
     """
-    framing = framing or Framing(backbone.image_size)
-    cache = cache and not source.streaming
-    name = ""
-    if cache:
-        made_by = (fingerprint.of_backbone(backbone), fingerprint.of_values(_LAYOUT, kind, framing, precision))
-        name = _folder(*made_by, source).name
-        known = _known(made_by, source)
+    augment, folder = augment or Augment(), None
+    if cache and not source.streaming:
+        made_by = (_weights(backbone), repr((_LAYOUT, kind, augment, flip, precision)))
+        folder = _folder(made_by, source)
+        known = _load(folder) or _of_whole(made_by, source)
         if known is not None:
             return known
-    loader = EvalLoader(source, framing, batch_size=batch_size, workers=workers, pin_memory=False)
+    view = Supervised(augment, backbone.image_size, needs=frozenset(), train=False)
+    loader = EvalLoader(source, view, batch_size=batch_size, workers=workers, pin_memory=False)
     began = time.perf_counter()
-    with _Store(_cache_root() / name if cache else None, 0 if source.streaming else len(source)) as store:
-        for batch, block in _blocks(backbone, loader, kind, precision):
-            store.add(batch, block)
-        if not store.rows:
-            example = f" (the first: {': '.join(loader.skipped[0])})" if loader.skipped else ""
-            raise DataError(f"no image of the source could be read{example}")
-        made = store.done(tuple(loader.skipped))
+    blocks = _blocks(backbone, loader, kind, flip, precision)
+    made = _collected(blocks, loader, folder, 0 if folder is None else len(source))
     return replace(made, seconds=time.perf_counter() - began, kept=False)
 
 
-def _blocks(backbone: Backbone, loader: EvalLoader, kind: Kind, precision: str) -> Iterator[tuple[Batch, np.ndarray]]:
+def _blocks(
+    backbone: Backbone, loader: EvalLoader, kind: Kind, flip: bool, precision: str
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Batches and their features (B, D)."""
     device = next(backbone.parameters()).device
     for batch in loader:
         x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
         with evaluating(backbone), autocast(device, precision):
-            z = backbone(x) if kind == "pooled" else backbone.forward_features(x).flatten(1)  # (B, D)
-        block = z.float().cpu().numpy()
+            views = (x, x.flip(3)) if flip else (x,)
+            z = [backbone(v) if kind == "pooled" else backbone.forward_features(v).flatten(1) for v in views]
+        block = torch.stack(z).float().sum(0).cpu().numpy()
         if kind == "map":
             if np.abs(block).max() > np.finfo(np.float16).max:
                 raise ConfigError(
@@ -164,38 +138,35 @@ def _blocks(backbone: Backbone, loader: EvalLoader, kind: Kind, precision: str) 
         yield batch, block
 
 
-def _cache_root() -> Path:
-    return cache_file("features").parent
+def _weights(backbone: Backbone) -> str:
+    """A hash of weights, architecture and normalisation."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((backbone.name, backbone.timm_options, backbone.image_size)).encode())
+    digest.update(repr((backbone.mean, backbone.std)).encode())
+    for name, tensor in backbone.model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-def _folder(weights: str, how: str, source: Source) -> Path:
-    return cache_file("features", weights, how, fingerprint.of_source(source)).with_suffix("")
+def _folder(made_by: tuple[str, str], source: Source) -> Path:
+    return cache_file("features", *made_by, source.fingerprint()).with_suffix("")
 
 
-def _known(made_by: tuple[str, str], source: Source) -> Features | None:
-    """Kept features of the source, or of one that it is a part of; None where there are none."""
-    positions: np.ndarray | None = None
-    whole = source
-    while True:
-        found = _load(_folder(*made_by, whole))
-        if found is not None:
-            return found if positions is None else _part(found, whole, positions)
-        if not isinstance(whole, Subset):
-            return None
-        positions = whole.positions if positions is None else whole.positions[positions]
-        whole = whole.source
-
-
-def _part(found: Features, whole: Source, positions: np.ndarray) -> Features:
-    """The features of `positions` of a source, from those of all of it."""
+def _of_whole(made_by: tuple[str, str], source: Source) -> Features | None:
+    """Features of a part of a source, where those of all of it are kept."""
+    if not isinstance(source, Subset):
+        return None
+    whole = source.source
+    found = _load(_folder(made_by, whole)) or _of_whole(made_by, whole)
+    if found is None:
+        return None
     row = np.full(len(whole), -1, np.int64)
     row[found.index] = np.arange(len(found))
-    rows = row[positions]
-    reasons = dict(found.skipped)
-    lost = [whole.key(int(i)) for i in positions[rows < 0]]
-    part = found.rows(rows[rows >= 0])
+    rows, reasons = row[source.positions], dict(found.skipped)
+    lost = [whole.key(int(i)) for i in source.positions[rows < 0]]
     skipped = tuple((key, reasons.get(key, "")) for key in lost)
-    return replace(part, index=np.flatnonzero(rows >= 0), skipped=skipped)
+    return replace(found.rows(rows[rows >= 0]), index=np.flatnonzero(rows >= 0), skipped=skipped)
 
 
 def _load(folder: Path) -> Features | None:
@@ -204,96 +175,76 @@ def _load(folder: Path) -> Features | None:
         note = json.loads((folder / "note.json").read_text())
         with np.load(folder / "fields.npz", allow_pickle=False) as small:
             fields = dict(small)
-        shape = (note["rows"], note["columns"])
-        array = np.memmap(folder / "features.bin", np.dtype(note["dtype"]), mode="r", shape=shape)
-        if os.path.getsize(folder / "features.bin") != array.nbytes:
-            return None
+        array = np.asarray(np.memmap(folder / "features.bin", np.dtype(note["dtype"]), mode="r"))
+        array = array.reshape(note["shape"])
+        os.utime(folder)  # so that the oldest are those that nobody used
     except (OSError, ValueError, KeyError):
         return None
-    os.utime(folder)  # so that the oldest are those that nobody used
     skipped = tuple((key, reason) for key, reason in note["skipped"])
-    return Features(np.asarray(array), fields.pop("index"), fields, skipped, kept=True)
+    return Features(array, fields.pop("index"), fields, skipped, kept=True)
 
 
-class _Store:
-    """Takes features block by block, into a folder that appears when it is complete, or into memory."""
-
-    def __init__(self, folder: Path | None, expected: int) -> None:
-        """
-        Args:
-            folder: of the cache; None: memory.
-            expected: images.
-        """
-        self.rows, self._expected, self._folder = 0, expected, folder
-        self._partial = folder and folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-        self._file: BinaryIO | None = None
-        self._blocks: list[np.ndarray] = []
-        self._small: dict[str, list[np.ndarray]] = {}
-
-    def __enter__(self) -> _Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._partial is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-
-    def add(self, batch: Batch, block: np.ndarray) -> None:
-        """A batch and its features (B, D)."""
-        if not self.rows and self._partial is not None:
-            self._open(self._partial, self._expected * block[0].nbytes)
-        if self._file is None:
-            self._blocks.append(block)
-        else:
-            try:
-                self._file.write(block.data)
-            except OSError as error:
-                raise DataError(f"cannot keep features in {self._folder}: {error.strerror}; use --no-cache") from None
-        self.rows += len(block)
-        self._shape, self._dtype = block.shape[1], block.dtype
-        for name in ("index", *_FIELDS):
-            value = getattr(batch, name)
-            if value is not None:
-                self._small.setdefault(name, []).append(value.numpy())
-
-    def done(self, skipped: tuple[tuple[str, str], ...]) -> Features:
-        """All features; the folder is in its place."""
-        small = {name: np.concatenate(parts) for name, parts in self._small.items()}
-        small = {name: values for name, values in small.items() if len(values) == self.rows}
-        if self._file is None:
-            index = small.pop("index")
-            return Features(np.concatenate(self._blocks), index, small, skipped)
-        assert self._partial is not None
-        assert self._folder is not None
-        note: dict[str, Any] = {"rows": self.rows, "columns": self._shape, "dtype": self._dtype.name}
-        try:
-            self._file.close()
-            np.savez(self._partial / "fields.npz", **small)  # type: ignore[arg-type]
-            (self._partial / "note.json").write_text(json.dumps(note | {"skipped": skipped}))
-            if _load(self._folder) is None:  # a damaged one makes room, another process's is as good as this one
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._partial.replace(self._folder)
-        except OSError as error:
-            raise DataError(f"cannot keep features in {self._folder}: {error.strerror}; use --no-cache") from None
-        found = _load(self._folder)
-        if found is None:
-            raise DataError(f"the features in {self._folder} were removed while they were in use: start again")
-        return replace(found, skipped=skipped)
-
-    def _open(self, partial: Path, size: int) -> None:
-        """The file, where there is a folder to write to and room in it; else the features stay in memory."""
-        try:
-            partial.mkdir(parents=True)
-            for left in partial.parent.glob(".features-*.partial"):  # of processes that were killed
-                if time.time() - left.stat().st_mtime > _DAY:
-                    shutil.rmtree(left, ignore_errors=True)
-            if shutil.disk_usage(partial).free > 1.1 * size:
-                self._file = open(partial / "features.bin", "wb")  # noqa: SIM115 - closed by __exit__
-        except OSError:
-            self._file = None
+def _collected(
+    blocks: Iterator[tuple[Batch, np.ndarray]], loader: EvalLoader, folder: Path | None, expected: int
+) -> Features:
+    """All features, in a folder that appears when it is complete; in memory where it is None or has not enough room."""
+    partial = folder and folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+    small: dict[str, list[np.ndarray]] = {}
+    in_memory: list[np.ndarray] = []
+    count, file = 0, None
+    with contextlib.ExitStack() as stack:
+        if partial is not None:
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)
+        for batch, block in blocks:
+            if partial is not None and not count:
+                file = _opened(partial, expected * block[0].nbytes)
+                if file is not None:
+                    stack.callback(file.close)
+            if file is None:
+                in_memory.append(block)
+            else:
+                with _keeping(folder):
+                    file.write(block.data)
+            count += len(block)
+            for name in ("index", *_FIELDS):
+                if (value := getattr(batch, name)) is not None:
+                    small.setdefault(name, []).append(value.numpy())
+        if not count:
+            example = f" (the first: {': '.join(loader.skipped[0])})" if loader.skipped else ""
+            raise DataError(f"no image of the source could be read{example}")
+        joined = {name: np.concatenate(parts) for name, parts in small.items()}
+        fields = {name: values for name, values in joined.items() if len(values) == count}
+        if file is None or folder is None or partial is None:
+            return Features(np.concatenate(in_memory), fields.pop("index"), fields, tuple(loader.skipped))
+        note = {"shape": (count, block.shape[1]), "dtype": block.dtype.name, "skipped": loader.skipped}
+        with _keeping(folder):
+            file.close()
+            np.savez(partial / "fields.npz", **fields)  # type: ignore[arg-type]
+            (partial / "note.json").write_text(json.dumps(note))
+            if _load(folder) is None:  # a damaged one makes room, another process's is as good as this one
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.replace(folder)
+    found = _load(folder)
+    if found is None:
+        raise DataError(f"the features in {folder} were removed while they were in use: start again")
+    return found
 
 
-def view_points(points: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """(N, K, 2) stored pixels -> (N, K, 2) float64 view pixels, by (N, 3, 3) frames; their inverses lead back."""
-    return np.stack([cv2.transform(p[None], f[:2])[0] for p, f in zip(points.astype(float), frames, strict=True)])
+@contextlib.contextmanager
+def _keeping(folder: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot keep features in {folder}: {error.strerror}; use --no-cache") from None
+
+
+def _opened(partial: Path, size: int) -> BinaryIO | None:
+    """A file for `size` bytes; None where there is no folder to write to or no room in it."""
+    with contextlib.suppress(OSError):
+        partial.mkdir(parents=True)
+        for left in partial.parent.glob(".features-*.partial"):  # of processes that were killed
+            if time.time() - left.stat().st_mtime > _DAY:
+                shutil.rmtree(left, ignore_errors=True)
+        if shutil.disk_usage(partial).free > 1.1 * size:
+            return open(partial / "features.bin", "wb")
+    return None

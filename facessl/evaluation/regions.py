@@ -9,7 +9,7 @@ from torch import nn
 
 from facessl.core.errors import DataError
 from facessl.data.loader import EvalLoader
-from facessl.data.source import Source, open_source, trait
+from facessl.data.source import Source, open_source
 from facessl.data.splits import at_most
 from facessl.inference.regions import heatmaps
 from facessl.metrics.discovery import discover
@@ -58,12 +58,12 @@ def score_regions(
         parts = [getattr(b, field) for b in batches]
         if all(part is not None for part in parts):
             found[name] = np.concatenate([part.numpy() for part in parts])
-    order = Labels(layout=trait(opened, "layout")).order
+    order = Labels(layout=opened.layout).order
     if "landmarks" in found and order is not None:
         found["ocular"] = order.ocular
     elif "landmarks" in found:
         del found["landmarks"]  # without the order of the points nobody knows which are eyes
-    names = trait(opened, "mask_names")
+    names = opened.mask_names
     return discover(
         lambda pictures: heatmaps(method, pictures).numpy(),
         images,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from facessl.core import files
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Batch
 from facessl.data.loader import EvalLoader, Plain
 from facessl.data.source import Source, open_source
+from facessl.inference.trained import Embedder, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
+from facessl.pretrained.load import load_backbone
 from facessl.views.geometric import resize
 from facessl.views.normalise import normalise
 
@@ -50,8 +55,25 @@ class Embeddings:
         return len(self.keys)
 
 
+def load_embedder(run: str | Path) -> Backbone | Embedder:
+    """What `facessl embed` runs: the embedding that a run of verification was trained for, else the run's backbone.
+
+    Args:
+        run: run folder, checkpoint or exported backbone.
+
+    Raises:
+        CheckpointError: as for `load_backbone`.
+    """
+    run = Path(run)
+    file = run / "model.safetensors" if run.is_dir() else run
+    if file.name == "model.safetensors" and file.is_file():
+        with contextlib.suppress(KeyError):  # another task
+            return Embedder(load_trained(file))
+    return load_backbone(run)
+
+
 def embedding_batches(
-    backbone: Backbone,
+    backbone: Backbone | Embedder,
     source: Source,
     *,
     batch_size: int = 64,
@@ -64,9 +86,9 @@ def embedding_batches(
     asked for when the next one is already on its way to a GPU, so that it need not wait for them.
     """
     device = next(backbone.parameters()).device
-    square = functools.partial(resize, size=backbone.image_size)
+    view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
     pinned = device.type == "cuda"
-    loader = EvalLoader(source, Plain(square), batch_size=batch_size, workers=workers, pin_memory=pinned)
+    loader = EvalLoader(source, Plain(view), batch_size=batch_size, workers=workers, pin_memory=pinned)
     seen = 0
     waiting: tuple[Batch, Tensor, tuple[tuple[str, str], ...]] | None = None
     for batch in loader:
@@ -102,23 +124,15 @@ def _fetched(source: Source, batch: Batch, z: Tensor, skipped: tuple[tuple[str, 
     )
 
 
-def embeddings(
-    backbone: Backbone,
-    source: Source | str,
-    *,
-    batch_size: int = 64,
-    workers: int = 0,
-    precision: str = "fp32",
-) -> Embeddings:
+def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: Any) -> Embeddings:
     """Embeddings of every readable image of a source, with keys and labels. Arguments as for `embed`."""
     opened = open_source(source) if isinstance(source, str) else source
-    parts = list(embedding_batches(backbone, opened, batch_size=batch_size, workers=workers, precision=precision))
+    parts = list(embedding_batches(backbone, opened, **options))
     skipped = tuple(pair for part in parts for pair in part.skipped)
     parts = [part for part in parts if len(part)]
     if not parts:
-        raise DataError(
-            f"no image of {source if isinstance(source, str) else 'the source'} could be read{_example(skipped)}"
-        )
+        named = source if isinstance(source, str) else "the source"
+        raise DataError(f"no image of {named} could be read{_example(skipped)}")
     labels = [part.labels for part in parts if part.labels is not None]
     return Embeddings(
         array=np.concatenate([part.array for part in parts]),
@@ -135,7 +149,7 @@ def _example(skipped: Sequence[tuple[str, str]]) -> str:
 
 
 def embed(
-    backbone: Backbone,
+    backbone: Backbone | Embedder,
     source: Source | str,
     *,
     batch_size: int = 64,
@@ -145,7 +159,8 @@ def embed(
     """Embeddings of a source.
 
     Args:
-        backbone: from `facessl.load_backbone`; the images go to the device its weights are on.
+        backbone: from `facessl.load_backbone`, or from `load_embedder`, which gives the trained embedding of a run of
+            verification; the images go to the device its weights are on.
         source: a source, or how it is written on the command line.
         batch_size: images per forward pass.
         workers: loader processes; 0 reads in this one.
@@ -182,42 +197,26 @@ def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> 
     path = Path(path)
     if path.suffix != ".parquet":
         raise ConfigError(f"cannot write embeddings to {path}: the name must end in .parquet")
-    partial = path.with_name(f".{path.name}.partial")
     written = 0
     skipped: list[tuple[str, str]] = []
     waiting: list[pa.Table] = []
-    writer: pq.ParquetWriter | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for part in [rows] if isinstance(rows, Embeddings) else rows:
-            skipped.extend(part.skipped)
-            if len(part):
-                waiting.append(_table(part))
-                written += len(part)
-            if sum(map(len, waiting)) >= ROWS:
-                writer = _written(writer, partial, waiting)
-        if waiting:
-            writer = _written(writer, partial, waiting)
+    with files.completed(path) as partial, contextlib.ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for part in itertools.chain([rows] if isinstance(rows, Embeddings) else rows, [None]):
+            if part is not None:
+                skipped.extend(part.skipped)
+                waiting += [_table(part)] if len(part) else []
+            if waiting and (part is None or sum(map(len, waiting)) >= ROWS):
+                # Numbers that hardly repeat make a dictionary that is larger than they are and takes longest to build.
+                writer = writer or stack.enter_context(
+                    pq.ParquetWriter(partial, waiting[0].schema, use_dictionary=["label_name"])
+                )
+                writer.write_table(pa.concat_tables(waiting))
+                written += sum(map(len, waiting))
+                waiting.clear()
         if writer is None:
             raise DataError(f"nothing to write to {path}: no image could be read{_example(skipped)}")
-        writer.close()
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if writer is not None:
-            writer.close()
-        partial.unlink(missing_ok=True)
     return written, skipped
-
-
-def _written(writer: pq.ParquetWriter | None, path: Path, waiting: list[pa.Table]) -> pq.ParquetWriter:
-    """The writer, a new one where there is none, after a row group of what was waiting."""
-    # Numbers that hardly repeat make a dictionary that is larger than they are and takes longest to build.
-    writer = writer or pq.ParquetWriter(path, waiting[0].schema, use_dictionary=["label_name"])
-    writer.write_table(pa.concat_tables(waiting))
-    waiting.clear()
-    return writer
 
 
 def _table(part: Embeddings) -> pa.Table:

@@ -19,10 +19,9 @@ All coordinates are pixels of the upright photo (EXIF rotation applied), with th
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import glob
-import io
+import itertools
 import json
 import math
 import os
@@ -30,20 +29,20 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.files import write_png
+from facessl.core.files import completed, write_png
 from facessl.core.types import Sample
 from facessl.data.decode import decode, read_file
-from facessl.data.detect import detect
+from facessl.data.detect import Face, detect
 from facessl.data.frame import Frame, from_box
 from facessl.data.sources.folder import Folder
 from facessl.inference import visualize
-from facessl.inference.trained import Trained, load_trained
+from facessl.inference.trained import Trained, crop_of_picture, load_trained
 
 FORMAT = "facessl-prediction-1"
 #: Side of the square that a model of whole images sees, over the longer side of the face's box: that of `facessl crop`,
@@ -55,19 +54,7 @@ NO_FACE = "no face found; a picture that is one cut-out face needs --no-crop"
 #: Photos whose faces wait for a batch are kept decoded; so many pixels of them are enough.
 _MAX_WAITING = 50_000_000
 
-
-class FoundFace(Protocol):
-    """What a detector gives: box (4,) left, top, right, bottom; score; five_points (5, 2), None where it has none."""
-
-    @property
-    def box(self) -> Any: ...
-    @property
-    def score(self) -> float | None: ...
-    @property
-    def five_points(self) -> Any: ...
-
-
-Detector = Callable[[np.ndarray], Sequence[FoundFace]]
+Detector = Callable[[np.ndarray], Sequence[Face]]
 
 
 @dataclass
@@ -90,22 +77,13 @@ class Prediction:
 
 
 @dataclass
-class _Whole:
-    """A picture that is one face."""
-
-    box: np.ndarray
-    score: float | None = None
-    five_points: Any = None
-
-
-@dataclass
 class _Photo:
     """A decoded photo whose faces wait for their batch."""
 
     found: Prediction
     name: str
     image: np.ndarray
-    faces: Sequence[FoundFace]
+    faces: Sequence[Face]
     frames: list[Frame]
 
 
@@ -162,28 +140,21 @@ def predict(
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
     for group in _groups(trained, found, names, find, cut, batch_size):
         raw = _raw(trained, group, batch_size, precision)
-        row = 0
+        row = itertools.count()
         for photo in group:
-            rows = range(row, row + len(photo.faces))
-            row += len(photo.faces)
             height, width = photo.image.shape[:2]
             described = [
-                _face(face) | trained.task.describe(raw, i, frame, height, width)
-                for i, face, frame in zip(rows, photo.faces, photo.frames, strict=True)
+                _face(face) | trained.task.describe(raw, next(row), frame, height, width)
+                for face, frame in zip(photo.faces, photo.frames, strict=True)
             ]
-            _write(photo, described, out, task_name(trained), draw=draw, framed=crop)
+            _write(photo, described, out, trained.name, draw=draw, framed=crop)
     if found and not any(photo.read for photo in found):
         raise DataError(f"no photo could be read (the first: {found[0].note})")
     return found
 
 
-def task_name(trained: Trained) -> str:
-    """Name of the task of a trained model."""
-    return str(trained.card["task"]["name"])
-
-
 def frame_of_face(
-    trained: Trained, face: FoundFace, height: int, width: int, *, margin: float = MARGIN, lift: float = 0.0
+    trained: Trained, face: Face, height: int, width: int, *, margin: float = MARGIN, lift: float = 0.0
 ) -> Frame:
     """Where the model looks for a detected face of a photo of `height` times `width` pixels (see the module)."""
     augment = trained.augment
@@ -198,14 +169,8 @@ def frame_of_face(
             "name the weights of YuNet (--yunet FILE), or cut the faces yourself and use --no-crop"
         )
     five = None if face.five_points is None else np.asarray(face.five_points)
-    return trained.frame(Sample(b"", "a face", box=np.asarray(face.box), five_points=five), height, width)
-
-
-def frame_of_whole(trained: Trained, height: int, width: int) -> Frame:
-    """Where the model looks in a picture that is one cut-out face (see the module)."""
-    if trained.augment.crop == "whole":
-        return trained.frame(Sample(b"", "a face"), height, width)
-    return replace(from_box(_all_of(height, width), trained.image_size), warp=trained.augment.warp)
+    sample = Sample(b"", "a face", box=np.asarray(face.box), five_points=five)
+    return trained.frame(sample, height, width)
 
 
 # ---- photos and names --------------------------------------------------------------------------------------------
@@ -236,17 +201,10 @@ def _listed(photos: Sequence[str | Path], out: Path, overwrite: bool) -> tuple[l
     for photo, name in wished.items():
         # "a.mask.png" is a's mask, and never the picture of a.mask.jpg.
         plain = re.sub(r"\.mask", "_mask", name, flags=re.IGNORECASE)
-        names.append(next(n for n in _candidates(plain) if _free(n, photo, out, taken, inputs, overwrite)))
+        candidates = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
+        names.append(next(n for n in candidates if _free(n, photo, out, taken, inputs, overwrite)))
         taken.add(names[-1].casefold())
     return found + [Prediction(photo) for photo in wished], [""] * len(found) + names
-
-
-def _candidates(name: str) -> Iterator[str]:
-    yield name
-    number = 1
-    while True:
-        number += 1
-        yield f"{name}-{number}"
 
 
 def _free(name: str, photo: str, out: Path, taken: set[str], inputs: set[str], overwrite: bool) -> bool:
@@ -254,25 +212,17 @@ def _free(name: str, photo: str, out: Path, taken: set[str], inputs: set[str], o
     if name.casefold() in taken or os.path.realpath(out / f"{name}.png") in inputs:
         return False
     file = out / f"{name}.json"
-    if overwrite or _written_for(file, photo):
+    try:
+        kept = json.loads(file.read_text())
+    except (OSError, ValueError):
+        kept = None
+    if overwrite or (isinstance(kept, dict) and (kept.get("format"), kept.get("photo")) == (FORMAT, photo)):
         return True
     masks = glob.glob(f"{glob.escape(str(out / name))}.mask*.png")
     return not (masks or os.path.lexists(file) or os.path.lexists(out / f"{name}.png"))
 
 
-def _written_for(file: Path, photo: str) -> bool:
-    try:
-        kept = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(kept, dict) and kept.get("format") == FORMAT and kept.get("photo") == photo
-
-
 # ---- faces -------------------------------------------------------------------------------------------------------
-
-
-def _all_of(height: int, width: int) -> np.ndarray:
-    return np.array([-0.5, -0.5, width - 0.5, height - 0.5])
 
 
 def _groups(
@@ -295,8 +245,8 @@ def _groups(
             continue
         height, width = image.shape[:2]
         if find is None:
-            faces: Sequence[FoundFace] = [_Whole(_all_of(height, width))]
-            frames = [frame_of_whole(trained, height, width)]
+            faces: Sequence[Face] = [Face(np.array([-0.5, -0.5, width - 0.5, height - 0.5]), math.nan)]
+            frames = [crop_of_picture(trained.augment, trained.image_size, height, width)]
         else:
             faces = find(image)
             frames = [cut(face, height, width) for face in faces]
@@ -320,11 +270,11 @@ def _raw(trained: Trained, group: Sequence[_Photo], batch_size: int, precision: 
     return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
-def _face(face: FoundFace) -> dict[str, Any]:
+def _face(face: Face) -> dict[str, Any]:
     """Where the face is, as plain values."""
-    told: dict[str, Any] = {"box": _rounded(face.box), "score": None}
-    if face.score is not None and math.isfinite(face.score):
-        told["score"] = round(float(face.score), 4)
+    told: dict[str, Any] = {"box": _rounded(face.box)}
+    known = face.score is not None and math.isfinite(face.score)  # a detector of the user's may have none
+    told["score"] = round(float(face.score), 4) if known else None
     if face.five_points is not None:
         told["five_points"] = [_rounded(point) for point in face.five_points]
     return told
@@ -341,52 +291,32 @@ def _write(
     photo: _Photo, described: Sequence[dict[str, Any]], out: Path, task: str, *, draw: bool, framed: bool
 ) -> None:
     """JSON, masks and picture of one photo; fills in its `Prediction`."""
-    masks: dict[Path, bytes] = {}
+    found = photo.found
+    masks: dict[Path, Image.Image] = {}
     for number, face in enumerate(described, 1):
-        kept = dict(face)
+        found.faces.append(dict(face))
         if "mask" in face:
             file = out / f"{photo.name}.mask{f'-{number}' if number > 1 else ''}.png"
-            masks[file] = _mask_png(face["mask"], len(face["classes"]))
-            kept["mask"] = file.name
-        photo.found.faces.append(kept)
-    head = out / f"{photo.name}.json"
-    picture = out / f"{photo.name}.png"
+            masks[file] = Image.fromarray(face["mask"].astype(np.uint8))
+            masks[file].putpalette(np.asarray(visualize.class_colours(len(face["classes"])), np.uint8).tobytes())
+            found.faces[-1]["mask"] = file.name
     content = {
         "format": FORMAT,
-        "photo": photo.found.photo,
+        "photo": found.photo,
         "task": task,
         "width": photo.image.shape[1],
         "height": photo.image.shape[0],
-        "note": photo.found.note,
-        "faces": photo.found.faces,
+        "note": found.note,
+        "faces": found.faces,
     }
+    head, picture = out / f"{photo.name}.json", out / f"{photo.name}.png"
     # First, so that after an interruption the other files are known to belong to this photo.
-    _write_file(head, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
-    for file, data in masks.items():
-        _write_file(file, data)
-    photo.found.files = [head, *masks]
+    with completed(head) as partial:
+        partial.write_bytes(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+    for file, mask in masks.items():
+        with completed(file) as partial:
+            mask.save(partial, format="PNG")
+    found.files = [head, *masks]
     if draw:
         write_png(picture, visualize.draw(photo.image, [{**face, "framed": framed} for face in described]))
-        photo.found.files.append(picture)
-
-
-def _mask_png(mask: np.ndarray, classes: int) -> bytes:
-    """A palette PNG whose pixels are the class numbers."""
-    image = Image.fromarray(mask.astype(np.uint8))
-    image.putpalette(np.asarray(visualize.class_colours(classes), np.uint8).tobytes())
-    out = io.BytesIO()
-    image.save(out, format="PNG")
-    return out.getvalue()
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    """The file appears, or is replaced, only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
+        found.files.append(picture)

@@ -6,7 +6,7 @@ import colorsys
 import contextlib
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -26,8 +26,7 @@ from facessl.views.geometric import resize
 from facessl.views.normalise import normalise
 
 #: Region colours that stay apart for most colour-blind readers; further ones are spread over the hues.
-_PALETTE = ("#e6194b", "#4363d8", "#ffe119", "#3cb44b", "#f58231", "#42d4f4", "#911eb4", "#fabed4")
-
+_PALETTE = ("e6194b", "4363d8", "ffe119", "3cb44b", "f58231", "42d4f4", "911eb4", "fabed4")
 
 #: Text of the pixel pictures, which are white in light and dark pages.
 _DARK = (25, 25, 25)
@@ -82,24 +81,19 @@ def sample_images(source: Source, *, count: int, size: int, seed: int = 0) -> np
     """
     if count < 1:
         raise ConfigError(f"{count} images cannot be shown: ask for 1 or more")
-    squares = _first(source, count, size) if source.streaming else _spread(source, count, size, seed)
+    squares = [resize(image, size) for image in itertools.islice(_spread(source, count, seed), count)]
     if not squares:
         raise DataError("none of the images that were tried can be read: see what `facessl embed` says about each")
     return np.stack(squares)
 
 
-def _first(source: Any, count: int, size: int) -> list[np.ndarray]:
-    squares: list[np.ndarray] = []
-    for sample in source.stream(seed=None, epoch=0, rank=0, world_size=1):
-        with contextlib.suppress(DataError):
-            squares.append(resize(pixels(sample), size))
-        if len(squares) == count:
-            break
-    return squares
-
-
-def _spread(source: Source, count: int, size: int, seed: int) -> list[np.ndarray]:
-    squares = []
+def _spread(source: Any, count: int, seed: int) -> Iterator[np.ndarray]:
+    """The images that `sample_images` takes, and of a stream those after them."""
+    if source.streaming:
+        for sample in source.stream(seed=None, epoch=0, rank=0, world_size=1):
+            with contextlib.suppress(DataError):
+                yield pixels(sample)
+        return
     rng = np.random.default_rng(seed)
     edges = np.linspace(0, len(source), min(count, len(source)) + 1).astype(int).tolist()
     for start, stop in itertools.pairwise(edges):
@@ -107,9 +101,8 @@ def _spread(source: Source, count: int, size: int, seed: int) -> list[np.ndarray
         # Eight tries keep a stretch of a million broken files from being read to its end.
         for i in range(min(8, stop - start)):
             with contextlib.suppress(DataError):
-                squares.append(resize(pixels(source[start + (offset + i) % (stop - start)]), size))
+                yield pixels(source[start + (offset + i) % (stop - start)])
                 break
-    return squares
 
 
 def region_grid(
@@ -139,17 +132,15 @@ def region_grid(
         DataError: no image can be read.
     """
     opened = open_source(source) if isinstance(source, str) else source
-    backbone = method.backbone
-    assert isinstance(backbone, Backbone)
+    backbone: Any = method.backbone
     images = sample_images(opened, count=count, size=backbone.image_size, seed=seed)
     found = heatmaps(method, images, precision=precision)
-    shown = np.stack([resize(image, cell) for image in images])
-    return region_picture(shown, found)
+    return region_picture(np.stack([resize(image, cell) for image in images]), found)
 
 
 def region_colours(count: int) -> list[tuple[int, int, int]]:
     """`count` RGB colours, 0..255, that can be told apart."""
-    chosen = [tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in _PALETTE[:count]]
+    chosen = [tuple(bytes.fromhex(code)) for code in _PALETTE[:count]]
     for i in range(len(chosen), count):
         # The golden angle puts each new hue far from the earlier ones.
         hue, light = (0.05 + i * 0.618034) % 1, (0.42, 0.62, 0.78)[i % 3]
@@ -158,29 +149,26 @@ def region_colours(count: int) -> list[tuple[int, int, int]]:
 
 
 def region_overlay(image: np.ndarray, winners: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """A grey image tinted by region, with light borders between them.
-
-    Args:
-        image: (S, S, 3) uint8.
-        winners: (S, S) region of each pixel.
-        colours: RGB of each region.
-
-    Returns:
-        (S, S, 3) uint8.
-    """
+    """(S, S, 3) uint8: a grey image tinted by the region (S, S) of each pixel, with light borders between them."""
     grey = image.astype(np.float32).mean(axis=2, keepdims=True)
     out = 0.5 * grey + 0.5 * np.asarray(colours, np.float32)[winners]
-    border = np.zeros(winners.shape, bool)
-    border[:, 1:] |= winners[:, 1:] != winners[:, :-1]
-    border[1:] |= winners[1:] != winners[:-1]
+    border = borders(winners)
     out[border] = 0.35 * out[border] + 0.65 * 255
     return out.round().astype(np.uint8)
+
+
+def borders(classes: np.ndarray) -> np.ndarray:
+    """(H, W) whether the pixel above or to the left is of another class."""
+    border = np.zeros(classes.shape, bool)
+    border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
+    border[1:] |= classes[1:] != classes[:-1]
+    return border
 
 
 def region_picture(images: np.ndarray, heatmaps: Tensor, *, max_regions: int = 16) -> np.ndarray:
     """A grid: each image, its N heatmaps on one common colour scale, and its arg-max regions.
 
-    The scale runs from 0 to the largest value, but at least to twice the uniform share 1/N: regions that have
+    The scale runs from 0 to the largest value, but at least to twice the uniform 1/N: regions that have
     not come alive look as flat as they are. The arg-max shows which region is ahead, be it by a hair.
 
     Args:
@@ -200,7 +188,7 @@ def region_picture(images: np.ndarray, heatmaps: Tensor, *, max_regions: int = 1
     shown = maps[:, order].numpy()  # (B, n, S, S)
     top = max(float(shown.max()), 2 / total)
     painted = _colour_map()[(shown / top * 255).round().astype(np.uint8)]  # (B, n, S, S, 3)
-    note = f"{len(order)} of {total} regions, those with the largest share" if len(order) < total else ""
+    note = f"{len(order)} of {total} regions, those with the largest fraction" if len(order) < total else ""
     legend = _legend(top, 1 / total, side, note)
 
     gap, margin, head = max(3, side // 28), max(10, side // 8), max(22, side // 4)
@@ -215,44 +203,34 @@ def region_picture(images: np.ndarray, heatmaps: Tensor, *, max_regions: int = 1
         cells = [images[row], *painted[row], region_overlay(images[row], winners[row], colours)]
         for x, cell in zip(xs, cells, strict=True):
             canvas.paste(Image.fromarray(cell), (x, y))
-    draw = ImageDraw.Draw(canvas)
-    titles = ["image", *(f"region {i + 1}" for i in order), "regions"]
-    for position, (x, text) in enumerate(zip(xs, titles, strict=True)):
-        swatch = colours[order[position - 1]] if 0 < position <= len(order) else None
-        _title(draw, text, x=x, y=margin, side=side, swatch=swatch)
+    draw, letters = ImageDraw.Draw(canvas), font(max(9, round(side / 8)))
+    box = round(letters.size * 0.8)
+    titles = [("image", None), *((f"region {i + 1}", colours[i]) for i in order), ("regions", None)]
+    for x, (text, colour) in zip(xs, titles, strict=True):
+        if colour is not None:
+            draw.rectangle((x, margin + 2, x + box, margin + 2 + box), fill=colour, outline=(90, 90, 90))
+        draw.text((x + (box + max(4, box // 2) if colour else 0), margin), text, fill=_DARK, font=letters)
     canvas.paste(legend, (xs[1], height - margin - legend.height))
     return np.asarray(canvas)
 
 
-def _title(
-    draw: ImageDraw.ImageDraw, text: str, *, x: int, y: int, side: int, swatch: tuple[int, int, int] | None
-) -> None:
-    font = _font(side)
-    indent = 0
-    if swatch is not None:
-        box = round(font.size * 0.8)
-        draw.rectangle((x, y + 2, x + box, y + 2 + box), fill=swatch, outline=(90, 90, 90))
-        indent = box + max(4, box // 2)
-    draw.text((x + indent, y), text, fill=_DARK, font=font)
-
-
 def _legend(top: float, uniform: float, side: int, note: str) -> Image.Image:
     """The colour bar: 0, the level of uniform heatmaps, and the largest value."""
-    font, pad = _font(side), max(6, side // 14)
-    length, thick = 2 * side, round(font.size)
-    end = f"{top:.2f}   share of the pixel, one scale for all;   mark: {uniform:.3f}, uniform"
-    start = round(font.getlength("0")) + pad
-    width = max(start + length + pad + font.getlength(end), font.getlength(note))
+    letters, pad = font(max(9, round(side / 8))), max(6, side // 14)
+    length, thick = 2 * side, round(letters.size)
+    end = f"{top:.2f}   fraction of the pixel, one scale for all;   mark: {uniform:.3f}, uniform"
+    start = round(letters.getlength("0")) + pad
+    width = max(start + length + pad + letters.getlength(end), letters.getlength(note))
     line = thick + 8
     strip = Image.new("RGB", (round(width) + 1, 2 * line if note else line), "white")
     draw = ImageDraw.Draw(strip)
-    draw.text((0, line + 2), note, fill=_DARK, font=font)
-    draw.text((0, 4), "0", fill=_DARK, font=font)
+    draw.text((0, line + 2), note, fill=_DARK, font=letters)
+    draw.text((0, 4), "0", fill=_DARK, font=letters)
     ramp = np.linspace(0, 255, length).round().astype(np.uint8)
     strip.paste(Image.fromarray(np.repeat(_colour_map()[ramp][None], thick, axis=0)), (start, 4))
     tick = start + round(uniform / top * (length - 1))
     draw.line((tick, 0, tick, line), fill=_DARK, width=max(1, side // 64))
-    draw.text((start + length + pad, 4), end, fill=_DARK, font=font)
+    draw.text((start + length + pad, 4), end, fill=_DARK, font=letters)
     return strip
 
 
@@ -260,10 +238,6 @@ def _legend(top: float, uniform: float, side: int, note: str) -> Image.Image:
 def _colour_map() -> np.ndarray:
     """(256, 3) uint8: matplotlib's magma, dark to light with equal perceived steps."""
     return (matplotlib.colormaps["magma"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-
-
-def _font(side: int) -> ImageFont.FreeTypeFont:
-    return font(max(9, round(side / 8)))
 
 
 @functools.cache

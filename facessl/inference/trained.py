@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from facessl.config.run import plain
 from facessl.core import files, plugins
 from facessl.core.errors import CheckpointError
-from facessl.data.frame import Frame, frame_of
-from facessl.models.backbone import Backbone
+from facessl.core.types import Sample
+from facessl.data.frame import Frame, frame_of, from_box
 from facessl.models.forward import autocast, evaluating
-from facessl.pretrained.load import load_exactly
+from facessl.models.weights import from_card, load_exactly
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.normalise import normalise
@@ -41,6 +42,11 @@ class Trained:
     image_size: int
     augment: Augment
     card: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return str(self.card["task"]["name"])
 
     @property
     def module(self) -> nn.Module:
@@ -67,8 +73,8 @@ class Trained:
         with evaluating(self.module), autocast(device, precision):
             return {k: v.float().cpu().numpy() for k, v in self.task.predict(x).items()}
 
-    def frame(self, sample: Any, height: int, width: int) -> Frame:
-        """The crop of one sample."""
+    def frame(self, sample: Sample, height: int, width: int) -> Frame:
+        """The crop of one sample, as in training."""
         a = self.augment
         return frame_of(
             sample,
@@ -79,6 +85,44 @@ class Trained:
             warp=a.warp,
             template=a.template,
         )
+
+
+class Embedder(nn.Module):
+    """The embedding that a task was trained for (verification), where a backbone's own is asked for otherwise.
+
+    Each image is taken for one cut-out face, as `facessl predict --no-crop` takes it.
+
+    Attributes:
+        view: (H, W, 3) uint8 image -> (S, S, 3) view.
+        num_features: D.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        self.task: Any = trained.module
+        backbone = trained.task.backbone
+        self.mean, self.std = backbone.mean, backbone.std
+        self.view = functools.partial(picture_view, trained.augment, trained.image_size)
+        with evaluating(self):
+            self.num_features = self(torch.zeros(1, 3, trained.image_size, trained.image_size)).shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised views (B, 3, S, S) -> embeddings (B, D). KeyError: the task predicts none."""
+        z: Tensor = self.task.predict(x)["embeddings"]
+        return z
+
+
+def crop_of_picture(augment: Augment, size: int, height: int, width: int) -> Frame:
+    """The crop of a picture that is one cut-out face: for models of boxes or five points all of it."""
+    if augment.crop == "whole":
+        shape = (height, width, 3)
+        return frame_of(Sample(b"", "a face"), shape, size=size, scale=augment.crop_scale, warp=augment.warp)
+    return replace(from_box((-0.5, -0.5, width - 0.5, height - 0.5), size), warp=augment.warp)
+
+
+def picture_view(augment: Augment, size: int, image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 picture of one cut-out face -> its view (S, S, 3) uint8."""
+    return crop_of_picture(augment, size, *image.shape[:2]).image(image, augment.border)
 
 
 def card(
@@ -122,13 +166,7 @@ def load_trained(path: str | Path) -> Trained:
     tensors, info = files.read_safetensors(file)
     if info.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
-    backbone = Backbone(
-        info["timm_name"],
-        image_size=info["image_size"],
-        mean=tuple(info["mean"]),
-        std=tuple(info["std"]),
-        **info["timm_options"],
-    )
+    backbone = from_card(info)
     arguments = dict(info["task"])
     name = arguments.pop("name")
     task = plugins.find("tasks", name)(backbone, Labels.from_dict(info["labels"]), **arguments)

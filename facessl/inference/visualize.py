@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from facessl.core.errors import UnknownName
-from facessl.inference.regions import font, region_colours
+from facessl.inference.regions import borders, font, region_colours
 from facessl.models.layers.star import star_edges
 
 Colour = tuple[int, int, int]
@@ -21,8 +21,8 @@ READABLE = 320
 _DARK, _LIGHT, _LINE, _POINT = (20, 20, 24), (255, 255, 255), (66, 212, 244), (255, 238, 120)
 #: Colours of classes 1, 2, ...: a quiet one for skin, which is mostly first, then neighbours that differ.
 _CLASSES = (
-    *("#fabed4", "#911eb4", "#42d4f4", "#f58231", "#3cb44b", "#ffe119", "#4363d8", "#e6194b", "#f032e6", "#9a6324"),
-    *("#469990", "#bfef45", "#dcbeff", "#800000", "#aaffc3", "#808000", "#ffd8b1", "#000075"),
+    "fabed4 911eb4 42d4f4 f58231 3cb44b ffe119 4363d8 e6194b f032e6 9a6324 469990 bfef45 dcbeff 800000 aaffc3 808000 "
+    "ffd8b1 000075"
 )
 _FRACTION = 4  # bits behind the point in OpenCV's drawing coordinates
 
@@ -48,10 +48,12 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
     )
     for face in faces:
         if "mask" in face:
-            tint(canvas, _enlarged(face["mask"], factor), class_colours(len(face["classes"])))
+            _tint(canvas, face["mask"].repeat(factor, 0).repeat(factor, 1), class_colours(len(face["classes"])))
     for face in faces:
         if face.get("framed") and "box" in face:
-            _frame(canvas, _moved(face["box"], factor))
+            (left, top), (right, bottom) = _moved(face["box"], factor)
+            corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+            _lines(canvas, [corners], max(1, round((right - left) / 150)), closed=True)
         if "landmarks" in face:
             _points(canvas, _moved(face["landmarks"], factor), face.get("layout"))
     picture = Image.fromarray(canvas)
@@ -62,39 +64,22 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def class_colours(count: int) -> list[Colour]:
     """RGB by class: black for class 0, the background, and colours that can be told apart for the others."""
-    own = [_rgb(code) for code in _CLASSES[: count - 1]]
-    return [(0, 0, 0), *own, *region_colours(count - 1)[len(own) :]]
+    own = [tuple(bytes.fromhex(code)) for code in _CLASSES.split()[: count - 1]]
+    return [(0, 0, 0), *own, *region_colours(count - 1)[len(own) :]]  # type: ignore[list-item]
 
 
-def _rgb(code: str) -> Colour:
-    red, green, blue = bytes.fromhex(code[1:])
-    return red, green, blue
-
-
-def tint(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> None:
-    """Lay the colours of all classes but 0 over an image, with light borders between classes.
-
-    Args:
-        image: (H, W, 3) uint8, changed in place.
-        mask: (H, W) classes.
-        colours: RGB by class.
-    """
+def _tint(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> None:
+    """Lay the colours of all classes but 0 over an image (H, W, 3) in place, with light borders between classes."""
     inside = mask > 0
     palette = np.asarray(colours, np.float32)
     image[inside] = (0.5 * image[inside] + 0.5 * palette[mask[inside]]).round()
-    border = np.zeros(mask.shape, bool)
-    border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
-    border[1:] |= mask[1:] != mask[:-1]
+    border = borders(mask)
     image[border] = (0.4 * image[border] + 0.6 * 255).round()
 
 
 def _moved(pixels: Any, factor: int) -> np.ndarray:
     """Coordinates, a box as its two corners (2, 2) or points (K, 2), in the enlarged picture."""
     return (np.asarray(pixels, np.float64).reshape(-1, 2) + 0.5) * factor - 0.5
-
-
-def _enlarged(mask: np.ndarray, factor: int) -> np.ndarray:
-    return mask.repeat(factor, 0).repeat(factor, 1) if factor > 1 else mask
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:
@@ -108,12 +93,6 @@ def _lines(canvas: np.ndarray, lines: Sequence[np.ndarray], thickness: int, *, c
     fixed = [_fixed(line) for line in lines]
     for colour, width in ((_DARK, thickness + min(thickness, 2)), (_LINE, thickness)):
         cv2.polylines(canvas, fixed, closed, colour, width, cv2.LINE_AA, _FRACTION)
-
-
-def _frame(canvas: np.ndarray, box: np.ndarray) -> None:
-    (left, top), (right, bottom) = box
-    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-    _lines(canvas, [corners], max(1, round((right - left) / 150)), closed=True)
 
 
 def _points(canvas: np.ndarray, points: np.ndarray, order: str | None) -> None:
@@ -139,17 +118,17 @@ def edges(order: str | None, points: int) -> tuple[tuple[int, ...], ...]:
 
 def _tag(picture: Image.Image, face: Mapping[str, Any], box: np.ndarray, number: str) -> None:
     """Label, probability and its bar above the face, or inside its box where there is no room; in place."""
-    share = None
+    probability = None
     words = number if "attributes" in face else ""
     if "label" in face:
-        share = float(face["probabilities"][face["label"]])
-        words = f"{face['label']} {share:.2f}"
+        probability = float(face["probabilities"][face["label"]])
+        words = f"{face['label']} {probability:.2f}"
     if not words:
         return
     (left, top), (right, _) = box
     letters = font(round(min(max((right - left) / 11, 12), _letter(picture))))
     pad = max(3, round(letters.size / 4))
-    bar = 0 if share is None else max(3, round(letters.size / 5))
+    bar = 0 if probability is None else max(3, round(letters.size / 5))
     wide = round(letters.getlength(words)) + 2 * pad
     high = round(letters.size * 1.25) + pad + (bar + pad if bar else 0)
     x = round(min(max(left, 0), max(picture.width - wide, 0)))
@@ -157,10 +136,10 @@ def _tag(picture: Image.Image, face: Mapping[str, Any], box: np.ndarray, number:
     brush = ImageDraw.Draw(picture)
     brush.rectangle((x, y, x + wide, y + high), fill=_DARK)
     brush.text((x + pad, y + pad // 2), words, fill=_LIGHT, font=letters)
-    if share is not None:
+    if probability is not None:
         base = y + high - pad - bar
         brush.rectangle((x + pad, base, x + wide - pad, base + bar), fill=(80, 80, 88))
-        brush.rectangle((x + pad, base, x + pad + round(share * (wide - 2 * pad)), base + bar), fill=_LINE)
+        brush.rectangle((x + pad, base, x + pad + round(probability * (wide - 2 * pad)), base + bar), fill=_LINE)
 
 
 def _letter(picture: Image.Image) -> float:

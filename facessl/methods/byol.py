@@ -1,4 +1,4 @@
-"""BYOL: an online network predicts the target network's projection of another view."""
+"""BYOL (arXiv:2006.07733): an online network predicts the target network's projection of another view."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FRACTION, FROM_1, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
@@ -32,10 +32,7 @@ class BYOLArgs:
     momentum: float = 0.996
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum <= 1:
-            raise ConfigError(f"momentum is {self.momentum}: give a number from 0 to 1")
-        if min(self.hidden, self.dim) < 1:
-            raise ConfigError(f"hidden is {self.hidden} and dim is {self.dim}: both must be at least 1")
+        check_values(self, {"momentum": FRACTION, "hidden dim": FROM_1})
 
 
 class BYOL(nn.Module):
@@ -52,20 +49,11 @@ class BYOL(nn.Module):
     views: ClassVar[tuple[View, ...]] = FRA_VIEWS
     mean: ClassVar[tuple[float, float, float]] = VGGFACE2_MEAN
     std: ClassVar[tuple[float, float, float]] = VGGFACE2_STD
-    paper: ClassVar[str] = "Grill et al., Bootstrap your own latent, NeurIPS 2020, arXiv:2006.07733"
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: becomes the online backbone; the target starts as its copy.
-            values: fields of `BYOLArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range.
-        """
+        """`values` are fields of `BYOLArgs`."""
         super().__init__()
-        args = BYOLArgs(**values)
-        self.momentum = args.momentum
+        self.args = args = BYOLArgs(**values)
         self.backbone = backbone
         self.projector = MLPHead(backbone.num_features, hidden=args.hidden, out_features=args.dim)
         self.predictor = MLPHead(args.dim, hidden=args.hidden, out_features=args.dim)
@@ -76,16 +64,11 @@ class BYOL(nn.Module):
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of two views (B, 3, S, S); logs `global_consistency`, the sum of 2 - 2 cos over both directions."""
         x1, x2 = batch.views
-        p1 = self.predictor(self.projector(self.backbone(x1)))  # (B, D)
-        p2 = self.predictor(self.projector(self.backbone(x2)))
-        z1, z2 = self._target(x1), self._target(x2)
+        p1, p2 = (self.predictor(self.projector(self.backbone(x))) for x in (x1, x2))  # (B, D)
+        with torch.no_grad():
+            z1, z2 = (self.target_projector(self.target_backbone(x)) for x in (x1, x2))
         loss = (2 - 2 * mean_cosine(p1, z2)) + (2 - 2 * mean_cosine(p2, z1))
         return Step(loss, {"global_consistency": loss.detach()})
-
-    @torch.no_grad()
-    def _target(self, x: Tensor) -> Tensor:
-        out: Tensor = self.target_projector(self.target_backbone(x))
-        return out
 
     def after_step(self, progress: Progress) -> None:
         """Moves the target network."""
@@ -93,4 +76,4 @@ class BYOL(nn.Module):
 
     def ema_momentum(self, progress: Progress) -> float:
         """Momentum of the target network now."""
-        return cosine_momentum(self.momentum, progress.fraction)
+        return cosine_momentum(self.args.momentum, progress.fraction)

@@ -1,10 +1,11 @@
-"""FaRL: faces and their captions contrasted, and hidden patches predicted."""
+"""FaRL (arXiv:2112.03109): faces and their captions contrasted, and hidden patches predicted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,16 +14,16 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.core.distributed import all_gather_rows, rank
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.dvae import VisualTokens
 from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
-from facessl.models.layers.masking import check_maskable
-from facessl.models.layers.text_tower import TextTower
+from facessl.models.layers.losses import info_nce
+from facessl.models.layers.masking import check_maskable, embed_patches, run_blocks
 from facessl.views.spec import View
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -44,7 +45,7 @@ class FaRLArgs:
         text_depth: blocks of the text tower.
         text_heads: attention heads of the text tower.
         context: tokens of a caption, start and end included; longer ones are cut.
-        mask_ratio: share of the patches that is hidden, 75 of 196.
+        mask_ratio: fraction of the patches that is hidden, 75 of 196.
         masking: "random" patches, or "block": patches that lie together (those of the largest mean noise over 5 x 5).
         mim_weight: weight of the masked image modelling.
         mim_depth: blocks between the image tower and the prediction of hidden patches.
@@ -69,22 +70,62 @@ class FaRLArgs:
     momentum: float = 0.996
 
     def __post_init__(self) -> None:
-        if self.masking not in ("random", "block"):
-            raise ConfigError(f"masking is {self.masking!r}: give one of random, block")
-        ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-            ("mask_ratio", lambda v: 0 < v < 1, "a share between 0 and 1"),
-            ("momentum", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-            ("temperature", lambda v: 0.01 <= v <= 100, "a number from 0.01 to 100"),
-            ("mim_weight", lambda v: v > 0, "more than 0"),
-            ("dim text_width text_depth text_heads mim_depth vocabulary", lambda v: v >= 1, "1 or more"),
-            ("context", lambda v: v >= 3, "3 or more"),
+        check_values(
+            self,
+            {
+                "mask_ratio": INNER_FRACTION,
+                "momentum": FRACTION,
+                "temperature": (lambda v: 0.01 <= v <= 100, "a number from 0.01 to 100"),
+                "mim_weight": POSITIVE,
+                "dim text_width text_depth text_heads mim_depth vocabulary": FROM_1,
+                "context": (lambda v: v >= 3, "3 or more"),
+            },
         )
-        for names, valid, wanted in ranges:
-            for name in names.split():
-                if not valid(value := getattr(self, name)):
-                    raise ConfigError(f"{name} is {value}: give {wanted}")
         if self.text_width % self.text_heads:
             raise ConfigError(f"text_heads is {self.text_heads}: give a divisor of text_width, {self.text_width}")
+
+
+class TextTower(nn.Module):
+    """A causal transformer over byte pairs; the sentence's feature is that of its last token, projected.
+
+    The tokenizer comes with open_clip; nothing is downloaded.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int, *, context: int, out_features: int) -> None:
+        """Sentences are filled up or cut to `context` tokens, start and end included; `out_features` is D. ConfigError
+        where open_clip is not installed."""
+        super().__init__()
+        # Late: these take seconds, and most runs need none of them.
+        try:
+            from open_clip.tokenizer import SimpleTokenizer
+            from open_clip.transformer import QuickGELU, TextTransformer
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"FaRL's text encoder is open_clip's ({error}): pip install 'facessl[farl]'") from None
+
+        self.tokenizer = SimpleTokenizer(context_length=context)
+        self.transformer = TextTransformer(
+            context_length=context,
+            vocab_size=self.tokenizer.vocab_size,
+            width=width,
+            heads=heads,
+            layers=depth,
+            output_dim=out_features,
+            act_layer=QuickGELU,
+        )
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """B sentences -> (B, D)."""
+        tower = self.transformer
+        tokens = self.tokenizer(list(texts))  # (B, context)
+        # What follows a sentence's end, the largest of its tokens, cannot change its feature and is left out.
+        length = int(tokens.argmax(1).max()) + 1
+        device = tower.token_embedding.weight.device
+        tokens = tokens[:, :length].contiguous()
+        tokens = (tokens.pin_memory() if device.type == "cuda" else tokens).to(device, non_blocking=True)
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])  # (B, length, width)
+        last = x[torch.arange(len(texts), device=device), tokens.argmax(1)]
+        return tower.ln_final(last) @ tower.text_projection
 
 
 class FaRL(nn.Module):
@@ -117,21 +158,10 @@ class FaRL(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = CLIP_MEAN
     std: ClassVar[tuple[float, float, float]] = CLIP_STD
     batch_wide: ClassVar[str] = "the negatives"
-    paper: ClassVar[str] = (
-        "Zheng et al., General facial representation learning in a visual-linguistic manner, CVPR 2022, "
-        "arXiv:2112.03109"
-    )
     patches_only: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: a ViT with a class token, the image tower.
-            values: fields of `FaRLArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range, or a backbone in which patches cannot be hidden.
-        """
+        """`backbone`, a ViT with a class token, is the image tower; `values` are fields of `FaRLArgs`."""
         super().__init__()
         self.args = args = FaRLArgs(**values)
         check_maskable(backbone.model, backbone.name)
@@ -143,28 +173,19 @@ class FaRL(nn.Module):
         if not 0 < self.hidden < patches:
             raise ConfigError(f"mask_ratio is {args.mask_ratio}: it hides {self.hidden} of {patches} patches")
         self.text = TextTower(
-            width=args.text_width,
-            depth=args.text_depth,
-            heads=args.text_heads,
-            context=args.context,
-            out_features=args.dim,
+            args.text_width, args.text_depth, args.text_heads, context=args.context, out_features=args.dim
         )
         self.image_projection = nn.Linear(width, args.dim, bias=False)
         nn.init.normal_(self.image_projection.weight, std=width**-0.5)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(args.temperature)))
         self.mask_token = nn.Parameter(width**-0.5 * torch.randn(width))
-        heads = backbone.model.blocks[0].attn.num_heads
-        blocks = (
-            Block(width, heads, qkv_bias=True, act_layer=QuickGELU, norm_layer=nn.LayerNorm)
-            for _ in range(args.mim_depth)
-        )
+        block = partial(Block, width, backbone.model.blocks[0].attn.num_heads, qkv_bias=True, norm_layer=nn.LayerNorm)
+        blocks = (block(act_layer=QuickGELU) for _ in range(args.mim_depth))
         outputs = width if args.dvae is None else args.vocabulary
         self.mim = nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, outputs))
         self.mim.apply(_start)
         choose_attention(self.mim)
         self.tokens: VisualTokens | None = None
-        self.target_backbone: Backbone | None = None
-        self._follow: MomentumUpdate | None = None
         if args.dvae is not None:
             self.tokens = VisualTokens(args.dvae, vocabulary=args.vocabulary, mean=backbone.mean, std=backbone.std)
         else:
@@ -177,12 +198,9 @@ class FaRL(nn.Module):
             self.tokens.load()
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of one view (B, 3, S, S) and B captions.
+        """Loss of one view (B, 3, S, S) and B captions; DataError for an image without a caption.
 
         Logs `image_text` and `masked_modelling`, unweighted, and the `temperature`.
-
-        Raises:
-            DataError: an image without a caption.
         """
         (x,) = batch.views
         if batch.text is None:
@@ -190,16 +208,17 @@ class FaRL(nn.Module):
             raise DataError(f"FaRL needs a caption for every image, but the source lacks some{where}: add them")
         removed = self.removed(self.noise(batch))
         pooled, tokens = self._encode(x, removed)
-        contrast = image_text_loss(self.image_projection(pooled), self.text(batch.text), self.log_scale)
+        pair = (self.image_projection(pooled), self.text(batch.text))  # (B, D) each
+        temperature = (-self.log_scale).exp()
+        contrast = (info_nce(*pair, temperature) + info_nce(*pair[::-1], temperature)) / 2
         hidden = self._masked_loss(x, self.mim(tokens)[:, self.backbone.prefix_tokens :], removed)
         loss = contrast + self.args.mim_weight * hidden
-        logs = {"image_text": contrast, "masked_modelling": hidden, "temperature": (-self.log_scale).exp()}
+        logs = {"image_text": contrast, "masked_modelling": hidden, "temperature": temperature}
         return Step(loss, {name: value.detach() for name, value in logs.items()})
 
     def noise(self, batch: Batch) -> Tensor:
         """Uniform noise (B, T) of the masks, drawn on the device."""
-        x = batch.views[0]
-        return torch.rand(len(x), self.grid[0] * self.grid[1], device=x.device)
+        return torch.rand(len(batch), self.grid[0] * self.grid[1], device=batch.views[0].device)
 
     def removed(self, noise: Tensor) -> Tensor:
         """Which patches are hidden, as many in every image: noise (B, T) -> (B, T) bool."""
@@ -212,18 +231,9 @@ class FaRL(nn.Module):
         """Pooled embedding (B, C) of images and, from the same pass, tokens (B, P + T, C) of the images with hidden
         patches before the last norm."""
         model = self.backbone.model
-        patches = model.patch_embed(x)
-        if patches.ndim == 4:  # (B, h, w, C) where the model was built for images of several sizes
-            patches = patches.flatten(1, 2)
+        prefix, patches, positions = embed_patches(model, x)
         masked = torch.where(removed[:, :, None], self.mask_token.to(patches.dtype), patches)
-        prefix = torch.cat([token for token in (model.cls_token, model.reg_token) if token is not None], dim=1)
-        positions = model.pos_embed
-        if not model.no_embed_class:
-            prefix = prefix + positions[:, : prefix.shape[1]]
-            positions = positions[:, prefix.shape[1] :]
-        both = torch.cat([patches, masked]) + positions  # (2B, T, C)
-        both = torch.cat([prefix.expand(len(both), -1, -1).to(both.dtype), both], dim=1)
-        clean, hidden = model.blocks(model.norm_pre(model.pos_drop(both))).chunk(2)
+        clean, hidden = run_blocks(model, prefix, torch.cat([patches, masked]) + positions).chunk(2)
         return model.forward_head(model.norm(clean), pre_logits=True), hidden
 
     def _masked_loss(self, x: Tensor, predicted: Tensor, removed: Tensor) -> Tensor:
@@ -235,7 +245,6 @@ class FaRL(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return F.cross_entropy(found.flatten(0, 1), self.tokens(x, self.grid).gather(1, at).flatten())
         with torch.no_grad():
-            assert self.target_backbone is not None
             features = self.target_backbone.model.forward_features(x)[:, self.backbone.prefix_tokens :]
         with torch.autocast(x.device.type, enabled=False):
             wanted = standardised(at_least_float32(features))  # (B, T, C)
@@ -245,34 +254,12 @@ class FaRL(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Keeps the temperature at 0.01 or more, and moves the momentum tower."""
         self.log_scale.clamp_(max=LARGEST_SCALE)
-        if self._follow is not None:
+        if self.tokens is None:
             self._follow(self.ema_momentum(progress))
 
     def ema_momentum(self, progress: Progress) -> float:
         """Momentum of the momentum tower now; 1 where there is none."""
-        return 1.0 if self._follow is None else cosine_momentum(self.args.momentum, progress.fraction)
-
-    @torch.no_grad()
-    def similarity(self, x: Tensor, texts: Sequence[str]) -> Tensor:
-        """Cosine of every image with every text: (B, 3, S, S) normalised, K texts -> (B, K)."""
-        images, sentences = self.image_projection(self.backbone(x)), self.text(texts)
-        return F.normalize(images, dim=1) @ F.normalize(sentences, dim=1).T
-
-
-def image_text_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
-    """Mean of two cross-entropies, of finding an image's text and a text's image among those of all ranks (CLIP).
-
-    Args:
-        images, texts: (B, D), row by row of the same pairs; every rank has as many.
-        log_scale: logarithm of what cosines are multiplied by.
-    """
-    with torch.autocast(images.device.type, enabled=False):
-        image, text = (F.normalize(at_least_float32(v), dim=1) for v in (images, texts))
-        own = torch.arange(len(image), device=image.device) + rank() * len(image)
-        scale = log_scale.exp()
-        forth = F.cross_entropy(scale * image @ all_gather_rows(text).T, own)
-        back = F.cross_entropy(scale * text @ all_gather_rows(image).T, own)
-        return (forth + back) / 2
+        return cosine_momentum(self.args.momentum, progress.fraction) if self.tokens is None else 1.0
 
 
 def standardised(features: Tensor) -> Tensor:
@@ -285,5 +272,4 @@ def _start(module: nn.Module) -> None:
     """Truncated normal of standard deviation 0.02, biases 0: the first weights of the released prediction block."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        nn.init.zeros_(module.bias)

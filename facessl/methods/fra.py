@@ -1,9 +1,9 @@
-"""FRA: global and local consistency of faces with learned region heatmaps."""
+"""FRA (arXiv:2403.02138): global and local consistency of faces with learned region heatmaps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,37 +14,28 @@ from facessl.core.distributed import all_reduce_mean, rank_mean
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FRACTION, FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers import frame
+from facessl.models.layers.decoder import MaskDecoder
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.losses import mean_cosine
-from facessl.models.layers.region_heads import Outputs, RegionHeads
 from facessl.models.layers.sinkhorn import sinkhorn
 from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
 
 
 class Variant(NamedTuple):
-    """Where the paper and the released code part.
-
-    Attributes:
-        decoder_layers: default number of decoder layers.
-        decorrelation_weight: default weight of the decorrelation term within the local term.
-        heatmap_temperature: default temperature of the heatmaps; None: the student temperature.
-        mask_embeddings: default of one set per "image", or of their average over the global "batch".
-        separate: regions have a projector of their own (else the pixels' local projector).
-        cosine_scale, cosine_offset: a similarity term is offset - scale * cos.
-        relation_scale: factor of the relation term and of ME-MAX, which are sums over both views.
-    """
+    """Where the paper and the released code part; the first four are defaults of `FRAArgs`."""
 
     decoder_layers: int
     decorrelation_weight: float
-    heatmap_temperature: float | None
+    heatmap_temperature: float | None  # None: the student temperature
     mask_embeddings: Literal["image", "batch"]
-    separate: bool
-    cosine_scale: float
+    separate: bool  # regions have a projector of their own (else the pixels' local projector)
+    cosine_scale: float  # a similarity term is offset - scale * cos
     cosine_offset: float
-    relation_scale: float
+    relation_scale: float  # factor of the relation term and of ME-MAX, which are sums over both views
 
 
 VARIANTS = {
@@ -65,10 +56,10 @@ class FRAArgs:
         use_local: Table 5's term LC.
         use_relation: Table 5's term SR.
         num_regions: N, number of heatmaps (Table 6).
-        lambda_c: share of the global term in Eq. 6, 0 to 1; where only one of the two terms is on, it has the whole
+        lambda_c: fraction of the global term in Eq. 6, 0 to 1; where only one of the two terms is on, it has the whole
             weight, so that 1.0 (Table 7) is the same as `use_local=False`.
-        lambda_r: weight of the relation term in Eq. 8 (Table 7); 0 turns it off. In the official variant x weighs as
-            x / 4 does in Eq. 8: the term is the mean over the two views, and 2 - 2 cos has twice the slope of -cos.
+        lambda_r: weight of the relation term in Eq. 8 (Table 7); 0 turns it off. With `variant=official` the same value
+            has a quarter of the effect, as in the released code.
         relation: whose assignments the relation term compares. "within": student and teacher of the same view (Eq. 2).
             "across": the student's of one view and the teacher's of the other one, read at the places of the image
             that both show. "both": the mean of the two terms, so that lambda_r weighs alike in all three. "across" and
@@ -100,8 +91,8 @@ class FRAArgs:
         decoder_heads: attention heads of the mask decoder. Open in the paper.
         decoder_feed_forward: hidden width of the decoder's feed-forward layers. Open in the paper.
         dropout: of the mask decoder, active in both networks. Open in the paper; at 0.1 with one set of mask
-            embeddings per image it is larger than the initial differences between the regions and keeps the
-            heatmaps uniform (docs/results.md).
+            embeddings per image it is larger than the initial differences between the regions, and the heatmaps stay
+            uniform for longer (docs/results.md).
     """
 
     variant: Literal["paper", "official"] = "paper"
@@ -131,23 +122,15 @@ class FRAArgs:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("variant", [*VARIANTS]),
-            ("relation", ["within", "across", "both"]),
-            ("mask_embeddings", ["image", "batch", "free", None]),
-        ):
-            if (choice := getattr(self, name)) not in known:
-                raise ConfigError(f"{name} is {choice!r}: give one of {', '.join(map(str, known))}")
-        ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-            ("lambda_c momentum dropout", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-            ("student_temperature teacher_temperature heatmap_temperature query_std", lambda v: v > 0, "more than 0"),
-            ("lambda_r frame_prior memax_weight sinkhorn_iterations decoder_layers", lambda v: v >= 0, "0 or more"),
-            ("num_regions hidden dim decoder_heads decoder_feed_forward", lambda v: v >= 1, "1 or more"),
+        check_values(
+            self,
+            {
+                "lambda_c momentum dropout": FRACTION,
+                "student_temperature teacher_temperature heatmap_temperature query_std": POSITIVE,
+                "lambda_r frame_prior memax_weight sinkhorn_iterations decoder_layers": FROM_0,
+                "num_regions hidden dim decoder_heads decoder_feed_forward": FROM_1,
+            },
         )
-        for names, valid, wanted in ranges:
-            for name in names.split():
-                if (value := getattr(self, name)) is not None and not valid(value):
-                    raise ConfigError(f"{name} is {value}: give {wanted}")
         if self.decoder_width % (4 * self.decoder_heads):
             raise ConfigError(
                 f"decoder_width is {self.decoder_width}: give a multiple of 4 x decoder_heads, {4 * self.decoder_heads}"
@@ -165,49 +148,27 @@ class FRAArgs:
 
     @property
     def temperature(self) -> float:
-        """Temperature of the heatmaps in force."""
-        own = self.rules.heatmap_temperature if self.heatmap_temperature is None else self.heatmap_temperature
-        return self.student_temperature if own is None else own
-
-    @property
-    def decoder(self) -> dict[str, Any]:
-        """Sizes of the mask decoder in force."""
-        return {
-            "layers": self.layers,
-            "width": self.decoder_width,
-            "heads": self.decoder_heads,
-            "feed_forward": self.decoder_feed_forward,
-            "dropout": self.dropout,
-        }
+        """Temperature of the heatmaps in force; no temperature is 0."""
+        return self.heatmap_temperature or self.rules.heatmap_temperature or self.student_temperature
 
     @property
     def averaged(self) -> bool:
         """Whether mask embeddings are averaged over the global batch."""
         return (self.mask_embeddings or self.rules.mask_embeddings) == "batch"
 
-    @property
-    def free(self) -> bool:
-        """Whether mask embeddings are learned vectors, without a mask decoder."""
-        return self.mask_embeddings == "free"
-
     def weights(self) -> dict[str, float]:
-        """Terms that are on, by their name in the logs, with their weight in the loss.
-
-        Raises:
-            ConfigError: every term is off.
-        """
-        with_regions = self.free or self.layers > 0
+        """Terms that are on, by their name in the logs, with their weight in the loss; ConfigError where none is."""
+        with_regions = self.mask_embeddings == "free" or self.layers > 0
         with_global = self.use_global and self.lambda_c > 0
         with_local = self.use_local and self.lambda_c < 1 and with_regions
         out: dict[str, float] = {}
         if with_global:
             out["global_consistency"] = self.lambda_c if with_local else 1.0
         if with_local:
-            share = 1 - self.lambda_c if with_global else 1.0
-            out["local_consistency"] = share
+            out["local_consistency"] = local = 1 - self.lambda_c if with_global else 1.0
             own = self.decorrelation_weight
             if weight := self.rules.decorrelation_weight if own is None else own:
-                out["decorrelation"] = share * weight
+                out["decorrelation"] = local * weight
         if self.use_relation and self.lambda_r > 0 and with_regions:
             out["semantic_relation"] = self.lambda_r
             out["me_max"] = self.lambda_r * self.memax_weight
@@ -220,28 +181,133 @@ class FRAArgs:
         return out
 
 
+#: What one network makes of one view, as far as a term needs it:
+#: "z" (B, D), global embedding; "similarity" (B, h, w, N) float32, S with N last; "regions" (B, N, D), facial
+#: embeddings z^m; "mask_embedding" (N, D) float32, detached, only where mask embeddings are averaged over the batch.
+Outputs = dict[str, Tensor]
+
+#: Rows and columns of the table of `frame_prior`, and the standard deviation that it starts with.
+PRIOR_CELLS = 12
+PRIOR_STD = 0.1
+
+
+class RegionHeads(nn.Module):
+    """Projectors and mask decoder that follow the backbone in both networks, as far as the terms need them."""
+
+    def __init__(self, features: int, args: FRAArgs) -> None:
+        """`features` is C, the channels of the backbone's map and embedding."""
+        super().__init__()
+        terms, regions = args.weights(), args.num_regions
+        head = partial(MLPHead, features, hidden=args.hidden, out_features=args.dim)
+        self.averaged = args.averaged
+        self.heatmap_temperature = args.temperature
+        self.frame_prior = args.frame_prior
+        self.with_regions = "local_consistency" in terms
+        self.finds_regions = self.with_regions or "semantic_relation" in terms
+        self.projector = head() if "global_consistency" in terms else None
+        self.decoder: MaskDecoder | None = None
+        if not self.finds_regions:
+            return
+        self.local_projector = head()
+        self.region_projector = head() if self.with_regions and args.rules.separate else None
+        if args.frame_prior:
+            self.prior = nn.Parameter(PRIOR_STD * torch.randn(regions, PRIOR_CELLS, PRIOR_CELLS))
+        if args.mask_embeddings == "free":
+            self.mask_embedding = nn.Parameter(args.query_std * torch.randn(regions, args.dim))
+            return
+        self.decoder = MaskDecoder(
+            features,
+            queries=regions,
+            layers=args.layers,
+            out_features=args.dim,
+            width=args.decoder_width,
+            heads=args.decoder_heads,
+            feed_forward=args.decoder_feed_forward,
+            dropout=args.dropout,
+            query_std=args.query_std,
+        )
+        if args.averaged:
+            self.prototype = nn.Buffer(torch.zeros(regions, args.dim))
+
+    def forward(self, features: Tensor, pooled: Tensor, crops: Tensor | None = None) -> Outputs:
+        """Map (B, C, h, w), pooled embedding (B, C) and what the view shows, (B, 5) or None -> `Outputs`."""
+        out: Outputs = {}
+        if self.projector is not None:
+            out["z"] = self.projector(pooled)
+        if self.finds_regions:
+            embedding = self.mask_embedding if self.decoder is None else self.decoder(features)  # (N, D) or (B, N, D)
+            if self.averaged:
+                embedding = all_reduce_mean(at_least_float32(embedding).mean(0))  # (N, D)
+                out["mask_embedding"] = embedding.detach()
+            similarity = self.similarity(features, embedding, crops)
+            out["similarity"] = similarity.unflatten(1, features.shape[2:])  # (B, hw, N) -> (B, h, w, N)
+            if self.with_regions:
+                out["regions"] = self._regions(features, self.heatmaps(similarity))
+        return out
+
+    def stored_embedding(self, features: Tensor) -> Tensor:
+        """Mask embeddings (B, N, D) or (N, D) outside of training; features (B, C, h, w)."""
+        if self.decoder is None:
+            return self.mask_embedding
+        return self.prototype if self.averaged else self.decoder(features)
+
+    def similarity(self, features: Tensor, embedding: Tensor, crops: Tensor | None = None) -> Tensor:
+        """S (B, hw, N), at least float32: cosine of Eq. 1's dense map with mask embeddings, plus the prior, if any.
+
+        Features are (B, C, h, w), embeddings (B, N, D) or (N, D), crops (B, 5), what the view shows; None: the image.
+        """
+        dense = self.local_projector(features).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, hw, D)
+        with torch.autocast(dense.device.type, enabled=False):
+            pixel = F.normalize(at_least_float32(dense), dim=-1)
+            query = F.normalize(at_least_float32(embedding), dim=-1)
+            cosines = pixel @ query.transpose(-1, -2)
+        return cosines + self.frame_prior * self._prior(features, crops) if self.frame_prior else cosines
+
+    def _prior(self, features: Tensor, crops: Tensor | None) -> Tensor:
+        """The table at the places of a view's cells: (B, C, h, w) and (B, 5) or None -> (B, hw, N), or (1, hw, N)."""
+        if crops is None:
+            crops = at_least_float32(self.prior.new_zeros(1, 5))
+            crops[:, 2:4] = 1
+        table = self.prior.permute(1, 2, 0).expand(len(crops), -1, -1, -1)  # (N, 12, 12) -> (B, 12, 12, N)
+        return frame.read(table, *frame.places(crops, *features.shape[2:])).flatten(1, 2)
+
+    def heatmaps(self, similarity: Tensor) -> Tensor:
+        """M: softmax of S (B, hw, N) over the N regions -> (B, hw, N)."""
+        return (similarity / self.heatmap_temperature).softmax(-1)
+
+    def _regions(self, features: Tensor, maps: Tensor) -> Tensor:
+        """Eq. 4 and 5: map (B, C, h, w) averaged with weights M (B, hw, N), then projected -> (B, N, D)."""
+        tiny = torch.finfo(maps.dtype).tiny  # a very low temperature may leave a region without any weight
+        weights = maps / maps.sum(1, keepdim=True).clamp_min(tiny)
+        pooled = features.flatten(2) @ weights.to(features.dtype)  # (B, C, hw) @ (B, hw, N) -> (B, C, N)
+        return (self.region_projector or self.local_projector)(pooled).transpose(1, 2)
+
+
 class FRA(nn.Module):
     """Facial region awareness (Gao and Patras, CVPR 2024), Eq. 1-8: BYOL with learned regions of the face.
 
     Differences:
-        `variant="paper"`: none known from the main text; its supplement was not available. What the text leaves open is
-        the released code's: student and teacher temperature, ME-MAX weight, Sinkhorn iterations, the decoder's sizes
-        and the initialisation. Heatmaps have the student temperature, because section 3.2 calls them s of Eq. 2.
-        Sinkhorn starts from softmaxed probabilities, as released; "following SwAV", as the paper says, could also
-        mean exp(S / epsilon). Crops cover an area of 0.2-1, as released (BYOL: 0.08-1).
+        `variant="paper"`: none known from the main text; its supplement was not available, and nobody is known to have
+        run it. What the text leaves open is the released code's: student and teacher temperature, ME-MAX weight,
+        Sinkhorn iterations, the decoder's sizes and the initialisation. Heatmaps have the student temperature, because
+        section 3.2 calls them s of Eq. 2. Sinkhorn starts from softmaxed probabilities, as released; "following SwAV",
+        as the paper says, could also mean exp(S / epsilon). Crops cover an area of 0.2-1, as released (BYOL: 0.08-1).
         The local projector H^l sees pixels and pooled regions (Eq. 1 and 5), each with statistics of its own
         while it trains, but its batch norm's running statistics mix the two, and heatmaps in evaluation mode use
         that mixture. Where a consistency term is turned off the other one has the whole weight (Table 7 gives
         lambda_c = 1 as "global only").
+        The release also holds an older class (`mask_type="attn"` of its LEWEL file) with the paper's one layer and
+        mask embeddings per image, but heatmaps at the teacher temperature (0.07), the decoder on the projected map,
+        one projector, a moving centre, and neither Sinkhorn nor ME-MAX; it is not implemented here.
         `relation`, `frame_prior` and `mask_embeddings="free"` are this project's; their defaults are the paper's.
         The table of `frame_prior` is decayed, and adapted by LARS, like every other weight.
         `variant="official"`, where the released code leaves the paper: mask embeddings are averaged over the batch and
         all ranks (with a running prototype that replaces them in `heatmaps`), pixels and regions have separate
         projectors, 2 decoder layers, heatmap temperature 1, a decorrelation term of weight 0.02 inside the local term;
         the relation term is the mean over the views (Eq. 3: the sum) and similarities are 2 - 2 cos (Eq. 6: -cos),
-        so that lambda_r = x weighs as x / 4 does in Eq. 8.
+        so that lambda_r = x has the effect of x / 4 in Eq. 8.
         Differences from the released code itself: gradients pass through averages over W ranks. There each rank
-        differentiates only its own share, 1 / W of the average, of its own loss, so that ME-MAX has 1 / W of its
+        differentiates only its own part, 1 / W of the average, of its own loss, so that ME-MAX has 1 / W of its
         gradient and mask embeddings learn nothing from the pixels of other ranks; with one GPU it is the same. The
         prototype starts from zeros (there: from a normal distribution) and moves in `after_step`; heatmaps carry no
         constant of 1e-7; the teacher's centre, which is never updated there, does not exist. A timm ResNet
@@ -255,43 +321,19 @@ class FRA(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = VGGFACE2_MEAN
     std: ClassVar[tuple[float, float, float]] = VGGFACE2_STD
     batch_wide: ClassVar[str] = "Sinkhorn's balance and the mean assignment of ME-MAX"
-    paper: ClassVar[str] = (
-        "Gao and Patras, Self-supervised facial representation learning with facial region awareness, CVPR 2024, "
-        "arXiv:2403.02138"
-    )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: becomes the online backbone; the target starts as its copy.
-            values: fields of `FRAArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range, or no term left.
-        """
+        """`values` are fields of `FRAArgs`; ConfigError also where no term is left."""
         super().__init__()
         self.args = args = FRAArgs(**values)
         self.weights = args.weights()
-        sizes = {"hidden": args.hidden, "out_features": args.dim}
+        predictor = partial(MLPHead, args.dim, hidden=args.hidden, out_features=args.dim)
         self.backbone = backbone
-        self.heads = RegionHeads(
-            backbone.num_features,
-            regions=args.num_regions,
-            with_global="global_consistency" in self.weights,
-            with_local="local_consistency" in self.weights,
-            with_relation="semantic_relation" in self.weights,
-            temperature=args.temperature,
-            averaged=args.averaged,
-            separate=args.rules.separate,
-            frame_prior=args.frame_prior,
-            query_std=args.query_std,
-            decoder=None if args.free else args.decoder,
-            **sizes,
-        )
+        self.heads = RegionHeads(backbone.num_features, args)
         if "global_consistency" in self.weights:
-            self.predictor = MLPHead(args.dim, **sizes)
+            self.predictor = predictor()
         if "local_consistency" in self.weights:
-            self.local_predictor = MLPHead(args.dim, **sizes)
+            self.local_predictor = predictor()
         self.target_backbone = frozen_copy(self.backbone)
         self.target_heads = frozen_copy(self.heads)
         self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.heads, self.target_heads))
@@ -305,14 +347,12 @@ class FRA(nn.Module):
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of two views (B, 3, S, S), Eq. 8.
 
-        `batch.crops` is needed where the relation is not "within" and where there is a prior.
-
         Logs, unweighted and as far as turned on: `global_consistency` and `local_consistency` (sums of Eq. 7 over both
         directions), `semantic_relation` (Eq. 3: the sum over both views; their mean in the official variant),
         `me_max` (ln N - entropy of the mean assignment, reduced over the views likewise), `decorrelation`.
 
         Raises:
-            DataError: `batch.crops` is empty though it is needed.
+            DataError: no `batch.crops`, though the relation is not "within" or there is a prior.
         """
         crops = self._crops(batch)
         views = list(zip(batch.views, crops, strict=True))
@@ -343,11 +383,10 @@ class FRA(nn.Module):
         terms = {}
         crossed = list(zip(online, reversed(target), strict=True))
         if "global_consistency" in self.weights:
-            pairs = [(self.predictor(o["z"]), t["z"]) for o, t in crossed]
-            terms["global_consistency"] = self._dissimilarity(pairs)
+            terms["global_consistency"] = self._dissimilarity([(self.predictor(o["z"]), t["z"]) for o, t in crossed])
         if "local_consistency" in self.weights:
-            predicted = [self.local_predictor(o["regions"].transpose(1, 2)).transpose(1, 2) for o, _ in crossed]
-            pairs = [(p, t["regions"]) for p, (_, t) in zip(predicted, crossed, strict=True)]
+            predict = self.local_predictor
+            pairs = [(predict(o["regions"].transpose(1, 2)).transpose(1, 2), t["regions"]) for o, t in crossed]
             terms["local_consistency"] = self._dissimilarity(pairs)
         if "decorrelation" in self.weights:
             terms["decorrelation"] = torch.stack([decorrelation(p, z) for p, z in pairs]).sum()
@@ -402,18 +441,11 @@ class FRA(nn.Module):
 
     @torch.no_grad()
     def heatmaps(self, x: Tensor) -> Tensor:
-        """Regions of images as the online network sees them; call it in evaluation mode.
+        """Regions as the online network sees them: (B, 3, H, W) normalised -> (B, N, h, w) float32, sums over N are 1.
 
-        Args:
-            x: (B, 3, H, W), normalised.
-
-        Returns:
-            (B, N, h, w) float32, rows sum to 1 over N. Where mask embeddings are averaged over the batch, the running
-            prototype replaces them; it is zero before the first step: uniform heatmaps. A prior takes `x` for the
-            stored image.
-
-        Raises:
-            ConfigError: this FRA has no regions (only the global term is on).
+        Call it in evaluation mode. Where mask embeddings are averaged over the batch, the running prototype replaces
+        them; it is zero before the first step: uniform heatmaps. A prior takes `x` for the stored image. ConfigError
+        where there are no regions (only the global term is on).
         """
         if not self.has_regions:
             raise ConfigError("this FRA has no heatmaps: its local and relation terms are off; turn one on")
@@ -424,14 +456,7 @@ class FRA(nn.Module):
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Eq. 2, pixel by pixel.
-
-    Args:
-        logits: (..., N) float32, student; `target`: (..., N) float32, probabilities.
-
-    Returns:
-        (...) float32.
-    """
+    """Eq. 2, pixel by pixel: the student's logits and the target's probabilities (..., N) float32 -> (...)."""
     # Not log_softmax: its gradient exponentiates a rounded logarithm, and student minus target, which is small
     # for near-uniform assignments, loses digits that the mask embeddings' gradient is made of.
     shifted = logits - logits.detach().amax(-1, keepdim=True)
@@ -442,8 +467,7 @@ def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Te
     """The mean of Eq. 2 over the cells of a view whose centre another view shows, with that view's assignments there.
 
     Args:
-        student: (B, h, w, N) float32, logits of the one view.
-        teacher: (B, h', w', N) float32, probabilities of the other view.
+        student, teacher: (B, h, w, N) float32, logits of the one view and probabilities of the other view.
         ours, theirs: (B, 5), crops of the one and of the other view (`Batch.crops`).
 
     Returns:
@@ -454,11 +478,8 @@ def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Te
 
 
 def me_max(assignments: Tensor) -> Tensor:
-    """ln N minus the entropy of the mean assignment over all ranks; 0 where all N regions are used alike.
-
-    Args:
-        assignments: (P, N) float32 probabilities of this rank's pixels (MSN's mean entropy maximisation).
-    """
+    """ln N minus the entropy of the mean assignment over all ranks, of which (P, N) float32 are this rank's (MSN's mean
+    entropy maximisation); 0 where all N regions are used alike."""
     mean = all_reduce_mean(assignments.mean(0))  # (N,)
     # Sum of p ln(N p), plus 1 - sum of p = 0: near the uniform distribution, where the run starts, this form
     # and its gradient keep the digits that "ln N - H" loses by cancellation.
@@ -466,14 +487,8 @@ def me_max(assignments: Tensor) -> Tensor:
 
 
 def decorrelation(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared cosines between predictions and targets of different regions of an image, over N^2 (released code).
-
-    Args:
-        prediction, target: (B, N, D).
-
-    Returns:
-        scalar float32, the mean over the images.
-    """
+    """Squared cosines between predictions and targets (B, N, D) of different regions of an image, over N^2 (released
+    code) -> scalar float32, the mean over the images."""
     with torch.autocast(prediction.device.type, enabled=False):
         p = F.normalize(at_least_float32(prediction), dim=-1)
         z = F.normalize(at_least_float32(target), dim=-1)

@@ -1,8 +1,7 @@
-"""LEWEL: the projector's pixels say where to look; the aligned embeddings are predicted beside the global one."""
+"""LEWEL (arXiv:2203.14898): the projector's pixels say where to look; aligned and global embeddings are predicted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FRACTION, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
@@ -50,38 +50,16 @@ class LEWELArgs:
     dim: int = 256
 
     def __post_init__(self) -> None:
-        if self.variant not in MOMENTUM:
-            raise ConfigError(f"variant is {self.variant!r}: give one of {', '.join(MOMENTUM)}")
-        ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-            ("global_weight momentum", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-            ("scale", lambda v: v > 0, "more than 0"),
-            ("heads hidden dim", lambda v: v >= 1, "1 or more"),
-        )
-        for names, valid, wanted in ranges:
-            for name in names.split():
-                if (value := getattr(self, name)) is not None and not valid(value):
-                    raise ConfigError(f"{name} is {value}: give {wanted}")
+        check_values(self, {"global_weight momentum": FRACTION, "scale": POSITIVE, "heads hidden dim": FROM_1})
         if self.dim % self.heads:
             raise ConfigError(f"heads is {self.heads}: give a divisor of dim, {self.dim}")
-
-    @property
-    def start_momentum(self) -> float:
-        """Momentum at the start in force."""
-        return MOMENTUM[self.variant] if self.momentum is None else self.momentum
 
 
 class AlignedHeads(nn.Module):
     """Projector and slot projector that follow the backbone in both networks."""
 
     def __init__(self, features: int, args: LEWELArgs) -> None:
-        """
-        Args:
-            features: C, channels of the backbone's map and embedding.
-            args: hyper-parameters of LEWEL.
-
-        Raises:
-            ConfigError: `args.heads` does not divide C.
-        """
+        """`features` is C, the channels of the backbone's map; ConfigError where `args.heads` does not divide it."""
         super().__init__()
         if features % args.heads:
             raise ConfigError(f"heads is {args.heads}: give a divisor of the backbone's channels, {features}")
@@ -109,8 +87,7 @@ class AlignedHeads(nn.Module):
         """Map (B, C, h, w), averaged by `maps` (B, heads, K, hw), each group by its own -> (B, K, D)."""
         groups = features.flatten(2).unflatten(1, (self.heads, -1))  # (B, C, hw) -> (B, heads, C / heads, hw)
         slots = groups @ maps.transpose(2, 3).to(groups.dtype)  # (B, heads, C / heads, K)
-        out: Tensor = self.slot_projector(slots.flatten(1, 2))  # (B, C, K) -> (B, D, K)
-        return out.transpose(1, 2)
+        return self.slot_projector(slots.flatten(1, 2)).transpose(1, 2)  # (B, C, K) -> (B, K, D)
 
 
 class LEWEL(nn.Module):
@@ -138,19 +115,9 @@ class LEWEL(nn.Module):
     views: ClassVar[tuple[View, ...]] = FRA_VIEWS
     mean: ClassVar[tuple[float, float, float]] = VGGFACE2_MEAN
     std: ClassVar[tuple[float, float, float]] = VGGFACE2_STD
-    paper: ClassVar[str] = (
-        "Huang et al., Learning where to learn in cross-view self-supervised learning, CVPR 2022, arXiv:2203.14898"
-    )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: becomes the online backbone; the target starts as its copy.
-            values: fields of `LEWELArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range, or heads that do not divide the backbone's channels.
-        """
+        """`values` are fields of `LEWELArgs`."""
         super().__init__()
         self.args = args = LEWELArgs(**values)
         self.backbone = backbone
@@ -173,22 +140,19 @@ class LEWEL(nn.Module):
         return self
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of two views (B, 3, S, S).
-
-        Logs `global_consistency` and `aligned_consistency`, each the sum of 2 - 2 cos over both directions.
-        """
-        x1, x2 = batch.views
-        online = [self.heads(*self.backbone.forward_both(x)) for x in (x1, x2)]
+        """Loss of two views (B, 3, S, S); logs `global_consistency` and `aligned_consistency`, sums of 2 - 2 cos over
+        both directions."""
+        online = [self.heads(*self.backbone.forward_both(x)) for x in batch.views]
         with torch.no_grad():
-            target = [self.target_heads(*self.target_backbone.forward_both(x)) for x in (x1, x2)]
+            target = [self.target_heads(*self.target_backbone.forward_both(x)) for x in batch.views]
         whole, aligned = [], []
         for (z, slots), (target_z, target_slots) in zip(online, reversed(target), strict=True):
             predicted = self.slot_predictor(slots.transpose(1, 2)).transpose(1, 2)  # (B, K, D)
             whole.append(2 - 2 * mean_cosine(self.predictor(z), target_z))
             aligned.append(2 - 2 * mean_cosine(predicted, target_slots))
         terms = {"global_consistency": whole[0] + whole[1], "aligned_consistency": aligned[0] + aligned[1]}
-        share = self.args.global_weight
-        loss = share * terms["global_consistency"] + (1 - share) * terms["aligned_consistency"]
+        weight = self.args.global_weight
+        loss = weight * terms["global_consistency"] + (1 - weight) * terms["aligned_consistency"]
         return Step(loss, {name: value.detach() for name, value in terms.items()})
 
     def after_step(self, progress: Progress) -> None:
@@ -197,4 +161,5 @@ class LEWEL(nn.Module):
 
     def ema_momentum(self, progress: Progress) -> float:
         """Momentum of the target network now."""
-        return cosine_momentum(self.args.start_momentum, progress.fraction)
+        start = MOMENTUM[self.args.variant] if self.args.momentum is None else self.args.momentum
+        return cosine_momentum(start, progress.fraction)

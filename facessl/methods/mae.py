@@ -1,28 +1,19 @@
-"""MAE: the pixels of hidden patches from the visible ones."""
+"""MAE (arXiv:2111.06377): the pixels of hidden patches from the visible ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FROM_1, INNER_FRACTION, check_values
 from facessl.models.backbone import Backbone
-from facessl.models.layers.masking import (
-    Mask,
-    check_maskable,
-    encode_visible,
-    fix_positions,
-    patchify,
-    random_mask,
-    unpatchify,
-)
-from facessl.models.layers.vit_decoder import MaskedDecoder
+from facessl.models.layers.masking import Mask, encode_visible, patchify, random_mask, unpatchify
+from facessl.models.layers.vit_decoder import decoder_for
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
 #: Crops of 0.2-1 of the area and a flip; no change of colours.
@@ -50,16 +41,7 @@ class MAEArgs:
     decoder_heads: int = 16
 
     def __post_init__(self) -> None:
-        if self.positions not in ("sincos", "learned"):
-            raise ConfigError(f"positions is {self.positions!r}: give one of sincos, learned")
-        ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-            ("mask_ratio", lambda v: 0 < v < 1, "a fraction between 0 and 1"),
-            ("decoder_width decoder_depth decoder_heads", lambda v: v >= 1, "1 or more"),
-        )
-        for names, valid, wanted in ranges:
-            for name in names.split():
-                if not valid(value := getattr(self, name)):
-                    raise ConfigError(f"{name} is {value}: give {wanted}")
+        check_values(self, {"mask_ratio": INNER_FRACTION, "decoder_width decoder_depth decoder_heads": FROM_1})
 
 
 class MAE(nn.Module):
@@ -75,33 +57,15 @@ class MAE(nn.Module):
     views: ClassVar[tuple[View, ...]] = MAE_VIEWS
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
-    paper: ClassVar[str] = "He et al., Masked autoencoders are scalable vision learners, CVPR 2022, arXiv:2111.06377"
     patches_only: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: a ViT with a class token.
-            values: fields of `MAEArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range, or a backbone that cannot leave patches out.
-        """
+        """`backbone` is a ViT with a class token; `values` are fields of `MAEArgs`."""
         super().__init__()
         self.args = args = MAEArgs(**values)
-        check_maskable(backbone.model, backbone.name)
-        if args.positions == "sincos":
-            fix_positions(backbone.model, pretrained=backbone.pretrained)
         self.backbone = backbone
+        self.decoder = decoder_for(backbone, args)
         self.grid: tuple[int, int] = backbone.model.patch_embed.grid_size
-        self.decoder = MaskedDecoder(
-            backbone.num_features,
-            grid=self.grid,
-            patch=backbone.stride,
-            width=args.decoder_width,
-            depth=args.decoder_depth,
-            heads=args.decoder_heads,
-        )
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of one view (B, 3, S, S); logs `reconstruction`, the mean squared error."""
@@ -119,8 +83,7 @@ class MAE(nn.Module):
 
     def noise(self, batch: Batch) -> Tensor:
         """Uniform noise (B, T) of the mask, drawn on the device."""
-        x = batch.views[0]
-        return torch.rand(len(x), self.grid[0] * self.grid[1], device=x.device)
+        return torch.rand(len(batch), self.grid[0] * self.grid[1], device=batch.views[0].device)
 
     def _predict(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Mask]:
         mask = random_mask(noise, self.args.mask_ratio)
@@ -131,16 +94,9 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network reconstructs; call it in evaluation mode.
-
-        Args:
-            x: (B, 3, S, S), normalised.
-            noise: (B, T) uniform, makes the masks.
-
-        Returns:
-            reconstructed images (B, 3, S, S), normalised like `x` (with `norm_pix` every patch has the true mean and
-            deviation, which the network does not predict); (B, T) bool, the patches that were hidden.
-        """
+        """What the network makes of images (B, 3, S, S), normalised, under masks of uniform noise (B, T); call it in
+        evaluation mode. Returns reconstructed images, normalised like `x` (with `norm_pix` every patch has the true
+        mean and deviation, which the network does not predict), and (B, T) bool, the hidden patches."""
         patches, mask = self._predict(x, noise)
         if self.args.norm_pix:
             mean, deviation = patch_statistics(patchify(x, self.backbone.stride))

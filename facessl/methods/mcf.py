@@ -1,8 +1,7 @@
-"""MCF: masked images reconstructed in the features of a frozen network, and class tokens of two masks contrasted."""
+"""MCF (arXiv:2309.03575): masked images reconstructed in a frozen network's features; class tokens contrasted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,21 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core import files
-from facessl.core.distributed import all_gather_rows, rank
 from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, frozen_copy
-from facessl.models.layers.masking import check_maskable, encode_visible, fix_positions, random_mask, unpatchify
-from facessl.models.layers.vit_decoder import MaskedDecoder
+from facessl.models.layers.losses import info_nce
+from facessl.models.layers.masking import Mask, encode_visible, random_mask, unpatchify
+from facessl.models.layers.vit_decoder import decoder_for
 from facessl.models.teacher import Teacher
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
 #: The whole image resized to the square, and a flip.
 MCF_VIEWS = (View(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_p=0.0, grayscale=0.0),)
 #: Axis of (B, tokens, channels) along which features have unit length before they are compared.
-AXES = {"paper": 2, "official": 1}
+AXES = {"official": 1, "channels": 2}
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,20 @@ class MCFArgs:
     """Hyper-parameters of MCF; the defaults are its paper's.
 
     Attributes:
-        variant: "paper" or "official" (the released code; see `MCF`, Differences).
+        variant: features have unit length over the tokens, for each channel ("official", the released code), or over
+            the channels of every token ("channels", this project's).
         teacher: the frozen network that judges reconstructions: the file of MoCo v3's ViT-B (the paper's), another
             ViT's checkpoint under timm's names, a run folder of this library, `timm:NAME` (downloads timm's
             pre-trained weights once) or `random:NAME` (random weights, for trials without any file).
         teacher_blocks: after which of its blocks features are compared, counted from 0; null: four at equal
             distances, the last one included, which is 2, 5, 8, 11 of the paper's 12; of a ResNet the last four stages.
-        mask_ratio: share of the patches that the encoder does not see.
+        mask_ratio: fraction of the patches that the encoder does not see.
         positions: "sincos", the fixed table, or "learned", timm's.
         decoder_width: channels of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
-        decoder_checkpoint: a file whose decoder blocks this decoder starts from ("partially pre-trained decoder"):
-            MAE's layout, or a checkpoint of this library's MAE or MCF; null: none.
+        decoder_checkpoint: a file whose decoder blocks this decoder starts from (this project's): MAE's layout, or a
+            checkpoint of this library's MAE or MCF; null: none.
         pretrained_blocks: how many of the first decoder blocks start from it.
         feature_weight: weight of the reconstruction.
         contrast_weight: weight of the contrast.
@@ -56,7 +57,7 @@ class MCFArgs:
         dim: width of projections and predictions.
     """
 
-    variant: Literal["paper", "official"] = "paper"
+    variant: Literal["official", "channels"] = "official"
     teacher: str = "vit-b-300ep.pth.tar"
     teacher_blocks: tuple[int, ...] | None = None
     mask_ratio: float = 0.75
@@ -74,20 +75,17 @@ class MCFArgs:
     dim: int = 256
 
     def __post_init__(self) -> None:
-        for name, known in (("variant", [*AXES]), ("positions", ["sincos", "learned"])):
-            if (choice := getattr(self, name)) not in known:
-                raise ConfigError(f"{name} is {choice!r}: give one of {', '.join(known)}")
-        ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-            ("mask_ratio", lambda v: 0 < v < 1, "a share between 0 and 1"),
-            ("momentum", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-            ("temperature feature_weight contrast_weight", lambda v: v > 0, "more than 0"),
-            ("decoder_width decoder_depth decoder_heads hidden dim", lambda v: v >= 1, "1 or more"),
-            ("pretrained_blocks", lambda v: 0 <= v <= self.decoder_depth, f"0 to decoder_depth, {self.decoder_depth}"),
+        blocks = (lambda v: 0 <= v <= self.decoder_depth, f"0 to decoder_depth, {self.decoder_depth}")
+        check_values(
+            self,
+            {
+                "mask_ratio": INNER_FRACTION,
+                "momentum": FRACTION,
+                "temperature feature_weight contrast_weight": POSITIVE,
+                "decoder_width decoder_depth decoder_heads hidden dim": FROM_1,
+                "pretrained_blocks": blocks,
+            },
         )
-        for names, valid, wanted in ranges:
-            for name in names.split():
-                if not valid(value := getattr(self, name)):
-                    raise ConfigError(f"{name} is {value}: give {wanted}")
         if (self.decoder_checkpoint is None) != (self.pretrained_blocks == 0):
             raise ConfigError(
                 f"decoder_checkpoint is {self.decoder_checkpoint} and pretrained_blocks is {self.pretrained_blocks}: "
@@ -100,28 +98,26 @@ class MCF(nn.Module):
 
     A ViT sees a quarter of the patches; a decoder reconstructs the whole image. The loss is
 
-        1000 sum_l MSE(f_l(painted), f_l(image)) + 2T InfoNCE(q, k),
+        1000 sum_l MSE(f_l(reconstruction), f_l(image)) + 2T InfoNCE(q, k),
 
     where f_l are the unit-length features of a frozen network after its blocks 2, 5, 8, 11; q is the prediction of
     the class token of the online network, k the projected class token of the momentum network under another random
-    mask of the same image; negatives are the other images of all ranks. There is no loss on pixels.
+    mask of the same image; negatives are the other images of all ranks. There is no loss on pixels. The paper's
+    "partially pre-trained decoder" is the decoder, which is learnt, and the frozen network behind it.
 
     Differences:
-        `variant="paper"`: the paper's text was not available, only its abstract, the authors' description and their
-        code; what these leave open is the code's. Features have unit length over the channels of every token, as
-        "L2-normalised features" usually means. The weight 1000 is the release's, whose mean runs over vectors of as
-        many entries as there are tokens: with 768 channels and 197 tokens the same weight counts about a quarter here.
-        `variant="official"`: features have unit length over the tokens, for each channel, as released.
-        In both, as released: the momentum is 0.99 throughout (a cosine schedule is present there and unused), the
-        decoder predicts normalised pixels, which go to the frozen network as they are, its class token is compared
-        like its patches, and the contrast goes one way (no second online pass). Which decoder blocks the paper's
-        "partially pre-trained decoder" takes is not known, and the release has none: `decoder_checkpoint` starts the
-        first `pretrained_blocks` from a file.
+        The paper's text was not available, only its abstract, the authors' description and their code; everything
+        that the first two leave open is the code's. That includes: features have unit length over the tokens, for
+        each channel, and the weight 1000 belongs to that (`variant="channels"`, with 768 channels and 197 tokens,
+        counts about a quarter with the same weight); the momentum is fixed (a cosine schedule is present there and
+        unused); the decoder predicts normalised pixels, which go to the frozen network as they are; its class token
+        is compared like its patches; the contrast goes one way (no second online pass).
         Differences from the release: the target moves once after each optimiser step (there before each pass of the
-        target, i.e. as often as gradients are accumulated: 8 times in its command, 0.99^8 = 0.923 per step); a run on
-        several GPUs has batch norm over all of them (there each its own; `--sync-batch-norm false`); the encoder and
-        the heads start as timm's and torch's do (there Xavier-uniform; `--backbone.options '{weight_init: jax}'` is
-        close to it); the whole image is resized to the square (there the short side only).
+        target, i.e. as often as gradients are accumulated: 8 times in its command, 0.99^8 = 0.923 per step, which the
+        recipes have); a run on several GPUs has batch norm over all of them (there each its own;
+        `--sync-batch-norm false`); the encoder and the heads start as timm's and torch's do (there Xavier-uniform;
+        `--backbone.options '{weight_init: jax}'` is close to it); the whole image is resized to the square (there the
+        short side only). `decoder_checkpoint` starts the first `pretrained_blocks` of the decoder from a file.
     """
 
     Args: ClassVar[type[MCFArgs]] = MCFArgs
@@ -130,37 +126,16 @@ class MCF(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
     batch_wide: ClassVar[str] = "the negatives"
-    paper: ClassVar[str] = (
-        "Wang et al., Toward high quality facial representation learning, ACM MM 2023, arXiv:2309.03575"
-    )
     patches_only: ClassVar[bool] = True
     initial: ClassVar[frozenset[str]] = frozenset({"decoder_checkpoint", "pretrained_blocks"})
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: a ViT with a class token; becomes the online encoder, the target starts as its copy.
-            values: fields of `MCFArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range, or a backbone that cannot leave patches out.
-            CheckpointError: decoder blocks that do not fit.
-        """
+        """`backbone` is a ViT with a class token; `values` are fields of `MCFArgs`."""
         super().__init__()
         self.args = args = MCFArgs(**values)
-        check_maskable(backbone.model, backbone.name)
-        if args.positions == "sincos":
-            fix_positions(backbone.model, pretrained=backbone.pretrained)
         self.backbone = backbone
+        self.decoder = decoder_for(backbone, args)
         self.grid: tuple[int, int] = backbone.model.patch_embed.grid_size
-        self.decoder = MaskedDecoder(
-            backbone.num_features,
-            grid=self.grid,
-            patch=backbone.stride,
-            width=args.decoder_width,
-            depth=args.decoder_depth,
-            heads=args.decoder_heads,
-        )
         if args.decoder_checkpoint is not None:
             state = files.read(Path(args.decoder_checkpoint))
             self.decoder.load_blocks(state, args.pretrained_blocks, args.decoder_checkpoint)
@@ -178,40 +153,31 @@ class MCF(nn.Module):
         self.teacher.load(self.backbone.image_size)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of one view (B, 3, S, S).
-
-        Logs, unweighted: `feature_reconstruction` (the sum over the blocks) and `contrastive` (2T InfoNCE).
-        """
+        """Loss of one view (B, 3, S, S); logs, unweighted, `feature_reconstruction` (the sum over the blocks) and
+        `contrastive` (2T InfoNCE)."""
         (x,) = batch.views
-        online_noise, target_noise = self.noise(batch)
-        mask = random_mask(online_noise, self.args.mask_ratio)
-        latent = encode_visible(self.backbone.model, x, mask.keep)  # (B, 1 + K, C)
-        painted = unpatchify(self.decoder(latent, mask.restore), self.backbone.stride, self.grid)
-        feature = self._feature_loss(painted, x)
+        online_mask, target_mask = (random_mask(noise, self.args.mask_ratio) for noise in self.noise(batch))
+        latent, reconstructed = self._reconstruct(x, online_mask)
+        with torch.no_grad():
+            wanted = self.teacher(x)
+            target = encode_visible(self.target_backbone.model, x, target_mask.keep)
+            k = self.target_projector(target[:, 0])  # (B, dim)
+        axis = AXES[self.args.variant]
+        pairs = zip(self.teacher(reconstructed), wanted, strict=True)
+        feature = torch.stack([unit_mse(found, w, axis) for found, w in pairs]).sum()
         q = self.predictor(self.projector(latent[:, 0]))  # (B, dim)
-        contrast = info_nce(q, self._target(x, target_noise), self.args.temperature)
+        contrast = 2 * self.args.temperature * info_nce(q, k, self.args.temperature)
         loss = self.args.feature_weight * feature + self.args.contrast_weight * contrast
         return Step(loss, {"feature_reconstruction": feature.detach(), "contrastive": contrast.detach()})
 
-    def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Uniform noise (B, T) of the online and of the target mask, drawn on the device."""
-        x = batch.views[0]
-        shape = (2, len(x), self.grid[0] * self.grid[1])
-        online, target = torch.rand(shape, device=x.device)
-        return online, target
+    def noise(self, batch: Batch) -> Tensor:
+        """Uniform noise (2, B, T) of the online and of the target mask, drawn on the device."""
+        return torch.rand((2, len(batch), self.grid[0] * self.grid[1]), device=batch.views[0].device)
 
-    def _feature_loss(self, painted: Tensor, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            targets = self.teacher(x)
-        found = self.teacher(painted)
-        axis = AXES[self.args.variant]
-        return torch.stack([unit_mse(f, t, axis) for f, t in zip(found, targets, strict=True)]).sum()
-
-    @torch.no_grad()
-    def _target(self, x: Tensor, noise: Tensor) -> Tensor:
-        keep = random_mask(noise, self.args.mask_ratio).keep
-        out: Tensor = self.target_projector(encode_visible(self.target_backbone.model, x, keep)[:, 0])
-        return out
+    def _reconstruct(self, x: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 1 + K, C) of the visible patches, and the images (B, 3, S, S) that the decoder makes of them."""
+        latent = encode_visible(self.backbone.model, x, mask.keep)
+        return latent, unpatchify(self.decoder(latent, mask.restore), self.backbone.stride, self.grid)
 
     def after_step(self, progress: Progress) -> None:
         """Moves the target network."""
@@ -223,18 +189,10 @@ class MCF(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network reconstructs; call it in evaluation mode.
-
-        Args:
-            x: (B, 3, S, S), normalised.
-            noise: (B, T) uniform, makes the masks.
-
-        Returns:
-            reconstructed images (B, 3, S, S), normalised like `x`; (B, T) bool, the patches that were hidden.
-        """
+        """What the network makes of images (B, 3, S, S), normalised, under masks of uniform noise (B, T); call it in
+        evaluation mode. Returns reconstructed images, normalised like `x`, and (B, T) bool, the hidden patches."""
         mask = random_mask(noise, self.args.mask_ratio)
-        patches = self.decoder(encode_visible(self.backbone.model, x, mask.keep), mask.restore)
-        return unpatchify(patches, self.backbone.stride, self.grid), mask.removed
+        return self._reconstruct(x, mask)[1], mask.removed
 
 
 def _hidden(width: int, hidden: int, out: int) -> list[nn.Module]:
@@ -243,27 +201,8 @@ def _hidden(width: int, hidden: int, out: int) -> list[nn.Module]:
 
 
 def unit_mse(features: Tensor, target: Tensor, axis: int) -> Tensor:
-    """Mean squared difference of features of unit length.
-
-    Args:
-        features, target: (B, T, C).
-        axis: along which they have unit length: 2, channels of a token; 1, tokens of a channel.
-    """
+    """Mean squared difference of features (B, T, C), both of unit length along `axis`: 1, tokens of a channel; 2,
+    channels of a token."""
     with torch.autocast(features.device.type, enabled=False):
         unit, wanted = (F.normalize(at_least_float32(f), dim=axis) for f in (features, target))
         return F.mse_loss(unit, wanted)
-
-
-def info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """2T times the cross-entropy of finding the own key among those of all ranks (MoCo v3, Algorithm 1).
-
-    Args:
-        q: (B, D) predictions.
-        k: (B, D) keys of the same images; every rank has as many.
-        temperature: T.
-    """
-    with torch.autocast(q.device.type, enabled=False):
-        q = F.normalize(at_least_float32(q), dim=1)
-        keys = all_gather_rows(F.normalize(at_least_float32(k), dim=1))  # (W B, D)
-        own = torch.arange(len(q), device=q.device) + rank() * len(q)
-        return 2 * temperature * F.cross_entropy(q @ keys.T / temperature, own)

@@ -1,9 +1,10 @@
-"""PCL: face-aware and pose features that reconstruct a face and its mirror image, each with a contrast of its own."""
+"""PCL (arXiv:2211.13490): face-aware and pose features reconstruct a face and its mirror image, each contrasted."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,8 +16,8 @@ from facessl.core.distributed import all_gather_rows, all_reduce_mean, rank, wor
 from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
-from facessl.models.layers.pcl_networks import GRID, Branch, ImageDecoder, projection_head
 from facessl.views.spec import View
 
 _JITTER = (0.8, 0.8, 0.8, 0.2)
@@ -61,17 +62,63 @@ class PCLArgs:
     decoder_size: int = 64
 
     def __post_init__(self) -> None:
-        ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-            ("temperature balance", lambda v: v > 0, "more than 0"),
-            ("mix_alpha width hidden dim", lambda v: v >= 1, "1 or more"),
-            ("noise", lambda v: v >= 0, "0 or more"),
-            ("decoder_width", lambda v: v >= 4 and v % 4 == 0, "a multiple of 4"),
-            ("decoder_size", lambda v: v in (4, 8, 16, 32, 64, 128, 256), "a power of two from 4 to 256"),
+        check_values(
+            self,
+            {
+                "temperature balance": POSITIVE,
+                "mix_alpha width hidden dim": FROM_1,
+                "noise": FROM_0,
+                "decoder_width": (lambda v: v >= 4 and v % 4 == 0, "a multiple of 4"),
+                "decoder_size": (lambda v: v in (4, 8, 16, 32, 64, 128, 256), "a power of two from 4 to 256"),
+            },
         )
-        for names, valid, wanted in ranges:
-            for name in names.split():
-                if (value := getattr(self, name)) is not None and not valid(value):
-                    raise ConfigError(f"{name} is {value}: give {wanted}")
+
+
+#: Side of the map that a feature is flattened from.
+GRID = 4
+
+
+class Branch(nn.Module):
+    """Face-aware or pose feature from the backbone's map: two 3x3 convolutions with LeakyReLU, flattened."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        first, second = (nn.Conv2d(c, width, 3, padding=1) for c in (channels, width))
+        for conv in (first, second):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(conv.get_parameter("bias"))
+        self.layers = nn.Sequential(first, nn.LeakyReLU(0.1), second, nn.LeakyReLU(0.1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, h, w) -> (B, 16 * width); a map that is not 4 x 4 is averaged (or repeated) to that."""
+        return F.adaptive_avg_pool2d(self.layers(features), GRID).flatten(1)
+
+
+def projection_head(features: int, hidden: int, dim: int) -> nn.Sequential:
+    """Linear, ReLU, linear, batch norm: (B, features) -> (B, dim)."""
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, dim), nn.BatchNorm1d(dim))
+
+
+class ImageDecoder(nn.Module):
+    """An image from a feature: a linear layer to a map of 1 x 1, doublings, each with a 3x3 convolution, tanh."""
+
+    def __init__(self, features: int, *, width: int, size: int) -> None:
+        """`width`: channels of the 1 x 1 map; half of it follow, a quarter before the last convolution; `size`: side in
+        pixels, a power of two."""
+        super().__init__()
+        self.fc = nn.Linear(features, width)
+        doublings = int(math.log2(size))
+        channels = [width, *[width // 2] * (doublings - 2), width // 4, 3]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(channels))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in channels[1:-1])
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, F) -> (B, 3, size, size) in -1..1."""
+        x = self.fc(feature)[..., None, None]
+        for i, conv in enumerate(self.convs):
+            x = F.interpolate(F.relu(x), scale_factor=2, mode="bilinear", align_corners=False)
+            x = conv(x) if i == len(self.norms) else self.norms[i](conv(x))
+        return x.tanh()
 
 
 class PCL(nn.Module):
@@ -109,20 +156,9 @@ class PCL(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)
     std: ClassVar[tuple[float, float, float]] = (1.0, 1.0, 1.0)
     batch_wide: ClassVar[str] = "the negatives"
-    paper: ClassVar[str] = (
-        "Liu et al., Pose-disentangled contrastive learning for self-supervised facial representation, CVPR 2023, "
-        "arXiv:2211.13490"
-    )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: gives the map that both branches read.
-            values: fields of `PCLArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range.
-        """
+        """`values` are fields of `PCLArgs`."""
         super().__init__()
         self.args = args = PCLArgs(**values)
         features = GRID**2 * args.width
@@ -133,23 +169,23 @@ class PCL(nn.Module):
         self.balance = LossBalance(2, args.balance)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of six or more views (B, 3, S, S).
+        """Loss of six or more views (B, 3, S, S); ConfigError for fewer.
 
         Logs `reconstruction` (sum of the four L1 terms), `orthogonality` (sum over image and mirror image),
         `face_contrast`, `pose_contrast`, unweighted, and the weights of the last two, `face_weight` and `pose_weight`.
-
-        Raises:
-            ConfigError: fewer than six views.
         """
         if len(batch.views) < 6:
             raise ConfigError(f"PCL has {len(batch.views)} views: give the image, two patches, two whole, one mirrored")
         image, *contrast = batch.views
         terms = self._reconstruction(image)
         mixing = Mixing(self.args.mix_alpha, seed=progress.step, device=image.device)
-        face = self._face(torch.cat(contrast[:2]))
+        features = self.backbone.forward_features
+        face = self.face_head(self.face_branch(features(torch.cat(contrast[:2]))))  # (2B, D)
         terms["face_contrast"] = face_contrast(face, mixing, self.args.temperature)
-        pose = self._pose(torch.cat(contrast[2:4]))
-        negatives = self._pose(torch.cat(contrast[4:])).unflatten(0, (len(contrast) - 4, len(image)))  # (K, B, D)
+        pose, mirrored = (
+            self.pose_head(self.pose_branch(features(torch.cat(views)))) for views in (contrast[2:4], contrast[4:])
+        )
+        negatives = mirrored.unflatten(0, (len(contrast) - 4, len(image)))  # (K, B, D)
         terms["pose_contrast"] = pose_contrast(pose, negatives, mixing, self.args.temperature)
         balanced = torch.stack([terms["face_contrast"], terms["pose_contrast"]])
         weights = self.balance.weights(progress.epoch)
@@ -159,19 +195,10 @@ class PCL(nn.Module):
         logs = {name: value.detach() for name, value in terms.items()}
         return Step(loss, logs | {"face_weight": weights[0], "pose_weight": weights[1]})
 
-    def _face(self, x: Tensor) -> Tensor:
-        out: Tensor = self.face_head(self.face_branch(self.backbone.forward_features(x)))
-        return out
-
-    def _pose(self, x: Tensor) -> Tensor:
-        out: Tensor = self.pose_head(self.pose_branch(self.backbone.forward_features(x)))
-        return out
-
     def _reconstruction(self, image: Tensor) -> dict[str, Tensor]:
         """The first two terms, of the image (B, 3, S, S) and its mirror image."""
-        sides = (image, image.flip(-1))
         faces, poses, targets = [], [], []
-        for side in sides:
+        for side in (image, image.flip(-1)):
             noisy = side + self.args.noise * torch.randn_like(side) if self.training and self.args.noise else side
             features = self.backbone.forward_features(noisy)
             faces.append(self.face_branch(features))
@@ -191,11 +218,8 @@ class PCL(nn.Module):
 
 
 def orthogonality(face: Tensor, pose: Tensor) -> Tensor:
-    """Mean squared entry of E^T P, with E and P the centred features (B, F), each row over its length (no gradient).
-
-    Args:
-        face, pose: (B, F) of this rank; the batch of all ranks counts.
-    """
+    """Mean squared entry of E^T P over the batch of all ranks, of which (B, F) both are this rank's: E and P are the
+    centred features, each row over its length (no gradient)."""
     with torch.autocast(face.device.type, enabled=False):
         width = face.shape[1]
         both = all_gather_rows(at_least_float32(torch.cat([face, pose], dim=1)))
@@ -213,12 +237,7 @@ class Mixing:
     """Draws that mix negatives in pairs, alike on every rank: of the global batch, from a generator of their own."""
 
     def __init__(self, alpha: float | None, *, seed: int, device: torch.device) -> None:
-        """
-        Args:
-            alpha: of Beta(alpha, alpha), 1 or more; None: nothing is mixed.
-            seed: of the draws, the same on every rank.
-            device: where the draws are made.
-        """
+        """`alpha` of Beta(alpha, alpha), 1 or more, or None to mix nothing; `seed` is the same on every rank."""
         self.alpha = alpha
         self.generator = torch.Generator(device).manual_seed(seed)
 
@@ -256,12 +275,8 @@ def face_contrast(features: Tensor, mixing: Mixing, temperature: float) -> Tenso
     """InfoNCE between two views of an image; negatives are the views of all other images, mixed in pairs.
 
     Query i has the negatives f_ij = s_ij f_j + (1 - s_ij) f_o(j) over the j-th of the other images' 2 (G - 1) views
-    (features before the normalisation) and their partners in the order o.
-
-    Args:
-        features: (2B, D), the first views of this rank's B images, then the second ones; G = B x ranks.
-        mixing: the draws.
-        temperature: of the softmax.
+    (features before the normalisation) and their partners in the order o. Features are (2B, D), the first views of this
+    rank's B images, then the second ones; G = B x ranks.
     """
     with torch.autocast(features.device.type, enabled=False):
         x = at_least_float32(features)
@@ -272,18 +287,18 @@ def face_contrast(features: Tensor, mixing: Mixing, temperature: float) -> Tenso
         images = rank() * count + torch.arange(count, device=x.device)
         columns = _views_of_others(images, total).repeat(2, 1)  # (2B, 2G - 2)
         partners = columns[:, mixing.order(2 * total - 2)]
-        share = mixing.shares(2 * total, 2 * total - 2)[torch.cat([images, images + total])].to(x)
+        weight = mixing.shares(2 * total, 2 * total - 2)[torch.cat([images, images + total])].to(x)
         query = F.normalize(x, dim=1)
         dots = query @ every.t()  # (2B, 2G)
         gram = every @ every.t()
         # The mixtures themselves would be (2B, 2G - 2, D): their products and lengths follow from these two.
-        mixed = share * dots.gather(1, columns) + (1 - share) * dots.gather(1, partners)
+        mixed = weight * dots.gather(1, columns) + (1 - weight) * dots.gather(1, partners)
         squares = gram.diagonal()
-        length = share.square() * squares[columns] + (1 - share).square() * squares[partners]
-        length = length + 2 * share * (1 - share) * gram[columns, partners]
+        length = weight.square() * squares[columns] + (1 - weight).square() * squares[partners]
+        length = length + 2 * weight * (1 - weight) * gram[columns, partners]
         negative = mixed / length.clamp_min(1e-12).sqrt()
         positive = (query * query.roll(count, 0)).sum(1, keepdim=True)
-        return _first_wins(torch.cat([positive, negative], dim=1), temperature)
+        return _first_wins(positive, negative, temperature)
 
 
 def _views_of_others(images: Tensor, total: int) -> Tensor:
@@ -295,30 +310,24 @@ def _views_of_others(images: Tensor, total: int) -> Tensor:
 
 
 def pose_contrast(features: Tensor, negatives: Tensor, mixing: Mixing, temperature: float) -> Tensor:
-    """InfoNCE between two views of an image; negatives are K views of its mirror image, mixed in pairs.
-
-    Args:
-        features: (2B, D), the first views of this rank's B images, then the second ones.
-        negatives: (K, B, D).
-        mixing: the draws.
-        temperature: of the softmax.
-    """
+    """InfoNCE between two views of an image, (2B, D) as in `face_contrast`; its negatives (K, B, D) are K views of its
+    mirror image, mixed in pairs."""
     with torch.autocast(features.device.type, enabled=False):
         x, negatives = at_least_float32(features), at_least_float32(negatives)
         kinds, count = negatives.shape[:2]
         order = mixing.order(kinds)
-        share = mixing.shares(count * world_size(), kinds)[rank() * count : (rank() + 1) * count]  # (B, K)
-        share = share.t().unsqueeze(2).to(x)
-        mixed = F.normalize(share * negatives + (1 - share) * negatives[order], dim=2)
+        weight = mixing.shares(count * world_size(), kinds)[rank() * count : (rank() + 1) * count]  # (B, K)
+        weight = weight.t().unsqueeze(2).to(x)
+        mixed = F.normalize(weight * negatives + (1 - weight) * negatives[order], dim=2)
         query = F.normalize(x, dim=1)
         negative = torch.einsum("vbd,kbd->vbk", query.unflatten(0, (2, count)), mixed).flatten(0, 1)  # (2B, K)
         positive = (query * query.roll(count, 0)).sum(1, keepdim=True)
-        return _first_wins(torch.cat([positive, negative], dim=1), temperature)
+        return _first_wins(positive, negative, temperature)
 
 
-def _first_wins(cosines: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of (B, 1 + K) cosines over the temperature with the first column as the class."""
-    return -(cosines / temperature).log_softmax(1)[:, 0].mean()
+def _first_wins(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of cosines (B, 1) and (B, K) over the temperature, with the first as the class."""
+    return -(torch.cat([positive, negative], dim=1) / temperature).log_softmax(1)[:, 0].mean()
 
 
 class LossBalance(nn.Module):
@@ -329,22 +338,12 @@ class LossBalance(nn.Module):
     """
 
     def __init__(self, count: int, temperature: float | None) -> None:
-        """
-        Args:
-            count: n, number of losses.
-            temperature: T; None: weights stay 1.
-        """
+        """`count` is n, the number of losses; `temperature` T; None: weights stay 1."""
         super().__init__()
         self.temperature = temperature
-        self.mean: Tensor
-        self.means: Tensor
-        self.steps: Tensor
-        self.epoch: Tensor
-        self.complete: Tensor
-        self.register_buffer("mean", torch.zeros(count))  # of the epoch that runs
-        self.register_buffer("means", torch.ones(2, count))  # of the last epoch and of the one before
-        for name in ("steps", "epoch", "complete"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        self.mean = nn.Buffer(torch.zeros(count))  # of the epoch that runs
+        self.means = nn.Buffer(torch.ones(2, count))  # of the last epoch and of the one before
+        self.steps, self.epoch, self.complete = (nn.Buffer(torch.zeros((), dtype=torch.int64)) for _ in range(3))
         self._noted: list[Tensor] = []  # sum over the micro-batches, and their number
 
     def weights(self, epoch: int) -> Tensor:
@@ -358,8 +357,7 @@ class LossBalance(nn.Module):
     @torch.no_grad()
     def note(self, losses: Tensor) -> None:
         """Keeps the losses (n,) of a micro-batch for `move`."""
-        one = torch.ones(1, device=losses.device, dtype=losses.dtype)
-        noted = torch.cat([losses.detach(), one])
+        noted = torch.cat([losses.detach(), torch.ones_like(losses[:1])])
         self._noted = [self._noted[0] + noted] if self._noted else [noted]
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""SimCLR: the projections of two views of an image find each other among those of all other images."""
+"""SimCLR (arXiv:2002.05709): projections of two views of an image find each other among those of all other images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core.distributed import all_gather_rows, rank
-from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
@@ -36,10 +36,7 @@ class SimCLRArgs:
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature is {self.temperature}: give more than 0")
-        if min(self.hidden, self.dim) < 1:
-            raise ConfigError(f"hidden is {self.hidden} and dim is {self.dim}: both must be at least 1")
+        check_values(self, {"temperature": POSITIVE, "hidden dim": FROM_1})
 
 
 class SimCLR(nn.Module):
@@ -59,23 +56,11 @@ class SimCLR(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
     batch_wide: ClassVar[str] = "the negatives"
-    paper: ClassVar[str] = (
-        "Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020, "
-        "arXiv:2002.05709"
-    )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: is trained.
-            values: fields of `SimCLRArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range.
-        """
+        """`values` are fields of `SimCLRArgs`."""
         super().__init__()
-        args = SimCLRArgs(**values)
-        self.temperature = args.temperature
+        self.args = args = SimCLRArgs(**values)
         self.backbone = backbone
         self.projector = MLPHead(backbone.num_features, hidden=args.hidden, out_features=args.dim)
 
@@ -83,7 +68,7 @@ class SimCLR(nn.Module):
         """Loss of two views (B, 3, S, S); logs `nt_xent` and `top1`, the fraction of views that find their partner."""
         x1, x2 = batch.views
         z1, z2 = self.projector(self.backbone(torch.cat([x1, x2]))).chunk(2)  # (2B, D) -> (B, D) each
-        loss, found = nt_xent(z1, z2, self.temperature)
+        loss, found = nt_xent(z1, z2, self.args.temperature)
         return Step(loss, {"nt_xent": loss.detach(), "top1": found})
 
     def after_step(self, progress: Progress) -> None:
@@ -91,14 +76,11 @@ class SimCLR(nn.Module):
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Normalised temperature-scaled cross-entropy (Eq. 1) of this rank's 2B views among the 2WB of all W ranks.
-
-    Args:
-        z1, z2: (B, D) projections of the two views, in the same order of images; B is the same on every rank.
-        temperature: tau.
+    """Normalised temperature-scaled cross-entropy (Eq. 1) of this rank's 2B views among the 2WB of all W ranks, from
+    projections (B, D) of the two views, in the same order of images; B is the same on every rank.
 
     Returns:
-        scalar loss, the mean over this rank's views, and scalar share of them whose nearest other view is their
+        scalar loss, the mean over this rank's views, and the fraction of them whose nearest other view is their
         partner, without gradient. The mean over the ranks is the value, and with DistributedDataParallel's division
         the gradient, of one process with all images.
     """

@@ -1,4 +1,4 @@
-"""SwAV: every view of an image predicts the balanced cluster assignment of another view."""
+"""SwAV (arXiv:2006.09882): every view of an image predicts the balanced cluster assignment of another view."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.core.distributed import all_reduce_sum
+from facessl.core.distributed import all_gather_rows, all_reduce_sum, rank, world_size
 from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.methods.base import FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
-from facessl.models.layers.queue import Queue
 from facessl.models.layers.sinkhorn import sinkhorn
 from facessl.views.spec import IMAGENET_MEAN, View
 
@@ -59,24 +59,65 @@ class SwAVArgs:
     queue_step: int | None = None
 
     def __post_init__(self) -> None:
-        for names, least in (
-            ("hidden dim prototypes sinkhorn_iterations", 1),
-            ("frozen_steps queue_length queue_epoch queue_step", 0),
-            ("epsilon", 0.02),
-        ):
-            for name in names.split():
-                if (value := getattr(self, name)) is not None and not value >= least:
-                    raise ConfigError(f"{name} is {value}: give {least} or more")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature is {self.temperature}: give more than 0")
+        check_values(
+            self,
+            {
+                "hidden dim prototypes sinkhorn_iterations": FROM_1,
+                "frozen_steps queue_length queue_epoch queue_step": FROM_0,
+                "epsilon": (lambda v: v >= 0.02, "0.02 or more"),
+                "temperature": POSITIVE,
+            },
+        )
 
     def queue_runs(self, progress: Progress) -> bool:
         """Whether the queue fills, and once full is used, in this step."""
-        if not self.queue_length:
-            return False
-        if self.queue_step is not None:
-            return progress.step >= self.queue_step
-        return progress.epoch >= self.queue_epoch
+        begun = progress.epoch >= self.queue_epoch if self.queue_step is None else progress.step >= self.queue_step
+        return self.queue_length > 0 and begun
+
+
+class Queue(nn.Module):
+    """The last L rows of K parallel sets (SwAV: one set per view that is assigned), over all ranks.
+
+    Every rank holds all rows, so that a checkpoint of one rank holds the queue and a run may go on with another number
+    of ranks. `note` gathers rows during a step, `move` puts them in. Nothing is read back from the device.
+    """
+
+    def __init__(self, sets: int, length: int, dim: int) -> None:
+        """`sets` is K; `length` L, rows of each set over all ranks, of which the oldest leave first; `dim` D."""
+        super().__init__()
+        self.length = length
+        self.rows = nn.Buffer(torch.zeros(sets, length, dim))
+        self.position = nn.Buffer(torch.zeros((), dtype=torch.int64))
+        self.filled = nn.Buffer(torch.zeros((), dtype=torch.int64))
+        self._noted: Tensor | None = None
+
+    @torch.no_grad()
+    def note(self, rows: Tensor) -> None:
+        """Keeps (K, B, D) rows of this rank for `move`; never more than L of them, however often it is called."""
+        rows = at_least_float32(rows.detach())
+        joined = rows if self._noted is None else torch.cat([self._noted, rows], 1)  # (K, B + ..., D)
+        self._noted = joined[:, -self.length :]
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Puts in what all ranks noted, in the order of the ranks (collective call where something was noted)."""
+        if self._noted is None:
+            return
+        fresh = all_gather_rows(self._noted.transpose(0, 1))[-self.length :].transpose(0, 1)  # (K, W * B, D)
+        count = fresh.shape[1]
+        places = (self.position + torch.arange(count, device=fresh.device)) % self.length
+        self.rows.index_copy_(1, places, fresh.to(self.rows.dtype))
+        self.position.copy_((self.position + count) % self.length)
+        self.filled.copy_((self.filled + count).clamp_max(self.length))
+        self._noted = None
+
+    def share(self) -> Tensor:
+        """The rows this rank stands for, (K, about L / W, D): those of all ranks together are the whole queue."""
+        return self.rows[:, rank() :: world_size()]
+
+    def full(self) -> Tensor:
+        """1 where L rows have been put in, else 0: a scalar on the queue's device, of the type of its rows."""
+        return (self.filled >= self.length).to(self.rows.dtype)
 
 
 class SwAV(nn.Module):
@@ -100,20 +141,9 @@ class SwAV(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = (0.228, 0.224, 0.225)  # red as released: not ImageNet's usual 0.229
     batch_wide: ClassVar[str] = "Sinkhorn's balance"
-    paper: ClassVar[str] = (
-        "Caron et al., Unsupervised learning of visual features by contrasting cluster assignments, NeurIPS 2020, "
-        "arXiv:2006.09882"
-    )
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
-        """
-        Args:
-            backbone: is trained; takes views of several sizes from now on, if it can.
-            values: fields of `SwAVArgs` by keyword.
-
-        Raises:
-            ConfigError: a value outside its range.
-        """
+        """`backbone` takes views of several sizes from now on, if it can; `values` are fields of `SwAVArgs`."""
         super().__init__()
         self.args = args = SwAVArgs(**values)
         self.backbone = backbone
@@ -159,17 +189,13 @@ class SwAV(nn.Module):
         return self.queue.share() @ self.prototypes.t()
 
     def _swapped(self, scores: Tensor, queued: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean over assigned views s and other views t of Eq. 2, and the share of prototypes in use.
-
-        Args:
-            scores: (V, B, K) cosines of views and prototypes; `queued`: (2, l, K), those of the queue, or None.
-        """
+        """Mean of Eq. 2 over assigned views s and other views t, and the fraction of prototypes in use, from cosines of
+        views and prototypes (V, B, K) and those of the queue (2, l, K), if any."""
         terms, winners = [], []
         for s in range(ASSIGNED):
             q = self._assign(scores[s].detach(), None if queued is None else queued[s])  # (B, K)
             winners.append(q.argmax(1))
-            others = [t for t in range(len(scores)) if t != s]
-            terms += [F.cross_entropy(scores[t] / self.args.temperature, q) for t in others]
+            terms += [F.cross_entropy(scores[t] / self.args.temperature, q) for t in range(len(scores)) if t != s]
         chosen = torch.zeros(scores.shape[-1], dtype=scores.dtype, device=scores.device)
         chosen.index_fill_(0, torch.cat(winners), 1)  # indexing with `= 1` would wait for a GPU
         return torch.stack(terms).mean(), all_reduce_sum(chosen).clamp_max(1).mean()

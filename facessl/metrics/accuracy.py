@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facessl.metrics.bootstrap import as_array, percentiles, ratio
+from facessl.metrics.bootstrap import as_array, interval, ratio
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares between 0 and 1.
+    """Fractions between 0 and 1.
 
     Attributes:
         accuracy: correct images over all images.
@@ -20,17 +20,15 @@ class Accuracy:
         accuracy_interval, mean_class_accuracy_interval, macro_f1_interval: 95 % bootstrap intervals (low, high) over
             images.
         per_class: accuracy of each class that occurs, by class index.
-        per_class_f1: F1 score of each class that occurs or was predicted, by class index.
     """
 
     accuracy: float
     mean_class_accuracy: float
+    macro_f1: float
     accuracy_interval: tuple[float, float]
     mean_class_accuracy_interval: tuple[float, float]
-    per_class: dict[int, float]
-    macro_f1: float
     macro_f1_interval: tuple[float, float]
-    per_class_f1: dict[int, float]
+    per_class: dict[int, float]
 
 
 def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> Accuracy:
@@ -38,8 +36,7 @@ def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000
 
     Args:
         predicted, target: (N,) class indices, N >= 1.
-        resamples: bootstrap samples.
-        seed: of the bootstrap.
+        resamples, seed: of the bootstrap.
 
     For the accuracies a resampled image matters only through its class and whether it was right, so their bootstrap
     draws the counts of these cells directly; that is the same distribution as drawing images.
@@ -50,19 +47,20 @@ def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000
     total = np.bincount(position, minlength=len(classes))  # (K,)
     cells = np.concatenate([right, total - right]) / len(target)
     drawn = np.random.default_rng(seed).multinomial(len(target), cells, size=resamples)  # (R, 2K)
-    drawn_right, drawn_wrong = drawn[:, : len(classes)], drawn[:, len(classes) :]
+    drawn_right, drawn_wrong = np.split(drawn, 2, axis=1)
     # A rare class can be missing from a resample; it then has no accuracy there.
-    shares = ratio(drawn_right, drawn_right + drawn_wrong)
-    scored, f1, drawn_f1 = _f1(predicted, target, resamples, seed)
+    drawn_classes = np.nanmean(ratio(drawn_right, drawn_right + drawn_wrong), axis=1)
+    overall = interval(right.sum() / len(target), drawn_right.sum(1) / len(target))
+    by_class = interval((right / total).mean(), drawn_classes)
+    f1 = interval(*_macro_f1(predicted, target, resamples, seed))
     return Accuracy(
-        accuracy=float(right.sum() / len(target)),
-        mean_class_accuracy=float((right / total).mean()),
-        accuracy_interval=percentiles(drawn_right.sum(1) / len(target)),
-        mean_class_accuracy_interval=percentiles(np.nanmean(shares, axis=1)),
-        per_class={int(c): float(share) for c, share in zip(classes, right / total, strict=True)},
-        macro_f1=float(f1.mean()),
-        macro_f1_interval=percentiles(drawn_f1),
-        per_class_f1={int(c): float(score) for c, score in zip(scored, f1, strict=True)},
+        accuracy=overall.value,
+        mean_class_accuracy=by_class.value,
+        macro_f1=f1.value,
+        accuracy_interval=overall[1:],
+        mean_class_accuracy_interval=by_class[1:],
+        macro_f1_interval=f1[1:],
+        per_class=dict(zip(classes.tolist(), (right / total).tolist(), strict=True)),
     )
 
 
@@ -87,10 +85,8 @@ def confusion(predicted: np.ndarray, target: np.ndarray, classes: int) -> np.nda
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
-def _f1(
-    predicted: np.ndarray, target: np.ndarray, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The K classes that occur or were predicted, their F1 scores (K,), and the macro F1 of each resample (R,).
+def _macro_f1(predicted: np.ndarray, target: np.ndarray, resamples: int, seed: int) -> tuple[float, np.ndarray]:
+    """Mean F1 score of the classes that occur or were predicted, and that of each resample (R,).
 
     F1 = 2 hits / (images of the class + predictions of it). There may be thousands of classes, so only the cells of
     the confusion matrix that are not empty are kept, and the bootstrap draws their counts.
@@ -99,18 +95,12 @@ def _f1(
     K, n = len(scored), len(target)
     cells, counts = np.unique(position[:n] * K + position[n:], return_counts=True)
     t, p = np.divmod(cells, K)
-    right = t == p
+
+    def mean_f1(counts: np.ndarray) -> float:
+        hits = np.bincount(t, weights=counts * (t == p), minlength=K)
+        sizes = np.bincount(t, weights=counts, minlength=K) + np.bincount(p, weights=counts, minlength=K)
+        return float(np.nanmean(ratio(2 * hits, sizes)))
+
     rng = np.random.default_rng(seed)
-    drawn = []
-    for start in range(0, resamples, 100):
-        pieces = rng.multinomial(n, counts / n, size=min(100, resamples - start))  # (r, cells)
-        scores = [_scores(row, t, p, right, K) for row in pieces]
-        drawn.append(np.nanmean(scores, axis=1))
-    return scored, _scores(counts, t, p, right, K), np.concatenate(drawn)
-
-
-def _scores(counts: np.ndarray, t: np.ndarray, p: np.ndarray, right: np.ndarray, classes: int) -> np.ndarray:
-    """Counts of cells (target t, predicted p) -> (classes,) F1 scores, NaN for a class in neither."""
-    hits = np.bincount(t, weights=counts * right, minlength=classes)
-    sizes = np.bincount(t, weights=counts, minlength=classes) + np.bincount(p, weights=counts, minlength=classes)
-    return ratio(2 * hits, sizes)
+    drawn = [mean_f1(rng.multinomial(n, counts / n)) for _ in range(resamples)]
+    return mean_f1(counts), np.array(drawn)

@@ -1,15 +1,14 @@
 """Bootstrap intervals: the one implementation behind every interval of a metric.
 
-Most metrics are functions of sums over images (a mean, an F1 score, an NMI). A resample then matters only through how
-often it holds each image, and a thousand resamples are one matrix product: `bootstrap_sums`. `bootstrap` is for the
-rest and calls the statistic once per resample.
+Metrics are functions of sums over images (a mean, an F1 score, an NMI). A resample then matters only through how often
+it holds each image, and a thousand resamples are one matrix product.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,63 +20,21 @@ _CHUNK = 2**18
 
 
 class Interval(NamedTuple):
-    """A number and its bootstrap interval; all three NaN where the number is undefined."""
+    """A number and its 95 % bootstrap interval; all three NaN where the number is undefined."""
 
     value: float
     low: float
     high: float
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    n: int,
-    *,
-    samples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of any statistic of n images.
-
-    Args:
-        statistic: takes (n,) int64 positions of images, repeated ones included, and returns a number; NaN where a
-            resample does not define it (these resamples are left out).
-        n: images, at least 1.
-        samples: resamples.
-        seed: of the resamples.
-        level: fraction of the resamples inside the interval.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = [statistic(rng.integers(0, n, n)) for _ in range(samples)]
-    return interval(statistic(np.arange(n)), np.array(drawn), level=level)
-
-
-def bootstrap_sums(
-    rows: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    samples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of a statistic that depends on sums over images only.
-
-    Args:
-        rows: (n, S) numbers of each image, finite.
-        statistic: takes sums (..., S) and returns (...); for a mean, rows are [value, 1] and
-            it is s[..., 0] / s[..., 1].
-        samples, seed, level: as in `bootstrap`.
-    """
-    value = float(statistic(rows.sum(0, dtype=np.float64)))
-    return interval(value, statistic(resampled_sums(rows, samples=samples, seed=seed)), level=level)
-
-
-def bootstrap_mean(values: np.ndarray, *, samples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+def bootstrap_mean(values: np.ndarray, *, samples: int = 1000, seed: int = 0) -> Interval:
     """Interval of the mean of (n,) numbers; NaN ones (images that have none) do not count."""
-    return bootstrap_sums(mean_rows(values), mean_of, samples=samples, seed=seed, level=level)
+    rows = mean_rows(values)
+    return interval(mean_of(rows.sum(0)), mean_of(resampled_sums(rows, samples=samples, seed=seed)))
 
 
 def mean_rows(values: np.ndarray) -> np.ndarray:
-    """(n,) numbers -> (n, 2) rows [value, 1] of `bootstrap_sums`, [0, 0] for NaN."""
+    """(n,) numbers -> (n, 2) rows [value, 1], [0, 0] for NaN: the mean is a ratio of their sums."""
     known = ~np.isnan(values)
     return np.stack([np.where(known, values, 0.0), known.astype(np.float64)], axis=1)
 
@@ -115,19 +72,20 @@ def resampled_counts(n: int, *, samples: int = 1000, seed: int | tuple[int, ...]
         yield np.bincount(positions.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
 
 
-def interval(value: float | np.ndarray, drawn: np.ndarray, *, level: float = 0.95) -> Interval:
-    """A value and the percentile interval of its (samples,) resampled values."""
-    return Interval(float(value), *percentiles(drawn, level=level))
-
-
-def percentiles(drawn: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of (samples,) values as (low, high); NaN values do not count."""
+def interval(value: float | np.ndarray, drawn: np.ndarray) -> Interval:
+    """A value and the percentile interval of its (samples,) resampled values, of which NaN ones do not count."""
     known = drawn[~np.isnan(drawn)]
-    if not len(known):
-        return float("nan"), float("nan")
-    tail = round(50 * (1 - level), 9)
-    low, high = np.percentile(known, [tail, 100 - tail])
-    return float(low), float(high)
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    return Interval(float(value), float(low), float(high))
+
+
+def plain(numbers: Mapping[str, Interval | None]) -> dict[str, Any]:
+    """Intervals ready for JSON: NAME and NAME_interval [low, high], null for a number that is missing or undefined."""
+    out: dict[str, Any] = {}
+    for name, found in numbers.items():
+        value, low, high = (None if x is None or np.isnan(x) else x for x in found or (None, None, None))
+        out |= {name: value, f"{name}_interval": found and [low, high]}
+    return out
 
 
 def as_array(values: Any) -> np.ndarray:

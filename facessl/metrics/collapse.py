@@ -13,14 +13,10 @@ COLLAPSED_USAGE = 1.5
 
 
 def embedding_std(z: Tensor) -> Tensor:
-    """Spread of the directions of embeddings: mean over channels of std(z / |z|), times sqrt(C).
+    """Spread of the directions of embeddings (N, C), N >= 2: mean over channels of std(z / |z|), times sqrt(C).
 
-    Args:
-        z: (N, C) embeddings of N different images, N >= 2.
-
-    Returns:
-        Scalar: 0 when all embeddings point the same way (collapse), about 1 when they fill the sphere
-        evenly. Features after a ReLU share a direction, so ResNets read less: 0.2 with random weights.
+    0 when all embeddings point the same way (collapse), about 1 when they fill the sphere evenly. Features after a ReLU
+    share a direction, so ResNets read less: 0.2 with random weights.
 
     Source: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, section 4.1.
     """
@@ -29,13 +25,9 @@ def embedding_std(z: Tensor) -> Tensor:
 
 
 def effective_rank(z: Tensor) -> Tensor:
-    """Number of directions the embeddings really use: exp of the entropy of their singular values.
+    """Number of directions, 1 to min(N, C), that embeddings (N, C) really use: exp of the entropy of singular values.
 
-    Args:
-        z: (N, C) embeddings; not centred, as in the paper.
-
-    Returns:
-        Scalar between 1 and min(N, C).
+    The embeddings are not centred, as in the paper.
 
     Source: Garrido et al., "RankMe", ICML 2023, Eq. 1.
     """

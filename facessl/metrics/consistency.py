@@ -13,22 +13,16 @@ from torch import Tensor
 
 from facessl.core.errors import DataError
 from facessl.metrics.bootstrap import as_array, bootstrap_mean
-from facessl.metrics.maps import BATCH, HeatmapsOf, enlarge, largest
+from facessl.metrics.maps import BATCH, HeatmapsOf, enlarge
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """A rotation, scale and shift of the image about its centre.
+    """A rotation, scale and shift of the image about its centre."""
 
-    Attributes:
-        angle: degrees, clockwise as one sees it.
-        scale: above 1 enlarges.
-        shift: right and down, as a fraction of the image's side.
-    """
-
-    angle: float = 15.0
-    scale: float = 0.9
-    shift: tuple[float, float] = (0.05, -0.05)
+    angle: float = 15.0  # degrees, clockwise as one sees it
+    scale: float = 0.9  # above 1 enlarges
+    shift: tuple[float, float] = (0.05, -0.05)  # right and down, as fractions of the image's side
 
     def sources(self, size: int) -> tuple[Tensor, np.ndarray]:
         """Where each pixel of the moved image comes from: (1, size, size, 2) in -1..1 over the image's edges, and
@@ -41,8 +35,7 @@ class Similarity:
 
     def apply(self, maps: Tensor) -> Tensor:
         """(B, C, s, s) float -> the same moved, bilinear; what comes from outside mirrors the inside."""
-        grid, _ = self.sources(maps.shape[-1])
-        grid = grid.expand(len(maps), -1, -1, -1)
+        grid = self.sources(maps.shape[-1])[0].expand(len(maps), -1, -1, -1)
         return F.grid_sample(maps, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -55,7 +48,7 @@ def consistency(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Do regions move with the image? The arg-max of the moved image's maps against the moved maps of the image.
+    """The arg-max of the moved image's maps against the moved maps of the image.
 
     Args:
         heatmaps_of: images (B, S, S, 3) uint8 -> heatmaps (B, N, h, w).
@@ -67,7 +60,7 @@ def consistency(
     Returns:
         consistency: Interval, fraction of the pixels on which both agree.
         consistency_by_chance: what two maps with these regions' sizes share by chance (1 where one region is all).
-        consistency_unmoved: share that the moved image's maps have in common with the maps before, not moved: 1 for
+        consistency_unmoved: fraction that the moved image's maps have in common with the maps before, not moved: 1 for
             regions that depend on the place alone. Regions that follow the face have it below `consistency`.
     """
     _, inside = warp.sources(grid)
@@ -81,15 +74,15 @@ def consistency(
         before, after = (
             enlarge(torch.tensor(as_array(heatmaps_of(x)), dtype=torch.float32), grid) for x in (batch, moved)
         )  # (B, N, g, g)
-        found, expected, fixed = (largest(m)[:, inside] for m in (after, warp.apply(before), before))
+        found, expected, fixed = (m.argmax(1).numpy()[:, inside] for m in (after, warp.apply(before), before))
         agree.append((found == expected).mean(1))
         still.append((found == fixed).mean(1))
         N = before.shape[1]
         counts.append([np.bincount(x.ravel(), minlength=N) for x in (found, expected)])
     sizes = np.sum(counts, axis=0)  # (2, N)
-    shares = sizes / sizes.sum(1, keepdims=True)
+    fractions = sizes / sizes.sum(1, keepdims=True)
     return {
         "consistency": bootstrap_mean(np.concatenate(agree), samples=samples, seed=seed),
-        "consistency_by_chance": float(shares[0] @ shares[1]),
+        "consistency_by_chance": float(fractions[0] @ fractions[1]),
         "consistency_unmoved": float(np.concatenate(still).mean()),
     }

@@ -1,10 +1,15 @@
-"""Heatmaps on other grids: arg-max regions, centroids, masks read at the same places."""
+"""Heatmaps and regions on a grid: arg-max, centroids, masks read at the same places, and regions that need no training.
+
+Each of the latter is a function images (M, S, S, 3) uint8 -> regions (M, g, g), so that it can be asked again about
+moved images.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,38 +19,21 @@ from facessl.metrics.bootstrap import as_array
 
 #: images (B, S, S, 3) uint8 -> heatmaps (B, N, h, w), sum 1 over N.
 HeatmapsOf = Callable[[np.ndarray], Any]
+Partition = Callable[[np.ndarray], np.ndarray]
 
-#: Images worked on at once.
-BATCH = 32
+BATCH = 32  # images worked on at once
+_FITTED = 50_000  # pixels, about, that k-means is fitted on, as many of each image; all are assigned
 
 
 def winners(heatmaps: Any, size: int, *, mode: str = "bilinear") -> np.ndarray:
-    """Arg-max regions on a finer grid: (M, N, h, w) -> (M, size, size) int64.
-
-    Args:
-        mode: bilinear: heatmaps are interpolated, then compared; nearest: each cell is a block.
-    """
-    out = []
-    for start in range(0, len(heatmaps), BATCH):
-        maps = torch.tensor(as_array(heatmaps[start : start + BATCH]), dtype=torch.float32)
-        out.append(largest(enlarge(maps, size, mode)))
-    return np.concatenate(out)
-
-
-def largest(maps: Tensor) -> np.ndarray:
-    """(B, N, g, g) -> (B, g, g) int64 arg-max over N, the first of equal ones; faster than torch's across channels."""
-    best, out = maps[:, 0], torch.zeros(maps.shape[0], *maps.shape[2:], dtype=torch.int64)
-    for n in range(1, maps.shape[1]):
-        out.masked_fill_(maps[:, n] > best, n)
-        best = torch.maximum(best, maps[:, n])
-    return out.numpy()
+    """Arg-max regions on a finer grid: (M, N, h, w) -> (M, size, size) int64; `mode` as in `enlarge`."""
+    parts = (as_array(heatmaps[i : i + BATCH]) for i in range(0, len(heatmaps), BATCH))
+    return np.concatenate([enlarge(torch.tensor(p, dtype=torch.float32), size, mode).argmax(1).numpy() for p in parts])
 
 
 def enlarge(maps: Tensor, size: int, mode: str = "bilinear") -> Tensor:
-    """(B, N, h, w) -> (B, N, size, size)."""
-    if mode == "nearest":
-        return F.interpolate(maps, size=(size, size), mode="nearest-exact")
-    return F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)
+    """(B, N, h, w) -> (B, N, size, size), interpolated ("bilinear") or each cell a block ("nearest-exact")."""
+    return F.interpolate(maps, size=(size, size), mode=mode)
 
 
 def on_grid(masks: np.ndarray, size: int) -> np.ndarray:
@@ -60,7 +48,7 @@ def centroids(heatmaps: Any) -> np.ndarray:
     A map without mass has its centroid at the image's centre.
     """
     maps = as_array(heatmaps).astype(np.float64)
-    x, y = ((2 * np.arange(n) + 1) / n - 1 for n in (maps.shape[3], maps.shape[2]))
+    x, y = (2 * _centres(n) - 1 for n in (maps.shape[3], maps.shape[2]))
     mass = maps.sum((2, 3))
     mass[mass == 0] = 1
     return np.concatenate([maps.sum(2) @ x / mass, maps.sum(3) @ y / mass], axis=1)
@@ -74,3 +62,75 @@ def region_centroids(regions: np.ndarray, count: int) -> np.ndarray:
 def one_hot(regions: np.ndarray, count: int) -> np.ndarray:
     """(B, g, g) -> (B, count, g, g) float32."""
     return (regions[:, None] == np.arange(count)[:, None, None]).astype(np.float32)
+
+
+def colour_clusters(images: np.ndarray, *, count: int, grid: int, position: bool, seed: int) -> Partition:
+    """k-means of the pixels' colours, or of colour and position, fitted on all images together.
+
+    Colour channels and coordinates run from 0 to 1 and weigh the same; were position to weigh much more, the clusters
+    would become a grid, which is a baseline of its own.
+
+    Args:
+        images: (M, S, S, 3) uint8.
+        count: clusters.
+        grid: side g of the regions; images are averaged down to it.
+        position: whether the place of a pixel counts too.
+        seed: of the fit.
+    """
+    from sklearn.cluster import KMeans
+
+    place = np.stack(np.meshgrid(_centres(grid), _centres(grid)), -1).astype(np.float32)  # (g, g, 2)
+
+    def features(images: np.ndarray) -> np.ndarray:
+        """(M, S, S, 3) uint8 -> (M g g, 3 or 5)."""
+        pixels = np.stack([cv2.resize(i, (grid, grid), interpolation=cv2.INTER_AREA) for i in images]) / np.float32(255)
+        if position:
+            pixels = np.concatenate([pixels, np.broadcast_to(place, (len(images), *place.shape))], axis=-1)
+        return pixels.reshape(-1, pixels.shape[-1])
+
+    rng = np.random.default_rng(seed)
+    each = max(1, min(grid**2, _FITTED // len(images)))  # pixels of one image
+    chosen = [features(image[None])[rng.choice(grid**2, each, replace=False)] for image in images]
+    fitted = KMeans(count, n_init=4, random_state=seed).fit(np.concatenate(chosen))
+    return lambda images: np.concatenate(
+        [fitted.predict(features(images[i : i + BATCH])).reshape(-1, grid, grid) for i in range(0, len(images), BATCH)]
+    )
+
+
+def fixed(regions: np.ndarray) -> Partition:
+    """The same regions (g, g) for every image."""
+    return lambda images: np.broadcast_to(regions, (len(images), *regions.shape))
+
+
+def rectangles(count: int, grid: int) -> np.ndarray:
+    """(g, g) image cut into rows x columns = count rectangles, as square a grid as there is; 8 are 2 rows of 4."""
+    rows = max(r for r in range(1, int(count**0.5) + 1) if count % r == 0)
+    y, x = ((_centres(grid) * n).astype(np.int64) for n in (rows, count // rows))
+    return y[:, None] * (count // rows) + x
+
+
+def mean_face(masks: np.ndarray, classes: int) -> np.ndarray:
+    """(M, g, g) masks -> (g, g) the commonest class at each place; the position-only map that knows the labels."""
+    return np.stack([(masks == k).sum(0) for k in range(classes)]).argmax(0)
+
+
+def class_fractions(masks: np.ndarray, classes: int, cells: tuple[int, int]) -> np.ndarray:
+    """(M, g, g) masks -> (M, L, h, w) fraction of each class in each cell: heatmaps that know the masks.
+
+    A cell that no pixel falls into (a grid finer than the masks) takes the nearest pixel.
+    """
+    down, across = (_averaging(masks.shape[1], n) for n in cells)  # (h, g), (w, g)
+    return np.stack([down @ one_hot(mask[None], classes)[0] @ across.T for mask in masks])
+
+
+def _averaging(g: int, cells: int) -> np.ndarray:
+    """(cells, g) float32 matrix that averages the pixels whose centre falls into each cell."""
+    member = (_centres(g) * cells).astype(int)[None] == np.arange(cells)[:, None]
+    empty = ~member.any(1)
+    member[empty, (_centres(cells) * g).astype(int)[empty]] = True
+    return (member / member.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _centres(n: int) -> np.ndarray:
+    """(n,) centres of cells, 0 to 1."""
+    return (np.arange(n) + 0.5) / n

@@ -7,66 +7,12 @@ precision stand beside the published number, the mean accuracy over attributes a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.metrics.bootstrap import Interval, as_array, interval, known_mean, ratio, resampled_sums
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """One attribute; fractions between 0 and 1, NaN where the test images show only one of its values.
-
-    Attributes:
-        name: of the attribute.
-        positives: fraction of the images that have it.
-        accuracy: right images over all, with its interval.
-        balanced_accuracy: mean of the accuracies on images with and without it, with its interval.
-        average_precision: area under precision over recall, of the scores; its chance level is `positives`.
-        majority: accuracy of always answering the commoner value.
-    """
-
-    name: str
-    positives: float
-    accuracy: Interval
-    balanced_accuracy: Interval
-    average_precision: float
-    majority: float
-
-
-@dataclass(frozen=True)
-class AttributeScores:
-    """Shares between 0 and 1 with 95 % bootstrap intervals over images.
-
-    Attributes:
-        images: images scored.
-        mean_accuracy: right answers over all images and attributes.
-        mean_balanced_accuracy: mean over the attributes of which the images show both values.
-        mean_average_precision: over the same attributes; no interval.
-        majority: mean accuracy of always answering each attribute's commoner value among these images.
-        attributes: one entry per attribute, in order.
-    """
-
-    images: int
-    mean_accuracy: Interval
-    mean_balanced_accuracy: Interval
-    mean_average_precision: float
-    majority: float
-    attributes: tuple[Attribute, ...]
-
-    def summary(self) -> dict[str, Any]:
-        """Ready for JSON: headlines with NAME_interval [low, high]; null where a number is undefined."""
-        out: dict[str, Any] = {"images": self.images, "majority": self.majority}
-        for name in ("mean_accuracy", "mean_balanced_accuracy"):
-            value, low, high = (None if np.isnan(x) else x for x in getattr(self, name))
-            out |= {name: value, f"{name}_interval": [low, high]}
-        mean_ap = self.mean_average_precision
-        out["mean_average_precision"] = None if np.isnan(mean_ap) else mean_ap
-        out["accuracy"] = {a.name: a.accuracy.value for a in self.attributes}
-        return out
+from facessl.metrics.bootstrap import as_array, interval, known_mean, plain, ratio, resampled_sums
 
 
 def attribute_scores(
@@ -74,55 +20,59 @@ def attribute_scores(
     target: np.ndarray,
     *,
     names: Sequence[str] = (),
-    threshold: float = 0.5,
     samples: int = 1000,
     seed: int = 0,
-) -> AttributeScores:
+) -> dict[str, Any]:
     """Scores of N images and A attributes.
 
     Args:
-        probabilities: (N, A) sigmoids of the outputs.
+        probabilities: (N, A) sigmoids of the outputs; 0.5 and more answer "yes".
         target: (N, A), 0 or 1.
         names: A names; empty: the indices.
-        threshold: probabilities from here on answer "yes".
         samples, seed: of the bootstrap.
+
+    Returns:
+        Fractions, ready for JSON, None where the images show only one value of every attribute:
+
+        images: number of images.
+        majority: mean accuracy of always answering each attribute's commoner value among these images.
+        mean_accuracy: right answers over all images and attributes, with mean_accuracy_interval [low, high] (95 %,
+            over images).
+        mean_balanced_accuracy: mean of the accuracies on images with and without it, over the attributes of which the
+            images show both values; with its interval.
+        mean_average_precision: area under precision over recall, over the same attributes.
+        accuracy: by attribute.
 
     Raises:
         ConfigError: values outside 0..1 (logits need a sigmoid first).
         DataError: no image, targets other than 0 and 1, or names that are not A.
     """
+    from sklearn.metrics import average_precision_score
+
     probabilities, target = as_array(probabilities), as_array(target)
     names = tuple(names) or tuple(str(a) for a in range(target.shape[-1]))
     _check(probabilities, target, names)
     truth = target.astype(bool)
-    right = (probabilities >= threshold) == truth
+    right = (probabilities >= 0.5) == truth
     N, A = truth.shape
     # Columns of each image: right, has it, right and has it.
     rows = np.concatenate([right, truth, right & truth], axis=1)
     total = rows.sum(0, dtype=np.float64)
     drawn = resampled_sums(rows, samples=samples, seed=seed)
-    balanced, drawn_balanced = _balanced(total, N), _balanced(drawn, N)  # (A,), (samples, A)
-    precision = np.array([_average_precision(truth[:, a], probabilities[:, a]) for a in range(A)])
     positives = total[A : 2 * A] / N
-    majority = np.maximum(positives, 1 - positives)
-    return AttributeScores(
-        images=N,
-        mean_accuracy=interval(total[:A].mean() / N, drawn[:, :A].mean(1) / N),
-        mean_balanced_accuracy=interval(known_mean(balanced), known_mean(drawn_balanced)),
-        mean_average_precision=float(known_mean(precision)),
-        majority=float(majority.mean()),
-        attributes=tuple(
-            Attribute(
-                name=name,
-                positives=float(positives[a]),
-                accuracy=interval(total[a] / N, drawn[:, a] / N),
-                balanced_accuracy=interval(balanced[a], drawn_balanced[:, a]),
-                average_precision=float(precision[a]),
-                majority=float(majority[a]),
-            )
-            for a, name in enumerate(names)
-        ),
-    )
+    both = np.flatnonzero(truth.any(0) & ~truth.all(0))
+    precision = [average_precision_score(truth[:, a], probabilities[:, a]) for a in both]
+    means = {
+        "mean_accuracy": interval(total[:A].mean() / N, drawn[:, :A].mean(1) / N),
+        "mean_balanced_accuracy": interval(known_mean(_balanced(total, N)), known_mean(_balanced(drawn, N))),
+    }
+    return {
+        "images": N,
+        "majority": float(np.maximum(positives, 1 - positives).mean()),
+        **plain(means),
+        "mean_average_precision": float(np.mean(precision)) if precision else None,
+        "accuracy": dict(zip(names, (total[:A] / N).tolist(), strict=True)),
+    }
 
 
 def _check(probabilities: np.ndarray, target: np.ndarray, names: Sequence[str]) -> None:
@@ -144,12 +94,3 @@ def _balanced(sums: np.ndarray, images: int) -> np.ndarray:
     """(..., 3A) sums of right, has it, both -> (..., A) mean of sensitivity and specificity."""
     right, positive, both = np.split(sums, 3, axis=-1)
     return (ratio(both, positive) + ratio(right - both, images - positive)) / 2
-
-
-def _average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
-    """As scikit-learn's, NaN where all images have the attribute or none does."""
-    if truth.all() or not truth.any():
-        return float("nan")
-    from sklearn.metrics import average_precision_score
-
-    return float(average_precision_score(truth, scores))

@@ -3,7 +3,7 @@
 All three are means over images, so their intervals come from one resampling of images.
 
 Source: the scorer of FaRL (Zheng et al., CVPR 2022) and HRNet's facial landmark evaluation, in our own words: NME of an
-image is the mean distance of its points over a length of the face; CED(x) is the share of images with NME <= x; the
+image is the mean distance of its points over a length of the face; CED(x) is the fraction of images with NME <= x; the
 area under it from 0 to the threshold is taken by Simpson's rule at a step of 1e-4 and divided by the threshold;
 the failure rate is 1 - CED(threshold). Thresholds in use: WFLW 0.10 (inter-ocular), AFLW-19 0.07 (box),
 300W 0.05 in STAR's scorer and 0.08 elsewhere (inter-ocular).
@@ -15,16 +15,14 @@ that STAR's 300W is really taken to 0.0501 and FaRL's AFLW-19 box to 0.0701; her
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.metrics.bootstrap import Interval, as_array, interval, mean_of, mean_rows, resampled_sums
+from facessl.metrics.bootstrap import as_array, interval, mean_of, mean_rows, plain, resampled_sums
 
-#: Step of the curve under which the area is taken.
-STEP = 1e-4
+_STEP = 1e-4  # of the curve under which the area is taken
 
 
 def nme(
@@ -89,75 +87,24 @@ def _sides(box: np.ndarray) -> np.ndarray:
     return np.maximum(corners[:, 2:] - corners[:, :2], 0)
 
 
-def failure_rate(errors: np.ndarray, threshold: float) -> float:
-    """Share of images whose error lies above the threshold; (N,) errors, NaN ones do not count."""
-    return float(mean_of(mean_rows(_failed(as_array(errors), threshold)).sum(0)))
+def _areas(errors: np.ndarray, threshold: float) -> np.ndarray:
+    """What each image adds to the area under the cumulative error distribution, over the threshold: (N,).
 
-
-def auc(errors: np.ndarray, threshold: float, step: float = STEP) -> float:
-    """Area under the cumulative error distribution from 0 to the threshold, over the threshold.
-
-    Args:
-        errors: (N,), NaN ones do not count.
-        threshold: end of the curve, included.
-        step: of the curve.
-
-    Returns:
-        0 (every image above the threshold) to 1 (no image has an error).
+    The curve is the mean of the images' own curves, which jump from 0 to 1 at their error; so the area is the mean of
+    the sums of Simpson's weights behind the jumps.
 
     Raises:
         ConfigError: the threshold is not an even multiple of the step (Simpson's rule takes steps in pairs).
     """
-    return float(mean_of(mean_rows(_areas(as_array(errors), threshold, step)).sum(0)))
-
-
-def _failed(errors: np.ndarray, threshold: float) -> np.ndarray:
-    return np.where(np.isnan(errors), np.nan, errors > threshold)
-
-
-def _areas(errors: np.ndarray, threshold: float, step: float) -> np.ndarray:
-    """What each image adds to the area: (N,).
-
-    The curve is the mean of the images' own curves, which jump from 0 to 1 at their error; so the area is the mean of
-    the sums of Simpson's weights behind the jumps.
-    """
-    count = round(threshold / step)
-    if threshold <= 0 or count % 2 or abs(count * step - threshold) > 1e-9:
-        raise ConfigError(f"AUC threshold {threshold:g} must be a positive even multiple of the curve's step {step:g}")
+    count = round(threshold / _STEP)
+    if threshold <= 0 or count % 2 or abs(count * _STEP - threshold) > 1e-9:
+        raise ConfigError(f"AUC threshold {threshold:g} must be a positive even multiple of the curve's step {_STEP:g}")
     weights = np.full(count + 1, 2.0)
     weights[1::2] = 4
     weights[[0, -1]] = 1
     behind = np.append(np.cumsum(weights[::-1])[::-1], 0.0) / (3 * count)
     places = np.linspace(0, threshold, count + 1)
     return np.where(np.isnan(errors), np.nan, behind[np.searchsorted(places, errors)])
-
-
-@dataclass(frozen=True)
-class LandmarkScores:
-    """NME, failure rates and areas of one set of images.
-
-    Attributes:
-        unit: what errors are divided by, as it stands in the names of the numbers: interocular, interpupil, box, diag.
-        images: images that count.
-        nme: mean over images, 0.05 is 5 %.
-        failure_rates, areas: by threshold.
-    """
-
-    unit: str
-    images: int
-    nme: Interval
-    failure_rates: dict[float, Interval]
-    areas: dict[float, Interval]
-
-    def summary(self) -> dict[str, Any]:
-        """Ready for JSON: nme_interocular, fr@0.10, auc@0.10, each with NAME_interval [low, high]."""
-        numbers = {f"nme_{self.unit}": self.nme}
-        numbers |= {f"fr@{threshold_name(t)}": found for t, found in self.failure_rates.items()}
-        numbers |= {f"auc@{threshold_name(t)}": found for t, found in self.areas.items()}
-        out: dict[str, Any] = {}
-        for name, found in numbers.items():
-            out |= {name: found.value, f"{name}_interval": [found.low, found.high]}
-        return out
 
 
 def landmark_scores(
@@ -167,7 +114,7 @@ def landmark_scores(
     thresholds: Sequence[float] = (0.10,),
     samples: int = 1000,
     seed: int = 0,
-) -> LandmarkScores:
+) -> dict[str, Any]:
     """Scores of the errors that `nme` returns, with 95 % bootstrap intervals over images.
 
     Args:
@@ -176,31 +123,27 @@ def landmark_scores(
         thresholds: of failure rate and area; none where only the NME is reported.
         samples, seed: of the bootstrap.
 
+    Returns:
+        Ready for JSON, each with NAME_interval [low, high]: nme_interocular (mean over images, 0.05 is 5 %); fr@0.10,
+        the fraction of images whose error lies above the threshold; auc@0.10, 0 (every image above the threshold) to
+        1 (no image has an error).
+
     Raises:
         DataError: no image has an error.
-        ConfigError: as `auc`.
+        ConfigError: a threshold is not an even multiple of the curve's step.
     """
     errors = as_array(errors).astype(np.float64)
-    known = int((~np.isnan(errors)).sum())
-    if not known:
+    if np.isnan(errors).all():
         raise DataError(f"none of {len(errors)} images has a landmark that counts: there is no NME")
-    columns = [errors, *(_failed(errors, t) for t in thresholds), *(_areas(errors, t, STEP) for t in thresholds)]
-    rows = np.concatenate([mean_rows(column) for column in columns], axis=1)  # (N, 2 columns)
-    drawn = resampled_sums(rows, samples=samples, seed=seed)
-    total = rows.sum(0)
-    found = [
-        interval(mean_of(total[2 * i : 2 * i + 2]), mean_of(drawn[:, 2 * i : 2 * i + 2])) for i in range(len(columns))
-    ]
-    n = len(thresholds)
-    return LandmarkScores(
-        unit=unit,
-        images=known,
-        nme=found[0],
-        failure_rates=dict(zip(thresholds, found[1 : 1 + n], strict=True)),
-        areas=dict(zip(thresholds, found[1 + n :], strict=True)),
-    )
+    columns = {f"nme_{unit}": errors}
+    columns |= {f"fr@{_name(t)}": np.where(np.isnan(errors), np.nan, errors > t) for t in thresholds}
+    columns |= {f"auc@{_name(t)}": _areas(errors, t) for t in thresholds}
+    rows = np.stack([mean_rows(column) for column in columns.values()], axis=1)  # (N, columns, 2)
+    drawn = resampled_sums(rows.reshape(len(rows), -1), samples=samples, seed=seed).reshape(-1, len(columns), 2)
+    means, drawn_means = mean_of(rows.sum(0)), mean_of(drawn)
+    return plain({name: interval(means[i], drawn_means[:, i]) for i, name in enumerate(columns)})
 
 
-def threshold_name(threshold: float) -> str:
+def _name(threshold: float) -> str:
     """0.1 -> "0.10", 0.075 -> "0.075": at least two digits, as tables write them."""
     return max(f"{threshold:.2f}", f"{threshold:g}", key=len) if threshold < 1 else f"{threshold:g}"

@@ -6,8 +6,6 @@ resamples are scored at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from facessl.metrics.bootstrap import ratio
@@ -56,28 +54,25 @@ def ari(tables: np.ndarray) -> np.ndarray:
     return np.nan_to_num(ratio(together - expected, (regions + classes) / 2 - expected), nan=1.0)
 
 
-def foreground_iou(tables: np.ndarray, background: Sequence[int] = (0,)) -> np.ndarray:
+def foreground_iou(tables: np.ndarray) -> np.ndarray:
     """(..., R, L) -> (...) intersection over union of the foreground with those regions that together fit it best.
 
     Which regions are foreground is chosen with the masks, in the same way for every method; the best set takes regions
-    in the order of their share of foreground. Taking all of them scores the foreground's share of the image, the floor.
-
-    Args:
-        background: classes that are no foreground.
+    in the order of their fraction of foreground. Taking all of them scores the foreground's fraction of the image, the
+    floor. Class 0 is the background.
     """
-    behind = tables[..., list(background)].sum(-1).astype(np.float64)  # (..., R)
+    behind = tables[..., 0].astype(np.float64)  # (..., R)
     front = tables.sum(-1) - behind
     order = np.argsort(-np.nan_to_num(ratio(front, front + behind), nan=-1.0), axis=-1, kind="stable")
     front, behind = (np.cumsum(np.take_along_axis(x, order, -1), -1) for x in (front, behind))
     return ratio(front, front[..., -1:] + behind).max(-1)
 
 
-def _entropy(shares: np.ndarray) -> np.ndarray:
+def _entropy(fractions: np.ndarray) -> np.ndarray:
     """(..., K) -> (...) in nats."""
-    return -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(-1)
+    return -(fractions * np.log(np.where(fractions > 0, fractions, 1.0))).sum(-1)
 
 
 def _pairs(counts: np.ndarray) -> np.ndarray:
     """n over 2."""
-    counts = np.asarray(counts, np.float64)
-    return counts * (counts - 1) / 2
+    return counts * (counts - 1.0) / 2

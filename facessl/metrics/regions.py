@@ -1,4 +1,4 @@
-"""Are the regions alive, and of what kind? Numbers of heatmaps (B, N, h, w) whose values sum to 1 over N."""
+"""Are the regions alive, and of what kind? Scalars of heatmaps (B, N, h, w) whose values sum to 1 over N."""
 
 from __future__ import annotations
 
@@ -9,53 +9,29 @@ from torch import Tensor
 def usage_entropy(heatmaps: Tensor) -> Tensor:
     """Number of regions in use: exp of the entropy of the mean heatmap.
 
-    Args:
-        heatmaps: (B, N, h, w), sum 1 over N.
-
-    Returns:
-        Scalar between 1 (one region takes everything) and N (all take the same share). Uniform heatmaps
-        also give N: read it together with `sharpness`.
+    From 1 (one region takes everything) to N (all take the same part). Uniform heatmaps also give N: read it together
+    with `sharpness`.
     """
-    share = heatmaps.float().mean(dim=(0, 2, 3))  # (N,)
-    return torch.special.entr(share).sum().exp()
+    return torch.special.entr(heatmaps.float().mean(dim=(0, 2, 3))).sum().exp()
 
 
 def sharpness(heatmaps: Tensor) -> Tensor:
-    """How decided a pixel is: mean over pixels of the largest of its N values.
-
-    Args:
-        heatmaps: (B, N, h, w), sum 1 over N.
-
-    Returns:
-        Scalar between 1/N (uniform) and 1 (each pixel belongs to one region).
-    """
+    """How decided pixels are, from 1/N (uniform) to 1 (one region each): the mean of each pixel's largest value."""
     return heatmaps.float().amax(dim=1).mean()
 
 
-def winning_regions(heatmaps: Tensor, *, share: float = 0.01) -> Tensor:
-    """How many regions are the largest on at least `share` of all pixels.
-
-    Args:
-        heatmaps: (B, N, h, w), sum 1 over N.
-        share: smallest share of pixels that counts, 0 to 1.
-
-    Returns:
-        Integer scalar between 0 and N.
-    """
+def winning_regions(heatmaps: Tensor, *, fraction: float = 0.01) -> Tensor:
+    """How many regions (0 to N, an integer scalar) are the largest on at least a `fraction` of all pixels."""
     winners = heatmaps.argmax(dim=1).flatten()  # (B h w,)
     counts = torch.bincount(winners, minlength=heatmaps.shape[1])
-    return (counts >= share * winners.numel()).sum()
+    return (counts >= fraction * winners.numel()).sum()
 
 
 def image_information(heatmaps: Tensor) -> Tensor:
     """How far the image decides the region: mutual information of region and image over the region's entropy.
 
-    Args:
-        heatmaps: (M, N, h, w) of M images, sum 1 over N; read as p(region | image, cell), all images and cells alike.
-
-    Returns:
-        Scalar between 0 (every image uses the regions alike) and 1 (every image is one region: image clusters, not
-        parts of a face); 0 where one region takes everything.
+    Heatmaps are read as p(region | image, cell), all images and cells alike. From 0 (every image uses the regions
+    alike) to 1 (every image is one region: image clusters, not parts of a face); 0 where one region takes everything.
     """
     return _information(heatmaps.float().mean(dim=(2, 3)))
 
@@ -63,12 +39,8 @@ def image_information(heatmaps: Tensor) -> Tensor:
 def position_information(heatmaps: Tensor) -> Tensor:
     """How far the cell decides the region: mutual information of region and cell over the region's entropy.
 
-    Args:
-        heatmaps: (M, N, h, w) of M images, sum 1 over N; read as p(region | image, cell), all images and cells alike.
-
-    Returns:
-        Scalar between 0 (every cell uses the regions alike) and 1 (every cell has one region in all images: a fixed
-        partition of the picture); 0 where one region takes everything.
+    Heatmaps are read as in `image_information`. From 0 (every cell uses the regions alike) to 1 (every cell has one
+    region in all images: a fixed partition of the picture); 0 where one region takes everything.
     """
     return _information(heatmaps.float().mean(dim=0).flatten(1).T)
 

@@ -8,14 +8,13 @@ F1 over images gives other numbers.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from facessl.core.errors import DataError
 from facessl.metrics.accuracy import confusion
-from facessl.metrics.bootstrap import Interval, as_array, interval, known_mean, ratio, resampled_sums
+from facessl.metrics.bootstrap import as_array, interval, known_mean, plain, ratio, resampled_sums
 
 
 class ConfusionMatrix:
@@ -67,14 +66,7 @@ class ConfusionMatrix:
 
 def f1_per_class(matrix: np.ndarray) -> np.ndarray:
     """(..., K, K) counts (true, predicted) -> (..., K) F1 scores; NaN for a class neither true nor predicted."""
-    hits, truth, predicted = _margins(matrix)
-    return ratio(2 * hits, truth + predicted)
-
-
-def iou_per_class(matrix: np.ndarray) -> np.ndarray:
-    """(..., K, K) counts (true, predicted) -> (..., K) intersection over union; NaN as in `f1_per_class`."""
-    hits, truth, predicted = _margins(matrix)
-    return ratio(hits, truth + predicted - hits)
+    return ratio(2 * np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1) + matrix.sum(-2))
 
 
 def mean_f1(matrix: np.ndarray) -> np.ndarray:
@@ -84,58 +76,33 @@ def mean_f1(matrix: np.ndarray) -> np.ndarray:
 
 def mean_iou(matrix: np.ndarray) -> np.ndarray:
     """(..., K, K) counts -> (...) mean IoU over all classes with background; absent classes do not count."""
-    return known_mean(iou_per_class(matrix))
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return known_mean(ratio(hits, matrix.sum(-1) + matrix.sum(-2) - hits))
 
 
 def pixel_accuracy(matrix: np.ndarray) -> np.ndarray:
-    """(..., K, K) counts -> (...) share of pixels that are right."""
-    hits, truth, _ = _margins(matrix)
-    return ratio(hits.sum(-1), truth.sum(-1))
-
-
-def _margins(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1), matrix.sum(-2)
-
-
-@dataclass(frozen=True)
-class ParsingScores:
-    """Shares between 0 and 1 with 95 % bootstrap intervals over images.
-
-    Attributes:
-        images: images scored.
-        mean_f1: mean over the classes without background (LaPa 10, CelebAMask-HQ 18) that occur or were predicted.
-        mean_iou: mean over all classes, background included, that occur or were predicted.
-        pixel_accuracy: right pixels over all.
-        per_class: F1 by class name, in order, background included; NaN for an absent class.
-        absent: names of classes in no mask and no prediction.
-    """
-
-    images: int
-    mean_f1: Interval
-    mean_iou: Interval
-    pixel_accuracy: Interval
-    per_class: dict[str, Interval]
-    absent: tuple[str, ...]
-
-    def summary(self) -> dict[str, Any]:
-        """Ready for JSON: each headline with NAME_interval [low, high], F1 by class (null where absent)."""
-        out: dict[str, Any] = {"images": self.images}
-        for name in ("mean_f1", "mean_iou", "pixel_accuracy"):
-            value, low, high = getattr(self, name)
-            out |= {name: value, f"{name}_interval": [low, high]}
-        out["f1"] = {name: None if name in self.absent else found.value for name, found in self.per_class.items()}
-        return out
+    """(..., K, K) counts -> (...) fraction of pixels that are right."""
+    return ratio(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
 
 
 def parsing_scores(
     matrix: ConfusionMatrix, *, names: Sequence[str] = (), samples: int = 1000, seed: int = 0
-) -> ParsingScores:
+) -> dict[str, Any]:
     """Scores of all images that `matrix` has counted.
 
     Args:
         matrix: one update per image.
         names: K class names; empty: the indices.
         samples, seed: of the bootstrap.
+
+    Returns:
+        Fractions, ready for JSON, the first three with NAME_interval [low, high] (95 %, over images):
+
+        mean_f1: over the classes without background (LaPa 10, CelebAMask-HQ 18) that occur or were predicted.
+        mean_iou: over all classes, background included, that occur or were predicted.
+        pixel_accuracy: right pixels over all.
+        f1: by class name, background included; None for a class in no mask and no prediction.
+        images: number of images.
 
     Raises:
         DataError: nothing was counted, or the names are not K.
@@ -148,12 +115,6 @@ def parsing_scores(
         raise DataError(f"{len(names)} class names for {K} classes: {', '.join(names)}")
     total = matrix.total()
     drawn = resampled_sums(rows, samples=samples, seed=seed).reshape(-1, K, K)
-    each, each_drawn = f1_per_class(total), f1_per_class(drawn)
-    return ParsingScores(
-        images=len(matrix),
-        mean_f1=interval(mean_f1(total), mean_f1(drawn)),
-        mean_iou=interval(mean_iou(total), mean_iou(drawn)),
-        pixel_accuracy=interval(pixel_accuracy(total), pixel_accuracy(drawn)),
-        per_class={name: interval(each[k], each_drawn[:, k]) for k, name in enumerate(names)},
-        absent=tuple(name for name, score in zip(names, each, strict=True) if np.isnan(score)),
-    )
+    means = {score.__name__: interval(score(total), score(drawn)) for score in (mean_f1, mean_iou, pixel_accuracy)}
+    each = [None if np.isnan(f1) else float(f1) for f1 in f1_per_class(total)]
+    return {"images": len(matrix), **plain(means), "f1": dict(zip(names, each, strict=True))}

@@ -8,50 +8,14 @@ Source: Huang et al., "Labeled Faces in the Wild", 2007 (ten folds; the threshol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.metrics.bootstrap import Interval, as_array, interval, known_mean, ratio, resampled_counts
+from facessl.metrics.bootstrap import as_array, interval, known_mean, plain, ratio, resampled_counts
 
-#: Folds where the pairs come without.
-FOLDS = 10
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Shares between 0 and 1 with 95 % bootstrap intervals over pairs.
-
-    Attributes:
-        same, different: pairs of each kind.
-        accuracy: mean over the folds; the threshold of a fold is the best one of the others.
-        fold_accuracies: of each fold, in order.
-        standard_error: of the mean over folds, as LFW's tables give it.
-        roc_auc: area under the ROC curve.
-        eer: rate at which false accepts and false rejects are equal.
-        tar: fraction of same pairs accepted at each false accept rate; None where `different` pairs are too few for a
-            single false accept at that rate.
-    """
-
-    same: int
-    different: int
-    accuracy: Interval
-    fold_accuracies: tuple[float, ...]
-    standard_error: float
-    roc_auc: Interval
-    eer: Interval
-    tar: dict[float, Interval | None]
-
-    def summary(self) -> dict[str, Any]:
-        """Ready for JSON: each number with NAME_interval [low, high]; tar@far=... is null where not resolved."""
-        numbers = {"accuracy": self.accuracy, "roc_auc": self.roc_auc, "eer": self.eer}
-        out: dict[str, Any] = {"same": self.same, "different": self.different, "standard_error": self.standard_error}
-        for name, found in (numbers | {f"tar@far={far:g}": tar for far, tar in self.tar.items()}).items():
-            out[name] = found and found.value
-            out[f"{name}_interval"] = found and [found.low, found.high]
-        return out
+_FOLDS = 10  # where the pairs come without
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -69,7 +33,7 @@ def verification(
     fars: Sequence[float] = (1e-1, 1e-2, 1e-3),
     samples: int = 1000,
     seed: int = 0,
-) -> Verification:
+) -> dict[str, Any]:
     """Scores of P pairs.
 
     Args:
@@ -79,42 +43,46 @@ def verification(
         fars: false accept rates.
         samples, seed: of the bootstrap, which chooses the thresholds anew in every resample.
 
+    Returns:
+        Fractions, ready for JSON, from accuracy on with NAME_interval [low, high] (95 %, over pairs):
+
+        same, different: pairs of each kind.
+        standard_error: of the mean accuracy over folds, as LFW's tables give it.
+        accuracy: mean over the folds; the threshold of a fold is the best one of the others.
+        roc_auc: area under the ROC curve.
+        eer: rate at which false accepts and false rejects are equal.
+        tar@far=RATE: fraction of same pairs accepted at each false accept rate; None where the different pairs are too
+            few for a single false accept at that rate.
+
     Raises:
         DataError: pairs of one kind only, fewer than two folds, or a similarity that is not finite.
     """
     similarity, same = as_array(similarity).astype(np.float64), as_array(same).astype(bool)
-    folds = _deal(same) if folds is None else as_array(folds)
+    if folds is None:
+        folds = np.empty(len(same), np.int64)
+        for kind in (True, False):
+            folds[same == kind] = np.arange((same == kind).sum()) % _FOLDS
+    folds = as_array(folds)
     if not len(similarity) == len(same) == len(folds):
         raise ValueError(f"{len(similarity)} similarities, {len(same)} answers and {len(folds)} folds")
     curve = _Curve(similarity, same, folds)
     every = np.ones((1, len(same)))
-    accuracies = curve.fold_accuracies(every)[0]
-    point = curve.rates(every, fars)[0]
+    accuracies, point = curve.fold_accuracies(every)[0], curve.rates(every, fars)[0]
     drawn, drawn_accuracy = [], []
     for counts in resampled_counts(len(same), samples=samples, seed=seed):
         drawn.append(curve.rates(counts, fars))
         drawn_accuracy.append(known_mean(curve.fold_accuracies(counts)))
-    columns = np.concatenate(drawn)
-    found = [interval(point[i], columns[:, i]) for i in range(len(point))]
+    rates = [interval(value, column) for value, column in zip(point, np.concatenate(drawn).T, strict=True)]
     different = int((~same).sum())
-    return Verification(
-        same=int(same.sum()),
-        different=different,
-        accuracy=interval(accuracies.mean(), np.concatenate(drawn_accuracy)),
-        fold_accuracies=tuple(accuracies.tolist()),
-        standard_error=float(accuracies.std(ddof=1) / len(accuracies) ** 0.5),
-        roc_auc=found[0],
-        eer=found[1],
-        tar={far: tar if _allowed(far, different) >= 1 else None for far, tar in zip(fars, found[2:], strict=True)},
-    )
-
-
-def _deal(same: np.ndarray) -> np.ndarray:
-    """(P,) folds 0 to 9 in turn, same and different pairs each by themselves."""
-    folds = np.empty(len(same), np.int64)
-    for kind in (True, False):
-        folds[same == kind] = np.arange((same == kind).sum()) % FOLDS
-    return folds
+    seen = [found if _allowed(far, different) >= 1 else None for far, found in zip(fars, rates[2:], strict=True)]
+    tar = {f"tar@far={far:g}": found for far, found in zip(fars, seen, strict=True)}
+    accuracy = interval(accuracies.mean(), np.concatenate(drawn_accuracy))
+    return {
+        "same": int(same.sum()),
+        "different": different,
+        "standard_error": float(accuracies.std(ddof=1) / len(accuracies) ** 0.5),
+        **plain({"accuracy": accuracy, "roc_auc": rates[0], "eer": rates[1], **tar}),
+    }
 
 
 def _allowed(far: float, different: np.ndarray | int) -> np.ndarray:
@@ -192,5 +160,5 @@ def _equal_error(tar: np.ndarray, far: np.ndarray) -> np.ndarray:
     step = np.maximum((excess >= 0).argmax(1), 1)
     rows = np.arange(len(far))
     before, after = excess[rows, step - 1], excess[rows, step]
-    share = ratio(-before, after - before)
-    return far[rows, step - 1] + share * (far[rows, step] - far[rows, step - 1])
+    part = ratio(-before, after - before)
+    return far[rows, step - 1] + part * (far[rows, step] - far[rows, step - 1])

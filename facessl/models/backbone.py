@@ -11,7 +11,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from timm.layers import Format
+from timm.layers import Format, to_2tuple
 from torch import Tensor, nn
 
 import facessl.models.layers.facecycle  # noqa: F401 (tells timm of PCL's own network)
@@ -33,6 +33,8 @@ class Backbone(nn.Module):
         model: the timm model; its state dict is what `backbone.safetensors` holds.
         pyramid_channels, pyramid_strides: channels and strides of the four maps of `forward_pyramid`.
     """
+
+    model: Any
 
     def __init__(
         self,
@@ -64,11 +66,10 @@ class Backbone(nn.Module):
         if "img_size" not in options and ("vit" in name or "deit" in name):
             options["img_size"] = image_size
         try:
-            model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+            self.model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
         except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
             raise ConfigError(f"backbone {name!r} does not accept {options or 'its defaults'}: {error}") from None
-        choose_attention(model)
-        self.model: Any = model
+        choose_attention(self.model)
         self.name = name
         self.pretrained = pretrained
         self.timm_options = timm_options
@@ -77,11 +78,9 @@ class Backbone(nn.Module):
         self.std = tuple(float(s) for s in std)
         self.num_features: int = self.model.num_features
         self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
-        grid = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
-        if grid is not None:
-            self.stride = int(grid[0] if isinstance(grid, tuple) else grid)
-        else:
-            self.stride = int(self.model.feature_info[-1]["reduction"])
+        patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
+        stride = self.model.feature_info[-1]["reduction"] if patch is None else to_2tuple(patch)[0]
+        self.stride = int(stride)
         if image_size < self.stride:
             raise ConfigError(
                 f"image size {image_size} is below the stride {self.stride} of {name}: use a larger image"
@@ -98,8 +97,7 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> (B, C) pooled embedding (mean of the map; the class token where timm uses it)."""
-        pooled: Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
-        return pooled
+        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """Four maps of one pass, fine to coarse, for dense tasks.
@@ -108,19 +106,14 @@ class Backbone(nn.Module):
         `output_stride` dilates it. A model of one stride (ViT) gives the outputs of four blocks, 3, 5, 7, 11 of 12
         and in proportion for other depths (FaRL's), all at that stride, before the last norm, which gets no gradient.
 
-        Args:
-            x: (B, 3, H, W) normalised.
-
         Returns:
             four maps (B, C_i, h_i, w_i) with C_i in `pyramid_channels`.
 
         Raises:
             ConfigError: the model gives no four maps.
         """
-        maps: list[Tensor] = self.model.forward_intermediates(
-            x, indices=[index for index, _, _ in self._levels()], output_fmt="NCHW", intermediates_only=True
-        )
-        return maps
+        indices = [index for index, _, _ in self._levels()]
+        return self.model.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
 
     @property
     def pyramid_channels(self) -> list[int]:
@@ -142,11 +135,8 @@ class Backbone(nn.Module):
         return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
 
     def compile_features(self) -> None:
-        """Compile the feature extractor in place; the state dict keeps its keys.
-
-        Raises:
-            ConfigError: batch norms that span the ranks, at each of which the compiled code would break off.
-        """
+        """Compile the feature extractor in place; the state dict keeps its keys. ConfigError for batch norms that span
+        the ranks, at each of which the compiled code would break off."""
         if norms := sum(map(spans_ranks, self.model.modules())):
             raise ConfigError(
                 f"--compile was not tested with batch norms that span the ranks ({norms} in {self.name}): leave it "
@@ -155,13 +145,8 @@ class Backbone(nn.Module):
         self.model.forward_features = torch.compile(self.model.forward_features)
 
     def take_any_size(self) -> bool:
-        """Let a ViT take images of other sizes than `image_size`, for views of several sizes.
-
-        Its position table is then resized to the grid at hand, and zeros complete a last patch that is cut.
-
-        Returns:
-            Whether the model takes them now: True for ResNets and ViTs, False e.g. for a Swin.
-        """
+        """Let a ViT take images of other sizes than `image_size`: its position table is then resized to the grid at
+        hand, and zeros complete a last patch that is cut. False where the model takes one size only (e.g. a Swin)."""
         embed = getattr(self.model, "patch_embed", None)
         if embed is None:
             return True
@@ -192,10 +177,8 @@ class Backbone(nn.Module):
         return tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)
 
     def preprocess(self, images: Iterable[str | Path | Image.Image | np.ndarray] | np.ndarray) -> Tensor:
-        """Images -> (B, 3, image_size, image_size) float32, as the evaluation of this backbone sees them.
-
-        Args:
-            images: paths, PIL images or (H, W, 3) uint8 RGB arrays; one alone is a batch of one.
+        """Paths, PIL images or (H, W, 3) uint8 RGB arrays -> (B, 3, image_size, image_size) float32, as the evaluation
+        of this backbone sees them; one image alone is a batch of one.
 
         The whole image is resized to the square (no crop), as in FRA's downstream protocol.
         """
@@ -204,6 +187,7 @@ class Backbone(nn.Module):
 
         if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
-        squares = np.stack([resize(to_rgb(image), self.image_size) for image in images])  # (B, S, S, 3)
-        device = next(self.parameters()).device
-        return normalise(torch.from_numpy(squares).permute(0, 3, 1, 2).to(device), self.mean, self.std)
+        squares = torch.from_numpy(
+            np.stack([resize(to_rgb(image), self.image_size) for image in images])
+        )  # (B, S, S, 3)
+        return normalise(squares.permute(0, 3, 1, 2).to(next(self.parameters()).device), self.mean, self.std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,25 +13,25 @@ from torch.nn import functional as F
 from facessl.core import files
 from facessl.core.errors import CheckpointError
 
-#: Pixels of the encoder's input per token, and the share at both ends of 0..1 that it never sees.
+#: Pixels of the encoder's input per token, and the part at both ends of 0..1 that it never sees.
 STRIDE, MARGIN = 8, 0.1
 
 
 class _Block(nn.Module):
-    def __init__(self, channels: int, out: int, gain: float) -> None:
+    def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         inner = out // 4
-        sizes = [(channels, inner, 3), (inner, inner, 3), (inner, inner, 3), (inner, out, 1)]
-        layers: list[tuple[str, nn.Module]] = []
-        for i, (a, b, side) in enumerate(sizes, 1):
-            layers += [(f"relu_{i}", nn.ReLU()), (f"conv_{i}", nn.Conv2d(a, b, side, padding=side // 2))]
-        self.gain = gain
+        layers = OrderedDict[str, nn.Module]()
+        for i, (a, b, side) in enumerate(
+            [(channels, inner, 3), (inner, inner, 3), (inner, inner, 3), (inner, out, 1)], 1
+        ):
+            layers[f"relu_{i}"] = nn.ReLU()
+            layers[f"conv_{i}"] = nn.Conv2d(a, b, side, padding=side // 2)
         self.id_path = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
-        self.res_path = nn.Sequential(OrderedDict(layers))
+        self.res_path = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.id_path(x) + self.gain * self.res_path(x)
-        return out
+        return self.id_path(x) + self.res_path(x) / 64  # the square of the number of blocks
 
 
 class DVAEEncoder(nn.Module):
@@ -38,23 +39,17 @@ class DVAEEncoder(nn.Module):
 
     def __init__(self, width: int = 256, vocabulary: int = 8192) -> None:
         super().__init__()
-        layers: list[tuple[str, nn.Module]] = [("input", nn.Conv2d(3, width, 7, padding=3))]
-        before = width
-        for group in range(4):
-            out = width * 2**group
-            inside: list[tuple[str, nn.Module]] = [
-                ("block_1", _Block(before, out, 1 / 64)),  # 1 / (number of blocks)^2
-                ("block_2", _Block(out, out, 1 / 64)),
-            ]
-            inside += [("pool", nn.MaxPool2d(2))] if group < 3 else []
-            layers.append((f"group_{group + 1}", nn.Sequential(OrderedDict(inside))))
-            before = out
-        output = OrderedDict[str, nn.Module](relu=nn.ReLU(), conv=nn.Conv2d(before, vocabulary, 1))
-        self.blocks = nn.Sequential(OrderedDict([*layers, ("output", nn.Sequential(output))]))
+        layers = OrderedDict[str, nn.Module](input=nn.Conv2d(3, width, 7, padding=3))
+        for group, (before, out) in enumerate(itertools.pairwise((width, width, 2 * width, 4 * width, 8 * width)), 1):
+            parts = OrderedDict[str, nn.Module](block_1=_Block(before, out), block_2=_Block(out, out))
+            if group < 4:
+                parts["pool"] = nn.MaxPool2d(2)
+            layers[f"group_{group}"] = nn.Sequential(parts)
+        layers["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=nn.Conv2d(8 * width, vocabulary, 1)))
+        self.blocks = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.blocks((1 - 2 * MARGIN) * x + MARGIN)
-        return out
+        return self.blocks((1 - 2 * MARGIN) * x + MARGIN)
 
 
 class VisualTokens:
@@ -65,22 +60,13 @@ class VisualTokens:
     """
 
     def __init__(self, path: str, *, vocabulary: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """
-        Args:
-            path: state dict of DALL-E's encoder.
-            vocabulary: V, number of tokens it must have.
-            mean, std: normalisation of the images it will be given, RGB in 0..1.
-        """
+        """`path` holds the state dict of DALL-E's encoder; `mean`, `std`: normalisation of the images, RGB in 0..1."""
         self.path, self.vocabulary = path, vocabulary
         self.mean, self.std = mean, std
         self.encoder: DVAEEncoder | None = None
 
     def load(self) -> DVAEEncoder:
-        """The encoder, frozen and in evaluation mode.
-
-        Raises:
-            CheckpointError: missing, no state dict of this network, or another vocabulary.
-        """
+        """The encoder, frozen and in evaluation mode; CheckpointError where the file or what is in it is not one."""
         if self.encoder is None:
             state = files.read(Path(self.path))
             found = {_ours(name): value for name, value in state.get("state_dict", state).items()}
@@ -103,9 +89,8 @@ class VisualTokens:
         encoder = self.load().to(x.device)
         mean, std = (x.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (self.mean, self.std))
         with torch.autocast(x.device.type, enabled=False):
-            pixels = x.float() * std + mean
             size = (grid[0] * STRIDE, grid[1] * STRIDE)
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+            pixels = F.interpolate(x.float() * std + mean, size, mode="bilinear", antialias=True, align_corners=False)
             return encoder(pixels.clamp(0, 1)).argmax(1).flatten(1)
 
 

@@ -31,11 +31,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision by its name on the command line: fp32 (none), bf16 or fp16.
-
-    Raises:
-        ConfigError: another name.
-    """
+    """Mixed precision by its name on the command line: fp32 (none), bf16 or fp16; ConfigError for another name."""
     if precision not in _AUTOCAST:
         raise ConfigError(f"precision {precision!r} is not known: use {', '.join(_AUTOCAST)}")
     dtype = _AUTOCAST[precision]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facessl.core import files
-from facessl.core.errors import CheckpointError, ConfigError, UnknownName
-from facessl.models import vit_files
+from facessl.core.errors import CheckpointError, ConfigError, FaceSSLError, UnknownName
+from facessl.models import vit_files, weights
 from facessl.models.backbone import Backbone
 
 #: The default teacher, MCF's; who publishes it.
@@ -124,89 +122,63 @@ def load_teacher(spec: str, image_size: int, mean: tuple[float, ...], std: tuple
         mean, std: normalisation that a `random:` teacher gets.
 
     Raises:
-        ConfigError, CheckpointError, UnknownName: one sentence that names `spec`.
+        ConfigError, CheckpointError: one sentence that names `spec`.
     """
     kind, _, name = spec.partition(":")
-    if kind == "random":
-        return _random(name, image_size, mean, std)
-    if kind == "timm":
-        return _pretrained(name, image_size)
-    path = Path(spec)
-    export = path / "backbone.safetensors" if path.is_dir() else path
-    if not export.is_file():
-        where = f", which its authors publish ({MOCO_FROM})" if export.name == MOCO else ""
-        raise CheckpointError(f"teacher {export} does not exist{where}: give with --method.teacher {KINDS}")
-    backbone = _own(export) if export.suffix == ".safetensors" else _vit(export)
-    if backbone.image_size != image_size and hasattr(backbone.model, "set_input_size"):
-        try:
-            backbone.model.set_input_size(img_size=image_size)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"teacher {spec} cannot take images of {image_size} px: {error}") from None
-    return backbone
-
-
-def _random(name: str, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Backbone:
-    """Random weights that depend on the name alone: the same in every process, and after every resume."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(name.encode()))
-        return Backbone(name, image_size=image_size, mean=mean, std=std)  # type: ignore[arg-type]
+    try:
+        if kind == "random":  # weights that depend on the name alone: the same in every process, after every resume
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(zlib.crc32(name.encode()))
+                return Backbone(name, image_size=image_size, mean=mean, std=std)  # type: ignore[arg-type]
+        if kind == "timm":
+            backbone = _pretrained(name, image_size)
+            backbone.mean, backbone.std = (tuple(backbone.model.pretrained_cfg[key]) for key in ("mean", "std"))
+            return backbone
+        backbone = _from_file(Path(spec))
+        weights.set_image_size(backbone, image_size)
+        return backbone
+    except (ConfigError, UnknownName) as error:
+        raise ConfigError(f"teacher {spec}: {error}") from None
 
 
 def _pretrained(name: str, image_size: int) -> Backbone:
     try:
-        backbone = Backbone(name, image_size=image_size, pretrained=True)
-    except (ConfigError, UnknownName) as error:
-        raise ConfigError(f"teacher timm:{name}: {error}") from None
+        return Backbone(name, image_size=image_size, pretrained=True)
+    except FaceSSLError:
+        raise
     except Exception as error:  # the hub's clients share no base class
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ConfigError(
+        raise CheckpointError(
             f"teacher timm:{name} could not be downloaded ({reason}): try with a network, or give a local file"
         ) from None
-    settings = backbone.model.pretrained_cfg
-    backbone.mean, backbone.std = tuple(settings["mean"]), tuple(settings["std"])
-    return backbone
 
 
-def _own(path: Path) -> Backbone:
-    """An export of this library."""
-    tensors, card = files.read_safetensors(path)
-    if "timm_name" not in card:
-        raise CheckpointError(
-            f"teacher {path} has no card that says which network it is: `facessl convert {path} --out "
-            "teacher.safetensors` writes one with a card (--name NAME says which timm model it is)"
-        )
-    backbone = Backbone(
-        card["timm_name"],
-        image_size=card["image_size"],
-        mean=tuple(card["mean"]),
-        std=tuple(card["std"]),
-        **card.get("timm_options", {}),
-    )
-    _load(backbone.model, tensors, path)
-    return backbone
-
-
-def _vit(path: Path) -> Backbone:
-    """A ViT under timm's names, bare or as MoCo v3 saves it: its online network under `module.base_encoder.`."""
-    tensors, moco = vit_tensors(files.read(path))
+def _from_file(path: Path) -> Backbone:
+    """An export of this library, or a ViT under timm's names, bare or as MoCo v3 saves it."""
+    path = path / "backbone.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        where = f", which its authors publish ({MOCO_FROM})" if path.name == MOCO else ""
+        raise CheckpointError(f"teacher {path} does not exist{where}: give with --method.teacher {KINDS}")
+    if path.suffix == ".safetensors":
+        tensors, card = files.read_safetensors(path)
+        if "timm_name" not in card:
+            raise CheckpointError(
+                f"teacher {path} has no card that says which network it is: `facessl convert {path} --out "
+                "teacher.safetensors` writes one with a card (--name NAME says which timm model it is)"
+            )
+        return weights.from_export(path, tensors, card)
+    state = files.read(path)
+    found = weights.tensors(state)
+    moco = any(name.startswith(vit_files.MOCO_PREFIX) for name in found) or vit_files.is_moco(state, found)
     try:
-        width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
-        cells = tensors["pos_embed"].shape[1] - 1
-    except (KeyError, ValueError):
+        backbone = vit_files.moco_vit(found) if moco else vit_files.plain_vit(found)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"teacher {path} holds no ViT under timm's names: give {KINDS}; a file of another model becomes one of "
-            f"these by `facessl convert {path} --out teacher.safetensors`, with --name NAME for other timm models"
+            f"teacher {path} holds no ViT under timm's names ({error}): give {KINDS}; a file of another model becomes "
+            f"one by `facessl convert {path} --out teacher.safetensors`, with --name NAME for other timm models"
         ) from None
-    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
-    heads = vit_files.moco_heads(width) if moco else vit_files.usual_heads(width)
-    ratio = vit_files.mlp_ratio(tensors, width)
-    name, options = vit_files.network(width=width, depth=depth, heads=heads, patch=patch, ratio=ratio)
-    try:
-        backbone = Backbone(name, image_size=round(cells**0.5) * patch, **options)
-    except ConfigError as error:
-        raise CheckpointError(f"teacher {path} describes no ViT that timm can build: {error}") from None
-    _load(backbone.model, tensors, path)
     if not moco:
+        heads = backbone.model.blocks[0].attn.num_heads
         print(
             f"teacher {path.name}: guessed: {heads} attention heads, ImageNet's mean and std; where they are others: "
             f"`facessl convert {path} --heads N --mean '[R, G, B]' --std '[R, G, B]' --out teacher.safetensors`, and "
@@ -214,27 +186,3 @@ def _vit(path: Path) -> Backbone:
             file=sys.stderr,
         )
     return backbone
-
-
-def vit_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
-    """Weights of a ViT without its classifier or projector, and whether the file is MoCo v3's."""
-    inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
-    bare = {str(n).removeprefix("module."): v for n, v in inner.items() if isinstance(v, Tensor)}
-    start = "base_encoder."
-    moco = any(name.startswith(start) for name in bare)
-    if moco:
-        bare = {name.removeprefix(start): value for name, value in bare.items() if name.startswith(start)}
-    unused = re.compile(r"head\.|fc\.|decoder|mask_token")
-    return {n: v for n, v in bare.items() if not unused.match(n)}, moco or vit_files.is_moco(state, bare)
-
-
-def _load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    own = model.state_dict()
-    wrong = sorted(own.keys() ^ tensors.keys()) or sorted(n for n in own if own[n].shape != tensors[n].shape)
-    if wrong:
-        raise CheckpointError(
-            f"teacher {path} does not fit the ViT that its shapes describe: missing, unknown or of another shape: "
-            f"{', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}; if it is another model of timm, name it: "
-            f"`facessl convert {path} --name NAME --out teacher.safetensors`, and --method.teacher teacher.safetensors"
-        )
-    model.load_state_dict(tensors)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from facessl.config.parse import from_dict
 from facessl.config.pretrain import RETIRED, PretrainConfig
@@ -16,6 +16,7 @@ from facessl.core import files, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone
+from facessl.models.weights import check_finite, from_export, load_exactly, with_options
 from facessl.pretrained import named
 
 
@@ -72,10 +73,7 @@ def load_method(path: str | Path) -> Method:
         family = family_of(path, state)
         if not hasattr(family, "build"):
             raise CheckpointError(f"{path} is a checkpoint of {family.FAMILY}, read without heads: use load_backbone")
-        try:
-            method = family.build(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}; {_fix(path, family, state)}") from None
+        method = _read_by(family, family.build, path, state)
         _say(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
     module: nn.Module = method  # type: ignore[assignment]
     module.eval()
@@ -117,7 +115,7 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
     if exported.suffix == ".safetensors" and exported.is_file():
         tensors, info = files.read_safetensors(exported)
         if "timm_name" in info:
-            backbone = _from_export(exported, tensors, info)
+            backbone = from_export(exported, tensors, info)
         else:  # others' files have no card
             backbone, origin = _from_authors(exported, tensors, given)
     elif path.is_dir() or path.suffix == ".ckpt":
@@ -129,44 +127,6 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
     backbone.requires_grad_(False)
     check_finite(backbone, path)
     return backbone.eval(), origin
-
-
-def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
-    """The same weights in a backbone with other timm options, e.g. another `output_stride`.
-
-    Raises:
-        ConfigError: an option that the model does not take, or one that changes its weights.
-    """
-    changed = Backbone(
-        backbone.name,
-        image_size=backbone.image_size,
-        mean=backbone.mean,  # type: ignore[arg-type]
-        std=backbone.std,  # type: ignore[arg-type]
-        **{**backbone.timm_options, **options},
-    )
-    try:
-        changed.model.load_state_dict(backbone.model.state_dict())
-    except RuntimeError:
-        raise ConfigError(
-            f"backbone.options {dict(options)} change the weights of {backbone.name}: leave them out for a trained one"
-        ) from None
-    return changed.eval()
-
-
-def set_image_size(backbone: Backbone, image_size: int) -> None:
-    """Let a backbone take squares of another size; a ViT's position table is interpolated (timm's resampling).
-
-    Raises:
-        ConfigError: the model cannot take that size.
-    """
-    if image_size == backbone.image_size:
-        return
-    if hasattr(backbone.model, "set_input_size"):
-        try:
-            backbone.model.set_input_size(img_size=image_size)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"{backbone.name} cannot take images of {image_size} px: {error}") from None
-    backbone.image_size = image_size
 
 
 def card(method: Method, config: PretrainConfig, *, steps: int, commit: str) -> dict[str, Any]:
@@ -194,18 +154,6 @@ def backbone_card(
     }
 
 
-def _from_export(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Backbone:
-    backbone = Backbone(
-        info["timm_name"],
-        image_size=info["image_size"],
-        mean=tuple(info["mean"]),
-        std=tuple(info["std"]),
-        **info.get("timm_options", {}),
-    )
-    load_exactly(backbone.model, tensors, path)
-    return backbone
-
-
 def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Backbone, Origin]:
     """The backbone of an authors' file, with `given` as of `load_backbone`."""
     backbone: Backbone
@@ -219,10 +167,7 @@ def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]
         family, authors = "timm", f"timm's {name}"
     else:
         module = family_of(path, state)
-        try:
-            backbone = module.build_backbone(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}; {_fix(path, module, state)}") from None
+        backbone = _read_by(module, module.build_backbone, path, state)
         guessed = module.guessed(state, backbone) if hasattr(module, "guessed") else {}
         family, authors = _name(module), module.FAMILY
     backbone = _as_given(backbone, given)
@@ -252,11 +197,15 @@ def _name(family: Any) -> str:
     return name
 
 
-def _fix(path: Path, family: Any, state: Mapping[str, Any]) -> str:
-    """What to do with a file that does not fit its family."""
-    if _name(family) in ("timm", "torchvision"):
-        return _name_it(path, state) + ", else get the file again"
-    return "use the file as its authors published it"
+def _read_by(family: Any, build: Callable[..., Any], path: Path, state: Mapping[str, Any]) -> Any:
+    """What `build` of a family makes of a file, or what to do with one that does not fit."""
+    try:
+        return build(state)
+    except CheckpointError as error:
+        fix = "use the file as its authors published it"
+        if _name(family) in ("timm", "torchvision"):
+            fix = _name_it(path, state) + ", else get the file again"
+        raise CheckpointError(f"{path}: {error}; {fix}") from None
 
 
 def _name_it(path: Path, state: Mapping[str, Any]) -> str:
@@ -300,29 +249,6 @@ def _say(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any
             f"`facessl convert {path} {' '.join(flags)}`, or the same of load_backbone"
         )
     print(text, file=sys.stderr, flush=True)
-
-
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Strict loading with one sentence for what does not fit."""
-    own = module.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", sorted(shapes))):
-        if keys:
-            shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-            raise CheckpointError(f"{path} does not fit {type(module).__name__}: {what}: {shown}")
-    module.load_state_dict(state)
-
-
-def check_finite(module: nn.Module, path: str | Path) -> None:
-    """CheckpointError where weights or statistics are not numbers: everything made with them would be wrong."""
-    floating = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
-    bad = [name for name, value in floating.items() if not bool(value.isfinite().all())]
-    if bad:
-        raise CheckpointError(
-            f"{path}: {len(bad)} of {len(floating)} tensors hold values that are not finite, {bad[0]} first: the "
-            "training that wrote it diverged; use an earlier checkpoint, or another file"
-        )
 
 
 def checkpoint_of(path: Path) -> Path:

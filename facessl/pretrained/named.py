@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from facessl.core.errors import ConfigError, UnknownName
+from facessl.models import weights
 from facessl.models.backbone import Backbone
-from facessl.pretrained.families import base
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -27,7 +27,7 @@ def build_backbone(state: dict[str, Any], name: str) -> Backbone:
         ConfigError: the library cannot use that model.
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    found = base.tensors(state)
+    found = weights.tensors(state)
     plain, _, tag = name.partition(".")
     if not timm.is_model(plain):
         raise UnknownName(
@@ -43,7 +43,7 @@ def build_backbone(state: dict[str, Any], name: str) -> Backbone:
     size = _image_size(bare, found) or settings["input_size"][-1]
     backbone = Backbone(plain, image_size=size, mean=settings["mean"], std=settings["std"])
     kept = {n: v for n, v in found.items() if n not in classifier}
-    backbone.model.load_state_dict(base.fit(backbone.model, kept, lambda n: n, f"timm's {plain}"))
+    backbone.model.load_state_dict(weights.fit(backbone.model, kept, lambda n: n, f"timm's {plain}"))
     return backbone
 
 

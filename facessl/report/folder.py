@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,41 @@ from facessl.core.errors import CheckpointError
 BOOKKEEPING = frozenset(
     {"step", "epoch", "images", "seconds", "loss", "lr", "momentum", "images_per_second", "data_wait", "grad_norm"}
 )
+_NUMBER = (int, float, type(None))
+_TEXT = (str, type(None))
+#: What the report reads of `results.json`: a type, [shape of each item], or {key: shape}, where `*` is any other key. A
+#: dict or list may be missing.
+_RESULTS = {
+    "task": _TEXT,
+    "protocol": _TEXT,
+    "train_images": _NUMBER,
+    "selected": {"step": int, "name": str, "value": _NUMBER, "by": _TEXT},
+    "test": {
+        "headline": {"name": str, "value": _NUMBER, "interval": [_NUMBER], "unit": _TEXT},
+        "images": _NUMBER,
+        "units": {"*": str},
+        "confusion": [[int]],
+        "subsets": {"*": {"*": (*_NUMBER, list)}},
+        "groups": {
+            "*": {
+                "groups": [{"name": str, "images": _NUMBER, "value": _NUMBER, "interval": [_NUMBER]}],
+                **dict.fromkeys(("gap", "gap_by_chance"), _NUMBER),
+                "gap_interval": [_NUMBER],
+                "note": _TEXT,
+            }
+        },
+    },
+}
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run as its files tell it; what is missing is empty here.
+    """One run as its files tell it (`config.yaml`, `environment.json`, ...); what is missing is empty here.
 
     Attributes:
-        path: the folder.
-        config: `config.yaml`, plain values.
         table: columns of `metrics.csv`, each (rows,) float64; nan where a cell is empty.
         skipped: (key, reason) of unreadable images, from `skipped.csv`.
-        environment: `environment.json`.
-        status: `status.json`.
         problems: file name -> why it could not be used.
-        results: `results.json` of `facessl finetune`.
         label_names: classes that a fine-tuned network knows, from its card `model.json`.
     """
 
@@ -57,6 +78,28 @@ class RunFolder:
         return self.path.resolve().name
 
     @property
+    def kind(self) -> str:
+        """The task or the method; losses and scores of one kind can share an axis."""
+        return str(self.results.get("task") or self.setting("task.name") or self.setting("method.name") or "run")
+
+    @property
+    def test(self) -> dict[str, Any]:
+        """Scores on the test part; empty before a fine-tuning run has ended."""
+        return self.results.get("test") or {}
+
+    @property
+    def ends(self) -> list[tuple[str, str, str]]:
+        """First and last value of every loss term and monitor, as text."""
+        columns = ["loss", *self.terms, *(c for c in self.table if c.startswith("monitor/"))]
+        return [(c, f"{self.first(c):.4g}", f"{self.last(c):.4g}") for c in columns if self.last(c) is not None]
+
+    @property
+    def regions_picture(self) -> Path | None:
+        """The picture of the last regions; None where there is none."""
+        path = self.path / "regions.png"
+        return path if path.is_file() else None
+
+    @property
     def terms(self) -> list[str]:
         """Names of the loss terms, in the order of the table."""
         return [c for c in self.table if c not in BOOKKEEPING and not c.startswith("monitor/")]
@@ -72,21 +115,20 @@ class RunFolder:
         return flatten(self.config).get(dotted)
 
     def series(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values, both (n,), of the rows in which `column` has a finite value; empty where there are none."""
+        """Steps and values, both (n,), of the rows in which `column` is finite; empty where there are none."""
         if column not in self.table or "step" not in self.table:
             return np.zeros(0), np.zeros(0)
-        keep = np.isfinite(self.table[column])
+        keep = np.isfinite(self.table[column]) & np.isfinite(self.table["step"])
         return self.table["step"][keep], self.table[column][keep]
 
-    def first(self, column: str) -> float | None:
+    def first(self, column: str, position: int = 0) -> float | None:
         """First value of a column; None where there is none."""
         values = self.series(column)[1]
-        return float(values[0]) if len(values) else None
+        return float(values[position]) if len(values) else None
 
     def last(self, column: str) -> float | None:
         """Last value of a column; None where there is none."""
-        values = self.series(column)[1]
-        return float(values[-1]) if len(values) else None
+        return self.first(column, -1)
 
     def pictures(self) -> list[tuple[int, Path]]:
         """Region pictures taken while training, as (step, file), in the order of the steps."""
@@ -110,7 +152,12 @@ def read_run_folder(path: str | Path) -> RunFolder:
     problems: dict[str, str] = {}
     config = spelled(_mapping(path / "config.yaml", problems))
     tuned = "task" in config or (path / "results.json").is_file()
+    results = _mapping(path / "results.json", problems) if tuned else {}
+    if (field := _misfit(results, _RESULTS)) is not None:
+        problems["results.json"] = f"{field} is not what `facessl finetune` writes"
+        results = {}
     labels = _mapping(path / "model.json", {}).get("labels") if tuned else None
+    names = labels.get("label_names") if isinstance(labels, dict) else None
     return RunFolder(
         path=path,
         config=config,
@@ -118,27 +165,51 @@ def read_run_folder(path: str | Path) -> RunFolder:
         skipped=_pairs(path / "skipped.csv"),
         environment=_mapping(path / "environment.json", problems),
         status=_mapping(path / "status.json", problems),
-        results=_mapping(path / "results.json", problems) if tuned else {},
-        label_names=tuple(labels.get("label_names", ())) if isinstance(labels, dict) else (),
+        results=results,
+        label_names=tuple(map(str, names)) if isinstance(names, list) else (),
         problems=problems,
     )
 
 
 def _mapping(path: Path, problems: dict[str, str]) -> dict[str, Any]:
-    """Content of a YAML or JSON file (JSON is YAML, but json reads it faster)."""
+    """Content of a YAML or JSON file; numbers that are not finite are None."""
     if not path.is_file():
         problems[path.name] = "not there"
         return {}
     try:
         text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        value = _plain(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problems[path.name] = f"unreadable ({' '.join(str(error).split())[:120]})"
         return {}
     if not isinstance(value, dict):
         problems[path.name] = "holds no settings"
         return {}
     return value
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it: NaN is None, dates and other types of YAML are text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def _misfit(value: Any, shape: Any, name: str = "results") -> str | None:
+    """Name of the first field that does not have its shape; None where all have."""
+    if not isinstance(shape, dict | list):
+        return None if isinstance(value, shape) else name
+    if value is None or type(value) is not type(shape):
+        return None if value is None else name
+    found: Any = dict(enumerate(value)) if isinstance(shape, list) else value
+    shapes = shape if isinstance(shape, dict) else {"*": shape[0]}
+    keys = dict.fromkeys([*(key for key in shapes if key != "*"), *found])
+    fields = [(key, found.get(key), shapes.get(key, shapes.get("*", object))) for key in keys]
+    return next((wrong for key, item, part in fields if (wrong := _misfit(item, part, f"{name}.{key}"))), None)
 
 
 def _table(path: Path, problems: dict[str, str]) -> dict[str, np.ndarray]:

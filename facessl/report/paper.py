@@ -1,6 +1,7 @@
 """Measured scores beside the published ones of the same data set, protocol and metric.
 
-The published scores are data (`paper.yaml`); the settings that they belong to are those of the row's recipe.
+The published scores are data: `recipes/tables.yaml`, and `paper.yaml` for those that no recipe mirrors. The settings
+that they belong to are those of the row's recipe.
 """
 
 from __future__ import annotations
@@ -10,22 +11,20 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.recipes import read_recipe
+from facessl.config.recipes import read_recipe, table_rows
 from facessl.config.run import flatten, merge, plain
 from facessl.core import plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.data.source import parse
-from facessl.report import parts
 from facessl.report.folder import RunFolder
 from facessl.report.results import protocol
+from facessl.report.text import pipes
 
 #: Settings that do not change what a score may be compared with.
 _FREE = (
@@ -42,24 +41,19 @@ class Row:
 
     Attributes:
         where: paper and table.
-        method, arch, pretraining: of the backbone; None where the paper does not say.
+        method: of the backbone.
         dataset: name of the source.
-        task, protocol: by their names here; `linear` is a frozen backbone.
+        protocol: by its name here; `linear` is a frozen backbone.
         scores: score -> value in the paper's unit; `SUBSET/score` for a published subset.
         recipe: name of the recipe that mirrors the row; None: there is none.
-        note: what is known of how the number was made.
     """
 
     where: str
     method: str
-    arch: str
-    pretraining: str | None
     dataset: str
-    task: str
     protocol: str
     scores: dict[str, float]
     recipe: str | None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,10 +61,7 @@ class Measured:
     """What a run or a probe measured.
 
     Attributes:
-        name: what it is called in the table.
-        source: as it was written.
-        protocol: by its name here.
-        scores: score -> (value, interval or None), shares as in `results.json`; subsets as in `Row.scores`.
+        scores: score -> (value, interval or None), fractions as in `results.json`; `SUBSET/score` for a subset.
         settings: `config.yaml`; None for a probe.
     """
 
@@ -83,18 +74,20 @@ class Measured:
     @property
     def dataset(self) -> str:
         """Name of the source; empty where it cannot be read."""
-        try:
-            return parse(self.source)[0]
-        except FaceSSLError:
-            return ""
+        return _parsed(self.source)[0]
 
 
 @functools.cache
 def published() -> tuple[tuple[Row, ...], dict[str, float]]:
-    """Every published row, and score -> the factor from a share to the paper's unit."""
-    text = (Path(str(resources.files("facessl"))) / "report" / "paper.yaml").read_text(encoding="utf-8")
-    values = yaml.safe_load(text)
-    return tuple(Row(**row) for row in values["rows"]), values["scale"]
+    """Every published row, and score -> the factor from a fraction to the paper's unit."""
+    values = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
+    mirrored, based = [], functools.cache(read_recipe)
+    for name, row in table_rows().items():
+        if "backbone" in row:
+            base = based(row["base"])
+            named = "linear" if base.get("frozen") else base.get("protocol", FinetuneConfig.protocol)
+            mirrored.append(Row(row["where"], row["backbone"], parse(base["source"])[0], named, row["scores"], name))
+    return (*mirrored, *(Row(**row) for row in values["rows"])), values["scale"]
 
 
 def compare(measured: Sequence[Measured]) -> dict[str, Any]:
@@ -121,28 +114,23 @@ def compare(measured: Sequence[Measured]) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """What `compare` found as Markdown, with its notes below."""
-    return "\n".join([*(parts.pipes(*_cells(found)) if found["rows"] else []), "", *found["notes"]]).strip()
+    return "\n".join([*(pipes(*_cells(found)) if found["rows"] else []), "", *found["notes"]]).strip()
 
 
-def section(runs: Sequence[RunFolder]) -> str:
-    """The part of a page; nothing where no score of the runs' data sets and protocols is published."""
+def section(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
+    """Head, rows and notes for a page; None where no score of the runs' data sets and protocols is published."""
     found = compare([own for own in map(of_run, runs) if own])
-    if not found["rows"]:
-        return ""
     head, rows = _cells(found)
-    notes = "".join(f"<p>{escape(note)}</p>" for note in found["notes"])
-    return parts.section(
-        "Published scores", parts.table(head, [[escape(cell) for cell in row] for row in rows]) + notes
-    )
+    return {"head": head, "rows": rows, "notes": found["notes"]} if rows else None
 
 
 def of_run(run: RunFolder) -> Measured | None:
     """What a fine-tuning run measured; None before it has scores."""
-    test, named = run.results.get("test"), protocol(run)
-    if not isinstance(test, Mapping) or named is None:
+    named = protocol(run)
+    if not run.test or named is None:
         return None
     tested_on = run.setting("test") or run.setting("source") or run.results.get("source")
-    return Measured(run.name, str(tested_on), named, _scores(test), run.config)
+    return Measured(run.name, str(tested_on), named, _scores(run.test), run.config)
 
 
 def of_file(path: Path) -> Measured:
@@ -160,9 +148,6 @@ def of_file(path: Path) -> Measured:
         ) from None
 
 
-# ---- parts -----------------------------------------------------------------------------------------------------
-
-
 def _scores(test: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[float, list[float] | None]]:
     out: dict[str, tuple[float, list[float] | None]] = {}
     for name, value in test.items():
@@ -176,21 +161,14 @@ def _scores(test: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[float,
 
 def _line(run: Measured, row: Row, name: str, *, comparable: bool) -> dict[str, Any]:
     factor = published()[1][name.rpartition("/")[2]]
-    value, near = run.scores[name]
-    theirs = row.scores[name]
+    (value, near), theirs = run.scores[name], row.scores[name]
     return {
-        "run": run.name,
-        "dataset": run.dataset,
-        "protocol": run.protocol,
-        "score": name,
+        **{"run": run.name, "dataset": run.dataset, "protocol": run.protocol, "score": name},
         "measured": value * factor,
         "interval": near and [bound * factor for bound in near],
-        "method": row.method,
-        "where": row.where,
-        "published": theirs,
+        **{"method": row.method, "where": row.where, "published": theirs},
         "difference": value * factor - theirs,
-        "recipe": row.recipe,
-        "comparable": comparable,
+        **{"recipe": row.recipe, "comparable": comparable},
     }
 
 
@@ -199,15 +177,12 @@ def _cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for line in found["rows"]:
         digits = 3 if published()[1][line["score"].rpartition("/")[2]] == 1 or abs(line["published"]) < 1 else 2
-        near = line["interval"]
-        rows.append(
-            [
-                *(line["run"], line["dataset"], line["protocol"], line["score"], f"{line['measured']:.{digits}f}"),
-                f"{near[0]:.{digits}f} to {near[1]:.{digits}f}" if near else "-",
-                *(f"{line['published']:.{digits}f}", f"{line['method']} ({line['where']})"),
-                f"{line['difference']:+.{digits}f}" + ("" if line["comparable"] else " (not comparable)"),
-            ]
+        measured, theirs, *near = (
+            f"{value:.{digits}f}" for value in (line["measured"], line["published"], *(line["interval"] or ()))
         )
+        row = [line["run"], line["dataset"], line["protocol"], line["score"], measured, " to ".join(near) or "-"]
+        difference = f"{line['difference']:+.{digits}f}" + ("" if line["comparable"] else " (not comparable)")
+        rows.append([*row, theirs, f"{line['method']} ({line['where']})", difference])
     return head, rows
 
 
@@ -236,11 +211,13 @@ def _differ(run: Measured, differing: Sequence[tuple[Row, Sequence[str]]]) -> li
 
 
 def _differences(run: Measured, row: Row) -> list[str]:
-    """Settings in which a run differs from a row's recipe, as `key is ours, published: theirs`."""
+    """Settings in which a run differs from a row's recipe, in words."""
     if row.recipe is None:
         return ["no recipe mirrors it"]
     wanted = _resolved(row.recipe)
-    out = [_said(f"source option {k}", a, b) for k, a, b in _unequal(_options(run.source), _options(wanted["source"]))]
+    out = [
+        _said(f"source option {k}", a, b) for k, a, b in _unequal(_parsed(run.source)[2], _parsed(wanted["source"])[2])
+    ]
     if run.settings is None:
         why = "the probe trains on features of unchanged images"
         return [*out, f"{why}; `facessl finetune --config {row.recipe}` is the published protocol"]
@@ -260,11 +237,12 @@ def _said(key: str, ours: Any, theirs: Any) -> str:
     return f"{key} is {'not set' if ours is None else ours}, published: {'not set' if theirs is None else theirs}"
 
 
-def _options(source: str) -> Mapping[str, str]:
+def _parsed(source: str) -> tuple[str, str, dict[str, str]]:
+    """Name, path and options of a source; empty where it cannot be read."""
     try:
-        return parse(source)[2]
+        return parse(source)
     except FaceSSLError:
-        return {}
+        return "", "", {}
 
 
 def _network(backbone: Mapping[str, Any]) -> dict[str, Any]:

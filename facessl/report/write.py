@@ -28,11 +28,11 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, compare
     Args:
         runs: run folders; with `compare` also files that `facessl probe --out` wrote.
         out: the page, ending in .html; default `report.html` in the run, `comparison.html` in the first of several.
-        compare: "paper": put published scores beside the measured ones; `paper_table` prints what was found.
+        compare: "paper": put published scores beside the measured ones.
 
     Returns:
         Headline numbers, ready for JSON: of the run, or `{"runs": [...], "page": ...}`; with `compare` also `paper`,
-        as `facessl.report.paper.compare` gives it.
+        as `facessl.report.paper.compare` gives it (`paper.table` prints that).
 
     Raises:
         CheckpointError: a folder that is not a run, or a file without scores.
@@ -57,50 +57,28 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, compare
     return {**found, "paper": {**beside, "notes": [*beside["notes"], *without]}}
 
 
-def paper_table(found: Mapping[str, Any]) -> str:
-    """What `report(..., compare="paper")` found beside published scores, as Markdown."""
-    return paper.table(found["paper"])
-
-
 def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
-    """Write `report.html`, `report.md` and `report.json` of a run.
+    """Write `report.html`, `report.md` and `report.json` of a run, finished or not; arguments and errors as `report`.
 
     The page is self-contained (pictures and curves inside, no script, nothing fetched) and readable in dark
     and light. What the folder lacks is named in its section.
 
-    Args:
-        run: run folder, finished or not.
-        out: the page, ending in .html; the other two go beside it. Default: in the run.
-
     Returns:
         The headline numbers of report.json.
-
-    Raises:
-        CheckpointError: no run folder, or a file that cannot be written.
-        ConfigError: `out` does not end in .html.
     """
     folder = read_run_folder(run)
     page = _page_path(out, folder.path / "report.html")
     numbers = headline(folder)
-    write_atomic(page, run_html(folder, numbers, paper.section([folder])).encode())
-    write_atomic(page.with_suffix(".md"), markdown([folder], [numbers]).encode())
-    write_atomic(page.with_suffix(".json"), _json(numbers))
+    html = run_html(folder, numbers, paper.section([folder]))
+    _write(page, html, markdown([folder], [numbers]), numbers)
     return numbers
 
 
 def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[str, Any]:
-    """Write the report of each run, and one page, table and JSON that compare them.
-
-    Args:
-        runs: run folders, two or more.
-        out: the page, ending in .html; default `comparison.html` in the first run.
+    """Write the report of each run, and one page, table and JSON that compare them; arguments and errors as `report`.
 
     Returns:
         `{"runs": [headline of each], "page": path}`.
-
-    Raises:
-        CheckpointError: a folder that is not a run, or a file that cannot be written.
-        ConfigError: the same folder twice, or `out` does not end in .html.
     """
     folders = [read_run_folder(run) for run in runs]
     places = [folder.path.resolve() for folder in folders]
@@ -109,11 +87,9 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) 
         raise ConfigError(f"{twice[0]} is named twice: name each run once")
     page = _page_path(out, folders[0].path / "comparison.html")
     numbers = [write_report(folder.path) for folder in folders]
-    beside = paper.section(folders)
-    write_atomic(page, comparison_html(folders, numbers, differing_settings(folders), beside).encode())
-    write_atomic(page.with_suffix(".md"), markdown(folders, numbers).encode())
+    html = comparison_html(folders, numbers, differing_settings(folders), paper.section(folders))
     result = {"runs": numbers, "page": str(page)}
-    write_atomic(page.with_suffix(".json"), _json(result))
+    _write(page, html, markdown(folders, numbers), result)
     return result
 
 
@@ -128,13 +104,13 @@ def headline(run: RunFolder) -> dict[str, Any]:
     monitors (the other monitors by name).
     """
     if run.tuned:
-        return {"run": run.name, **task_headline(run), **_common(run), "collapse": None, "notes": []}
-    # "embedding_std", not "monitor/embedding_std"
-    watched = [c.removeprefix("monitor/") for c in run.table if c.startswith("monitor/")]
-    plain = [name for name in watched if not name.startswith("knn_")]
+        return {"run": run.name, **task_headline(run), **_common(run), "collapse": None}
+    plain = [c.removeprefix("monitor/") for c in run.table if c.startswith("monitor/") and "/knn_" not in c]
     first = {name: run.first(f"monitor/{name}") for name in plain}
     last = {name: run.last(f"monitor/{name}") for name in plain}
     known = {name: value for name, value in last.items() if value is not None}
+    # An untrained network has nothing to collapse.
+    trained = any(run.series(f"monitor/{name}")[0][-1] > 0 for name in known)
     return {
         "run": run.name,
         "method": run.setting("method.name"),
@@ -143,7 +119,7 @@ def headline(run: RunFolder) -> dict[str, Any]:
         "knn": _knn(run, -1),
         "monitors_first": first,
         "monitors": last,
-        "collapse": collapse.verdicts(known) if _measured_trained(run, known) else None,
+        "collapse": collapse.verdicts(known) if trained else None,
         "notes": _notes(run, known),
     }
 
@@ -152,18 +128,13 @@ def _common(run: RunFolder) -> dict[str, Any]:
     """The numbers of every kind of run."""
     steps = run.last("step")
     return {
+        **{name: run.setting(name) for name in ("source", "image_size", "batch_size")},
         "backbone": run.setting("backbone.name"),
-        "source": run.setting("source"),
-        "image_size": run.setting("image_size"),
-        "batch_size": run.setting("batch_size"),
         "steps": None if steps is None else int(steps),
         "epochs": run.last("epoch"),
-        "images": run.last("images"),
-        "images_per_second": _median(run, "images_per_second"),
-        "data_wait": _median(run, "data_wait"),
-        "seconds": run.last("seconds"),
+        **{name: run.last(name) for name in ("images", "seconds", "loss")},
+        **{name: _median(run, name) for name in ("images_per_second", "data_wait")},
         "loss_first": run.first("loss"),
-        "loss": run.last("loss"),
         "skipped": len(run.skipped),
         "finished": run.status.get("finished"),
         "commit": run.environment.get("commit") or None,
@@ -183,22 +154,15 @@ def _knn(run: RunFolder, position: int) -> dict[str, Any] | None:
     steps, accuracy = run.series("monitor/knn_accuracy")
     if not len(accuracy):
         return None
-    columns = {
-        name: run.series(f"monitor/knn_{name}")[1] for name in ("mean_class_accuracy", "accuracy_low", "accuracy_high")
-    }
-    low, high = columns["accuracy_low"], columns["accuracy_high"]
-    per_class = columns["mean_class_accuracy"]
+    names = ("mean_class_accuracy", "accuracy_low", "accuracy_high")
+    columns = [run.series(f"monitor/knn_{name}")[1] for name in names]
+    per_class, low, high = (float(values[position]) if len(values) else None for values in columns)
     return {
         "step": int(steps[position]),
         "accuracy": float(accuracy[position]),
-        "mean_class_accuracy": float(per_class[position]) if len(per_class) else None,
-        "interval": [float(low[position]), float(high[position])] if len(low) and len(high) else None,
+        "mean_class_accuracy": per_class,
+        "interval": None if low is None or high is None else [low, high],
     }
-
-
-def _measured_trained(run: RunFolder, watched: Mapping[str, float]) -> bool:
-    """Whether anything was measured after the first step: an untrained network has nothing to collapse."""
-    return any(run.series(f"monitor/{name}")[0][-1] > 0 for name in watched)
 
 
 def _notes(run: RunFolder, watched: dict[str, float]) -> list[str]:
@@ -226,5 +190,8 @@ def _page_path(out: str | Path | None, default: Path) -> Path:
     return page
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
+def _write(page: Path, html: str, markdown: str, numbers: Mapping[str, Any]) -> None:
+    """The page, with the table and the JSON beside it; what is not UTF-8 in file names stays legible."""
+    write_atomic(page, html.encode("utf-8", "backslashreplace"))
+    write_atomic(page.with_suffix(".md"), markdown.encode("utf-8", "backslashreplace"))
+    write_atomic(page.with_suffix(".json"), json.dumps(numbers, indent=2, allow_nan=False).encode() + b"\n")

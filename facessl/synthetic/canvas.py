@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from facessl.synthetic.identity import Identity
+from facessl.synthetic.model import Head, visible_landmarks
+from facessl.synthetic.scene import Scene
+
 _SHIFT = 4  # fixed-point bits of OpenCV's drawing calls
 SUPER = 2  # canvas pixels per final pixel, along each axis
 _ONE = SUPER << _SHIFT  # fixed-point units of a final pixel
@@ -56,24 +60,29 @@ def plain(width: int, height: int, colour: Colour) -> np.ndarray:
 
 
 class Canvas:
-    """Drawing surface for one image.
+    """Drawing surface for one picture of a person.
 
-    All points are in pixels of the final image; widths and blurs too.
+    Points are in pixels of the final image, widths and blurs in head units.
 
     Attributes:
         rgb: (2S, 2S, 3) uint8.
         label: (2S, 2S) uint8 class map.
         figure: (2S, 2S) uint8 coverage of all opaque things in front of the backdrop.
         skin: (2S, 2S) uint8 coverage of the head's bare form.
+        who, scene, head: what is drawn.
+        cam: the scene's camera; unit: its pixels per head unit.
+        marks: (68, 2) float32 landmarks in pixels.
+        rng: of the picture's details.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, who: Identity, scene: Scene) -> None:
+        self.size, self.who, self.scene = size, who, scene
+        self.head, self.cam, self.unit = Head(who, scene.expression), scene.camera, scene.camera.unit
+        self.marks = visible_landmarks(self.head, self.cam)
+        self.rng = np.random.default_rng(scene.seed)
         side = size * SUPER
         self.rgb: np.ndarray = np.empty((side, side, 3), np.uint8)
-        self.label: np.ndarray = np.zeros((side, side), np.uint8)
-        self.figure: np.ndarray = np.zeros((side, side), np.uint8)
-        self.skin: np.ndarray = np.zeros((side, side), np.uint8)
+        self.label, self.figure, self.skin = (np.zeros((side, side), np.uint8) for _ in range(3))
 
     def fixed(self, points: np.ndarray, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
         """Final pixels -> fixed-point canvas coordinates relative to the canvas pixel `origin`."""
@@ -81,38 +90,26 @@ class Canvas:
         out += _HALF if origin == (0, 0) else _HALF - np.float32(_ONE / SUPER) * np.array(origin, np.float32)
         return np.rint(out).astype(np.int32)
 
-    def fill(self, points: np.ndarray, colour: Colour, label: int | None = None) -> None:
-        """An opaque polygon (n, 2); `label` also writes the class map."""
+    def fill(self, points: np.ndarray, colour: Colour | None = None, label: int | None = None) -> None:
+        """An opaque polygon (n, 2), in the picture (`colour`) and in the class map (`label`)."""
         fixed = [self.fixed(points)]
-        cv2.fillPoly(self.rgb, fixed, scalar(colour), cv2.LINE_AA, _SHIFT)
-        cv2.fillPoly(self.figure, fixed, 255, cv2.LINE_AA, _SHIFT)
+        if colour is not None:
+            cv2.fillPoly(self.rgb, fixed, scalar(colour), cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(self.figure, fixed, 255, cv2.LINE_AA, _SHIFT)
         if label is not None:
             cv2.fillPoly(self.label, fixed, label, cv2.LINE_8, _SHIFT)
 
-    def label_fill(self, points: np.ndarray, label: int) -> None:
-        """A polygon (n, 2) of the class map only."""
-        cv2.fillPoly(self.label, [self.fixed(points)], label, cv2.LINE_8, _SHIFT)
-
-    def tube(self, line: np.ndarray, colour: Colour, width: float, label: int) -> None:
-        """An opaque thick stroke (n, 2) with round ends."""
+    def tube(self, line: np.ndarray, colour: Colour, width: float) -> None:
+        """An opaque thick stroke (n, 2) with round ends, background in the class map."""
         fixed, thick = [self.fixed(line)], self.thickness(width)
         cv2.polylines(self.rgb, fixed, False, scalar(colour), thick, cv2.LINE_AA, _SHIFT)
         cv2.polylines(self.figure, fixed, False, 255, thick, cv2.LINE_AA, _SHIFT)
-        cv2.polylines(self.label, fixed, False, label, thick, cv2.LINE_8, _SHIFT)
+        cv2.polylines(self.label, fixed, False, 0, thick, cv2.LINE_8, _SHIFT)
 
     def mask(self, polygon: np.ndarray) -> np.ndarray:
         """(2S, 2S) uint8 0..255 coverage of a polygon (n, 2)."""
         out = np.zeros(self.label.shape, np.uint8)
-        cv2.fillPoly(out, [self.fixed(polygon)], 255, cv2.LINE_AA, _SHIFT)
-        return out
-
-    def layer(self, cover: np.ndarray, paint: Colour, alpha: float = 1.0) -> None:
-        """Mix a colour, or a picture (2S, 2S, 3), in where `cover` (2S, 2S) uint8 says."""
-        x, y, w, h = cv2.boundingRect(cover)
-        if w:
-            part = np.s_[y : y + h, x : x + w]
-            p = np.asarray(paint)
-            blend(self.rgb[part], cover[part], p[part] if p.ndim == 3 else p, alpha)
+        return cv2.fillPoly(out, [self.fixed(polygon)], 255, cv2.LINE_AA, _SHIFT)
 
     def glaze(
         self,
@@ -130,7 +127,7 @@ class Canvas:
             alpha: opacity, one for all shapes or one for each.
             clip: (2S, 2S) uint8 coverage outside which nothing is painted.
         """
-        box = self.box(shapes, 3 * blur + width)
+        box = self.box(shapes, 3 * (blur * self.unit) + width * self.unit)
         if box is None:
             return
         x0, y0, x1, y1 = box
@@ -139,26 +136,29 @@ class Canvas:
             fixed = list(self.fixed(shapes, (x0, y0)))
         else:
             fixed = [self.fixed(s, (x0, y0)) for s in shapes]
-        thick = self.thickness(width)
-        single = isinstance(alpha, float | int)
-        groups = [(fixed, 255.0)] if single else [([f], 255.0 * a) for f, a in zip(fixed, alpha, strict=True)]  # type: ignore[arg-type]
+        thick, groups = self.thickness(width), [(fixed, 255.0)]
+        if not isinstance(alpha, float | int):
+            groups, alpha = [([f], 255.0 * a) for f, a in zip(fixed, alpha, strict=True)], 1.0
         for group, value in groups:
             if width:
                 cv2.polylines(cover, group, False, value, thick, cv2.LINE_AA, _SHIFT)
             else:
                 cv2.fillPoly(cover, group, value, cv2.LINE_AA, _SHIFT)
         if blur:
-            cover = soften(cover, blur * SUPER)
+            cover = soften(cover, blur * self.unit * SUPER)
         if clip is not None:
             cover = cv2.multiply(cover, clip[y0:y1, x0:x1], scale=1 / 255)
-        blend(self.rgb[y0:y1, x0:x1], cover, colour, alpha if isinstance(alpha, float | int) else 1.0)
+        blend(self.rgb[y0:y1, x0:x1], cover, colour, alpha)
 
     def thickness(self, width: float) -> int:
-        """Canvas pixels of a line `width` final pixels wide."""
-        return max(1, round(width * SUPER))
+        """Canvas pixels of a line `width` head units wide."""
+        return max(1, round(width * self.unit * SUPER))
 
     def box(self, shapes: Shapes, margin: float) -> tuple[int, int, int, int] | None:
-        """Canvas rows and columns (x0, y0, x1, y1) that hold the shapes and a margin; None if outside the image."""
+        """Canvas rows and columns (x0, y0, x1, y1) that hold the shapes and a margin; None if outside the image.
+
+        The margin is in pixels of the final image.
+        """
         every = shapes.reshape(-1, 2) if isinstance(shapes, np.ndarray) else np.concatenate(shapes)
         low_x, low_y = every.min(0).tolist()
         high_x, high_y = every.max(0).tolist()

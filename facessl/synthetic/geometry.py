@@ -38,10 +38,11 @@ def curve(points: np.ndarray, closed: bool = False, per: int = 5) -> np.ndarray:
     return _spline(points.shape[-2], closed, per) @ points.astype(np.float32, copy=False)
 
 
-def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """0 below `low`, 1 above `high`, smooth between."""
-    t = np.minimum(np.maximum((x - low) / (high - low), 0), 1)
-    return t * t * (3 - 2 * t)
+def circle(n: int, power: float = 1.0) -> np.ndarray:
+    """(n, 2) points of the unit circle; a `power` towards 0 makes it a square."""
+    t = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    round_ = np.stack([np.cos(t), np.sin(t)], 1)
+    return np.sign(round_) * np.abs(round_) ** power
 
 
 def ribbon(line: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -58,9 +59,7 @@ class Camera:
     """Where the head is and how it is turned.
 
     Attributes:
-        yaw: degrees; positive turns the nose to the image's right.
-        pitch: degrees; positive lifts the nose.
-        roll: degrees; positive turns the face clockwise in the image.
+        yaw, pitch, roll: degrees; positive turns the nose to the image's right, lifts it, and turns the face clockwise.
         unit: pixels per head unit.
         centre: pixel on which the view plane's origin falls.
     """
@@ -87,20 +86,16 @@ class Camera:
         c, s = math.cos(r) * self.unit, math.sin(r) * self.unit
         return np.array([[c, -s, self.centre[0]], [s, c, self.centre[1]]], np.float32)
 
-    def view(self, points: np.ndarray) -> np.ndarray:
-        """(..., 3) head frame -> (..., 2) view plane."""
-        p = points @ self.rotation.T
-        return p[..., :2] * (_DISTANCE / (_DISTANCE - p[..., 2:]))
-
     @functools.cached_property
     def up(self) -> np.ndarray:
         """(2,) pixels of one head unit towards the crown."""
         return -self.affine[:, 1]
 
-    def pixels(self, view: np.ndarray) -> np.ndarray:
-        """(..., 2) view plane -> (..., 2) pixels."""
-        return view @ self.affine[:, :2].T + self.affine[:, 2]
+    def view(self, points: np.ndarray) -> np.ndarray:
+        """(..., 3) head frame -> (..., 2) view plane."""
+        p = points @ self.rotation.T
+        return p[..., :2] * (_DISTANCE / (_DISTANCE - p[..., 2:]))
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """(..., 3) head frame -> (..., 2) pixels."""
-        return self.pixels(self.view(points))
+        return self.view(np.asarray(points, np.float32)) @ self.affine[:, :2].T + self.affine[:, 2]

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-HAIR_STYLES = ("bald", "crop", "side_part", "curly", "afro", "bob", "long", "wavy", "tied", "receding")
-LONG_STYLES = ("bob", "long", "wavy")
-
 #: Skin colours (RGB) from the lightest to the darkest; a person lies anywhere between two neighbours.
 _SKIN = np.array(
     (
@@ -18,18 +15,17 @@ _SKIN = np.array(
     ),
     np.float32,
 )
+#: Colour, and how frequent it is with light and with dark skin.
 _HAIR = {
-    "black": (26, 22, 22),
-    "espresso": (48, 34, 28),
-    "brown": (84, 56, 38),
-    "chestnut": (112, 70, 42),
-    "light": (150, 108, 68),
-    "blond": (205, 168, 108),
-    "red": (164, 78, 36),
-    "dyed": (120, 50, 90),
+    "black": ((26, 22, 22), 0.10, 0.68),
+    "espresso": ((48, 34, 28), 0.18, 0.24),
+    "brown": ((84, 56, 38), 0.22, 0.05),
+    "chestnut": ((112, 70, 42), 0.16, 0.01),
+    "light": ((150, 108, 68), 0.13, 0.0),
+    "blond": ((205, 168, 108), 0.13, 0.0),
+    "red": ((164, 78, 36), 0.06, 0.0),
+    "dyed": ((120, 50, 90), 0.02, 0.02),
 }
-_LIGHT_SKIN_HAIR = (0.10, 0.18, 0.22, 0.16, 0.13, 0.13, 0.06, 0.02)
-_DARK_SKIN_HAIR = (0.68, 0.24, 0.05, 0.01, 0.0, 0.0, 0.0, 0.02)
 _IRIS = np.array(
     [(62, 38, 24), (92, 58, 30), (120, 88, 48), (96, 112, 72), (104, 132, 150), (84, 120, 166)], np.float32
 )
@@ -37,10 +33,9 @@ _IRIS = np.array(
 
 @dataclass(frozen=True)
 class Identity:
-    """One person. Lengths are in head units (see `geometry`), colours RGB 0..255, the rest as said.
+    """One person. Colours are RGB 0..255, numbers run from 0 to 1 (age 0 is about 12 years, 1 about 80).
 
-    `masculinity` and `age` run from 0 to 1 (age 0 is about 12 years, 1 about 80); `shape` holds factors around 1
-    or offsets around 0 that the head model reads by name.
+    `shape` holds lengths in head units (see `geometry`) and factors, which the head model reads by name.
     """
 
     masculinity: float
@@ -66,7 +61,7 @@ class Identity:
     @property
     def long_hair(self) -> bool:
         """Whether the hair falls below the ears."""
-        return self.hair_style in LONG_STYLES
+        return self.hair_style in ("bob", "long", "wavy")
 
 
 def _shape(rng: np.random.Generator, m: float, age: float) -> dict[str, float]:
@@ -115,9 +110,9 @@ def _palette(rng: np.random.Generator, melanin: float, grey: float) -> tuple[np.
     low = min(int(k), len(_SKIN) - 2)
     skin = _SKIN[low] + (k - low) * (_SKIN[low + 1] - _SKIN[low])
     skin = skin * (1 + rng.normal(0, 0.018, 3)) + rng.normal(0, 1) * np.array([2.5, 0, -4.0])
-    odds = np.asarray(_LIGHT_SKIN_HAIR) * (1 - melanin) ** 2 + np.asarray(_DARK_SKIN_HAIR) * melanin
+    odds = np.array([light * (1 - melanin) ** 2 + dark * melanin for _, light, dark in _HAIR.values()])
     name = list(_HAIR)[int(rng.choice(len(_HAIR), p=odds / odds.sum()))]
-    natural = np.asarray(_HAIR[name], np.float32) * rng.uniform(0.82, 1.18)
+    natural = np.asarray(_HAIR[name][0], np.float32) * rng.uniform(0.82, 1.18)
     silver = np.array([196, 194, 192], np.float32) * rng.uniform(0.75, 1.05)
     hair = natural + (silver - natural) * grey
     brow = np.minimum(natural * (0.85 if name != "dyed" else 0.4), skin * 0.62)
@@ -130,18 +125,17 @@ def _palette(rng: np.random.Generator, melanin: float, grey: float) -> tuple[np.
 
 
 def _hair_style(rng: np.random.Generator, m: float, age: float, melanin: float) -> str:
-    short, long_ = m, 1 - m
     odds = {
-        "bald": 0.10 * short * (0.3 + age),
-        "crop": 0.34 * short + 0.02,
-        "side_part": 0.30 * short + 0.04,
+        "bald": 0.10 * m * (0.3 + age),
+        "crop": 0.34 * m + 0.02,
+        "side_part": 0.30 * m + 0.04,
         "curly": 0.12,
         "afro": 0.02 + 0.16 * melanin,
-        "bob": 0.24 * long_,
-        "long": 0.28 * long_,
-        "wavy": 0.24 * long_,
-        "tied": 0.18 * long_,
-        "receding": 0.28 * short * max(0.0, age - 0.35) * 2,
+        "bob": 0.24 * (1 - m),
+        "long": 0.28 * (1 - m),
+        "wavy": 0.24 * (1 - m),
+        "tied": 0.18 * (1 - m),
+        "receding": 0.28 * m * max(0.0, age - 0.35) * 2,
     }
     p = np.fromiter(odds.values(), float)
     return list(odds)[int(rng.choice(len(p), p=p / p.sum()))]

@@ -25,7 +25,6 @@ _JAW_Y = np.array([0.02, 0.29, 0.56, 0.82, 1.06, 1.27, 1.44, 1.555], np.float32)
 
 CLOSED = -0.85  # position of the lids from which the eyes are shut
 # Landmarks at rest, in units of the parts' own sizes.
-_BROW = np.linspace(0, 1, 5, dtype=np.float32)  # outer to inner end
 _EYE = np.array([-1, -0.42, 0.4, 1, 0.4, -0.42], np.float32)  # x, outer corner first, upper lid first
 _EYE_LIFT = np.array([-0.07, -0.01, -0.01, -0.09, -0.02, -0.02])
 _BRIDGE = np.linspace(0, 1, 4, dtype=np.float32)
@@ -53,15 +52,15 @@ class Head:
     def __init__(self, identity: Identity, expression: Expression) -> None:
         self.shape, self.expression = identity.shape, expression
         s = self.shape
-        self.chin = 1.62 * s["length"] + 0.2 * max(0.0, expression.jaw)
         rest = 1.62 * s["length"]
+        self.chin = rest + 0.2 * max(0.0, expression.jaw)
         self._stretch = (self.chin - 0.55) / (rest - 0.55)
         jaw, chin = s["jaw"], s["chin"]
         lower = (jaw, 0.9 * jaw, 0.45 * jaw + 0.62 * chin, 0.1 * jaw + 0.82 * chin, 0.56 * chin, 0.0)
         w = np.array([0, 0.17, 0.31, 0.46, 0.74, s["forehead"], 0.985, 1.0, s["cheek"], *lower]) * s["width"]
         table = curve(np.stack([_Y, w, _FRONT, _BACK, _MIDDLE], 1).astype(np.float32), per=6)
         table[:, 0] = self._length(table[:, 0])
-        self._low, self._step = TOP, (self.chin - TOP) / (_ROWS - 1)
+        self._step = (self.chin - TOP) / (_ROWS - 1)
         even = np.linspace(TOP, self.chin, _ROWS)
         at = np.minimum(np.searchsorted(table[:, 0], even, "right") - 1, len(table) - 2)
         t = (even - table[at, 0]) / np.maximum(table[at + 1, 0] - table[at, 0], 1e-6)
@@ -77,8 +76,7 @@ class Head:
 
     def rings(self, y: np.ndarray) -> tuple[np.ndarray, ...]:
         """Half-width, front, back and middle depth of the rings at heights `y`, each of its shape."""
-        k = (np.asarray(y, np.float32) - self._low) / self._step
-        k = np.minimum(np.maximum(k, 0), _ROWS - 1)
+        k = np.clip((np.asarray(y, np.float32) - TOP) / self._step, 0, _ROWS - 1)
         i = k.astype(np.int32)
         row = self._rows[i] + self._rise[i] * (k - i)[..., None]
         return row[..., 0], row[..., 1], row[..., 2], row[..., 3]
@@ -122,11 +120,10 @@ class Head:
         out[..., 1] = y
         return out
 
-    def outline(self, yaw: float, low: float, high: float, grow: float = 0.0, n: int = 22) -> np.ndarray:
-        """(2n, 3) visible outline between heights `low` and `high`: down the right side, up the left side."""
-        t = 0.5 - 0.5 * np.cos(np.linspace(0, math.pi, n))
-        y = low + (high - low) * t
-        both = self.around(np.array([[180.0], [-180.0]]), np.stack([y, y]), yaw, grow)
+    def outline(self, yaw: float) -> np.ndarray:
+        """(n, 3) visible outline: down the right side, up the left side."""
+        y = TOP + (self.chin - TOP) * (0.5 - 0.5 * np.cos(np.linspace(0, math.pi, 34)))
+        both = self.around(np.array([[180.0], [-180.0]]), np.stack([y, y]), yaw)
         return np.concatenate([both[0], both[1, ::-1]])
 
     def contour(self, yaw: float) -> np.ndarray:
@@ -148,7 +145,7 @@ class Head:
     def _brow(self) -> np.ndarray:
         """(3, 5) x, y, lift of points 17..21: the middle line of the left brow, outer end first."""
         s, e = self.shape, self.expression
-        inner = _BROW
+        inner = np.linspace(0, 1, 5, dtype=np.float32)
         outer = 1 - inner
         x = (2 * s["brow_len"] + 0.045 * e.furrow) * inner - (s["eye_x"] + 0.015 + s["brow_len"])
         y = s["brow_y"] + s["eye_y"] - s["brow_arch"] * (1 - (2 * inner - 0.7) ** 2 / 1.7) + s["brow_slant"] * outer

@@ -78,9 +78,7 @@ def expose(picture: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.nd
     picture = cv2.LUT(picture, table[None])
     if scene.noise > 0.3:
         y, x = rng.integers(0, max(1, _TILE - size), 2)
-        grain = _grain()[y : y + size, x : x + size]
-        if size > _TILE:
-            times = -(-size // _TILE)
-            grain = np.tile(grain, (times, times, 1))[:size, :size]
+        times = -(-size // _TILE)
+        grain = np.tile(_grain()[y : y + size, x : x + size], (times, times, 1))[:size, :size]
         picture = cv2.addWeighted(picture, 1.0, grain, scene.noise / 32, 0, dtype=cv2.CV_8U)
     return picture

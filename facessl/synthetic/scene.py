@@ -13,8 +13,9 @@ from facessl.synthetic.identity import Identity
 from facessl.synthetic.model import CLOSED
 
 BACKDROPS = ("gradient", "blurred", "bokeh", "wall", "studio")
+HATS = ("cap", "beanie", "brim")
+OCCLUDERS = ("hand", "scarf", "patch", "surgical_mask")
 _WARM, _GREEN = np.array([1.0, 0.1, -1.0]), np.array([-0.5, 1.0, -0.5])  # axes of a camera's white balance
-OCCLUDERS = ("none", "hand", "scarf", "patch", "surgical_mask")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Scene:
         sun: (3,) direction to the main light in the upright view frame.
         key, fill: RGB strengths of the main light and of the light from all around.
         glasses: "none", "clear" or "dark".
-        hat: "none", "cap", "beanie" or "brim".
+        backdrop, hat, occluder: one of `BACKDROPS`; of `HATS` and of `OCCLUDERS`, or "none".
         beard, moustache, makeup: 0 to 1, as worn today.
         gaze: (2,) direction of the eyes, -1 to 1, right and down.
         blur: standard deviation in pixels of an image 128 pixels wide; motion: (2,) pixels of the same.
@@ -77,8 +78,8 @@ class Scene:
 
 
 def _camera(rng: np.random.Generator, size: int, limits: Limits) -> Camera:
-    def angle(limit: float, share: float) -> float:
-        return float(np.clip(rng.normal(0, share * limit), -limit, limit)) if limit else 0.0
+    def angle(limit: float, fraction: float) -> float:
+        return float(np.clip(rng.normal(0, fraction * limit), -limit, limit)) if limit else 0.0
 
     yaw = float(rng.uniform(-limits.yaw, limits.yaw)) if rng.uniform() < 0.4 else angle(limits.yaw, 0.35)
     unit = size * 0.252 * limits.zoom * math.exp(rng.normal(0, 0.07))
@@ -90,14 +91,14 @@ def _camera(rng: np.random.Generator, size: int, limits: Limits) -> Camera:
 
 def _light(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Direction, key colour, fill colour."""
-    azimuth, height = rng.normal(0, 45), rng.normal(35, 18)
-    a, h = math.radians(float(np.clip(azimuth, -85, 85))), math.radians(float(np.clip(height, -15, 75)))
+    a = math.radians(float(np.clip(rng.normal(0, 45), -85, 85)))
+    h = math.radians(float(np.clip(rng.normal(35, 18), -15, 75)))
     sun = np.array([math.sin(a) * math.cos(h), -math.sin(h), math.cos(a) * math.cos(h)], np.float32)
     warmth = rng.normal(0, 0.05)
     ratio = rng.uniform(0.35, 0.72)
     key = (1.0 - 0.56 * ratio) * np.array([1 + warmth, 1, 1 - warmth], np.float32)
     fill = (0.21 + 0.46 * ratio) * np.array([1 - 0.7 * warmth, 1, 1 + 0.7 * warmth], np.float32)
-    return sun, key.astype(np.float32), fill.astype(np.float32)
+    return sun, key, fill
 
 
 def _clothes(rng: np.random.Generator) -> np.ndarray:
@@ -117,8 +118,7 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
     glasses = "none"
     if u[0] < (0.75 if identity.glasses else 0.05):
         glasses = "dark" if u[1] < 0.14 else "clear"
-    hats = ("cap", "beanie", "brim")
-    occluder = OCCLUDERS[1 + int(rng.integers(len(OCCLUDERS) - 1))] if u[2] < limits.occlusion else "none"
+    occluder = OCCLUDERS[int(rng.integers(len(OCCLUDERS)))] if u[2] < limits.occlusion else "none"
     worst = limits.degrade
     scene = Scene(
         label=label,
@@ -129,7 +129,7 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
         fill=fill,
         backdrop=BACKDROPS[int(rng.integers(len(BACKDROPS)))],
         glasses=glasses,
-        hat=hats[int(rng.integers(3))] if u[3] < 0.09 else "none",
+        hat=HATS[int(rng.integers(3))] if u[3] < 0.09 else "none",
         beard=0.25 * identity.beard if shaved else identity.beard,
         moustache=0.0 if shaved else identity.moustache,
         makeup=identity.makeup if u[4] < 0.8 else 0.0,
@@ -145,12 +145,9 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
         clothes=_clothes(rng),
         seed=int(rng.integers(2**31)),
     )
-    return _in_studio(scene, identity) if limits.studio else scene
-
-
-def _in_studio(scene: Scene, identity: Identity) -> Scene:
-    """`scene` with what does not belong to person, expression, pose or lens as in every other studio picture."""
-    return replace(
+    if not limits.studio:
+        return scene
+    return replace(  # what does not belong to person, expression, pose or lens is as in every other studio picture
         scene,
         sun=np.array([0.29, -0.5, 0.82], np.float32),
         key=np.full(3, 0.7, np.float32),

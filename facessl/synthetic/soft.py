@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from facessl.synthetic.geometry import Camera, smoothstep
+from facessl.synthetic.geometry import Camera
 from facessl.synthetic.identity import Identity
 from facessl.synthetic.model import Head
 from facessl.synthetic.scene import Scene
@@ -30,7 +30,7 @@ def to_image(plane: np.ndarray, camera: Camera, size: int) -> np.ndarray:
 
 
 class Blobs:
-    """Gaussian blobs fixed to points of a head."""
+    """Gaussian blobs fixed to points of a head, each with standard deviations in head units and one or more values."""
 
     def __init__(self, head: Head, camera: Camera) -> None:
         self._head, self._camera = head, camera
@@ -39,13 +39,13 @@ class Blobs:
         self._points: list[np.ndarray] = []
 
     def at(self, x: float, y: float, sx: float, sy: float, *value: float, lift: float = 0.0) -> None:
-        """A blob on the front surface below (x, y), with standard deviations in head units."""
+        """A blob on the front surface below (x, y), moved `lift` towards the viewer."""
         self._surface.append((x, y, lift, sx, sy, *value))
 
     def pair(self, x: float, y: float, sx: float, sy: float, *value: float, lift: float = 0.0) -> None:
         """The same blob on both sides of the face."""
-        self._surface.append((-x, y, lift, sx, sy, *value))
-        self._surface.append((x, y, lift, sx, sy, *value))
+        self.at(-x, y, sx, sy, *value, lift=lift)
+        self.at(x, y, sx, sy, *value, lift=lift)
 
     def add(self, point: np.ndarray, sx: float, sy: float, *value: float) -> None:
         """A blob at a 3-D point of the head frame."""
@@ -97,7 +97,7 @@ def _bumps(head: Head, camera: Camera) -> Blobs:
 
 
 def _ellipsoid(head: Head, camera: Camera) -> tuple[np.ndarray, ...]:
-    """Normal (three maps, not of unit length) of the turned ellipsoid behind the face, and where it is."""
+    """Normal (three maps, not of unit length) of the turned ellipsoid behind the face, and where it is, 0 to 1."""
     axes = np.array([1.04 * head.shape["width"], 1.06 * head.chin, 1.14], np.float32)
     form = camera.rotation @ np.diag(1 / axes**2) @ camera.rotation.T
     (a, d, e), (_, b, f), (_, _, c) = form.tolist()
@@ -107,7 +107,8 @@ def _ellipsoid(head: Head, camera: Camera) -> tuple[np.ndarray, ...]:
     disc = slope * slope - c * (a * x * x + 2 * d * x * y + b * y * y - 1)
     root = np.sqrt(np.maximum(disc, 0.02))
     z = (root - slope) / c
-    return a * x + d * y + e * z, d * x + b * y + f * z, root, smoothstep(disc, -0.9, -0.1)
+    t = np.minimum(np.maximum((disc + 0.9) / (-0.1 + 0.9), 0), 1)
+    return a * x + d * y + e * z, d * x + b * y + f * z, root, t * t * (3 - 2 * t)
 
 
 def light_map(head: Head, who: Identity, scene: Scene) -> np.ndarray:

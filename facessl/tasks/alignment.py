@@ -14,8 +14,7 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
-from facessl.data.layouts import Layout
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.metrics import nme
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heatmaps import gaussian_heatmaps, soft_argmax, to_heatmap, to_image
@@ -129,7 +128,12 @@ class Alignment(nn.Module):
         pyramid = (backbone.pyramid_channels, backbone.pyramid_strides)
         self.head: nn.Module
         if args.head == "star":
-            self.edges = star_edges(_known(labels).name)
+            if labels.order is None:
+                raise DataError(
+                    "the STAR head needs to know the order of the landmarks: name it with the source's option layout= "
+                    "(ibug68, wflw98, aflw19, lapa106), or use task.head = farl"
+                )
+            self.edges = star_edges(labels.order.name)
             self.head = StarHead(*pyramid, points=labels.points, edges=self.edges, width=args.width)
         else:
             head = UPerNet(*pyramid, out_channels=labels.points, width=args.width, dropout=args.dropout)
@@ -176,7 +180,7 @@ class Alignment(nn.Module):
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalised -> landmarks (B, K, 2) in pixels of the view."""
         found = self.head(self.backbone.forward_pyramid(x))
-        heat = found[-1].heatmaps if self.args.head == "star" else at_least_float32(found).sigmoid()
+        heat = found.heatmaps if self.args.head == "star" else at_least_float32(found).sigmoid()
         return {"landmarks": self._decoded(heat, (x.shape[-2], x.shape[-1]))}
 
     def meter(self, source: Source, augment: Augment) -> AlignmentMeter:
@@ -201,7 +205,7 @@ class AlignmentMeter:
         self.order = labels.order
         if "landmarks" not in source.provides:
             raise DataError("the test images have no landmarks: name a source that gives them with --test")
-        own = trait(source, "layout")
+        own = source.layout
         if own is not None and labels.layout is not None and own != labels.layout:
             raise DataError(f"the landmarks of the test images ({own}) are not those of training ({labels.layout})")
         if args.unit in ("interocular", "interpupil") and self.order is None:
@@ -220,35 +224,47 @@ class AlignmentMeter:
         if found != known:
             raise DataError(f"the test images have {known} landmarks and those of training {found}")
         size = batch.views[0].shape[-1]
-        columns = {"predicted": predictions["landmarks"], "target": batch.landmarks}
+        frames = [Frame(matrix, size, self.warp) for matrix in batch.frame.cpu().double().numpy()]
         moved = {}
-        for name, points in columns.items():
+        for name, points in {"predicted": predictions["landmarks"], "target": batch.landmarks}.items():
             rows = points.detach().cpu().double().numpy()
-            frames = [Frame(m, size, self.warp) for m in batch.frame.cpu().double().numpy()]
             moved[name] = np.stack([frame.inverse_points(row) for frame, row in zip(frames, rows, strict=True)])
         self.collected.add(batch, **moved, visible=_counted(batch, self.args))
 
-    def errors(self) -> np.ndarray:
+    def per_image(self) -> np.ndarray:
         """(N,) normalised mean error of each image."""
         truth = self.collected["target"]
         visible = self.collected.get("visible")
-        boxes = self._boxes(truth, visible) if self.args.unit in ("box", "diag") else None
-        unit = _unit(self.args.unit, truth, boxes, self.order)
-        return nme.nme(self.collected["predicted"], truth, unit=unit, visible=visible)
+        return nme.nme(self.collected["predicted"], truth, unit=self._lengths(truth, visible), visible=visible)
+
+    def _lengths(self, truth: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
+        """(N,) lengths in pixels that errors are divided by."""
+        unit = self.args.unit
+        if unit == "box":
+            return nme.box_size(self._boxes(truth, visible))
+        if unit == "diag":
+            return nme.box_diagonal(self._boxes(truth, visible))
+        assert self.order is not None
+        eyes = self.order.ocular if unit == "interocular" else self.order.pupils
+        assert eyes is not None
+        return nme.eye_distance(truth, *eyes)
 
     def _boxes(self, truth: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
         """(N, 4) the data set's own boxes where it has them, else those of the landmarks that count."""
+        source = self.collected.source
+        if "box" in source.provides:
+            positions, rows = np.unique(self.collected["index"], return_inverse=True)
+            return np.stack([source[int(i)].box for i in positions])[rows]  # type: ignore[misc]
         boxes = []
-        for row, (i, points) in enumerate(zip(self.collected["index"], truth, strict=True)):
-            given = self.collected.source[int(i)].box if "box" in self.collected.source.provides else None
+        for row, points in enumerate(truth):
             seen = points if visible is None or not visible[row].any() else points[visible[row] > 0]
-            boxes.append(np.concatenate([seen.min(0), seen.max(0)]) if given is None else given)
+            boxes.append(np.concatenate([seen.min(0), seen.max(0)]))
         return np.stack(boxes)
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `nme_<unit>`."""
-        errors = self.errors()
-        found = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds).summary()
+        errors = self.per_image()
+        found = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds)
         name = f"nme_{self.args.unit}"
         return {
             "headline": headline(name, found[name], found[f"{name}_interval"], better="lower"),
@@ -263,22 +279,3 @@ def _counted(batch: Batch, args: AlignmentArgs) -> Tensor | None:
     if not args.hidden or batch.landmarks is None:
         return batch.visible
     return batch.landmarks.isfinite().all(-1)
-
-
-def _known(labels: Labels) -> Layout:
-    """The landmarks' order, which STAR needs for its edges."""
-    if labels.order is None:
-        raise DataError(
-            "the STAR head needs to know the order of the landmarks: name it with the source's option layout= "
-            "(ibug68, wflw98, aflw19, lapa106), or use task.head = farl"
-        )
-    return labels.order
-
-
-def _unit(kind: str, truth: np.ndarray, boxes: np.ndarray | None, order: Layout | None) -> np.ndarray:
-    """(N,) lengths in pixels that errors are divided by."""
-    if boxes is not None:
-        return nme.box_size(boxes) if kind == "box" else nme.box_diagonal(boxes)
-    assert order is not None
-    first, second = order.ocular if kind == "interocular" else order.pupils or order.ocular
-    return nme.eye_distance(truth, first, second)

@@ -115,13 +115,16 @@ class AttributesMeter:
         """Predictions of one batch."""
         self.collected.add(batch, predicted=predictions["probabilities"], target=batch.attributes)
 
+    def per_image(self) -> np.ndarray:
+        """(N,) fraction of right answers on each image."""
+        right: np.ndarray = (self.collected["predicted"] >= 0.5) == (self.collected["target"] > 0)
+        return right.mean(1)
+
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `mean_accuracy`."""
-        predicted, target = self.collected["predicted"], self.collected["target"]
-        right = ((predicted >= 0.5) == (target > 0)).mean(1)  # (N,) share of right answers of each image
-        found = attribute_scores(predicted, target, names=self.names).summary()
+        found = attribute_scores(self.collected["predicted"], self.collected["target"], names=self.names)
         return {
             "headline": headline("mean_accuracy", found["mean_accuracy"], found["mean_accuracy_interval"]),
             **found,
-            **self.collected.breakdown({"mean_accuracy": right}),
+            **self.collected.breakdown({"mean_accuracy": self.per_image()}),
         }

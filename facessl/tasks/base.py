@@ -15,7 +15,7 @@ from facessl.core.errors import DataError, PluginError
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
 from facessl.data.layouts import Layout, layout
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.metrics.bootstrap import bootstrap_mean
 from facessl.metrics.fairness import by_group
 from facessl.models.backbone import Backbone
@@ -88,17 +88,14 @@ class Labels:
             first = source[0].landmarks
             points = 0 if first is None else len(first)
         if "identity" in needs:
-            column = getattr(source, "column", None)
-            persons = column("identity") if column else [source[i].identity or 0 for i in range(len(source))]
-            identities = 1 + int(max(persons))
-        flip = trait(source, "mask_flip")
+            identities = 1 + int(source.column("identity").max())
         return cls(
-            label_names=tuple(source.label_names) if "label" in needs else (),
-            attribute_names=tuple(source.attribute_names) if "attributes" in needs else (),
+            label_names=source.label_names if "label" in needs else (),
+            attribute_names=source.attribute_names if "attributes" in needs else (),
             points=points,
-            layout=trait(source, "layout") if "landmarks" in needs else None,
-            mask_names=tuple(trait(source, "mask_names")) if "mask" in needs else (),
-            mask_flip=None if flip is None or "mask" not in needs else tuple(flip),
+            layout=source.layout if "landmarks" in needs else None,
+            mask_names=source.mask_names if "mask" in needs else (),
+            mask_flip=source.mask_flip if "mask" in needs else None,
             identities=identities,
         )
 
@@ -254,7 +251,7 @@ class Collected:
         """
         found: dict[str, Any] = {}
         index = self["index"]
-        for subset, positions in trait(self.source, "subsets").items():
+        for subset, positions in self.source.subsets.items():
             rows = np.isin(index, positions)
             if rows.any():
                 scores: dict[str, Any] = {}
@@ -262,11 +259,11 @@ class Collected:
                     value, low, high = bootstrap_mean(numbers[rows])
                     scores |= {name: value, f"{name}_interval": [low, high]}
                 found.setdefault("subsets", {})[subset] = {"images": int(rows.sum()), **scores}
-        names = trait(self.source, "group_names")
+        names = self.source.group_names
         groups = self.get("group")
         if names and groups is not None:
             found["groups"] = {
-                name: by_group(numbers, groups, names, larger_is_better=better == "higher").summary()
+                name: by_group(numbers, groups, names, larger_is_better=better == "higher")
                 for name, numbers in values.items()
             }
         return found

@@ -21,6 +21,9 @@ from facessl.models.layers.cam import class_activation_maps, flip_consistency
 from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import EAC_EXPRESSION, FRA_EXPRESSION, Augment
 
+#: Classes of which the confusion is still told.
+_CONFUSION = 100
+
 
 @dataclass(frozen=True)
 class ExpressionArgs:
@@ -130,6 +133,11 @@ class Expression(nn.Module):
 
     def meter(self, source: Source, augment: Augment) -> ExpressionMeter:
         """Scores on `source`, whose classes must be those of the training images."""
+        if tuple(source.label_names) != self.names:
+            raise DataError(
+                f"the classes of the test images ({listed(source.label_names)}) are not those of training "
+                f"({listed(self.names)}), or not in the same order"
+            )
         return ExpressionMeter(self.names, source)
 
     def describe(
@@ -147,11 +155,6 @@ class ExpressionMeter:
     """Accuracy, mean class accuracy, macro F1 and confusion."""
 
     def __init__(self, names: tuple[str, ...], source: Source) -> None:
-        if tuple(source.label_names) != names:
-            raise DataError(
-                f"the classes of the test images ({listed(source.label_names)}) are not those of training "
-                f"({listed(names)}), or not in the same order"
-            )
         self.names = names
         self.collected = Collected(source)
 
@@ -159,10 +162,14 @@ class ExpressionMeter:
         """Predictions of one batch."""
         self.collected.add(batch, predicted=predictions["probabilities"].argmax(1), target=batch.label)
 
+    def per_image(self) -> np.ndarray:
+        """(N,) 1 where an image was told right, else 0."""
+        return (self.collected["predicted"] == self.collected["target"]).astype(float)
+
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `accuracy` (top-1, as the papers report it)."""
         predicted, target = self.collected["predicted"], self.collected["target"]
-        scores = accuracy(predicted, target)
+        scores, classes = accuracy(predicted, target), len(self.names)
         return {
             "headline": headline("accuracy", scores.accuracy, scores.accuracy_interval),
             "accuracy": scores.accuracy,
@@ -173,7 +180,7 @@ class ExpressionMeter:
             "macro_f1_interval": list(scores.macro_f1_interval),
             "majority_class": float(np.bincount(target).max() / len(target)),
             "per_class": {self.names[c]: share for c, share in scores.per_class.items()},
-            "confusion": confusion(predicted, target, len(self.names)).tolist(),
-            **self.collected.breakdown({"accuracy": (predicted == target).astype(float)}),
+            **({"confusion": confusion(predicted, target, classes).tolist()} if classes <= _CONFUSION else {}),
+            **self.collected.breakdown({"accuracy": self.per_image()}),
             "images": len(target),
         }

@@ -15,7 +15,7 @@ from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
 from facessl.models.backbone import Backbone
 from facessl.models.layers.upernet import UPerNet
@@ -151,7 +151,7 @@ class ParsingMeter:
     """F1 per class, mean F1 without the background and mIoU from one confusion matrix in stored pixels."""
 
     def __init__(self, names: tuple[str, ...], source: Source, augment: Augment) -> None:
-        own = tuple(trait(source, "mask_names"))
+        own = tuple(source.mask_names)
         if own != names:
             raise DataError(
                 f"the mask classes of the test images ({listed(own)}) are not those of training ({listed(names)}), or "
@@ -177,7 +177,7 @@ class ParsingMeter:
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `mean_f1`."""
-        found = parsing_scores(self.matrix, names=self.names).summary()
+        found = parsing_scores(self.matrix, names=self.names)
         per_image = mean_f1(self.matrix.per_image)
         return {
             "headline": headline("mean_f1", found["mean_f1"], found["mean_f1_interval"]),

@@ -15,7 +15,8 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
-from facessl.data.source import Source, trait
+from facessl.data.source import Source
+from facessl.data.subset import Subset
 from facessl.metrics.verification import cosine, verification
 from facessl.models.backbone import Backbone
 from facessl.tasks.base import Collected, Labels, headline
@@ -103,6 +104,11 @@ class Verification(nn.Module):
 
     def meter(self, source: Source, augment: Augment) -> VerificationMeter:
         """Scores on the pairs of `source`."""
+        if source.pairs is None:
+            raise DataError(
+                "verification is measured on pairs, and the test source has none: name lfw:PATH or pairs-csv:FILE "
+                "with --test, and keep the last weights with --select last"
+            )
         return VerificationMeter(source)
 
     def describe(
@@ -116,11 +122,6 @@ class VerificationMeter:
     """Ten-fold accuracy, TAR at FAR, ROC area and EER of a source's pairs."""
 
     def __init__(self, source: Source) -> None:
-        if trait(source, "pairs") is None:
-            raise DataError(
-                "verification is measured on pairs, and the test source has none: name lfw:PATH or pairs-csv:FILE "
-                "with --test, and keep the last weights with --select last"
-            )
         self.source = source
         self.collected = Collected(source)
 
@@ -130,21 +131,16 @@ class VerificationMeter:
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `accuracy`. Pairs of which an image could not be read are left out."""
-        place = np.full(len(self.source), -1, np.int64)
-        index = self.collected["index"]
-        place[index] = np.arange(len(index))
-        pairs = place[np.asarray(trait(self.source, "pairs"))]
-        kept = (pairs >= 0).all(1)
-        z = self.collected["embeddings"]
-        folds = trait(self.source, "folds")
-        found = verification(
-            cosine(z[pairs[kept, 0]], z[pairs[kept, 1]]),
-            np.asarray(trait(self.source, "same"))[kept],
-            None if folds is None else np.asarray(folds)[kept],
-        ).summary()
+        index, z = self.collected["index"], self.collected["embeddings"]
+        read = Subset(self.source, index)
+        assert read.pairs is not None
+        assert read.same is not None
+        assert self.source.pairs is not None
+        first, second = read.pairs.T
+        found = verification(cosine(z[first], z[second]), read.same, read.folds)
         return {
             "headline": headline("accuracy", found["accuracy"], found["accuracy_interval"]),
             **found,
-            "pairs_left_out": int((~kept).sum()),
+            "pairs_left_out": len(self.source.pairs) - len(read.pairs),
             "images": len(index),
         }

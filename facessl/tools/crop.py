@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from facessl.data.detect import SMALLEST, Face, detect
 from facessl.data.frame import from_box
 from facessl.data.loader import pixels
 from facessl.data.source import Source, open_source
+from facessl.tools.jobs import claim, csv_row, in_order, inside, open_file, replace
 
 FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"
 #: faces.csv: the crop, its photo, the detector's box and score, and the two rows of the map from the photo's pixels to
@@ -29,6 +30,7 @@ COLUMNS = (
     *("image", "original", "left", "top", "right", "bottom", "score"),
     *("m00", "m01", "m02", "m10", "m11", "m12"),
 )
+_SKIPPED_COLUMNS = ("key", "reason")
 NO_FACE = "no face found"
 
 
@@ -37,9 +39,8 @@ class CropSummary:
     """What `crop_photos` did.
 
     Attributes:
-        photos: number of photos in the source.
+        photos, before: numbers of photos in the source, and of those that an earlier call had finished.
         faces: number of crops in the folder, those of an earlier call included.
-        before: number of photos that an earlier call had finished.
         without_face: photos without a face, of this call.
         skipped: (photo, reason) of the unreadable ones, of this call.
     """
@@ -61,6 +62,16 @@ class _Settings:
     yunet: str | None
     min_score: float | None
     smallest: float
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("size", 8, 4096), ("margin", 0.1, 10), ("quality", 1, 100), ("smallest", 0.01, 1)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"crop has {name}={value}, but it must be from {low} to {high}")
+        if self.format not in ("jpg", "png"):
+            raise ConfigError(f"crop has format={self.format!r}, but it must be jpg or png")
+        if self.yunet:
+            detect(np.zeros((32, 32, 3), np.uint8), yunet=self.yunet)  # a missing model is told before any photo
 
 
 def crop_photos(
@@ -93,40 +104,24 @@ def crop_photos(
         format: "jpg" or "png".
         quality: of JPEGs, 1 to 100.
         workers: processes; 0 works in this one.
-        progress: called with the numbers of photos done and in total.
+        progress: called with the numbers of photos done and in total, first with those of earlier calls.
 
     Raises:
-        ConfigError: a stream, settings that cannot work, or an `out` with something else in it.
-        DataError: the source cannot be read, or `out` cannot be written.
+        ConfigError: a stream, settings that cannot work, or an `out` that is in use or has something else in it.
+        DataError: the source cannot be read, `out` cannot be written, or a process died.
     """
     settings = _Settings(size, margin, format, quality, all_faces, str(yunet) if yunet else None, min_score, smallest)
-    _check(settings)
     opened = open_source(source)
     if opened.streaming:
         raise ConfigError(
             "a stream of photos cannot be cropped, because it has no names to go on from: use files on a disk"
         )
-    folder = Path(out).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {out} is a file: name a folder for the crops")
-    root = getattr(opened, "root", None)
-    if root is not None and folder.resolve().is_relative_to(Path(root).resolve()):
-        raise ConfigError(f"the crops cannot lie inside the photos ({folder} is in {root}): name a folder outside")
     try:
-        return _run(_Cropper(opened, settings), _Folder(folder, settings), workers, progress)
+        path, lock = claim(out, opened, SETTINGS, "crop", "crops")
+        with lock:
+            return _run(_Cropper(opened, settings), _Folder(path, settings), workers, progress)
     except OSError as error:
-        raise DataError(f"cannot write crops to {folder}: {error.strerror or error}") from None
-
-
-def _check(settings: _Settings) -> None:
-    for name, low, high in (("size", 8, 4096), ("margin", 0.1, 10), ("quality", 1, 100), ("smallest", 0.01, 1)):
-        value = getattr(settings, name)
-        if not low <= value <= high:
-            raise ConfigError(f"crop has {name}={value}, but it must be from {low} to {high}")
-    if settings.format not in ("jpg", "png"):
-        raise ConfigError(f"crop has format={settings.format!r}, but it must be jpg or png")
-    if settings.yunet:
-        detect(np.zeros((32, 32, 3), np.uint8), yunet=settings.yunet)  # a missing model is told before any photo
+        raise DataError(f"cannot write crops to {out}: {error.strerror or error}") from None
 
 
 class _Cropper:
@@ -157,74 +152,58 @@ class _Cropper:
 
 
 class _Folder:
-    """The folder of crops and its tables.
-
-    Attributes:
-        done: keys of the photos that it has finished.
-        faces: number of crops.
-    """
+    """The folder of crops and its tables; `done` are the keys of the photos that it has finished."""
 
     def __init__(self, path: Path, settings: _Settings) -> None:
-        self.path, self.settings = path, settings
+        self.path, self.format = path, settings.format
         text = json.dumps(vars(settings), indent=1) + "\n"
-        known = path / SETTINGS
-        if known.is_file():
-            if known.read_text() != text:
+        if (path / SETTINGS).is_file():
+            known = (path / SETTINGS).read_text(errors="replace")
+            if known != text:
                 raise ConfigError(
-                    f"{path} has crops of other settings ({' '.join(known.read_text().split())}): use those, or name "
-                    "another folder"
+                    f"{path} has crops of other settings ({' '.join(known.split())}): use those, or name another folder"
                 )
-        elif path.is_dir() and any(path.iterdir()):
-            raise ConfigError(f"{path} is not empty, and its files are not of an earlier crop: name another folder")
         else:
-            path.mkdir(parents=True, exist_ok=True)
-            _write(known, text.encode())
-        rows = self._recover(FACES, COLUMNS)
+            replace(path / SETTINGS, text.encode())
+        rows = self._rows(FACES, COLUMNS)
         # The photo that was being written when the last call stopped may lack some of its faces.
         torn = {row[1] for row in rows if not (path / row[0]).is_file()}
         rows = [row for row in rows if row[1] not in torn]
-        self._rewrite(FACES, COLUMNS, rows)
-        skipped = self._recover(SKIPPED, ("key", "reason"))
-        self._rewrite(SKIPPED, ("key", "reason"), skipped)
+        skipped = self._rows(SKIPPED, _SKIPPED_COLUMNS)
+        for name, columns, kept in ((FACES, COLUMNS, rows), (SKIPPED, _SKIPPED_COLUMNS, skipped)):
+            replace(path / name, b"".join(csv_row(*row) for row in (columns, *kept)))
         self.faces = len(rows)
         self.done = {row[1] for row in rows} | {row[0] for row in skipped}
         self._taken = {row[0] for row in rows}
 
-    def _recover(self, name: str, columns: tuple[str, ...]) -> list[list[str]]:
-        """Whole rows of a table."""
+    def _rows(self, name: str, columns: tuple[str, ...]) -> list[list[str]]:
+        """Whole rows of a table of an earlier call."""
         if not (self.path / name).is_file():
             return []
-        with open(self.path / name, newline="", encoding="utf-8") as file:
+        with open(self.path / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
             return [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and row[-1]]
 
-    def _rewrite(self, name: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
-        part = self.path / f"{name}.part"
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-        os.replace(part, self.path / name)
-
-    def _append(self, name: str, rows: list[list[Any]]) -> None:
+    def append(self, name: str, rows: list[list[Any]]) -> None:
         """All rows of a photo in one write, so that a stop leaves all or none of them."""
-        with open(self.path / name, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-
-    def skip(self, key: str, reason: str) -> None:
-        self._append(SKIPPED, [[key, reason]])
+        with open_file(self.path / name, "ab") as file:
+            file.write(b"".join(csv_row(*row) for row in rows))
 
     def add(self, key: str, name: str, crops: list[tuple[bytes, list[float]]]) -> None:
         """Write a photo's crops: NAME.jpg, NAME-2.jpg, ...; crops first, so that the table never promises too much."""
-        rows: list[list[Any]] = []
         stem = os.path.splitext(name)[0]
-        for count, (data, numbers) in enumerate(crops, 1):
-            number = "" if count == 1 else f"-{count}"
-            file = f"{stem}{number}.{self.settings.format}"
-            if file in self._taken:  # a.jpg beside a.png
-                file = f"{name}{number}.{self.settings.format}"
-            self._taken.add(file)
-            (self.path / file).parent.mkdir(parents=True, exist_ok=True)
-            _write(self.path / file, data)
+        for number in itertools.count(1):
+            files = [f"{stem}{f'-{n}' if n else ''}.{self.format}" for n in (0, *range(2, len(crops) + 1))]
+            if self._taken.isdisjoint(files):
+                break
+            stem = name if number == 1 else f"{name}_{number}"  # a.jpg beside a.png
+        self._taken.update(files)
+        rows = []
+        for file, (data, numbers) in zip(files, crops, strict=True):
+            path = inside(self.path, file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace(path, data)
             rows.append([file, key, *(f"{value:.12g}" for value in numbers)])
-        self._append(FACES, rows)
+        self.append(FACES, rows)
         self.faces += len(rows)
 
 
@@ -234,31 +213,20 @@ def _run(cropper: _Cropper, folder: _Folder, workers: int, progress: Callable[[i
     base = _base(source, keys)
     todo = [i for i, key in enumerate(keys) if key not in folder.done]
     summary = CropSummary(len(keys), before=len(keys) - len(todo))
-    for count, (key, crops, reason) in enumerate(_results(cropper, todo, workers), 1):
+    told = progress or (lambda done, total: None)
+    told(summary.before, len(keys))
+    for done, (key, crops, reason) in enumerate(in_order(cropper, todo, workers), summary.before + 1):
         if crops:
             folder.add(key, _relative(key, base), crops)
         else:
-            folder.skip(key, reason)
+            folder.append(SKIPPED, [[key, reason]])
             if reason == NO_FACE:
                 summary.without_face.append(key)
             else:
                 summary.skipped.append((key, reason))
-        if progress is not None:
-            progress(summary.before + count, len(keys))
+        told(done, len(keys))
     summary.faces = folder.faces
     return summary
-
-
-def _results(cropper: _Cropper, todo: list[int], workers: int) -> Iterator[Any]:
-    if not workers or len(todo) < 2:
-        yield from map(cropper, todo)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
-        yield from pool.imap(cropper, todo, chunksize=4)
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(0)
 
 
 def _base(source: Source, keys: list[str]) -> str:
@@ -272,13 +240,7 @@ def _base(source: Source, keys: list[str]) -> str:
 
 
 def _relative(key: str, base: str) -> str:
-    """Name of a photo below `base`, never one that leaves it."""
-    name = os.path.relpath(key, base) if base else key
-    parts = [part for part in PurePath(name).parts if part not in ("..", ".") and part != PurePath(name).anchor]
-    return os.path.join(*parts)
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    """Name of a photo below `base`, never one that leaves it, without blanks at the ends, which a list would lose."""
+    path = PurePath(os.path.relpath(key, base) if base else key)
+    parts = [part.strip() for part in path.parts if part not in ("..", ".", path.anchor)]
+    return os.path.join("", *filter(None, parts)) or "photo"

@@ -1,120 +1,46 @@
 """What a pre-training recipe costs on so many GPUs: steps, hours, input, all-reduce, checkpoint; nothing is run.
 
-Parameters and arithmetic are counted on torch's meta device, so that a plan takes seconds and no memory. What only a
-machine can tell, the images per second of one GPU, is an input, best for several batch sizes: `benchmarks/gpu.sh`
-measures them. Every other constant says where it was measured, or that it is an assumption and which flag changes it.
+Parameters and arithmetic are counted on torch's meta device. The images per second of a GPU are an input, best for
+several batch sizes: `benchmarks/gpu.sh` measures them. docs/scaling.md says where every constant comes from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from facessl.config import recipes
 from facessl.config.parse import parse
 from facessl.config.pretrain import PretrainConfig, unscaled_rate
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, FaceSSLError
+from facessl.core.types import Batch, Progress
 from facessl.data.source import open_source
-from facessl.tools import counting
+from facessl.pretrained import load
 from facessl.training.plan import default_batch, derive
 
-#: Bytes that one image takes in a tar: 12,926 of a 256-pixel JPEG face (mean of 2,595 real ones) and 772 of the tar's
-#: own (23,242 real faces in 12 tars).
+#: Bytes of one image in a tar: a 256-pixel JPEG face (mean of 2,595 real ones) and the tar's own.
 IMAGE_BYTES = 12_926 + 772
-#: Seconds of one core (AMD EPYC, JPEG of 256 pixels, commit e05fe686bb0b, docs/performance.md): 5,372 decodes, 2,352
-#: with two crops of 224, through the loader to a batch. `benchmarks/pipeline.py` measures a machine's own.
-DECODE_SECONDS = 1 / 5372
-CROP_SECONDS = (1 / 2352 - 1 / 5372) / 2
-#: Assumption (--fixed-milliseconds): what a pass costs however few images it has. A step of FRA or BYOL on ResNet-50
-#: issues 2,500 or 1,500 operations (counted), at some 8 microseconds of the host each.
-FIXED_MILLISECONDS = 20.0
-#: Assumption (--norm-microseconds): one small message between all ranks, between 20 (reported for two nodes) and 60;
-#: benchmarks/gpu.sh measures it where there are several GPUs.
-NORM_MICROSECONDS = 40.0
-#: Images per pass that a rate given as a plain number was measured at: that of benchmarks/gpu.sh.
+#: Seconds of one core to decode a 256-pixel JPEG and to crop 224 pixels, measured by `benchmarks/pipeline.py`.
+DECODE_SECONDS, CROP_SECONDS = 1 / 5372, (1 / 2352 - 1 / 5372) / 2
+#: Assumptions: time of a pass however few its images, and of one small message between all ranks.
+FIXED_MILLISECONDS, NORM_MICROSECONDS = 20.0, 40.0
+#: Images per pass that a rate given as a plain number was measured at.
 MEASURED_BATCH = 256
 #: Images of the sets that recipes are named after: VGGFace2's training part, LAION-Face's published subset.
 SETS = {"vggface2": 3_141_890, "laionface": 20_000_000}
-#: Images per rank and pass below which batch norm's messages weigh more than they bring, or, where the ranks' norms
-#: are apart, its statistics are too coarse (Wu and He, Group Normalization, ECCV 2018: the error grows below 16).
+#: Images per rank and pass below which batch norm's messages weigh more than they bring, or, without messages, its
+#: statistics are too coarse (Wu and He, Group Normalization, ECCV 2018: the error grows below 16).
 SMALL_BATCH = 16
-#: Share of the run that a warm-up may take.
-LONG_WARMUP = 0.2
-#: Times the recipe's batch from which scaled rates are told to be untried.
-FAR = 4
-FLOAT = 4
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a job would run on.
-
-    Attributes:
-        gpus: GPUs of the job over all nodes, one process (rank) each.
-        rates: images per pass -> images/s of one GPU, the whole step, measured by `benchmarks/gpu.sh`; empty: unknown.
-        link_gbit: bandwidth between GPUs in Gbit/s, of the slowest link of the ring.
-        cores_per_gpu: for the loader.
-        image_bytes: of one image as it is stored.
-        worker_images_per_second: of one core, decoded and cropped; None: from the constants above.
-        fixed_milliseconds: of a pass on no image.
-        norm_microseconds: of one message of a batch norm over the ranks.
-    """
-
-    gpus: int
-    rates: Mapping[int, float] = field(default_factory=dict)
-    link_gbit: float = 200.0
-    cores_per_gpu: float = 12.0
-    image_bytes: float = IMAGE_BYTES
-    worker_images_per_second: float | None = None
-    fixed_milliseconds: float = FIXED_MILLISECONDS
-    norm_microseconds: float = NORM_MICROSECONDS
-
-    def __post_init__(self) -> None:
-        for name in ("gpus", "link_gbit", "cores_per_gpu", "image_bytes", "worker_images_per_second"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} = {value} is out of range: give more than 0")
-        for name in ("fixed_milliseconds", "norm_microseconds"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} = {getattr(self, name)} is out of range: give 0 or more")
-
-    def pass_seconds(self, images: float) -> float:
-        """Seconds of one GPU for a forward and backward pass of so many images.
-
-        A line between the measured times, down to the fixed time of a pass on none; the last rate above the largest.
-        """
-        known = sorted((batch, batch / rate) for batch, rate in self.rates.items())
-        if images >= known[-1][0]:
-            return images / self.rates[known[-1][0]]
-        points = [(0, min(self.fixed_milliseconds / 1000, known[0][1])), *known]
-        (low, begin), (high, end) = next(pair for pair in itertools.pairwise(points) if images < pair[1][0])
-        return begin + (end - begin) * (images - low) / (high - low)
-
-
-def read_rates(text: str | float | None) -> dict[int, float]:
-    """`1200` -> {256: 1200.0}; `8:400,64:1200` -> {8: 400.0, 64: 1200.0}; None -> {}.
-
-    Raises:
-        ConfigError: anything else, or a number that is not positive.
-    """
-    if text is None:
-        return {}
-    try:
-        parts = [part.rpartition(":") for part in str(text).split(",")]
-        found = {int(batch) if colon else MEASURED_BATCH: float(rate) for batch, colon, rate in parts}
-    except ValueError:
-        found = {}
-    if not found or len(found) < len(parts) or not all(b > 0 and 0 < r < math.inf for b, r in found.items()):
-        raise ConfigError(
-            f"gpu_images_per_second = {text} is not a rate: give images/s, or images/s by images per GPU, as in "
-            "8:400,64:1200,256:1500"
-        )
-    return found
+#: Images of the counted batch; a count per image leaves out what grows with the batch's square (negatives).
+_COUNTED = 4
 
 
 def plan(
@@ -155,189 +81,215 @@ def plan(
     Raises:
         ConfigError: a recipe of fine-tuning, an unknown number of images, or a number out of range.
     """
+    given = dict(locals())
+    positive = ("gpus", "link_gbit", "cores_per_gpu", "image_bytes", "worker_images_per_second")
+    for name in (*positive, "fixed_milliseconds", "norm_microseconds"):
+        value = given[name]
+        if value is not None and not (value > 0 or (value == 0 and name not in positive)):
+            least = "more than 0" if name in positive else "0 or more"
+            raise ConfigError(f"{name} = {value} is out of range: give {least}")
     rates = read_rates(gpu_images_per_second)
-    machine = Machine(
-        gpus, rates, link_gbit, cores_per_gpu, image_bytes, worker_images_per_second, fixed_milliseconds,
-        norm_microseconds,
-    )  # fmt: skip
     settings = _settings(recipe, batch_size, epochs, warmup_epochs)
     count = images or _images(recipe, settings)
     if settings.batch_size is None:
-        settings = dataclasses.replace(settings, batch_size=default_batch(count, machine.gpus, "cuda"))
+        settings = dataclasses.replace(settings, batch_size=default_batch(count, gpus, "cuda"))
     derived = derive(settings, count)
-    module = counting.build(settings)
-    size, cost = counting.size(module), counting.cost(module, settings)
     batch, steps = derived.batch_size, derived.total_steps
-    seen = batch * steps
-    states = 1 if settings.optim.name == "lars" else 2
     found: dict[str, Any] = {
-        "recipe": recipe,
-        "gpus": machine.gpus,
-        "images": count,
-        "batch": batch,
-        "batch_per_gpu": batch / machine.gpus,
-        "steps": steps,
-        "images_seen": seen,
-        "learning_rate": derived.peak,
-        "warmup_steps": derived.warmup_steps,
-        "parameters": size.trained,
-        "parameters_kept": size.kept,
-        "batch_norms": size.norms,
-        "norm_messages": cost.messages * settings.accumulate if settings.sync_batch_norm and machine.gpus > 1 else 0,
-        "gigaflop_per_image": None if cost.flops is None else cost.flops / 1e9,
-        "checkpoint_bytes": FLOAT * (size.kept + states * size.trained),
-        # Weights, statistics and momentum networks, gradients (twice with several ranks: DDP copies them into
-        # buckets), optimiser; activations come on top.
-        "memory_bytes_without_activations": FLOAT * (size.kept + (1 + (machine.gpus > 1) + states) * size.trained),
+        **{"recipe": recipe, "gpus": gpus, "images": count, "batch": batch, "batch_per_gpu": batch / gpus},
+        **{"steps": steps, "images_seen": batch * steps, "learning_rate": derived.peak},
+        **{"warmup_steps": derived.warmup_steps, **_network(settings, gpus)},
     }
-    n = machine.gpus
-    found["gradient_bytes"] = FLOAT * size.trained
-    found["all_reduce_bytes"] = round(2 * (n - 1) / n * found["gradient_bytes"])
-    found["all_reduce_seconds"] = found["all_reduce_bytes"] * 8 / (machine.link_gbit * 1e9)
-    found["worker_images_per_second_per_core"] = machine.worker_images_per_second or worker_rate(settings)
-    found |= _timed(found, machine, settings.accumulate)
-    found["warnings"] = warnings(settings, found, machine) + untried(recipe, settings, found)
+    found["all_reduce_seconds"] = found["all_reduce_bytes"] * 8 / (link_gbit * 1e9)
+    found["worker_images_per_second_per_core"] = worker_images_per_second or _worker_rate(settings)
+    found |= _timed(found, given, rates, settings.accumulate)
+    found["warnings"] = _warnings(settings, found, given)
     return found
 
 
-def _settings(
-    recipe: str, batch_size: int | None = None, epochs: int | None = None, warmup: float | None = None
-) -> PretrainConfig:
+def read_rates(text: str | float | None) -> dict[int, float]:
+    """`1200` -> {256: 1200.0}; `8:400,64:1200` -> {8: 400.0, 64: 1200.0}; None -> {}. ConfigError for anything else."""
+    if text is None:
+        return {}
+    parts = [part.rpartition(":") for part in str(text).split(",")]
+    try:
+        found = {int(batch) if colon else MEASURED_BATCH: float(rate) for batch, colon, rate in parts}
+    except ValueError:
+        found = {}
+    if len(found) < len(parts) or not all(b > 0 and 0 < r < math.inf for b, r in found.items()):
+        raise ConfigError(
+            f"gpu_images_per_second = {text} is not a rate: give images/s, or images/s by images per GPU, as in "
+            "8:400,64:1200,256:1500"
+        )
+    return found
+
+
+def pass_seconds(images: float, rates: dict[int, float], fixed: float) -> float:
+    """Seconds of a pass by `rates` (images per pass -> images/s), a line between them, `fixed` seconds on no image."""
+    batches = sorted(rates)
+    times = [batch / rates[batch] for batch in batches]
+    if images >= batches[-1]:
+        return images / rates[batches[-1]]
+    return float(np.interp(images, [0, *batches], [min(fixed, times[0]), *times]))
+
+
+def _settings(recipe: str, batch_size: int | None, epochs: int | None, warmup: float | None) -> PretrainConfig:
     if recipe.startswith("downstream/") or "task" in recipes.read_recipe(recipe):
         raise ConfigError(f"{recipe} is a recipe of fine-tuning: plan takes those of pretrain (facessl list recipes)")
-    words = ["--config", recipe]
-    words += ["--batch-size", str(batch_size)] if batch_size is not None else []
-    words += ["--epochs", str(epochs)] if epochs is not None else []
-    words += ["--optim.warmup-epochs", str(warmup)] if warmup is not None else []
-    settings: PretrainConfig = parse(words)
+    flags = {"--batch-size": batch_size, "--epochs": epochs, "--optim.warmup-epochs": warmup}
+    words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
+    settings: PretrainConfig = parse(["--config", recipe, *words])
     return dataclasses.replace(settings, max_steps=None) if epochs is not None else settings
 
 
 def _images(recipe: str, settings: PretrainConfig) -> int:
     named = [count for name, count in SETS.items() if name in recipe]
-    if named:
-        return named[0]
-    if "source" in recipes.read_recipe(recipe):
-        try:
-            return len(open_source(settings.source))
-        except FaceSSLError:
-            pass
-    raise ConfigError(f"how many images {recipe} trains on is not known: give --images N")
+    if not named and "source" in recipes.read_recipe(recipe):
+        with contextlib.suppress(FaceSSLError):
+            named = [len(open_source(settings.source))]
+    if not named:
+        raise ConfigError(f"how many images {recipe} trains on is not known: give --images N")
+    return named[0]
 
 
-def worker_rate(settings: PretrainConfig) -> float:
-    """Images per second that one core decodes and crops into the views of `settings`.
-
-    The crops' cost goes with their pixels, and the decode's is that of a 256-pixel file.
-    """
-    kind = plugins.find("methods", settings.method["name"])
-    pixels = sum((view.size * settings.image_size) ** 2 for view in settings.views or kind.views)
+def _worker_rate(settings: PretrainConfig) -> float:
+    """Images per second that one core decodes and crops; the crops' cost goes with their pixels."""
+    views = settings.views or plugins.find("methods", settings.method["name"]).views
+    pixels = sum((view.size * settings.image_size) ** 2 for view in views)
     return 1 / (DECODE_SECONDS + CROP_SECONDS * pixels / 224**2)
 
 
-def _timed(found: dict[str, Any], machine: Machine, passes: int) -> dict[str, Any]:
-    """What follows from the speed of a GPU; nothing where that was not measured."""
-    names = "compute_seconds_per_step norm_seconds_per_step seconds_per_step images_per_second hours gpu_hours"
-    names += " hours_with_overlap share_of_communication read_bytes_per_second decoding_cores decoding_cores_per_gpu"
-    names += " teraflops_per_gpu"
-    if not machine.rates:
-        return dict.fromkeys(names.split())
-    compute = passes * machine.pass_seconds(found["batch_per_gpu"] / passes)
-    norms = found["norm_messages"] * machine.norm_microseconds * 1e-6
-    # The input runs beside the step: it counts only where it is the slower of the two. Gradients can be reduced beside
-    # the backward pass; what a norm waits for cannot.
-    supply = machine.gpus * machine.cores_per_gpu * found["worker_images_per_second_per_core"]
-    slowest_input = found["batch"] / supply
-    step = max(compute + norms + found["all_reduce_seconds"], slowest_input)
-    overlapped = max(compute + norms, found["all_reduce_seconds"], slowest_input)
-    rate = found["batch"] / step
-    cores = rate / found["worker_images_per_second_per_core"]
+def _network(settings: PretrainConfig, gpus: int) -> dict[str, Any]:
+    """What is counted on the network: sizes, messages of its batch norms per step, arithmetic, bytes (float32)."""
+    unread: frozenset[str] = getattr(plugins.find("methods", settings.method["name"]), "initial", frozenset())
+    method = {key: value for key, value in settings.method.items() if key not in unread}
+    backbone = dataclasses.replace(settings.backbone, pretrained=False)
+    with torch.device("meta"):
+        module: Any = load.build_method(dataclasses.replace(settings, method=method, backbone=backbone))
+    module.train()
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    kept = sum(t.numel() for t in module.state_dict().values())
+    states = 1 if settings.optim.name == "lars" else 2
+    flops, messages = step_cost(module, settings)
     return {
-        "compute_seconds_per_step": compute,
-        "norm_seconds_per_step": norms,
-        "seconds_per_step": step,
-        "images_per_second": rate,
-        "hours": found["steps"] * step / 3600,
-        "gpu_hours": machine.gpus * found["steps"] * step / 3600,
-        "hours_with_overlap": found["steps"] * overlapped / 3600,
-        "share_of_communication": 1 - compute / (compute + norms + found["all_reduce_seconds"]),
-        "read_bytes_per_second": rate * machine.image_bytes,
-        "decoding_cores": cores,
-        "decoding_cores_per_gpu": cores / machine.gpus,
-        # At the best rate that was given: beside the peak of the GPU it shows a rate that cannot be.
-        "teraflops_per_gpu": found["gigaflop_per_image"]
-        and max(machine.rates.values()) * found["gigaflop_per_image"] / 1e3,
+        "parameters": trained,
+        "parameters_kept": kept,
+        "batch_norms": sum(isinstance(m, _BatchNorm) for m in module.modules()),
+        "norm_messages": messages * settings.accumulate if settings.sync_batch_norm and gpus > 1 else 0,
+        "gigaflop_per_image": None if flops is None else flops / 1e9,
+        "checkpoint_bytes": 4 * (kept + states * trained),
+        # Weights, statistics and momentum networks, gradients (twice with several ranks: DDP copies them into
+        # buckets), optimiser; activations come on top.
+        "memory_bytes_without_activations": 4 * (kept + (1 + (gpus > 1) + states) * trained),
+        "gradient_bytes": 4 * trained,
+        "all_reduce_bytes": round(2 * (gpus - 1) / gpus * 4 * trained),
     }
 
 
-def warnings(settings: PretrainConfig, found: dict[str, Any], machine: Machine) -> list[str]:
-    """Sentences about what would fail or disappoint."""
-    told = []
-    batch, gpus = found["batch"], machine.gpus
-    pieces = gpus * settings.accumulate
+def step_cost(module: Any, settings: PretrainConfig) -> tuple[float | None, int]:
+    """Floating-point operations per image of a step on the meta device, and messages of its batch norms over the ranks.
+
+    A norm sends one message forward for each call on training statistics and one backward for each that has a gradient.
+    Where the step cannot be run without memory (masks, mixing and captions): None, and both for every norm and view.
+    """
+    views = [round(view.size * settings.image_size) for view in settings.views or module.views]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    messages: list[int] = []
+
+    def called(norm: Any, *_: Any) -> None:
+        messages.append((1 + torch.is_grad_enabled()) if norm.training else 0)
+
+    handles = [norm.register_forward_hook(called) for norm in norms]
+    autocast: Any = torch.autocast
+    torch.autocast = lambda *_, **__: contextlib.nullcontext()  # type: ignore[assignment, misc]  # has no meta device
+    try:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            images = [torch.empty(_COUNTED, 3, side, side) for side in views]
+            module.step(Batch(images, [], torch.arange(_COUNTED)), Progress(step=0, total_steps=1)).loss.backward()
+    except Exception:  # whatever a method does that has no meaning without memory; there is no list of errors for it
+        return None, 2 * len(norms) * len(views)
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
+        for handle in handles:
+            handle.remove()
+    return counter.get_total_flops() / _COUNTED, sum(messages)
+
+
+def _timed(found: dict[str, Any], given: dict[str, Any], rates: dict[int, float], passes: int) -> dict[str, Any]:
+    """What follows from the speed of a GPU; None where that was not measured."""
+    names = "compute_seconds_per_step norm_seconds_per_step seconds_per_step images_per_second hours gpu_hours"
+    names += " hours_with_overlap share_of_communication read_bytes_per_second decoding_cores decoding_cores_per_gpu"
+    names += " teraflops_per_gpu"
+    if not rates:
+        return dict.fromkeys(names.split())
+    gpus, steps, per_core = found["gpus"], found["steps"], found["worker_images_per_second_per_core"]
+    compute = passes * pass_seconds(found["batch_per_gpu"] / passes, rates, given["fixed_milliseconds"] / 1000)
+    norms = found["norm_messages"] * given["norm_microseconds"] * 1e-6
+    # The input runs beside the step: it counts only where it is the slower of the two. Gradients can be reduced beside
+    # the backward pass; what a norm waits for cannot.
+    reading = found["batch"] / (gpus * given["cores_per_gpu"] * per_core)
+    whole = compute + norms + found["all_reduce_seconds"]
+    step, overlapped = max(whole, reading), max(compute + norms, found["all_reduce_seconds"], reading)
+    rate = found["batch"] / step
+    # At the best rate that was given: beside the peak of the GPU it shows a rate that cannot be.
+    teraflops = found["gigaflop_per_image"] and max(rates.values()) * found["gigaflop_per_image"] / 1e3
+    values = [compute, norms, step, rate, steps * step / 3600, gpus * steps * step / 3600, steps * overlapped / 3600]
+    values += [1 - compute / whole, rate * given["image_bytes"], rate / per_core, rate / per_core / gpus, teraflops]
+    return dict(zip(names.split(), values, strict=True))
+
+
+def _warnings(settings: PretrainConfig, found: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """What would fail or disappoint, and a batch that is not the recipe's own."""
+    told, batch, gpus, accumulate = [], found["batch"], found["gpus"], settings.accumulate
+    rate, warmup = found["learning_rate"], found["warmup_steps"]
+    pieces = gpus * accumulate
     if batch % pieces:
-        fitting = [k * pieces for k in (batch // pieces, batch // pieces + 1) if k]
-        what = f"{gpus} GPUs" + (f" of {settings.accumulate} micro-batches" if settings.accumulate > 1 else "")
-        told.append(f"batch {batch} does not divide by {what}: use --batch-size {' or '.join(map(str, fitting))}")
-    seen = batch / pieces
-    if found["batch_norms"] and gpus > 1 and seen < SMALL_BATCH:
-        fewer = f"; --accumulate 1 gives it {batch / gpus:.3g}" if settings.accumulate > 1 else ""
+        fitting = " or ".join(str(k * pieces) for k in (batch // pieces, batch // pieces + 1) if k)
+        what = f"{gpus} GPUs" + (f" of {accumulate} micro-batches" if accumulate > 1 else "")
+        told.append(f"batch {batch} does not divide by {what}: use --batch-size {fitting}")
+    if found["batch_norms"] and gpus > 1 and batch / pieces < SMALL_BATCH:
+        seen = f"{batch / pieces:.3g} images per GPU and pass"
+        fewer = f"; --accumulate 1 gives it {batch / gpus:.3g}" if accumulate > 1 else ""
         told.append(
-            f"{seen:.3g} images per GPU and pass: the messages of {found['batch_norms']} batch norms over the ranks "
-            f"will weigh more than the work; use fewer GPUs or a larger batch{fewer}"
+            f"{seen}: the messages of {found['batch_norms']} batch norms over the ranks will weigh more than the work; "
+            f"use fewer GPUs or a larger batch{fewer}"
             if settings.sync_batch_norm
-            else f"{seen:.3g} images per GPU and pass is all that each of {found['batch_norms']} batch norms sees, as "
-            f"this recipe does not synchronise them: another training than on fewer GPUs{fewer}"
+            else f"{seen} is all that each of {found['batch_norms']} batch norms sees, as this recipe does not "
+            f"synchronise them: another training than on fewer GPUs{fewer}"
         )
-    if found["warmup_steps"] < 100 <= found["steps"] and found["learning_rate"] > settings.optim.lr:
-        told.append(
-            f"the rate was scaled from {settings.optim.lr:g} to {found['learning_rate']:.3g} for this batch and has "
-            f"{found['warmup_steps']} steps of warm-up: set --warmup-epochs (--optim.warmup-epochs of pretrain)"
-        )
-    if found["warmup_steps"] > LONG_WARMUP * found["steps"]:
-        told.append(
-            f"warm-up is {found['warmup_steps'] / found['steps']:.0%} of the run: set --warmup-epochs "
-            "(--optim.warmup-epochs of pretrain)"
-        )
-    if found["decoding_cores_per_gpu"] is not None and found["images_per_second"] < 0.999 * batch / (
-        found["compute_seconds_per_step"] + found["norm_seconds_per_step"] + found["all_reduce_seconds"]
-    ):
+    flag, lr = "set --warmup-epochs (--optim.warmup-epochs of pretrain)", settings.optim.lr
+    if warmup < 100 <= found["steps"] and rate > lr:
+        scaled = f"the rate was scaled from {lr:g} to {rate:.3g} for this batch"
+        told.append(f"{scaled} and has {warmup} steps of warm-up: {flag}")
+    if warmup > 0.2 * found["steps"]:
+        told.append(f"warm-up is {warmup / found['steps']:.0%} of the run: {flag}")
+    if found["hours"] is None:
+        told.append("hours need --gpu-images-per-second: measure it on one GPU with benchmarks/gpu.sh")
+    elif found["decoding_cores_per_gpu"] > 0.999 * given["cores_per_gpu"]:
         needed = found["batch_per_gpu"] / found["compute_seconds_per_step"]
         told.append(
-            f"the GPUs wait for the loader: {machine.cores_per_gpu:g} cores per GPU decode less than "
-            f"{needed:.4g} images/s; give each GPU "
-            f"{math.ceil(needed / found['worker_images_per_second_per_core'])} cores"
+            f"the GPUs wait for the loader: {given['cores_per_gpu']:g} cores per GPU decode less than {needed:.4g} "
+            f"images/s; give each GPU {math.ceil(needed / found['worker_images_per_second_per_core'])} cores"
         )
-    if not machine.rates:
-        told.append("hours need --gpu-images-per-second: measure it on one GPU with benchmarks/gpu.sh")
+    meant = recipes.read_recipe(found["recipe"]).get("batch_size") or batch
+    if (kept := unscaled_rate(settings, meant)) is not None:
+        told.append(kept)
+    elif max(batch / meant, meant / batch) >= 4:
+        told.append(
+            f"the recipe is for batch {meant}: at {batch} the rate is scaled to {rate:.3g}, a momentum network keeps "
+            "its momentum; neither was tried"
+        )
     return told
-
-
-def untried(recipe: str, settings: PretrainConfig, found: dict[str, Any]) -> list[str]:
-    """Sentences about a batch that is not the recipe's own."""
-    meant = recipes.read_recipe(recipe).get("batch_size")
-    if meant is None or found["batch"] == meant:
-        return []
-    kept = unscaled_rate(settings, meant)
-    if kept is not None:
-        return [kept]
-    if max(found["batch"] / meant, meant / found["batch"]) < FAR:
-        return []
-    return [
-        f"the recipe is for batch {meant}: at {found['batch']} the rate is scaled to {found['learning_rate']:.3g}, a "
-        "momentum network keeps its momentum; neither was tried"
-    ]
 
 
 def table(found: dict[str, Any]) -> str:
     """A plan for people: one line per number, what it is and how it came about."""
-    gigabytes = 1e-9
 
-    def number(key: str, form: str, scale: float | None = None, unit: str = "") -> str:
-        if found[key] is None:
-            return "not known"
-        return format(found[key] if scale is None else found[key] * scale, form) + unit
+    def number(key: str, form: str, scale: float = 1, unit: str = "") -> str:
+        value = found[key]
+        return "not known" if value is None else format(value if scale == 1 else value * scale, form) + unit
 
+    per_core = number("worker_images_per_second_per_core", ",.0f")
     rows = [
         ("images per epoch", number("images", ",d"), ""),
         ("batch", number("batch", ",d"), f"{found['batch_per_gpu']:g} on each of {found['gpus']} GPUs"),
@@ -351,14 +303,13 @@ def table(found: dict[str, Any]) -> str:
          f"{found['norm_messages']} messages a step"),
         ("hours", number("hours", ",.1f"), f"{number('hours_with_overlap', ',.1f')} if all-reduce hides in compute"),
         ("GPU hours", number("gpu_hours", ",.0f"), ""),
-        ("all-reduce per step and GPU", number("all_reduce_bytes", ".3f", gigabytes) + " GB",
+        ("all-reduce per step and GPU", number("all_reduce_bytes", ".3f", 1e-9, " GB"),
          f"{found['all_reduce_seconds'] * 1e3:.1f} ms, float32 gradients, ring"),
         ("share of communication", number("share_of_communication", ".1%"), "without overlap"),
-        ("cores that decode", number("decoding_cores", ",.1f"),
-         f"{found['worker_images_per_second_per_core']:,.0f} images/s each"),
+        ("cores that decode", number("decoding_cores", ",.1f"), f"{per_core} images/s each"),
         ("reading, MB/s", number("read_bytes_per_second", ",.1f", 1e-6), "from shards"),
-        ("checkpoint", number("checkpoint_bytes", ".3f", gigabytes) + " GB", "weights, momentum networks, optimiser"),
-        ("memory per GPU", number("memory_bytes_without_activations", ".3f", gigabytes) + " GB",
+        ("checkpoint", number("checkpoint_bytes", ".3f", 1e-9, " GB"), "weights, momentum networks, optimiser"),
+        ("memory per GPU", number("memory_bytes_without_activations", ".3f", 1e-9, " GB"),
          "without activations, which benchmarks/gpu.sh measures"),
     ]  # fmt: skip
     lines = [f"{name:28} {value:>18}  {note}".rstrip() for name, value, note in rows]

@@ -23,9 +23,9 @@ from facessl.data.decode import EXTENSIONS, ImageError, read_file, stored_size
 from facessl.data.source import Source
 from facessl.data.splits import Parts as Split
 from facessl.data.splits import parts
-from facessl.data.subset import column
 from facessl.evaluation import score
 from facessl.inference import trained
+from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
 from facessl.report.write import write_report
@@ -181,11 +181,11 @@ def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
         return backbone, None
     backbone = load.load_backbone(config.run)
     if chosen.options:
-        backbone = load.with_options(backbone, chosen.options)
+        backbone = weights.with_options(backbone, chosen.options)
     backbone.requires_grad_(True)
     own = backbone.image_size
     if size is not None:
-        load.set_image_size(backbone, size)
+        weights.set_image_size(backbone, size)
         backbone.check_size()
     return backbone, own
 
@@ -288,7 +288,7 @@ def _score(task: Any, source: Source, augment: Augment, config: FinetuneConfig) 
 
 def _balance(source: Source) -> np.ndarray:
     """(N,) weights with which every class is drawn equally often."""
-    labels = column(source, "label")
+    labels = source.column("label")
     counts = np.bincount(labels[labels >= 0])
     weights = np.where(labels >= 0, 1 / counts[labels.clip(0)], 0)
     total: np.ndarray = weights / weights.sum()

@@ -96,12 +96,12 @@ class _KNN:
 
     def __call__(self, method: Any, progress: Progress) -> dict[str, float]:
         result = knn(method.backbone, self.train, self.test, k=min(20, len(self.train)), precision=self.precision)
-        low, high = result.accuracy_interval
+        low, high = result.scores["accuracy_interval"]
         return {
-            "knn_accuracy": result.accuracy,
+            "knn_accuracy": result.scores["accuracy"],
             "knn_accuracy_low": low,
             "knn_accuracy_high": high,
-            "knn_mean_class_accuracy": result.mean_class_accuracy,
+            "knn_mean_class_accuracy": result.scores["mean_class_accuracy"],
         }
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from facessl.core.errors import ConfigError
-from facessl.data.frame import TEMPLATES, Border, Crop
+from facessl.data.frame import Border, Crop
 from facessl.views.spec import View, renamed
 
 Distribution = Literal["uniform", "normal"]
@@ -20,6 +20,7 @@ _PROBABILITIES = (
     *("occlusion", "erasing"),
 )
 _RANGES = ("blur_sigma", "gamma_low", "gamma_high", "erasing_scale", "erasing_ratio")
+_HIGHEST = {"shift": 1, "rotation": 180, "scale": 0.9, "warp": 1, "fusion_max": 1, "noise_std": 255}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Augment:
         gamma_low: range of exponents that brighten.
         gamma_high: range of exponents that darken.
         fusion: probability of a blend with uniform noise.
-        fusion_max: largest share of that noise.
+        fusion_max: largest fraction of that noise.
         erasing: probability of random erasing (torchvision's), once per view.
         erasing_scale: area of it relative to the view.
         erasing_ratio: its height / width.
@@ -115,29 +116,14 @@ class Augment:
                 self._reject(name, "(low, high) with 0 < low <= high")
         if not self.erasing_scale[1] < 1:
             self._reject("erasing_scale", "a part of the view, below 1")
-        for name, high in (
-            ("shift", 1),
-            ("rotation", 180),
-            ("scale", 0.9),
-            ("warp", 1),
-            ("fusion_max", 1),
-            ("noise_std", 255),
-        ):
+        for name, high in _HIGHEST.items():
             if not 0 <= getattr(self, name) <= high:
                 self._reject(name, f"from 0 to {high}")
         if not 0 < self.crop_scale <= 10:
             self._reject("crop_scale", "above 0 and at most 10")
-        for name, valid in (
-            ("crop", ("whole", "box", "five_points")),
-            ("template", tuple(TEMPLATES)),
-            ("border", ("zero", "edge")),
-            ("distribution", ("uniform", "normal")),
-            ("shift_distribution", ("uniform", "normal")),
-            ("occlusion_shape", ("block", "ellipse")),
-            ("erasing_fill", ("mean", "zero", "noise")),
-        ):
-            if getattr(self, name) not in valid:
-                self._reject(name, f"one of {', '.join(valid)}")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                self._reject(name, f"one of {', '.join(get_args(hint))}")
         self.view(1)  # checks the jitter
 
     def _reject(self, name: str, valid: str) -> NoReturn:

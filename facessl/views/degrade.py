@@ -6,16 +6,10 @@ number of draws does not depend on the size of the image.
 
 from __future__ import annotations
 
-import math
-
 import cv2
 import numpy as np
 
-TRIES = 10
-#: Draws that `erase_box` takes: area and log-ratio of each try, top, left.
-ERASE_DRAWS = 2 * TRIES + 2
-
-Box = tuple[int, int, int, int]
+from facessl.views.geometric import Box, place, sides
 
 
 def add_noise(image: np.ndarray, std: float, draw: float) -> np.ndarray:
@@ -62,24 +56,15 @@ def erase_box(size: int, draws: np.ndarray, scale: tuple[float, float], ratio: t
     """Top, left, height, width of a random erasing in a view of side `size`, as torchvision's RandomErasing draws it.
 
     Args:
-        size: of the view in pixels.
-        draws: (ERASE_DRAWS,).
-        scale: area of the box relative to the view, uniform.
-        ratio: height / width, log-uniform.
+        draws: (BOX_DRAWS,).
+        scale: area of the box relative to the view.
+        ratio: height / width.
 
     Returns:
-        None where no try of `TRIES` fits into the view.
+        None where no try fits into the view.
     """
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    tries = draws[: 2 * TRIES].tolist()
-    for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
-        area = size * size * (scale[0] + area_draw * (scale[1] - scale[0]))
-        aspect = math.exp(low + ratio_draw * (high - low))
-        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if h < size and w < size:
-            top, left = draws[2 * TRIES :].tolist()
-            return int(top * (size - h + 1)), int(left * (size - w + 1)), h, w
-    return None
+    tries = sides(size * size, draws, scale, ratio)
+    return next((place(size, size, h, w, draws) for h, w in tries if h < size and w < size), None)
 
 
 def erase(image: np.ndarray, box: Box, mean: np.ndarray, std: np.ndarray, draw: float) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -13,24 +13,47 @@ from facessl.core.types import Sample
 from facessl.data.decode import FACTORS
 from facessl.data.frame import resize, resize_to
 from facessl.data.loader import Made
-from facessl.views.spec import Column, View
+from facessl.views.spec import View
 
-TRIES = 10
+#: Draws of a random box: area and log-ratio of each of ten tries, top, left.
+BOX_DRAWS = 22
+
 #: Uniform numbers in 0..1 that one view takes from the generator, always all of them and in this order: area
 #: and log-ratio of each try (20), row and column of the crop, flip, jitter on, brightness, contrast,
 #: saturation, hue, order of the jitter, grey, blur on, blur sigma, solarize. So a view that turns one
 #: probability to 0 draws the same everything else.
-DRAWS = 2 * TRIES + 13
+DRAWS = BOX_DRAWS + 11
 
 #: A JPEG is reduced in decoding (by `FACTORS`) where every crop keeps this many times the pixels of its view on both
 #: sides. Views of photographs (CelebA) then differ on average by 0.3 of 255 (half the size) or 0.5 (a quarter) from
 #: those of the full image; their Laplacians have 3 or 6 % less energy.
 MARGIN = 1.5
 
-# Plain numbers: this runs for every view, and a member of an enumeration costs ten times as much as an index.
-_JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GRAYSCALE, _BLUR, _SOLARIZE = map(int, Column)
-
 Box = tuple[int, int, int, int]
+
+
+def sides(
+    area: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Iterator[tuple[int, int]]:
+    """Ten tries at the sides of a box in an image of `area` pixels, as torchvision draws them.
+
+    Args:
+        draws: (BOX_DRAWS,).
+        scale: range of the box's area relative to the image, uniform.
+        ratio: range of first / second side, log-uniform.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    tries = draws[: BOX_DRAWS - 2].tolist()
+    for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
+        pixels = area * (scale[0] + area_draw * (scale[1] - scale[0]))
+        aspect = math.exp(low + ratio_draw * (high - low))
+        yield round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+
+
+def place(height: int, width: int, h: int, w: int, draws: np.ndarray) -> Box:
+    """Top, left, height, width of a box h x w anywhere in an image, by the last two of its draws (BOX_DRAWS,)."""
+    top, left = draws[BOX_DRAWS - 2 : BOX_DRAWS].tolist()
+    return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
 
 
 def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
@@ -39,21 +62,15 @@ def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
     Args:
         view: its `scale` and `ratio` bound the crop.
         height, width: of the image in pixels, 1 or more.
-        draws: (>= 2 * TRIES + 2,) uniform in 0..1.
+        draws: (BOX_DRAWS,) uniform in 0..1.
 
     Ten tries at an area and a log-uniform ratio; where none fits, the largest centred box of a valid ratio.
     """
     if view.whole:
         return 0, 0, height, width
-    low, high = math.log(view.ratio[0]), math.log(view.ratio[1])
-    tries = draws[: 2 * TRIES].tolist()
-    for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
-        area = height * width * (view.scale[0] + area_draw * (view.scale[1] - view.scale[0]))
-        ratio = math.exp(low + ratio_draw * (high - low))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    for w, h in sides(height * width, draws, view.scale, view.ratio):
         if 0 < w <= width and 0 < h <= height:
-            top, left = draws[2 * TRIES : 2 * TRIES + 2].tolist()
-            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+            return place(height, width, h, w, draws)
     h, w = height, width
     if width / height < view.ratio[0]:
         h = min(height, max(1, round(width / view.ratio[0])))
@@ -70,16 +87,17 @@ def photometric_params(view: View, draws: np.ndarray) -> np.ndarray:
     """
     jitter, brightness, contrast, saturation, hue, order, grey, blur, sigma, solarize = draws.tolist()
     low, high = view.blur_sigma
-    row = [0.0] * len(Column)
-    row[_JITTER] = jitter < view.jitter_p
-    row[_BRIGHTNESS] = _factor(view.jitter[0], brightness)
-    row[_CONTRAST] = _factor(view.jitter[1], contrast)
-    row[_SATURATION] = _factor(view.jitter[2], saturation)
-    row[_HUE] = (2 * hue - 1) * view.jitter[3]
-    row[_ORDER] = int(order * 24)
-    row[_GRAYSCALE] = grey < view.grayscale
-    row[_BLUR] = low + sigma * (high - low) if blur < view.blur else 0
-    row[_SOLARIZE] = view.solarize_threshold if solarize < view.solarize else 256
+    row = (
+        jitter < view.jitter_p,
+        _factor(view.jitter[0], brightness),
+        _factor(view.jitter[1], contrast),
+        _factor(view.jitter[2], saturation),
+        (2 * hue - 1) * view.jitter[3],
+        int(order * 24),
+        grey < view.grayscale,
+        low + sigma * (high - low) if blur < view.blur else 0,
+        view.solarize_threshold if solarize < view.solarize else 256,
+    )
     return np.array(row, np.float32)
 
 
@@ -91,20 +109,18 @@ def _factor(strength: float, draw: float) -> float:
 class Geometric:
     """Crops and flips one image into its views and draws their photometric parameters.
 
+    Args:
+        views: one entry per view.
+        image_size: the run's image size in pixels; view v is `round(view.size * image_size)` square.
+
     Attributes:
-        views: what to draw.
         sizes: S_v, side of each view in pixels.
+
+    Raises:
+        ConfigError: no view, or an image size that leaves a view without pixels.
     """
 
     def __init__(self, views: Sequence[View], image_size: int) -> None:
-        """
-        Args:
-            views: one entry per view.
-            image_size: the run's image size in pixels; view v is `round(view.size * image_size)` square.
-
-        Raises:
-            ConfigError: no view, or an image size that leaves a view without pixels.
-        """
         self.views = tuple(views)
         self.sizes = tuple(round(view.size * image_size) for view in self.views)
         if not self.views:
@@ -121,27 +137,21 @@ class Geometric:
 
 
 class Drawn:
-    """Views whose random numbers are drawn: how their image may be decoded, and then the views themselves."""
+    """V views whose random numbers (V, DRAWS) are drawn: how far to reduce their image, then the views themselves."""
 
     __slots__ = ("_draws", "_sizes", "_views")
 
     def __init__(self, views: tuple[View, ...], sizes: tuple[int, ...], draws: np.ndarray) -> None:
-        """
-        Args:
-            views, sizes: V views and their sides in pixels.
-            draws: (V, DRAWS) uniform in 0..1.
-        """
         self._views, self._sizes, self._draws = views, sizes, draws
 
     def reduction(self, height: int, width: int) -> int:
         """By how much (1, 2, 4 or 8) an image of this size may be reduced in decoding; see `MARGIN`."""
-        fits = 0.0
-        for view, size, draws in zip(self._views, self._sizes, self._draws, strict=True):
-            if min(height, width) < FACTORS[-1] * MARGIN * size:  # no crop can be large enough
-                return 1
-            _, _, h, w = crop_box(view, height, width, draws)
-            spare = min(h, w) / (MARGIN * size)
-            fits = min(fits or spare, spare)
+        if min(height, width) < FACTORS[-1] * MARGIN * max(self._sizes):  # no crop of that view can be large enough
+            return 1
+        fits = min(
+            min(crop_box(view, height, width, draws)[2:]) / (MARGIN * size)
+            for view, size, draws in zip(self._views, self._sizes, self._draws, strict=True)
+        )
         return next((factor for factor in FACTORS if factor <= fits), 1)
 
     def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
@@ -159,14 +169,14 @@ class Drawn:
         views = list(out) or [np.empty((size, size, 3), np.uint8) for size in self._sizes]
         params, crops = [], []
         height, width = image.shape[:2]
-        for view, size, draws, place in zip(self._views, self._sizes, self._draws, views, strict=True):
+        for view, size, draws, target in zip(self._views, self._sizes, self._draws, views, strict=True):
             top, left, h, w = crop_box(view, height, width, draws)
             crop = image[top : top + h, left : left + w]
-            flip = draws[2 * TRIES + 2] < view.flip
+            flip = draws[BOX_DRAWS] < view.flip
             if flip:
-                cv2.flip(resize(crop, size), 1, dst=place)
+                cv2.flip(resize(crop, size), 1, dst=target)
             else:
-                resize_to(crop, size, size, out=place)
-            params.append(photometric_params(view, draws[2 * TRIES + 3 :]))
+                resize_to(crop, size, size, out=target)
+            params.append(photometric_params(view, draws[BOX_DRAWS + 1 :]))
             crops.append(np.array((left / width, top / height, w / width, h / height, flip), np.float32))
         return sample, views, params, crops

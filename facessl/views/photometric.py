@@ -15,12 +15,15 @@ from facessl.views import photometric_cpu
 from facessl.views.normalise import normalise
 from facessl.views.spec import CONTRAST, HUE, LUMA, ORDERS, SATURATION, Column
 
-#: Values of a chunk: on the CPU it stays in the cache, on a GPU its temporaries stay within 1 GiB.
-CHUNK_CPU, CHUNK_GPU = 2**19, 2**25
+#: Values of a chunk: its temporaries stay within 1 GiB.
+_CHUNK = 2**25
 
 
 class Photometric:
     """The photometric part of the views, batched, on the device that holds them.
+
+    Args:
+        mean, std: normalisation, RGB in 0..1.
 
     Semantics of torchvision's `ColorJitter`, `RandomGrayscale`, `GaussianBlur` and `RandomSolarize`, in this
     order, but in float32 throughout: nothing is rounded to uint8 between the operations. A sample's result
@@ -31,20 +34,13 @@ class Photometric:
     """
 
     def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
-        """
-        Args:
-            mean, std: normalisation, RGB in 0..1.
-        """
-        self.mean = mean
-        self.std = std
+        self.mean, self.std = mean, std
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with its views as float32, augmented and normalised; without `params` only normalised."""
         if not batch.params:
-            views = [normalise(view, self.mean, self.std) for view in batch.views]
-        else:
-            views = [self.apply(view, p) for view, p in zip(batch.views, batch.params, strict=True)]
-        return replace(batch, views=views)
+            return replace(batch, views=[normalise(view, self.mean, self.std) for view in batch.views])
+        return replace(batch, views=[self.apply(v, p) for v, p in zip(batch.views, batch.params, strict=True)])
 
     @torch.no_grad()
     def apply(self, view: Tensor, params: Tensor) -> Tensor:
@@ -66,7 +62,7 @@ class Photometric:
         """`apply` as a GPU does it: with torch, every operation on all samples that need it."""
         out = torch.empty(view.shape, device=view.device, memory_format=torch.channels_last)
         host = params.cpu().numpy()
-        chunk = max(1, (CHUNK_CPU if view.device.type == "cpu" else CHUNK_GPU) // math.prod(view.shape[1:]))
+        chunk = max(1, _CHUNK // math.prod(view.shape[1:]))
         for start in range(0, len(view), chunk):
             part = slice(start, start + chunk)
             self._augment(view[part], host[part], out[part])
@@ -84,11 +80,12 @@ class Photometric:
         starts = np.searchsorted(hue_slot[order], np.arange(5)).tolist()
         _jitter(x[: starts[4]], params[: starts[4]], starts)
         grey = np.flatnonzero(params[:, Column.GRAYSCALE])
-        _on_rows(x, grey, lambda part: _grayscale(part).expand_as(part))
+        _on_rows(x, grey, lambda part: _luma(part).expand_as(part))
         blurred = np.argsort(-params[:, Column.BLUR], kind="stable")[: np.count_nonzero(params[:, Column.BLUR])]
         _on_rows(x, blurred, lambda part: _blur(part, params[blurred, Column.BLUR]))
         solarized = np.flatnonzero(params[:, Column.SOLARIZE] < 256)
-        _on_rows(x, solarized, lambda part: _solarize(part, params[solarized, Column.SOLARIZE]))
+        threshold = _column(params[solarized, Column.SOLARIZE], x)
+        _on_rows(x, solarized, lambda part: torch.where(part >= threshold, 255 - part, part))
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             x[:, channel].sub_(255 * mean).div_(255 * std)
         out.copy_(x.index_select(0, _put(np.argsort(order), view.device)))
@@ -112,7 +109,7 @@ def _on_rows(x: Tensor, rows: np.ndarray, operation: Callable[[Tensor], Tensor])
         x.index_copy_(0, index, operation(x.index_select(0, index)))
 
 
-def _grayscale(x: Tensor) -> Tensor:
+def _luma(x: Tensor) -> Tensor:
     """(n, 3, S, S) -> (n, 1, S, S) luma."""
     r, g, b = x.split(1, dim=1)
     return (r * LUMA[0]).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
@@ -147,7 +144,7 @@ def _blend(x: Tensor, operation: np.ndarray, factors: np.ndarray) -> None:
     if not len(x):
         return
     factor = factors[np.arange(len(x)), operation]
-    grey = _grayscale(x)
+    grey = _luma(x)
     mean = grey.sum(-1, keepdim=True).sum(-2, keepdim=True).div_(grey[0].numel())
     mean = mean * _column((1 - factor) * (operation == CONTRAST), x)
     pivot = grey.mul_(_column((1 - factor) * (operation == SATURATION), x)).add_(mean)
@@ -162,20 +159,14 @@ def _shift_hue(x: Tensor, turns: np.ndarray) -> None:
     chroma = top - low
     scale = chroma.clamp_min(1e-6).reciprocal_()
     # Hue in sixths of a turn, from the sector of the largest channel; where two tie, both sectors agree.
-    hue = (r - g).mul_(scale).add_(4)
-    hue = torch.lerp(hue, (b - r).mul_(scale).add_(2), _at_least(g, top))
-    hue = torch.lerp(hue, (g - b).mul_(scale), _at_least(r, top))
+    hue = torch.where(g >= top, (b - r).mul_(scale).add_(2), (r - g).mul_(scale).add_(4))
+    hue = torch.where(r >= top, (g - b).mul_(scale), hue)
     hue.add_(_column(6 * turns, x))
     hue.sub_((hue / 6).floor_(), alpha=6)
     # Each channel is a trapezium over the hue, between low and top.
     torch.addcmul(low, (hue - 3).abs_().sub_(1).clamp_(0, 1), chroma, out=r)
     torch.addcmul(low, (hue - 2).abs_().neg_().add_(2).clamp_(0, 1), chroma, out=g)
     torch.addcmul(low, (hue - 4).abs_().neg_().add_(2).clamp_(0, 1), chroma, out=b)
-
-
-def _at_least(x: Tensor, threshold: Tensor) -> Tensor:
-    """1.0 where x >= threshold, else 0.0; on a CPU several times faster than a boolean mask with `torch.where`."""
-    return (x - threshold).mul_(1e30).add_(1).clamp_(0, 1)
 
 
 def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
@@ -197,8 +188,3 @@ def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
             pair = padded[:far].narrow(dim, radius - tap, size) + padded[:far].narrow(dim, radius + tap, size)
             x[:far].addcmul_(pair, taps[tap][:far])
     return x
-
-
-def _solarize(x: Tensor, threshold: np.ndarray) -> Tensor:
-    """(n, 3, S, S), 0..255: values at or above the sample's `threshold` (n,) inverted."""
-    return torch.addcmul(x, _at_least(x, _column(threshold, x)), 255 - 2 * x)

@@ -101,7 +101,7 @@ class _Image:
         self.colour[:, 3] += matrix[:, 3]
 
     def settle(self) -> None:
-        """Carry out what is to be carried out."""
+        """Carry out what is still to be carried out."""
         if self.colour is not _SAME:
             self.settle_in(self.pixels)
 

@@ -17,13 +17,13 @@ from facessl.data.layouts import Layout
 from facessl.data.loader import Made
 from facessl.views import degrade
 from facessl.views.augment import Augment, Distribution
-from facessl.views.geometric import photometric_params
+from facessl.views.geometric import BOX_DRAWS, photometric_params
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
 
 #: Uniform numbers in 0..1 that one image takes from its generator, always all of them and in the order of
 #: `Supervised._train`, so that a probability set to 0 leaves everything else as it is.
 _COUNTS = {"move": 8, "photometric": 10, "noise": 2, "occlusion": 5, "gamma": 3, "fusion": 3}
-_ERASING = 2 + degrade.ERASE_DRAWS
+_ERASING = 2 + BOX_DRAWS
 DRAWS = sum(_COUNTS.values()) + 2 * _ERASING
 _LEFT_RIGHT = [1, 0, 2, 4, 3]  # five points of the mirrored image
 
@@ -31,9 +31,21 @@ _LEFT_RIGHT = [1, 0, 2, 4, 3]  # five points of the mirrored image
 class Supervised:
     """Crops an image, augments it in training, and moves its labels to the view.
 
-    Attributes:
-        augment: what to do.
-        size: side of the views in pixels.
+    Args:
+        augment: crop and augmentation.
+        image_size: side of the views in pixels.
+        layout: order of the landmarks; None: unknown, they cannot be mirrored.
+        mask_flip: class of the mirrored image by class of the image; None: unknown, masks cannot be mirrored. Classes
+            without sides are `range(number of classes)`.
+        needs: label fields that the task uses; None: whichever there are. Landmarks and masks that cannot be mirrored
+            are an error here where they are named, and are left out of the samples of training (None) where they are
+            not. A mask that is not named is left out in evaluation too: to move it takes longer than the image does.
+        train: False: only the crop, whether there is a generator or not.
+        mask_outside: class of a view's pixels that lie outside the image; 255: none, they are left out.
+        mean, std: normalisation, for what erasing fills in.
+
+    Raises:
+        ConfigError: flips are asked for, but labels that the task needs cannot be mirrored; no pixels.
     """
 
     sizes = ()
@@ -51,24 +63,6 @@ class Supervised:
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
-        """
-        Args:
-            augment: crop and augmentation.
-            image_size: side of the views in pixels.
-            layout: order of the landmarks; None: unknown, they cannot be mirrored.
-            mask_flip: class of the mirrored image by class of the image; None: unknown, masks cannot be mirrored.
-                Classes without sides are `range(number of classes)`.
-            needs: label fields that the task uses; None: whichever there are. Landmarks and masks that cannot be
-                mirrored are an error here where they are named, and are left out of the samples of training (None)
-                where they are not. A mask that is not named is left out in evaluation too: to move it takes longer
-                than the image does.
-            train: False: only the crop, whether there is a generator or not.
-            mask_outside: class of a view's pixels that lie outside the image; 255: none, they are left out.
-            mean, std: normalisation, for what erasing fills in.
-
-        Raises:
-            ConfigError: flips are asked for, but labels that the task needs cannot be mirrored; no pixels.
-        """
         if image_size < 1:
             raise ConfigError(f"the image size is {image_size}, but it must be 1 or more")
         sideless = {"landmarks": layout, "mask": mask_flip} if augment.flip and train else {}
@@ -87,19 +81,31 @@ class Supervised:
         if mask_flip is not None:
             self._classes[: len(mask_flip)] = mask_flip
         self._view = augment.view(image_size)
-        mean255, std255 = 255 * np.array(mean), 255 * np.array(std)
-        self._fill = {
-            "mean": (mean255, np.zeros(3)),
-            "zero": (np.zeros(3), np.zeros(3)),
-            "noise": (mean255, std255),
-        }[augment.erasing_fill]
+        self._fill = (  # mean and standard deviation
+            255 * np.array(mean) * (augment.erasing_fill != "zero"),
+            255 * np.array(std) * (augment.erasing_fill == "noise"),
+        )
 
     def draw(self, rng: np.random.Generator | None) -> DrawnLabelled:
         """The random numbers of one image; None: evaluation, only the crop."""
         return DrawnLabelled(self, rng.random(DRAWS) if rng is not None and self._train_mode else None)
 
     def made(self, sample: Sample, image: np.ndarray, draws: np.ndarray | None) -> Made:
-        """One sample's view or views; see `DrawnLabelled`. `draws`: (DRAWS,) uniform in 0..1, None: only the crop."""
+        """One sample's view or views.
+
+        Args:
+            sample: its labels are not changed.
+            image: (H, W, 3) uint8 RGB, the decoded image at full size.
+            draws: (DRAWS,) uniform in 0..1; None: only the crop.
+
+        Returns:
+            A copy of the sample whose landmarks, box, five points, mask, pose and `frame` are those of the first view;
+            one view (S, S, 3) uint8, or two where `pairs` is set and there are draws; as many parameter rows (P,)
+            float32 (`facessl.views.spec.Column`), none without draws; no crops.
+
+        Raises:
+            DataError: the sample lacks what the crop needs, or has another number of landmarks than the layout.
+        """
         a = self.augment
         frame = frame_of(
             sample, image.shape, crop=a.crop, size=self.size, scale=a.crop_scale, warp=a.warp, template=a.template
@@ -191,9 +197,8 @@ class Supervised:
 
     def _order(self, sample: Sample) -> np.ndarray:
         """Index of the points of the mirrored image."""
-        found = 0 if sample.landmarks is None else len(sample.landmarks)
-        if self._flip is None or len(self._flip) != found:
-            known = 0 if self._flip is None else len(self._flip)
+        found, known = (0 if points is None else len(points) for points in (sample.landmarks, self._flip))
+        if self._flip is None or known != found:
             raise DataError(f"{sample.key} has {found} landmarks, but the source's layout has {known}")
         return self._flip
 
@@ -207,21 +212,7 @@ class DrawnLabelled:
         self._views, self._draws = views, draws
 
     def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
-        """One sample's view or views.
-
-        Args:
-            sample: its labels are not changed.
-            image: (H, W, 3) uint8 RGB, the decoded image at full size.
-            out: not used; views bring their own memory.
-
-        Returns:
-            A copy of the sample whose landmarks, box, five points, mask, pose and `frame` are those of the first view;
-            one view (S, S, 3) uint8, or two where `pairs` is set and there is a generator; as many parameter rows (P,)
-            float32 (`facessl.views.spec.Column`), none in evaluation; no crops.
-
-        Raises:
-            DataError: the sample lacks what the crop needs, or has another number of landmarks than the layout.
-        """
+        """As `Supervised.made`; `out` is not used, the views bring their own memory."""
         return self._views.made(sample, image, self._draws)
 
 

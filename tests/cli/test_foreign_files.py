@@ -14,6 +14,7 @@ from tests.helpers import TINY
 REST = TINY[1:]
 
 
+@pytest.mark.fault("E5", '`source: "pipe:..."` in config.yaml ran on `--resume`, and in a recipe at once')
 def test_a_command_in_somebody_elses_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mark = tmp_path / "mark"
     source = f"pipe:touch {mark}; cat faces.tar"
@@ -30,6 +31,8 @@ def test_a_command_in_somebody_elses_file_is_not_run(tmp_path: Path, capsys: pyt
     assert mark.exists()
 
 
+@pytest.mark.fault("A7", "`convert`, `embed` and `probe` took weights with NaN, wrote NaN and exited 0")
+@pytest.mark.fault("E1", "one step with an infinite learning rate saved half of the tensors not finite and exited 0")
 def test_weights_that_are_not_numbers_are_neither_saved_nor_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

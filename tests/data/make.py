@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,27 @@ def shard(path: Path, members: dict[str, bytes], *, form: int = tarfile.PAX_FORM
             info.size, info.mtime = len(data), mtime  # type: ignore[assignment]
             archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def edit(file: str, old: str, new: str) -> Callable[[Path], None]:
+    """Replace a text that occurs in a file of a set, once."""
+
+    def change(root: Path) -> None:
+        content = (root / file).read_text()
+        assert old in content
+        (root / file).write_text(content.replace(old, new, 1))
+
+    return change
+
+
+def remove(*files: str) -> Callable[[Path], None]:
+    """Remove files or folders of a set."""
+
+    def change(root: Path) -> None:
+        for file in files:
+            shutil.rmtree(root / file) if (root / file).is_dir() else (root / file).unlink()
+
+    return change
 
 
 def aged(path: Path) -> None:

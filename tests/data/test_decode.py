@@ -69,6 +69,15 @@ def test_exif_rotation_is_applied(kind: str, orientation: int) -> None:
     assert close(decode(data, key="a"), expected)
 
 
+def test_rotation_in_xmp_is_applied() -> None:
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6"/></x:xmpmeta>'
+    plain = encoded(picture(), quality=95)
+    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + plain[2:]
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert expected.shape == (48, 32, 3)
+    assert close(decode(data, key="a"), expected)
+
+
 def test_rotation_of_a_file_with_a_damaged_exif_block_is_ignored() -> None:
     data = with_orientation(6, "JPEG")
     assert close(decode(data.replace(b"Exif\0\0MM", b"Exif\0\0\xff\xff"), key="a"), SCENE)
@@ -171,7 +180,8 @@ def test_reduction_is_decided_from_the_upright_size() -> None:
 
 
 def test_nothing_is_said_on_the_side(recwarn: pytest.WarningsRecorder) -> None:
-    decode(encoded(picture(), "PNG", exif=b"Exif\0\0nonsense"), key="a")
+    for kind in ("PNG", "JPEG"):
+        decode(encoded(picture(), kind, exif=b"Exif\0\0nonsense"), key="a")
     with pytest.raises(ImageError):
         decode(png(10000, 10000, depth=8, rows=b""), key="a")  # Pillow warns from 89 million pixels on
     assert not recwarn.list

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facessl.core.errors import ConfigError, DataError
+from facessl.core.errors import ConfigError, DataError, DataWarning, UnknownName
 from facessl.data.sources.imagelist import ImageList
 
 from . import make
@@ -64,7 +64,8 @@ def test_every_column(photos: Path) -> None:
 
 def test_a_field_that_a_row_leaves_empty_is_not_provided(photos: Path) -> None:
     text = "image,label,caption,x0,y0\nimg/a.jpg,1,hello,,\nimg/d.jpg,,bye,1,2\n"
-    source = ImageList(listed(photos, "l.csv", text))
+    with pytest.warns(DataWarning, match=r"l\.csv, line 3: no value in the column label, which is therefore not used"):
+        source = ImageList(listed(photos, "l.csv", text))
     assert source.provides == {"text"}
     assert source[0].label is None
 
@@ -74,22 +75,27 @@ def test_root_column_and_split(photos: Path, tmp_path_factory: pytest.TempPathFa
     path = listed(tmp_path_factory.mktemp("other"), "l.csv", text)
     source = ImageList(path, root=photos / "img", image="which", label="who", split="train")
     assert names(source) == ["a.jpg", "d.jpg"]
-    assert source.label_names == ("x",)
+    assert source.label_names == ("x", "y")  # numbered over the whole list, so that the parts agree
 
 
 @pytest.mark.parametrize(
     ("text", "options", "error", "reason"),
     [
-        (None, {}, DataError, r"cannot read the list .*l\.csv: No such file"),
-        ("", {}, DataError, r"l\.csv has no column image.*it has none"),
+        (None, {}, DataError, r"cannot read .*l\.csv: No such file .*\(imagelist expects a CSV"),
+        ("", {}, DataError, r"l\.csv is empty"),
         ("name,age\nimg/a.jpg,3\n", {}, DataError, r"no column image, path.*it has name, age.*image="),
-        ("image\nimg/a.jpg\n", {"label": "mood"}, ConfigError, r"l\.csv has no column 'mood': it has image"),
+        ("image\nimg/a.jpg\n", {"label": "mood"}, UnknownName, r"unknown column of .*l\.csv 'mood': valid are image"),
         ("image\n", {}, DataError, r"no image in the list"),
-        ("image,split\nimg/a.jpg,a\n", {"split": "b"}, DataError, r"no image in the list .* with split 'b'"),
+        (
+            "image,split\nimg/a.jpg,a\n",
+            {"split": "b"},
+            ConfigError,
+            r"imagelist\?split=b cannot be used: it must be one of a",
+        ),
         ("image\na.jpg\n", {}, DataError, r"names .*a\.jpg, which is missing.*root="),
-        ("image,label\nimg/a.jpg\n", {}, DataError, r"l\.csv, line 2: 1 values for 2 columns"),
-        ("image,label\nimg/a.jpg,-1\n", {}, DataError, r"the label -1 is not a class number"),
-        ("image,x0,y0\nimg/a.jpg,1,two\n", {}, DataError, r"y0 of img/a\.jpg is 'two', not a number"),
+        ("image,label\nimg/a.jpg\n", {}, DataError, r"l\.csv, line 2: 1 values where 2 are expected"),
+        ("image,label\nimg/a.jpg,-1\n", {}, DataError, r"l\.csv, line 2: the label is '-1', not a whole number from 0"),
+        ("image,x0,y0\nimg/a.jpg,1,two\n", {}, DataError, r"l\.csv, line 2: the y0 is 'two', not a number"),
         ("image,x0,y0,x1,y1\nimg/a.jpg,1,2,3,4\nimg/d.jpg,1,2,,\n", {}, DataError, r"different numbers of landmarks"),
     ],
 )

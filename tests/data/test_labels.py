@@ -8,16 +8,15 @@ import pytest
 from facessl.core.errors import ConfigError
 from facessl.core.types import Sample
 from facessl.data.labels import fewer_labels
+from facessl.data.source import Source
 from facessl.data.subset import Subset
 
 
-class Many:
+class Many(Source):
     """1000 images of three classes (10, 190 and 800 images); reading one is a mistake in these tests."""
 
-    provides = frozenset({"label"})
+    provides = columns = frozenset({"label"})
     label_names = ("rare", "some", "most")
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
 
     def __len__(self) -> int:
         return 1000
@@ -25,15 +24,15 @@ class Many:
     def __getitem__(self, index: int) -> Sample:
         raise AssertionError("an image was read")
 
-    def key(self, index: int) -> str:
-        return str(index)
+    def __init__(self) -> None:
+        """Without a list of names."""
 
-    def labels(self) -> np.ndarray:
+    def values(self, field: str) -> np.ndarray:
         return np.repeat([0, 1, 2], [10, 190, 800])
 
 
 class Plain(Many):
-    provides: frozenset[str] = frozenset({"landmarks"})
+    provides = columns = frozenset({"landmarks"})
 
 
 def positions(spec: str, seed: int = 0) -> np.ndarray:
@@ -46,7 +45,7 @@ def positions(spec: str, seed: int = 0) -> np.ndarray:
     ("spec", "counts"), [("1%", [1, 2, 8]), ("10%", [1, 19, 80]), ("7-per-class", [7, 7, 7]), ("100%", [10, 190, 800])]
 )
 def test_every_class_has_its_share_and_at_least_one(spec: str, counts: list[int]) -> None:
-    assert np.bincount(Many().labels()[positions(spec)]).tolist() == counts
+    assert np.bincount(Many().column("label")[positions(spec)]).tolist() == counts
 
 
 def test_a_smaller_fraction_is_inside_a_larger_one() -> None:
@@ -70,7 +69,7 @@ def test_all_is_the_source_itself() -> None:
 
 @pytest.mark.parametrize("spec", ["10", "0%", "101%", "0-per-class", "few", "-1%", "25-per-clas"])
 def test_other_texts_are_refused_in_one_sentence(spec: str) -> None:
-    with pytest.raises(ConfigError, match=r"labels=.* cannot be used: write all, a share .*25-per-class"):
+    with pytest.raises(ConfigError, match=r"labels=.* cannot be used: write all, a percentage .*25-per-class"):
         fewer_labels(Many(), spec)
 
 

@@ -17,7 +17,7 @@ import torch
 from facessl.core.errors import ConfigError, DataError, TrainingError
 from facessl.core.types import Batch, Sample
 from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, Made, Plain, TrainLoader, view_rng
-from facessl.data.source import open_source
+from facessl.data.source import Source, open_source
 from facessl.data.sources.folder import Folder
 from facessl.views.augment import Augment
 from facessl.views.geometric import Geometric
@@ -49,26 +49,19 @@ class Views:
         return sample, [image[y : y + 8, x : x + 8], small], [draw, draw[:1]], []
 
 
-class Records:
+class Records(Source):
     """Images made in memory; `reads` counts them, those in `bad` are no images."""
 
     label_names = ("even", "odd")
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-    provides = frozenset({"label", "landmarks"})
 
     def __init__(self, n: int, bad: frozenset[int] = frozenset()) -> None:
-        self.n, self.bad, self.reads = n, bad, 0
+        columns = {"label": np.arange(n) % 2, "landmarks": np.arange(n)[:, None, None].repeat(2, 1).repeat(2, 2)}
+        super().__init__((f"image {index}" for index in range(n)), columns)
+        self.bad, self.reads = bad, 0
 
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.n:
-            raise IndexError(index)
+    def image(self, index: int) -> bytes:
         self.reads += 1
-        image = b"broken" if index in self.bad else make.jpeg(index)
-        return Sample(image, key=f"image {index}", label=index % 2, landmarks=np.full((2, 2), index, np.float32))
+        return b"broken" if index in self.bad else make.jpeg(index)
 
 
 def loader(source: object, **options: object) -> TrainLoader:

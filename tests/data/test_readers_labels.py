@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from facessl.core.errors import ConfigError, DataError, UnknownName
-from facessl.data.source import open_source, trait
+from facessl.data.source import open_source
 from facessl.data.sources.ferplus import majority
 from facessl.data.sources.lfw import LFW
 
@@ -102,7 +102,7 @@ def test_fer2013_csv_and_folders(tmp_path: Path) -> None:
         "happy": 3,
         "surprise": 5,
     }
-    assert trait(source, "splits") == {"train": "train", "test": "test"}
+    assert source.splits == {"train": "train", "test": "test"}
 
 
 def test_fer2013_reads_the_challenges_column_order(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_celeba_fields(tmp_path: Path) -> None:
     spec = build("celeba", tmp_path)
     source, test = open_source(spec), open_source(spec + "&split=test")
     assert source.provides == {"attributes", "identity", "five_points", "group"}
-    assert (source.attribute_names, trait(source, "group_names")) == (layouts.CELEBA_NAMES, ("not Male", "Male"))
+    assert (source.attribute_names, source.group_names) == (layouts.CELEBA_NAMES, ("not Male", "Male"))
     assert [Path(test.key(i)).name for i in range(2)] == ["000009.jpg", "000010.jpg"]
     for number, sample in ((0, source[0]), (3, source[3]), (9, test[1])):
         wanted = [int((40 * number + at) % 7 == 0) for at in range(40)]
@@ -216,8 +216,8 @@ def test_labels_csv_numbers_names_over_all_splits(tmp_path: Path) -> None:
     train, test = open_source(spec), open_source(spec.replace("split=train", "split=test"))
     assert train.label_names == test.label_names == ("calm", "happy", "sad")
     assert train.attribute_names == test.attribute_names == ("smiling", "hat")
-    assert trait(train, "splits") == {"train": "train", "test": "test"}
-    assert trait(train, "group_names") == ("0", "1", "2", "3")
+    assert train.splits == {"train": "train", "test": "test"}
+    assert train.group_names == ("0", "1", "2", "3")
     sample = test[1]  # row 7: happy, p3, region 3
     assert (sample.label, sample.identity, sample.group) == (1, 3, 3)
     assert (sample.attributes.tolist(), sample.box.tolist()) == ([1, 1], [1, 2, 37, 40.5])  # type: ignore[union-attr]
@@ -241,7 +241,7 @@ def test_pairs_csv_without_folds(tmp_path: Path) -> None:
     layouts.text(tmp_path / "other/p.csv", "image_b,same,image_a", "1.jpg,0,5.jpg", "0.jpg,1,1.jpg")
     source = open_source(f"pairs-csv:{tmp_path}/other/p.csv?root={tmp_path}/img")
     assert [Path(source.key(i)).name for i in range(3)] == ["0.jpg", "1.jpg", "5.jpg"]
-    assert (trait(source, "pairs").tolist(), trait(source, "folds")) == ([[2, 1], [1, 0]], None)
+    assert (source.pairs.tolist(), source.folds) == ([[2, 1], [1, 0]], None)
 
 
 def test_the_published_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -256,5 +256,5 @@ def test_the_published_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     ):
         monkeypatch.setattr(f"facessl.data.sources.{name}.{constant}", value)
         spec = build(name, tmp_path / name).replace("strict=false", "strict=true")
-        for split in trait(open_source(spec), "splits").values():
+        for split in open_source(spec).splits.values():
             assert len(open_source(f"{spec}&split={split}")) > 0

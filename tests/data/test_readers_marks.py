@@ -15,7 +15,7 @@ from facessl.core.errors import FaceSSLError
 from facessl.data.decode import ImageError, decode, decode_mask
 from facessl.data.layouts import layout, mirror
 from facessl.data.loader import EvalLoader, Plain
-from facessl.data.source import open_source, trait
+from facessl.data.source import open_source
 from facessl.data.sources import lapa
 from facessl.data.sources._annotations import side_pairs
 from facessl.data.sources.celebamaskhq import ORDERS
@@ -96,7 +96,7 @@ def test_wflw_formats_agree_on_points_and_subsets_and_differ_in_boxes(tmp_path: 
         "expression": [1],
         "illumination": [2],
     }
-    assert trait(built("wflw", tmp_path), "subsets") == {}
+    assert built("wflw", tmp_path).subsets == {}
 
 
 def test_w300_formats_agree(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_a_table_of_ones_own_takes_conditions_and_boxes(tmp_path: Path) -> None:
     assert len(open_source(f"landmarks_csv:{file}")) == 8
     assert len(open_source(f"landmarks_csv:{file}?where=source:helen|afw,split:test")) == 2
     plain = open_source(f"landmarks_csv:{file}")
-    assert trait(plain, "layout") is None
-    assert trait(plain, "splits") == {"train": "train", "test": "test"}
+    assert plain.layout is None
+    assert plain.splits == {"train": "train", "test": "test"}
     lines = file.read_text().splitlines()
     file.write_text(
         "\n".join(f"{line},{'left,top,right,bottom' if not i else '1,2,30,40'}" for i, line in enumerate(lines))
@@ -261,7 +261,7 @@ def test_masks_of_ones_own_in_parts(form: str, tmp_path: Path) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 (tmp_path / kind / f"face{i}.{ending}").rename(folder / f"face{i}.{ending}")
     source = open_source(f"{spec}?split=test")
-    assert trait(source, "splits") == {"train": "train", "test": "test"}
+    assert source.splits == {"train": "train", "test": "test"}
     assert len(source) == 2
     assert len(open_source(spec)) == 6
     np.testing.assert_array_equal(source[1].mask, marks.drawn(5)[2])  # type: ignore[arg-type]
@@ -322,7 +322,7 @@ def test_whole_wflw_test_list(tmp_path: Path) -> None:
     marks.write(file, [" ".join(row) for row in rows])
     source = open_source(f"wflw:{tmp_path}?split=test&format=raw")
     assert len(source) == 2500
-    found = {name: len(positions) for name, positions in trait(source, "subsets").items()}
+    found = {name: len(positions) for name, positions in source.subsets.items()}
     assert tuple(found.values()) == sizes
     swapped = [[*row[:200], *row[201:202], *row[200:201], *row[202:]] for row in rows]
     marks.write(file, [" ".join(row) for row in swapped])
@@ -350,10 +350,10 @@ def test_a_missing_image_is_skipped_not_fatal(tmp_path: Path) -> None:
 def test_drawn_faces_name_their_layout_classes_and_groups() -> None:
     source = open_source("synthetic:?n=8&size=32&group=glasses")
     at = source.attribute_names.index("glasses")
-    assert trait(source, "layout") == "ibug68"
-    assert trait(source, "mask_names")[2] == "left_eyebrow"
-    assert trait(source, "mask_flip")[2] == 3
-    assert trait(source, "group_names") == ("not glasses", "glasses")
+    assert source.layout == "ibug68"
+    assert source.mask_names[2] == "left_eyebrow"
+    assert source.mask_flip[2] == 3
+    assert source.group_names == ("not glasses", "glasses")
     assert "group" in source.provides
     assert all(source[i].group == source[i].attributes[at] for i in range(8))  # type: ignore[index]
     plain = open_source("synthetic:?n=8&size=32")

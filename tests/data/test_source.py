@@ -81,7 +81,7 @@ def test_opens_a_source(spec: str) -> None:
         ("missing", DataError, "no such file or folder: missing"),
         ("folder:missing", DataError, "no such folder: missing"),
         ("webdataset:missing.tar", DataError, "no such shard: missing.tar"),
-        ("imagelist:missing.csv", DataError, "cannot read the list missing.csv"),
+        ("imagelist:missing.csv", DataError, "cannot read missing.csv"),
         ("folder:", DataError, "needs a path"),
         ("", ConfigError, "the source is empty"),
         ("photos/a.jpg", ConfigError, r"a\.jpg is a single image: name its folder instead \(photos\)"),
@@ -104,3 +104,26 @@ def test_options_reach_the_source_in_their_types(tmp_path: Path) -> None:
     stream = open_source("x.tar?streaming=true&shuffle=0")
     assert stream.streaming
     assert os.path.basename(open_source("x.tar?streaming=none")[0].key) == "a.jpg"
+
+
+def test_a_fingerprint_follows_names_sizes_classes_and_labels(tmp_path: Path) -> None:
+    root = make.folder(tmp_path / "set", *(f"{name}/{i:02d}.jpg" for name in "ab" for i in range(20)))
+    seen = [open_source(str(root)).fingerprint()]
+
+    def changed(spec: str = str(root)) -> None:
+        seen.append(open_source(f"{spec}?cache=false" if spec == str(root) else spec).fingerprint())
+        assert len(set(seen)) == len(seen)
+
+    (root / "a/07.jpg").write_bytes(make.jpeg(7) + b"longer")  # none of the few that are looked at
+    changed()
+    (root / "a/07.jpg").rename(root / "a/07b.jpg")
+    changed()
+    (root / "b").rename(root / "c")
+    changed()
+    rows = [f"set/a/0{i}.jpg,{i % 2}" for i in range(4)]
+    for table in (rows, [*rows[1:], rows[0]], [row.replace(",0", ",2") for row in rows]):
+        (tmp_path / "t.csv").write_text("\n".join(["image,label", *table]))
+        changed(f"imagelist:{tmp_path / 't.csv'}")
+    for label in b"01":
+        make.shard(tmp_path / "t.tar", {"a.jpg": make.jpeg(0), "a.cls": bytes([label])})
+        changed(f"{tmp_path / 't.tar'}")

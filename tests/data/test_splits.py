@@ -9,20 +9,18 @@ from PIL import Image
 from facessl.core.errors import ConfigError
 from facessl.core.types import Sample
 from facessl.data import splits
-from facessl.data.source import open_source, trait
+from facessl.data.source import Source, open_source
 from facessl.data.sources.synthetic import Synthetic
-from facessl.data.splits import Subset, carve, parts, split_source
+from facessl.data.splits import Parts, Subset, carve, parts, split_source
 
 WITH_VAL = {"train": "train", "val": "dev", "test": "test"}
 
 
-class Listed:
+class Listed(Source):
     """A source with named parts; reading an image is a mistake in these tests."""
 
-    provides = frozenset({"label", "identity"})
+    provides = columns = frozenset({"label", "identity"})
     label_names = ("a", "b")
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
     opened: list[str] = []  # noqa: RUF012
 
     def __init__(self, path: str, *, split: str = "train", extra: int = 0) -> None:
@@ -35,10 +33,10 @@ class Listed:
     def __getitem__(self, index: int) -> Sample:
         raise AssertionError("an image was read")
 
-    def key(self, index: int) -> str:
+    def name(self, index: int) -> str:
         return f"{self.split}/{index:03d}.jpg"
 
-    def column(self, field: str) -> np.ndarray:
+    def values(self, field: str) -> np.ndarray:
         return np.arange(self.n) // 5 if field == "identity" else np.arange(self.n) % 2
 
 
@@ -147,17 +145,79 @@ def test_a_source_for_testing_alone(listed: type[Listed]) -> None:
     assert (len(found.train), found.val, len(found.test)) == (0, None, 40)
 
 
-def test_folders_train_val_test(tmp_path: Path) -> None:
-    for part in ("train", "val", "test"):
+def part_names(found: Parts) -> list[str]:
+    """Folders or values of the column `split` that the keys of each part say, without a number behind."""
+    sources = [part for part in (found.train, found.val, found.test) if part is not None]
+    return [",".join(sorted({Path(key).parts[-3] for key in keys(part)})) for part in sources]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "val", "test"),
+        ("Train", "Valid", "Test"),
+        ("training", "validation", "testing"),
+        ("TRAIN", "dev", "TEST"),
+        ("train", "Validation", "eval"),
+    ],
+)
+def test_folders_called_after_parts_are_parts_whatever_their_case(names: tuple[str, ...], tmp_path: Path) -> None:
+    for part in names:
         for name in "ab":
             (tmp_path / part / name).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(tmp_path / part / name / "0.png")
     found = parts(str(tmp_path))
-    assert [s.root.name for s in (found.train, found.val, found.test)] == ["train", "val", "test"]  # type: ignore
-    (tmp_path / "test").rename(tmp_path / "other")
+    assert part_names(found) == list(names)
+    assert found.train.label_names == found.test.label_names == ("a", "b")
+    assert parts("synthetic:?n=30&size=32", test=str(tmp_path)).test.root.name == names[2]  # type: ignore[attr-defined]
+    (tmp_path / names[2]).rename(tmp_path / "other")
     found = parts(str(tmp_path))
-    assert found.test.root.name == "val"  # type: ignore[attr-defined]
+    assert found.test.root.name == names[1]  # type: ignore[attr-defined]
     assert found.carved
+    (tmp_path / "other").rename(tmp_path / "tests")
+    (tmp_path / names[1]).rename(tmp_path / "evaluation")
+    (tmp_path / "tests").rename(tmp_path / "test")
+    with pytest.raises(ConfigError, match=r"evaluation and .*test are both called after the test part"):
+        parts(str(tmp_path))
+
+
+def test_a_folder_of_parts_read_whole_has_the_classes_inside_them(tmp_path: Path) -> None:
+    for part in ("Train", "Test"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / part / name / "0.png")
+    source = open_source(str(tmp_path))
+    assert source.label_names == ("a", "b")
+    assert source.column("label").tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("reader", ["imagelist", "labels-csv", "landmarks-csv", "masks-folder"])
+@pytest.mark.parametrize(
+    ("column", "values"), [("split", ("train", "test")), ("Split", ("Training", "TEST")), (" SPLIT", ("TRAIN", "eval"))]
+)
+def test_a_column_called_split_divides_every_table(
+    reader: str, column: str, values: tuple[str, str], tmp_path: Path
+) -> None:
+    rows = [f"image,mask,{column},x0,y0"]
+    for i in range(12):
+        for kind in ("images", "masks"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.new("L", (8, 8)).save(tmp_path / kind / f"{i}.png")
+        rows.append(f"images/{i}.png,masks/{i}.png,{values[i % 4 == 3]},1,2")
+    (tmp_path / "classes.txt").write_text("background\nskin\n")
+    table = tmp_path / "index.csv"
+    table.write_text("\n".join(rows))
+    spec = f"{reader}:{tmp_path if reader == 'masks-folder' else table}"
+    found = parts(spec, need_val=False)
+    assert [int(Path(key).stem) for key in keys(found.test)] == [3, 7, 11]
+    assert len(found.train) == 9
+    assert len(open_source(spec)) == 12
+    assert len(open_source(f"{spec}?split={values[1]}")) == len(open_source(f"{spec}?split=test")) == 3
+    table.write_text("\n".join([*rows[:-1], rows[-1].replace(values[1], "tset")]))
+    with pytest.raises(ConfigError, match=r"the split 'tset', which is not one of train \(training\), val \(valid"):
+        parts(spec)
+    assert len(open_source(f"{spec}?split=tset")) == 1
+    assert len(parts(f"{spec}?split=none", val_share=0.2).train) > 4
 
 
 def test_a_subset_keeps_what_else_its_source_knows() -> None:
@@ -167,8 +227,8 @@ def test_a_subset_keeps_what_else_its_source_knows() -> None:
     source.pairs = np.array([[0, 1], [3, 5], [5, 4]])  # type: ignore[attr-defined]
     source.same, source.folds = np.array([1, 0, 1], bool), np.array([0, 1, 2])  # type: ignore[attr-defined]
     part = Subset(source, np.array([5, 3, 4]))
-    assert trait(part, "layout") == "ibug68"
-    assert trait(part, "subsets")["pose"].tolist() == [0, 1]
+    assert part.layout == "ibug68"
+    assert part.subsets["pose"].tolist() == [0, 1]
     assert part.pairs.tolist() == [[1, 0], [0, 2]]
     assert (part.same.tolist(), part.folds.tolist()) == ([False, True], [1, 2])
 

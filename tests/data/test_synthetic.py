@@ -188,15 +188,12 @@ def test_what_is_hidden_becomes_background() -> None:
     "options",
     [
         {"n": 0},
-        {"n": 2.5},
         {"size": 8},
         {"seed": -1},
         {"identities": 0},
         {"yaw": 90},
         {"occlusion": 2},
-        {"degrade": "x"},
         {"zoom": 3},
-        {"studio": 1},
     ],
 )
 def test_bad_options_are_named(options: dict) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from facessl.core.errors import ConfigError, DataError
+from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.core.types import Sample
 from facessl.data.sources import _tar
 from facessl.data.sources.webdataset import WebDataset
@@ -73,6 +73,7 @@ def test_tars_of_the_command_line(tmp_path: Path) -> None:
     assert sorted(key for key, _, _ in told(WebDataset(tmp_path / "x.tar"))) == ["x.tar/a/001.jpg", "x.tar/a/002.jpg"]
 
 
+@pytest.mark.filterwarnings("ignore:.*have no .txt")
 def test_grouping_is_the_librarys(tmp_path: Path) -> None:
     members = {
         "a.JPG": make.jpeg(1),
@@ -89,6 +90,35 @@ def test_grouping_is_the_librarys(tmp_path: Path) -> None:
     theirs = [s["__key__"] for s in wds.WebDataset(str(path), shardshuffle=False) if "jpg" in s or "jpeg" in s]
     assert [key.split("/", 1)[1].rsplit(".", 1)[0] for key, _, _ in told(WebDataset(path))] == theirs
     assert WebDataset(path).provides == frozenset()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_dots_are_part_of_names_where_the_library_finds_no_image(tmp_path: Path, streaming: bool) -> None:
+    members = {"a.jpg": make.jpeg(0), "a.seg.png": b"not an image of its own", "a.cls": b"0"}
+    for i in (1, 2):
+        members |= {f"d/George_W._Bush_000{i}.jpg": make.jpeg(i), f"d/George_W._Bush_000{i}.cls": str(i).encode()}
+    source = WebDataset(make.shard(tmp_path / "x.tar", members), streaming=streaming)
+    samples = source.stream(seed=None, epoch=0, rank=0, world_size=1) if streaming else source
+    assert [(key, label) for key, label, _ in told(samples)] == [
+        ("x.tar/a.jpg", 0),
+        ("x.tar/d/George_W._Bush_0001.jpg", 1),
+        ("x.tar/d/George_W._Bush_0002.jpg", 2),
+    ]
+
+
+def test_members_need_not_follow_one_another(tmp_path: Path) -> None:
+    images = {f"{i}.jpg": make.jpeg(i) for i in range(3)}
+    path = make.shard(tmp_path / "x.tar", images | {f"{i}.cls": str(i).encode() for i in (2, 0, 1)})
+    assert [label for _, label, _ in told(WebDataset(path))] == [0, 1, 2]
+
+
+def test_labels_that_some_images_lack_are_left_out_with_a_warning(shards: Path) -> None:
+    make.shard(shards / "s-003.tar", {"x.jpg": make.jpeg(0), "x.txt": b"a face"})
+    with pytest.warns(
+        DataWarning, match=r"1 of 13 images in .*s-000\.tar .* have no \.cls: the labels of all are left"
+    ):
+        source = WebDataset(shards)
+    assert source.provides == {"text"}
 
 
 def test_caption_in_json(tmp_path: Path) -> None:
@@ -142,7 +172,7 @@ def cut(path: Path, size: int) -> None:
         (lambda p: p.write_text("hello"), r"s-001\.tar is not a tar file"),
         (lambda p: cut(p, 700), r"s-001\.tar is truncated: 004\.jpg"),
         (lambda p: cut(p, p.read_bytes().index(b"005.jpg") + 200), r"s-001\.tar is truncated or damaged at byte"),
-        (lambda p: make.shard(p, {"a.txt": b"x", "a.b.jpg": b"y"}), r"no image in the shard .*s-001\.tar"),
+        (lambda p: make.shard(p, {"a.txt": b"x", "a.b.gif": b"y"}), r"no image in the shard .*s-001\.tar"),
         (lambda p: p.write_bytes(b"\x1f\x8b\x08" + bytes(600)), r"s-001\.tar is compressed with gzip"),
     ],
     ids=["missing", "empty", "text", "cut in a file", "cut in a header", "no images", "gzip"],
@@ -210,8 +240,14 @@ def test_stream_errors(shards: Path) -> None:
     cut(shards / "s-001.tar", 700)
     with pytest.raises(DataError, match=r"cannot read the shard .*s-001\.tar"):
         one_pass(WebDataset(shards, streaming=True))
+    whole = (shards / "s-002.tar").read_bytes()
+    at = whole.index(b"009.jpg")
+    (shards / "s-002.tar").write_bytes(whole[:at] + b"\xff" * 200 + whole[at + 200 :])
+    with pytest.raises(DataError, match=r"cannot read the shard .*s-002\.tar: it is truncated or damaged at byte"):
+        one_pass(WebDataset(shards / "s-002.tar", streaming=True))
 
 
+@pytest.mark.fault("E4", "a file called `pipe:COMMAND` in a folder that `*.tar` matched was run by a stream")
 def test_a_file_name_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     captioned(tmp_path / "real.tar", 0, 2)
     (tmp_path / "real.tar").rename(tmp_path / "pipe:touch PWNED; cat real #.tar")

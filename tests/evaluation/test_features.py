@@ -12,9 +12,9 @@ from facessl.core.errors import DataError
 from facessl.data.source import Source, open_source
 from facessl.data.sources.synthetic import Synthetic
 from facessl.data.subset import Subset
-from facessl.evaluation import features as module
-from facessl.evaluation.features import Framing, features, view_points
+from facessl.evaluation.features import features
 from facessl.models.backbone import Backbone
+from facessl.views.augment import Augment
 
 
 def test_a_second_probe_needs_no_forward_pass(backbone: Backbone, faces: Path, cache: Path) -> None:
@@ -39,7 +39,8 @@ def test_whatever_changes_the_features_makes_new_ones(backbone: Backbone, faces:
 
     assert not kept(open_source(str(faces)))
     assert kept(open_source(str(faces)))
-    assert not kept(open_source(str(faces)), framing=Framing(24))
+    assert not kept(open_source(str(faces)), augment=Augment(crop_scale=2.0))
+    assert not kept(open_source(str(faces)), flip=True)
     assert not kept(open_source(str(faces)), kind="map")
     assert not kept(open_source(str(faces)), precision="bf16")
     assert not kept(open_source(str(faces)), cache=False)
@@ -56,22 +57,17 @@ def test_whatever_changes_the_features_makes_new_ones(backbone: Backbone, faces:
     assert not kept(open_source(str(faces)))
 
 
-def test_an_interrupted_extraction_leaves_nothing(
-    backbone: Backbone, faces: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = module._Store.add
-
-    def stopping(self: Any, *arguments: Any) -> None:
-        if self.rows >= 32:
+def test_an_interrupted_extraction_leaves_nothing(backbone: Backbone, faces: Path, cache: Path) -> None:
+    def stopping(*_: Any) -> None:
+        seen.append(sorted(cache.glob(".features*")))
+        if len(seen) == 3:
             raise KeyboardInterrupt
-        plain(self, *arguments)
 
-    monkeypatch.setattr(module._Store, "add", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    seen: list[list[Path]] = []
+    with backbone.model.conv1[0].register_forward_pre_hook(stopping), pytest.raises(KeyboardInterrupt):
         features(backbone, open_source(str(faces)), batch_size=16)
-    assert not list(cache.glob("*features*"))
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    assert seen[2], "there was something to remove"
+    assert not [*cache.glob("*features*"), *cache.glob(".features*")]
     assert len(features(backbone, open_source(str(faces)))) == 60
 
 
@@ -99,10 +95,9 @@ def test_unreadable_images_are_left_out_and_remembered(backbone: Backbone, faces
         features(backbone, Subset(open_source(str(faces)), np.arange(20)))
 
 
-def test_frames_lead_to_the_view_and_back(backbone: Backbone) -> None:
-    found = features(backbone, Synthetic(n=3, size=64), kind="map", cache=False)
+def test_landmarks_are_those_of_the_view(backbone: Backbone) -> None:
+    source = Synthetic(n=3, size=64)
+    found = features(backbone, source, kind="map", cache=False)
     assert found.array.shape[1] == backbone(torch.zeros(1, 3, 32, 32)).shape[1] * (32 // backbone.stride) ** 2
-    marks, frames = found.fields["landmarks"], found.fields["frame"]
-    view = view_points(marks, frames)
-    assert view == pytest.approx((marks + 0.5) / 2 - 0.5, abs=1e-4)
-    assert view_points(view, np.linalg.inv(frames)) == pytest.approx(marks, abs=1e-3)
+    stored = np.stack([source[i].landmarks for i in range(3)])  # type: ignore[misc]
+    assert found.fields["landmarks"] == pytest.approx((stored + 0.5) / 2 - 0.5, abs=1e-4)

@@ -52,12 +52,6 @@ def test_groups_are_scored_apart(faces: Path, backbone: Backbone) -> None:
     assert {row["name"]: row["value"] for row in found["groups"]} == {"even": 1.0, "odd": 0.0}
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    torch.manual_seed(0)
-    return Backbone("test_resnet", image_size=32).eval()
-
-
 def test_votes_agree_with_scikit_learn(clusters: Clusters) -> None:
     train, labels, test = clusters
     twin = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
@@ -93,7 +87,7 @@ def test_more_neighbours_than_images_are_refused(clusters: Clusters, k: int, tes
 def test_classes_are_matched_by_name(faces: Path, backbone: Backbone) -> None:
     # Alone, "light" is class 0 of the test folder, which is "dark" in training.
     train, test = split_source(str(faces))
-    assert knn(backbone, train, test, k=3).per_class == {"light": 1.0, "mid": 1.0}
+    assert knn(backbone, train, test, k=3).scores["per_class"] == {"light": 1.0, "mid": 1.0}
     with pytest.raises(ConfigError, match="lacks: dark"):
         knn(backbone, test, train, k=3)
 

@@ -120,7 +120,7 @@ def free_port() -> int:
 def test_batch_norm_over_ranks_equals_that_of_one(
     kind: type[nn.Module], device: torch.device, exact: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A group of one rank. On a CPU ours sends its messages over gloo. On a GPU torch's class falls back to plain batch
+    """A group of one rank. On a CPU ours computes as over ranks. On a GPU torch's class falls back to plain batch
     norm: what is checked there is the conversion; two ranks are in tests/methods/test_ranks.py."""
     torch.manual_seed(0)
     x = torch.randn(6, 8, 5, 5, device=device).contiguous(memory_format=torch.channels_last)

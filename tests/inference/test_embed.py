@@ -1,4 +1,3 @@
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,14 +7,28 @@ import pytest
 import torch
 from PIL import Image
 
+from facessl.cli.main import main
+from facessl.core import files
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import write_png
 from facessl.data.source import open_source
-from facessl.inference.embed import Embeddings, embed, embedding_batches, embeddings, write_parquet
+from facessl.inference import trained
+from facessl.inference.embed import (
+    Embeddings,
+    embed,
+    embedding_batches,
+    embeddings,
+    load_embedder,
+    write_parquet,
+)
+from facessl.inference.predict import predict
 from facessl.inference.regions import region_colours, region_grid, region_picture, sample_images
 from facessl.methods.byol import BYOL
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
+from facessl.tasks.base import Labels
+from facessl.tasks.verification import Verification
+from facessl.views.augment import Augment
 
 BAD = 3  # position of the unreadable image in `folder`
 
@@ -57,6 +70,24 @@ def test_embeddings_are_those_of_the_readable_images_in_order(folder: Path, back
     assert found.index.tolist() == [i for i in range(10) if i != BAD]
     assert found.labels.tolist() == [0] * 4 + [1] * 5
     assert [key for key, _ in found.skipped] == [str(folder / "a" / f"{BAD}.png")]
+
+
+def test_a_run_of_verification_embeds_as_it_predicts(tmp_path: Path, folder: Path) -> None:
+    torch.manual_seed(0)
+    task = Verification(Backbone("test_resnet", image_size=32), Labels(identities=3), dim=24)
+    settings = {"task": {"name": "verification", "dim": 24}, "protocol": "finetune", "image_size": 32}
+    card = trained.card(
+        task, Labels(identities=3), {**settings, "run": "none", "source": "s"}, Augment(), steps=1, commit=""
+    )
+    files.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), card)
+    files.write_backbone(tmp_path / "run" / "backbone.safetensors", task.backbone.model.state_dict(), card)
+    found = embeddings(load_embedder(tmp_path / "run"), str(folder))
+    assert found.array.shape == (9, 24)
+    predicted = predict(tmp_path / "run", found.keys, crop=False, draw=False, out=tmp_path / "out")
+    again = np.array([photo.faces[0]["embedding"] for photo in predicted])
+    np.testing.assert_allclose((found.array * again).sum(1), 1, atol=1e-4)
+    assert main(["embed", str(tmp_path / "run"), str(folder), "--out", str(tmp_path / "e.parquet")]) == 0
+    assert pq.read_table(tmp_path / "e.parquet")["embedding"].type.list_size == 24
 
 
 @pytest.mark.parametrize("batch_size", [4, 3, 1], ids=["in a batch", "at a batch's start", "alone in its batch"])
@@ -117,16 +148,22 @@ def test_a_failure_while_writing_keeps_the_old_file(folder: Path, backbone: Back
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["e.parquet"]
 
 
-def test_other_endings_are_refused(tmp_path: Path, backbone: Backbone, folder: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_the_error_that_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    rows = Embeddings(array=np.zeros((1, 2), np.float32), keys=["a"], index=np.zeros(1, np.int64))
+    with pytest.raises(DataError, match=r"cannot write .*e\.parquet: (File exists|Not a directory)"):
+        write_parquet(tmp_path / "file" / "e.parquet", rows)
+    with pytest.raises(DataError, match=r"cannot write .*p\.png: (File exists|Not a directory)"):
+        write_png(tmp_path / "file" / "p.png", np.zeros((2, 2, 3), np.uint8))
+
+
+def test_other_endings_and_precisions_are_refused(tmp_path: Path, backbone: Backbone, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"precision 'fp8'.* fp32, bf16, fp16"):
+        embed(backbone, str(folder), precision="fp8")
     with pytest.raises(ConfigError, match=r"must end in .parquet"):
         write_parquet(tmp_path / "e.csv", embeddings(backbone, str(folder)))
     with pytest.raises(ConfigError, match=r"must end in .png"):
         write_png(tmp_path / "regions.jpg", np.zeros((2, 2, 3), np.uint8))
-
-
-def test_unknown_precision_is_refused(folder: Path, backbone: Backbone) -> None:
-    with pytest.raises(ConfigError, match=r"precision 'fp8'.* fp32, bf16, fp16"):
-        embed(backbone, str(folder), precision="fp8")
 
 
 def test_bf16_embeddings_point_the_same_way(folder: Path, backbone: Backbone) -> None:
@@ -192,10 +229,3 @@ def test_many_regions_have_different_colours_and_a_bounded_picture() -> None:
     assert len(set(region_colours(64))) == 64
     maps = torch.randn(1, 64, 4, 4).softmax(1)
     assert region_picture(np.zeros((1, 64, 64, 3), np.uint8), maps, max_regions=6).shape[1] < 9 * 72
-
-
-def test_png_is_written_whole(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    write_png(tmp_path / "deep" / "p.png", picture)
-    read = Image.open(io.BytesIO((tmp_path / "deep" / "p.png").read_bytes()))
-    assert np.array_equal(np.asarray(read), picture)

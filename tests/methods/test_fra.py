@@ -1,7 +1,5 @@
 """FRA as in the paper against plain loops over its equations, its switches, and what a run relies on."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -10,6 +8,7 @@ from facessl.core.types import Batch, Progress
 from facessl.methods.byol import BYOL
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
+from facessl.pretrained.families import fra as released
 from tests.methods.fra_loops import loops
 
 SMALL = {"hidden": 24, "dim": 16, "decoder_width": 32, "decoder_heads": 2, "decoder_feed_forward": 16}
@@ -55,34 +54,12 @@ def test_paper_equals_loops():
             torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-7, atol=1e-9, msg=name)
 
 
-def test_defaults_are_the_paper():
-    assert dataclasses.asdict(FRA.Args()) == {
-        "variant": "paper",
-        "use_global": True,
-        "use_local": True,
-        "use_relation": True,
-        "num_regions": 8,
-        "lambda_c": 0.5,
-        "lambda_r": 0.1,
-        "relation": "within",
-        "frame_prior": 0.0,
-        "decoder_layers": None,
-        "momentum": 0.996,
-        "student_temperature": 0.1,
-        "teacher_temperature": 0.04,
-        "heatmap_temperature": None,
-        "mask_embeddings": None,
-        "query_std": 1.0,
-        "memax_weight": 1.0,
-        "sinkhorn_iterations": 3,
-        "decorrelation_weight": None,
-        "hidden": 4096,
-        "dim": 256,
-        "decoder_width": 256,
-        "decoder_heads": 8,
-        "decoder_feed_forward": 256,
-        "dropout": 0.1,
-    }
+def test_defaults_are_the_papers_in_their_effect():
+    model = FRA(Backbone("test_resnet", image_size=64)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    assert model.heatmaps(x).shape == (1, 8, 2, 2)
+    assert model.predictor(model.heads.projector(model.backbone(x))).shape == (1, 256)
+    assert [model.ema_momentum(Progress(step, 2)) for step in (0, 2)] == pytest.approx([0.996, 1.0])
 
 
 TERMS = {"global_consistency": 0.5, "local_consistency": 0.5, "semantic_relation": 0.1, "me_max": 0.1}
@@ -257,3 +234,20 @@ def test_channels_last_changes_nothing():
         Batch([v.contiguous(memory_format=torch.channels_last) for v in batch.views], [], batch.index), START
     )
     torch.testing.assert_close(step.loss, plain.step(batch, START).loss)
+
+
+def test_released_decoder_without_an_input_projection_gets_the_identity():
+    """The release leaves the projection out where the map has as many channels as the decoder."""
+    torch.manual_seed(0)
+    whole = FRA(
+        Backbone("resnet18", image_size=64), variant="official", **(SMALL | {"decoder_width": 512, "decoder_heads": 8})
+    )
+    state = {f"module.{released.theirs(name)}": value for name, value in whole.state_dict().items()}
+    state = {
+        n: v[..., None] if ".mlp." in n and v.ndim == 2 else v for n, v in state.items() if ".input_proj." not in n
+    }
+    loaded = released.build({"state_dict": state})
+    features = torch.randn(2, 512, 3, 3)
+    for heads, ours in ((loaded.heads, whole.heads), (loaded.target_heads, whole.target_heads)):
+        ours.decoder.project = torch.nn.Identity()
+        torch.testing.assert_close(heads.eval().decoder(features), ours.eval().decoder(features))

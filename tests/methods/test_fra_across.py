@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Batch
-from facessl.methods.fra import across
+from facessl.methods.fra import PRIOR_CELLS, across
 from facessl.models.layers import frame
-from facessl.models.layers.region_heads import PRIOR_CELLS
 from facessl.models.layers.sinkhorn import sinkhorn
 from tests.methods.test_fra import START, build, views
 

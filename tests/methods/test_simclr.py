@@ -76,7 +76,9 @@ def test_alike_images_are_told_apart_no_better_than_chance():
     assert nt_xent(same, same, 0.1)[0].item() == pytest.approx(math.log(15), rel=1e-6)
 
 
-@pytest.mark.parametrize(("values", "message"), [({"temperature": 0}, "more than 0"), ({"dim": 0}, "at least 1")])
+@pytest.mark.parametrize(
+    ("values", "message"), [({"temperature": 0}, "more than 0"), ({"dim": 0}, "dim is 0: give 1 or more")]
+)
 def test_impossible_values_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         SimCLR(Backbone("test_resnet"), **values)

@@ -6,7 +6,7 @@ import torch
 from scipy.integrate import simpson
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.metrics.nme import auc, box_diagonal, box_size, eye_distance, failure_rate, landmark_scores, nme
+from facessl.metrics.nme import box_diagonal, box_size, eye_distance, landmark_scores, nme
 
 
 @pytest.fixture
@@ -53,17 +53,21 @@ def test_a_face_without_size_is_named(points: tuple[np.ndarray, np.ndarray, np.n
         nme(np.full_like(predicted, np.nan), truth, unit=1.0)
 
 
+def scored(errors: list[float], threshold: float) -> tuple[float, float]:
+    """Area and failure rate."""
+    found = landmark_scores(np.array(errors), unit="box", thresholds=(threshold,), samples=2)
+    _, failures, area = (value for name, value in found.items() if not name.endswith("_interval"))
+    return area, failures
+
+
 def test_auc_and_failure_rate_by_hand() -> None:
     # Errors 0.02 and 0.06 to a threshold of 0.08. The curve is 0, 1/2 from 0.02, 1 from 0.06: exact area
-    # (0.04 / 2 + 0.02) / 0.08 = 0.5. At a step of 0.02 Simpson's rule reads the values 0, 1/2, 1/2, 1, 1:
-    # (0 + 4/2 + 2/2 + 4 + 1) / 12 = 2/3. With 1e-4 it is within half a step per jump.
-    errors = np.array([0.02, 0.06])
-    assert auc(errors, 0.08, step=0.02) == pytest.approx(2 / 3)
-    assert auc(errors, 0.08) == pytest.approx(0.5, abs=1e-3)
-    assert auc(np.zeros(3), 0.1) == pytest.approx(1)
-    assert auc(np.array([0.2]), 0.1) == 0
-    assert failure_rate(np.array([0.05, 0.1, 0.1001, 0.3]), 0.1) == 0.5  # 0.1 itself is not a failure
-    assert failure_rate(np.array([0.05, math.nan]), 0.01) == 1
+    # (0.04 / 2 + 0.02) / 0.08 = 0.5; Simpson's rule at a step of 1e-4 is within half a step per jump.
+    assert scored([0.02, 0.06], 0.08) == (pytest.approx(0.5, abs=1e-3), 0)
+    assert scored([0, 0, 0], 0.1) == (pytest.approx(1), 0)
+    assert scored([0.2], 0.1) == (0, 1)
+    assert scored([0.05, 0.1, 0.1001, 0.3], 0.1)[1] == 0.5  # 0.1 itself is not a failure
+    assert scored([0.05, math.nan], 0.01)[1] == 1
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.07, 0.08, 0.1])
@@ -71,30 +75,27 @@ def test_auc_agrees_with_a_slow_twin(threshold: float) -> None:
     errors = np.random.default_rng(1).gamma(4, 0.015, 200)
     places = [threshold * j / round(threshold / 1e-4) for j in range(round(threshold / 1e-4) + 1)]
     curve = [sum(e <= x for e in errors) / len(errors) for x in places]
-    assert auc(errors, threshold) == pytest.approx(simpson(curve, x=places) / threshold, abs=1e-9)
-    assert failure_rate(errors, threshold) == pytest.approx(1 - curve[-1])
+    area = simpson(curve, x=places) / threshold
+    assert scored(errors, threshold) == pytest.approx((area, 1 - curve[-1]), abs=1e-9)
 
 
-def test_threshold_that_the_rule_cannot_end_at_is_refused() -> None:
-    for threshold in (0.0001, 0.10005, 0.0, -0.1):
-        with pytest.raises(ConfigError, match="even multiple"):
-            auc(np.array([0.1]), threshold)
+@pytest.mark.parametrize("threshold", [0.0001, 0.10005, 0.0, -0.1])
+def test_threshold_that_the_rule_cannot_end_at_is_refused(threshold: float) -> None:
+    with pytest.raises(ConfigError, match="even multiple"):
+        scored([0.1], threshold)
 
 
 def test_scores_carry_unit_and_threshold_in_their_names() -> None:
     errors = np.append(np.random.default_rng(1).gamma(4, 0.015, 300), math.nan)
     found = landmark_scores(errors, unit="interocular", thresholds=(0.1, 0.075 + 5e-3))
-    summary = found.summary()
-    assert [k for k in summary if not k.endswith("_interval")] == [
+    assert [k for k in found if not k.endswith("_interval")] == [
         *("nme_interocular", "fr@0.10", "fr@0.08", "auc@0.10", "auc@0.08"),
     ]
-    assert found.images == 300
-    assert summary["nme_interocular"] == pytest.approx(np.nanmean(errors))
-    assert summary["fr@0.10"] == pytest.approx(failure_rate(errors, 0.1))
-    assert summary["auc@0.08"] == pytest.approx(auc(errors, 0.08))
+    assert found["nme_interocular"] == pytest.approx(np.nanmean(errors))
+    assert (found["auc@0.08"], found["fr@0.08"]) == scored(errors, 0.08)
     for name in ("nme_interocular", "fr@0.08", "auc@0.10"):
-        low, high = summary[f"{name}_interval"]
-        assert low < summary[name] < high
+        low, high = found[f"{name}_interval"]
+        assert low < found[name] < high
     with pytest.raises(DataError, match="none of 2 images"):
         landmark_scores(np.full(2, math.nan), unit="box")
 
@@ -102,6 +103,6 @@ def test_scores_carry_unit_and_threshold_in_their_names() -> None:
 def test_interval_of_the_area_is_that_of_drawing_images() -> None:
     errors = np.random.default_rng(1).gamma(4, 0.015, 100)
     rng = np.random.default_rng(2)
-    plain = [auc(errors[rng.integers(0, 100, 100)], 0.1) for _ in range(2000)]
-    found = landmark_scores(errors, unit="box", thresholds=(0.1,)).areas[0.1]
-    assert found[1:] == pytest.approx(np.percentile(plain, [2.5, 97.5]), abs=0.01)
+    plain = [scored(errors[rng.integers(0, 100, 100)], 0.1)[0] for _ in range(2000)]
+    found = landmark_scores(errors, unit="box", thresholds=(0.1,))
+    assert found["auc@0.10_interval"] == pytest.approx(np.percentile(plain, [2.5, 97.5]), abs=0.01)

@@ -24,7 +24,7 @@ def test_numbers_agree_with_plain_loops(heatmaps: torch.Tensor) -> None:
     assert usage_entropy(heatmaps).item() == pytest.approx(math.exp(-sum(s * math.log(s) for s in share)), rel=1e-5)
     assert sharpness(heatmaps).item() == pytest.approx(sum(max(p) for p in pixels) / len(pixels), rel=1e-5)
     for least in (0.01, 0.25, 0.3):
-        assert winning_regions(heatmaps, share=least).item() == sum(w >= least * len(pixels) for w in wins)
+        assert winning_regions(heatmaps, fraction=least).item() == sum(w >= least * len(pixels) for w in wins)
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,8 @@ from typing import Any
 
 import pytest
 
-from facessl.report import curves as report_curves
 from facessl.report.write import write_report
 from tests.report_runs import Page, alignment, attributes, expression, parsing, write_tuned
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take a second a page; tests of the rest go without."""
-    monkeypatch.setattr(report_curves, "curve", lambda title, *_, **__: f"<svg><title>{title}</title></svg>")
 
 
 def test_headline_of_a_fine_tuning_run(tmp_path: Path, quick: None) -> None:
@@ -88,7 +81,8 @@ def test_a_score_near_the_commonest_answer_is_said(tmp_path: Path, quick: None) 
     test = expression()
     low, high = test["accuracy_interval"]
     for name, share, said in (("dull", (low + high) / 2, "Not clearly above"), ("good", low - 0.01, "Above always")):
-        write_report(write_tuned(tmp_path / name, test | {"majority_class": share}))
+        notes = write_report(write_tuned(tmp_path / name, test | {"majority_class": share}))["notes"]
+        assert [note.partition(" always")[0] for note in notes] == (["not clearly above"] if name == "dull" else [])
         assert said in Page((tmp_path / name / "report.html").read_text()).text
 
 

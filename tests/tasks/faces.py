@@ -17,7 +17,7 @@ class Faces(Synthetic):
 
     def __init__(self, path: str = "", **options: Any) -> None:
         super().__init__(path, **options)
-        who = self.column("identity")
+        who = self.values("identity")
         every = np.stack(np.triu_indices(self.n, 1), 1)
         same = who[every[:, 0]] == who[every[:, 1]]
         order = np.argsort(np.arange(len(every)) % 7, kind="stable")

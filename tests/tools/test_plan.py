@@ -14,7 +14,7 @@ from facessl.config import parse, recipes
 from facessl.core import files
 from facessl.core.errors import ConfigError
 from facessl.pretrained import load
-from facessl.tools import counting, plan
+from facessl.tools import plan
 from facessl.training import optim
 
 PRETRAINING = [name for name in recipes.recipes() if not name.startswith("downstream/")]
@@ -49,14 +49,16 @@ def test_a_plan_by_hand() -> None:
 
 
 def test_a_small_batch_takes_the_time_that_was_measured_or_the_fixed_one() -> None:
-    rates = plan.read_rates("64:1280,8:400,256:1600")
-    seconds = plan.Machine(1, rates, fixed_milliseconds=12).pass_seconds
+    def seconds(images: float) -> float:
+        return plan.pass_seconds(images, plan.read_rates("64:1280,8:400,256:1600"), 0.012)
+
     assert [round(1000 * seconds(n), 3) for n in (8, 64, 256, 512)] == [20, 50, 160, 320]
     assert 1000 * seconds(36) == pytest.approx(35), "half way between 8 and 64"
     assert 1000 * seconds(4) == pytest.approx(16), "half way between nothing and 8"
-    plain = plan.Machine(1, plan.read_rates(1000), fixed_milliseconds=20).pass_seconds
-    assert plain(256) == 0.256
-    assert 1000 * plain(8) == pytest.approx(20 + 236 * 8 / 256), "not 8: the rate is that of 256 images"
+    assert plan.pass_seconds(256, plan.read_rates(1000), 0.02) == 0.256
+    assert 1000 * plan.pass_seconds(8, plan.read_rates(1000), 0.02) == pytest.approx(20 + 236 * 8 / 256), (
+        "not 8: the rate is that of 256 images"
+    )
     for wrong in ("fast", "8:", "8:400,8:500", "0:100", "8:-1", ""):
         with pytest.raises(ConfigError, match="8:400,64:1200,256:1500"):
             plan.read_rates(wrong)
@@ -97,7 +99,7 @@ def test_the_checkpoint_has_the_planned_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_every_recipe_plans(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "cost", lambda *_: counting.Cost(1e9, 10))  # takes seconds
+    monkeypatch.setattr(plan, "step_cost", lambda *_: (1e9, 10))  # takes seconds
     known = any(part in name for part in plan.SETS) or "source" in recipes.read_recipe(name)
     found = plan.plan(name, gpus=8, gpu_images_per_second=500, images=None if known else 200_000)
     assert found["steps"] > 0

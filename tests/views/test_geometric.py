@@ -82,43 +82,8 @@ def test_flip_mirrors_the_view_in_half_of_the_draws() -> None:
     assert 160 < flipped < 240
 
 
-def test_crops_are_distributed_as_torchvision_draws_them() -> None:
-    from torchvision.transforms import RandomResizedCrop
-
-    height, width, n = 120, 80, 3000
-    rng = np.random.default_rng(0)
-    ours = np.array([crop_box(View(), height, width, rng.random(DRAWS)) for _ in range(n)], float)
-    torch.manual_seed(0)
-    blank = torch.empty(3, height, width)
-    theirs = np.array([RandomResizedCrop.get_params(blank, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(n)], float)
-
-    top, left, h, w = ours.T
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (top + h <= height).all()
-    assert (left + w <= width).all()
-    area, ratio = h * w / (height * width), w / h
-    assert area.min() > 0.19
-    assert area.max() <= 1.0
-    assert ratio.min() > 0.72
-    assert ratio.max() < 1.4
-    spread = theirs.std(0)
-    assert np.abs(ours.mean(0) - theirs.mean(0)).max() < 4 * spread.max() * (2 / n) ** 0.5
-    assert np.abs(ours.std(0) / spread - 1).max() < 0.08
-
-
-def test_parameters_stay_in_the_ranges_of_the_view() -> None:
+def test_operations_run_as_often_as_the_view_says() -> None:
     params = np.stack([draw(FRA_VIEWS[1], noise(8, 8), seed, size=8)[1] for seed in range(2000)])
-    for column, low, high in (
-        (Column.BRIGHTNESS, 0.6, 1.4),
-        (Column.CONTRAST, 0.6, 1.4),
-        (Column.SATURATION, 0.8, 1.2),
-        (Column.HUE, -0.1, 0.1),
-    ):
-        values = params[:, column]
-        assert low <= values.min() < low + 0.01 * (high - low)
-        assert high - 0.01 * (high - low) < values.max() <= high
-    assert set(params[:, Column.ORDER]) == set(range(24))
     assert params[:, Column.JITTER].mean() == pytest.approx(0.8, abs=0.03)
     assert params[:, Column.GRAYSCALE].mean() == pytest.approx(0.2, abs=0.03)
     sigma = params[:, Column.BLUR]

@@ -20,6 +20,7 @@ from facessl.data.sources.synthetic import Synthetic
 from facessl.views import augment as presets
 from facessl.views import degrade
 from facessl.views.augment import Augment
+from facessl.views.geometric import BOX_DRAWS
 from facessl.views.spec import Column
 from facessl.views.supervised import Supervised
 from tests.helpers import views_of
@@ -239,7 +240,7 @@ def test_erased_boxes_are_distributed_as_torchvision_draws_them() -> None:
 
     rng, n = np.random.default_rng(0), 3000
     scale, ratio = (0.02, 0.33), (0.3, 3.3)
-    ours = [degrade.erase_box(SIZE, rng.random(degrade.ERASE_DRAWS), scale, ratio) for _ in range(n)]
+    ours = [degrade.erase_box(SIZE, rng.random(BOX_DRAWS), scale, ratio) for _ in range(n)]
     torch.manual_seed(0)
     blank = torch.empty(3, SIZE, SIZE)
     theirs = [RandomErasing.get_params(blank, scale, ratio)[:4] for _ in range(n)]

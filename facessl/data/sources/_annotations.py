@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from facessl.core.errors import DataError
+from facessl.core.types import Sample
 from facessl.data.decode import ImageError, decode_mask, read_file, stored_size
 from facessl.data.sources._lists import check_width, csv_rows, real
 
@@ -75,9 +76,9 @@ def square_around(points: np.ndarray) -> np.ndarray:
     return np.concatenate([centre - half, centre + half], -1)
 
 
-def read_mask(file: str | Path) -> np.ndarray:
+def read_mask(file: str) -> np.ndarray:
     """(H, W) uint8 class map of a file. ImageError as `decode_mask` and `read_file`."""
-    return decode_mask(read_file(file), key=str(file))
+    return decode_mask(read_file(file), key=file)
 
 
 def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:
@@ -93,18 +94,25 @@ def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:
     return mask if down == 1 else mask.repeat(down, 0).repeat(down, 1)
 
 
-def check_classes(mask: np.ndarray, classes: int, file: str, where: str) -> None:
-    """DataError where a mask has a class that there is no name for; 255 is left out and always allowed.
+def give_mask(sample: Sample, file: str, classes: int, where: str) -> None:
+    """Give a sample, of which the image is encoded, the mask in a file.
 
     Args:
-        mask: (H, W) uint8.
-        classes: number of classes.
+        sample: is changed.
         file: of the mask.
+        classes: number of classes; 255 is left out and always allowed.
         where: what the classes are named by.
+
+    Raises:
+        ImageError: the mask cannot be read, or the sizes do not fit.
+        DataError: it has a class that there is no name for.
     """
+    assert isinstance(sample.image, bytes)
+    mask = read_mask(file)
     used = mask[mask != IGNORED]
     if used.size and used.max() >= classes:
         raise DataError(f"{file} has the class {used.max()}, but {where} names {classes} (0 to {classes - 1})")
+    sample.mask = fitted(mask, sample.image, sample.key, file)
 
 
 def side_pairs(names: Sequence[str]) -> tuple[int, ...] | None:

@@ -1,4 +1,4 @@
-"""What readers of published data sets share: finding files, reading lists, checking values and counts, giving samples.
+"""What readers of data sets share: finding files, reading lists, checking values and counts.
 
 Every refusal is one sentence with the file (and line), what was found there, and what is expected.
 """
@@ -12,16 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from facessl.core.errors import ConfigError, DataError, UnknownName
-from facessl.core.types import FIELDS, Sample
-from facessl.data.decode import read_file
-from facessl.data.index import Table, texts
-
-#: Column names (lower case) that hold paths of images in people's own tables, first match first.
-IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "image_path", "img", "image_id")
-_SCALARS = frozenset({"label", "identity", "group"})
+from facessl.core.errors import ConfigError, DataError
+from facessl.data.sources.folder import Folder
+from facessl.data.splits import part_folders
 
 
 def expected(source: str, *parts: str) -> str:
@@ -56,6 +49,11 @@ def find(root: Path, names: Sequence[str], layout: str) -> Path:
 def find_any(root: Path, names: Sequence[str]) -> Path | None:
     """As `find`, None where there is none."""
     return next((root / name for name in names if (root / name).exists()), None)
+
+
+def part_folder(root: Path, split: str, layout: str) -> Path:
+    """The sub-folder of `root` that is called after a part, as `train` or `Training`. DataError where there is none."""
+    return part_folders(root).get(split) or find(root, [split], layout)
 
 
 def choice(source: str, option: str, value: Any, valid: Iterable[Any]) -> None:
@@ -123,63 +121,6 @@ def csv_rows(file: Path, layout: str) -> Iterator[tuple[str, list[str]]]:
         raise DataError(f"{file} is not a CSV file: {error}") from None
 
 
-def csv_header(file: Path, layout: str) -> list[str]:
-    """Column names of a CSV file. DataError where it is empty or cannot be read."""
-    for _, cells in csv_rows(file, layout):
-        return cells
-    raise DataError(f"{file} is empty ({layout})")
-
-
-def csv_table(file: Path, columns: Sequence[str], layout: str) -> Iterator[tuple[str, list[str]]]:
-    """Values of `columns`, in this order, of every row below the header, with the row's place.
-
-    Raises:
-        DataError: the file cannot be read or is empty, a column is missing, or a row is longer or shorter than
-            the header.
-    """
-    header = csv_header(file, layout)
-    for column in columns:
-        if column not in header:
-            shown = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "")
-            raise DataError(f"{file} has no column {column!r}: it has {shown} ({layout})")
-    at = [header.index(column) for column in columns]
-    rows = csv_rows(file, layout)
-    next(rows)
-    for where, cells in rows:
-        check_width(where, len(cells), len(header))
-        yield where, [cells[i] for i in at]
-
-
-def image_column(file: Path, header: Sequence[str], asked: str = "auto") -> str:
-    """Name of the column of image paths in a person's own table.
-
-    Args:
-        file, header: the table and its columns.
-        asked: the column; "auto" looks for one of `IMAGE_COLUMNS`, whatever its case.
-
-    Raises:
-        UnknownName: no column `asked`.
-        DataError: "auto" found none.
-    """
-    if asked != "auto":
-        return check_column(file, header, asked)
-    low = [name.lower() for name in header]
-    for name in IMAGE_COLUMNS:
-        if name in low:
-            return header[low.index(name)]
-    shown = ", ".join(header[:12]) or "none"
-    raise DataError(
-        f"{file} has no column {', '.join(IMAGE_COLUMNS[:4])} (it has {shown}): name the column of paths with image="
-    )
-
-
-def check_column(file: Path, header: Sequence[str], name: str) -> str:
-    """`name`, if it is a column. UnknownName where the table has no such column."""
-    if name not in header:
-        raise UnknownName(f"column of {file}", name, header)
-    return name
-
-
 def whole(text: str, where: str, what: str, low: int, high: int) -> int:
     """`text` as a whole number from `low` to `high`. DataError with the place and `what` it is."""
     try:
@@ -223,86 +164,43 @@ def counted(where: str | Path, what: str, found: int, published: int | Sequence[
         )
 
 
+def names_by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
+    """File name by stem of the files of a folder with these endings (in any case), sorted; not macOS's `._` files."""
+    found: dict[str, str] = {}
+    for name in sorted(os.listdir(folder)):
+        if name.lower().endswith(endings) and not name.startswith("."):
+            found.setdefault(os.path.splitext(name)[0], name)
+    return found
+
+
+def class_folders(folder: Path, classes: Mapping[str, int | None], layout: str) -> tuple[list[str], list[int]]:
+    """Paths within a folder and labels of the images in its sub-folders, which are called after classes.
+
+    The folder source numbers sub-folders by the alphabet and by those that are there; a published order needs neither
+    to change a label.
+
+    Args:
+        folder: holds one sub-folder per class.
+        classes: label by lower-case name of the sub-folder; None leaves the sub-folder out.
+        layout: of `expected`.
+
+    Raises:
+        DataError: no image, images outside sub-folders, fewer than two sub-folders, or a name not in `classes`.
+    """
+    source = Folder(folder)
+    if not source.label_names:
+        raise DataError(f"{folder} has images outside class folders, or a single class ({layout})")
+    odd = next((name for name in source.label_names if name.lower() not in classes), None)
+    if odd is not None:
+        raise DataError(f"{folder / odd} is not a class: valid are {', '.join(classes)} ({layout})")
+    labels = [classes[source.label_names[label].lower()] for label in source.column("label")]
+    kept = [(source.inner_name(i), label) for i, label in enumerate(labels) if label is not None]
+    return [name for name, _ in kept], [label for _, label in kept]
+
+
 def box_of_size(left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
     """Left, top, right, bottom of the face in `width` x `height` pixels of which (left, top) is the first.
 
     The centre of the first pixel has its whole coordinates, so the outline begins half a pixel before it.
     """
     return left - 0.5, top - 0.5, left + width - 0.5, top + height - 0.5
-
-
-class Items:
-    """Images of a list with the values that the list gives them: what a reader delegates to.
-
-    Values lie in arrays, not in Python objects, which forked workers share without copying.
-
-    Attributes:
-        provides: the fields in `columns`.
-    """
-
-    def __init__(
-        self,
-        base: str | Path,
-        names: Sequence[str],
-        columns: Mapping[str, Any],
-        *,
-        file: str | Path,
-        hint: str,
-    ) -> None:
-        """
-        Args:
-            base: folder that relative names start from.
-            names: paths of the N images.
-            columns: field of `Sample` -> N values: label, identity and group as int64, attributes and visible as uint8,
-                the others (landmarks, pose, box, five_points) as float32. A field whose value is None is left out.
-            file: where the names were read, for errors.
-            hint: what to do where the first image is missing (a layout of `expected`).
-
-        Raises:
-            DataError: no image, the first image is missing, or a column has another length (a fault of the list).
-        """
-        if not names:
-            raise DataError(f"no image in {file} ({hint})")
-        self._base = str(base)
-        arrays = {field: _array(field, values) for field, values in columns.items() if values is not None}
-        for field, values in arrays.items():
-            if len(values) != len(names):
-                raise DataError(f"{file} has {len(names)} images but {len(values)} values for {field}")
-        self._table = Table({**arrays, **texts("image", map(os.fsencode, names))}, {})
-        self.provides = frozenset(arrays)
-        if not os.path.exists(self._file(0)):
-            raise DataError(f"{file} names {self._file(0)}, which is missing ({hint})")
-
-    def __len__(self) -> int:
-        return len(self._table["image.ends"]) - 1
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index` as encoded bytes with its values. ImageError where the file cannot be read."""
-        file = self.key(index)
-        sample = Sample(read_file(file), key=file)
-        for field in self.provides:
-            value = self._table[field][index]
-            setattr(sample, field, int(value) if field in _SCALARS else value)
-        return sample
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        return self._file(index)
-
-    def column(self, field: str) -> np.ndarray:
-        """The N values of a field that is provided."""
-        return self._table[field]
-
-    def _file(self, index: int) -> str:
-        return os.path.join(self._base, os.fsdecode(self._table.text("image", index)))
-
-
-def _array(field: str, values: Any) -> np.ndarray:
-    """A column in the type that `Sample` documents for the field."""
-    if field not in FIELDS:
-        raise ValueError(f"{field} is not a field of Sample")
-    if field in _SCALARS:
-        return np.asarray(values, np.int64)
-    return np.asarray(values, np.uint8 if field in ("attributes", "visible") else np.float32)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,8 @@ PARTS = ("image", "txt", "json", "cls", "mask.png")
 IMAGE_SUFFIXES = tuple(extension[1:] for extension in EXTENSIONS)
 NOWHERE = (-1, 0)
 
-_LAYOUT = 2
+_ENDINGS = (*PARTS[:0:-1], *IMAGE_SUFFIXES)  # mask.png before png
+_LAYOUT = 3
 _BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
@@ -161,38 +161,65 @@ def _scan(path: Path) -> dict[str, np.ndarray]:
     """Offsets of one shard: (n, 2) offset and size of each part, -1 where a sample lacks it."""
     places = {part: array("q") for part in PARTS}
     keys: list[bytes] = []
-    for key, parts in _samples(path):
-        keys.append(key)
-        for part in PARTS:
-            places[part].extend(parts.get(part, NOWHERE))
+    found: dict[bytes, Member] = {}
+    for member in members(path):
+        if member.name in found:
+            raise DataError(f"{path} holds {os.fsdecode(member.name)} twice: pack it again")
+        found[member.name] = member
+    try:
+        for key, parts in grouped(found):
+            keys.append(key)
+            for part in PARTS:
+                places[part].extend(found[parts[part]][1:] if part in parts else NOWHERE)
+    except ValueError as error:
+        raise DataError(f"{path} holds {error} twice: pack it again") from None
     if not keys:
-        raise DataError(
-            f"no image in the shard {path}: no member is named KEY{' or KEY'.join(EXTENSIONS)} "
-            "(everything after the first dot of a name counts as its ending)"
-        )
+        raise DataError(f"no image in the shard {path}: no member is named KEY{' or KEY'.join(EXTENSIONS)}")
     named = texts("key", keys)
     columns = {part: np.frombuffer(place, np.int64).reshape(-1, 2) for part, place in places.items()}
     return {**columns, "key": named["key"], "key.lengths": np.diff(named["key.ends"])}
 
 
-def _samples(path: Path) -> Iterator[tuple[bytes, dict[str, tuple[int, int]]]]:
-    """Name of the image and place of the parts of each sample of one shard that has an image."""
-    current = b""
-    found: dict[str, Member] = {}
-    for member in itertools.chain(members(path), [Member(b"", 0, 0)]):
-        dot = member.name.find(b".", member.name.rfind(b"/") + 1)
-        base, suffix = member.name[: max(dot, 0)], os.fsdecode(member.name[dot + 1 :].lower())
-        if base != current:
-            image = next((found[s] for s in IMAGE_SUFFIXES if s in found), None)
-            if image is not None:
-                parts = {"image": image, **{part: found[part] for part in PARTS[1:] if part in found}}
-                yield image.name, {part: (place.offset, place.size) for part, place in parts.items()}
-            current, found = base, {}
+def library_name(name: bytes) -> tuple[bytes, str]:
+    """Name of the sample and ending of a member as the WebDataset library has them: all after a name's first dot."""
+    dot = name.find(b".", name.rfind(b"/") + 1)
+    return name[: max(dot, 0)], os.fsdecode(name[dot + 1 :].lower())
+
+
+def grouped(members: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+    """Samples that have an image: the name of its member, and the members of its `PARTS`.
+
+    Members belong together as the library says (`library_name`). Where that finds no image, dots may be part of names
+    (`George_W._Bush_0001.jpg`), and what stands before the known endings is the sample's name.
+
+    Args:
+        members: names, in any order.
+
+    Raises:
+        ValueError: two members are the same part of one sample; the name of the second.
+    """
+    groups: dict[bytes, dict[str, bytes]] = {}
+    for name in members:
+        base, ending = library_name(name)
         if not base or base.endswith(b"/") or base.startswith(b"__"):
             continue
-        if suffix in found:
-            raise DataError(f"{path} holds {os.fsdecode(member.name)} twice: pack it again")
-        found[suffix] = member
+        if groups.setdefault(base, {}).setdefault(ending, name) is not name:
+            raise ValueError(os.fsdecode(name))
+    for group in groups.values():
+        if not group.keys().isdisjoint(IMAGE_SUFFIXES):
+            yield _parts(group)
+            continue
+        dotted: dict[bytes, dict[str, bytes]] = {}
+        for name in group.values():
+            known = next((e for e in _ENDINGS if name.lower().endswith(b"." + e.encode())), "")
+            if known:
+                dotted.setdefault(name[: -len(known) - 1], {})[known] = name
+        yield from (_parts(inner) for inner in dotted.values() if not inner.keys().isdisjoint(IMAGE_SUFFIXES))
+
+
+def _parts(group: dict[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
+    image = next(group[ending] for ending in IMAGE_SUFFIXES if ending in group)
+    return image, {"image": image, **{part: group[part] for part in PARTS[1:] if part in group}}
 
 
 def _cut(table: Table, shard: int) -> dict[str, np.ndarray]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from scipy.io import loadmat
 
 from facessl.core.errors import DataError
-from facessl.core.types import Sample
-from facessl.data.sources._lists import Items, choice, counted, expected, find, root_folder
+from facessl.data.source import TRAIN_TEST, Source
+from facessl.data.sources._lists import choice, counted, expected, find, root_folder
 
 FILE = "AFLWinfo_release.mat"
 LAYOUT = expected("aflw19", f"{FILE} (bbox, data, mask_new, nameList, ra)", "data/flickr/{0,2,3}/image00002.jpg")
@@ -19,7 +19,7 @@ FACES, TRAIN, FRONTAL = 24386, 20000, 1314
 _WIDTHS = {"bbox": 4, "data": 2 * POINTS, "mask_new": POINTS}
 
 
-class AFLW19:
+class AFLW19(Source):
     """AFLW with the 19 landmarks of Zhu et al. (CVPR 2016), without the ears.
 
     Licence: AFLW is for non-commercial research, on request; see the data set's own terms. Photographs of real people.
@@ -35,23 +35,14 @@ class AFLW19:
         subsets: of the test split: frontal, the faces with all 19 points visible. The whole split is "full".
     """
 
-    provides = frozenset({"landmarks", "visible", "box"})
-    label_names: tuple[str, ...] = ()
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "test": "test"}
+    splits = TRAIN_TEST
     layout = "aflw19"
 
     def __init__(self, path: str | Path, *, split: str = "train", strict: bool = True) -> None:
         """
         Args:
             path: folder of the layout above.
-            split: train or test.
             strict: refuse another number of faces; a part of the set is cut in the published proportion.
-
-        Raises:
-            ConfigError: no such split.
-            DataError: a file that is missing or not as expected, or another count.
         """
         choice("aflw19", "split", split, ("train", "test"))
         root = root_folder(path, LAYOUT)
@@ -61,7 +52,6 @@ class AFLW19:
         cut = round(TRAIN * len(info["bbox"]) / FACES)
         rows = info["ra"][:cut] if split == "train" else info["ra"][cut:]
         visible = info["mask_new"][rows]
-        self.subsets: dict[str, np.ndarray] = {}
         if split == "test":
             self.subsets = {"frontal": np.flatnonzero((visible == 1).all(1))}
             if strict:
@@ -73,18 +63,7 @@ class AFLW19:
         }
         names = [info["names"][row] for row in rows.tolist()]
         images = find(root, ["data/flickr"], LAYOUT)
-        self._items = Items(images, names, columns, file=file, hint=LAYOUT)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Face `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of the image of face `index`, which other faces may share, without reading it."""
-        return self._items.key(index)
+        super().__init__(names, columns, folder=images, file=file, hint=LAYOUT)
 
 
 def _load(file: Path) -> dict[str, Any]:

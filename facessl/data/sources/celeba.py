@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from facessl.core.errors import DataError, UnknownName
-from facessl.core.types import Sample
-from facessl.data.sources._lists import (
-    Items,
-    check_width,
-    choice,
-    counted,
-    csv_rows,
-    expected,
-    find,
-    find_any,
-    lines,
-    real,
-    root_folder,
-    whole,
-)
+from facessl.data.source import TRAIN_VAL_TEST, Source
+from facessl.data.sources import _lists as lists
 
-LAYOUT = expected(
+LAYOUT = lists.expected(
     "celeba",
     "img_align_celeba/000001.jpg",
     "list_attr_celeba.txt and list_eval_partition.txt (or .csv; also in Anno/ and Eval/)",
@@ -33,11 +20,9 @@ LAYOUT = expected(
 )
 
 SIZES = {"train": 162770, "val": 19867, "test": 19962}
-_ATTRIBUTES = 40
-_BIT = {"-1": 0, "1": 1}
 
 
-class CelebA:
+class CelebA(Source):
     """CelebA (Liu et al., ICCV 2015), the aligned 178 x 218 images.
 
     Licence: non-commercial research only; see the data set's own terms. Photographs of real people.
@@ -48,14 +33,10 @@ class CelebA:
     Asserted: 40 attributes, every image in all lists, counts 162770 / 19867 / 19962.
 
     Attributes:
-        provides: attributes; identity and five_points with their lists; group with the option.
         attribute_names: the list's own, in its order; -1 is 0.
-        group_names: of the option `group`: without and with the attribute.
     """
 
-    label_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
+    splits = TRAIN_VAL_TEST
 
     def __init__(
         self, path: str | Path, *, split: str = "train", group: str | None = None, strict: bool = True
@@ -63,53 +44,32 @@ class CelebA:
         """
         Args:
             path: folder of the layout above.
-            split: train, val or test.
             group: attribute (as "Male") that divides the images into two groups.
-            strict: refuse a part of the images.
-
-        Raises:
-            ConfigError: no such split.
-            UnknownName: no such attribute.
-            DataError: a file that is missing or not as expected, or another count.
         """
-        choice("celeba", "split", split, SIZES)
-        root = root_folder(path, LAYOUT)
-        images = find(root, ["img_align_celeba", "Img/img_align_celeba"], LAYOUT)
-        images = find_any(images, ["img_align_celeba"]) or images  # Kaggle's copy has the folder twice
-        file = find(root, _names("list_eval_partition", "Eval"), LAYOUT)
-        names = _partition(file, list(SIZES).index(split))
-        counted(file, f"{split} images", len(names), SIZES[split], strict)
-        attributes = find(root, _names("list_attr_celeba", "Anno"), LAYOUT)
-        identities = find_any(root, _names("identity_CelebA", "Anno"))
-        points = find_any(root, _names("list_landmarks_align_celeba", "Anno"))
-        self.attribute_names, values = _attributes(attributes, names)
+        lists.choice("celeba", "split", split, SIZES)
+        root = lists.root_folder(path, LAYOUT)
+        images = lists.find(root, ["img_align_celeba", "Img/img_align_celeba"], LAYOUT)
+        images = lists.find_any(images, ["img_align_celeba"]) or images  # Kaggle's copy has the folder twice
+        file = lists.find(root, _names("list_eval_partition", "Eval"), LAYOUT)
+        part = list(SIZES).index(split)
+        _, rows = _table(file, 2)
+        names = [name for where, (name, cell) in rows if lists.whole(cell, where, "partition", 0, 2) == part]
+        lists.counted(file, f"{split} images", len(names), SIZES[split], strict)
+        header, bits = _values(lists.find(root, _names("list_attr_celeba", "Anno"), LAYOUT), 40, names, _bit)
+        self.attribute_names, values = tuple(header), np.array(bits, np.uint8)
         columns: dict[str, Any] = {"attributes": values}
+        identities = lists.find_any(root, _names("identity_CelebA", "Anno"))
         if identities is not None:
-            columns["identity"] = _identities(identities, names)
-        if points is not None:
-            columns["five_points"] = _points(points, names)
+            columns["identity"] = [cells[0] for cells in _values(identities, 1, names, _person)[1]]
+        points = lists.find_any(root, _names("list_landmarks_align_celeba", "Anno"))
+        if points is not None:  # CelebA's "left" eye is the one on the image's left
+            columns["five_points"] = np.array(_values(points, 10, names, lists.real)[1], np.float32).reshape(-1, 5, 2)
         if group is not None:
             if group not in self.attribute_names:
                 raise UnknownName("attribute of celeba", group, self.attribute_names)
             columns["group"] = values[:, self.attribute_names.index(group)]
             self.group_names = (f"not {group}", group)
-        self._items = Items(images, names, columns, file=file, hint=LAYOUT)
-        self.provides = self._items.provides
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
-
-    def column(self, field: str) -> np.ndarray:
-        """The values of a provided field, in the order of the images; none is read."""
-        return self._items.column(field)
+        super().__init__(names, columns, folder=images, file=file, hint=LAYOUT)
 
 
 def _names(stem: str, folder: str) -> list[str]:
@@ -117,82 +77,60 @@ def _names(stem: str, folder: str) -> list[str]:
     return [f"{place}{stem}{ending}" for ending in (".txt", ".csv") for place in ("", f"{folder}/")]
 
 
-def _rows(file: Path, width: int) -> Iterator[tuple[str, list[str]]]:
-    """Rows of `width` values of a text or CSV file, the names of the columns first where the file has them.
+def _bit(cell: str, where: str, column: str) -> int:
+    if cell not in ("-1", "1"):
+        raise DataError(f"{where}: {column} is {cell!r}, not -1 or 1")
+    return int(cell == "1")
 
-    A text file of more than two values per row begins with the number of images and the names of all columns but the
-    first; one of two values has no header. DataError where a row has another width or the number is wrong.
+
+def _person(cell: str, where: str, column: str) -> int:
+    return lists.whole(cell, where, column, 0, 10_000_000)
+
+
+def _table(file: Path, width: int) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
+    """Names of the columns but the first (none in a text file of two), and place and `width` cells of every row.
+
+    A text file of more columns begins with the number of images and the names. DataError where a row has another width
+    or the number is wrong.
     """
     is_csv = file.suffix == ".csv"
-    rows = csv_rows(file, LAYOUT) if is_csv else ((where, line.split()) for where, line in lines(file, LAYOUT))
+    blanks = ((where, line.split()) for where, line in lists.lines(file, LAYOUT))
+    rows = lists.csv_rows(file, LAYOUT) if is_csv else blanks
     count = None
+    header: list[str] = []
     if not is_csv and width > 2:
         where, cells = next(rows, (str(file), [""]))
-        count = whole(cells[0], where, "number of images", 1, 10_000_000)
+        count = lists.whole(cells[0], where, "number of images", 1, 10_000_000)
     if is_csv or width > 2:
         where, header = next(rows, (str(file), []))
-        header = header if is_csv else ["image_id", *header]
-        check_width(where, len(header), width)
-        yield where, header
-    found = 0
-    for where, cells in rows:
-        check_width(where, len(cells), width)
-        found += 1
-        yield where, cells
-    if count not in (None, found):
-        raise DataError(f"{file} has {found} rows where its first line says {count} ({LAYOUT})")
+        header = header[1:] if is_csv else header
+        lists.check_width(where, len(header) + 1, width)
+
+    def checked() -> Iterator[tuple[str, list[str]]]:
+        found = 0
+        for where, cells in rows:
+            lists.check_width(where, len(cells), width)
+            found += 1
+            yield where, cells
+        if count not in (None, found):
+            raise DataError(f"{file} has {found} rows where its first line says {count} ({LAYOUT})")
+
+    return header, checked()
 
 
-def _partition(file: Path, number: int) -> list[str]:
-    """Names of the images in one part."""
-    rows = _rows(file, 2)
-    if file.suffix == ".csv":
-        next(rows, None)
-    return [name for where, (name, part) in rows if whole(part, where, "partition", 0, 2) == number]
-
-
-def _picked(
-    rows: Iterator[tuple[str, list[str]]], file: Path, names: list[str], value: Callable[[str, list[str]], Any]
-) -> list[Any]:
-    """What `value(where, cells)` makes of the rows of `names`, in their order."""
-    place = {name: at for at, name in enumerate(names)}
-    values: list[Any] = [None] * len(names)
-    for where, cells in rows:
-        at = place.get(cells[0])
-        if at is not None:
-            values[at] = value(where, cells[1:])
-    lacking = next((name for name, found in zip(names, values, strict=True) if found is None), None)
+def _values(
+    file: Path, width: int, names: list[str], value: Callable[[str, str, str], Any]
+) -> tuple[list[str], list[list[Any]]]:
+    """Names of `width` columns, and what `value(cell, where, column)` makes of their cells, of each of the images."""
+    header, rows = _table(file, 1 + width)
+    called = header or ["identity"]
+    wanted = set(names)
+    found = {
+        name: [value(cell, where, column) for cell, column in zip(cells, called, strict=True)]
+        for where, (name, *cells) in rows
+        if name in wanted
+    }
+    lacking = next((name for name in names if name not in found), None)
     if lacking is not None:
         raise DataError(f"{file} has no row for {lacking}, which the partition lists ({LAYOUT})")
-    return values
-
-
-def _attributes(file: Path, names: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the attributes, and (N, 40) uint8 values of the images `names`."""
-    rows = _rows(file, 1 + _ATTRIBUTES)
-    header = tuple(next(rows)[1][1:])
-
-    def bits(where: str, cells: list[str]) -> list[int]:
-        try:
-            return [_BIT[cell] for cell in cells]
-        except KeyError as odd:
-            name = header[cells.index(odd.args[0])]
-            raise DataError(f"{where}: {name} is {odd.args[0]!r}, not -1 or 1") from None
-
-    return header, np.array(_picked(rows, file, names, bits), np.uint8)
-
-
-def _identities(file: Path, names: list[str]) -> list[int]:
-    """Person of each of the images `names`."""
-    rows = _rows(file, 2)
-    if file.suffix == ".csv":
-        next(rows, None)
-    return _picked(rows, file, names, lambda where, cells: whole(cells[0], where, "identity", 0, 10_000_000))
-
-
-def _points(file: Path, names: list[str]) -> np.ndarray:
-    """(N, 5, 2) float32 points of the images `names`; CelebA's "left" eye is the one on the image's left."""
-    rows = _rows(file, 11)
-    next(rows)
-    values = _picked(rows, file, names, lambda where, cells: [real(cell, where, "coordinate") for cell in cells])
-    return np.array(values, np.float32).reshape(-1, 5, 2)
+    return header, [found[name] for name in names]

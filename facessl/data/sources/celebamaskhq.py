@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
-from facessl.data.decode import ImageError, decode_mask
-from facessl.data.sources._annotations import fitted, side_pairs
-from facessl.data.sources._lists import Items, choice, counted, expected, find, root_folder, text_rows, whole
+from facessl.data.decode import ImageError
+from facessl.data.source import TRAIN_VAL_TEST, Source
+from facessl.data.sources._annotations import fitted, read_mask, side_pairs
+from facessl.data.sources._lists import choice, counted, expected, find, root_folder, text_rows, whole
 
 LAYOUT = expected(
     "celebamaskhq",
@@ -38,7 +39,7 @@ SIZES = {"train": 24183, "val": 2993, "test": 2824}
 _BORDERS = (162771, 182638)
 
 
-class CelebAMaskHQ:
+class CelebAMaskHQ(Source):
     """CelebAMask-HQ (Lee et al., CVPR 2020).
 
     Licence: non-commercial research; see the data set's own terms. Photographs of real people.
@@ -59,10 +60,7 @@ class CelebAMaskHQ:
     """
 
     provides = frozenset({"mask"})
-    label_names: tuple[str, ...] = ()
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
+    splits = TRAIN_VAL_TEST
 
     def __init__(
         self,
@@ -76,15 +74,9 @@ class CelebAMaskHQ:
         """
         Args:
             path: folder of the layout above.
-            split: train, val or test.
             order: numbers of the classes: official (the set's g_mask.py) or farl.
             partition: official divides by the original index (g_partition.py); celeba by CelebA's own
                 list_eval_partition.txt, as FaRL does. They may differ in one image at each border.
-            strict: refuse a part of the images.
-
-        Raises:
-            ConfigError: no such split, order or partition.
-            DataError: a file that is missing or not as expected, or another count.
         """
         choice("celebamaskhq", "split", split, SIZES)
         choice("celebamaskhq", "order", order, ORDERS)
@@ -94,48 +86,40 @@ class CelebAMaskHQ:
         self._parts = find(root, ["CelebAMask-HQ-mask-anno"], LAYOUT)
         file = find(root, ["CelebA-HQ-to-CelebA-mapping.txt"], LAYOUT)
         part = list(SIZES).index(split)
+        rows = _mapping(file)
         if partition == "official":
-            chosen = [i for i, original, _ in _mapping(file) if np.searchsorted(_BORDERS, original, "right") == part]
+            chosen = [i for i, original, _ in rows if np.searchsorted(_BORDERS, original, "right") == part]
         else:
-            of_image = _celeba_parts(find(root, ["list_eval_partition.txt", "Eval/list_eval_partition.txt"], LAYOUT))
-            chosen = [i for i, _, name in _mapping(file) if _part_of(name, of_image, file) == part]
+            parts_file = find(root, ["list_eval_partition.txt", "Eval/list_eval_partition.txt"], LAYOUT)
+            of_image = {name: whole(n, where, "part", 0, 2) for where, (name, n) in text_rows(parts_file, 2, LAYOUT)}
+            odd = next((name for _, _, name in rows if name not in of_image), None)
+            if odd is not None:
+                raise DataError(f"{file} names {odd}, which {parts_file.name} does not have: take CelebA's own file")
+            chosen = [i for i, _, name in rows if of_image[name] == part]
         near = 0 if partition == "official" else 1
         sizes = range(SIZES[split] - near, SIZES[split] + near + 1)
         counted(file, f"{split} images", len(chosen), sizes, strict)
-        self._suffixes = ORDERS[order]
-        self.mask_names = ("background", *self._suffixes)
+        self.mask_names = ("background", *ORDERS[order])
         self.mask_flip = side_pairs(self.mask_names)
-        self._items = Items(images, [f"{i}.jpg" for i in sorted(chosen)], {}, file=file, hint=LAYOUT)
-
-    def __len__(self) -> int:
-        return len(self._items)
+        super().__init__([f"{i}.jpg" for i in sorted(chosen)], folder=images, file=file, hint=LAYOUT)
 
     def __getitem__(self, index: int) -> Sample:
         """Face `index` with its mask. Raises ImageError where one of its files cannot be read or none is there."""
-        sample = self._items[index]
+        sample = super().__getitem__(index)
         assert isinstance(sample.image, bytes)
         number = int(Path(sample.key).stem)
         prefix = f"{self._parts}/{number // 2000}/{number:05d}_"
         sample.mask = fitted(self._merged(prefix), sample.image, sample.key, prefix + "*.png")
         return sample
 
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
-
     def _merged(self, prefix: str) -> np.ndarray:
         """(H, W) uint8 class map from the files of one face."""
         merged: np.ndarray | None = None
-        for value, suffix in enumerate(self._suffixes, 1):
+        for value, suffix in enumerate(self.mask_names[1:], 1):
             name = f"{prefix}{suffix}.png"
-            try:
-                with open(name, "rb") as file:
-                    data = file.read()
-            except FileNotFoundError:
+            if not os.path.exists(name):
                 continue  # a class that this face does not show
-            except OSError as error:
-                raise ImageError(name, error.strerror or str(error)) from None
-            inside = decode_mask(data, key=name) > 0
+            inside = read_mask(name) > 0
             if merged is None:
                 merged = np.zeros(inside.shape, np.uint8)
             elif merged.shape != inside.shape:
@@ -155,14 +139,3 @@ def _mapping(file: Path) -> list[tuple[int, int, str]]:
     if len({row[0] for row in rows}) != len(rows):
         raise DataError(f"{file} lists an index twice")
     return rows
-
-
-def _celeba_parts(file: Path) -> dict[str, int]:
-    """Part (0 train, 1 val, 2 test) of CelebA's images."""
-    return {name: whole(part, where, "part", 0, 2) for where, (name, part) in text_rows(file, 2, LAYOUT)}
-
-
-def _part_of(name: str, parts: dict[str, int], file: Path) -> int:
-    if name not in parts:
-        raise DataError(f"{file} names {name}, which list_eval_partition.txt does not have: take CelebA's own file")
-    return parts[name]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.core.types import Sample
 from facessl.data.decode import ImageError
-from facessl.data.sources._class_folders import ClassFolders
-from facessl.data.sources._lists import check_width, choice, counted, expected, find, find_any, whole
+from facessl.data.source import TRAIN_VAL_TEST, Source
+from facessl.data.sources._lists import check_width, choice, class_folders, counted, expected, find, find_any, whole
+from facessl.data.splits import part_folders
 
 LAYOUT = expected("fer2013", "fer2013.csv (emotion,pixels,Usage)", "or class folders train/angry, test/angry, ...")
 
 #: In the order of the labels 0..6.
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 USAGES = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}
-FOLDERS = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
 #: Kaggle's copy in folders has both test parts in one.
 SIZES = {"train": (28709,), "val": (3589,), "test": (3589, 7178)}
 SIDE = 48
@@ -26,7 +24,7 @@ _COLUMNS = ("emotion", "pixels", "Usage")
 _ALIASES = {"anger": 0, "happiness": 3, "sadness": 4}
 
 
-class FER2013:
+class FER2013(Source):
     """FER2013 (Goodfellow et al., 2013); for FERPlus' votes on the same images see `ferplus`.
 
     Licence: for research; see the data set's own terms (Kaggle's competition). Photographs of real people.
@@ -39,61 +37,60 @@ class FER2013:
         splits: those that are there.
     """
 
-    provides = frozenset({"label"})
-    label_names: tuple[str, ...] = CLASSES
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
+    label_names = CLASSES
 
     def __init__(self, path: str | Path, *, split: str = "train", strict: bool = True) -> None:
         """
         Args:
             path: the CSV file, or a folder of the layout above.
-            split: train, val or test.
-            strict: refuse a part of the images.
-
-        Raises:
-            ConfigError: no such split.
-            DataError: a file that is missing or not as expected, or another count.
         """
         choice("fer2013", "split", split, USAGES)
         root = Path(path).expanduser()
         if not str(path) or not root.exists():
             raise DataError(f"no such file or folder: {str(path) or '(empty path)'} ({LAYOUT})")
         file = root if root.is_file() else find_any(root, ["fer2013.csv", "fer2013/fer2013.csv", "icml_face_data.csv"])
-        self.splits = {role: role for role in USAGES if file or find_any(root, FOLDERS[role])}
-        self._items: _Rows | ClassFolders
+        self._file, self._rows = file, np.zeros((0, 2), np.int64)  # of a CSV file: offset and size of each row
         if file is not None:
-            self._items = _Rows(file, USAGES[split])
+            self.splits = TRAIN_VAL_TEST
+            lines, self._rows, labels = self._scan(file, USAGES[split])
+            counted(file, f"{split} images", len(lines), SIZES[split], strict)
+            super().__init__(map(str, lines), {"label": labels})
         else:
-            folder = find(root, FOLDERS[split], LAYOUT)
-            classes = {name: label for label, name in enumerate(CLASSES)} | _ALIASES
-            numbers = {str(label): label for label in range(len(CLASSES))}
-            self._items = ClassFolders(folder, classes | numbers, LAYOUT)
-        counted(file or root, f"{split} images", len(self._items), SIZES[split], strict)
+            folders = part_folders(root)
+            self.splits = {role: role for role in folders}
+            known = {name: label for label, name in enumerate(CLASSES)} | _ALIASES
+            known |= {str(label): label for label in range(len(CLASSES))}
+            folder = folders.get(split) or find(root, [split], LAYOUT)
+            names, labels = class_folders(folder, known, LAYOUT)
+            counted(root, f"{split} images", len(names), SIZES[split], strict)
+            super().__init__(names, {"label": labels}, folder=folder)
 
-    def __len__(self) -> int:
-        return len(self._items)
+    def name(self, index: int) -> str:
+        """Path of image `index`, or the CSV file and its line there."""
+        return super().name(index) if self._file is None else f"{self._file}/{super().name(index)}"
 
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index`: (48, 48, 3) uint8 of a CSV file, else encoded bytes. Raises ImageError where it is damaged."""
-        return self._items[index]
+    def image(self, index: int) -> bytes | np.ndarray:
+        """(48, 48, 3) uint8 of a CSV file, else encoded bytes. Raises ImageError where the pixels are damaged."""
+        if self._file is None:
+            return super().image(index)
+        key = self.key(index)
+        offset, size = self._rows[index].tolist()
+        try:
+            with open(self._file, "rb", buffering=0) as file:
+                file.seek(offset)
+                cells = file.read(size).split(b",")
+            grey = np.array(cells[self._pixels].strip(b' "').split(), np.int64)
+        except OSError as error:
+            raise ImageError(key, error.strerror or str(error)) from None
+        except (ValueError, IndexError):
+            raise ImageError(key, "a pixel is not a number") from None
+        if len(grey) != SIDE * SIDE or grey.min() < 0 or grey.max() > 255:
+            raise ImageError(key, f"it has not {SIDE * SIDE} pixels from 0 to 255")
+        return np.repeat(grey.astype(np.uint8).reshape(SIDE, SIDE, 1), 3, axis=2)
 
-    def key(self, index: int) -> str:
-        """Path of image `index`, or the CSV file and its line there, without reading it."""
-        return self._items.key(index)
-
-    def column(self, field: str) -> np.ndarray:
-        """The values of a provided field, in the order of the images; none is read."""
-        return self._items.column(field)
-
-
-class _Rows:
-    """Images of one use in the CSV file, by their places in it."""
-
-    def __init__(self, file: Path, usage: str) -> None:
-        """DataError: another header, a row with other values, or no room for 2304 pixels in it."""
-        self._file = file
-        found: list[tuple[int, int, int, int]] = []  # line, offset and size of the row, label
+    def _scan(self, file: Path, usage: str) -> tuple[list[int], np.ndarray, list[int]]:
+        """Of each row with this use: its line, offset and size (n, 2), and label. DataError where a row is odd."""
+        lines, rows, labels = [], [], []
         try:
             with open(file, "rb") as text:
                 header = [name.strip() for name in text.readline().decode("utf-8-sig", "replace").split(",")]
@@ -105,42 +102,13 @@ class _Rows:
                     if row.strip():
                         label, use = _checked(f"{file}, line {line}", row, at)
                         if use == usage:
-                            found.append((line, offset, len(row), label))
+                            lines.append(line)
+                            rows.append((offset, len(row)))
+                            labels.append(label)
                     offset += len(row)
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror} ({LAYOUT})") from None
-        self._table = np.array(found, np.int64).reshape(-1, 4)
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, index: int) -> Sample:
-        key = self.key(index)
-        _, offset, size, label = self._table[index].tolist()
-        try:
-            descriptor = os.open(self._file, os.O_RDONLY)
-            try:
-                cells = os.pread(descriptor, size, offset).split(b",")
-            finally:
-                os.close(descriptor)
-            grey = np.array(cells[self._pixels].strip(b' "').split(), np.int64)
-        except OSError as error:
-            raise ImageError(key, error.strerror or str(error)) from None
-        except (ValueError, IndexError):
-            raise ImageError(key, "a pixel is not a number") from None
-        if len(grey) != SIDE * SIDE or grey.min() < 0 or grey.max() > 255:
-            raise ImageError(key, f"it has not {SIDE * SIDE} pixels from 0 to 255")
-        image = np.repeat(grey.astype(np.uint8).reshape(SIDE, SIDE, 1), 3, axis=2)
-        return Sample(image, key=key, label=label)
-
-    def key(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        return f"{self._file}/{self._table[index, 0]}"
-
-    def column(self, field: str) -> np.ndarray:
-        """(N,) labels; there is no other field."""
-        return self._table[:, 3]
+        return lines, np.array(rows, np.int64).reshape(-1, 2), labels
 
 
 def _checked(where: str, row: bytes, at: list[int]) -> tuple[int, str]:

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
+from facessl.data.source import TRAIN_VAL_TEST, Source
+from facessl.data.sources import _lists as lists
 
-from facessl.core.types import Sample
-from facessl.data.sources._lists import (
-    Items,
-    check_width,
-    choice,
-    counted,
-    csv_rows,
-    expected,
-    find,
-    root_folder,
-    whole,
-)
-
-LAYOUT = expected(
+LAYOUT = lists.expected(
     "ferplus",
     "FER2013{Train,Valid,Test}/ with label.csv and fer0000000.png ... (also in data/)",
     "or Images/FER2013Train/*.png and Labels/FER2013Train/label.csv",
@@ -33,7 +20,7 @@ KEPT = {"train": 25045, "val": 3191, "test": 3137}
 _VOTES = len(CLASSES) + 2  # then "unknown" and "not a face"
 
 
-class FERPlus:
+class FERPlus(Source):
     """FERPlus (Barsoum et al., ICMI 2016), read from `label.csv` as FRA does.
 
     Licence: the votes are MIT; the images are FER2013's, for research, see that data set's own terms.
@@ -43,60 +30,33 @@ class FERPlus:
     The majority rule: single votes are dropped, then a class needs more than half of what is left; images without a
     majority, or with one for unknown or no face, are left out. With 7 classes those of contempt are left out too.
     Asserted: 25045 / 3191 / 3137 images with a majority among the 8 classes (train, val, test).
-
-    Attributes:
-        label_names: `CLASSES`, without contempt for 7.
     """
 
-    provides = frozenset({"label"})
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
+    splits = TRAIN_VAL_TEST
 
     def __init__(self, path: str | Path, *, split: str = "train", classes: int = 8, strict: bool = True) -> None:
         """
         Args:
             path: folder of the layout above.
-            split: train, val or test.
             classes: 8, or 7 without contempt.
-            strict: refuse a part of the images.
-
-        Raises:
-            ConfigError: no such split or number of classes.
-            DataError: a file that is missing or not as expected, or another count.
         """
-        choice("ferplus", "split", split, FOLDERS)
-        choice("ferplus", "classes", classes, (8, 7))
-        root, name = root_folder(path, LAYOUT), FOLDERS[split]
-        file = find(root, [f"{place}{name}/label.csv" for place in ("", "data/", "Labels/")], LAYOUT)
-        images = find(root, [f"Images/{name}"], LAYOUT) if file.parent.parent.name == "Labels" else file.parent
+        lists.choice("ferplus", "split", split, FOLDERS)
+        lists.choice("ferplus", "classes", classes, (8, 7))
+        root, name = lists.root_folder(path, LAYOUT), FOLDERS[split]
+        file = lists.find(root, [f"{place}{name}/label.csv" for place in ("", "data/", "Labels/")], LAYOUT)
+        images = lists.find(root, [f"Images/{name}"], LAYOUT) if file.parent.parent.name == "Labels" else file.parent
         names, labels = [], []
-        for where, cells in csv_rows(file, LAYOUT):
-            check_width(where, len(cells), 2 + _VOTES)
-            label = majority([whole(cell, where, "number of votes", 0, 100) for cell in cells[2:]])
+        for where, cells in lists.csv_rows(file, LAYOUT):
+            lists.check_width(where, len(cells), 2 + _VOTES)
+            label = majority([lists.whole(cell, where, "number of votes", 0, 100) for cell in cells[2:]])
             if label is not None:
                 names.append(cells[0])
                 labels.append(label)
-        counted(file, f"{split} images with a majority", len(names), KEPT[split], strict)
+        lists.counted(file, f"{split} images with a majority", len(names), KEPT[split], strict)
         self.label_names = CLASSES[:classes]
         kept = [at for at, label in enumerate(labels) if label < classes]
         columns = {"label": [labels[at] for at in kept]}
-        self._items = Items(images, [names[at] for at in kept], columns, file=file, hint=LAYOUT)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
-
-    def column(self, field: str) -> np.ndarray:
-        """The values of a provided field, in the order of the images; none is read."""
-        return self._items.column(field)
+        super().__init__([names[at] for at in kept], columns, folder=images, file=file, hint=LAYOUT)
 
 
 def majority(votes: list[int]) -> int | None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
 from facessl.data.decode import read_file
-from facessl.data.sources._annotations import check_classes, fitted, numbers, read_mask, square_around, swapped
-from facessl.data.sources._lists import Items, choice, counted, expected, find, root_folder
+from facessl.data.source import TRAIN_VAL_TEST, Source
+from facessl.data.sources._annotations import give_mask, numbers, square_around, swapped
+from facessl.data.sources._lists import choice, counted, expected, find, names_by_stem, part_folder, root_folder
 
 POINTS = 106
 LAYOUT = expected("lapa", "train, val, test, each with images/NAME.jpg, labels/NAME.png and landmarks/NAME.txt")
@@ -28,7 +27,7 @@ SIZES = {"train": (18176, 18186), "val": (2000,), "test": (2000,)}
 FIVE = (104, 105, 54, 84, 90)
 
 
-class LaPa:
+class LaPa(Source):
     """Landmark guided face Parsing (Liu et al., AAAI 2020).
 
     Licence: non-commercial research; see the data set's own terms. Photographs of real people.
@@ -41,72 +40,39 @@ class LaPa:
 
     Masks and landmarks are read with their image. `five_points` are landmarks 104, 105, 54, 84, 90 (FaRL's crops);
     `box` is the square around the landmarks' bounding box, since the set has no boxes.
-
-    Attributes:
-        layout: "lapa106".
-        mask_names, mask_flip: the 11 classes; sides change places in a mirrored image.
     """
 
     provides = frozenset({"mask", "landmarks", "five_points", "box"})
-    label_names: tuple[str, ...] = ()
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "val": "val", "test": "test"}
+    splits = TRAIN_VAL_TEST
     layout = "lapa106"
     mask_names = CLASSES
     mask_flip = swapped(len(CLASSES), [(2, 3), (4, 5)])
 
     def __init__(self, path: str | Path, *, split: str = "train", strict: bool = True) -> None:
-        """
-        Args:
-            path: folder of the layout above.
-            split: train, val or test.
-            strict: refuse a part of the images.
-
-        Raises:
-            ConfigError: no such split.
-            DataError: a file that is missing or not as expected, or another count.
-        """
         choice("lapa", "split", split, SIZES)
-        folder = find(root_folder(path, LAYOUT), [split], LAYOUT)
+        folder = part_folder(root_folder(path, LAYOUT), split, LAYOUT)
         images = find(folder, ["images"], LAYOUT)
-        stems = sorted(name.removesuffix(".jpg") for name in os.listdir(images) if name.endswith(".jpg"))
-        counted(images, f"{split} images", len(stems), SIZES[split], strict)
+        found = names_by_stem(images, (".jpg",))
+        counted(images, f"{split} images", len(found), SIZES[split], strict)
         for kind, ending in (("labels", ".png"), ("landmarks", ".txt")):
-            present = set(os.listdir(find(folder, [kind], LAYOUT)))
-            lacking = next((stem for stem in stems if stem + ending not in present), None)
+            present = names_by_stem(find(folder, [kind], LAYOUT), (ending,))
+            lacking = next((stem for stem in found if stem not in present), None)
             if lacking is not None:
                 raise DataError(f"{folder / kind / lacking}{ending} is missing ({LAYOUT})")
-        self._folder = folder
-        self._items = Items(images, [f"{stem}.jpg" for stem in stems], {}, file=images, hint=LAYOUT)
+        self._part = folder
+        super().__init__(found.values(), folder=images, file=images, hint=LAYOUT)
         if split == "train":
             _warn_of_overlap()
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def __getitem__(self, index: int) -> Sample:
-        """Face `index` with its mask and landmarks.
-
-        Raises:
-            ImageError: the image or mask cannot be read, or they differ in size.
-            DataError: a class that the set does not have, or a file that is not one of 106 landmarks.
-        """
-        sample = self._items[index]
-        assert isinstance(sample.image, bytes)
+        """Face `index` with its mask and landmarks; DataError where a file holds another class or other landmarks."""
+        sample = super().__getitem__(index)
         stem = Path(sample.key).stem
-        label = f"{self._folder}/labels/{stem}.png"
-        mask = read_mask(label)
-        check_classes(mask, len(CLASSES), label, "lapa")
-        sample.mask = fitted(mask, sample.image, sample.key, label)
-        sample.landmarks = _landmarks(f"{self._folder}/landmarks/{stem}.txt")
+        give_mask(sample, f"{self._part}/labels/{stem}.png", len(CLASSES), "lapa")
+        sample.landmarks = _landmarks(f"{self._part}/landmarks/{stem}.txt")
         sample.five_points = sample.landmarks[list(FIVE)]
         sample.box = square_around(sample.landmarks)
         return sample
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
 
 
 def _landmarks(file: str) -> np.ndarray:

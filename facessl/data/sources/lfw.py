@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.core.types import Sample
-from facessl.data.sources._lists import Items, check_width, counted, expected, find, lines, root_folder, whole
+from facessl.data.source import Source
+from facessl.data.sources._lists import check_width, counted, expected, find, lines, root_folder, whole
 
 FOLDERS = ("lfw", "lfw_funneled", "lfw-funneled", "lfw-deepfunneled", "lfw_deepfunneled", "lfwa")
 LAYOUT = expected(
@@ -19,32 +19,16 @@ LAYOUT = expected(
 FOLDS, PAIRS = 10, 300
 
 
-class LFW:
+class LFW(Source):
     """Labeled Faces in the Wild (Huang et al., 2007), view 2: the images that occur in `pairs.txt`, once each.
 
     Licence: for research; see the data set's own terms. Photographs of real people.
     Expected: `pairs.txt` (also beside the folder of images) and `lfw/Name/Name_0001.jpg`, original or (deep-)funneled.
     The first line has the number of folds and of pairs; then each fold has that many pairs of one person
     (`Name 1 4`) and as many of two (`Name 1 Other 2`). Asserted: this form, and 10 folds of 300 + 300 pairs.
-
-    Attributes:
-        pairs: (P, 2) int64 positions; same: (P,) bool; folds: (P,) int64, 0..9.
     """
 
-    provides = frozenset({"identity"})
-    label_names: tuple[str, ...] = ()
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-
     def __init__(self, path: str | Path, *, strict: bool = True) -> None:
-        """
-        Args:
-            path: folder of the layout above.
-            strict: refuse other numbers of folds and pairs.
-
-        Raises:
-            DataError: a file that is missing or not as expected, or another count.
-        """
         root = root_folder(path, LAYOUT)
         file = find(root, ["pairs.txt", "../pairs.txt"], LAYOUT)
         images = find(root, [*(f"{name}/{name}" for name in FOLDERS), *FOLDERS, "."], LAYOUT)
@@ -56,22 +40,7 @@ class LFW:
         self.pairs = np.array([[place[face] for face in row] for row in rows], np.int64)
         names = [f"{name}/{name}_{number:04d}.jpg" for name, number in faces]
         columns = {"identity": [person[name] for name, _ in faces]}
-        self._items = Items(images, names, columns, file=file, hint=LAYOUT)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
-
-    def column(self, field: str) -> np.ndarray:
-        """The values of a provided field, in the order of the images; none is read."""
-        return self._items.column(field)
+        super().__init__(names, columns, folder=images, file=file, hint=LAYOUT)
 
 
 _Face = tuple[str, int]

@@ -10,8 +10,11 @@ from typing import NamedTuple
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
 from facessl.data.decode import EXTENSIONS
-from facessl.data.sources._annotations import check_classes, fitted, read_mask, side_pairs, swapped
-from facessl.data.sources._lists import Items, csv_header, csv_table, expected, find, find_any, lines, root_folder
+from facessl.data.source import Source
+from facessl.data.sources._annotations import give_mask, side_pairs, swapped
+from facessl.data.sources._lists import expected, find, find_any, lines, names_by_stem, root_folder
+from facessl.data.sources._tables import ImageTable
+from facessl.data.splits import part_folders, role, roles
 
 LAYOUT = expected(
     "masks_folder",
@@ -19,7 +22,6 @@ LAYOUT = expected(
     "images/NAME.jpg with masks/NAME.png (also below train, val, test)"
     " or index.csv with columns image, mask and, if wanted, split",
 )
-_PARTS = ("train", "val", "test")
 _PAIR = re.compile(r"(\d+):(\d+)")
 
 
@@ -31,7 +33,7 @@ class _Row(NamedTuple):
     part: str
 
 
-class MasksFolder:
+class MasksFolder(Source):
     """Images with class maps.
 
     Expected: `classes.txt`, one name a line from class 0, and either `index.csv` (columns image, mask, if wanted split)
@@ -42,13 +44,9 @@ class MasksFolder:
     Attributes:
         mask_names: of `classes.txt`; numbers in front ("4 left_eye") are checked and dropped.
         mask_flip: which classes change places in a mirrored image, by the option `flip`.
-        splits: the parts that there are.
     """
 
     provides = frozenset({"mask"})
-    label_names: tuple[str, ...] = ()
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
 
     def __init__(self, path: str | Path, *, split: str | None = None, flip: str = "auto") -> None:
         """
@@ -57,10 +55,6 @@ class MasksFolder:
             split: train, val or test (of `index.csv`: any value of its column); None: all images.
             flip: classes that change places in a mirrored image, as `4:5,6:7`; none; or auto: pairs of names that
                 differ in left/right, in l_/r_ in front, or in their own number behind (`eye_4`, `eye_5`).
-
-        Raises:
-            ConfigError: no such split, or a pair of classes that there is not.
-            DataError: a file that is missing or not as expected.
         """
         root = root_folder(path, LAYOUT)
         self._names_file = find(root, ["classes.txt"], LAYOUT)
@@ -68,37 +62,22 @@ class MasksFolder:
         self.mask_flip = _flip(flip, self.mask_names)
         index = find_any(root, ["index.csv"])
         rows = _table(index) if index else _files(root)
-        parts = list(dict.fromkeys(row.part for row in rows if row.part))
-        self.splits = {part: part for part in _PARTS if part in parts}
+        parts = {row.part for row in rows if row.part}
+        self.splits = roles(parts)
         if split is not None:
-            if split not in parts:
+            rows = [row for row in rows if row.part and split in (row.part, role(row.part))]
+            if not rows:
                 known = f"it has {', '.join(sorted(parts))}" if parts else "it is not divided"
                 raise ConfigError(f"masks_folder?split={split} cannot be used with {root}: {known}")
-            rows = [row for row in rows if row.part == split]
         self._root, self._masks = root, [row.mask for row in rows]
-        self._items = Items(root, [row.image for row in rows], {}, file=index or root, hint=LAYOUT)
-
-    def __len__(self) -> int:
-        return len(self._items)
+        super().__init__([row.image for row in rows], folder=root, file=index or root, hint=LAYOUT)
 
     def __getitem__(self, index: int) -> Sample:
-        """Image `index` with its mask.
-
-        Raises:
-            ImageError: the image or the mask cannot be read, or their sizes do not fit.
-            DataError: the mask has a class that `classes.txt` does not name.
-        """
-        sample = self._items[index]
-        assert isinstance(sample.image, bytes)
+        """Image `index` with its mask; DataError where the mask has a class that `classes.txt` does not name."""
+        sample = super().__getitem__(index)
         file = os.path.join(self._root, self._masks[index])
-        mask = read_mask(file)
-        check_classes(mask, len(self.mask_names), file, str(self._names_file))
-        sample.mask = fitted(mask, sample.image, sample.key, file)
+        give_mask(sample, file, len(self.mask_names), str(self._names_file))
         return sample
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
 
 
 def _names(file: Path) -> tuple[str, ...]:
@@ -134,30 +113,29 @@ def _flip(flip: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
 
 def _table(file: Path) -> list[_Row]:
     """Rows of `index.csv`."""
-    columns = ["image", "mask", *(["split"] if "split" in csv_header(file, LAYOUT) else [])]
-    return [_Row(*cells, *([""] if len(cells) == 2 else [])) for _, cells in csv_table(file, columns, LAYOUT)]
+    table = ImageTable(file, LAYOUT)
+    split = table.find(["split"])
+    parts = table.column(split) if split else [""] * len(table.where)
+    return [_Row(*row) for row in zip(table.column("image"), table.column("mask"), parts, strict=True)]
 
 
 def _files(root: Path) -> list[_Row]:
     """Images and masks of equal name, by part and name."""
+    places = [("", root / "images", root / "masks")]
+    places += [(folder.name, folder / "images", folder / "masks") for folder in part_folders(root).values()]
+    if (root / "images").is_dir():
+        inside = part_folders(root / "images").values()
+        places += [(folder.name, folder, root / "masks" / folder.name) for folder in inside]
     rows = []
-    places = [("", "images", "masks")]
-    places += [(part, f"{part}/images", f"{part}/masks") for part in _PARTS]
-    places += [(part, f"images/{part}", f"masks/{part}") for part in _PARTS]
     for part, images, masks in places:
-        if not (root / images).is_dir():
+        if not images.is_dir():
             continue
-        present = _stems(find(root, [masks], LAYOUT), (".png", ".bmp", ".gif"))
-        for stem, name in _stems(root / images, EXTENSIONS).items():
+        present = names_by_stem(find(masks, ["."], LAYOUT), (".png", ".bmp", ".gif"))
+        for stem, name in names_by_stem(images, EXTENSIONS).items():
             if stem not in present:
-                raise DataError(f"{root / images / name} has no mask {root / masks / stem}.png ({LAYOUT})")
-            rows.append(_Row(f"{images}/{name}", f"{masks}/{present[stem]}", part))
+                raise DataError(f"{images / name} has no mask {masks / stem}.png ({LAYOUT})")
+            image, mask = (str(file.relative_to(root)) for file in (images / name, masks / present[stem]))
+            rows.append(_Row(image, mask, part))
     if not rows:
         raise DataError(f"{root} has neither index.csv nor images in images/ ({LAYOUT})")
     return rows
-
-
-def _stems(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
-    """File name by stem of the files with these endings."""
-    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(endings))
-    return {os.path.splitext(name)[0]: name for name in names}

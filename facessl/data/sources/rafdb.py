@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
-
-import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.core.types import Sample
-from facessl.data.sources._lists import Items, choice, counted, expected, find, root_folder, text_rows, whole
+from facessl.data.source import TRAIN_TEST, Source
+from facessl.data.sources._lists import choice, counted, expected, find, root_folder, text_rows, whole
 
 # "patition" is the official spelling.
 LIST = "EmoLabel/list_patition_label.txt"
@@ -22,7 +19,7 @@ CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neut
 SIZES = {"train": 12271, "test": 3068}
 
 
-class RAFDB:
+class RAFDB(Source):
     """Real-world Affective Faces, the basic set (Li et al., CVPR 2017).
 
     Licence: non-commercial research, on request; see the data set's own terms. Photographs of real people.
@@ -32,23 +29,14 @@ class RAFDB:
     Asserted: labels, names, and 12271 / 3068 images. The published split has no validation part.
     """
 
-    provides = frozenset({"label"})
-    label_names: tuple[str, ...] = CLASSES
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "test": "test"}
+    label_names = CLASSES
+    splits = TRAIN_TEST
 
     def __init__(self, path: str | Path, *, split: str = "train", images: str = "aligned", strict: bool = True) -> None:
         """
         Args:
             path: folder of the layout above.
-            split: train or test.
             images: aligned or original.
-            strict: refuse a part of the images.
-
-        Raises:
-            ConfigError: no such split or kind of images.
-            DataError: a file that is missing or not as expected, or another count.
         """
         choice("rafdb", "split", split, SIZES)
         choice("rafdb", "images", images, ("aligned", "original"))
@@ -65,19 +53,4 @@ class RAFDB:
                 names.append(name if images == "original" else name.removesuffix(".jpg") + "_aligned.jpg")
                 labels.append(value - 1)
         counted(file, f"{split} images", len(names), SIZES[split], strict)
-        self._items = Items(folder, names, {"label": labels}, file=file, hint=LAYOUT)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
-
-    def column(self, field: str) -> np.ndarray:
-        """The values of a provided field, in the order of the images; none is read."""
-        return self._items.column(field)
+        super().__init__(names, {"label": labels}, folder=folder, file=file, hint=LAYOUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.core.types import Sample
+from facessl.data.source import Source
 from facessl.data.sources._annotations import swapped
+from facessl.data.sources._lists import choice
 from facessl.data.sources.lapa import CLASSES
 from facessl.synthetic.expression import EXPRESSIONS
 from facessl.synthetic.identity import Identity, sample_identity
@@ -35,7 +38,7 @@ _WITH = {
 _BEHIND = {"turned": "seen from the side", "occluded": "partly covered", "blurred": "out of focus"}
 
 
-class Synthetic:
+class Synthetic(Source):
     """Procedural faces: image `i` depends on `seed`, `i` and the options below only, on every machine and process.
 
     Args:
@@ -66,15 +69,12 @@ class Synthetic:
         for an upright face, as in LaPa's files: class 2 lies on landmarks 17..21, class 4 on 36..41. Only what is
         visible is labelled: hats, dark lenses and occluders are background, as are ears, neck and clothes; clear
         glasses and beards keep the class of what lies under them.
-
-    Raises:
-        ConfigError: an option that cannot work, or a path.
     """
 
     provides = frozenset({"label", "landmarks", "mask", "identity", "attributes", "pose", "box"})
+    columns = frozenset({"label", "identity"})
     label_names: tuple[str, ...] = EXPRESSIONS
-    attribute_names: tuple[str, ...] = ATTRIBUTES
-    streaming = False
+    attribute_names = ATTRIBUTES
     layout = "ibug68"
     mask_names = CLASSES
     mask_flip = swapped(len(CLASSES), [(2, 3), (4, 5)])
@@ -103,26 +103,24 @@ class Synthetic:
             raise ConfigError(
                 f"the source 'synthetic' draws its images and takes no path, but got {path!r}; leave it out"
             )
-        _check_numbers(n=n, seed=seed, size=size, identities=identities, keep=keep)
-        _check_shares(yaw=yaw, pitch=pitch, roll=roll, occlusion=occlusion, degrade=degrade, zoom=zoom)
-        if label not in ("expression", "identity"):
-            raise ConfigError(f"synthetic: label must be expression or identity, not {label!r}")
-        if label == "identity":
+        given = {name: value for name, value in locals().items() if name not in ("self", "path", "__class__")}
+        self._options = given | {"keep": None}  # how many are kept changes no image
+        for name, (low, high) in _RANGES.items():
+            if not low <= given[name] <= high:
+                kind = "whole number" if isinstance(high, int) else "number"
+                raise ConfigError(f"synthetic: {name} must be a {kind} from {low} to {high:g}, not {given[name]!r}")
+        choice("synthetic", "label", label, ("expression", "identity"))
+        self._by_identity, self._captions, self._group = label == "identity", captions, None
+        if self._by_identity:
             self.label_names = tuple(f"person {i}" for i in range(identities))
-        for name, switch in (("captions", captions), ("studio", studio)):
-            if not isinstance(switch, bool):
-                raise ConfigError(f"synthetic: {name} must be true or false, not {switch!r}")
-        self._captions = captions
         if captions:
             self.provides = self.provides | {"text"}
-        self._group = None
         if group is not None:
             if group not in ATTRIBUTES:
                 raise UnknownName("attribute of synthetic", group, ATTRIBUTES)
             self._group, self.group_names = ATTRIBUTES.index(group), (f"not {group}", group)
             self.provides = self.provides | {"group"}
-        self._by_identity = label == "identity"
-        self.n, self.seed, self.size, self.identities = n, seed, size, identities
+        self.n, self.seed, self.side, self.identities = n, seed, size, identities
         self._limits = Limits(yaw, pitch, roll, occlusion, degrade, zoom, studio)
         self._room = keep * 2**20 // (4 * size * size)  # samples: an image has three bytes a pixel, a mask one
         self._kept: dict[int, Sample] = {}
@@ -130,14 +128,13 @@ class Synthetic:
     def __len__(self) -> int:
         return self.n
 
-    def key(self, index: int) -> str:
-        """Name of image `index`, without drawing it."""
-        if not 0 <= index < self.n:
-            raise IndexError(f"synthetic: image {index} of {self.n}")
+    def name(self, index: int) -> str:
         return f"synthetic/{self.seed}/{index:07d}"
 
+    inner_name = name
+
     def __getitem__(self, index: int) -> Sample:
-        """Image `index`; negative or too large ones raise IndexError. Its arrays are shared: do not write to them."""
+        """Image `index`. Its arrays are shared: do not write to them."""
         key = self.key(index)
         if index in self._kept:
             return replace(self._kept[index])
@@ -149,23 +146,29 @@ class Synthetic:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
 
-    def column(self, field: str) -> np.ndarray:
-        """(n,) int64 values of label or identity, without drawing the images."""
+    def values(self, field: str) -> np.ndarray:
         by_identity = field == "identity" or self._by_identity
         plans = (self._plan(i) for i in range(self.n))
         return np.array([person if by_identity else scene.label for person, _, scene in plans], np.int64)
+
+    def fingerprint(self) -> str:
+        """Of the options, which all images follow from, and of two images."""
+        digest = hashlib.blake2b(repr(self._options).encode(), digest_size=16)
+        for index in (0, self.n - 1):
+            digest.update(np.ascontiguousarray(self[index].image).tobytes())
+        return digest.hexdigest()
 
     def _plan(self, index: int) -> tuple[int, Identity, Scene]:
         """Person, face and scene of image `index`."""
         rng = np.random.default_rng((self.seed, 2, int(index)))
         person = int(rng.integers(self.identities))
         who = sample_identity(self.seed, person)
-        scene = sample_scene(rng, who, self.size, self._limits)
+        scene = sample_scene(rng, who, self.side, self._limits)
         return person, who, scene
 
     def _draw(self, index: int, key: str) -> Sample:
         person, who, scene = self._plan(index)
-        picture = render(who, scene, self.size)
+        picture = render(who, scene, self.side)
         camera = scene.camera
         attributes = _attributes(who, scene, picture.landmarks)
         return Sample(
@@ -183,15 +186,13 @@ class Synthetic:
         )
 
 
-#: Option -> least and largest value.
-_NUMBERS = {
+#: Option -> least and largest value; whole numbers where these are.
+_RANGES = {
     "n": (1, 10_000_000),
     "seed": (0, 2**32 - 1),
     "size": (32, 1024),
     "identities": (1, 10_000_000),
     "keep": (0, 2**20),
-}
-_SHARES = {
     "yaw": (0, 45.0),
     "pitch": (0, 25.0),
     "roll": (0, 180.0),
@@ -199,20 +200,6 @@ _SHARES = {
     "degrade": (0, 1.0),
     "zoom": (1, 1.6),
 }
-
-
-def _check_numbers(**options: Any) -> None:
-    for name, value in options.items():
-        low, high = _NUMBERS[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ConfigError(f"synthetic: {name} must be a whole number from {low} to {high}, not {value!r}")
-
-
-def _check_shares(**options: Any) -> None:
-    for name, value in options.items():
-        low, high = _SHARES[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise ConfigError(f"synthetic: {name} must be a number from {low} to {high:g}, not {value!r}")
 
 
 def _caption(expression: int, attributes: np.ndarray) -> str:

@@ -6,13 +6,12 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.core.types import Sample
-from facessl.data.sources._lists import Items, choice, expected, root_folder
+from facessl.data.source import TRAIN_TEST, Source
+from facessl.data.sources._lists import choice, expected, root_folder
 from facessl.data.sources.folder import Folder
 
 LAYOUT = expected("utkface", "25_0_2_20170116174525125.jpg.chip.jpg (age, gender, race, date; at any depth)")
@@ -28,7 +27,7 @@ _GROUPS = {"race": RACES, "gender": GENDERS, "age": AGES}
 _SHOWN = 5
 
 
-class UTKFace:
+class UTKFace(Source):
     """UTKFace (Zhang, Song and Qi, CVPR 2017); ages, genders and races are estimates, some are wrong.
 
     Licence: non-commercial research only; see the data set's own terms. Photographs of real people, many of
@@ -37,15 +36,10 @@ class UTKFace:
     several folders is taken once. Gender is 0 male, 1 female; race is 0 white, 1 black, 2 asian, 3 indian, 4 other.
     Asserted: all names, except for the three of the published set that lack the race, which are left out.
     There is no published split: a fifth of the images, chosen by a hash of the name, is the test part.
-
-    Attributes:
-        attribute_names: `ATTRIBUTES`; group_names: names of the option's groups.
     """
 
-    provides = frozenset({"label", "attributes", "group"})
-    attribute_names: tuple[str, ...] = ATTRIBUTES
-    streaming = False
-    splits: ClassVar = {"train": "train", "test": "test"}
+    attribute_names = ATTRIBUTES
+    splits = TRAIN_TEST
 
     def __init__(
         self,
@@ -59,13 +53,8 @@ class UTKFace:
         """
         Args:
             path: folder with the images.
-            split: train or test.
             label, group: race, gender or age (three bands: below 18, to 59, from 60).
             strict: refuse other names; False leaves such images out.
-
-        Raises:
-            ConfigError: no such split, label or group.
-            DataError: no image, or names that do not say age, gender and race.
         """
         choice("utkface", "split", split, ("train", "test"))
         choice("utkface", "label", label, _GROUPS)
@@ -75,26 +64,10 @@ class UTKFace:
         kept = [row for stem, row in rows.items() if is_test(stem) == (split == "test")]
         age, gender, race = np.array([row[1:] for row in kept], np.int64).reshape(-1, 3).T
         values = {"race": race, "gender": gender, "age": (age >= 18).astype(np.int64) + (age >= 60)}
-        self.label_names: tuple[str, ...] = _GROUPS[label]
-        self.group_names = _GROUPS[group]
+        self.label_names, self.group_names = _GROUPS[label], _GROUPS[group]
         attributes = [gender == 0, age < 18, age >= 60, *(race == at for at in range(len(RACES)))]
         columns = {"label": values[label], "group": values[group], "attributes": np.stack(attributes, axis=1)}
-        self._items = Items(root, [row[0] for row in kept], columns, file=f"{root} ({split})", hint=LAYOUT)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
-
-    def column(self, field: str) -> np.ndarray:
-        """The values of a provided field, in the order of the images; none is read."""
-        return self._items.column(field)
+        super().__init__([row[0] for row in kept], columns, folder=root, file=f"{root} ({split})", hint=LAYOUT)
 
 
 def _rows(root: Path, strict: bool) -> dict[str, tuple[str, int, int, int]]:
@@ -103,7 +76,7 @@ def _rows(root: Path, strict: bool) -> dict[str, tuple[str, int, int, int]]:
     rows: dict[str, tuple[str, int, int, int]] = {}
     odd = []
     for at in range(len(folder)):
-        name = os.path.relpath(folder.key(at), root)
+        name = folder.inner_name(at)
         match = _NAME.fullmatch(os.path.basename(name))
         if match:
             rows.setdefault(match["stem"], (name, int(match[2]), int(match[3]), int(match[4])))

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.core.types import Sample
+from facessl.data.source import Source
+from facessl.data.sources import _lists as lists
 from facessl.data.sources._annotations import hrnet_table, numbers, square_around
-from facessl.data.sources._lists import (
-    Items,
-    check_width,
-    choice,
-    counted,
-    expected,
-    find,
-    find_any,
-    lines,
-    root_folder,
-)
 
 POINTS = 68
-LAYOUT = expected(
+LAYOUT = lists.expected(
     "w300",
     "face_landmarks_300w_{train,valid_common,valid_challenge}.csv (HRNet)"
     " or image.pts beside image.jpg or .png in afw, helen/trainset, helen/testset, lfpw/trainset, lfpw/testset, ibug",
@@ -44,15 +33,15 @@ TABLES = {
     "challenge": ("valid_challenge", "test_challenge"),
 }
 TOGETHER = ("valid", "test")
+SPLITS = {"train": "train", "test": "full"}
 SIZES = {"train": 3148, "full": 689, "common": 554, "challenge": 135}
-_ENDINGS = (".jpg", ".png", ".jpeg")
 # One file of the release has a blank in its name, which HRNet's tables leave out.
 _BLANK = ("ibug/image_092_01.jpg", "ibug/image_092 _01.jpg")
 
 _Part = tuple[list[str], np.ndarray, np.ndarray]
 
 
-class W300:
+class W300(Source):
     """300 Faces in-the-Wild (Sagonas et al., ICCV-W 2013), the usual split of its re-annotated sets.
 
     Licence: non-commercial research; the images belong to AFW, Helen, LFPW and iBUG, each with terms of its own.
@@ -69,15 +58,10 @@ class W300:
     that scale was made.
 
     Attributes:
-        layout: "ibug68".
-        subsets: of split full: positions of common and challenge.
+        subsets: of split full: common and challenge.
     """
 
-    provides = frozenset({"landmarks", "box"})
-    label_names: tuple[str, ...] = ()
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "test": "full"}
+    splits = SPLITS
     layout = "ibug68"
 
     def __init__(
@@ -95,43 +79,26 @@ class W300:
             split: train, full, common or challenge.
             format: pts, csv, or auto: the tables where they are there.
             csv_shift: pixels that are subtracted from the tables' coordinates; .pts files are not affected.
-            strict: refuse a part of the faces.
-
-        Raises:
-            ConfigError: no such split or format.
-            DataError: a file that is missing or not as expected, or another count.
         """
-        choice("w300", "split", split, SIZES)
-        choice("w300", "format", format, ("auto", "pts", "csv"))
-        root = root_folder(path, LAYOUT)
+        lists.choice("w300", "split", split, SIZES)
+        lists.choice("w300", "format", format, ("auto", "pts", "csv"))
+        root = lists.root_folder(path, LAYOUT)
         base = root / "images" if (root / "images").is_dir() else root
         if format == "auto":
             endings = [*TABLES["train"], *TABLES["common"], *TOGETHER]
-            format = "csv" if find_any(root, _tables(endings)) else "pts"
+            format = "csv" if lists.find_any(root, _tables(endings)) else "pts"
         parts = ("common", "challenge") if split == "full" else (split,)
         read = []
         for part in parts:
             file, faces = _csv(root, part, csv_shift, base) if format == "csv" else _pts(base, part)
-            counted(file, f"{part} faces", len(faces[0]), SIZES[part], strict)
+            lists.counted(file, f"{part} faces", len(faces[0]), SIZES[part], strict)
             read.append(faces)
         names = [name for faces in read for name in faces[0]]
         points, boxes = (np.concatenate([faces[i] for faces in read]) for i in (1, 2))
-        self.subsets: dict[str, np.ndarray] = {}
         if split == "full":
             common = len(read[0][0])
             self.subsets = {"common": np.arange(common), "challenge": np.arange(common, len(names))}
-        self._items = Items(base, names, {"landmarks": points, "box": boxes}, file=file, hint=LAYOUT)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Face `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of image `index`, without reading it."""
-        return self._items.key(index)
+        super().__init__(names, {"landmarks": points, "box": boxes}, folder=base, file=file, hint=LAYOUT)
 
 
 def _tables(endings: Sequence[str]) -> list[str]:
@@ -140,9 +107,9 @@ def _tables(endings: Sequence[str]) -> list[str]:
 
 def _csv(root: Path, part: str, shift: float, base: Path) -> tuple[Path, _Part]:
     """The table of one part, and its names, landmarks (N, 68, 2) and boxes (N, 4)."""
-    own = find_any(root, _tables(TABLES[part]))
-    together = None if part == "train" else find_any(root, _tables(TOGETHER))
-    file = own or together or find(root, _tables(TABLES[part]), LAYOUT)
+    own = lists.find_any(root, _tables(TABLES[part]))
+    together = None if part == "train" else lists.find_any(root, _tables(TOGETHER))
+    file = own or together or lists.find(root, _tables(TABLES[part]), LAYOUT)
     names, points, boxes = hrnet_table(file, POINTS, LAYOUT, shift)
     if own is None:
         inside = np.array([name.startswith("ibug/") == (part == "challenge") for name in names], bool)
@@ -156,26 +123,25 @@ def _pts(base: Path, part: str) -> tuple[Path, _Part]:
     """The last folder of one part, and its names, landmarks (N, 68, 2) and boxes (N, 4)."""
     names, points = [], []
     for folder in FOLDERS[part]:
-        inside = find(base, [folder], LAYOUT)
-        present = {path.name for path in inside.iterdir()}
-        for file in sorted(inside.glob("*.pts")):
-            image = next((file.stem + ending for ending in _ENDINGS if file.stem + ending in present), None)
-            if image is None:
-                raise DataError(f"{file} has no image: {file.stem}.jpg or .png beside it ({LAYOUT})")
-            names.append(f"{folder}/{image}")
-            points.append(_read_pts(file))
+        inside = lists.find(base, [folder], LAYOUT)
+        images = lists.names_by_stem(inside, (".jpg", ".png", ".jpeg"))
+        for stem, file in lists.names_by_stem(inside, (".pts",)).items():
+            if stem not in images:
+                raise DataError(f"{inside / file} has no image: {stem}.jpg or .png beside it ({LAYOUT})")
+            names.append(f"{folder}/{images[stem]}")
+            points.append(_read_pts(inside / file))
     table = np.array(points).reshape(-1, POINTS, 2)
     return inside, (names, table, square_around(table))
 
 
 def _read_pts(file: Path) -> np.ndarray:
     """(68, 2) pixels, from 0, of a file: version, n_points, brace, one point a line, brace."""
-    rows = list(lines(file, LAYOUT))
+    rows = list(lists.lines(file, LAYOUT))
     if len(rows) != POINTS + 4 or rows[2][1] != "{" or rows[-1][1] != "}" or rows[1][1].split() != ["n_points:", "68"]:
         raise DataError(f"{file} is no .pts file of {POINTS} points: 'version:', 'n_points: 68', '{{', points, '}}'")
     points = []
     for where, line in rows[3:-1]:
         cells = line.split()
-        check_width(where, len(cells), 2)
+        lists.check_width(where, len(cells), 2)
         points.append(numbers(cells, where, "coordinate"))
     return np.array(points) - 1

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import json
 import os
 import random
 import re
-from collections.abc import Iterator
+import tarfile
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import webdataset as wds
 
-from facessl.core.errors import ConfigError, DataError
+from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.core.types import FIELDS, Sample
 from facessl.data import records
 from facessl.data.decode import EXTENSIONS, ImageError
-from facessl.data.sources._tar import IMAGE_SUFFIXES, PARTS, shard_index
+from facessl.data.source import Source, short
+from facessl.data.sources._tar import PARTS, grouped, library_name, shard_index
 
 _MAX_OPEN = 256
 
 
-class WebDataset:
+class WebDataset(Source):
     """Tar shards on a disk by position, or a stream of shards from a pipe or a URL.
 
     By position: an index of member offsets is built from the tar headers on first use and kept in the user's
@@ -33,17 +37,12 @@ class WebDataset:
     source had (`facessl.data.records`), and with `traits.json` beside them its class names, layout, subsets and pairs.
 
     As a stream: the shards are shuffled and divided among ranks and workers, and the samples pass through the
-    WebDataset library's shuffle buffer.
+    WebDataset library's shuffle buffer. There the members of a sample must follow one another.
 
     Attributes:
         provides: "text" and "label" where every image has them (of a stream: where its first image has); of packed
             shards all that their first image has.
-        shards: number of tar files, the most that ranks x workers can read a stream with.
-        layout, subsets, mask_names, ...: of packed shards, where their source had them (`facessl.data.source.Source`).
     """
-
-    attribute_names: tuple[str, ...] = ()
-    label_names: tuple[str, ...] = ()
 
     def __init__(
         self, path: str | Path, *, streaming: bool | None = None, shuffle: int = 1000, cache: bool = True
@@ -53,40 +52,57 @@ class WebDataset:
             path: a tar, several as `{000..012}` or `*`, a folder of tars, `pipe:COMMAND`, or a URL.
             streaming: read in order instead of by position; None: only what cannot be read otherwise.
             shuffle: samples in the shuffle buffer of a stream; 0 keeps the order.
-            cache: keep the index in the user's cache folder.
-
-        Raises:
-            DataError: a shard that is missing, truncated, no tar, or without images.
-            ConfigError: a pipe or URL by position, or a negative buffer.
         """
         remote = _is_remote(str(path))
         if remote and streaming is False:
             raise ConfigError(f"{path} is a stream and cannot be read by position: leave streaming=false away")
         if shuffle < 0:
             raise ConfigError(f"the shuffle buffer has {shuffle} samples, but it must have 0 or more")
-        self.streaming = remote or bool(streaming)
-        self._paths = _expand(str(path), remote)
-        self.shards = len(self._paths)
-        self._shuffle = shuffle
-        self._open: dict[int, int] = {}
-        if self.streaming:
-            first = next(self.stream(seed=None, epoch=0, rank=0, world_size=1), None)
-            if first is None:
-                raise DataError(f"no image in {path} (looked for members ending in {', '.join(EXTENSIONS)})")
-            self.provides = frozenset(f for f in FIELDS if getattr(first, f) is not None)
-            if not remote:
-                vars(self).update(records.read_traits(Path(self._paths[0]).parent, None))
+        self._paths, self._shuffle = _expand(str(path), remote), shuffle
+        if not (remote or streaming):
+            self._index([os.path.basename(shard) for shard in self._paths], cache)
             return
+        self.streaming, self.shards = True, len(self._paths)
+        first = next(self.stream(seed=None, epoch=0, rank=0, world_size=1), None)
+        if first is None:
+            raise DataError(f"no image in {path} (looked for members ending in {', '.join(EXTENSIONS)})")
+        self.provides = frozenset(f for f in FIELDS if getattr(first, f) is not None)
+        if not remote:
+            vars(self).update(records.read_traits(Path(self._paths[0]).parent, None))
+
+    def _index(self, names: list[str], cache: bool) -> None:
+        """Look up what lies where in `_paths`, which are called `names` in the keys of their images."""
+        self._names = names
+        self._open: dict[int, int] = {}
         self._table = shard_index([Path(p).absolute() for p in self._paths], cache)
-        every = {part: part in self._table.columns and bool((self._table[part][:, 0] >= 0).all()) for part in PARTS}
-        first_json = self._read(0, "json", 0, self._paths[0]) if every["json"] else b""
+        lacking = {part: self._lacking(part) for part in PARTS[1:]}
+        every = {part for part, count in lacking.items() if not count}
+        first_json = self._read("json", 0) if "json" in every else b""
         packed = records.parsed(first_json)
-        self._caption = "txt" if every["txt"] else "json" if _has_caption(first_json) else None
-        self._fields = records.fields(packed) if packed else frozenset()
-        named = {"text": bool(self._caption), "label": every["cls"], "mask": bool(packed) and every["mask.png"]}
-        self.provides = self._fields | {field for field, there in named.items() if there}
+        field_of = {"txt": "text", "cls": "label"} | ({"mask.png": "mask"} if packed else {})
+        self._members = ["image", *(part for part in field_of if part in every)]
+        self.provides = frozenset(field_of[part] for part in self._members[1:])
+        if packed:
+            self.provides |= records.fields(packed)
+        elif "txt" not in every and _caption(first_json) is not None:
+            self.provides |= {"text"}
+        if self.provides - set(field_of.values()) or ("text" in self.provides and "txt" not in every):
+            self._members.append("json")
+        self.columns = self.provides & {"label", *records.NUMBERS}
+        for part, what in (("cls", "labels"), ("txt", "captions")):
+            if 0 < lacking[part] < len(self):
+                warnings.warn(
+                    f"{lacking[part]} of {len(self)} images in {self._paths[0]} and the other shards have no .{part}: "
+                    f"the {what} of all are left out",
+                    DataWarning,
+                    stacklevel=3,
+                )
         if packed:
             vars(self).update(records.read_traits(Path(self._paths[0]).parent, self._numbers))
+
+    def _lacking(self, part: str) -> int:
+        """How many images have no such member."""
+        return int((self._table[part][:, 0] < 0).sum()) if part in self._table.columns else len(self)
 
     def __len__(self) -> int:
         if self.streaming:
@@ -96,23 +112,36 @@ class WebDataset:
     def __getitem__(self, index: int) -> Sample:
         """Image `index` as encoded bytes. Raises ImageError where the shard can no longer be read."""
         key, shard = self.key(index), self._shard(index)
-        sample = Sample(self._read(shard, "image", index, key), key=key)
-        if self._caption:
-            sample.text = _text(self._caption, self._read(shard, self._caption, index, key))
-        if "label" in self.provides:
-            sample.label = _label(self._read(shard, "cls", index, key), key)
-        if self._fields:
-            records.restore(sample, records.parsed(self._read(shard, "json", index, key)) or {})
-        if "mask" in self.provides:
-            records.restore_mask(sample, self._read(shard, "mask.png", index, key))
-        return sample
+        return _sample({part: self._read(part, index, shard) for part in self._members}, key)
 
-    def key(self, index: int) -> str:
-        """`shard.tar/member` of image `index`, without reading it."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        shard = os.path.basename(self._paths[self._shard(index)])
-        return f"{shard}/{os.fsdecode(self._table.text('key', index))}"
+    def name(self, index: int) -> str:
+        """`shard.tar/member` of image `index`."""
+        return f"{self._names[self._shard(index)]}/{os.fsdecode(self._table.text('key', index))}"
+
+    inner_name = name
+
+    def size(self, index: int) -> int:
+        return int(self._table["image"][index, 1])
+
+    def values(self, field: str) -> np.ndarray:
+        def value(index: int) -> int:
+            if field == "label":
+                return _label(self._read("cls", index), self.name(index))
+            sample = Sample(b"", key=self.name(index))
+            records.restore(sample, records.parsed(self._read("json", index)) or {})
+            return int(getattr(sample, field))
+
+        return np.array([value(i) for i in range(len(self))], np.int64)
+
+    def fingerprint(self) -> str:
+        """As of any source; every member beside the images counts, of a stream the names of its shards."""
+        if self.streaming:
+            return hashlib.blake2b("\n".join(map(short, self._paths)).encode(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(super().fingerprint().encode(), digest_size=16)
+        for part in PARTS[1:]:
+            for i in range(len(self)) if not self._lacking(part) else ():
+                digest.update(self._read(part, i))
+        return digest.hexdigest()
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self._table["first"], index, side="right")) - 1
@@ -121,16 +150,7 @@ class WebDataset:
         return {**self.__dict__, "_open": {}}
 
     def stream(self, *, seed: int | None, epoch: int, rank: int, world_size: int) -> Iterator[Sample]:
-        """The samples of one pass that fall to this rank and loader worker.
-
-        Args:
-            seed: of the order of the shards and of the buffer; None keeps the order.
-            epoch: another order for each.
-            rank, world_size: every world_size-th shard from rank on.
-
-        Raises:
-            DataError: a shard that cannot be read.
-        """
+        """As `Source.stream`. Raises DataError where a shard cannot be read."""
         mixing = None if seed is None else seed * 1_000_003 + epoch
         buffer = self._shuffle if seed is not None else 0
         stages = [
@@ -138,15 +158,16 @@ class WebDataset:
             # wds.split_by_node asks the environment, which says nothing under SLURM in a spawned worker.
             lambda shards: itertools.islice(shards, rank, None, world_size),
             wds.split_by_worker,
-            wds.tarfile_to_samples(),
+            _grouped_members,
         ]
         if buffer:
             stages.append(wds.shuffle(buffer, rng=random.Random(mixing)))
         try:
             for raw in wds.DataPipeline(*stages):
-                sample = _from_raw(raw)
-                if sample is not None:
-                    yield sample
+                shard = raw["__url__"] if raw["__url__"].startswith("pipe:") else os.path.basename(raw["__url__"])
+                if not records.parsed(raw.get("json", b"")):
+                    raw.pop("mask.png", None)  # other people's masks may mean anything
+                yield _sample(raw, f"{shard}/{raw['__key__']}")
         except DataError:
             raise
         except Exception as error:  # tarfile, OSError, subprocess: whatever a stream can break with
@@ -157,8 +178,10 @@ class WebDataset:
         """(N,) int64 positions that packed images had in their source, which are their names."""
         return np.array([int(self._table.text("key", i).partition(b".")[0]) for i in range(len(self))], np.int64)
 
-    def _read(self, shard: int, part: str, index: int, key: str) -> bytes:
+    def _read(self, part: str, index: int, shard: int | None = None) -> bytes:
+        """One member of image `index`, which lies in `shard`."""
         offset, size = self._table[part][index].tolist()
+        shard = self._shard(index) if shard is None else shard
         # pread has no position of its own, so forked workers may share a descriptor.
         descriptor = self._open.get(shard)
         try:
@@ -172,9 +195,9 @@ class WebDataset:
                 else:
                     os.close(descriptor)
         except OSError as error:
-            raise ImageError(key, error.strerror or str(error)) from None
+            raise ImageError(self.name(index), error.strerror or str(error)) from None
         if len(data) != size:
-            raise ImageError(key, "its shard became shorter while it was in use")
+            raise ImageError(self.name(index), "its shard became shorter while it was in use")
         return data
 
 
@@ -214,41 +237,67 @@ def _expand(path: str, remote: bool) -> list[str]:
     return [os.path.abspath(shard) for shard in shards]
 
 
-def _from_raw(raw: dict[str, Any]) -> Sample | None:
-    """A sample of the library's pipeline; None where it has no image."""
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in raw), None)
-    if suffix is None:
-        return None
-    shard = raw["__url__"] if raw["__url__"].startswith("pipe:") else os.path.basename(raw["__url__"])
-    key = f"{shard}/{raw['__key__']}.{suffix}"
-    caption = next((part for part in ("txt", "json") if part in raw), None)
-    sample = Sample(raw[suffix], key=key, label=_label(raw["cls"], key) if "cls" in raw else None)
-    packed = records.parsed(raw.get("json", b""))
+class _StrictInfo(tarfile.TarInfo):
+    """A header; one that is damaged is an error, where tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictInfo:
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"it is truncated or damaged at byte {tarfile_.offset} ({error})") from None
+
+
+def _grouped_members(shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The members of each sample that has an image, by ending; `__key__` and `__url__` are its name and shard."""
+    for source in wds.tariterators.url_opener(shards):
+        url, current = source["url"], b""
+        parts: dict[bytes, bytes] = {}
+        try:
+            with tarfile.open(fileobj=source["stream"], mode="r|*", tarinfo=_StrictInfo) as archive:
+                for info in archive:
+                    if not info.isreg():
+                        continue
+                    base = library_name(os.fsencode(info.name))[0]
+                    if base != current:
+                        yield from _raw_samples(parts, url)
+                        current, parts = base, {}
+                    member = archive.extractfile(info)
+                    parts[os.fsencode(info.name)] = member.read() if member else b""
+        except Exception as error:  # whatever a stream can break with
+            error.args = (*error.args, url)
+            raise
+        yield from _raw_samples(parts, url)
+
+
+def _raw_samples(members: dict[bytes, bytes], url: str) -> Iterator[dict[str, Any]]:
+    for name, parts in grouped(members):
+        found: dict[str, Any] = {part: members[member] for part, member in parts.items()}
+        yield {**found, "__key__": os.fsdecode(name), "__url__": url}
+
+
+def _sample(parts: Mapping[str, bytes], key: str) -> Sample:
+    """A sample of its image and those of the other `PARTS` that are to be used."""
+    sample = Sample(parts["image"], key=key, label=_label(parts["cls"], key) if "cls" in parts else None)
+    packed = records.parsed(parts["json"]) if "json" in parts else None
     if packed:
         records.restore(sample, packed)
-        if "mask.png" in raw:
-            records.restore_mask(sample, raw["mask.png"])
-    if caption == "txt" or (caption and not packed):
-        sample.text = _text(caption, raw[caption])
+    if "mask.png" in parts:
+        records.restore_mask(sample, parts["mask.png"])
+    if "txt" in parts:
+        sample.text = parts["txt"].decode("utf-8", "replace").strip()
+    elif "json" in parts and not packed:
+        sample.text = _caption(parts["json"]) or ""
     return sample
 
 
-def _text(part: str, data: bytes) -> str:
-    """The caption in a `.txt` or `.json` member; empty where the JSON has none."""
-    if part == "txt":
-        return data.decode("utf-8", "replace").strip()
-    try:
-        return str(json.loads(data).get("caption") or "").strip()
-    except (ValueError, AttributeError):
-        return ""
-
-
-def _has_caption(data: bytes) -> bool:
+def _caption(data: bytes) -> str | None:
+    """The caption in a `.json` member, "" where it is empty; None where there is no such key."""
     try:
         value = json.loads(data)
     except ValueError:
-        return False
-    return isinstance(value, dict) and "caption" in value
+        return None
+    return str(value["caption"] or "").strip() if isinstance(value, dict) and "caption" in value else None
 
 
 def _label(data: bytes, key: str) -> int:

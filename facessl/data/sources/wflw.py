@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.core.types import Sample
+from facessl.data.source import TRAIN_TEST, Source
 from facessl.data.sources._annotations import hrnet_table, numbers
-from facessl.data.sources._lists import Items, choice, counted, expected, find, find_any, root_folder, text_rows
+from facessl.data.sources._lists import choice, counted, expected, find, find_any, root_folder, text_rows
 
 POINTS = 98
 RAW = "list_98pt_rect_attr_train_test/list_98pt_rect_attr_{}.txt"
@@ -35,7 +34,7 @@ _RAW_WIDTH = 2 * POINTS + 4 + len(SUBSETS) + 1
 _Part = tuple[list[str], np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
-class WFLW:
+class WFLW(Source):
     """Wider Facial Landmarks in-the-Wild (Wu et al., CVPR 2018).
 
     Licence: research use, images of WIDER FACE; see the data set's own terms. Photographs of real people.
@@ -49,28 +48,17 @@ class WFLW:
     which the published crops are made.
 
     Attributes:
-        layout: "wflw98".
-        subsets: positions of the six subsets in the test split; of HRNet's those whose file is there.
+        subsets: the six subsets of the test split; of HRNet's those whose file is there.
     """
 
-    provides = frozenset({"landmarks", "box"})
-    label_names: tuple[str, ...] = ()
-    attribute_names: tuple[str, ...] = ()
-    streaming = False
-    splits: ClassVar = {"train": "train", "test": "test"}
+    splits = TRAIN_TEST
     layout = "wflw98"
 
     def __init__(self, path: str | Path, *, split: str = "train", format: str = "auto", strict: bool = True) -> None:
         """
         Args:
             path: folder of the layout above.
-            split: train or test.
             format: raw, hrnet, or auto: HRNet's tables where they are there.
-            strict: refuse a part of the faces.
-
-        Raises:
-            ConfigError: no such split or format.
-            DataError: a file that is missing or not as expected, or another count.
         """
         choice("wflw", "split", split, SIZES)
         choice("wflw", "format", format, ("auto", "raw", "hrnet"))
@@ -90,18 +78,7 @@ class WFLW:
         for name, positions in self.subsets.items() if strict else ():
             counted(file, f"faces of the subset {name}", len(positions), SUBSETS[name][1], strict)
         images = find(root, ["WFLW_images", "images"], LAYOUT)
-        self._items = Items(images, names, {"landmarks": points, "box": boxes}, file=file, hint=LAYOUT)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Face `index` as encoded bytes. Raises ImageError where the file cannot be read."""
-        return self._items[index]
-
-    def key(self, index: int) -> str:
-        """Path of the image of face `index`, which other faces may share, without reading it."""
-        return self._items.key(index)
+        super().__init__(names, {"landmarks": points, "box": boxes}, folder=images, file=file, hint=LAYOUT)
 
 
 def _raw(file: Path) -> _Part:

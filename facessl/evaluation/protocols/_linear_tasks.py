@@ -1,220 +1,158 @@
-"""What a linear map is fitted to for each task, how a penalty is chosen, and how the test images are scored."""
+"""What a linear map is fitted to for each task, and how its outputs become what the task's own meter scores."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from facessl.core.errors import ConfigError
-from facessl.core.types import Batch
 from facessl.data.labels import same_classes
-from facessl.data.layouts import layout
-from facessl.data.source import Source, trait
-from facessl.evaluation.features import Features, Framing, view_points
+from facessl.data.source import Source
+from facessl.evaluation.features import Features
 from facessl.evaluation.protocols._solvers import Loss
-from facessl.metrics import nme
-from facessl.metrics.accuracy import accuracy
-from facessl.metrics.multilabel import attribute_scores
-from facessl.metrics.verification import cosine, verification
-from facessl.tasks.base import Collected
+from facessl.tasks.alignment import AlignmentArgs, AlignmentMeter
+from facessl.tasks.attributes import AttributesMeter
+from facessl.tasks.base import Labels, Meter
+from facessl.tasks.expression import ExpressionMeter
+from facessl.views.augment import Augment
 
 
-class LinearTask(Protocol):
-    """A task for `linear`.
+class PerImage(Meter, Protocol):
+    """A meter whose headline is a mean over images."""
+
+    def per_image(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A task that a linear map can have.
 
     Attributes:
         needs: the field of `Sample` that is predicted.
         loss: of the map.
-        chosen_by: name of the score that penalties are chosen by.
+        chosen_by: the score that penalties are chosen by, `-` before one of which less is better.
+        meter: the task's own.
+        predictions: (N, M) float64 outputs and the side of the views in pixels -> what `Task.predict` gives.
     """
 
     needs: str
     loss: Loss
     chosen_by: str
-
-    def check(self, source: Source, part: str) -> None:
-        """ConfigError where `source` cannot be the part (training, validation, test) called `part`."""
-        ...
-
-    def target(self, found: Features, source: Source) -> np.ndarray:
-        """(N,) or (N, M) numbers that the map is fitted to."""
-        ...
-
-    def score(self, outputs: np.ndarray, found: Features, target: np.ndarray) -> float:
-        """How good (N, M) outputs are; larger is better."""
-        ...
-
-    def report(self, outputs: np.ndarray, found: Features, target: np.ndarray, source: Source) -> dict[str, Any]:
-        """The scores of the test images, with intervals."""
-        ...
+    meter: Callable[[Source, Labels, Augment], PerImage]
+    predictions: Callable[[Tensor, int], dict[str, Tensor]]
 
 
-class Expression:
-    """One of K classes."""
-
-    needs, chosen_by = "label", "accuracy"
-    loss: Loss = "classes"
-
-    def __init__(self, train: Source) -> None:
-        self.names = tuple(train.label_names)
-
-    def check(self, source: Source, part: str) -> None:
-        same_classes(np.zeros(0, np.int64), tuple(source.label_names), self.names, part)
-
-    def target(self, found: Features, source: Source) -> np.ndarray:
-        return same_classes(found.fields["label"], tuple(source.label_names), self.names)
-
-    def score(self, outputs: np.ndarray, found: Features, target: np.ndarray) -> float:
-        return float((outputs.argmax(1) == target).mean())
-
-    def report(self, outputs: np.ndarray, found: Features, target: np.ndarray, source: Source) -> dict[str, Any]:
-        predicted = outputs.argmax(1)
-        scores = accuracy(predicted, target)
-        names = self.names
-        return {
-            "headline": _headline("accuracy", scores.accuracy, scores.accuracy_interval),
-            "accuracy": scores.accuracy,
-            "accuracy_interval": list(scores.accuracy_interval),
-            "mean_class_accuracy": scores.mean_class_accuracy,
-            "mean_class_accuracy_interval": list(scores.mean_class_accuracy_interval),
-            "macro_f1": scores.macro_f1,
-            "macro_f1_interval": list(scores.macro_f1_interval),
-            "majority_class": float(np.bincount(target).max() / len(target)),
-            "per_class": {names[c] if c < len(names) else str(c): share for c, share in scores.per_class.items()},
-            **_breakdown(found, source, "accuracy", (predicted == target).astype(float)),
-        }
+def _alignment_meter(source: Source, labels: Labels, augment: Augment) -> AlignmentMeter:
+    args = AlignmentArgs(unit="interocular" if labels.layout else "box")
+    return AlignmentMeter(source, labels, args, augment)
 
 
-class Attributes:
-    """A yes-or-no answers."""
-
-    needs, chosen_by = "attributes", "mean_accuracy"
-    loss: Loss = "attributes"
-
-    def __init__(self, train: Source) -> None:
-        self.names = tuple(train.attribute_names)
-
-    def check(self, source: Source, part: str) -> None:
-        if tuple(source.attribute_names) != self.names:
-            raise ConfigError(
-                f"the {len(source.attribute_names)} attributes of the {part} source are not the {len(self.names)} of "
-                "training: name sources with the same attributes in the same order"
-            )
-
-    def target(self, found: Features, source: Source) -> np.ndarray:
-        return found.fields["attributes"]
-
-    def score(self, outputs: np.ndarray, found: Features, target: np.ndarray) -> float:
-        return float(((outputs >= 0) == (target > 0)).mean())
-
-    def report(self, outputs: np.ndarray, found: Features, target: np.ndarray, source: Source) -> dict[str, Any]:
-        probabilities = 1 / (1 + np.exp(-outputs.astype(np.float64)))
-        scores = attribute_scores(probabilities, target, names=self.names)
-        value, low, high = scores.mean_accuracy
-        right = ((outputs >= 0) == (target > 0)).mean(1)
-        return {
-            "headline": _headline("mean_accuracy", value, (low, high)),
-            **scores.summary(),
-            **_breakdown(found, source, "mean_accuracy", right),
-        }
+KINDS = {
+    "expression": Kind(
+        needs="label",
+        loss="classes",
+        chosen_by="accuracy",
+        meter=lambda source, labels, _: ExpressionMeter(labels.label_names, source),
+        predictions=lambda outputs, _: {"probabilities": outputs.softmax(1)},
+    ),
+    "attributes": Kind(
+        needs="attributes",
+        loss="attributes",
+        chosen_by="mean_accuracy",
+        meter=lambda source, labels, _: AttributesMeter(labels.attribute_names, source),
+        predictions=lambda outputs, _: {"probabilities": outputs.sigmoid()},
+    ),
+    # The map gives the landmarks' places in the view, as fractions of its side.
+    "alignment": Kind(
+        needs="landmarks",
+        loss="squares",
+        chosen_by="-nme",
+        meter=_alignment_meter,
+        predictions=lambda outputs, size: {"landmarks": outputs.reshape(len(outputs), -1, 2) * size - 0.5},
+    ),
+}
 
 
-class Alignment:
-    """K landmarks: the map gives their places in the view, as fractions of its side."""
+@dataclass(frozen=True)
+class Loaded:
+    """One part of the data: features, and the numbers (N,) or (N, M) to predict from them."""
 
-    needs, chosen_by = "landmarks", "-nme"
-    loss: Loss = "squares"
+    source: Source
+    found: Features
+    target: np.ndarray
 
-    def __init__(self, train: Source, framing: Framing) -> None:
-        self.size = framing.size
-        self.layout = trait(train, "layout")
-        self.unit = "interocular" if self.layout else "box"
+    def rows(self, chosen: np.ndarray) -> Loaded:
+        return Loaded(self.source, self.found.rows(chosen), self.target[chosen])
+
+
+class LinearTask:
+    """A task with its training images' labels."""
+
+    def __init__(self, name: str, train: Source, augment: Augment, size: int) -> None:
+        """
+        Args:
+            name: in `KINDS`.
+            train: what is learned from.
+            augment, size: crop and side in pixels of the views that the features are computed on.
+        """
+        self.name, self.kind, self.augment, self.size = name, KINDS[name], augment, size
+        self.labels = Labels(label_names=train.label_names, attribute_names=train.attribute_names, layout=train.layout)
+        self._named = bool(train.label_names)
         self._mean: np.ndarray | None = None
 
     def check(self, source: Source, part: str) -> None:
-        if trait(source, "layout") != self.layout:
-            raise ConfigError(
-                f"the landmarks of the {part} source are ordered as {trait(source, 'layout')}, those of training as "
-                f"{self.layout}: name sources with the same order"
-            )
+        """ConfigError or DataError where `source` cannot be the part (training, validation, test) called `part`."""
+        if self.kind.needs not in source.provides:
+            given = ", ".join(sorted(source.provides)) or "images only"
+            raise ConfigError(f"the task {self.name} needs {self.kind.needs}, and the {part} source gives {given}")
+        if self.kind.loss == "classes":
+            same_classes(np.zeros(0, np.int64), source.label_names, self.labels.label_names, part)
+        self.kind.meter(source, self.labels, self.augment)
 
-    def target(self, found: Features, source: Source) -> np.ndarray:
-        """(N, 2K); a point that is not annotated stands where it is on average in training."""
-        places = (view_points(found.fields["landmarks"], found.fields["frame"]) + 0.5) / self.size
-        known = _visible(found)
-        if self._mean is None:  # the first part is that of training
-            count = known.sum(0)[:, None].clip(1)
-            self._mean = np.where(known[..., None], places, 0).sum(0) / count
-        return np.where(known[..., None], places, self._mean).reshape(len(places), -1)
+    def load(self, source: Source, found: Features) -> Loaded:
+        """A part with its target; the training part comes first."""
+        if self.kind.needs not in found.fields:
+            raise ConfigError(f"{self.kind.needs} has another shape in some images, so that no linear map can give it")
+        target = found.fields[self.kind.needs]
+        if self.kind.loss == "squares":
+            return Loaded(source, found, self._places(found))
+        if self.kind.loss == "classes":
+            target = same_classes(target, source.label_names, self.labels.label_names)
+            if not self._named:
+                count = max(len(self.labels.label_names), 1 + int(target.max()))
+                self.labels = replace(self.labels, label_names=tuple(map(str, range(count))))
+            found = replace(found, fields={**found.fields, "label": target})
+        return Loaded(source, found, target)
 
-    def score(self, outputs: np.ndarray, found: Features, target: np.ndarray) -> float:
-        return -float(np.nanmean(self._errors(outputs, found)))
+    def _places(self, found: Features) -> np.ndarray:
+        """(N, 2K) landmarks; a point that is not annotated stands where it is on average in training."""
+        places = (found.fields["landmarks"].astype(np.float64) + 0.5) / self.size
+        known = found.fields.get("visible", np.ones(places.shape[:2])).astype(bool)[..., None]
+        if self._mean is None:
+            self._mean = np.where(known, places, 0).sum(0) / known.sum(0).clip(1)
+        return np.where(known, places, self._mean).reshape(len(places), -1)
 
-    def report(self, outputs: np.ndarray, found: Features, target: np.ndarray, source: Source) -> dict[str, Any]:
-        errors = self._errors(outputs, found)
-        assert self._mean is not None
-        always = np.broadcast_to(self._mean.reshape(-1), outputs.shape)
-        name = f"nme_{self.unit}"
-        scores = nme.landmark_scores(errors, unit=self.unit).summary()
-        return {
-            "headline": _headline(name, scores[name], scores[f"{name}_interval"], better="lower"),
-            **scores,
-            "mean_shape_nme": float(np.nanmean(self._errors(always, found))),
-            **_breakdown(found, source, name, errors),
-        }
+    def scores(self, part: Loaded, outputs: list[np.ndarray]) -> np.ndarray:
+        """(L, N) scores of every image by the outputs (N, M) of L maps; larger is better, NaN where there is none."""
+        found = self._measured(part, outputs).per_image().reshape(len(outputs), -1)
+        return -found if self.kind.chosen_by.startswith("-") else found
 
-    def _errors(self, outputs: np.ndarray, found: Features) -> np.ndarray:
-        """(N,) errors in stored pixels."""
-        truth = found.fields["landmarks"]
-        places = outputs.reshape(truth.shape).astype(np.float64) * self.size - 0.5
-        predicted = view_points(places, np.linalg.inv(found.fields["frame"].astype(np.float64)))
-        return nme.nme(predicted, truth, unit=self._lengths(found), visible=_visible(found))
+    def result(self, part: Loaded, outputs: np.ndarray) -> dict[str, Any]:
+        """The meter's scores of the test images; for landmarks also `mean_shape_nme`, of training's mean landmarks."""
+        found = self._measured(part, [outputs]).result()
+        if self._mean is not None:
+            always = np.tile(self._mean.reshape(1, -1), (len(outputs), 1))
+            found["mean_shape_nme"] = -float(np.nanmean(self.scores(part, [always])))
+        return found
 
-    def _lengths(self, found: Features) -> np.ndarray:
-        truth = found.fields["landmarks"]
-        if self.layout:
-            return nme.eye_distance(truth, *layout(self.layout).ocular)
-        return nme.box_size(found.fields.get("box", np.concatenate([truth.min(1), truth.max(1)], axis=1)))
-
-
-def verified(found: Features, source: Source) -> dict[str, Any]:
-    """Scores of the source's pairs by the cosine of their features; pairs with an unreadable image are left out."""
-    place = np.full(len(source), -1, np.int64)
-    place[found.index] = np.arange(len(found))
-    pairs = place[np.asarray(trait(source, "pairs"))]
-    kept = (pairs >= 0).all(1)
-    folds = trait(source, "folds")
-    scores = verification(
-        cosine(found.array[pairs[kept, 0]], found.array[pairs[kept, 1]]),
-        np.asarray(trait(source, "same"))[kept],
-        None if folds is None else np.asarray(folds)[kept],
-    ).summary()
-    return {
-        "headline": _headline("accuracy", scores["accuracy"], scores["accuracy_interval"]),
-        **scores,
-        "pairs_left_out": int((~kept).sum()),
-    }
-
-
-def _visible(found: Features) -> np.ndarray:
-    """(N, K) bool."""
-    visible = found.fields.get("visible")
-    return np.ones(found.fields["landmarks"].shape[:2], bool) if visible is None else visible.astype(bool)
-
-
-def _headline(name: str, value: float, interval: Any, better: str = "higher") -> dict[str, Any]:
-    return {"name": name, "value": value, "interval": list(interval), "better": better}
-
-
-def _breakdown(found: Features, source: Source, name: str, values: np.ndarray) -> dict[str, Any]:
-    """Scores of published subsets and of groups, where the source has them."""
-    if source.streaming:
-        return {}
-    import torch
-
-    group = found.fields.get("group")
-    rows = Collected(source)
-    index, groups = torch.from_numpy(found.index), None if group is None else torch.from_numpy(group)
-    rows.add(Batch(views=[], params=[], index=index, group=groups))
-    return rows.breakdown({name: values})
+    def _measured(self, part: Loaded, outputs: list[np.ndarray]) -> PerImage:
+        """A meter of the images of a part, once for each of the outputs."""
+        meter, batch = self.kind.meter(part.source, self.labels, self.augment), part.found.batch(self.size)
+        for one in outputs:
+            meter.add(self.kind.predictions(torch.from_numpy(one).double(), self.size), batch)
+        return meter

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from facessl.core.errors import ConfigError
+from facessl.core.types import Batch
 from facessl.data.labels import same_classes
-from facessl.data.source import Source, trait
-from facessl.data.subset import column
+from facessl.data.source import Source
 from facessl.inference.embed import embeddings
-from facessl.metrics.accuracy import accuracy
-from facessl.metrics.fairness import by_group
 from facessl.models.backbone import Backbone
+from facessl.tasks.expression import ExpressionMeter
 
 #: Similarities held at once: 64 M float32 are 256 MB, whatever the number of images.
 _CHUNK = 2**26
@@ -25,37 +23,27 @@ _CHUNK = 2**26
 
 @dataclass(frozen=True)
 class KNNResult:
-    """What the protocol measured; fractions between 0 and 1.
+    """What the protocol measured.
 
     Attributes:
-        accuracy: correct test images over all test images.
-        mean_class_accuracy: mean over the classes that occur in the test images.
-        accuracy_interval, mean_class_accuracy_interval: 95 % bootstrap intervals over test images.
-        per_class: accuracy by class name (or index, where the source names none).
+        scores: of the test images, as the meter of the expression task has them.
         n_train, n_test: images.
         k, temperature: neighbours and the temperature of their weights.
         leave_one_out: True where each image was classified by all others of one source.
         skipped: images that could not be read.
-        groups: accuracy by group, the gap and the worst, as `facessl.metrics.fairness.by_group` has them; empty where
-            the test images have no groups.
     """
 
-    accuracy: float
-    mean_class_accuracy: float
-    accuracy_interval: tuple[float, float]
-    mean_class_accuracy_interval: tuple[float, float]
-    per_class: dict[str, float]
+    scores: dict[str, Any]
     n_train: int
     n_test: int
     k: int
     temperature: float
     leave_one_out: bool
     skipped: int
-    groups: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """The headline numbers, ready for JSON."""
-        return {"protocol": "knn", **{k: v for k, v in asdict(self).items() if k != "groups" or v}}
+        return {"protocol": "knn", **self.scores, **{k: v for k, v in vars(self).items() if k != "scores"}}
 
 
 def knn(
@@ -108,37 +96,24 @@ def knn(
         temperature=temperature,
         device=next(backbone.parameters()).device,
     )
-    scores = accuracy(predicted.numpy(), target)
-    names = bank.label_names
+    asked = train if test is None else test
+    names = bank.label_names or tuple(map(str, range(1 + int(max(bank.labels.max(), target.max())))))
+    group = asked.column("group")[query.index] if "group" in asked.provides and not asked.streaming else None
+    batch = Batch(views=[], params=[], index=torch.from_numpy(query.index), label=torch.from_numpy(target))
+    batch.group = None if group is None else torch.from_numpy(group)
+    meter = ExpressionMeter(names, asked)
+    for start in range(0, len(target), 1024):  # of a thousand classes, a row has a thousand numbers
+        answers = F.one_hot(predicted[start : start + 1024], len(names))
+        meter.add({"probabilities": answers}, batch.slice(start, start + 1024))
     return KNNResult(
-        accuracy=scores.accuracy,
-        mean_class_accuracy=scores.mean_class_accuracy,
-        accuracy_interval=scores.accuracy_interval,
-        mean_class_accuracy_interval=scores.mean_class_accuracy_interval,
-        per_class={names[c] if names else str(c): share for c, share in scores.per_class.items()},
+        scores=meter.result(),
         n_train=len(bank),
         n_test=len(query),
         k=k,
         temperature=temperature,
         leave_one_out=test is None,
         skipped=len(bank.skipped) + (0 if test is None else len(query.skipped)),
-        groups=_groups(train if test is None else test, query.index, predicted.numpy() == target),
     )
-
-
-def _groups(source: Source, index: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """{"accuracy": ...} by the source's groups; empty where it has none.
-
-    Args:
-        source: of the test images.
-        index: (N,) positions of those that were classified.
-        right: (N,) bool.
-    """
-    names = trait(source, "group_names")
-    if not names or source.streaming or "group" not in source.provides:
-        return {}
-    found = by_group(right.astype(float), column(source, "group")[index], names, larger_is_better=True)
-    return {"accuracy": found.summary()}
 
 
 def classify(

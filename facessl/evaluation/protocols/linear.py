@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
+import torch
 
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.data.frame import Crop
 from facessl.data.labels import fewer_labels
-from facessl.data.source import Source, trait
-from facessl.evaluation.features import Features, Framing, Kind
+from facessl.data.source import Source
+from facessl.evaluation.features import Features, Kind
 from facessl.evaluation.features import features as extracted
-from facessl.evaluation.protocols import _linear_tasks as tasks
-from facessl.evaluation.protocols._linear_fit import LAMBDAS, Fit, Loaded, choose, joined
+from facessl.evaluation.protocols._linear_fit import LAMBDAS, Solve, choose, final
+from facessl.evaluation.protocols._linear_tasks import KINDS, LinearTask
 from facessl.models.backbone import Backbone
+from facessl.tasks.verification import VerificationMeter
+from facessl.views.augment import Augment
 
-TASKS = ("expression", "attributes", "alignment", "verification")
+TASKS = (*KINDS, "verification")
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,15 @@ class LinearResult:
     task: str
     solver: str
     scores: dict[str, Any]
-    n_train: int
-    n_val: int
     n_test: int
-    labels: str
     features: str
     dimensions: int
     extract_seconds: float
-    solve_seconds: float
     skipped: int
+    n_train: int = 0
+    n_val: int = 0
+    labels: str = "none"
+    solve_seconds: float = 0.0
     penalty: float | None = None
     path: tuple[dict[str, float | None], ...] = ()
     chosen_by: str = ""
@@ -131,43 +136,47 @@ def linear(
     """
     task = _task_of(test, task)
     used = [test] if task == "verification" else [part for part in (train, test, val) if part is not None]
-    framing = Framing(backbone.image_size, _crop_of(used, task, crop), crop_scale)
+    augment = Augment(crop=_crop_of(used, task, crop), crop_scale=crop_scale)
     kind: Kind = "map" if features == "map" or (features == "auto" and task == "alignment") else "pooled"
-    extract = _Extractor(
-        backbone, kind, {"cache": cache, "batch_size": batch_size, "workers": workers, "precision": precision}
-    )
+    options: dict[str, Any] = {"kind": kind, "augment": augment, "cache": cache, "precision": precision}
+    options |= {"batch_size": batch_size, "workers": workers}
     if task == "verification":
-        return _verify(extract, test, framing, flip)
+        if test.pairs is None:
+            raise ConfigError("verification is measured on pairs, and the source has none: use lfw:PATH, for example")
+        return _verify(test, extracted(backbone, test, flip=flip, **options), kind)
     if flip:
         raise ConfigError("flip is for verification alone: leave it out")
     solver = _solver_of(task, solver)
-    fit = Fit(solver, balanced, epochs, lr, seed, next(backbone.parameters()).device)
     order = _order(solver, lambdas)
-    made = _made(task, train, test, val, framing)
+    made = LinearTask(task, train, augment, backbone.image_size)
+    for part, name in ((train, "training"), (test, "test"), (val, "validation")):
+        if part is not None:
+            made.check(part, name)
+    if balanced and made.kind.loss != "classes":
+        raise ConfigError(f"balanced is for classes, and {made.kind.needs} are none: leave it out")
     train = fewer_labels(train, labels, seed)
     if not len(train):
         raise ConfigError(f"the task {task} needs training images, and the source has test images alone")
+    fit = Solve(made.kind.loss, solver, balanced, epochs, lr, seed, next(backbone.parameters()).device)
 
-    learnt = extract.load(made, train, framing)
-    held = None if val is None else extract.load(made, val, framing)
+    learnt = made.load(train, extracted(backbone, train, **options))
+    held = None if val is None else made.load(val, extracted(backbone, val, **options))
     began = time.perf_counter()
-    choice = choose(made, fit, order, learnt, held, folds)
-    if refit and held is not None:
-        choice = choice.again(fit(made, joined(learnt, held), order[choice.at : choice.at + 1]))
-    elif choice.solved is None:
-        choice = choice.again(fit(made, learnt, order[choice.at : choice.at + 1]))
+    choice = choose(made, fit, order, learnt, held, folds, seed)
+    outputs_of, images = final(fit, order, choice, learnt, held, refit)
     solving = time.perf_counter() - began
-    asked = extract.load(made, test, framing)  # not before everything is chosen
+    asked = made.load(test, extracted(backbone, test, **options))  # not before everything is chosen
     began = time.perf_counter()
-    scores = made.report(choice.outputs(asked.found.array), asked.found, asked.target, test)
+    scores = made.result(asked, outputs_of(asked.found.array))
+    used_parts = [part.found for part in (learnt, held, asked) if part is not None]
     return LinearResult(
         task=task,
         solver=solver,
         scores=scores,
         penalty=order[choice.at],
         path=tuple({"lambda": value, "score": score} for value, score in zip(order, choice.scores, strict=True)),
-        chosen_by=made.chosen_by,
-        chosen_on=choice.images,
+        chosen_by=made.kind.chosen_by,
+        chosen_on=images,
         at_edge=len(order) > 1 and choice.at in (0, len(order) - 1),
         n_train=len(learnt.found),
         n_val=0 if held is None else len(held.found),
@@ -175,72 +184,24 @@ def linear(
         labels=labels,
         features=kind,
         dimensions=learnt.found.array.shape[1],
-        extract_seconds=extract.seconds,
+        extract_seconds=sum(found.seconds for found in used_parts),
         solve_seconds=solving + time.perf_counter() - began,
-        skipped=extract.skipped,
+        skipped=sum(len(found.skipped) for found in used_parts),
     )
 
 
-@dataclass
-class _Extractor:
-    """Loads features of the parts and counts what that cost."""
-
-    backbone: Backbone
-    kind: Kind
-    options: dict[str, Any]
-    seconds: float = 0.0
-    skipped: int = 0
-
-    def features(self, source: Source, framing: Framing) -> Features:
-        found = extracted(self.backbone, source, kind=self.kind, framing=framing, **self.options)
-        self.seconds += found.seconds
-        self.skipped += len(found.skipped)
-        return found
-
-    def load(self, made: tasks.LinearTask, source: Source, framing: Framing) -> Loaded:
-        found = self.features(source, framing)
-        if made.needs not in found.fields:
-            raise ConfigError(f"{made.needs} has another shape in some images, so that no linear map can give it")
-        return Loaded(source, found, made.target(found, source))
-
-
-def _made(task: str, train: Source, test: Source, val: Source | None, framing: Framing) -> tasks.LinearTask:
-    """The task, after a look at what the sources have."""
-    kinds: dict[str, Callable[[], tasks.LinearTask]] = {
-        "expression": lambda: tasks.Expression(train),
-        "attributes": lambda: tasks.Attributes(train),
-        "alignment": lambda: tasks.Alignment(train, framing),
-    }
-    made = kinds[task]()
-    for part, name in ((train, "training"), (test, "test"), (val, "validation")):
-        if part is not None:
-            if made.needs not in part.provides:
-                given = ", ".join(sorted(part.provides)) or "images only"
-                raise ConfigError(f"the task {task} needs {made.needs}, and the {name} source gives {given}")
-            made.check(part, name)
-    return made
-
-
-def _verify(extract: _Extractor, test: Source, framing: Framing, flip: bool) -> LinearResult:
-    if trait(test, "pairs") is None:
-        raise ConfigError("verification is measured on pairs, and the source has none: use lfw:PATH, for example")
-    found = extract.features(test, framing)
-    if flip:
-        mirrored = extract.features(test, replace(framing, flip=True))
-        found = replace(found, array=found.array + mirrored.array)
+def _verify(test: Source, found: Features, kind: Kind) -> LinearResult:
+    meter = VerificationMeter(test)
+    meter.add({"embeddings": torch.from_numpy(np.array(found.array))}, found.batch(1))
     return LinearResult(
         task="verification",
         solver="none",
-        scores=tasks.verified(found, test),
-        n_train=0,
-        n_val=0,
+        scores=meter.result(),
         n_test=len(found),
-        labels="none",
-        features=extract.kind,
+        features=kind,
         dimensions=found.array.shape[1],
-        extract_seconds=extract.seconds,
-        solve_seconds=0.0,
-        skipped=extract.skipped,
+        extract_seconds=found.seconds,
+        skipped=len(found.skipped),
     )
 
 
@@ -249,7 +210,7 @@ def _task_of(test: Source, task: str) -> str:
         return task
     if task != "auto":
         raise UnknownName("task of a linear probe", task, ("auto", *TASKS))
-    if trait(test, "pairs") is not None:
+    if test.pairs is not None:
         return "verification"
     fields = {"label": "expression", "attributes": "attributes", "landmarks": "alignment"}
     for name, found in fields.items():

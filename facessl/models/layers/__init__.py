@@ -1,3 +1,3 @@
-"""Heads, decoders, losses, EMA, queue, Sinkhorn, batch norm over ranks: parts that methods and tasks are built of.
+"""Heads, decoders, losses, EMA, Sinkhorn, batch norm over ranks: parts that methods and tasks are built of.
 May import core.
 """

@@ -11,13 +11,7 @@ class DecoderLayer(nn.Module):
     """Post-norm decoder layer of DETR: self-attention of the queries, attention to the image, feed-forward."""
 
     def __init__(self, width: int, *, heads: int, feed_forward: int, dropout: float) -> None:
-        """
-        Args:
-            width: channels D of queries and memory.
-            heads: attention heads.
-            feed_forward: hidden width of the feed-forward block.
-            dropout: probability after every block, inside the feed-forward and on attention weights.
-        """
+        """`width` is D; dropout follows every block and applies inside the feed-forward and to attention weights."""
         super().__init__()
         self.self_attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
         self.cross_attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
@@ -29,16 +23,11 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor, memory: Tensor) -> Tensor:
-        """One layer.
+        """State (B, N, D) of N queries -> (B, N, D).
 
         Args:
-            x: (B, N, D), state of the N queries.
             queries: (N, D), embedding added to `x` wherever it looks or is looked at.
-            keys: (B, P, D), memory with positions added.
-            memory: (B, P, D), the values.
-
-        Returns:
-            (B, N, D).
+            keys, memory: (B, P, D), the image with and without positions.
         """
         q = x + queries
         attended, _ = self.self_attention(q, q, x, need_weights=False)
@@ -46,8 +35,7 @@ class DecoderLayer(nn.Module):
         attended, _ = self.cross_attention(x + queries, keys, memory, need_weights=False)
         x = self.norm2(x + self.dropout(attended))
         hidden = self.dropout(self.linear1(x).relu())
-        out: Tensor = self.norm3(x + self.dropout(self.linear2(hidden)))
-        return out
+        return self.norm3(x + self.dropout(self.linear2(hidden)))
 
 
 class MaskDecoder(nn.Module):
@@ -72,13 +60,10 @@ class MaskDecoder(nn.Module):
     ) -> None:
         """
         Args:
-            in_features: C, channels of the feature map.
-            queries: N, number of mask embeddings.
-            layers: decoder layers, at least 1.
-            out_features: D, channels of a mask embedding.
+            in_features, out_features: C, channels of the feature map, and D, those of a mask embedding.
+            queries, query_std: N, number of mask embeddings, and standard deviation of the initial queries.
+            layers: decoder layers, at least 1; `heads`, `feed_forward` and `dropout` are theirs.
             width: channels inside the decoder, a multiple of 4 and of `heads`.
-            heads, feed_forward, dropout: of every decoder layer.
-            query_std: standard deviation of the initial queries.
         """
         super().__init__()
         self.project = nn.Linear(in_features, width)
@@ -99,13 +84,10 @@ class MaskDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) feature map -> (B, N, D) mask embeddings, one set per image."""
-        batch, channels, height, width = features.shape
-        rows = features.permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # (B, hw, C)
-        memory = self.project(rows)  # (B, hw, width)
-        keys = memory + sine_positions(height, width, memory.shape[2], memory.device, memory.dtype)
+        memory = self.project(features.flatten(2).transpose(1, 2))  # (B, hw, width)
+        keys = memory + sine_positions(*features.shape[2:], memory.shape[2], memory.device, memory.dtype)
         queries = self.queries.weight
-        x = queries.new_zeros(batch, *queries.shape)  # (B, N, width)
+        x = queries.new_zeros(len(features), *queries.shape)  # (B, N, width)
         for layer in self.layers:
             x = layer(x, queries, keys, memory)
-        out: Tensor = self.mlp(self.norm(x))
-        return out
+        return self.mlp(self.norm(x))

@@ -22,12 +22,7 @@ def frozen_copy(module: M) -> M:
 
 
 def cosine_momentum(base: float, fraction: float) -> float:
-    """Momentum that rises from `base` to 1 by half a cosine (BYOL).
-
-    Args:
-        base: momentum at the start, 0 to 1.
-        fraction: fraction of the run that is done, 0 to 1.
-    """
+    """Momentum that rises from `base` to 1 by half a cosine (BYOL); `fraction` of the run is done, 0 to 1."""
     return 1 - (1 - base) * (math.cos(math.pi * fraction) + 1) / 2
 
 
@@ -49,19 +44,21 @@ class MomentumUpdate:
         """
         self._pairs = pairs
         self._buffers = buffers
-        self._own: list[Tensor] = []  # online statistics that differ by rank
+        self._per_rank: list[Tensor] = []  # online statistics that differ by rank
         self._online: list[Tensor] = []
         self._target: list[Tensor] = []
         self._copied: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def __call__(self, momentum: float) -> None:
-        """Moves the target towards the online network by the share `1 - momentum`; collective call where norms do
-        not span the ranks."""
+        """Moves the target by the fraction `1 - momentum` of the way; collective where norms do not span the ranks."""
         if not self._target:
             self._collect()
-        if self._own and world_size() > 1:
-            _average(self._own)
+        if self._per_rank and world_size() > 1:  # their mean over the ranks, in one message
+            flat = torch.cat([tensor.flatten() for tensor in self._per_rank])
+            dist.all_reduce(flat)
+            parts = (flat / world_size()).split([tensor.numel() for tensor in self._per_rank])
+            torch._foreach_copy_(self._per_rank, [p.view_as(t) for p, t in zip(parts, self._per_rank, strict=True)])
         torch._foreach_lerp_(self._target, self._online, 1 - momentum)
         for online, target in self._copied:
             target.copy_(online)
@@ -70,29 +67,17 @@ class MomentumUpdate:
         for online, target in self._pairs:
             self._online += [_local(p.detach()) for p in online.parameters()]
             self._target += [_local(p.detach()) for p in target.parameters()]
-            if self._buffers:
-                self._own += _of_this_rank(online)
-                for ours, theirs in zip(online.buffers(), target.buffers(), strict=True):
-                    if ours.is_floating_point():
-                        self._online.append(ours)
-                        self._target.append(theirs)
-                    else:
-                        self._copied.append((ours, theirs))
-
-
-def _of_this_rank(module: nn.Module) -> list[Tensor]:
-    """Floating-point statistics of the batch norms of `module` that do not span the ranks."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    alone = [norm for norm in norms if not spans_ranks(norm)]
-    return [buffer for norm in alone for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
-
-
-def _average(tensors: list[Tensor]) -> None:
-    """Mean over the ranks, in place and in one message."""
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    parts = (flat / world_size()).split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+            if not self._buffers:
+                continue
+            for ours, theirs in zip(online.buffers(), target.buffers(), strict=True):
+                if ours.is_floating_point():
+                    self._online.append(ours)
+                    self._target.append(theirs)
+                else:
+                    self._copied.append((ours, theirs))
+            for norm in online.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not spans_ranks(norm):
+                    self._per_rank += [b for b in norm.buffers(recurse=False) if b.is_floating_point()]
 
 
 def _local(parameter: Tensor) -> Tensor:

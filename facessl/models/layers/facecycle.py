@@ -17,10 +17,7 @@ SLOPE = 0.1
 
 
 class ChannelAttention(nn.Module):
-    """Self-attention between the channels of a map, with a LeakyReLU behind the sum with its input.
-
-    theta is a softmax over the positions, g one over the channels; A = phi theta^T (C, C), and A g is added.
-    """
+    """LeakyReLU of x + A g with A = phi theta^T (C, C); theta is a softmax over positions, g one over channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -32,12 +29,11 @@ class ChannelAttention(nn.Module):
         positions = at_least_float32(self.theta(x)).flatten(2).softmax(2)  # (B, C, hw)
         values = at_least_float32(self.g(x)).flatten(2).softmax(1)
         similarity = self.phi(x).flatten(2) @ positions.transpose(1, 2).to(x.dtype)  # (B, C, C)
-        out: Tensor = self.act(x + (similarity @ values.to(x.dtype)).view_as(x))
-        return out
+        return self.act(x + (similarity @ values.to(x.dtype)).view_as(x))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside the identity, without norms."""
+    """Two 3x3 convolutions, added to their input, without norms."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -46,8 +42,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        out: Tensor = self.relu(x + self.conv2(self.relu(self.conv1(x))))
-        return out
+        return self.relu(x + self.conv2(self.relu(self.conv1(x))))
 
 
 def _pair(sizes: tuple[int, int, int], kernel: int, stride: int, attention: bool = False) -> nn.Sequential:
@@ -59,11 +54,7 @@ def _pair(sizes: tuple[int, int, int], kernel: int, stride: int, attention: bool
 
 
 class FaceCycle(nn.Module):
-    """The shared trunk: stride 16, 128 channels, no norms, LeakyReLU of slope 0.1; 64 px give a map of 4 x 4.
-
-    Attributes:
-        num_features, feature_info: as timm's models have them.
-    """
+    """The shared trunk: stride 16, 128 channels, no norms, LeakyReLU of slope 0.1; 64 px give a map of 4 x 4."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,15 +72,9 @@ class FaceCycle(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.get_parameter("bias"))
 
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        fine = self.layer1(self.conv1(x))  # stride 2
-        middle = self.resblock2(self.resblock1(self.layer2_1(fine)))  # stride 4
-        coarse = self.layer2_2(middle)  # stride 8
-        return [fine, middle, coarse, self.layer3_1(coarse)]
-
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 128, H / 16, W / 16)."""
-        return self._maps(x)[-1]
+        return self.forward_intermediates(x, [-1])[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, 128, h, w) -> (B, 128), the mean over the map."""
@@ -97,7 +82,10 @@ class FaceCycle(nn.Module):
 
     def forward_intermediates(self, x: Tensor, indices: list[int], **_: Any) -> list[Tensor]:
         """The maps of `feature_info` at `indices`."""
-        maps = self._maps(x)
+        fine = self.layer1(self.conv1(x))  # stride 2
+        middle = self.resblock2(self.resblock1(self.layer2_1(fine)))  # stride 4
+        coarse = self.layer2_2(middle)  # stride 8
+        maps = [fine, middle, coarse, self.layer3_1(coarse)]
         return [maps[i] for i in indices]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,11 +101,7 @@ def pcl_facecycle(
     cache_dir: Any = None,
     num_classes: int = 0,
 ) -> FaceCycle:
-    """What `timm.create_model` calls; there are no weights to download.
-
-    Raises:
-        RuntimeError: pre-trained weights, or a classifier.
-    """
+    """What `timm.create_model` calls; RuntimeError for pre-trained weights, which do not exist, or a classifier."""
     if pretrained or num_classes:
         raise RuntimeError("it has neither pre-trained weights nor a classifier")
     return FaceCycle()

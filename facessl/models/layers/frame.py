@@ -15,17 +15,15 @@ from facessl.core.precision import at_least_float32
 
 
 def places(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Where the centres of a view's cells lie in the stored image.
-
-    Args:
-        crops: (B, 5) left, top, width, height, flip, as `Batch.crops` has them.
-        rows, columns: cells of the view's map.
+    """Where the centres of a view's rows x columns cells lie in the stored image; crops (B, 5) as in `Batch.crops`.
 
     Returns:
         y (B, rows) and x (B, columns).
     """
     left, top, width, height, flip = crops[:, :, None].unbind(1)  # (B, 1) each
-    down, right = (_centres(cells, crops) for cells in (rows, columns))
+    down, right = (
+        (torch.arange(cells, dtype=crops.dtype, device=crops.device) + 0.5) / cells for cells in (rows, columns)
+    )
     return top + height * down, left + width * torch.where(flip > 0, 1 - right, right)
 
 
@@ -38,15 +36,8 @@ def in_view(y: Tensor, x: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Bilinear values of maps; beyond the centres of the outermost cells they stay what they are there.
-
-    Args:
-        maps: (B, h, w, N), any type.
-        y, x: (B, R) and (B, C) fractions of the maps' height and width.
-
-    Returns:
-        (B, R, C, N), at least float32.
-    """
+    """Bilinear values (B, R, C, N), at least float32, of maps (B, h, w, N) at fractions y (B, R) and x (B, C) of their
+    height and width; beyond the centres of the outermost cells they stay what they are there."""
     with torch.autocast(maps.device.type, enabled=False):
         maps = at_least_float32(maps)
         down, right = (_weights(at.to(maps.dtype), cells) for at, cells in zip((y, x), maps.shape[1:3], strict=True))
@@ -54,12 +45,8 @@ def read(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def seen_by(maps: Tensor, theirs: Tensor, ours: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Maps of one view at the cells of another view of the same images.
-
-    Args:
-        maps: (B, h, w, N) of the one view.
-        theirs, ours: (B, 5) crops of the one and of the other view.
-        rows, columns: R and C, cells of the other view's map.
+    """Maps (B, h, w, N) of one view, whose crops are `theirs` (B, 5), at the rows x columns cells of another view of
+    the same images, whose crops are `ours`.
 
     Returns:
         (B, R, C, N) at least float32; and (B, R, C) bool, where the centre of the other view's cell lies within the
@@ -68,10 +55,6 @@ def seen_by(maps: Tensor, theirs: Tensor, ours: Tensor, rows: int, columns: int)
     y, x = in_view(*places(ours, rows, columns), theirs)
     inside = ((y >= 0) & (y <= 1))[:, :, None] & ((x >= 0) & (x <= 1))[:, None]
     return read(maps, y, x), inside
-
-
-def _centres(cells: int, like: Tensor) -> Tensor:
-    return (torch.arange(cells, dtype=like.dtype, device=like.device) + 0.5) / cells
 
 
 def _weights(at: Tensor, cells: int) -> Tensor:

@@ -13,12 +13,7 @@ class MLPHead(nn.Module):
     """
 
     def __init__(self, in_features: int, *, hidden: int = 4096, out_features: int = 256) -> None:
-        """
-        Args:
-            in_features: C, channels of the input.
-            hidden: width between the two linears.
-            out_features: D, channels of the output.
-        """
+        """`in_features` is C, `hidden` the width between the two linears, `out_features` D."""
         super().__init__()
         first = nn.Linear(in_features, hidden, bias=False)
         last = nn.Linear(hidden, out_features, bias=False)
@@ -32,5 +27,5 @@ class MLPHead(nn.Module):
         Batch-norm statistics run over every dimension but C. A map in channels-last memory is not copied.
         """
         last = x.movedim(1, -1)  # (B, ..., C)
-        out: Tensor = self.layers(last.reshape(-1, x.shape[1]))  # rows (B * ..., C) -> (B * ..., D)
-        return out.view(*last.shape[:-1], -1).movedim(-1, 1)
+        rows = self.layers(last.reshape(-1, x.shape[1]))  # (B * ..., C) -> (B * ..., D)
+        return rows.view(*last.shape[:-1], -1).movedim(-1, 1)

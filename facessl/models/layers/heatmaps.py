@@ -6,20 +6,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from facessl.core.precision import at_least_float32
 
 
 def to_heatmap(points: Tensor, image: tuple[int, int], heatmap: tuple[int, int]) -> Tensor:
-    """Pixels of an image -> cells of a heatmap that covers the same square: (p + 0.5) * h / H - 0.5.
-
-    Args:
-        points: (..., 2) x, y in pixels of the image.
-        image, heatmap: height and width of both.
-
-    Returns:
-        (..., 2) x, y in cells.
-    """
+    """Pixels (..., 2) of an image -> cells of a heatmap over the same square, (p + 0.5) * h / H - 0.5; `image` and
+    `heatmap` are height and width of both."""
     scale = points.new_tensor([heatmap[1] / image[1], heatmap[0] / image[0]])
     return (points + 0.5) * scale - 0.5
 
@@ -30,12 +24,7 @@ def to_image(points: Tensor, image: tuple[int, int], heatmap: tuple[int, int]) -
 
 
 def gaussian_heatmaps(
-    points: Tensor,
-    size: tuple[int, int],
-    *,
-    sigma: float = 1.25,
-    radius: float | None = 5.0,
-    visible: Tensor | None = None,
+    points: Tensor, size: tuple[int, int], *, sigma: float = 1.25, radius: float = 5.0, visible: Tensor | None = None
 ) -> Tensor:
     """One Gaussian per landmark with height 1 at the landmark itself, which may lie between cells.
 
@@ -44,64 +33,48 @@ def gaussian_heatmaps(
     Args:
         points: (B, K, 2) x, y in cells; those that are not visible may be anything, NaN included.
         size: height and width of the maps.
-        sigma: standard deviation in cells.
-        radius: distance in cells from which on the map is 0; None: nowhere.
+        sigma, radius: standard deviation in cells, and distance from which on the map is 0.
         visible: (B, K) bool; the maps of the others are 0. None: all are.
 
     Returns:
         (B, K, h, w) in float32 or wider, without gradient.
     """
-    points = at_least_float32(points.detach())
-    if visible is not None:
-        points = points.where(visible.bool()[..., None], torch.inf)  # infinitely far away: 0 everywhere
+    points = _seen(at_least_float32(points.detach()), visible)
     dx = (torch.arange(size[1], device=points.device) - points[..., :1]).square()  # (B, K, w)
     dy = (torch.arange(size[0], device=points.device) - points[..., 1:]).square()  # (B, K, h)
     factor = -0.5 / sigma**2
     maps = (factor * dy).exp()[..., :, None] * (factor * dx).exp()[..., None, :]  # (B, K, h, w)
-    if radius is not None:
-        maps = maps * (dy[..., :, None] + dx[..., None, :] <= radius**2)
-    return maps
+    return maps * (dy[..., :, None] + dx[..., None, :] <= radius**2)
+
+
+#: Standard deviation of `shrunk_gaussians` in pixels of the image, STAR's.
+BLOB_SIGMA = 1.5
 
 
 def shrunk_gaussians(
-    points: Tensor,
-    image: tuple[int, int],
-    size: tuple[int, int],
-    *,
-    sigma: float = 1.5,
-    visible: Tensor | None = None,
+    points: Tensor, image: tuple[int, int], size: tuple[int, int], *, visible: Tensor | None = None
 ) -> Tensor:
     """Gaussians that are drawn in the image, cut to a square of 3 sigma, and shrunk bilinearly (STAR's point maps).
 
-    Without a filter, so that at a quarter of the side a cell is the mean of the middle 2x2 of its 4x4 pixels: with
-    sigma 1.5 a map sums to 0.88 and its largest cell is 0.57 on average. Landmarks outside the image are drawn at its
-    edge.
+    Without a filter, so that at a quarter of the side a cell is the mean of the middle 2x2 of its 4x4 pixels: a map
+    sums to 0.88 and its largest cell is 0.57 on average. Landmarks outside the image are drawn at its edge.
 
     Differences: the Gaussian's centre is the landmark itself, and not the nearest pixel.
 
     Args:
-        points: (B, K, 2) x, y in pixels of the image; those that are not visible may be anything, NaN included.
-        image: its height and width.
-        size: height and width of the maps.
-        sigma: standard deviation in pixels.
-        visible: (B, K) bool; the maps of the others are 0. None: all are.
+        points, visible: as in `gaussian_heatmaps`, but in pixels of the image.
+        image, size: height and width of the image and of the maps.
 
     Returns:
         (B, K, h, w) in float32 or wider, without gradient.
     """
-    points = _inside(at_least_float32(points.detach()), image)
-    if visible is not None:
-        points = points.where(visible.bool()[..., None], torch.inf)
-    parts = []
-    for place, length, cells in ((points[..., :1], image[1], size[1]), (points[..., 1:], image[0], size[0])):
-        at = (torch.arange(cells, device=points.device, dtype=points.dtype) + 0.5) * (length / cells) - 0.5
-        left = at.clamp(0, length - 1).floor()
-        share = at.clamp(0, length - 1) - left
-        pair = torch.stack([left, (left + 1).clamp_max(length - 1)])  # (2, cells): the pixels on both sides
-        away = (pair.view(2, *[1] * (place.dim() - 1), cells) - place).abs()
-        drawn = (away.square() * (-0.5 / sigma**2)).exp() * (away <= 3 * sigma)
-        parts.append(drawn[0] + (drawn[1] - drawn[0]) * share)  # (B, K, cells)
-    across, down = parts
+    points = _seen(_inside(at_least_float32(points.detach()), image), visible)
+    profiles = []
+    for place, length, cells in ((points[..., 1:], image[0], size[0]), (points[..., :1], image[1], size[1])):
+        away = torch.arange(length, device=points.device) - place  # (B, K, length)
+        drawn = (away.square() * (-0.5 / BLOB_SIGMA**2)).exp() * (away.abs() <= 3 * BLOB_SIGMA)
+        profiles.append(F.interpolate(drawn, size=cells, mode="linear", align_corners=False))  # (B, K, cells)
+    down, across = profiles
     return down[..., :, None] * across[..., None, :]
 
 
@@ -124,8 +97,7 @@ def edge_heatmaps(
     Args:
         points: (B, K, 2) x, y in pixels of the image; what lies outside is drawn at its edge.
         edges: per edge the landmarks that straight pieces join in this order; a closed edge names its first one again.
-        image: its height and width.
-        size: height and width of the maps.
+        image, size: height and width of the image and of the maps.
 
     Returns:
         (B, E, h, w) in float32 or wider, without gradient.
@@ -140,12 +112,17 @@ def edge_heatmaps(
         start, step = ends[:, :-1], ends[:, 1:] - ends[:, :-1]  # (B, n - 1, 2)
         (sx, sy), (ux, uy) = (p[..., None, None].unbind(2) for p in (start, step))  # each (B, n - 1, 1, 1)
         dx, dy = x - sx, y - sy  # (B, n - 1, 1, w), (B, n - 1, h, 1)
-        along = (dx * ux + dy * uy) / (ux * ux + uy * uy).clamp_min(1e-6)  # share of the piece at the nearest point
-        along = along.clamp(0, 1)
+        # fraction of the piece at the nearest point
+        along = ((dx * ux + dy * uy) / (ux * ux + uy * uy).clamp_min(1e-6)).clamp(0, 1)
         distance = ((dx - along * ux).square() + (dy - along * uy).square()).amin(1)  # (B, h, w), squared
         profile = LINE_HEIGHT * (distance * (-0.5 / LINE_SIGMA**2)).exp()
         maps.append(profile * (distance < 9 * LINE_SIGMA**2))
     return torch.stack(maps, dim=1)
+
+
+def _seen(points: Tensor, visible: Tensor | None) -> Tensor:
+    """(B, K, 2) with landmarks that are not visible infinitely far away: 0 everywhere in their maps."""
+    return points if visible is None else points.where(visible.bool()[..., None], torch.inf)
 
 
 def _inside(points: Tensor, image: tuple[int, int]) -> Tensor:
@@ -153,24 +130,15 @@ def _inside(points: Tensor, image: tuple[int, int]) -> Tensor:
     return points.clamp_min(0).minimum(points.new_tensor([image[1] - 1, image[0] - 1]))
 
 
-def soft_argmax(activations: Tensor, *, epsilon: float = 1e-6) -> Tensor:
-    """Mean position weighted by the activations (FaRL's decoding of sigmoid maps, STAR's of its own).
-
-    Computed about the centre of the map, which is what an empty map gives.
-
-    Args:
-        activations: (B, K, h, w), not negative.
-        epsilon: smallest total that divides.
-
-    Returns:
-        (B, K, 2) x, y in cells, in float32 or wider also under autocast.
-    """
+def soft_argmax(activations: Tensor) -> Tensor:
+    """Mean position weighted by activations (B, K, h, w), not negative (FaRL's decoding of sigmoid maps, STAR's of its
+    own): (B, K, 2) x, y in cells, in float32 or wider also under autocast. An empty map gives its centre."""
     kind = torch.promote_types(activations.dtype, torch.float32)
     columns, rows = (activations.sum(dim, dtype=kind) for dim in (-2, -1))  # (B, K, w), (B, K, h)
-    total = columns.sum(-1).clamp_min(epsilon)  # (B, K)
+    total = columns.sum(-1).clamp_min(1e-6)  # (B, K)
     out = []
-    for share in (columns, rows):
-        centre = (share.shape[-1] - 1) / 2
-        cells = torch.arange(share.shape[-1], device=share.device, dtype=share.dtype) - centre
-        out.append((share * cells).sum(-1) / total + centre)
+    for mass in (columns, rows):
+        centre = (mass.shape[-1] - 1) / 2  # about which the sum loses the fewest digits
+        cells = torch.arange(mass.shape[-1], device=mass.device, dtype=mass.dtype) - centre
+        out.append((mass * cells).sum(-1) / total + centre)
     return torch.stack(out, dim=-1)

@@ -3,27 +3,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from facessl.core.distributed import rank_mean
 from facessl.core.precision import at_least_float32
 
+#: Constants of the adaptive wing loss, and what cells near a landmark or an edge weigh beside the others.
+OMEGA, THETA, ALPHA, NEAR_WEIGHT = 14.0, 0.5, 2.1, 11.0
+#: Where STAR's distance turns from quadratic to linear; what is added to eigenvalues, and the least divisor there.
+TURN, EPSILON = 0.01, 1e-5
+#: Matrices whose eigenvalues differ by less than this fraction of their sum count as round.
+ROUND_BELOW = 1e-3
+
 
 def coordinate_l2(pred: Tensor, target: Tensor, visible: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
-    """Mean distance of points whose coordinates are divided as (p + 0.5) / size (FaRL's coordinate loss).
-
-    Args:
-        pred, target: (B, K, 2) x, y in pixels of an image, or cells of a map, of that size.
-        size: its height and width.
-
-    Returns:
-        scalar.
-    """
+    """Mean distance of points (B, K, 2) in pixels of an image of that height and width, divided as (p + 0.5) / size
+    (FaRL's coordinate loss)."""
     with torch.autocast(pred.device.type, enabled=False):
         pred = at_least_float32(pred)
         error = (pred - target) / pred.new_tensor([size[1], size[0]])  # the half pixel cancels
@@ -31,130 +28,42 @@ def coordinate_l2(pred: Tensor, target: Tensor, visible: Tensor | None = None, *
 
 
 def heatmap_bce(logits: Tensor, target: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Mean binary cross entropy over cells (FaRL's heatmap loss).
-
-    Args:
-        logits, target: (B, K, h, w); targets in 0..1.
-
-    Returns:
-        scalar.
-    """
+    """Mean binary cross entropy over cells (FaRL's heatmap loss): (B, K, h, w) both, targets in 0..1 -> scalar."""
     with torch.autocast(logits.device.type, enabled=False):
         cells = F.binary_cross_entropy_with_logits(at_least_float32(logits), at_least_float32(target), reduction="none")
         return masked_mean(cells.mean((2, 3)), visible)
 
 
-def awing(
-    pred: Tensor,
-    target: Tensor,
-    visible: Tensor | None = None,
-    *,
-    omega: float = 14.0,
-    theta: float = 0.5,
-    epsilon: float = 1.0,
-    alpha: float = 2.1,
-    weight_map: float = 10.0,
-) -> Tensor:
-    """Adaptive wing loss with its weighted loss map (Wang et al., ICCV 2019, Sec. 4).
+def awing(pred: Tensor, target: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Adaptive wing loss with its weighted loss map (Wang et al., ICCV 2019, Sec. 4, with epsilon 1).
 
-    With d = |y - y'|: omega ln(1 + (d / epsilon)^(alpha - y)) below theta, and the line A d - C that continues value
-    and slope above.
+    With d = |y - y'|: OMEGA ln(1 + d^(ALPHA - y)) below THETA, and the line that continues value and slope above.
+    Cells whose 3x3 neighbourhood has a target of 0.2 or more have NEAR_WEIGHT.
 
     Args:
         pred, target: (B, K, h, w); targets in 0..1, a constant.
-        weight_map: W; cells whose 3x3 neighbourhood has a target of 0.2 or more weigh W + 1, others 1. 0: all weigh 1.
-
-    Returns:
-        scalar, mean over cells.
     """
     with torch.autocast(pred.device.type, enabled=False):
         target = at_least_float32(target.detach())
-        weight = None
-        if weight_map:
-            weight = _dilated(target >= 0.2).to(target.dtype).mul_(weight_map).add_(1)
-        maps = _AWing.apply(at_least_float32(pred), target, weight, omega, theta, epsilon, alpha)
-        return masked_mean(maps, visible)
+        distance = (at_least_float32(pred) - target).abs()
+        exponent = ALPHA - target
+        near = (exponent * distance.clamp(1e-12, THETA).log()).exp().log1p()
+        power = THETA**exponent
+        slope = exponent * power / (THETA * (1 + power))
+        weight = 1 + (NEAR_WEIGHT - 1) * F.max_pool2d((target >= 0.2).to(target), 3, stride=1, padding=1)
+        loss = OMEGA * weight * (near + slope * (distance - THETA).relu())
+        return masked_mean(loss.mean((2, 3)), visible)
 
 
-class _AWing(torch.autograd.Function):
-    """Weighted mean over cells of AWing, (B, K, h, w) -> (B, K).
-
-    With c = min(d, theta) and P = (c / epsilon)^(alpha - y) the loss of a cell is
-
-        omega ln(1 + P) + s (d - c),   s = omega (alpha - y) P / (c (1 + P)),
-
-    as s is both its slope below theta and A above. One node that works in place, because the maps are the largest
-    tensors of a landmark network: autograd's own chain of the parts takes several times as long.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        pred: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        omega: float,
-        theta: float,
-        epsilon: float,
-        alpha: float,
-    ) -> Tensor:
-        error = pred - target
-        distance = error.abs()
-        below = distance.clamp(1e-12, theta)  # not 0, so that P / c is 0 there and not 0 / 0
-        exponent = alpha - target
-        power = (below / epsilon).log_().mul_(exponent).exp_()
-        slope = exponent.mul_(power).mul_(omega).div_(below.addcmul(below, power))
-        loss = distance.sub_(below).relu_().mul_(slope).add_(power.log1p_(), alpha=omega)
-        slope.copysign_(error)
-        if weight is not None:
-            loss.mul_(weight)
-            slope.mul_(weight)
-        ctx.save_for_backward(slope)
-        return loss.mean((2, 3))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        share = grad / slope.shape[2:].numel()
-        return slope * share[..., None, None], None, None, None, None, None, None
-
-
-def wing(
-    pred: Tensor, target: Tensor, visible: Tensor | None = None, *, omega: float = 10.0, epsilon: float = 2.0
-) -> Tensor:
-    """Wing loss (Feng et al., CVPR 2018): omega ln(1 + |x| / epsilon) below omega, |x| - C above.
-
-    Args:
-        pred, target: (B, K, 2) in pixels.
-
-    Returns:
-        scalar, mean over coordinates.
-    """
-    with torch.autocast(pred.device.type, enabled=False):
-        distance = _drop(at_least_float32(pred) - target, visible).abs()
-        loss = omega * (distance.clamp_max(omega) / epsilon).log1p() + (distance - omega).relu()
-        return masked_mean(loss.mean(-1), visible)
-
-
-def star(
-    heatmaps: Tensor,
-    target: Tensor,
-    visible: Tensor | None = None,
-    *,
-    w: float = 1.0,
-    scale: float = 0.01,
-    detach: bool = False,
-    epsilon: float = 1e-5,
-) -> Tensor:
+def star(heatmaps: Tensor, target: Tensor, visible: Tensor | None = None) -> Tensor:
     """STAR loss (Zhou et al., CVPR 2023, Sec. 4.2): a landmark may err along the direction in which its map is wide.
 
     A map, divided by its sum, has a mean m and an unbiased covariance with eigenvalues l1 >= l2 and eigenvectors v1,
     v2. With the smooth L1 distance d and the target t, the loss of a landmark is
 
-        d(v1 . (t - m)) / sqrt(l1 + epsilon) + d(v2 . (t - m)) / sqrt(l2 + epsilon) + w (l1 + l2),
+        d(v1 . (t - m)) / sqrt(l1 + EPSILON) + d(v2 . (t - m)) / sqrt(l2 + EPSILON) + l1 + l2,
 
-    the last term being the value restriction, without which wide maps would make any error cheap. As in the released
+    the last two being the value restriction, without which wide maps would make any error cheap. As in the released
     second version, nothing is detached: eigenvalues and eigenvectors carry gradients. All lengths are in units in which
     the map spans -1..1 from edge to edge.
 
@@ -165,40 +74,25 @@ def star(
     Args:
         heatmaps: (B, K, h, w), not negative; an empty map counts with its mean in the centre.
         target: (B, K, 2) x, y in cells.
-        w: weight of the value restriction.
-        scale: where the distance turns from quadratic to linear.
-        detach: take the eigenvalues as constants in the two quotients (the paper's other kind of restriction, as far
-            as its abstract tells).
-        epsilon: added to eigenvalues, and the least divisor of the covariance.
-
-    Returns:
-        scalar.
     """
     with torch.autocast(heatmaps.device.type, enabled=False):
-        mean, (xx, yy, xy) = moments(heatmaps, epsilon=epsilon)
+        mean, (xx, yy, xy) = moments(heatmaps)
         size = mean.new_tensor([heatmaps.shape[-1], heatmaps.shape[-2]])
-        error = _drop((2 * target + 1) / size - 1 - mean, visible)  # (B, K, 2)
+        ex, ey = _drop((2 * target + 1) / size - 1 - mean, visible).unbind(-1)  # (B, K) each
         large, small, cosine, sine = eigen(xx, yy, xy)
-        restriction = large + small
-        if detach:
-            large, small = large.detach(), small.detach()
-        ex, ey = error.unbind(-1)
-        along = _huber(cosine * ex + sine * ey, scale) / (large + epsilon).sqrt()
-        across = _huber(cosine * ey - sine * ex, scale) / (small + epsilon).sqrt()
-        return masked_mean(along + across + w * restriction, visible)
+        along, across = (
+            F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=TURN) / (value + EPSILON).sqrt()
+            for error, value in ((cosine * ex + sine * ey, large), (cosine * ey - sine * ex, small))
+        )
+        return masked_mean(along + across + large + small, visible)
 
 
-def moments(heatmaps: Tensor, *, epsilon: float = 1e-5) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+def moments(heatmaps: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Means and unbiased covariances of maps that are divided by their sums, where a map spans -1..1.
 
-    The covariance of weights p that sum to 1 is divided by 1 - sum p^2, at least epsilon, so that a map of one cell has
-    covariance 0.
-
-    Args:
-        heatmaps: (B, K, h, w), not negative.
-
-    Returns:
-        means (B, K, 2) as x, y, and the variances of x, of y and their covariance, each (B, K).
+    The covariance of weights p that sum to 1 is divided by 1 - sum p^2, at least EPSILON, so that a map of one cell has
+    covariance 0. Heatmaps (B, K, h, w) -> means (B, K, 2) as x, y, and the variances of x, of y and their covariance,
+    each (B, K).
     """
     maps = at_least_float32(heatmaps).contiguous()
     h, w = maps.shape[-2:]
@@ -209,20 +103,19 @@ def moments(heatmaps: Tensor, *, epsilon: float = 1e-5) -> tuple[Tensor, tuple[T
     rows, rows_x = (by_row / total[..., None]).unbind(-1)  # (B, K, h)
     columns = maps.sum(-2) / total  # (B, K, w)
     mean_x, mean_y = rows_x.sum(-1, keepdim=True), (rows * y).sum(-1, keepdim=True)  # (B, K, 1)
-    divisor = (1 - maps.flatten(2).square().sum(-1) / total[..., 0].square()).clamp_min(epsilon)
+    divisor = (1 - maps.flatten(2).square().sum(-1) / total[..., 0].square()).clamp_min(EPSILON)
     xx = (columns * (x - mean_x).square()).sum(-1)
     yy = (rows * (y - mean_y).square()).sum(-1)
     xy = ((rows_x - rows * mean_x) * (y - mean_y)).sum(-1)
     return torch.cat([mean_x, mean_y], dim=-1), (xx / divisor, yy / divisor, xy / divisor)
 
 
-def eigen(xx: Tensor, yy: Tensor, xy: Tensor, *, round_below: float = 1e-3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eigenvalues and the first eigenvector of [[xx, xy], [xy, yy]] in closed form, with finite gradients throughout.
+def eigen(xx: Tensor, yy: Tensor, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Eigenvalues and the first eigenvector of [[xx, xy], [xy, yy]], positive semi-definite matrices of any one shape,
+    in closed form, with finite gradients throughout.
 
-    Args:
-        xx, yy, xy: any one shape; the matrices are positive semi-definite.
-        round_below: matrices whose eigenvalues differ by less than this share of their sum, and zero matrices, count
-            as round: both eigenvalues are the mean and the eigenvectors are the axes, without gradient.
+    Of round matrices (ROUND_BELOW) and zero matrices both eigenvalues are the mean and the eigenvectors are the axes,
+    without gradient.
 
     Returns:
         larger and smaller eigenvalue (at least 0), and (cosine, sine) of the larger one's eigenvector. The smaller
@@ -230,7 +123,7 @@ def eigen(xx: Tensor, yy: Tensor, xy: Tensor, *, round_below: float = 1e-3) -> t
     """
     middle, half = (xx + yy) / 2, (xx - yy) / 2
     square = half.square() + xy.square()
-    stretched = square > (round_below * middle).square().clamp_min(torch.finfo(square.dtype).tiny)
+    stretched = square > (ROUND_BELOW * middle).square().clamp_min(torch.finfo(square.dtype).tiny)
     # Both `where` come before the functions whose gradients are infinite at 0.
     root = square.where(stretched, 1.0).sqrt().where(stretched, 0.0)
     angle = torch.atan2(xy.where(stretched, 0.0), half.where(stretched, 1.0)) / 2
@@ -245,20 +138,3 @@ def masked_mean(values: Tensor, visible: Tensor | None) -> Tensor:
 def _drop(error: Tensor, visible: Tensor | None) -> Tensor:
     """(B, K, 2) with 0 for landmarks that are not visible, whose targets may be NaN."""
     return error if visible is None else error.where(visible.bool()[..., None], 0.0)
-
-
-def _dilated(mask: Tensor) -> Tensor:
-    """(..., h, w) bool, True where any cell of the 3x3 neighbourhood is."""
-    wide = mask.clone()
-    wide[..., 1:] |= mask[..., :-1]
-    wide[..., :-1] |= mask[..., 1:]
-    out = wide.clone()
-    out[..., 1:, :] |= wide[..., :-1, :]
-    out[..., :-1, :] |= wide[..., 1:, :]
-    return out
-
-
-def _huber(error: Tensor, scale: float) -> Tensor:
-    distance = error.abs()
-    near = distance.clamp_max(scale)
-    return near.square() / (2 * scale) + (distance - near)

@@ -13,19 +13,13 @@ from facessl.core.errors import ConfigError
 
 @functools.lru_cache(maxsize=16)  # a step asks four times for the same table
 def sine_positions(height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """DETR's two-dimensional sine encoding of a map (DETR, appendix A.4), one row per cell.
+    """DETR's two-dimensional sine encoding of a map of height x width cells (DETR, appendix A.4).
 
-    Computed in float64, whatever torch's default type is, and rounded once. The table is shared by all callers:
-    do not change it in place.
-
-    Args:
-        height, width: cells of the map.
-        channels: multiple of 4; the first half encodes the row, the second the column, each as interleaved
-            sine and cosine of wavelengths from 2 pi to 10000 * 2 pi.
-        device, dtype: of the table.
+    The first half of the channels, a multiple of 4, encodes the row, the second the column, each as interleaved sine
+    and cosine of wavelengths from 2 pi to 10000 * 2 pi. Computed in float64 and rounded once.
 
     Returns:
-        (height * width, channels), rows of the map one after the other.
+        (height * width, channels), rows of the map one after the other; shared by all callers, not to be changed.
     """
     half = channels // 2
     # Made on the CPU, because Apple's GPUs have no float64.
@@ -46,14 +40,10 @@ def _count(start: int, stop: int) -> Tensor:
 
 
 def sincos_positions(height: int, width: int, channels: int) -> Tensor:
-    """Fixed sine-cosine table of a ViT (MoCo v3, section 5; MAE, appendix A.1), one row per patch.
+    """Fixed sine-cosine table of a ViT of height x width patches (MoCo v3, section 5; MAE, appendix A.1).
 
     The first half of the channels encodes the column, the second the row; each half holds all sines, then all
     cosines, of wavelengths from 2 pi to almost 10000 * 2 pi.
-
-    Args:
-        height, width: patches of the image.
-        channels: multiple of 4.
 
     Returns:
         (height * width, channels) float64, rows of patches one after the other.

@@ -19,7 +19,7 @@ def sinkhorn(scores: Tensor, iterations: int) -> Tensor:
         iterations: rounds of "clusters first, then samples"; 0 leaves only the last normalisation.
 
     Returns:
-        (P, N) float32; every row sums to 1, and over all ranks every column to about the same share.
+        (P, N) float32; every row sums to 1, and over all ranks every column to about the same mass.
     """
     q = at_least_float32(scores)
     tiny = torch.finfo(q.dtype).tiny  # a cluster that nobody scores stays empty instead of becoming NaN

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+#: Cells per side of the pooled maps.
+POOL_SCALES = (1, 2, 3, 6)
+
 
 class ConvNorm(nn.Sequential):
     """Convolution that keeps the size, batch norm, ReLU: (B, C, h, w) -> (B, width, h, w)."""
@@ -24,34 +27,29 @@ class ConvNorm(nn.Sequential):
 
 
 class PyramidPooling(nn.Module):
-    """The map beside its means over 1x1, 2x2, 3x3, 6x6 cells, merged by a 3x3 convolution (PSPNet, Sec. 3.2)."""
+    """The map beside its means over 1x1, 2x2, 3x3 and 6x6 cells, merged by a 3x3 convolution (PSPNet, Sec. 3.2)."""
 
-    def __init__(self, channels: int, width: int, pool_scales: Sequence[int] = (1, 2, 3, 6)) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.pools = nn.ModuleList(nn.AdaptiveAvgPool2d(scale) for scale in pool_scales)
-        self.branches = nn.ModuleList(ConvNorm(channels, width) for _ in pool_scales)
-        self.merge = ConvNorm(channels + len(pool_scales) * width, width, kernel=3)
+        self.branches = nn.ModuleList(ConvNorm(channels, width) for _ in POOL_SCALES)
+        self.merge = ConvNorm(channels + len(POOL_SCALES) * width, width, kernel=3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, width, h, w); training needs B > 1, as scale 1 leaves one value per image."""
-        pairs = zip(self.pools, self.branches, strict=True)
-        parts = [resized(branch(pool(x)), x.shape[-2:]) for pool, branch in pairs]
-        out: Tensor = self.merge(torch.cat([x, *parts], dim=1))
-        return out
+        pairs = zip(POOL_SCALES, self.branches, strict=True)
+        parts = [resized(branch(F.adaptive_avg_pool2d(x, scale)), x.shape[-2:]) for scale, branch in pairs]
+        return self.merge(torch.cat([x, *parts], dim=1))
 
 
 class UPerNeck(nn.Module):
     """Pyramid pooling on the coarsest map, top-down sums, 3x3 smoothing, and a 3x3 fusion of all four levels."""
 
-    def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], *, width: int, pool_scales: Sequence[int] = (1, 2, 3, 6)
-    ) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int) -> None:
         """
         Args:
             channels, strides: of the four maps, fine to coarse (`Backbone.pyramid_channels`, `pyramid_strides`). Equal
                 strides throughout mean a plain ViT: its maps are first brought to strides 4, 8, 16, 32.
             width: channels of every level.
-            pool_scales: cells per side of the pooled maps.
         """
         super().__init__()
         flat = len(set(strides)) == 1
@@ -59,7 +57,7 @@ class UPerNeck(nn.Module):
             adaptor(c, round(math.log2(stride / target))) if flat else nn.Identity()
             for c, stride, target in zip(channels, strides, (4, 8, 16, 32), strict=True)
         )
-        self.top = PyramidPooling(channels[-1], width, pool_scales)
+        self.top = PyramidPooling(channels[-1], width)
         self.laterals = nn.ModuleList(ConvNorm(c, width) for c in channels[:-1])
         self.smooth = nn.ModuleList(ConvNorm(width, width, kernel=3) for _ in channels[:-1])
         self.fuse = ConvNorm(len(channels) * width, width, kernel=3)
@@ -72,8 +70,7 @@ class UPerNeck(nn.Module):
         for lateral, smooth, x in reversed(list(zip(self.laterals, self.smooth, maps, strict=False))):
             above = lateral(x) + resized(above, x.shape[-2:])
             levels.insert(0, smooth(above))
-        out: Tensor = self.fuse(torch.cat([resized(x, levels[0].shape[-2:]) for x in levels], dim=1))
-        return out
+        return self.fuse(torch.cat([resized(x, levels[0].shape[-2:]) for x in levels], dim=1))
 
 
 class UPerNet(nn.Module):
@@ -86,17 +83,15 @@ class UPerNet(nn.Module):
         *,
         out_channels: int,
         width: int = 768,
-        pool_scales: Sequence[int] = (1, 2, 3, 6),
         dropout: float = 0.1,
     ) -> None:
         """
         Args:
-            channels, strides, width, pool_scales: of `UPerNeck`; 768 is FaRL's width, 64 to 128 suit a CPU.
-            out_channels: classes or landmarks.
-            dropout: fraction of the neck's channels that are dropped per image.
+            channels, strides, width: of `UPerNeck`; 768 is FaRL's width, 64 to 128 suit a CPU.
+            out_channels, dropout: classes or landmarks; fraction of the neck's channels that are dropped per image.
         """
         super().__init__()
-        self.neck = UPerNeck(channels, strides, width=width, pool_scales=pool_scales)
+        self.neck = UPerNeck(channels, strides, width=width)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, out_channels, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
@@ -104,8 +99,7 @@ class UPerNet(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Four maps (B, C_i, h_i, w_i) -> logits (B, out_channels, h_0, w_0), a quarter of the image's side."""
-        logits: Tensor = self.classifier(self.dropout(self.neck(maps)))
-        return logits
+        return self.classifier(self.dropout(self.neck(maps)))
 
 
 def adaptor(channels: int, doublings: int) -> nn.Module:

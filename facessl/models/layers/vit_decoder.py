@@ -12,8 +12,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from facessl.core.errors import CheckpointError, ConfigError
+from facessl.models.backbone import Backbone
 from facessl.models.layers.attention import choose_attention
-from facessl.models.layers.masking import take
+from facessl.models.layers.masking import check_maskable, fix_positions, take
 from facessl.models.layers.positions import sincos_positions
 
 
@@ -30,14 +31,8 @@ class MaskedDecoder(nn.Module):
         """
         Args:
             in_features: C, channels of the encoder's tokens.
-            grid: (h, w), patches of the image; T = h * w.
-            patch: side of a patch in pixels.
-            width: channels of the decoder.
-            depth: number of blocks.
-            heads: attention heads; they must divide `width`.
-
-        Raises:
-            ConfigError: sizes that do not go together.
+            grid, patch: (h, w), patches of the image, T = h * w, and their side in pixels.
+            width, depth, heads: channels, blocks and attention heads, which must divide `width` (ConfigError).
         """
         super().__init__()
         if width % heads:
@@ -52,8 +47,7 @@ class MaskedDecoder(nn.Module):
         self.norm = norm(width)
         self.predict = nn.Linear(width, patch * patch * 3)
         self.positions: Tensor
-        table = sincos_positions(grid[0], grid[1], width)
-        self.register_buffer("positions", table.float(), persistent=False)  # (T, D), made anew from the sizes
+        self.register_buffer("positions", sincos_positions(*grid, width).float(), persistent=False)  # (T, D)
         nn.init.normal_(self.mask_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -61,34 +55,20 @@ class MaskedDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, latent: Tensor, restore: Tensor) -> Tensor:
-        """Pixels of every patch.
-
-        Args:
-            latent: (B, 1 + K, C), class token and visible patches of the encoder.
-            restore: (B, T) int64, `Mask.restore`.
-
-        Returns:
-            (B, T, patch * patch * 3), in the order of `patchify`.
-        """
+        """Class token and visible patches (B, 1 + K, C), `Mask.restore` (B, T) -> (B, T, patch * patch * 3), every
+        patch's pixels in the order of `patchify`."""
         tokens = self.embed(latent)  # (B, 1 + K, D)
         hidden = restore.shape[1] + 1 - tokens.shape[1]
         masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden, -1)
         patches = take(torch.cat([tokens[:, 1:], masked], dim=1), restore) + self.positions  # (B, T, D)
         tokens = torch.cat([tokens[:, :1].to(patches.dtype), patches], dim=1)  # the class token has no position
-        out: Tensor = self.predict(self.norm(self.blocks(tokens))[:, 1:])
-        return out
+        return self.predict(self.norm(self.blocks(tokens))[:, 1:])
 
     def load_blocks(self, state: Mapping[str, Any], count: int, path: str) -> None:
-        """Start the first `count` blocks from a checkpoint; the rest stays as it is.
+        """Start the first `count` blocks from a checkpoint loaded from `path`; the rest stays as it is.
 
-        Args:
-            state: a loaded checkpoint in MAE's layout (`decoder_blocks.0.norm1.weight`, ... under "model" or bare) or
-                one of this library's runs (`decoder.blocks.0...` under "method").
-            count: how many blocks, at most the decoder's.
-            path: where `state` comes from, for the sentence.
-
-        Raises:
-            CheckpointError: a tensor of these blocks is missing or has another shape; it is named.
+        `state` is in MAE's layout (`decoder_blocks.0.norm1.weight`, ... under "model" or bare) or one of this library's
+        runs (`decoder.blocks.0...` under "method"). CheckpointError names the tensors that do not fit.
         """
         inner = next((state[key] for key in ("model", "method", "state_dict") if key in state), state)
         found = {}
@@ -105,3 +85,18 @@ class MaskedDecoder(nn.Module):
                 f"unknown or of another shape: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}"
             )
         chosen.load_state_dict(found)
+
+
+def decoder_for(backbone: Backbone, args: Any) -> MaskedDecoder:
+    """The decoder of MAE and MCF by their hyper-parameters; fixes the backbone's positions where these say so."""
+    check_maskable(backbone.model, backbone.name)
+    if args.positions == "sincos":
+        fix_positions(backbone.model, pretrained=backbone.pretrained)
+    return MaskedDecoder(
+        backbone.num_features,
+        grid=backbone.model.patch_embed.grid_size,
+        patch=backbone.stride,
+        width=args.decoder_width,
+        depth=args.decoder_depth,
+        heads=args.decoder_heads,
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained.families import base
 from facessl.views.spec import IMAGENET_MEAN
@@ -15,12 +16,12 @@ FAMILY = "Bulat et al."
 PREFIX = "base_net."
 #: As in SwAV's code: not ImageNet's usual 0.229.
 STD = (0.228, 0.224, 0.225)
-LEFT_OUT = rf"projection_net\.(net\.)?{base.MLP}|prototypes\d*\.(prototypes\d+\.)?weight$"
+LEFT_OUT = rf"projection_net\.(net\.)?{weights.MLP}|prototypes\d*\.(prototypes\d+\.)?weight$"
 
 
 def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, has a ResNet below `base_net.`."""
-    return base.begins(state, r"base_net\.layer[1-4]\.")
+    return weights.begins(state, r"base_net\.layer[1-4]\.")
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
@@ -29,8 +30,4 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    found = base.tensors(state)
-    backbone = Backbone(base.resnet_name(base.under(found, PREFIX), FAMILY), mean=IMAGENET_MEAN, std=STD)
-    fitted = base.fit(backbone.model, found, lambda name: PREFIX + name, FAMILY, left_out=LEFT_OUT)
-    backbone.model.load_state_dict(fitted)
-    return backbone
+    return base.plain_resnet(state, FAMILY, PREFIX, LEFT_OUT, mean=IMAGENET_MEAN, std=STD)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from facessl.models import vit_files, weights
 from facessl.models.backbone import Backbone
-from facessl.pretrained.families import base
 
 FAMILY = "FaRL"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-_theirs = base.renamer(
+_theirs = weights.renamer(
     (
         ("patch_embed.proj.", "visual.conv1."),
         ("cls_token", "visual.class_embedding"),
@@ -42,7 +42,7 @@ LEFT_OUT = (
 
 def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, has CLIP's ViT."""
-    return base.begins(state, r"visual\.transformer\.resblocks\.")
+    return weights.begins(state, r"visual\.transformer\.resblocks\.")
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
@@ -51,15 +51,16 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    found = base.tensors(state)
-    size, sizes = base.vit_sizes(
+    found = weights.tensors(state)
+    backbone = vit_files.build_vit(
         found,
         FAMILY,
         patch="visual.conv1.weight",
         positions="visual.positional_embedding",
         blocks="visual.transformer.resblocks.",
+        name="vit_base_patch16_clip_quickgelu_224",
+        mean=MEAN,
+        std=STD,
     )
-    name = "vit_base_patch16_clip_quickgelu_224"
-    backbone = base.build_vit(FAMILY, size, sizes, name=name, mean=MEAN, std=STD)
-    backbone.model.load_state_dict(base.fit(backbone.model, found, _theirs, FAMILY, left_out=LEFT_OUT))
+    backbone.model.load_state_dict(weights.fit(backbone.model, found, _theirs, FAMILY, left_out=LEFT_OUT))
     return backbone

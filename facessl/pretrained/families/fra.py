@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from facessl.core.errors import CheckpointError
 from facessl.methods.base import Method
 from facessl.methods.fra import FRA
+from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained.families import base
 
@@ -27,7 +30,7 @@ _NECK = (
     ("decoder.layers.", "proj_attn.transformer.decoder.layers."),
 )
 #: From our names to the released ones, without DistributedDataParallel's `module.`.
-theirs = base.renamer(
+theirs = weights.renamer(
     (
         ("backbone.model.", "online_net.backbone."),
         ("target_backbone.model.", "target_net.backbone."),
@@ -38,32 +41,15 @@ theirs = base.renamer(
     ),
     ((".self_attention.", ".self_attn."), (".cross_attention.", ".multihead_attn.")),
 )
-#: A copy of the online backbone, and a zero that the released loss subtracts; both are checked.
-_ADDED: dict[str, Any] = {"left_out": r"encoder_q\.|center$", "copy": ("encoder_q.", "online_net.backbone.")}
 _LAYERS = "online_net.neck.proj_attn.transformer.decoder.layers."
 
 
 def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, is one of the released FRA (with or without its outer dictionary)."""
-    return base.begins(state, r"online_net\.neck\.proj_attn\.")
+    return weights.begins(state, r"online_net\.neck\.proj_attn\.")
 
 
-def build(state: dict[str, Any]) -> Method:
-    """The whole method with its heads, as `FRA(variant="official")`.
-
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape (they are named), or a centre that is
-            not zero.
-    """
-    return base.whole_method(lambda: _fresh(state), _tensors(state), theirs, FAMILY, **_ADDED)
-
-
-def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The online backbone with FRA's normalisation; errors as in `build`."""
-    return base.online_backbone(lambda: _fresh(state), _tensors(state), theirs, FAMILY, **_ADDED)
-
-
-def infer(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def infer(found: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Backbone and method of a checkpoint, told from the shapes of its tensors.
 
     Returns:
@@ -72,27 +58,42 @@ def infer(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         CheckpointError: a backbone that is not a ResNet-18/34/50/101/152, or a part of FRA that is missing.
     """
-    found = base.tensors(state)
-    name = base.resnet_name(base.under(found, "online_net.backbone."), FAMILY)
-    queries = base.shape_of(found, "online_net.neck.proj_attn.query_embed.weight", FAMILY, 2)
+    name = weights.resnet_name(weights.under(found, "online_net.backbone."), FAMILY)
+    queries = weights.shape_of(found, "online_net.neck.proj_attn.query_embed.weight", FAMILY, 2)
     return name, {
         "variant": "official",
         "num_regions": queries[0],
         "decoder_width": queries[1],
         "decoder_layers": len({n.removeprefix(_LAYERS).split(".")[0] for n in found if n.startswith(_LAYERS)}),
-        "decoder_feed_forward": base.shape_of(found, f"{_LAYERS}0.linear1.weight", FAMILY, 2)[0],
-        "hidden": base.shape_of(found, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0],
-        "dim": base.shape_of(found, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0],
+        "decoder_feed_forward": weights.shape_of(found, f"{_LAYERS}0.linear1.weight", FAMILY, 2)[0],
+        "hidden": weights.shape_of(found, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0],
+        "dim": weights.shape_of(found, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0],
     }
 
 
-def _fresh(state: dict[str, Any]) -> Method:
-    name, keywords = infer(state)
+def _fresh(found: Mapping[str, Tensor]) -> Method:
+    name, keywords = infer(found)
     return FRA(Backbone(name, mean=FRA.mean, std=FRA.std), **keywords)
 
 
-def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    found = base.tensors(state)
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of the checkpoint. Where the map has as many channels as the decoder, the release has no input projection
+    between them: here it is the identity."""
+    found = weights.tensors(state)
+    for net in ("online_net", "target_net"):
+        neck = weights.under(found, f"{net}.neck.")
+        queries, pixel = (
+            neck.get(n, torch.empty(0)) for n in ("proj_attn.query_embed.weight", "proj_pixel.mlp.0.weight")
+        )
+        width = tuple(queries.shape[1:2])
+        if width and width == tuple(pixel.shape[1:2]) and not weights.under(neck, "proj_attn.input_proj."):
+            project = f"{net}.neck.proj_attn.input_proj"
+            found |= {f"{project}.weight": torch.eye(*width), f"{project}.bias": torch.zeros(width)}
     if "center" in found and bool(found["center"].any()):
         raise CheckpointError("the teacher's centre is not zero: this is not the released training code's output")
     return found
+
+
+#: `FRA(variant="official")`.
+_layout = base.Layout(FAMILY, _fresh, theirs, kept=base.FRA_ADDS, read=_tensors)
+build, build_backbone = _layout.build, _layout.build_backbone

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from facessl.methods.base import Method
 from facessl.methods.lewel import LEWEL
+from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained.families import base
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
 
 FAMILY = "LEWEL"
-_theirs = base.renamer(
+_theirs = weights.renamer(
     (
         ("backbone.model.", "online_net.backbone."),
         ("target_backbone.model.", "target_net.backbone."),
@@ -23,40 +27,26 @@ _theirs = base.renamer(
         ("slot_predictor.layers.", "predictor_obj.mlp."),
     )
 )
-#: FRA's training code adds a second copy of the online backbone and a centre that stays zero.
-ADDED: dict[str, Any] = {"left_out": r"encoder_q\.|center$", "copy": ("encoder_q.", "online_net.backbone.")}
 
 
 def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, has LEWEL's two necks, and not FRA's decoder."""
-    return base.begins(state, r"online_net\.neck\.proj_obj\.") and not base.begins(
+    return weights.begins(state, r"online_net\.neck\.proj_obj\.") and not weights.begins(
         state, r"online_net\.neck\.proj_(attn|pixel)\."
     )
 
 
-def build(state: dict[str, Any]) -> Method:
-    """The whole method with its heads.
-
-    The 4 heads of the released scripts are assumed (they leave no trace in a shape), and their EMAN variant.
-
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
-    """
-    return base.whole_method(lambda: _fresh(state), base.tensors(state), _theirs, FAMILY, **ADDED)
-
-
-def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The online backbone; errors as in `build`.
+def _fresh(found: Mapping[str, Tensor]) -> Method:
+    """With the 4 heads of the released scripts (they leave no trace in a shape), and their EMAN variant.
 
     Normalisation is ImageNet's, as in LEWEL's release, and VGGFace2's for a checkpoint of FRA's training code.
     """
-    return base.online_backbone(lambda: _fresh(state), base.tensors(state), _theirs, FAMILY, **ADDED)
-
-
-def _fresh(state: dict[str, Any]) -> Method:
-    found = base.tensors(state)
-    hidden = base.shape_of(found, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0]
-    dim = base.shape_of(found, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0]
+    hidden = weights.shape_of(found, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0]
+    dim = weights.shape_of(found, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0]
     mean, std = (LEWEL.mean, LEWEL.std) if "center" in found else (IMAGENET_MEAN, IMAGENET_STD)
-    name = base.resnet_name(base.under(found, "online_net.backbone."), FAMILY)
+    name = weights.resnet_name(weights.under(found, "online_net.backbone."), FAMILY)
     return LEWEL(Backbone(name, mean=mean, std=std), hidden=hidden, dim=dim)
+
+
+_layout = base.Layout(FAMILY, _fresh, _theirs, kept=base.FRA_ADDS)
+build, build_backbone = _layout.build, _layout.build_backbone

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from facessl.methods.base import Method
 from facessl.methods.mcf import MCF
-from facessl.models.backbone import Backbone
+from facessl.models import vit_files, weights
 from facessl.pretrained.families import base
 
 FAMILY = "MCF"
-_theirs = base.renamer(
+_theirs = weights.renamer(
     (
         ("backbone.model.", "online_encoder."),
         ("target_backbone.model.", "target_encoder."),
@@ -25,38 +28,27 @@ _theirs = base.renamer(
         ("decoder.norm.", "decoder_norm."),
     )
 )
-#: The decoder's fixed position table is made anew; the frozen network is not part of the method.
-LEFT_OUT = r"decoder_pos_embed$|perceptual_loss\."
 
 
 def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, has MCF's online ViT."""
-    return base.begins(state, r"online_encoder\.blocks\.")
+    return weights.begins(state, r"online_encoder\.blocks\.")
 
 
-def build(state: dict[str, Any]) -> Method:
-    """The whole method with decoder and heads, as `MCF(variant="official")`.
+def _fresh(found: Mapping[str, Tensor]) -> Method:
+    """As `MCF(variant="official")`.
 
     The decoder's 16 attention heads leave no trace in a shape; the frozen network is named anew where it trains on.
-
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    return base.whole_method(lambda: _fresh(state), base.tensors(state), _theirs, FAMILY, left_out=LEFT_OUT)
-
-
-def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The online ViT with ImageNet's normalisation; errors as in `build`."""
-    return base.online_backbone(lambda: _fresh(state), base.tensors(state), _theirs, FAMILY, left_out=LEFT_OUT)
-
-
-def _fresh(state: dict[str, Any]) -> Method:
-    found = base.tensors(state)
-    size, sizes = base.vit_sizes(base.under(found, "online_encoder."), FAMILY)
-    backbone = base.build_vit(FAMILY, size, sizes, mean=MCF.mean, std=MCF.std)
-    width = base.shape_of(found, "decoder_embed.weight", FAMILY, 2)[0]
+    backbone = vit_files.build_vit(weights.under(found, "online_encoder."), FAMILY, mean=MCF.mean, std=MCF.std)
+    width = weights.shape_of(found, "decoder_embed.weight", FAMILY, 2)[0]
     depth = len({n.split(".")[1] for n in found if re.match(r"decoder_blocks\.\d+\.", n)})
-    hidden = base.shape_of(found, "online_encoder.fc.0.weight", FAMILY, 2)[0]
-    dim = base.shape_of(found, "online_encoder.fc.3.weight", FAMILY, 2)[0]
+    hidden = weights.shape_of(found, "online_encoder.fc.0.weight", FAMILY, 2)[0]
+    dim = weights.shape_of(found, "online_encoder.fc.3.weight", FAMILY, 2)[0]
     heads = {"decoder_width": width, "decoder_depth": depth, "hidden": hidden, "dim": dim}
     return MCF(backbone, variant="official", decoder_heads=math.gcd(width, 16), **heads)
+
+
+#: The decoder's fixed position table is made anew; the frozen network is not part of the method.
+_layout = base.Layout(FAMILY, _fresh, _theirs, kept={"left_out": r"decoder_pos_embed$|perceptual_loss\."})
+build, build_backbone = _layout.build, _layout.build_backbone

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from facessl.methods.base import Method
 from facessl.methods.pcl import PCL
+from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained.families import base
 
 FAMILY = "PCL"
-_BEFORE = base.renamer(
+_BEFORE = weights.renamer(
     (
         ("backbone.model.", "encoder."),
         ("face_branch.layers.", "encoder.layer3_2_exp."),
@@ -20,8 +24,6 @@ _BEFORE = base.renamer(
         ("pose_head.", "pose_fc."),
     )
 )
-#: The means that weigh the contrasts are no tensors there.
-OWN = r"balance\."
 
 
 def _theirs(name: str) -> str:
@@ -33,22 +35,13 @@ def _theirs(name: str) -> str:
 
 def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, has the trunk of PCL's network."""
-    return base.begins(state, r"encoder\.(layer2_1|resblock1)\.")
+    return weights.begins(state, r"encoder\.(layer2_1|resblock1)\.")
 
 
-def build(state: dict[str, Any]) -> Method:
-    """The whole method on `pcl_facecycle`, 64 px; the weights of the contrasts start anew.
-
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
-    """
-    return base.whole_method(_fresh, base.tensors(state), _theirs, FAMILY, own=OWN)
-
-
-def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The trunk, for images in 0..1 at 64 px; errors as in `build`."""
-    return base.online_backbone(_fresh, base.tensors(state), _theirs, FAMILY, own=OWN)
-
-
-def _fresh() -> Method:
+def _fresh(_: Mapping[str, Tensor]) -> Method:
     return PCL(Backbone("pcl_facecycle", image_size=64, mean=PCL.mean, std=PCL.std))
+
+
+#: The means that weigh the contrasts are no tensors there; they start anew.
+_layout = base.Layout(FAMILY, _fresh, _theirs, kept={"own": r"balance\."})
+build, build_backbone = _layout.build, _layout.build_backbone

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained.families import base
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
 
 FAMILY = "a torchvision ResNet"
 LEFT_OUT = r"fc\.(weight|bias)$"
@@ -14,7 +14,7 @@ LEFT_OUT = r"fc\.(weight|bias)$"
 
 def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, has a ResNet's tensors without a prefix."""
-    return base.begins(state, r"layer[1-4]\.\d+\.(conv|bn)\d\.")
+    return weights.begins(state, r"layer[1-4]\.\d+\.(conv|bn)\d\.")
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
@@ -23,11 +23,7 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    found = base.tensors(state)
-    backbone = Backbone(base.resnet_name(found, FAMILY), mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    fitted = base.fit(backbone.model, found, lambda name: name, FAMILY, left_out=LEFT_OUT)
-    backbone.model.load_state_dict(fitted)
-    return backbone
+    return base.plain_resnet(state, FAMILY, left_out=LEFT_OUT)
 
 
 def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:

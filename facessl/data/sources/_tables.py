@@ -1,0 +1,172 @@
+"""A person's own table of images, one per row: columns by name, what their values mean, which rows are asked for."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from facessl.core.errors import DataError, UnknownName
+from facessl.data.index import class_order
+from facessl.data.sources._lists import box_of_size, check_width, choice, csv_rows, real, whole
+from facessl.data.splits import role, roles
+
+#: What to do where the first image of a table is missing.
+ROOT = "say with root= where paths start"
+
+#: Columns that hold paths of images, whatever their case, first match first.
+_IMAGE = ("image", "path", "file", "filename", "file_name", "image_path", "img", "image_id")
+_BOXES = (("left", "top", "right", "bottom"), ("xmin", "ymin", "xmax", "ymax"), ("x", "y", "w", "h"))
+_NUMBER = re.compile(r"[+-]?\d+")
+_MAX_CLASSES = 10_000_000
+
+
+class ImageTable:
+    """The cells of a table.
+
+    Attributes:
+        file: where it was read.
+        header: names of its columns.
+        where: place of each of the N rows ("FILE, line 2").
+        cells: column -> its N cells, but for those of `points`.
+        points: (N, K, 2) float64, the columns x0, y0, x1, y1, ... as far as they go; NaN where a cell is empty.
+        splits: as `Source.splits`.
+    """
+
+    def __init__(self, file: Path, layout: str, rows: Iterable[tuple[str, list[str]]] | None = None) -> None:
+        """
+        Args:
+            file: a CSV (or .tsv) file with a header.
+            layout: of `expected`.
+            rows: place and cells of the header and of every row; None reads the file.
+
+        Raises:
+            DataError: the file cannot be read or is empty, a row is longer or shorter than the header, or a coordinate
+                is not a number.
+        """
+        self.file = file
+        rows = iter(csv_rows(file, layout) if rows is None else rows)
+        _, self.header = next(rows, ("", []))
+        if not self.header:
+            raise DataError(f"{file} is empty ({layout})")
+        self.where: list[str] = []
+        low = [name.lower() for name in self.header]
+        count = 0
+        while {f"x{count}", f"y{count}"} <= set(low):
+            count += 1
+        points = [low.index(f"{axis}{point}") for point in range(count) for axis in "xy"]
+        others = [at for at in range(len(low)) if at not in set(points)]
+        columns: list[list[str]] = [[] for _ in others]
+        numbers = array("d")
+        for where, row in rows:
+            check_width(where, len(row), len(self.header))
+            self.where.append(where)
+            for column, at in zip(columns, others, strict=True):
+                column.append(row[at])
+            numbers.extend(real(row[at], where, low[at]) if row[at] else np.nan for at in points)
+        self.points = np.array(numbers).reshape(len(self.where), count, 2)
+        self.cells = {self.header[at]: column for at, column in zip(others, columns, strict=True)}
+        self._split = self.find(["split"])
+        self.splits = roles(self.cells[self._split]) if self._split else {}
+
+    def find(self, names: Iterable[str]) -> str | None:
+        """The first of some columns that there is, whatever its case; None where there is none."""
+        low = {name.lower(): name for name in reversed(self.cells)}
+        return next((low[name] for name in names if name in low), None)
+
+    def column(self, name: str) -> list[str]:
+        """The N cells of a column. UnknownName where there is no such column."""
+        if name not in self.cells:
+            raise UnknownName(f"column of {self.file}", name, self.header)
+        return self.cells[name]
+
+    def texts(self, name: str) -> list[str]:
+        """As `column`. DataError where a cell is empty."""
+        values = self.column(name)
+        if "" in values:
+            raise DataError(f"{self.where[values.index('')]}: no value in the column {name}")
+        return values
+
+    def rows(self, split: str | None, reader: str) -> np.ndarray:
+        """Positions of the rows of one part: a role, or a value of the column `split`; all for None.
+
+        Raises:
+            ConfigError: no such split.
+            UnknownName: there is no column `split`.
+        """
+        if split is None:
+            return np.arange(len(self.where))
+        values = self.column(self._split or "split")
+        choice(reader, "split", split, sorted({*values, *self.splits}))
+        return np.array([at for at, value in enumerate(values) if split in (value, role(value))], np.int64)
+
+    def images(self, asked: str = "auto") -> str:
+        """Name of the column of paths; "auto" looks for the usual names. DataError where there is none."""
+        found = self.find(_IMAGE) if asked == "auto" else asked
+        if found is None:
+            raise DataError(
+                f"{self.file} has no column {', '.join(_IMAGE[:4])} (it has {', '.join(self.header[:12])}): "
+                "name the column of paths with image="
+            )
+        self.texts(found)
+        return found
+
+    def folder(self, first: str, root: Path | None) -> Path:
+        """The folder that paths start from: `root`, else the table's own, or `images` beside it if `first` is there."""
+        if root is not None:
+            return root.expanduser()
+        beside = self.file.parent / "images"
+        return beside if not (self.file.parent / first).exists() and (beside / first).exists() else self.file.parent
+
+    def classes(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """(N,) class numbers and names: numbers as they are, names by their place in the sorted list, -1 for no value.
+
+        They are numbered over the whole table, so that all parts agree.
+        """
+        values = self.column(name)
+        used = {value for value in values if value}
+        if used and all(map(_NUMBER.fullmatch, used)):
+            numbers = [
+                whole(value, where, name, 0, _MAX_CLASSES) if value else -1
+                for value, where in zip(values, self.where, strict=True)
+            ]
+            # A table of a part of a data set may lack a class: numbers must not move up.
+            return np.array(numbers, np.int64), tuple(map(str, range(max(numbers) + 1)))
+        names = class_order(used)
+        return self._placed(values, names), tuple(names)
+
+    def people(self, name: str) -> np.ndarray:
+        """(N,) int64 identities: numbers as they are, names by their place in the sorted list, -1 for no value."""
+        values = self.column(name)
+        used = {value for value in values if value}
+        if used and all(map(_NUMBER.fullmatch, used)):
+            return np.array([int(value or -1) for value in values], np.int64)
+        return self._placed(values, class_order(used))
+
+    def _placed(self, values: Sequence[str], names: Sequence[str]) -> np.ndarray:
+        place = {name: at for at, name in enumerate(names)}
+        return np.array([place.get(value, -1) for value in values], np.int64)
+
+    def box_columns(self) -> tuple[str, ...]:
+        """Names of the columns of a box: left, top, right, bottom (or xmin, ...), or x, y, w, h; or none."""
+        return next((names for names in _BOXES if all(name in self.cells for name in names)), ())
+
+    def boxes(self) -> np.ndarray | None:
+        """(N, 4) left, top, right, bottom; None where the table has no boxes."""
+        names = self.box_columns()
+        if not names:
+            return None
+        rows = [
+            [real(cell, where, name) for cell, name in zip(cells, names, strict=True)]
+            for where, *cells in zip(self.where, *(self.cells[name] for name in names), strict=True)
+        ]
+        boxes = np.array([box_of_size(*row) if names[-1] == "h" else row for row in rows])
+        bad = np.flatnonzero((boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]))
+        if len(bad):
+            raise DataError(
+                f"{self.where[bad[0]]}: the box is {boxes[bad[0]].tolist()}, which is not left, top, right, bottom"
+            )
+        return boxes

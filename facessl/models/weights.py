@@ -1,0 +1,247 @@
+"""Weights from files: tensors compared name by name, and networks built from their cards and names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facessl.core.errors import CheckpointError, ConfigError
+from facessl.models.backbone import Backbone
+
+#: (bottleneck, blocks per stage) -> timm name.
+RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (True, (3, 8, 36, 3)): "resnet152",
+}
+#: Tensors of a two- or three-layer head of linears and batch norms.
+MLP = r"\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)$"
+
+
+def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors by name, without the outer dictionary and DistributedDataParallel's prefix."""
+    inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
+    return {str(n).removeprefix("module."): v for n, v in inner.items() if isinstance(v, Tensor)}
+
+
+def begins(state: Mapping[str, Any], pattern: str) -> bool:
+    """Whether the name of some tensor begins like `pattern`; one damaged name does not change the family."""
+    return any(re.match(pattern, name) for name in tensors(state))
+
+
+def under(found: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What stands below `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+
+
+def shape_of(found: Mapping[str, Tensor], name: str, family: str, sizes: int) -> tuple[int, ...]:
+    """Shape of a tensor from which sizes are read.
+
+    Raises:
+        CheckpointError: there is none, or it has not as many sizes.
+    """
+    if name not in found:
+        raise CheckpointError(f"this checkpoint of {family} has no tensor {name}")
+    shape = tuple(found[name].shape)
+    if len(shape) != sizes:
+        raise CheckpointError(f"tensor {name} of this checkpoint of {family} has the shape {shape}")
+    return shape
+
+
+def renamer(prefixes: Iterable[tuple[str, str]], parts: Iterable[tuple[str, str]] = ()) -> Callable[[str], str]:
+    """A function from our names to a family's.
+
+    Args:
+        prefixes: (ours, theirs); the first that fits is replaced.
+        parts: (ours, theirs), replaced wherever they stand.
+    """
+    begins_with, inside = tuple(prefixes), tuple(parts)
+
+    def theirs(name: str) -> str:
+        for ours, other in begins_with:
+            if name.startswith(ours):
+                name = other + name.removeprefix(ours)
+                break
+        for ours, other in inside:
+            name = name.replace(ours, other)
+        return name
+
+    return theirs
+
+
+def fit(
+    module: nn.Module,
+    found: Mapping[str, Tensor],
+    theirs: Callable[[str], str],
+    family: str,
+    *,
+    left_out: str | None = None,
+    own: str | None = None,
+    copy: tuple[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of `found` under our names, every one of them accounted for.
+
+    Args:
+        module: what they must fit; it may be on the meta device.
+        found: tensors of the checkpoint.
+        theirs: from our names to the family's.
+        family: for the sentence.
+        left_out: pattern of the family's tensors that have no place in `module`.
+        own: pattern of our tensors that the family does not have.
+        copy: (prefix, other prefix) of tensors that stand twice in the file, see `check_copy`.
+
+    Returns:
+        float tensors in the types of `module`; sizes of 1 at the beginning or end of a shape may differ (a 1x1
+        convolution and a linear layer, a class token with and without its batch).
+
+    Raises:
+        CheckpointError: tensors that are missing, unknown or of another shape; they are named as in the checkpoint.
+    """
+    state = {theirs(n): (n, v) for n, v in module.state_dict().items() if own is None or not re.match(own, n)}
+    missing = sorted(state.keys() - found.keys())
+    unknown = sorted(n for n in found.keys() - state.keys() if left_out is None or not re.match(left_out, n))
+    resized = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, (_, value) in sorted(state.items())
+        if name in found and _core(found[name]) != _core(value)
+    ]
+    wrong = {"missing": missing, "unknown": unknown, "of another shape": resized}
+    if count := sum(map(len, wrong.values())):
+        told = "; ".join(f"{what}: {_some(which)}" for what, which in wrong.items() if which)
+        raise CheckpointError(f"{count} tensors of this checkpoint of {family} do not fit: {told}")
+    if copy is not None:
+        check_copy(found, *copy, family)
+    return {ours: found[name].reshape(value.shape).to(value.dtype) for name, (ours, value) in state.items()}
+
+
+def check_copy(found: Mapping[str, Tensor], copy: str, of: str, family: str, *, values: bool = True) -> None:
+    """Compare tensors below the prefix `copy`, where there are any, with those below `of`.
+
+    Raises:
+        CheckpointError: other names or shapes, or with `values` other values; they are named.
+    """
+    first, second = under(found, of), under(found, copy)
+    if not second:
+        return
+    different = [
+        name
+        for name in first.keys() & second.keys()
+        if first[name].shape != second[name].shape or (values and not torch.equal(first[name], second[name]))
+    ]
+    wrong = sorted(copy + n for n in {*(first.keys() ^ second.keys()), *different})
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} tensors of this checkpoint of {family} are no copies of those below {of}: {_some(wrong)}"
+        )
+
+
+def _core(value: Tensor) -> list[int]:
+    """The shape without sizes of 1 at its ends."""
+    kept = [i for i, size in enumerate(value.shape) if size != 1]
+    return list(value.shape[kept[0] : kept[-1] + 1]) if kept else []
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Strict loading with one sentence for what does not fit."""
+    own = module.state_dict()
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    wrong = {"missing": own.keys() - state.keys(), "unknown": state.keys() - own.keys(), "of another shape": shapes}
+    for what, keys in wrong.items():
+        if keys:
+            raise CheckpointError(f"{path} does not fit {type(module).__name__}: {what}: {_some(sorted(keys))}")
+    module.load_state_dict(state)
+
+
+def check_finite(module: nn.Module, path: str | Path) -> None:
+    """CheckpointError where weights or statistics are not numbers: everything made with them would be wrong."""
+    floating = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+    bad = [name for name, value in floating.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise CheckpointError(
+            f"{path}: {len(bad)} of {len(floating)} tensors hold values that are not finite, {bad[0]} first: the "
+            "training that wrote it diverged; use an earlier checkpoint, or another file"
+        )
+
+
+def resnet_name(names: Iterable[str], family: str) -> str:
+    """timm's name of the ResNet whose tensors have these names.
+
+    Raises:
+        CheckpointError: no ResNet-18, 34, 50, 101 or 152.
+    """
+    found = [m for m in (re.match(r"layer([1-4])\.(\d+)\.(conv3)?", name) for name in names) if m]
+    blocks = tuple(len({m[2] for m in found if m[1] == stage}) for stage in "1234")
+    bottleneck = any(m[3] for m in found)
+    if (bottleneck, blocks) not in RESNETS:
+        raise CheckpointError(
+            f"this checkpoint of {family} has {blocks} {'bottleneck' if bottleneck else 'basic'} blocks: "
+            f"only {', '.join(RESNETS.values())} can be read"
+        )
+    return RESNETS[bottleneck, blocks]
+
+
+def from_card(card: Mapping[str, Any]) -> Backbone:
+    """A backbone without its weights, as the card of an export describes it."""
+    return Backbone(
+        card["timm_name"],
+        image_size=card["image_size"],
+        mean=tuple(card["mean"]),
+        std=tuple(card["std"]),
+        **card.get("timm_options", {}),
+    )
+
+
+def from_export(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> Backbone:
+    """The backbone of an export, tensors and card read from `path`. CheckpointError where they do not fit."""
+    backbone = from_card(card)
+    load_exactly(backbone.model, state, path)
+    return backbone
+
+
+def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
+    """The same weights in a backbone with other timm options, e.g. another `output_stride`.
+
+    Raises:
+        ConfigError: an option that the model does not take, or one that changes its weights.
+    """
+    changed = Backbone(
+        backbone.name,
+        image_size=backbone.image_size,
+        mean=backbone.mean,  # type: ignore[arg-type]
+        std=backbone.std,  # type: ignore[arg-type]
+        **{**backbone.timm_options, **options},
+    )
+    try:
+        changed.model.load_state_dict(backbone.model.state_dict())
+    except RuntimeError:
+        raise ConfigError(
+            f"backbone.options {dict(options)} change the weights of {backbone.name}: leave them out for a trained one"
+        ) from None
+    return changed.eval()
+
+
+def set_image_size(backbone: Backbone, image_size: int) -> None:
+    """Let a backbone take squares of another size; a ViT's position table is interpolated (timm's resampling).
+
+    Raises:
+        ConfigError: the model cannot take that size.
+    """
+    if image_size == backbone.image_size:
+        return
+    if hasattr(backbone.model, "set_input_size"):
+        try:
+            backbone.model.set_input_size(img_size=image_size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"{backbone.name} cannot take images of {image_size} px: {error}") from None
+    backbone.image_size = image_size

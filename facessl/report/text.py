@@ -1,0 +1,76 @@
+"""Numbers and names as people read them; the templates use every function here as a filter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Undefined
+
+_INITIALS = frozenset({"nme", "fr", "auc", "roc", "eer", "tar", "far", "f1", "iou"})
+
+
+def shown(value: Any) -> str:
+    """A setting as text, "-" where there is none."""
+    return "-" if value is None or isinstance(value, Undefined) else str(value)
+
+
+def short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def count(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value != int(value) else f"{value:.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def spoken(name: str) -> str:
+    """The name of a score as people write it: `nme_interocular` -> "NME interocular", `mean_f1` -> "mean F1"."""
+    text = " ".join(w.upper() if w in _INITIALS else w for w in name.replace("@", " @ ").replace("_", " ").split())
+    return text.replace(" @ ", "@").replace("IOU", "IoU")
+
+
+def score(value: Any, name: str = "", unit: str = "share") -> str:
+    """A score as text: fractions in per cent, areas under a curve as they are, other units behind the number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return shown(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if unit != "share":
+        return f"{value:.4g} {unit}".strip()
+    return f"{value:.3f}" if "auc" in name else f"{100 * value:.2f} %"
+
+
+def interval(bounds: Sequence[float | None] | None, name: str = "", unit: str = "share") -> str:
+    """ "80.10 to 82.30 %", empty where there is none."""
+    if not isinstance(bounds, list | tuple) or len(bounds) != 2 or None in bounds:
+        return ""
+    low, high = (score(bound, name, unit) for bound in bounds)
+    return f"{low.partition(' ')[0]} to {high}"
+
+
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def cell(text: str) -> str:
+    """Text in a table of Markdown, without markup of its own."""
+    return " ".join(text.split("\n")).replace("|", "\\|").replace("<", "&lt;")
+
+
+def pipes(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
+    return ["| " + " | ".join(map(cell, line)) + " |" for line in (head, ["---"] * len(head), *rows)]
+
+
+FILTERS = (shown, short, count, duration, spoken, score, interval, sentence, cell)

@@ -1,0 +1,92 @@
+"""A run folder that somebody else wrote: nothing in it becomes markup, and wrong values are named or left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from facessl.report.write import report
+from tests.report_runs import Page, expression, write_run, write_tuned
+
+SCRIPT = "\" onerror=alert(1) '><script>alert(1)</script>$\\frac|\udce9"
+
+
+def hostile(value: Any) -> Any:
+    """`value` with a script in every text and every key that a person chooses."""
+    if isinstance(value, dict):
+        return {key: hostile(item) for key, item in value.items()} | {SCRIPT: SCRIPT}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return value + SCRIPT if isinstance(value, str) else value
+
+
+def spoil(run: Path, name: str) -> Path:
+    """Put a script wherever a run folder has text: file names, columns, keys, values, labels."""
+    for path in [*run.glob("*.json"), run / "config.yaml"]:
+        known = yaml.safe_load(path.read_text())
+        path.write_text(json.dumps(hostile(known)))  # JSON is YAML
+    with (run / "metrics.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    mark = SCRIPT.replace("\udce9", "")
+    head += [mark, f"monitor/{mark}", f"monitor/val_{mark}", f"{mark}]]>"]
+    with (run / "metrics.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([head, *([*row, *"1234"] for row in rows)])
+    with (run / "skipped.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("key", "reason"), (mark, mark)])
+    return run.rename(run.with_name(name))
+
+
+def test_markup_of_a_strangers_run_is_shown_and_not_run(tmp_path: Path) -> None:
+    test = expression()
+    test["subsets"] = {"easy": {"images": 3, "accuracy": 0.5}}
+    runs = [
+        spoil(write_run(tmp_path / "a"), "a'><script>alert(1)<"),
+        spoil(write_tuned(tmp_path / "b", test), "b<script>alert(1)<"),
+    ]
+    report(runs, out=tmp_path / "comparison.html")
+    for page in (*(run / "report.html" for run in runs), tmp_path / "comparison.html"):
+        text = page.read_text()
+        found = Page(text)
+        assert "<script" not in text.lower()
+        assert "script" not in found.tags
+        assert "<script>alert(1)</script>" in found.text
+        assert not any(name.startswith("on") for name in found.attributes)
+        assert "<script" not in page.with_suffix(".md").read_text()
+        json.loads(page.with_suffix(".json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"test": 1}, "results.test"),
+        ({"test": {"headline": "good"}}, "results.test.headline"),
+        ({"test": {"headline": {"name": "accuracy", "value": "high", "interval": []}}}, "results.test.headline.value"),
+        ({"test": {"confusion": [["many"]]}}, "results.test.confusion.0.0"),
+        ({"test": {"subsets": {"easy": {"accuracy": "high"}}}}, "results.test.subsets.easy.accuracy"),
+        ({"test": {"groups": {"accuracy": {"groups": [{"images": 3}]}}}}, "results.test.groups.accuracy.groups.0.name"),
+        ({"selected": {"by": "val", "name": "accuracy"}}, "results.selected.step"),
+        ({"train_images": "all"}, "results.train_images"),
+    ],
+)
+def test_results_of_another_shape_are_named(tmp_path: Path, quick: None, change: dict[str, Any], field: str) -> None:
+    run = write_tuned(tmp_path / "mine", expression())
+    known = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(known | change))
+    report([run])
+    page = Page((run / "report.html").read_text())
+    assert f"results.json: {field} is not what `facessl finetune` writes" in page.text
+
+
+def test_scores_that_are_not_numbers_are_null(tmp_path: Path, quick: None) -> None:
+    test = expression() | {"mean_class_accuracy": float("nan")}
+    test["headline"] |= {"value": float("nan"), "interval": [float("nan"), float("inf")]}
+    run = write_tuned(tmp_path / "mine", test)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + "labels: .nan\nday: 2026-01-01\n")
+    report([run])
+    found = json.loads((run / "report.json").read_text(), parse_constant=pytest.fail)
+    assert found["headline"] == test["headline"] | {"value": None, "interval": [None, None]}

@@ -1,0 +1,147 @@
+"""What crop and pack do alike: one writer, a killed process, nothing written outside the output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import Sample
+from facessl.data.detect import Face
+from facessl.data.source import open_source
+from facessl.data.sources.synthetic import Synthetic
+from facessl.tools import crop as crop_module
+from facessl.tools.crop import crop_photos
+from facessl.tools.pack import pack
+
+COUNT = 12
+
+
+class Faces(Synthetic):
+    """Faces in two folders; the process that reads the sixth of them is killed where `deadly`."""
+
+    deadly = False
+
+    def __init__(self) -> None:
+        super().__init__(n=COUNT, size=32)
+
+    def key(self, index: int) -> str:
+        return f"photos/{'ab'[index % 2]}/{index}.jpg"
+
+    def __getitem__(self, index: int) -> Sample:
+        if self.deadly and index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+Job = Callable[..., Any]
+
+
+@pytest.fixture(params=["crop", "pack"])
+def job(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """Crop, with a detector that finds a face in every photo at once, or pack."""
+    face = Face(np.array([4, 4, 28, 28], np.float32), 0.9)
+    monkeypatch.setattr(crop_module, "detect", lambda *_, **__: [face])
+    if request.param == "crop":
+        return lambda out, **options: crop_photos(Faces(), out, size=16, **options)
+    return lambda out, **options: pack(
+        Faces(), out, **{"size": 16, "shard_size": 4, "dedupe": 0, "workers": 0} | options
+    )
+
+
+def test_a_killed_process_is_one_sentence_and_the_next_call_goes_on(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Faces, "deadly", True)
+    with pytest.raises(DataError, match=r"a worker process died.* with fewer --workers goes on"):
+        job(tmp_path / "out", workers=2)
+    monkeypatch.setattr(Faces, "deadly", False)
+    found = vars(job(tmp_path / "out", workers=2))
+    assert found.get("faces", found.get("packed")) == COUNT
+
+
+def test_two_jobs_at_once_are_refused(job: Job, tmp_path: Path) -> None:
+    job(tmp_path / "out")
+    hold = "import fcntl,sys; f=open(sys.argv[1],'ab'); fcntl.lockf(f,fcntl.LOCK_EX); print('held',flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "out/.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=r"another (crop|pack) is writing to"):
+            job(tmp_path / "out")
+        other.communicate(b"\n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".lock", "crop.json.part", "faces.csv", "faces.csv.part", "skipped.csv", "b", "b/11.jpg", "b/11.jpg.part",
+        "pack.json.part", "duplicates.csv", ".hashes", ".shard-000001.tar.part", "shard-000001.tar", "traits.json",
+    ],
+)  # fmt: skip
+def test_links_in_the_output_are_not_written_through(job: Job, tmp_path: Path, name: str) -> None:
+    def stop(done: int, total: int) -> None:
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    out, victim, folder = tmp_path / "out", tmp_path / "victim", tmp_path / "folder"
+    with pytest.raises(KeyboardInterrupt):
+        job(out, progress=stop)
+    folder.mkdir()
+    victim.write_bytes(b"precious")
+    link = out / name
+    if name == "b" and link.is_dir():
+        link.rename(tmp_path / "away")
+    else:
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+    link.symlink_to(folder if name == "b" else victim)
+    with contextlib.suppress(ConfigError, DataError):  # a link that is in the way; others are replaced
+        job(out)
+    assert victim.read_bytes() == b"precious"
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tables": {"../victim": 0}},
+        {"tables": {"skipped.csv": -1, "duplicates.csv": 0, ".hashes": 0}},
+        {"tables": {"skipped.csv": True, "duplicates.csv": 0, ".hashes": 0}},
+        {"tables": []},
+        {"shards": [{"name": "../victim", "images": 1, "bytes": 8, "sha256": ""}]},
+        {"shards": [1]},
+        {"settings": None},
+        {"next": "0"},
+    ],
+)
+def test_a_manifest_that_pack_did_not_write_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    pack(Faces(), tmp_path / "out", dedupe=0, workers=0)
+    known = json.loads((tmp_path / "out/pack.json").read_text())
+    (tmp_path / "out/pack.json").write_text(json.dumps(known | change))
+    with pytest.raises(DataError, match=r"pack\.json is not of `facessl pack`, or damaged"):
+        pack(Faces(), tmp_path / "out", dedupe=0, workers=0)
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def test_crops_of_odd_names_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [" lead.jpg", "lead.jpg", "lead.png", "lead.bmp", "caf\udce9.jpg", "../up.jpg", "=1.jpg", 'a "b", c.jpg']
+    monkeypatch.setattr(crop_module, "detect", lambda *_, **__: [Face(np.array([4, 4, 28, 28], np.float32), 0.9)])
+    monkeypatch.setattr(Faces, "key", lambda self, index: f"photos/{keys[index]}")
+    monkeypatch.setattr(Faces, "__len__", lambda self: len(keys))
+    crop_photos(Faces(), tmp_path / "out", size=16)
+    assert crop_photos(Faces(), tmp_path / "out", size=16).before == len(keys)
+    again = open_source(f"imagelist:{tmp_path / 'out' / 'faces.csv'}")
+    assert len({again.key(i) for i in range(len(again))}) == len(keys)
+    assert all(again[i].image for i in range(len(again)))
