@@ -48,10 +48,11 @@ def measure(source: Source) -> dict[str, Any]:
 
 def sentence(framing: dict[str, Any]) -> str:
     """What `measure` found, for the terminal."""
-    seen = f"{framing['faces']} of {framing['images']} training images"
+    seen = f"faces found in {framing['faces']} of {framing['images']} training images"
     if "margin" not in framing:
-        return f"a face was found in {seen}, too few to measure how they frame it: predict will use its own --margin"
+        return f"{seen}: too few to measure how they are framed, so predict will use its own --margin and --lift"
+    margin, lift = framing["margin"], framing["lift"]
     return (
-        f"{seen} with a face: the image is {framing['margin']:.2f} times as large as the face's box and its middle "
-        f"{framing['lift']:.2f} boxes above, which predict will use (--margin, --lift)"
+        f"{seen}: an image is {margin:.2f} times as large as the face's box, its middle {lift:.2f} boxes above that of "
+        f"the box; predict will crop alike (--margin {margin:.2f} --lift {lift:.2f})"
     )
