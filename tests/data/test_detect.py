@@ -109,14 +109,6 @@ def test_no_face_is_an_empty_list() -> None:
     assert detect(np.zeros((8, 8, 3), np.uint8)) == []
 
 
-def test_a_mirrored_photo_has_mirrored_faces() -> None:
-    image, _ = photo((100, 40, 200))
-    there, back = detect(image)[0], detect(image[:, ::-1].copy())[0]
-    assert back.score == pytest.approx(there.score, rel=0.2)
-    mirrored = (499 - back.box[[2, 0]]).tolist()
-    assert mirrored == pytest.approx(there.box[[0, 2]].tolist(), abs=3)
-
-
 def test_yunet_gives_its_box_and_points_in_our_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = tmp_path / "yunet.onnx"
     model.write_bytes(b"")
