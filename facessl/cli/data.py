@@ -39,7 +39,8 @@ def cmd_crop(
         detector: mtcnn, or yunet, which needs --model.
         model: weights of the detector yunet (.onnx).
         min_size: leave out faces whose box has a longer side of fewer pixels of the photo.
-        min_sharpness: leave out faces that are less sharp; `sharpness` in faces.csv is the variance of the Laplacian.
+        min_sharpness: leave out faces that are less sharp; `sharpness` in faces.csv is the variance of the Laplacian,
+            and 15 leaves out badly blurred ones.
         quality: JPEG quality of the squares, from 1 (smallest files) to 100 (fewest artefacts).
         workers: processes that find faces at the same time; 0 works in this process.
     """

