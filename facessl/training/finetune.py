@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.core.types import Progress
 from facessl.data.decode import EXTENSIONS, ImageError, read_file, stored_size
+from facessl.data.labels import usable
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source
 from facessl.data.splits import Parts, parts
@@ -171,7 +173,9 @@ def _parts(config: FinetuneConfig) -> Parts:
             f"fine-tuning needs images by position, and a part of {config.source} is a stream: use a folder, a list or "
             "shards on a disk"
         )
-    return found
+    needs = parse.FINETUNE.plugin(config.task["name"]).needs
+    val = None if found.val is None else usable(found.val, needs)
+    return replace(found, train=usable(found.train, needs), val=val, test=usable(found.test, needs))
 
 
 def _check_readable(source: Source, part: str) -> None:

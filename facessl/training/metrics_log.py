@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning.fabric.loggers import TensorBoardLogger
 
-from facessl.core.files import write_atomic
+from facessl.core.files import csv_row, write_atomic
 
 
 class MetricsLog:
@@ -64,11 +64,8 @@ class MetricsLog:
         """Append unreadable images to skipped.csv."""
         path = self.folder / "skipped.csv"
         new = not path.is_file()
-        with open(path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["key", "reason"])
-            writer.writerows(fresh.items())
+        with open(path, "ab") as file:
+            file.write(b"".join(csv_row(*row) for row in ([("key", "reason")] if new else []) + [*fresh.items()]))
 
     def restart_skipped(self, known: Mapping[str, str]) -> None:
         """Make skipped.csv hold just `known`: what the resumed checkpoint had seen."""

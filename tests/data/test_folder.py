@@ -39,10 +39,11 @@ def test_finds_every_image_once_in_order(tmp_path: Path) -> None:
     [
         (("b/1.jpg", "a/x/1.jpg", "a/2.jpg"), ("a", "b")),
         (("10/1.jpg", "9/1.jpg", "0/1.jpg"), ("0", "9", "10")),
-        (("a/1.jpg", "a/2.jpg"), ()),
-        (("a/1.jpg", "b/1.jpg", "loose.jpg"), ()),
+        (("a/1.jpg", "a/2.jpg"), ("a",)),
+        (("a/1.jpg", "b/1.jpg", "loose.jpg"), ("a", "b")),
+        (("a/1.jpg", "loose.jpg"), ()),
     ],
-    ids=["names", "numbers", "one folder", "images beside folders"],
+    ids=["names", "numbers", "one folder", "images beside folders", "images beside one folder"],
 )
 def test_first_level_folders_are_labels(tmp_path: Path, names: tuple[str, ...], labels: tuple[str, ...]) -> None:
     source = Folder(make.folder(tmp_path, *names))
@@ -50,7 +51,7 @@ def test_first_level_folders_are_labels(tmp_path: Path, names: tuple[str, ...], 
     assert source.provides == ({"label"} if labels else frozenset())
     for i in range(len(source)):
         top = keys(source)[i].split("/")[0]
-        assert source[i].label == (labels.index(top) if labels else None)
+        assert source[i].label == ((labels.index(top) if top in labels else -1) if labels else None)
 
 
 def lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -112,13 +112,14 @@ def test_members_need_not_follow_one_another(tmp_path: Path) -> None:
     assert [label for _, label, _ in told(WebDataset(path))] == [0, 1, 2]
 
 
-def test_labels_that_some_images_lack_are_left_out_with_a_warning(shards: Path) -> None:
-    make.shard(shards / "s-003.tar", {"x.jpg": make.jpeg(0), "x.txt": b"a face"})
-    with pytest.warns(
-        DataWarning, match=r"1 of 13 images in .*s-000\.tar .* have no \.cls: the labels of all are left"
-    ):
+@pytest.mark.fault("A5", "one sample without a label dropped the labels of all shards")
+def test_an_image_without_label_or_caption(shards: Path) -> None:
+    make.shard(shards / "s-003.tar", {"x.jpg": make.jpeg(0)})
+    with pytest.warns(DataWarning, match=r"s-003\.tar/x\.jpg has no \.txt \(1 of 13 images have none\)"):
         source = WebDataset(shards)
-    assert source.provides == {"text"}
+    assert source.provides == {"label"}
+    assert source.column("label").tolist() == [label for _, label, _ in EXPECTED] + [-1]
+    assert (source[12].label, source[0].label) == (-1, EXPECTED[0][1])
 
 
 def test_caption_in_json(tmp_path: Path) -> None:
