@@ -22,7 +22,8 @@ class LabelsCsv(Source):
     Licence: the table is yours.
     Expected: a header, a column of paths, and the columns that the options name. Classes and groups are names, or
     numbers from 0 or 1 that stand for themselves; identities likewise; attributes are 0 or 1. Names are numbered over
-    the whole table, so that all splits agree. A box is read where the columns left, top, right, bottom or x, y, w, h are.
+    the whole table, so that all splits agree. A box is read where there are columns left, top, right, bottom or
+    x, y, w, h.
     Asserted: every row is complete, numbers are numbers, the first image exists.
     """
 
