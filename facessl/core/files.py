@@ -30,7 +30,7 @@ _ODD = re.compile(r"(\\*)([\udc80-\udcff]|x[89a-f][0-9a-f])")
 _ESCAPED = re.compile(r"(\\+)x([89a-f][0-9a-f])")
 #: What spreadsheets run as a formula, with the quotes in front that keep them from it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object]) -> None:
