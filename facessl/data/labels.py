@@ -91,7 +91,7 @@ def usable(source: Source, needs: Iterable[str]) -> Source:
         return source
     if "identity" in set(needs) - source.provides and source.classes_may_be_people and "label" in source.provides:
         source = _People(source)
-    for field in {"label", "identity"} & set(needs) & source.columns:
+    for field in {"label", "identity"} & set(needs) & source.columns & source.provides:
         unknown = np.flatnonzero(source.column(field) < 0)
         if len(unknown):
             first = source.key(int(unknown[0]))

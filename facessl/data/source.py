@@ -238,10 +238,10 @@ class Source:
 def stored(name: str, folder: str | Path) -> str | None:
     """The file below a folder that a name in a list means; None where there is none.
 
-    It is the name itself, without blanks at its ends, as `files.csv_row` wrote it, with backslashes for slashes, or
-    with accents that are written otherwise, in this order.
+    It is what `files.csv_row` wrote so, the name itself, without blanks at its ends, with slashes for backslashes, or
+    with accents that are written otherwise, whichever exists.
     """
-    for text in dict.fromkeys(read for way in (name, name.strip()) for read in (way, from_csv(way))):
+    for text in dict.fromkeys(read for way in (name, name.strip()) for read in (from_csv(way), way)):
         for path in dict.fromkeys((text, text.replace("\\", "/"))):
             for form in dict.fromkeys((path, *(unicodedata.normalize(kind, path) for kind in ("NFC", "NFD")))):
                 if os.path.exists(os.path.join(folder, form)):

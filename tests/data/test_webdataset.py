@@ -256,3 +256,31 @@ def test_a_file_name_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = list(WebDataset("*.tar", streaming=True).stream(seed=None, epoch=0, rank=0, world_size=1))
     assert [sample.label for sample in found] == [0, 1]
     assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.fault("E7", "a negative size hung the index, and headers of gigabytes exhausted memory")
+@pytest.mark.parametrize(
+    ("kind", "size", "reason"),
+    [
+        (b"0", b"-0000001000", "is not a tar file|truncated or damaged|negative size"),
+        (b"x", b"70000000000", "has a member a.jpg of 7,516,192,768 bytes, more than 1,048,576"),
+        (b"L", b"00020000000", "has a member a.jpg of 4,194,304 bytes, more than 1,048,576"),
+        (b"0", b"70000000000", "has a member a.jpg of 7,516,192,768 bytes, more than 268,435,456"),
+    ],
+)
+@pytest.mark.parametrize("options", ["?cache=false", "?streaming=true"])
+def test_sizes_that_no_member_has_are_refused(tmp_path: Path, kind: bytes, size: bytes, reason: str, options: str) -> None:
+    block = bytearray(b"a.jpg".ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size + b"\0" + bytes(12))
+    block += b" " * 8 + kind + bytes(100) + b"ustar\00000" + bytes(247)
+    block[148:156] = b"%06o\0 " % sum(block)
+    with open(tmp_path / "x.tar", "wb") as file:
+        file.write(block)
+        file.truncate(2**33)  # sparse
+    with pytest.raises(DataError, match=reason):
+        open_source(f"webdataset:{tmp_path}/x.tar{options}")
+
+
+@pytest.mark.fault("E15", "a list of 900 million shards hung")
+def test_a_list_of_too_many_shards_is_refused() -> None:
+    with pytest.raises(DataError, match="names 900,000,000 shards, more than 1,000,000"):
+        WebDataset("x-{000000000..449999999}-{a,b}.tar")
