@@ -17,6 +17,7 @@ import webdataset as wds
 
 from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.core.types import Sample
+from facessl.data.source import open_source
 from facessl.data.sources import _tar
 from facessl.data.sources.webdataset import WebDataset
 
@@ -269,7 +270,9 @@ def test_a_file_name_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ],
 )
 @pytest.mark.parametrize("options", ["?cache=false", "?streaming=true"])
-def test_sizes_that_no_member_has_are_refused(tmp_path: Path, kind: bytes, size: bytes, reason: str, options: str) -> None:
+def test_sizes_that_no_member_has_are_refused(
+    tmp_path: Path, kind: bytes, size: bytes, reason: str, options: str
+) -> None:
     block = bytearray(b"a.jpg".ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size + b"\0" + bytes(12))
     block += b" " * 8 + kind + bytes(100) + b"ustar\00000" + bytes(247)
     block[148:156] = b"%06o\0 " % sum(block)
