@@ -134,7 +134,7 @@ def resumed(file: str, root: Path) -> Case:
     words = ["--resume", "--out", str(root)]
     if file == "config.yaml":
         text = yaml.safe_dump(parse.parse([*TINY, "--out", str(root)]).to_dict())
-        return Case(root / file, lambda: parse.parse(words, base=parse.resumed(words)), text.encode())
+        return Case(root / file, lambda: parse.parse(words), text.encode())
     return Case(root / file, lambda: MetricsLog(root).cut_after(1), b"step,seconds,loss\n1,0.5,2.5\n2,1.0,2.25\n")
 
 
