@@ -118,7 +118,9 @@ def summary(command: Callable[..., int]) -> str:
 
 def list_skipped(skipped: list[tuple[str, str]]) -> None:
     """Tell the first (key, reason) of what was left out, on standard error."""
+    from facessl.core.files import printable
+
     for key, reason in skipped[:10]:
-        print(f"skipped {key}: {reason}", file=sys.stderr)
+        print(f"skipped {printable(key)}: {reason}", file=sys.stderr)
     if len(skipped) > 10:
         print(f"... and {len(skipped) - 10} more", file=sys.stderr)

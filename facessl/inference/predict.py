@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.files import completed, write_png
+from facessl.core.files import completed, printable, write_png
 from facessl.core.types import Sample
 from facessl.data.decode import decode, read_file
 from facessl.data.detect import Face, detect, load_detector
@@ -232,7 +232,7 @@ def _free(name: str, photo: str, out: Path, taken: set[str], inputs: set[str], o
         kept = json.loads(file.read_text())
     except (OSError, ValueError):
         kept = None
-    if overwrite or (isinstance(kept, dict) and (kept.get("format"), kept.get("photo")) == (FORMAT, photo)):
+    if overwrite or (isinstance(kept, dict) and (kept.get("format"), kept.get("photo")) == (FORMAT, printable(photo))):
         return True
     masks = glob.glob(f"{glob.escape(str(out / name))}.mask*.png")
     return not (masks or os.path.lexists(file) or os.path.lexists(out / f"{name}.png"))
@@ -318,7 +318,7 @@ def _write(
             found.faces[-1]["mask"] = file.name
     content = {
         "format": FORMAT,
-        "photo": found.photo,
+        "photo": printable(found.photo),
         "task": task,
         "width": photo.image.shape[1],
         "height": photo.image.shape[0],

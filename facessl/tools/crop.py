@@ -16,12 +16,13 @@ import numpy as np
 import simplejpeg
 
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.files import csv_row, from_csv
 from facessl.data.decode import ImageError
 from facessl.data.detect import SMALLEST, Face, detect, load_detector
 from facessl.data.frame import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.loader import pixels
 from facessl.data.source import Source, open_source
-from facessl.tools.jobs import claim, csv_row, in_order, inside, open_file, replace
+from facessl.tools.jobs import claim, in_order, inside, open_file, replace
 
 FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"
 #: faces.csv: the crop, its photo, the detector's box and score, the box's longer side in the photo's pixels, the
@@ -264,8 +265,9 @@ class _Folder:
         """Whole rows of a table of an earlier call."""
         if not (self.path / name).is_file():
             return []
-        with open(self.path / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and row[-1]]
+        with open(self.path / name, newline="", encoding="utf-8", errors="replace") as file:
+            rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and row[-1]]
+        return [[*map(from_csv, row)] for row in rows]
 
     def append(self, name: str, rows: list[list[Any]]) -> None:
         """All rows of a photo in one write, so that a stop leaves all or none of them."""
@@ -326,7 +328,6 @@ def _base(source: Source, keys: list[str]) -> str:
 
 
 def _relative(key: str, base: str) -> str:
-    """Name of a photo below `base`, never one that leaves it, without blanks at the ends, which a list would lose."""
+    """Name of a photo below `base`, never one that leaves it."""
     path = PurePath(os.path.relpath(key, base) if base else key)
-    parts = [part.strip() for part in path.parts if part not in ("..", ".", path.anchor)]
-    return os.path.join("", *filter(None, parts)) or "photo"
+    return os.path.join("", *(part for part in path.parts if part not in ("..", ".", path.anchor))) or "photo"

@@ -220,6 +220,7 @@ def _parts(config: FinetuneConfig) -> Split:
         need_val=config.select == "val",
         labels=config.labels,
         seed=config.seed,
+        needs=FINETUNE.plugin(config.task["name"]).needs,
     )
     if any(part is not None and part.streaming for part in (found.train, found.val, found.test)):
         raise ConfigError(
