@@ -165,13 +165,13 @@ def cmd_regions(
         score_images: at most so many images are scored.
         device: auto, cpu, cuda or mps.
     """
-    from facessl.core import environment, files
-    from facessl.inference import regions
+    from facessl.core import environment
+    from facessl.inference.region_pictures import write_regions
     from facessl.pretrained.load import load_method
 
     method: Any = load_method(run)
     method.to(environment.device_of(device))
-    files.write_png(out, regions.region_grid(method, source, count=count, seed=seed))
+    write_regions(out, method, source, count=count, seed=seed)
     found: dict[str, Any] = {}
     if scores:
         from facessl.evaluation.regions import region_table, score_regions
