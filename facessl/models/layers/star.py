@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.models.layers.heatmaps import edge_heatmaps, shrunk_gaussians, to_heatmap
 from facessl.models.layers.landmark_losses import awing, star
 from facessl.models.layers.upernet import ConvNorm, UPerNeck
@@ -78,7 +78,7 @@ class AnisotropicAttention(nn.Module):
     def forward(self, features: Tensor) -> StarMaps:
         """(B, width, h, w) -> maps of the same size."""
         logits = at_least_float32(self.logits(features)).contiguous()
-        with torch.autocast(logits.device.type, enabled=False):
+        with full_precision(logits):
             heat, points, edges = logits.split(self.sizes, dim=1)
             points, edges = points.sigmoid(), edges.sigmoid()
             member, free = self.get_buffer("member"), self.get_buffer("free")
