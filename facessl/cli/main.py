@@ -318,10 +318,10 @@ def cmd_plan(argv: list[str]) -> int:
     from facessl.tools import plan
 
     parser = Parser(prog="facessl plan", description=summary(cmd_plan))
-    parser.add_function_arguments(plan.plan, as_positional=True, as_group=False)
-    found = plan.plan(**parsed_words(parser, argv, "plan"))
-    print(plan.table(found))
-    print(json.dumps(found))
+    parser.add_class_arguments(plan.Options, as_positional=True, as_group=False)
+    result = plan.plan(plan.Options(**parsed_words(parser, argv, "plan")))
+    print(plan.table(result))
+    print(json.dumps(result))
     return 0
 
 
