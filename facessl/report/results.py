@@ -61,10 +61,10 @@ def summary(n: Mapping[str, Any]) -> dict[str, str]:
     return {
         "run": n["run"],
         "task": f"{format_value(n['task'])} ({format_value(n['protocol'])})",
-        **{
-            column: format_value(n[column.replace(" ", "_")])
-            for column in ("backbone", "started from", "labels", "source")
-        },
+        "backbone": format_value(n["backbone"]),
+        "started from": format_value(n["started_from"]),
+        "labels": format_value(n["labels"]),
+        "source": format_value(n["source"]),
         "score": f"{format_name(name)} {score(headline.get('value'), name, unit)}".strip(),
         "95 % interval": interval(headline.get("interval"), name, unit),
         "test images": count(n["test_images"]),
