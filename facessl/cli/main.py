@@ -165,13 +165,13 @@ def cmd_regions(
         score_images: at most so many images are scored.
         device: auto, cpu, cuda or mps.
     """
-    from facessl.core import environment, files
-    from facessl.inference import regions
+    from facessl.core import environment
+    from facessl.inference.region_pictures import write_regions
     from facessl.pretrained.load import load_method
 
     method: Any = load_method(run)
     method.to(environment.device_of(device))
-    files.write_png(out, regions.region_grid(method, source, count=count, seed=seed))
+    write_regions(out, method, source, count=count, seed=seed)
     found: dict[str, Any] = {}
     if scores:
         from facessl.evaluation.regions import region_table, score_regions
@@ -322,10 +322,10 @@ def cmd_plan(argv: list[str]) -> int:
     from facessl.tools import plan
 
     parser = Parser(prog="facessl plan", description=summary(cmd_plan))
-    parser.add_function_arguments(plan.plan, as_positional=True, as_group=False)
-    found = plan.plan(**parsed_words(parser, argv, "plan"))
-    print(plan.table(found))
-    print(json.dumps(found))
+    parser.add_class_arguments(plan.Options, as_positional=True, as_group=False)
+    result = plan.plan(plan.Options(**parsed_words(parser, argv, "plan")))
+    print(plan.table(result))
+    print(json.dumps(result))
     return 0
 
 

@@ -42,7 +42,7 @@ from facessl.data.decode import decode, read_file
 from facessl.data.detect import Face, detect, load_detector
 from facessl.data.frame import Frame, from_box
 from facessl.data.sources.folder import Folder
-from facessl.inference import visualize
+from facessl.inference import prediction_pictures
 from facessl.inference.trained import Trained, crop_of_picture, load_trained
 
 FORMAT = "facessl-prediction-1"
@@ -314,7 +314,9 @@ def _write(
         if "mask" in face:
             file = out / f"{photo.name}.mask{f'-{number}' if number > 1 else ''}.png"
             masks[file] = Image.fromarray(face["mask"].astype(np.uint8))
-            masks[file].putpalette(np.asarray(visualize.class_colours(len(face["classes"])), np.uint8).tobytes())
+            masks[file].putpalette(
+                np.asarray(prediction_pictures.class_colours(len(face["classes"])), np.uint8).tobytes()
+            )
             found.faces[-1]["mask"] = file.name
     content = {
         "format": FORMAT,
@@ -334,5 +336,5 @@ def _write(
             mask.save(partial, format="PNG")
     found.files = [head, *masks]
     if draw:
-        write_png(picture, visualize.draw(photo.image, [{**face, "framed": framed} for face in described]))
+        write_png(picture, prediction_pictures.draw(photo.image, [{**face, "framed": framed} for face in described]))
         found.files.append(picture)

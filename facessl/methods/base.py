@@ -50,3 +50,8 @@ class Method(Protocol):
     def step(self, batch: Batch, progress: Progress) -> Step: ...
 
     def after_step(self, progress: Progress) -> None: ...
+
+
+def has_regions(method: object) -> bool:
+    """Whether `method.heatmaps` works with the method's settings."""
+    return hasattr(method, "heatmaps") and bool(getattr(method, "has_regions", True))
