@@ -166,7 +166,7 @@ def load_trained(path: str | Path) -> Trained:
     tensors, info = files.read_safetensors(file)
     if info.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
-    backbone = from_card(info)
+    backbone = from_card(info, file)
     arguments = dict(info["task"])
     name = arguments.pop("name")
     task = plugins.find("tasks", name)(backbone, Labels.from_dict(info["labels"]), **arguments)

@@ -178,6 +178,8 @@ def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
         torch.manual_seed(config.seed)
         backbone = Backbone(chosen.name, image_size=size or 224, pretrained=chosen.pretrained, **chosen.options)
         backbone.check_size()
+        if chosen.pretrained:
+            say(f"pre-trained weights of timm; images are normalised by mean {backbone.mean} and std {backbone.std}")
         return backbone, None
     backbone = load.load_backbone(config.run)
     if chosen.options:
