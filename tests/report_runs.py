@@ -103,7 +103,7 @@ def expression() -> dict[str, Any]:
     """What the meter of the expression task says of 60 synthetic faces in two groups."""
     target = np.arange(60) % 3
     predicted = np.where(np.arange(60) % 5 == 0, 0, target)
-    meter = ExpressionMeter(NAMES, SimpleNamespace(label_names=NAMES, group_names=("women", "<b>men</b>")))  # type: ignore[arg-type]
+    meter = ExpressionMeter(NAMES, SimpleNamespace(group_names=("women", "<b>men</b>"), subsets={}))  # type: ignore[arg-type]
     batch = SimpleNamespace(index=torch.arange(60), group=torch.arange(60) % 2, label=torch.from_numpy(target))
     meter.add({"probabilities": torch.eye(3)[predicted]}, batch)  # type: ignore[arg-type]
     return meter.result() | {"skipped": 0}

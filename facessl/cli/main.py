@@ -26,6 +26,7 @@ from facessl.cli.commandline import (
 from facessl.cli.data import cmd_crop, cmd_pack  # noqa: F401 (commands)
 from facessl.config.flags import Parser
 from facessl.core.errors import ConfigError, FaceSSLError, UnknownName
+from facessl.core.schema import to_json
 
 #: Exit status of a user's error; argparse uses the same.
 USER_ERROR = 2
@@ -102,7 +103,7 @@ def cmd_finetune(argv: list[str]) -> int:
     if results:
         test = results.get("test", {})
         kept = {k: v for k, v in test.items() if not isinstance(v, (dict, list)) or k in ("headline", "groups")}
-        print(json.dumps({k: v for k, v in results.items() if k != "test"} | kept))
+        print(to_json({k: v for k, v in results.items() if k != "test"} | kept))
     return 0
 
 
@@ -178,7 +179,7 @@ def cmd_regions(
 
         found = score_regions(method, source, count=score_images, seed=seed)
         print(region_table(found))
-    print(json.dumps({"out": str(out), **found}))
+    print(to_json({"out": str(out), **found}))
     return 0
 
 
@@ -213,8 +214,8 @@ def cmd_probe(argv: list[str]) -> int:
     if out is not None:
         from facessl.core.files import write_atomic
 
-        write_atomic(Path(out), json.dumps(found, indent=2).encode() + b"\n")
-    print(json.dumps(found))
+        write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
+    print(to_json(found))
     return 0
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from facessl.core.errors import CheckpointError, ConfigError, DataError
-from facessl.core.schema import check, read_json
+from facessl.core.schema import check, read_json, to_json
 
 FORMAT = "facessl-run-1"
 
@@ -159,8 +159,8 @@ def check_run(state: Mapping[str, Any], path: Path) -> None:
 def write_backbone(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     """`backbone.safetensors` in timm's keys and, beside it, its card as `backbone.json`."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    write_atomic(path, safetensors_bytes(tensors, metadata={"card": json.dumps(card)}))
-    write_atomic(path.with_suffix(".json"), json.dumps(card, indent=2).encode() + b"\n")
+    write_atomic(path, safetensors_bytes(tensors, metadata={"card": to_json(card)}))
+    write_atomic(path.with_suffix(".json"), to_json(card, indent=2).encode() + b"\n")
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Types of values that come from JSON files: the first field that does not have its type is named."""
+"""JSON of files: written without NaN, and read with the types of all fields checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import typing
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NotRequired, Required, Union, get_args, get_origin
+from typing import Any, Literal, Required, Union, get_args, get_origin
 
 from facessl.core.errors import CheckpointError
 
@@ -27,6 +27,20 @@ def read_json(path: Path, kind: Any) -> Any:
     return value
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text of a value; a number that is not finite, which JSON does not have, is null."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def check(value: Any, kind: Any, file: str | Path) -> None:
     """CheckpointError, with the name of the field, where a value from `file` is not of the type `kind`."""
     if wrong := misfit(value, kind):
@@ -38,12 +52,12 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
 
     Args:
         value: from a JSON file.
-        kind: a TypedDict, whose objects may have other fields as well; `dict[str, T]`, `list[T]`, `tuple[T, T]` (a list
+        kind: a TypedDict (all of its fields are required, or with total=False those that say so), whose objects may have other fields as well; `dict[str, T]`, `list[T]`, `tuple[T, T]` (a list
             of that length), a Literal, a union, Any, or a class. `float` takes every finite number.
         name: of the value, dotted.
     """
     origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Required, NotRequired):
+    if origin is Required:
         return misfit(value, parts[0], name)
     if origin in (Union, UnionType):
         wrong = [misfit(value, part, name) for part in parts]
@@ -52,9 +66,11 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
     if kind is Any or (origin is Literal and value in parts):
         return None
     if typing.is_typeddict(kind) and isinstance(value, dict):
-        if missing := sorted(kind.__required_keys__ - value.keys()):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        needed = {key for key, part in hints.items() if kind.__total__ or get_origin(part) is Required}
+        if missing := sorted(needed - value.keys()):
             return f"{name or 'it'} has no {missing[0]}"
-        fields = [(key, value[key], part) for key, part in typing.get_type_hints(kind).items() if key in value]
+        fields = [(key, value[key], part) for key, part in hints.items() if key in value]
     elif origin is dict and isinstance(value, dict):
         fields = [(str(key), item, parts[1]) for key, item in value.items()]
     elif origin is list and isinstance(value, list):

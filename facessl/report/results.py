@@ -51,7 +51,7 @@ def unit(run: RunFolder, name: str) -> str:
     """The unit of a score, as the task says it (`facessl.tasks.base.Meter`)."""
     found = run.test.get("headline") or {}
     given = found.get("unit") if found.get("name") == name else (run.test.get("units") or {}).get(name)
-    return given if given is not None else "share"
+    return given if given is not None else "fraction"
 
 
 def summary(numbers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -60,7 +60,7 @@ def summary(numbers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[
     rows = []
     for n in numbers:
         found = n["headline"] or {"name": ""}
-        name, of = found["name"], found.get("unit", "share")
+        name, of = found["name"], found.get("unit", "fraction")
         rows.append(
             [
                 *(n["run"], f"{shown(n['task'])} ({shown(n['protocol'])})", shown(n["backbone"])),
