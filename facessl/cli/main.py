@@ -192,7 +192,10 @@ def cmd_probe(argv: list[str]) -> int:
     refuse_other_protocols(argv, name)  # before torch is imported and a large file is read
     judge = plugins.find("evaluation.protocols", name)
     parser = Parser(prog="facessl probe", description=summary(judge))
-    parser.add_argument("run", help="run folder, checkpoint or exported backbone")
+    parser.add_argument(
+        "run",
+        help="run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken",
+    )
     parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
     parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('evaluation.protocols'))}")
     parser.add_argument("--test", default=None, help="another source as the test part")
@@ -206,10 +209,10 @@ def cmd_probe(argv: list[str]) -> int:
     given = parsed_words(parser, argv, "probe")
     from facessl.core import environment
     from facessl.evaluation.evaluate import evaluate
-    from facessl.pretrained.load import load_backbone
+    from facessl.inference.embed import load_embedder
 
     run, source, device, out = (given.pop(k) for k in ("run", "source", "device", "out"))
-    backbone = load_backbone(run).to(environment.device_of(device))
+    backbone = load_embedder(run).to(environment.device_of(device))
     found = {"run": run, "source": source, **evaluate(backbone, source, **given)}
     if out is not None:
         from facessl.core.files import write_atomic

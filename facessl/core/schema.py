@@ -52,8 +52,9 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
 
     Args:
         value: from a JSON file.
-        kind: a TypedDict (all of its fields are required, or with total=False those that say so), whose objects may have other fields as well; `dict[str, T]`, `list[T]`, `tuple[T, T]` (a list
-            of that length), a Literal, a union, Any, or a class. `float` takes every finite number.
+        kind: a TypedDict, whose objects may have other fields as well (with total=False the Required ones must be
+            there); `dict[str, T]`, `list[T]`, `tuple[T, T]` (a list of that length), a Literal, a union, Any, or a
+            class. `float` takes every finite number.
         name: of the value, dotted.
     """
     origin, parts = get_origin(kind), get_args(kind)

@@ -94,21 +94,28 @@ class Embedder(nn.Module):
 
     Attributes:
         view: (H, W, 3) uint8 image -> (S, S, 3) view.
+        augment: the same as a crop of labelled images.
         num_features: D.
+        name, timm_options, image_size, mean, std: of the backbone.
+        model: the task, whose state dict tells this network from others.
     """
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
-        self.task: Any = trained.module
-        backbone = trained.task.backbone
+        self.model: Any = trained.module
+        backbone, own = trained.task.backbone, trained.augment
+        self.name, self.timm_options = backbone.name, backbone.timm_options
         self.mean, self.std = backbone.mean, backbone.std
+        self.image_size = trained.image_size
+        scale = own.crop_scale if own.crop == "whole" else 1.0
+        self.augment = Augment(crop="whole", crop_scale=scale, warp=own.warp, border=own.border)
         self.view = functools.partial(picture_view, trained.augment, trained.image_size)
         with evaluating(self):
             self.num_features = self(torch.zeros(1, 3, trained.image_size, trained.image_size)).shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised views (B, 3, S, S) -> embeddings (B, D). KeyError: the task predicts none."""
-        z: Tensor = self.task.predict(x)["embeddings"]
+        z: Tensor = self.model.predict(x)["embeddings"]
         return z
 
 

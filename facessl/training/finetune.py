@@ -20,6 +20,7 @@ from facessl.core.errors import ConfigError, DataError, many
 from facessl.core.schema import read_json, to_json
 from facessl.core.types import Progress
 from facessl.data.decode import EXTENSIONS, ImageError, read_file, stored_size
+from facessl.data.overlap import warn_of_overlap
 from facessl.data.source import Source
 from facessl.data.splits import Parts as Split
 from facessl.data.splits import parts
@@ -85,6 +86,8 @@ class Finetuning:
 
     def settle(self, fabric: Fabric) -> dict[str, Any]:
         self.data = one_after_another(fabric, lambda: _parts(self.config))
+        if fabric.is_global_zero:
+            warn_of_overlap(self.data.train, self.data.test)
         self.config, self.notes = settle(self.config, len(self.data.train), fabric.world_size)
         backbone = self.backbone
         self.resolved = resolved(self.config) | {
