@@ -59,6 +59,9 @@ class Scores(TypedDict, total=False):
     images: _Number
     units: dict[str, str] | None
     confusion: list[list[int]] | None
+    per_class: dict[str, _Number] | None
+    accuracy: dict[str, _Number] | _Number
+    f1: dict[str, _Number] | _Number
     subsets: dict[str, dict[str, float | list[Any] | None]] | None
     groups: dict[str, _Groups] | None
 

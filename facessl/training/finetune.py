@@ -275,7 +275,7 @@ class _Selection:
     def __call__(self, model: Tuned, progress: Progress) -> dict[str, float]:
         """Monitor of the trainer: the headline of the part, by its name."""
         found = _score(model.best, self.source, self.augment, self.config)["headline"]
-        value = float(found["value"])
+        value = math.nan if found["value"] is None else float(found["value"])
         note = self.folder / "best.json"
         best = read_json(note, _Best) if note.is_file() else {"step": math.inf}
         sign = 1 if found["better"] == "higher" else -1
