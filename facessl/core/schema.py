@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import typing
@@ -53,8 +54,8 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
     Args:
         value: from a JSON file.
         kind: a TypedDict, whose objects may have other fields as well (with total=False the Required ones must be
-            there); `dict[str, T]`, `list[T]`, `tuple[T, T]` (a list of that length), a Literal, a union, Any, or a
-            class. `float` takes every finite number.
+            there); a dataclass, whose objects may not; `dict[str, T]`, `list[T]`, `tuple[T, T]` (a list of that
+            length), a Literal, a union, Any, or a class. `float` takes every finite number.
         name: of the value, dotted.
     """
     origin, parts = get_origin(kind), get_args(kind)
@@ -72,9 +73,14 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
         if missing := sorted(needed - value.keys()):
             return f"{name or 'it'} has no {missing[0]}"
         fields = [(key, value[key], part) for key, part in hints.items() if key in value]
+    elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        if odd := sorted(value.keys() - hints.keys()):
+            return f"{name or 'it'} has the unknown field {odd[0]}"
+        fields = [(key, item, hints[key]) for key, item in value.items()]
     elif origin is dict and isinstance(value, dict):
         fields = [(str(key), item, parts[1]) for key, item in value.items()]
-    elif origin is list and isinstance(value, list):
+    elif (origin is list or parts[1:] == (...,)) and isinstance(value, list):
         fields = [(str(i), item, parts[0]) for i, item in enumerate(value)]
     elif origin is tuple and isinstance(value, list) and len(value) == len(parts):
         fields = [(str(i), item, part) for i, (item, part) in enumerate(zip(value, parts, strict=True))]
@@ -98,10 +104,10 @@ def _bounded(value: float) -> float:
 
 def _word(kind: Any) -> str:
     if get_origin(kind) is tuple:
-        return f"a list of {len(get_args(kind))}"
+        return "a list" if ... in get_args(kind) else f"a list of {len(get_args(kind))}"
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
-    kind = dict if typing.is_typeddict(kind) else get_origin(kind) or kind
+    kind = dict if typing.is_typeddict(kind) or dataclasses.is_dataclass(kind) else get_origin(kind) or kind
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 

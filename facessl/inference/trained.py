@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 import numpy as np
 import torch
@@ -15,16 +15,26 @@ from torch import Tensor, nn
 
 from facessl.config.run import plain
 from facessl.core import files, plugins
-from facessl.core.errors import CheckpointError
+from facessl.core.errors import CheckpointError, FaceSSLError
+from facessl.core.schema import check
 from facessl.core.types import Sample
 from facessl.data.frame import Frame, frame_of, from_box
 from facessl.models.forward import autocast, evaluating
-from facessl.models.weights import from_card, load_exactly
+from facessl.models.weights import Card, from_card, load_exactly
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.normalise import normalise
+from facessl.views.spec import renamed
 
 FORMAT = "facessl-task-1"
+
+
+class TaskCard(Card, total=False):
+    """What `model.json` says, as far as it is needed to use the weights."""
+
+    task: Required[dict[str, Any]]
+    labels: Required[Labels]
+    augment: Required[dict[str, Any]]
 
 
 @dataclass
@@ -173,10 +183,16 @@ def load_trained(path: str | Path) -> Trained:
     tensors, info = files.read_safetensors(file)
     if info.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
+    check(info, TaskCard, file)
+    check(renamed(info["augment"]), Augment, file)
     backbone = from_card(info, file)
     arguments = dict(info["task"])
-    name = arguments.pop("name")
-    task = plugins.find("tasks", name)(backbone, Labels.from_dict(info["labels"]), **arguments)
+    try:
+        task = plugins.find("tasks", str(arguments.pop("name", None)))(
+            backbone, Labels.from_dict(info["labels"]), **arguments
+        )
+    except (FaceSSLError, TypeError) as error:
+        raise CheckpointError(f"the card of {file} cannot be used: {error}") from None
     load_exactly(task, tensors, file)
     task.eval().requires_grad_(False)
     return Trained(task=task, image_size=info["image_size"], augment=augment_from_dict(info["augment"]), card=info)

@@ -48,7 +48,7 @@ def test_unusable_checkpoint_is_one_sentence(kind: str, tmp_path: Path) -> None:
 
 def test_two_newest_are_kept_and_last_is_the_newest(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        files.save_run(tmp_path, step, {"method": {"w": torch.tensor(float(step))}})
+        files.save_run(tmp_path, step, {"config": {}, "method": {"w": torch.tensor(float(step))}})
     assert [p.name for p in files.steps(tmp_path)] == ["step-00000002.ckpt", "step-00000003.ckpt"]
     assert files.read_run(tmp_path / "last.ckpt")["step"] == 3
 

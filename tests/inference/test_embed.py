@@ -10,7 +10,7 @@ from PIL import Image
 
 from facessl.cli.main import main
 from facessl.core import files
-from facessl.core.errors import ConfigError, DataError
+from facessl.core.errors import CheckpointError, ConfigError, DataError
 from facessl.core.files import write_png
 from facessl.data.source import open_source
 from facessl.evaluation.features import features
@@ -99,6 +99,10 @@ def test_a_run_of_verification_embeds_as_it_predicts(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["dimensions"] == 24
     kept = features(embedder, open_source(str(folder)), augment=embedder.augment)
     np.testing.assert_array_equal(kept.array, found.array)
+    for field, value, said in (("labels", {"points": "x"}, "labels.points is 'x'"), ("augment", {"x": 1}, "field x")):
+        files.write_backbone(tmp_path / "model.safetensors", task.state_dict(), card | {field: value})
+        with pytest.raises(CheckpointError, match=said):
+            trained.load_trained(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("batch_size", [4, 3, 1], ids=["in a batch", "at a batch's start", "alone in its batch"])
