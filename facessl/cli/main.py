@@ -228,9 +228,10 @@ def cmd_predict(
     out: Path = Path("predictions"),
     task: str | None = None,
     no_crop: bool = False,
-    yunet: Path | None = None,
-    margin: float = 1.3,
-    lift: float = 0.0,
+    detector: str = "mtcnn",
+    model: Path | None = None,
+    margin: float | None = None,
+    lift: float | None = None,
     draw: bool = True,
     overwrite: bool = False,
     batch_size: int = 32,
@@ -245,11 +246,13 @@ def cmd_predict(
         out: folder to write to, NAME.json and NAME.png for each photo.
         task: refuse a run of another task than this one.
         no_crop: each photo is one cut-out face already.
-        yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
+        detector: mtcnn, or yunet, which needs --model.
+        model: weights of the detector yunet (.onnx).
         margin: side of the square that is cropped, divided by the longer side of the face's box, as in `facessl crop`;
-            only models trained on whole images use it and `lift`.
+            only models trained on whole images use it and `lift` (null: as in the training images, which `finetune`
+            measured, else 1.3).
         lift: how far that square is moved up from the centre of the face's box, as a fraction of the box's longer side:
-            0.1 shows more hair and less neck.
+            0.1 shows more hair and less neck (null: as in the training images, else 0).
         draw: write pictures.
         overwrite: replace files of the same names that were written for other photos.
         batch_size: faces per forward pass.
@@ -274,7 +277,8 @@ def cmd_predict(
         crop=not no_crop,
         margin=margin,
         lift=lift,
-        yunet=yunet,
+        detector=detector,
+        detector_model=model,
         batch_size=batch_size,
         precision=precision,
         draw=draw,
