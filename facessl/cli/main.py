@@ -26,6 +26,7 @@ from facessl.cli.commandline import (
 from facessl.cli.data import cmd_crop, cmd_pack  # noqa: F401 (commands)
 from facessl.config.flags import Parser
 from facessl.core.errors import ConfigError, FaceSSLError, UnknownName
+from facessl.core.schema import to_json
 
 #: Exit status of a user's error; argparse uses the same.
 USER_ERROR = 2
@@ -102,7 +103,7 @@ def cmd_finetune(argv: list[str]) -> int:
     if results:
         test = results.get("test", {})
         kept = {k: v for k, v in test.items() if not isinstance(v, (dict, list)) or k in ("headline", "groups")}
-        print(json.dumps({k: v for k, v in results.items() if k != "test"} | kept))
+        print(to_json({k: v for k, v in results.items() if k != "test"} | kept))
     return 0
 
 
@@ -178,7 +179,7 @@ def cmd_regions(
 
         found = score_regions(method, source, count=score_images, seed=seed)
         print(region_table(found))
-    print(json.dumps({"out": str(out), **found}))
+    print(to_json({"out": str(out), **found}))
     return 0
 
 
@@ -191,7 +192,10 @@ def cmd_probe(argv: list[str]) -> int:
     refuse_other_protocols(argv, name)  # before torch is imported and a large file is read
     judge = plugins.find("evaluation.protocols", name)
     parser = Parser(prog="facessl probe", description=summary(judge))
-    parser.add_argument("run", help="run folder, checkpoint or exported backbone")
+    parser.add_argument(
+        "run",
+        help="run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken",
+    )
     parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
     parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('evaluation.protocols'))}")
     parser.add_argument("--test", default=None, help="another source as the test part")
@@ -205,16 +209,16 @@ def cmd_probe(argv: list[str]) -> int:
     given = parsed_words(parser, argv, "probe")
     from facessl.core import environment
     from facessl.evaluation.evaluate import evaluate
-    from facessl.pretrained.load import load_backbone
+    from facessl.inference.embed import load_embedder
 
     run, source, device, out = (given.pop(k) for k in ("run", "source", "device", "out"))
-    backbone = load_backbone(run).to(environment.device_of(device))
+    backbone = load_embedder(run).to(environment.device_of(device))
     found = {"run": run, "source": source, **evaluate(backbone, source, **given)}
     if out is not None:
         from facessl.core.files import write_atomic
 
-        write_atomic(Path(out), json.dumps(found, indent=2).encode() + b"\n")
-    print(json.dumps(found))
+        write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
+    print(to_json(found))
     return 0
 
 

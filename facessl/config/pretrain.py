@@ -54,8 +54,8 @@ class PretrainConfig(RunConfig):
         strategy: of several ranks: ddp, a whole network on each; fsdp, parameters and optimiser spread over them, for
             networks that do not fit (with adamw). auto: ddp.
         compile: torch.compile the backbones.
-        mean: of the normalisation, RGB in 0..1; null: the method's.
-        std: of the normalisation, RGB in 0..1; null: the method's.
+        mean: of the normalisation, RGB in 0..1; null: that of the pre-trained weights, if any, else the method's.
+        std: of the normalisation, RGB in 0..1; null: as for `mean`.
         views: augmentation; null: the method's.
     """
 

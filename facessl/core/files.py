@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import codecs
 import contextlib
 import csv
 import io
 import json
 import os
+import pathlib
 import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Required, TypedDict
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from facessl.core.errors import CheckpointError, ConfigError, DataError
+from facessl.core.schema import check, read_json, to_json
 
 FORMAT = "facessl-run-1"
 
@@ -31,6 +35,32 @@ _ESCAPED = re.compile(r"(\\+)x([89a-f][0-9a-f])")
 #: What spreadsheets run as a formula, with the quotes in front that keep them from it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+class Run(TypedDict, total=False):
+    """A training checkpoint: `config` as `config.yaml` holds it, `method` the network's tensors by name."""
+
+    format: str
+    step: Required[int]
+    config: Required[dict[str, Any]]
+    method: Required[dict[str, Tensor]]
+
+
+#: What others' checkpoints hold beside tensors and plain values, none of which runs code; names as pickles have them.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    codecs.encode,
+    np.dtype,
+    np.ndarray,
+    *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type)),
+    *(
+        (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for value, name in ((np.float64(), "scalar"), (np.zeros(0), "_reconstruct"))
+    ),
+    *((pathlib.PurePosixPath, f"pathlib.{inner}PosixPath") for inner in ("", "_local.")),
+    *((pathlib.PureWindowsPath, f"pathlib.{inner}WindowsPath") for inner in ("", "_local.")),
+]
 
 
 def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -99,7 +129,7 @@ def read(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")  # remarks on foreign pickles; what matters is raised
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -110,12 +140,12 @@ def read(path: Path) -> dict[str, Any]:
                 "re-save it as a plain state dict, or use another file"
             ) from None
         raise CheckpointError(
-            f"checkpoint {path} cannot be read, it is damaged or no checkpoint: {_instead(path)}"
+            f"checkpoint {path} cannot be read, it is damaged or not a checkpoint: {_instead(path)}"
         ) from None
     except Exception as error:  # foreign bytes make torch raise almost anything
         reason = " ".join(str(error).split())[:160]
         why = f" ({reason})" if " " in reason else ""  # the unpickler's bare numbers tell nobody anything
-        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint{why}: {_instead(path)}") from None
+        raise CheckpointError(f"checkpoint {path} is damaged or not a checkpoint{why}: {_instead(path)}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"checkpoint {path} holds a {type(value).__name__}, not a state dict")
     return value
@@ -124,16 +154,22 @@ def read(path: Path) -> dict[str, Any]:
 def read_run(path: Path) -> dict[str, Any]:
     """Load a training checkpoint of this library; anything else is refused."""
     state = read(path)
+    check_run(state, path)
+    return state
+
+
+def check_run(state: Mapping[str, Any], path: Path) -> None:
+    """CheckpointError where `state`, read from `path`, is not a training checkpoint of this library."""
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a facessl training checkpoint (no mark {FORMAT!r} in it)")
-    return state
+    check(state, Run, path)
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     """`backbone.safetensors` in timm's keys and, beside it, its card as `backbone.json`."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    write_atomic(path, safetensors_bytes(tensors, metadata={"card": json.dumps(card)}))
-    write_atomic(path.with_suffix(".json"), json.dumps(card, indent=2).encode() + b"\n")
+    write_atomic(path, safetensors_bytes(tensors, metadata={"card": to_json(card)}))
+    write_atomic(path.with_suffix(".json"), to_json(card, indent=2).encode() + b"\n")
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -142,11 +178,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no iterator there)
             card = json.loads((file.metadata() or {}).get("card", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file ({error}): use another file") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}): use another file") from None
+    check(card, dict[str, Any], path)
     beside = path.with_suffix(".json")
     if not card and beside.is_file():
-        card = json.loads(beside.read_text())
+        card = read_json(beside, dict[str, Any])
     return tensors, card
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from facessl.core import plugins
 from facessl.core.errors import UnknownName
+from facessl.data.overlap import warn_of_overlap
 from facessl.data.splits import parts
+from facessl.inference.trained import Embedder
 from facessl.models.backbone import Backbone
 
 
 def evaluate(
-    backbone: Backbone,
+    backbone: Backbone | Embedder,
     source: str,
     *,
     protocol: str = "knn",
@@ -24,7 +26,7 @@ def evaluate(
     """Headline numbers of a protocol, ready for JSON.
 
     Args:
-        backbone: from `facessl.load_backbone`; it is not changed.
+        backbone: from `facessl.load_backbone` or `facessl.inference.embed.load_embedder`; it is not changed.
         source: labelled images, `NAME:PATH?option=value` or a path. Its own training, validation and test parts are
             used where it has them (a folder with train/ and test/ or val/, or a published set); anything else is split
             4 : 1 by a hash of each image's path.
@@ -57,6 +59,7 @@ def evaluate(
         needs=("label",) if options.get("task", "auto") in ("auto", "expression") else (),
         seed=int(options.get("seed", 0)),
     )
+    warn_of_overlap(found.train, found.test)
     if found.carved and "refit" in valid:
         options.setdefault("refit", True)
     extra = {"val": found.val} if chooses else {}

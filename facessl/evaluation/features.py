@@ -23,6 +23,7 @@ from facessl.data.index import cache_file
 from facessl.data.loader import EvalLoader
 from facessl.data.source import Source
 from facessl.data.subset import Subset
+from facessl.inference.trained import Embedder
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
 from facessl.views.augment import Augment
@@ -73,7 +74,7 @@ class Features:
 
 
 def features(
-    backbone: Backbone,
+    backbone: Backbone | Embedder,
     source: Source,
     *,
     kind: Kind = "pooled",
@@ -91,7 +92,7 @@ def features(
     part of a source of which all features are kept takes them from there.
 
     Args:
-        backbone: frozen; used in evaluation mode.
+        backbone: frozen; used in evaluation mode; or the trained embedding of `facessl.inference.embed.load_embedder`.
         source: images; those of a stream are never kept.
         kind: pooled, (N, C) float32; or map, the flattened last feature map, (N, C h w) float16.
         augment: gives the crop; nothing random is done. None: the whole image.
@@ -101,8 +102,11 @@ def features(
 
     Raises:
         DataError: no image can be read, or the features cannot be written.
-        ConfigError: an unknown precision, or a map whose values float16 cannot hold.
+        ConfigError: an unknown precision, the map of an `Embedder`, which has none, or a map whose values float16
+            cannot hold.
     """
+    if kind == "map" and isinstance(backbone, Embedder):
+        raise ConfigError("a trained embedding has no feature map: use features=pooled, or the run it started from")
     augment, folder = augment or Augment(), None
     if cache and not source.streaming:
         made_by = (_weights(backbone), repr((_LAYOUT, kind, augment, flip, precision)))
@@ -119,7 +123,7 @@ def features(
 
 
 def _blocks(
-    backbone: Backbone, loader: EvalLoader, kind: Kind, flip: bool, precision: str
+    backbone: Any, loader: EvalLoader, kind: Kind, flip: bool, precision: str
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Batches and their features (B, D)."""
     device = next(backbone.parameters()).device
@@ -138,7 +142,7 @@ def _blocks(
         yield batch, block
 
 
-def _weights(backbone: Backbone) -> str:
+def _weights(backbone: Any) -> str:
     """A hash of weights, architecture and normalisation."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((backbone.name, backbone.timm_options, backbone.image_size)).encode())

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 import numpy as np
 import torch
@@ -15,16 +15,26 @@ from torch import Tensor, nn
 
 from facessl.config.run import plain
 from facessl.core import files, plugins
-from facessl.core.errors import CheckpointError
+from facessl.core.errors import CheckpointError, FaceSSLError
+from facessl.core.schema import check
 from facessl.core.types import Sample
 from facessl.data.frame import Frame, frame_of, from_box
 from facessl.models.forward import autocast, evaluating
-from facessl.models.weights import from_card, load_exactly
+from facessl.models.weights import Card, from_card, load_exactly
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.normalise import normalise
+from facessl.views.spec import renamed
 
 FORMAT = "facessl-task-1"
+
+
+class TaskCard(Card, total=False):
+    """What `model.json` says, as far as it is needed to use the weights."""
+
+    task: Required[dict[str, Any]]
+    labels: Required[Labels]
+    augment: Required[dict[str, Any]]
 
 
 @dataclass
@@ -94,21 +104,28 @@ class Embedder(nn.Module):
 
     Attributes:
         view: (H, W, 3) uint8 image -> (S, S, 3) view.
+        augment: the same as a crop of labelled images.
         num_features: D.
+        name, timm_options, image_size, mean, std: of the backbone.
+        model: the task, whose state dict tells this network from others.
     """
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
-        self.task: Any = trained.module
-        backbone = trained.task.backbone
+        self.model: Any = trained.module
+        backbone, own = trained.task.backbone, trained.augment
+        self.name, self.timm_options = backbone.name, backbone.timm_options
         self.mean, self.std = backbone.mean, backbone.std
+        self.image_size = trained.image_size
+        scale = own.crop_scale if own.crop == "whole" else 1.0
+        self.augment = Augment(crop="whole", crop_scale=scale, warp=own.warp, border=own.border)
         self.view = functools.partial(picture_view, trained.augment, trained.image_size)
         with evaluating(self):
             self.num_features = self(torch.zeros(1, 3, trained.image_size, trained.image_size)).shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised views (B, 3, S, S) -> embeddings (B, D). KeyError: the task predicts none."""
-        z: Tensor = self.task.predict(x)["embeddings"]
+        z: Tensor = self.model.predict(x)["embeddings"]
         return z
 
 
@@ -174,10 +191,16 @@ def load_trained(path: str | Path) -> Trained:
     tensors, info = files.read_safetensors(file)
     if info.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
-    backbone = from_card(info)
+    check(info, TaskCard, file)
+    check(renamed(info["augment"]), Augment, file)
+    backbone = from_card(info, file)
     arguments = dict(info["task"])
-    name = arguments.pop("name")
-    task = plugins.find("tasks", name)(backbone, Labels.from_dict(info["labels"]), **arguments)
+    try:
+        task = plugins.find("tasks", str(arguments.pop("name", None)))(
+            backbone, Labels.from_dict(info["labels"]), **arguments
+        )
+    except (FaceSSLError, TypeError) as error:
+        raise CheckpointError(f"the card of {file} cannot be used: {error}") from None
     load_exactly(task, tensors, file)
     task.eval().requires_grad_(False)
     return Trained(task=task, image_size=info["image_size"], augment=augment_from_dict(info["augment"]), card=info)

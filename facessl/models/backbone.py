@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import math
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import timm
 import torch
@@ -19,6 +24,52 @@ from facessl.core.errors import ConfigError, UnknownName
 from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.sync_batch_norm import spans_ranks
 from facessl.views.normalise import normalise
+from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
+
+#: Largest side of an image in pixels; a table of positions grows with its square.
+MAX_SIZE = 4096
+#: Seconds that the server of pre-trained weights has to answer in.
+_ANSWER = 3
+
+
+def pretrained_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std that timm's pre-trained weights of a model were trained with; ImageNet's where timm has none."""
+    found = timm.get_pretrained_cfg(name)
+    return (IMAGENET_MEAN, IMAGENET_STD) if found is None else (tuple(found.mean), tuple(found.std))
+
+
+def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
+    """The timm model. ConfigError: an option it does not take, or weights that cannot be had."""
+    try:
+        with _offline_without_server() if pretrained else contextlib.nullcontext():
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except Exception as error:  # timm and the clients of the hub share no base class
+        reason = " ".join(str(error).split()).partition(". ")[0][:160] or type(error).__name__
+    if not pretrained:
+        raise ConfigError(f"backbone {name!r} does not accept {options or 'its defaults'}: {reason}")
+    _created(name, False, options)
+    raise ConfigError(
+        f"the pre-trained weights of {name} could not be downloaded ({reason}): try with a network, or without "
+        "pre-trained weights"
+    )
+
+
+@contextlib.contextmanager
+def _offline_without_server() -> Iterator[None]:
+    """Where the server of pre-trained weights cannot be reached, look in the cache only, instead of trying for long."""
+    hub = huggingface_hub.constants
+    host = hub.ENDPOINT.partition("://")[2].partition("/")[0].partition(":")[0]
+    before = hub.HF_HUB_OFFLINE
+    if not any(key.lower() in ("https_proxy", "http_proxy", "all_proxy") for key in os.environ):
+        try:
+            port = 80 if hub.ENDPOINT.startswith("http://") else 443
+            socket.create_connection((host, port), _ANSWER).close()
+        except OSError:
+            hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 class Backbone(nn.Module):
@@ -41,8 +92,8 @@ class Backbone(nn.Module):
         name: str = "resnet50",
         *,
         image_size: int = 224,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         pretrained: bool = False,
         **timm_options: Any,
     ) -> None:
@@ -50,32 +101,32 @@ class Backbone(nn.Module):
         Args:
             name: any timm model name.
             image_size: input side in pixels; ViTs get their position table for it.
-            mean, std: normalisation of the inputs, RGB in 0..1.
-            pretrained: start from timm's supervised weights (downloads once).
+            mean, std: normalisation of the inputs, RGB in 0..1; None: that of the pre-trained weights, or ImageNet's.
+            pretrained: start from timm's pre-trained weights (downloads once).
             timm_options: passed to `timm.create_model`, e.g. `output_stride=16`.
 
         Raises:
             UnknownName: timm has no such model; the nearest name is given.
-            ConfigError: an option that the model does not take, or a size it cannot process.
+            ConfigError: an option that the model does not take, a size it cannot process, a normalisation that cannot
+                be, or pre-trained weights that cannot be had.
         """
         super().__init__()
         if not timm.is_model(name):
             every = timm.list_models()
             raise UnknownName("backbone", name, difflib.get_close_matches(name, every, n=8, cutoff=0.4) or ["resnet50"])
+        if not 1 <= image_size <= MAX_SIZE:
+            raise ConfigError(f"image size {image_size} is out of range: give 1 to {MAX_SIZE} pixels")
         options = dict(timm_options)
         if "img_size" not in options and ("vit" in name or "deit" in name):
             options["img_size"] = image_size
-        try:
-            self.model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-        except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
-            raise ConfigError(f"backbone {name!r} does not accept {options or 'its defaults'}: {error}") from None
+        self.model = _created(name, pretrained, options)
         choose_attention(self.model)
         self.name = name
         self.pretrained = pretrained
         self.timm_options = timm_options
         self.image_size = image_size
-        self.mean = tuple(float(m) for m in mean)
-        self.std = tuple(float(s) for s in std)
+        own = pretrained_normalisation(name) if pretrained else (IMAGENET_MEAN, IMAGENET_STD)
+        self.set_normalisation(own[0] if mean is None else mean, own[1] if std is None else std)
         self.num_features: int = self.model.num_features
         self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
         patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
@@ -85,6 +136,14 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"image size {image_size} is below the stride {self.stride} of {name}: use a larger image"
             )
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set `mean` and `std`. ConfigError unless they are three finite numbers each, those of `std` above 0."""
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3 or not all(math.isfinite(v) and (v > 0 or name == "mean") for v in values):
+                kind = "three finite numbers" + (" above 0" if name == "std" else "")
+                raise ConfigError(f"{name} = {list(values)} is not a normalisation: give {kind}, e.g. [0.5, 0.5, 0.5]")
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
 
     def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Feature map (B, C, h, w) and pooled embedding (B, C) of one pass; x (B, 3, H, W) normalised."""

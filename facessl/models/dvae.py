@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core import files
-from facessl.core.errors import CheckpointError
 from facessl.core.precision import full_precision
+from facessl.models import weights
 
 #: Pixels of the encoder's input per token, and the part at both ends of 0..1 that it never sees.
 STRIDE, MARGIN = 8, 0.1
@@ -70,17 +70,11 @@ class VisualTokens:
         """The encoder, frozen and in evaluation mode; CheckpointError where the file or what is in it is not one."""
         if self.encoder is None:
             state = files.read(Path(self.path))
-            found = {_ours(name): value for name, value in state.get("state_dict", state).items()}
+            found = {_ours(name): value for name, value in weights.tensors(state).items()}
             width = len(found["blocks.input.weight"]) if "blocks.input.weight" in found else 256
             encoder = DVAEEncoder(width, self.vocabulary)
-            own = encoder.state_dict()
-            wrong = sorted(own.keys() ^ found.keys()) or sorted(n for n in own if own[n].shape != found[n].shape)
-            if wrong:
-                raise CheckpointError(
-                    f"{self.path} is not DALL-E's dVAE encoder with {self.vocabulary} tokens: missing, unknown or of "
-                    f"another shape: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}"
-                )
-            encoder.load_state_dict(found)
+            what = f"DALL-E's dVAE encoder with {self.vocabulary} tokens"
+            weights.load_exactly(encoder, found, self.path, what)
             self.encoder = encoder.requires_grad_(False).eval()
         return self.encoder
 

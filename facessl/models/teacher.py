@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facessl.core import files
-from facessl.core.errors import CheckpointError, ConfigError, FaceSSLError, UnknownName
+from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.models import vit_files, weights
 from facessl.models.backbone import Backbone
 
@@ -129,28 +129,14 @@ def load_teacher(spec: str, image_size: int, mean: tuple[float, ...], std: tuple
         if kind == "random":  # weights that depend on the name alone: the same in every process, after every resume
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(zlib.crc32(name.encode()))
-                return Backbone(name, image_size=image_size, mean=mean, std=std)  # type: ignore[arg-type]
+                return Backbone(name, image_size=image_size, mean=mean, std=std)
         if kind == "timm":
-            backbone = _pretrained(name, image_size)
-            backbone.mean, backbone.std = (tuple(backbone.model.pretrained_cfg[key]) for key in ("mean", "std"))
-            return backbone
+            return Backbone(name, image_size=image_size, pretrained=True)
         backbone = _from_file(Path(spec))
         weights.set_image_size(backbone, image_size)
         return backbone
     except (ConfigError, UnknownName) as error:
         raise ConfigError(f"teacher {spec}: {error}") from None
-
-
-def _pretrained(name: str, image_size: int) -> Backbone:
-    try:
-        return Backbone(name, image_size=image_size, pretrained=True)
-    except FaceSSLError:
-        raise
-    except Exception as error:  # the hub's clients share no base class
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise CheckpointError(
-            f"teacher timm:{name} could not be downloaded ({reason}): try with a network, or give a local file"
-        ) from None
 
 
 def _from_file(path: Path) -> Backbone:

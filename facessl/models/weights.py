@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from facessl.core.errors import CheckpointError, ConfigError
+from facessl.core.errors import CheckpointError, ConfigError, UnknownName
+from facessl.core.schema import check
 from facessl.models.backbone import Backbone
 
 #: (bottleneck, blocks per stage) -> timm name.
@@ -25,10 +28,34 @@ RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
 MLP = r"\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)$"
 
 
+#: What others' code puts before the names of a network.
+_PREFIXES = ("backbone.", "model.", "encoder.")
+
+
+class Card(TypedDict, total=False):
+    """What a file of weights says of the network, as far as it is needed to build it."""
+
+    timm_name: Required[str]
+    timm_options: dict[str, Any]
+    image_size: Required[int]
+    mean: Required[tuple[float, float, float]]
+    std: Required[tuple[float, float, float]]
+
+
 def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors by name, without the outer dictionary and DistributedDataParallel's prefix."""
+    """Tensors by name, without the outer dictionary and the prefixes of DistributedDataParallel and torch.compile."""
     inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
-    return {str(n).removeprefix("module."): v for n, v in inner.items() if isinstance(v, Tensor)}
+    names = {n: re.sub(r"^(module\.)+", "", str(n).replace("_orig_mod.", "")) for n in inner}
+    return {names[n]: v for n, v in inner.items() if isinstance(v, Tensor)}
+
+
+def networks(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """A loaded checkpoint and what it holds below the prefixes of others' code, each with its prefix."""
+    yield prefix, dict(state)
+    found = tensors(state)
+    for outer in _PREFIXES:
+        if below := under(found, outer):
+            yield from networks({**state, "state_dict": below}, prefix + outer)
 
 
 def begins(state: Mapping[str, Any], pattern: str) -> bool:
@@ -152,14 +179,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Strict loading with one sentence for what does not fit."""
+def load_exactly(module: nn.Module, state: Mapping[str, Any], path: str | Path, what: str = "") -> None:
+    """Strict loading with one sentence for what does not fit; `what` says what `module` is."""
     own = module.state_dict()
-    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != getattr(state[k], "shape", None)]
     wrong = {"missing": own.keys() - state.keys(), "unknown": state.keys() - own.keys(), "of another shape": shapes}
-    for what, keys in wrong.items():
-        if keys:
-            raise CheckpointError(f"{path} does not fit {type(module).__name__}: {what}: {_some(sorted(keys))}")
+    if any(wrong.values()):
+        told = "; ".join(f"{how}: {_some(sorted(map(str, names)))}" for how, names in wrong.items() if names)
+        raise CheckpointError(f"{path} does not fit {what or type(module).__name__}: {told}")
     module.load_state_dict(state)
 
 
@@ -191,20 +218,29 @@ def resnet_name(names: Iterable[str], family: str) -> str:
     return RESNETS[bottleneck, blocks]
 
 
-def from_card(card: Mapping[str, Any]) -> Backbone:
-    """A backbone without its weights, as the card of an export describes it."""
-    return Backbone(
-        card["timm_name"],
-        image_size=card["image_size"],
-        mean=tuple(card["mean"]),
-        std=tuple(card["std"]),
-        **card.get("timm_options", {}),
-    )
+def from_card(card: Mapping[str, Any], file: str | Path) -> Backbone:
+    """A backbone without its weights, as the card in `file` describes it.
+
+    Raises:
+        CheckpointError: a field that is missing or cannot be used; it is named.
+    """
+    check(card, Card, file)
+    name, options = card["timm_name"], card.get("timm_options", {})
+    try:
+        if options and timm.is_model(name):  # nothing that would read another file, or reach for a network
+            with torch.device("meta"):
+                kind = type(timm.create_model(name, num_classes=0))
+            taken = inspect.signature(kind.__init__).parameters.keys() - {"self", "num_classes"}
+            if odd := sorted(options.keys() - taken):
+                raise ConfigError(f"timm_options.{odd[0]} is not a property of {name}")
+        return Backbone(name, image_size=card["image_size"], mean=card["mean"], std=card["std"], **options)
+    except (ConfigError, UnknownName) as error:
+        raise CheckpointError(f"the card of {file} cannot be used: {error}") from None
 
 
 def from_export(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> Backbone:
     """The backbone of an export, tensors and card read from `path`. CheckpointError where they do not fit."""
-    backbone = from_card(card)
+    backbone = from_card(card, path)
     load_exactly(backbone.model, state, path)
     return backbone
 
@@ -218,8 +254,8 @@ def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
     changed = Backbone(
         backbone.name,
         image_size=backbone.image_size,
-        mean=backbone.mean,  # type: ignore[arg-type]
-        std=backbone.std,  # type: ignore[arg-type]
+        mean=backbone.mean,
+        std=backbone.std,
         **{**backbone.timm_options, **options},
     )
     try:

@@ -15,8 +15,8 @@ from facessl.config.pretrain import RETIRED, PretrainConfig
 from facessl.core import files, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
-from facessl.models.backbone import Backbone
-from facessl.models.weights import check_finite, from_export, load_exactly, with_options
+from facessl.models.backbone import Backbone, pretrained_normalisation
+from facessl.models.weights import check_finite, from_export, load_exactly, networks, tensors, with_options
 from facessl.pretrained import named
 
 
@@ -35,19 +35,31 @@ class Origin:
     guessed: Mapping[str, str]
 
 
-def build_method(config: PretrainConfig) -> Method:
-    """A fresh method on a fresh backbone, as `config` says."""
+def build_method(config: PretrainConfig, *, fresh: bool = True) -> Method:
+    """A method on a backbone, as `config` says; not `fresh`: one whose tensors come from a checkpoint, so that the
+    weights that training began with are neither downloaded nor read."""
     arguments = dict(config.method)
     kind = plugins.find("methods", arguments.pop("name"))
+    if not fresh:
+        first: frozenset[str] = getattr(kind, "initial", frozenset())
+        arguments = {key: value for key, value in arguments.items() if key not in first}
+    mean, std = normalisation(config)
     backbone = Backbone(
         config.backbone.name,
         image_size=config.image_size,
-        mean=config.mean or kind.mean,
-        std=config.std or kind.std,
-        pretrained=config.backbone.pretrained,
+        mean=mean,
+        std=std,
+        pretrained=config.backbone.pretrained and fresh,
         **config.backbone.options,
     )
     return kind(backbone, **arguments)
+
+
+def normalisation(config: PretrainConfig) -> tuple[Any, Any]:
+    """Mean and std of a run: those that were asked for, else those of its pre-trained weights, else the method's."""
+    kind = plugins.find("methods", config.method["name"])
+    own = pretrained_normalisation(config.backbone.name) if config.backbone.pretrained else (kind.mean, kind.std)
+    return config.mean or own[0], config.std or own[1]
 
 
 def load_method(path: str | Path) -> Method:
@@ -60,24 +72,38 @@ def load_method(path: str | Path) -> Method:
         CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
     """
     path = Path(path)
-    if path.is_dir() or path.suffix == ".ckpt":
-        state = files.read_run(checkpoint_of(path))
-        if "method" not in state["config"]:
-            raise CheckpointError(
-                f"{path} is a run of `facessl finetune` and has no pre-training method: name the run it started from"
-            )
-        method = build_method(_without_downloads(state["config"]))
-        load_exactly(method, state["method"], path)  # type: ignore[arg-type]
-    else:
-        state = files.read(path)
-        family = family_of(path, state)
-        if not hasattr(family, "build"):
-            raise CheckpointError(f"{path} is a checkpoint of {family.FAMILY}, read without heads: use load_backbone")
-        method = _read_by(family, family.build, path, state)
-        _say(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
+    state = files.read_run(checkpoint_of(path)) if path.is_dir() else files.read(path)
+    if path.is_dir() or state.get("format") == files.FORMAT:
+        return _own_method(path, state)
+    family, _, part = family_of(path, state)
+    if not hasattr(family, "build"):
+        raise CheckpointError(f"{path} is a checkpoint of {family.FAMILY}, read without heads: use load_backbone")
+    method = _read_by(family, family.build, path, part)
+    _say(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
+    return _ready(method, path)
+
+
+def _own_method(path: Path, state: Mapping[str, Any]) -> Method:
+    """The method of a training checkpoint of this library that was read from `path`."""
+    files.check_run(state, path)
+    if "method" not in state["config"]:
+        raise CheckpointError(
+            f"{path} is a run of `facessl finetune` and has no pre-training method: name the run it started from"
+        )
+    try:
+        kept = {key: value for key, value in state["config"].items() if key not in RETIRED}
+        method = build_method(from_dict(kept), fresh=False)
+    except (ConfigError, UnknownName) as error:
+        raise CheckpointError(f"{path} was written by another version, or changed: {error}") from None
+    load_exactly(method, state["method"], path)  # type: ignore[arg-type]
+    return _ready(method, path)
+
+
+def _ready(method: Method, path: Path) -> Method:
+    """`method` in eval mode. CheckpointError where its values are not finite."""
     module: nn.Module = method  # type: ignore[assignment]
     module.eval()
-    check_finite(method, path)  # type: ignore[arg-type]
+    check_finite(module, path)
     return method
 
 
@@ -118,10 +144,14 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
             backbone = from_export(exported, tensors, info)
         else:  # others' files have no card
             backbone, origin = _from_authors(exported, tensors, given)
-    elif path.is_dir() or path.suffix == ".ckpt":
+    elif path.is_dir():
         backbone = load_method(path).backbone
     else:
-        backbone, origin = _from_authors(path, files.read(path), given)
+        state = files.read(path)
+        if state.get("format") == files.FORMAT:
+            backbone = _own_method(path, state).backbone
+        else:
+            backbone, origin = _from_authors(path, state, given)
     if given and origin is None:
         raise ConfigError(f"{path} knows its network and normalisation itself: leave out {', '.join(given)}")
     backbone.requires_grad_(False)
@@ -166,10 +196,10 @@ def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]
         guessed = {} if tagged else {key: f"timm's {name} {key}" for key in ("mean", "std")}
         family, authors = "timm", f"timm's {name}"
     else:
-        module = family_of(path, state)
+        module, prefix, state = family_of(path, state)
         backbone = _read_by(module, module.build_backbone, path, state)
         guessed = module.guessed(state, backbone) if hasattr(module, "guessed") else {}
-        family, authors = _name(module), module.FAMILY
+        family, authors = _name(module), module.FAMILY + (f" below {prefix}" if prefix else "")
     backbone = _as_given(backbone, given)
     origin = Origin(family, authors, {key: words for key, words in guessed.items() if key not in given})
     _say(path, origin, backbone, given)
@@ -188,7 +218,7 @@ def _as_given(backbone: Backbone, given: Mapping[str, Any]) -> Backbone:
         backbone = with_options(backbone, {"num_heads": heads})
     for key in ("mean", "std"):
         if key in given:
-            setattr(backbone, key, tuple(float(value) for value in given[key]))
+            backbone.set_normalisation(**{"mean": backbone.mean, "std": backbone.std, key: given[key]})
     return backbone
 
 
@@ -216,18 +246,22 @@ def _name_it(path: Path, state: Mapping[str, Any]) -> str:
     )
 
 
-def family_of(path: Path, state: Mapping[str, Any]) -> Any:
-    """The module of `facessl/pretrained/families` whose checkpoint `state`, read from `path`, is.
+def family_of(path: Path, state: Mapping[str, Any]) -> tuple[Any, str, Mapping[str, Any]]:
+    """The module of `facessl/pretrained/families` whose checkpoint `state`, read from `path`, is or holds.
+
+    Returns:
+        the module; the prefix below which the checkpoint holds its network (`weights.networks`); what is below it.
 
     Raises:
         CheckpointError: of no known kind.
     """
     known = plugins.names("pretrained.families")
-    for name in known:
-        family = plugins.module("pretrained.families", name)
-        if family.matches(state):
-            return family
-    keys = ", ".join(list(state)[:4]) or "none"
+    for prefix, part in networks(state):
+        for name in known:
+            family = plugins.module("pretrained.families", name)
+            if family.matches(part):
+                return family, prefix, part
+    keys = ", ".join(map(str, list(tensors(state) or state)[:4])) or "none"
     raise CheckpointError(
         f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys}): {_name_it(path, state)}"
     )
@@ -259,14 +293,3 @@ def checkpoint_of(path: Path) -> Path:
     if not last.is_file():
         raise CheckpointError(f"{path} holds no checkpoints/last.ckpt: give a run folder of `facessl pretrain`")
     return last
-
-
-def _without_downloads(values: Mapping[str, Any]) -> PretrainConfig:
-    backbone = {**values["backbone"], "pretrained": False}
-    try:
-        first: frozenset[str] = getattr(plugins.find("methods", values["method"]["name"]), "initial", frozenset())
-        method = {key: value for key, value in values["method"].items() if key not in first}
-        kept = {key: value for key, value in values.items() if key not in RETIRED}
-        return from_dict({**kept, "backbone": backbone, "method": method})
-    except UnknownName as error:
-        raise CheckpointError(f"the checkpoint was written by another version: {error}") from None

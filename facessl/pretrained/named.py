@@ -19,7 +19,8 @@ def build_backbone(state: dict[str, Any], name: str) -> Backbone:
     """The model without its classifier, with the normalisation of timm's own weights of that name.
 
     Args:
-        state: a loaded file: names as timm has them, bare, below `state_dict` or `model`, with `module.` or without.
+        state: a loaded file: names as timm has them, bare or below `state_dict` or `model`, with or without
+            the prefixes of `weights.tensors` and `weights.networks`.
         name: timm's name, with a tag (`vit_small_patch16_224.augreg_in21k`) or without: those of timm's first weights.
 
     Raises:
@@ -27,7 +28,6 @@ def build_backbone(state: dict[str, Any], name: str) -> Backbone:
         ConfigError: the library cannot use that model.
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    found = weights.tensors(state)
     plain, _, tag = name.partition(".")
     if not timm.is_model(plain):
         raise UnknownName(
@@ -39,6 +39,8 @@ def build_backbone(state: dict[str, Any], name: str) -> Backbone:
         whole = _made(name, num_classes=2)
         bare = _made(name, num_classes=0)
     classifier = whole.state_dict().keys() - bare.state_dict().keys()
+    parts = [weights.tensors(part) for _, part in weights.networks(state)]
+    found = next((part for part in parts if part.keys() & bare.state_dict().keys()), parts[0])
     settings = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "input_size": (3, 224, 224), **(bare.pretrained_cfg or {})}
     size = _image_size(bare, found) or settings["input_size"][-1]
     backbone = Backbone(plain, image_size=size, mean=settings["mean"], std=settings["std"])

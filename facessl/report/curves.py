@@ -22,10 +22,10 @@ _MONITORS = {
     "embedding_std": ("Embedding spread", "0 = all equal"),
     "effective_rank": ("Effective rank", "directions"),
     "usage_entropy": ("Regions in use", "exp entropy"),
-    "sharpness": ("Sharpness of the regions", "mean of the largest share"),
+    "sharpness": ("Sharpness of the regions", "mean of the largest fraction"),
     "winning_regions": ("Regions that win at least 1 %", "of the pixels"),
     "image_information": ("Regions told by the image", "1 = whole images are regions"),
-    "position_information": ("Regions told by the position", "share of their entropy"),
+    "position_information": ("Regions told by the position", "fraction of their entropy"),
 }
 #: Scores of fine-tuning runs while they train.
 _SCORES = {"monitor/val_": "validation part", "monitor/test_": "test part"}
@@ -125,10 +125,10 @@ def _score(runs: Sequence[RunFolder], column: str) -> list[Markup | None]:
     prefix = next(prefix for prefix in _SCORES if column.startswith(prefix))
     name = column.removeprefix(prefix)
     title = f"{format_name(name)[:1].upper()}{format_name(name)[1:]}, {_SCORES[prefix]}"
-    unit = next((unit for run in runs if (unit := unit_of(run, name)) != "share"), "share")
-    percent = unit == "share" and not name.startswith("auc")
+    unit = next((unit for run in runs if (unit := unit_of(run, name)) != "fraction"), "fraction")
+    percent = unit == "fraction" and not name.startswith("auc")
     return _by_kind(
-        runs, column, title, unit="%" if percent else unit.replace("share", ""), scale=100 if percent else 1
+        runs, column, title, unit="%" if percent else unit.replace("fraction", ""), scale=100 if percent else 1
     )
 
 

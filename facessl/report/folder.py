@@ -4,46 +4,76 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import numpy as np
 import yaml
 
 from facessl.config.run import flatten, spelled
 from facessl.core.errors import CheckpointError
+from facessl.core.schema import finite, misfit
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
 BOOKKEEPING = frozenset(
     {"step", "epoch", "images", "seconds", "loss", "lr", "momentum", "images_per_second", "data_wait", "grad_norm"}
 )
-_NUMBER = (int, float, type(None))
-_TEXT = (str, type(None))
-#: What the report reads of `results.json`: a type, [shape of each item], or {key: shape}, where `*` is any other key. A
-#: dict or list may be missing.
-_RESULTS = {
-    "task": _TEXT,
-    "protocol": _TEXT,
-    "train_images": _NUMBER,
-    "selected": {"step": int, "name": str, "value": _NUMBER, "by": _TEXT},
-    "test": {
-        "headline": {"name": str, "value": _NUMBER, "interval": [_NUMBER], "unit": _TEXT},
-        "images": _NUMBER,
-        "units": {"*": str},
-        "confusion": [[int]],
-        "subsets": {"*": {"*": (*_NUMBER, list)}},
-        "groups": {
-            "*": {
-                "groups": [{"name": str, "images": _NUMBER, "value": _NUMBER, "interval": [_NUMBER]}],
-                **dict.fromkeys(("gap", "gap_by_chance"), _NUMBER),
-                "gap_interval": [_NUMBER],
-                "note": _TEXT,
-            }
-        },
-    },
-}
+_Number = float | None
+_Interval = list[_Number] | None
+
+
+class _Headline(TypedDict, total=False):
+    name: Required[str]
+    value: _Number
+    interval: _Interval
+    unit: str | None
+
+
+class _Selected(TypedDict, total=False):
+    step: Required[int]
+    name: Required[str]
+    value: _Number
+    by: str | None
+
+
+class _Group(TypedDict, total=False):
+    name: Required[str]
+    images: _Number
+    value: _Number
+    interval: _Interval
+
+
+class _Groups(TypedDict, total=False):
+    groups: list[_Group] | None
+    gap: _Number
+    gap_by_chance: _Number
+    gap_interval: _Interval
+    note: str | None
+
+
+class Scores(TypedDict, total=False):
+    """What the report reads of the result of a meter (`facessl.tasks.base.Meter`)."""
+
+    headline: _Headline | None
+    images: _Number
+    units: dict[str, str] | None
+    confusion: list[list[int]] | None
+    per_class: dict[str, _Number] | None
+    accuracy: dict[str, _Number] | _Number
+    f1: dict[str, _Number] | _Number
+    subsets: dict[str, dict[str, float | list[Any] | None]] | None
+    groups: dict[str, _Groups] | None
+
+
+class Results(TypedDict, total=False):
+    """What the report reads of `results.json`."""
+
+    task: str | None
+    protocol: str | None
+    train_images: _Number
+    selected: _Selected | None
+    test: Scores | None
 
 
 @dataclass(frozen=True)
@@ -153,9 +183,12 @@ def read_run_folder(path: str | Path) -> RunFolder:
     config = spelled(_mapping(path / "config.yaml", problems))
     tuned = "task" in config or (path / "results.json").is_file()
     results = _mapping(path / "results.json", problems) if tuned else {}
-    if (field := _misfit(results, _RESULTS)) is not None:
-        problems["results.json"] = f"{field} is not what `facessl finetune` writes"
+    if wrong := misfit(results, Results):
+        problems["results.json"] = f"not what `facessl finetune` writes: {wrong}"
         results = {}
+    for place, keys in (("headline", ["unit"]), ("units", None)):
+        units = (results.get("test") or {}).get(place) or {}
+        units |= {key: "fraction" for key in keys or units if units.get(key) == "share"}  # as earlier versions wrote it
     labels = _mapping(path / "model.json", {}).get("labels") if tuned else None
     names = labels.get("label_names") if isinstance(labels, dict) else None
     return RunFolder(
@@ -178,7 +211,7 @@ def _mapping(path: Path, problems: dict[str, str]) -> dict[str, Any]:
         return {}
     try:
         text = path.read_text(encoding="utf-8")
-        value = _plain(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
+        value = finite(json.loads(text) if path.suffix == ".json" else _plain(yaml.safe_load(text)))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problems[path.name] = f"unreadable ({' '.join(str(error).split())[:120]})"
         return {}
@@ -189,27 +222,12 @@ def _mapping(path: Path, problems: dict[str, str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: NaN is None, dates and other types of YAML are text."""
+    """`value` as JSON can hold it: dates and other types of YAML are text."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
-
-
-def _misfit(value: Any, shape: Any, name: str = "results") -> str | None:
-    """Name of the first field that does not have its shape; None where all have."""
-    if not isinstance(shape, dict | list):
-        return None if isinstance(value, shape) else name
-    if value is None or type(value) is not type(shape):
-        return None if value is None else name
-    found: Any = dict(enumerate(value)) if isinstance(shape, list) else value
-    shapes = shape if isinstance(shape, dict) else {"*": shape[0]}
-    keys = dict.fromkeys([*(key for key in shapes if key != "*"), *found])
-    fields = [(key, found.get(key), shapes.get(key, shapes.get("*", object))) for key in keys]
-    return next((wrong for key, item, part in fields if (wrong := _misfit(item, part, f"{name}.{key}"))), None)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _table(path: Path, problems: dict[str, str]) -> dict[str, np.ndarray]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 import yaml
 
@@ -20,10 +19,11 @@ from facessl.config.finetune import FinetuneConfig
 from facessl.config.recipes import read_recipe, table_rows
 from facessl.config.run import flatten, merge, plain
 from facessl.core import plugins
-from facessl.core.errors import CheckpointError, FaceSSLError
+from facessl.core.errors import FaceSSLError
+from facessl.core.schema import misfit, read_json
 from facessl.data.source import parse
 from facessl.report import text
-from facessl.report.folder import RunFolder
+from facessl.report.folder import RunFolder, Scores
 from facessl.report.results import protocol
 
 #: Settings that do not change what a score may be compared with.
@@ -142,21 +142,23 @@ def of_file(path: Path) -> Measured:
     Raises:
         CheckpointError: the file is something else.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        return Measured(path.stem, result["source"], result["protocol"], _scores(result), None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} holds no scores: give a run folder, or what `facessl probe --out` wrote ({type(error).__name__})"
-        ) from None
+    found = read_json(path, Probed)
+    return Measured(path.stem, found["source"], found["protocol"], _scores(found), None)
+
+
+class Probed(Scores, total=False):
+    """What the report reads of a file of `facessl probe --out`."""
+
+    source: Required[str]
+    protocol: Required[str]
 
 
 def _scores(test: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[float, list[float] | None]]:
     out: dict[str, tuple[float, list[float] | None]] = {}
     for name, value in test.items():
         if isinstance(value, float):
-            interval = test.get(f"{name}_interval")
-            out[prefix + name] = (value, interval if interval and None not in interval else None)
+            near = test.get(f"{name}_interval")
+            out[prefix + name] = (value, near if misfit(near, tuple[float, float]) is None else None)
     for subset, values in (test.get("subsets") or {}).items():
         out |= _scores(values, f"{subset}/")
     return out

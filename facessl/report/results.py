@@ -51,13 +51,13 @@ def unit(run: RunFolder, name: str) -> str:
     """The unit of a score, as the task says it (`facessl.tasks.base.Meter`)."""
     headline = run.test.get("headline") or {}
     unit = headline.get("unit") if headline.get("name") == name else (run.test.get("units") or {}).get(name)
-    return unit if unit is not None else "share"
+    return unit if unit is not None else "fraction"
 
 
 def summary(n: Mapping[str, Any]) -> dict[str, str]:
     """A fine-tuning run's row in the table that compares runs, by column."""
     headline = n["headline"] or {"name": ""}
-    name, unit = headline["name"], headline.get("unit", "share")
+    name, unit = headline["name"], headline.get("unit", "fraction")
     return {
         "run": n["run"],
         "task": f"{format_value(n['task'])} ({format_value(n['protocol'])})",

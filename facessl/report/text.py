@@ -43,18 +43,18 @@ def format_name(name: str) -> str:
     return text.replace(" @ ", "@").replace("IOU", "IoU")
 
 
-def score(value: Any, name: str = "", unit: str = "share") -> str:
+def score(value: Any, name: str = "", unit: str = "fraction") -> str:
     """A score as text: fractions in per cent, areas under a curve as they are, other units behind the number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return format_value(value)
     if isinstance(value, int):
         return f"{value:,}"
-    if unit != "share":
+    if unit != "fraction":
         return f"{value:.4g} {unit}".strip()
     return f"{value:.3f}" if "auc" in name else f"{100 * value:.2f} %"
 
 
-def interval(bounds: Sequence[float | None] | None, name: str = "", unit: str = "share") -> str:
+def interval(bounds: Sequence[float | None] | None, name: str = "", unit: str = "fraction") -> str:
     """ "80.10 to 82.30 %", empty where there is none."""
     if not isinstance(bounds, list | tuple) or len(bounds) != 2 or None in bounds:
         return ""

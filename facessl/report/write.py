@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from facessl.config.run import flatten
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.core.files import write_atomic
+from facessl.core.schema import to_json
 from facessl.metrics import collapse
 from facessl.report import paper
 from facessl.report.folder import RunFolder, read_run_folder
@@ -193,4 +193,4 @@ def _write(page: Path, html: str, markdown: str, numbers: Mapping[str, Any]) -> 
     """The page, with the table and the JSON beside it; what is not UTF-8 in file names stays legible."""
     write_atomic(page, html.encode("utf-8", "backslashreplace"))
     write_atomic(page.with_suffix(".md"), markdown.encode("utf-8", "backslashreplace"))
-    write_atomic(page.with_suffix(".json"), json.dumps(numbers, indent=2, allow_nan=False).encode() + b"\n")
+    write_atomic(page.with_suffix(".json"), to_json(numbers, indent=2).encode() + b"\n")

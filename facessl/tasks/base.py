@@ -128,7 +128,7 @@ def headline(
     interval: Sequence[float],
     *,
     better: Literal["higher", "lower"] = "higher",
-    unit: str = "share",
+    unit: str = "fraction",
 ) -> dict[str, Any]:
     """The headline of `Meter.result`.
 
@@ -137,7 +137,7 @@ def headline(
         value: the score.
         interval: low and high end, e.g. of `facessl.metrics.bootstrap.bootstrap_mean`.
         better: which scores are better; the best one is kept.
-        unit: `share`, from 0 to 1 and shown in per cent; or the unit's name (`degrees`), `` for a plain number.
+        unit: `fraction`, from 0 to 1 and shown in per cent; or the unit's name (`degrees`), `` for a plain number.
     """
     return {"name": name, "value": value, "interval": list(interval), "better": better, "unit": unit}
 

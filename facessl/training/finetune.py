@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
 
 from facessl.config import parse
 from facessl.config.commands import FINETUNE, resolved
@@ -18,8 +17,10 @@ from facessl.config.finetune import FinetuneConfig
 from facessl.config.run import plain
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, many
+from facessl.core.schema import read_json, to_json
 from facessl.core.types import Progress
 from facessl.data.decode import EXTENSIONS, ImageError, read_file, stored_size
+from facessl.data.overlap import warn_of_overlap
 from facessl.data.source import Source
 from facessl.data.splits import Parts as Split
 from facessl.data.splits import parts
@@ -85,6 +86,8 @@ class Finetuning:
 
     def settle(self, fabric: Fabric) -> dict[str, Any]:
         self.data = one_after_another(fabric, lambda: _parts(self.config))
+        if fabric.is_global_zero:
+            warn_of_overlap(self.data.train, self.data.test)
         self.config, self.notes = settle(self.config, len(self.data.train), fabric.world_size)
         backbone = self.backbone
         self.resolved = resolved(self.config) | {
@@ -152,8 +155,9 @@ class Finetuning:
             return told | ended
         chosen: dict[str, Any] = {"step": step, "by": "last"}
         if (folder / "best.json").is_file():
-            task.load_state_dict(load_file(folder / "best.safetensors"))
-            chosen = json.loads((folder / "best.json").read_text()) | {"by": config.select}
+            file = folder / "best.safetensors"
+            weights.load_exactly(task, files.read_safetensors(file)[0], file)
+            chosen = read_json(folder / "best.json", _Best) | {"by": config.select}
         elif config.select != "last":
             say(f"no score of the {config.select} part was a number: the last weights are kept")
         steps, commit = chosen["step"], environment.commit()
@@ -167,7 +171,7 @@ class Finetuning:
         files.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
         test = _score(task, self.data.test, self.augment, config)
         results = told | {"selected": chosen, "train_images": len(self.data.train), "test": test}
-        files.write_atomic(folder / "results.json", json.dumps(results, indent=2).encode() + b"\n")
+        files.write_atomic(folder / "results.json", to_json(results, indent=2).encode() + b"\n")
         files.write_atomic(folder / "status.json", status)
         write_report(folder)
         say(f"report: {folder / 'report.html'}")
@@ -181,6 +185,8 @@ def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
         torch.manual_seed(config.seed)
         backbone = Backbone(chosen.name, image_size=size or 224, pretrained=chosen.pretrained, **chosen.options)
         backbone.check_size()
+        if chosen.pretrained:
+            say(f"pre-trained weights of timm; images are normalised by mean {backbone.mean} and std {backbone.std}")
         return backbone, None
     backbone = load.load_backbone(config.run)
     if chosen.options:
@@ -253,6 +259,14 @@ def _check_readable(source: Source, part: str) -> None:
         )
 
 
+class _Best(TypedDict):
+    """What `best.json` says of the weights that are kept."""
+
+    step: int
+    name: str
+    value: float
+
+
 class _Selection:
     """Scores the part that the weights are selected on, and keeps the best ones in `best.safetensors`."""
 
@@ -265,9 +279,9 @@ class _Selection:
     def __call__(self, model: Tuned, progress: Progress) -> dict[str, float]:
         """Monitor of the trainer: the headline of the part, by its name."""
         found = _score(model.best, self.source, self.augment, self.config)["headline"]
-        value = float(found["value"])
+        value = math.nan if found["value"] is None else float(found["value"])
         note = self.folder / "best.json"
-        best = json.loads(note.read_text()) if note.is_file() else {"step": math.inf}
+        best = read_json(note, _Best) if note.is_file() else {"step": math.inf}
         sign = 1 if found["better"] == "higher" else -1
         if not math.isfinite(value):
             say(f"step {progress.step}: {found['name']} of the {self.config.select} part is not a number: not kept")

@@ -82,10 +82,11 @@ class Pretraining:
         kind = PRETRAIN.plugin(asked.method["name"])
         source = self.source = one_after_another(fabric, lambda: open_source(asked.source))
         images = None if source.streaming else len(source)
+        mean, std = load.normalisation(asked)
         self.config = dataclasses.replace(
             asked,
-            mean=asked.mean or kind.mean,
-            std=asked.std or kind.std,
+            mean=mean,
+            std=std,
             views=list(asked.views or kind.views),
             batch_size=asked.batch_size or default_batch(images, fabric.world_size, fabric.device.type),
         )
@@ -93,7 +94,7 @@ class Pretraining:
 
     def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
         config = self.config
-        method = self.method = load.build_method(config)
+        method = self.method = load.build_method(config, fresh=fresh)
         _check_needs(method, self.source, config)
         check_accumulation(method, config, fabric.world_size)
         if fresh and hasattr(method, "prepare"):
@@ -131,6 +132,8 @@ class Pretraining:
             f"{f' ({plan.steps_per_epoch:,} an epoch)' if plan.steps_per_epoch else ''}, "
             f"peak learning rate {plan.peak:.4g} after {many(plan.warmup_steps, 'step')} of warm-up (derived)"
         )
+        if fresh and config.backbone.pretrained:
+            head += f"\npre-trained weights of timm; images are normalised by mean {config.mean} and std {config.std}"
         return [head, *filter(None, [shorter_warmup(config, plan)])]
 
     def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> Result:
@@ -138,7 +141,7 @@ class Pretraining:
         source = self.source
         if self._is_sharded(fabric):  # what is exported and drawn is a whole network, on one rank
             state = fsdp.whole(method.state_dict())
-            method = load.build_method(self.config)
+            method = load.build_method(self.config, fresh=False)
             method.load_state_dict(state)
         if not fabric.is_global_zero:
             return Result(folder, step, finished, {})

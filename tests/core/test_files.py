@@ -48,19 +48,19 @@ def test_unusable_checkpoint_is_one_sentence(kind: str, tmp_path: Path) -> None:
 
 def test_two_newest_are_kept_and_last_is_the_newest(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        files.save_run(tmp_path, step, {"method": {"w": torch.tensor(float(step))}})
+        files.save_run(tmp_path, step, {"config": {}, "method": {"w": torch.tensor(float(step))}})
     assert [p.name for p in files.steps(tmp_path)] == ["step-00000002.ckpt", "step-00000003.ckpt"]
     assert files.read_run(tmp_path / "last.ckpt")["step"] == 3
 
 
 def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files.save_run(tmp_path, 1, {"method": {}})
+    files.save_run(tmp_path, 1, {"config": {}, "method": {}})
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        files.save_run(tmp_path, 2, {"method": {}})
+        files.save_run(tmp_path, 2, {"config": {}, "method": {}})
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["last.ckpt", "step-00000001.ckpt"]
     assert files.read_run(tmp_path / "last.ckpt")["step"] == 1

@@ -1,3 +1,5 @@
+import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +8,10 @@ import torch
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from facessl.core.errors import ConfigError
+from facessl.core.errors import ConfigError, DataWarning
 from facessl.data.source import open_source
 from facessl.data.splits import at_most, split_source
+from facessl.evaluation.evaluate import evaluate
 from facessl.evaluation.protocols import knn as module
 from facessl.evaluation.protocols.knn import classify, knn
 from facessl.models.backbone import Backbone
@@ -117,3 +120,19 @@ def test_split_by_key_survives_moving_the_folder(faces: Path, tmp_path: Path) ->
 def test_at_most_spreads_over_all_classes(faces: Path) -> None:
     few = at_most(open_source(str(faces / "train")), 6)
     assert [few[i].label for i in range(len(few))] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.fault("A14", "`probe RUN labelled/ --test labelled/` reported an accuracy without a word")
+def test_test_images_that_were_trained_on_are_told(faces: Path, tmp_path: Path, backbone: Backbone) -> None:
+    """By their content, under other names as well."""
+    other = tmp_path / "other"
+    shutil.copytree(faces / "train", other)
+    for i, image in enumerate(sorted(other.rglob("*.png"))):
+        image.rename(image.with_name(f"face-{i}.png"))
+    shutil.copy(next(other.rglob("*.png")), other / "mid" / "again.png")
+    Image.new("RGB", (9, 9)).save(other / "mid" / "new.png")
+    with pytest.warns(DataWarning, match=r"^25 of 26 test images are training images as well \(the first: .*face-0"):
+        evaluate(backbone, str(faces / "train"), test=str(other), k=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        evaluate(backbone, str(faces / "train"), k=3)

@@ -209,7 +209,7 @@ def test_persons_stay_in_one_fold() -> None:
 def test_probe_of_a_folder(backbone: Backbone, faces: Path, cache: Path) -> None:
     found = evaluate(backbone, str(faces), protocol="linear")
     assert found["accuracy"] == 1.0
-    wanted = {"name": "accuracy", "value": 1.0, "interval": [1.0, 1.0], "better": "higher", "unit": "share"}
+    wanted = {"name": "accuracy", "value": 1.0, "interval": [1.0, 1.0], "better": "higher", "unit": "fraction"}
     assert found["headline"] == wanted
     assert (found["n_train"] + found["n_val"] + found["n_test"], found["labels"]) == (60, "all")
     assert len(found["path"]) == 13

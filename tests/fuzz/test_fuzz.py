@@ -8,10 +8,7 @@ from tests.fuzz.engine import attack
 from tests.fuzz.readers import READERS
 
 #: Readers with a fault that is not fixed yet, by its line in docs/reliability.md.
-KNOWN = {
-    "card": "E9", "backbone.json": "E9", "checkpoint x.ckpt": "E9", "checkpoint x.pth": "E9",
-    "resume metrics.csv": "E8",
-}  # fmt: skip
+KNOWN = {"resume metrics.csv": "E8"}
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from PIL import Image
 
 from facessl.cli.main import main
 from facessl.core import files
-from facessl.core.errors import ConfigError, DataError
+from facessl.core.errors import CheckpointError, ConfigError, DataError
 from facessl.core.files import write_png
 from facessl.data.source import open_source
+from facessl.evaluation.features import features
 from facessl.inference import trained
 from facessl.inference.embed import (
     Embeddings,
@@ -74,7 +76,10 @@ def test_embeddings_are_those_of_the_readable_images_in_order(folder: Path, back
     assert [key for key, _ in found.skipped] == [str(folder / "a" / f"{BAD}.png")]
 
 
-def test_a_run_of_verification_embeds_as_it_predicts(tmp_path: Path, folder: Path) -> None:
+@pytest.mark.fault("A12", "`embed` and `probe` of a run of verification took the backbone's output, cosine -0.05")
+def test_a_run_of_verification_embeds_as_it_predicts(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     task = Verification(Backbone("test_resnet", image_size=32), Labels(identities=3), dim=24)
     settings = {"task": {"name": "verification", "dim": 24}, "protocol": "finetune", "image_size": 32}
@@ -83,13 +88,23 @@ def test_a_run_of_verification_embeds_as_it_predicts(tmp_path: Path, folder: Pat
     )
     files.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), card)
     files.write_backbone(tmp_path / "run" / "backbone.safetensors", task.backbone.model.state_dict(), card)
-    found = embeddings(load_embedder(tmp_path / "run"), str(folder))
+    embedder = load_embedder(tmp_path / "run")
+    found = embeddings(embedder, str(folder))
     assert found.array.shape == (9, 24)
     predicted = predict(tmp_path / "run", found.keys, crop=False, draw=False, out=tmp_path / "out")
     again = np.array([photo.faces[0]["embedding"] for photo in predicted])
     np.testing.assert_allclose((found.array * again).sum(1), 1, atol=1e-4)
     assert main(["embed", str(tmp_path / "run"), str(folder), "--out", str(tmp_path / "e.parquet")]) == 0
     assert pq.read_table(tmp_path / "e.parquet")["embedding"].type.list_size == 24
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["probe", str(tmp_path / "run"), "synthetic:?n=40&size=40", "--protocol", "linear"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["dimensions"] == 24
+    kept = features(embedder, open_source(str(folder)), augment=embedder.augment)
+    np.testing.assert_array_equal(kept.array, found.array)
+    for field, value, said in (("labels", {"points": "x"}, "labels.points is 'x'"), ("augment", {"x": 1}, "field x")):
+        files.write_backbone(tmp_path / "model.safetensors", task.state_dict(), card | {field: value})
+        with pytest.raises(CheckpointError, match=said):
+            trained.load_trained(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("batch_size", [4, 3, 1], ids=["in a batch", "at a batch's start", "alone in its batch"])

@@ -236,6 +236,7 @@ def test_channels_last_changes_nothing():
     torch.testing.assert_close(step.loss, plain.step(batch, START).loss)
 
 
+@pytest.mark.fault("D6", "a checkpoint of the release whose maps have as many channels as its decoder was refused")
 def test_released_decoder_without_an_input_projection_gets_the_identity():
     """The release leaves the projection out where the map has as many channels as the decoder."""
     torch.manual_seed(0)

@@ -194,11 +194,15 @@ def test_blocks_of_a_teacher_are_the_papers_where_there_are_twelve():
             "vit-b-300ep.pth.tar",
             r"vit-b-300ep\.pth\.tar does not exist, .*github\.com/facebookresearch.*--method\.teacher.*timm:NAME",
         ),
-        ("timm:vit_tiny_patch16_224", r"timm:vit_tiny_patch16_224 could not be downloaded \(.+\): try with a network"),
+        (
+            "timm:vit_tiny_patch16_224",
+            r"timm:vit_tiny_patch16_224: .* could not be downloaded \(.+\): try with a network",
+        ),
         ("timm:resnet10x", r"resnet10x.*did you mean"),
         ("timm:test_vit_relpos", "timm:test_vit_relpos"),
     ],
 )
+@pytest.mark.fault("B3", "pre-trained weights without a network were 86 lines of traceback, after a minute")
 def test_teacher_that_cannot_be_had_is_one_sentence(spec, sentence):
     with pytest.raises(FaceSSLError, match=sentence) as found:
         model(teacher=spec).prepare()

@@ -345,5 +345,7 @@ def test_a_timm_name_that_there_is_not(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_told_without_numbers(tmp_path: Path) -> None:
     path = tmp_path / "garbage.pth"
     path.write_bytes(b"hello world garbage")
-    with pytest.raises(CheckpointError, match=r"garbage\.pth is damaged or no checkpoint: download or copy it again"):
+    with pytest.raises(
+        CheckpointError, match=r"garbage\.pth is damaged or not a checkpoint: download or copy it again"
+    ):
         facessl.load_backbone(path)

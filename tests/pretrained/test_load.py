@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import facessl
 from facessl.cli import main
+from facessl.core import files
 from facessl.core.errors import CheckpointError
 from facessl.methods.fra import FRA
 from tests.conftest import SHARED
@@ -63,6 +67,64 @@ def test_a_checkpoint_of_the_released_fra_is_recognised(tmp_path: Path) -> None:
     torch.save({"state_dict": state}, path)
     with pytest.raises(CheckpointError, match=r"layer3\.0\.conv1\.weight"):
         facessl.load_backbone(path)
+
+
+@pytest.mark.fault("B2", "a Lightning .ckpt, a compiled or wrapped network or an argparse.Namespace was refused")
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod.", "backbone.", "model.encoder.module."])
+@pytest.mark.parametrize("name", [None, "resnet18"])
+def test_checkpoints_of_others_code_are_read(prefix: str, name: str | None, tmp_path: Path) -> None:
+    network = timm.create_model("resnet18").state_dict()
+    state = {"pytorch-lightning_version": "2", "state_dict": {prefix + key: value for key, value in network.items()}}
+    state |= {"args": argparse.Namespace(out=tmp_path, size=64), "best": np.float64(0.5), "losses": np.zeros(3)}
+    state["state_dict"]["classifier.weight" if prefix.startswith("backbone") else f"{prefix}fc.bias"] = torch.zeros(
+        1000
+    )
+    torch.save(state, tmp_path / "epoch=1.ckpt")
+    found = facessl.load_backbone(tmp_path / "epoch=1.ckpt", name=name).model.state_dict()
+    assert all(torch.equal(value, network[key]) for key, value in found.items())
+
+
+@pytest.mark.fault("E9", "wrong types in a card were tracebacks, and its options could make loading download")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mean": "x"}, "mean is 'x' instead of a list of 3"),
+        ({"std": [0.5, 0.0, 0.5]}, r"std = \[0.5, 0.0, 0.5\] is not a normalisation"),
+        ({"image_size": "x"}, "image_size is 'x' instead of a whole number"),
+        ({"image_size": 10**9}, "image size 1000000000 is out of range"),
+        ({"timm_name": 5}, "timm_name is 5 instead of a text"),
+        ({"timm_name": "hf-hub:a/b"}, "hf-hub:a/b"),
+        ({"timm_options": [1]}, "timm_options is a list instead of an object"),
+        ({"timm_options": {"pretrained": True}}, "timm_options.pretrained is not a property of resnet10t"),
+        ({"timm_options": {"checkpoint_path": "/dev/zero"}}, "timm_options.checkpoint_path"),
+        ({"timm_options": {"output_stride": "x"}}, "output_stride"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_told(run: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    tensors, card = files.read_safetensors(run / "backbone.safetensors")
+    files.write_backbone(tmp_path / "b.safetensors", tensors, card | change)
+    with pytest.raises(CheckpointError, match=rf"b\.safetensors.*{said}"):
+        facessl.load_backbone(tmp_path / "b.safetensors")
+
+
+@pytest.mark.fault("A8", "`--backbone.pretrained` with weights trained on a mean of 0.5 used ImageNet's")
+@pytest.mark.fault("B3", "`--resume` of a run with pre-trained weights downloaded them again")
+def test_pretrained_weights_bring_their_normalisation_and_are_downloaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    create, downloads = timm.create_model, []
+
+    def instead(name: str, *, pretrained: bool = False, **options: Any) -> Any:
+        downloads.extend([name] * pretrained)
+        return create(name, depth=1, **options)
+
+    monkeypatch.setattr(timm, "create_model", instead)
+    words = [*TINY, "--backbone", "vit_tiny_patch16_224", "--backbone.pretrained", "true", "--out", str(tmp_path / "r")]
+    assert main(["pretrain", *words, "--max-steps", "1"]) == 0
+    assert "normalised by mean (0.5, 0.5, 0.5)" in capsys.readouterr().err
+    assert main(["pretrain", "--resume", "--out", str(tmp_path / "r")]) == 0
+    assert downloads == ["vit_tiny_patch16_224"]
+    assert (facessl.load_backbone(tmp_path / "r").mean, downloads[1:]) == ((0.5, 0.5, 0.5), [])
 
 
 def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:

@@ -186,5 +186,5 @@ def test_wrong_names_and_files_are_refused(make: Callable[..., Path], tmp_path: 
     with pytest.raises(UnknownName, match="comparison 'papers'"):
         report([run], compare="papers")
     (tmp_path / "other.json").write_text("[1, 2]")
-    with pytest.raises(CheckpointError, match=r"other\.json holds no scores"):
+    with pytest.raises(CheckpointError, match=r"other\.json was not written by facessl.*instead of an object"):
         report([tmp_path / "other.json"], compare="paper")

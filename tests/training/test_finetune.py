@@ -26,10 +26,11 @@ from facessl.data.sources.synthetic import Synthetic
 from facessl.data.splits import parts
 from facessl.evaluation import score
 from facessl.inference import trained as trained_task
+from facessl.metrics.segmentation import ConfusionMatrix, parsing_scores
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
 from facessl.tasks.alignment import Alignment
-from facessl.tasks.base import Labels
+from facessl.tasks.base import Labels, headline
 from facessl.tasks.expression import Expression
 from facessl.training import finetune as module
 from facessl.training.plan import cheaper_hint, derive, settle, size_reason
@@ -327,3 +328,17 @@ def test_precision_reaches_the_step_and_the_scores(
         monkeypatch.setattr(Expression, name, spied)
     finetune(tmp_path / "run", precision=precision, max_steps=1)
     assert kinds == {"step": {dtype}, "predict": {dtype}}
+
+
+@pytest.mark.fault(
+    "E15", "masks of one class ended in a traceback, or wrote NaN into results.json, which is then not JSON"
+)
+def test_scores_of_masks_of_one_class_are_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = ConfusionMatrix(2)
+    matrix.update(np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8))
+    found = parsing_scores(matrix, names=("background", "face"))
+    head = headline("mean_f1", found["mean_f1"], found["mean_f1_interval"])
+    monkeypatch.setattr(module, "_score", lambda *_: {"headline": head, **found})
+    finetune(tmp_path / "run", max_steps=1, select="val")
+    test = json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)["test"]
+    assert (test["mean_f1"], test["headline"]["interval"], test["mean_iou"]) == (None, [None, None], 1.0)

@@ -18,6 +18,7 @@ from facessl.evaluation.features import Features, Kind
 from facessl.evaluation.features import features as extracted
 from facessl.evaluation.protocols._linear_fit import LAMBDAS, Solve, choose, final
 from facessl.evaluation.protocols._linear_tasks import KINDS, LinearTask
+from facessl.inference.trained import Embedder
 from facessl.models.backbone import Backbone
 from facessl.tasks.verification import VerificationMeter
 from facessl.views.augment import Augment
@@ -69,7 +70,7 @@ class LinearResult:
 
 
 def linear(
-    backbone: Backbone,
+    backbone: Backbone | Embedder,
     train: Source,
     test: Source,
     val: Source | None = None,
@@ -137,6 +138,8 @@ def linear(
     task = _task_of(test, task)
     used = [test] if task == "verification" else [part for part in (train, test, val) if part is not None]
     augment = Augment(crop=_crop_of(used, task, crop), crop_scale=crop_scale)
+    if isinstance(backbone, Embedder) and (crop, crop_scale) == ("auto", 1.0):
+        augment = backbone.augment
     kind: Kind = "map" if features == "map" or (features == "auto" and task == "alignment") else "pooled"
     options: dict[str, Any] = {"kind": kind, "augment": augment, "cache": cache, "precision": precision}
     options |= {"batch_size": batch_size, "workers": workers}

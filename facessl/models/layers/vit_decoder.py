@@ -11,11 +11,12 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from facessl.core.errors import CheckpointError, ConfigError
+from facessl.core.errors import ConfigError
 from facessl.models.backbone import Backbone
 from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.masking import check_maskable, fix_positions, take
 from facessl.models.layers.positions import sincos_positions
+from facessl.models.weights import load_exactly
 
 
 class MaskedDecoder(nn.Module):
@@ -77,14 +78,7 @@ class MaskedDecoder(nn.Module):
             if match and int(match[1]) < count:
                 found[f"{match[1]}.{match[2]}"] = value
         chosen = self.blocks[:count]
-        own = chosen.state_dict()
-        wrong = sorted(own.keys() ^ found.keys()) or sorted(n for n in own if own[n].shape != found[n].shape)
-        if wrong:
-            raise CheckpointError(
-                f"{path} does not fit the first {count} decoder blocks (width {self.mask_token.shape[-1]}): missing, "
-                f"unknown or of another shape: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}"
-            )
-        chosen.load_state_dict(found)
+        load_exactly(chosen, found, path, f"the first {count} decoder blocks (width {self.mask_token.shape[-1]})")
 
 
 def decoder_for(backbone: Backbone, args: Any) -> MaskedDecoder:

@@ -1,7 +1,9 @@
 """Heads, decoder, positions, Sinkhorn, EMA and batch norm over ranks, each against its definition."""
 
 import copy
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,13 +167,17 @@ def test_one_process_reduces_to_itself():
 
 
 @torch.no_grad()
-def test_a_vit_is_traced_and_quantised() -> None:
+@pytest.mark.fault("B4", "an operator of torch's own kept ViTs from being traced, exported and quantised")
+def test_a_vit_is_traced_exported_and_quantised(tmp_path: Path) -> None:
     """Nothing in a ViT is other than what torch's tools know: they record every operation and find every layer."""
     torch.manual_seed(0)
     backbone = Backbone("test_vit", image_size=160).eval()
     x, other = torch.randn(2, 2, 3, 160, 160)
     traced = torch.jit.trace(backbone, x)
     torch.testing.assert_close(traced(other), backbone(other))
+    torch.testing.assert_close(torch.export.export(backbone, (x,)).module()(other), backbone(other))
+    if importlib.util.find_spec("onnxscript"):
+        torch.onnx.export(backbone, (x,), tmp_path / "vit.onnx", dynamo=True)
     small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(backbone), {nn.Linear}, dtype=torch.qint8)
     assert not any(type(part) is nn.Linear for part in small.modules())
     found, exact = small(other), backbone(other)

@@ -1,0 +1,58 @@
+"""Images of the test part that are among the training images."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+from facessl.core.errors import DataError, DataWarning
+from facessl.data.decode import ImageError
+from facessl.data.source import Source
+from facessl.data.splits import at_most
+from facessl.data.subset import Subset
+
+#: Most files of a part that are read.
+_READ = 2000
+
+
+def warn_of_overlap(train: Source, test: Source) -> None:
+    """DataWarning where files of test images have the content of files of training images, wherever they lie.
+
+    Files of equal size are compared, at most `_READ` of each part.
+    """
+    if train.streaming or test.streaming or not len(train):
+        return
+    test = at_most(test, _READ)
+    sizes = np.array([train.size(i) for i in range(len(train))])
+    asked = np.array([test.size(i) for i in range(len(test))])
+    either = np.intersect1d(sizes, asked[asked > 0])  # images without a file have no size
+    train, test = (Subset(part, np.flatnonzero(np.isin(n, either))) for part, n in ((train, sizes), (test, asked)))
+    known = {content for content, _ in _contents(at_most(train, _READ))}
+    same = [key for content, key in _contents(test) if content in known]
+    if same:
+        count = f"{'at least ' if len(train) > _READ else ''}{len(same)} of {len(asked)}"
+        warnings.warn(
+            f"{count} test images are training images as well (the first: {same[0]}): their scores say nothing about "
+            "other images; name a test part without them",
+            DataWarning,
+            stacklevel=2,
+        )
+
+
+def _contents(source: Source) -> Iterator[tuple[bytes, str]]:
+    """Hash and key of every image whose file can be read."""
+    for index in range(len(source)):
+        inner: Source = source
+        position = index
+        while isinstance(inner, Subset):
+            position = int(inner.positions[position])
+            inner = inner.source
+        try:
+            image = inner.image(position)
+        except (ImageError, DataError):
+            continue
+        if isinstance(image, bytes):
+            yield hashlib.blake2b(image, digest_size=16).digest(), inner.key(position)
