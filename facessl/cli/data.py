@@ -18,6 +18,7 @@ def cmd_crop(
     yunet: Path | None = None,
     quality: int = 95,
     workers: int = 0,
+    max_bad: float = 0.05,
 ) -> int:
     """Find the faces in photos and write them as squares; the last line is JSON.
 
@@ -30,13 +31,14 @@ def cmd_crop(
         yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
         quality: of the JPEGs, 1 to 100.
         workers: processes that find faces at the same time; 0 works in this process.
+        max_bad: fraction of unreadable photos above which it stops.
     """
     from facessl.tools.crop import crop_photos
     from facessl.tools.jobs import ProgressLine
 
     options: dict[str, Any] = {"size": size, "margin": margin, "all_faces": all_faces, "yunet": yunet}
     with ProgressLine() as progress:
-        found = crop_photos(photos, out, quality=quality, workers=workers, progress=progress, **options)
+        found = crop_photos(photos, out, quality=quality, workers=workers, progress=progress, max_bad=max_bad, **options)
     list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
     counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
     left = {"without_face": len(found.without_face), "skipped": len(found.skipped)}

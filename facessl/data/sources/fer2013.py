@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.data.decode import ImageError
+from facessl.data.decode import ImageError, unreadable
 from facessl.data.source import TRAIN_VAL_TEST, Source
 from facessl.data.sources._lists import check_width, choice, class_folders, counted, expected, find, find_any, whole
 from facessl.data.splits import part_folders
@@ -81,7 +81,7 @@ class FER2013(Source):
                 cells = file.read(size).split(b",")
             grey = np.array(cells[self._pixels].strip(b' "').split(), np.int64)
         except OSError as error:
-            raise ImageError(key, error.strerror or str(error)) from None
+            raise unreadable(key, error) from None
         except (ValueError, IndexError):
             raise ImageError(key, "a pixel is not a number") from None
         if len(grey) != SIDE * SIDE or grey.min() < 0 or grey.max() > 255:

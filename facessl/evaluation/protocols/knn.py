@@ -56,6 +56,7 @@ def knn(
     batch_size: int = 64,
     workers: int = 0,
     precision: str = "fp32",
+    max_bad: float = 0.05,
 ) -> KNNResult:
     """Classify the test images by the labels of their nearest training images.
 
@@ -68,6 +69,7 @@ def knn(
         batch_size: images per forward pass.
         workers: loader processes; 0: none.
         precision: of the forward pass, fp32, bf16 or fp16.
+        max_bad: fraction of unreadable images above which it stops.
 
     Raises:
         ConfigError: no labels, k above the number of training images, or a test class that training lacks.
@@ -83,6 +85,7 @@ def knn(
                 "labels-csv:FILE?label=COLUMN"
             )
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
+    options["max_bad"] = max_bad
     bank = embeddings(backbone, train, **options)
     query = bank if test is None else embeddings(backbone, test, **options)
     assert bank.labels is not None
