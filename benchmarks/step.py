@@ -40,7 +40,7 @@ import naive
 import shares
 from pipeline import Memory, jpegs
 
-from facessl.config.run import OptimConfig
+from facessl.config.optim import PretrainOptim
 from facessl.core import environment, plugins
 from facessl.core.types import Batch, Progress
 from facessl.data.loader import TrainLoader
@@ -247,7 +247,7 @@ class RealStep:
             for module in self.method.modules():
                 if isinstance(module, Backbone):
                     module.compile_features()
-        settings = OptimConfig(name="adamw" if configuration.name in ("mcf", "mae") else "lars")
+        settings = PretrainOptim(name="adamw" if configuration.name in ("mcf", "mae") else "lars")
         self.optimizer = optim.build_optimizer(self.method, settings, 1e-4)
 
     def __call__(self, batch: Batch) -> None:

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 
-from facessl.config.flags import Parser, with_true
+from facessl.config.flags import Parser, dashed, readable, with_true
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataWarning, UnknownName
-
-
-def configured(argv: list[str], command: Any, shown: Callable[[Any], Any]) -> tuple[Any, bool]:
-    """The configuration that flags ask for, and whether printing it was all that was wanted.
-
-    `--resume` alone goes on with the settings that the run began with. `shown` gives the plain values that
-    `--print-config` prints.
-    """
-    from facessl.config import parse
-
-    wanted = [w for w in argv if w not in ("--print_config", "--print-config")]
-    parsed = parse.parse(wanted, base=parse.resumed(wanted, command), command=command)
-    if len(wanted) < len(argv):
-        print(yaml.safe_dump(shown(parsed), sort_keys=False), end="")
-    return parsed, len(wanted) < len(argv)
 
 
 def call(name: str, command: Callable[..., int], words: list[str]) -> int:
@@ -43,10 +26,8 @@ def call(name: str, command: Callable[..., int], words: list[str]) -> int:
     return command(**parsed_words(parser, words, name))
 
 
-def parsed_words(parser: ArgumentParser, words: list[str], name: str) -> dict[str, Any]:
+def parsed_words(parser: Parser, words: list[str], name: str) -> dict[str, Any]:
     """Values of the flags of command `name`; a wrong one is one sentence."""
-    from facessl.config.parse import readable
-
     words = with_true([_underscored(w) for w in words], parser)
     known = {a.dest for a in parser._actions}
     for flag in (w[2:].partition("=")[0] for w in words if w.startswith("--")):
@@ -59,11 +40,6 @@ def parsed_words(parser: ArgumentParser, words: list[str], name: str) -> dict[st
     return {k: v for k, v in vars(parsed).items() if k != "config"}
 
 
-def dashed(name: str) -> str:
-    """A setting's name as a flag: no_crop -> --no-crop."""
-    return "--" + name.replace("_", "-")
-
-
 #: Flags of `facessl probe` that every protocol has.
 _PROBE = ("help", "protocol", "test", "val", "labels", "device", "out")
 
@@ -74,11 +50,13 @@ def refuse_other_protocols(argv: list[str], name: str) -> None:
     Raises:
         UnknownName, ConfigError: there is no such protocol or flag, or it is another protocol's.
     """
-    own = _settings(name)
+    own = plugins.keywords("evaluation.protocols", name)
     for flag in (_underscored(w)[2:].partition("=")[0] for w in argv if w.startswith("--")):
         if flag in own or flag in _PROBE:
             continue
-        others = [p for p in plugins.names("evaluation.protocols") if flag in _settings(p)]
+        others = [
+            p for p in plugins.names("evaluation.protocols") if flag in plugins.keywords("evaluation.protocols", p)
+        ]
         if others:
             raise ConfigError(
                 f"{dashed(flag)} belongs to {' and '.join(others)}, not to {name}: leave it out, or use --protocol "
@@ -111,10 +89,6 @@ def listed(what: str, part: str = "") -> list[tuple[str, str]]:
     return [pair for pair in found if part in pair[0]]
 
 
-def _settings(protocol: str) -> set[str]:
-    return {f.name for f in dataclasses.fields(plugins.settings("evaluation.protocols", protocol))}
-
-
 def _underscored(word: str) -> str:
     if not word.startswith("--"):
         return word
@@ -140,18 +114,6 @@ def one_sentence(
 def summary(command: Callable[..., int]) -> str:
     """First line of a docstring."""
     return (command.__doc__ or "").strip().splitlines()[0]
-
-
-def device_of(name: str) -> str:
-    """The device that is meant. Raises UnknownName, or ConfigError where torch does not see it."""
-    from facessl.core import environment
-
-    if name not in ("auto", "cpu", "cuda", "mps"):
-        raise UnknownName("device", name, ("auto", "cpu", "cuda", "mps"))
-    best = environment.default_device()
-    if name in ("cuda", "mps") and name != best:
-        raise ConfigError(f"device {name} was asked for, but torch sees none here: use --device auto")
-    return best if name == "auto" else name
 
 
 def list_skipped(skipped: list[tuple[str, str]]) -> None:

@@ -29,7 +29,7 @@ def cmd_crop(
         margin: side of a square over the longer side of the face's box, brows to chin.
         all_faces: every face of a photo instead of the surest one.
         yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
-        quality: of the JPEGs, 1 to 100.
+        quality: JPEG quality of the squares, from 1 (smallest files) to 100 (fewest artefacts).
         workers: processes that find faces at the same time; 0 works in this process.
         max_bad: fraction of unreadable photos above which it stops.
     """
@@ -64,7 +64,7 @@ def cmd_pack(
         source: images, NAME:PATH?option=value or a path; with --verify a folder of shards.
         out: folder to write to; the same call again goes on where it was stopped.
         size: shorter side of larger images in pixels; 0 keeps all sizes.
-        quality: of the JPEGs, 1 to 100.
+        quality: JPEG quality of the images, from 1 (smallest files) to 100 (fewest artefacts).
         copy: keep the encoded files as they are.
         shard_size: images per shard, or its size as 500MB or 2GB.
         workers: processes that encode images at the same time; null: one per core; 0 works in this process.

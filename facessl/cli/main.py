@@ -15,8 +15,6 @@ import yaml
 
 from facessl.cli.commandline import (
     call,
-    configured,
-    device_of,
     list_skipped,
     listed,
     one_sentence,
@@ -67,20 +65,18 @@ def cmd_pretrain(argv: list[str]) -> int:
     """Learn a face backbone from unlabelled images."""
     from facessl.config import parse
 
-    if "-h" in argv or "--help" in argv:
-        parse.print_help(argv)
+    asked = parse.read(argv)
+    if shown := parse.shown(asked):
+        print(shown, end="")
         return 0
-    parsed, shown = configured(argv, parse.PRETRAIN, lambda config: config.to_dict())
-    if shown:
-        return 0
-    note = parse.rate_note(argv, parsed)
+    config = parse.configuration(asked)
+    note = parse.rate_note(asked, config)
     if note and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(note, file=sys.stderr)
-    from facessl.training import pretrain  # only here, as torch takes seconds: wrong words are told before
+    from facessl.training.pretrain import Pretraining  # only here, as torch takes seconds
+    from facessl.training.run import carry_out
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning.*")
-        result = pretrain.run(parsed)
+    result = carry_out(Pretraining(config))
     if result.headline:
         print(json.dumps(result.headline))
     return 0
@@ -88,22 +84,20 @@ def cmd_pretrain(argv: list[str]) -> int:
 
 def cmd_finetune(argv: list[str]) -> int:
     """Fine-tune a backbone for a task, and score it; the last line is JSON."""
-    from facessl.config import parse
+    from facessl.config import commands, parse
 
-    if "-h" in argv or "--help" in argv:
-        parse.print_help(argv, parse.FINETUNE)
+    asked = parse.read(argv, commands.FINETUNE)
+    if shown := parse.shown(asked):
+        print(shown, end="")
         return 0
-    parsed, shown = configured(argv, parse.FINETUNE, parse.resolved)
-    if shown:
-        return 0
-    from facessl.training import finetune
+    config = parse.configuration(asked)
+    from facessl.training.finetune import Finetuning
+    from facessl.training.run import carry_out
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning.*")
-            results = finetune.run_finetuning(parsed)
+        results = carry_out(Finetuning(config))
     except KeyboardInterrupt:  # a second one, or one while images are scored
-        print(json.dumps({"task": parsed.task["name"], "run": parsed.run, "out": parsed.out, "finished": False}))
+        print(json.dumps({"task": config.task["name"], "run": config.run, "out": config.out, "finished": False}))
         raise
     if results:
         test = results.get("test", {})
@@ -131,17 +125,18 @@ def cmd_embed(
         batch_size: images per forward pass.
         workers: loader processes; by default the cores minus one, at most 8.
         device: auto, cpu, cuda or mps.
-        precision: of the forward pass.
+        precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
         max_bad: fraction of unreadable images above which it stops.
     """
     import torch
 
+    from facessl.core import environment
     from facessl.data.source import open_source
     from facessl.inference import embed
     from facessl.training.run import loader_workers
 
     backbone: Any = embed.load_embedder(run)
-    backbone.to(device_of(device), memory_format=torch.channels_last)
+    backbone.to(environment.device_of(device), memory_format=torch.channels_last)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": loader_workers(workers), "precision": precision}
     parts = embed.embedding_batches(backbone, open_source(source), max_bad=max_bad, **options)
     count, skipped = embed.write_parquet(out, parts)
@@ -172,12 +167,12 @@ def cmd_regions(
         score_images: at most so many images are scored.
         device: auto, cpu, cuda or mps.
     """
-    from facessl.core import files
+    from facessl.core import environment, files
     from facessl.inference import regions
     from facessl.pretrained.load import load_method
 
     method: Any = load_method(run)
-    method.to(device_of(device))
+    method.to(environment.device_of(device))
     files.write_png(out, regions.region_grid(method, source, count=count, seed=seed))
     found: dict[str, Any] = {}
     if scores:
@@ -210,11 +205,12 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument("--out", default=None, help="file that the result is also written to")
     parser.add_function_arguments(judge, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)
     given = parsed_words(parser, argv, "probe")
+    from facessl.core import environment
     from facessl.evaluation.evaluate import evaluate
     from facessl.pretrained.load import load_backbone
 
     run, source, device, out = (given.pop(k) for k in ("run", "source", "device", "out"))
-    backbone = load_backbone(run).to(device_of(device))
+    backbone = load_backbone(run).to(environment.device_of(device))
     found = {"run": run, "source": source, **evaluate(backbone, source, **given)}
     if out is not None:
         from facessl.core.files import write_atomic
@@ -257,10 +253,10 @@ def cmd_predict(
         overwrite: replace files of the same names that were written for other photos.
         batch_size: faces per forward pass.
         device: auto, cpu, cuda or mps.
-        precision: of the forward pass.
+        precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
         max_bad: fraction of unreadable photos above which it stops.
     """
-    from facessl.core import plugins
+    from facessl.core import environment, plugins
     from facessl.inference import predict
     from facessl.inference.trained import load_trained
 
@@ -270,7 +266,7 @@ def cmd_predict(
         raise ConfigError(
             f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
         )
-    trained.module.to(device_of(device))
+    trained.module.to(environment.device_of(device))
     found = predict.predict(
         trained,
         photos,

@@ -1,213 +1,284 @@
-"""Flags, recipes and plain values -> a command's configuration, by jsonargparse."""
+"""Words of a command line, recipes and plain values -> a command's configuration.
+
+The way of `--method.num-regions 16`: `read` sorts the words once (flags by their dotted names, recipes, the run that
+is resumed) and picks the method, whose `Args` become flags; `configuration` lays the flags over the values of recipes
+and of the resumed run, over the published ones, and has jsonargparse check the types of all of them together; `Args`
+and the command's dataclass then check their ranges.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-import json
-import re
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError
 
+from facessl.config.commands import PRETRAIN, Command, resolved
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.flags import Parser, with_true
+from facessl.config.flags import Parser, dashed, is_bool, readable
+from facessl.config.pretrain import PretrainConfig, unscaled_rate, without_retired
 from facessl.config.recipes import read_recipe, refuse_foreign_commands
-from facessl.config.run import RunConfig, flatten, merge, one_line, spelled, unscaled_rate, without_retired
+from facessl.config.run import FORMER, RunConfig, flatten, merge, spelled
 from facessl.core import plugins
-from facessl.core.errors import ConfigError, PluginError, UnknownName
+from facessl.core.errors import ConfigError, UnknownName
 
-
-@dataclass(frozen=True)
-class Command:
-    """What differs between the commands that read a configuration.
-
-    Attributes:
-        name: of the command.
-        config: its dataclass.
-        part: the field that holds a plug-in's name and values ("method", "task").
-        default: the plug-in that stands there when none is named.
-        positional: fields given without a flag, with their help.
-        preset: values so far -> values that stand below them (a protocol's published settings).
-        remarks: values so far -> what is added to the help of a setting, by its name.
-        members: what a plug-in must have.
-    """
-
-    name: str
-    config: type[Any]
-    part: str
-    default: str
-    positional: Mapping[str, str]
-    preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
-    remarks: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {}
-    members: tuple[str, ...] = ("Args", "needs", "views", "mean", "std", "step", "after_step")
-
-    @property
-    def folder(self) -> str:
-        """Folder of the plug-ins."""
-        return f"{self.part}s"
-
-    @property
-    def alias(self) -> dict[str, str]:
-        """Short flags and what they stand for."""
-        return {self.part: f"{self.part}.name", "backbone": "backbone.name"}
-
-    def plugin(self, name: str) -> Any:
-        """The plug-in's class.
-
-        Raises:
-            UnknownName: there is none of that name.
-            PluginError: it lacks members.
-        """
-        kind = plugins.find(self.folder, name)
-        missing = [member for member in self.members if not hasattr(kind, member)]
-        if missing:
-            raise PluginError(
-                f"facessl/{self.folder}/{name}.py: the class {kind.__name__} has no {', '.join(missing)}: "
-                f"facessl/{self.folder}/base.py says what a {self.part} has"
-            )
-        return kind
-
-
-def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of the published protocol of a task."""
-    protocol = values.get("protocol") or FinetuneConfig.protocol
-    task = FINETUNE.plugin(values["task"]["name"])
-    if protocol not in task.defaults:
-        trained = {p for t in plugins.names("tasks") for p in plugins.find("tasks", t).defaults}
-        probed = plugins.names("evaluation.protocols")
-        if protocol not in (every := {*probed, *trained}):
-            raise UnknownName("protocol", protocol, every)
-        raise ConfigError(
-            f"protocol {protocol} does not train {values['task']['name']}: use {' or '.join(sorted(task.defaults))}"
-            + (f", or `facessl probe --protocol {protocol}`" if protocol in probed else "")
-        )
-    defaults: Mapping[str, Any] = task.defaults[protocol]
-    return defaults
-
-
-def _augmentation(values: Mapping[str, Any]) -> Mapping[str, str]:
-    """What `augment` changes, told in its help."""
-    published = FINETUNE.plugin(values["task"]["name"]).augments[values.get("protocol") or FinetuneConfig.protocol]
-    told = []
-    for field in dataclasses.fields(published):
-        value = getattr(published, field.name)
-        if value != field.default:
-            plain = list(value) if isinstance(value, tuple) else round(value, 4) if isinstance(value, float) else value
-            told.append(f"{field.name}: {plain}")
-    return {"augment": f"those of the protocol are {{{', '.join(told)}}}"}
-
-
-_SOURCE = "NAME:PATH?option=value, or a path; none: synthetic faces (synthetic:)"
-PRETRAIN = Command("pretrain", RunConfig, "method", "fra", {"source": _SOURCE})
-FINETUNE = Command(
-    "finetune",
-    FinetuneConfig,
-    "task",
-    "expression",
-    {
-        "run": "run folder, checkpoint, exported backbone, or none (random weights)",
-        "source": "labelled images, NAME:PATH?option=value or a path",
-    },
-    preset=_published,
-    remarks=_augmentation,
-    members=("Args", "needs", "defaults", "augments", "step", "after_step", "predict", "meter", "describe"),
-)
 #: Fields whose inner keys are free, or that are lists: they are checked where they are used.
 _FREE = ("views", "backbone.options.", "augment", "optim.lrs")
 
 
-def parse(argv: Sequence[str], *, base: Mapping[str, Any] | None = None, command: Command = PRETRAIN) -> Any:
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for.
+
+    Attributes:
+        command: whose it is.
+        flags: texts by dotted names; words without a flag have the name of their field.
+        recipe: values of the recipes, later ones on top.
+        kept: values that the run began with that is gone on with.
+        plugin: the method or task, with its settings as flags.
+        help: only the help is wanted.
+        print_config: only the configuration is wanted.
+    """
+
+    command: Command
+    flags: dict[str, str]
+    recipe: dict[str, Any]
+    kept: dict[str, Any]
+    plugin: Plugin
+    help: bool
+    print_config: bool
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Plain values of all of it; those of flags are texts still."""
+        values = merge(self.kept, self.recipe)
+        for name, text in self.flags.items():
+            value: Any = text
+            if name in self.command.groups and text.lstrip().startswith("{"):
+                with contextlib.suppress(yaml.YAMLError):  # the text itself is refused later
+                    value = yaml.safe_load(text)
+            for key in reversed(name.split(".")):
+                value = {key: value}
+            values = merge(values, value)
+        return values
+
+
+class Plugin(NamedTuple):
+    """A method or task: its name, the dataclass of its settings, the parser with all flags of its command."""
+
+    name: str
+    args: type[Any]
+    parser: Parser
+
+
+def parse(argv: Sequence[str], command: Command = PRETRAIN) -> Any:
     """Flags (and the recipes named by `--config`) -> the command's configuration; later ones win.
 
     Raises:
         ConfigError, UnknownName: one sentence with the value and the nearest valid name.
-        SystemExit: after `--help` or `--print_config`.
     """
-    values, rest = _sorted_out(argv, base or {}, command)
-    config = _build(values, rest, command)
-    refuse_foreign_commands(config, rest)
-    if command is PRETRAIN:  # a recipe is made for another length and is not what was asked for
-        config = dataclasses.replace(config, given=frozenset(w[2:].partition("=")[0] for w in rest))
-    return config
+    return configuration(read(argv, command))
 
 
-def resumed(argv: Sequence[str], command: Command = PRETRAIN) -> dict[str, Any] | None:
-    """The settings that a run began with, where `argv` asks to go on with one that is there.
+def read(argv: Sequence[str], command: Command = PRETRAIN) -> Asked:
+    """Sort the words of a command line. Imports no torch, as that takes seconds.
 
     Raises:
-        ConfigError: `argv` names another method or task than the run has, so that its flags would not fit.
+        ConfigError, UnknownName: a flag or setting that there is not, a recipe or run that cannot be read.
     """
-    values, rest = _sorted_out(argv, {}, command)
-    out = _last_value(rest, "--out") or values.get("out")
-    on = [w for w in rest if w.partition("=")[0] == "--resume"]
-    if out is None or not (values.get("resume") or on) or on[-1:] == ["--resume=false"]:
-        return None
-    file = Path(out) / "config.yaml"
+    words = list(_words(argv, command))
+    recipe: dict[str, Any] = {}
+    for word in words:
+        if word.flag == "config":
+            recipe = merge(recipe, _named(spelled(read_recipe(word.text or "")), command))
+    last = {word.flag: word.text for word in words}
+    resume = str(last["resume"]).lower() not in ("false", "no") if "resume" in last else recipe.get("resume")
+    out = last.get("out") or recipe.get("out")
+    kept = _kept(Path(out), command) if resume and out else {}
+    part = f"{command.part}.name"
+    name = last[part] or "" if part in last else recipe.get(command.part, {}).get("name")
+    own = kept.get(command.part, {}).get("name")
+    if name is not None and own not in (None, name):
+        raise ConfigError(
+            f"{out} was started with other settings ({part}: {own!r} -> {name!r}): resume with the old ones, or "
+            "start a new run with another --out"
+        )
+    plugin = _plugin(name if name is not None else own or command.default, command)
+    flags = _flags(words, plugin.parser, command)
+    wanted = [flags.pop(name, "false") == "true" for name in ("help", "print_config")]
+    return Asked(command, flags, recipe, kept, plugin, *wanted)
+
+
+class _Word(NamedTuple):
+    """A flag's dotted name (None for a word without one) and its text; `apart`: as two words, not `--flag=text`."""
+
+    flag: str | None
+    text: str | None
+    apart: bool = True
+
+
+def _words(argv: Sequence[str], command: Command) -> Iterator[_Word]:
+    short = {command.part: f"{command.part}.name", "backbone": "backbone.name", **FORMER}
+    rest = ["--help" if word == "-h" else word for word in argv]
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            yield _Word(None, word)
+            continue
+        name, equals, text = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name.startswith("views."):
+            raise ConfigError(
+                f"--{name} cannot be set alone: views is a list, one entry per view; give all of it, in a recipe or as "
+                "--views '[{scale: [0.08, 1.0], blur: 1.0}, {scale: [0.08, 1.0], blur: 0.1, solarize: 0.2}]'"
+            )
+        follows = not equals and rest and not rest[0].startswith("--")
+        yield _Word(short.get(name, name), text if equals else rest.pop(0) if follows else None, not equals)
+
+
+def _flags(words: Sequence[_Word], parser: Parser, command: Command) -> dict[str, str]:
+    """Texts by dotted names. A switch may stand alone; what follows it is then a word of its own."""
+    flags: dict[str, str] = {}
+    known = {action.dest for action in parser._actions}
+    places = iter(command.positional)
+
+    def place(word: str) -> None:
+        name = next(places, None)
+        if name is None or (word.startswith("-") and not word[1:2].isdigit()):
+            raise ConfigError(f"unrecognized arguments: {word}")
+        if word:
+            flags[name] = word
+
+    for flag, text, apart in words:
+        if flag is None:
+            place(str(text))
+        elif flag not in known and not flag.startswith(_FREE):
+            raise UnknownName("option", dashed(flag), map(dashed, known - {"help", "config", "views.help"}))
+        elif flag in {*parser.switches, "help", "print_config"} and apart and not is_bool(text or ""):
+            flags[flag] = "true"
+            if text is not None:
+                place(text)
+        elif text is None:
+            raise ConfigError(f"{dashed(flag)} needs a value: write it behind the flag")
+        elif flag != "config":
+            flags[flag] = text
+    return flags
+
+
+def _kept(folder: Path, command: Command) -> dict[str, Any]:
+    """The settings that the run in `folder` began with; none where it has not begun."""
+    file = folder / "config.yaml"
     if not file.is_file():
-        return None
+        return {}
     try:
         kept: dict[str, Any] = yaml.safe_load(file.read_text())
-        name = kept[command.part]["name"]
+        kept[command.part]["name"]
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         raise ConfigError(
             f"{file} is damaged, or is not of `facessl {command.name}`: start a new run with another --out"
         ) from None
-    flag = f"{command.part}.name"
-    asked = _last_value(rest, f"--{flag}") or (values.get(command.part) or {}).get("name")
-    if asked not in (None, name):
-        raise ConfigError(
-            f"{out} was started with other settings ({flag}: {name!r} -> {asked!r}): resume with the old ones, or "
-            "start a new run with another --out"
-        )
-    return kept
+    return spelled(kept)
 
 
-def rate_note(argv: Sequence[str], config: RunConfig) -> str | None:
-    """A sentence where `argv` changes the batch of its recipe and the learning rate would have to follow by hand."""
-    values, rest = _sorted_out(argv, {}, PRETRAIN)
-    meant = values.get("batch_size")
-    return None if meant is None or _last_value(rest, "--optim.lr") else unscaled_rate(config, meant)
+def _plugin(name: str, command: Command) -> Plugin:
+    """A method or task, and the parser of its command."""
+    args = plugins.settings(command.folder, str(name))
+    usage = f"facessl {command.name} {' '.join(f'[{key.upper()}]' for key in command.positional)} [flags]"
+    head = (command.config.__doc__ or "").split("\n")[0]
+    parser = Parser(prog=f"facessl {command.name}", usage=usage, description=head)
+    for key, text in command.positional.items():
+        parser.add_argument(key, nargs="?", default=getattr(command.config, key) or None, help=text)
+    parser.add_argument("--config", help="recipe (YAML file, or a name of `facessl list recipes`)")
+    part = command.part
+    which = f"one of {', '.join(plugins.names(command.folder))}; also --{part}"
+    parser.add_argument(f"--{part}.name", default=name, help=which)
+    parser.add_class_arguments(args, part, instantiate=False)
+    own = set(command.config.__annotations__)
+    hidden = {*command.positional, part, "given"}
+    parser.add_class_arguments(RunConfig, skip={*hidden, *own}, as_group=False)
+    inherited = {field.name for field in dataclasses.fields(RunConfig)} - own
+    parser.add_class_arguments(command.config, skip={*hidden, *inherited}, as_group=False)
+    parser.add_argument("--print_config", action="store_true", help="print the configuration and stop")
+    for action in parser._actions:
+        if action.dest in (part, "backbone"):
+            action.metavar, action.help = "NAME", f"same as --{action.dest}.name"
+        elif action.dest in ("optim", "monitor"):
+            action.help = "all of its values as YAML"
+    return Plugin(name, args, parser)
 
 
-def _sorted_out(argv: Sequence[str], base: Mapping[str, Any], command: Command) -> tuple[dict[str, Any], list[str]]:
-    """Values of `base` and of the recipes in `argv`, and the other words with flags as the parser spells them."""
-    values: dict[str, Any] = dict(base)
-    rest: list[str] = []
-    words = iter(argv)
-    for word in words:
-        key, _, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and key == "config":
-            values = merge(values, read_recipe(value or next(words, "")))
-        elif word.startswith("--") and key in command.alias:
-            rest += [f"--{command.alias[key]}", value or next(words, "")]
-        elif key.startswith("views."):
-            raise ConfigError(
-                f"--{key} cannot be set alone: views is a list, one entry per view; give all of it, in a recipe or as "
-                "--views '[{scale: [0.08, 1.0], blur: 1.0}, {scale: [0.08, 1.0], blur: 0.1, solarize: 0.2}]'"
-            )
-        elif word.startswith("--"):
-            rest.append("--" + key.replace("-", "_") + word[2 + len(key) :])
-        else:
-            rest.append(word)
-    for key in command.alias:
-        if isinstance(values.get(key), str):
+def configuration(asked: Asked) -> Any:
+    """The configuration that a command line asks for.
+
+    Raises:
+        ConfigError, UnknownName: one sentence with the value and the nearest valid name.
+    """
+    given = {**flatten(asked.values)} if asked.command.recipes_ask else asked.flags
+    config = _build(asked.values, asked.plugin, asked.command, given)
+    refuse_foreign_commands(config, list(asked.flags.values()))
+    return config
+
+
+def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
+    """A configuration from plain values, e.g. those of a run's `config.yaml`."""
+    values = _named(spelled(values), command)
+    name = values.get(command.part, {}).get("name", command.default)
+    return _build(values, _plugin(name, command), command, flatten(values))
+
+
+def _build(values: dict[str, Any], plugin: Plugin, command: Command, given: Mapping[str, Any]) -> Any:
+    if command is PRETRAIN:
+        values = without_retired(values)
+    known = {action.dest for action in plugin.parser._actions}
+    for key, value in flatten(values).items():
+        if key in command.groups and value != {}:
+            raise ConfigError(f"{key} = {value!r} is not valid: give names and values, such as '{{name: value}}'")
+        if key not in known and not key.startswith(_FREE):
+            raise UnknownName("setting", key, known - {"help", "config", "views.help"})
+    values = merge(command.preset({**values, command.part: {"name": plugin.name}}), values)
+    parser = plugin.parser
+    try:
+        parsed = parser.instantiate(parser.parse_object(copy.deepcopy(values), defaults=True))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(readable(error, parser)) from None
+    named = {field.name for field in dataclasses.fields(command.config)} - {"given", command.part}
+    fields = {name: parsed[name] for name in named if parsed[name] is not None}
+    arguments = {key: value for key, value in vars(parsed[command.part]).items() if key != "name"}
+    fields[command.part] = {"name": plugin.name, **dataclasses.asdict(plugin.args(**arguments))}
+    return command.config(**fields, given=frozenset(given))
+
+
+def _named(values: dict[str, Any], command: Command) -> dict[str, Any]:
+    """`method: fra` is short for `method: {name: fra}`, and `backbone` likewise."""
+    for key in (command.part, "backbone"):
+        if key in values and not isinstance(values[key], Mapping):
             values[key] = {"name": values[key]}
-    return values, rest
+    return values
 
 
-def print_help(argv: Sequence[str], command: Command = PRETRAIN) -> None:
-    """Print every flag of a command, with the values that the plug-in, protocol and recipe named in `argv` have."""
-    values, rest = _sorted_out([w for w in argv if w not in ("-h", "--help")], {}, command)
-    name, below = _plugin_and_preset(values, rest, command)
-    parser = _parser(command.plugin(name).Args, command)
-    used = merge(merge(below, values), {command.part: {"name": name}})
+def shown(asked: Asked) -> str:
+    """What --help or --print-config print; nothing where neither is asked for."""
+    if asked.help:
+        return _help(asked)
+    if not asked.print_config:
+        return ""
+    config = configuration(asked)
+    values = resolved(config) if isinstance(config, FinetuneConfig) else config.to_dict()
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _help(asked: Asked) -> str:
+    """Every flag of a command, with the values that the plug-in, protocol and recipe have that are asked for."""
+    command, (name, _, parser) = asked.command, asked.plugin
+    values = merge(asked.values, {command.part: {"name": name}})
+    below = command.preset({**values, command.part: {"name": name}})
+    used = merge(below, values)
     remarks = command.remarks(used)
     for action in parser._actions:
         found = _lookup(used, action.dest)
@@ -224,15 +295,7 @@ def print_help(argv: Sequence[str], command: Command = PRETRAIN) -> None:
         f"{parser.description} {which}{protocol}; they depend on the {command.part}: `facessl {command.name} "
         f"--{command.part} NAME --help` shows those of {others}."
     )
-    print(parser.format_help(), end="")
-
-
-def _plugin_and_preset(values: Mapping[str, Any], argv: Sequence[str], command: Command) -> tuple[str, dict[str, Any]]:
-    """Name of the plug-in that is asked for, and the values that stand below what is asked for."""
-    part, flag = command.part, f"--{command.part}.name"
-    name = _last_value(argv, flag) or (values.get(part) or {}).get("name", command.default)
-    chosen = {"protocol": v} if (v := _last_value(argv, "--protocol")) is not None else {}
-    return name, {**command.preset({**values, **chosen, part: {"name": name}}), **chosen}
+    return parser.format_help()
 
 
 def _lookup(values: Any, dotted: str) -> Any:
@@ -241,155 +304,7 @@ def _lookup(values: Any, dotted: str) -> Any:
     return values
 
 
-def resolved(config: FinetuneConfig) -> dict[str, Any]:
-    """Plain values of a fine-tuning configuration, with all of the protocol's crop and augmentation.
-
-    Raises:
-        UnknownName, ConfigError: a field of `augment` that there is not, or a value that it cannot have.
-    """
-    values = config.to_dict()
-    published = FINETUNE.plugin(config.task["name"]).augments[config.protocol]
-    known = dataclasses.asdict(published)
-    for name in config.augment:
-        if name not in known:
-            raise UnknownName("field of augment", name, known)
-    try:
-        changed = {k: tuple(v) if isinstance(v, list) else v for k, v in config.augment.items()}
-        values["augment"] = dataclasses.asdict(dataclasses.replace(published, **changed))
-    except TypeError as error:
-        raise ConfigError(f"augment {dict(config.augment)} has a value of the wrong kind: {error}") from None
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
-
-
-def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
-    """A configuration from plain values, e.g. those of a run's `config.yaml`."""
-    return _build(dict(values), [], command)
-
-
-def _build(values: dict[str, Any], argv: list[str], command: Command) -> Any:
-    values = copy.deepcopy(
-        without_retired(values) if command is PRETRAIN else spelled(values)
-    )  # the parser changes them
-    for key in command.alias:
-        if isinstance(values.get(key), str):
-            values[key] = {"name": values[key]}
-    flag = f"{command.part}.name"
-    name = _last_value(argv, f"--{flag}") or (values.get(command.part) or {}).get("name", command.default)
-    _refuse_unknown(values, argv, _parser(plugins.settings(command.folder, name), command))
-    given = frozenset([*flatten(values), *(w[2:].partition("=")[0] for w in argv if w.startswith("--"))])
-    name, below = _plugin_and_preset(values, argv, command)
-    parser = _parser(command.plugin(name).Args, command)
-    parser.set_defaults({flag: name})
-    values = merge(below, values)
-    argv = with_true(argv, parser)
-    try:
-        defaults = parser.parse_object(values, defaults=True) if values else parser.get_defaults()
-        parsed = parser.parse_args(argv, namespace=defaults) if argv else defaults
-        parsed = parser.instantiate(parsed)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(readable(error, parser)) from None
-    fields = _fields(parsed, command)
-    for key in command.positional:
-        fields[key] = fields[key] or values.get(key) or getattr(command.config, key)
-    if _has_given(command.config):
-        fields["given"] = given
-    return command.config(**fields)
-
-
-def _refuse_unknown(values: Mapping[str, Any], argv: Sequence[str], parser: ArgumentParser) -> None:
-    """A flag or setting that there is not is told before anything large is imported."""
-    known = {a.dest for a in parser._actions}
-    for word in (w.removeprefix("--").partition("=")[0] for w in argv if w.startswith("--")):
-        if word not in known and not word.startswith((*_FREE, "help")):
-            raise UnknownName("option", "--" + word.replace("_", "-"), _options(known, "--"))
-    for key in flatten(values):
-        if key not in known and not key.startswith(_FREE):
-            raise UnknownName("setting", key, _options(known, ""))
-
-
-def _parser(plugin_args: type[Any], command: Command) -> ArgumentParser:
-    head = (command.config.__doc__ or "").split("\n")[0]
-    usage = f"facessl {command.name} {' '.join(f'[{key.upper()}]' for key in command.positional)} [flags]"
-    parser = Parser(prog=f"facessl {command.name}", usage=usage, description=head)
-    for key, text in command.positional.items():
-        parser.add_argument(key, nargs="?", default=None, help=text)
-    parser.add_argument("--config", help="recipe (YAML file, or a name of `facessl list recipes`)")
-    part = command.part
-    parser.add_argument(
-        f"--{part}.name",
-        default=command.default,
-        help=f"one of {', '.join(plugins.names(command.folder))}; also --{part}",
-    )
-    parser.add_class_arguments(plugin_args, part, instantiate=False)
-    hidden = {"given"} if _has_given(command.config) else set()
-    parser.add_class_arguments(command.config, skip={*command.positional, part, *hidden}, as_group=False)
-    parser.add_argument("--print_config", action="store_true", help="print the configuration and stop")
-    for action in parser._actions:
-        if action.dest in command.alias:
-            action.metavar, action.help = "NAME", f"same as --{command.alias[action.dest]}"
-        elif action.dest in ("optim", "monitor"):
-            action.help = "all of its values as YAML"
-    return parser
-
-
-def _fields(parsed: Namespace, command: Command) -> dict[str, Any]:
-    named = [f.name for f in dataclasses.fields(command.config) if f.name not in ("given", command.part)]
-    values = {name: parsed[name] for name in named}
-    arguments = dict(vars(parsed[command.part]))
-    name = arguments.pop("name")
-    checked = plugins.find(command.folder, name).Args(**arguments)
-    return values | {command.part: {"name": name, **dataclasses.asdict(checked)}}
-
-
-def _has_given(config: type[Any]) -> bool:
-    """Whether a configuration keeps the names of the settings that were asked for."""
-    return any(f.name == "given" for f in dataclasses.fields(config))
-
-
-def _options(known: set[str], prefix: str) -> list[str]:
-    return [prefix + k.replace("_", "-") if prefix else k for k in known if k not in ("help", "config")]
-
-
-def readable(error: Exception, parser: ArgumentParser) -> str:
-    """The parser's complaint in one sentence a person can act on."""
-    text = one_line(str(error))
-    found = re.search(r'[Pp]arser key "([^"]+)": (.*?)(?:Got value|Given value): (.*)$', text)
-    if not found:
-        return text
-    key, middle, value = found.groups()
-    hint = next((a._typehint for a in parser._actions if a.dest == key and hasattr(a, "_typehint")), None)
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    exact = [str(kind) for kind in (typing.get_args(hint) if union else [hint])]
-    kinds = exact if re.search("tuple|list|dict", str(hint)) else re.findall(_EXPECTED, middle)
-    wanted = " or ".join(dict.fromkeys(_spoken(kind.strip(" .")) for kind in kinds))
-    return f"{key} = {value!r} is not valid: give {wanted}"
-
-
-_EXPECTED = r"Expected an? (.+?)(?= - |\. |\.$| Given|$)"
-_PLAIN = {"None": "null", "NoneType": "null", "float": "a number", "int": "a whole number", "bool": "true or false"}
-
-
-def _spoken(kind: str) -> str:
-    """A type in words; for lists and mappings how they are written, on the command line in quotes."""
-    kind = re.sub(r"^(typing\.)?Literal\[(.+)\]$", r"one of \2", re.sub(r"<class '(.+?)'>", r"\1", kind))
-    name, _, inside = kind.removesuffix("]").partition("[")
-    parts = inside.split(", ")
-    if name == "dict":
-        return f"names and values, such as '{{name: {'0.1' if parts[-1] == 'float' else 'value'}}}'"
-    if name in ("tuple", "list"):
-        one = {"float": "0.1", "int": "1", "str": "name"}.get(parts[0], "{name: value}")
-        fixed = name == "tuple" and parts[-1] != "..."
-        shown = ", ".join([one] * (len(parts) if fixed else 2))
-        return f"a list{f' of {len(parts)}' if fixed else ''}, such as '[{shown}]'"
-    return _PLAIN.get(kind, "a text" if kind == "str" else kind)
-
-
-def _last_value(argv: Sequence[str], flag: str) -> str | None:
-    """The value of `--flag value` or `--flag=value`, the last one of several."""
-    found = [
-        after if word == flag else word.partition("=")[2]
-        for word, after in zip(argv, [*argv[1:], ""], strict=False)
-        if word.partition("=")[0] == flag
-    ]
-    return found[-1] or None if found else None
+def rate_note(asked: Asked, config: PretrainConfig) -> str | None:
+    """A sentence where flags change the batch of a recipe and the learning rate would have to follow by hand."""
+    meant = asked.recipe.get("batch_size")
+    return None if meant is None or "optim.lr" in asked.flags else unscaled_rate(config, meant)

@@ -12,7 +12,18 @@ from typing import Any
 
 import torch
 
-PARTS = ("torch", "torchvision", "timm", "lightning", "numpy", "opencv-python-headless", "simplejpeg", "webdataset")
+from facessl.core.errors import ConfigError, UnknownName
+
+PARTS = (
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning-fabric",
+    "numpy",
+    "opencv-python-headless",
+    "simplejpeg",
+    "webdataset",
+)
 OPTIONAL = {
     "open_clip_torch": "FaRL (pip install 'facessl[farl]')",
     "tensorboard": "TensorBoard logs (pip install 'facessl[tensorboard]')",
@@ -75,6 +86,16 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_of(name: str) -> str:
+    """The device that is meant by auto, cpu, cuda or mps. UnknownName, or ConfigError where torch does not see it."""
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise UnknownName("device", name, ("auto", "cpu", "cuda", "mps"))
+    best = default_device()
+    if name not in ("auto", "cpu", best):
+        raise ConfigError(f"device {name} was asked for, but torch sees none here: use --device cpu or auto")
+    return best if name == "auto" else name
 
 
 def bf16_support() -> str:

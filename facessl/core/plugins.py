@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import functools
 import importlib
 import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,48 +39,76 @@ def _refuse_unknown(folder: str, name: str) -> None:
         raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
 
 
-def _parsed(folder: str, name: str) -> tuple[list[ast.stmt], ast.ClassDef | ast.FunctionDef | None]:
-    """A plug-in's file, parsed and not run, and in it the class or function. UnknownName where there is no file."""
+def _parsed(folder: str, name: str) -> tuple[ast.Module, Any]:
+    """A plug-in's file, parsed and not run, and its class or function in it. UnknownName where there is no file."""
     _refuse_unknown(folder, name)
     places = (Path(place) / f"{name}.py" for place in importlib.import_module(f"facessl.{folder}").__path__)
-    body = ast.parse(next(file for file in places if file.is_file()).read_text(encoding="utf-8")).body
-    named = (n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef))
-    return body, next((n for n in named if n.name.lower() == name.replace("_", "")), None)
+    tree = ast.parse(next(file for file in places if file.is_file()).read_text(encoding="utf-8"))
+    wanted = name.replace("_", "")
+    found = (n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name.lower() == wanted)
+    return tree, next(found, None)
 
 
 def summary(folder: str, name: str) -> str:
     """First line of a plug-in's docstring, read from its file without importing it."""
     _, node = _parsed(folder, name)
-    return ((node and ast.get_docstring(node)) or "").split("\n")[0]
+    return "" if node is None else (ast.get_docstring(node) or "").split("\n")[0]
+
+
+def keywords(folder: str, name: str) -> set[str]:
+    """Keyword-only parameters of a plug-in that is a function, read from its file without importing it."""
+    _, node = _parsed(folder, name)
+    return {argument.arg for argument in node.args.kwonlyargs}
 
 
 def settings(folder: str, name: str) -> Any:
-    """The names of a plug-in's settings, read from its file without importing it (torch takes seconds).
+    """The class `Args` of a plug-in without importing its file, which would import torch and timm: seconds.
 
-    Returns:
-        a dataclass with the fields of the class's `Args`, or with the keyword-only parameters of the function; their
-        types and defaults are open. Where that cannot be read off the file, `Args` itself.
+    Only those statements of the file are run that `Args` needs: its class, what that names, and imports from the
+    standard library, `facessl.core.errors` and `facessl.core.values`. Where it needs any other import, the whole file
+    is imported.
 
     Raises:
         UnknownName: no such file.
     """
-    body, node = _parsed(folder, name)
-    if isinstance(node, ast.FunctionDef):
-        fields = [a.arg for a in node.args.kwonlyargs]
-    else:
-        values = [n.value for n in getattr(node, "body", ()) if _assigns(n, "Args")]
-        own = values[0].id if values and isinstance(values[0], ast.Name) else None
-        found = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == own), None)
-        if found is None or found.bases:
+    tree, node = _parsed(folder, name)
+    bound = {word: statement for statement in tree.body for word in _binds(statement)}
+    args: str | None = next((s.value.id for s in getattr(node, "body", ()) if "Args" in _binds(s)), None)
+    if args is None:
+        return find(folder, name).Args
+    needed: list[ast.stmt] = []
+    words = [args]
+    while words:
+        statement = bound.get(words.pop())
+        if statement is None or statement in needed:
+            continue
+        if isinstance(statement, ast.Import | ast.ImportFrom) and not _is_light(statement):
             return find(folder, name).Args
-        annotated = (f.target for f in found.body if isinstance(f, ast.AnnAssign))
-        fields = [target.id for target in annotated if isinstance(target, ast.Name)]
-    return dataclasses.make_dataclass("Settings", [(field, Any, None) for field in fields])
+        needed.append(statement)
+        words += [n.id for n in ast.walk(statement) if isinstance(n, ast.Name)]
+    scope: dict[str, Any] = {"__name__": __name__}
+    body = ast.Module([statement for statement in tree.body if statement in needed], type_ignores=[])
+    exec(compile(body, f"{name}.py", "exec", dont_inherit=True), scope)
+    return scope[args]
 
 
-def _assigns(node: ast.stmt, name: str) -> bool:
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+def _binds(statement: ast.stmt) -> list[str]:
+    """Names that a statement gives a value."""
+    match statement:
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+        case ast.Assign(targets=targets):
+            return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            return [alias.asname or alias.name for alias in names]
+    return []
+
+
+def _is_light(statement: ast.Import | ast.ImportFrom) -> bool:
+    module = statement.module if isinstance(statement, ast.ImportFrom) else statement.names[0].name
+    return (
+        module in ("facessl.core.errors", "facessl.core.values") or str(module).split(".")[0] in sys.stdlib_module_names
+    )
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
+from facessl.core.values import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.dvae import VisualTokens
 from facessl.models.layers.attention import choose_attention

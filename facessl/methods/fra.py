@@ -14,7 +14,7 @@ from facessl.core.distributed import all_reduce_mean, rank_mean
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FRACTION, FROM_0, FROM_1, POSITIVE, check_values
+from facessl.core.values import FRACTION, FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers import frame
 from facessl.models.layers.decoder import MaskDecoder

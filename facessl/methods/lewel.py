@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FRACTION, FROM_1, POSITIVE, check_values
+from facessl.core.values import FRACTION, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead

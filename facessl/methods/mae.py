@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FROM_1, INNER_FRACTION, check_values
+from facessl.core.values import FROM_1, INNER_FRACTION, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.masking import Mask, encode_visible, patchify, random_mask, unpatchify
 from facessl.models.layers.vit_decoder import decoder_for

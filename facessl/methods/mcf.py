@@ -14,7 +14,7 @@ from facessl.core import files
 from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
+from facessl.core.values import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, frozen_copy
 from facessl.models.layers.losses import info_nce

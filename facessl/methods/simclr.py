@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from facessl.core.distributed import all_gather_rows, rank
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FROM_1, POSITIVE, check_values
+from facessl.core.values import FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View

@@ -14,7 +14,7 @@ from facessl.core.distributed import all_gather_rows, all_reduce_sum, rank, worl
 from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FROM_0, FROM_1, POSITIVE, check_values
+from facessl.core.values import FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.sinkhorn import sinkhorn

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from facessl.config.parse import from_dict
-from facessl.config.run import RETIRED, RunConfig
+from facessl.config.pretrain import RETIRED, PretrainConfig
 from facessl.core import files, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
@@ -35,7 +35,7 @@ class Origin:
     guessed: Mapping[str, str]
 
 
-def build_method(config: RunConfig) -> Method:
+def build_method(config: PretrainConfig) -> Method:
     """A fresh method on a fresh backbone, as `config` says."""
     arguments = dict(config.method)
     kind = plugins.find("methods", arguments.pop("name"))
@@ -129,7 +129,7 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
     return backbone.eval(), origin
 
 
-def card(method: Method, config: RunConfig, *, steps: int, commit: str) -> dict[str, Any]:
+def card(method: Method, config: PretrainConfig, *, steps: int, commit: str) -> dict[str, Any]:
     """What `backbone.json` says: all that is needed to use the weights."""
     values = dict(config.method)
     return backbone_card(method.backbone, method=values, source=config.source, steps=steps, commit=commit)
@@ -261,7 +261,7 @@ def checkpoint_of(path: Path) -> Path:
     return last
 
 
-def _without_downloads(values: Mapping[str, Any]) -> RunConfig:
+def _without_downloads(values: Mapping[str, Any]) -> PretrainConfig:
     backbone = {**values["backbone"], "pretrained": False}
     try:
         first: frozenset[str] = getattr(plugins.find("methods", values["method"]["name"]), "initial", frozenset())

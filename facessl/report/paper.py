@@ -29,7 +29,7 @@ from facessl.report.text import pipes
 #: Settings that do not change what a score may be compared with.
 _FREE = (
     *("run", "out", "resume", "device", "workers", "seed", "precision", "max_minutes", "max_bad", "checkpoint_every"),
-    *("log_every", "channels_last", "sync_batch_norm", "source", "val", "val_share"),
+    *("log_every", "channels_last", "sync_batch_norm", "source", "val", "val_fraction"),
 )
 #: So many differing settings are named.
 _NAMED = 8

@@ -18,13 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from facessl.config import recipes
 from facessl.config.parse import parse
-from facessl.config.run import RunConfig, unscaled_rate
+from facessl.config.pretrain import PretrainConfig, unscaled_rate
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, FaceSSLError
 from facessl.core.types import Batch, Progress
 from facessl.data.source import open_source
 from facessl.pretrained import load
-from facessl.training.pretrain import derive
+from facessl.training.plan import default_batch, derive
 
 #: Bytes of one image in a tar: a 256-pixel JPEG face (mean of 2,595 real ones) and the tar's own.
 IMAGE_BYTES = 12_926 + 772
@@ -41,18 +41,6 @@ SETS = {"vggface2": 3_141_890, "laionface": 20_000_000}
 SMALL_BATCH = 16
 #: Images of the counted batch; a count per image leaves out what grows with the batch's square (negatives).
 _COUNTED = 4
-
-
-class _Length:
-    """As much of a source as the schedule is derived from."""
-
-    streaming = False
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
 
 
 def plan(
@@ -104,8 +92,8 @@ def plan(
     settings = _settings(recipe, batch_size, epochs, warmup_epochs)
     count = images or _images(recipe, settings)
     if settings.batch_size is None:
-        settings = dataclasses.replace(settings, batch_size=max(1, min(256 * gpus, count) // gpus) * gpus)
-    derived = derive(settings, _Length(count), settings)  # type: ignore[arg-type]
+        settings = dataclasses.replace(settings, batch_size=default_batch(count, gpus, "cuda"))
+    derived = derive(settings, count)
     batch, steps = derived.batch_size, derived.total_steps
     found: dict[str, Any] = {
         **{"recipe": recipe, "gpus": gpus, "images": count, "batch": batch, "batch_per_gpu": batch / gpus},
@@ -145,16 +133,16 @@ def pass_seconds(images: float, rates: dict[int, float], fixed: float) -> float:
     return float(np.interp(images, [0, *batches], [min(fixed, times[0]), *times]))
 
 
-def _settings(recipe: str, batch_size: int | None, epochs: int | None, warmup: float | None) -> RunConfig:
+def _settings(recipe: str, batch_size: int | None, epochs: int | None, warmup: float | None) -> PretrainConfig:
     if recipe.startswith("downstream/") or "task" in recipes.read_recipe(recipe):
         raise ConfigError(f"{recipe} is a recipe of fine-tuning: plan takes those of pretrain (facessl list recipes)")
     flags = {"--batch-size": batch_size, "--epochs": epochs, "--optim.warmup-epochs": warmup}
     words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
-    settings: RunConfig = parse(["--config", recipe, *words])
+    settings: PretrainConfig = parse(["--config", recipe, *words])
     return dataclasses.replace(settings, max_steps=None) if epochs is not None else settings
 
 
-def _images(recipe: str, settings: RunConfig) -> int:
+def _images(recipe: str, settings: PretrainConfig) -> int:
     named = [count for name, count in SETS.items() if name in recipe]
     if not named and "source" in recipes.read_recipe(recipe):
         with contextlib.suppress(FaceSSLError):
@@ -164,14 +152,14 @@ def _images(recipe: str, settings: RunConfig) -> int:
     return named[0]
 
 
-def _worker_rate(settings: RunConfig) -> float:
+def _worker_rate(settings: PretrainConfig) -> float:
     """Images per second that one core decodes and crops; the crops' cost goes with their pixels."""
     views = settings.views or plugins.find("methods", settings.method["name"]).views
     pixels = sum((view.size * settings.image_size) ** 2 for view in views)
     return 1 / (DECODE_SECONDS + CROP_SECONDS * pixels / 224**2)
 
 
-def _network(settings: RunConfig, gpus: int) -> dict[str, Any]:
+def _network(settings: PretrainConfig, gpus: int) -> dict[str, Any]:
     """What is counted on the network: sizes, messages of its batch norms per step, arithmetic, bytes (float32)."""
     unread: frozenset[str] = getattr(plugins.find("methods", settings.method["name"]), "initial", frozenset())
     method = {key: value for key, value in settings.method.items() if key not in unread}
@@ -198,7 +186,7 @@ def _network(settings: RunConfig, gpus: int) -> dict[str, Any]:
     }
 
 
-def step_cost(module: Any, settings: RunConfig) -> tuple[float | None, int]:
+def step_cost(module: Any, settings: PretrainConfig) -> tuple[float | None, int]:
     """Floating-point operations per image of a step on the meta device, and messages of its batch norms over the ranks.
 
     A norm sends one message forward for each call on training statistics and one backward for each that has a gradient.
@@ -250,7 +238,7 @@ def _timed(found: dict[str, Any], given: dict[str, Any], rates: dict[int, float]
     return dict(zip(names.split(), values, strict=True))
 
 
-def _warnings(settings: RunConfig, found: dict[str, Any], given: dict[str, Any]) -> list[str]:
+def _warnings(settings: PretrainConfig, found: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """What would fail or disappoint, and a batch that is not the recipe's own."""
     told, batch, gpus, accumulate = [], found["batch"], found["gpus"], settings.accumulate
     rate, warmup = found["learning_rate"], found["warmup_steps"]

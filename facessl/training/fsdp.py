@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from facessl.config.run import RunConfig
+from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError
 from facessl.core.types import Step
 
@@ -22,7 +22,7 @@ from facessl.core.types import Step
 UNIT = 1_000_000
 
 
-def check(settings: RunConfig, compiled: bool) -> None:
+def check(settings: PretrainConfig, compiled: bool) -> None:
     """Refuse what is not known to work sharded.
 
     Raises:
@@ -73,15 +73,11 @@ def _show_loss() -> None:
 def _blocks(module: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in module.children():
-        if isinstance(module, (nn.Sequential, nn.ModuleList)) and _size(child) >= UNIT:
+        if isinstance(module, (nn.Sequential, nn.ModuleList)) and sum(p.numel() for p in child.parameters()) >= UNIT:
             found.append(child)
         else:
             found += _blocks(child)
     return found
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def is_sharded(value: object) -> bool:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning_fabric.loggers import TensorBoardLogger
 
+from facessl.core.errors import TrainingError
 from facessl.core.files import write_atomic
 
 
 class MetricsLog:
-    """Rows of numbers by step. A new column rewrites the file once; a resumed run drops the rows it will redo."""
+    """Rows of numbers by step. A new column rewrites the file.
+
+    A resumed run drops the rows that it will redo, and those that a crash or a full disk has torn.
+
+    Raises:
+        TrainingError: of every method, where its file cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         """
@@ -25,81 +33,101 @@ class MetricsLog:
         """
         self.folder = folder
         self.path = folder / "metrics.csv"
-        self._columns: list[str] = []
-        self._offset = 0.0
-        if self.path.is_file():
-            with open(self.path, newline="") as file:
-                rows = list(csv.DictReader(file))
-            self._columns = list(rows[0]) if rows else []
-            self._offset = max((float(r["seconds"]) for r in rows if r.get("seconds")), default=0.0)
-        self._began = time.monotonic()
+        self._rows = _read(self.path)
+        self._columns = list(self._rows[0]) if self._rows else []
+        self._began = time.monotonic() - _seconds(self._rows)
         self._board: TensorBoardLogger | None = None
-        self._has_board = importlib.util.find_spec("tensorboard") is not None
-        if not self._has_board:
+        if importlib.util.find_spec("tensorboard") is not None:
+            self._board = TensorBoardLogger(folder, name="tb", version="")
+        else:
             print("no TensorBoard log: pip install 'facessl[tensorboard]' for one", file=sys.stderr, flush=True)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append a row with at least `step`; `seconds` of training so far, over all resumed parts, is added."""
-        values = {"step": row["step"], "seconds": round(self._offset + time.monotonic() - self._began, 3), **row}
-        fresh = [k for k in values if k not in self._columns]
+        values = {"step": row["step"], "seconds": round(time.monotonic() - self._began, 3), **row}
+        self._rows.append({name: str(v) if isinstance(v, int) else f"{v:.6g}" for name, v in values.items()})
+        fresh = [name for name in values if name not in self._columns]
+        self._columns += fresh
         if fresh:
-            self._rewrite(lambda _: True, self._columns + fresh)
-        with open(self.path, "a", newline="") as file:
-            csv.writer(file).writerow([_cell(values.get(c)) for c in self._columns])
-        if not self._has_board:
-            return
-        if self._board is None:
-            self._board = TensorBoardLogger(self.folder, name="tb", version="")
-        self._board.log_metrics({k: float(v) for k, v in row.items() if k != "step"}, step=int(row["step"]))
+            self._rewrite()
+        else:
+            _append(self.path, [[self._rows[-1].get(name, "") for name in self._columns]])
+        if self._board is not None:
+            with _told(self.folder / "tb"):
+                self._board.log_metrics({k: float(v) for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
-    def cut_after(self, step: int) -> None:
-        """Forget rows of later steps: the run that wrote them was stopped before its next checkpoint."""
+    def cut_after(self, step: int, skipped: Mapping[str, str]) -> None:
+        """Forget rows of later steps, as the run that wrote them was stopped before its next checkpoint.
+
+        `skipped` are the unreadable images, key and reason, that the checkpoint had seen.
+        """
+        self._rows = [row for row in self._rows if float(row["step"]) <= step]
+        self._began = time.monotonic() - _seconds(self._rows)
         if self._columns:
-            self._rewrite(lambda r: float(r["step"]) <= step, self._columns)
-            with open(self.path, newline="") as file:
-                seconds = [float(r["seconds"]) for r in csv.DictReader(file) if r.get("seconds")]
-            self._offset = max(seconds, default=0.0)
+            self._rewrite()
+        (self.folder / "skipped.csv").unlink(missing_ok=True)
+        if skipped:
+            self.skipped(skipped)
 
     def skipped(self, fresh: Mapping[str, str]) -> None:
         """Append unreadable images to skipped.csv."""
         path = self.folder / "skipped.csv"
-        new = not path.is_file()
-        with open(path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["key", "reason"])
-            writer.writerows(fresh.items())
-
-    def restart_skipped(self, known: Mapping[str, str]) -> None:
-        """Make skipped.csv hold just `known`: what the resumed checkpoint had seen."""
-        (self.folder / "skipped.csv").unlink(missing_ok=True)
-        if known:
-            self.skipped(known)
+        _append(path, [*([] if path.is_file() else [("key", "reason")]), *fresh.items()])
 
     def flush(self) -> None:
         """Hand the TensorBoard events to the disk."""
         if self._board is not None:
-            self._board.save()
+            with _told(self.folder / "tb"):
+                self._board.save()
 
     def close(self) -> None:
         """Flush and release the files."""
         if self._board is not None:
             self._board.finalize("success")
 
-    def _rewrite(self, keep: object, columns: list[str]) -> None:
-        rows: list[dict[str, str]] = []
-        if self.path.is_file():
-            with open(self.path, newline="") as file:
-                rows = [r for r in csv.DictReader(file) if keep(r)]  # type: ignore[operator]
+    def _rewrite(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(self._rows)
         write_atomic(self.path, text.getvalue().encode())
-        self._columns = columns
 
 
-def _cell(value: float | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
+def _read(path: Path) -> list[dict[str, str]]:
+    """Whole rows of a table with a step; a row that is not is left out."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", errors="replace") as file:
+        head, *rows = [*csv.reader(line.replace("\0", "") for line in file)] or [[]]
+    whole = [dict(zip(head, row, strict=True)) for row in rows if len(row) == len(head)]
+    return [row for row in whole if all(_is_number(row.get(name)) for name in ("step", "seconds"))]
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float(text or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _seconds(rows: Iterable[Mapping[str, str]]) -> float:
+    return max((float(row["seconds"]) for row in rows), default=0.0)
+
+
+def _append(path: Path, rows: Iterable[Iterable[str]]) -> None:
+    with _told(path), open(path, "a", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """One sentence where a file cannot be written; TensorBoard reports it as a ValueError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else (error.__cause__ or error)
+        raise TrainingError(
+            f"cannot write {path}: {reason}; the last checkpoint is untouched: free space, or put the folder back, "
+            "then --resume"
+        ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facessl.config.pretrain import PretrainConfig
 from facessl.core.files import write_png
 from facessl.core.types import Progress
 from facessl.data.source import Source
@@ -24,37 +24,28 @@ from facessl.metrics.regions import (
     usage_entropy,
     winning_regions,
 )
+from facessl.training.trainer import Monitor
 from facessl.views.geometric import resize
 from facessl.views.normalise import normalise
 
-Monitor = Callable[[Any, Progress], dict[str, float]]
+#: Images in a picture of the regions, and their side in pixels there.
+ROWS, CELL = 4, 64
 
 
-def build(
-    source: Source,
-    *,
-    images: int,
-    image_size: int,
-    knn_source: str | None,
-    knn_test: str | None,
-    knn_images: int,
-    folder: Path | None,
-    precision: str = "fp32",
-) -> dict[str, Monitor]:
+def build(source: Source, config: PretrainConfig, folder: Path) -> dict[str, Monitor]:
     """The monitors of a run by name; each is called as `monitor(method, progress)` in eval mode without gradients.
 
     Args:
-        source: the training source; `images` of it, fixed for the run, give spread and region usage.
-        image_size: side in pixels of the monitored images.
-        knn_source, knn_test, knn_images: labelled source of the k-NN monitor; None: no such monitor.
-        folder: where region pictures of each measurement go; None: nowhere.
-        precision: of the k-NN embeddings.
+        source: the training source; some of its images, fixed for the run, give spread and region usage.
+        config: of the run.
+        folder: where region pictures of each measurement go.
     """
-    squares = sample_images(source, count=images, size=image_size)
+    chosen = config.monitor
+    squares = sample_images(source, count=chosen.images, size=config.image_size)
     monitors: dict[str, Monitor] = {"spread": _Spread(squares), "regions": _Regions(squares, folder)}
-    if knn_source is not None:
-        parts = [at_most(part, knn_images) for part in split_source(knn_source, knn_test)]
-        monitors["knn"] = _KNN(parts[0], parts[1], precision)
+    if chosen.knn is not None:
+        train, test = (at_most(part, chosen.knn_images) for part in split_source(chosen.knn, chosen.knn_test))
+        monitors["knn"] = _KNN(train, test, "bf16" if config.precision == "bf16" else "fp32")
     return monitors
 
 
@@ -75,20 +66,17 @@ class _Spread:
 class _Regions:
     """Use, sharpness and kind of the heatmaps of fixed images, and a small picture of them."""
 
-    def __init__(self, squares: np.ndarray, folder: Path | None, rows: int = 4, cell: int = 64) -> None:
+    def __init__(self, squares: np.ndarray, folder: Path) -> None:
         self.squares = squares
         self.folder = folder
-        self.rows = rows
-        self.cell = cell
 
     def __call__(self, method: Any, progress: Progress) -> dict[str, float]:
         if getattr(method, "heatmaps", None) is None or not getattr(method, "has_regions", True):
             return {}
         maps = torch.cat([method.heatmaps(x).float() for x in _batches(method, self.squares)])  # (M, N, h, w)
-        if self.folder is not None:
-            shown = np.stack([resize(image, self.cell) for image in self.squares[: self.rows]])
-            picture = region_picture(shown, maps[: self.rows].cpu())
-            write_png(self.folder / f"step-{progress.step:08d}.png", picture)
+        shown = np.stack([resize(image, CELL) for image in self.squares[:ROWS]])
+        picture = region_picture(shown, maps[:ROWS].cpu())
+        write_png(self.folder / f"step-{progress.step:08d}.png", picture)
         return {
             "usage_entropy": float(usage_entropy(maps)),
             "sharpness": float(sharpness(maps)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,8 +10,7 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from facessl.config.finetune import TuneOptim
-from facessl.config.run import OptimConfig
+from facessl.config.optim import FinetuneOptim, PretrainOptim
 from facessl.core.errors import UnknownName
 from facessl.models.backbone import Backbone
 
@@ -36,54 +34,32 @@ class LARS(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        *,
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust: float = 0.001,
+        self, params: Iterable[Any], *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3
     ) -> None:
-        super().__init__(
-            params,
-            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True},
-        )
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; there is no `closure`."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(group, params)
-        return loss
+            on_cpu = all(p.device.type == "cpu" for p in params)
+            for together in [[p] for p in params] if on_cpu else [params]:
+                self._update(group, together)
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        if params[0].device.type == "cpu":
-            for parameter in params:
-                self._update_together(group, [parameter])
-        else:
-            self._update_together(group, params)
-
-    def _update_together(self, group: dict[str, Any], params: list[Tensor]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
         directions = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
         if group["adapt"]:
             weight_norm = torch.stack(torch._foreach_norm(params))  # (P,)
             update_norm = torch.stack(torch._foreach_norm(directions))  # (P,)
-            ratio = torch.where(
-                (weight_norm > 0) & (update_norm > 0),
-                group["trust"] * weight_norm / update_norm,
-                torch.ones_like(weight_norm),
-            )
+            ratio = group["trust"] * weight_norm / update_norm
+            ratio = torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
             torch._foreach_mul_(directions, list(ratio.unbind()))
-        fresh = [p for p in params if "momentum" not in self.state[p]]
-        for p in fresh:
-            self.state[p]["momentum"] = torch.zeros_like(p)
+        for p in params:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
         velocity = [self.state[p]["momentum"] for p in params]
         torch._foreach_mul_(velocity, group["momentum"])
         torch._foreach_add_(velocity, directions)
@@ -114,13 +90,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [g for g in groups if g["params"]]
 
 
-def build_optimizer(module: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
-    """The optimiser of a run; `lr` is the derived (scaled) peak learning rate."""
+def build_optimizer(module: nn.Module, optim: PretrainOptim, lr: float) -> torch.optim.Optimizer:
+    """The optimiser of a pre-training run; `lr` is the derived (scaled) peak learning rate."""
     groups = parameter_groups(module, optim.weight_decay)
     if optim.name == "lars":
         return LARS(groups, lr=lr, momentum=optim.momentum, trust=optim.trust)
-    for group in groups:
-        del group["adapt"]
     return torch.optim.AdamW(groups, lr=lr, betas=optim.betas, fused=fused_on_cpu(groups))
 
 
@@ -138,11 +112,11 @@ def warmup_cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int
     `final` * peak at total_steps."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def build_tuning_optimizer(task: nn.Module, optim: TuneOptim) -> torch.optim.Optimizer:
+def build_tuning_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.optim.Optimizer:
     """The optimiser of a fine-tuning run.
 
     Every group carries `lr_scale`, its learning rate over `optim.lr`: of the longest name in `optim.lrs` that the
@@ -158,7 +132,6 @@ def build_tuning_optimizer(task: nn.Module, optim: TuneOptim) -> torch.optim.Opt
     scales = _scales(task, optim)
     groups: list[dict[str, Any]] = []
     for group in parameter_groups(task, optim.weight_decay):
-        del group["adapt"]
         if optim.decay_norms:
             group["weight_decay"] = optim.weight_decay
         for scale in sorted({scales[id(p)] for p in group["params"]}):
@@ -171,7 +144,7 @@ def build_tuning_optimizer(task: nn.Module, optim: TuneOptim) -> torch.optim.Opt
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused_on_cpu(groups))
 
 
-def _scales(task: nn.Module, optim: TuneOptim) -> dict[int, float]:
+def _scales(task: nn.Module, optim: FinetuneOptim) -> dict[int, float]:
     """Learning rate of each parameter, by its id, over `optim.lr`."""
     modules = dict(task.named_modules())
     for name in optim.lrs:
@@ -191,22 +164,29 @@ def _scales(task: nn.Module, optim: TuneOptim) -> dict[int, float]:
     return scales
 
 
-def schedule(optim: TuneOptim, *, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+def schedule(
+    optim: PretrainOptim | FinetuneOptim,
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    steps_per_epoch: int | None,
+) -> Callable[[int], float]:
     """Learning rate by optimiser step (0 = the first).
 
     The warm-up is linear. `cosine` ends at `final_lr`; `step` and `exponential` count whole epochs, warm-up included.
     """
-    warmup = min(round(optim.warmup_epochs * steps_per_epoch), total_steps)
-    milestones = sorted(round(m * steps_per_epoch) for m in optim.milestones)
-    final = optim.final_lr / optim.lr
 
     def rate(step: int) -> float:
-        if optim.schedule == "cosine" or step < warmup:
-            return warmup_cosine(step, peak=optim.lr, warmup_steps=warmup, total_steps=total_steps, final=final)
+        if step < warmup_steps or optim.schedule == "cosine":
+            final = optim.final_fraction
+            return warmup_cosine(step, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, final=final)
+        assert isinstance(optim, FinetuneOptim)
+        assert steps_per_epoch is not None
         if optim.schedule == "step":
-            return optim.lr * optim.gamma ** bisect.bisect_right(milestones, step)
+            return peak * optim.gamma ** sum(round(m * steps_per_epoch) <= step for m in optim.milestones)
         if optim.schedule == "exponential":
-            return optim.lr * optim.gamma ** math.floor(step / steps_per_epoch)
-        return optim.lr
+            return peak * optim.gamma ** (step // steps_per_epoch)
+        return peak
 
     return rate

@@ -1,23 +1,126 @@
-"""Every number of a fine-tuning run that follows from its configuration and its images, and what is said about them."""
+"""Every number of a run that follows from its configuration and its images, and what is said about them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from facessl.config.finetune import FinetuneConfig
+from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError, many
 from facessl.models.backbone import Backbone
 from facessl.training.optim import schedule
-from facessl.training.trainer import Plan
 
 #: Views of at most so many pixels do not need the heads that protocols for 448 px publish.
 SMALL = 128
-#: A batch that nobody asked for is at most this share of the training part, but not below so many images.
-_SHARE, _FEW = 4, 8
-#: A warm-up that nobody asked for is at most this share of the run.
-_WARMUP = 5
+#: A batch that nobody asked for is at most this part of the training images, but not below so many images.
+_QUARTER, _FEW = 4, 8
+#: A warm-up that nobody asked for is at most this part of the run.
+_FIFTH = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Derived numbers of a run, all in optimiser steps.
+
+    Attributes:
+        total_steps: length of the schedule.
+        steps_per_epoch: None where the source has no length.
+        batch_size: images of one step over all ranks.
+        learning_rate: step -> learning rate.
+        peak: its largest value, reached after `warmup_steps`.
+        accumulate: micro-batches per step.
+        clip_grad: largest gradient norm, 0 = no clipping.
+        log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is
+            always logged.
+        max_seconds: stop with a checkpoint after so long; None = never.
+        max_bad: unreadable images above which the run stops; None = no limit.
+    """
+
+    total_steps: int
+    steps_per_epoch: int | None
+    batch_size: int
+    learning_rate: Callable[[int], float]
+    accumulate: int = 1
+    clip_grad: float = 0.0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    monitor_every: int = 500
+    max_seconds: float | None = None
+    max_bad: int | None = None
+    peak: float = 0.0
+    warmup_steps: int = 0
+
+
+def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
+    """The plan of a configuration with a batch size, for so many training images; None: a stream without a length.
+
+    Raises:
+        ConfigError: a batch larger than the source, no length to derive the schedule from, or a warm-up longer than
+            the run that was asked for; a recipe's is then a fifth of the run.
+    """
+    batch, epochs = config.batch_size, config.optim.warmup_epochs
+    assert batch is not None
+    per_epoch = None if images is None else images // batch
+    if per_epoch == 0:
+        raise ConfigError(
+            f"batch size {batch} is larger than {config.source} with its {images} images to train on: "
+            f"use --batch-size {images} or less"
+        )
+    if config.max_steps is None and per_epoch is None:
+        raise ConfigError(f"{config.source} is a stream without a length: say how long with --max-steps")
+    total = config.max_steps or config.epochs * (per_epoch or 0)
+    if epochs is None:
+        warmup = min(10 * per_epoch if per_epoch else total, total // _FIFTH)
+    elif epochs and per_epoch is None:
+        raise ConfigError(
+            f"optim.warmup_epochs = {epochs} cannot be counted on the stream {config.source}: "
+            "use --optim.warmup-epochs null (a fifth of the run) or 0"
+        )
+    else:
+        warmup = round(epochs * (per_epoch or 0))
+    if warmup > total and _asked_warmup(config):
+        raise ConfigError(
+            f"optim.warmup_epochs = {epochs:g} is {warmup} steps, but the run has {total}: use "
+            f"--optim.warmup-epochs {total // _FIFTH / (per_epoch or 1):.2g} or less, or train longer"
+        )
+    warmup = total // _FIFTH if warmup > total else warmup
+    peak = config.optim.peak(batch)
+    if isinstance(config, PretrainConfig):
+        accumulate, measured = config.accumulate, config.monitor.every
+    else:
+        accumulate = 1
+        measured = 0 if config.select == "last" else max(1, round(config.eval_every * (per_epoch or 0)))
+    return Plan(
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        batch_size=batch,
+        peak=peak,
+        warmup_steps=warmup,
+        learning_rate=schedule(
+            config.optim, peak=peak, warmup_steps=warmup, total_steps=total, steps_per_epoch=per_epoch
+        ),
+        accumulate=accumulate,
+        clip_grad=config.clip_grad,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        monitor_every=measured,
+        max_seconds=config.max_minutes * 60 if config.max_minutes else None,
+        max_bad=None if images is None else math.floor(config.max_bad * images),
+    )
+
+
+def _asked_warmup(config: PretrainConfig | FinetuneConfig) -> bool:
+    return not config.given.isdisjoint(("optim", "optim.warmup_epochs"))
+
+
+def default_batch(images: int | None, ranks: int, device: str) -> int:
+    """Images of a pre-training step where nobody asked for a number: what fits the device, at most the source."""
+    wanted = 256 * ranks if device == "cuda" else 32
+    return max(1, min(wanted, wanted if images is None else images) // ranks) * ranks
 
 
 def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[FinetuneConfig, list[str]]:
@@ -25,31 +128,21 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
 
     Defaults are those of the published protocols, whose training sets have thousands of images. What was asked for
     (`FinetuneConfig.given`) is never changed.
-
-    Raises:
-        ConfigError: what was asked for is a batch larger than the training part, or a warm-up longer than the run.
     """
     notes = []
     batch = config.batch_size
     if "batch_size" not in config.given:
-        most = max(images // _SHARE, min(images, _FEW))
+        most = max(images // _QUARTER, min(images, _FEW))
         batch = min(batch, max(most // world_size, 1) * world_size)
         if batch < config.batch_size:
             notes.append(
                 f"batch size {batch} instead of the protocol's {config.batch_size}, as there are {images} images to "
                 "train on (--batch-size sets it)"
             )
-    per_epoch = _per_epoch(batch, images)
-    total = config.max_steps or config.epochs * per_epoch
-    epochs = config.optim.warmup_epochs
-    steps, most = round(epochs * per_epoch), total // _WARMUP
-    if not config.given.isdisjoint(("optim", "optim.warmup_epochs")):
-        if steps > total:
-            raise ConfigError(
-                f"optim.warmup_epochs = {epochs:g} is {steps} steps, but the run has {total}: use "
-                f"--optim.warmup-epochs {most / per_epoch:.2g} or less, or train longer"
-            )
-    elif steps > most:
+    per_epoch = images // batch
+    most, epochs = (config.max_steps or config.epochs * per_epoch) // _FIFTH, config.optim.warmup_epochs
+    steps = round(epochs * per_epoch)
+    if steps > most and not _asked_warmup(config):
         epochs = most / per_epoch
         notes.append(
             f"{many(most, 'step')} of warm-up, at most a fifth of the run, instead of the protocol's {steps} "
@@ -59,34 +152,14 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
     return dataclasses.replace(config, batch_size=batch, optim=optim), notes
 
 
-def derive(config: FinetuneConfig, images: int) -> Plan:
-    """The plan of a settled configuration for `images` training images. Raises ConfigError as `settle`."""
-    per_epoch = _per_epoch(config.batch_size, images)
-    total = config.max_steps or config.epochs * per_epoch
-    every = max(1, round(config.eval_every * per_epoch))
-    return Plan(
-        total_steps=total,
-        steps_per_epoch=per_epoch,
-        batch_size=config.batch_size,
-        peak=config.optim.lr,
-        warmup_steps=min(round(config.optim.warmup_epochs * per_epoch), total),
-        learning_rate=schedule(config.optim, total_steps=total, steps_per_epoch=per_epoch),
-        clip_grad=config.clip_grad,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
-        monitor_every=0 if config.select == "last" else every,
-        max_seconds=config.max_minutes * 60 if config.max_minutes else None,
-        max_bad=math.floor(config.max_bad * images),
-    )
-
-
-def _per_epoch(batch: int, images: int) -> int:
-    if images < batch:
-        raise ConfigError(
-            f"batch size {batch} is larger than the training part with its {images} images: "
-            f"use --batch-size {images} or less"
-        )
-    return images // batch
+def shorter_warmup(config: PretrainConfig, plan: Plan) -> str | None:
+    """A sentence where a run is too short for its warm-up."""
+    epochs = config.optim.warmup_epochs
+    usual = "ten epochs" if epochs is None else f"the recipe's {epochs:g}"
+    if plan.warmup_steps >= round((10 if epochs is None else epochs) * (plan.steps_per_epoch or plan.total_steps)):
+        return None
+    steps = f"{many(plan.warmup_steps, 'step')} of warm-up, at most a fifth of the run,"
+    return f"{steps} instead of {usual} (--optim.warmup-epochs sets it)"
 
 
 def size_reason(config: FinetuneConfig, own: int | None) -> str:

@@ -1,26 +1,37 @@
-"""What every training command needs around its loop: devices and ranks, run folders, saved states, one error."""
+"""A run of any kind: launch, folder, resume, training, one error for all ranks.
+
+`pretrain.py` and `finetune.py` give what differs between them, as `Job` says.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+import yaml
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
-from facessl.config.run import RunConfig
+from facessl.config.pretrain import without_retired
+from facessl.config.run import differences
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
-from facessl.methods.base import Method
+from facessl.core.lock import only_writer
+from facessl.data.loader import TrainLoader
+from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
+from facessl.training.plan import Plan, derive
+from facessl.training.trainer import Parts, Trainer
 
 T = TypeVar("T")
 
@@ -28,6 +39,106 @@ T = TypeVar("T")
 #: launcher.
 TIMEOUT = timedelta(hours=1)
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+class Job(Protocol):
+    """What differs between the kinds of run; the methods are called in this order.
+
+    Attributes:
+        config: a `RunConfig` as it was asked for; after `settle` without open settings.
+    """
+
+    config: Any
+
+    def name(self) -> str:
+        """Reads the network, where it is a trained one. Returns the run folder's name, where nobody chose one."""
+
+    def settle(self, fabric: Fabric) -> dict[str, Any]:
+        """Opens the images and settles `config`. Returns its plain values, as `config.yaml` holds them."""
+
+    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
+        """What is trained. The random state is that of the seed. `fresh`: not resumed."""
+
+    def begin(self, plan: Plan, folder: Path, *, fresh: bool) -> list[str]:
+        """On the first rank before the first step. Returns what is said about the run."""
+
+    def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> Any:
+        """On every rank after the last step. Returns the result of the run."""
+
+
+def carry_out(job: Job) -> Any:
+    """Carry out a run, a new or a resumed one; every rank of a distributed job calls this.
+
+    Returns:
+        What `job.finish` does.
+
+    Raises:
+        FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
+    """
+    with one_error_in_distributed(), warnings.catch_warnings(), contextlib.ExitStack() as lock:
+        warnings.filterwarnings("ignore", module="lightning.*")
+        asked = job.config
+        fabric = start_fabric(asked.device, asked.precision, getattr(asked, "strategy", "auto"))
+        folder = _folder(asked.out, asked.resume, job.name(), fabric)
+        _check_folder(folder, resume=asked.resume)
+        one_after_another(fabric, lambda: fabric.is_global_zero and lock.enter_context(only_writer(folder)))
+        _check_folder(folder, resume=asked.resume)  # another process may have written it in between
+        return _carry_out(job, fabric, folder)
+
+
+def _carry_out(job: Job, fabric: Fabric, folder: Path) -> Any:
+    last = folder / "checkpoints" / "last.ckpt"
+    # Without a checkpoint a resumed run begins again.
+    saved = files.read_run(last) if job.config.resume and last.is_file() else None
+    resolved = job.settle(fabric)
+    config = job.config
+    if saved and (changed := differences(without_retired(saved["config"]), resolved)):
+        raise ConfigError(
+            f"{folder} was started with other settings ({'; '.join(changed)}): resume with the old ones, "
+            "or start a new run with another --out"
+        )
+    fabric.seed_everything(config.seed, workers=False, verbose=False)
+    parts = job.build(fabric, folder, fresh=not saved)
+    plan = derive(config, None if parts.source.streaming else len(parts.source))
+    module = parts.module.train()
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)
+    module.to(fabric.device)
+    if config.sync_batch_norm and fabric.world_size > 1:
+        convert_sync_batchnorm(module)
+    trainer = Trainer(fabric, parts, plan, folder, resolved)
+    if fabric.world_size > 1:  # dropout differs between the ranks, also where other ranks go on than began
+        torch.manual_seed(config.seed + fabric.global_rank + (saved["step"] * fabric.world_size if saved else 0))
+    if saved:
+        trainer.load_state(saved)
+    if fabric.is_global_zero:
+        if not saved:
+            files.write_atomic(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
+        files.write_atomic(folder / "environment.json", json.dumps(environment.describe(), indent=2).encode())
+        for line in job.begin(plan, folder, fresh=not saved):
+            say(line)
+        if saved:
+            step = f"step {trainer.step:,} of {plan.total_steps:,}"
+            more = trainer.step < plan.total_steps
+            say(f"going on from {step}" if more else f"the run is already finished at {step}; rewriting its results")
+    batches = TrainLoader(
+        parts.source,
+        parts.transform,
+        batch_size=plan.batch_size,
+        seed=config.seed,
+        workers=loader_workers(config.workers),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        start_step=trainer.step,
+        pin_memory=fabric.device.type == "cuda",
+        weights=parts.weights,
+    )
+    finished = trainer.fit(iter(batches))
+    result = job.finish(fabric, folder, trainer.step, finished=finished)
+    if fabric.is_global_zero and not finished:
+        say(f"stopped at step {trainer.step} ({trainer.stop_reason}); go on with --resume --out {folder}")
+    fabric.barrier()
+    return result
 
 
 def say(text: str) -> None:
@@ -41,13 +152,9 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
     Raises:
         ConfigError: a device that is not there, or fp16 on a CPU.
     """
-    for noisy in ("lightning", "lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
+    for noisy in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    device = environment.default_device() if device == "auto" else device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device mps was asked for, but torch sees no Apple GPU: use --device cpu or auto")
+    device = environment.device_of(device)
     if precision == "fp16" and device == "cpu":
         raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or fp32 on a CPU")
     world, local = ranks()
@@ -79,7 +186,7 @@ def ranks() -> tuple[int, int]:
     return 1, 1
 
 
-def run_folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
+def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
     """`out`, or `runs/<name>`, numbered where taken; the same on every rank."""
     if out is not None:
         return Path(out)
@@ -93,26 +200,14 @@ def run_folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path
     return Path(fabric.broadcast(str(folder)))
 
 
-def make_folder(folder: Path) -> None:
-    """The run folder and those above it. ConfigError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--out {folder} cannot be made ({error.strerror}): name a folder where you may write"
-        ) from None
-
-
-def saved_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
-    """The state to resume from; None for a fresh run. A run that is already there is never overwritten."""
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    """ConfigError where a run cannot be resumed from a folder, or begun there: none is ever overwritten."""
     last = folder / "checkpoints" / "last.ckpt"
     if resume:
-        if not last.is_file():
-            if (folder / "config.yaml").is_file():
-                return None  # stopped before its first checkpoint: begin again
+        if not last.is_file() and not (folder / "config.yaml").is_file():
             what = "it has no checkpoints/last.ckpt" if folder.exists() else "there is no such folder"
             raise ConfigError(f"nothing to resume in {folder}: {what}; leave out --resume, or name the run with --out")
-        return files.read_run(last)
+        return
     if last.exists() or (folder / "metrics.csv").exists():
         raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
     if folder.exists() and not folder.is_dir():
@@ -121,7 +216,6 @@ def saved_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = "may not be written to" if above.is_dir() else "is a file"
         raise ConfigError(f"--out {folder} cannot be made, as {above} {why}: name a folder where you may write")
-    return None
 
 
 def loader_workers(asked: int | None) -> int:
@@ -156,31 +250,6 @@ def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
         if any(reasons):
             raise failed or DataError(next(reason for reason in reasons if reason))
     return built[0]
-
-
-def check_accumulation(method: Method, settings: RunConfig, world_size: int) -> None:
-    """Refuse what would silently be another loss, or leave images out.
-
-    Raises:
-        ConfigError: a loss that spans the batch, or a batch that does not divide.
-    """
-    parts = settings.accumulate
-    if parts == 1:
-        return
-    batch = settings.batch_size or 0
-    if batch % (parts * world_size):
-        fitting = max(1, batch // (parts * world_size)) * parts * world_size
-        raise ConfigError(
-            f"a batch of {batch} images on {world_size} ranks cannot be cut in {parts} equal micro-batches: use "
-            f"{fitting}"
-        )
-    wide = getattr(method, "batch_wide", "")
-    if wide and not settings.accumulate_approximate:
-        raise ConfigError(
-            f"accumulate = {parts} would change the loss of {settings.method['name']}: {wide} would span "
-            f"{batch // parts} images instead of {batch}; use more GPUs or a smaller batch, or accept it with "
-            "--accumulate-approximate"
-        )
 
 
 @contextmanager

@@ -16,54 +16,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
-from torch import Tensor, nn
+from lightning_fabric import Fabric
+from torch import Tensor
 
 from facessl.core import files
 from facessl.core.errors import TrainingError
 from facessl.core.types import Batch, Progress
+from facessl.data.loader import Transform
 from facessl.data.prefetch import Prefetcher
+from facessl.data.source import Source
 from facessl.data.workers import worker_death
-from facessl.methods.base import Method
 from facessl.training import fsdp
 from facessl.training.metrics_log import MetricsLog
+from facessl.training.plan import Plan
 from facessl.training.progress import ProgressLine
 from facessl.training.stopping import Stopping
 
 Monitor = Callable[[Any, Progress], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Derived numbers of a run, all in optimiser steps.
-
-    Attributes:
-        total_steps: length of the schedule.
-        steps_per_epoch: None where the source has no length.
-        batch_size: images of one step over all ranks.
-        learning_rate: step -> learning rate.
-        peak: its largest value, reached after `warmup_steps`.
-        accumulate: micro-batches per step.
-        clip_grad: largest gradient norm, 0 = no clipping.
-        log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is
-            always logged.
-        max_seconds: stop with a checkpoint after so long; None = never.
-        max_bad: unreadable images above which the run stops; None = no limit.
-    """
-
-    total_steps: int
-    steps_per_epoch: int | None
-    batch_size: int
-    learning_rate: Callable[[int], float]
-    accumulate: int = 1
-    clip_grad: float = 0.0
-    log_every: int = 20
-    checkpoint_every: int = 500
-    monitor_every: int = 500
-    max_seconds: float | None = None
-    max_bad: int | None = None
-    peak: float = 0.0
-    warmup_steps: int = 0
 
 
 @dataclass
@@ -76,36 +45,55 @@ class _Window:
     started: float = field(default_factory=time.perf_counter)
 
 
-class Trainer:
-    """Runs a method to the end of its plan; `fit` returns True when the end was reached."""
+@dataclass
+class Parts:
+    """What a run trains, and on what.
 
-    def __init__(
-        self,
-        *,
-        fabric: Fabric,
-        method: Method,
-        optimizer: torch.optim.Optimizer,
-        photometric: Callable[[Batch], Batch],
-        plan: Plan,
-        folder: Path,
-        config: Mapping[str, Any],
-        monitors: Mapping[str, Monitor],
-        on_measured: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-    ) -> None:
+    Attributes:
+        module: gives `step` and `after_step`.
+        optimizer: called with the plan once `module` is on its device in its memory format; may change it first.
+        source: training images.
+        transform: stored image -> views, in the loader's processes.
+        photometric: the part of the augmentation on the device, with the normalisation.
+        monitors: by name.
+        on_measured: step, values of all monitors -> None.
+        weights: (N,) probabilities of the images; None: every image once an epoch.
+    """
+
+    module: Any
+    optimizer: Callable[[Plan], torch.optim.Optimizer]
+    source: Source
+    transform: Transform
+    photometric: Callable[[Batch], Batch]
+    monitors: Mapping[str, Monitor] = field(default_factory=dict)
+    on_measured: Callable[[int, dict[str, float]], None] = lambda step, values: None
+    weights: np.ndarray | None = None
+
+
+class Trainer:
+    """Runs a method to the end of its plan; `fit` returns True when the end was reached.
+
+    Args:
+        fabric: launched.
+        parts: what is trained, on the device.
+        plan: derived numbers.
+        folder: of the run.
+        config: plain values, for checkpoints.
+    """
+
+    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, config: Mapping[str, Any]) -> None:
         self.fabric = fabric
-        self.method = method
-        self.optimizer = optimizer
-        self.photometric = photometric
+        self.parts = parts
+        self.method = parts.module
+        self.optimizer = parts.optimizer(plan)
         self.plan = plan
         self.folder = folder
         self.config = config
-        self.monitors = monitors
-        self.on_measured = on_measured
         self.step = 0
         self.skipped: dict[str, str] = {}
         self._stopping = Stopping(fabric.device, fabric.world_size)
         self._log = MetricsLog(folder) if fabric.is_global_zero else None
-        self._wrapped, self._optimizer = fabric.setup(method, optimizer)  # type: ignore[arg-type]
+        self._wrapped, self._optimizer = fabric.setup(self.method, self.optimizer)
         self._wrapped.mark_forward_method("step")
 
     # ---- state -------------------------------------------------------------------------------------------------
@@ -117,7 +105,7 @@ class Trainer:
             rngs = [None] * self.fabric.world_size  # type: ignore[list-item]
             torch.distributed.all_gather_object(rngs, _rng_state())
         return {
-            "method": fsdp.whole(self.method.state_dict()),  # type: ignore[attr-defined]
+            "method": fsdp.whole(self.method.state_dict()),
             "optimizer": fsdp.whole(self.optimizer.state_dict()),
             "precision": self.fabric.strategy.precision.state_dict(),
             "rng": rngs,
@@ -127,7 +115,7 @@ class Trainer:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state` of a run with the same configuration (collective call)."""
-        fsdp.load_module(self.method, state["method"])  # type: ignore[arg-type]
+        fsdp.load_module(self.method, state["method"])
         fsdp.load_optimizer(self.optimizer, state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step = int(state["step"])
@@ -135,8 +123,7 @@ class Trainer:
         if len(state["rng"]) == self.fabric.world_size:
             _set_rng_state(state["rng"][self.fabric.global_rank])
         if self._log is not None:
-            self._log.cut_after(self.step)
-            self._log.restart_skipped(self.skipped)
+            self._log.cut_after(self.step, self.skipped)
 
     # ---- loop --------------------------------------------------------------------------------------------------
 
@@ -148,10 +135,9 @@ class Trainer:
         """
         began = time.perf_counter()
         if self.step == 0 and self._log is not None:  # a run that was stopped before its first checkpoint begins again
-            self._log.cut_after(-1)
-            self._log.restart_skipped(self.skipped)
+            self._log.cut_after(-1, {})
         window = _Window(first_step=self.step)
-        ready = Prefetcher(batches, self.fabric.device, self.photometric)
+        ready = Prefetcher(batches, self.fabric.device, self.parts.photometric)
         with self._stopping, ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
             if self.step == 0:
                 self._measure()
@@ -268,14 +254,14 @@ class Trainer:
         if not self.plan.monitor_every:
             return
         values: dict[str, float] = {}
-        if self.monitors:  # one rank has them: the others wait at the barrier
-            module: nn.Module = self.method  # type: ignore[assignment]
+        if self.parts.monitors and self.fabric.is_global_zero:  # the others wait at the barrier
+            module = self.method
             modes = [(m, m.training) for m in module.modules()]
             kept = _rng_state()
             module.eval()
             try:
                 with torch.no_grad():
-                    for monitor in self.monitors.values():
+                    for monitor in self.parts.monitors.values():
                         values |= monitor(self.method, self.progress)
             finally:
                 for part, mode in modes:
@@ -283,7 +269,7 @@ class Trainer:
                 _set_rng_state(kept)
             if self._log is not None:
                 self._log.write(self._row_head() | {f"monitor/{k}": v for k, v in values.items()})
-            self.on_measured(self.step, values)
+            self.parts.on_measured(self.step, values)
         self.fabric.barrier()
 
     def _check_finite(self, window: _Window, only_last: bool = False) -> None:
@@ -301,8 +287,7 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """A loss may be finite when the update after it was not."""
-        module: nn.Module = self.method  # type: ignore[assignment]
-        parameters = {name: p.detach() for name, p in module.named_parameters() if not fsdp.is_sharded(p)}
+        parameters = {name: p.detach() for name, p in self.method.named_parameters() if not fsdp.is_sharded(p)}
         if not parameters:
             return
         finite = torch.stack([p.isfinite().all() for p in parameters.values()]).tolist()

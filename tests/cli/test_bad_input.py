@@ -19,11 +19,12 @@ from facessl import load_method
 from facessl.cli import main
 from facessl.config import parse as parsing
 from facessl.config.parse import parse
-from facessl.config.run import RETIRED, RunConfig
+from facessl.config.pretrain import RETIRED, PretrainConfig
 from facessl.core import files
 from facessl.core.errors import ConfigError, DataWarning
 from facessl.data.source import open_source
 from facessl.training import pretrain
+from facessl.training.plan import derive
 from facessl.training.trainer import Trainer
 from tests.helpers import TINY, weights
 
@@ -90,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["probe", "no-run", "synthetic:?n=4", "--protocol", "linear", "--k", "3"], "--k belongs to knn"),
         (["probe", "no-run", "synthetic:?n=4", "--kk", "3"], "'--k'"),
         (["pretrain", "--mean", "0.5"], "a list of 3, such as '[0.1, 0.1, 0.1]' or null"),
-        (["pretrain", *TINY, "--optim.warmup-epochs", "9"], "warmup-epochs null"),
+        (["pretrain", *TINY, "--optim.warmup-epochs", "9"], "optim.warmup-epochs 0.4 or less"),
         (["pretrain", "--method", "mae", "--backbone", "vit_tiny_patch16_224", "--image-size", "70"], "64 or 80"),
         (["pretrain", *TINY, "--backbone", "vit_tiny_patch16_224", "--image-size", "70"], "64 or 80"),
         (["pretrain", *TINY, "--out", "/proc/run"], "--out /proc/run cannot be made"),
@@ -163,12 +164,10 @@ def test_a_landmark_far_from_its_face_is_told_with_its_line(tmp_path: Path) -> N
 
 def test_the_warm_up_of_a_recipe_gives_way_to_a_short_run() -> None:
     words = ["--config", "mcf/smoke", "--max-steps", "5", "--batch-size", "64"]
-    source = open_source("synthetic:?n=1024&size=32")
-    config = parse(words)
-    assert pretrain.derive(config, source, config).warmup_steps == 1
+    assert derive(parse(words), 1024).warmup_steps == 1
     asked = parse([*words, "--optim.warmup-epochs", "1"])
     with pytest.raises(ConfigError, match="16 steps, but the run has 5"):
-        pretrain.derive(asked, source, asked)
+        derive(asked, 1024)
 
 
 def test_an_untrained_network_has_not_collapsed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,9 +259,9 @@ def test_resume_with_another_configuration_names_the_keys(capsys: pytest.Capture
 def test_a_setting_that_is_gone_is_refused_where_it_did_something(
     cache: str, size: int | None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, run = RunConfig.to_dict, tmp_path / "run"
+    real, run = PretrainConfig.to_dict, tmp_path / "run"
     with monkeypatch.context() as earlier:
-        earlier.setattr(RunConfig, "to_dict", lambda self: {**real(self), "cache": cache, "cache_size": size})
+        earlier.setattr(PretrainConfig, "to_dict", lambda self: {**real(self), "cache": cache, "cache_size": size})
         earlier.setattr(parsing, "without_retired", lambda values: {k: values[k] for k in values if k not in RETIRED})
         assert main(["pretrain", *TINY, "--max-minutes", "1e-9", "--out", str(run)]) == 0
     assert f"\ncache: {cache}\n" in (run / "config.yaml").read_text()

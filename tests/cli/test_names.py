@@ -27,7 +27,8 @@ def test_a_run_with_the_fields_of_views_by_their_former_names_goes_on(tmp_path: 
     written = config.read_text()
     former = {name: old for old, name in RENAMED.items()}
     state = torch.load(last, weights_only=True)
-    state["config"]["views"] = [{former.get(k, k): v for k, v in view.items()} for view in state["config"]["views"]]
+    views = [{former.get(k, k): v for k, v in view.items()} for view in state["config"]["views"]]
+    state["config"]["views"] = [{**view, "scale": tuple(view["scale"])} for view in views]  # as then
     torch.save(state, last)
     config.write_text(re.sub("grayscale|solarize", lambda found: former[found[0]], written))
     assert {"grey: 0.3", "solarise_threshold: 99"} <= {line.strip() for line in config.read_text().splitlines()}

@@ -11,12 +11,12 @@ import pytest
 
 from facessl.config import parse as config_parse
 from facessl.config import recipes
+from facessl.config.commands import FINETUNE
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.parse import FINETUNE
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.data.source import parse
-from facessl.training.pretrain import derive
+from facessl.training.plan import derive
 from facessl.views import augment
 
 DOWNSTREAM = [name for name in recipes.recipes() if name.startswith("downstream/")]
@@ -220,14 +220,7 @@ def test_published_schedule(name: str) -> None:
     assert {k: getattr(parsed, k) for k in SCHEDULE} == SCHEDULE
     assert {k: getattr(parsed.optim, k) for k in LARS} == LARS
     assert parsed.backbone.name == "resnet50"
-
-    class Faces:
-        streaming = False
-
-        def __len__(self) -> int:
-            return 512 * 100
-
-    plan = derive(parsed, Faces(), parsed)  # type: ignore[arg-type]
+    plan = derive(parsed, 512 * 100)
     assert plan.total_steps == 50 * 100
     assert plan.learning_rate(10 * 100 - 1) == pytest.approx(0.9)
     assert plan.learning_rate(0) == pytest.approx(0.9 / 1000)

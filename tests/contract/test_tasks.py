@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from facessl.config import parse
-from facessl.config.parse import FINETUNE
+from facessl.config.commands import FINETUNE
 from facessl.config.run import flatten, plain
 from facessl.core import files, plugins
 from facessl.core.types import FIELDS, Batch, Progress, Step

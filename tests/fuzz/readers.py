@@ -24,7 +24,8 @@ from facessl.data.source import open_source
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card, build_method, load_method, open_backbone
 from facessl.report.write import report
-from facessl.tools.pack import pack, verified
+from facessl.tools.pack import pack
+from facessl.tools.shards import verify
 from facessl.training.metrics_log import MetricsLog
 from tests import report_runs
 from tests.contract.test_sources import EXAMPLES
@@ -77,7 +78,7 @@ def packed(file: str, root: Path) -> Case:
 
     def read() -> None:
         if file == "pack.json":
-            verified(out)
+            verify(out)
             pack(spec, out, shard_size=4, workers=0)
         pixels(open_source(f"webdataset:{out}?cache=false")[0])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from facessl.config.run import OptimConfig
+from facessl.config.optim import PretrainOptim
 from facessl.core.types import Batch, Progress
 from facessl.training.optim import build_optimizer
 from tests.contract.test_methods import METHODS, batch, build
@@ -58,7 +58,7 @@ def test_mixed_precision_stays_near_float32(name: str, dtype: torch.dtype, devic
 def test_no_step_waits_for_the_gpu(name: str, optimizer: str, device: torch.device) -> None:
     """A read-back would leave the GPU idle while the host prepares the next kernels."""
     method, data = prepared(name, device)
-    steps = build_optimizer(method, OptimConfig(name=optimizer), 1e-3)  # type: ignore[arg-type]
+    steps = build_optimizer(method, PretrainOptim(name=optimizer), 1e-3)  # type: ignore[arg-type]
 
     def step(number: int) -> None:
         with torch.autocast(device.type, torch.bfloat16):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from facessl.config.run import RunConfig
+from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress
 from facessl.models.backbone import Backbone
-from facessl.training.run import check_accumulation
+from facessl.training.pretrain import check_accumulation
 from tests.methods.test_ranks import CASES, HEADS
 
 
@@ -41,10 +41,10 @@ def test_a_method_says_whether_its_loss_spans_the_batch(case: str) -> None:
 def test_accumulation_that_changes_the_loss_or_leaves_images_out_is_refused() -> None:
     simclr, byol = (CASES[name][0] for name in ("simclr", "byol"))
     config = {"batch_size": 256, "accumulate": 4}
-    named = RunConfig(**config, method={"name": "simclr"})
+    named = PretrainConfig(**config, method={"name": "simclr"})
     with pytest.raises(ConfigError, match=r"negatives would span 64 images instead of 256.*--accumulate-approximate"):
         check_accumulation(simclr, named, 2)  # type: ignore[arg-type]
-    check_accumulation(simclr, RunConfig(**config, accumulate_approximate=True), 2)  # type: ignore[arg-type]
-    check_accumulation(byol, RunConfig(**config), 2)  # type: ignore[arg-type]
+    check_accumulation(simclr, PretrainConfig(**config, accumulate_approximate=True), 2)  # type: ignore[arg-type]
+    check_accumulation(byol, PretrainConfig(**config), 2)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="256 images on 3 ranks cannot be cut in 4 equal micro-batches: use 252"):
-        check_accumulation(byol, RunConfig(**config), 3)  # type: ignore[arg-type]
+        check_accumulation(byol, PretrainConfig(**config), 3)  # type: ignore[arg-type]

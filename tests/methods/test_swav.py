@@ -12,7 +12,7 @@ from facessl.core.types import Batch, Progress
 from facessl.methods.swav import SwAV, SwAVArgs
 from facessl.models.backbone import Backbone
 from facessl.training.optim import LARS, parameter_groups
-from facessl.training.pretrain import derive
+from facessl.training.plan import derive
 
 START = Progress(0, 100)
 SMALL = {"hidden": 24, "dim": 16, "prototypes": 6, "frozen_steps": 0}
@@ -191,14 +191,7 @@ def test_views_that_cannot_be_used_are_refused():
 
 def test_bulat_recipe_has_the_settings_of_the_released_script():
     run = parse.parse(["--config", "swav/bulat-vggface2-r50"])
-
-    class Faces:
-        streaming = False
-
-        def __len__(self) -> int:
-            return 1024 * 100
-
-    plan = derive(run, Faces(), run)
+    plan = derive(run, 1024 * 100)
     assert [round(view.size * run.image_size) for view in SwAV.views] == [224] * 2 + [96] * 6
     assert [view.scale for view in SwAV.views] == [(0.14, 1.0)] * 2 + [(0.05, 0.14)] * 6
     assert {view.jitter for view in SwAV.views} == {(0.8, 0.8, 0.8, 0.2)}

@@ -12,7 +12,7 @@ import yaml
 
 from facessl.config import parse as config_parse
 from facessl.config import recipes
-from facessl.config.parse import FINETUNE
+from facessl.config.commands import FINETUNE
 from facessl.core import plugins
 from facessl.core.errors import CheckpointError, UnknownName
 from facessl.report import paper

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from facessl.config.finetune import FinetuneConfig
 from facessl.core.errors import DataError
 from facessl.core.types import Batch, Progress, Sample
 from facessl.data.frame import Frame, similarity
-from facessl.data.loader import EvalLoader
+from facessl.data.loader import EvalLoader, TrainLoader
 from facessl.models.backbone import Backbone
 from facessl.tasks.alignment import Alignment, AlignmentArgs, AlignmentMeter
 from facessl.tasks.base import Labels
@@ -253,10 +251,9 @@ def test_what_lies_outside_the_image_is_background_as_in_farl(outside: Any) -> N
     source = Partly(n=2, size=SIZE)
     labels = Labels.of(source, Parsing.needs)
     task = Parsing(Backbone("test_resnet", image_size=SIZE), labels, width=8, outside=outside)
-    config = FinetuneConfig(image_size=SIZE, batch_size=2, workers=0)
-    fabric: Any = SimpleNamespace(global_rank=0, world_size=1, device=torch.device("cpu"))
     crop = Augment(crop_scale=2.0, flip=1.0)
-    batch = next(iter(finetune._loader(source, task, labels, crop, config, fabric, 0)))
+    view = finetune.training_view(task, labels, crop)
+    batch = next(iter(TrainLoader(source, view, batch_size=2, seed=0)))
     assert batch.mask is not None
     mirrored, beyond = 2, 0 if outside == "background" else 255  # brows have sides
     inside = batch.mask[:, 8:24, 8:24]

@@ -79,9 +79,9 @@ def test_what_nobody_tried_is_said() -> None:
     assert "neither was tried" in far
     assert "warm-up" not in far
     words = ["--config", "simclr/laionface-r50", "--batch-size", "64"]
-    assert "optim.lr stays 4.8" in (parse.rate_note(words, parse.parse(words)) or "")
+    assert "optim.lr stays 4.8" in (parse.rate_note(parse.read(words), parse.parse(words)) or "")
     words += ["--optim.lr", "0.6"]
-    assert parse.rate_note(words, parse.parse(words)) is None
+    assert parse.rate_note(parse.read(words), parse.parse(words)) is None
 
 
 def test_the_checkpoint_has_the_planned_size(tmp_path: Path) -> None:

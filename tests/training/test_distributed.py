@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from facessl.config.run import OptimConfig, RunConfig
+from facessl.config.optim import PretrainOptim
+from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError
 from facessl.training import fsdp
 from facessl.training.run import ranks
@@ -139,9 +140,9 @@ def test_sharded_ranks_train_as_one_process(curves: Path) -> None:
 
 def test_what_sharding_cannot_do_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"lars.*--optim.name adamw, or ddp"):
-        fsdp.check(RunConfig(), False)
+        fsdp.check(PretrainConfig(), False)
     with pytest.raises(ConfigError, match="fp16"):
-        fsdp.check(RunConfig(optim=OptimConfig(name="adamw"), precision="fp16"), False)
+        fsdp.check(PretrainConfig(optim=PretrainOptim(name="adamw"), precision="fp16"), False)
     number = nn.Module()
     number.scale = nn.Parameter(torch.ones(()))
     with pytest.raises(ConfigError, match="scale of Module"):

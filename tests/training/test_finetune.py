@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from facessl.cli import main
 from facessl.config import parse
+from facessl.config.commands import FINETUNE
 from facessl.core import files
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.core.types import Progress
@@ -63,18 +64,18 @@ def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monk
     test = set(whole.test.positions.tolist())  # type: ignore[attr-defined]
     read: dict[str, set[int]] = {"before": set(), "after": set()}
     phase = ["before"]
-    real, finish = Synthetic.__getitem__, module._finish
+    real, finish = Synthetic.__getitem__, module.Finetuning.finish
 
     def spied(self: Synthetic, index: int) -> Any:
         read[phase[0]].add(int(index))
         return real(self, index)
 
-    def finishing(*values: Any) -> dict[str, Any]:
+    def finishing(*values: Any, **named: Any) -> dict[str, Any]:
         phase[0] = "after"
-        return finish(*values)
+        return finish(*values, **named)
 
     monkeypatch.setattr(Synthetic, "__getitem__", spied)
-    monkeypatch.setattr(module, "_finish", finishing)
+    monkeypatch.setattr(module.Finetuning, "finish", finishing)
     found = finetune(tmp_path / "run", select=select, epochs=2)
     assert found["selected"]["by"] == select
     assert read["after"] == test
@@ -88,7 +89,7 @@ def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monk
 
 
 def test_validation_shares_no_image_with_test_and_no_person_with_training() -> None:
-    config = module.FinetuneConfig(source="synthetic:?n=120&size=32&identities=40", val_share=0.2)
+    config = module.FinetuneConfig(source="synthetic:?n=120&size=32&identities=40", val_fraction=0.2)
     data = module._parts(config)
     assert data.val is not None
     three = [set(p.positions.tolist()) for p in (data.train.source, data.test)]  # type: ignore[attr-defined]
@@ -143,25 +144,25 @@ def test_balanced_draws_every_class_equally_often_and_resumes_exactly() -> None:
 )
 def test_defaults_shrink_with_the_training_part(images: int, world: int, batch: int, warmup: int) -> None:
     """Never what was asked for, and every change is told."""
-    config = parse.parse(["none", SOURCE, "--epochs", "25"], command=parse.FINETUNE)
+    config = parse.parse(["none", SOURCE, "--epochs", "25"], command=FINETUNE)
     found, notes = settle(config, images, world)
     plan = derive(found, images)
     assert (plan.batch_size, plan.warmup_steps) == (batch, warmup)
     assert plan.total_steps == 25 * (images // batch)
     assert len(notes) == (batch < 256) + (warmup == plan.total_steps // 5 < 5 * (images // batch))
-    again = parse.from_dict({**found.to_dict(), "resume": True}, parse.FINETUNE)
+    again = parse.from_dict({**found.to_dict(), "resume": True}, FINETUNE)
     assert settle(again, images, world) == (again, []), "a resumed run has the same numbers"
 
 
 def test_what_was_asked_for_is_kept_or_refused() -> None:
     words = ["none", SOURCE, "--epochs", "6", "--batch-size", "90", "--optim.warmup-epochs", "5"]
-    config = parse.parse(words, command=parse.FINETUNE)
+    config = parse.parse(words, command=FINETUNE)
     assert settle(config, 100) == (config, [])
     with pytest.raises(ConfigError, match="90 is larger"):
-        settle(config, 80)
-    short = parse.from_dict({"epochs": 4, "optim": {"warmup_epochs": 5}}, parse.FINETUNE)
+        derive(settle(config, 80)[0], 80)
+    short = parse.from_dict({"epochs": 4, "optim": {"warmup_epochs": 5}}, FINETUNE)
     with pytest.raises(ConfigError, match=r"warmup_epochs = 5 is 10 steps, but the run has 8"):
-        settle(short, 19)
+        derive(settle(short, 19)[0], 19)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_what_was_asked_for_is_kept_or_refused() -> None:
     ],
 )
 def test_the_size_is_told_with_its_reason(words: list[str], own: int | None, says: str) -> None:
-    config = parse.parse(["none", SOURCE, *words], command=parse.FINETUNE)
+    config = parse.parse(["none", SOURCE, *words], command=FINETUNE)
     assert says in size_reason(config, own)
 
 

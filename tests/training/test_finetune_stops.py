@@ -31,10 +31,10 @@ def killed(words: list[str], where: str, target: Any, when: Callable[..., bool])
     if child == 0:
         real = getattr(target, where)
 
-        def fatal(*values: Any) -> Any:
+        def fatal(*values: Any, **named: Any) -> Any:
             if when(*values):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(*values)
+            return real(*values, **named)
 
         setattr(target, where, fatal)
         try:
@@ -69,7 +69,7 @@ def test_killed_run_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None
     # Between the best weights and the note that tells their score, and while the last scores are taken.
     killed([*words, "--resume"], "write_atomic", files, lambda path, _: path.name == "best.json")
     assert (run / "best.safetensors").is_file()
-    killed([*words, "--resume"], "_finish", finetune, lambda *_: True)
+    killed([*words, "--resume"], "finish", finetune.Finetuning, lambda *_: True)
     assert not (run / "status.json").exists()
     assert main(["finetune", "--resume", "--out", str(run)]) == 0  # its settings come from the folder
     same_end(run, whole)

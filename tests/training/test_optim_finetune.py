@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from facessl.config.finetune import TuneOptim
+from facessl.config.optim import FinetuneOptim
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.models.backbone import Backbone
 from facessl.training.optim import build_tuning_optimizer, schedule
@@ -26,7 +26,7 @@ class Toy(nn.Module):
         self.head = nn.ModuleDict({"neck": nn.Linear(3, 4), "norm": nn.LayerNorm(4), "classifier": nn.Linear(4, 2)})
 
 
-def groups_by_name(task: nn.Module, optim: TuneOptim) -> dict[str, dict[str, Any]]:
+def groups_by_name(task: nn.Module, optim: FinetuneOptim) -> dict[str, dict[str, Any]]:
     optimizer = build_tuning_optimizer(task, optim)
     names = {id(p): n for n, p in task.named_parameters()}
     found = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
@@ -44,7 +44,7 @@ def groups_by_name(task: nn.Module, optim: TuneOptim) -> dict[str, dict[str, Any
     ],
 )  # fmt: skip
 def test_layer_decay_counts_from_the_end_of_the_backbone(net: str, depths: dict[str, int]) -> None:
-    optim = TuneOptim(lr=0.2, layer_decay=HALF, lrs={"head": 0.4})
+    optim = FinetuneOptim(lr=0.2, layer_decay=HALF, lrs={"head": 0.4})
     for name, group in groups_by_name(Toy(net), optim).items():
         inner = name.removeprefix("backbone.model.")
         if name.startswith("head."):
@@ -57,7 +57,7 @@ def test_layer_decay_counts_from_the_end_of_the_backbone(net: str, depths: dict[
 
 def test_the_longest_name_gives_the_rate_and_multiplies_with_the_decay() -> None:
     lrs = {"head": 1e-3, "head.classifier": 1e-2, "backbone": 2e-4}
-    found = groups_by_name(Toy("test_resnet"), TuneOptim(lr=1e-4, lrs=lrs, layer_decay=HALF))
+    found = groups_by_name(Toy("test_resnet"), FinetuneOptim(lr=1e-4, lrs=lrs, layer_decay=HALF))
     scales = {name: group["lr_scale"] for name, group in found.items()}
     assert scales["head.neck.weight"] == pytest.approx(10)
     assert scales["head.classifier.weight"] == scales["head.classifier.bias"] == pytest.approx(100)
@@ -68,7 +68,7 @@ def test_the_longest_name_gives_the_rate_and_multiplies_with_the_decay() -> None
 @pytest.mark.parametrize("decay_norms", [True, False])
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_weight_decay_of_biases_and_norms_is_a_choice(name: Any, decay_norms: bool) -> None:
-    found = groups_by_name(Toy("test_vit"), TuneOptim(name=name, weight_decay=0.3, decay_norms=decay_norms))
+    found = groups_by_name(Toy("test_vit"), FinetuneOptim(name=name, weight_decay=0.3, decay_norms=decay_norms))
     for parameter, group in found.items():
         spared = not decay_norms and (parameter.endswith("bias") or "norm" in parameter)
         assert group["weight_decay"] == (0.0 if spared else 0.3), parameter
@@ -77,23 +77,25 @@ def test_weight_decay_of_biases_and_norms_is_a_choice(name: Any, decay_norms: bo
 def test_frozen_weights_are_left_out_and_a_rate_of_zero_holds_a_part() -> None:
     task = Toy("test_resnet")
     task.backbone.requires_grad_(False)
-    assert all(name.startswith("head.") for name in groups_by_name(task, TuneOptim()))
-    held = groups_by_name(Toy("test_resnet"), TuneOptim(lrs={"backbone": 0.0}))
+    assert all(name.startswith("head.") for name in groups_by_name(task, FinetuneOptim()))
+    held = groups_by_name(Toy("test_resnet"), FinetuneOptim(lrs={"backbone": 0.0}))
     assert {g["lr_scale"] for n, g in held.items() if n.startswith("backbone.")} == {0.0}
     with pytest.raises(ConfigError, match="backbone: 0"):
-        TuneOptim(lr=0.0)
+        FinetuneOptim(lr=0.0)
 
 
 def test_unknown_part_is_named_with_those_that_exist() -> None:
     with pytest.raises(UnknownName, match=r"'headd'.*'head'"):
-        build_tuning_optimizer(Toy("test_resnet"), TuneOptim(lrs={"headd": 1.0}))
+        build_tuning_optimizer(Toy("test_resnet"), FinetuneOptim(lrs={"headd": 1.0}))
 
 
 def test_schedules() -> None:
     """Ten steps an epoch, 100 steps; the rates of some steps by hand."""
 
     def rates(**values: Any) -> list[float]:
-        rate = schedule(TuneOptim(lr=0.8, **values), total_steps=100, steps_per_epoch=10)
+        optim = FinetuneOptim(lr=0.8, **values)
+        warmup = round(10 * optim.warmup_epochs)
+        rate = schedule(optim, peak=0.8, warmup_steps=warmup, total_steps=100, steps_per_epoch=10)
         return [rate(step) for step in range(100)]
 
     cosine = rates(warmup_epochs=2, final_lr=0.2)
@@ -118,7 +120,7 @@ def test_adam_puts_the_decay_into_the_gradient_and_adamw_does_not() -> None:
     for name in ("adam", "adamw"):
         task = nn.ModuleDict({"head": nn.Linear(1, 1)})
         nn.init.ones_(task["head"].weight)  # type: ignore[arg-type]
-        optimizer = build_tuning_optimizer(task, TuneOptim(name=name, lr=0.1, weight_decay=0.01))  # type: ignore[arg-type]
+        optimizer = build_tuning_optimizer(task, FinetuneOptim(name=name, lr=0.1, weight_decay=0.01))  # type: ignore[arg-type]
         (task["head"](torch.zeros(1, 1)).sum()).backward()
         optimizer.step()
         moved[name] = 1 - task["head"].weight.item()  # type: ignore[operator,union-attr]

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import nn
 
 from facessl.core import files
 from facessl.core.types import Batch, Progress, Step
 from facessl.training import run
 from facessl.training.metrics_log import MetricsLog
-from facessl.training.trainer import Plan, Trainer
+from facessl.training.plan import Plan
+from facessl.training.trainer import Parts, Trainer
 
 
 class Recorder(nn.Module):
@@ -49,18 +50,21 @@ def batches(size: int = 4) -> Iterator[Batch]:
         yield Batch([torch.randn(size, 3, 2, 2, generator=generator)], [], torch.arange(size), keys=["k"] * size)
 
 
+def trained(method: Recorder, monitors: Any = None) -> Parts:
+    nothing: Any = None
+    sgd = torch.optim.SGD(method.parameters(), lr=1.0)
+    return Parts(method, lambda plan: sgd, nothing, nothing, lambda batch: batch, monitors or {})
+
+
 def train(folder: Path, monitors: Any = None, precision: Any = "32-true", **plan: Any) -> Recorder:
     method = Recorder()
     settings = {"total_steps": 4, "steps_per_epoch": 2, "batch_size": 4, "learning_rate": lambda s: 0.1 * (s + 1)}
     trainer = Trainer(
-        fabric=Fabric(accelerator="cpu", devices=1, precision=precision),
-        method=method,  # type: ignore[arg-type]
-        optimizer=torch.optim.SGD(method.parameters(), lr=1.0),
-        photometric=lambda b: b,
-        plan=Plan(**settings | {"log_every": 1, "checkpoint_every": 0, "monitor_every": 0} | plan),  # type: ignore
-        folder=folder,
-        config={},
-        monitors=monitors or {},
+        Fabric(accelerator="cpu", devices=1, precision=precision),
+        trained(method, monitors),
+        Plan(**settings | {"log_every": 1, "checkpoint_every": 0, "monitor_every": 0} | plan),  # type: ignore
+        folder,
+        {},
     )
     trainer.fit(batches())
     return method
@@ -142,14 +146,11 @@ def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
 
     method = Recorder()
     trainer = Trainer(
-        fabric=run.start_fabric("cpu", "fp32"),
-        method=method,  # type: ignore[arg-type]
-        optimizer=torch.optim.SGD(method.parameters(), lr=1.0),
-        photometric=lambda b: b,
-        plan=Plan(1000, 2, 8, lambda step: 0.1, checkpoint_every=0, monitor_every=0),
-        folder=folder,
-        config={},
-        monitors={},
+        run.start_fabric("cpu", "fp32"),
+        trained(method),
+        Plan(1000, 2, 8, lambda step: 0.1, checkpoint_every=0, monitor_every=0),
+        folder,
+        {},
     )
     assert not trainer.fit(signalled())
     (folder / f"rank-{rank}").write_text(f"{trainer.step} {trainer.stop_reason}")

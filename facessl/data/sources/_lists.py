@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.files import open_regular
 from facessl.data.sources.folder import Folder
 from facessl.data.splits import part_folders
 
@@ -70,7 +71,7 @@ def lines(file: Path, layout: str) -> Iterator[tuple[str, str]]:
     DataError where the file cannot be read.
     """
     try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as text:
+        with open_regular(file, "r", encoding="utf-8-sig", errors="surrogateescape") as text:
             for number, line in enumerate(text, 1):
                 if line := line.strip():
                     yield f"{file}, line {number}", line
@@ -110,7 +111,7 @@ def csv_rows(file: Path, layout: str) -> Iterator[tuple[str, list[str]]]:
     The header, where the file has one, is the first row. DataError where the file cannot be read.
     """
     try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        with open_regular(file, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
             reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
             for cells in reader:
                 if cells:

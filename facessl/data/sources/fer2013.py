@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from facessl.core.errors import DataError
+from facessl.core.files import open_regular
 from facessl.data.decode import ImageError, unreadable
 from facessl.data.source import TRAIN_VAL_TEST, Source
 from facessl.data.sources._lists import check_width, choice, class_folders, counted, expected, find, find_any, whole
@@ -76,7 +77,7 @@ class FER2013(Source):
         key = self.key(index)
         offset, size = self._rows[index].tolist()
         try:
-            with open(self._file, "rb", buffering=0) as file:
+            with open_regular(self._file, buffering=0) as file:
                 file.seek(offset)
                 cells = file.read(size).split(b",")
             grey = np.array(cells[self._pixels].strip(b' "').split(), np.int64)
@@ -92,7 +93,7 @@ class FER2013(Source):
         """Of each row with this use: its line, offset and size (n, 2), and label. DataError where a row is odd."""
         lines, rows, labels = [], [], []
         try:
-            with open(file, "rb") as text:
+            with open_regular(file) as text:
                 header = [name.strip() for name in text.readline().decode("utf-8-sig", "replace").split(",")]
                 if sorted(header) != sorted(_COLUMNS):
                     raise DataError(f"{file} has the columns {', '.join(header)[:80]} ({LAYOUT})")

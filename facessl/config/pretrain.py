@@ -1,0 +1,106 @@
+"""Configuration of a pre-training run: what `facessl pretrain` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from facessl.config.optim import PretrainOptim
+from facessl.config.run import RunConfig, in_range
+from facessl.core.errors import ConfigError
+from facessl.views.spec import View
+
+#: Settings of earlier versions, each with the value that did nothing.
+RETIRED = {"cache": "none", "cache_size": None}
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is measured while training; none of it changes the training.
+
+    Attributes:
+        every: steps between measurements; 0: none.
+        images: images of the training source for embedding spread and region usage.
+        knn: labelled source for k-NN accuracy (`folder:/data/faces`); null: none.
+        knn_test: its test part; null: a `test` or `val` sub-folder, else a fifth of the images.
+        knn_images: at most so many images of each part.
+    """
+
+    every: int = 500
+    images: int = 256
+    knn: str | None = None
+    knn_test: str | None = None
+    knn_images: int = 4000
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.images < 2 or self.knn_images < 1:
+            raise ConfigError(
+                f"monitor.every = {self.every} (0 or more), monitor.images = {self.images} (2 or more) or "
+                f"monitor.knn_images = {self.knn_images} (1 or more) is out of range"
+            )
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """One pre-training run.
+
+    Attributes:
+        image_size: side of the views in pixels.
+        batch_size: images of one optimiser step over all ranks; null: 256 per GPU, 32 on a CPU, at most the source.
+        accumulate: micro-batches per step; batch norm then sees one micro-batch.
+        accumulate_approximate: allow it for a loss that spans the batch (negatives, Sinkhorn), which is then the mean
+            of the losses of the micro-batches.
+        strategy: of several ranks: ddp, a whole network on each; fsdp, parameters and optimiser spread over them, for
+            networks that do not fit (with adamw). auto: ddp.
+        compile: torch.compile the backbones.
+        mean: of the normalisation, RGB in 0..1; null: the method's.
+        std: of the normalisation, RGB in 0..1; null: the method's.
+        views: augmentation; null: the method's.
+    """
+
+    source: str = "synthetic:"
+    image_size: int = 224
+    batch_size: int | None = None
+    accumulate: int = 1
+    accumulate_approximate: bool = False
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    compile: bool = False
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    views: list[View] | None = None
+    optim: PretrainOptim = field(default_factory=PretrainOptim)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    method: Mapping[str, Any] = field(default_factory=lambda: {"name": "fra"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, ("accumulate",), above=0)
+        if self.batch_size is not None and self.batch_size % self.accumulate:
+            raise ConfigError(f"batch size {self.batch_size} cannot be cut in {self.accumulate} equal micro-batches")
+
+
+def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run of an earlier version without those that are gone, where they did nothing.
+
+    Raises:
+        ConfigError: one of them did something.
+    """
+    for name, idle in RETIRED.items():
+        if values.get(name, idle) not in (idle, None):
+            raise ConfigError(
+                f"{name} = {values[name]!r} is a setting of an earlier version: pack the images at the size that is "
+                "needed (`facessl pack`) and start a new run without it"
+            )
+    return {key: value for key, value in values.items() if key not in RETIRED}
+
+
+def unscaled_rate(config: PretrainConfig, meant: int) -> str | None:
+    """A sentence where `config` has another batch than `meant`, that of its recipe, and the same learning rate."""
+    o = config.optim
+    if o.reference_batch is not None or config.batch_size in (None, meant):
+        return None
+    return (
+        f"batch {config.batch_size} instead of the recipe's {meant}, and optim.lr stays {o.lr:g}, as reference_batch "
+        "is null: see the recipe's source for its rule and set --optim.lr (SimCLR: 0.075 times the root of the batch)"
+    )

@@ -1,0 +1,63 @@
+"""One writer for each folder that a command writes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from facessl.core.errors import ConfigError
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Make `folder` and keep other processes from writing to it until the block ends.
+
+    The lock on `folder/.lock` is the system's and goes with the process, however it dies; processes that it forks do
+    not hold it (as those of the package filelock do). A folder in which nothing was written is removed again.
+    Windows has no such lock.
+
+    Raises:
+        ConfigError: the folder cannot be made, or another process writes there, whose number and host are named.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+")  # noqa: SIM115 (below)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {folder} cannot be made ({error.strerror}): name a folder where you may write"
+        ) from None
+    with file:
+        if not _locked(file):
+            file.seek(0)
+            raise ConfigError(
+                f"{folder} is being written by {file.read()}: wait until it ends, or choose another --out"
+            )
+        file.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", end="", file=file, flush=True)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # the folder may have been moved
+                if made and os.listdir(folder) == [".lock"]:
+                    (folder / ".lock").unlink()
+                    folder.rmdir()
+
+
+def _locked(file: TextIO) -> bool:
+    """Lock a file; False where another process has. True, too, on file systems that have no locks."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
