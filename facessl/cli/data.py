@@ -38,7 +38,9 @@ def cmd_crop(
 
     options: dict[str, Any] = {"size": size, "margin": margin, "all_faces": all_faces, "yunet": yunet}
     with ProgressLine() as progress:
-        found = crop_photos(photos, out, quality=quality, workers=workers, progress=progress, max_bad=max_bad, **options)
+        found = crop_photos(
+            photos, out, quality=quality, workers=workers, progress=progress, max_bad=max_bad, **options
+        )
     list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
     counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
     left = {"without_face": len(found.without_face), "skipped": len(found.skipped)}

@@ -66,9 +66,10 @@ MAX_BAD_IN_ROW = 100
 
 
 def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str]) -> None:
-    """DataError where more than the fraction `max_bad` of `total` images were skipped, `last` (key, reason) the last.
+    """Compare the number of skipped images, of which `last` (key, reason) is the last, with the fraction `max_bad`.
 
     Raises:
+        DataError: more of the `total` images were skipped.
         ConfigError: not a fraction.
     """
     if not 0 <= max_bad <= 1:

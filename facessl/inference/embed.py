@@ -89,9 +89,7 @@ def embedding_batches(
     device = next(backbone.parameters()).device
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
     pinned = device.type == "cuda"
-    loader = EvalLoader(
-        source, Plain(view), batch_size=batch_size, workers=workers, pin_memory=pinned, max_bad=max_bad
-    )
+    loader = EvalLoader(source, Plain(view), batch_size=batch_size, workers=workers, pin_memory=pinned, max_bad=max_bad)
     seen = 0
     waiting: tuple[Batch, Tensor, tuple[tuple[str, str], ...]] | None = None
     for batch in loader:

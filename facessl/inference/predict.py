@@ -130,7 +130,8 @@ def predict(
 
     Raises:
         CheckpointError: no trained task there.
-        DataError: no photo could be read, or more than `max_bad` could not, or the model needs five points and the detector gives none.
+        DataError: no photo, or less than `max_bad` allows, could be read, or the model needs five points and the
+            detector gives none.
         ConfigError: a margin or lift out of range; `out` is a folder that is searched for photos.
     """
     for name, value, low, high in (("margin", margin, 0.1, 10), ("lift", lift, -1, 1)):

@@ -110,7 +110,8 @@ def crop_photos(
 
     Raises:
         ConfigError: a stream, settings that cannot work, or an `out` that is in use or has something else in it.
-        DataError: the source or more than `max_bad` of its photos cannot be read, `out` cannot be written, or a process died.
+        DataError: the source or more than `max_bad` of its photos cannot be read, `out` cannot be written, or a process
+            died.
     """
     settings = _Settings(size, margin, format, quality, all_faces, str(yunet) if yunet else None, min_score, smallest)
     opened = open_source(source)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from facessl.core.errors import DataError
+from facessl.core.errors import DataError, DataWarning
 from facessl.data.sources import folder as module
 from facessl.data.sources.folder import Folder
 
@@ -145,3 +145,15 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
     make.shard(tmp_path / "x.tar", {})
     with pytest.raises(DataError, match=r"holds tar files and no images: name them as .*\*\.tar"):
         Folder(tmp_path)
+
+
+@pytest.mark.fault("A11", "30 HEIC photos beside 10 JPEGs were left out without a word")
+def test_pictures_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    """A folder tells how many pictures of which endings it leaves out, also from its cache."""
+    make.folder(
+        tmp_path, "a.jpg", "b.JPE", "c.jfif", "in/d.jpeg", "in/e.tif", "x.jxl", "in/y.JXL", "z.cr2", "faces.csv"
+    )
+    make.aged(tmp_path)
+    for _ in range(2):
+        with pytest.warns(DataWarning, match=r"left out 2 files ending in \.jxl, 1 file ending in \.cr2: convert"):
+            assert len(Folder(tmp_path)) == 5

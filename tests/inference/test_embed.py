@@ -86,7 +86,9 @@ def test_a_run_of_verification_embeds_as_it_predicts(tmp_path: Path, folder: Pat
     predicted = predict(tmp_path / "run", found.keys, crop=False, draw=False, out=tmp_path / "out")
     again = np.array([photo.faces[0]["embedding"] for photo in predicted])
     np.testing.assert_allclose((found.array * again).sum(1), 1, atol=1e-4)
-    assert main(["embed", str(tmp_path / "run"), str(folder), "--out", str(tmp_path / "e.parquet"), "--max-bad", "1"]) == 0
+    assert (
+        main(["embed", str(tmp_path / "run"), str(folder), "--out", str(tmp_path / "e.parquet"), "--max-bad", "1"]) == 0
+    )
     assert pq.read_table(tmp_path / "e.parquet")["embedding"].type.list_size == 24
 
 

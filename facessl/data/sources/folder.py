@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from facessl.core.errors import DataError, DataWarning
+from facessl.core.errors import DataError, DataWarning, many
 from facessl.core.types import Sample
 from facessl.data.decode import EXTENSIONS, OTHER_EXTENSIONS, read_file
 from facessl.data.index import Table, cache_file, class_order, load, texts
@@ -68,7 +68,7 @@ class Folder(Source):
         endings = Counter(self._table["other"].tobytes().decode().split())
         if not endings:
             return
-        told = ", ".join(f"{count} that end in {ending}" for ending, count in endings.most_common())
+        told = ", ".join(f"{many(count, 'file')} ending in {ending}" for ending, count in endings.most_common())
         cure = "convert them to JPEG"
         if not endings.keys().isdisjoint((".heic", ".heif")):
             cure = "install pillow-heif, which reads .heic and .heif, or " + cure
