@@ -74,9 +74,10 @@ def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str
     """
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"max_bad = {max_bad} is out of range: give a fraction from 0 to 1")
-    if skipped > math.floor(max_bad * total):
+    allowed = math.floor(max_bad * total)
+    if skipped > allowed:
         raise DataError(
-            f"{many(skipped, 'image')} of {total} cannot be read, more than the {math.floor(max_bad * total)} that max_bad "
+            f"{many(skipped, 'image')} of {total} cannot be read, more than the {allowed} that max_bad "
             f"allows (the last: {last[0]}: {last[1]}): correct or remove them, or raise --max-bad"
         )
 
