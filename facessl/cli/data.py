@@ -23,6 +23,7 @@ def cmd_crop(
     min_sharpness: float = 0,
     quality: int = 95,
     workers: int = 0,
+    max_bad: float = 0.05,
 ) -> int:
     """Find the faces in photos and write them as squares; the last line is JSON.
 
@@ -43,6 +44,7 @@ def cmd_crop(
             and 15 leaves out badly blurred ones.
         quality: JPEG quality of the squares, from 1 (smallest files) to 100 (fewest artefacts).
         workers: processes that find faces at the same time; 0 works in this process.
+        max_bad: fraction of unreadable photos above which it stops.
     """
     from facessl.tools.crop import crop
     from facessl.tools.jobs import ProgressLine
@@ -51,7 +53,7 @@ def cmd_crop(
     options |= {"all_faces": all_faces, "detector": detector, "detector_model": model}
     options |= {"min_size": min_size, "min_sharpness": min_sharpness, "quality": quality, "workers": workers}
     with ProgressLine() as progress:
-        found = crop(photos, out, progress=progress, **options)
+        found = crop(photos, out, progress=progress, max_bad=max_bad, **options)
     list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
     counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
     left = {"without_face": len(found.without_face), "skipped": len(found.skipped)}

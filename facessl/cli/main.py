@@ -115,6 +115,7 @@ def cmd_embed(
     workers: int | None = None,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    max_bad: float = 0.05,
 ) -> int:
     """Embeddings of a source, one row per image.
 
@@ -126,6 +127,7 @@ def cmd_embed(
         workers: loader processes; by default the cores minus one, at most 8.
         device: auto, cpu, cuda or mps.
         precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
+        max_bad: fraction of unreadable images above which it stops.
     """
     import torch
 
@@ -137,7 +139,7 @@ def cmd_embed(
     backbone: Any = embed.load_embedder(run)
     backbone.to(environment.device_of(device), memory_format=torch.channels_last)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": loader_workers(workers), "precision": precision}
-    parts = embed.embedding_batches(backbone, open_source(source), **options)
+    parts = embed.embedding_batches(backbone, open_source(source), max_bad=max_bad, **options)
     count, skipped = embed.write_parquet(out, parts)
     list_skipped(skipped)
     print(json.dumps({"images": count, "skipped": len(skipped), "dimensions": backbone.num_features, "out": str(out)}))
@@ -237,6 +239,7 @@ def cmd_predict(
     batch_size: int = 32,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    max_bad: float = 0.05,
 ) -> int:
     """Landmarks, masks or labels of the faces in photos, drawn and as JSON; exit status 1 where no face was found.
 
@@ -258,6 +261,7 @@ def cmd_predict(
         batch_size: faces per forward pass.
         device: auto, cpu, cuda or mps.
         precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
+        max_bad: fraction of unreadable photos above which it stops.
     """
     from facessl.core import environment, plugins
     from facessl.inference import predict
@@ -281,6 +285,7 @@ def cmd_predict(
         detector_model=model,
         batch_size=batch_size,
         precision=precision,
+        max_bad=max_bad,
         draw=draw,
         overwrite=overwrite,
     )

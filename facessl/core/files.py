@@ -6,12 +6,14 @@ import argparse
 import codecs
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
 import pathlib
 import pickle
 import re
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +30,39 @@ from facessl.core.errors import CheckpointError, ConfigError, DataError
 from facessl.core.schema import check, read_json, to_json
 
 FORMAT = "facessl-run-1"
+#: Bytes of the largest list that is read.
+MAX_LIST = 2 << 30
+
+
+def open_regular(path: str | Path, mode: str = "rb", *, most: int = MAX_LIST, **options: Any) -> IO[Any]:
+    """`open` for reading a file that somebody else named: neither a pipe nor a device, and of a plausible size.
+
+    Args:
+        most: bytes of the largest file that is opened.
+        options: of `open`.
+
+    Raises:
+        OSError: as `open`, and with a `strerror` that says what else the file is.
+    """
+
+    def regular(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe does not wait for its writer
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_size <= most:
+            return descriptor
+        os.close(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            size = f"{status.st_size:,} bytes are more than the {most:,} that are read"
+            raise OSError(errno.EFBIG, size)
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise OSError(errno.EINVAL, "not a regular file")
+
+    try:
+        return open(path, mode, opener=regular, **options)
+    except ValueError:
+        raise OSError(errno.EINVAL, "the name has a NUL byte in it") from None
+
 
 #: A byte that is not UTF-8 (as `os.fsdecode` gives it), and text that reads like one that `printable` wrote.
 _ODD = re.compile(r"(\\*)([\udc80-\udcff]|x[89a-f][0-9a-f])")

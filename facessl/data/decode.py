@@ -3,34 +3,77 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import os
 import re
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, features
 
 from facessl.core.errors import DataError
+from facessl.core.files import open_regular
+
+try:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    _HEIF = True
+except ImportError:
+    _HEIF = False
+_AVIF = features.check("avif")
 
 #: File name endings (lower case) that sources take for images.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".jfif", ".jpe", ".gif", ".tif", ".tiff"),
+    *((".avif",) if _AVIF else ()),
+    *((".heic", ".heif") if _HEIF else ()),
+)
+#: Endings of other pictures, which a folder says that it leaves out.
+OTHER_EXTENSIONS = tuple(
+    {
+        *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jxr", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+        *(".orf", ".raf", ".rw2", ".pef", ".srw", ".raw", ".tga", ".ppm", ".pgm", ".pnm", ".exr", ".svg", ".ico"),
+    }.difference(EXTENSIONS)
+)
 #: Largest image that is decoded, in pixels (Pillow's own limit): the header decides, before memory is taken.
 MAX_PIXELS = 178_956_970
+#: Most bytes that one image may take while it is decoded.
+MAX_BYTES = 1 << 30
+#: Bytes of the largest image file that is read.
+MAX_FILE = 256 << 20
+#: "use" takes what can be decoded of a damaged JPEG; otherwise it counts as unreadable.
+DAMAGED = os.environ.get("FACESSL_DAMAGED", "refuse")
 #: By how much a JPEG can be reduced in decoding: libjpeg-turbo is fast for these, slower than no scaling for others.
 FACTORS = (8, 4, 2)
 #: Shortest side in pixels that is still an image of something.
 MIN_SIDE = 8
 
 # Only decoders that a face data set needs: Pillow knows formats that run other programs (EPS).
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []), *(["HEIF"] if _HEIF else []))
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
+_HEIC = re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL)
+# Of these Pillow holds the pixels alone, of others also what their decoder needs, in bytes per pixel.
+_STREAMED, _DECODER = ("PNG", "BMP", "GIF", "TIFF"), 12
+# Pixels that are brought to RGB at a time.
+_STRIP = 1 << 22
 _WHITE = (255, 255, 255)
 # Frame headers that carry the size; C4, C8 and CC in the same range are tables.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+# Errors that lie in one file: missing, not allowed, no file, an impossible name. All others are the system's.
+_OF_THE_FILE = frozenset(
+    {
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.EINVAL, errno.EFBIG, errno.ENXIO),
+    }
+)
 
 
 class ImageError(DataError):
@@ -49,6 +92,17 @@ class ImageError(DataError):
         return f"cannot read the image {self.key}: {self.reason}"
 
 
+def unreadable(key: str, error: OSError) -> DataError:
+    """An image that is skipped where the file is to blame, and where the system is, an error that ends the work."""
+    reason = error.strerror or str(error)
+    if error.errno in _OF_THE_FILE:
+        return ImageError(key, reason)
+    cure = "check the disk or the network folder that it lies on, and start again"
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        cure = "use fewer --workers" + ("" if error.errno == errno.ENOMEM else ", or raise the limit (ulimit -n)")
+    return DataError(f"cannot read {key}: {reason}, which is an error of the system, not of the image: {cure}")
+
+
 #: Height and width of an upright image -> 1, 2, 4 or 8: by how much a JPEG of that size may be reduced in decoding.
 Reduction = Callable[[int, int], int]
 
@@ -57,7 +111,7 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
     """Decode one image, upright.
 
     Args:
-        data: content of a JPEG, PNG, WebP, BMP or GIF file (the first frame of an animation).
+        data: content of an image file (the first frame of an animation).
         key: name of the image, for the error.
         min_side: a JPEG may be decoded to 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps this
             many pixels, which is faster; None decodes at full size.
@@ -69,14 +123,18 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
         are scaled to 8 bits.
 
     Raises:
-        ImageError: not an image, truncated, shorter side below `MIN_SIDE`, more than `MAX_PIXELS`.
+        ImageError: not an image, truncated, shorter side below `MIN_SIDE`, more than `MAX_PIXELS` or `MAX_BYTES`.
+        DataError: there is not enough memory.
     """
     if not data:
         raise ImageError(key, "the file is empty")
     if reduction is None and min_side is not None:
         reduction = _to_min_side(min_side)
-    image = _decode_jpeg(data, key, reduction) if data[:3] == b"\xff\xd8\xff" else None
-    return _decode_pillow(data, key) if image is None else image
+    try:
+        image = _decode_jpeg(data, key, reduction) if data[:3] == b"\xff\xd8\xff" else None
+        return _decode_pillow(data, key) if image is None else image
+    except MemoryError:
+        raise _no_memory(key) from None
 
 
 def decode_mask(data: bytes, *, key: str) -> np.ndarray:
@@ -96,11 +154,13 @@ def decode_mask(data: bytes, *, key: str) -> np.ndarray:
         raise ImageError(key, "the file is empty")
     if data[:3] == b"\xff\xd8\xff":
         raise ImageError(key, "a mask cannot be a JPEG, which changes class numbers: store it as PNG")
-    try:
+    with _parsing(key, "no PNG of class numbers", tell=True):
         image = Image.open(io.BytesIO(data), formats=("PNG", "BMP", "GIF"))
+        stored = image.tile[0][3] if image.tile else ""
+        _check_size(*image.size, key, 10, least=1)
         values = np.asarray(image)
-    except Exception as error:  # as in _decode_pillow
-        raise ImageError(key, f"no PNG of class numbers ({error})") from None
+    if stored in ("L;2", "L;4"):  # Pillow stretches grey of few bits to 0..255
+        values = values // (85 if stored == "L;2" else 17)
     if values.ndim == 3 and values.shape[2] >= 3:
         if (values[..., :3] != values[..., :1]).any():
             raise ImageError(key, "it holds colours, not class numbers: store it as a grey or palette PNG")
@@ -115,15 +175,12 @@ def decode_mask(data: bytes, *, key: str) -> np.ndarray:
 def stored_size(data: bytes, *, key: str) -> tuple[int, int]:
     """Height and width that `decode` would give, from the header alone. Raises ImageError where there is none."""
     header = _jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else None
-    if header is None:
-        try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                width, height, orientation = *image.size, image.getexif().get(0x0112, 1)
-        except Exception:  # as in _decode_pillow
-            raise ImageError(key, "no readable header") from None
-    else:
-        height, width, orientation = header
-    return (width, height) if orientation >= 5 else (height, width)
+    if header is not None:
+        return header.upright
+    with _parsing(key, "no readable header"), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        if image.format == "TIFF":  # whose size is upright in some versions of Pillow
+            image.load()
+        return _Header(image.height, image.width, _orientation(image)).upright
 
 
 def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
@@ -149,45 +206,80 @@ def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 
 
 def read_file(path: str | Path) -> bytes:
-    """Content of an image file. ImageError where it is missing or cannot be opened."""
+    """Content of an image file. ImageError where it is missing or cannot be used; DataError where the system fails."""
     try:
-        with open(path, "rb", buffering=0) as file:  # a buffer costs a quarter of the time and is used for nothing
-            return file.read()
+        # A buffer costs a quarter of the time and is used for nothing.
+        with open_regular(path, most=MAX_FILE, buffering=0) as file:
+            data: bytes = file.read()
+            return data
     except OSError as error:
-        raise ImageError(str(path), error.strerror or str(error)) from None
+        raise unreadable(str(path), error) from None
 
 
 def _to_min_side(min_side: int) -> Reduction:
     return lambda height, width: next((f for f in FACTORS if min(height, width) >= f * min_side), 1)
 
 
+def _no_memory(key: str) -> DataError:
+    return DataError(f"not enough memory to decode {key}: use fewer --workers, or scale it down")
+
+
+class _Header(NamedTuple):
+    """What is known of an image before it is decoded; `orientation` is EXIF's, 1 to 8."""
+
+    height: int
+    width: int
+    orientation: int
+    components: int = 3
+    progressive: bool = False
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width of the decoded image."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
+
 def _decode_jpeg(data: bytes, key: str, reduction: Reduction | None) -> np.ndarray | None:
-    """The fast path; None where Pillow has to look (CMYK, damaged, unusual)."""
+    """The fast path; None where Pillow has to look (CMYK, unusual)."""
     header = _jpeg_header(data)
     if header is None:
         return None
-    height, width, orientation = header
-    _check_size(width, height, key)
-    upright = (width, height) if orientation >= 5 else (height, width)
-    factor = 1 if reduction is None else reduction(*upright)
+    height, width, orientation, components, progressive = header
+    factor = 1 if reduction is None or components == 4 else reduction(*header.upright)
+    _check_size(width, height, key, 2 * components * progressive + -(-6 // factor**2))
+    # With min_factor libjpeg-turbo takes the largest reduction that keeps these sizes.
+    options = {"min_height": -(-height // factor), "min_width": -(-width // factor), "min_factor": factor}
+    space = "CMYK" if components == 4 else "RGB"
     try:
-        # With min_factor libjpeg-turbo takes the largest reduction that keeps these sizes.
-        image = simplejpeg.decode_jpeg(
-            data, min_height=-(-height // factor), min_width=-(-width // factor), min_factor=factor
-        )
-    except ValueError:
+        image = simplejpeg.decode_jpeg(data, space, **options)
+    except ValueError as error:
+        if "nsufficient memory" in str(error):
+            raise MemoryError from None
+        try:
+            image = simplejpeg.decode_jpeg(data, space, strict=False, **options)
+        except ValueError:
+            return None
+        if DAMAGED != "use":
+            raise ImageError(key, f"damaged or truncated ({error})") from None
+    if components == 4:  # only looked at for damage, which Pillow does not tell
         return None
     return image if orientation == 1 else _upright(image, orientation)
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
-    """Height, width and EXIF orientation (1-8); None where Pillow has to look (CMYK, damaged, unusual)."""
+def _jpeg_header(data: bytes) -> _Header | None:
+    """None where Pillow has to look (damaged, unusual)."""
     position, tagged = 2, False
     while data[position : position + 1] == b"\xff" and position + 9 < len(data):
         marker = data[position + 1]
         if marker in _START_OF_FRAME:
             height, width, components = struct.unpack_from(">HHB", data, position + 5)
-            return (height, width, _orientation(data) if tagged else 1) if components in (1, 3) else None
+            if components not in (1, 3, 4):
+                return None
+            orientation = 1
+            if tagged:  # Pillow's answer takes longer than decoding a small JPEG
+                with contextlib.suppress(ImageError), _parsing("", ""):
+                    orientation = _orientation(Image.open(io.BytesIO(data), formats=("JPEG",)))
+            return _Header(height, width, orientation, components, marker in _PROGRESSIVE)
         if marker == 0xDA:  # pixels begin before any frame header
             return None
         tagged |= marker == 0xE1  # EXIF or XMP
@@ -195,15 +287,12 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def _orientation(data: bytes) -> int:
-    """EXIF orientation (1-8) as Pillow finds it, which takes longer than decoding a small JPEG."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in _decode_pillow
-        try:
-            found = Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(0x0112, 1)
-        except Exception:
-            found = 1
-    return found if found in range(1, 9) else 1
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation (1-8) as Pillow finds it; 1 where the EXIF block is damaged."""
+    with contextlib.suppress(ImageError), _parsing("", ""):
+        found = image.getexif().get(0x0112, 1)
+        return found if found in range(1, 9) else 1
+    return 1
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -217,41 +306,69 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _decode_pillow(data: bytes, key: str) -> np.ndarray:
-    # Pillow warns about damage and large images on stderr; here both are either accepted or an error.
+@contextlib.contextmanager
+def _parsing(key: str, reason: str, *, tell: bool = False) -> Iterator[None]:
+    """Pillow warns about damage and large images on stderr; here both are either accepted or an ImageError.
+
+    `tell` adds Pillow's words to the reason.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            yield
+        except DataError:
+            raise
+        except MemoryError:
+            raise _no_memory(key) from None
         except Image.DecompressionBombError as error:
             found = re.search(r"\d+", str(error))
             pixels = f"{int(found[0]):,} pixels are" if found else "that is"
             raise ImageError(key, f"{pixels} more than {MAX_PIXELS:,}: scale it down first") from None
-        except Exception:  # Pillow's parsers raise nearly any class on damaged bytes
-            if data.startswith(_MAGIC):
-                raise ImageError(key, "its header is damaged or cut off") from None
-            raise ImageError(key, f"not a JPEG, PNG, WebP, BMP or GIF (begins with {data[:12]!r})") from None
-        return _finish(image, key)
+        except Exception as error:  # Pillow's parsers raise nearly any class on damaged bytes
+            raise ImageError(key, f"{reason} ({error})" if tell else reason) from None
+
+
+def _decode_pillow(data: bytes, key: str) -> np.ndarray:
+    if data.startswith(_MAGIC):
+        reason = "its header is damaged or cut off"
+    elif _HEIC.match(data) and not _HEIF:
+        reason = "a HEIC image, which the package pillow-heif decodes (pip install pillow-heif)"
+    else:
+        kinds = ", ".join(_FORMATS).replace("WEBP", "WebP")
+        reason = f"not a {kinds} image (begins with {data[:12]!r})"
+    with _parsing(key, reason):
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    return _finish(image, key)
 
 
 def _finish(image: Image.Image, key: str) -> np.ndarray:
     """Load a lazily opened PIL image and bring it to upright 8-bit RGB."""
-    _check_size(*image.size, key)
-    try:
+    held = 1 if image.mode in ("1", "L", "P") else 4
+    _check_size(*image.size, key, held + 6 + (0 if image.format in _STREAMED else _DECODER))
+    with _parsing(key, "damaged", tell=True):
         image.load()
-        with contextlib.suppress(Exception):  # a damaged EXIF block: as it is stored
-            image = ImageOps.exif_transpose(image)
-        return _to_array(image)
-    except Exception as error:  # as above: struct.error, SyntaxError, zlib.error, IndexError, ...
-        raise ImageError(key, f"damaged ({error})") from None
+        return _upright(_to_array(image), _orientation(image))
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
     """PIL image of any mode -> (H, W, 3) uint8 RGB."""
+    width, height = image.size
+    rows = max(1, _STRIP // width)
+    if rows >= height:
+        return _strip_to_array(image)
+    out = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):  # the whole image in several modes at once is gigabytes
+        out[top : top + rows] = _strip_to_array(image.crop((0, top, width, min(top + rows, height))))
+    return out
+
+
+def _strip_to_array(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):
         # convert("RGB") would clip 16-bit grey at 255.
         grey = ((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)  # (H, W) -> (H, W, 3)
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions, whose range is not known")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         layer = image.convert("RGBA")
         image = Image.new("RGB", layer.size, _WHITE)
@@ -259,8 +376,12 @@ def _to_array(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _check_size(width: int, height: int, key: str) -> None:
+def _check_size(width: int, height: int, key: str, each: int = 3, *, least: int = MIN_SIDE) -> None:
+    """ImageError where a side is shorter than `least`, or decoding with `each` bytes per pixel takes too much."""
     if width * height > MAX_PIXELS:
         raise ImageError(key, f"{width}x{height} is more than {MAX_PIXELS:,} pixels: scale it down first")
-    if min(width, height) < MIN_SIDE:
-        raise ImageError(key, f"{width}x{height} is too small: the shorter side must be {MIN_SIDE} pixels or more")
+    if width * height * each > MAX_BYTES:
+        needed = f"{width * height * each / 2**30:.1f} GiB of memory, more than the {MAX_BYTES / 2**30:g} GiB allowed"
+        raise ImageError(key, f"decoding its {width}x{height} pixels takes {needed}: scale it down first")
+    if min(width, height) < least:
+        raise ImageError(key, f"{width}x{height} is too small: the shorter side must be {least} pixels or more")

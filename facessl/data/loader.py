@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from facessl.core.errors import ConfigError, DataError, FaceSSLError
+from facessl.core.errors import ConfigError, DataError, FaceSSLError, many
 from facessl.core.types import Batch, Sample
 from facessl.data.collate import Collector, Skipped
 from facessl.data.decode import ImageError, Reduction, decode
@@ -62,6 +63,23 @@ class Plain:
 
 #: Unreadable images one after the other that mean that something other than the images is wrong.
 MAX_BAD_IN_ROW = 100
+
+
+def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str]) -> None:
+    """Compare the number of skipped images, of which `last` (key, reason) is the last, with the fraction `max_bad`.
+
+    Raises:
+        DataError: more of the `total` images were skipped.
+        ConfigError: not a fraction.
+    """
+    if not 0 <= max_bad <= 1:
+        raise ConfigError(f"max_bad = {max_bad} is out of range: give a fraction from 0 to 1")
+    allowed = math.floor(max_bad * total)
+    if skipped > allowed:
+        raise DataError(
+            f"{many(skipped, 'image')} of {total} cannot be read, more than the {allowed} that max_bad "
+            f"allows (the last: {last[0]}: {last[1]}): correct or remove them, or raise --max-bad"
+        )
 
 
 class TrainLoader:
@@ -158,16 +176,26 @@ class EvalLoader:
     """
 
     def __init__(
-        self, source: Source, transform: Transform, *, batch_size: int, workers: int = 0, pin_memory: bool = False
+        self,
+        source: Source,
+        transform: Transform,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        pin_memory: bool = False,
+        max_bad: float = 1,
     ) -> None:
         """
         Args:
             batch_size: images per batch; less where some cannot be read, and in the last batch.
             workers, pin_memory: as for `TrainLoader`.
+            max_bad: fraction of unreadable images above which iteration stops.
         """
         if batch_size < 1 or workers < 0:
             raise ConfigError(f"batch size {batch_size} and {workers} workers: the one must be > 0, the other >= 0")
+        check_skipped(0, 0, max_bad, ("", ""))
         self.skipped: Skipped = []
+        self._max_bad, self._total = max_bad, None if source.streaming else len(source)
         if source.streaming:
             self._dataset: Any = _Stream(source, transform, batch_size)
             self._sampler = None
@@ -179,14 +207,23 @@ class EvalLoader:
         self._workers, self._pin_memory = workers, pin_memory
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches with one view and no `params`; `Batch.skipped` is what was left out since the last one."""
+        """Batches with one view and no `params`; `Batch.skipped` is what was left out since the last one.
+
+        Raises:
+            DataError: more than `max_bad` of the images cannot be read, of a stream after its end.
+        """
         self.skipped = []
-        told = 0
+        told = seen = 0
         for batch in worker_batches(self._dataset, self._sampler, self._workers, self._pin_memory):
             self.skipped += batch.skipped
+            if self._total is not None and batch.skipped:
+                check_skipped(len(self.skipped), self._total, self._max_bad, self.skipped[-1])
             if len(batch):
+                seen += len(batch)
                 batch.skipped, told = self.skipped[told:], len(self.skipped)
                 yield batch
+        if self._total is None and self.skipped:
+            check_skipped(len(self.skipped), seen + len(self.skipped), self._max_bad, self.skipped[-1])
 
 
 def _stream_workers(source: Any, workers: int, world_size: int = 1) -> int:

@@ -22,7 +22,7 @@ from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataError, UnknownName
 from facessl.core.files import from_csv
 from facessl.core.types import FIELDS, Sample
-from facessl.data.decode import EXTENSIONS, read_file
+from facessl.data.decode import EXTENSIONS, ImageError, read_file
 from facessl.data.index import Table, texts
 
 #: Values of `Source.splits` of a published set whose parts are called by their roles.
@@ -194,7 +194,7 @@ class Source:
         for i in range(len(self)):
             try:
                 found[i] = getattr(self[i], field)
-            except DataError:  # an unreadable image is skipped later, whichever part it is in
+            except ImageError:  # an unreadable image is skipped later, whichever part it is in
                 continue
         return found
 
@@ -222,7 +222,7 @@ class Source:
         for i in np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).round().astype(int)).tolist() if len(self) else ():
             try:
                 sample = self[i]
-            except DataError:
+            except ImageError:
                 add("unreadable")
                 continue
             for field in fields(Sample):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from facessl.core.errors import FaceSSLError, TrainingError
+
+#: Open files that this process and each worker may need: every tensor of a batch on its way is one.
+_FILES, _FILES_PER_WORKER = 64, 48
+#: Seconds without a batch after which the loader processes are given up.
+_TIMEOUT = 1200
 
 
 def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Any]:
@@ -25,8 +32,10 @@ def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -
 
     Raises:
         FaceSSLError: what the dataset gave.
-        TrainingError: a worker process died.
+        TrainingError: a worker process died, or there is too little memory or too few open files for them.
     """
+    if workers and sys.platform != "win32":
+        _allow_files(_FILES + _FILES_PER_WORKER * workers)
     loader = DataLoader(
         dataset,
         batch_size=None,  # an item is a batch already
@@ -38,27 +47,64 @@ def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -
         # that a fork can leave behind are never taken.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=pin_memory,
+        timeout=_TIMEOUT if workers else 0,
         # Otherwise the DataLoader draws from the global generator, and a resumed run would differ from then on.
         generator=torch.Generator().manual_seed(0),
     )
+    batches: Any = None
     try:
-        for batch in loader:
+        batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, FaceSSLError):
                 raise batch
             yield batch
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise worker_death(error) or error from None
+    finally:
+        for worker in getattr(batches, "_workers", ()):  # PyTorch waits for them when the process ends
+            batches._shutdown_workers()
+            worker.kill()
 
 
-def worker_death(error: RuntimeError) -> TrainingError | None:
-    """What to tell a person where `error` says that a loader process died; None where it says something else.
+def _allow_files(needed: int) -> None:
+    """Raise the limit of open files: a worker that meets it leaves the main process waiting. TrainingError where it
+    cannot be raised."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (ValueError, OSError):
+        raise TrainingError(
+            f"the loader processes need up to {needed} open files, and {hard} are allowed: raise the limit "
+            "(ulimit -n 4096), or use fewer --workers"
+        ) from None
+
+
+def worker_death(error: RuntimeError | OSError) -> TrainingError | None:
+    """What to tell a person where `error` says that a loader process failed; None where it says something else.
 
     PyTorch raises it in whatever the main process is doing at that moment, not only while it waits for a batch.
     """
-    if "DataLoader worker" not in str(error):
+    said = str(error)
+    if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE) or re.search("Too many open files|ancdata", said):
+        return TrainingError(
+            "the loader processes need more open files than are allowed: raise the limit (ulimit -n 4096), or use "
+            "fewer workers"
+        )
+    if "shared memory" in said and "Caught" in said:
+        return TrainingError(
+            "the loader processes have too little shared memory (/dev/shm): enlarge it (docker run --shm-size 8g), or "
+            "use fewer workers or a smaller batch"
+        )
+    if "DataLoader timed out" in said:
+        return TrainingError(f"no batch came from the loader processes for {_TIMEOUT // 60} minutes: use fewer workers")
+    if not re.search(r"DataLoader worker \(pid", said):
         return None
     return TrainingError(
-        f"a loader process died ({str(error).splitlines()[0]}): most often memory ran out, or shared memory "
+        f"a loader process died ({said.splitlines()[0]}): most often memory ran out, or shared memory "
         "(/dev/shm) did; use fewer workers or a smaller batch"
     )
 

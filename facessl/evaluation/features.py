@@ -20,7 +20,7 @@ import torch
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Batch
 from facessl.data.index import cache_file
-from facessl.data.loader import EvalLoader
+from facessl.data.loader import EvalLoader, check_skipped
 from facessl.data.source import Source
 from facessl.data.subset import Subset
 from facessl.inference.trained import Embedder
@@ -84,6 +84,7 @@ def features(
     batch_size: int = 64,
     workers: int = 0,
     precision: str = "fp32",
+    max_bad: float = 1,
 ) -> Features:
     """Features of every readable image, from the cache where they are there.
 
@@ -98,10 +99,10 @@ def features(
         augment: gives the crop; nothing random is done. None: the whole image.
         flip: add the features of the mirrored view.
         cache: read and keep; False: neither.
-        batch_size, workers, precision: as in `facessl.embed`.
+        batch_size, workers, precision, max_bad: as in `facessl.embed`.
 
     Raises:
-        DataError: no image can be read, or the features cannot be written.
+        DataError: no image, or more than the fraction `max_bad`, cannot be read, or the features cannot be written.
         ConfigError: an unknown precision, the map of an `Embedder`, which has none, or a map whose values float16
             cannot hold.
     """
@@ -113,9 +114,11 @@ def features(
         folder = _folder(made_by, source)
         known = _load(folder) or _of_whole(made_by, source)
         if known is not None:
+            if known.skipped:
+                check_skipped(len(known.skipped), len(source), max_bad, known.skipped[-1])
             return known
     view = Supervised(augment, backbone.image_size, needs=frozenset(), train=False)
-    loader = EvalLoader(source, view, batch_size=batch_size, workers=workers, pin_memory=False)
+    loader = EvalLoader(source, view, batch_size=batch_size, workers=workers, max_bad=max_bad)
     began = time.perf_counter()
     blocks = _blocks(backbone, loader, kind, flip, precision)
     made = _collected(blocks, loader, folder, 0 if folder is None else len(source))

@@ -25,6 +25,7 @@ def score(
     batch_size: int = 64,
     workers: int = 0,
     precision: str = "fp32",
+    max_bad: float = 1,
 ) -> dict[str, Any]:
     """Scores of a task on a source, in the stored images' coordinates.
 
@@ -33,7 +34,7 @@ def score(
         source: labelled images.
         augment: gives the crop; nothing random is done.
         image_size: side of the views in pixels.
-        batch_size, workers, precision: as in `facessl.embed`.
+        batch_size, workers, precision, max_bad: as in `facessl.embed`.
 
     Returns:
         `Meter.result`, and `skipped`, the number of images that could not be read.
@@ -46,7 +47,8 @@ def score(
     backbone = task.backbone
     device = next(backbone.parameters()).device
     view = Supervised(augment, image_size, needs=task.needs, train=False)
-    loader = EvalLoader(source, view, batch_size=batch_size, workers=workers, pin_memory=device.type == "cuda")
+    pinned = device.type == "cuda"
+    loader = EvalLoader(source, view, batch_size=batch_size, workers=workers, pin_memory=pinned, max_bad=max_bad)
     seen = 0
     for batch in loader:
         x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)

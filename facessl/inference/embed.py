@@ -79,6 +79,7 @@ def embedding_batches(
     batch_size: int = 64,
     workers: int = 0,
     precision: str = "fp32",
+    max_bad: float = 1,
 ) -> Iterator[Embeddings]:
     """Embeddings batch by batch, so that a source of any size fits in memory. Arguments as for `embed`.
 
@@ -88,7 +89,7 @@ def embedding_batches(
     device = next(backbone.parameters()).device
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
     pinned = device.type == "cuda"
-    loader = EvalLoader(source, Plain(view), batch_size=batch_size, workers=workers, pin_memory=pinned)
+    loader = EvalLoader(source, Plain(view), batch_size=batch_size, workers=workers, pin_memory=pinned, max_bad=max_bad)
     seen = 0
     waiting: tuple[Batch, Tensor, tuple[tuple[str, str], ...]] | None = None
     for batch in loader:
@@ -155,6 +156,7 @@ def embed(
     batch_size: int = 64,
     workers: int = 0,
     precision: str = "fp32",
+    max_bad: float = 0.05,
 ) -> np.ndarray:
     """Embeddings of a source.
 
@@ -165,16 +167,18 @@ def embed(
         batch_size: images per forward pass.
         workers: loader processes; 0 reads in this one.
         precision: fp32, bf16 or fp16 (autocast).
+        max_bad: fraction of unreadable images above which it stops.
 
     Returns:
         (N, C) float32, one row per readable image in the order of the source. `embeddings` also gives
         the keys, labels and the images that were skipped.
 
     Raises:
-        DataError: the source cannot be opened, or none of its images can be read.
+        DataError: the source cannot be opened, or more than `max_bad` of its images cannot be read.
         ConfigError: an unknown precision.
     """
-    return embeddings(backbone, source, batch_size=batch_size, workers=workers, precision=precision).array
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
+    return embeddings(backbone, source, max_bad=max_bad, **options).array
 
 
 def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> tuple[int, list[tuple[str, str]]]:

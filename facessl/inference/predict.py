@@ -38,9 +38,10 @@ from PIL import Image
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import completed, printable, write_png
 from facessl.core.types import Sample
-from facessl.data.decode import decode, read_file
+from facessl.data.decode import ImageError, decode, read_file
 from facessl.data.detect import Face, detect, load_detector
 from facessl.data.frame import Frame, from_box
+from facessl.data.loader import check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures
 from facessl.inference.trained import Trained, crop_of_picture, load_trained
@@ -98,6 +99,7 @@ def predict(
     detector_model: str | Path | None = None,
     batch_size: int = 32,
     precision: str = "fp32",
+    max_bad: float = 0.05,
     draw: bool = True,
     overwrite: bool = False,
 ) -> list[Prediction]:
@@ -119,6 +121,7 @@ def predict(
         detector_model: model file of a detector that needs one.
         batch_size: faces per forward pass.
         precision: fp32, bf16 or fp16.
+        max_bad: fraction of unreadable photos above which it stops.
         draw: also write the pictures.
         overwrite: take the photo's own name even where that replaces other files (never a photo).
 
@@ -127,7 +130,8 @@ def predict(
 
     Raises:
         CheckpointError: no trained task there.
-        DataError: no photo could be read, or the model needs five points and the detector gives none.
+        DataError: no photo, or less than `max_bad` allows, could be read, or the model needs five points and the
+            detector gives none.
         ConfigError: a margin or lift out of range; `out` is a folder that is searched for photos.
     """
     for name, value, low, high in (("margin", margin, 0.1, 10), ("lift", lift, -1, 1)):
@@ -138,7 +142,7 @@ def predict(
     found, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
     find = _finder(detector, detector_model) if crop else None
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
-    for group in _groups(trained, found, names, find, cut, batch_size):
+    for group in _groups(trained, found, names, find, cut, batch_size, max_bad):
         raw = _raw(trained, group, batch_size, precision)
         row = itertools.count()
         for photo in group:
@@ -248,6 +252,7 @@ def _groups(
     find: Detector | None,
     cut: Callable[..., Frame],
     batch_size: int,
+    max_bad: float,
 ) -> Iterator[list[_Photo]]:
     """Readable photos, together until they fill a batch of faces; without any face a photo still comes along."""
     group: list[_Photo] = []
@@ -256,8 +261,11 @@ def _groups(
             continue
         try:
             image = decode(read_file(photo.photo), key=photo.photo)
-        except DataError as error:
+        except ImageError as error:
             photo.read, photo.note = False, str(error)
+            bad = sum(not one.read for one in found)
+            if bad < len(found):  # where none can be read, the caller says so
+                check_skipped(bad, len(found), max_bad, (error.key, error.reason))
             continue
         height, width = image.shape[:2]
         if find is None:

@@ -20,7 +20,7 @@ from facessl.core.files import csv_row, from_csv
 from facessl.data.decode import ImageError
 from facessl.data.detect import SMALLEST, Face, detect, load_detector
 from facessl.data.frame import Frame, Template, from_box, from_eyes, from_five_points
-from facessl.data.loader import pixels
+from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source, open_source
 from facessl.tools.jobs import claim, in_order, inside, open_file, replace
 
@@ -106,6 +106,7 @@ def crop(
     format: Literal["jpg", "png"] = "jpg",
     quality: int = 95,
     workers: int = 0,
+    max_bad: float = 0.05,
     progress: Callable[[int, int], None] | None = None,
 ) -> CropSummary:
     """Find the faces of every photo, cut squares around them, and write them below `out` in the source's sub-folders.
@@ -131,11 +132,13 @@ def crop(
         format: "jpg" or "png".
         quality: of JPEGs, 1 to 100.
         workers: processes; 0 works in this one.
+        max_bad: fraction of unreadable photos above which it stops.
         progress: called with the numbers of photos done and in total, first with those of earlier calls.
 
     Raises:
         ConfigError: a stream, settings that cannot work, or an `out` that is in use or has something else in it.
-        DataError: the source cannot be read, `out` cannot be written, or a process died.
+        DataError: the source or more than `max_bad` of its photos cannot be read, `out` cannot be written, or a process
+            died.
     """
     if margin is None:
         margin = 1.0 if align == "five-points" else 1.3
@@ -162,7 +165,7 @@ def crop(
     try:
         path, lock = claim(out, opened, SETTINGS, "crop", "crops")
         with lock:
-            return _run(_Cropper(opened, settings), _Folder(path, settings), workers, progress)
+            return _run(_Cropper(opened, settings), _Folder(path, settings), workers, max_bad, progress)
     except OSError as error:
         raise DataError(f"cannot write crops to {out}: {error.strerror or error}") from None
 
@@ -255,6 +258,7 @@ class _Folder:
         torn = {row[1] for row in rows if not (path / row[0]).is_file()}
         rows = [row for row in rows if row[1] not in torn]
         skipped = self._rows(SKIPPED, _SKIPPED_COLUMNS)
+        self.unreadable = sum(row[1] != NO_FACE for row in skipped)
         for name, columns, kept in ((FACES, COLUMNS, rows), (SKIPPED, _SKIPPED_COLUMNS, skipped)):
             replace(path / name, b"".join(csv_row(*row) for row in (columns, *kept)))
         self.faces = len(rows)
@@ -293,7 +297,9 @@ class _Folder:
         self.faces += len(rows)
 
 
-def _run(cropper: _Cropper, folder: _Folder, workers: int, progress: Callable[[int, int], None] | None) -> CropSummary:
+def _run(
+    cropper: _Cropper, folder: _Folder, workers: int, max_bad: float, progress: Callable[[int, int], None] | None
+) -> CropSummary:
     source = cropper.source
     keys = [source.key(i) for i in range(len(source))]
     base = _base(source, keys)
@@ -312,6 +318,7 @@ def _run(cropper: _Cropper, folder: _Folder, workers: int, progress: Callable[[i
                 summary.without_face.append(found.key)
             elif found.reason != LEFT_OUT:
                 summary.skipped.append((found.key, found.reason))
+                check_skipped(folder.unreadable + len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
         told(done, len(keys))
     summary.faces = folder.faces
     return summary

@@ -6,7 +6,6 @@ that the shards do not depend on the number of processes or on interruptions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from facessl.core.types import Sample
 from facessl.data import records
 from facessl.data.decode import ImageError, stored_size
 from facessl.data.frame import resize_to
-from facessl.data.loader import pixels
+from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source, open_source
 from facessl.tools.jobs import in_order
 from facessl.tools.phash import phash
@@ -107,8 +106,9 @@ def pack(
     settings = Settings(0 if copy else size, 0 if copy else quality, copy, str(shard_size), dedupe)
     opened = open_source(source)
     workers = environment.cores() if workers is None else workers
-    if workers < 0 or not 0 <= max_bad <= 1:
-        raise ConfigError(f"{workers} workers and max_bad = {max_bad}: the one must be 0 or more, the other 0 to 1")
+    check_skipped(0, 0, max_bad, ("", ""))
+    if workers < 0:
+        raise ConfigError(f"{workers} workers, but there must be 0 or more")
     if opened.streaming:
         raise ConfigError("a stream cannot be packed, because it has no positions to go on from: use files on a disk")
     spec = source if isinstance(source, str) else type(source).__name__
@@ -187,7 +187,6 @@ def _run(
 ) -> PackSummary:
     total, index, length = len(packer.source), shards.next, 8
     summary = PackSummary(total, before=index)
-    limit = math.floor(max_bad * total)
 
     def stretches() -> Iterator[range]:
         """Stretches of the present length."""
@@ -203,11 +202,7 @@ def _run(
             if image.unreadable:
                 shards.skip(*image.unreadable)
                 summary.unreadable.append(image.unreadable)
-                if shards.skipped > limit:
-                    raise DataError(
-                        f"{shards.skipped} images cannot be read, more than the {limit} that max_bad allows (the last: "
-                        f"{': '.join(image.unreadable)}): remove them, or go on with a larger --max-bad"
-                    )
+                check_skipped(shards.skipped, total, max_bad, image.unreadable)
             else:
                 shards.add(index, image.members, image.hash)
             index += 1

@@ -301,6 +301,7 @@ def _score(task: Any, source: Source, augment: Augment, config: FinetuneConfig) 
         batch_size=max(config.batch_size, 32),
         workers=loader_workers(config.workers),
         precision=config.precision,
+        max_bad=config.max_bad,
     )
 
 

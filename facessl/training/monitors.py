@@ -97,7 +97,9 @@ class _KNN:
         self.precision = precision
 
     def __call__(self, method: Any, progress: Progress) -> dict[str, float]:
-        result = knn(method.backbone, self.train, self.test, k=min(20, len(self.train)), precision=self.precision)
+        result = knn(
+            method.backbone, self.train, self.test, k=min(20, len(self.train)), precision=self.precision, max_bad=1
+        )
         low, high = result.scores["accuracy_interval"]
         return {
             "knn_accuracy": result.scores["accuracy"],

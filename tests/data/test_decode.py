@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from facessl.data.decode import MAX_PIXELS, ImageError, decode, to_rgb
+from facessl.core.errors import DataError
+from facessl.data import decode as module
+from facessl.data.decode import MAX_PIXELS, ImageError, decode, decode_mask, read_file, stored_size, to_rgb
+from facessl.data.sources.imagelist import ImageList
 
 #: 48 x 32 pixels with another colour in each quarter: a wrong rotation or channel order shows.
 SCENE = np.zeros((32, 48, 3), np.uint8)
@@ -55,18 +62,21 @@ def close(a: np.ndarray, b: np.ndarray, *, to: float = 3) -> bool:
         ("WEBP", {"lossless": True}),
         ("BMP", {}),
         ("GIF", {}),
+        ("TIFF", {}),
+        ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
     ],
 )
 def test_formats(kind: str, options: dict[str, object]) -> None:
     assert close(decode(encoded(picture(), kind, **options), key="a"), SCENE)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(kind: str, orientation: int) -> None:
     data = with_orientation(orientation, kind)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert close(decode(data, key="a"), expected)
+    assert stored_size(data, key="a") == expected.shape[:2]
 
 
 def test_rotation_in_xmp_is_applied() -> None:
@@ -140,14 +150,99 @@ def test_animation_gives_its_first_frame(kind: str) -> None:
         (encoded(picture(), "PNG")[:100], "damaged"),
         (encoded(Image.new("RGB", (1, 1))), "1x1 is too small"),
         (png(20000, 20000, depth=8, rows=b""), "400,000,000 pixels are more"),
+        pytest.param(
+            png(13300, 13300, depth=8, rows=b""),
+            r"decoding its 13300x13300 pixels takes 1\.6 GiB of memory, more than the 1 GiB allowed",
+            marks=pytest.mark.fault(
+                "E12", "a PNG of 21 kB took 2 GB", now="an image may take 1 GiB while it is decoded"
+            ),
+        ),
     ],
-    ids=["zero bytes", "text", "truncated", "header only", "truncated png", "1x1", "20000x20000"],
+    ids=["zero bytes", "text", "truncated", "header only", "truncated png", "1x1", "20000x20000", "13300x13300"],
 )
 def test_unusable_images_say_why(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason) as caught:
         decode(data, key="photos/x.jpg")
     assert caught.value.key == "photos/x.jpg"
     assert "photos/x.jpg" in str(caught.value)
+
+
+@pytest.mark.fault("E13", "half a JPEG with an end mark was used, 40 grey levels off")
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_a_damaged_jpeg_is_used_only_if_asked_for(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged JPEG counts as unreadable; FACESSL_DAMAGED=use takes it."""
+    whole = encoded(picture().resize((480, 320)).convert(mode))
+    damaged = whole[: len(whole) // 2] + b"\xff\xd9"
+    assert decode(whole, key="a").shape == (320, 480, 3)
+    with pytest.raises(ImageError, match=r"damaged or truncated \(.*premature end"):
+        decode(damaged, key="a")
+    monkeypatch.setattr(module, "DAMAGED", "use")
+    assert decode(damaged, key="a").shape == (320, 480, 3)
+
+
+@pytest.mark.fault("A10", "class 3 of a mask of 2 or 4 bits was read as 255 or 51")
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_masks_of_few_bits_keep_their_numbers(bits: int) -> None:
+    numbers = np.tile(np.arange(2**bits, dtype=np.uint8), (8, 1))
+    np.testing.assert_array_equal(decode_mask(encoded(Image.fromarray(numbers), "PNG", bits=bits), key="m"), numbers)
+
+
+@pytest.mark.fault("A6", "an image that could not be opened for want of descriptors was skipped")
+@pytest.mark.parametrize(
+    ("code", "skipped", "cure"),
+    [
+        (errno.ENOENT, True, "No such file"),
+        (errno.EACCES, True, "Permission denied"),
+        (errno.EMFILE, False, r"Too many open files, which is an error of the system.*ulimit -n"),
+        (errno.ENOMEM, False, "use fewer --workers"),
+        (errno.EIO, False, "check the disk"),
+        (errno.ESTALE, False, "check the disk"),
+    ],
+)
+def test_only_what_is_wrong_with_the_file_is_skipped(
+    code: int, skipped: bool, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the system ends the work; only a file that cannot be read is skipped."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    with pytest.raises(DataError, match=cure) as caught:
+        read_file("a.jpg")
+    assert isinstance(caught.value, ImageError) == skipped
+
+
+def test_too_little_memory_is_not_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(module, "_to_array", refuse)
+    with pytest.raises(DataError, match=r"not enough memory to decode a\.png") as caught:
+        decode(encoded(picture(), "PNG"), key="a.png")
+    assert not isinstance(caught.value, ImageError)
+
+
+@pytest.mark.fault("E11", "a pipe hung, and a sparse file or a NUL byte ended in a traceback")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("pipe", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        ("sparse", r"40,000,000,000 bytes are more than the [\d,]+ that are read"),
+        ("a\0b", "NUL byte"),
+        (".", "Is a directory"),
+    ],
+)
+def test_only_regular_files_of_a_plausible_size_are_read(name: str, reason: str, tmp_path: Path) -> None:
+    """Images and lists are regular files of a plausible size; anything else is one sentence at once."""
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(40_000_000_000)
+    with pytest.raises(ImageError, match=reason):
+        read_file(tmp_path / name)
+    with pytest.raises(DataError, match=reason):
+        ImageList(tmp_path / name)
 
 
 def test_size_of_a_huge_jpeg_is_refused_from_its_header() -> None:

@@ -173,3 +173,15 @@ def test_a_class_of_any_bytes_has_a_name_that_can_be_written(tmp_path: Path) -> 
         with open(os.path.join(folder, b"1.jpg"), "wb") as file:
             file.write(make.jpeg(7))
     assert Folder(tmp_path).label_names == ("a", r"caf\xe9")
+
+
+@pytest.mark.fault("A11", "30 HEIC photos beside 10 JPEGs were left out without a word")
+def test_pictures_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    """A folder tells how many pictures of which endings it leaves out, also from its cache."""
+    make.folder(
+        tmp_path, "a.jpg", "b.JPE", "c.jfif", "in/d.jpeg", "in/e.tif", "x.jxl", "in/y.JXL", "z.cr2", "faces.csv"
+    )
+    make.aged(tmp_path)
+    for _ in range(2):
+        with pytest.warns(DataWarning, match=r"left out 2 files ending in \.jxl, 1 file ending in \.cr2: convert"):
+            assert len(Folder(tmp_path)) == 5

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Sequence
 from itertools import islice
@@ -224,6 +226,32 @@ def test_a_worker_that_dies_is_explained() -> None:
         take(TrainLoader(Records(18), Killer(), batch_size=4, seed=0, workers=1), 1)
 
 
+@pytest.mark.fault("B8", "a small /dev/shm ended in a traceback after 67 s")
+def test_too_little_shared_memory_is_explained_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little shared memory is one sentence, and no process stays."""
+
+    def refuse(*args: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", refuse)
+    with pytest.raises(TrainingError, match=r"too little shared memory \(/dev/shm\): enlarge it"):
+        take(TrainLoader(Noise(18), Geometric((View(),), 8), batch_size=4, seed=0, workers=2), 1)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.fault("E2", "a worker without descriptors left the command waiting for ever")
+def test_too_few_open_files_are_told_before_a_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too low a limit of open files is one sentence before any worker starts."""
+
+    def refuse(*args: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (64, 64))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    with pytest.raises(TrainingError, match=r"need up to 160 open files, and 64 are allowed: .*ulimit -n"):
+        take(loader(Records(18), workers=2), 1)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -272,6 +300,14 @@ def test_evaluation_shows_every_readable_image_once_in_order(workers: int) -> No
         assert batches[0].params == []
         assert [key for key, _ in batches[1].skipped] == ["image 4", "image 5", "image 6", "image 7"]
         assert [key for key, _ in evaluation.skipped] == [f"image {i}" for i in (0, 4, 5, 6, 7, 17)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_stops_at_too_many_unreadable_images(workers: int) -> None:
+    bad = Records(20, frozenset({3, 7}))
+    assert sum(map(len, EvalLoader(bad, Plain(halved), batch_size=4, max_bad=0.1, workers=workers))) == 18
+    with pytest.raises(DataError, match=r"2 images of 20 cannot be read, more than the 1 .*\(the last: image 7: not a"):
+        list(EvalLoader(bad, Plain(halved), batch_size=4, max_bad=0.05, workers=workers))
 
 
 def test_evaluation_of_nothing_readable() -> None:

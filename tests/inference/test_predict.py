@@ -200,7 +200,7 @@ def test_no_face_is_said_and_unreadable_photos_are_listed(tmp_path: Path) -> Non
     good, bad = saved(image, tmp_path / "good.png"), tmp_path / "bad.jpg"
     bad.write_bytes(b"no image")
     first, second, third = predict(
-        dots(), [bad, good, tmp_path / "missing.png"], out=tmp_path / "out", detector=finder()
+        dots(), [bad, good, tmp_path / "missing.png"], out=tmp_path / "out", detector=finder(), max_bad=0.7
     )
     assert (first.read, second.read, third.read) == (False, True, False)
     assert "bad.jpg" in first.note
@@ -303,7 +303,9 @@ def test_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     bad.write_bytes(b"")
     out = str(tmp_path / "out")
     words = ["predict", str(run), str(a), str(b), str(bad), "--no-crop", "--out", out, "--device", "cpu"]
-    assert main(words) == 0
+    assert main(words) == USER_ERROR
+    assert "1 image of 3 cannot be read, more than the 0 that max_bad allows" in capsys.readouterr().err
+    assert main([*words, "--max-bad", "0.4"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1]) == {"photos": 2, "faces": 2, "out": out, "skipped": 1}
     assert "c.png" in printed.err

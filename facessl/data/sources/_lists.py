@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.files import open_regular
 from facessl.data.sources.folder import Folder
 from facessl.data.splits import part_folders
 
@@ -73,10 +74,10 @@ def choice(source: str, option: str, value: Any, valid: Iterable[Any]) -> None:
 def _text(file: Path, layout: str) -> Iterator[IO[str]]:
     """A text file, of UTF-8, or of UTF-16 where its first bytes say so. DataError where it cannot be read."""
     try:
-        with open(file, "rb") as raw:
+        with open_regular(file) as raw:
             wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
-        with open(file, encoding=encoding, errors=errors, newline="") as text:
+        with open_regular(file, "r", encoding=encoding, errors=errors, newline="") as text:
             yield text
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror} ({layout})") from None

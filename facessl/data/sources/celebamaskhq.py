@@ -9,7 +9,7 @@ import numpy as np
 
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
-from facessl.data.decode import ImageError
+from facessl.data.decode import ImageError, unreadable
 from facessl.data.source import TRAIN_VAL_TEST, Source
 from facessl.data.sources._annotations import fitted, read_mask, side_pairs
 from facessl.data.sources._lists import choice, counted, expected, find, root_folder, text_rows, whole
@@ -117,8 +117,12 @@ class CelebAMaskHQ(Source):
         merged: np.ndarray | None = None
         for value, suffix in enumerate(self.mask_names[1:], 1):
             name = f"{prefix}{suffix}.png"
-            if not os.path.exists(name):
+            try:
+                os.stat(name)
+            except FileNotFoundError:
                 continue  # a class that this face does not show
+            except OSError as error:
+                raise unreadable(name, error) from None
             inside = read_mask(name) > 0
             if merged is None:
                 merged = np.zeros(inside.shape, np.uint8)

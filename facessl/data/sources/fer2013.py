@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.data.decode import ImageError
+from facessl.core.files import open_regular
+from facessl.data.decode import ImageError, unreadable
 from facessl.data.source import TRAIN_VAL_TEST, Source
 from facessl.data.sources._lists import check_width, choice, class_folders, counted, expected, find, find_any, whole
 from facessl.data.splits import part_folders
@@ -76,12 +77,12 @@ class FER2013(Source):
         key = self.key(index)
         offset, size = self._rows[index].tolist()
         try:
-            with open(self._file, "rb", buffering=0) as file:
+            with open_regular(self._file, buffering=0) as file:
                 file.seek(offset)
                 cells = file.read(size).split(b",")
             grey = np.array(cells[self._pixels].strip(b' "').split(), np.int64)
         except OSError as error:
-            raise ImageError(key, error.strerror or str(error)) from None
+            raise unreadable(key, error) from None
         except (ValueError, IndexError, OverflowError):
             raise ImageError(key, "a pixel is not a number") from None
         if len(grey) != SIDE * SIDE or grey.min() < 0 or grey.max() > 255:
@@ -92,7 +93,7 @@ class FER2013(Source):
         """Of each row with this use: its line, offset and size (n, 2), and label. DataError where a row is odd."""
         lines, rows, labels = [], [], []
         try:
-            with open(file, "rb") as text:
+            with open_regular(file) as text:
                 header = [name.strip() for name in text.readline().decode("utf-8-sig", "replace").split(",")]
                 if sorted(header) != sorted(_COLUMNS):
                     raise DataError(f"{file} has the columns {', '.join(header)[:80]} ({LAYOUT})")

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from facessl.core.errors import DataError
+from facessl.core.errors import DataError, DataWarning, many
 from facessl.core.files import printable
 from facessl.core.types import Sample
-from facessl.data.decode import EXTENSIONS, read_file
+from facessl.data.decode import EXTENSIONS, OTHER_EXTENSIONS, read_file
 from facessl.data.index import Table, cache_file, class_order, load, texts
 from facessl.data.source import Source
 from facessl.data.splits import role
 
 _SUFFIXES = tuple(os.fsencode(extension) for extension in EXTENSIONS)
-_LAYOUT = 3
 #: Folders of thumbnails and deleted files that systems and network drives make.
 _NOT_PHOTOS = (b"__MACOSX", b"@eaDir", b"#recycle", b"$RECYCLE.BIN", b"lost+found")
+_OTHERS = tuple(os.fsencode(extension) for extension in OTHER_EXTENSIONS)
+_LAYOUT = (3, *EXTENSIONS)
 # A file added within one tick of the file system's clock does not change its folder's time.
 _TICK_NS = 2_000_000_000
 #: First image of a folder and of the next one, its path with a slash, its label: before any was looked up.
@@ -28,7 +31,7 @@ _NONE: tuple[int, int, bytes, int | None] = (0, 0, b"", None)
 
 
 class Folder(Source):
-    """Every JPEG, PNG, WebP and BMP below a folder, in the order of their paths.
+    """Every image file below a folder, in the order of their paths; a warning tells how many of other kinds there are.
 
     The list of files is kept in the user's cache. A later start only asks every sub-folder for its time of
     change and lists again those that changed. Hidden files and folders, `@eaDir` and the like are left out; links to
@@ -64,11 +67,23 @@ class Folder(Source):
             name = os.fsencode(root.name)
             self._table = _table([_Row(b"", 0, False, name, np.array([len(name)], np.int64))])
         self._count = int(self._table["first"][-1])
+        self._tell_left_out()
         if not self._count:
             raise DataError(_nothing_found(root))
         self.label_names = tuple(self._table.note["label_names"])
         self.provides = self.columns = frozenset({"label"} if self.label_names else ())
         self._last = _NONE
+
+    def _tell_left_out(self) -> None:
+        """A warning with the number of pictures by ending that nothing here reads."""
+        endings = Counter(self._table["other"].tobytes().decode().split())
+        if not endings:
+            return
+        told = ", ".join(f"{many(count, 'file')} ending in {ending}" for ending, count in endings.most_common())
+        cure = "convert them to JPEG"
+        if not endings.keys().isdisjoint((".heic", ".heif")):
+            cure = "install pillow-heif, which reads .heic and .heif, or " + cure
+        warnings.warn(f"{self.root}: left out {told}: {cure}", DataWarning, stacklevel=3)
 
     def __len__(self) -> int:
         return self._count
@@ -110,6 +125,7 @@ class _Row(NamedTuple):
     alias: bool
     names: bytes = b""
     lengths: np.ndarray = np.zeros(0, np.int64)
+    other: bytes = b""  # endings of pictures that are left out, each with a blank
 
 
 def _update(root: Path, known: Table | None, recursive: bool) -> Table:
@@ -136,8 +152,9 @@ def _update(root: Path, known: Table | None, recursive: bool) -> Table:
                 rows.append(before)
                 inner = inner_of.get(folder, [])
             else:
-                names, inner = _list(full)
-                rows.append(_Row(folder, stamp, False, b"".join(names), np.array([len(n) for n in names], np.int64)))
+                names, inner, other = _list(full)
+                lengths = np.array([len(name) for name in names], np.int64)
+                rows.append(_Row(folder, stamp, False, b"".join(names), lengths, other))
                 changed = True
         except OSError as error:
             raise DataError(f"cannot list the folder {os.fsdecode(full)}: {error.strerror}") from None
@@ -148,9 +165,9 @@ def _update(root: Path, known: Table | None, recursive: bool) -> Table:
     return _table(sorted(rows, key=lambda row: row.folder))
 
 
-def _list(folder: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Names of the images and of the sub-folders of one folder, sorted."""
-    names, inner = [], []
+def _list(folder: bytes) -> tuple[list[bytes], list[bytes], bytes]:
+    """Names of the images and of the sub-folders of one folder, sorted, and endings of other pictures."""
+    names, inner, other = [], [], b""
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -161,11 +178,13 @@ def _list(folder: bytes) -> tuple[list[bytes], list[bytes]]:
                     names.append(name)
                 elif entry.is_dir():
                     inner.append(name)
+                elif name.lower().endswith(_OTHERS):
+                    other += os.path.splitext(name)[1].lower() + b" "
             except OSError:  # a link to itself
                 continue
     names.sort()
     inner.sort()
-    return names, inner
+    return names, inner, other
 
 
 def _by_folder(table: Table | None) -> tuple[dict[bytes, _Row], dict[bytes, list[bytes]]]:
@@ -179,7 +198,12 @@ def _by_folder(table: Table | None) -> tuple[dict[bytes, _Row], dict[bytes, list
         folder = table.text("folder", at)
         ends = table["name.ends"][first[at] : first[at + 1] + 1]
         rows[folder] = _Row(
-            folder, times[at], bool(alias[at]), table["name"][ends[0] : ends[-1]].tobytes(), np.diff(ends)
+            folder,
+            times[at],
+            bool(alias[at]),
+            table["name"][ends[0] : ends[-1]].tobytes(),
+            np.diff(ends),
+            table.text("other", at),
         )
         if folder:
             parent, inside = os.path.split(folder)
@@ -199,6 +223,7 @@ def _table(rows: list[_Row]) -> Table:
     number = {name: label for label, name in enumerate(names if len(names) > 1 or not loose else ())}
     columns = {
         **texts("folder", (row.folder for row in rows)),
+        **texts("other", (row.other for row in rows)),
         "time": np.array([row.time for row in rows], np.int64),
         "alias": np.array([row.alias for row in rows], np.uint8),
         "first": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import resource
 import tarfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ import webdataset as wds
 from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.core.types import FIELDS, Sample
 from facessl.data import records
-from facessl.data.decode import EXTENSIONS, ImageError
+from facessl.data.decode import EXTENSIONS, ImageError, unreadable
 from facessl.data.source import Source, short
 from facessl.data.sources._tar import PARTS, check_size, grouped, known_ending, library_name, shard_index
 
@@ -199,12 +200,12 @@ class WebDataset(Source):
             else:
                 descriptor = os.open(self._paths[shard], os.O_RDONLY)
                 data = os.pread(descriptor, size, offset)
-                if len(self._open) < _MAX_OPEN:
+                if len(self._open) < min(_MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4):
                     self._open[shard] = descriptor
                 else:
                     os.close(descriptor)
         except OSError as error:
-            raise ImageError(self.name(index), error.strerror or str(error)) from None
+            raise unreadable(self.name(index), error) from None
         if len(data) != size:
             raise ImageError(self.name(index), "its shard became shorter while it was in use")
         return data

@@ -57,6 +57,7 @@ def knn(
     batch_size: int = 64,
     workers: int = 0,
     precision: str = "fp32",
+    max_bad: float = 0.05,
 ) -> KNNResult:
     """Classify the test images by the labels of their nearest training images.
 
@@ -69,6 +70,7 @@ def knn(
         batch_size: images per forward pass.
         workers: loader processes; 0: none.
         precision: of the forward pass, fp32, bf16 or fp16.
+        max_bad: fraction of unreadable images above which it stops.
 
     Raises:
         ConfigError: no labels, k above the number of training images, or a test class that training lacks.
@@ -88,6 +90,7 @@ def knn(
     if len(train.label_names) == 1:
         raise ConfigError(f"k-NN needs two or more classes, and the train source has {train.label_names[0]} alone")
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
+    options["max_bad"] = max_bad
     bank = embeddings(backbone, train, **options)
     query = bank if test is None else embeddings(backbone, test, **options)
     assert bank.labels is not None

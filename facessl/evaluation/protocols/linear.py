@@ -93,6 +93,7 @@ def linear(
     batch_size: int = 64,
     workers: int = 0,
     precision: str = "fp32",
+    max_bad: float = 0.05,
 ) -> LinearResult:
     """Fit a linear map from frozen features to labels, choose its penalty without the test images, and score it there.
 
@@ -124,6 +125,7 @@ def linear(
         batch_size: images per forward pass.
         workers: loader processes; 0: none.
         precision: of the forward pass, fp32, bf16 or fp16.
+        max_bad: fraction of unreadable images above which it stops.
 
     Raises:
         UnknownName: no such task or solver.
@@ -142,7 +144,7 @@ def linear(
         augment = backbone.augment
     kind: Kind = "map" if features == "map" or (features == "auto" and task == "alignment") else "pooled"
     options: dict[str, Any] = {"kind": kind, "augment": augment, "cache": cache, "precision": precision}
-    options |= {"batch_size": batch_size, "workers": workers}
+    options |= {"batch_size": batch_size, "workers": workers, "max_bad": max_bad}
     if task == "verification":
         if test.pairs is None:
             raise ConfigError("verification is measured on pairs, and the source has none: use lfw:PATH, for example")
