@@ -23,7 +23,7 @@ from facessl.data.source import Source, open_source
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
 from facessl.views.geometric import resize
-from facessl.views.normalise import normalise
+from facessl.views.normalize import normalize
 
 #: Region colours that stay apart for most colour-blind readers; further ones are spread over the hues.
 _PALETTE = ("e6194b", "4363d8", "ffe119", "3cb44b", "f58231", "42d4f4", "911eb4", "fabed4")
@@ -55,7 +55,7 @@ def heatmaps(method: nn.Module, images: np.ndarray, *, precision: str = "fp32") 
     backbone = method.backbone
     assert isinstance(backbone, Backbone)
     with evaluating(method), autocast(device, precision):
-        found: Tensor = find_regions(normalise(pixels, backbone.mean, backbone.std)).float().cpu()
+        found: Tensor = find_regions(normalize(pixels, backbone.mean, backbone.std)).float().cpu()
     if not bool(found.isfinite().all()):
         raise CheckpointError(
             "the heatmaps are not finite: the training diverged; lower --optim.lr, or use other weights"

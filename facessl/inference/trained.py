@@ -22,7 +22,7 @@ from facessl.models.forward import autocast, evaluating
 from facessl.models.weights import from_card, load_exactly
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
-from facessl.views.normalise import normalise
+from facessl.views.normalize import normalize
 
 FORMAT = "facessl-task-1"
 
@@ -69,7 +69,7 @@ class Trained:
         views = np.stack([frame.image(image, border) for frame, image in zip(frames, images, strict=True)])
         backbone = self.task.backbone
         device = next(backbone.parameters()).device
-        x = normalise(torch.from_numpy(views).permute(0, 3, 1, 2).to(device), backbone.mean, backbone.std)
+        x = normalize(torch.from_numpy(views).permute(0, 3, 1, 2).to(device), backbone.mean, backbone.std)
         with evaluating(self.module), autocast(device, precision):
             return {k: v.float().cpu().numpy() for k, v in self.task.predict(x).items()}
 

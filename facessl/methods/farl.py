@@ -24,10 +24,9 @@ from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.losses import info_nce
 from facessl.models.layers.masking import check_maskable, embed_patches, run_blocks
+from facessl.views.normalize import CLIP_MEAN, CLIP_STD
 from facessl.views.spec import View
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 #: Nearly the whole image: captions may speak of all of it, and of left and right.
 FARL_VIEWS = (View(scale=(0.9, 1.0), flip=0.0, jitter_p=0.0, grayscale=0.0),)
 #: The temperature stays at 0.01 or more, as CLIP's.
@@ -39,7 +38,7 @@ class FaRLArgs:
     """Hyper-parameters of FaRL; the defaults are its paper's, as far as they are known (see `FaRL`, Differences).
 
     Attributes:
-        temperature: of the image-text contrast at the start; it is learnt, and stays at 0.01 or more.
+        temperature: of the image-text contrast at the start; it is learned, and stays at 0.01 or more.
         dim: D, width of the space of images and texts.
         text_width: channels of the text tower.
         text_depth: blocks of the text tower.
@@ -132,8 +131,8 @@ class FaRL(nn.Module):
     """Facial representation learning in a visual-linguistic manner (Zheng et al., CVPR 2022).
 
     A ViT and a text tower are trained by the contrast of images with their captions (InfoNCE both ways over all
-    ranks, learnt temperature). The same ViT also sees the image with 75 of its 196 patches replaced by a learnt token;
-    one more transformer block and a linear layer on its output before the last norm predict what was hidden:
+    ranks, learned temperature). The same ViT also sees the image with 75 of its 196 patches replaced by a learned
+    token; one more transformer block and a linear layer on its output before the last norm predict what was hidden:
     L = L_ITC + L_MIM.
 
     The paper's image tower is `vit_base_patch16_clip_quickgelu_224`; its class token is what is exported and contrasted
@@ -147,7 +146,7 @@ class FaRL(nn.Module):
         The paper predicts tokens of DALL-E's dVAE, which has no file that can be read without running code from it.
         With `dvae`, its encoder's weights re-saved as a state dict, so does this (on the view reduced to 8 pixels per
         token by torch's antialiased filter). Without, targets are patch features of a momentum copy of the image
-        tower, each channel standardised over an image's patches (as data2vec does, Baevski et al., ICML 2022), and
+        tower, each channel standardized over an image's patches (as data2vec does, Baevski et al., ICML 2022), and
         the loss is their mean squared error.
         Towers start as timm's and open_clip's do, the prediction of hidden patches as in the release.
     """
@@ -247,7 +246,7 @@ class FaRL(nn.Module):
         with torch.no_grad():
             features = self.target_backbone.model.forward_features(x)[:, self.backbone.prefix_tokens :]
         with torch.autocast(x.device.type, enabled=False):
-            wanted = standardised(at_least_float32(features))  # (B, T, C)
+            wanted = standardized(at_least_float32(features))  # (B, T, C)
             return F.mse_loss(found, torch.take_along_dim(wanted, at[:, :, None], 1))
 
     @torch.no_grad()
@@ -262,7 +261,7 @@ class FaRL(nn.Module):
         return cosine_momentum(self.args.momentum, progress.fraction) if self.tokens is None else 1.0
 
 
-def standardised(features: Tensor) -> Tensor:
+def standardized(features: Tensor) -> Tensor:
     """Features (B, T, C) with mean 0 and variance 1 over the T patches of each image, for each channel."""
     variance, mean = torch.var_mean(features, dim=1, keepdim=True, unbiased=False)
     return (features - mean) / (variance + 1e-6).sqrt()

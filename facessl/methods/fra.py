@@ -16,13 +16,14 @@ from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FRACTION, FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
-from facessl.models.layers import frame
-from facessl.models.layers.decoder import MaskDecoder
+from facessl.models.layers import view_cells
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.losses import mean_cosine
+from facessl.models.layers.mask_decoder import MaskDecoder
 from facessl.models.layers.sinkhorn import sinkhorn
-from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
+from facessl.views.normalize import VGGFACE2_MEAN, VGGFACE2_STD
+from facessl.views.spec import FRA_VIEWS, View
 
 
 class Variant(NamedTuple):
@@ -269,7 +270,7 @@ class RegionHeads(nn.Module):
             crops = at_least_float32(self.prior.new_zeros(1, 5))
             crops[:, 2:4] = 1
         table = self.prior.permute(1, 2, 0).expand(len(crops), -1, -1, -1)  # (N, 12, 12) -> (B, 12, 12, N)
-        return frame.read(table, *frame.places(crops, *features.shape[2:])).flatten(1, 2)
+        return view_cells.read(table, *view_cells.places(crops, *features.shape[2:])).flatten(1, 2)
 
     def heatmaps(self, similarity: Tensor) -> Tensor:
         """M: softmax of S (B, hw, N) over the N regions -> (B, hw, N)."""
@@ -289,7 +290,7 @@ class FRA(nn.Module):
     Differences:
         `variant="paper"`: none known from the main text; its supplement was not available, and nobody is known to have
         run it. What the text leaves open is the released code's: student and teacher temperature, ME-MAX weight,
-        Sinkhorn iterations, the decoder's sizes and the initialisation. Heatmaps have the student temperature, because
+        Sinkhorn iterations, the decoder's sizes and the initialization. Heatmaps have the student temperature, because
         section 3.2 calls them s of Eq. 2. Sinkhorn starts from softmaxed probabilities, as released; "following SwAV",
         as the paper says, could also mean exp(S / epsilon). Crops cover an area of 0.2-1, as released (BYOL: 0.08-1).
         The local projector H^l sees pixels and pooled regions (Eq. 1 and 5), each with statistics of its own
@@ -298,7 +299,7 @@ class FRA(nn.Module):
         lambda_c = 1 as "global only").
         The release also holds an older class (`mask_type="attn"` of its LEWEL file) with the paper's one layer and
         mask embeddings per image, but heatmaps at the teacher temperature (0.07), the decoder on the projected map,
-        one projector, a moving centre, and neither Sinkhorn nor ME-MAX; it is not implemented here.
+        one projector, a moving center, and neither Sinkhorn nor ME-MAX; it is not implemented here.
         `relation`, `frame_prior` and `mask_embeddings="free"` are this project's; their defaults are the paper's.
         The table of `frame_prior` is decayed, and adapted by LARS, like every other weight.
         `variant="official"`, where the released code leaves the paper: mask embeddings are averaged over the batch and
@@ -310,7 +311,7 @@ class FRA(nn.Module):
         differentiates only its own part, 1 / W of the average, of its own loss, so that ME-MAX has 1 / W of its
         gradient and mask embeddings learn nothing from the pixels of other ranks; with one GPU it is the same. The
         prototype starts from zeros (there: from a normal distribution) and moves in `after_step`; heatmaps carry no
-        constant of 1e-7; the teacher's centre, which is never updated there, does not exist. A timm ResNet
+        constant of 1e-7; the teacher's center, which is never updated there, does not exist. A timm ResNet
         starts with the last batch-norm scale of every block at 0 (there: 1). Blur is a true Gaussian on
         floating-point pixels (there: PIL's approximation by box filters on uint8).
     """
@@ -441,7 +442,7 @@ class FRA(nn.Module):
 
     @torch.no_grad()
     def heatmaps(self, x: Tensor) -> Tensor:
-        """Regions as the online network sees them: (B, 3, H, W) normalised -> (B, N, h, w) float32, sums over N are 1.
+        """Regions as the online network sees them: (B, 3, H, W) normalized -> (B, N, h, w) float32, sums over N are 1.
 
         Call it in evaluation mode. Where mask embeddings are averaged over the batch, the running prototype replaces
         them; it is zero before the first step: uniform heatmaps. A prior takes `x` for the stored image. ConfigError
@@ -464,7 +465,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
-    """The mean of Eq. 2 over the cells of a view whose centre another view shows, with that view's assignments there.
+    """The mean of Eq. 2 over the cells of a view whose center another view shows, with that view's assignments there.
 
     Args:
         student, teacher: (B, h, w, N) float32, logits of the one view and probabilities of the other view.
@@ -473,13 +474,13 @@ def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Te
     Returns:
         scalar float32, over the cells of all ranks (`rank_mean`); 0 where no cell is shown by both.
     """
-    target, shared = frame.seen_by(teacher, theirs, ours, *student.shape[1:3])
+    target, shared = view_cells.seen_by(teacher, theirs, ours, *student.shape[1:3])
     return rank_mean(cross_entropy(student, target), shared)
 
 
 def me_max(assignments: Tensor) -> Tensor:
     """ln N minus the entropy of the mean assignment over all ranks, of which (P, N) float32 are this rank's (MSN's mean
-    entropy maximisation); 0 where all N regions are used alike."""
+    entropy maximization); 0 where all N regions are used alike."""
     mean = all_reduce_mean(assignments.mean(0))  # (N,)
     # Sum of p ln(N p), plus 1 - sum of p = 0: near the uniform distribution, where the run starts, this form
     # and its gradient keep the digits that "ln N - H" loses by cancellation.

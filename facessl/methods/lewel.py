@@ -17,7 +17,8 @@ from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.losses import mean_cosine
-from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
+from facessl.views.normalize import VGGFACE2_MEAN, VGGFACE2_STD
+from facessl.views.spec import FRA_VIEWS, View
 
 #: Variant -> momentum at the start, as the released scripts have it.
 MOMENTUM = {"eman": 0.98, "syncbn": 0.996}

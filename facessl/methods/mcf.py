@@ -19,9 +19,10 @@ from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, frozen_copy
 from facessl.models.layers.losses import info_nce
 from facessl.models.layers.masking import Mask, encode_visible, random_mask, unpatchify
-from facessl.models.layers.vit_decoder import decoder_for
+from facessl.models.mae_decoder import decoder_for
 from facessl.models.teacher import Teacher
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.spec import View
 
 #: The whole image resized to the square, and a flip.
 MCF_VIEWS = (View(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_p=0.0, grayscale=0.0),)
@@ -103,16 +104,16 @@ class MCF(nn.Module):
     where f_l are the unit-length features of a frozen network after its blocks 2, 5, 8, 11; q is the prediction of
     the class token of the online network, k the projected class token of the momentum network under another random
     mask of the same image; negatives are the other images of all ranks. There is no loss on pixels. The paper's
-    "partially pre-trained decoder" is the decoder, which is learnt, and the frozen network behind it.
+    "partially pre-trained decoder" is the decoder, which is learned, and the frozen network behind it.
 
     Differences:
         The paper's text was not available, only its abstract, the authors' description and their code; everything
         that the first two leave open is the code's. That includes: features have unit length over the tokens, for
         each channel, and the weight 1000 belongs to that (`variant="channels"`, with 768 channels and 197 tokens,
         counts about a quarter with the same weight); the momentum is fixed (a cosine schedule is present there and
-        unused); the decoder predicts normalised pixels, which go to the frozen network as they are; its class token
+        unused); the decoder predicts normalized pixels, which go to the frozen network as they are; its class token
         is compared like its patches; the contrast goes one way (no second online pass).
-        Differences from the release: the target moves once after each optimiser step (there before each pass of the
+        Differences from the release: the target moves once after each optimizer step (there before each pass of the
         target, i.e. as often as gradients are accumulated: 8 times in its command, 0.99^8 = 0.923 per step, which the
         recipes have); a run on several GPUs has batch norm over all of them (there each its own;
         `--sync-batch-norm false`); the encoder and the heads start as timm's and torch's do (there Xavier-uniform;
@@ -189,8 +190,8 @@ class MCF(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network makes of images (B, 3, S, S), normalised, under masks of uniform noise (B, T); call it in
-        evaluation mode. Returns reconstructed images, normalised like `x`, and (B, T) bool, the hidden patches."""
+        """What the network makes of images (B, 3, S, S), normalized, under masks of uniform noise (B, T); call it in
+        evaluation mode. Returns reconstructed images, normalized like `x`, and (B, T) bool, the hidden patches."""
         mask = random_mask(noise, self.args.mask_ratio)
         return self._reconstruct(x, mask)[1], mask.removed
 

@@ -40,8 +40,8 @@ class PCLArgs:
     Attributes:
         temperature: of both contrastive terms.
         mix_alpha: negatives are mixed in pairs by weights from Beta(mix_alpha, mix_alpha), 1 or more; None: not mixed.
-        noise: standard deviation of the Gaussian noise on the input of the reconstruction, in units of the normalised
-            image (PCL's normalisation leaves 0..1 as it is). Drawn in training mode only.
+        noise: standard deviation of the Gaussian noise on the input of the reconstruction, in units of the normalized
+            image (PCL's normalization leaves 0..1 as it is). Drawn in training mode only.
         balance: temperature of the dynamic weight averaging between the two contrastive terms; None: both weigh 1.
         width: channels of the face-aware and the pose branch; each feature is 16 x width wide (a 4 x 4 map).
         hidden: width of the hidden layer of the two projection heads.
@@ -137,16 +137,16 @@ class PCL(nn.Module):
     Of a ViT only the patch tokens are trained to that end; its class token learns through attention alone.
 
     Differences:
-        Written from the released code; the paper's text was not available. There, each iteration makes three optimiser
+        Written from the released code; the paper's text was not available. There, each iteration makes three optimizer
         steps, one for reconstruction and orthogonality, one for each contrast, on three batches (256, 256 and 10
         images, the last with 100 negatives each); here one step takes the sum on one batch. Two negatives per image
         cost as much as there; more views in the list are more negatives. There, the order in which negatives are
         concatenated gives a query negatives of all ten images of its batch; here they are of its own image.
-        The patches of the release have side 0.4 of the image and are centred in two different quarters of it; here
+        The patches of the release have side 0.4 of the image and are centered in two different quarters of it; here
         they lie anywhere. Its edge filter (Sobel-like, probability 0.6) does not exist, and blur is a whole Gaussian
         (there cut at 3 pixels). Features are flattened from a 4 x 4 map, which 64 pixels give in the release; other
         maps are averaged to it. Mixing weights depend on the step alone, so that ranks and resumed runs draw alike.
-        The release's optimiser is Adam with its weight decay in the gradient, on biases and norms too; the recipes have
+        The release's optimizer is Adam with its weight decay in the gradient, on biases and norms too; the recipes have
         AdamW, without those. A stream has no epochs: there the weights w_f and w_p stay 1.
     """
 
@@ -219,16 +219,16 @@ class PCL(nn.Module):
 
 def orthogonality(face: Tensor, pose: Tensor) -> Tensor:
     """Mean squared entry of E^T P over the batch of all ranks, of which (B, F) both are this rank's: E and P are the
-    centred features, each row over its length (no gradient)."""
+    centered features, each row over its length (no gradient)."""
     with torch.autocast(face.device.type, enabled=False):
         width = face.shape[1]
         both = all_gather_rows(at_least_float32(torch.cat([face, pose], dim=1)))
-        e, p = (_centred(x) for x in both.split(width, dim=1))
+        e, p = (_centered(x) for x in both.split(width, dim=1))
         # |E^T P|^2 = sum of (E E^T) o (P P^T): batch x batch instead of features x features.
         return ((e @ e.t()) * (p @ p.t())).sum() / width**2
 
 
-def _centred(x: Tensor) -> Tensor:
+def _centered(x: Tensor) -> Tensor:
     x = x - x.mean(0, keepdim=True)
     return x / (x.detach().norm(dim=1, keepdim=True) + 1e-6)
 
@@ -275,7 +275,7 @@ def face_contrast(features: Tensor, mixing: Mixing, temperature: float) -> Tenso
     """InfoNCE between two views of an image; negatives are the views of all other images, mixed in pairs.
 
     Query i has the negatives f_ij = s_ij f_j + (1 - s_ij) f_o(j) over the j-th of the other images' 2 (G - 1) views
-    (features before the normalisation) and their partners in the order o. Features are (2B, D), the first views of this
+    (features before the normalization) and their partners in the order o. Features are (2B, D), the first views of this
     rank's B images, then the second ones; G = B x ranks.
     """
     with torch.autocast(features.device.type, enabled=False):

@@ -15,9 +15,10 @@ from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.spec import View
 
-#: Appendix A at colour strength 1: both views alike, without solarization.
+#: Appendix A at color strength 1: both views alike, without solarization.
 SIMCLR_VIEW = View(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5)
 
 
@@ -44,8 +45,8 @@ class SimCLR(nn.Module):
 
     Differences:
         The projector has a batch norm behind its first linear, as the authors' code; that code has another one behind
-        the second linear, which is in neither the paper's g(h) = W2 relu(W1 h) nor here. Images are normalised with
-        ImageNet's statistics; the paper names no normalisation. Blur has sigma 0.1-2 at any image size. The
+        the second linear, which is in neither the paper's g(h) = W2 relu(W1 h) nor here. Images are normalized with
+        ImageNet's statistics; the paper names no normalization. Blur has sigma 0.1-2 at any image size. The
         projector's first weights are those of FRA's heads (`models/layers/heads.py`).
         With gradient accumulation the negatives are those of a micro-batch.
     """
@@ -76,7 +77,7 @@ class SimCLR(nn.Module):
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Normalised temperature-scaled cross-entropy (Eq. 1) of this rank's 2B views among the 2WB of all W ranks, from
+    """Normalized temperature-scaled cross-entropy (Eq. 1) of this rank's 2B views among the 2WB of all W ranks, from
     projections (B, D) of the two views, in the same order of images; B is the same on every rank.
 
     Returns:

@@ -18,14 +18,15 @@ from facessl.core.values import FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.sinkhorn import sinkhorn
-from facessl.views.spec import IMAGENET_MEAN, View
+from facessl.views.normalize import IMAGENET_MEAN, SWAV_STD
+from facessl.views.spec import View
 
 #: Views 0 and 1 are assigned to clusters; all views predict.
 ASSIGNED = 2
 
-_COLOUR: dict[str, Any] = {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grayscale": 0.2, "blur": 0.5}
-_LARGE = View(scale=(0.14, 1.0), **_COLOUR)
-_SMALL = View(size=96 / 224, scale=(0.05, 0.14), **_COLOUR)
+_COLOR: dict[str, Any] = {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grayscale": 0.2, "blur": 0.5}
+_LARGE = View(scale=(0.14, 1.0), **_COLOR)
+_SMALL = View(size=96 / 224, scale=(0.05, 0.14), **_COLOR)
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class SwAVArgs:
         temperature: of the predictions.
         epsilon: smoothness of the assignments; at least 0.02, below which exp(1 / epsilon) leaves float32.
         sinkhorn_iterations: rounds of Sinkhorn-Knopp.
-        frozen_steps: optimiser steps at the start during which the prototypes stay as they are; 313 is an epoch of
+        frozen_steps: optimizer steps at the start during which the prototypes stay as they are; 313 is an epoch of
             ImageNet in batches of 4096.
         queue_length: L, projections of past batches, over all ranks, that are assigned along with the batch; 0: none.
             For batches that are small against K; the paper has 3840 for batches of 256.
         queue_epoch: completed epochs before the queue begins to fill; it is used from when it is full.
-        queue_step: the same in optimiser steps, for short runs and streams; None: `queue_epoch` decides.
+        queue_step: the same in optimizer steps, for short runs and streams; None: `queue_epoch` decides.
     """
 
     hidden: int = 2048
@@ -131,7 +132,7 @@ class SwAV(nn.Module):
         last L rows in a ring, the same on every rank; the release has a queue per rank and rounds L down to whole
         batches.
         While the prototypes are frozen they have a zero gradient and what weight decay takes of their length is given
-        back after the step; the release keeps them from the optimiser. With gradient accumulation the assignments are
+        back after the step; the release keeps them from the optimizer. With gradient accumulation the assignments are
         balanced over a micro-batch.
     """
 
@@ -139,7 +140,7 @@ class SwAV(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset()
     views: ClassVar[tuple[View, ...]] = (_LARGE,) * 2 + (_SMALL,) * 6
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
-    std: ClassVar[tuple[float, float, float]] = (0.228, 0.224, 0.225)  # red as released: not ImageNet's usual 0.229
+    std: ClassVar[tuple[float, float, float]] = SWAV_STD
     batch_wide: ClassVar[str] = "Sinkhorn's balance"
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
@@ -167,7 +168,7 @@ class SwAV(nn.Module):
         return Step(loss, {"swapped_prediction": loss.detach(), "prototypes_used": used})
 
     def _project(self, views: list[Tensor]) -> Tensor:
-        """V views (B, 3, S_v, S_v) -> (V, B, D) float32 of length 1; neighbours of equal size share a pass."""
+        """V views (B, 3, S_v, S_v) -> (V, B, D) float32 of length 1; neighbors of equal size share a pass."""
         sizes = [view.shape[-1] for view in views]
         if len(views) < ASSIGNED:
             raise ConfigError(f"SwAV got {len(views)} view: give it at least {ASSIGNED} with --views")

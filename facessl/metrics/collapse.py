@@ -27,7 +27,7 @@ def embedding_std(z: Tensor) -> Tensor:
 def effective_rank(z: Tensor) -> Tensor:
     """Number of directions, 1 to min(N, C), that embeddings (N, C) really use: exp of the entropy of singular values.
 
-    The embeddings are not centred, as in the paper.
+    The embeddings are not centered, as in the paper.
 
     Source: Garrido et al., "RankMe", ICML 2023, Eq. 1.
     """

@@ -1,4 +1,4 @@
-"""Landmark errors: normalised mean error, failure rate and area under the curve, the threshold in every name.
+"""Landmark errors: normalized mean error, failure rate and area under the curve, the threshold in every name.
 
 All three are means over images, so their intervals come from one resampling of images.
 
@@ -28,7 +28,7 @@ _STEP = 1e-4  # of the curve under which the area is taken
 def nme(
     predicted: np.ndarray, truth: np.ndarray, *, unit: np.ndarray | float, visible: np.ndarray | None = None
 ) -> np.ndarray:
-    """Normalised mean error of each image.
+    """Normalized mean error of each image.
 
     Args:
         predicted, truth: (N, K, 2) points, both in the same pixels.

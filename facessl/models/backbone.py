@@ -14,11 +14,11 @@ from PIL import Image
 from timm.layers import Format, to_2tuple
 from torch import Tensor, nn
 
-import facessl.models.layers.facecycle  # noqa: F401 (tells timm of PCL's own network)
+import facessl.models.facecycle  # noqa: F401 (tells timm of PCL's own network)
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.sync_batch_norm import spans_ranks
-from facessl.views.normalise import normalise
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 
 class Backbone(nn.Module):
@@ -41,8 +41,8 @@ class Backbone(nn.Module):
         name: str = "resnet50",
         *,
         image_size: int = 224,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
         pretrained: bool = False,
         **timm_options: Any,
     ) -> None:
@@ -190,4 +190,4 @@ class Backbone(nn.Module):
         squares = torch.from_numpy(
             np.stack([resize(to_rgb(image), self.image_size) for image in images])
         )  # (B, S, S, 3)
-        return normalise(squares.permute(0, 3, 1, 2).to(next(self.parameters()).device), self.mean, self.std)
+        return normalize(squares.permute(0, 3, 1, 2).to(next(self.parameters()).device), self.mean, self.std)

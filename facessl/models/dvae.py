@@ -55,12 +55,12 @@ class DVAEEncoder(nn.Module):
 class VisualTokens:
     """Tokens of images by a frozen encoder.
 
-    No `nn.Module`: it belongs to no state dict or optimiser. The file is read at the first use (or by `load`), so that
+    No `nn.Module`: it belongs to no state dict or optimizer. The file is read at the first use (or by `load`), so that
     a trained method can be opened where it is not.
     """
 
     def __init__(self, path: str, *, vocabulary: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """`path` holds the state dict of DALL-E's encoder; `mean`, `std`: normalisation of the images, RGB in 0..1."""
+        """`path` holds the state dict of DALL-E's encoder; `mean`, `std`: normalization of the images, RGB in 0..1."""
         self.path, self.vocabulary = path, vocabulary
         self.mean, self.std = mean, std
         self.encoder: DVAEEncoder | None = None
@@ -85,7 +85,7 @@ class VisualTokens:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Images (B, 3, H, W), normalised -> (B, h * w) int64 tokens of the cells of `grid` (h, w)."""
+        """Images (B, 3, H, W), normalized -> (B, h * w) int64 tokens of the cells of `grid` (h, w)."""
         encoder = self.load().to(x.device)
         mean, std = (x.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (self.mean, self.std))
         with torch.autocast(x.device.type, enabled=False):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from facessl.core.distributed import rank_mean
 from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
-from facessl.core.types import Batch, Progress, Step
+from facessl.core.types import IGNORE_INDEX, Batch, Progress, Step
 from facessl.data.frame import Frame
 from facessl.data.source import Source
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
@@ -23,8 +23,6 @@ from facessl.tasks._dense import freeze_unreached
 from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import FARL_PARSING_CELEBAM, Augment
 
-#: Value of a mask whose pixels do not count.
-IGNORED = 255
 #: Width of the head that suits a CPU.
 _NARROW = 64
 
@@ -94,7 +92,7 @@ class Parsing(nn.Module):
         """
         super().__init__()
         args = ParsingArgs(**values)
-        self.mask_outside = IGNORED if args.outside == "ignored" else 0
+        self.mask_outside = IGNORE_INDEX if args.outside == "ignored" else 0
         self.width = args.width
         self.names = labels.mask_names
         if len(self.names) < 2:
@@ -115,8 +113,8 @@ class Parsing(nn.Module):
             raise DataError("the masks of a batch are missing: give every image one")
         logits = self.head(self.backbone.forward_pyramid(batch.views[0]))  # (B, C, S/4, S/4)
         full = F.interpolate(at_least_float32(logits), size=batch.mask.shape[-2:], mode="bilinear", align_corners=False)
-        each = F.cross_entropy(full, batch.mask.long(), ignore_index=IGNORED, reduction="none")  # (B, S, S)
-        loss = rank_mean(each, batch.mask != IGNORED)
+        each = F.cross_entropy(full, batch.mask.long(), ignore_index=IGNORE_INDEX, reduction="none")  # (B, S, S)
+        loss = rank_mean(each, batch.mask != IGNORE_INDEX)
         return Step(loss, {"cross_entropy": loss.detach()})
 
     def cheaper(self, image_size: int) -> dict[str, Any]:
@@ -172,7 +170,7 @@ class ParsingMeter:
             truth = self.source[i].mask
             assert truth is not None
             predicted = Frame(matrix, size, self.warp).inverse_mask(row, *truth.shape)
-            self.matrix.update(predicted, truth, ignore=IGNORED)
+            self.matrix.update(predicted, truth, ignore=IGNORE_INDEX)
         self.collected.add(batch)
 
     def result(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How labelled images are augmented, as data, and the published protocols' numbers.
+"""How labeled images are augmented, as data, and the published protocols' numbers.
 
 Where a protocol runs its steps in another order than `Augment` does, the preset says so.
 """
@@ -25,7 +25,7 @@ _HIGHEST = {"shift": 1, "rotation": 180, "scale": 0.9, "warp": 1, "fusion_max": 
 
 @dataclass(frozen=True)
 class Augment:
-    """How a labelled image becomes a view. The defaults are the whole image, unchanged.
+    """How a labeled image becomes a view. The defaults are the whole image, unchanged.
 
     All geometry is one bilinear warp of the stored pixels; the pixels are degraded in the order of the fields, with
     jitter, grayscale and blur on the device (`facessl.views.photometric`). Probabilities are those of training; a view
@@ -58,7 +58,7 @@ class Augment:
         erasing: probability of random erasing (torchvision's), once per view.
         erasing_scale: area of it relative to the view.
         erasing_ratio: its height / width.
-        erasing_fill: "mean" of the normalisation (0 after it), "zero" (black), or "noise" (normal after it).
+        erasing_fill: "mean" of the normalization (0 after it), "zero" (black), or "noise" (normal after it).
         jitter: strengths of brightness, contrast, saturation, hue, as in `facessl.views.spec.View`.
         jitter_p: probability of the jitter.
         grayscale: probability of a conversion to grayscale.
@@ -143,8 +143,8 @@ class Augment:
 
 
 #: FRA's fine-tuning on expressions (main_fer.py): resize, flip, jitter 0.5 p 0.5, translation by up to 0.2 p 0.5,
-#: rotation by up to 10 degrees p 0.5, torchvision's RandomErasing p 0.5 after the normalisation. Differences: one
-#: bilinear warp instead of two nearest-neighbour ones; the jitter comes after the warp and the erasing.
+#: rotation by up to 10 degrees p 0.5, torchvision's RandomErasing p 0.5 after the normalization. Differences: one
+#: bilinear warp instead of two nearest-neighbor ones; the jitter comes after the warp and the erasing.
 FRA_EXPRESSION = Augment(
     shift=0.2,
     shift_p=0.5,
@@ -165,10 +165,10 @@ FRA_ATTRIBUTES = replace(FRA_EXPRESSION, erasing=0.0)
 EAC_EXPRESSION = Augment(noise=0.5, noise_std=math.sqrt(30), erasing=0.5, erasing_scale=(0.02, 0.25), pairs=True)
 
 #: FaRL's alignment on 300W and WFLW (farl/experiments/face_alignment, and the toolkit that it runs in, py-blueprint).
-#: The box is the lists' centre +- 100 scale and fills 0.8 +- 0.1 of the view; shift 0.05, rotation 0.174 rad, all
-#: uniform; no flip; always an occlusion; noise p 0.5; grey p 0.1; gamma 1/2, 1 or 2 with equal chance; a box blur of
+#: The box is the lists' center +- 100 scale and fills 0.8 +- 0.1 of the view; shift 0.05, rotation 0.174 rad, all
+#: uniform; no flip; always an occlusion; noise p 0.5; gray p 0.1; gamma 1/2, 1 or 2 with equal chance; a box blur of
 #: up to 1 % of the side (here a Gaussian of the same variance; widths of 0 and 1 pixel, 39 % of the draws, blur
-#: nothing). Differences: gamma runs before the noise, grey after both.
+#: nothing). Differences: gamma runs before the noise, gray after both.
 FARL_ALIGNMENT = Augment(
     crop="box",
     crop_scale=1 / 0.8,
@@ -189,7 +189,7 @@ FARL_ALIGNMENT = Augment(
 FARL_ALIGNMENT_AFLW19 = replace(FARL_ALIGNMENT, crop_scale=1.0, scale=0.1)
 
 #: FaRL's parsing of LaPa (farl/experiments/face_parsing): five points to the template, tanh warp 0.8, shift 0.01
-#: uniform, rotation 0.314 rad and scale 0.1 normal (py-blueprint's default), grey, gamma and blur as above; no flip.
+#: uniform, rotation 0.314 rad and scale 0.1 normal (py-blueprint's default), gray, gamma and blur as above; no flip.
 FARL_PARSING_LAPA = replace(
     FARL_ALIGNMENT,
     crop="five_points",
@@ -206,10 +206,10 @@ FARL_PARSING_LAPA = replace(
 #: FaRL's parsing of CelebAMask-HQ: the aligned image as it is, no warp.
 FARL_PARSING_CELEBAM = replace(FARL_PARSING_LAPA, crop="whole", warp=0.0)
 
-#: STAR (lib/dataset/augmentation.py, 256 px): the box is the lists' centre +- 100 scale; flip; shift 0.05, rotation
+#: STAR (lib/dataset/augmentation.py, 256 px): the box is the lists' center +- 100 scale; flip; shift 0.05, rotation
 #: 18 degrees, scale 0.1, all normal; occlusion p 0.4; box blur of up to 5 % of the side p 0.3 (here a Gaussian of the
-#: same variance; widths below 2 pixels, 16 %, blur nothing); gamma 0.25..1 or 1..4 p 0.2; noise p 0.2; grey p 0.2.
-#: Differences: grey and blur run last.
+#: same variance; widths below 2 pixels, 16 %, blur nothing); gamma 0.25..1 or 1..4 p 0.2; noise p 0.2; gray p 0.2.
+#: Differences: gray and blur run last.
 STAR_ALIGNMENT = Augment(
     crop="box",
     shift=0.05,

@@ -34,8 +34,8 @@ def occlude(image: np.ndarray, draws: np.ndarray, ellipse: bool) -> np.ndarray:
 
     Args:
         image: (S, S, 3).
-        draws: (4,) height, width, centre x, centre y. The height is 0.1..0.4 of the side, the width at most 0.1 more
-            or less than the height, and the centre is anywhere: the occlusion of STAR and of FaRL's toolkit.
+        draws: (4,) height, width, center x, center y. The height is 0.1..0.4 of the side, the width at most 0.1 more
+            or less than the height, and the center is anywhere: the occlusion of STAR and of FaRL's toolkit.
         ellipse: draw an ellipse instead.
     """
     size = image.shape[0]
@@ -68,7 +68,7 @@ def erase_box(size: int, draws: np.ndarray, scale: tuple[float, float], ratio: t
 
 
 def erase(image: np.ndarray, box: Box, mean: np.ndarray, std: np.ndarray, draw: float) -> np.ndarray:
-    """(H, W, 3) with the box filled by Gaussian noise; mean and std are (3,) in 0..255, std 0 fills with one colour."""
+    """(H, W, 3) with the box filled by Gaussian noise; mean and std are (3,) in 0..255, std 0 fills with one color."""
     top, left, h, w = box
     image = image.copy()
     image[top : top + h, left : left + w] = (

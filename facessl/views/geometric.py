@@ -20,7 +20,7 @@ BOX_DRAWS = 22
 
 #: Uniform numbers in 0..1 that one view takes from the generator, always all of them and in this order: area
 #: and log-ratio of each try (20), row and column of the crop, flip, jitter on, brightness, contrast,
-#: saturation, hue, order of the jitter, grey, blur on, blur sigma, solarize. So a view that turns one
+#: saturation, hue, order of the jitter, gray, blur on, blur sigma, solarize. So a view that turns one
 #: probability to 0 draws the same everything else.
 DRAWS = BOX_DRAWS + 11
 
@@ -64,7 +64,7 @@ def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
         height, width: of the image in pixels, 1 or more.
         draws: (BOX_DRAWS,) uniform in 0..1.
 
-    Ten tries at an area and a log-uniform ratio; where none fits, the largest centred box of a valid ratio.
+    Ten tries at an area and a log-uniform ratio; where none fits, the largest centered box of a valid ratio.
     """
     if view.whole:
         return 0, 0, height, width
@@ -85,7 +85,7 @@ def photometric_params(view: View, draws: np.ndarray) -> np.ndarray:
     Factors are uniform in max(0, 1 - strength)..1 + strength and the hue shift in -strength..strength, as in
     torchvision's ColorJitter; the order is one of the 24 permutations.
     """
-    jitter, brightness, contrast, saturation, hue, order, grey, blur, sigma, solarize = draws.tolist()
+    jitter, brightness, contrast, saturation, hue, order, gray, blur, sigma, solarize = draws.tolist()
     low, high = view.blur_sigma
     row = (
         jitter < view.jitter_p,
@@ -94,7 +94,7 @@ def photometric_params(view: View, draws: np.ndarray) -> np.ndarray:
         _factor(view.jitter[2], saturation),
         (2 * hue - 1) * view.jitter[3],
         int(order * 24),
-        grey < view.grayscale,
+        gray < view.grayscale,
         low + sigma * (high - low) if blur < view.blur else 0,
         view.solarize_threshold if solarize < view.solarize else 256,
     )

@@ -13,11 +13,6 @@ import numpy as np
 
 from facessl.core.errors import ConfigError
 
-VGGFACE2_MEAN = (0.5231, 0.4044, 0.3489)
-VGGFACE2_STD = (0.2536, 0.2194, 0.2070)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 #: Row k: which operation (0 brightness, 1 contrast, 2 saturation, 3 hue) the jitter of order k runs in each slot.
 ORDERS = np.array(list(itertools.permutations(range(4))))
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -38,7 +33,7 @@ class View:
         ratio: aspect ratio range of the crop (width / height), drawn log-uniformly.
         flip: probability of a horizontal flip.
         jitter: strengths of brightness, contrast, saturation, hue (torchvision's ColorJitter meaning).
-        jitter_p: probability of the colour jitter; its four operations run in a random order per sample.
+        jitter_p: probability of the color jitter; its four operations run in a random order per sample.
         grayscale: probability of a conversion to grayscale.
         blur: probability of a Gaussian blur.
         blur_sigma: range of its sigma in pixels of the view, drawn uniformly.
@@ -73,7 +68,7 @@ class View:
         if len(self.jitter) != 4 or not all(0 <= strength < math.inf for strength in self.jitter):
             self._reject("jitter", "four strengths of 0 or more: brightness, contrast, saturation, hue")
         if self.jitter[3] > 0.5:
-            self._reject("jitter", "a hue strength of at most 0.5, half a turn of the colour circle")
+            self._reject("jitter", "a hue strength of at most 0.5, half a turn of the color circle")
         if not 0 <= self.solarize_threshold <= 255:
             self._reject("solarize_threshold", "from 0 to 255")
 
@@ -103,7 +98,7 @@ class Column(IntEnum):
     The factors are drawn for every sample; a sample whose JITTER is 0 leaves them unused.
     """
 
-    JITTER = 0  # 1 = the colour jitter runs, 0 = it does not
+    JITTER = 0  # 1 = the color jitter runs, 0 = it does not
     BRIGHTNESS = 1  # factor, 1 = unchanged
     CONTRAST = 2  # factor, 1 = unchanged
     SATURATION = 3  # factor, 1 = unchanged

@@ -18,7 +18,7 @@ from facessl.data.loader import Made
 from facessl.views import degrade
 from facessl.views.augment import Augment, Distribution
 from facessl.views.geometric import BOX_DRAWS, photometric_params
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 #: Uniform numbers in 0..1 that one image takes from its generator, always all of them and in the order of
 #: `Supervised._train`, so that a probability set to 0 leaves everything else as it is.
@@ -42,7 +42,7 @@ class Supervised:
             not. A mask that is not named is left out in evaluation too: to move it takes longer than the image does.
         train: False: only the crop, whether there is a generator or not.
         mask_outside: class of a view's pixels that lie outside the image; 255: none, they are left out.
-        mean, std: normalisation, for what erasing fills in.
+        mean, std: normalization, for what erasing fills in.
 
     Raises:
         ConfigError: flips are asked for, but labels that the task needs cannot be mirrored; no pixels.
@@ -86,9 +86,9 @@ class Supervised:
             255 * np.array(std) * (augment.erasing_fill == "noise"),
         )
 
-    def draw(self, rng: np.random.Generator | None) -> DrawnLabelled:
+    def draw(self, rng: np.random.Generator | None) -> DrawnLabeled:
         """The random numbers of one image; None: evaluation, only the crop."""
-        return DrawnLabelled(self, rng.random(DRAWS) if rng is not None and self._train_mode else None)
+        return DrawnLabeled(self, rng.random(DRAWS) if rng is not None and self._train_mode else None)
 
     def made(self, sample: Sample, image: np.ndarray, draws: np.ndarray | None) -> Made:
         """One sample's view or views.
@@ -203,7 +203,7 @@ class Supervised:
         return self._flip
 
 
-class DrawnLabelled:
+class DrawnLabeled:
     """Views with labels whose random numbers are drawn. Labels belong to the image at full size: it is not reduced."""
 
     reduction = None

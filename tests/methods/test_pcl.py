@@ -20,7 +20,7 @@ from facessl.methods.pcl import (
     pose_contrast,
 )
 from facessl.models.backbone import Backbone
-from facessl.models.layers.facecycle import ChannelAttention
+from facessl.models.facecycle import ChannelAttention
 
 
 def build(backbone="test_resnet", **values):
@@ -84,8 +84,8 @@ def test_pose_contrast_mixes_the_mirrored_views_of_the_same_image():
 def test_orthogonality_is_the_mean_squared_entry_of_the_product():
     generator = torch.Generator().manual_seed(0)
     face, pose = (torch.randn(4, 5, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
-    centred = [x - x.mean(0) for x in (face, pose)]
-    e, p = ([row / (row.detach().norm() + 1e-6) for row in x] for x in centred)
+    centered = [x - x.mean(0) for x in (face, pose)]
+    e, p = ([row / (row.detach().norm() + 1e-6) for row in x] for x in centered)
     slow = sum(sum(e[b][i] * p[b][j] for b in range(4)) ** 2 for i in range(5) for j in range(5)) / 25
     same_with_gradients(orthogonality(face, pose), slow, face, pose)
 

@@ -25,7 +25,7 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
 def flip_consistency(maps: Tensor, maps_of_flipped: Tensor) -> Tensor:
     """Mean squared difference of the maps of images and the mirrored maps of the mirrored images, (B, K, h, w) both.
 
-    The released code mirrors by resampling on a grid of cell centres, which is the exact mirroring done here. Gradients
+    The released code mirrors by resampling on a grid of cell centers, which is the exact mirroring done here. Gradients
     reach both sides.
     """
     with torch.autocast(maps.device.type, enabled=False):

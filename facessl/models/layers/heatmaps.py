@@ -1,4 +1,4 @@
-"""Landmarks to heatmaps and back. Points are (x, y); the centre of the top-left cell or pixel is (0, 0)."""
+"""Landmarks to heatmaps and back. Points are (x, y); the center of the top-left cell or pixel is (0, 0)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def shrunk_gaussians(
     Without a filter, so that at a quarter of the side a cell is the mean of the middle 2x2 of its 4x4 pixels: a map
     sums to 0.88 and its largest cell is 0.57 on average. Landmarks outside the image are drawn at its edge.
 
-    Differences: the Gaussian's centre is the landmark itself, and not the nearest pixel.
+    Differences: the Gaussian's center is the landmark itself, and not the nearest pixel.
 
     Args:
         points, visible: as in `gaussian_heatmaps`, but in pixels of the image.
@@ -126,19 +126,19 @@ def _seen(points: Tensor, visible: Tensor | None) -> Tensor:
 
 
 def _inside(points: Tensor, image: tuple[int, int]) -> Tensor:
-    """(..., 2) at the nearest place between the centres of the image's first and last pixels."""
+    """(..., 2) at the nearest place between the centers of the image's first and last pixels."""
     return points.clamp_min(0).minimum(points.new_tensor([image[1] - 1, image[0] - 1]))
 
 
 def soft_argmax(activations: Tensor) -> Tensor:
     """Mean position weighted by activations (B, K, h, w), not negative (FaRL's decoding of sigmoid maps, STAR's of its
-    own): (B, K, 2) x, y in cells, in float32 or wider also under autocast. An empty map gives its centre."""
+    own): (B, K, 2) x, y in cells, in float32 or wider also under autocast. An empty map gives its center."""
     kind = torch.promote_types(activations.dtype, torch.float32)
     columns, rows = (activations.sum(dim, dtype=kind) for dim in (-2, -1))  # (B, K, w), (B, K, h)
     total = columns.sum(-1).clamp_min(1e-6)  # (B, K)
     out = []
     for mass in (columns, rows):
-        centre = (mass.shape[-1] - 1) / 2  # about which the sum loses the fewest digits
-        cells = torch.arange(mass.shape[-1], device=mass.device, dtype=mass.dtype) - centre
-        out.append((mass * cells).sum(-1) / total + centre)
+        center = (mass.shape[-1] - 1) / 2  # about which the sum loses the fewest digits
+        cells = torch.arange(mass.shape[-1], device=mass.device, dtype=mass.dtype) - center
+        out.append((mass * cells).sum(-1) / total + center)
     return torch.stack(out, dim=-1)

@@ -60,7 +60,7 @@ def check_maskable(model: nn.Module, name: str) -> None:
         )
     if not isinstance(model.fc_norm, nn.Identity):
         raise ConfigError(
-            f"backbone {name} normalises after pooling, which masked pre-training never trains: "
+            f"backbone {name} normalizes after pooling, which masked pre-training never trains: "
             "add --backbone.options '{fc_norm: false}'"
         )
 

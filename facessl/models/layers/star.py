@@ -29,7 +29,7 @@ class StarMaps(NamedTuple):
 
 
 class CoordConv(nn.Module):
-    """A 1x1 convolution that also sees where it is: x, y in -1..1 and the distance from the centre as channels."""
+    """A 1x1 convolution that also sees where it is: x, y in -1..1 and the distance from the center as channels."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Batch normalisation over all ranks: torch's own on CUDA, one of plain operations on a CPU, which torch's refuses."""
+"""Batch normalization over all ranks: torch's own on CUDA, one of plain operations on a CPU, which torch's refuses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         else:
             var = mean = values.sum(over)
         # Sums around zero cancel digits where the mean is far from it. Of float64 that leaves more than float32 has,
-        # and the variances within the ranks are centred: the formula of Chan et al. (1979), in one message.
+        # and the variances within the ranks are centered: the formula of Chan et al. (1979), in one message.
         own_mean, own_var = mean.double(), var.double()
         moments = torch.cat([own_mean, own_var + own_mean.square(), own_mean.new_ones(1)])
         *sums, total = all_reduce_sum(moments * (x.numel() // x.shape[1])).split([len(mean), len(mean), 1])
@@ -67,7 +67,7 @@ def spans_ranks(module: nn.Module) -> bool:
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     """`module`, in which every BatchNorm of torch or timm has become one over the ranks, in place.
 
-    On CUDA they become torch's, so move the network there first. All objects stay what they are, so that optimisers
+    On CUDA they become torch's, so move the network there first. All objects stay what they are, so that optimizers
     and EMA pairs made before remain valid.
     """
     on_cuda = any(tensor.is_cuda for tensor in chain(module.parameters(), module.buffers()))

@@ -103,7 +103,7 @@ class UPerNet(nn.Module):
 
 
 def adaptor(channels: int, doublings: int) -> nn.Module:
-    """A ViT's map (B, C, h, w) -> (B, C, h * 2**doublings, w * 2**doublings): FaRL's learnt enlargement or max-pool."""
+    """A ViT's map (B, C, h, w) -> (B, C, h * 2**doublings, w * 2**doublings): learned upsampling or max-pool."""
     if doublings <= 0:
         return nn.MaxPool2d(2**-doublings) if doublings else nn.Identity()
     layers: list[nn.Module] = []
@@ -114,7 +114,7 @@ def adaptor(channels: int, doublings: int) -> nn.Module:
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size), bilinear on the centre convention; the same tensor where the size is right."""
+    """(B, C, h, w) -> (B, C, *size), bilinear on the center convention; the same tensor where the size is right."""
     if x.shape[-2:] == torch.Size(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -15,7 +15,7 @@ from facessl.core.precision import at_least_float32
 
 
 def places(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Where the centres of a view's rows x columns cells lie in the stored image; crops (B, 5) as in `Batch.crops`.
+    """Where the centers of a view's rows x columns cells lie in the stored image; crops (B, 5) as in `Batch.crops`.
 
     Returns:
         y (B, rows) and x (B, columns).
@@ -37,7 +37,7 @@ def in_view(y: Tensor, x: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
 
 def read(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Bilinear values (B, R, C, N), at least float32, of maps (B, h, w, N) at fractions y (B, R) and x (B, C) of their
-    height and width; beyond the centres of the outermost cells they stay what they are there."""
+    height and width; beyond the centers of the outermost cells they stay what they are there."""
     with torch.autocast(maps.device.type, enabled=False):
         maps = at_least_float32(maps)
         down, right = (_weights(at.to(maps.dtype), cells) for at, cells in zip((y, x), maps.shape[1:3], strict=True))
@@ -49,7 +49,7 @@ def seen_by(maps: Tensor, theirs: Tensor, ours: Tensor, rows: int, columns: int)
     the same images, whose crops are `ours`.
 
     Returns:
-        (B, R, C, N) at least float32; and (B, R, C) bool, where the centre of the other view's cell lies within the
+        (B, R, C, N) at least float32; and (B, R, C) bool, where the center of the other view's cell lies within the
         one view.
     """
     y, x = in_view(*places(ours, rows, columns), theirs)
@@ -58,6 +58,6 @@ def seen_by(maps: Tensor, theirs: Tensor, ours: Tensor, rows: int, columns: int)
 
 
 def _weights(at: Tensor, cells: int) -> Tensor:
-    """(B, R) fractions -> (B, R, cells): linear interpolation between the centres of an axis' cells; rows sum to 1."""
+    """(B, R) fractions -> (B, R, cells): linear interpolation between the centers of an axis' cells; rows sum to 1."""
     position = (at * cells - 0.5).clamp(0, cells - 1)[..., None]
     return (1 - (position - torch.arange(cells, dtype=at.dtype, device=at.device)).abs()).clamp_min(0)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from facessl.core.errors import DataError
 from facessl.metrics.bootstrap import as_array, bootstrap_mean
-from facessl.metrics.maps import BATCH, HeatmapsOf, enlarge
+from facessl.metrics.region_maps import BATCH, HeatmapsOf, enlarge
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """A rotation, scale and shift of the image about its centre."""
+    """A rotation, scale and shift of the image about its center."""
 
     angle: float = 15.0  # degrees, clockwise as one sees it
     scale: float = 0.9  # above 1 enlarges

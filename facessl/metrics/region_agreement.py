@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from facessl.core.types import IGNORE_INDEX
 from facessl.metrics.bootstrap import ratio
-
-#: Value of a mask whose pixels do not count.
-IGNORE = 255
 
 
 def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: int) -> np.ndarray:
@@ -26,14 +24,14 @@ def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: 
     """
     tables = np.empty((len(masks), count, classes), np.int64)
     for i, (region, mask) in enumerate(zip(regions, masks, strict=True)):
-        seen = mask != IGNORE
+        seen = mask != IGNORE_INDEX
         cells = region[seen].astype(np.int64) * classes + mask[seen]
         tables[i] = np.bincount(cells, minlength=count * classes).reshape(count, classes)
     return tables
 
 
 def nmi(tables: np.ndarray) -> np.ndarray:
-    """(..., R, L) -> (...) normalised mutual information: 2 I(region; class) / (H(region) + H(class)).
+    """(..., R, L) -> (...) normalized mutual information: 2 I(region; class) / (H(region) + H(class)).
 
     0 where regions say nothing about the class, 1 where they are the classes (also where there is one of each).
     """

@@ -18,7 +18,7 @@ from facessl.models.layers.masking import check_maskable, fix_positions, take
 from facessl.models.layers.positions import sincos_positions
 
 
-class MaskedDecoder(nn.Module):
+class MAEDecoder(nn.Module):
     """A narrow ViT that fills in what the encoder did not see (He et al., CVPR 2022, section 3 and appendix A.1).
 
     Pre-norm blocks, MLP ratio 4, fixed sine-cosine positions. Linear layers start Xavier-uniform with zero biases,
@@ -87,12 +87,12 @@ class MaskedDecoder(nn.Module):
         chosen.load_state_dict(found)
 
 
-def decoder_for(backbone: Backbone, args: Any) -> MaskedDecoder:
+def decoder_for(backbone: Backbone, args: Any) -> MAEDecoder:
     """The decoder of MAE and MCF by their hyper-parameters; fixes the backbone's positions where these say so."""
     check_maskable(backbone.model, backbone.name)
     if args.positions == "sincos":
         fix_positions(backbone.model, pretrained=backbone.pretrained)
-    return MaskedDecoder(
+    return MAEDecoder(
         backbone.num_features,
         grid=backbone.model.patch_embed.grid_size,
         patch=backbone.stride,

@@ -2,7 +2,7 @@
 
 Three questions to N heatmaps per image: can landmarks be read off their centroids; do their arg-max regions agree with
 masks; do they move along when the image moves. `discover` asks all three of the heatmaps and of the baselines on the
-same images: clusters of colour, of colour and position, a fixed grid, the label map of the mean face (which knows the
+same images: clusters of color, of color and position, a fixed grid, the label map of the mean face (which knows the
 labels), and the ceilings that the heatmaps' own grid allows (which know each image's mask).
 
 Source: FRA (CVPR 2024, section 1) says that its heatmaps roughly discover facial regions, and shows pictures. Landmarks
@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.metrics import maps
+from facessl.core.types import IGNORE_INDEX
+from facessl.metrics import region_maps as maps
 from facessl.metrics.bootstrap import Interval, as_array, bootstrap_mean, interval, plain, resampled_sums
-from facessl.metrics.consistency import Similarity, consistency
 from facessl.metrics.nme import eye_distance, nme
-from facessl.metrics.partitions import IGNORE, ari, contingency, foreground_iou, nmi
+from facessl.metrics.region_agreement import ari, contingency, foreground_iou, nmi
+from facessl.metrics.region_consistency import Similarity, consistency
 
 #: Largest side on which regions of moved images are compared.
 _MOVED = 32
@@ -128,7 +129,7 @@ def discover(
     candidates += _floors(images, N, size, seed)
     truth = None if masks is None else maps.on_grid(masks, size)
     if truth is not None:
-        classes = classes or int(truth[truth != IGNORE].max(initial=0)) + 1
+        classes = classes or int(truth[truth != IGNORE_INDEX].max(initial=0)) + 1
         candidates += _ceilings(truth, classes, (cells[0], cells[1]), size)
     train = np.random.default_rng(seed).permutation(len(images)) < len(images) // 2
     rows = []
@@ -165,11 +166,11 @@ def _floors(images: np.ndarray, count: int, size: int, seed: int) -> list[_Candi
     """What needs neither training nor labels."""
 
     def partitions(size: int) -> list[tuple[str, maps.Partition, int]]:
-        clusters = partial(maps.colour_clusters, images, count=count, grid=size, seed=seed)
+        clusters = partial(maps.color_clusters, images, count=count, grid=size, seed=seed)
         return [
             ("one region", maps.fixed(np.zeros((size, size), np.int64)), 1),
-            (f"colour k-means, {count}", clusters(position=False), count),
-            (f"colour and position k-means, {count}", clusters(position=True), count),
+            (f"color k-means, {count}", clusters(position=False), count),
+            (f"color and position k-means, {count}", clusters(position=True), count),
             (f"grid, {count}", maps.fixed(maps.rectangles(count, size)), count),
         ]
 

@@ -8,8 +8,9 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from facessl.core.errors import DataError
 from facessl.data.sources.synthetic import Synthetic
-from facessl.metrics.discovery import discover, landmark_errors, region_scores
-from facessl.metrics.maps import (
+from facessl.metrics.region_agreement import ari, contingency, foreground_iou, nmi
+from facessl.metrics.region_discovery import discover, landmark_errors, region_scores
+from facessl.metrics.region_maps import (
     centroids,
     class_fractions,
     mean_face,
@@ -18,7 +19,6 @@ from facessl.metrics.maps import (
     region_centroids,
     winners,
 )
-from facessl.metrics.partitions import ari, contingency, foreground_iou, nmi
 
 CLASSES = 11
 
@@ -135,17 +135,17 @@ def test_every_row_stands_beside_the_same_baselines(faces: tuple[np.ndarray, np.
     found = discover(lambda x: maps[: len(x)], images, masks, landmarks, classes=CLASSES, samples=100)
     json.dumps(found, allow_nan=False)
     assert [r["name"] for r in found["rows"]] == [
-        "regions", "one region", "colour k-means, 8", "colour and position k-means, 8", "grid, 8",
+        "regions", "one region", "color k-means, 8", "color and position k-means, 8", "grid, 8",
         "mean face's labels", "ceiling 7x7, majority per cell", "ceiling 7x7, interpolated shares",
     ]  # fmt: skip
     assert len({tuple(r) for r in found["rows"]}) == 1  # the same columns
-    own, colour, mean = (row(found, n) for n in ("regions", "colour k-means, 8", "mean face's labels"))
-    assert own["nmi"] < 0.05 < colour["nmi"] < mean["nmi"] < row(found, "ceiling 7x7, majority per cell")["nmi"]
+    own, color, mean = (row(found, n) for n in ("regions", "color k-means, 8", "mean face's labels"))
+    assert own["nmi"] < 0.05 < color["nmi"] < mean["nmi"] < row(found, "ceiling 7x7, majority per cell")["nmi"]
     assert own["nme_interocular"] == pytest.approx(row(found, "one region")["nme_interocular"], rel=0.1)
     assert row(found, "ceiling 7x7, majority per cell")["consistency"] is None  # moved images have no masks
-    low, high = colour["nmi_interval"]
-    assert low < colour["nmi"] < high
-    assert colour["consistency"] > 0.7 > colour["consistency_unmoved"] > colour["consistency_by_chance"]
+    low, high = color["nmi_interval"]
+    assert low < color["nmi"] < high
+    assert color["consistency"] > 0.7 > color["consistency_unmoved"] > color["consistency_by_chance"]
     assert row(found, "grid, 8")["consistency_unmoved"] == 1
     assert row(found, "grid, 8")["consistency"] < 0.75
 
