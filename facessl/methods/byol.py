@@ -40,9 +40,8 @@ class BYOL(nn.Module):
     """Bootstrap your own latent (Grill et al., NeurIPS 2020): Eq. 2 on both views, symmetrized by the sum.
 
     Differences:
-        The views are FRA's two views of a face (crop scale 0.2-1, no stronger crop), because BYOL is here the first
-        row of FRA's Table 5; BYOL's own crop scale is 0.08-1. For the same reason projector and predictor start as
-        FRA's (`MLPHead`). A timm ResNet starts with the last batch-norm scale of every block at 0.
+        Views and initialization of the heads are FRA's, because BYOL is here the first row of FRA's Table 5 (BYOL's own
+        crop scale is 0.08-1). A timm ResNet starts with the last batch-norm scale of every block at 0.
     """
 
     Args: ClassVar[type[BYOLArgs]] = BYOLArgs

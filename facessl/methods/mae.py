@@ -95,9 +95,9 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network makes of images (B, 3, S, S), normalized, under masks of uniform noise (B, T); call it in
-        evaluation mode. Returns reconstructed images, normalized like `x` (with `norm_pix` every patch has the true
-        mean and deviation, which the network does not predict), and (B, T) bool, the hidden patches."""
+        """Reconstructions of images (B, 3, S, S), normalized like them, and the hidden patches, (B, T) bool, with
+        masks of uniform noise (B, T); call it in evaluation mode. With `norm_pix` every patch has its true mean and
+        deviation, which the network does not predict."""
         patches, mask = self._predict(x, noise)
         if self.args.norm_pix:
             mean, deviation = patch_statistics(patchify(x, self.backbone.stride))

@@ -131,23 +131,14 @@ class PCL(nn.Module):
     with negatives mixed in pairs, weighed against each other by dynamic weight averaging:
     L = reconstruction + orthogonality + w_f face_contrast + w_p pose_contrast.
 
-    `batch.views` are the image, two patches, two whole images, and from the sixth on the pose negatives, as many as
-    the list of views has. The released 64-pixel network is the backbone `pcl_facecycle`; `backbone` alone, without
-    the branches, is what is exported, as in the released evaluation (which flattens the map, where ours averages it).
-    Of a ViT only the patch tokens are trained to that end; its class token learns through attention alone.
+    `batch.views` are the image, two patches, two whole images, and from the sixth on the pose negatives. The released
+    64-pixel network is the backbone `pcl_facecycle`; `backbone` is exported without the branches.
 
     Differences:
-        Written from the released code; the paper's text was not available. There, each iteration makes three optimizer
-        steps, one for reconstruction and orthogonality, one for each contrast, on three batches (256, 256 and 10
-        images, the last with 100 negatives each); here one step takes the sum on one batch. Two negatives per image
-        cost as much as there; more views in the list are more negatives. There, the order in which negatives are
-        concatenated gives a query negatives of all ten images of its batch; here they are of its own image.
-        The patches of the release have side 0.4 of the image and are centered in two different quarters of it; here
-        they lie anywhere. Its edge filter (Sobel-like, probability 0.6) does not exist, and blur is a whole Gaussian
-        (there cut at 3 pixels). Features are flattened from a 4 x 4 map, which 64 pixels give in the release; other
-        maps are averaged to it. Mixing weights depend on the step alone, so that ranks and resumed runs draw alike.
-        The release's optimizer is Adam with its weight decay in the gradient, on biases and norms too; the recipes have
-        AdamW, without those. A stream has no epochs: there the weights w_f and w_p stay 1.
+        Written from the released code. There, an iteration makes three optimizer steps on three batches; here one step
+        takes the sum on one batch, with two pose negatives per image (more views are more negatives). Patches lie
+        anywhere in the image, blur is a whole Gaussian, the edge filter is left out, and maps that are not 4 x 4 are
+        averaged to it. In a stream, which has no epochs, w_f and w_p stay 1. All differences: docs/methods.md.
     """
 
     Args: ClassVar[type[PCLArgs]] = PCLArgs
@@ -207,8 +198,8 @@ class PCL(nn.Module):
         losses = []
         for pose, target in zip(poses, targets, strict=True):  # the image follows the pose, whoever gives the face
             for face in faces:
-                made = self.decoder(F.normalize(at_least_float32(face) + at_least_float32(pose), dim=1))
-                losses.append((at_least_float32(made) - target).abs().mean())
+                decoded = self.decoder(F.normalize(at_least_float32(face) + at_least_float32(pose), dim=1))
+                losses.append((at_least_float32(decoded) - target).abs().mean())
         orthogonal = [orthogonality(f, p) for f, p in zip(faces, poses, strict=True)]
         return {"reconstruction": torch.stack(losses).sum(), "orthogonality": orthogonal[0] + orthogonal[1]}
 
@@ -245,7 +236,7 @@ class Mixing:
         """(count,) int64: the partner of each negative, a permutation."""
         return torch.randperm(count, generator=self.generator, device=self.generator.device)
 
-    def shares(self, rows: int, columns: int) -> Tensor:
+    def weights(self, rows: int, columns: int) -> Tensor:
         """(rows, columns) float32: weight of each negative beside its partner."""
         device = self.generator.device
         if self.alpha is None:
@@ -287,7 +278,7 @@ def face_contrast(features: Tensor, mixing: Mixing, temperature: float) -> Tenso
         images = rank() * count + torch.arange(count, device=x.device)
         columns = _views_of_others(images, total).repeat(2, 1)  # (2B, 2G - 2)
         partners = columns[:, mixing.order(2 * total - 2)]
-        weight = mixing.shares(2 * total, 2 * total - 2)[torch.cat([images, images + total])].to(x)
+        weight = mixing.weights(2 * total, 2 * total - 2)[torch.cat([images, images + total])].to(x)
         query = F.normalize(x, dim=1)
         dots = query @ every.t()  # (2B, 2G)
         gram = every @ every.t()
@@ -316,7 +307,7 @@ def pose_contrast(features: Tensor, negatives: Tensor, mixing: Mixing, temperatu
         x, negatives = at_least_float32(features), at_least_float32(negatives)
         kinds, count = negatives.shape[:2]
         order = mixing.order(kinds)
-        weight = mixing.shares(count * world_size(), kinds)[rank() * count : (rank() + 1) * count]  # (B, K)
+        weight = mixing.weights(count * world_size(), kinds)[rank() * count : (rank() + 1) * count]  # (B, K)
         weight = weight.t().unsqueeze(2).to(x)
         mixed = F.normalize(weight * negatives + (1 - weight) * negatives[order], dim=2)
         query = F.normalize(x, dim=1)
@@ -344,11 +335,11 @@ class LossBalance(nn.Module):
         self.mean = nn.Buffer(torch.zeros(count))  # of the epoch that runs
         self.means = nn.Buffer(torch.ones(2, count))  # of the last epoch and of the one before
         self.steps, self.epoch, self.complete = (nn.Buffer(torch.zeros((), dtype=torch.int64)) for _ in range(3))
-        self._noted: list[Tensor] = []  # sum over the micro-batches, and their number
+        self._sums: list[Tensor] = []  # sum over the micro-batches, and their number
 
     def weights(self, epoch: int) -> Tensor:
         """(n,) weights of a step in `epoch` (epochs completed before it)."""
-        means, complete = self._turned(epoch)
+        means, complete = self._at_epoch(epoch)
         if self.temperature is None:
             return torch.ones_like(self.mean)
         weights = len(self.mean) * (means[0] / means[1].clamp_min(1e-12) / self.temperature).softmax(0)
@@ -358,15 +349,15 @@ class LossBalance(nn.Module):
     def note(self, losses: Tensor) -> None:
         """Keeps the losses (n,) of a micro-batch for `move`."""
         noted = torch.cat([losses.detach(), torch.ones_like(losses[:1])])
-        self._noted = [self._noted[0] + noted] if self._noted else [noted]
+        self._sums = [self._sums[0] + noted] if self._sums else [noted]
 
     @torch.no_grad()
     def move(self, epoch: int) -> None:
         """Adds what was noted to the mean of `epoch`; collective."""
-        if not self._noted:
+        if not self._sums:
             return
-        noted = all_reduce_mean(self._noted.pop())
-        means, complete = self._turned(epoch)
+        noted = all_reduce_mean(self._sums.pop())
+        means, complete = self._at_epoch(epoch)
         fresh = self.epoch < epoch
         self.means.copy_(means)
         self.complete.copy_(complete)
@@ -375,7 +366,7 @@ class LossBalance(nn.Module):
         self.mean.add_((noted[:-1] / noted[-1] - self.mean) / self.steps)
         self.epoch.fill_(epoch)
 
-    def _turned(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def _at_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """`means` and `complete` as they are once `epoch` has begun."""
         fresh = (self.epoch < epoch) & (self.steps > 0)
         shifted = torch.stack([self.mean, self.means[0]])

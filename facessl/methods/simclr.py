@@ -44,11 +44,9 @@ class SimCLR(nn.Module):
     """A simple framework for contrastive learning (Chen et al., ICML 2020): Eq. 1 over both views of all ranks.
 
     Differences:
-        The projector has a batch norm behind its first linear, as the authors' code; that code has another one behind
-        the second linear, which is in neither the paper's g(h) = W2 relu(W1 h) nor here. Images are normalized with
-        ImageNet's statistics; the paper names no normalization. Blur has sigma 0.1-2 at any image size. The
-        projector's first weights are those of FRA's heads (`models/layers/heads.py`).
-        With gradient accumulation the negatives are those of a micro-batch.
+        The projector has one batch norm, behind its first linear (the authors' code has a second one); its
+        initialization is that of `MLPHead`. Images are normalized with ImageNet's statistics. Blur has sigma 0.1-2
+        at any image size. With gradient accumulation the negatives are those of a micro-batch.
     """
 
     Args: ClassVar[type[SimCLRArgs]] = SimCLRArgs

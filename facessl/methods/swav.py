@@ -90,33 +90,33 @@ class Queue(nn.Module):
         self.rows = nn.Buffer(torch.zeros(sets, length, dim))
         self.position = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self.filled = nn.Buffer(torch.zeros((), dtype=torch.int64))
-        self._noted: Tensor | None = None
+        self._pending: Tensor | None = None
 
     @torch.no_grad()
     def note(self, rows: Tensor) -> None:
         """Keeps (K, B, D) rows of this rank for `move`; never more than L of them, however often it is called."""
         rows = at_least_float32(rows.detach())
-        joined = rows if self._noted is None else torch.cat([self._noted, rows], 1)  # (K, B + ..., D)
-        self._noted = joined[:, -self.length :]
+        joined = rows if self._pending is None else torch.cat([self._pending, rows], 1)  # (K, B + ..., D)
+        self._pending = joined[:, -self.length :]
 
     @torch.no_grad()
     def move(self) -> None:
         """Puts in what all ranks noted, in the order of the ranks (collective call where something was noted)."""
-        if self._noted is None:
+        if self._pending is None:
             return
-        fresh = all_gather_rows(self._noted.transpose(0, 1))[-self.length :].transpose(0, 1)  # (K, W * B, D)
+        fresh = all_gather_rows(self._pending.transpose(0, 1))[-self.length :].transpose(0, 1)  # (K, W * B, D)
         count = fresh.shape[1]
         places = (self.position + torch.arange(count, device=fresh.device)) % self.length
         self.rows.index_copy_(1, places, fresh.to(self.rows.dtype))
         self.position.copy_((self.position + count) % self.length)
         self.filled.copy_((self.filled + count).clamp_max(self.length))
-        self._noted = None
+        self._pending = None
 
-    def share(self) -> Tensor:
+    def local_rows(self) -> Tensor:
         """The rows this rank stands for, (K, about L / W, D): those of all ranks together are the whole queue."""
         return self.rows[:, rank() :: world_size()]
 
-    def full(self) -> Tensor:
+    def is_full(self) -> Tensor:
         """1 where L rows have been put in, else 0: a scalar on the queue's device, of the type of its rows."""
         return (self.filled >= self.length).to(self.rows.dtype)
 
@@ -127,13 +127,9 @@ class SwAV(nn.Module):
     Bulat et al. (ECCV 2022) trained this method on faces; recipes/swav/bulat-* have their settings.
 
     Differences:
-        The linears of the projector have no bias and start as FRA's (`MLPHead`; the released code: bias, torch's
-        start). A timm ResNet starts with the last batch-norm scale of every block at 0 (there: 1). The queue holds the
-        last L rows in a ring, the same on every rank; the release has a queue per rank and rounds L down to whole
-        batches.
-        While the prototypes are frozen they have a zero gradient and what weight decay takes of their length is given
-        back after the step; the release keeps them from the optimizer. With gradient accumulation the assignments are
-        balanced over a micro-batch.
+        The projector is `MLPHead`, without bias. The queue holds the last L rows, the same on every rank (there one per
+        rank, of whole batches). Frozen prototypes have a zero gradient instead of being kept from the optimizer. With
+        gradient accumulation the assignments are balanced over a micro-batch. All: docs/methods.md.
     """
 
     Args: ClassVar[type[SwAVArgs]] = SwAVArgs
@@ -187,7 +183,7 @@ class SwAV(nn.Module):
         """Scores of this rank's part of the queue, (2, l, K); None where the queue does not run."""
         if self.queue is None or not self.args.queue_runs(progress):
             return None
-        return self.queue.share() @ self.prototypes.t()
+        return self.queue.local_rows() @ self.prototypes.t()
 
     def _swapped(self, scores: Tensor, queued: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean of Eq. 2 over assigned views s and other views t, and the fraction of prototypes in use, from cosines of
@@ -207,7 +203,7 @@ class SwAV(nn.Module):
         mass = torch.exp(scores / self.args.epsilon)
         if queued is not None and self.queue is not None:
             # Rows without mass take part in nothing, so that a queue that is not yet full leaves no trace.
-            mass = torch.cat([torch.exp(queued / self.args.epsilon) * self.queue.full(), mass])
+            mass = torch.cat([torch.exp(queued / self.args.epsilon) * self.queue.is_full(), mass])
         return sinkhorn(mass, self.args.sinkhorn_iterations)[-len(scores) :]
 
     @torch.no_grad()

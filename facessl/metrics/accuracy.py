@@ -38,8 +38,7 @@ def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000
         predicted, target: (N,) class indices, N >= 1.
         resamples, seed: of the bootstrap.
 
-    For the accuracies a resampled image matters only through its class and whether it was right, so their bootstrap
-    draws the counts of these cells directly; that is the same distribution as drawing images.
+    The bootstrap of the accuracies draws counts of (class, right or wrong), the same distribution as drawing images.
     """
     predicted, target = as_array(predicted), as_array(target)
     classes, position = np.unique(target, return_inverse=True)
@@ -88,8 +87,7 @@ def confusion(predicted: np.ndarray, target: np.ndarray, classes: int) -> np.nda
 def _macro_f1(predicted: np.ndarray, target: np.ndarray, resamples: int, seed: int) -> tuple[float, np.ndarray]:
     """Mean F1 score of the classes that occur or were predicted, and that of each resample (R,).
 
-    F1 = 2 hits / (images of the class + predictions of it). There may be thousands of classes, so only the cells of
-    the confusion matrix that are not empty are kept, and the bootstrap draws their counts.
+    There may be thousands of classes, so the bootstrap draws the counts of the confusion matrix's nonempty cells.
     """
     scored, position = np.unique(np.concatenate([target, predicted]), return_inverse=True)
     K, n = len(scored), len(target)

@@ -1,4 +1,4 @@
-"""Has the representation collapsed? Two numbers that need no labels, and what is said about a run that has."""
+"""Has the representation collapsed? Numbers that need no labels, and the sentences of a report."""
 
 from __future__ import annotations
 
@@ -36,19 +36,15 @@ def effective_rank(z: Tensor) -> Tensor:
 
 
 def verdicts(values: dict[str, float]) -> list[str]:
-    """Sentences about what went wrong, by the measured values; empty where nothing did.
-
-    `image_information` and `position_information` give no sentence: they say what kind the regions are, image
-    clusters or a fixed partition of the picture, and no value of them is a failure by itself.
-    """
-    found = []
+    """Sentences about what has collapsed, by the measured values; empty where nothing has."""
+    sentences = []
     spread = values.get("embedding_std")
     if spread is not None and not spread >= COLLAPSED_STD:
-        found.append(
+        sentences.append(
             f"the embeddings have collapsed: their spread is {spread:.3f} of 1 (below {COLLAPSED_STD}), "
             "so that all images look alike to the network"
         )
     usage = values.get("usage_entropy")
     if usage is not None and not usage >= COLLAPSED_USAGE:
-        found.append(f"the regions have collapsed: {usage:.2f} of them are in use (below {COLLAPSED_USAGE})")
-    return found
+        sentences.append(f"the regions have collapsed: {usage:.2f} of them are in use (below {COLLAPSED_USAGE})")
+    return sentences

@@ -1,8 +1,7 @@
-"""Any metric, group by group: values, the gap between the best and the worst group, and what chance would show.
+"""Any metric, group by group: values, the gap between the best and the worst group, and the gap by chance.
 
-A gap is a largest minus a smallest value, so it is above 0 even where groups do not differ, and its interval never
-holds 0. Read it beside `gap_by_chance`: the gap that 19 of 20 random assignments of the same images to groups stay
-below.
+A gap is above 0 even where groups do not differ: read it beside `gap_by_chance`, which 19 of 20 random assignments of
+the same images to groups stay below.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Facial attributes: accuracy per attribute and its mean, beside what always answering the majority would score.
 
-Attributes are unbalanced (90 % accuracy on CelebA is near the majority's 80 %), so balanced accuracy and average
-precision stand beside the published number, the mean accuracy over attributes at sigmoid >= 0.5.
+Attributes are unbalanced, so balanced accuracy and average precision stand beside the published number, the mean
+accuracy over attributes at sigmoid >= 0.5.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def attribute_scores(
         accuracy: by attribute.
 
     Raises:
+        ValueError: probabilities and targets that are not both (N, A).
         ConfigError: values outside 0..1 (logits need a sigmoid first).
         DataError: no image, targets other than 0 and 1, or names that are not A.
     """

@@ -1,7 +1,6 @@
 """Heatmaps and regions on a grid: arg-max, centroids, masks read at the same places, and regions that need no training.
 
-Each of the latter is a function images (M, S, S, 3) uint8 -> regions (M, g, g), so that it can be asked again about
-moved images.
+Each of the latter is a function images (M, S, S, 3) uint8 -> regions (M, g, g).
 """
 
 from __future__ import annotations
@@ -67,8 +66,7 @@ def one_hot(regions: np.ndarray, count: int) -> np.ndarray:
 def color_clusters(images: np.ndarray, *, count: int, grid: int, position: bool, seed: int) -> Partition:
     """k-means of the pixels' colors, or of color and position, fitted on all images together.
 
-    Color channels and coordinates run from 0 to 1 and weigh the same; were position to weigh much more, the clusters
-    would become a grid, which is a baseline of its own.
+    Color channels and coordinates run from 0 to 1 and weigh the same.
 
     Args:
         images: (M, S, S, 3) uint8.

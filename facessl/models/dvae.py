@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core import files
-from facessl.core.errors import CheckpointError
+from facessl.models import weights
 
 #: Pixels of the encoder's input per token, and the part at both ends of 0..1 that it never sees.
 STRIDE, MARGIN = 8, 0.1
@@ -55,8 +55,8 @@ class DVAEEncoder(nn.Module):
 class VisualTokens:
     """Tokens of images by a frozen encoder.
 
-    No `nn.Module`: it belongs to no state dict or optimizer. The file is read at the first use (or by `load`), so that
-    a trained method can be opened where it is not.
+    Not an `nn.Module`, so that it is in no state dict. The file is read at the first use (or by `load`), so that a
+    trained method can be opened without it.
     """
 
     def __init__(self, path: str, *, vocabulary: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -66,20 +66,14 @@ class VisualTokens:
         self.encoder: DVAEEncoder | None = None
 
     def load(self) -> DVAEEncoder:
-        """The encoder, frozen and in evaluation mode; CheckpointError where the file or what is in it is not one."""
+        """The encoder, frozen and in evaluation mode; CheckpointError where the file does not fit."""
         if self.encoder is None:
             state = files.read(Path(self.path))
-            found = {_ours(name): value for name, value in state.get("state_dict", state).items()}
-            width = len(found["blocks.input.weight"]) if "blocks.input.weight" in found else 256
+            tensors = {_our_name(name): value for name, value in state.get("state_dict", state).items()}
+            width = len(tensors["blocks.input.weight"]) if "blocks.input.weight" in tensors else 256
             encoder = DVAEEncoder(width, self.vocabulary)
-            own = encoder.state_dict()
-            wrong = sorted(own.keys() ^ found.keys()) or sorted(n for n in own if own[n].shape != found[n].shape)
-            if wrong:
-                raise CheckpointError(
-                    f"{self.path} is not DALL-E's dVAE encoder with {self.vocabulary} tokens: missing, unknown or of "
-                    f"another shape: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}"
-                )
-            encoder.load_state_dict(found)
+            what = f"DALL-E's dVAE encoder with {self.vocabulary} tokens"
+            weights.load_exactly(encoder, tensors, self.path, what)
             self.encoder = encoder.requires_grad_(False).eval()
         return self.encoder
 
@@ -94,7 +88,7 @@ class VisualTokens:
             return encoder(pixels.clamp(0, 1)).argmax(1).flatten(1)
 
 
-def _ours(name: str) -> str:
+def _our_name(name: str) -> str:
     """DALL-E's convolutions call their parameters w and b."""
     stem, _, last = name.rpartition(".")
     return f"{stem}.{ {'w': 'weight', 'b': 'bias'}.get(last, last) }"

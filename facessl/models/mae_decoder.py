@@ -11,7 +11,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from facessl.core.errors import CheckpointError, ConfigError
+from facessl.core.errors import ConfigError
+from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.masking import check_maskable, fix_positions, take
@@ -71,20 +72,13 @@ class MAEDecoder(nn.Module):
         runs (`decoder.blocks.0...` under "method"). CheckpointError names the tensors that do not fit.
         """
         inner = next((state[key] for key in ("model", "method", "state_dict") if key in state), state)
-        found = {}
+        blocks = {}
         for name, value in inner.items():
             match = re.fullmatch(r"(?:module\.)?decoder[._]blocks\.(\d+)\.(.+)", name)
             if match and int(match[1]) < count:
-                found[f"{match[1]}.{match[2]}"] = value
-        chosen = self.blocks[:count]
-        own = chosen.state_dict()
-        wrong = sorted(own.keys() ^ found.keys()) or sorted(n for n in own if own[n].shape != found[n].shape)
-        if wrong:
-            raise CheckpointError(
-                f"{path} does not fit the first {count} decoder blocks (width {self.mask_token.shape[-1]}): missing, "
-                f"unknown or of another shape: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}"
-            )
-        chosen.load_state_dict(found)
+                blocks[f"{match[1]}.{match[2]}"] = value
+        what = f"the first {count} decoder blocks (width {self.mask_token.shape[-1]})"
+        weights.load_exactly(self.blocks[:count], blocks, path, what)
 
 
 def decoder_for(backbone: Backbone, args: Any) -> MAEDecoder:

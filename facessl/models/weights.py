@@ -152,14 +152,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Strict loading with one sentence for what does not fit."""
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, what: str = "") -> None:
+    """Strict loading; CheckpointError says which tensors of `path` do not fit `what` (default: the class)."""
     own = module.state_dict()
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     wrong = {"missing": own.keys() - state.keys(), "unknown": state.keys() - own.keys(), "of another shape": shapes}
-    for what, keys in wrong.items():
+    for how, keys in wrong.items():
         if keys:
-            raise CheckpointError(f"{path} does not fit {type(module).__name__}: {what}: {_some(sorted(keys))}")
+            raise CheckpointError(f"{path} does not fit {what or type(module).__name__}: {how}: {_some(sorted(keys))}")
     module.load_state_dict(state)
 
 

@@ -1,26 +1,17 @@
-"""How labeled images are augmented, as data, and the published protocols' numbers.
-
-Where a protocol runs its steps in another order than `Augment` does, the preset says so.
-"""
+"""How labeled images are augmented, as data, and the published protocols' numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from facessl.core.errors import ConfigError
+from facessl.core.values import FRACTION, RANGE, check_values, from_0_to
 from facessl.data.frame import Border, Crop
 from facessl.views.spec import View, renamed
 
 Distribution = Literal["uniform", "normal"]
-_PROBABILITIES = (
-    *("shift_p", "rotation_p", "scale_p", "flip", "jitter_p", "grayscale", "blur", "gamma", "noise", "fusion"),
-    *("occlusion", "erasing"),
-)
-_RANGES = ("blur_sigma", "gamma_low", "gamma_high", "erasing_scale", "erasing_ratio")
-_HIGHEST = {"shift": 1, "rotation": 180, "scale": 0.9, "warp": 1, "fusion_max": 1, "noise_std": 255}
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class Augment:
         flip: probability of a horizontal flip; labels with sides change them.
         noise: probability of Gaussian noise on the stored image, before the crop.
         noise_std: its standard deviation in 0..255.
-        occlusion: probability of a black thing in front (`facessl.views.degrade.occlude`).
+        occlusion: probability of a black occluder (`facessl.views.degrade.occlude`).
         occlusion_shape: "block" or "ellipse".
         gamma: probability of a power law, its exponent from `gamma_low` or, as often, from `gamma_high`.
         gamma_low: range of exponents that brighten.
@@ -68,7 +59,7 @@ class Augment:
         shared_erasing: the mirrored view of a pair mirrors the erased area too, instead of having its own.
 
     Raises:
-        ConfigError: a field out of its range; the field, the value and the valid range are named.
+        ConfigError: a field out of its range.
     """
 
     crop: Crop = "whole"
@@ -107,27 +98,21 @@ class Augment:
     shared_erasing: bool = False
 
     def __post_init__(self) -> None:
-        for name in _PROBABILITIES:
-            if not 0 <= getattr(self, name) <= 1:
-                self._reject(name, "a probability from 0 to 1")
-        for name in _RANGES:
-            value = getattr(self, name)
-            if len(value) != 2 or not 0 < value[0] <= value[1] < math.inf:
-                self._reject(name, "(low, high) with 0 < low <= high")
-        if not self.erasing_scale[1] < 1:
-            self._reject("erasing_scale", "a part of the view, below 1")
-        for name, high in _HIGHEST.items():
-            if not 0 <= getattr(self, name) <= high:
-                self._reject(name, f"from 0 to {high}")
-        if not 0 < self.crop_scale <= 10:
-            self._reject("crop_scale", "above 0 and at most 10")
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                self._reject(name, f"one of {', '.join(get_args(hint))}")
+        check_values(
+            self,
+            {
+                "shift_p rotation_p scale_p flip noise occlusion gamma fusion erasing": FRACTION,
+                "jitter_p grayscale blur shift warp fusion_max": FRACTION,
+                "blur_sigma gamma_low gamma_high erasing_scale erasing_ratio": RANGE,
+                "erasing_scale": (lambda v: v[1] < 1, "fractions of the view, below 1"),
+                "rotation": from_0_to(180),
+                "scale": from_0_to(0.9),
+                "noise_std": from_0_to(255),
+                "crop_scale": (lambda v: 0 < v <= 10, "a number above 0 and at most 10"),
+            },
+            prefix="augment.",
+        )
         self.view(1)  # checks the jitter
-
-    def _reject(self, name: str, valid: str) -> NoReturn:
-        raise ConfigError(f"the augmentation has {name}={getattr(self, name)!r}, but it must be {valid}")
 
     def view(self, size: int) -> View:
         """The part that runs on the device, for views of `size` pixels."""

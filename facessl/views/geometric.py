@@ -18,15 +18,12 @@ from facessl.views.spec import View
 #: Draws of a random box: area and log-ratio of each of ten tries, top, left.
 BOX_DRAWS = 22
 
-#: Uniform numbers in 0..1 that one view takes from the generator, always all of them and in this order: area
-#: and log-ratio of each try (20), row and column of the crop, flip, jitter on, brightness, contrast,
-#: saturation, hue, order of the jitter, gray, blur on, blur sigma, solarize. So a view that turns one
-#: probability to 0 draws the same everything else.
+#: Uniform numbers that one view takes from the generator, always all of them, so that a probability set to 0 changes
+#: nothing else: the box, the flip, then those of `photometric_params`.
 DRAWS = BOX_DRAWS + 11
 
 #: A JPEG is reduced in decoding (by `FACTORS`) where every crop keeps this many times the pixels of its view on both
-#: sides. Views of photographs (CelebA) then differ on average by 0.3 of 255 (half the size) or 0.5 (a quarter) from
-#: those of the full image; their Laplacians have 3 or 6 % less energy.
+#: sides; views then differ on average by 0.3 to 0.5 of 255 from those of the full image (CelebA).
 MARGIN = 1.5
 
 Box = tuple[int, int, int, int]

@@ -29,8 +29,7 @@ class Photometric:
     order, but in float32 throughout: nothing is rounded to uint8 between the operations. A sample's result
     does not depend on the other samples of its batch.
 
-    The plan (which samples need what) is made on the host: `params` on the CPU cost nothing, `params` on a GPU
-    cost one synchronization per view.
+    Which samples need what is decided on the host: `params` on a GPU cost one synchronization per view.
     """
 
     def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:

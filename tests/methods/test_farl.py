@@ -13,7 +13,7 @@ from torch import Tensor
 from facessl.core.errors import CheckpointError, ConfigError, DataError
 from facessl.core.types import Batch, Progress
 from facessl.data.source import open_source
-from facessl.methods.farl import FaRL, TextTower, standardized
+from facessl.methods.farl import FaRL, TextTower, standardize
 from facessl.models.backbone import Backbone
 from facessl.models.dvae import DVAEEncoder
 
@@ -89,7 +89,7 @@ def test_masked_modelling_equals_loops() -> None:
 
 
 def test_targets_cannot_be_met_by_a_constant() -> None:
-    targets = standardized(torch.randn(2, 16, 8))
+    targets = standardize(torch.randn(2, 16, 8))
     torch.testing.assert_close(targets.mean(1), torch.zeros(2, 8), rtol=0, atol=1e-5)
     torch.testing.assert_close(targets.var(1, unbiased=False), torch.ones(2, 8), rtol=0, atol=1e-4)
 

@@ -136,7 +136,7 @@ def test_every_row_stands_beside_the_same_baselines(faces: tuple[np.ndarray, np.
     json.dumps(found, allow_nan=False)
     assert [r["name"] for r in found["rows"]] == [
         "regions", "one region", "color k-means, 8", "color and position k-means, 8", "grid, 8",
-        "mean face's labels", "ceiling 7x7, majority per cell", "ceiling 7x7, interpolated shares",
+        "mean face's labels", "ceiling 7x7, majority per cell", "ceiling 7x7, interpolated fractions",
     ]  # fmt: skip
     assert len({tuple(r) for r in found["rows"]}) == 1  # the same columns
     own, color, mean = (row(found, n) for n in ("regions", "color k-means, 8", "mean face's labels"))
@@ -156,7 +156,7 @@ def test_maps_that_know_the_masks_reach_the_ceiling_and_fixed_maps_are_the_grid(
     images, masks, landmarks = faces
     shares = class_fractions(on_grid(masks, 32), CLASSES, (7, 7))
     told = discover(lambda x: shares[: len(x)], images, masks, landmarks, classes=CLASSES, samples=20)
-    assert row(told, "regions")["nmi"] == row(told, "ceiling 7x7, interpolated shares")["nmi"]
+    assert row(told, "regions")["nmi"] == row(told, "ceiling 7x7, interpolated fractions")["nmi"]
     assert row(told, "regions")["nme_interocular"] < 0.8 * row(told, "one region")["nme_interocular"]
     grid = (rectangles(8, 32) == np.arange(8)[:, None, None]).astype(np.float32)
     fixed = discover(lambda x: np.broadcast_to(grid, (len(x), 8, 32, 32)), images, masks, samples=20)

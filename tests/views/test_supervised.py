@@ -328,4 +328,6 @@ def test_an_augmentation_that_cannot_work_names_field_and_value(change: dict[str
     ((name, value),) = change.items()
     with pytest.raises(ConfigError) as error:
         Augment(**change)
-    assert f"{name}={value!r}" in str(error.value)
+    message = str(error.value)
+    assert f"augment.{name} is " in message
+    assert str(value) in message

@@ -12,7 +12,7 @@ from facessl.core.precision import at_least_float32
 def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
     """The classifier (K, C) without its bias on every cell of a map (B, C, h, w) (Zhou et al., CVPR 2016, Eq. 2).
 
-    The weights are constants here: the consistency loss shall move the features, not the classifier.
+    Without gradient to the classifier.
 
     Returns:
         (B, K, h, w), in float32 or wider also under autocast.
@@ -25,8 +25,7 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
 def flip_consistency(maps: Tensor, maps_of_flipped: Tensor) -> Tensor:
     """Mean squared difference of the maps of images and the mirrored maps of the mirrored images, (B, K, h, w) both.
 
-    The released code mirrors by resampling on a grid of cell centers, which is the exact mirroring done here. Gradients
-    reach both sides.
+    Gradients reach both sides.
     """
     with torch.autocast(maps.device.type, enabled=False):
         return F.mse_loss(at_least_float32(maps), at_least_float32(maps_of_flipped).flip(-1))

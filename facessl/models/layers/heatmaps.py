@@ -47,7 +47,7 @@ def gaussian_heatmaps(
     return maps * (dy[..., :, None] + dx[..., None, :] <= radius**2)
 
 
-#: Standard deviation of `shrunk_gaussians` in pixels of the image, STAR's.
+#: Standard deviation in pixels of the image, STAR's.
 BLOB_SIGMA = 1.5
 
 
@@ -56,10 +56,8 @@ def shrunk_gaussians(
 ) -> Tensor:
     """Gaussians that are drawn in the image, cut to a square of 3 sigma, and shrunk bilinearly (STAR's point maps).
 
-    Without a filter, so that at a quarter of the side a cell is the mean of the middle 2x2 of its 4x4 pixels: a map
-    sums to 0.88 and its largest cell is 0.57 on average. Landmarks outside the image are drawn at its edge.
-
-    Differences: the Gaussian's center is the landmark itself, and not the nearest pixel.
+    Landmarks outside the image are drawn at its edge. Differences: the Gaussian's center is the landmark itself, and
+    not the nearest pixel.
 
     Args:
         points, visible: as in `gaussian_heatmaps`, but in pixels of the image.
@@ -87,10 +85,8 @@ def edge_heatmaps(
 ) -> Tensor:
     """One map per edge: lines one pixel of the image wide, as they are after shrinking to the map (STAR's edge maps).
 
-    STAR's release draws the lines at four times the image's size, averages 4x4 and takes the mean of the middle 2x2
-    pixels of each cell. Here a cell at distance d of the line has LINE_HEIGHT exp(-d^2 / (2 LINE_SIGMA^2)), d in pixels
-    of the image, 0 from 3 LINE_SIGMA on: fitted to 216 edges that were drawn and shrunk, whose sum it meets to 1 % and
-    whose largest cell to 7 %.
+    A cell at distance d of the line has LINE_HEIGHT exp(-d^2 / (2 LINE_SIGMA^2)), d in pixels of the image, 0 from
+    3 LINE_SIGMA on, which is fitted to lines drawn and shrunk as in STAR's release (sum within 1 %, largest cell 7 %).
 
     Differences: the pieces are straight, where the release bends them by splines; lines run through the landmarks.
 

@@ -63,13 +63,11 @@ def star(heatmaps: Tensor, target: Tensor, visible: Tensor | None = None) -> Ten
 
         d(v1 . (t - m)) / sqrt(l1 + EPSILON) + d(v2 . (t - m)) / sqrt(l2 + EPSILON) + l1 + l2,
 
-    the last two being the value restriction, without which wide maps would make any error cheap. As in the released
-    second version, nothing is detached: eigenvalues and eigenvectors carry gradients. All lengths are in units in which
-    the map spans -1..1 from edge to edge.
+    the last two being the value restriction. As in the released second version, eigenvalues and eigenvectors carry
+    gradients. Lengths are in units in which the map spans -1..1 from edge to edge.
 
-    Differences: eigenvectors of a map that is round to 0.1 % are the axes, without gradient, as theirs is not defined
-    there (about 1 / (l1 - l2)). Cells are placed by their centers, as targets are; the released code puts the first
-    and the last cell at -1 and 1 and the targets' edges there, which is half a cell apart at the border.
+    Differences: eigenvectors of a map that is round to 0.1 % are the axes, without gradient. Cells are placed by their
+    centers; the released code puts the first and the last cell at -1 and 1.
 
     Args:
         heatmaps: (B, K, h, w), not negative; an empty map counts with its mean in the center.

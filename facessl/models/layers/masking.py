@@ -13,7 +13,7 @@ from facessl.models.layers.positions import sincos_positions
 
 
 class Mask(NamedTuple):
-    """Which of T patches an encoder sees, for each of B images. K patches are visible."""
+    """Which K of T patches an encoder sees, for each of B images."""
 
     keep: Tensor  # (B, K) int64, positions of the visible patches, in the order in which they enter the encoder
     restore: Tensor  # (B, T) int64, where in the sequence "visible, then removed" each patch stands

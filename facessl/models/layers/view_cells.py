@@ -1,9 +1,7 @@
-"""Views of one image in the image's own frame: where their cells lie, and maps of one read at the cells of another.
+"""Where the cells of a view lie in the stored image, and maps of one view read at the cells of another.
 
-A place is a fraction of the stored image (x of its width, y of its height). A crop is axis-aligned, so that the cells
-of a view have one y per row and one x per column, and bilinear reading is a product with one matrix per axis: the
-values of `torch.nn.functional.grid_sample` (`align_corners=False`, padding "border"), whose gradient on a GPU would
-not be the same in every run.
+A place is a fraction of the stored image (x of its width, y of its height). Bilinear reading is a product with one
+matrix per axis, because the gradient of `grid_sample` (whose values it has) is not deterministic on a GPU.
 """
 
 from __future__ import annotations
