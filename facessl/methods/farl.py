@@ -85,10 +85,7 @@ class FaRLArgs:
 
 
 class TextTower(nn.Module):
-    """A causal transformer over byte pairs; the sentence's feature is that of its last token, projected.
-
-    The tokenizer comes with open_clip; nothing is downloaded.
-    """
+    """open_clip's causal transformer over byte pairs; a sentence's feature is that of its last token, projected."""
 
     def __init__(self, width: int, depth: int, heads: int, *, context: int, out_features: int) -> None:
         """Sentences are filled up or cut to `context` tokens, start and end included; `out_features` is D. ConfigError
@@ -135,8 +132,7 @@ class FaRL(nn.Module):
     token; one more transformer block and a linear layer on its output before the last norm predict what was hidden:
     L = L_ITC + L_MIM.
 
-    The paper's image tower is `vit_base_patch16_clip_quickgelu_224`; its class token is what is exported and contrasted
-    (through a linear projection that is not exported).
+    The paper's image tower is `vit_base_patch16_clip_quickgelu_224`; its class token is exported.
 
     Differences:
         The pre-training code was never released: image tower and prediction follow the released downstream code, the

@@ -325,7 +325,7 @@ class LossBalance(nn.Module):
     """Dynamic weight averaging (Liu et al., "End-to-end multi-task learning with attention", CVPR 2019, Eq. 7).
 
     Weight k of an epoch is n softmax_k(r / T), r_k = mean of loss k over the last epoch / over the one before it;
-    1 until two epochs are complete. All state is in buffers; nothing is read back from the device.
+    1 until two epochs are complete.
     """
 
     def __init__(self, count: int, temperature: float | None) -> None:

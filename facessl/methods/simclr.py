@@ -67,8 +67,8 @@ class SimCLR(nn.Module):
         """Loss of two views (B, 3, S, S); logs `nt_xent` and `top1`, the fraction of views that find their partner."""
         x1, x2 = batch.views
         z1, z2 = self.projector(self.backbone(torch.cat([x1, x2]))).chunk(2)  # (2B, D) -> (B, D) each
-        loss, found = nt_xent(z1, z2, self.args.temperature)
-        return Step(loss, {"nt_xent": loss.detach(), "top1": found})
+        loss, top1 = nt_xent(z1, z2, self.args.temperature)
+        return Step(loss, {"nt_xent": loss.detach(), "top1": top1})
 
     def after_step(self, progress: Progress) -> None:
         """Nothing follows."""

@@ -79,8 +79,8 @@ class SwAVArgs:
 class Queue(nn.Module):
     """The last L rows of K parallel sets (SwAV: one set per view that is assigned), over all ranks.
 
-    Every rank holds all rows, so that a checkpoint of one rank holds the queue and a run may go on with another number
-    of ranks. `note` gathers rows during a step, `move` puts them in. Nothing is read back from the device.
+    Every rank holds all rows, so that a run may go on with another number of ranks. `note` gathers rows during a step,
+    `move` puts them in.
     """
 
     def __init__(self, sets: int, length: int, dim: int) -> None:
@@ -193,9 +193,9 @@ class SwAV(nn.Module):
             q = self._assign(scores[s].detach(), None if queued is None else queued[s])  # (B, K)
             winners.append(q.argmax(1))
             terms += [F.cross_entropy(scores[t] / self.args.temperature, q) for t in range(len(scores)) if t != s]
-        chosen = torch.zeros(scores.shape[-1], dtype=scores.dtype, device=scores.device)
-        chosen.index_fill_(0, torch.cat(winners), 1)  # indexing with `= 1` would wait for a GPU
-        return torch.stack(terms).mean(), all_reduce_sum(chosen).clamp_max(1).mean()
+        in_use = torch.zeros(scores.shape[-1], dtype=scores.dtype, device=scores.device)
+        in_use.index_fill_(0, torch.cat(winners), 1)  # indexing with `= 1` would wait for a GPU
+        return torch.stack(terms).mean(), all_reduce_sum(in_use).clamp_max(1).mean()
 
     @torch.no_grad()
     def _assign(self, scores: Tensor, queued: Tensor | None) -> Tensor:

@@ -71,9 +71,9 @@ def resampled_counts(n: int, *, samples: int = 1000, seed: int | tuple[int, ...]
         yield np.bincount(positions.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
 
 
-def interval(value: float | np.ndarray, drawn: np.ndarray) -> Interval:
+def interval(value: float | np.ndarray, resampled: np.ndarray) -> Interval:
     """A value and the percentile interval of its (samples,) resampled values, of which NaN ones do not count."""
-    known = drawn[~np.isnan(drawn)]
+    known = resampled[~np.isnan(resampled)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
 

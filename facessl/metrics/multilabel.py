@@ -59,13 +59,13 @@ def attribute_scores(
     # Columns of each image: right, has it, right and has it.
     rows = np.concatenate([right, truth, right & truth], axis=1)
     total = rows.sum(0, dtype=np.float64)
-    drawn = resampled_sums(rows, samples=samples, seed=seed)
+    resampled = resampled_sums(rows, samples=samples, seed=seed)
     positives = total[A : 2 * A] / N
     both = np.flatnonzero(truth.any(0) & ~truth.all(0))
     precision = [average_precision_score(truth[:, a], probabilities[:, a]) for a in both]
     means = {
-        "mean_accuracy": interval(total[:A].mean() / N, drawn[:, :A].mean(1) / N),
-        "mean_balanced_accuracy": interval(known_mean(_balanced(total, N)), known_mean(_balanced(drawn, N))),
+        "mean_accuracy": interval(total[:A].mean() / N, resampled[:, :A].mean(1) / N),
+        "mean_balanced_accuracy": interval(known_mean(_balanced(total, N)), known_mean(_balanced(resampled, N))),
     }
     return {
         "images": N,

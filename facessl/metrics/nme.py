@@ -132,9 +132,9 @@ def landmark_scores(
     columns |= {f"fr@{_name(t)}": np.where(np.isnan(errors), np.nan, errors > t) for t in thresholds}
     columns |= {f"auc@{_name(t)}": _areas(errors, t) for t in thresholds}
     rows = np.stack([mean_rows(column) for column in columns.values()], axis=1)  # (N, columns, 2)
-    drawn = resampled_sums(rows.reshape(len(rows), -1), samples=samples, seed=seed).reshape(-1, len(columns), 2)
-    means, drawn_means = mean_of(rows.sum(0)), mean_of(drawn)
-    return plain({name: interval(means[i], drawn_means[:, i]) for i, name in enumerate(columns)})
+    resampled = resampled_sums(rows.reshape(len(rows), -1), samples=samples, seed=seed).reshape(-1, len(columns), 2)
+    means, resampled_means = mean_of(rows.sum(0)), mean_of(resampled)
+    return plain({name: interval(means[i], resampled_means[:, i]) for i, name in enumerate(columns)})
 
 
 def _name(threshold: float) -> str:

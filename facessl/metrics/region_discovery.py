@@ -38,8 +38,8 @@ def region_scores(
         samples, seed: of the bootstrap.
     """
     tables = contingency(regions, masks, count=count, classes=classes)
-    drawn = resampled_sums(tables.reshape(len(tables), -1), samples=samples, seed=seed).reshape(-1, count, classes)
-    return {score.__name__: interval(score(tables.sum(0)), score(drawn)) for score in (nmi, ari, foreground_iou)}
+    resampled = resampled_sums(tables.reshape(len(tables), -1), samples=samples, seed=seed).reshape(-1, count, classes)
+    return {score.__name__: interval(score(tables.sum(0)), score(resampled)) for score in (nmi, ari, foreground_iou)}
 
 
 def landmark_errors(

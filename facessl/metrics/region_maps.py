@@ -88,10 +88,10 @@ def color_clusters(images: np.ndarray, *, count: int, grid: int, position: bool,
 
     rng = np.random.default_rng(seed)
     each = max(1, min(grid**2, _FITTED // len(images)))  # pixels of one image
-    chosen = [features(image[None])[rng.choice(grid**2, each, replace=False)] for image in images]
-    fitted = KMeans(count, n_init=4, random_state=seed).fit(np.concatenate(chosen))
+    sample = [features(image[None])[rng.choice(grid**2, each, replace=False)] for image in images]
+    kmeans = KMeans(count, n_init=4, random_state=seed).fit(np.concatenate(sample))
     return lambda images: np.concatenate(
-        [fitted.predict(features(images[i : i + BATCH])).reshape(-1, grid, grid) for i in range(0, len(images), BATCH)]
+        [kmeans.predict(features(images[i : i + BATCH])).reshape(-1, grid, grid) for i in range(0, len(images), BATCH)]
     )
 
 

@@ -114,7 +114,7 @@ def parsing_scores(
     if len(names) != K:
         raise DataError(f"{len(names)} class names for {K} classes: {', '.join(names)}")
     total = matrix.total()
-    drawn = resampled_sums(rows, samples=samples, seed=seed).reshape(-1, K, K)
-    means = {score.__name__: interval(score(total), score(drawn)) for score in (mean_f1, mean_iou, pixel_accuracy)}
+    resampled = resampled_sums(rows, samples=samples, seed=seed).reshape(-1, K, K)
+    means = {score.__name__: interval(score(total), score(resampled)) for score in (mean_f1, mean_iou, pixel_accuracy)}
     each = [None if np.isnan(f1) else float(f1) for f1 in f1_per_class(total)]
     return {"images": len(matrix), **plain(means), "f1": dict(zip(names, each, strict=True))}

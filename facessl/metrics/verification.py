@@ -69,15 +69,15 @@ def verification(
     curve = _Curve(similarity, same, folds)
     every = np.ones((1, len(same)))
     accuracies, point = curve.fold_accuracies(every)[0], curve.rates(every, fars)[0]
-    drawn, drawn_accuracy = [], []
+    resampled, resampled_accuracy = [], []
     for counts in resampled_counts(len(same), samples=samples, seed=seed):
-        drawn.append(curve.rates(counts, fars))
-        drawn_accuracy.append(known_mean(curve.fold_accuracies(counts)))
-    rates = [interval(value, column) for value, column in zip(point, np.concatenate(drawn).T, strict=True)]
+        resampled.append(curve.rates(counts, fars))
+        resampled_accuracy.append(known_mean(curve.fold_accuracies(counts)))
+    rates = [interval(value, column) for value, column in zip(point, np.concatenate(resampled).T, strict=True)]
     different = int((~same).sum())
     pairs = zip(fars, rates[2:], strict=True)
     tar = {f"tar@far={far:g}": rate if _allowed(far, different) >= 1 else None for far, rate in pairs}
-    accuracy = interval(accuracies.mean(), np.concatenate(drawn_accuracy))
+    accuracy = interval(accuracies.mean(), np.concatenate(resampled_accuracy))
     return {
         "same": int(same.sum()),
         "different": different,

@@ -1,4 +1,4 @@
-"""A picture and its class map under the same brush, at twice the final size (hence the smooth edges)."""
+"""An image and its class map, drawn together at twice the final size for smooth edges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def soften(cover: np.ndarray, sigma: float) -> np.ndarray:
 def blend(target: np.ndarray, cover: np.ndarray, paint: Color, alpha: float = 1.0) -> None:
     """Mix `paint` (a color, or a uint8 image of the target's size) into `target` in place, where `cover` says.
 
-    All in uint8, each term rounded: one level of error for a tenth of the time of float32.
+    In uint8, each term rounded: at most one level of error, a tenth of the time of float32.
     """
     weight = cv2.merge([cover, cover, cover])
     if isinstance(paint, np.ndarray) and paint.ndim == 3:

@@ -1,4 +1,4 @@
-"""Hair and beards: a cap around the skull, cut out by the hairline, under strands that follow the skull."""
+"""Hair and beards: a cap around the skull, bounded by the hairline, under strands that follow the skull."""
 
 from __future__ import annotations
 
@@ -190,10 +190,7 @@ def _texture(canvas: Canvas, outline: np.ndarray) -> np.ndarray:
 
 
 def draw_beard(canvas: Canvas) -> None:
-    """A beard from half strength on, a full one near 1, and a moustache; they keep the class of what is below them.
-
-    Stubble is a matter of the skin map.
-    """
+    """A beard from half strength on, a full one near 1, and a moustache, with the class of what is below."""
     who, scene, marks = canvas.who, canvas.scene, canvas.marks
     hair = who.brow_color * 0.75 + who.hair * 0.25 if who.hair_style == "bald" else who.hair * 0.85
     if scene.beard > 0.5:

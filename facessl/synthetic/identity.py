@@ -1,4 +1,4 @@
-"""Who is drawn: everything that stays the same in all images of one person."""
+"""An identity: everything that stays the same in all images of one person."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Skin colors (RGB) from the lightest to the darkest; a person lies anywhere between two neighbors.
+#: Skin colors (RGB) from the lightest to the darkest, interpolated.
 _SKIN = np.array(
     (
         *((252, 214, 192), (247, 201, 174), (238, 187, 152), (226, 170, 130), (208, 151, 110)),
@@ -143,7 +143,7 @@ def _hair_style(rng: np.random.Generator, m: float, age: float, melanin: float) 
 
 @functools.lru_cache(maxsize=2048)
 def sample_identity(seed: int, index: int) -> Identity:
-    """Person `index` of the population `seed`; the same on every machine."""
+    """Identity `index` of the population `seed`; the same on every machine."""
     rng = np.random.default_rng((seed, 1, index))
     m = float(np.clip(rng.beta(0.6, 0.6), 0, 1))
     age = float(np.clip(rng.beta(1.6, 1.9), 0, 1))

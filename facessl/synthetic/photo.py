@@ -47,7 +47,7 @@ def paint_backdrop(rgb: np.ndarray, kind: str, rng: np.random.Generator) -> None
 
 @functools.cache
 def _grain() -> np.ndarray:
-    """A tile of noise of deviation 32, cut at random places: new noise would cost more than drawing the face."""
+    """A tile of noise of deviation 32, cropped at random: new noise would cost more than the face."""
     noise = np.random.default_rng(20240617).standard_normal((_TILE, _TILE, 3), dtype=np.float32)
     return (32 * (0.75 * noise + 0.78 * noise.mean(2, keepdims=True))).astype(np.int16)
 

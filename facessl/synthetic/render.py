@@ -1,4 +1,4 @@
-"""From a person and a scene to a picture with its landmarks and class map."""
+"""From an identity and a scene to an image with its landmarks and class map."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def render(who: Identity, scene: Scene, size: int) -> Picture:
     photo.paint_backdrop(canvas.rgb, scene.backdrop, canvas.rng)
     hair.draw_hair_back(canvas)
     face_parts.draw_body(canvas)
-    # An ear that is turned to the viewer lies over the head, the other one behind it, from 25 degrees on unseen.
+    # The nearer ear lies over the head, the other one behind it (hidden from 25 degrees on).
     near = [side for side in (-1.0, 1.0) if -side * scene.camera.yaw > 6]
     face_parts.draw_ears(canvas, [side for side in (-1.0, 1.0) if side not in near and side * scene.camera.yaw < 25])
     _draw_skin(canvas)

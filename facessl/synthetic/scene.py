@@ -1,4 +1,4 @@
-"""One picture of a person: everything that changes from image to image."""
+"""A scene: everything that changes from image to image of an identity."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
     )
     if not limits.studio:
         return scene
-    return replace(  # what does not belong to person, expression, pose or lens is as in every other studio picture
+    return replace(  # all but identity, expression, pose and lens is the same in every studio image
         scene,
         sun=np.array([0.29, -0.5, 0.82], np.float32),
         key=np.full(3, 0.7, np.float32),

@@ -1,7 +1,7 @@
 """Soft maps on the upright view plane: the skin's color and the light that falls on the head.
 
-Both are sums of axis-parallel Gaussian blobs on a coarse grid. A sum of separable blobs is one matrix product,
-so a face's thirty-odd bumps and tints cost next to nothing; the camera's affine map brings them into the image.
+Both are sums of axis-parallel Gaussian blobs on a coarse grid, computed as one matrix product; the camera's affine map
+brings them into the image.
 """
 
 from __future__ import annotations

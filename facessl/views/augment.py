@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from facessl.core.values import FRACTION, RANGE, check_values, from_0_to
 from facessl.data.frame import Border, Crop
-from facessl.views.spec import View, renamed
+from facessl.views.spec import View, rename_fields
 
 Distribution = Literal["uniform", "normal"]
 
@@ -127,9 +127,8 @@ class Augment:
         )
 
 
-#: FRA's fine-tuning on expressions (main_fer.py): resize, flip, jitter 0.5 p 0.5, translation by up to 0.2 p 0.5,
-#: rotation by up to 10 degrees p 0.5, torchvision's RandomErasing p 0.5 after the normalization. Differences: one
-#: bilinear warp instead of two nearest-neighbor ones; the jitter comes after the warp and the erasing.
+#: FRA's fine-tuning on expressions (main_fer.py). Differences: one bilinear warp instead of two nearest-neighbor ones;
+#: the jitter comes after the warp and the erasing.
 FRA_EXPRESSION = Augment(
     shift=0.2,
     shift_p=0.5,
@@ -144,16 +143,13 @@ FRA_EXPRESSION = Augment(
 #: FRA's fine-tuning on CelebA's attributes (main_far.py): the same without erasing.
 FRA_ATTRIBUTES = replace(FRA_EXPRESSION, erasing=0.0)
 
-#: EAC on RAF-DB (src/main.py, src/dataset.py): resize, Gaussian noise of variance 30 on the stored image p 0.5, random
-#: erasing of 0.02..0.25 of the area p 0.5, each view its own as the paper has it. The released code's mode for clean
-#: labels mirrors the erased view: `shared_erasing`.
+#: EAC on RAF-DB (src/main.py, src/dataset.py). Each view has its own erasing, as in the paper; the released code's mode
+#: for clean labels is `shared_erasing`.
 EAC_EXPRESSION = Augment(noise=0.5, noise_std=math.sqrt(30), erasing=0.5, erasing_scale=(0.02, 0.25), pairs=True)
 
-#: FaRL's alignment on 300W and WFLW (farl/experiments/face_alignment, and the toolkit that it runs in, py-blueprint).
-#: The box is the lists' center +- 100 scale and fills 0.8 +- 0.1 of the view; shift 0.05, rotation 0.174 rad, all
-#: uniform; no flip; always an occlusion; noise p 0.5; gray p 0.1; gamma 1/2, 1 or 2 with equal chance; a box blur of
-#: up to 1 % of the side (here a Gaussian of the same variance; widths of 0 and 1 pixel, 39 % of the draws, blur
-#: nothing). Differences: gamma runs before the noise, gray after both.
+#: FaRL's alignment on 300W and WFLW (farl/experiments/face_alignment, and its toolkit py-blueprint). The box is the
+#: lists' center +- 100 scale. Differences: the box blur is a Gaussian of the same variance (0.61: its widths of 0 and 1
+#: pixel blur nothing); gamma runs before the noise, gray after both.
 FARL_ALIGNMENT = Augment(
     crop="box",
     crop_scale=1 / 0.8,
@@ -173,8 +169,7 @@ FARL_ALIGNMENT = Augment(
 #: The same on AFLW-19, whose boxes fill 1.0 +- 0.1 of the view.
 FARL_ALIGNMENT_AFLW19 = replace(FARL_ALIGNMENT, crop_scale=1.0, scale=0.1)
 
-#: FaRL's parsing of LaPa (farl/experiments/face_parsing): five points to the template, tanh warp 0.8, shift 0.01
-#: uniform, rotation 0.314 rad and scale 0.1 normal (py-blueprint's default), gray, gamma and blur as above; no flip.
+#: FaRL's parsing of LaPa (farl/experiments/face_parsing); gray, gamma and blur as above.
 FARL_PARSING_LAPA = replace(
     FARL_ALIGNMENT,
     crop="five_points",
@@ -191,10 +186,8 @@ FARL_PARSING_LAPA = replace(
 #: FaRL's parsing of CelebAMask-HQ: the aligned image as it is, no warp.
 FARL_PARSING_CELEBAM = replace(FARL_PARSING_LAPA, crop="whole", warp=0.0)
 
-#: STAR (lib/dataset/augmentation.py, 256 px): the box is the lists' center +- 100 scale; flip; shift 0.05, rotation
-#: 18 degrees, scale 0.1, all normal; occlusion p 0.4; box blur of up to 5 % of the side p 0.3 (here a Gaussian of the
-#: same variance; widths below 2 pixels, 16 %, blur nothing); gamma 0.25..1 or 1..4 p 0.2; noise p 0.2; gray p 0.2.
-#: Differences: gray and blur run last.
+#: STAR (lib/dataset/augmentation.py, 256 px); the box is the lists' center +- 100 scale. Differences: the box blur is a
+#: Gaussian of the same variance (0.84: its widths below 2 pixels blur nothing); gray and blur run last.
 STAR_ALIGNMENT = Augment(
     crop="box",
     shift=0.05,
@@ -216,5 +209,5 @@ STAR_ALIGNMENT = Augment(
 
 def augment_from_dict(values: Mapping[str, Any]) -> Augment:
     """An `Augment` from plain values, as configurations and cards hold them."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in renamed(values).items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rename_fields(values).items()}
     return Augment(**fields)

@@ -128,13 +128,13 @@ class Geometric:
             )
 
     def draw(self, rng: np.random.Generator | None) -> Drawn:
-        """The random numbers of every view of one image, before the image is there; nothing else decides the views."""
+        """The random numbers of every view of one image, before it is decoded."""
         assert rng is not None, "these views are for training"
         return Drawn(self.views, self.sizes, rng.random((len(self.views), DRAWS)))
 
 
 class Drawn:
-    """V views whose random numbers (V, DRAWS) are drawn: how far to reduce their image, then the views themselves."""
+    """V views with their random numbers (V, DRAWS)."""
 
     __slots__ = ("_draws", "_sizes", "_views")
 

@@ -80,7 +80,7 @@ class View:
 FRA_VIEWS = (View(blur=1.0, solarize=0.0), View(blur=0.1, solarize=0.2))
 
 
-def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+def rename_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `View` or an `Augment` by their present names."""
     return {RENAMED.get(name, name): value for name, value in fields.items()}
 

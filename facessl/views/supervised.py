@@ -204,7 +204,7 @@ class Supervised:
 
 
 class DrawnLabeled:
-    """Views with labels whose random numbers are drawn. Labels belong to the image at full size: it is not reduced."""
+    """Views with labels and their random numbers. The image is not reduced: labels are in its full size."""
 
     reduction = None
 

@@ -70,8 +70,8 @@ def shrunk_gaussians(
     profiles = []
     for place, length, cells in ((points[..., 1:], image[0], size[0]), (points[..., :1], image[1], size[1])):
         away = torch.arange(length, device=points.device) - place  # (B, K, length)
-        drawn = (away.square() * (-0.5 / BLOB_SIGMA**2)).exp() * (away.abs() <= 3 * BLOB_SIGMA)
-        profiles.append(F.interpolate(drawn, size=cells, mode="linear", align_corners=False))  # (B, K, cells)
+        profile = (away.square() * (-0.5 / BLOB_SIGMA**2)).exp() * (away.abs() <= 3 * BLOB_SIGMA)
+        profiles.append(F.interpolate(profile, size=cells, mode="linear", align_corners=False))  # (B, K, cells)
     down, across = profiles
     return down[..., :, None] * across[..., None, :]
 
