@@ -60,22 +60,20 @@ class FRAArgs:
         lambda_c: fraction of the global term in Eq. 6, 0 to 1; where only one of the two terms is on, it has weight 1.
         lambda_r: weight of the relation term in Eq. 8 (Table 7); 0 turns it off. With `variant=official` it has a
             quarter of the effect, as in the released code.
-        relation: whose assignments the relation term compares. "within": student and teacher of the same view (Eq. 2).
+        relation: which assignments the relation term compares. "within": student and teacher of the same view (Eq. 2).
             "across": the student's of one view and the teacher's of the other one, where both show the same place.
             "both": the mean of the two terms. "across" and "both" are this project's.
         frame_prior: weight of a learned table (N, 12, 12) over the stored image that is added to the cosines of every
             cell; 0 (the paper) leaves it out. This project's, for faces that lie about alike in the stored images.
-        decoder_layers: layers of the mask decoder (Table 8), 1 in the paper and 2 in the released code;
-            0 turns the local and the relation term off, which is BYOL, as in the table.
+        decoder_layers: layers of the mask decoder (Table 8), 1 in the paper and 2 in the released code; 0 is BYOL.
         momentum: momentum of the target network at the start (BYOL); it rises to 1 by a cosine.
         student_temperature: of the online assignments in Eq. 2. Open in the paper.
         teacher_temperature: of the target assignments in Eq. 2. Open in the paper.
         heatmap_temperature: of the softmax that makes the heatmaps of Eq. 4, in both networks. None: the student
             temperature in the paper's variant (section 3.2), 1.0 in the official one.
         mask_embeddings: "image": every image and view has its own (section 3.2); "batch": their average over the
-            batch and all ranks serves every image, and `heatmaps` uses a running average of it, the prototype;
-            "free" (this project's): N learned vectors without a mask decoder, whose settings then mean nothing.
-            None: "image" in the paper's variant, "batch" in the official one.
+            batch and all ranks, in `heatmaps` a running average of it; "free" (this project's): N learned vectors
+            without a mask decoder. None: "image" in the paper's variant, "batch" in the official one.
         query_std: standard deviation of the initial queries (of the mask embeddings where they are "free"). Open in
             the paper.
         memax_weight: weight of ME-MAX beside the cross-entropy of Eq. 3. Open in the paper.
@@ -321,8 +319,7 @@ class FRA(nn.Module):
         """Loss of two views (B, 3, S, S), Eq. 8.
 
         Logs, unweighted and as far as turned on: `global_consistency` and `local_consistency` (sums of Eq. 7 over both
-        directions), `semantic_relation` (Eq. 3: the sum over both views; their mean in the official variant),
-        `me_max` (ln N - entropy of the mean assignment, reduced over the views likewise), `decorrelation`.
+        directions), `semantic_relation` and `me_max` (sums over both views; means in "official"), `decorrelation`.
 
         Raises:
             DataError: no `batch.crops`, though the relation is not "within" or there is a prior.

@@ -196,4 +196,5 @@ def unit_mse(features: Tensor, target: Tensor, axis: int) -> Tensor:
     """Mean squared difference of features (B, T, C), both of unit length along `axis`: 1, tokens of a channel; 2,
     channels of a token."""
     with torch.autocast(features.device.type, enabled=False):
-        return F.mse_loss(*(F.normalize(at_least_float32(f), dim=axis) for f in (features, target)))
+        unit, unit_target = (F.normalize(at_least_float32(f), dim=axis) for f in (features, target))
+        return F.mse_loss(unit, unit_target)

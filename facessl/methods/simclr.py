@@ -80,8 +80,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]
 
     Returns:
         scalar loss, the mean over this rank's views, and the fraction of them whose nearest other view is their
-        partner, without gradient. The mean over the ranks is the value, and with DistributedDataParallel's division
-        the gradient, of one process with all images.
+        partner, without gradient.
     """
     count = len(z1)
     with torch.autocast(z1.device.type, enabled=False):

@@ -40,10 +40,9 @@ class SwAVArgs:
         temperature: of the predictions.
         epsilon: smoothness of the assignments; at least 0.02, below which exp(1 / epsilon) leaves float32.
         sinkhorn_iterations: rounds of Sinkhorn-Knopp.
-        frozen_steps: optimizer steps at the start during which the prototypes stay as they are; 313 is an epoch of
-            ImageNet in batches of 4096.
+        frozen_steps: optimizer steps at the start with frozen prototypes; 313 is an epoch of ImageNet.
         queue_length: L, projections of past batches, over all ranks, that are assigned along with the batch; 0: none.
-            For batches that are small against K; the paper has 3840 for batches of 256.
+            The paper has 3840 for batches of 256.
         queue_epoch: completed epochs before the queue begins to fill; it is used from when it is full.
         queue_step: the same in optimizer steps, for short runs and streams; None: `queue_epoch` decides.
     """

@@ -15,8 +15,8 @@ COLLAPSED_USAGE = 1.5
 def embedding_std(z: Tensor) -> Tensor:
     """Spread of the directions of embeddings (N, C), N >= 2: mean over channels of std(z / |z|), times sqrt(C).
 
-    0 when all embeddings point the same way (collapse), about 1 when they fill the sphere evenly. Features after a ReLU
-    share a direction, so ResNets read less: 0.2 with random weights.
+    0 when all embeddings point the same way (collapse), about 1 when they fill the sphere evenly. ResNets, whose
+    features follow a ReLU, have less: 0.2 with random weights.
 
     Source: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, section 4.1.
     """

@@ -20,10 +20,9 @@ from facessl.models.layers.positions import sincos_positions
 
 
 class MAEDecoder(nn.Module):
-    """A narrow ViT that fills in what the encoder did not see (He et al., CVPR 2022, section 3 and appendix A.1).
+    """A narrow ViT that reconstructs what the encoder did not see (He et al., CVPR 2022, section 3 and appendix A.1).
 
-    Pre-norm blocks, MLP ratio 4, fixed sine-cosine positions. Linear layers start Xavier-uniform with zero biases,
-    the mask token normal with deviation 0.02.
+    Pre-norm blocks, MLP ratio 4, fixed sine-cosine positions.
     """
 
     def __init__(

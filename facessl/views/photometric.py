@@ -25,9 +25,8 @@ class Photometric:
     Args:
         mean, std: normalization, RGB in 0..1.
 
-    Semantics of torchvision's `ColorJitter`, `RandomGrayscale`, `GaussianBlur` and `RandomSolarize`, in this
-    order, but in float32 throughout: nothing is rounded to uint8 between the operations. A sample's result
-    does not depend on the other samples of its batch.
+    torchvision's `ColorJitter`, `RandomGrayscale`, `GaussianBlur` and `RandomSolarize`, in this order, but in float32
+    throughout. A sample's result does not depend on the rest of its batch.
 
     Which samples need what is decided on the host: `params` on a GPU cost one synchronization per view.
     """

@@ -99,9 +99,8 @@ class Supervised:
             draws: (DRAWS,) uniform in 0..1; None: only the crop.
 
         Returns:
-            A copy of the sample whose landmarks, box, five points, mask, pose and `frame` are those of the first view;
-            one view (S, S, 3) uint8, or two where `pairs` is set and there are draws; as many parameter rows (P,)
-            float32 (`facessl.views.spec.Column`), none without draws; no crops.
+            A copy of the sample with the labels and `frame` of the first view; one view (S, S, 3) uint8, or two where
+            `pairs` is set and there are draws; as many rows (P,) float32 of `Column`, none without draws; no crops.
 
         Raises:
             DataError: the sample lacks what the crop needs, or has another number of landmarks than the layout.

@@ -161,11 +161,8 @@ def star_loss(
 
 
 def star_edges(layout: str) -> tuple[tuple[int, ...], ...]:
-    """Edges of a landmark order, each the landmarks along it; a closed edge ends with its first landmark. UnknownName
-    where no edges are known.
-
-    ibug68 and wflw98 are STAR's; aflw19 and lapa106, which STAR does not use, follow the same parts of the face.
-    """
+    """Edges of a landmark order, each the landmarks along it; a closed edge ends with its first landmark. ibug68 and
+    wflw98 are STAR's. UnknownName for an order without edges."""
     if layout not in _EDGES:
         raise UnknownName("landmark order with edges", layout, _EDGES)
     return _EDGES[layout]
