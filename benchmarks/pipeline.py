@@ -43,8 +43,9 @@ from facessl.data.loader import TrainLoader
 from facessl.data.order import view_rng
 from facessl.data.source import Source
 from facessl.views.geometric import Geometric
+from facessl.views.normalize import VGGFACE2_MEAN, VGGFACE2_STD
 from facessl.views.photometric import Photometric
-from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
+from facessl.views.spec import FRA_VIEWS, View
 
 Size = tuple[int, int]
 

@@ -22,7 +22,7 @@ from facessl.data.source import open_source
 from facessl.inference.regions import sample_images
 from facessl.pretrained.load import load_method
 from facessl.views.geometric import resize
-from facessl.views.normalise import normalise
+from facessl.views.normalize import normalize
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def reconstructions(method: Any, images: np.ndarray, seed: int = 0) -> list[np.n
         seed: of the masks.
     """
     backbone = method.backbone
-    x = normalise(torch.from_numpy(images).permute(0, 3, 1, 2), backbone.mean, backbone.std)
+    x = normalize(torch.from_numpy(images).permute(0, 3, 1, 2), backbone.mean, backbone.std)
     h, w = method.grid
     noise = torch.rand(len(x), h * w, generator=torch.Generator().manual_seed(seed))
     painted, removed = method.reconstruct(x, noise)

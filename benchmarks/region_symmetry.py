@@ -27,7 +27,7 @@ from facessl.data.source import open_source
 from facessl.inference.regions import sample_images
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
-from facessl.views.normalise import normalise
+from facessl.views.normalize import normalize
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def measure(args: argparse.Namespace, images: np.ndarray, variant: str, dropout:
     torch.manual_seed(args.seed)
     backbone = Backbone(args.backbone, image_size=args.image_size, output_stride=args.output_stride)
     method = FRA(backbone, variant=variant, dropout=dropout, hidden=1024).train()
-    x = normalise(torch.from_numpy(images).permute(0, 3, 1, 2), method.mean, method.std)
+    x = normalize(torch.from_numpy(images).permute(0, 3, 1, 2), method.mean, method.std)
     features = torch.cat([backbone.forward_features(piece) for piece in x.split(64)])
     heads = method.heads
     passes: list[Tensor] = []

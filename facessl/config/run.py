@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facessl.core.errors import ConfigError
-from facessl.views.spec import renamed
+from facessl.views.spec import rename_fields
 
 #: Settings that had another name in earlier versions.
 FORMER = {"val_share": "val_fraction"}
@@ -132,9 +132,9 @@ def spelled(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run or recipe by their present names, also the fields of `views` and `augment`."""
     out = {FORMER.get(key, key): value for key, value in values.items()}
     if isinstance(out.get("views"), (list, tuple)):
-        out["views"] = [renamed(view) if isinstance(view, Mapping) else view for view in out["views"]]
+        out["views"] = [rename_fields(view) if isinstance(view, Mapping) else view for view in out["views"]]
     if isinstance(out.get("augment"), Mapping):
-        out["augment"] = renamed(out["augment"])
+        out["augment"] = rename_fields(out["augment"])
     return out
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: Value of a mask whose pixels losses and scores leave out.
+IGNORE_INDEX = 255
 #: Optional fields that a source may provide and a method may need.
 FIELDS = frozenset(
     {
@@ -30,7 +32,7 @@ class Sample:
         text: caption.
         landmarks: (K, 2) float32, x and y in pixels; the centre of the top-left pixel is (0, 0).
         visible: (K,) uint8, 1 where a landmark is annotated; None: all are.
-        mask: (H, W) uint8 class map; 255 is left out of losses and scores.
+        mask: (H, W) uint8 class map; 255 (`IGNORE_INDEX`) is left out of losses and scores.
         identity: person index.
         attributes: (A,) uint8, 0 or 1.
         pose: (3,) float32, yaw, pitch, roll in degrees.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,19 +16,26 @@ INNER_FRACTION: Rule = (lambda v: 0 < v < 1, "a fraction between 0 and 1")
 POSITIVE: Rule = (lambda v: v > 0, "more than 0")
 FROM_0: Rule = (lambda v: v >= 0, "0 or more")
 FROM_1: Rule = (lambda v: v >= 1, "1 or more")
+RANGE: Rule = (lambda v: len(v) == 2 and 0 < v[0] <= v[1] < math.inf, "(low, high) with 0 < low <= high")
 
 
-def check_values(args: Any, rules: Mapping[str, Rule]) -> None:
+def from_0_to(high: float) -> Rule:
+    """The rule of a number from 0 to `high`."""
+    return lambda v: 0 <= v <= high, f"a number from 0 to {high}"
+
+
+def check_values(args: Any, rules: Mapping[str, Rule], *, prefix: str = "") -> None:
     """ConfigError for the first value of a dataclass that its field's `Literal` does not list, or that breaks a rule.
 
     `rules` maps names of fields, separated by blanks, to the rule of all of them; None passes every rule.
+    `prefix` goes before the name in the message.
     """
     for name, hint in get_type_hints(type(args)).items():
         known = [choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)]
         known += [None] if NoneType in get_args(hint) else []
         if any(known) and (value := getattr(args, name)) not in known:
-            raise ConfigError(f"{name} is {value!r}: give one of {', '.join(map(str, known))}")
-    for names, (valid, wanted) in rules.items():
+            raise ConfigError(f"{prefix}{name} is {value!r}: give one of {', '.join(map(str, known))}")
+    for names, (valid, valid_values) in rules.items():
         for name in names.split():
             if (value := getattr(args, name)) is not None and not valid(value):
-                raise ConfigError(f"{name} is {value}: give {wanted}")
+                raise ConfigError(f"{prefix}{name} is {value}: give {valid_values}")

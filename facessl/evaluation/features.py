@@ -27,7 +27,7 @@ from facessl.inference.trained import Embedder
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
 from facessl.views.augment import Augment
-from facessl.views.normalise import normalise
+from facessl.views.normalize import normalize
 from facessl.views.supervised import Supervised
 
 Kind = Literal["pooled", "map"]
@@ -131,7 +131,7 @@ def _blocks(
     """Batches and their features (B, D)."""
     device = next(backbone.parameters()).device
     for batch in loader:
-        x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
+        x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
         with evaluating(backbone), autocast(device, precision):
             views = (x, x.flip(3)) if flip else (x,)
             z = [backbone(v) if kind == "pooled" else backbone.forward_features(v).flatten(1) for v in views]

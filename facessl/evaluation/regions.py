@@ -12,7 +12,7 @@ from facessl.data.loader import EvalLoader
 from facessl.data.source import Source, open_source
 from facessl.data.splits import at_most
 from facessl.inference.regions import heatmaps
-from facessl.metrics.discovery import discover
+from facessl.metrics.region_discovery import discover
 from facessl.models.backbone import Backbone
 from facessl.tasks.base import Labels
 from facessl.views.augment import Augment
@@ -34,7 +34,7 @@ def score_regions(
         seed: of baselines, halves and bootstrap.
 
     Returns:
-        As `facessl.metrics.discovery.discover`.
+        As `facessl.metrics.region_discovery.discover`.
 
     Raises:
         ConfigError: the method has no regions.

@@ -12,7 +12,7 @@ from facessl.data.source import Source
 from facessl.models.forward import autocast, evaluating
 from facessl.tasks.base import check_result
 from facessl.views.augment import Augment
-from facessl.views.normalise import normalise
+from facessl.views.normalize import normalize
 from facessl.views.supervised import Supervised
 
 
@@ -51,7 +51,7 @@ def score(
     loader = EvalLoader(source, view, batch_size=batch_size, workers=workers, pin_memory=pinned, max_bad=max_bad)
     seen = 0
     for batch in loader:
-        x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
+        x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
         with evaluating(task), autocast(device, precision):
             found: dict[str, Tensor] = task.predict(x)
         meter.add(found, batch)

@@ -25,7 +25,7 @@ from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
 from facessl.pretrained.load import load_backbone
 from facessl.views.geometric import resize
-from facessl.views.normalise import normalise
+from facessl.views.normalize import normalize
 
 #: Rows of a row group of a Parquet file, at least.
 ROWS = 2048
@@ -93,7 +93,7 @@ def embedding_batches(
     seen = 0
     waiting: tuple[Batch, Tensor, tuple[tuple[str, str], ...]] | None = None
     for batch in loader:
-        x = normalise(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
+        x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
         with evaluating(backbone), autocast(device, precision):
             z = backbone(x)  # (B, C)
         skipped, seen = tuple(loader.skipped[seen:]), len(loader.skipped)

@@ -17,7 +17,7 @@ from facessl.data.source import Source
 from facessl.methods.base import has_regions
 from facessl.models.forward import evaluating
 from facessl.views.geometric import resize
-from facessl.views.normalise import normalise
+from facessl.views.normalize import normalize
 
 
 def heatmaps(method: nn.Module, images: np.ndarray) -> Tensor:
@@ -39,7 +39,7 @@ def heatmaps(method: nn.Module, images: np.ndarray) -> Tensor:
     module: Any = method
     x = torch.from_numpy(images).permute(0, 3, 1, 2).to(next(method.parameters()).device)  # (B, 3, S, S)
     with evaluating(method):
-        result: Tensor = module.heatmaps(normalise(x, module.backbone.mean, module.backbone.std)).float().cpu()
+        result: Tensor = module.heatmaps(normalize(x, module.backbone.mean, module.backbone.std)).float().cpu()
     if not bool(result.isfinite().all()):
         raise CheckpointError(
             "the heatmaps are not finite: the training diverged; lower --optim.lr, or use other weights"

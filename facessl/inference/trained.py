@@ -23,8 +23,8 @@ from facessl.models.forward import autocast, evaluating
 from facessl.models.weights import Card, from_card, load_exactly
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
-from facessl.views.normalise import normalise
-from facessl.views.spec import renamed
+from facessl.views.normalize import normalize
+from facessl.views.spec import rename_fields
 
 FORMAT = "facessl-task-1"
 
@@ -79,7 +79,7 @@ class Trained:
         views = np.stack([frame.image(image, border) for frame, image in zip(frames, images, strict=True)])
         backbone = self.task.backbone
         device = next(backbone.parameters()).device
-        x = normalise(torch.from_numpy(views).permute(0, 3, 1, 2).to(device), backbone.mean, backbone.std)
+        x = normalize(torch.from_numpy(views).permute(0, 3, 1, 2).to(device), backbone.mean, backbone.std)
         with evaluating(self.module), autocast(device, precision):
             return {k: v.float().cpu().numpy() for k, v in self.task.predict(x).items()}
 
@@ -192,7 +192,7 @@ def load_trained(path: str | Path) -> Trained:
     if info.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
     check(info, TaskCard, file)
-    check(renamed(info["augment"]), Augment, file)
+    check(rename_fields(info["augment"]), Augment, file)
     backbone = from_card(info, file)
     arguments = dict(info["task"])
     try:

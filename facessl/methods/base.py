@@ -19,7 +19,7 @@ class Method(Protocol):
         Args: frozen dataclass with the method's hyper-parameters and defaults (those of its paper).
         needs: fields of `Batch` the method reads besides `views`; checked against the source's `provides`.
         views: the paper's views as data (`facessl.views.spec.View`), sized by the run's `image_size`.
-        mean, std: normalisation the paper used, RGB in 0..1.
+        mean, std: normalization the paper used, RGB in 0..1.
         patches_only: True where the method leaves patches out, so that only a ViT can be its backbone; absent: any.
         batch_wide: what of the loss spans the batch ("the negatives"), so that the mean over micro-batches is another
             loss; absent: the loss is a mean over images.
@@ -29,15 +29,13 @@ class Method(Protocol):
     Members:
         backbone: the online backbone that the run exports.
         step(batch, progress): the loss of one (micro-)batch. It changes nothing besides batch-norm statistics and, in
-            training mode with gradients on, a note for `after_step`, whose size must not grow with the number of calls.
-        after_step(progress): EMA, queues, prototypes; called once after each optimiser step, which may follow
+            training mode with gradients on, a buffer for `after_step` whose size does not grow with the calls.
+        after_step(progress): EMA, queues, prototypes; called once after each optimizer step, which may follow
             several calls of `step` (gradient accumulation).
-        prepare(): methods that read a file late only; called once before a fresh run trains, so that a missing file is
-            told at once.
+        prepare(): methods that read a file late only; called once before a fresh run trains.
         ema_momentum(progress): methods with a momentum network only; its momentum now, for the log.
-        heatmaps(x): methods with regions only; x (B, 3, H, W) normalised -> (B, N, h, w), rows sum to 1 over N.
-        has_regions: methods with `heatmaps` that some settings turn off only; whether `heatmaps` works now.
-            A method without this member and with `heatmaps` always has regions.
+        heatmaps(x): methods with regions only; x (B, 3, H, W) normalized -> (B, N, h, w), rows sum to 1 over N.
+        has_regions: whether `heatmaps` works with these settings; absent: it does wherever it exists.
     """
 
     Args: ClassVar[type[Any]]

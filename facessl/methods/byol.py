@@ -14,7 +14,8 @@ from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.losses import mean_cosine
-from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
+from facessl.views.normalize import VGGFACE2_MEAN, VGGFACE2_STD
+from facessl.views.spec import FRA_VIEWS, View
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,11 @@ class BYOLArgs:
 
 
 class BYOL(nn.Module):
-    """Bootstrap your own latent (Grill et al., NeurIPS 2020): Eq. 2 on both views, symmetrised by the sum.
+    """Bootstrap your own latent (Grill et al., NeurIPS 2020): Eq. 2 on both views, symmetrized by the sum.
 
     Differences:
-        The views are FRA's two views of a face (crop scale 0.2-1, no stronger crop), because BYOL is here the first
-        row of FRA's Table 5; BYOL's own crop scale is 0.08-1. For the same reason projector and predictor start as
-        FRA's (`MLPHead`). A timm ResNet starts with the last batch-norm scale of every block at 0.
+        Views and initialization of the heads are FRA's, because BYOL is here the first row of FRA's Table 5 (BYOL's own
+        crop scale is 0.08-1). A timm ResNet starts with the last batch-norm scale of every block at 0.
     """
 
     Args: ClassVar[type[BYOLArgs]] = BYOLArgs

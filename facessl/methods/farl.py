@@ -24,10 +24,9 @@ from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.losses import info_nce
 from facessl.models.layers.masking import check_maskable, embed_patches, run_blocks
+from facessl.views.normalize import CLIP_MEAN, CLIP_STD
 from facessl.views.spec import View
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 #: Nearly the whole image: captions may speak of all of it, and of left and right.
 FARL_VIEWS = (View(scale=(0.9, 1.0), flip=0.0, jitter_p=0.0, grayscale=0.0),)
 #: The temperature stays at 0.01 or more, as CLIP's.
@@ -39,7 +38,7 @@ class FaRLArgs:
     """Hyper-parameters of FaRL; the defaults are its paper's, as far as they are known (see `FaRL`, Differences).
 
     Attributes:
-        temperature: of the image-text contrast at the start; it is learnt, and stays at 0.01 or more.
+        temperature: of the image-text contrast at the start; it is learned, and stays at 0.01 or more.
         dim: D, width of the space of images and texts.
         text_width: channels of the text tower.
         text_depth: blocks of the text tower.
@@ -86,10 +85,7 @@ class FaRLArgs:
 
 
 class TextTower(nn.Module):
-    """A causal transformer over byte pairs; the sentence's feature is that of its last token, projected.
-
-    The tokenizer comes with open_clip; nothing is downloaded.
-    """
+    """open_clip's causal transformer over byte pairs; a sentence's feature is that of its last token, projected."""
 
     def __init__(self, width: int, depth: int, heads: int, *, context: int, out_features: int) -> None:
         """Sentences are filled up or cut to `context` tokens, start and end included; `out_features` is D. ConfigError
@@ -132,24 +128,17 @@ class FaRL(nn.Module):
     """Facial representation learning in a visual-linguistic manner (Zheng et al., CVPR 2022).
 
     A ViT and a text tower are trained by the contrast of images with their captions (InfoNCE both ways over all
-    ranks, learnt temperature). The same ViT also sees the image with 75 of its 196 patches replaced by a learnt token;
-    one more transformer block and a linear layer on its output before the last norm predict what was hidden:
+    ranks, learned temperature). The same ViT also sees the image with 75 of its 196 patches replaced by a learned
+    token; one more transformer block and a linear layer on its output before the last norm predict what was hidden:
     L = L_ITC + L_MIM.
 
-    The paper's image tower is `vit_base_patch16_clip_quickgelu_224`; its class token is what is exported and contrasted
-    (through a linear projection that is not exported).
+    The paper's image tower is `vit_base_patch16_clip_quickgelu_224`; its class token is exported.
 
     Differences:
-        The pre-training code was never released, and the paper's text was not available. Image tower, hidden patches
-        and their prediction follow the network in the released downstream code; numbers are from memory: 75 patches,
-        8192 tokens, one block, weight 1, temperature 0.07. Which patches are hidden together is not known
-        (`masking`), nor the augmentation: a crop of 0.9-1 of the area, without a flip.
-        The paper predicts tokens of DALL-E's dVAE, which has no file that can be read without running code from it.
-        With `dvae`, its encoder's weights re-saved as a state dict, so does this (on the view reduced to 8 pixels per
-        token by torch's antialiased filter). Without, targets are patch features of a momentum copy of the image
-        tower, each channel standardised over an image's patches (as data2vec does, Baevski et al., ICML 2022), and
-        the loss is their mean squared error.
-        Towers start as timm's and open_clip's do, the prediction of hidden patches as in the release.
+        The pre-training code was never released: image tower and prediction follow the released downstream code, the
+        numbers are from memory, masking and augmentation are guesses. Without `dvae` (the paper's targets) the targets
+        are patch features of a momentum copy of the image tower, each channel standardized over an image's patches,
+        as in data2vec (Baevski et al., ICML 2022), and the loss is the mean squared error. All: docs/methods.md.
     """
 
     Args: ClassVar[type[FaRLArgs]] = FaRLArgs
@@ -183,7 +172,7 @@ class FaRL(nn.Module):
         blocks = (block(act_layer=QuickGELU) for _ in range(args.mim_depth))
         outputs = width if args.dvae is None else args.vocabulary
         self.mim = nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, outputs))
-        self.mim.apply(_start)
+        self.mim.apply(_init_weights)
         choose_attention(self.mim)
         self.tokens: VisualTokens | None = None
         if args.dvae is not None:
@@ -193,7 +182,7 @@ class FaRL(nn.Module):
             self._follow = MomentumUpdate((self.backbone, self.target_backbone))
 
     def prepare(self) -> None:
-        """Read the dVAE now; a missing file is told before anything else runs."""
+        """Read the dVAE now, so that a missing file is an error before training starts."""
         if self.tokens is not None:
             self.tokens.load()
 
@@ -240,15 +229,15 @@ class FaRL(nn.Module):
         """Loss of what is predicted (B, T, outputs) for the hidden patches."""
         # Positions, as many in every image: a boolean mask would wait for a GPU to count them.
         at = removed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : self.hidden]  # (B, hidden)
-        found = at_least_float32(torch.take_along_dim(predicted, at[:, :, None], 1))  # (B, hidden, outputs)
+        predicted = at_least_float32(torch.take_along_dim(predicted, at[:, :, None], 1))  # (B, hidden, outputs)
         if self.tokens is not None:
             with full_precision(x):
-                return F.cross_entropy(found.flatten(0, 1), self.tokens(x, self.grid).gather(1, at).flatten())
+                return F.cross_entropy(predicted.flatten(0, 1), self.tokens(x, self.grid).gather(1, at).flatten())
         with torch.no_grad():
             features = self.target_backbone.model.forward_features(x)[:, self.backbone.prefix_tokens :]
         with full_precision(x):
-            wanted = standardised(at_least_float32(features))  # (B, T, C)
-            return F.mse_loss(found, torch.take_along_dim(wanted, at[:, :, None], 1))
+            target = standardize(at_least_float32(features))  # (B, T, C)
+            return F.mse_loss(predicted, torch.take_along_dim(target, at[:, :, None], 1))
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
@@ -262,14 +251,14 @@ class FaRL(nn.Module):
         return cosine_momentum(self.args.momentum, progress.fraction) if self.tokens is None else 1.0
 
 
-def standardised(features: Tensor) -> Tensor:
+def standardize(features: Tensor) -> Tensor:
     """Features (B, T, C) with mean 0 and variance 1 over the T patches of each image, for each channel."""
     variance, mean = torch.var_mean(features, dim=1, keepdim=True, unbiased=False)
     return (features - mean) / (variance + 1e-6).sqrt()
 
 
-def _start(module: nn.Module) -> None:
-    """Truncated normal of standard deviation 0.02, biases 0: the first weights of the released prediction block."""
+def _init_weights(module: nn.Module) -> None:
+    """Truncated normal of standard deviation 0.02, biases 0, as the released prediction block."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

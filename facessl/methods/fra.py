@@ -16,13 +16,14 @@ from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FRACTION, FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
-from facessl.models.layers import frame
-from facessl.models.layers.decoder import MaskDecoder
+from facessl.models.layers import view_cells
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.losses import mean_cosine
+from facessl.models.layers.mask_decoder import MaskDecoder
 from facessl.models.layers.sinkhorn import sinkhorn
-from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
+from facessl.views.normalize import VGGFACE2_MEAN, VGGFACE2_STD
+from facessl.views.spec import FRA_VIEWS, View
 
 
 class Variant(NamedTuple):
@@ -56,32 +57,25 @@ class FRAArgs:
         use_local: Table 5's term LC.
         use_relation: Table 5's term SR.
         num_regions: N, number of heatmaps (Table 6).
-        lambda_c: fraction of the global term in Eq. 6, 0 to 1; where only one of the two terms is on, it has the whole
-            weight, so that 1.0 (Table 7) is the same as `use_local=False`.
-        lambda_r: weight of the relation term in Eq. 8 (Table 7); 0 turns it off. With `variant=official` the same value
-            has a quarter of the effect, as in the released code.
-        relation: whose assignments the relation term compares. "within": student and teacher of the same view (Eq. 2).
-            "across": the student's of one view and the teacher's of the other one, read at the places of the image
-            that both show. "both": the mean of the two terms, so that lambda_r weighs alike in all three. "across" and
-            "both" are this project's.
+        lambda_c: fraction of the global term in Eq. 6, 0 to 1; where only one of the two terms is on, it has weight 1.
+        lambda_r: weight of the relation term in Eq. 8 (Table 7); 0 turns it off. With `variant=official` it has a
+            quarter of the effect, as in the released code.
+        relation: which assignments the relation term compares. "within": student and teacher of the same view (Eq. 2).
+            "across": the student's of one view and the teacher's of the other one, where both show the same place.
+            "both": the mean of the two terms. "across" and "both" are this project's.
         frame_prior: weight of a learned table (N, 12, 12) over the stored image that is added to the cosines of every
-            cell, read at the cell's place in the image; 0 (the paper) leaves the table out. This project's. It
-            assumes that faces lie about alike in the stored images; in `heatmaps` the image given is the stored one.
-        decoder_layers: layers of the mask decoder (Table 8), 1 in the paper and 2 in the released code;
-            0 turns the local and the relation term off, which is BYOL, as in the table.
+            cell; 0 (the paper) leaves it out. This project's, for faces that lie about alike in the stored images.
+        decoder_layers: layers of the mask decoder (Table 8), 1 in the paper and 2 in the released code; 0 is BYOL.
         momentum: momentum of the target network at the start (BYOL); it rises to 1 by a cosine.
         student_temperature: of the online assignments in Eq. 2. Open in the paper.
         teacher_temperature: of the target assignments in Eq. 2. Open in the paper.
         heatmap_temperature: of the softmax that makes the heatmaps of Eq. 4, in both networks. None: the student
-            temperature in the paper's variant (section 3.2: the vector of M at a pixel is s of Eq. 2), 1.0 in the
-            official one. At 1.0 no region can exceed another by more than e^2 : 1 at a pixel, because cosines
-            differ by at most 2.
+            temperature in the paper's variant (section 3.2), 1.0 in the official one.
         mask_embeddings: "image": every image and view has its own (section 3.2); "batch": their average over the
-            batch and all ranks serves every image, and `heatmaps` uses a running average of it, the prototype;
-            "free" (this project's): N learned vectors without a mask decoder, whose settings then mean nothing.
-            None: "image" in the paper's variant, "batch" in the official one.
+            batch and all ranks, in `heatmaps` a running average of it; "free" (this project's): N learned vectors
+            without a mask decoder. None: "image" in the paper's variant, "batch" in the official one.
         query_std: standard deviation of the initial queries (of the mask embeddings where they are "free"). Open in
-            the paper; a larger one breaks the symmetry between the regions sooner.
+            the paper.
         memax_weight: weight of ME-MAX beside the cross-entropy of Eq. 3. Open in the paper.
         sinkhorn_iterations: rounds of Sinkhorn-Knopp on the target assignments. Open in the paper.
         decorrelation_weight: weight of the released code's decorrelation of regions; 0 in the paper.
@@ -90,9 +84,8 @@ class FRAArgs:
         decoder_width: channels of the mask decoder. Open in the paper.
         decoder_heads: attention heads of the mask decoder. Open in the paper.
         decoder_feed_forward: hidden width of the decoder's feed-forward layers. Open in the paper.
-        dropout: of the mask decoder, active in both networks. Open in the paper; at 0.1 with one set of mask
-            embeddings per image it is larger than the initial differences between the regions, and the heatmaps stay
-            uniform for longer (docs/results.md).
+        dropout: of the mask decoder, active in both networks. Open in the paper; 0 separates the regions sooner
+            (docs/results.md).
     """
 
     variant: Literal["paper", "official"] = "paper"
@@ -181,7 +174,7 @@ class FRAArgs:
         return out
 
 
-#: What one network makes of one view, as far as a term needs it:
+#: Outputs of one network for one view, as far as a term needs them:
 #: "z" (B, D), global embedding; "similarity" (B, h, w, N) float32, S with N last; "regions" (B, N, D), facial
 #: embeddings z^m; "mask_embedding" (N, D) float32, detached, only where mask embeddings are averaged over the batch.
 Outputs = dict[str, Tensor]
@@ -202,14 +195,14 @@ class RegionHeads(nn.Module):
         self.averaged = args.averaged
         self.heatmap_temperature = args.temperature
         self.frame_prior = args.frame_prior
-        self.with_regions = "local_consistency" in terms
-        self.finds_regions = self.with_regions or "semantic_relation" in terms
+        self.has_local = "local_consistency" in terms
+        self.has_regions = self.has_local or "semantic_relation" in terms
         self.projector = head() if "global_consistency" in terms else None
         self.decoder: MaskDecoder | None = None
-        if not self.finds_regions:
+        if not self.has_regions:
             return
         self.local_projector = head()
-        self.region_projector = head() if self.with_regions and args.rules.separate else None
+        self.region_projector = head() if self.has_local and args.rules.separate else None
         if args.frame_prior:
             self.prior = nn.Parameter(PRIOR_STD * torch.randn(regions, PRIOR_CELLS, PRIOR_CELLS))
         if args.mask_embeddings == "free":
@@ -234,14 +227,14 @@ class RegionHeads(nn.Module):
         out: Outputs = {}
         if self.projector is not None:
             out["z"] = self.projector(pooled)
-        if self.finds_regions:
+        if self.has_regions:
             embedding = self.mask_embedding if self.decoder is None else self.decoder(features)  # (N, D) or (B, N, D)
             if self.averaged:
                 embedding = all_reduce_mean(at_least_float32(embedding).mean(0))  # (N, D)
                 out["mask_embedding"] = embedding.detach()
             similarity = self.similarity(features, embedding, crops)
             out["similarity"] = similarity.unflatten(1, features.shape[2:])  # (B, hw, N) -> (B, h, w, N)
-            if self.with_regions:
+            if self.has_local:
                 out["regions"] = self._regions(features, self.heatmaps(similarity))
         return out
 
@@ -269,7 +262,7 @@ class RegionHeads(nn.Module):
             crops = at_least_float32(self.prior.new_zeros(1, 5))
             crops[:, 2:4] = 1
         table = self.prior.permute(1, 2, 0).expand(len(crops), -1, -1, -1)  # (N, 12, 12) -> (B, 12, 12, N)
-        return frame.read(table, *frame.places(crops, *features.shape[2:])).flatten(1, 2)
+        return view_cells.read(table, *view_cells.places(crops, *features.shape[2:])).flatten(1, 2)
 
     def heatmaps(self, similarity: Tensor) -> Tensor:
         """M: softmax of S (B, hw, N) over the N regions -> (B, hw, N)."""
@@ -287,32 +280,10 @@ class FRA(nn.Module):
     """Facial region awareness (Gao and Patras, CVPR 2024), Eq. 1-8: BYOL with learned regions of the face.
 
     Differences:
-        `variant="paper"`: none known from the main text; its supplement was not available, and nobody is known to have
-        run it. What the text leaves open is the released code's: student and teacher temperature, ME-MAX weight,
-        Sinkhorn iterations, the decoder's sizes and the initialisation. Heatmaps have the student temperature, because
-        section 3.2 calls them s of Eq. 2. Sinkhorn starts from softmaxed probabilities, as released; "following SwAV",
-        as the paper says, could also mean exp(S / epsilon). Crops cover an area of 0.2-1, as released (BYOL: 0.08-1).
-        The local projector H^l sees pixels and pooled regions (Eq. 1 and 5), each with statistics of its own
-        while it trains, but its batch norm's running statistics mix the two, and heatmaps in evaluation mode use
-        that mixture. Where a consistency term is turned off the other one has the whole weight (Table 7 gives
-        lambda_c = 1 as "global only").
-        The release also holds an older class (`mask_type="attn"` of its LEWEL file) with the paper's one layer and
-        mask embeddings per image, but heatmaps at the teacher temperature (0.07), the decoder on the projected map,
-        one projector, a moving centre, and neither Sinkhorn nor ME-MAX; it is not implemented here.
-        `relation`, `frame_prior` and `mask_embeddings="free"` are this project's; their defaults are the paper's.
-        The table of `frame_prior` is decayed, and adapted by LARS, like every other weight.
-        `variant="official"`, where the released code leaves the paper: mask embeddings are averaged over the batch and
-        all ranks (with a running prototype that replaces them in `heatmaps`), pixels and regions have separate
-        projectors, 2 decoder layers, heatmap temperature 1, a decorrelation term of weight 0.02 inside the local term;
-        the relation term is the mean over the views (Eq. 3: the sum) and similarities are 2 - 2 cos (Eq. 6: -cos),
-        so that lambda_r = x has the effect of x / 4 in Eq. 8.
-        Differences from the released code itself: gradients pass through averages over W ranks. There each rank
-        differentiates only its own part, 1 / W of the average, of its own loss, so that ME-MAX has 1 / W of its
-        gradient and mask embeddings learn nothing from the pixels of other ranks; with one GPU it is the same. The
-        prototype starts from zeros (there: from a normal distribution) and moves in `after_step`; heatmaps carry no
-        constant of 1e-7; the teacher's centre, which is never updated there, does not exist. A timm ResNet
-        starts with the last batch-norm scale of every block at 0 (there: 1). Blur is a true Gaussian on
-        floating-point pixels (there: PIL's approximation by box filters on uint8).
+        In `variant="paper"` what the text leaves open is the released code's (temperatures of the assignments, ME-MAX
+        weight, Sinkhorn's input and iterations, decoder, initialization). `variant="official"` is the released code,
+        but gradients pass through averages over the ranks, and the prototype starts from zeros. `relation`,
+        `frame_prior` and `mask_embeddings="free"` are this project's. All differences: docs/methods.md.
     """
 
     Args: ClassVar[type[FRAArgs]] = FRAArgs
@@ -337,19 +308,18 @@ class FRA(nn.Module):
         self.target_backbone = frozen_copy(self.backbone)
         self.target_heads = frozen_copy(self.heads)
         self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.heads, self.target_heads))
-        self._moved: list[Tensor] = []  # where `after_step` puts the prototypes: (online, target), or nowhere
+        self._prototypes: list[Tensor] = []  # new values for `after_step`: (online, target), or none
 
     @property
     def has_regions(self) -> bool:
         """Whether `heatmaps` exist: the local or the relation term is on."""
-        return self.heads.finds_regions
+        return self.heads.has_regions
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of two views (B, 3, S, S), Eq. 8.
 
         Logs, unweighted and as far as turned on: `global_consistency` and `local_consistency` (sums of Eq. 7 over both
-        directions), `semantic_relation` (Eq. 3: the sum over both views; their mean in the official variant),
-        `me_max` (ln N - entropy of the mean assignment, reduced over the views likewise), `decorrelation`.
+        directions), `semantic_relation` and `me_max` (sums over both views; means in "official"), `decorrelation`.
 
         Raises:
             DataError: no `batch.crops`, though the relation is not "within" or there is a prior.
@@ -360,7 +330,7 @@ class FRA(nn.Module):
         with torch.no_grad():
             target = [self.target_heads(*self.target_backbone.forward_both(x), crop) for x, crop in views]
         if self.training and torch.is_grad_enabled() and self.heads.averaged and self.has_regions:
-            self._move_prototypes(online, target)
+            self._update_prototypes(online, target)
         terms = self._consistency(online, target) | self._relation(online, target, crops)
         loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return Step(loss, {name: value.detach() for name, value in terms.items()})
@@ -419,21 +389,21 @@ class FRA(nn.Module):
         return sinkhorn(assignments, self.args.sinkhorn_iterations).view_as(similarity)
 
     @torch.no_grad()
-    def _move_prototypes(self, *networks: list[Outputs]) -> None:
-        """Notes where both prototypes go, over any number of micro-batches: two tensors, however often it is called."""
-        if not self._moved:
-            self._moved = [heads.prototype.clone() for heads in (self.heads, self.target_heads)]
-        for prototype, outputs in zip(self._moved, networks, strict=True):
+    def _update_prototypes(self, *networks: list[Outputs]) -> None:
+        """Updates copies of both prototypes, over any number of micro-batches; `after_step` puts them in place."""
+        if not self._prototypes:
+            self._prototypes = [heads.prototype.clone() for heads in (self.heads, self.target_heads)]
+        for prototype, outputs in zip(self._prototypes, networks, strict=True):
             for view in outputs:  # in the order of the views, as the released code's forward passes
                 prototype.lerp_(view["mask_embedding"], 0.1)
 
     def after_step(self, progress: Progress) -> None:
         """Moves the target network, and the prototypes where mask embeddings are averaged over the batch."""
         self._follow(self.ema_momentum(progress))
-        if self._moved:
-            self.heads.prototype.copy_(self._moved[0])
-            self.target_heads.prototype.copy_(self._moved[1])
-            self._moved = []
+        if self._prototypes:
+            self.heads.prototype.copy_(self._prototypes[0])
+            self.target_heads.prototype.copy_(self._prototypes[1])
+            self._prototypes = []
 
     def ema_momentum(self, progress: Progress) -> float:
         """Momentum of the target network now."""
@@ -441,11 +411,11 @@ class FRA(nn.Module):
 
     @torch.no_grad()
     def heatmaps(self, x: Tensor) -> Tensor:
-        """Regions as the online network sees them: (B, 3, H, W) normalised -> (B, N, h, w) float32, sums over N are 1.
+        """Regions as the online network sees them: (B, 3, H, W) normalized -> (B, N, h, w) float32, sums over N are 1.
 
-        Call it in evaluation mode. Where mask embeddings are averaged over the batch, the running prototype replaces
-        them; it is zero before the first step: uniform heatmaps. A prior takes `x` for the stored image. ConfigError
-        where there are no regions (only the global term is on).
+        Call it in evaluation mode. Averaged mask embeddings are replaced by the running prototype, which is zero before
+        the first step (uniform heatmaps). A prior takes `x` for the stored image. ConfigError where there are no
+        regions (only the global term is on).
         """
         if not self.has_regions:
             raise ConfigError("this FRA has no heatmaps: its local and relation terms are off; turn one on")
@@ -457,14 +427,13 @@ class FRA(nn.Module):
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Eq. 2, pixel by pixel: the student's logits and the target's probabilities (..., N) float32 -> (...)."""
-    # Not log_softmax: its gradient exponentiates a rounded logarithm, and student minus target, which is small
-    # for near-uniform assignments, loses digits that the mask embeddings' gradient is made of.
+    # Not log_softmax: for near-uniform assignments its gradient (student minus target) loses digits to rounding.
     shifted = logits - logits.detach().amax(-1, keepdim=True)
     return shifted.exp().sum(-1).log() - (target * shifted).sum(-1)
 
 
 def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
-    """The mean of Eq. 2 over the cells of a view whose centre another view shows, with that view's assignments there.
+    """The mean of Eq. 2 over the cells of a view whose center another view shows, with that view's assignments there.
 
     Args:
         student, teacher: (B, h, w, N) float32, logits of the one view and probabilities of the other view.
@@ -473,16 +442,15 @@ def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Te
     Returns:
         scalar float32, over the cells of all ranks (`rank_mean`); 0 where no cell is shown by both.
     """
-    target, shared = frame.seen_by(teacher, theirs, ours, *student.shape[1:3])
+    target, shared = view_cells.seen_by(teacher, theirs, ours, *student.shape[1:3])
     return rank_mean(cross_entropy(student, target), shared)
 
 
 def me_max(assignments: Tensor) -> Tensor:
     """ln N minus the entropy of the mean assignment over all ranks, of which (P, N) float32 are this rank's (MSN's mean
-    entropy maximisation); 0 where all N regions are used alike."""
+    entropy maximization); 0 where all N regions are used alike."""
     mean = all_reduce_mean(assignments.mean(0))  # (N,)
-    # Sum of p ln(N p), plus 1 - sum of p = 0: near the uniform distribution, where the run starts, this form
-    # and its gradient keep the digits that "ln N - H" loses by cancellation.
+    # sum of p ln(N p), plus 1 - sum of p = 0: keeps digits that "ln N - H" loses near the uniform distribution.
     return (torch.special.xlogy(mean, mean * len(mean)) - mean + 1 / len(mean)).sum()
 
 

@@ -17,7 +17,8 @@ from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.losses import mean_cosine
-from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, View
+from facessl.views.normalize import VGGFACE2_MEAN, VGGFACE2_STD
+from facessl.views.spec import FRA_VIEWS, View
 
 #: Variant -> momentum at the start, as the released scripts have it.
 MOMENTUM = {"eman": 0.98, "syncbn": 0.996}
@@ -98,16 +99,12 @@ class LEWEL(nn.Module):
     aligned embeddings of the target network are predicted from the other view: sum over both directions of
     w (2 - 2 cos)_global + (1 - w) (2 - 2 cos)_aligned.
 
-    There is no `heatmaps`: alignment maps sum to 1 over the pixels of a map and not over the maps at a pixel, so that
-    they divide no face into regions. `heads.project` gives them.
+    There is no `heatmaps`: alignment maps (`heads.project`) sum to 1 over the pixels, so that they are no regions.
 
     Differences:
-        Written from the released code, as the paper's text was not available; it has two versions, which are the two
-        variants here, and its script's 4 heads are the default (its parser's is 8). The views are FRA's two views
-        of a face, because LEWEL is here a baseline of FRA. The pooled embedding is what the backbone exports: for a
-        ViT its class token, where the code, which knows ResNets only, averages the map. A timm ResNet starts with the
-        last batch-norm scale of every block at 0 (there: 1). Where batch norm does not span the ranks, the target of
-        "eman" follows the mean of the ranks' statistics (by DistributedDataParallel's default: those of the first).
+        Written from the released code, whose two versions are the variants; 4 heads are those of its scripts. The views
+        are FRA's; the pooled embedding is what the backbone exports (of a ViT the class token). Where batch norm does
+        not span the ranks, the target of "eman" follows the mean of their statistics. All: docs/methods.md.
     """
 
     Args: ClassVar[type[LEWELArgs]] = LEWELArgs

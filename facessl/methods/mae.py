@@ -13,10 +13,11 @@ from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FROM_1, INNER_FRACTION, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.masking import Mask, encode_visible, patchify, random_mask, unpatchify
-from facessl.models.layers.vit_decoder import decoder_for
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
+from facessl.models.mae_decoder import decoder_for
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.spec import View
 
-#: Crops of 0.2-1 of the area and a flip; no change of colours.
+#: Crops of 0.2-1 of the area and a flip; no change of colors.
 MAE_VIEWS = (View(scale=(0.2, 1.0), jitter_p=0.0, grayscale=0.0),)
 
 
@@ -48,7 +49,7 @@ class MAE(nn.Module):
     """Masked autoencoder (He et al., CVPR 2022): mean squared error of the pixels of the hidden patches.
 
     Differences:
-        Pixels are those of the normalised image. The encoder starts as timm's (truncated normal of deviation 0.02;
+        Pixels are those of the normalized image. The encoder starts as timm's (truncated normal of deviation 0.02;
         the paper: Xavier-uniform, to which `--backbone.options '{weight_init: jax}'` is close).
     """
 
@@ -94,9 +95,9 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network makes of images (B, 3, S, S), normalised, under masks of uniform noise (B, T); call it in
-        evaluation mode. Returns reconstructed images, normalised like `x` (with `norm_pix` every patch has the true
-        mean and deviation, which the network does not predict), and (B, T) bool, the hidden patches."""
+        """Reconstructions of images (B, 3, S, S), normalized like them, and the hidden patches, (B, T) bool, with
+        masks of uniform noise (B, T); call it in evaluation mode. With `norm_pix` every patch has its true mean and
+        deviation, which the network does not predict."""
         patches, mask = self._predict(x, noise)
         if self.args.norm_pix:
             mean, deviation = patch_statistics(patchify(x, self.backbone.stride))

@@ -19,9 +19,10 @@ from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, frozen_copy
 from facessl.models.layers.losses import info_nce
 from facessl.models.layers.masking import Mask, encode_visible, random_mask, unpatchify
-from facessl.models.layers.vit_decoder import decoder_for
+from facessl.models.mae_decoder import decoder_for
 from facessl.models.teacher import Teacher
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.spec import View
 
 #: The whole image resized to the square, and a flip.
 MCF_VIEWS = (View(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_p=0.0, grayscale=0.0),)
@@ -36,7 +37,7 @@ class MCFArgs:
     Attributes:
         variant: features have unit length over the tokens, for each channel ("official", the released code), or over
             the channels of every token ("channels", this project's).
-        teacher: the frozen network that judges reconstructions: the file of MoCo v3's ViT-B (the paper's), another
+        teacher: the frozen network whose features are compared: the file of MoCo v3's ViT-B (the paper's), another
             ViT's checkpoint under timm's names, a run folder of this library, `timm:NAME` (downloads timm's
             pre-trained weights once) or `random:NAME` (random weights, for trials without any file).
         teacher_blocks: after which of its blocks features are compared, counted from 0; null: four at equal
@@ -102,22 +103,13 @@ class MCF(nn.Module):
 
     where f_l are the unit-length features of a frozen network after its blocks 2, 5, 8, 11; q is the prediction of
     the class token of the online network, k the projected class token of the momentum network under another random
-    mask of the same image; negatives are the other images of all ranks. There is no loss on pixels. The paper's
-    "partially pre-trained decoder" is the decoder, which is learnt, and the frozen network behind it.
+    mask of the same image; negatives are the other images of all ranks. There is no loss on pixels.
 
     Differences:
-        The paper's text was not available, only its abstract, the authors' description and their code; everything
-        that the first two leave open is the code's. That includes: features have unit length over the tokens, for
-        each channel, and the weight 1000 belongs to that (`variant="channels"`, with 768 channels and 197 tokens,
-        counts about a quarter with the same weight); the momentum is fixed (a cosine schedule is present there and
-        unused); the decoder predicts normalised pixels, which go to the frozen network as they are; its class token
-        is compared like its patches; the contrast goes one way (no second online pass).
-        Differences from the release: the target moves once after each optimiser step (there before each pass of the
-        target, i.e. as often as gradients are accumulated: 8 times in its command, 0.99^8 = 0.923 per step, which the
-        recipes have); a run on several GPUs has batch norm over all of them (there each its own;
-        `--sync-batch-norm false`); the encoder and the heads start as timm's and torch's do (there Xavier-uniform;
-        `--backbone.options '{weight_init: jax}'` is close to it); the whole image is resized to the square (there the
-        short side only). `decoder_checkpoint` starts the first `pretrained_blocks` of the decoder from a file.
+        What the paper's abstract and the authors' description leave open is as in the released code. The target moves
+        once after each optimizer step (there once per accumulated batch), batch norm spans the GPUs, encoder and heads
+        start as timm's and torch's do, and the whole image is resized to the square. `decoder_checkpoint` and
+        `variant="channels"` are this project's. All differences: docs/methods.md.
     """
 
     Args: ClassVar[type[MCFArgs]] = MCFArgs
@@ -149,7 +141,7 @@ class MCF(nn.Module):
         self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.projector, self.target_projector))
 
     def prepare(self) -> None:
-        """Read the teacher now; a missing file is told before anything else runs."""
+        """Read the teacher now, so that a missing file is an error before training starts."""
         self.teacher.load(self.backbone.image_size)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
@@ -159,12 +151,12 @@ class MCF(nn.Module):
         online_mask, target_mask = (random_mask(noise, self.args.mask_ratio) for noise in self.noise(batch))
         latent, reconstructed = self._reconstruct(x, online_mask)
         with torch.no_grad():
-            wanted = self.teacher(x)
+            features = self.teacher(x)
             target = encode_visible(self.target_backbone.model, x, target_mask.keep)
             k = self.target_projector(target[:, 0])  # (B, dim)
         axis = AXES[self.args.variant]
-        pairs = zip(self.teacher(reconstructed), wanted, strict=True)
-        feature = torch.stack([unit_mse(found, w, axis) for found, w in pairs]).sum()
+        pairs = zip(self.teacher(reconstructed), features, strict=True)
+        feature = torch.stack([unit_mse(f, target_f, axis) for f, target_f in pairs]).sum()
         q = self.predictor(self.projector(latent[:, 0]))  # (B, dim)
         contrast = 2 * self.args.temperature * info_nce(q, k, self.args.temperature)
         loss = self.args.feature_weight * feature + self.args.contrast_weight * contrast
@@ -189,8 +181,8 @@ class MCF(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network makes of images (B, 3, S, S), normalised, under masks of uniform noise (B, T); call it in
-        evaluation mode. Returns reconstructed images, normalised like `x`, and (B, T) bool, the hidden patches."""
+        """Reconstructions of images (B, 3, S, S), normalized like them, and the hidden patches, (B, T) bool, with
+        masks of uniform noise (B, T); call it in evaluation mode."""
         mask = random_mask(noise, self.args.mask_ratio)
         return self._reconstruct(x, mask)[1], mask.removed
 
@@ -204,5 +196,5 @@ def unit_mse(features: Tensor, target: Tensor, axis: int) -> Tensor:
     """Mean squared difference of features (B, T, C), both of unit length along `axis`: 1, tokens of a channel; 2,
     channels of a token."""
     with full_precision(features):
-        unit, wanted = (F.normalize(at_least_float32(f), dim=axis) for f in (features, target))
-        return F.mse_loss(unit, wanted)
+        unit, unit_target = (F.normalize(at_least_float32(f), dim=axis) for f in (features, target))
+        return F.mse_loss(unit, unit_target)

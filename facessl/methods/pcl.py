@@ -40,8 +40,8 @@ class PCLArgs:
     Attributes:
         temperature: of both contrastive terms.
         mix_alpha: negatives are mixed in pairs by weights from Beta(mix_alpha, mix_alpha), 1 or more; None: not mixed.
-        noise: standard deviation of the Gaussian noise on the input of the reconstruction, in units of the normalised
-            image (PCL's normalisation leaves 0..1 as it is). Drawn in training mode only.
+        noise: standard deviation of the Gaussian noise on the input of the reconstruction, in units of the normalized
+            image (PCL's normalization leaves 0..1 as it is). Drawn in training mode only.
         balance: temperature of the dynamic weight averaging between the two contrastive terms; None: both weigh 1.
         width: channels of the face-aware and the pose branch; each feature is 16 x width wide (a 4 x 4 map).
         hidden: width of the hidden layer of the two projection heads.
@@ -131,23 +131,14 @@ class PCL(nn.Module):
     with negatives mixed in pairs, weighed against each other by dynamic weight averaging:
     L = reconstruction + orthogonality + w_f face_contrast + w_p pose_contrast.
 
-    `batch.views` are the image, two patches, two whole images, and from the sixth on the pose negatives, as many as
-    the list of views has. The released 64-pixel network is the backbone `pcl_facecycle`; `backbone` alone, without
-    the branches, is what is exported, as in the released evaluation (which flattens the map, where ours averages it).
-    Of a ViT only the patch tokens are trained to that end; its class token learns through attention alone.
+    `batch.views` are the image, two patches, two whole images, and from the sixth on the pose negatives. The released
+    64-pixel network is the backbone `pcl_facecycle`; `backbone` is exported without the branches.
 
     Differences:
-        Written from the released code; the paper's text was not available. There, each iteration makes three optimiser
-        steps, one for reconstruction and orthogonality, one for each contrast, on three batches (256, 256 and 10
-        images, the last with 100 negatives each); here one step takes the sum on one batch. Two negatives per image
-        cost as much as there; more views in the list are more negatives. There, the order in which negatives are
-        concatenated gives a query negatives of all ten images of its batch; here they are of its own image.
-        The patches of the release have side 0.4 of the image and are centred in two different quarters of it; here
-        they lie anywhere. Its edge filter (Sobel-like, probability 0.6) does not exist, and blur is a whole Gaussian
-        (there cut at 3 pixels). Features are flattened from a 4 x 4 map, which 64 pixels give in the release; other
-        maps are averaged to it. Mixing weights depend on the step alone, so that ranks and resumed runs draw alike.
-        The release's optimiser is Adam with its weight decay in the gradient, on biases and norms too; the recipes have
-        AdamW, without those. A stream has no epochs: there the weights w_f and w_p stay 1.
+        Written from the released code. There, an iteration makes three optimizer steps on three batches; here one step
+        takes the sum on one batch, with two pose negatives per image (more views are more negatives). Patches lie
+        anywhere in the image, blur is a whole Gaussian, the edge filter is left out, and maps that are not 4 x 4 are
+        averaged to it. In a stream, which has no epochs, w_f and w_p stay 1. All differences: docs/methods.md.
     """
 
     Args: ClassVar[type[PCLArgs]] = PCLArgs
@@ -207,8 +198,8 @@ class PCL(nn.Module):
         losses = []
         for pose, target in zip(poses, targets, strict=True):  # the image follows the pose, whoever gives the face
             for face in faces:
-                made = self.decoder(F.normalize(at_least_float32(face) + at_least_float32(pose), dim=1))
-                losses.append((at_least_float32(made) - target).abs().mean())
+                decoded = self.decoder(F.normalize(at_least_float32(face) + at_least_float32(pose), dim=1))
+                losses.append((at_least_float32(decoded) - target).abs().mean())
         orthogonal = [orthogonality(f, p) for f, p in zip(faces, poses, strict=True)]
         return {"reconstruction": torch.stack(losses).sum(), "orthogonality": orthogonal[0] + orthogonal[1]}
 
@@ -219,16 +210,16 @@ class PCL(nn.Module):
 
 def orthogonality(face: Tensor, pose: Tensor) -> Tensor:
     """Mean squared entry of E^T P over the batch of all ranks, of which (B, F) both are this rank's: E and P are the
-    centred features, each row over its length (no gradient)."""
+    centered features, each row over its length (no gradient)."""
     with full_precision(face):
         width = face.shape[1]
         both = all_gather_rows(at_least_float32(torch.cat([face, pose], dim=1)))
-        e, p = (_centred(x) for x in both.split(width, dim=1))
+        e, p = (_centered(x) for x in both.split(width, dim=1))
         # |E^T P|^2 = sum of (E E^T) o (P P^T): batch x batch instead of features x features.
         return ((e @ e.t()) * (p @ p.t())).sum() / width**2
 
 
-def _centred(x: Tensor) -> Tensor:
+def _centered(x: Tensor) -> Tensor:
     x = x - x.mean(0, keepdim=True)
     return x / (x.detach().norm(dim=1, keepdim=True) + 1e-6)
 
@@ -245,7 +236,7 @@ class Mixing:
         """(count,) int64: the partner of each negative, a permutation."""
         return torch.randperm(count, generator=self.generator, device=self.generator.device)
 
-    def shares(self, rows: int, columns: int) -> Tensor:
+    def weights(self, rows: int, columns: int) -> Tensor:
         """(rows, columns) float32: weight of each negative beside its partner."""
         device = self.generator.device
         if self.alpha is None:
@@ -275,7 +266,7 @@ def face_contrast(features: Tensor, mixing: Mixing, temperature: float) -> Tenso
     """InfoNCE between two views of an image; negatives are the views of all other images, mixed in pairs.
 
     Query i has the negatives f_ij = s_ij f_j + (1 - s_ij) f_o(j) over the j-th of the other images' 2 (G - 1) views
-    (features before the normalisation) and their partners in the order o. Features are (2B, D), the first views of this
+    (features before the normalization) and their partners in the order o. Features are (2B, D), the first views of this
     rank's B images, then the second ones; G = B x ranks.
     """
     with full_precision(features):
@@ -287,7 +278,7 @@ def face_contrast(features: Tensor, mixing: Mixing, temperature: float) -> Tenso
         images = rank() * count + torch.arange(count, device=x.device)
         columns = _views_of_others(images, total).repeat(2, 1)  # (2B, 2G - 2)
         partners = columns[:, mixing.order(2 * total - 2)]
-        weight = mixing.shares(2 * total, 2 * total - 2)[torch.cat([images, images + total])].to(x)
+        weight = mixing.weights(2 * total, 2 * total - 2)[torch.cat([images, images + total])].to(x)
         query = F.normalize(x, dim=1)
         dots = query @ every.t()  # (2B, 2G)
         gram = every @ every.t()
@@ -316,7 +307,7 @@ def pose_contrast(features: Tensor, negatives: Tensor, mixing: Mixing, temperatu
         x, negatives = at_least_float32(features), at_least_float32(negatives)
         kinds, count = negatives.shape[:2]
         order = mixing.order(kinds)
-        weight = mixing.shares(count * world_size(), kinds)[rank() * count : (rank() + 1) * count]  # (B, K)
+        weight = mixing.weights(count * world_size(), kinds)[rank() * count : (rank() + 1) * count]  # (B, K)
         weight = weight.t().unsqueeze(2).to(x)
         mixed = F.normalize(weight * negatives + (1 - weight) * negatives[order], dim=2)
         query = F.normalize(x, dim=1)
@@ -334,7 +325,7 @@ class LossBalance(nn.Module):
     """Dynamic weight averaging (Liu et al., "End-to-end multi-task learning with attention", CVPR 2019, Eq. 7).
 
     Weight k of an epoch is n softmax_k(r / T), r_k = mean of loss k over the last epoch / over the one before it;
-    1 until two epochs are complete. All state is in buffers; nothing is read back from the device.
+    1 until two epochs are complete.
     """
 
     def __init__(self, count: int, temperature: float | None) -> None:
@@ -344,11 +335,11 @@ class LossBalance(nn.Module):
         self.mean = nn.Buffer(torch.zeros(count))  # of the epoch that runs
         self.means = nn.Buffer(torch.ones(2, count))  # of the last epoch and of the one before
         self.steps, self.epoch, self.complete = (nn.Buffer(torch.zeros((), dtype=torch.int64)) for _ in range(3))
-        self._noted: list[Tensor] = []  # sum over the micro-batches, and their number
+        self._sums: list[Tensor] = []  # sum over the micro-batches, and their number
 
     def weights(self, epoch: int) -> Tensor:
         """(n,) weights of a step in `epoch` (epochs completed before it)."""
-        means, complete = self._turned(epoch)
+        means, complete = self._at_epoch(epoch)
         if self.temperature is None:
             return torch.ones_like(self.mean)
         weights = len(self.mean) * (means[0] / means[1].clamp_min(1e-12) / self.temperature).softmax(0)
@@ -358,15 +349,15 @@ class LossBalance(nn.Module):
     def note(self, losses: Tensor) -> None:
         """Keeps the losses (n,) of a micro-batch for `move`."""
         noted = torch.cat([losses.detach(), torch.ones_like(losses[:1])])
-        self._noted = [self._noted[0] + noted] if self._noted else [noted]
+        self._sums = [self._sums[0] + noted] if self._sums else [noted]
 
     @torch.no_grad()
     def move(self, epoch: int) -> None:
         """Adds what was noted to the mean of `epoch`; collective."""
-        if not self._noted:
+        if not self._sums:
             return
-        noted = all_reduce_mean(self._noted.pop())
-        means, complete = self._turned(epoch)
+        noted = all_reduce_mean(self._sums.pop())
+        means, complete = self._at_epoch(epoch)
         fresh = self.epoch < epoch
         self.means.copy_(means)
         self.complete.copy_(complete)
@@ -375,7 +366,7 @@ class LossBalance(nn.Module):
         self.mean.add_((noted[:-1] / noted[-1] - self.mean) / self.steps)
         self.epoch.fill_(epoch)
 
-    def _turned(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def _at_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """`means` and `complete` as they are once `epoch` has begun."""
         fresh = (self.epoch < epoch) & (self.steps > 0)
         shifted = torch.stack([self.mean, self.means[0]])

@@ -15,9 +15,10 @@ from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.spec import View
 
-#: Appendix A at colour strength 1: both views alike, without solarization.
+#: Appendix A at color strength 1: both views alike, without solarization.
 SIMCLR_VIEW = View(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5)
 
 
@@ -43,11 +44,9 @@ class SimCLR(nn.Module):
     """A simple framework for contrastive learning (Chen et al., ICML 2020): Eq. 1 over both views of all ranks.
 
     Differences:
-        The projector has a batch norm behind its first linear, as the authors' code; that code has another one behind
-        the second linear, which is in neither the paper's g(h) = W2 relu(W1 h) nor here. Images are normalised with
-        ImageNet's statistics; the paper names no normalisation. Blur has sigma 0.1-2 at any image size. The
-        projector's first weights are those of FRA's heads (`models/layers/heads.py`).
-        With gradient accumulation the negatives are those of a micro-batch.
+        The projector has one batch norm, behind its first linear (the authors' code has a second one); its
+        initialization is that of `MLPHead`. Images are normalized with ImageNet's statistics. Blur has sigma 0.1-2
+        at any image size. With gradient accumulation the negatives are those of a micro-batch.
     """
 
     Args: ClassVar[type[SimCLRArgs]] = SimCLRArgs
@@ -68,21 +67,20 @@ class SimCLR(nn.Module):
         """Loss of two views (B, 3, S, S); logs `nt_xent` and `top1`, the fraction of views that find their partner."""
         x1, x2 = batch.views
         z1, z2 = self.projector(self.backbone(torch.cat([x1, x2]))).chunk(2)  # (2B, D) -> (B, D) each
-        loss, found = nt_xent(z1, z2, self.args.temperature)
-        return Step(loss, {"nt_xent": loss.detach(), "top1": found})
+        loss, top1 = nt_xent(z1, z2, self.args.temperature)
+        return Step(loss, {"nt_xent": loss.detach(), "top1": top1})
 
     def after_step(self, progress: Progress) -> None:
         """Nothing follows."""
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Normalised temperature-scaled cross-entropy (Eq. 1) of this rank's 2B views among the 2WB of all W ranks, from
+    """Normalized temperature-scaled cross-entropy (Eq. 1) of this rank's 2B views among the 2WB of all W ranks, from
     projections (B, D) of the two views, in the same order of images; B is the same on every rank.
 
     Returns:
         scalar loss, the mean over this rank's views, and the fraction of them whose nearest other view is their
-        partner, without gradient. The mean over the ranks is the value, and with DistributedDataParallel's division
-        the gradient, of one process with all images.
+        partner, without gradient.
     """
     count = len(z1)
     with full_precision(z1):

@@ -18,14 +18,15 @@ from facessl.core.values import FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.sinkhorn import sinkhorn
-from facessl.views.spec import IMAGENET_MEAN, View
+from facessl.views.normalize import IMAGENET_MEAN, SWAV_STD
+from facessl.views.spec import View
 
 #: Views 0 and 1 are assigned to clusters; all views predict.
 ASSIGNED = 2
 
-_COLOUR: dict[str, Any] = {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grayscale": 0.2, "blur": 0.5}
-_LARGE = View(scale=(0.14, 1.0), **_COLOUR)
-_SMALL = View(size=96 / 224, scale=(0.05, 0.14), **_COLOUR)
+_COLOR: dict[str, Any] = {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grayscale": 0.2, "blur": 0.5}
+_LARGE = View(scale=(0.14, 1.0), **_COLOR)
+_SMALL = View(size=96 / 224, scale=(0.05, 0.14), **_COLOR)
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,11 @@ class SwAVArgs:
         temperature: of the predictions.
         epsilon: smoothness of the assignments; at least 0.02, below which exp(1 / epsilon) leaves float32.
         sinkhorn_iterations: rounds of Sinkhorn-Knopp.
-        frozen_steps: optimiser steps at the start during which the prototypes stay as they are; 313 is an epoch of
-            ImageNet in batches of 4096.
+        frozen_steps: optimizer steps at the start with frozen prototypes; 313 is an epoch of ImageNet.
         queue_length: L, projections of past batches, over all ranks, that are assigned along with the batch; 0: none.
-            For batches that are small against K; the paper has 3840 for batches of 256.
+            The paper has 3840 for batches of 256.
         queue_epoch: completed epochs before the queue begins to fill; it is used from when it is full.
-        queue_step: the same in optimiser steps, for short runs and streams; None: `queue_epoch` decides.
+        queue_step: the same in optimizer steps, for short runs and streams; None: `queue_epoch` decides.
     """
 
     hidden: int = 2048
@@ -78,8 +78,8 @@ class SwAVArgs:
 class Queue(nn.Module):
     """The last L rows of K parallel sets (SwAV: one set per view that is assigned), over all ranks.
 
-    Every rank holds all rows, so that a checkpoint of one rank holds the queue and a run may go on with another number
-    of ranks. `note` gathers rows during a step, `move` puts them in. Nothing is read back from the device.
+    Every rank holds all rows, so that a run may go on with another number of ranks. `note` gathers rows during a step,
+    `move` puts them in.
     """
 
     def __init__(self, sets: int, length: int, dim: int) -> None:
@@ -89,33 +89,33 @@ class Queue(nn.Module):
         self.rows = nn.Buffer(torch.zeros(sets, length, dim))
         self.position = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self.filled = nn.Buffer(torch.zeros((), dtype=torch.int64))
-        self._noted: Tensor | None = None
+        self._pending: Tensor | None = None
 
     @torch.no_grad()
     def note(self, rows: Tensor) -> None:
         """Keeps (K, B, D) rows of this rank for `move`; never more than L of them, however often it is called."""
         rows = at_least_float32(rows.detach())
-        joined = rows if self._noted is None else torch.cat([self._noted, rows], 1)  # (K, B + ..., D)
-        self._noted = joined[:, -self.length :]
+        joined = rows if self._pending is None else torch.cat([self._pending, rows], 1)  # (K, B + ..., D)
+        self._pending = joined[:, -self.length :]
 
     @torch.no_grad()
     def move(self) -> None:
         """Puts in what all ranks noted, in the order of the ranks (collective call where something was noted)."""
-        if self._noted is None:
+        if self._pending is None:
             return
-        fresh = all_gather_rows(self._noted.transpose(0, 1))[-self.length :].transpose(0, 1)  # (K, W * B, D)
+        fresh = all_gather_rows(self._pending.transpose(0, 1))[-self.length :].transpose(0, 1)  # (K, W * B, D)
         count = fresh.shape[1]
         places = (self.position + torch.arange(count, device=fresh.device)) % self.length
         self.rows.index_copy_(1, places, fresh.to(self.rows.dtype))
         self.position.copy_((self.position + count) % self.length)
         self.filled.copy_((self.filled + count).clamp_max(self.length))
-        self._noted = None
+        self._pending = None
 
-    def share(self) -> Tensor:
+    def local_rows(self) -> Tensor:
         """The rows this rank stands for, (K, about L / W, D): those of all ranks together are the whole queue."""
         return self.rows[:, rank() :: world_size()]
 
-    def full(self) -> Tensor:
+    def is_full(self) -> Tensor:
         """1 where L rows have been put in, else 0: a scalar on the queue's device, of the type of its rows."""
         return (self.filled >= self.length).to(self.rows.dtype)
 
@@ -126,20 +126,16 @@ class SwAV(nn.Module):
     Bulat et al. (ECCV 2022) trained this method on faces; recipes/swav/bulat-* have their settings.
 
     Differences:
-        The linears of the projector have no bias and start as FRA's (`MLPHead`; the released code: bias, torch's
-        start). A timm ResNet starts with the last batch-norm scale of every block at 0 (there: 1). The queue holds the
-        last L rows in a ring, the same on every rank; the release has a queue per rank and rounds L down to whole
-        batches.
-        While the prototypes are frozen they have a zero gradient and what weight decay takes of their length is given
-        back after the step; the release keeps them from the optimiser. With gradient accumulation the assignments are
-        balanced over a micro-batch.
+        The projector is `MLPHead`, without bias. The queue holds the last L rows, the same on every rank (there one per
+        rank, of whole batches). Frozen prototypes have a zero gradient instead of being kept from the optimizer. With
+        gradient accumulation the assignments are balanced over a micro-batch. All: docs/methods.md.
     """
 
     Args: ClassVar[type[SwAVArgs]] = SwAVArgs
     needs: ClassVar[frozenset[str]] = frozenset()
     views: ClassVar[tuple[View, ...]] = (_LARGE,) * 2 + (_SMALL,) * 6
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
-    std: ClassVar[tuple[float, float, float]] = (0.228, 0.224, 0.225)  # red as released: not ImageNet's usual 0.229
+    std: ClassVar[tuple[float, float, float]] = SWAV_STD
     batch_wide: ClassVar[str] = "Sinkhorn's balance"
 
     def __init__(self, backbone: Backbone, **values: Any) -> None:
@@ -167,7 +163,7 @@ class SwAV(nn.Module):
         return Step(loss, {"swapped_prediction": loss.detach(), "prototypes_used": used})
 
     def _project(self, views: list[Tensor]) -> Tensor:
-        """V views (B, 3, S_v, S_v) -> (V, B, D) float32 of length 1; neighbours of equal size share a pass."""
+        """V views (B, 3, S_v, S_v) -> (V, B, D) float32 of length 1; neighbors of equal size share a pass."""
         sizes = [view.shape[-1] for view in views]
         if len(views) < ASSIGNED:
             raise ConfigError(f"SwAV got {len(views)} view: give it at least {ASSIGNED} with --views")
@@ -186,7 +182,7 @@ class SwAV(nn.Module):
         """Scores of this rank's part of the queue, (2, l, K); None where the queue does not run."""
         if self.queue is None or not self.args.queue_runs(progress):
             return None
-        return self.queue.share() @ self.prototypes.t()
+        return self.queue.local_rows() @ self.prototypes.t()
 
     def _swapped(self, scores: Tensor, queued: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean of Eq. 2 over assigned views s and other views t, and the fraction of prototypes in use, from cosines of
@@ -196,9 +192,9 @@ class SwAV(nn.Module):
             q = self._assign(scores[s].detach(), None if queued is None else queued[s])  # (B, K)
             winners.append(q.argmax(1))
             terms += [F.cross_entropy(scores[t] / self.args.temperature, q) for t in range(len(scores)) if t != s]
-        chosen = torch.zeros(scores.shape[-1], dtype=scores.dtype, device=scores.device)
-        chosen.index_fill_(0, torch.cat(winners), 1)  # indexing with `= 1` would wait for a GPU
-        return torch.stack(terms).mean(), all_reduce_sum(chosen).clamp_max(1).mean()
+        in_use = torch.zeros(scores.shape[-1], dtype=scores.dtype, device=scores.device)
+        in_use.index_fill_(0, torch.cat(winners), 1)  # indexing with `= 1` would wait for a GPU
+        return torch.stack(terms).mean(), all_reduce_sum(in_use).clamp_max(1).mean()
 
     @torch.no_grad()
     def _assign(self, scores: Tensor, queued: Tensor | None) -> Tensor:
@@ -206,7 +202,7 @@ class SwAV(nn.Module):
         mass = torch.exp(scores / self.args.epsilon)
         if queued is not None and self.queue is not None:
             # Rows without mass take part in nothing, so that a queue that is not yet full leaves no trace.
-            mass = torch.cat([torch.exp(queued / self.args.epsilon) * self.queue.full(), mass])
+            mass = torch.cat([torch.exp(queued / self.args.epsilon) * self.queue.is_full(), mass])
         return sinkhorn(mass, self.args.sinkhorn_iterations)[-len(scores) :]
 
     @torch.no_grad()

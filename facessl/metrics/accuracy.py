@@ -38,20 +38,19 @@ def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000
         predicted, target: (N,) class indices, N >= 1.
         resamples, seed: of the bootstrap.
 
-    For the accuracies a resampled image matters only through its class and whether it was right, so their bootstrap
-    draws the counts of these cells directly; that is the same distribution as drawing images.
+    The bootstrap of the accuracies draws counts of (class, right or wrong), the same distribution as drawing images.
     """
     predicted, target = as_array(predicted), as_array(target)
     classes, position = np.unique(target, return_inverse=True)
     right = np.bincount(position, weights=predicted == target, minlength=len(classes))  # (K,)
     total = np.bincount(position, minlength=len(classes))  # (K,)
     cells = np.concatenate([right, total - right]) / len(target)
-    drawn = np.random.default_rng(seed).multinomial(len(target), cells, size=resamples)  # (R, 2K)
-    drawn_right, drawn_wrong = np.split(drawn, 2, axis=1)
+    resampled = np.random.default_rng(seed).multinomial(len(target), cells, size=resamples)  # (R, 2K)
+    resampled_right, resampled_wrong = np.split(resampled, 2, axis=1)
     # A rare class can be missing from a resample; it then has no accuracy there.
-    drawn_classes = np.nanmean(ratio(drawn_right, drawn_right + drawn_wrong), axis=1)
-    overall = interval(right.sum() / len(target), drawn_right.sum(1) / len(target))
-    by_class = interval((right / total).mean(), drawn_classes)
+    resampled_classes = np.nanmean(ratio(resampled_right, resampled_right + resampled_wrong), axis=1)
+    overall = interval(right.sum() / len(target), resampled_right.sum(1) / len(target))
+    by_class = interval((right / total).mean(), resampled_classes)
     f1 = interval(*_macro_f1(predicted, target, resamples, seed))
     return Accuracy(
         accuracy=overall.value,
@@ -88,8 +87,7 @@ def confusion(predicted: np.ndarray, target: np.ndarray, classes: int) -> np.nda
 def _macro_f1(predicted: np.ndarray, target: np.ndarray, resamples: int, seed: int) -> tuple[float, np.ndarray]:
     """Mean F1 score of the classes that occur or were predicted, and that of each resample (R,).
 
-    F1 = 2 hits / (images of the class + predictions of it). There may be thousands of classes, so only the cells of
-    the confusion matrix that are not empty are kept, and the bootstrap draws their counts.
+    There may be thousands of classes, so the bootstrap draws the counts of the confusion matrix's nonempty cells.
     """
     scored, position = np.unique(np.concatenate([target, predicted]), return_inverse=True)
     K, n = len(scored), len(target)
@@ -102,5 +100,5 @@ def _macro_f1(predicted: np.ndarray, target: np.ndarray, resamples: int, seed: i
         return float(np.nanmean(ratio(2 * hits, sizes)))
 
     rng = np.random.default_rng(seed)
-    drawn = [mean_f1(rng.multinomial(n, counts / n)) for _ in range(resamples)]
-    return mean_f1(counts), np.array(drawn)
+    resampled = [mean_f1(rng.multinomial(n, counts / n)) for _ in range(resamples)]
+    return mean_f1(counts), np.array(resampled)

@@ -1,7 +1,6 @@
-"""Bootstrap intervals: the one implementation behind every interval of a metric.
+"""Bootstrap intervals of metrics that are functions of sums over images (a mean, an F1 score, an NMI).
 
-Metrics are functions of sums over images (a mean, an F1 score, an NMI). A resample then matters only through how often
-it holds each image, and a thousand resamples are one matrix product.
+A resample then matters only through how often it holds each image, and a thousand resamples are one matrix product.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals).
 """
@@ -72,9 +71,9 @@ def resampled_counts(n: int, *, samples: int = 1000, seed: int | tuple[int, ...]
         yield np.bincount(positions.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
 
 
-def interval(value: float | np.ndarray, drawn: np.ndarray) -> Interval:
+def interval(value: float | np.ndarray, resampled: np.ndarray) -> Interval:
     """A value and the percentile interval of its (samples,) resampled values, of which NaN ones do not count."""
-    known = drawn[~np.isnan(drawn)]
+    known = resampled[~np.isnan(resampled)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
 
@@ -82,9 +81,9 @@ def interval(value: float | np.ndarray, drawn: np.ndarray) -> Interval:
 def plain(numbers: Mapping[str, Interval | None]) -> dict[str, Any]:
     """Intervals ready for JSON: NAME and NAME_interval [low, high], null for a number that is missing or undefined."""
     out: dict[str, Any] = {}
-    for name, found in numbers.items():
-        value, low, high = (None if x is None or np.isnan(x) else x for x in found or (None, None, None))
-        out |= {name: value, f"{name}_interval": found and [low, high]}
+    for name, number in numbers.items():
+        value, low, high = (None if x is None or np.isnan(x) else x for x in number or (None, None, None))
+        out |= {name: value, f"{name}_interval": number and [low, high]}
     return out
 
 

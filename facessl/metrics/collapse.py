@@ -1,4 +1,4 @@
-"""Has the representation collapsed? Two numbers that need no labels, and what is said about a run that has."""
+"""Has the representation collapsed? Numbers that need no labels, and the sentences of a report."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ COLLAPSED_USAGE = 1.5
 def embedding_std(z: Tensor) -> Tensor:
     """Spread of the directions of embeddings (N, C), N >= 2: mean over channels of std(z / |z|), times sqrt(C).
 
-    0 when all embeddings point the same way (collapse), about 1 when they fill the sphere evenly. Features after a ReLU
-    share a direction, so ResNets read less: 0.2 with random weights.
+    0 when all embeddings point the same way (collapse), about 1 when they fill the sphere evenly. ResNets, whose
+    features follow a ReLU, have less: 0.2 with random weights.
 
     Source: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, section 4.1.
     """
@@ -27,7 +27,7 @@ def embedding_std(z: Tensor) -> Tensor:
 def effective_rank(z: Tensor) -> Tensor:
     """Number of directions, 1 to min(N, C), that embeddings (N, C) really use: exp of the entropy of singular values.
 
-    The embeddings are not centred, as in the paper.
+    The embeddings are not centered, as in the paper.
 
     Source: Garrido et al., "RankMe", ICML 2023, Eq. 1.
     """
@@ -36,19 +36,15 @@ def effective_rank(z: Tensor) -> Tensor:
 
 
 def verdicts(values: dict[str, float]) -> list[str]:
-    """Sentences about what went wrong, by the measured values; empty where nothing did.
-
-    `image_information` and `position_information` give no sentence: they say what kind the regions are, image
-    clusters or a fixed partition of the picture, and no value of them is a failure by itself.
-    """
-    found = []
+    """Sentences about what has collapsed, by the measured values; empty where nothing has."""
+    sentences = []
     spread = values.get("embedding_std")
     if spread is not None and not spread >= COLLAPSED_STD:
-        found.append(
+        sentences.append(
             f"the embeddings have collapsed: their spread is {spread:.3f} of 1 (below {COLLAPSED_STD}), "
             "so that all images look alike to the network"
         )
     usage = values.get("usage_entropy")
     if usage is not None and not usage >= COLLAPSED_USAGE:
-        found.append(f"the regions have collapsed: {usage:.2f} of them are in use (below {COLLAPSED_USAGE})")
-    return found
+        sentences.append(f"the regions have collapsed: {usage:.2f} of them are in use (below {COLLAPSED_USAGE})")
+    return sentences

@@ -1,8 +1,7 @@
-"""Any metric, group by group: values, the gap between the best and the worst group, and what chance would show.
+"""Any metric, group by group: values, the gap between the best and the worst group, and the gap by chance.
 
-A gap is a largest minus a smallest value, so it is above 0 even where groups do not differ, and its interval never
-holds 0. Read it beside `gap_by_chance`: the gap that 19 of 20 random assignments of the same images to groups stay
-below.
+A gap is above 0 even where groups do not differ: read it beside `gap_by_chance`, which 19 of 20 random assignments of
+the same images to groups stay below.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def by_group(
         raise DataError(f"group {groups.max()} has no name: there are {len(names)}, {', '.join(names)}")
     members = [np.flatnonzero((rows[:, 1] > 0) & (groups == code)) for code in range(len(names))]
     out: list[dict[str, Any]] = []
-    counted, drawn = [], []
+    counted, resampled = [], []
     for k, (name, of) in enumerate(zip(names, members, strict=True)):
         again = mean_of(resampled_sums(rows[of], samples=samples, seed=(seed, k))) if len(of) else np.empty(0)
         value, low, high = (None if np.isnan(x) else x for x in interval(mean_of(rows[of].sum(0)), again))
@@ -65,10 +64,10 @@ def by_group(
         out.append(row | {"counted": len(of) >= MIN_COUNT})
         if len(of) >= MIN_COUNT:
             counted.append(k)
-            drawn.append(again)
+            resampled.append(again)
     gap, by_chance = None, None
     if len(counted) > 1:
-        gap = interval(np.ptp([out[k]["value"] for k in counted]), np.ptp(drawn, axis=0))
+        gap = interval(np.ptp([out[k]["value"] for k in counted]), np.ptp(resampled, axis=0))
         by_chance = _gap_by_chance(rows, [members[k] for k in counted], samples, seed)
     few = ", ".join(f"{row['name']} ({row['images']})" for row in out if not row["counted"])
     notes = [f"left out of the gap, fewer than {MIN_COUNT} images or no value: {few}"] if few else []

@@ -1,7 +1,7 @@
 """Facial attributes: accuracy per attribute and its mean, beside what always answering the majority would score.
 
-Attributes are unbalanced (90 % accuracy on CelebA is near the majority's 80 %), so balanced accuracy and average
-precision stand beside the published number, the mean accuracy over attributes at sigmoid >= 0.5.
+Attributes are unbalanced, so balanced accuracy and average precision stand beside the published number, the mean
+accuracy over attributes at sigmoid >= 0.5.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def attribute_scores(
         accuracy: by attribute.
 
     Raises:
+        ValueError: probabilities and targets that are not both (N, A).
         ConfigError: values outside 0..1 (logits need a sigmoid first).
         DataError: no image, targets other than 0 and 1, or names that are not A.
     """
@@ -58,13 +59,13 @@ def attribute_scores(
     # Columns of each image: right, has it, right and has it.
     rows = np.concatenate([right, truth, right & truth], axis=1)
     total = rows.sum(0, dtype=np.float64)
-    drawn = resampled_sums(rows, samples=samples, seed=seed)
+    resampled = resampled_sums(rows, samples=samples, seed=seed)
     positives = total[A : 2 * A] / N
     both = np.flatnonzero(truth.any(0) & ~truth.all(0))
     precision = [average_precision_score(truth[:, a], probabilities[:, a]) for a in both]
     means = {
-        "mean_accuracy": interval(total[:A].mean() / N, drawn[:, :A].mean(1) / N),
-        "mean_balanced_accuracy": interval(known_mean(_balanced(total, N)), known_mean(_balanced(drawn, N))),
+        "mean_accuracy": interval(total[:A].mean() / N, resampled[:, :A].mean(1) / N),
+        "mean_balanced_accuracy": interval(known_mean(_balanced(total, N)), known_mean(_balanced(resampled, N))),
     }
     return {
         "images": N,

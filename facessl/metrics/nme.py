@@ -1,15 +1,11 @@
-"""Landmark errors: normalised mean error, failure rate and area under the curve, the threshold in every name.
+"""Landmark errors: normalized mean error, failure rate and area under the curve, the threshold in every name.
 
-All three are means over images, so their intervals come from one resampling of images.
+Source: the scorer of FaRL (Zheng et al., CVPR 2022) and HRNet's evaluation. The NME of an image is the mean distance of
+its points over a length of the face; CED(x) is the fraction of images with NME <= x; the area under it from 0 to the
+threshold is taken by Simpson's rule at a step of 1e-4 and divided by the threshold; the failure rate is
+1 - CED(threshold). Thresholds in use: WFLW 0.10, 300W 0.05 (STAR) or 0.08 (inter-ocular), AFLW-19 0.07 (box).
 
-Source: the scorer of FaRL (Zheng et al., CVPR 2022) and HRNet's facial landmark evaluation, in our own words: NME of an
-image is the mean distance of its points over a length of the face; CED(x) is the fraction of images with NME <= x; the
-area under it from 0 to the threshold is taken by Simpson's rule at a step of 1e-4 and divided by the threshold;
-the failure rate is 1 - CED(threshold). Thresholds in use: WFLW 0.10 (inter-ocular), AFLW-19 0.07 (box),
-300W 0.05 in STAR's scorer and 0.08 elsewhere (inter-ocular).
-
-Differences: both scorers place the curve by a floating-point range that overshoots by a step at some thresholds, so
-that STAR's 300W is really taken to 0.0501 and FaRL's AFLW-19 box to 0.0701; here the curve ends at the threshold.
+Differences: the curve ends at the threshold; rounding takes STAR's on 300W to 0.0501 and FaRL's on AFLW-19 to 0.0701.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ _STEP = 1e-4  # of the curve under which the area is taken
 def nme(
     predicted: np.ndarray, truth: np.ndarray, *, unit: np.ndarray | float, visible: np.ndarray | None = None
 ) -> np.ndarray:
-    """Normalised mean error of each image.
+    """Normalized mean error of each image.
 
     Args:
         predicted, truth: (N, K, 2) points, both in the same pixels.
@@ -39,6 +35,7 @@ def nme(
         (N,) float64, 0.05 is 5 %; NaN where an image has no point that counts.
 
     Raises:
+        ValueError: points that are not both (N, K, 2).
         DataError: an image that counts has a unit that is not positive, or coordinates that are not finite.
     """
     predicted, truth = as_array(predicted).astype(np.float64), as_array(truth).astype(np.float64)
@@ -62,8 +59,8 @@ def nme(
 def eye_distance(truth: np.ndarray, first: int | Sequence[int], second: int | Sequence[int]) -> np.ndarray:
     """Distance of two points, each given by an index or by the indices whose mean it is: (N, K, 2) -> (N,).
 
-    Inter-ocular: the outer corners (68 points: 36, 45). Inter-pupil: the means of the eyes' outlines (68 points:
-    36..41 and 42..47). `facessl.data.layouts` has the indices of each layout.
+    Inter-ocular: the outer corners. Inter-pupil: the means of the eyes' outlines. `facessl.data.layouts` has the
+    indices of each layout.
     """
     points = as_array(truth).astype(np.float64)
     one, other = (points[:, np.atleast_1d(i)].mean(1) for i in (first, second))
@@ -90,11 +87,7 @@ def _sides(box: np.ndarray) -> np.ndarray:
 def _areas(errors: np.ndarray, threshold: float) -> np.ndarray:
     """What each image adds to the area under the cumulative error distribution, over the threshold: (N,).
 
-    The curve is the mean of the images' own curves, which jump from 0 to 1 at their error; so the area is the mean of
-    the sums of Simpson's weights behind the jumps.
-
-    Raises:
-        ConfigError: the threshold is not an even multiple of the step (Simpson's rule takes steps in pairs).
+    An image's own curve jumps from 0 to 1 at its error, so that its area is the sum of Simpson's weights behind it.
     """
     count = round(threshold / _STEP)
     if threshold <= 0 or count % 2 or abs(count * _STEP - threshold) > 1e-9:
@@ -139,9 +132,9 @@ def landmark_scores(
     columns |= {f"fr@{_name(t)}": np.where(np.isnan(errors), np.nan, errors > t) for t in thresholds}
     columns |= {f"auc@{_name(t)}": _areas(errors, t) for t in thresholds}
     rows = np.stack([mean_rows(column) for column in columns.values()], axis=1)  # (N, columns, 2)
-    drawn = resampled_sums(rows.reshape(len(rows), -1), samples=samples, seed=seed).reshape(-1, len(columns), 2)
-    means, drawn_means = mean_of(rows.sum(0)), mean_of(drawn)
-    return plain({name: interval(means[i], drawn_means[:, i]) for i, name in enumerate(columns)})
+    resampled = resampled_sums(rows.reshape(len(rows), -1), samples=samples, seed=seed).reshape(-1, len(columns), 2)
+    means, resampled_means = mean_of(rows.sum(0)), mean_of(resampled)
+    return plain({name: interval(means[i], resampled_means[:, i]) for i, name in enumerate(columns)})
 
 
 def _name(threshold: float) -> str:

@@ -1,8 +1,7 @@
 """Face parsing: F1 per class, mIoU and pixel accuracy from one confusion matrix over all images.
 
-Source: FaRL (Zheng et al., CVPR 2022), as its released scorer does it: pixels of the whole test set, in the original
-image's pixels, fill one matrix; F1 of a class comes from that matrix, the mean leaves the background out. (Averaging
-F1 over images gives other numbers.)
+Source: the released scorer of FaRL (Zheng et al., CVPR 2022): pixels of the whole test set, in the original images'
+pixels, fill one matrix; F1 of a class comes from that matrix, the mean leaves the background out.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from facessl.core.errors import DataError
+from facessl.core.types import IGNORE_INDEX
 from facessl.metrics.accuracy import confusion
 from facessl.metrics.bootstrap import as_array, interval, known_mean, plain, ratio, resampled_sums
 
@@ -28,7 +28,7 @@ class ConfusionMatrix:
         self.classes = classes
         self._images: list[np.ndarray] = []
 
-    def update(self, predicted: np.ndarray, truth: np.ndarray, *, ignore: int = 255) -> None:
+    def update(self, predicted: np.ndarray, truth: np.ndarray, *, ignore: int = IGNORE_INDEX) -> None:
         """Count one image.
 
         Args:
@@ -44,12 +44,12 @@ class ConfusionMatrix:
             raise ValueError(f"the prediction is {predicted.shape} and the mask {truth.shape}: map it back first")
         counted = truth != ignore
         try:
-            found = confusion(predicted[counted], truth[counted], self.classes)
+            counts = confusion(predicted[counted], truth[counted], self.classes)
         except ValueError as error:
             raise DataError(
                 f"image {len(self)} of the parsing scores: {error}; check the number of classes or mark pixels {ignore}"
             ) from None
-        self._images.append(found.astype(np.int32))
+        self._images.append(counts.astype(np.int32))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -114,7 +114,7 @@ def parsing_scores(
     if len(names) != K:
         raise DataError(f"{len(names)} class names for {K} classes: {', '.join(names)}")
     total = matrix.total()
-    drawn = resampled_sums(rows, samples=samples, seed=seed).reshape(-1, K, K)
-    means = {score.__name__: interval(score(total), score(drawn)) for score in (mean_f1, mean_iou, pixel_accuracy)}
+    resampled = resampled_sums(rows, samples=samples, seed=seed).reshape(-1, K, K)
+    means = {score.__name__: interval(score(total), score(resampled)) for score in (mean_f1, mean_iou, pixel_accuracy)}
     each = [None if np.isnan(f1) else float(f1) for f1 in f1_per_class(total)]
     return {"images": len(matrix), **plain(means), "f1": dict(zip(names, each, strict=True))}

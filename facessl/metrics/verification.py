@@ -55,6 +55,7 @@ def verification(
             few for a single false accept at that rate.
 
     Raises:
+        ValueError: similarity, same and folds of different lengths.
         DataError: pairs of one kind only, fewer than two folds, or a similarity that is not finite.
     """
     similarity, same = as_array(similarity).astype(np.float64), as_array(same).astype(bool)
@@ -68,15 +69,15 @@ def verification(
     curve = _Curve(similarity, same, folds)
     every = np.ones((1, len(same)))
     accuracies, point = curve.fold_accuracies(every)[0], curve.rates(every, fars)[0]
-    drawn, drawn_accuracy = [], []
+    resampled, resampled_accuracy = [], []
     for counts in resampled_counts(len(same), samples=samples, seed=seed):
-        drawn.append(curve.rates(counts, fars))
-        drawn_accuracy.append(known_mean(curve.fold_accuracies(counts)))
-    rates = [interval(value, column) for value, column in zip(point, np.concatenate(drawn).T, strict=True)]
+        resampled.append(curve.rates(counts, fars))
+        resampled_accuracy.append(known_mean(curve.fold_accuracies(counts)))
+    rates = [interval(value, column) for value, column in zip(point, np.concatenate(resampled).T, strict=True)]
     different = int((~same).sum())
-    seen = [found if _allowed(far, different) >= 1 else None for far, found in zip(fars, rates[2:], strict=True)]
-    tar = {f"tar@far={far:g}": found for far, found in zip(fars, seen, strict=True)}
-    accuracy = interval(accuracies.mean(), np.concatenate(drawn_accuracy))
+    pairs = zip(fars, rates[2:], strict=True)
+    tar = {f"tar@far={far:g}": rate if _allowed(far, different) >= 1 else None for far, rate in pairs}
+    accuracy = interval(accuracies.mean(), np.concatenate(resampled_accuracy))
     return {
         "same": int(same.sum()),
         "different": different,
@@ -148,8 +149,8 @@ class _Curve:
             elsewhere = right_all - right
             elsewhere[:, 1:][np.diff(size_all - size) == 0] = -1  # no similarity of the other folds
             best = elsewhere == elsewhere.max(1, keepdims=True)
-            seen = np.cumsum(best, axis=1)
-            step = (seen >= (seen[:, -1:] + 1) // 2).argmax(1)
+            rank = np.cumsum(best, axis=1)
+            step = (rank >= (rank[:, -1:] + 1) // 2).argmax(1)
             out.append(ratio(right[rows, step], size[:, -1]))
         return np.stack(out, axis=1)
 

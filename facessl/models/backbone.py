@@ -19,12 +19,11 @@ from PIL import Image
 from timm.layers import Format, to_2tuple
 from torch import Tensor, nn
 
-import facessl.models.layers.facecycle  # noqa: F401 (tells timm of PCL's own network)
+import facessl.models.facecycle  # noqa: F401 (tells timm of PCL's own network)
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.sync_batch_norm import spans_ranks
-from facessl.views.normalise import normalise
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 #: Largest side of an image in pixels; a table of positions grows with its square.
 MAX_SIZE = 4096
@@ -249,4 +248,4 @@ class Backbone(nn.Module):
         squares = torch.from_numpy(
             np.stack([resize(to_rgb(image), self.image_size) for image in images])
         )  # (B, S, S, 3)
-        return normalise(squares.permute(0, 3, 1, 2).to(next(self.parameters()).device), self.mean, self.std)
+        return normalize(squares.permute(0, 3, 1, 2).to(next(self.parameters()).device), self.mean, self.std)

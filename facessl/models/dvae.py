@@ -56,31 +56,31 @@ class DVAEEncoder(nn.Module):
 class VisualTokens:
     """Tokens of images by a frozen encoder.
 
-    No `nn.Module`: it belongs to no state dict or optimiser. The file is read at the first use (or by `load`), so that
-    a trained method can be opened where it is not.
+    Not an `nn.Module`, so that it is in no state dict. The file is read at the first use (or by `load`), so that a
+    trained method can be opened without it.
     """
 
     def __init__(self, path: str, *, vocabulary: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """`path` holds the state dict of DALL-E's encoder; `mean`, `std`: normalisation of the images, RGB in 0..1."""
+        """`path` holds the state dict of DALL-E's encoder; `mean`, `std`: normalization of the images, RGB in 0..1."""
         self.path, self.vocabulary = path, vocabulary
         self.mean, self.std = mean, std
         self.encoder: DVAEEncoder | None = None
 
     def load(self) -> DVAEEncoder:
-        """The encoder, frozen and in evaluation mode; CheckpointError where the file or what is in it is not one."""
+        """The encoder, frozen and in evaluation mode; CheckpointError where the file does not fit."""
         if self.encoder is None:
             state = files.read(Path(self.path))
-            found = {_ours(name): value for name, value in weights.tensors(state).items()}
-            width = len(found["blocks.input.weight"]) if "blocks.input.weight" in found else 256
+            tensors = {_our_name(name): value for name, value in weights.tensors(state).items()}
+            width = len(tensors["blocks.input.weight"]) if "blocks.input.weight" in tensors else 256
             encoder = DVAEEncoder(width, self.vocabulary)
             what = f"DALL-E's dVAE encoder with {self.vocabulary} tokens"
-            weights.load_exactly(encoder, found, self.path, what)
+            weights.load_exactly(encoder, tensors, self.path, what)
             self.encoder = encoder.requires_grad_(False).eval()
         return self.encoder
 
     @torch.no_grad()
     def __call__(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Images (B, 3, H, W), normalised -> (B, h * w) int64 tokens of the cells of `grid` (h, w)."""
+        """Images (B, 3, H, W), normalized -> (B, h * w) int64 tokens of the cells of `grid` (h, w)."""
         encoder = self.load().to(x.device)
         mean, std = (x.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (self.mean, self.std))
         with full_precision(x):
@@ -89,7 +89,7 @@ class VisualTokens:
             return encoder(pixels.clamp(0, 1)).argmax(1).flatten(1)
 
 
-def _ours(name: str) -> str:
+def _our_name(name: str) -> str:
     """DALL-E's convolutions call their parameters w and b."""
     stem, _, last = name.rpartition(".")
     return f"{stem}.{ {'w': 'weight', 'b': 'bias'}.get(last, last) }"

@@ -12,7 +12,7 @@ from torch import Tensor
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.models import weights
 from facessl.models.backbone import Backbone
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 
 def build_backbone(state: dict[str, Any], name: str) -> Backbone:

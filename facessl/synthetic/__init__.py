@@ -1,4 +1,4 @@
-"""The procedural faces: persons, scenes and the renderer of pictures with landmarks and class maps.
-`data.sources.synthetic` makes a source of them.
+"""Synthetic faces: identities, scenes and the renderer of images with landmarks and class maps, for
+`data.sources.synthetic`.
 May import core.
 """

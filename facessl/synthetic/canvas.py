@@ -1,4 +1,4 @@
-"""A picture and its class map under the same brush, at twice the final size (hence the smooth edges)."""
+"""An image and its class map, drawn together at twice the final size for smooth edges."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from facessl.synthetic.scene import Scene
 _SHIFT = 4  # fixed-point bits of OpenCV's drawing calls
 SUPER = 2  # canvas pixels per final pixel, along each axis
 _ONE = SUPER << _SHIFT  # fixed-point units of a final pixel
-_HALF = np.full(2, (SUPER - 1) * (1 << _SHIFT) / 2, np.float32)  # canvas position of a final pixel's centre
+_HALF = np.full(2, (SUPER - 1) * (1 << _SHIFT) / 2, np.float32)  # canvas position of a final pixel's center
 
-Colour = Sequence[float] | np.ndarray
+Color = Sequence[float] | np.ndarray
 #: Polygons or strokes of one length as (k, n, 2), or of several lengths as a sequence of (n, 2).
 Shapes = np.ndarray | Sequence[np.ndarray]
 
 
-def tint(colour: Colour, factor: float) -> np.ndarray:
-    """A darker (below 1) or lighter (above 1) colour; lighter ones move towards white."""
-    c = np.asarray(colour, np.float32)
+def tint(color: Color, factor: float) -> np.ndarray:
+    """A darker (below 1) or lighter (above 1) color; lighter ones move towards white."""
+    c = np.asarray(color, np.float32)
     return c * factor if factor <= 1 else c + (255 - c) * (factor - 1)
 
 
@@ -33,10 +33,10 @@ def soften(cover: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.blur(cv2.blur(cover, (k, k)), (k, k)) if k > 1 else cover
 
 
-def blend(target: np.ndarray, cover: np.ndarray, paint: Colour, alpha: float = 1.0) -> None:
-    """Mix `paint` (a colour, or a uint8 image of the target's size) into `target` in place, where `cover` says.
+def blend(target: np.ndarray, cover: np.ndarray, paint: Color, alpha: float = 1.0) -> None:
+    """Mix `paint` (a color, or a uint8 image of the target's size) into `target` in place, where `cover` says.
 
-    All in uint8, each term rounded: one level of error for a tenth of the time of float32.
+    In uint8, each term rounded: at most one level of error, a tenth of the time of float32.
     """
     weight = cv2.merge([cover, cover, cover])
     if isinstance(paint, np.ndarray) and paint.ndim == 3:
@@ -48,15 +48,15 @@ def blend(target: np.ndarray, cover: np.ndarray, paint: Colour, alpha: float = 1
     cv2.add(target, added, target)
 
 
-def scalar(colour: Colour) -> tuple[float, float, float]:
-    """A colour as OpenCV takes it."""
-    r, g, b = colour.tolist() if isinstance(colour, np.ndarray) else colour
+def scalar(color: Color) -> tuple[float, float, float]:
+    """A color as OpenCV takes it."""
+    r, g, b = color.tolist() if isinstance(color, np.ndarray) else color
     return min(255.0, max(0.0, r)), min(255.0, max(0.0, g)), min(255.0, max(0.0, b))
 
 
-def plain(width: int, height: int, colour: Colour) -> np.ndarray:
-    """(height, width, 3) uint8 of one colour; NumPy's broadcast takes twenty times as long."""
-    return cv2.rectangle(np.empty((height, width, 3), np.uint8), (0, 0), (width, height), scalar(colour), -1)
+def plain(width: int, height: int, color: Color) -> np.ndarray:
+    """(height, width, 3) uint8 of one color; NumPy's broadcast takes twenty times as long."""
+    return cv2.rectangle(np.empty((height, width, 3), np.uint8), (0, 0), (width, height), scalar(color), -1)
 
 
 class Canvas:
@@ -90,19 +90,19 @@ class Canvas:
         out += _HALF if origin == (0, 0) else _HALF - np.float32(_ONE / SUPER) * np.array(origin, np.float32)
         return np.rint(out).astype(np.int32)
 
-    def fill(self, points: np.ndarray, colour: Colour | None = None, label: int | None = None) -> None:
-        """An opaque polygon (n, 2), in the picture (`colour`) and in the class map (`label`)."""
+    def fill(self, points: np.ndarray, color: Color | None = None, label: int | None = None) -> None:
+        """An opaque polygon (n, 2), in the picture (`color`) and in the class map (`label`)."""
         fixed = [self.fixed(points)]
-        if colour is not None:
-            cv2.fillPoly(self.rgb, fixed, scalar(colour), cv2.LINE_AA, _SHIFT)
+        if color is not None:
+            cv2.fillPoly(self.rgb, fixed, scalar(color), cv2.LINE_AA, _SHIFT)
             cv2.fillPoly(self.figure, fixed, 255, cv2.LINE_AA, _SHIFT)
         if label is not None:
             cv2.fillPoly(self.label, fixed, label, cv2.LINE_8, _SHIFT)
 
-    def tube(self, line: np.ndarray, colour: Colour, width: float) -> None:
+    def tube(self, line: np.ndarray, color: Color, width: float) -> None:
         """An opaque thick stroke (n, 2) with round ends, background in the class map."""
         fixed, thick = [self.fixed(line)], self.thickness(width)
-        cv2.polylines(self.rgb, fixed, False, scalar(colour), thick, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(self.rgb, fixed, False, scalar(color), thick, cv2.LINE_AA, _SHIFT)
         cv2.polylines(self.figure, fixed, False, 255, thick, cv2.LINE_AA, _SHIFT)
         cv2.polylines(self.label, fixed, False, 0, thick, cv2.LINE_8, _SHIFT)
 
@@ -114,7 +114,7 @@ class Canvas:
     def glaze(
         self,
         shapes: Shapes,
-        colour: Colour,
+        color: Color,
         alpha: float | Sequence[float] = 1.0,
         *,
         blur: float = 0.0,
@@ -148,7 +148,7 @@ class Canvas:
             cover = soften(cover, blur * self.unit * SUPER)
         if clip is not None:
             cover = cv2.multiply(cover, clip[y0:y1, x0:x1], scale=1 / 255)
-        blend(self.rgb[y0:y1, x0:x1], cover, colour, alpha)
+        blend(self.rgb[y0:y1, x0:x1], cover, color, alpha)
 
     def thickness(self, width: float) -> int:
         """Canvas pixels of a line `width` head units wide."""

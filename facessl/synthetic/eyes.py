@@ -30,7 +30,7 @@ def draw_eyes(canvas: Canvas) -> None:
         if opening[side] > 0.03:
             _draw_eyeball(canvas, outline[side], upper[side], rings[side])
             canvas.fill(outline[side], label=4 + side)
-    ink = np.minimum(tint(who.brow_colour, 0.35), 45)
+    ink = np.minimum(tint(who.brow_color, 0.35), 45)
     lash = (0.018 + 0.02 * scene.makeup + 0.012 * (1 - who.masculinity)) * canvas.unit
     thick = np.interp(np.linspace(0, 3, upper.shape[1]), np.arange(4), [0.6, 1.0, 0.9, 0.45]) * lash
     winged = scene.makeup > 0.3 or who.masculinity < 0.35
@@ -60,10 +60,10 @@ def _draw_eyeball(canvas: Canvas, outline: np.ndarray, upper: np.ndarray, ring: 
     iris = level + across * shift + down * (0.005 + 0.06 * scene.gaze[1])
     radius, squeeze = canvas.head.shape["iris"] * unit, max(0.72, float(np.cos(yaw)))
 
-    def disc(at: np.ndarray, r: float, colour: np.ndarray | tuple[float, ...]) -> None:
+    def disc(at: np.ndarray, r: float, color: np.ndarray | tuple[float, ...]) -> None:
         axes = (round(r * squeeze * SUPER * 16), round(r * SUPER * 16))
         at_fixed = canvas.fixed(at, (x0, y0)).tolist()
-        cv2.ellipse(patch, at_fixed, axes, cam.roll, 0, 360, scalar(colour), -1, cv2.LINE_AA, 4)
+        cv2.ellipse(patch, at_fixed, axes, cam.roll, 0, 360, scalar(color), -1, cv2.LINE_AA, 4)
 
     disc(ring[3], 0.05 * unit, tint((206, 142, 134), 1 - 0.3 * who.melanin))
     disc(iris, radius, tint(who.iris, 0.4))
@@ -89,7 +89,7 @@ def draw_brows(canvas: Canvas) -> None:
     at_stop, at_width = [0, 0.35, 0.75, 1], [0.12, 0.7, 1.0, 0.8]
     stops = np.linspace(0, 1, lines.shape[1])
     bodies = np.stack([ribbon(line, np.interp(stops, at_stop, at_width) * half) for line in lines])
-    canvas.glaze(bodies, who.brow_colour, 0.8, blur=0.013, clip=canvas.skin)
+    canvas.glaze(bodies, who.brow_color, 0.8, blur=0.013, clip=canvas.skin)
     t = np.sort(rng.uniform(0.04, 1, n))
     side = np.interp(t, at_stop, at_width) * half * rng.uniform(-0.2, 1, n)
     lean = np.interp(t, [0, 0.6, 1], [0.15, 0.6, 1.3])
@@ -100,4 +100,4 @@ def draw_brows(canvas: Canvas) -> None:
         out = (line[0] - line[-1]) * (unit / (np.linalg.norm(line[0] - line[-1]) + 1e-6))
         start = at - up / unit * side[:, None]
         hairs.append(np.stack([start, start + (out + up * lean[:, None]) * 0.07], 1))
-    canvas.glaze(np.concatenate(hairs), tint(who.brow_colour, 0.6), 0.45, width=0.014, clip=canvas.skin)
+    canvas.glaze(np.concatenate(hairs), tint(who.brow_color, 0.6), 0.45, width=0.014, clip=canvas.skin)

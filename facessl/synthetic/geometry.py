@@ -2,7 +2,7 @@
 
 Head frame: the unit is half the breadth of a mean face (about 70 mm), x to the image's right, y down, z to the
 viewer, the eyes on y = 0. View plane: the head after yaw and pitch, still upright, in the same unit; soft maps
-(paint, light) live there. Pixels: the centre of the top-left pixel is (0, 0).
+(paint, light) live there. Pixels: the center of the top-left pixel is (0, 0).
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class Camera:
     Attributes:
         yaw, pitch, roll: degrees; positive turns the nose to the image's right, lifts it, and turns the face clockwise.
         unit: pixels per head unit.
-        centre: pixel on which the view plane's origin falls.
+        center: pixel on which the view plane's origin falls.
     """
 
     yaw: float
     pitch: float
     roll: float
     unit: float
-    centre: tuple[float, float]
+    center: tuple[float, float]
 
     @functools.cached_property
     def rotation(self) -> np.ndarray:
@@ -84,7 +84,7 @@ class Camera:
         """(2, 3): view plane to pixels."""
         r = math.radians(self.roll)
         c, s = math.cos(r) * self.unit, math.sin(r) * self.unit
-        return np.array([[c, -s, self.centre[0]], [s, c, self.centre[1]]], np.float32)
+        return np.array([[c, -s, self.center[0]], [s, c, self.center[1]]], np.float32)
 
     @functools.cached_property
     def up(self) -> np.ndarray:

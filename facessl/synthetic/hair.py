@@ -1,4 +1,4 @@
-"""Hair and beards: a cap around the skull, cut out by the hairline, under strands that follow the skull."""
+"""Hair and beards: a cap around the skull, bounded by the hairline, under strands that follow the skull."""
 
 from __future__ import annotations
 
@@ -190,12 +190,9 @@ def _texture(canvas: Canvas, outline: np.ndarray) -> np.ndarray:
 
 
 def draw_beard(canvas: Canvas) -> None:
-    """A beard from half strength on, a full one near 1, and a moustache; they keep the class of what is below them.
-
-    Stubble is a matter of the skin map.
-    """
+    """A beard from half strength on, a full one near 1, and a moustache, with the class of what is below."""
     who, scene, marks = canvas.who, canvas.scene, canvas.marks
-    hair = who.brow_colour * 0.75 + who.hair * 0.25 if who.hair_style == "bald" else who.hair * 0.85
+    hair = who.brow_color * 0.75 + who.hair * 0.25 if who.hair_style == "bald" else who.hair * 0.85
     if scene.beard > 0.5:
         full = scene.beard > 0.8
         mouth = cv2.dilate(canvas.mask(marks[48:60]), np.ones((3, 3), np.uint8), iterations=2)
@@ -227,12 +224,12 @@ def _beard_area(canvas: Canvas, full: bool) -> np.ndarray:
 
 
 def _draw_hairs(
-    canvas: Canvas, area: np.ndarray, colour: np.ndarray, origin: np.ndarray, clip: np.ndarray, n: int
+    canvas: Canvas, area: np.ndarray, color: np.ndarray, origin: np.ndarray, clip: np.ndarray, n: int
 ) -> None:
     """Short strokes that start in the bounds of `area` and fan out from `origin`, cut out by `clip`."""
     p = canvas.rng.uniform(area.min(0), area.max(0), (n, 2)).astype(np.float32)
     away = p - origin
     away /= np.linalg.norm(away, axis=1, keepdims=True) + 1e-3
     strokes = np.stack([p, p + away * (0.09 * canvas.unit)], 1)
-    canvas.glaze(strokes[: n // 2], tint(colour, 0.55), 0.5, width=0.012, clip=clip)
-    canvas.glaze(strokes[n // 2 :], tint(colour, 1.22), 0.4, width=0.012, clip=clip)
+    canvas.glaze(strokes[: n // 2], tint(color, 0.55), 0.5, width=0.012, clip=clip)
+    canvas.glaze(strokes[n // 2 :], tint(color, 1.22), 0.4, width=0.012, clip=clip)

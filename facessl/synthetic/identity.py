@@ -1,4 +1,4 @@
-"""Who is drawn: everything that stays the same in all images of one person."""
+"""An identity: everything that stays the same in all images of one person."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Skin colours (RGB) from the lightest to the darkest; a person lies anywhere between two neighbours.
+#: Skin colors (RGB) from the lightest to the darkest, interpolated.
 _SKIN = np.array(
     (
         *((252, 214, 192), (247, 201, 174), (238, 187, 152), (226, 170, 130), (208, 151, 110)),
@@ -15,7 +15,7 @@ _SKIN = np.array(
     ),
     np.float32,
 )
-#: Colour, and how frequent it is with light and with dark skin.
+#: Color, and how frequent it is with light and with dark skin.
 _HAIR = {
     "black": ((26, 22, 22), 0.10, 0.68),
     "espresso": ((48, 34, 28), 0.18, 0.24),
@@ -33,7 +33,7 @@ _IRIS = np.array(
 
 @dataclass(frozen=True)
 class Identity:
-    """One person. Colours are RGB 0..255, numbers run from 0 to 1 (age 0 is about 12 years, 1 about 80).
+    """One person. Colors are RGB 0..255, numbers run from 0 to 1 (age 0 is about 12 years, 1 about 80).
 
     `shape` holds lengths in head units (see `geometry`) and factors, which the head model reads by name.
     """
@@ -43,13 +43,13 @@ class Identity:
     melanin: float
     skin: np.ndarray
     hair: np.ndarray
-    brow_colour: np.ndarray
+    brow_color: np.ndarray
     iris: np.ndarray
     lips: np.ndarray
     hair_style: str
     fringe: float
     parting: float
-    grey: float
+    gray: float
     beard: float
     moustache: float
     glasses: float
@@ -104,8 +104,8 @@ def _shape(rng: np.random.Generator, m: float, age: float) -> dict[str, float]:
     return {name: mean + dev * float(k) for (name, (mean, dev)), k in zip(spread.items(), z, strict=True)}
 
 
-def _palette(rng: np.random.Generator, melanin: float, grey: float) -> tuple[np.ndarray, ...]:
-    """Skin, hair, brow, iris and lip colours that go together."""
+def _palette(rng: np.random.Generator, melanin: float, gray: float) -> tuple[np.ndarray, ...]:
+    """Skin, hair, brow, iris and lip colors that go together."""
     k = melanin * (len(_SKIN) - 1)
     low = min(int(k), len(_SKIN) - 2)
     skin = _SKIN[low] + (k - low) * (_SKIN[low + 1] - _SKIN[low])
@@ -114,9 +114,9 @@ def _palette(rng: np.random.Generator, melanin: float, grey: float) -> tuple[np.
     name = list(_HAIR)[int(rng.choice(len(_HAIR), p=odds / odds.sum()))]
     natural = np.asarray(_HAIR[name][0], np.float32) * rng.uniform(0.82, 1.18)
     silver = np.array([196, 194, 192], np.float32) * rng.uniform(0.75, 1.05)
-    hair = natural + (silver - natural) * grey
+    hair = natural + (silver - natural) * gray
     brow = np.minimum(natural * (0.85 if name != "dyed" else 0.4), skin * 0.62)
-    brow = brow + (silver * 0.7 - brow) * grey * 0.6
+    brow = brow + (silver * 0.7 - brow) * gray * 0.6
     fair = float(np.clip(1.15 - 2.2 * melanin, 0, 1))
     iris = _IRIS[int(rng.integers(0, 2 + round(4 * fair)))] * rng.uniform(0.85, 1.15)
     rose = np.array([186, 92, 90], np.float32) * (1 - 0.45 * melanin)
@@ -143,13 +143,13 @@ def _hair_style(rng: np.random.Generator, m: float, age: float, melanin: float) 
 
 @functools.lru_cache(maxsize=2048)
 def sample_identity(seed: int, index: int) -> Identity:
-    """Person `index` of the population `seed`; the same on every machine."""
+    """Identity `index` of the population `seed`; the same on every machine."""
     rng = np.random.default_rng((seed, 1, index))
     m = float(np.clip(rng.beta(0.6, 0.6), 0, 1))
     age = float(np.clip(rng.beta(1.6, 1.9), 0, 1))
     melanin = float(rng.uniform())
-    grey = float(np.clip((age - 0.55) * 2.6 + rng.normal(0, 0.25), 0, 1)) if age > 0.5 else 0.0
-    skin, hair, brow, iris, lips = _palette(rng, melanin, grey)
+    gray = float(np.clip((age - 0.55) * 2.6 + rng.normal(0, 0.25), 0, 1)) if age > 0.5 else 0.0
+    skin, hair, brow, iris, lips = _palette(rng, melanin, gray)
     style = _hair_style(rng, m, age, melanin)
     grown = m > 0.55 and age > 0.22
     beard = float(rng.choice((0.0, 0.25, 0.6, 1.0), p=(0.45, 0.2, 0.15, 0.2))) if grown else 0.0
@@ -161,13 +161,13 @@ def sample_identity(seed: int, index: int) -> Identity:
         melanin=melanin,
         skin=skin,
         hair=hair,
-        brow_colour=brow,
+        brow_color=brow,
         iris=iris,
         lips=lips,
         hair_style=style,
         fringe=fringe,
         parting=float(rng.uniform(-0.6, 0.6)),
-        grey=grey,
+        gray=gray,
         beard=beard,
         moustache=moustache,
         glasses=float(rng.uniform() < 0.12 + 0.25 * age),

@@ -32,22 +32,22 @@ def paint_backdrop(rgb: np.ndarray, kind: str, rng: np.random.Generator) -> None
         tone = rgb.copy()
         for _ in range(9):
             at = rng.integers(0, side, 2).tolist()
-            colour = np.clip(base * 0.5 + rng.uniform(70, 170) + rng.normal(0, 28, 3), 0, 255).tolist()
-            cv2.circle(tone, at, int(rng.uniform(0.02, 0.09) * side), colour, -1, cv2.LINE_AA)
+            color = np.clip(base * 0.5 + rng.uniform(70, 170) + rng.normal(0, 28, 3), 0, 255).tolist()
+            cv2.circle(tone, at, int(rng.uniform(0.02, 0.09) * side), color, -1, cv2.LINE_AA)
         cv2.addWeighted(rgb, 0.55, cv2.blur(tone, (5, 5)), 0.45, 0, rgb)
     elif kind == "blurred":
         for _ in range(5):
             x, y = rng.uniform(-0.2, 1, 2) * side
             w, h = rng.uniform(0.08, 0.5, 2) * side
-            colour = np.clip(base + rng.normal(0, 45) + rng.normal(0, 16, 3), 0, 255).tolist()
-            cv2.rectangle(rgb, (int(x), int(y)), (int(x + w), int(y + h)), colour, -1)
+            color = np.clip(base + rng.normal(0, 45) + rng.normal(0, 16, 3), 0, 255).tolist()
+            cv2.rectangle(rgb, (int(x), int(y)), (int(x + w), int(y + h)), color, -1)
         k = side // 12 * 2 + 1
         cv2.blur(rgb, (k, k), rgb)
 
 
 @functools.cache
 def _grain() -> np.ndarray:
-    """A tile of noise of deviation 32, cut at random places: new noise would cost more than drawing the face."""
+    """A tile of noise of deviation 32, cropped at random: new noise would cost more than the face."""
     noise = np.random.default_rng(20240617).standard_normal((_TILE, _TILE, 3), dtype=np.float32)
     return (32 * (0.75 * noise + 0.78 * noise.mean(2, keepdims=True))).astype(np.int16)
 
@@ -64,7 +64,7 @@ def _smear(picture: np.ndarray, dx: float, dy: float) -> np.ndarray:
 
 
 def expose(picture: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Blur, colour cast, tone curve and sensor noise on an image (S, S, 3) uint8."""
+    """Blur, color cast, tone curve and sensor noise on an image (S, S, 3) uint8."""
     size = picture.shape[0]
     scale = size / 128
     if scene.blur:

@@ -1,4 +1,4 @@
-"""From a person and a scene to a picture with its landmarks and class map."""
+"""From an identity and a scene to an image with its landmarks and class map."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from facessl.synthetic import eyes, features, hair, photo, soft, worn
+from facessl.synthetic import eyes, face_parts, hair, photo, soft, worn
 from facessl.synthetic.canvas import SUPER, Canvas, blend
 from facessl.synthetic.identity import Identity
 from facessl.synthetic.scene import Scene
@@ -33,23 +33,23 @@ def render(who: Identity, scene: Scene, size: int) -> Picture:
     canvas = Canvas(size, who, scene)
     photo.paint_backdrop(canvas.rgb, scene.backdrop, canvas.rng)
     hair.draw_hair_back(canvas)
-    features.draw_body(canvas)
-    # An ear that is turned to the viewer lies over the head, the other one behind it, from 25 degrees on unseen.
+    face_parts.draw_body(canvas)
+    # The nearer ear lies over the head, the other one behind it (hidden from 25 degrees on).
     near = [side for side in (-1.0, 1.0) if -side * scene.camera.yaw > 6]
-    features.draw_ears(canvas, [side for side in (-1.0, 1.0) if side not in near and side * scene.camera.yaw < 25])
+    face_parts.draw_ears(canvas, [side for side in (-1.0, 1.0) if side not in near and side * scene.camera.yaw < 25])
     _draw_skin(canvas)
-    features.draw_spots(canvas)
-    features.draw_folds(canvas)
+    face_parts.draw_spots(canvas)
+    face_parts.draw_folds(canvas)
     eyes.draw_eyes(canvas)
     eyes.draw_brows(canvas)
-    features.draw_nose(canvas)
-    features.draw_mouth(canvas)
+    face_parts.draw_nose(canvas)
+    face_parts.draw_mouth(canvas)
     hair.draw_beard(canvas)
     if who.long_hair:
-        features.draw_ears(canvas, near)
+        face_parts.draw_ears(canvas, near)
     hair.draw_hair(canvas)
     if not who.long_hair:
-        features.draw_ears(canvas, near)
+        face_parts.draw_ears(canvas, near)
     worn.draw_glasses(canvas)
     worn.draw_hat(canvas)
     worn.draw_occluder(canvas)
@@ -58,7 +58,7 @@ def render(who: Identity, scene: Scene, size: int) -> Picture:
 
 
 def _draw_skin(canvas: Canvas) -> None:
-    """The bare head: its outline filled with the skin's colours."""
+    """The bare head: its outline filled with the skin's colors."""
     cam = canvas.cam
     canvas.skin = canvas.mask(cam.project(canvas.head.outline(cam.yaw)))
     paint = soft.to_image(soft.skin_map(canvas.head, canvas.who, canvas.scene), cam, canvas.size)

@@ -1,4 +1,4 @@
-"""One picture of a person: everything that changes from image to image."""
+"""A scene: everything that changes from image to image of an identity."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Scene:
         gaze: (2,) direction of the eyes, -1 to 1, right and down.
         blur: standard deviation in pixels of an image 128 pixels wide; motion: (2,) pixels of the same.
         noise: standard deviation of the sensor noise, 0..255.
-        cast: (3,) colour gains; gamma, contrast: of the tone curve.
+        cast: (3,) color gains; gamma, contrast: of the tone curve.
     """
 
     label: int
@@ -90,7 +90,7 @@ def _camera(rng: np.random.Generator, size: int, limits: Limits) -> Camera:
 
 
 def _light(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Direction, key colour, fill colour."""
+    """Direction, key color, fill color."""
     a = math.radians(float(np.clip(rng.normal(0, 45), -85, 85)))
     h = math.radians(float(np.clip(rng.normal(35, 18), -15, 75)))
     sun = np.array([math.sin(a) * math.cos(h), -math.sin(h), math.cos(a) * math.cos(h)], np.float32)
@@ -147,7 +147,7 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
     )
     if not limits.studio:
         return scene
-    return replace(  # what does not belong to person, expression, pose or lens is as in every other studio picture
+    return replace(  # all but identity, expression, pose and lens is the same in every studio image
         scene,
         sun=np.array([0.29, -0.5, 0.82], np.float32),
         key=np.full(3, 0.7, np.float32),

@@ -1,7 +1,7 @@
-"""Soft maps on the upright view plane: the skin's colour and the light that falls on the head.
+"""Soft maps on the upright view plane: the skin's color and the light that falls on the head.
 
-Both are sums of axis-parallel Gaussian blobs on a coarse grid. A sum of separable blobs is one matrix product,
-so a face's thirty-odd bumps and tints cost next to nothing; the camera's affine map brings them into the image.
+Both are sums of axis-parallel Gaussian blobs on a coarse grid, computed as one matrix product; the camera's affine map
+brings them into the image.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from facessl.synthetic.model import Head
 from facessl.synthetic.scene import Scene
 
 _GRID, _REACH = 56, 2.0  # samples per side, head units from the middle to the border
-UNITY = 128  # light that leaves colours as they are
-_GREY = 138.0
+UNITY = 128  # light that leaves colors as they are
+_GRAY = 138.0
 _AXIS = np.linspace(-_REACH, _REACH, _GRID, dtype=np.float32)
 
 
@@ -101,8 +101,8 @@ def _ellipsoid(head: Head, camera: Camera) -> tuple[np.ndarray, ...]:
     axes = np.array([1.04 * head.shape["width"], 1.06 * head.chin, 1.14], np.float32)
     form = camera.rotation @ np.diag(1 / axes**2) @ camera.rotation.T
     (a, d, e), (_, b, f), (_, _, c) = form.tolist()
-    centre = camera.view(np.array([[0.0, 0.0, -0.17]], np.float32))[0]
-    x, y = (_AXIS - centre[0])[None, :], (_AXIS - centre[1])[:, None]
+    center = camera.view(np.array([[0.0, 0.0, -0.17]], np.float32))[0]
+    x, y = (_AXIS - center[0])[None, :], (_AXIS - center[1])[:, None]
     slope = e * x + f * y
     disc = slope * slope - c * (a * x * x + 2 * d * x * y + b * y * y - 1)
     root = np.sqrt(np.maximum(disc, 0.02))
@@ -112,7 +112,7 @@ def _ellipsoid(head: Head, camera: Camera) -> tuple[np.ndarray, ...]:
 
 
 def light_map(head: Head, who: Identity, scene: Scene) -> np.ndarray:
-    """(G, G, 3) uint8 factors (in units of 1 / UNITY) on the colours of the head: sun, light from all around, shine."""
+    """(G, G, 3) uint8 factors (in units of 1 / UNITY) on the colors of the head: sun, light from all around, shine."""
     nx, ny, nz, inside = _ellipsoid(head, scene.camera)
     length = np.sqrt(nx * nx + ny * ny + nz * nz)
     sx, sy = _bumps(head, scene.camera).slope()
@@ -132,17 +132,17 @@ def light_map(head: Head, who: Identity, scene: Scene) -> np.ndarray:
     rim = 0.86 + 0.14 * nz
     sky = (0.86 - 0.14 * ny) * rim
     key = diffuse * rim + 0.22 * shine * shine * inside
-    # The camera's automatic exposure: it goes half of the way to a mean grey on the face.
+    # The camera's automatic exposure: it goes half of the way to a mean gray on the face.
     face = slice(_GRID // 3, 2 * _GRID // 3)
-    grey = key[face, face].mean() * scene.key.mean() + sky[face, face].mean() * scene.fill.mean()
-    brightness = float(grey * who.skin.mean())
-    gain = min(1.8, max(0.75, (_GREY / brightness) ** 0.45))
-    colours = zip((scene.key * (gain * UNITY)).tolist(), (scene.fill * (gain * UNITY)).tolist(), strict=True)
-    return cv2.merge([np.minimum(key * a + sky * b, 255).astype(np.uint8) for a, b in colours])
+    gray = key[face, face].mean() * scene.key.mean() + sky[face, face].mean() * scene.fill.mean()
+    brightness = float(gray * who.skin.mean())
+    gain = min(1.8, max(0.75, (_GRAY / brightness) ** 0.45))
+    colors = zip((scene.key * (gain * UNITY)).tolist(), (scene.fill * (gain * UNITY)).tolist(), strict=True)
+    return cv2.merge([np.minimum(key * a + sky * b, 255).astype(np.uint8) for a, b in colors])
 
 
 def skin_map(head: Head, who: Identity, scene: Scene) -> np.ndarray:
-    """(G, G, 3) uint8 colour of the bare skin, before light."""
+    """(G, G, 3) uint8 color of the bare skin, before light."""
     s, e, b = head.shape, head.expression, Blobs(head, scene.camera)
     ex, ey, ny, my = s["eye_x"], s["eye_y"], s["nose_y"], s["mouth_y"]
     pale = 1 - 0.6 * who.melanin

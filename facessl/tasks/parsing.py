@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from facessl.core.distributed import rank_mean
 from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
-from facessl.core.types import Batch, Progress, Step
+from facessl.core.types import IGNORE_INDEX, Batch, Progress, Step
 from facessl.data.frame import Frame
 from facessl.data.labels import places
 from facessl.data.source import Source
@@ -24,8 +24,6 @@ from facessl.tasks._dense import freeze_unreached
 from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import FARL_PARSING_CELEBAM, Augment
 
-#: Value of a mask whose pixels do not count.
-IGNORED = 255
 #: Width of the head that suits a CPU.
 _NARROW = 64
 
@@ -95,7 +93,7 @@ class Parsing(nn.Module):
         """
         super().__init__()
         args = ParsingArgs(**values)
-        self.mask_outside = IGNORED if args.outside == "ignored" else 0
+        self.mask_outside = IGNORE_INDEX if args.outside == "ignored" else 0
         self.width = args.width
         self.names = labels.mask_names
         if len(self.names) < 2:
@@ -116,8 +114,8 @@ class Parsing(nn.Module):
             raise DataError("the masks of a batch are missing: give every image one")
         logits = self.head(self.backbone.forward_pyramid(batch.views[0]))  # (B, C, S/4, S/4)
         full = F.interpolate(at_least_float32(logits), size=batch.mask.shape[-2:], mode="bilinear", align_corners=False)
-        each = F.cross_entropy(full, batch.mask.long(), ignore_index=IGNORED, reduction="none")  # (B, S, S)
-        loss = rank_mean(each, batch.mask != IGNORED)
+        each = F.cross_entropy(full, batch.mask.long(), ignore_index=IGNORE_INDEX, reduction="none")  # (B, S, S)
+        loss = rank_mean(each, batch.mask != IGNORE_INDEX)
         return Step(loss, {"cross_entropy": loss.detach()})
 
     def cheaper(self, image_size: int) -> dict[str, Any]:
@@ -158,7 +156,7 @@ class ParsingMeter:
         self.names = names
         self.place = np.arange(256)  # class of training by value of a mask
         self.place[: len(own)] = places(own, names, "mask classes")
-        self.place[len(own) : IGNORED] = IGNORED - 1 if own != names else np.arange(len(own), IGNORED)
+        self.place[len(own) : IGNORE_INDEX] = IGNORE_INDEX - 1 if own != names else np.arange(len(own), IGNORE_INDEX)
         self.source = source
         self.warp = augment.warp
         self.matrix = ConfusionMatrix(len(names))
@@ -173,7 +171,7 @@ class ParsingMeter:
             truth = self.source[i].mask
             assert truth is not None
             predicted = Frame(matrix, size, self.warp).inverse_mask(row, *truth.shape)
-            self.matrix.update(predicted, self.place[truth], ignore=IGNORED)
+            self.matrix.update(predicted, self.place[truth], ignore=IGNORE_INDEX)
         self.collected.add(batch)
 
     def result(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from facessl.inference.region_pictures import region_picture
 from facessl.inference.regions import sample_images
 from facessl.methods.base import has_regions
 from facessl.metrics.collapse import effective_rank, embedding_std
-from facessl.metrics.regions import (
+from facessl.metrics.heatmap_statistics import (
     image_information,
     position_information,
     sharpness,
@@ -28,7 +28,7 @@ from facessl.metrics.regions import (
 )
 from facessl.training.trainer import Monitor
 from facessl.views.geometric import resize
-from facessl.views.normalise import normalise
+from facessl.views.normalize import normalize
 
 #: Images in a picture of the regions, and their side in pixels there.
 ROWS, CELL = 4, 64
@@ -114,4 +114,4 @@ def _batches(method: Any, squares: np.ndarray, size: int = 64) -> list[Tensor]:
     backbone = method.backbone
     device = next(backbone.parameters()).device
     pieces = [torch.from_numpy(squares[i : i + size]).permute(0, 3, 1, 2) for i in range(0, len(squares), size)]
-    return [normalise(p.to(device), backbone.mean, backbone.std) for p in pieces]
+    return [normalize(p.to(device), backbone.mean, backbone.std) for p in pieces]

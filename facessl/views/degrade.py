@@ -1,7 +1,6 @@
 """Pixel degradations of a view in the worker: uint8 in, uint8 out, every random number handed in.
 
-A draw is uniform in 0..1. Noise over all pixels comes from a generator of its own, seeded by one draw, so that the
-number of draws does not depend on the size of the image.
+A draw is uniform in 0..1. Noise over all pixels comes from a generator seeded by one draw.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ def add_noise(image: np.ndarray, std: float, draw: float) -> np.ndarray:
     return _to_uint8(image + std * noise)
 
 
-def fuse_noise(image: np.ndarray, share: float, draw: float) -> np.ndarray:
-    """(H, W, 3) blended with a `share` (0..1) of uniform noise per value."""
+def fuse_noise(image: np.ndarray, fraction: float, draw: float) -> np.ndarray:
+    """(H, W, 3) blended with a `fraction` (0..1) of uniform noise per value."""
     noise = _generator(draw).random(image.shape, np.float32)
-    return _to_uint8((1 - share) * image + (255 * share) * noise)
+    return _to_uint8((1 - fraction) * image + (255 * fraction) * noise)
 
 
 def apply_gamma(image: np.ndarray, gamma: float) -> np.ndarray:
@@ -30,12 +29,12 @@ def apply_gamma(image: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def occlude(image: np.ndarray, draws: np.ndarray, ellipse: bool) -> np.ndarray:
-    """A black thing over part of a view: a block, or the ellipse in it.
+    """A black block, or the ellipse in it, over part of a view.
 
     Args:
         image: (S, S, 3).
-        draws: (4,) height, width, centre x, centre y. The height is 0.1..0.4 of the side, the width at most 0.1 more
-            or less than the height, and the centre is anywhere: the occlusion of STAR and of FaRL's toolkit.
+        draws: (4,) height, width, center x, center y. The height is 0.1..0.4 of the side, the width at most 0.1 more
+            or less than the height, and the center is anywhere: the occlusion of STAR and of FaRL's toolkit.
         ellipse: draw an ellipse instead.
     """
     size = image.shape[0]
@@ -68,7 +67,7 @@ def erase_box(size: int, draws: np.ndarray, scale: tuple[float, float], ratio: t
 
 
 def erase(image: np.ndarray, box: Box, mean: np.ndarray, std: np.ndarray, draw: float) -> np.ndarray:
-    """(H, W, 3) with the box filled by Gaussian noise; mean and std are (3,) in 0..255, std 0 fills with one colour."""
+    """(H, W, 3) with the box filled by Gaussian noise; mean and std are (3,) in 0..255, std 0 fills with one color."""
     top, left, h, w = box
     image = image.copy()
     image[top : top + h, left : left + w] = (

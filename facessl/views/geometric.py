@@ -18,15 +18,12 @@ from facessl.views.spec import View
 #: Draws of a random box: area and log-ratio of each of ten tries, top, left.
 BOX_DRAWS = 22
 
-#: Uniform numbers in 0..1 that one view takes from the generator, always all of them and in this order: area
-#: and log-ratio of each try (20), row and column of the crop, flip, jitter on, brightness, contrast,
-#: saturation, hue, order of the jitter, grey, blur on, blur sigma, solarize. So a view that turns one
-#: probability to 0 draws the same everything else.
+#: Uniform numbers that one view takes from the generator, always all of them, so that a probability set to 0 changes
+#: nothing else: the box, the flip, then those of `photometric_params`.
 DRAWS = BOX_DRAWS + 11
 
 #: A JPEG is reduced in decoding (by `FACTORS`) where every crop keeps this many times the pixels of its view on both
-#: sides. Views of photographs (CelebA) then differ on average by 0.3 of 255 (half the size) or 0.5 (a quarter) from
-#: those of the full image; their Laplacians have 3 or 6 % less energy.
+#: sides; views then differ on average by 0.3 to 0.5 of 255 from those of the full image (CelebA).
 MARGIN = 1.5
 
 Box = tuple[int, int, int, int]
@@ -64,7 +61,7 @@ def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
         height, width: of the image in pixels, 1 or more.
         draws: (BOX_DRAWS,) uniform in 0..1.
 
-    Ten tries at an area and a log-uniform ratio; where none fits, the largest centred box of a valid ratio.
+    Ten tries at an area and a log-uniform ratio; where none fits, the largest centered box of a valid ratio.
     """
     if view.whole:
         return 0, 0, height, width
@@ -85,7 +82,7 @@ def photometric_params(view: View, draws: np.ndarray) -> np.ndarray:
     Factors are uniform in max(0, 1 - strength)..1 + strength and the hue shift in -strength..strength, as in
     torchvision's ColorJitter; the order is one of the 24 permutations.
     """
-    jitter, brightness, contrast, saturation, hue, order, grey, blur, sigma, solarize = draws.tolist()
+    jitter, brightness, contrast, saturation, hue, order, gray, blur, sigma, solarize = draws.tolist()
     low, high = view.blur_sigma
     row = (
         jitter < view.jitter_p,
@@ -94,7 +91,7 @@ def photometric_params(view: View, draws: np.ndarray) -> np.ndarray:
         _factor(view.jitter[2], saturation),
         (2 * hue - 1) * view.jitter[3],
         int(order * 24),
-        grey < view.grayscale,
+        gray < view.grayscale,
         low + sigma * (high - low) if blur < view.blur else 0,
         view.solarize_threshold if solarize < view.solarize else 256,
     )
@@ -131,13 +128,13 @@ class Geometric:
             )
 
     def draw(self, rng: np.random.Generator | None) -> Drawn:
-        """The random numbers of every view of one image, before the image is there; nothing else decides the views."""
+        """The random numbers of every view of one image, before it is decoded."""
         assert rng is not None, "these views are for training"
         return Drawn(self.views, self.sizes, rng.random((len(self.views), DRAWS)))
 
 
 class Drawn:
-    """V views whose random numbers (V, DRAWS) are drawn: how far to reduce their image, then the views themselves."""
+    """V views with their random numbers (V, DRAWS)."""
 
     __slots__ = ("_draws", "_sizes", "_views")
 

@@ -1,4 +1,4 @@
-"""Colour jitter, grayscale, blur, solarization and normalisation of a batch, each sample by its own parameters."""
+"""Color jitter, grayscale, blur, solarization and normalization of a batch, each sample by its own parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facessl.core.types import Batch
 from facessl.views import photometric_cpu
-from facessl.views.normalise import normalise
+from facessl.views.normalize import normalize
 from facessl.views.spec import CONTRAST, HUE, LUMA, ORDERS, SATURATION, Column
 
 #: Values of a chunk: its temporaries stay within 1 GiB.
@@ -23,28 +23,26 @@ class Photometric:
     """The photometric part of the views, batched, on the device that holds them.
 
     Args:
-        mean, std: normalisation, RGB in 0..1.
+        mean, std: normalization, RGB in 0..1.
 
-    Semantics of torchvision's `ColorJitter`, `RandomGrayscale`, `GaussianBlur` and `RandomSolarize`, in this
-    order, but in float32 throughout: nothing is rounded to uint8 between the operations. A sample's result
-    does not depend on the other samples of its batch.
+    torchvision's `ColorJitter`, `RandomGrayscale`, `GaussianBlur` and `RandomSolarize`, in this order, but in float32
+    throughout. A sample's result does not depend on the rest of its batch.
 
-    The plan (which samples need what) is made on the host: `params` on the CPU cost nothing, `params` on a GPU
-    cost one synchronisation per view.
+    Which samples need what is decided on the host: `params` on a GPU cost one synchronization per view.
     """
 
     def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         self.mean, self.std = mean, std
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with its views as float32, augmented and normalised; without `params` only normalised."""
+        """The batch with its views as float32, augmented and normalized; without `params` only normalized."""
         if not batch.params:
-            return replace(batch, views=[normalise(view, self.mean, self.std) for view in batch.views])
+            return replace(batch, views=[normalize(view, self.mean, self.std) for view in batch.views])
         return replace(batch, views=[self.apply(v, p) for v, p in zip(batch.views, batch.params, strict=True)])
 
     @torch.no_grad()
     def apply(self, view: Tensor, params: Tensor) -> Tensor:
-        """Augment and normalise one view.
+        """Augment and normalize one view.
 
         Args:
             view: (B, 3, S, S) uint8.
@@ -79,8 +77,8 @@ class Photometric:
         x = view.index_select(0, rows).to(torch.float32, memory_format=torch.contiguous_format)
         starts = np.searchsorted(hue_slot[order], np.arange(5)).tolist()
         _jitter(x[: starts[4]], params[: starts[4]], starts)
-        grey = np.flatnonzero(params[:, Column.GRAYSCALE])
-        _on_rows(x, grey, lambda part: _luma(part).expand_as(part))
+        gray = np.flatnonzero(params[:, Column.GRAYSCALE])
+        _on_rows(x, gray, lambda part: _luma(part).expand_as(part))
         blurred = np.argsort(-params[:, Column.BLUR], kind="stable")[: np.count_nonzero(params[:, Column.BLUR])]
         _on_rows(x, blurred, lambda part: _blur(part, params[blurred, Column.BLUR]))
         solarized = np.flatnonzero(params[:, Column.SOLARIZE] < 256)
@@ -116,7 +114,7 @@ def _luma(x: Tensor) -> Tensor:
 
 
 def _jitter(x: Tensor, params: np.ndarray, starts: list[int]) -> None:
-    """Colour jitter of x (n, 3, S, S), 0..255, in place.
+    """Color jitter of x (n, 3, S, S), 0..255, in place.
 
     The samples are sorted by the slot of their hue; `starts[k]` is the first with its hue in slot k or later.
     """
@@ -144,10 +142,10 @@ def _blend(x: Tensor, operation: np.ndarray, factors: np.ndarray) -> None:
     if not len(x):
         return
     factor = factors[np.arange(len(x)), operation]
-    grey = _luma(x)
-    mean = grey.sum(-1, keepdim=True).sum(-2, keepdim=True).div_(grey[0].numel())
+    gray = _luma(x)
+    mean = gray.sum(-1, keepdim=True).sum(-2, keepdim=True).div_(gray[0].numel())
     mean = mean * _column((1 - factor) * (operation == CONTRAST), x)
-    pivot = grey.mul_(_column((1 - factor) * (operation == SATURATION), x)).add_(mean)
+    pivot = gray.mul_(_column((1 - factor) * (operation == SATURATION), x)).add_(mean)
     x.mul_(_column(factor, x)).add_(pivot).clamp_(0, 255)
 
 

@@ -1,9 +1,8 @@
 """The photometric part on a CPU: the operations of `facessl.views.photometric`, image by image, with OpenCV.
 
-On planes of a batch, torch needs some fifty passes over the values of a view. Here there are about ten, over pixels as
-they lie in memory: brightness, contrast, saturation, grayscale and normalisation are affine maps of a pixel's colour,
-so they are multiplied as matrices and carried out together, as long as no value has to be cut off at 0 or 255 between
-them; a blur leaves an affine map what it is.
+Brightness, contrast, saturation, grayscale and normalization are affine maps of a pixel's color. They are multiplied as
+matrices and applied in one pass, as long as no value has to be clipped at 0 or 255 between them; a blur commutes with
+an affine map.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ _SAME = np.eye(3, 4)
 
 
 def apply(view: Tensor, params: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Augment and normalise one view.
+    """Augment and normalize one view.
 
     Args:
         view: (B, 3, S, S) uint8 on the CPU.
         params: (B, P) float32, columns as in `Column`.
-        mean, std: normalisation, RGB in 0..1.
+        mean, std: normalization, RGB in 0..1.
 
     Returns:
         (B, 3, S, S) float32, channels-last in memory.
@@ -41,15 +40,15 @@ def apply(view: Tensor, params: np.ndarray, mean: tuple[float, ...], std: tuple[
     def work(rows: range) -> None:
         spare = np.empty(images.shape[1:], np.float32)
         for row in rows:
-            made = _Image(images[row], results[row], spare)
-            _augment(made, params[row].tolist(), kernels.get(row))
-            made.map(normal)
-            made.settle_in(results[row])
+            image = _Image(images[row], results[row], spare)
+            _augment(image, params[row].tolist(), kernels.get(row))
+            image.map(normal)
+            image.apply_color(results[row])
 
     threads = min(torch.get_num_threads(), len(view))
     if threads <= 1:
         work(range(len(view)))
-    else:  # OpenCV and numpy let go of the interpreter while they work
+    else:  # OpenCV and numpy release the GIL
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, [range(start, len(view), threads) for start in range(threads)]))
     return out
@@ -83,81 +82,79 @@ def _kernels(sigma: np.ndarray, size: int) -> dict[int, np.ndarray]:
 
 
 class _Image:
-    """An image in the making: `pixels`, and an affine map of their colours that is still to be carried out.
+    """`pixels` and an affine map of their colors that is not applied yet.
 
     Attributes:
         pixels: (S, S, 3) float32.
         spare: memory of the same shape.
-        colour: (3, 4); the colour meant is colour @ (red, green, blue, 1).
+        color: (3, 4) affine map, color @ (red, green, blue, 1).
     """
 
     def __init__(self, image: np.ndarray, memory: np.ndarray, spare: np.ndarray) -> None:
         np.copyto(memory, image)
-        self.pixels, self.spare, self.colour = memory, spare, _SAME
+        self.pixels, self.spare, self.color = memory, spare, _SAME
 
     def map(self, matrix: np.ndarray) -> None:
-        """A further affine map (3, 4) of the colours."""
-        self.colour = matrix[:, :3] @ self.colour
-        self.colour[:, 3] += matrix[:, 3]
+        """A further affine map (3, 4) of the colors."""
+        self.color = matrix[:, :3] @ self.color
+        self.color[:, 3] += matrix[:, 3]
 
-    def settle(self) -> None:
-        """Carry out what is still to be carried out."""
-        if self.colour is not _SAME:
-            self.settle_in(self.pixels)
-
-    def settle_in(self, out: np.ndarray) -> None:
-        """The same, with `out` (S, S, 3) float32 for the result."""
-        cv2.transform(self.pixels, self.colour.astype(np.float32), dst=out)
-        self.pixels, self.colour = out, _SAME
+    def apply_color(self, out: np.ndarray | None = None) -> None:
+        """Apply the affine map to the pixels, in place or into `out` (S, S, 3) float32."""
+        if out is None and self.color is _SAME:
+            return
+        out = self.pixels if out is None else out
+        cv2.transform(self.pixels, self.color.astype(np.float32), dst=out)
+        self.pixels, self.color = out, _SAME
 
     def brightness(self, factor: float) -> None:
         """Blend with black."""
-        self.colour = factor * self.colour
+        self.color = factor * self.color
         if factor > 1:
-            self.settle()
+            self.apply_color()
             cv2.threshold(self.pixels, 255, 0, cv2.THRESH_TRUNC, dst=self.pixels)
 
     def contrast(self, factor: float) -> None:
         """Blend with the mean luma."""
         red, green, blue, _ = cv2.mean(self.pixels)
-        mean = float(_LUMA @ self.colour @ (red, green, blue, 1))
-        self.colour = factor * self.colour
-        self.colour[:, 3] += (1 - factor) * mean
+        mean = float(_LUMA @ self.color @ (red, green, blue, 1))
+        self.color = factor * self.color
+        self.color[:, 3] += (1 - factor) * mean
         self._clamp_beyond(factor)
 
     def saturation(self, factor: float) -> None:
         """Blend with the luma."""
-        self.colour = factor * self.colour + (1 - factor) * (_LUMA @ self.colour)
+        self.color = factor * self.color + (1 - factor) * (_LUMA @ self.color)
         self._clamp_beyond(factor)
 
     def _clamp_beyond(self, factor: float) -> None:
-        """Cut off at 0 and 255, where a factor above 1 can lead beyond; a mean of two colours cannot."""
+        """Clip at 0 and 255, which only a factor above 1 can leave."""
         if factor > 1:
-            self.settle()
+            self.apply_color()
             np.clip(self.pixels, 0, 255, out=self.pixels)
 
     def hue(self, turns: float) -> None:
-        """Turn the hue by a part of the HSV circle."""
+        """Turn the hue by a fraction of the HSV circle."""
         if not turns:
             return
-        self.settle()
+        self.apply_color()
         cv2.cvtColor(self.pixels, cv2.COLOR_RGB2HSV, dst=self.spare)  # hue in degrees
-        # OpenCV takes angles above 360 as what they are, negative ones not.
+        # OpenCV accepts angles above 360, but no negative ones.
         cv2.add(self.spare, (360 * (turns % 1), 0, 0, 0), dst=self.spare)  # type: ignore[call-overload]
         cv2.cvtColor(self.spare, cv2.COLOR_HSV2RGB, dst=self.pixels)
 
     def grayscale(self) -> None:
         """Every channel becomes the luma."""
-        self.colour = np.tile(_LUMA @ self.colour, (3, 1))
+        self.color = np.tile(_LUMA @ self.color, (3, 1))
 
     def blur(self, kernel: np.ndarray) -> None:
-        """Convolve rows and columns, reflected at the border; what is still to be carried out commutes with it."""
+        """Convolve rows and columns, reflected at the border; the affine map commutes with it."""
         cv2.sepFilter2D(self.pixels, -1, kernel, kernel, dst=self.spare, borderType=cv2.BORDER_REFLECT_101)
         self.pixels, self.spare = self.spare, self.pixels
 
     def solarize(self, threshold: float) -> None:
         """Invert values at or above the threshold."""
-        self.settle()
+        self.apply_color()
         np.subtract(255, self.pixels, out=self.spare)
         np.copyto(self.pixels, self.spare, where=self.pixels >= threshold)
 
@@ -166,14 +163,14 @@ class _Image:
 _OPERATIONS = (_Image.brightness, _Image.contrast, _Image.saturation, _Image.hue)
 
 
-def _augment(made: _Image, row: list[float], kernel: np.ndarray | None) -> None:
-    """Everything but the normalisation, by the parameters of the image (`Column`) and its blur, if any."""
+def _augment(image: _Image, row: list[float], kernel: np.ndarray | None) -> None:
+    """Everything but the normalization, by the parameters of the image (`Column`) and its blur, if any."""
     if row[Column.JITTER]:
         for operation in ORDERS[int(row[Column.ORDER])].tolist():
-            _OPERATIONS[operation](made, row[Column.BRIGHTNESS + operation])
+            _OPERATIONS[operation](image, row[Column.BRIGHTNESS + operation])
     if row[Column.GRAYSCALE]:
-        made.grayscale()
+        image.grayscale()
     if kernel is not None:
-        made.blur(kernel)
+        image.blur(kernel)
     if row[Column.SOLARIZE] < 256:
-        made.solarize(row[Column.SOLARIZE])
+        image.solarize(row[Column.SOLARIZE])

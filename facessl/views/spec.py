@@ -7,16 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from facessl.core.errors import ConfigError
-
-VGGFACE2_MEAN = (0.5231, 0.4044, 0.3489)
-VGGFACE2_STD = (0.2536, 0.2194, 0.2070)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from facessl.core.values import FRACTION, RANGE, check_values, from_0_to
 
 #: Row k: which operation (0 brightness, 1 contrast, 2 saturation, 3 hue) the jitter of order k runs in each slot.
 ORDERS = np.array(list(itertools.permutations(range(4))))
@@ -38,14 +33,14 @@ class View:
         ratio: aspect ratio range of the crop (width / height), drawn log-uniformly.
         flip: probability of a horizontal flip.
         jitter: strengths of brightness, contrast, saturation, hue (torchvision's ColorJitter meaning).
-        jitter_p: probability of the colour jitter; its four operations run in a random order per sample.
+        jitter_p: probability of the color jitter; its four operations run in a random order per sample.
         grayscale: probability of a conversion to grayscale.
         blur: probability of a Gaussian blur.
         blur_sigma: range of its sigma in pixels of the view, drawn uniformly.
         solarize: probability of inverting pixels at or above `solarize_threshold` (0..255).
 
     Raises:
-        ConfigError: a field out of its range; the field, the value and the valid range are named.
+        ConfigError: a field out of its range.
     """
 
     size: float = 1.0
@@ -61,24 +56,19 @@ class View:
     solarize_threshold: int = 128
 
     def __post_init__(self) -> None:
-        if not 0 < self.size <= 4:
-            self._reject("size", "above 0 and at most 4")
-        for name in ("flip", "jitter_p", "grayscale", "blur", "solarize"):
-            if not 0 <= getattr(self, name) <= 1:
-                self._reject(name, "a probability from 0 to 1")
-        for name, upper in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
-            value = getattr(self, name)
-            if len(value) != 2 or not 0 < value[0] <= value[1] <= upper or math.isinf(value[1]):
-                self._reject(name, f"(low, high) with 0 < low <= high{' <= 1' if upper == 1 else ''}")
-        if len(self.jitter) != 4 or not all(0 <= strength < math.inf for strength in self.jitter):
-            self._reject("jitter", "four strengths of 0 or more: brightness, contrast, saturation, hue")
-        if self.jitter[3] > 0.5:
-            self._reject("jitter", "a hue strength of at most 0.5, half a turn of the colour circle")
-        if not 0 <= self.solarize_threshold <= 255:
-            self._reject("solarize_threshold", "from 0 to 255")
-
-    def _reject(self, name: str, valid: str) -> NoReturn:
-        raise ConfigError(f"view has {name}={getattr(self, name)!r}, but it must be {valid}")
+        jitter = "four strengths of 0 or more: brightness, contrast, saturation, hue (at most 0.5, half a turn)"
+        check_values(
+            self,
+            {
+                "size": (lambda v: 0 < v <= 4, "a number above 0 and at most 4"),
+                "flip jitter_p grayscale blur solarize": FRACTION,
+                "scale ratio blur_sigma": RANGE,
+                "scale": (lambda v: v[1] <= 1, "(low, high) with 0 < low <= high <= 1"),
+                "jitter": (lambda v: len(v) == 4 and all(0 <= s < math.inf for s in v) and v[3] <= 0.5, jitter),
+                "solarize_threshold": from_0_to(255),
+            },
+            prefix="view.",
+        )
 
     @property
     def whole(self) -> bool:
@@ -86,24 +76,19 @@ class View:
         return tuple(self.scale) == (1, 1) and tuple(self.ratio) == (1, 1)
 
 
-#: The two views of FRA (CVPR 2024, section 4.1.1: "the same augmentation strategy as in [20, 25]", BYOL and LEWEL;
-#: numbers of the released code, data/transforms.py). Only blur and solarization differ from the defaults of `View`;
-#: BYOL itself crops from an area of 0.08.
+#: The two views of FRA (released code, data/transforms.py), also used here for BYOL and LEWEL.
 FRA_VIEWS = (View(blur=1.0, solarize=0.0), View(blur=0.1, solarize=0.2))
 
 
-def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+def rename_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `View` or an `Augment` by their present names."""
     return {RENAMED.get(name, name): value for name, value in fields.items()}
 
 
 class Column(IntEnum):
-    """Columns of a view's photometric parameters, (B, P) float32: drawn with the crop, applied on the device.
+    """Columns of a view's photometric parameters, (B, P) float32: drawn with the crop, applied on the device."""
 
-    The factors are drawn for every sample; a sample whose JITTER is 0 leaves them unused.
-    """
-
-    JITTER = 0  # 1 = the colour jitter runs, 0 = it does not
+    JITTER = 0  # 1 = the color jitter runs, 0 = it does not
     BRIGHTNESS = 1  # factor, 1 = unchanged
     CONTRAST = 2  # factor, 1 = unchanged
     SATURATION = 3  # factor, 1 = unchanged

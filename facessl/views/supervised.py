@@ -18,10 +18,10 @@ from facessl.data.loader import Made
 from facessl.views import degrade
 from facessl.views.augment import Augment, Distribution
 from facessl.views.geometric import BOX_DRAWS, photometric_params
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
-#: Uniform numbers in 0..1 that one image takes from its generator, always all of them and in the order of
-#: `Supervised._train`, so that a probability set to 0 leaves everything else as it is.
+#: Uniform numbers that one image takes from its generator, always all of them, so that a probability set to 0 changes
+#: nothing else.
 _COUNTS = {"move": 8, "photometric": 10, "noise": 2, "occlusion": 5, "gamma": 3, "fusion": 3}
 _ERASING = 2 + BOX_DRAWS
 DRAWS = sum(_COUNTS.values()) + 2 * _ERASING
@@ -38,11 +38,11 @@ class Supervised:
         mask_flip: class of the mirrored image by class of the image; None: unknown, masks cannot be mirrored. Classes
             without sides are `range(number of classes)`.
         needs: label fields that the task uses; None: whichever there are. Landmarks and masks that cannot be mirrored
-            are an error here where they are named, and are left out of the samples of training (None) where they are
-            not. A mask that is not named is left out in evaluation too: to move it takes longer than the image does.
+            are an error where they are named, and None in training where they are not. A mask that is not named is None
+            in evaluation too.
         train: False: only the crop, whether there is a generator or not.
         mask_outside: class of a view's pixels that lie outside the image; 255: none, they are left out.
-        mean, std: normalisation, for what erasing fills in.
+        mean, std: normalization, for what erasing fills in.
 
     Raises:
         ConfigError: flips are asked for, but labels that the task needs cannot be mirrored; no pixels.
@@ -86,11 +86,11 @@ class Supervised:
             255 * np.array(std) * (augment.erasing_fill == "noise"),
         )
 
-    def draw(self, rng: np.random.Generator | None) -> DrawnLabelled:
+    def draw(self, rng: np.random.Generator | None) -> DrawnLabeled:
         """The random numbers of one image; None: evaluation, only the crop."""
-        return DrawnLabelled(self, rng.random(DRAWS) if rng is not None and self._train_mode else None)
+        return DrawnLabeled(self, rng.random(DRAWS) if rng is not None and self._train_mode else None)
 
-    def made(self, sample: Sample, image: np.ndarray, draws: np.ndarray | None) -> Made:
+    def apply(self, sample: Sample, image: np.ndarray, draws: np.ndarray | None) -> Made:
         """One sample's view or views.
 
         Args:
@@ -99,9 +99,8 @@ class Supervised:
             draws: (DRAWS,) uniform in 0..1; None: only the crop.
 
         Returns:
-            A copy of the sample whose landmarks, box, five points, mask, pose and `frame` are those of the first view;
-            one view (S, S, 3) uint8, or two where `pairs` is set and there are draws; as many parameter rows (P,)
-            float32 (`facessl.views.spec.Column`), none without draws; no crops.
+            A copy of the sample with the labels and `frame` of the first view; one view (S, S, 3) uint8, or two where
+            `pairs` is set and there are draws; as many rows (P,) float32 of `Column`, none without draws; no crops.
 
         Raises:
             DataError: the sample lacks what the crop needs, or has another number of landmarks than the layout.
@@ -111,7 +110,7 @@ class Supervised:
             sample, image.shape, crop=a.crop, size=self.size, scale=a.crop_scale, warp=a.warp, template=a.template
         )
         if draws is None:
-            return self._moved(sample, image, frame), [frame.image(image, a.border)], [], []
+            return self._move_labels(sample, image, frame), [frame.image(image, a.border)], [], []
         return (*self._train(sample, image, frame, draws), [])
 
     def _train(
@@ -124,16 +123,16 @@ class Supervised:
         frame = frame.compose(move)
         if parts["noise"][0] < a.noise:
             image = degrade.add_noise(image, a.noise_std, parts["noise"][1])
-        view = self._degraded(frame.image(image, a.border), parts)
+        view = self._degrade(frame.image(image, a.border), parts)
         params = photometric_params(self._view, parts["photometric"])
-        sample = self._moved(replace(sample, **self._dropped), image, frame, rotation, flip)
-        first = self._erased(view, parts["erasing"])
+        sample = self._move_labels(replace(sample, **self._dropped), image, frame, rotation, flip)
+        first = self._erase(view, parts["erasing"])
         if not a.pairs:
             return sample, [first], [params]
         if a.shared_erasing:
             second = cv2.flip(first, 1)
         else:
-            second = self._erased(cv2.flip(view, 1), parts["erasing of the mirrored view"])
+            second = self._erase(cv2.flip(view, 1), parts["erasing of the mirrored view"])
         return sample, [first, second], [params, params]
 
     def _move(self, draws: list[float]) -> tuple[np.ndarray, float, bool]:
@@ -148,7 +147,7 @@ class Supervised:
         mirrored = flip < a.flip
         return similarity(self.size, rotation=turn, scale=zoom, shift=shift, flip=mirrored), turn, mirrored
 
-    def _degraded(self, view: np.ndarray, parts: dict[str, np.ndarray]) -> np.ndarray:
+    def _degrade(self, view: np.ndarray, parts: dict[str, np.ndarray]) -> np.ndarray:
         """(S, S, 3) with occlusion, gamma and noise."""
         a = self.augment
         if parts["occlusion"][0] < a.occlusion:
@@ -157,18 +156,18 @@ class Supervised:
         if on < a.gamma:
             low, high = a.gamma_low if side < 0.5 else a.gamma_high
             view = degrade.apply_gamma(view, low + place * (high - low))
-        on, share, seed = parts["fusion"].tolist()
+        on, fraction, seed = parts["fusion"].tolist()
         if on < a.fusion:
-            view = degrade.fuse_noise(view, share * a.fusion_max, seed)
+            view = degrade.fuse_noise(view, fraction * a.fusion_max, seed)
         return view
 
-    def _erased(self, view: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def _erase(self, view: np.ndarray, draws: np.ndarray) -> np.ndarray:
         if draws[0] >= self.augment.erasing:
             return view
         box = degrade.erase_box(self.size, draws[2:], self.augment.erasing_scale, self.augment.erasing_ratio)
         return view if box is None else degrade.erase(view, box, *self._fill, draws[1])
 
-    def _moved(
+    def _move_labels(
         self, sample: Sample, image: np.ndarray, frame: Frame, rotation: float = 0.0, flip: bool = False
     ) -> Sample:
         """The sample with its labels in the view. Points outside the view keep their place outside."""
@@ -197,14 +196,14 @@ class Supervised:
 
     def _order(self, sample: Sample) -> np.ndarray:
         """Index of the points of the mirrored image."""
-        found, known = (0 if points is None else len(points) for points in (sample.landmarks, self._flip))
-        if self._flip is None or known != found:
-            raise DataError(f"{sample.key} has {found} landmarks, but the source's layout has {known}")
+        count, known = (0 if points is None else len(points) for points in (sample.landmarks, self._flip))
+        if self._flip is None or known != count:
+            raise DataError(f"{sample.key} has {count} landmarks, but the source's layout has {known}")
         return self._flip
 
 
-class DrawnLabelled:
-    """Views with labels whose random numbers are drawn. Labels belong to the image at full size: it is not reduced."""
+class DrawnLabeled:
+    """Views with labels and their random numbers. The image is not reduced: labels are in its full size."""
 
     reduction = None
 
@@ -212,8 +211,8 @@ class DrawnLabelled:
         self._views, self._draws = views, draws
 
     def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
-        """As `Supervised.made`; `out` is not used, the views bring their own memory."""
-        return self._views.made(sample, image, self._draws)
+        """As `Supervised.apply`; `out` is not used, the views bring their own memory."""
+        return self._views.apply(sample, image, self._draws)
 
 
 def _spread(draw: float, width: float, distribution: Distribution) -> float:

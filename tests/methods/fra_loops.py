@@ -43,8 +43,8 @@ def position(row, column, height, width, channels):
 
 
 def layer_norm(norm, x):
-    centred = x - x.mean()
-    return centred / torch.sqrt((centred**2).mean() + norm.eps) * norm.weight + norm.bias
+    centered = x - x.mean()
+    return centered / torch.sqrt((centered**2).mean() + norm.eps) * norm.weight + norm.bias
 
 
 def attention(module, queries, keys, values):

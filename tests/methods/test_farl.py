@@ -13,7 +13,7 @@ from torch import Tensor
 from facessl.core.errors import CheckpointError, ConfigError, DataError
 from facessl.core.types import Batch, Progress
 from facessl.data.source import open_source
-from facessl.methods.farl import FaRL, TextTower, standardised
+from facessl.methods.farl import FaRL, TextTower, standardize
 from facessl.models.backbone import Backbone
 from facessl.models.dvae import DVAEEncoder
 
@@ -60,7 +60,7 @@ def test_without_open_clip_a_sentence_says_what_to_install(monkeypatch: pytest.M
 def test_captions_cut_to_the_longest_have_the_features_of_filled_up_ones() -> None:
     torch.manual_seed(0)
     tower = TextTower(width=32, depth=2, heads=2, context=77, out_features=16).double()
-    texts = ["a happy face", "an old sad face with glasses and grey hair, partly covered", "x"]
+    texts = ["a happy face", "an old sad face with glasses and gray hair, partly covered", "x"]
     whole = tower.transformer(tower.tokenizer(texts))
     torch.testing.assert_close(tower(texts), whole, rtol=1e-12, atol=1e-12)
     endless = ["word " * 200, "a"]
@@ -89,7 +89,7 @@ def test_masked_modelling_equals_loops() -> None:
 
 
 def test_targets_cannot_be_met_by_a_constant() -> None:
-    targets = standardised(torch.randn(2, 16, 8))
+    targets = standardize(torch.randn(2, 16, 8))
     torch.testing.assert_close(targets.mean(1), torch.zeros(2, 8), rtol=0, atol=1e-5)
     torch.testing.assert_close(targets.var(1, unbiased=False), torch.ones(2, 8), rtol=0, atol=1e-4)
 

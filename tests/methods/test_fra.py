@@ -175,7 +175,7 @@ def test_prototypes_follow_the_mean_mask_embeddings(values):
         for _, heads in networks:
             heads.prototype.normal_()
     expected = [heads.prototype.clone() for _, heads in networks]
-    for seed in (1, 2):  # two micro-batches of one optimiser step
+    for seed in (1, 2):  # two micro-batches of one optimizer step
         for k, (backbone, heads) in enumerate(networks):
             for x in views(seed=seed).views:
                 embedding = heads.decoder(backbone.forward_features(x)).mean(0).detach()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Batch
 from facessl.methods.fra import PRIOR_CELLS, across
-from facessl.models.layers import frame
+from facessl.models.layers import view_cells
 from facessl.models.layers.sinkhorn import sinkhorn
 from tests.methods.test_fra import START, build, views
 
@@ -38,14 +38,14 @@ def cut(crops=None, **options):
 
 
 def place(crop, row, column, rows, columns):
-    """Where a cell's centre lies in the image, in words: flip, then scale, then shift."""
+    """Where a cell's center lies in the image, in words: flip, then scale, then shift."""
     left, top, width, height, flip = (float(value) for value in crop)
     right = (column + 0.5) / columns
     return left + width * (1 - right if flip else right), top + height * (row + 0.5) / rows
 
 
 def bilinear(cells, x, y):
-    """Value of a map (h, w, N) at fractions x, y: between the four centres around it, the outermost ones repeated."""
+    """Value of a map (h, w, N) at fractions x, y: between the four centers around it, the outermost ones repeated."""
     rows, columns = cells.shape[:2]
     px, py = x * columns - 0.5, y * rows - 0.5
     left, top = math.floor(px), math.floor(py)
@@ -158,20 +158,20 @@ def test_views_without_a_common_place_give_zero():
 
 def test_reading_equals_grid_sample():
     maps, (theirs, ours) = assignments(rows=6, columns=7), random_crops()
-    found, inside = frame.seen_by(maps, theirs, ours, 4, 5)
-    y, x = frame.in_view(*frame.places(ours, 4, 5), theirs)
+    found, inside = view_cells.seen_by(maps, theirs, ours, 4, 5)
+    y, x = view_cells.in_view(*view_cells.places(ours, 4, 5), theirs)
     grid = torch.stack([x[:, None].expand(-1, 4, -1), y[:, :, None].expand(-1, -1, 5)], -1) * 2 - 1
     expected = F.grid_sample(maps.permute(0, 3, 1, 2), grid, align_corners=False, padding_mode="border")
     torch.testing.assert_close(found, expected.permute(0, 2, 3, 1))
     assert torch.equal(inside, (grid.abs() <= 1).all(-1))
-    assert torch.autograd.gradcheck(lambda m: frame.read(m, y, x), maps.requires_grad_())
+    assert torch.autograd.gradcheck(lambda m: view_cells.read(m, y, x), maps.requires_grad_())
 
 
 def test_reading_stays_in_float32_under_autocast():
     maps, (theirs, ours) = assignments().float(), (crop.float() for crop in random_crops())
-    exact, _ = frame.seen_by(maps, theirs, ours, 4, 5)
+    exact, _ = view_cells.seen_by(maps, theirs, ours, 4, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        again, _ = frame.seen_by(maps, theirs, ours, 4, 5)
+        again, _ = view_cells.seen_by(maps, theirs, ours, 4, 5)
     assert torch.equal(again, exact)
 
 

@@ -57,7 +57,7 @@ def test_aligned_embeddings_are_weighted_averages_of_their_own_group(heads, scal
     torch.testing.assert_close(*gradients)
 
 
-def test_projector_normalises_pooled_vector_and_pixels_together():
+def test_projector_normalizes_pooled_vector_and_pixels_together():
     part = AlignedHeads(8, LEWELArgs(hidden=12, dim=16)).train()
     features = torch.randn(4, 8, 2, 3)
     vectors = torch.cat([features.flatten(2), features.mean((2, 3)).unsqueeze(2)], dim=2)  # in any order

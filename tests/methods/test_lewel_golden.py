@@ -38,7 +38,7 @@ def run(request):
     state = {}
     for name, shape in json.loads(GOLDEN.with_suffix(".json").read_text())["names"]:
         begin = next((b for b in RENAMED if name.startswith(b)), None)
-        if begin is None:  # the zero centre and FRA's second copy of the online backbone
+        if begin is None:  # the zero center and FRA's second copy of the online backbone
             assert name == "module.center" or name.startswith("module.encoder_q.")
             continue
         value = filled(name, shape)

@@ -167,7 +167,7 @@ def test_usual_heads_are_those_of_the_named_vits(name):
     assert usual_heads(model.embed_dim) == model.blocks[0].attn.num_heads
 
 
-def test_own_export_is_a_teacher_at_another_size_with_its_own_normalisation(tmp_path):
+def test_own_export_is_a_teacher_at_another_size_with_its_own_normalization(tmp_path):
     backbone = Backbone("resnet10t", image_size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).eval()
     card = {"timm_name": "resnet10t", "image_size": 64, "mean": backbone.mean, "std": backbone.std}
     files.write_backbone(tmp_path / "backbone.safetensors", backbone.model.state_dict(), card)

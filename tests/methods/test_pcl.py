@@ -20,7 +20,7 @@ from facessl.methods.pcl import (
     pose_contrast,
 )
 from facessl.models.backbone import Backbone
-from facessl.models.layers.facecycle import ChannelAttention
+from facessl.models.facecycle import ChannelAttention
 
 
 def build(backbone="test_resnet", **values):
@@ -58,11 +58,11 @@ def same_with_gradients(ours, slow, *inputs):
 def test_face_contrast_mixes_the_views_of_other_images_in_pairs(alpha):
     x = torch.randn(10, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     draws = mixing(alpha)
-    order, shares = draws.order(8).tolist(), draws.shares(10, 8).double()
+    order, weights = draws.order(8).tolist(), draws.weights(10, 8).double()
     slow = 0
     for i in range(10):
         others = [x[j] for j in range(10) if j % 5 != i % 5]
-        mixed = [shares[i, j] * others[j] + (1 - shares[i, j]) * others[order[j]] for j in range(8)]
+        mixed = [weights[i, j] * others[j] + (1 - weights[i, j]) * others[order[j]] for j in range(8)]
         slow = slow + info_nce(cosine(x[i], x[(i + 5) % 10]), [cosine(x[i], m) for m in mixed], 0.3) / 10
     same_with_gradients(face_contrast(x, mixing(alpha), 0.3), slow, x)
 
@@ -72,11 +72,11 @@ def test_pose_contrast_mixes_the_mirrored_views_of_the_same_image():
     x = torch.randn(10, 6, dtype=torch.float64, generator=generator).requires_grad_()
     mirrored = torch.randn(3, 5, 6, dtype=torch.float64, generator=generator).requires_grad_()
     draws = mixing()
-    order, shares = draws.order(3).tolist(), draws.shares(5, 3).double()
+    order, weights = draws.order(3).tolist(), draws.weights(5, 3).double()
     slow = 0
     for i in range(10):
         own = mirrored[:, i % 5]
-        mixed = [shares[i % 5, k] * own[k] + (1 - shares[i % 5, k]) * own[order[k]] for k in range(3)]
+        mixed = [weights[i % 5, k] * own[k] + (1 - weights[i % 5, k]) * own[order[k]] for k in range(3)]
         slow = slow + info_nce(cosine(x[i], x[(i + 5) % 10]), [cosine(x[i], m) for m in mixed], 0.3) / 10
     same_with_gradients(pose_contrast(x, mirrored, mixing(), 0.3), slow, x, mirrored)
 
@@ -84,8 +84,8 @@ def test_pose_contrast_mixes_the_mirrored_views_of_the_same_image():
 def test_orthogonality_is_the_mean_squared_entry_of_the_product():
     generator = torch.Generator().manual_seed(0)
     face, pose = (torch.randn(4, 5, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
-    centred = [x - x.mean(0) for x in (face, pose)]
-    e, p = ([row / (row.detach().norm() + 1e-6) for row in x] for x in centred)
+    centered = [x - x.mean(0) for x in (face, pose)]
+    e, p = ([row / (row.detach().norm() + 1e-6) for row in x] for x in centered)
     slow = sum(sum(e[b][i] * p[b][j] for b in range(4)) ** 2 for i in range(5) for j in range(5)) / 25
     same_with_gradients(orthogonality(face, pose), slow, face, pose)
 
@@ -98,10 +98,10 @@ def test_beta_quantiles_invert_the_distribution():
 
 def test_draws_depend_on_the_seed_alone():
     torch.manual_seed(0)
-    first = mixing().shares(3, 4)
+    first = mixing().weights(3, 4)
     torch.manual_seed(1)
-    assert torch.equal(first, mixing().shares(3, 4))
-    assert not torch.equal(first, Mixing(1.6, seed=8, device=torch.device("cpu")).shares(3, 4))
+    assert torch.equal(first, mixing().weights(3, 4))
+    assert not torch.equal(first, Mixing(1.6, seed=8, device=torch.device("cpu")).weights(3, 4))
 
 
 def test_image_is_made_of_its_own_pose_and_either_face(batch):

@@ -103,7 +103,7 @@ def test_queue_takes_part_once_it_is_full():
     model.after_step(START)
     assert torch.equal(model.step(batch, START).loss, plain.step(batch, START).loss), "5 of 7 rows are not full"
     model.after_step(START)
-    assert model.queue.full() == 1
+    assert model.queue.is_full() == 1
     scores = unit(4, 5, 16) @ model.prototypes.double().t()
     queued = model._queued_scores(START).double()
     torch.testing.assert_close(model._swapped(scores, queued)[0], loops(scores, queued=queued), rtol=1e-6, atol=0)

@@ -22,18 +22,18 @@ def test_oldest_rows_leave_and_full_is_said_when_it_is():
         queue.note(rows(first, count))
         queue.move()
         first += count
-        full.append(queue.full().item())
+        full.append(queue.is_full().item())
     assert held(queue) == [5, 6, 7, 8, 9]
     assert full == [0, 0, 1, 1]
-    assert torch.equal(queue.share(), queue.rows)
+    assert torch.equal(queue.local_rows(), queue.rows)
 
 
 def test_notes_gather_over_micro_batches_and_never_grow_beyond_the_queue():
     queue = Queue(2, 5, 1)
     for first in (1, 4, 7):
         queue.note(rows(first, 3))
-    assert queue._noted is not None
-    assert queue._noted.shape == (2, 5, 1)
+    assert queue._pending is not None
+    assert queue._pending.shape == (2, 5, 1)
     assert held(queue) == [0] * 5, "a note changes nothing yet"
     queue.move()
     assert held(queue) == [5, 6, 7, 8, 9]
@@ -57,7 +57,7 @@ def test_state_goes_on_where_it_was():
         each.note(rows(4, 4))
         each.move()
     assert torch.equal(queue.rows, twin.rows)
-    assert twin.full() == 1
+    assert twin.is_full() == 1
 
 
 def test_gradients_stop_and_types_are_kept():

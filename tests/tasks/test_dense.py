@@ -86,7 +86,7 @@ class Turned(Supervised):
         self.seen = getattr(self, "seen", -1) + 1
         move = similarity(self.size, rotation=25 * self.seen, scale=0.5, shift=(0.05, -0.04))
         real = self._frame_of(sample, image).compose(move)
-        return self._moved(sample, image, real), [real.image(image)], [], []
+        return self._move_labels(sample, image, real), [real.image(image)], [], []
 
     def _frame_of(self, sample: Sample, image: np.ndarray) -> Frame:
         _, height, width = 0, *image.shape[:2]

@@ -33,7 +33,7 @@ SECONDS = 300
 
 def in_double() -> None:
     """What is compared is the arithmetic of the ranks, not how rounding grows through batch norm."""
-    real, normalise = Photometric.__call__, score.normalise
+    real, normalize = Photometric.__call__, score.normalize
 
     def double(self: Photometric, batch: Batch) -> Batch:
         batch = real(self, batch)
@@ -41,7 +41,7 @@ def in_double() -> None:
         return batch
 
     Photometric.__call__ = double  # type: ignore[method-assign]
-    score.normalise = lambda *values: normalise(*values).double()
+    score.normalize = lambda *values: normalize(*values).double()
     module.PRECISION["fp32"] = "64-true"
 
 

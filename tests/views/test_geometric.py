@@ -211,7 +211,7 @@ def test_view_sizes_follow_the_image_size() -> None:
 def test_a_view_that_cannot_work_names_field_and_value(field: str, value: Any) -> None:
     with pytest.raises(ConfigError) as error:
         View(**{field: value})
-    assert f"{field}={value!r}" in str(error.value)
+    assert f"view.{field} is {value}: give " in str(error.value)
 
 
 def test_an_image_size_without_pixels_is_refused() -> None:

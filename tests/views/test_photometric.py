@@ -13,9 +13,9 @@ from torch import Tensor
 
 from facessl.core.types import Batch
 from facessl.views.geometric import Geometric
-from facessl.views.normalise import normalise
+from facessl.views.normalize import VGGFACE2_MEAN, VGGFACE2_STD, normalize
 from facessl.views.photometric import ORDERS, Photometric
-from facessl.views.spec import FRA_VIEWS, VGGFACE2_MEAN, VGGFACE2_STD, Column
+from facessl.views.spec import FRA_VIEWS, Column
 from tests.helpers import views_of
 
 PLAIN = Photometric((0, 0, 0), (1, 1, 1))  # results in 0..1
@@ -27,7 +27,7 @@ IDENTITY = {Column.BRIGHTNESS: 1, Column.CONTRAST: 1, Column.SATURATION: 1, Colu
 
 
 def images(n: int, size: int) -> Tensor:
-    """(n, 3, size, size) uint8: smooth noise of full contrast, with black, white, grey and pure colours in a corner."""
+    """(n, 3, size, size) uint8: smooth noise of full contrast, with black, white, gray and pure colors in a corner."""
     rng = np.random.default_rng(0)
     out = np.empty((n, size, size, 3), np.uint8)
     for k in range(n):
@@ -132,12 +132,12 @@ def test_a_sample_does_not_depend_on_its_batch(apply: Apply, size: int, threads:
 
 
 @BOTH
-def test_an_untouched_sample_is_only_normalised(apply: Apply) -> None:
+def test_an_untouched_sample_is_only_normalized(apply: Apply) -> None:
     p = drawn(8)
     p[3] = params()[0]
     view = images(8, 32)
     out = apply(Photometric(VGGFACE2_MEAN, VGGFACE2_STD), view, p)
-    torch.testing.assert_close(out[3:4], normalise(view[3:4], VGGFACE2_MEAN, VGGFACE2_STD), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[3:4], normalize(view[3:4], VGGFACE2_MEAN, VGGFACE2_STD), atol=1e-5, rtol=0)
 
 
 @BOTH
@@ -170,5 +170,5 @@ def test_a_batch_keeps_everything_but_its_views() -> None:
     assert batch.views[0].dtype == torch.uint8
 
     plain = photometric(Batch(views=batch.views[:1], params=[], index=batch.index))
-    assert torch.equal(plain.views[0], normalise(batch.views[0], VGGFACE2_MEAN, VGGFACE2_STD))
+    assert torch.equal(plain.views[0], normalize(batch.views[0], VGGFACE2_MEAN, VGGFACE2_STD))
     assert plain.views[0].is_contiguous(memory_format=torch.channels_last)

@@ -17,8 +17,9 @@ from scipy.stats import ks_2samp
 from torchvision import transforms as tv
 
 from facessl.views.geometric import DRAWS, Geometric, crop_box, photometric_params
+from facessl.views.normalize import VGGFACE2_MEAN, VGGFACE2_STD
 from facessl.views.photometric import Photometric
-from facessl.views.spec import FRA_VIEWS, ORDERS, VGGFACE2_MEAN, VGGFACE2_STD, Column, View
+from facessl.views.spec import FRA_VIEWS, ORDERS, Column, View
 from tests.helpers import script, views_of
 
 pipeline = script("pipeline")
@@ -63,7 +64,7 @@ def _right(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     return boxes[:, 1] + boxes[:, 3] / 2
 
 
-def test_colour_parameters() -> None:
+def test_color_parameters() -> None:
     rng = np.random.default_rng(1)
     torch.manual_seed(1)
     jitter = tv.ColorJitter(*FRA_VIEWS[0].jitter)
@@ -104,12 +105,12 @@ def finished() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _plain(views: torch.Tensor) -> np.ndarray:
-    """Without the normalisation, pixels last."""
+    """Without the normalization, pixels last."""
     return views.permute(0, 2, 3, 1).numpy() * np.float32(VGGFACE2_STD) + np.float32(VGGFACE2_MEAN)
 
 
-def _colourfulness(views: np.ndarray) -> np.ndarray:
-    """Largest minus smallest channel of each pixel; of grey exactly 0."""
+def _colorfulness(views: np.ndarray) -> np.ndarray:
+    """Largest minus smallest channel of each pixel; of gray exactly 0."""
     return np.maximum(views.max(-1) - views.min(-1) - 1e-5, 0)
 
 
@@ -124,7 +125,7 @@ MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean green": lambda views: views[..., 1].mean((1, 2)),
     "mean blue": lambda views: views[..., 2].mean((1, 2)),
     "contrast": lambda views: views.std((1, 2, 3)),
-    "saturation": lambda views: _colourfulness(views).mean((1, 2)),
+    "saturation": lambda views: _colorfulness(views).mean((1, 2)),
     "left against right": lambda views: (views[:, :, :20] - views[:, :, 20:]).mean((1, 2, 3)),
     "blur": _blur_strength,
 }
@@ -138,6 +139,6 @@ def test_finished_views(finished: list[tuple[np.ndarray, np.ndarray]], view: int
 
 
 @pytest.mark.parametrize("view", [0, 1])
-def test_share_of_grey_views(finished: list[tuple[np.ndarray, np.ndarray]], view: int) -> None:
+def test_share_of_gray_views(finished: list[tuple[np.ndarray, np.ndarray]], view: int) -> None:
     for views in finished[view]:
-        close_rates(_colourfulness(views).max((1, 2)) == 0, FRA_VIEWS[view].grayscale)
+        close_rates(_colorfulness(views).max((1, 2)) == 0, FRA_VIEWS[view].grayscale)

@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.core.types import Sample
+from facessl.core.types import IGNORE_INDEX, Sample
 from facessl.data.decode import ImageError, decode_mask, read_file, stored_size
 from facessl.data.sources._lists import check_width, csv_rows, real
 
-#: Mask value that losses and scores leave out.
-IGNORED = 255
 _HRNET_HEAD = ["image_name", "scale", "center_w", "center_h"]
 
 
@@ -109,7 +107,7 @@ def give_mask(sample: Sample, file: str, classes: int, where: str) -> None:
     """
     assert isinstance(sample.image, bytes)
     mask = read_mask(file)
-    used = mask[mask != IGNORED]
+    used = mask[mask != IGNORE_INDEX]
     if used.size and used.max() >= classes:
         raise DataError(f"{file} has the class {used.max()}, but {where} names {classes} (0 to {classes - 1})")
     sample.mask = fitted(mask, sample.image, sample.key, file)

@@ -236,7 +236,7 @@ def _attributes(who: Identity, scene: Scene, marks: np.ndarray) -> np.ndarray:
         "long_hair": who.long_hair,
         "curly_hair": who.hair_style in ("curly", "afro"),
         "fringe": who.fringe > 0 and scene.hat == "none",
-        "grey_hair": hairy and who.grey > 0.5,
+        "grey_hair": hairy and who.gray > 0.5,
         "dark_hair": hairy and float(who.hair.mean()) < 62,
         "young": who.age < 0.25,
         "aged": who.age > 0.65,

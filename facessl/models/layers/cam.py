@@ -11,7 +11,7 @@ from facessl.core.precision import at_least_float32, full_precision
 def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
     """The classifier (K, C) without its bias on every cell of a map (B, C, h, w) (Zhou et al., CVPR 2016, Eq. 2).
 
-    The weights are constants here: the consistency loss shall move the features, not the classifier.
+    Without gradient to the classifier.
 
     Returns:
         (B, K, h, w), in float32 or wider also under autocast.
@@ -24,8 +24,7 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
 def flip_consistency(maps: Tensor, maps_of_flipped: Tensor) -> Tensor:
     """Mean squared difference of the maps of images and the mirrored maps of the mirrored images, (B, K, h, w) both.
 
-    The released code mirrors by resampling on a grid of cell centres, which is the exact mirroring done here. Gradients
-    reach both sides.
+    Gradients reach both sides.
     """
     with full_precision(maps):
         return F.mse_loss(at_least_float32(maps), at_least_float32(maps_of_flipped).flip(-1))

@@ -39,8 +39,7 @@ class MomentumUpdate:
             pairs: (online, target) modules of the same structure.
             buffers: batch-norm statistics (every floating-point buffer) are averaged too and counters are copied; the
                 target then belongs in evaluation mode (Cai et al., "Exponential moving average normalization", CVPR
-                2021). Of norms that do not span the ranks, the online statistics become their mean over the ranks
-                first, so that all ranks have the same target and a checkpoint of any rank is that of all.
+                2021). Online statistics that differ by rank become their mean over the ranks first.
         """
         self._pairs = pairs
         self._buffers = buffers

@@ -1,4 +1,4 @@
-"""Landmarks to heatmaps and back. Points are (x, y); the centre of the top-left cell or pixel is (0, 0)."""
+"""Landmarks to heatmaps and back. Points are (x, y); the center of the top-left cell or pixel is (0, 0)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def gaussian_heatmaps(
     return maps * (dy[..., :, None] + dx[..., None, :] <= radius**2)
 
 
-#: Standard deviation of `shrunk_gaussians` in pixels of the image, STAR's.
+#: Standard deviation in pixels of the image, STAR's.
 BLOB_SIGMA = 1.5
 
 
@@ -56,10 +56,8 @@ def shrunk_gaussians(
 ) -> Tensor:
     """Gaussians that are drawn in the image, cut to a square of 3 sigma, and shrunk bilinearly (STAR's point maps).
 
-    Without a filter, so that at a quarter of the side a cell is the mean of the middle 2x2 of its 4x4 pixels: a map
-    sums to 0.88 and its largest cell is 0.57 on average. Landmarks outside the image are drawn at its edge.
-
-    Differences: the Gaussian's centre is the landmark itself, and not the nearest pixel.
+    Landmarks outside the image are drawn at its edge. Differences: the Gaussian's center is the landmark itself, and
+    not the nearest pixel.
 
     Args:
         points, visible: as in `gaussian_heatmaps`, but in pixels of the image.
@@ -72,8 +70,8 @@ def shrunk_gaussians(
     profiles = []
     for place, length, cells in ((points[..., 1:], image[0], size[0]), (points[..., :1], image[1], size[1])):
         away = torch.arange(length, device=points.device) - place  # (B, K, length)
-        drawn = (away.square() * (-0.5 / BLOB_SIGMA**2)).exp() * (away.abs() <= 3 * BLOB_SIGMA)
-        profiles.append(F.interpolate(drawn, size=cells, mode="linear", align_corners=False))  # (B, K, cells)
+        profile = (away.square() * (-0.5 / BLOB_SIGMA**2)).exp() * (away.abs() <= 3 * BLOB_SIGMA)
+        profiles.append(F.interpolate(profile, size=cells, mode="linear", align_corners=False))  # (B, K, cells)
     down, across = profiles
     return down[..., :, None] * across[..., None, :]
 
@@ -87,10 +85,8 @@ def edge_heatmaps(
 ) -> Tensor:
     """One map per edge: lines one pixel of the image wide, as they are after shrinking to the map (STAR's edge maps).
 
-    STAR's release draws the lines at four times the image's size, averages 4x4 and takes the mean of the middle 2x2
-    pixels of each cell. Here a cell at distance d of the line has LINE_HEIGHT exp(-d^2 / (2 LINE_SIGMA^2)), d in pixels
-    of the image, 0 from 3 LINE_SIGMA on: fitted to 216 edges that were drawn and shrunk, whose sum it meets to 1 % and
-    whose largest cell to 7 %.
+    A cell at distance d of the line has LINE_HEIGHT exp(-d^2 / (2 LINE_SIGMA^2)), d in pixels of the image, 0 from
+    3 LINE_SIGMA on, which is fitted to lines drawn and shrunk as in STAR's release (sum within 1 %, largest cell 7 %).
 
     Differences: the pieces are straight, where the release bends them by splines; lines run through the landmarks.
 
@@ -126,19 +122,19 @@ def _seen(points: Tensor, visible: Tensor | None) -> Tensor:
 
 
 def _inside(points: Tensor, image: tuple[int, int]) -> Tensor:
-    """(..., 2) at the nearest place between the centres of the image's first and last pixels."""
+    """(..., 2) at the nearest place between the centers of the image's first and last pixels."""
     return points.clamp_min(0).minimum(points.new_tensor([image[1] - 1, image[0] - 1]))
 
 
 def soft_argmax(activations: Tensor) -> Tensor:
     """Mean position weighted by activations (B, K, h, w), not negative (FaRL's decoding of sigmoid maps, STAR's of its
-    own): (B, K, 2) x, y in cells, in float32 or wider also under autocast. An empty map gives its centre."""
+    own): (B, K, 2) x, y in cells, in float32 or wider also under autocast. An empty map gives its center."""
     kind = torch.promote_types(activations.dtype, torch.float32)
     columns, rows = (activations.sum(dim, dtype=kind) for dim in (-2, -1))  # (B, K, w), (B, K, h)
     total = columns.sum(-1).clamp_min(1e-6)  # (B, K)
     out = []
     for mass in (columns, rows):
-        centre = (mass.shape[-1] - 1) / 2  # about which the sum loses the fewest digits
-        cells = torch.arange(mass.shape[-1], device=mass.device, dtype=mass.dtype) - centre
-        out.append((mass * cells).sum(-1) / total + centre)
+        center = (mass.shape[-1] - 1) / 2  # about which the sum loses the fewest digits
+        cells = torch.arange(mass.shape[-1], device=mass.device, dtype=mass.dtype) - center
+        out.append((mass * cells).sum(-1) / total + center)
     return torch.stack(out, dim=-1)

@@ -1,4 +1,4 @@
-"""Losses of landmark networks. Pure, in float32 or wider also under autocast; points are (x, y), the centre of cell
+"""Losses of landmark networks. Pure, in float32 or wider also under autocast; points are (x, y), the center of cell
 (0, 0) is (0, 0). `visible` is (B, K), True where a landmark counts; None: all do. Nothing visible gives 0."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def awing(pred: Tensor, target: Tensor, visible: Tensor | None = None) -> Tensor
     """Adaptive wing loss with its weighted loss map (Wang et al., ICCV 2019, Sec. 4, with epsilon 1).
 
     With d = |y - y'|: OMEGA ln(1 + d^(ALPHA - y)) below THETA, and the line that continues value and slope above.
-    Cells whose 3x3 neighbourhood has a target of 0.2 or more have NEAR_WEIGHT.
+    Cells whose 3x3 neighborhood has a target of 0.2 or more have NEAR_WEIGHT.
 
     Args:
         pred, target: (B, K, h, w); targets in 0..1, a constant.
@@ -63,16 +63,14 @@ def star(heatmaps: Tensor, target: Tensor, visible: Tensor | None = None) -> Ten
 
         d(v1 . (t - m)) / sqrt(l1 + EPSILON) + d(v2 . (t - m)) / sqrt(l2 + EPSILON) + l1 + l2,
 
-    the last two being the value restriction, without which wide maps would make any error cheap. As in the released
-    second version, nothing is detached: eigenvalues and eigenvectors carry gradients. All lengths are in units in which
-    the map spans -1..1 from edge to edge.
+    the last two being the value restriction. As in the released second version, eigenvalues and eigenvectors carry
+    gradients. Lengths are in units in which the map spans -1..1 from edge to edge.
 
-    Differences: eigenvectors of a map that is round to 0.1 % are the axes, without gradient, as theirs is not defined
-    there (about 1 / (l1 - l2)). Cells are placed by their centres, as targets are; the released code puts the first
-    and the last cell at -1 and 1 and the targets' edges there, which is half a cell apart at the border.
+    Differences: eigenvectors of a map that is round to 0.1 % are the axes, without gradient. Cells are placed by their
+    centers; the released code puts the first and the last cell at -1 and 1.
 
     Args:
-        heatmaps: (B, K, h, w), not negative; an empty map counts with its mean in the centre.
+        heatmaps: (B, K, h, w), not negative; an empty map counts with its mean in the center.
         target: (B, K, 2) x, y in cells.
     """
     with full_precision(heatmaps):

@@ -20,7 +20,7 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: Tensor | float) -> Tens
     """Cross-entropy of finding each query's own key among the keys of all ranks (MoCo v3, Algorithm 1; CLIP).
 
     Args:
-        queries, keys: (B, D), any type, row by row of the same images; every rank has as many. Both are normalised.
+        queries, keys: (B, D), any type, row by row of the same images; every rank has as many. Both are normalized.
         temperature: the cosines are divided by it.
 
     Returns:

@@ -13,7 +13,7 @@ from facessl.models.layers.positions import sincos_positions
 
 
 class Mask(NamedTuple):
-    """Which of T patches an encoder sees, for each of B images. K patches are visible."""
+    """Which K of T patches an encoder sees, for each of B images."""
 
     keep: Tensor  # (B, K) int64, positions of the visible patches, in the order in which they enter the encoder
     restore: Tensor  # (B, T) int64, where in the sequence "visible, then removed" each patch stands
@@ -60,7 +60,7 @@ def check_maskable(model: nn.Module, name: str) -> None:
         )
     if not isinstance(model.fc_norm, nn.Identity):
         raise ConfigError(
-            f"backbone {name} normalises after pooling, which masked pre-training never trains: "
+            f"backbone {name} normalizes after pooling, which masked pre-training never trains: "
             "add --backbone.options '{fc_norm: false}'"
         )
 

@@ -16,7 +16,7 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device,
     """DETR's two-dimensional sine encoding of a map of height x width cells (DETR, appendix A.4).
 
     The first half of the channels, a multiple of 4, encodes the row, the second the column, each as interleaved sine
-    and cosine of wavelengths from 2 pi to 10000 * 2 pi. Computed in float64 and rounded once.
+    and cosine of wavelengths from 2 pi to 10000 * 2 pi.
 
     Returns:
         (height * width, channels), rows of the map one after the other; shared by all callers, not to be changed.

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp normalisation of assignments over all ranks."""
+"""Sinkhorn-Knopp normalization of assignments over all ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sinkhorn(scores: Tensor, iterations: int) -> Tensor:
     Args:
         scores: (P, N) non-negative scores of this rank's P samples for N clusters: exp(logits / epsilon) in SwAV,
             the softmaxed probabilities in the released FRA. Ranks may hold different P.
-        iterations: rounds of "clusters first, then samples"; 0 leaves only the last normalisation.
+        iterations: rounds of "clusters first, then samples"; 0 leaves only the last normalization.
 
     Returns:
         (P, N) float32; every row sums to 1, and over all ranks every column to about the same mass.

@@ -28,7 +28,7 @@ class StarMaps(NamedTuple):
 
 
 class CoordConv(nn.Module):
-    """A 1x1 convolution that also sees where it is: x, y in -1..1 and the distance from the centre as channels."""
+    """A 1x1 convolution that also sees where it is: x, y in -1..1 and the distance from the center as channels."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ class AnisotropicAttention(nn.Module):
 
 
 class StarHead(nn.Module):
-    """The STAR protocol on a backbone's pyramid: UPerNet's neck, residual blocks, anisotropic attention.
+    """A head of this project for STAR's protocol: UPerNet's neck, residual blocks, anisotropic attention.
 
-    FRA's Table 4 trains a ResNet by STAR's protocol and does not publish the head between them; this one is ours.
+    FRA's Table 4 trains a ResNet by that protocol and does not publish its head.
     """
 
     def __init__(
@@ -134,9 +134,8 @@ def star_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """STAR + 10 AWing of the points + 10 AWing of the edges.
 
-    As in the release, point and edge maps are drawn in the image and shrunk, and landmarks outside the image count at
-    its edge. Differences: those of `shrunk_gaussians` and `edge_heatmaps`. Edges with a landmark that is not visible do
-    not count.
+    Landmarks outside the image count at its edge; edges with a landmark that is not visible do not count. Differences:
+    those of `shrunk_gaussians` and `edge_heatmaps`.
 
     Args:
         target, visible: (B, K, 2) x, y in pixels of the image, and (B, K) bool; None: all.
@@ -147,14 +146,14 @@ def star_loss(
         the loss, and its terms "star", "points", "edges" without the tens.
     """
     size = (maps.heatmaps.shape[-2], maps.heatmaps.shape[-1])
-    whole = None
+    whole_edges = None
     if visible is not None:
         target = target.where(visible.bool()[..., None], 0.0)
-        whole = torch.stack([visible[:, list(edge)].all(1) for edge in edges], dim=1)  # (B, E)
+        whole_edges = torch.stack([visible[:, list(edge)].all(1) for edge in edges], dim=1)  # (B, E)
     target = target.clamp_min(-0.5).minimum(target.new_tensor([image[1] - 0.5, image[0] - 0.5]))
     terms = {
         "star": star(maps.heatmaps, to_heatmap(target, image, size), visible),
         "points": awing(maps.points, shrunk_gaussians(target, image, size, visible=visible), visible),
-        "edges": awing(maps.edges, edge_heatmaps(target, edges, image, size), whole),
+        "edges": awing(maps.edges, edge_heatmaps(target, edges, image, size), whole_edges),
     }
     return terms["star"] + 10 * terms["points"] + 10 * terms["edges"], terms

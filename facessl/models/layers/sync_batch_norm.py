@@ -1,4 +1,4 @@
-"""Batch normalisation over all ranks: torch's own on CUDA, one of plain operations on a CPU, which torch's refuses."""
+"""Batch normalization over all ranks: torch's own on CUDA, one of plain operations on a CPU, which torch's refuses."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             var, mean = torch.var_mean(values, over, correction=0)  # (C,) each, of this rank
         else:
             var = mean = values.sum(over)
-        # Sums around zero cancel digits where the mean is far from it. Of float64 that leaves more than float32 has,
-        # and the variances within the ranks are centred: the formula of Chan et al. (1979), in one message.
+        # Chan et al. (1979) in one message; float64, because sums around zero cancel digits.
         own_mean, own_var = mean.double(), var.double()
         moments = torch.cat([own_mean, own_var + own_mean.square(), own_mean.new_ones(1)])
         *sums, total = all_reduce_sum(moments * (x.numel() // x.shape[1])).split([len(mean), len(mean), 1])
@@ -67,14 +66,12 @@ def spans_ranks(module: nn.Module) -> bool:
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     """`module`, in which every BatchNorm of torch or timm has become one over the ranks, in place.
 
-    On CUDA they become torch's, so move the network there first. All objects stay what they are, so that optimisers
-    and EMA pairs made before remain valid.
+    On CUDA they become torch's, so move the network there first. Optimizers and EMA pairs remain valid.
     """
     on_cuda = any(tensor.is_cuda for tensor in chain(module.parameters(), module.buffers()))
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not spans_ranks(norm):
-            norm.__class__ = (
-                SyncBatchNormAct if on_cuda else SyncBatchNorm
-            )  # timm's Act: activation only if there is one
+            # timm's Act runs an activation only if there is one.
+            norm.__class__ = SyncBatchNormAct if on_cuda else SyncBatchNorm
             norm.process_group = None  # type: ignore[assignment]
     return module

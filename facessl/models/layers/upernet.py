@@ -37,7 +37,7 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, width, h, w); training needs B > 1, as scale 1 leaves one value per image."""
         pairs = zip(POOL_SCALES, self.branches, strict=True)
-        parts = [resized(branch(F.adaptive_avg_pool2d(x, scale)), x.shape[-2:]) for scale, branch in pairs]
+        parts = [resize(branch(F.adaptive_avg_pool2d(x, scale)), x.shape[-2:]) for scale, branch in pairs]
         return self.merge(torch.cat([x, *parts], dim=1))
 
 
@@ -68,9 +68,9 @@ class UPerNeck(nn.Module):
         above = self.top(maps[-1])
         levels = [above]
         for lateral, smooth, x in reversed(list(zip(self.laterals, self.smooth, maps, strict=False))):
-            above = lateral(x) + resized(above, x.shape[-2:])
+            above = lateral(x) + resize(above, x.shape[-2:])
             levels.insert(0, smooth(above))
-        return self.fuse(torch.cat([resized(x, levels[0].shape[-2:]) for x in levels], dim=1))
+        return self.fuse(torch.cat([resize(x, levels[0].shape[-2:]) for x in levels], dim=1))
 
 
 class UPerNet(nn.Module):
@@ -103,7 +103,7 @@ class UPerNet(nn.Module):
 
 
 def adaptor(channels: int, doublings: int) -> nn.Module:
-    """A ViT's map (B, C, h, w) -> (B, C, h * 2**doublings, w * 2**doublings): FaRL's learnt enlargement or max-pool."""
+    """A ViT's map (B, C, h, w) -> (B, C, h * 2**doublings, w * 2**doublings): learned upsampling or max-pool."""
     if doublings <= 0:
         return nn.MaxPool2d(2**-doublings) if doublings else nn.Identity()
     layers: list[nn.Module] = []
@@ -113,8 +113,8 @@ def adaptor(channels: int, doublings: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size), bilinear on the centre convention; the same tensor where the size is right."""
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, *size), bilinear on the center convention; the same tensor where the size is right."""
     if x.shape[-2:] == torch.Size(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

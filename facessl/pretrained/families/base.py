@@ -13,7 +13,7 @@ from facessl.core.errors import CheckpointError, ConfigError
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone
 from facessl.models.weights import fit, resnet_name, tensors, under
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 #: What FRA's training code adds to a checkpoint: a copy of the online backbone, and a centre that stays zero.
 FRA_ADDS = {"left_out": r"encoder_q\.|center$", "copy": ("encoder_q.", "online_net.backbone.")}

@@ -10,12 +10,10 @@ from typing import Any
 from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained.families import base
-from facessl.views.spec import IMAGENET_MEAN
+from facessl.views.normalize import IMAGENET_MEAN, SWAV_STD
 
 FAMILY = "Bulat et al."
 PREFIX = "base_net."
-#: As in SwAV's code: not ImageNet's usual 0.229.
-STD = (0.228, 0.224, 0.225)
 LEFT_OUT = rf"projection_net\.(net\.)?{weights.MLP}|prototypes\d*\.(prototypes\d+\.)?weight$"
 
 
@@ -30,4 +28,4 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    return base.plain_resnet(state, FAMILY, PREFIX, LEFT_OUT, mean=IMAGENET_MEAN, std=STD)
+    return base.plain_resnet(state, FAMILY, PREFIX, LEFT_OUT, mean=IMAGENET_MEAN, std=SWAV_STD)

@@ -9,10 +9,9 @@ from typing import Any
 
 from facessl.models import vit_files, weights
 from facessl.models.backbone import Backbone
+from facessl.views.normalize import CLIP_MEAN, CLIP_STD
 
 FAMILY = "FaRL"
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 _theirs = weights.renamer(
     (
         ("patch_embed.proj.", "visual.conv1."),
@@ -59,8 +58,8 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
         positions="visual.positional_embedding",
         blocks="visual.transformer.resblocks.",
         name="vit_base_patch16_clip_quickgelu_224",
-        mean=MEAN,
-        std=STD,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
     )
     backbone.model.load_state_dict(weights.fit(backbone.model, found, _theirs, FAMILY, left_out=LEFT_OUT))
     return backbone

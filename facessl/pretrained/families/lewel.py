@@ -12,7 +12,7 @@ from facessl.methods.lewel import LEWEL
 from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained.families import base
-from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD
+from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 FAMILY = "LEWEL"
 _theirs = weights.renamer(

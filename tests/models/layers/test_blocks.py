@@ -12,9 +12,9 @@ from torch import nn
 from facessl.core.distributed import all_reduce_mean, all_reduce_sum, world_size
 from facessl.core.errors import ConfigError
 from facessl.models.backbone import Backbone
-from facessl.models.layers.decoder import DecoderLayer, MaskDecoder
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
+from facessl.models.layers.mask_decoder import DecoderLayer, MaskDecoder
 from facessl.models.layers.positions import sine_positions
 from facessl.models.layers.sinkhorn import sinkhorn
 from facessl.models.layers.sync_batch_norm import SyncBatchNorm, convert_sync_batchnorm

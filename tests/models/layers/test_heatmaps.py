@@ -117,7 +117,7 @@ def test_decoding_is_the_weighted_mean_and_inverts_the_gaussian():
     assert (soft_argmax(gaussian_heatmaps(where, (64, 64)).bfloat16()) - where).abs().max() < 0.05
 
 
-def test_an_empty_map_decodes_to_the_centre_with_finite_gradient():
+def test_an_empty_map_decodes_to_the_center_with_finite_gradient():
     empty = torch.zeros(1, 1, 4, 6, requires_grad=True)
     points = soft_argmax(empty)
     torch.testing.assert_close(points, torch.tensor([[[2.5, 1.5]]]))

@@ -16,7 +16,7 @@ from facessl.models.layers.masking import (
     unpatchify,
 )
 from facessl.models.layers.positions import sincos_positions
-from facessl.models.layers.vit_decoder import MaskedDecoder
+from facessl.models.mae_decoder import MAEDecoder
 
 
 def vit(**options):
@@ -103,7 +103,7 @@ def test_backbones_that_cannot_be_masked_are_refused(name, options, reason):
 
 def test_decoder_puts_tokens_back_and_paints_with_positions():
     torch.manual_seed(0)
-    decoder = MaskedDecoder(24, grid=(4, 4), patch=2, width=16, depth=1, heads=2)
+    decoder = MAEDecoder(24, grid=(4, 4), patch=2, width=16, depth=1, heads=2)
     entered = {}
     decoder.blocks.register_forward_pre_hook(lambda module, args: entered.update(tokens=args[0]))
     mask = random_mask(torch.rand(2, 16), 0.75)
@@ -119,7 +119,7 @@ def test_decoder_puts_tokens_back_and_paints_with_positions():
 
 
 def decoder(depth=3, width=16):
-    return MaskedDecoder(24, grid=(4, 4), patch=2, width=width, depth=depth, heads=2)
+    return MAEDecoder(24, grid=(4, 4), patch=2, width=width, depth=depth, heads=2)
 
 
 @pytest.mark.parametrize("layout", ["mae", "own"])

@@ -25,7 +25,7 @@ def test_edges_mirror_onto_edges(name):
     everyone = [i for edge in sets for i in edge]
     assert len(everyone) == len(set(everyone))
     assert max(everyone) < order.points
-    for edge in edges:  # neighbours stay neighbours
+    for edge in edges:  # neighbors stay neighbors
         steps = {frozenset(pair) for pair in itertools.pairwise(edge)}
         mirrored = {frozenset(order.flip[i] for i in pair) for pair in steps}
         assert any(mirrored == {frozenset(p) for p in itertools.pairwise(e)} for e in edges)
@@ -98,13 +98,13 @@ def test_star_learns_one_batch():
     torch.manual_seed(0)
     net = StarHead([8, 8, 8, 8], [4, 8, 16, 32], points=6, edges=EDGES, width=16)
     pyramid, target = [torch.randn(2, 8, s, s) for s in (16, 8, 4, 2)], 8 + 48 * torch.rand(2, 6, 2)
-    optimiser = torch.optim.Adam(net.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
     errors = []
     for _ in range(50):
         maps = net(pyramid)
         loss, _ = star_loss(maps, target, edges=EDGES, image=(64, 64))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         errors.append((soft_argmax(maps.heatmaps) - to_heatmap(target, (64, 64), (16, 16))).norm(dim=-1).mean().item())
     assert errors[-1] < 0.5 * errors[0], errors[::10]

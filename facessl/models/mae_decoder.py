@@ -19,11 +19,10 @@ from facessl.models.layers.positions import sincos_positions
 from facessl.models.weights import load_exactly
 
 
-class MaskedDecoder(nn.Module):
-    """A narrow ViT that fills in what the encoder did not see (He et al., CVPR 2022, section 3 and appendix A.1).
+class MAEDecoder(nn.Module):
+    """A narrow ViT that reconstructs what the encoder did not see (He et al., CVPR 2022, section 3 and appendix A.1).
 
-    Pre-norm blocks, MLP ratio 4, fixed sine-cosine positions. Linear layers start Xavier-uniform with zero biases,
-    the mask token normal with deviation 0.02.
+    Pre-norm blocks, MLP ratio 4, fixed sine-cosine positions.
     """
 
     def __init__(
@@ -72,21 +71,21 @@ class MaskedDecoder(nn.Module):
         runs (`decoder.blocks.0...` under "method"). CheckpointError names the tensors that do not fit.
         """
         inner = next((state[key] for key in ("model", "method", "state_dict") if key in state), state)
-        found = {}
+        blocks = {}
         for name, value in inner.items():
             match = re.fullmatch(r"(?:module\.)?decoder[._]blocks\.(\d+)\.(.+)", name)
             if match and int(match[1]) < count:
-                found[f"{match[1]}.{match[2]}"] = value
-        chosen = self.blocks[:count]
-        load_exactly(chosen, found, path, f"the first {count} decoder blocks (width {self.mask_token.shape[-1]})")
+                blocks[f"{match[1]}.{match[2]}"] = value
+        what = f"the first {count} decoder blocks (width {self.mask_token.shape[-1]})"
+        load_exactly(self.blocks[:count], blocks, path, what)
 
 
-def decoder_for(backbone: Backbone, args: Any) -> MaskedDecoder:
+def decoder_for(backbone: Backbone, args: Any) -> MAEDecoder:
     """The decoder of MAE and MCF by their hyper-parameters; fixes the backbone's positions where these say so."""
     check_maskable(backbone.model, backbone.name)
     if args.positions == "sincos":
         fix_positions(backbone.model, pretrained=backbone.pretrained)
-    return MaskedDecoder(
+    return MAEDecoder(
         backbone.num_features,
         grid=backbone.model.patch_embed.grid_size,
         patch=backbone.stride,

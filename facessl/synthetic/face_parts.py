@@ -96,18 +96,18 @@ def draw_mouth(canvas: Canvas) -> None:
     top, bottom = curve(m[48:55]), curve(m[[54, 55, 56, 57, 58, 59, 48]])
     in_top, in_bottom = curve(m[[60, 61, 62, 63, 64]]), curve(m[[64, 65, 66, 67, 60]])
     inner = np.concatenate([in_top, in_bottom[1:-1]])
-    colour = who.lips
+    color = who.lips
     if scene.makeup > 0.1:
         red = _LIPSTICKS[who.seed % 4] * (1 - 0.25 * who.melanin)
-        colour = colour + (red - colour) * (0.35 + 0.5 * scene.makeup)
+        color = color + (red - color) * (0.35 + 0.5 * scene.makeup)
     upper = np.concatenate([m[48:49], top[1:], in_top[::-1]])
     lower = np.concatenate([m[54:55], bottom[1:], in_bottom[::-1]])
     gap = float((m[66] - m[62]) @ down) / unit**2
     canvas.fill(np.concatenate([top, bottom[1:-1]]), label=INNER_MOUTH)
     if gap > 0.02:
         _draw_inside(canvas, inner, gap)
-    canvas.glaze([upper], tint(colour, 0.82), 0.92, blur=0.009)
-    canvas.glaze([lower], colour, 0.92, blur=0.009)
+    canvas.glaze([upper], tint(color, 0.82), 0.92, blur=0.009)
+    canvas.glaze([lower], color, 0.92, blur=0.009)
     canvas.fill(upper, label=UPPER_LIP)
     canvas.fill(lower, label=LOWER_LIP)
     middle = (in_top + in_bottom[::-1]) / 2
@@ -120,7 +120,7 @@ def draw_mouth(canvas: Canvas) -> None:
     canvas.glaze(corners, tint(who.skin, 0.36), 0.5, width=0.03, blur=0.012)
     if gap <= 0.012:
         ends = np.concatenate([m[48:49], middle, m[54:55]])
-        canvas.glaze([ends], tint(colour, 0.28), 0.9, width=0.026, blur=0.006)
+        canvas.glaze([ends], tint(color, 0.28), 0.9, width=0.026, blur=0.006)
     gloss = m[[58, 57, 56]] * 0.55 + m[[67, 66, 65]] * 0.45 - down * 0.005
     canvas.glaze([curve(gloss)], (255, 235, 230), 0.22 + 0.2 * scene.makeup, width=0.03, blur=0.018)
 

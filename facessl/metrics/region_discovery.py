@@ -1,12 +1,9 @@
 """Do regions that were learned without labels follow the parts of a face? Always beside what needs no learning.
 
-Three questions to N heatmaps per image: can landmarks be read off their centroids; do their arg-max regions agree with
-masks; do they move along when the image moves. `discover` asks all three of the heatmaps and of the baselines on the
-same images: clusters of colour, of colour and position, a fixed grid, the label map of the mean face (which knows the
-labels), and the ceilings that the heatmaps' own grid allows (which know each image's mask).
-
-Source: FRA (CVPR 2024, section 1) says that its heatmaps roughly discover facial regions, and shows pictures. Landmarks
-by linear regression from what was learned without labels: Thewlis et al., ICCV 2017.
+`discover` measures N heatmaps per image: landmarks regressed from their centroids (Thewlis et al., ICCV 2017),
+agreement of their arg-max regions with masks, and whether they move with the image. Beside them are baselines:
+clusters of color, of color and position, a fixed grid, the label map of the mean face (which knows the labels), and
+ceilings of the heatmaps' own grid (which know each image's mask).
 """
 
 from __future__ import annotations
@@ -18,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.metrics import maps
+from facessl.core.types import IGNORE_INDEX
+from facessl.metrics import region_maps as maps
 from facessl.metrics.bootstrap import Interval, as_array, bootstrap_mean, interval, plain, resampled_sums
-from facessl.metrics.consistency import Similarity, consistency
 from facessl.metrics.nme import eye_distance, nme
-from facessl.metrics.partitions import IGNORE, ari, contingency, foreground_iou, nmi
+from facessl.metrics.region_agreement import ari, contingency, foreground_iou, nmi
+from facessl.metrics.region_consistency import Similarity, consistency
 
 #: Largest side on which regions of moved images are compared.
 _MOVED = 32
@@ -40,8 +38,8 @@ def region_scores(
         samples, seed: of the bootstrap.
     """
     tables = contingency(regions, masks, count=count, classes=classes)
-    drawn = resampled_sums(tables.reshape(len(tables), -1), samples=samples, seed=seed).reshape(-1, count, classes)
-    return {score.__name__: interval(score(tables.sum(0)), score(drawn)) for score in (nmi, ari, foreground_iou)}
+    resampled = resampled_sums(tables.reshape(len(tables), -1), samples=samples, seed=seed).reshape(-1, count, classes)
+    return {score.__name__: interval(score(tables.sum(0)), score(resampled)) for score in (nmi, ari, foreground_iou)}
 
 
 def landmark_errors(
@@ -73,13 +71,13 @@ def landmark_errors(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A row of the table: regions to be asked."""
+    """A row of the table."""
 
     name: str
     regions: np.ndarray  # (M, g, g), 0 to count - 1
     count: int
-    features: np.ndarray | None = None  # (M, C) for landmarks; None: not asked
-    heatmaps_of: maps.HeatmapsOf | None = None  # for consistency; None: not asked
+    features: np.ndarray | None = None  # (M, C) for landmarks; None: not measured
+    heatmaps_of: maps.HeatmapsOf | None = None  # for consistency; None: not measured
 
 
 def discover(
@@ -94,7 +92,7 @@ def discover(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything above for the heatmaps and their baselines, ready for a table.
+    """The measures for heatmaps and baselines, ready for a table.
 
     Args:
         heatmaps_of: images (B, S, S, 3) uint8 -> (B, N, h, w), sum 1 over N.
@@ -128,7 +126,7 @@ def discover(
     candidates += _floors(images, N, size, seed)
     truth = None if masks is None else maps.on_grid(masks, size)
     if truth is not None:
-        classes = classes or int(truth[truth != IGNORE].max(initial=0)) + 1
+        classes = classes or int(truth[truth != IGNORE_INDEX].max(initial=0)) + 1
         candidates += _ceilings(truth, classes, (cells[0], cells[1]), size)
     train = np.random.default_rng(seed).permutation(len(images)) < len(images) // 2
     rows = []
@@ -143,7 +141,7 @@ def discover(
                 errors = landmark_errors(one.features, landmarks, ocular=ocular, train=train)
                 error = bootstrap_mean(errors, samples=samples, seed=seed)
             row |= plain({"nme_interocular": error})
-        rows.append(row | _moved(one, images, min(size, _MOVED), samples, seed))
+        rows.append(row | _consistency(one, images, min(size, _MOVED), samples, seed))
     return {
         "images": len(images),
         "regions": N,
@@ -154,22 +152,22 @@ def discover(
     }
 
 
-def _moved(one: _Candidate, images: np.ndarray, grid: int, samples: int, seed: int) -> dict[str, Any]:
+def _consistency(one: _Candidate, images: np.ndarray, grid: int, samples: int, seed: int) -> dict[str, Any]:
     if one.heatmaps_of is None:
         return dict.fromkeys(("consistency", "consistency_interval", "consistency_by_chance", "consistency_unmoved"))
-    found = consistency(one.heatmaps_of, images, Similarity(), grid=grid, samples=samples, seed=seed)
-    return plain({"consistency": found.pop("consistency")}) | found
+    scores = consistency(one.heatmaps_of, images, Similarity(), grid=grid, samples=samples, seed=seed)
+    return plain({"consistency": scores.pop("consistency")}) | scores
 
 
 def _floors(images: np.ndarray, count: int, size: int, seed: int) -> list[_Candidate]:
     """What needs neither training nor labels."""
 
     def partitions(size: int) -> list[tuple[str, maps.Partition, int]]:
-        clusters = partial(maps.colour_clusters, images, count=count, grid=size, seed=seed)
+        clusters = partial(maps.color_clusters, images, count=count, grid=size, seed=seed)
         return [
             ("one region", maps.fixed(np.zeros((size, size), np.int64)), 1),
-            (f"colour k-means, {count}", clusters(position=False), count),
-            (f"colour and position k-means, {count}", clusters(position=True), count),
+            (f"color k-means, {count}", clusters(position=False), count),
+            (f"color and position k-means, {count}", clusters(position=True), count),
             (f"grid, {count}", maps.fixed(maps.rectangles(count, size)), count),
         ]
 
@@ -183,14 +181,14 @@ def _floors(images: np.ndarray, count: int, size: int, seed: int) -> list[_Candi
 
 
 def _ceilings(truth: np.ndarray, classes: int, cells: tuple[int, int], size: int) -> list[_Candidate]:
-    """What knows the labels. Interpolated shares bound interpolated heatmaps, the majority bounds whole cells."""
+    """What knows the labels: interpolated fractions bound interpolated heatmaps, the majority bounds whole cells."""
     mean = maps.fixed(maps.mean_face(truth, classes))
     fractions = maps.class_fractions(truth, classes, cells)
     name, majority = f"ceiling {cells[0]}x{cells[1]}", maps.winners(fractions, size, mode="nearest-exact")
     return [
         _Candidate("mean face's labels", mean(truth), classes, None, _as_heatmaps(mean, classes)),
         _Candidate(f"{name}, majority per cell", majority, classes),
-        _Candidate(f"{name}, interpolated shares", maps.winners(fractions, size), classes),
+        _Candidate(f"{name}, interpolated fractions", maps.winners(fractions, size), classes),
     ]
 
 

@@ -1,7 +1,6 @@
 """Heatmaps and regions on a grid: arg-max, centroids, masks read at the same places, and regions that need no training.
 
-Each of the latter is a function images (M, S, S, 3) uint8 -> regions (M, g, g), so that it can be asked again about
-moved images.
+Each of the latter is a function images (M, S, S, 3) uint8 -> regions (M, g, g).
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ def enlarge(maps: Tensor, size: int, mode: str = "bilinear") -> Tensor:
 
 
 def on_grid(masks: np.ndarray, size: int) -> np.ndarray:
-    """Masks (M, H, W) read at the centres of a size x size grid: (M, size, size)."""
+    """Masks (M, H, W) read at the centers of a size x size grid: (M, size, size)."""
     rows, columns = (((np.arange(size) + 0.5) * n / size).astype(int) for n in masks.shape[1:])
     return masks[:, rows][:, :, columns]
 
 
 def centroids(heatmaps: Any) -> np.ndarray:
-    """(M, N, h, w) weights -> (M, 2N) float64 x and y of each map's centre of mass, -1 to 1 over the image's edges.
+    """(M, N, h, w) weights -> (M, 2N) float64 x and y of each map's center of mass, -1 to 1 over the image's edges.
 
-    A map without mass has its centroid at the image's centre.
+    A map without mass has its centroid at the image's center.
     """
     maps = as_array(heatmaps).astype(np.float64)
-    x, y = (2 * _centres(n) - 1 for n in (maps.shape[3], maps.shape[2]))
+    x, y = (2 * _centers(n) - 1 for n in (maps.shape[3], maps.shape[2]))
     mass = maps.sum((2, 3))
     mass[mass == 0] = 1
     return np.concatenate([maps.sum(2) @ x / mass, maps.sum(3) @ y / mass], axis=1)
@@ -64,11 +63,10 @@ def one_hot(regions: np.ndarray, count: int) -> np.ndarray:
     return (regions[:, None] == np.arange(count)[:, None, None]).astype(np.float32)
 
 
-def colour_clusters(images: np.ndarray, *, count: int, grid: int, position: bool, seed: int) -> Partition:
-    """k-means of the pixels' colours, or of colour and position, fitted on all images together.
+def color_clusters(images: np.ndarray, *, count: int, grid: int, position: bool, seed: int) -> Partition:
+    """k-means of the pixels' colors, or of color and position, fitted on all images together.
 
-    Colour channels and coordinates run from 0 to 1 and weigh the same; were position to weigh much more, the clusters
-    would become a grid, which is a baseline of its own.
+    Color channels and coordinates run from 0 to 1 and weigh the same.
 
     Args:
         images: (M, S, S, 3) uint8.
@@ -79,7 +77,7 @@ def colour_clusters(images: np.ndarray, *, count: int, grid: int, position: bool
     """
     from sklearn.cluster import KMeans
 
-    place = np.stack(np.meshgrid(_centres(grid), _centres(grid)), -1).astype(np.float32)  # (g, g, 2)
+    place = np.stack(np.meshgrid(_centers(grid), _centers(grid)), -1).astype(np.float32)  # (g, g, 2)
 
     def features(images: np.ndarray) -> np.ndarray:
         """(M, S, S, 3) uint8 -> (M g g, 3 or 5)."""
@@ -90,10 +88,10 @@ def colour_clusters(images: np.ndarray, *, count: int, grid: int, position: bool
 
     rng = np.random.default_rng(seed)
     each = max(1, min(grid**2, _FITTED // len(images)))  # pixels of one image
-    chosen = [features(image[None])[rng.choice(grid**2, each, replace=False)] for image in images]
-    fitted = KMeans(count, n_init=4, random_state=seed).fit(np.concatenate(chosen))
+    sample = [features(image[None])[rng.choice(grid**2, each, replace=False)] for image in images]
+    kmeans = KMeans(count, n_init=4, random_state=seed).fit(np.concatenate(sample))
     return lambda images: np.concatenate(
-        [fitted.predict(features(images[i : i + BATCH])).reshape(-1, grid, grid) for i in range(0, len(images), BATCH)]
+        [kmeans.predict(features(images[i : i + BATCH])).reshape(-1, grid, grid) for i in range(0, len(images), BATCH)]
     )
 
 
@@ -105,7 +103,7 @@ def fixed(regions: np.ndarray) -> Partition:
 def rectangles(count: int, grid: int) -> np.ndarray:
     """(g, g) image cut into rows x columns = count rectangles, as square a grid as there is; 8 are 2 rows of 4."""
     rows = max(r for r in range(1, int(count**0.5) + 1) if count % r == 0)
-    y, x = ((_centres(grid) * n).astype(np.int64) for n in (rows, count // rows))
+    y, x = ((_centers(grid) * n).astype(np.int64) for n in (rows, count // rows))
     return y[:, None] * (count // rows) + x
 
 
@@ -124,13 +122,13 @@ def class_fractions(masks: np.ndarray, classes: int, cells: tuple[int, int]) -> 
 
 
 def _averaging(g: int, cells: int) -> np.ndarray:
-    """(cells, g) float32 matrix that averages the pixels whose centre falls into each cell."""
-    member = (_centres(g) * cells).astype(int)[None] == np.arange(cells)[:, None]
+    """(cells, g) float32 matrix that averages the pixels whose center falls into each cell."""
+    member = (_centers(g) * cells).astype(int)[None] == np.arange(cells)[:, None]
     empty = ~member.any(1)
-    member[empty, (_centres(cells) * g).astype(int)[empty]] = True
+    member[empty, (_centers(cells) * g).astype(int)[empty]] = True
     return (member / member.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _centres(n: int) -> np.ndarray:
-    """(n,) centres of cells, 0 to 1."""
+def _centers(n: int) -> np.ndarray:
+    """(n,) centers of cells, 0 to 1."""
     return (np.arange(n) + 0.5) / n

@@ -8,8 +8,9 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from facessl.core.errors import DataError
 from facessl.data.sources.synthetic import Synthetic
-from facessl.metrics.discovery import discover, landmark_errors, region_scores
-from facessl.metrics.maps import (
+from facessl.metrics.region_agreement import ari, contingency, foreground_iou, nmi
+from facessl.metrics.region_discovery import discover, landmark_errors, region_scores
+from facessl.metrics.region_maps import (
     centroids,
     class_fractions,
     mean_face,
@@ -18,7 +19,6 @@ from facessl.metrics.maps import (
     region_centroids,
     winners,
 )
-from facessl.metrics.partitions import ari, contingency, foreground_iou, nmi
 
 CLASSES = 11
 
@@ -135,17 +135,17 @@ def test_every_row_stands_beside_the_same_baselines(faces: tuple[np.ndarray, np.
     found = discover(lambda x: maps[: len(x)], images, masks, landmarks, classes=CLASSES, samples=100)
     json.dumps(found, allow_nan=False)
     assert [r["name"] for r in found["rows"]] == [
-        "regions", "one region", "colour k-means, 8", "colour and position k-means, 8", "grid, 8",
-        "mean face's labels", "ceiling 7x7, majority per cell", "ceiling 7x7, interpolated shares",
+        "regions", "one region", "color k-means, 8", "color and position k-means, 8", "grid, 8",
+        "mean face's labels", "ceiling 7x7, majority per cell", "ceiling 7x7, interpolated fractions",
     ]  # fmt: skip
     assert len({tuple(r) for r in found["rows"]}) == 1  # the same columns
-    own, colour, mean = (row(found, n) for n in ("regions", "colour k-means, 8", "mean face's labels"))
-    assert own["nmi"] < 0.05 < colour["nmi"] < mean["nmi"] < row(found, "ceiling 7x7, majority per cell")["nmi"]
+    own, color, mean = (row(found, n) for n in ("regions", "color k-means, 8", "mean face's labels"))
+    assert own["nmi"] < 0.05 < color["nmi"] < mean["nmi"] < row(found, "ceiling 7x7, majority per cell")["nmi"]
     assert own["nme_interocular"] == pytest.approx(row(found, "one region")["nme_interocular"], rel=0.1)
     assert row(found, "ceiling 7x7, majority per cell")["consistency"] is None  # moved images have no masks
-    low, high = colour["nmi_interval"]
-    assert low < colour["nmi"] < high
-    assert colour["consistency"] > 0.7 > colour["consistency_unmoved"] > colour["consistency_by_chance"]
+    low, high = color["nmi_interval"]
+    assert low < color["nmi"] < high
+    assert color["consistency"] > 0.7 > color["consistency_unmoved"] > color["consistency_by_chance"]
     assert row(found, "grid, 8")["consistency_unmoved"] == 1
     assert row(found, "grid, 8")["consistency"] < 0.75
 
@@ -156,7 +156,7 @@ def test_maps_that_know_the_masks_reach_the_ceiling_and_fixed_maps_are_the_grid(
     images, masks, landmarks = faces
     shares = class_fractions(on_grid(masks, 32), CLASSES, (7, 7))
     told = discover(lambda x: shares[: len(x)], images, masks, landmarks, classes=CLASSES, samples=20)
-    assert row(told, "regions")["nmi"] == row(told, "ceiling 7x7, interpolated shares")["nmi"]
+    assert row(told, "regions")["nmi"] == row(told, "ceiling 7x7, interpolated fractions")["nmi"]
     assert row(told, "regions")["nme_interocular"] < 0.8 * row(told, "one region")["nme_interocular"]
     grid = (rectangles(8, 32) == np.arange(8)[:, None, None]).astype(np.float32)
     fixed = discover(lambda x: np.broadcast_to(grid, (len(x), 8, 32, 32)), images, masks, samples=20)

@@ -1,17 +1,14 @@
 """How well do regions agree with masks? Scores of contingency tables, one per image or summed over images.
 
-A table (R, L) counts pixels by region and by true class. Scores take tables with any leading axes, so that a thousand
-resamples are scored at once.
+A table (R, L) counts pixels by region and by true class. Scores take tables with any leading axes.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from facessl.core.types import IGNORE_INDEX
 from facessl.metrics.bootstrap import ratio
-
-#: Value of a mask whose pixels do not count.
-IGNORE = 255
 
 
 def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: int) -> np.ndarray:
@@ -26,14 +23,14 @@ def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: 
     """
     tables = np.empty((len(masks), count, classes), np.int64)
     for i, (region, mask) in enumerate(zip(regions, masks, strict=True)):
-        seen = mask != IGNORE
-        cells = region[seen].astype(np.int64) * classes + mask[seen]
+        counted = mask != IGNORE_INDEX
+        cells = region[counted].astype(np.int64) * classes + mask[counted]
         tables[i] = np.bincount(cells, minlength=count * classes).reshape(count, classes)
     return tables
 
 
 def nmi(tables: np.ndarray) -> np.ndarray:
-    """(..., R, L) -> (...) normalised mutual information: 2 I(region; class) / (H(region) + H(class)).
+    """(..., R, L) -> (...) normalized mutual information: 2 I(region; class) / (H(region) + H(class)).
 
     0 where regions say nothing about the class, 1 where they are the classes (also where there is one of each).
     """
@@ -57,9 +54,8 @@ def ari(tables: np.ndarray) -> np.ndarray:
 def foreground_iou(tables: np.ndarray) -> np.ndarray:
     """(..., R, L) -> (...) intersection over union of the foreground with those regions that together fit it best.
 
-    Which regions are foreground is chosen with the masks, in the same way for every method; the best set takes regions
-    in the order of their fraction of foreground. Taking all of them scores the foreground's fraction of the image, the
-    floor. Class 0 is the background.
+    The best set takes regions in the order of their fraction of foreground; all of them score the foreground's fraction
+    of the image, the floor. Class 0 is the background.
     """
     behind = tables[..., 0].astype(np.float64)  # (..., R)
     front = tables.sum(-1) - behind

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from facessl.metrics.regions import (
+from facessl.metrics.heatmap_statistics import (
     image_information,
     position_information,
     sharpness,

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from facessl.core.errors import DataError
-from facessl.metrics.consistency import Similarity, consistency
+from facessl.metrics.region_consistency import Similarity, consistency
 
 
 @pytest.fixture
 def images() -> np.ndarray:
-    """10 images of three smooth blobs, one per colour channel."""
+    """10 images of three smooth blobs, one per color channel."""
     rng = np.random.default_rng(0)
     x, y = np.meshgrid(np.arange(48), np.arange(48))
     out = np.empty((10, 48, 48, 3))
@@ -20,7 +20,7 @@ def images() -> np.ndarray:
     return out.astype(np.uint8)
 
 
-def by_colour(images: np.ndarray) -> np.ndarray:
+def by_color(images: np.ndarray) -> np.ndarray:
     """One map per channel, 12x12: moves with the image."""
     return images.reshape(len(images), 12, 4, 12, 4, 3).mean((2, 4)).transpose(0, 3, 1, 2)
 
@@ -34,7 +34,7 @@ def by_place(images: np.ndarray) -> np.ndarray:
 def test_a_dot_lands_where_the_similarity_says() -> None:
     warp = Similarity(angle=30, scale=1.2, shift=(0.1, -0.05))
     dots = torch.zeros(1, 1, 101, 101)
-    dots[0, 0, 40:43, 69:72] = 1  # centre (70, 41), the image's is (50, 50)
+    dots[0, 0, 40:43, 69:72] = 1  # center (70, 41), the image's is (50, 50)
     moved = warp.apply(dots)[0, 0].numpy()
     y, x = np.mgrid[:101, :101]
     found = (moved * x).sum() / moved.sum(), (moved * y).sum() / moved.sum()
@@ -47,18 +47,18 @@ def test_the_image_is_compared_with_itself_only(images: np.ndarray) -> None:
     _, inside = Similarity(angle=0, scale=0.5, shift=(0, 0)).sources(8)
     assert inside.sum() == 16  # the middle quarter
     with pytest.raises(DataError, match="out of sight"):
-        consistency(by_colour, images, Similarity(shift=(3, 0)))
+        consistency(by_color, images, Similarity(shift=(3, 0)))
 
 
 def test_nothing_moves_nothing_changes(images: np.ndarray) -> None:
-    found = consistency(by_colour, images, Similarity(angle=0, scale=1, shift=(0, 0)))
+    found = consistency(by_color, images, Similarity(angle=0, scale=1, shift=(0, 0)))
     assert found["consistency"] == (1, 1, 1)
     assert found["consistency_unmoved"] == 1
 
 
 def test_regions_of_the_image_move_and_regions_of_the_place_stay(images: np.ndarray) -> None:
     warp = Similarity(angle=40, scale=0.9)
-    moves, stays = consistency(by_colour, images, warp), consistency(by_place, images, warp)
+    moves, stays = consistency(by_color, images, warp), consistency(by_place, images, warp)
     assert moves["consistency"].low > 0.9
     assert moves["consistency"].low > moves["consistency_unmoved"] + 0.1
     assert stays["consistency_unmoved"] == 1

@@ -1,7 +1,6 @@
 """The 64-pixel network of the released PCL (FaceCycle's encoder) as a timm model, `pcl_facecycle`.
 
-Importing this file makes timm know it, so that it is a backbone like any other. Its keys are those of the released
-checkpoints (there under `module.encoder.`, without the two branches, which belong to the method).
+Importing this file registers it with timm. Its keys are those of the released checkpoints below `module.encoder.`.
 """
 
 from __future__ import annotations

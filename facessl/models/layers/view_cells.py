@@ -1,9 +1,7 @@
-"""Views of one image in the image's own frame: where their cells lie, and maps of one read at the cells of another.
+"""Where the cells of a view lie in the stored image, and maps of one view read at the cells of another.
 
-A place is a fraction of the stored image (x of its width, y of its height). A crop is axis-aligned, so that the cells
-of a view have one y per row and one x per column, and bilinear reading is a product with one matrix per axis: the
-values of `torch.nn.functional.grid_sample` (`align_corners=False`, padding "border"), whose gradient on a GPU would
-not be the same in every run.
+A place is a fraction of the stored image (x of its width, y of its height). Bilinear reading is a product with one
+matrix per axis, because the gradient of `grid_sample` (whose values it has) is not deterministic on a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from facessl.core.precision import at_least_float32, full_precision
 
 
 def places(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Where the centres of a view's rows x columns cells lie in the stored image; crops (B, 5) as in `Batch.crops`.
+    """Where the centers of a view's rows x columns cells lie in the stored image; crops (B, 5) as in `Batch.crops`.
 
     Returns:
         y (B, rows) and x (B, columns).
@@ -37,7 +35,7 @@ def in_view(y: Tensor, x: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
 
 def read(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Bilinear values (B, R, C, N), at least float32, of maps (B, h, w, N) at fractions y (B, R) and x (B, C) of their
-    height and width; beyond the centres of the outermost cells they stay what they are there."""
+    height and width; beyond the centers of the outermost cells they stay what they are there."""
     with full_precision(maps):
         maps = at_least_float32(maps)
         down, right = (_weights(at.to(maps.dtype), cells) for at, cells in zip((y, x), maps.shape[1:3], strict=True))
@@ -49,7 +47,7 @@ def seen_by(maps: Tensor, theirs: Tensor, ours: Tensor, rows: int, columns: int)
     the same images, whose crops are `ours`.
 
     Returns:
-        (B, R, C, N) at least float32; and (B, R, C) bool, where the centre of the other view's cell lies within the
+        (B, R, C, N) at least float32; and (B, R, C) bool, where the center of the other view's cell lies within the
         one view.
     """
     y, x = in_view(*places(ours, rows, columns), theirs)
@@ -58,6 +56,6 @@ def seen_by(maps: Tensor, theirs: Tensor, ours: Tensor, rows: int, columns: int)
 
 
 def _weights(at: Tensor, cells: int) -> Tensor:
-    """(B, R) fractions -> (B, R, cells): linear interpolation between the centres of an axis' cells; rows sum to 1."""
+    """(B, R) fractions -> (B, R, cells): linear interpolation between the centers of an axis' cells; rows sum to 1."""
     position = (at * cells - 0.5).clamp(0, cells - 1)[..., None]
     return (1 - (position - torch.arange(cells, dtype=at.dtype, device=at.device)).abs()).clamp_min(0)

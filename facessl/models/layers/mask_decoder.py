@@ -39,7 +39,7 @@ class DecoderLayer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """N learnable queries look up an image and become N mask embeddings (FRA, Fig. 2; MaskFormer).
+    """N learnable queries attend to an image and become N mask embeddings (FRA, Fig. 2; MaskFormer).
 
     A 1x1 projection to the decoder's width, DETR's sine positions on the keys, decoder layers that start from
     zeros, a last layer norm and a three-layer MLP.

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from facessl.core.errors import DataError
 from facessl.metrics.bootstrap import as_array, bootstrap_mean
-from facessl.metrics.maps import BATCH, HeatmapsOf, enlarge
+from facessl.metrics.region_maps import BATCH, HeatmapsOf, enlarge
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """A rotation, scale and shift of the image about its centre."""
+    """A rotation, scale and shift of the image about its center."""
 
     angle: float = 15.0  # degrees, clockwise as one sees it
     scale: float = 0.9  # above 1 enlarges
@@ -59,9 +59,9 @@ def consistency(
 
     Returns:
         consistency: Interval, fraction of the pixels on which both agree.
-        consistency_by_chance: what two maps with these regions' sizes share by chance (1 where one region is all).
-        consistency_unmoved: fraction that the moved image's maps have in common with the maps before, not moved: 1 for
-            regions that depend on the place alone. Regions that follow the face have it below `consistency`.
+        consistency_by_chance: the agreement by chance of two maps with these regions' sizes (1 for a single region).
+        consistency_unmoved: the agreement with the maps before, not moved: 1 for regions that depend on place alone,
+            below `consistency` for those that follow the face.
     """
     _, inside = warp.sources(grid)
     if not inside.any():
@@ -74,11 +74,11 @@ def consistency(
         before, after = (
             enlarge(torch.tensor(as_array(heatmaps_of(x)), dtype=torch.float32), grid) for x in (batch, moved)
         )  # (B, N, g, g)
-        found, expected, fixed = (m.argmax(1).numpy()[:, inside] for m in (after, warp.apply(before), before))
-        agree.append((found == expected).mean(1))
-        still.append((found == fixed).mean(1))
+        actual, expected, fixed = (m.argmax(1).numpy()[:, inside] for m in (after, warp.apply(before), before))
+        agree.append((actual == expected).mean(1))
+        still.append((actual == fixed).mean(1))
         N = before.shape[1]
-        counts.append([np.bincount(x.ravel(), minlength=N) for x in (found, expected)])
+        counts.append([np.bincount(x.ravel(), minlength=N) for x in (actual, expected)])
     sizes = np.sum(counts, axis=0)  # (2, N)
     fractions = sizes / sizes.sum(1, keepdims=True)
     return {
