@@ -76,11 +76,6 @@ class Page(HTMLParser):
         if tag not in ("meta", "img", "path", "use", "rect"):
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
-
     def handle_endtag(self, tag: str) -> None:
         if tag not in ("meta", "img", "path", "use", "rect"):
             assert self.open.pop() == tag
@@ -103,7 +98,7 @@ def expression() -> dict[str, Any]:
     """What the meter of the expression task says of 60 synthetic faces in two groups."""
     target = np.arange(60) % 3
     predicted = np.where(np.arange(60) % 5 == 0, 0, target)
-    meter = ExpressionMeter(NAMES, SimpleNamespace(label_names=NAMES, group_names=("women", "<b>men</b>")))  # type: ignore[arg-type]
+    meter = ExpressionMeter(NAMES, SimpleNamespace(label_names=NAMES, group_names=("women", "<b>men</b>"), subsets={}))  # type: ignore[arg-type]
     batch = SimpleNamespace(index=torch.arange(60), group=torch.arange(60) % 2, label=torch.from_numpy(target))
     meter.add({"probabilities": torch.eye(3)[predicted]}, batch)  # type: ignore[arg-type]
     return meter.result() | {"skipped": 0}
