@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import traceback
 from pathlib import Path
@@ -32,6 +31,7 @@ from facessl.training import run as module
 from facessl.training.pretrain import Pretraining
 from facessl.training.run import carry_out
 from facessl.views.photometric import Photometric
+from tests.helpers import free_port
 
 real = Photometric.__call__
 
@@ -74,9 +74,7 @@ def one_rank(rank: int, ranks: int, port: int, configs: list[PretrainConfig]) ->
 
 
 def run(ranks: int, configs: list[PretrainConfig]) -> bool:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = []
     for rank in range(ranks):
         child = os.fork()

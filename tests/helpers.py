@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +34,20 @@ def views_of(transform: Any, image: np.ndarray, rng: np.random.Generator) -> tup
     return views, params
 
 
+def drawn_intervals(scores: Callable[[np.ndarray], Any], count: int, samples: int) -> np.ndarray:
+    """Bootstrap the slow way: 2.5 and 97.5 % of scores over images drawn with replacement.
+
+    Args:
+        scores: number or tuple of S numbers of the images at these places, (count,) integers.
+
+    Returns:
+        (2,), or (S, 2) of a tuple.
+    """
+    rng = np.random.default_rng(1)
+    found = [scores(rng.integers(0, count, count)) for _ in range(samples)]
+    return np.asarray(np.percentile(found, [2.5, 97.5], axis=0).T)
+
+
 def facessl(*words: str, cwd: Path, script: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in its own process; `script` runs before it (to break things on purpose)."""
     return subprocess.run(
@@ -42,6 +58,18 @@ def facessl(*words: str, cwd: Path, script: str = "", **env: str) -> subprocess.
 def command(*words: str, script: str = "") -> list[str]:
     program = f"import sys\n{script}\nfrom facessl.cli import main\nsys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", program, *words]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def torchrun_command(ranks: int) -> list[str]:
+    return [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}",
+    ]  # fmt: skip
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -46,12 +46,8 @@ def linear(prefix: str, first: int, out: int) -> Shapes:
 
 
 def fra() -> Shapes:
-    found: Shapes = {"center": (1, 8)} | resnet("encoder_q.")
-    for net in ("online_net", "target_net"):
-        neck = f"{net}.neck"
-        found |= resnet(f"{net}.backbone.")
-        for name in ("proj", "proj_pixel", "proj_obj"):
-            found |= mlp(f"{neck}.{name}.mlp", (512, 24, 16), (1,))
+    found: Shapes = {"center": (1, 8)} | resnet("encoder_q.") | byol_nets("proj", "proj_pixel", "proj_obj")
+    for neck in ("online_net.neck", "target_net.neck"):
         attention = f"{neck}.proj_attn"
         found |= {f"{neck}.proto": (8, 16), f"{attention}.query_embed.weight": (8, 32)}
         found |= {f"{attention}.input_proj.weight": (32, 512, 1, 1), f"{attention}.input_proj.bias": (32,)}
@@ -67,16 +63,21 @@ def fra() -> Shapes:
             found |= linear(f"{layer}.linear1", 32, 12) | linear(f"{layer}.linear2", 12, 32)
             for k in (1, 2, 3):
                 found |= {f"{layer}.norm{k}.weight": (32,), f"{layer}.norm{k}.bias": (32,)}
-    return found | mlp("predictor.mlp", (16, 24, 16), (1,)) | mlp("predictor_obj.mlp", (16, 24, 16), (1,))
+    return found
 
 
 def lewel() -> Shapes:
-    found: Shapes = {}
+    return byol_nets("proj", "proj_obj")
+
+
+def byol_nets(*heads: str) -> Shapes:
+    """Online and target network of FRA or LEWEL with these projectors, and the predictors."""
+    found = mlp("predictor.mlp", (16, 24, 16), (1,)) | mlp("predictor_obj.mlp", (16, 24, 16), (1,))
     for net in ("online_net", "target_net"):
         found |= resnet(f"{net}.backbone.")
-        for name in ("proj", "proj_obj"):
+        for name in heads:
             found |= mlp(f"{net}.neck.{name}.mlp", (512, 24, 16), (1,))
-    return found | mlp("predictor.mlp", (16, 24, 16), (1,)) | mlp("predictor_obj.mlp", (16, 24, 16), (1,))
+    return found
 
 
 def mcf() -> Shapes:

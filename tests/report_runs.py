@@ -75,11 +75,6 @@ class Page(HTMLParser):
         if tag not in ("meta", "img", "path", "use", "rect"):
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
-
     def handle_endtag(self, tag: str) -> None:
         if tag not in ("meta", "img", "path", "use", "rect"):
             assert self.open.pop() == tag

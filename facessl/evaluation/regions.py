@@ -1,4 +1,4 @@
-"""How far the regions of a method are parts of a face: `metrics/discovery` on a labelled source."""
+"""How far the regions of a method are parts of a face: `metrics/region_discovery` on a labelled source."""
 
 from __future__ import annotations
 

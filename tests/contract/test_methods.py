@@ -66,6 +66,7 @@ def test_one_step_gives_every_trained_weight_a_gradient(name: str, backbone: str
     trained = {n for n, p in method.named_parameters() if p.requires_grad}
     without = {n for n in trained if method.get_parameter(n).grad is None}
     assert not without, f"DDP would wait for them: {sorted(without)[:5]}"
+    assert all(p.grad is None for n, p in method.named_parameters() if n.startswith("target_"))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -24,11 +24,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def faces(tmp_path: Path) -> Path:
-    """A folder with three classes, told apart by their brightness."""
-    rng = np.random.default_rng(0)
-    for name, level in {"dark": 30, "light": 220, "mid": 125}.items():
-        (tmp_path / "faces" / name).mkdir(parents=True)
-        for i in range(20):
-            pixels = rng.integers(level - 20, level + 20, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "faces" / name / f"{i}.png")
+    """A folder with three classes of 20."""
+    write_shades(tmp_path / "faces", ("dark", "light", "mid"), 20)
     return tmp_path / "faces"
+
+
+def write_shades(folder: Path, names: tuple[str, ...], count: int) -> None:
+    """Folders of `count` images that are told apart by their brightness."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        level = {"dark": 30, "light": 220, "mid": 125}[name]
+        for i in range(count):
+            pixels = rng.integers(level - 20, level + 20, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")

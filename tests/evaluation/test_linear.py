@@ -1,7 +1,6 @@
 """Linear probing: the solvers against scikit-learn, and that the test part decides nothing."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 
 from facessl.core.errors import ConfigError, UnknownName
-from facessl.core.types import Sample
 from facessl.data.source import Source, open_source
-from facessl.data.sources.synthetic import Synthetic
 from facessl.data.subset import Subset
 from facessl.evaluation import features
 from facessl.evaluation.evaluate import evaluate
@@ -78,7 +75,8 @@ def test_attributes_are_independent_logistic_regressions(data: Data) -> None:
         assert bias[a] == pytest.approx(twin.intercept_[0], abs=1e-5)
 
 
-def test_ridge_is_that_of_scikit_learn_for_every_penalty(data: Data) -> None:
+def test_ridge_is_that_of_scikit_learn_for_every_penalty(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_solvers, "_PIECE", 27)  # several pieces
     x, z, y = data
     lambdas = (1e3, 1.0, 1e-4)
     path = _solvers.ridge(x, 2.0 * np.eye(4)[y] - 1, lambdas, dtype=torch.float64)
@@ -90,7 +88,8 @@ def test_ridge_is_that_of_scikit_learn_for_every_penalty(data: Data) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ridge_with_more_features_than_images(dtype: torch.dtype) -> None:
+def test_ridge_with_more_features_than_images(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_solvers, "_PIECE", 27)
     rng = np.random.default_rng(0)
     x, test = rng.normal(size=(40, 300)).astype(np.float16), rng.normal(size=(7, 300)).astype(np.float16)
     target = rng.normal(size=(40, 3))
@@ -100,15 +99,6 @@ def test_ridge_with_more_features_than_images(dtype: torch.dtype) -> None:
         twin = Ridge(alpha=value * 40).fit((x - mean) / deviation, target)
         expected = twin.predict((test - mean) / deviation)
         assert path.outputs(test)[at] == pytest.approx(expected, abs=1e-4 if dtype == torch.float32 else 1e-6)
-
-
-def test_pieces_do_not_matter(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, _, y = data
-    target = np.eye(4)[y]
-    whole = [_solvers.ridge(part, target[: len(part)], [0.1]).outputs(x)[0] for part in (x, x[:8])]
-    monkeypatch.setattr(_solvers, "_PIECE", 27)
-    for part, expected in zip((x, x[:8]), whole, strict=True):
-        assert _solvers.ridge(part, target[: len(part)], [0.1]).outputs(x)[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_descent_follows_its_schedule_and_learns(data: Data) -> None:
@@ -253,30 +243,6 @@ def test_pairs_are_compared_without_training(backbone: Backbone, faces: Path, ca
     assert features.features(backbone, source, flip=True).array == pytest.approx(both.numpy(), abs=1e-4)
 
 
-def test_boxes_of_landmarks_are_those_that_the_task_takes(
-    backbone: Backbone, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without boxes of its own an image has that of the points that count, also where others lie far away."""
-
-    def hidden(self: Synthetic, index: int) -> Sample:
-        sample = real(self, index)
-        assert sample.landmarks is not None
-        sample.landmarks[60:] = places[-1]
-        return replace(sample, visible=(np.arange(68) < 60).astype(np.uint8))
-
-    real = Synthetic.__getitem__
-    monkeypatch.setattr(Synthetic, "provides", frozenset({"landmarks", "visible"}))
-    monkeypatch.setattr(Synthetic, "layout", None)
-    monkeypatch.setattr(Synthetic, "__getitem__", hidden)
-    scores, places = [], []
-    for far in (10.0, 500.0):
-        places.append(far)
-        found = evaluate(backbone, "synthetic:?n=40&size=32", protocol="linear", lambdas=(10.0,), cache=False)
-        assert found["headline"]["name"] == "nme_box"
-        scores.append((found["nme_box"], found["mean_shape_nme"]))
-    assert scores[0] == pytest.approx(scores[1], rel=1e-6)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -289,15 +255,11 @@ def test_boxes_of_landmarks_are_those_that_the_task_takes(
         ({"crop": "box"}, ConfigError, "crop box needs"),
         ({"flip": True}, ConfigError, "verification alone"),
         ({"task": "alignment", "solver": "sgd"}, ConfigError, "use ridge for alignment"),
+        ({"protocol": "knn", "solver": "ridge"}, UnknownName, "unknown option of the protocol knn 'solver'"),
     ],
 )
 def test_mistakes_are_one_sentence(
     backbone: Backbone, faces: Path, cache: Path, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        evaluate(backbone, str(faces), protocol="linear", **options)
-
-
-def test_an_option_of_another_protocol_is_refused(backbone: Backbone, faces: Path) -> None:
-    with pytest.raises(UnknownName, match="unknown option of the protocol knn 'solver'"):
-        evaluate(backbone, str(faces), protocol="knn", solver="ridge")
+        evaluate(backbone, str(faces), **{"protocol": "linear", **options})

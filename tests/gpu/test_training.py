@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from facessl.training import fsdp
 from facessl.training.pretrain import pretrain
 from facessl.training.trainer import Trainer
 from tests.contract.test_methods import batch, build
-from tests.helpers import TINY, assert_same, command, environment, weights
+from tests.helpers import TINY, assert_same, command, environment, free_port, weights
 
 SETTINGS: dict[str, Any] = {
     "source": "synthetic:?n=40&size=40", "backbone": "resnet10t", "image_size": 32, "batch_size": 8, "max_steps": 10,
@@ -108,12 +107,6 @@ def test_the_trainer_does_not_wait_for_the_gpu(
     monkeypatch.setattr(Trainer, "_one_step", one_step)
     run(device, tmp_path / "run", precision="bf16", log_every=10, checkpoint_every=0, workers=2)
     assert checked == [*range(1, 11)]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNormAct2d])

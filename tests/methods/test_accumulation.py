@@ -7,35 +7,34 @@ import torch
 
 from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError
-from facessl.core.types import Batch, Progress
-from facessl.models.backbone import Backbone
+from facessl.core.types import Progress
 from facessl.training.pretrain import check_accumulation
-from tests.methods.test_ranks import CASES, HEADS
+from tests.methods.test_ranks import CASES, prepared
 
 
 @pytest.mark.parametrize("case", ["byol", "fra-paper", "lewel-syncbn", "mae", "mcf", "pcl", "farl", "simclr", "swav"])
 def test_a_method_says_whether_its_loss_spans_the_batch(case: str) -> None:
     """In evaluation mode, as batch norm spans the batch in every method."""
-    kind, values = CASES[case]
-    torch.manual_seed(0)
-    masked = getattr(kind, "patches_only", False)
-    sizes = {name: size for name, size in HEADS.items() if hasattr(kind.Args, name)}
-    method = kind(Backbone("test_vit" if masked else "test_resnet", image_size=64), **sizes, **values).eval()
-    method.double()
-    views = list(torch.randn(2, 8, 3, 64, 64, dtype=torch.float64))
-    noise = torch.rand(2, 8, 16, dtype=torch.float64)
-    if masked:
-        views = views[:1]
-        method.noise = lambda b: tuple(noise[:, b.index]) if case == "mcf" else noise[0, b.index]
-    if case == "pcl":
-        views += [view.flip(-1) for view in (*views, *views)] + views[:1]
-    text = [f"face {i}" for i in range(8)] if "text" in method.needs else None
-    batch = Batch(views=views, params=[], index=torch.arange(8), text=text)
+    method, batch = prepared(case, torch.float64, slice(0, 8))
+    method.eval()
     with torch.no_grad():
         whole = method.step(batch, Progress(0, 10)).loss
         parts = [method.step(batch.slice(i, i + 4), Progress(0, 10)).loss for i in (0, 4)]
     same = torch.allclose(torch.stack(parts).mean(), whole, rtol=1e-9)
-    assert same is not bool(getattr(kind, "batch_wide", ""))
+    assert same is not bool(getattr(method, "batch_wide", ""))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_stays_near_float32(case: str) -> None:
+    exact, step = prepared(case, torch.float32, slice(0, 16)), prepared(case, torch.float32, slice(0, 16))
+    expected = exact[0].step(exact[1], Progress(0, 10))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = step[0].step(step[1], Progress(0, 10))
+    found.loss.backward()
+    assert found.loss.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in step[0].parameters() if p.requires_grad)
+    for name, value in expected.logs.items():
+        torch.testing.assert_close(found.logs[name], value, rtol=0.05, atol=0.05, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_accumulation_that_changes_the_loss_or_leaves_images_out_is_refused() -> None:

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress
 from facessl.methods.lewel import LEWEL, AlignedHeads, LEWELArgs
 from facessl.models.backbone import Backbone
@@ -89,13 +88,6 @@ def test_loss_is_the_weighted_sum_over_both_directions_and_both_kinds(batch):
     assert step.loss.item() == pytest.approx(0.3 * whole + 0.7 * aligned, rel=1e-5)
 
 
-def test_target_gets_no_gradient(batch):
-    model = build()
-    model.step(batch, Progress(0, 1)).loss.backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    assert all(p.grad is None for n, p in model.named_parameters() if n.startswith("target_"))
-
-
 def statistics(model, part):
     return {n: b.clone() for n, b in getattr(model, part).named_buffers()}
 
@@ -120,24 +112,3 @@ def test_eman_averages_statistics_and_syncbn_takes_them_from_its_own_batches(bat
         else:
             assert not torch.equal(before[name], seen[name])
             assert all(torch.equal(after[n], seen[n]) for n in after), "after_step moves parameters only"
-
-
-def test_target_of_eman_stays_in_evaluation_mode():
-    model = build().train()
-    assert model.backbone.training
-    assert not any(m.training for part in (model.target_backbone, model.target_heads) for m in part.modules())
-    assert build(variant="syncbn").train().target_heads.training
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"variant": "bn"}, "variant is 'bn': give one of eman, syncbn"),
-        ({"heads": 5}, "heads is 5: give a divisor of dim, 16"),
-        ({"heads": 5, "dim": 15}, "heads is 5: give a divisor of the backbone's channels"),
-        ({"global_weight": 1.5}, r"global_weight is 1\.5: give a number from 0 to 1"),
-    ],
-)
-def test_impossible_values_are_refused(values, message):
-    with pytest.raises(ConfigError, match=message):
-        build(**values)

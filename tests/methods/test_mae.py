@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress
 from facessl.methods.mae import MAE, patch_statistics
 from facessl.models.backbone import Backbone
@@ -67,10 +66,3 @@ def test_perfect_predictions_reconstruct_the_image(norm_pix, monkeypatch):
     painted, removed = mae.reconstruct(x, torch.rand(2, 16))
     torch.testing.assert_close(painted, x)
     assert removed.sum(1).tolist() == [12, 12]
-
-
-def test_impossible_values_are_refused():
-    with pytest.raises(ConfigError, match=r"mask_ratio is 1\.0: give a fraction between 0 and 1"):
-        model(mask_ratio=1.0)
-    with pytest.raises(ConfigError, match="decoder width 16 cannot be cut in 3 heads"):
-        MAE(Backbone("vit_tiny_patch16_224", image_size=32), decoder_width=16, decoder_heads=3)

@@ -1,11 +1,7 @@
 """The released MCF, run on formula-made weights and inputs, against ours: every array and loss term."""
 
-import json
 import re
-import zlib
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,12 +11,10 @@ from facessl.methods.mcf import MCF
 from facessl.models.backbone import Backbone
 from facessl.models.layers.masking import encode_visible, random_mask
 from tests.helpers import PLACES
+from tests.methods.golden import assert_relative, filled, marks, read, view
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "mcf_official"
-pytestmark = [
-    pytest.mark.shared,
-    pytest.mark.skipif(not GOLDEN.with_suffix(".npz").exists(), reason=f"{GOLDEN}.npz is not here"),
-]
+NAME = "mcf_official"
+pytestmark = marks(NAME)
 TEACHER = "perceptual_loss.model."
 #: Names in the released code and in ours.
 RENAMED = (
@@ -36,24 +30,6 @@ def side(match: re.Match[str]) -> str:
     return "" if match[1] == "online" else "target_"
 
 
-def filled(name: str, shape: list[int]) -> torch.Tensor:
-    """The filler of the golden vectors' README."""
-    random = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF)
-    if name.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.int64)
-    if name.endswith("running_var"):
-        value = 0.5 + random.random_sample(shape)
-    else:
-        value = random.standard_normal(shape)
-        if name.endswith("running_mean"):
-            value = 0.1 * value
-        elif len(shape) < 2:
-            value = float(name.endswith("weight")) + 0.1 * value
-        else:
-            value = value * np.sqrt(1 / np.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(value, dtype=np.float32))
-
-
 def renamed(name: str) -> str:
     for pattern, ours in RENAMED:
         if match := re.match(pattern, name):
@@ -67,7 +43,7 @@ def vit(width: int, depth: int) -> Backbone:
 
 @pytest.fixture(scope="module")
 def golden():
-    return json.loads(GOLDEN.with_suffix(".json").read_text()), dict(np.load(GOLDEN.with_suffix(".npz")))
+    return read(NAME)
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +76,9 @@ def run(request, golden, teacher):
     model.to(*request.param).eval()
     noises = [torch.from_numpy(arrays[f"noise{i}"]).to(request.param[0]) for i in (0, 1)]
     model.noise = lambda batch: noises
-    shape = (len(noises[0]), 3, 224, 224)
-    x = torch.from_numpy(np.random.RandomState(1).standard_normal(shape).astype(np.float32)).to(*request.param)
+    x = view(1, len(noises[0]), 224).to(*request.param)
     model.after_step(Progress(0, 1))  # the released code moves its target before it is used
     return model, x, model.step(Batch(views=[x], params=[], index=torch.arange(len(x))), Progress(0, 1))
-
-
-def assert_relative(ours: torch.Tensor, theirs: np.ndarray) -> None:
-    theirs = torch.from_numpy(np.asarray(theirs)).double()
-    assert ours.shape == theirs.shape
-    assert (ours.detach().double().cpu() - theirs).norm() <= 1e-4 * theirs.norm()
-    torch.testing.assert_close(ours.detach().double().cpu(), theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
 
 def test_masked_encoder_and_decoder(run, golden):

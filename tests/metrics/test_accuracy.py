@@ -3,6 +3,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
 from facessl.metrics.accuracy import accuracy, confusion
+from tests.helpers import drawn_intervals
 
 
 @pytest.fixture
@@ -21,38 +22,24 @@ def test_scores_agree_with_scikit_learn(answers: tuple[np.ndarray, np.ndarray]) 
     assert found.mean_class_accuracy == pytest.approx(balanced_accuracy_score(target, predicted))
     recalls = recall_score(target, predicted, labels=[0, 1, 2, 5], average=None, zero_division=0)
     assert found.per_class == pytest.approx(dict(zip([0, 1, 2, 5], recalls, strict=True)))
-
-
-def test_intervals_are_those_of_drawing_images(answers: tuple[np.ndarray, np.ndarray]) -> None:
-    predicted, target = answers
-    found = accuracy(predicted, target, resamples=4000)
-    rng = np.random.default_rng(1)
-    plain, per_class = [], []
-    for _ in range(2000):
-        drawn = rng.integers(0, len(target), len(target))
-        right = predicted[drawn] == target[drawn]
-        plain.append(right.mean())
-        per_class.append(np.mean([right[target[drawn] == c].mean() for c in np.unique(target[drawn])]))
-    assert found.accuracy_interval == pytest.approx(np.percentile(plain, [2.5, 97.5]), abs=0.01)
-    assert found.mean_class_accuracy_interval == pytest.approx(np.percentile(per_class, [2.5, 97.5]), abs=0.02)
-
-
-@pytest.mark.filterwarnings("ignore:y_pred contains classes")
-def test_f1_and_confusion_agree_with_scikit_learn(answers: tuple[np.ndarray, np.ndarray]) -> None:
-    predicted, target = answers
-    found = accuracy(predicted, target)
     assert found.macro_f1 == pytest.approx(f1_score(target, predicted, average="macro"))
     assert (confusion(predicted, target, 6) == confusion_matrix(target, predicted, labels=range(6))).all()
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")
-def test_f1_interval_is_that_of_drawing_images(answers: tuple[np.ndarray, np.ndarray]) -> None:
+def test_intervals_are_those_of_drawing_images(answers: tuple[np.ndarray, np.ndarray]) -> None:
     predicted, target = answers
-    rng = np.random.default_rng(1)
-    drawn = [rng.integers(0, len(target), len(target)) for _ in range(500)]
-    plain = [f1_score(target[i], predicted[i], average="macro") for i in drawn]
-    found = accuracy(predicted, target)
-    assert found.macro_f1_interval == pytest.approx(np.percentile(plain, [2.5, 97.5]), abs=0.02)
+
+    def recalls(i: np.ndarray) -> tuple[float, float]:
+        right, classes = predicted[i] == target[i], target[i]
+        return right.mean(), float(np.mean([right[classes == c].mean() for c in np.unique(classes)]))
+
+    found = accuracy(predicted, target, resamples=4000)
+    plain, per_class = drawn_intervals(recalls, len(target), samples=2000)
+    f1 = drawn_intervals(lambda i: f1_score(target[i], predicted[i], average="macro"), len(target), samples=500)
+    assert found.accuracy_interval == pytest.approx(plain, abs=0.01)
+    assert found.mean_class_accuracy_interval == pytest.approx(per_class, abs=0.02)
+    assert found.macro_f1_interval == pytest.approx(f1, abs=0.02)
 
 
 def test_confusion_names_a_class_that_does_not_exist() -> None:

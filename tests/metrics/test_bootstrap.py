@@ -1,21 +1,19 @@
 import math
-import time
 
 import numpy as np
 import pytest
 import torch
 
 from facessl.metrics.bootstrap import Interval, as_array, bootstrap_mean, plain, resampled_sums
+from tests.helpers import drawn_intervals
 
 
 def test_resampled_sums_are_those_of_drawing_images() -> None:
     rng = np.random.default_rng(0)
     top, bottom = rng.random(150), 0.5 + rng.random(150)
-    slow = [top[i].sum() / bottom[i].sum() for i in rng.integers(0, 150, (4000, 150))]
+    slow = drawn_intervals(lambda i: top[i].sum() / bottom[i].sum(), 150, samples=4000)
     sums = resampled_sums(np.stack([top, bottom], 1), samples=4000, seed=1)
-    assert np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5]) == pytest.approx(
-        np.percentile(slow, [2.5, 97.5]), abs=0.01
-    )
+    assert np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5]) == pytest.approx(slow, abs=0.01)
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
@@ -30,12 +28,6 @@ def test_images_without_a_value_do_not_count() -> None:
     assert found.value == 2
     assert 1 <= found.low < found.high <= 3
     assert all(math.isnan(x) for x in bootstrap_mean(np.array([math.nan, math.nan])))
-
-
-def test_a_thousand_resamples_of_ten_thousand_images_take_less_than_a_second() -> None:
-    start = time.process_time()
-    bootstrap_mean(np.random.default_rng(0).random(10_000))
-    assert time.process_time() - start < 1
 
 
 def test_same_seed_same_interval() -> None:

@@ -28,32 +28,6 @@ def test_every_downstream_row_of_the_tables_is_published_with_a_known_unit() -> 
     assert {score.rpartition("/")[2] for row in ROWS for score in row.scores} <= set(SCALE)
 
 
-#: FRA's Tables 2-4 (section 4.4), typed from the paper a second time.
-FRA = {
-    ("ferplus", "linear"): {"accuracy": 78.13},
-    ("ferplus", "finetune"): {"accuracy": 89.78},
-    ("ferplus", "eac"): {"accuracy": 90.62},
-    ("rafdb", "linear"): {"accuracy": 73.89},
-    ("rafdb", "finetune"): {"accuracy": 89.95},
-    ("rafdb", "eac"): {"accuracy": 90.76},
-    ("affectnet", "linear"): {"accuracy": 57.38},
-    ("affectnet", "finetune"): {"accuracy": 66.16},
-    ("affectnet", "eac"): {"accuracy": 65.85},
-    ("celeba", "linear"): {"mean_accuracy": 90.86},
-    ("celeba", "finetune"): {"mean_accuracy": 92.02},
-    ("wflw", "star"): {"nme_interocular": 4.11, "fr@0.10": 2.53, "auc@0.10": 0.591},
-    ("w300", "star"): {
-        "nme_interocular": 2.91,
-        "common/nme_interocular": 2.60,
-        "challenge/nme_interocular": 4.46,
-    },
-}
-
-
-def test_rows_of_fra_are_those_of_its_tables() -> None:
-    assert {(row.dataset, row.protocol): row.scores for row in ROWS if row.method == "FRA"} == FRA
-
-
 # ---- comparing -------------------------------------------------------------------------------------------------
 
 

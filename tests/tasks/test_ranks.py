@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from facessl.evaluation import score
 from facessl.training import run as module
 from facessl.training.trainer import Trainer
 from facessl.views.photometric import Photometric
-from tests.helpers import assert_same
+from tests.helpers import assert_same, free_port
 
 WORDS = [
     "finetune", "none", "synthetic:?n=40&size=64", "--image-size", "64", "--batch-size", "6", "--epochs", "2",
@@ -90,9 +89,7 @@ def started(folder: Path, words: list[str], rank: int, world: int, port: int, do
 def run(folder: Path, words: list[str], world: int, double: bool = False) -> list[dict[str, Any]]:
     """Weights of every rank at the end of a run on `world` ranks."""
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = {started(folder, words, rank, world, port, double): rank for rank in range(world)}
     until, codes = time.monotonic() + SECONDS, {}
     while len(codes) < world and time.monotonic() < until and not any(codes.values()):

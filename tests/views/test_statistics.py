@@ -35,6 +35,11 @@ def close_rates(ours: np.ndarray, rate: float) -> None:
     assert abs(ours.mean() - rate) < 3.5 * (rate * (1 - rate) / len(ours)) ** 0.5
 
 
+def measures(top: np.ndarray, left: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Area, logarithm of the ratio, row and column of the centre of N boxes."""
+    return height * width, np.log(width / height), top + height / 2, left + width / 2
+
+
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (120, 300)])
 @pytest.mark.parametrize("view", [View(), View(scale=(0.08, 1.0))], ids=["fra", "byol"])
 def test_crop_boxes(view: View, height: int, width: int) -> None:
@@ -44,24 +49,8 @@ def test_crop_boxes(view: View, height: int, width: int) -> None:
     ours = np.array([crop_box(view, height, width, rng.random(DRAWS)) for _ in range(N)], float)
     get = tv.RandomResizedCrop.get_params
     theirs = np.array([get(blank, list(view.scale), list(view.ratio)) for _ in range(N)], float)
-    for measure in (_area, _ratio, _down, _right):
-        same(measure(ours, height, width), measure(theirs, height, width))
-
-
-def _area(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    return boxes[:, 2] * boxes[:, 3] / (height * width)
-
-
-def _ratio(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.log(boxes[:, 3] / boxes[:, 2])
-
-
-def _down(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    return boxes[:, 0] + boxes[:, 2] / 2
-
-
-def _right(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    return boxes[:, 1] + boxes[:, 3] / 2
+    for mine, other in zip(measures(*ours.T), measures(*theirs.T), strict=True):
+        same(mine, other)
 
 
 def test_color_parameters() -> None:

@@ -200,15 +200,6 @@ def test_turning_one_thing_off_leaves_the_rest_of_the_draws(face: Sample, off: s
     assert a.frame == pytest.approx(mirror @ b.frame, abs=1e-4)
 
 
-def test_only_the_generator_decides(face: Sample) -> None:
-    before = pixels(face).copy()
-    everything = replace(presets.STAR_ALIGNMENT, crop="whole", occlusion=1.0, gamma=1.0, fusion=1.0, noise=1.0)
-    first, again, other = (draw(everything, face, seed)[1][0] for seed in (1, 1, 2))
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-    assert np.array_equal(pixels(face), before)
-
-
 def test_the_views_of_a_pair_mirror_each_other_but_for_their_erased_areas(face: Sample) -> None:
     gray = np.full((SIZE, SIZE, 3), 50, np.uint8)
     fill = round(255 * 0.485)

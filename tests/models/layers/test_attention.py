@@ -26,10 +26,3 @@ def test_sixteen_bits_on_a_cpu_take_the_plain_attention_and_mean_the_same() -> N
     assert (plain - exact).norm() / exact.norm() < 0.02
     tokens(backbone, x)
     assert attention.fused_attn  # and back again
-
-
-def test_many_tokens_stay_with_the_fused_attention() -> None:
-    backbone = Backbone("vit_tiny_patch16_224", image_size=288)  # 324 tokens and one
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        tokens(backbone, torch.randn(1, 3, 288, 288))
-    assert backbone.model.blocks[0].attn.fused_attn

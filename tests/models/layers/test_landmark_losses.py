@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from facessl.models.layers.landmark_losses import awing, coordinate_l2, eigen, heatmap_bce, star
+from facessl.models.layers.landmark_losses import awing, coordinate_l2, heatmap_bce, star
 
 VISIBLE = torch.tensor([[True, False, True], [True, True, False]])
 
@@ -101,6 +101,7 @@ def star_of_one(heatmap, target):
 def test_star_against_numpy():
     torch.manual_seed(0)
     maps = torch.rand(2, 3, 9, 7, dtype=torch.float64).pow(4)
+    maps[0, 0] = torch.outer(*(torch.exp(-((torch.arange(n) - 3.0) ** 2) / 4) for n in (9, 7)))  # no covariance
     target = 3 + points(1)
     expected = mean_over_visible(lambda b, k: star_of_one(maps[b, k].numpy(), target[b, k].tolist()))
     assert star(maps, target, VISIBLE).item() == pytest.approx(expected)
@@ -111,14 +112,6 @@ def test_star_gradient():
     maps = torch.rand(1, 2, 5, 6, dtype=torch.float64).requires_grad_()
     target = points(3)[:1, :2] + 2
     assert torch.autograd.gradcheck(lambda m: star(m, target), maps)
-
-
-def test_star_charges_less_along_a_wide_map():
-    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    wide = torch.exp(-((x - 15.5) ** 2) / 50 - (y - 15.5) ** 2 / 2)[None, None]
-    along = star(wide, torch.tensor([[[18.5, 15.5]]]))
-    across = star(wide, torch.tensor([[[15.5, 18.5]]]))
-    assert along < 0.5 * across
 
 
 @pytest.mark.parametrize("kind", ["random", "one-hot", "uniform", "empty", "round", "row"])
@@ -141,17 +134,6 @@ def test_star_is_finite_on_any_map(kind, dtype):
     assert loss.dtype == torch.float32
     assert loss.isfinite()
     assert maps.grad.isfinite().all()
-
-
-def test_eigen_is_numpys():
-    torch.manual_seed(0)
-    factors = torch.randn(50, 2, 2, dtype=torch.float64)
-    matrices = factors @ factors.transpose(1, 2)
-    matrices[0] = torch.diag(torch.tensor([1.0, 3.0]))  # the larger one along y, no covariance
-    large, small, cosine, sine = eigen(matrices[:, 0, 0], matrices[:, 1, 1], matrices[:, 0, 1])
-    torch.testing.assert_close(torch.stack([small, large], 1), torch.linalg.eigvalsh(matrices))
-    vectors = torch.stack([cosine, sine], 1)[..., None]
-    torch.testing.assert_close(matrices @ vectors, large[:, None, None] * vectors)
 
 
 def test_nothing_visible_is_zero_not_nan():

@@ -11,7 +11,6 @@ from facessl.models.layers.masking import (
     check_maskable,
     encode_visible,
     fix_positions,
-    patchify,
     random_mask,
     unpatchify,
 )
@@ -32,15 +31,6 @@ def test_mask_keeps_the_smallest_noise_and_restores_the_order():
         assert keep == order[:4]
         assert [order[place] for place in restore] == list(range(16))
         assert [i for i in range(16) if not removed[i]] == sorted(order[:4])
-
-
-def test_patches_hold_their_pixels_row_by_row_with_channels_last():
-    x = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
-    patches = patchify(x, 2)
-    assert patches.shape == (2, 6, 12)
-    top_left_of_second_row = [x[1, c, 2 + i, j].item() for i in range(2) for j in range(2) for c in range(3)]
-    assert patches[1, 3].tolist() == top_left_of_second_row
-    assert torch.equal(unpatchify(patches, 2, (2, 3)), x)
 
 
 EVERY = [{}, {"reg_tokens": 2}, {"no_embed_class": True}, {"pre_norm": True}, {"dynamic_img_size": True}]
