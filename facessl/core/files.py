@@ -24,11 +24,16 @@ from facessl.core.errors import CheckpointError, ConfigError, DataError
 FORMAT = "facessl-run-1"
 
 
-def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object]) -> None:
+def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object], *, private: bool = False) -> None:
     """Write `data`, or let it write to the file it is given: `path` holds its old or its new content, never a part.
 
+    Args:
+        path: of the file; its folder is made where it is missing.
+        data: bytes, or what writes to an open file.
+        private: nobody but the owner may read the file.
+
     Raises:
-        CheckpointError: the file could not be written (disk full, no permission); the old file is untouched.
+        CheckpointError: the file could not be written (disk full, no permission, no memory); the old one is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

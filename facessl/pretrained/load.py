@@ -12,6 +12,7 @@ from torch import nn
 
 from facessl.config.parse import from_dict
 from facessl.config.pretrain import RETIRED, PretrainConfig
+from facessl.config.run import located, published
 from facessl.core import files, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
@@ -131,8 +132,8 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
 
 def card(method: Method, config: PretrainConfig, *, steps: int, commit: str) -> dict[str, Any]:
     """What `backbone.json` says: all that is needed to use the weights."""
-    values = dict(config.method)
-    return backbone_card(method.backbone, method=values, source=config.source, steps=steps, commit=commit)
+    told = published(located({"method": config.method, "source": config.source}))
+    return backbone_card(method.backbone, **told, steps=steps, commit=commit)
 
 
 def backbone_card(

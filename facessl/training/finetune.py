@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from facessl.config import parse
 from facessl.config.commands import FINETUNE, resolved
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.run import plain
+from facessl.config.run import located, plain, published
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.core.types import Progress
@@ -71,6 +71,7 @@ class Finetuning:
     own_size: int | None
     data: Split
     resolved: dict[str, Any]
+    published: dict[str, Any]
     augment: Augment
     labels: Labels
     model: Tuned
@@ -91,7 +92,12 @@ class Finetuning:
             "image_size": backbone.image_size,
             "backbone": {"name": backbone.name, "pretrained": False, "options": plain(backbone.timm_options)},
         }
+        self.published = published(located(self.resolved))
         return self.resolved
+
+    def sources(self) -> dict[str, Source]:
+        parts = {"training part": self.data.train, "validation part": self.data.val, "test part": self.data.test}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
         config, data = self.config, self.data
@@ -142,8 +148,8 @@ class Finetuning:
         told: dict[str, Any] = {
             "task": config.task["name"],
             "protocol": "linear (frozen)" if config.frozen else config.protocol,
-            "run": config.run,
-            "source": config.source,
+            "run": self.published["run"],
+            "source": self.published["source"],
             "labels": config.labels,
         }
         ended = {"out": str(folder), "steps": step, "finished": finished}
@@ -157,7 +163,7 @@ class Finetuning:
         elif config.select != "last":
             say(f"no score of the {config.select} part was a number: the last weights are kept")
         steps, commit = chosen["step"], environment.commit()
-        info = trained.card(task, self.labels, self.resolved, self.augment, steps=steps, commit=commit)
+        info = trained.card(task, self.labels, self.published, self.augment, steps=steps, commit=commit)
         files.write_backbone(folder / "model.safetensors", task.state_dict(), info)
         shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "format")}
         shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
@@ -213,7 +219,7 @@ def _parts(config: FinetuneConfig) -> Split:
         config.source,
         test=config.test,
         val=config.val,
-        val_share=config.val_fraction,
+        val_fraction=config.val_fraction,
         need_val=config.select == "val",
         labels=config.labels,
         seed=config.seed,

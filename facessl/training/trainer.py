@@ -78,17 +78,17 @@ class Trainer:
         parts: what is trained, on the device.
         plan: derived numbers.
         folder: of the run.
-        config: plain values, for checkpoints.
+        told: plain values on the run that checkpoints also hold, by name.
     """
 
-    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, told: Mapping[str, Any]) -> None:
         self.fabric = fabric
         self.parts = parts
         self.method = parts.module
         self.optimizer = parts.optimizer(plan)
         self.plan = plan
         self.folder = folder
-        self.config = config
+        self.told = told
         self.step = 0
         self.skipped: dict[str, str] = {}
         self._stopping = Stopping(fabric.device, fabric.world_size)
@@ -109,7 +109,7 @@ class Trainer:
             "optimizer": fsdp.whole(self.optimizer.state_dict()),
             "precision": self.fabric.strategy.precision.state_dict(),
             "rng": rngs,
-            "config": dict(self.config),
+            **self.told,
             "skipped": [list(item) for item in self.skipped.items()],
         }
 
