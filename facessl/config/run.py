@@ -27,7 +27,17 @@ SOURCES, FILES = ("source", "test", "val", "knn", "knn_test"), ("run", "teacher"
 #: Settings that may differ between the two halves of a resumed run: they do not change what is learned.
 FREE_ON_RESUME = frozenset(
     {
-        *("resume", "out", "accumulate_approximate", "strategy", "workers", "threads", "device", "checkpoint_every", "log_every"),
+        *(
+            "resume",
+            "out",
+            "accumulate_approximate",
+            "strategy",
+            "workers",
+            "threads",
+            "device",
+            "checkpoint_every",
+            "log_every",
+        ),
         *("max_minutes", "monitor", "compile"),
     }
 )
@@ -64,7 +74,8 @@ class RunConfig:
             on a GPU (fp16 needs one); losses and statistics stay in fp32.
         seed: random seed of the initial weights, the order of the images, the augmentation and the choice of labels; an
             equal seed repeats the run.
-        threads: of the CPU, for the computation in this process; null: torch's own choice, one per core.
+        threads: CPU threads that compute in this process; null: torch's choice, one per core. Results of different
+            numbers differ by rounding.
         workers: loader processes per rank; null: the cores of this rank minus one, at most 8.
         device: auto, cpu, cuda or mps.
         sync_batch_norm: batch norm statistics over all ranks.

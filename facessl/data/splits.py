@@ -95,8 +95,8 @@ def parts(
     of the images, by a hash of each image's key: the last two parts of its path, so that the split survives moving
     the folder. A source that is written with `split=` is one part and is divided by the hash.
 
-    The validation part is `val` where it is given; else the source's own; else `val_fraction` of the training images, by
-    another hash of the key, or of the identity where the source provides it, so that no person is in both (unless
+    The validation part is `val` where it is given; else the source's own; else `val_fraction` of the training images,
+    by another hash of the key, or of the identity where the source provides it, so that no person is in both (unless
     the identity is what is classified). It is never taken from the test part.
 
     With fewer labels these are drawn first and the validation part is carved out of them; the source's own

@@ -162,7 +162,12 @@ class SwAV(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             scores = z @ weight.t()  # (V, B, K)
             loss, used = self._swapped(scores, self._queued_scores(progress))
-        if self.training and torch.is_grad_enabled() and self.queue is not None and self.args.queue_runs(progress.step, progress.epoch):
+        if (
+            self.training
+            and torch.is_grad_enabled()
+            and self.queue is not None
+            and self.args.queue_runs(progress.step, progress.epoch)
+        ):
             self.queue.note(z[:ASSIGNED])
         return Step(loss, {"swapped_prediction": loss.detach(), "prototypes_used": used})
 

@@ -26,6 +26,7 @@ import cv2
 import torch
 
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.files import is_temporary
 from facessl.data.location import refuse_inside
 from facessl.data.source import Source
 
@@ -53,7 +54,9 @@ def claim(out: str | Path, source: Source, manifest: str, job: str, made: str) -
     refuse_inside(folder, source, f"the {made}")
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = {_LOCK, manifest + PART}  # of a call that was stopped before its first file
-    if not (folder / manifest).is_file() and any(p.name not in unfinished for p in folder.iterdir()):
+    if not (folder / manifest).is_file() and any(
+        p.name not in unfinished and not is_temporary(p.name) for p in folder.iterdir()
+    ):
         raise ConfigError(f"{folder} is not empty, and its files are not of an earlier {job}: name another folder")
     lock = open_file(folder / _LOCK, "ab")
     try:

@@ -172,7 +172,8 @@ class Finetuning:
         results = told | {"selected": chosen, "train_images": len(self.data.train), "test": test}
         files.write_atomic(folder / "results.json", json.dumps(results, indent=2).encode() + b"\n")
         files.write_atomic(folder / "status.json", status)
-        write_report(folder)
+        for sentence in write_report(folder)["notes"]:
+            say(sentence)
         say(f"report: {folder / 'report.html'}")
         return results | ended
 

@@ -84,9 +84,12 @@ def carry_out(job: Job) -> Any:
         warnings.filterwarnings("ignore", module="lightning.*")
         asked = job.config
         fabric = start_fabric(asked.device, asked.precision, getattr(asked, "strategy", "auto"))
+        hint = environment.use_threads(asked.threads, asked.device)
+        if hint and fabric.is_global_zero:
+            say(hint)
         folder = _folder(asked.out, asked.resume, job.name(), fabric)
         _check_folder(folder, resume=asked.resume)
-        one_after_another(fabric, lambda: fabric.is_global_zero and lock.enter_context(only_writer(folder)))
+        one_after_another(fabric, lambda: fabric.is_global_zero and lock.enter_context(_claimed(folder)))
         _check_folder(folder, resume=asked.resume)  # another process may have written it in between
         return _carry_out(job, fabric, folder)
 
@@ -252,6 +255,14 @@ def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
     return Path(fabric.broadcast(str(folder)))
 
 
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The folder with this process as its only writer, without what processes that were killed left unfinished."""
+    with only_writer(folder):
+        files.remove_temporaries(folder)
+        yield
+
+
 def _check_folder(folder: Path, *, resume: bool) -> None:
     """ConfigError where a run cannot be resumed from a folder, or begun there: none is ever overwritten."""
     last = folder / "checkpoints" / "last.ckpt"
@@ -262,12 +273,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
         return
     if last.exists() or (folder / "metrics.csv").exists():
         raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder} is a file: name a folder")
-    above = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        why = "may not be written to" if above.is_dir() else "is a file"
-        raise ConfigError(f"--out {folder} cannot be made, as {above} {why}: name a folder where you may write")
+    files.check_output(folder, folder=True)
 
 
 def loader_workers(asked: int | None) -> int:
