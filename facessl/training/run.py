@@ -103,7 +103,7 @@ def _carry_out(job: Job, fabric: Fabric, folder: Path) -> Any:
     sources = job.sources()
     for source in () if config.resume else sources.values():
         refuse_inside(folder, source, "the run")
-    marks = fabric.broadcast(_marks(sources) if fabric.is_global_zero else None)
+    marks = fabric.broadcast(_marks(sources) if fabric.is_global_zero else {})
     if saved:
         _refuse_changes(saved, resolved, marks, folder)
     fabric.seed_everything(config.seed, workers=False, verbose=False)

@@ -108,8 +108,20 @@ def test_a_collapse_is_said_in_words(tmp_path: Path, quick: None) -> None:
 def test_uniform_regions_are_said_in_words_and_are_no_collapse(tmp_path: Path, quick: None) -> None:
     run = write_run(tmp_path / "flat", sharp=0.126)
     assert write_report(run)["collapse"] == []
-    assert "The regions are uniform" in Page((run / "report.html").read_text()).text
+    page = Page((run / "report.html").read_text()).text
+    assert "The regions are uniform" in page
+    assert "effective number of regions 6.00" not in page
     assert write_report(write_run(tmp_path / "alive", sharp=0.2))["notes"] == []
+
+
+@pytest.mark.fault("C2", "regions were called uniform from step 0's figures, and the last log line's step was told")
+def test_a_run_stopped_between_log_lines_is_told_as_far_as_it_came(tmp_path: Path, quick: None) -> None:
+    run = write_run(tmp_path / "short", sharp=0.125)
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(lines[:4]))  # measured at step 0, logged at 10 and 20
+    (run / "status.json").write_text(json.dumps({"finished": False, "steps": 30}))
+    numbers = write_report(run)
+    assert (numbers["steps"], numbers["epochs"], numbers["images"], numbers["notes"]) == (30, 1.5, 960, [])
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
