@@ -92,6 +92,7 @@ def test_killed_run_ends_with_the_same_bits(whole: dict[str, object], tmp_path: 
     steps = [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == [str(s) for s in range(1, 11)], "metrics.csv must neither lose nor repeat a step"
     assert len(list((run / "checkpoints").glob("step-*.ckpt"))) == 2
+    assert not list(run.rglob(".*.tmp")), "what was left by the kill is removed"
 
 
 @pytest.mark.fault("E16", "after a resume the first log row averaged fewer steps", now="Rows are those of a whole run")
