@@ -113,7 +113,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (["--seed", "4294967296"], "seed = 4294967296 is out of range: give a number from 0 to 4294967295"),
             (["--image-size", "1000000000"], "image_size = 1000000000 is out of range"),
             (["--std", "[0,0,0]"], "std = [0.0, 0.0, 0.0] is out of range"),
-            (["--config", "null.yaml"], "image_size = null is not valid"))),
+            (["--config", "null.yaml"], "epochs = null is not valid"))),
         (["list", "methodes"], "methods"),
         (["pretrian"], "pretrain"),
     ],
@@ -122,7 +122,7 @@ def test_wrong_words(
     words: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("null.yaml").write_text("image_size: null\n")
+    Path("null.yaml").write_text("epochs: null\n")
     assert says in refused(capsys, *words)
     assert not list(tmp_path.rglob("*.ckpt"))
 
