@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from facessl.core.errors import ConfigError
-from facessl.data.location import absolute, named, redacted
 from facessl.views.spec import renamed
 
 #: Settings that had another name in earlier versions.
 FORMER = {"val_share": "val_fraction"}
 #: Pixels of the largest view.
 LARGEST = 4096
-#: Settings that name images, and settings that name other files.
-SOURCES, FILES = ("source", "test", "val", "knn", "knn_test"), ("run", "teacher", "decoder_checkpoint", "dvae")
 #: Settings that may differ between the two halves of a resumed run: they do not change what is learned.
 FREE_ON_RESUME = frozenset(
     {
@@ -146,36 +142,6 @@ def in_range(
             continue
         if value is None or not (0 if above is None else math.nextafter(above, math.inf)) <= value <= most:
             raise ConfigError(f"{part}{name} = {value} is out of range: give {wanted}")
-
-
-def located(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with absolute paths, so that they mean the same in another working folder."""
-
-    def file(name: str) -> str:
-        return absolute(name) if name != "none" and os.path.exists(os.path.expanduser(name)) else name
-
-    return changed(values, dict.fromkeys(SOURCES, absolute) | dict.fromkeys(FILES, file))
-
-
-def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings whose sources have no commands and credentials."""
-    return changed(values, dict.fromkeys(SOURCES, redacted))
-
-
-def published(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as checkpoints and cards hold them: of sources no credentials and no folders of this machine."""
-    return changed(values, dict.fromkeys((*SOURCES, "run"), named))
-
-
-def changed(values: Mapping[str, Any], by_name: Mapping[str, Callable[[str], str]]) -> dict[str, Any]:
-    """Nested settings with a function applied to the texts of these names."""
-    out = dict(values)
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            out[name] = changed(value, by_name)
-        elif isinstance(value, str) and name in by_name:
-            out[name] = by_name[name](value)
-    return out
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from facessl.config.parse import from_dict
+from facessl.config.places import located, published
 from facessl.config.pretrain import RETIRED, PretrainConfig
-from facessl.config.run import located, published
 from facessl.core import files, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from facessl.config.run import flatten, spelled, without_secrets
+from facessl.config.places import without_secrets
+from facessl.config.run import flatten, spelled
 from facessl.core.errors import CheckpointError
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from facessl.config import parse
 from facessl.config.commands import FINETUNE, resolved
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.run import located, plain, published
+from facessl.config.places import located, published
+from facessl.config.run import plain
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.core.types import Progress

@@ -23,8 +23,9 @@ import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
+from facessl.config.places import SOURCES, located, published, without_secrets
 from facessl.config.pretrain import without_retired
-from facessl.config.run import SOURCES, differences, located, published, without_secrets
+from facessl.config.run import differences
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
 from facessl.core.lock import only_writer
