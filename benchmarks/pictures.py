@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw
 from facessl.core.types import Sample
 from facessl.data.detect import detect
 from facessl.data.sources.synthetic import Synthetic
-from facessl.inference import visualize
+from facessl.inference import prediction_pictures
 from facessl.inference.predict import frame_of_face
-from facessl.inference.regions import font
+from facessl.inference.prediction_pictures import font
 from facessl.inference.trained import Trained, crop_of_picture, load_trained
 from facessl.training.finetune import finetune
 
@@ -82,7 +82,7 @@ def predicted(trained: Trained, image: np.ndarray, sample: Sample | None = None)
         {"box": box, "framed": sample is None} | trained.task.describe(raw, i, frame, height, width)
         for i, (box, frame) in enumerate(zip(boxes, frames, strict=True))
     ]
-    return visualize.draw(image, faces)
+    return prediction_pictures.draw(image, faces)
 
 
 def row_of(trained: Trained, source: Synthetic, start: int) -> tuple[list[np.ndarray], int]:
@@ -134,7 +134,7 @@ def page(rows: list[tuple[str, list[np.ndarray]]]) -> Image.Image:
 
 def few_colours(picture: Image.Image) -> Image.Image:
     """With 256 colours, a third of the size; those of the classes, which cover little, are among them."""
-    fixed = np.array(visualize.class_colours(12), np.uint8)
+    fixed = np.array(prediction_pictures.class_colours(12), np.uint8)
     common = picture.quantize(256 - len(fixed), method=Image.Quantize.MEDIANCUT).getpalette() or []
     chosen = Image.new("P", (1, 1))
     chosen.putpalette([*fixed.ravel().tolist(), *common[: 3 * (256 - len(fixed))]])

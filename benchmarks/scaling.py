@@ -71,7 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     names = "images epochs warmup_epochs gpu_images_per_second link_gbit fixed_milliseconds norm_microseconds"
     settings = {k: getattr(given, k) for k in names.split()}
-    plans = [plan.plan(given.recipe, gpus=gpus, batch_size=batch, **settings) for gpus, batch in CASES]
+    plans = [plan.plan(plan.Options(given.recipe, gpus=gpus, batch_size=batch, **settings)) for gpus, batch in CASES]
     found = {
         "benchmark": "scaling",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

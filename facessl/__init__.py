@@ -3,9 +3,10 @@
 ```python
 import facessl
 
-result = facessl.pretrain("photos/", out="runs/mine")
+facessl.crop("photos/", "faces/")
+result = facessl.pretrain("faces/", out="runs/mine")
 backbone = facessl.load_backbone("runs/mine")
-vectors = facessl.embed(backbone, "photos/")  # (N, C)
+vectors = facessl.embed(backbone, "faces/")  # (N, C)
 scores = facessl.evaluate(backbone, "labelled/", protocol="knn")
 tuned = facessl.finetune("runs/mine", "labelled/", task="expression", out="runs/expression")
 found = facessl.predict("runs/expression", ["photo.jpg"], out="predictions")
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from facessl.inference.predict import predict as predict
     from facessl.pretrained.load import load_backbone as load_backbone
     from facessl.pretrained.load import load_method as load_method
+    from facessl.tools.crop import crop as crop
     from facessl.training.finetune import finetune as finetune
     from facessl.training.pretrain import pretrain as pretrain
 
 _HOME = {
+    "crop": "facessl.tools.crop",
     "embed": "facessl.inference.embed",
     "evaluate": "facessl.evaluation.evaluate",
     "finetune": "facessl.training.finetune",
@@ -36,6 +39,7 @@ _HOME = {
 }
 
 __all__ = [
+    "crop",
     "embed",
     "evaluate",
     "finetune",

@@ -12,7 +12,6 @@ import torch
 import yaml
 from PIL import Image
 
-from facessl.inference.regions import region_picture
 from facessl.metrics.multilabel import attribute_scores
 from facessl.metrics.nme import landmark_scores
 from facessl.metrics.segmentation import ConfusionMatrix, parsing_scores
@@ -45,12 +44,12 @@ def write_run(folder: Path, *, spread: float = 0.4, sharp: float = 0.5, lr: floa
                 share = 0.3 + step / 1000
                 values = [0.2 + (spread - 0.2) * step / 100, 6, sharp, share, share - 0.02, share + 0.02]
                 writer.writerow(head | {f"monitor/{w}": v for w, v in zip(watched, values, strict=True)})
-                picture = region_picture(np.zeros((2, 16, 16, 3), np.uint8), torch.full((2, 8, 2, 2), 1 / 8))
-                Image.fromarray(picture).save(folder / "regions" / f"step-{step:08d}.png")
+                picture = Image.new("RGB", (400, 100), "white")
+                picture.save(folder / "regions" / f"step-{step:08d}.png")
             if step:
                 terms = {"loss": 2 - step / 100, "relation": 2.08, "lr": 0.1, "momentum": 0.99}
                 writer.writerow(head | terms | {"images_per_second": 16, "data_wait": 0.05})
-    Image.fromarray(picture).save(folder / "regions.png")
+    picture.save(folder / "regions.png")
     return folder
 
 
@@ -103,7 +102,7 @@ def expression() -> dict[str, Any]:
     """What the meter of the expression task says of 60 synthetic faces in two groups."""
     target = np.arange(60) % 3
     predicted = np.where(np.arange(60) % 5 == 0, 0, target)
-    meter = ExpressionMeter(NAMES, SimpleNamespace(label_names=NAMES, group_names=("women", "<b>men</b>")))  # type: ignore[arg-type]
+    meter = ExpressionMeter(NAMES, SimpleNamespace(label_names=NAMES, group_names=("women", "<b>men</b>"), subsets={}))  # type: ignore[arg-type]
     batch = SimpleNamespace(index=torch.arange(60), group=torch.arange(60) % 2, label=torch.from_numpy(target))
     meter.add({"probabilities": torch.eye(3)[predicted]}, batch)  # type: ignore[arg-type]
     return meter.result() | {"skipped": 0}

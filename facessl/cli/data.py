@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from facessl.cli.commandline import list_skipped
 
@@ -13,9 +13,14 @@ def cmd_crop(
     photos: str,
     out: Path = Path("faces"),
     size: int = 256,
-    margin: float = 1.3,
+    margin: float | None = None,
+    align: Literal["none", "eyes", "five-points"] = "none",
+    template: Literal["farl", "celeba", "arcface"] = "farl",
     all_faces: bool = False,
-    yunet: Path | None = None,
+    detector: str = "mtcnn",
+    model: Path | None = None,
+    min_size: float = 0,
+    min_sharpness: float = 0,
     quality: int = 95,
     workers: int = 0,
 ) -> int:
@@ -25,21 +30,32 @@ def cmd_crop(
         photos: a folder, or NAME:PATH?option=value.
         out: folder to write to; the same call again goes on where it was stopped.
         size: side of the squares in pixels.
-        margin: side of a square over the longer side of the face's box, brows to chin.
+        margin: side of a square over the longer side of the face's box, brows to chin (null: 1.3); with --align
+            five-points how much is shown relative to the template (null: 1).
+        align: none cuts upright squares; eyes turns the photo until the eyes are level; five-points also moves and
+            scales it, so that eyes, nose and mouth come nearest to their places in the template.
+        template: places of the five points: those of FaRL, of FaRL's CelebA model, or of ArcFace.
         all_faces: every face of a photo instead of the surest one.
-        yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
+        detector: mtcnn, or yunet, which needs --model.
+        model: weights of the detector yunet (.onnx).
+        min_size: leave out faces whose box has a longer side of fewer pixels of the photo.
+        min_sharpness: leave out faces that are less sharp; `sharpness` in faces.csv is the variance of the Laplacian,
+            and 15 leaves out badly blurred ones.
         quality: JPEG quality of the squares, from 1 (smallest files) to 100 (fewest artefacts).
         workers: processes that find faces at the same time; 0 works in this process.
     """
-    from facessl.tools.crop import crop_photos
+    from facessl.tools.crop import crop
     from facessl.tools.jobs import ProgressLine
 
-    options: dict[str, Any] = {"size": size, "margin": margin, "all_faces": all_faces, "yunet": yunet}
+    options: dict[str, Any] = {"size": size, "margin": margin, "align": align, "template": template}
+    options |= {"all_faces": all_faces, "detector": detector, "detector_model": model}
+    options |= {"min_size": min_size, "min_sharpness": min_sharpness, "quality": quality, "workers": workers}
     with ProgressLine() as progress:
-        found = crop_photos(photos, out, quality=quality, workers=workers, progress=progress, **options)
+        found = crop(photos, out, progress=progress, **options)
     list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
     counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
     left = {"without_face": len(found.without_face), "skipped": len(found.skipped)}
+    left |= {"small": found.small, "blurred": found.blurred}
     print(json.dumps({"out": str(out), **counts, **left}))
     return 0
 

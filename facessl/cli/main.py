@@ -169,14 +169,14 @@ def cmd_regions(
         score_images: at most so many images are scored.
         device: auto, cpu, cuda or mps.
     """
-    from facessl.core import environment, files
-    from facessl.inference import regions
+    from facessl.core import environment
+    from facessl.inference.region_pictures import write_regions
     from facessl.pretrained.load import load_method
 
     files.check_output(out)
     method: Any = load_method(run)
     method.to(environment.device_of(device))
-    files.write_png(out, regions.region_grid(method, source, count=count, seed=seed))
+    write_regions(out, method, source, count=count, seed=seed)
     found: dict[str, Any] = {}
     if scores:
         from facessl.evaluation.regions import region_table, score_regions
@@ -230,9 +230,10 @@ def cmd_predict(
     out: Path = Path("predictions"),
     task: str | None = None,
     no_crop: bool = False,
-    yunet: Path | None = None,
-    margin: float = 1.3,
-    lift: float = 0.0,
+    detector: str = "mtcnn",
+    model: Path | None = None,
+    margin: float | None = None,
+    lift: float | None = None,
     draw: bool = True,
     overwrite: bool = False,
     batch_size: int = 32,
@@ -248,11 +249,13 @@ def cmd_predict(
         out: folder to write to, NAME.json and NAME.png for each photo.
         task: refuse a run of another task than this one.
         no_crop: each photo is one cut-out face already.
-        yunet: weights of the face detector YuNet (.onnx), instead of the detector that is built in.
+        detector: mtcnn, or yunet, which needs --model.
+        model: weights of the detector yunet (.onnx).
         margin: side of the square that is cropped, divided by the longer side of the face's box, as in `facessl crop`;
-            only models trained on whole images use it and `lift`.
+            only models trained on whole images use it and `lift` (null: as in the training images, which `finetune`
+            measured, else 1.3).
         lift: how far that square is moved up from the centre of the face's box, as a fraction of the box's longer side:
-            0.1 shows more hair and less neck.
+            0.1 shows more hair and less neck (null: as in the training images, else 0).
         draw: write pictures.
         overwrite: replace files of the same names that were written for other photos.
         batch_size: faces per forward pass.
@@ -279,7 +282,8 @@ def cmd_predict(
         crop=not no_crop,
         margin=margin,
         lift=lift,
-        yunet=yunet,
+        detector=detector,
+        detector_model=model,
         batch_size=batch_size,
         precision=precision,
         draw=draw,
@@ -329,10 +333,10 @@ def cmd_plan(argv: list[str]) -> int:
     from facessl.tools import plan
 
     parser = Parser(prog="facessl plan", description=summary(cmd_plan))
-    parser.add_function_arguments(plan.plan, as_positional=True, as_group=False)
-    found = plan.plan(**parsed_words(parser, argv, "plan"))
-    print(plan.table(found))
-    print(json.dumps(found))
+    parser.add_class_arguments(plan.Options, as_positional=True, as_group=False)
+    result = plan.plan(plan.Options(**parsed_words(parser, argv, "plan")))
+    print(plan.table(result))
+    print(json.dumps(result))
     return 0
 
 

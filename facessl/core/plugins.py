@@ -65,7 +65,8 @@ def settings(folder: str, name: str) -> Any:
     """The class `Args` of a plug-in without importing its file, which would import torch and timm: seconds.
 
     Only those statements of the file are run that `Args` needs: its class, what that names, and imports from the
-    standard library and `facessl.core.errors`. Where it needs any other import, the whole file is imported.
+    standard library, `facessl.core.errors` and `facessl.core.values`. Where it needs any other import, the whole file
+    is imported.
 
     Raises:
         UnknownName: no such file.
@@ -105,7 +106,9 @@ def _binds(statement: ast.stmt) -> list[str]:
 
 def _is_light(statement: ast.Import | ast.ImportFrom) -> bool:
     module = statement.module if isinstance(statement, ast.ImportFrom) else statement.names[0].name
-    return module == "facessl.core.errors" or str(module).split(".")[0] in sys.stdlib_module_names
+    return (
+        module in ("facessl.core.errors", "facessl.core.values") or str(module).split(".")[0] in sys.stdlib_module_names
+    )
 
 
 @functools.cache

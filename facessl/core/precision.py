@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -9,3 +11,10 @@ from torch import Tensor
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32 where it has 16 bits, unchanged otherwise (float64 stays float64, so that tests can use it)."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Autocast off on the device of `x`; the meta device has no autocast."""
+    kind = x.device.type
+    available = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else contextlib.nullcontext()

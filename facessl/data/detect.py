@@ -1,4 +1,8 @@
-"""Faces in photos that are not cropped: one question to any of the detectors in `data/detectors`."""
+"""Faces in photos that are not cropped: one question to any of the detectors in `data/detectors`.
+
+A detector is a class named like its file. It is made from a model file (None where the user names none) and a device,
+has `MIN_SCORE`, and is called as `MTCNN` is.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from facessl.data.detectors.mtcnn import MTCNN
-from facessl.data.detectors.yunet import YuNet
+from facessl.core import plugins
 
 #: Smallest face that is looked for, as a fraction of the long side.
 SMALLEST = 0.04
@@ -35,18 +38,20 @@ class Face:
 def detect(
     image: np.ndarray,
     *,
-    yunet: str | Path | None = None,
+    detector: str = "mtcnn",
+    model: str | Path | None = None,
     min_score: float | None = None,
     smallest: float = SMALLEST,
 ) -> list[Face]:
     """The faces of an image, the largest and surest first (side times score): `detect_all` of one photo."""
-    return detect_all([image], yunet=yunet, min_score=min_score, smallest=smallest)[0]
+    return detect_all([image], detector=detector, model=model, min_score=min_score, smallest=smallest)[0]
 
 
 def detect_all(
     images: Sequence[np.ndarray],
     *,
-    yunet: str | Path | None = None,
+    detector: str = "mtcnn",
+    model: str | Path | None = None,
     min_score: float | None = None,
     smallest: float = SMALLEST,
     device: str = "cpu",
@@ -55,7 +60,8 @@ def detect_all(
 
     Args:
         images: (H, W, 3) uint8 RGB each, of any sizes.
-        yunet: path of a YuNet model (.onnx, for OpenCV's FaceDetectorYN); None: MTCNN.
+        detector: name of a file in `data/detectors`.
+        model: path of the detector's model file, where it needs one.
         min_score: least score of a face; None: the detector's `MIN_SCORE`.
         smallest: smallest face that MTCNN looks for, as a fraction of the long side; half takes four times as long.
         device: where MTCNN runs.
@@ -65,9 +71,10 @@ def detect_all(
         then is the caller's choice.
 
     Raises:
-        ConfigError: the model file is missing or cannot be read.
+        UnknownName: there is no such detector.
+        ConfigError: the model file is missing, cannot be read, or belongs to another detector.
     """
-    find = _detector(None if yunet is None else str(yunet), device)
+    find = load_detector(detector, None if model is None else str(model), device)
     ask = functools.partial(find, min_score=find.MIN_SCORE if min_score is None else min_score, smallest=smallest)
     rows = ask(images)
     for turns in (1, 3, 2):  # counter-clockwise
@@ -79,8 +86,9 @@ def detect_all(
 
 
 @functools.lru_cache(maxsize=2)
-def _detector(yunet: str | None, device: str) -> Any:
-    return MTCNN(device) if yunet is None else YuNet(yunet)
+def load_detector(name: str, model: str | None, device: str = "cpu") -> Any:
+    """The detector that `detect_all` uses; see there."""
+    return plugins.find("data.detectors", name)(model, device)
 
 
 def _side(row: np.ndarray) -> float:

@@ -17,21 +17,27 @@ import torch
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
 
-Border = Literal["zero", "edge"]
+Border = Literal["zero", "edge", "reflect"]
 Crop = Literal["whole", "box", "five_points"]
+Template = Literal["farl", "celeba", "arcface"]
 
 #: Where a similarity puts the five points (left eye, right eye, nose, left and right mouth corner; left of the image),
 #: as fractions of the side. "farl": FaRL's and facer's on 512 pixels. "celeba": those of facer's attribute model,
-#: given on 256 pixels, moved down by 30 and set into the middle of a canvas of 500 (122 on each side).
-TEMPLATES = {
+#: given on 256 pixels, moved down by 30 and set into the middle of a canvas of 500 (122 on each side). "arcface":
+#: pixels of its 112 x 112 crops (Deng et al., CVPR 2019).
+TEMPLATES: dict[Template, np.ndarray] = {
     "farl": np.array([(196, 226), (316, 226), (256, 286), (220, 360.4), (292, 360.4)]) / 512,
     "celeba": np.add(
         [(85.82991, 85.7792), (169.0532, 84.3381), (127.574, 137.0006), (90.6964, 174.7014), (167.3069, 173.3733)],
         (122, 152),
     )
     / 500,
+    "arcface": np.add(
+        [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)], 0.5
+    )
+    / 112,
 }
-_BORDERS = {"zero": cv2.BORDER_CONSTANT, "edge": cv2.BORDER_REPLICATE}
+_BORDERS = {"zero": cv2.BORDER_CONSTANT, "edge": cv2.BORDER_REPLICATE, "reflect": cv2.BORDER_REFLECT}
 #: The kernel of `torch.nn.functional.interpolate` (bilinear, antialiased); the way through `torch.ops` takes longer.
 _ANTIALIASED: Any = torch._C._nn._upsample_bilinear2d_aa
 _PLANES = (0, 3, 1, 2)  # (1, H, W, 3) -> (1, 3, H, W), channels-last in memory
@@ -86,7 +92,7 @@ class Frame:
 
         Args:
             image: RGB.
-            border: what lies outside the image: black, or its edge repeated.
+            border: what lies outside the image: black, its edge repeated, or the image mirrored.
         """
         height, width = image.shape[:2]
         plain = whole(width, height, self.size)
@@ -239,7 +245,13 @@ def from_box(box: Sequence[float] | np.ndarray, size: int, scale: float = 1.0) -
     return Frame(np.array([(zoom, 0, shift[0]), (0, zoom, shift[1]), (0, 0, 1)]), size)
 
 
-def from_five_points(points: np.ndarray, size: int, template: str = "farl", scale: float = 1.0) -> Frame:
+def from_eyes(box: Sequence[float] | np.ndarray, points: np.ndarray, size: int, scale: float = 1.0) -> Frame:
+    """`from_box`, turned about the middle of the box until the eyes (the first two of the five points) are level."""
+    right, down = np.subtract(points[1], points[0], dtype=np.float64)
+    return from_box(box, size, scale).compose(similarity(size, rotation=-math.degrees(math.atan2(down, right))))
+
+
+def from_five_points(points: np.ndarray, size: int, template: Template = "farl", scale: float = 1.0) -> Frame:
     """The similarity (rotation, one scale, shift) that brings five points nearest to a template in least squares.
 
     The closed form in the plane of the estimate of Umeyama (PAMI 1991), which is what FaRL and facer use; it never
@@ -275,7 +287,7 @@ def frame_of(
     size: int,
     scale: float = 1.0,
     warp: float = 0.0,
-    template: str = "farl",
+    template: Template = "farl",
 ) -> Frame:
     """The frame of one sample.
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from facessl.core.errors import ConfigError, listed
+from facessl.core.errors import ConfigError, DataWarning, listed, many
+from facessl.core.types import Sample
 from facessl.data.source import Source
 from facessl.data.subset import Subset
 
@@ -58,6 +62,50 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
     return Subset(source, np.sort(np.concatenate(chosen)))
 
 
+class _People(Subset):
+    """A source whose classes are identities."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, np.arange(len(source)))
+        self.provides, self.columns = source.provides | {"identity"}, source.columns | {"identity"}
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return replace(sample, identity=sample.label)
+
+    def values(self, field: str) -> np.ndarray:
+        return super().values("label" if field == "identity" else field)
+
+
+def usable(source: Source, needs: Iterable[str]) -> Source:
+    """What a task can use of a source: the images of which it knows the fields.
+
+    Images without a label or identity are left out with a DataWarning, and the classes of a folder stand for the
+    identities that it does not have.
+
+    Args:
+        source: with random access, or a stream, which is returned as it is.
+        needs: fields of `Sample` that the task needs.
+    """
+    if source.streaming:
+        return source
+    if "identity" in set(needs) - source.provides and source.classes_may_be_people and "label" in source.provides:
+        source = _People(source)
+    for field in {"label", "identity"} & set(needs) & source.columns & source.provides:
+        unknown = np.flatnonzero(source.column(field) < 0)
+        if len(unknown):
+            first = source.key(int(unknown[0]))
+            more = f" and {many(len(unknown) - 1, 'more image')}" if len(unknown) > 1 else ""
+            warnings.warn(
+                f"left out, because they have no {field}: {first}{more} (of {len(source)}): put images into the folder "
+                "of their class, fill in their cells, or remove them",
+                DataWarning,
+                stacklevel=2,
+            )
+            source = Subset(source, np.setdiff1d(np.arange(len(source)), unknown))
+    return source
+
+
 def same_classes(labels: np.ndarray, names: tuple[str, ...], wanted: tuple[str, ...], part: str = "test") -> np.ndarray:
     """Labels of one source in the class indices of another; two folders may number their classes differently.
 
@@ -68,11 +116,17 @@ def same_classes(labels: np.ndarray, names: tuple[str, ...], wanted: tuple[str, 
     """
     if names == wanted or not (names and wanted):
         return labels
+    return places(names, wanted, "classes", part)[labels]
+
+
+def places(names: Sequence[str], wanted: Sequence[str], what: str = "classes", part: str = "test") -> np.ndarray:
+    """(len(names),) int64 position in `wanted` of each of `names`; ConfigError where it lacks one."""
     index = {name: i for i, name in enumerate(wanted)}
-    unknown = sorted(set(names) - set(index))
-    if unknown:
-        raise ConfigError(f"the {part} source has classes that training lacks: {listed(unknown)}")
-    return np.array([index[name] for name in names])[labels]
+    if unknown := sorted(set(names) - set(index)):
+        raise ConfigError(
+            f"the {part} source has {what} that training lacks: {listed(unknown)} (it has {listed(wanted)})"
+        )
+    return np.array([index[name] for name in names], np.int64)
 
 
 def _parsed(spec: str) -> tuple[float, int | None]:

@@ -1,4 +1,5 @@
-"""Orders of facial landmarks: which point becomes which in a mirrored image, and which points measure the face.
+"""Orders of facial landmarks: which point becomes which in a mirrored image, which points measure the face, and which
+lie along one of its parts.
 
 All indices count from 0. "Left" is the image's left: in each order the first eye is the one at small x.
 """
@@ -24,6 +25,8 @@ class Layout:
         ocular: outer corners of the left and of the right eye (the inter-ocular unit of NME).
         pupils: landmarks whose mean is the left pupil, and those of the right one (the inter-pupil unit); None: the
             order has no pupils.
+        edges: the landmarks along each part of the face; a closed edge ends with its first landmark. Those of ibug68
+            and wflw98 are STAR's; aflw19 and lapa106, which STAR does not use, follow the same parts.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Layout:
     flip: tuple[int, ...]
     ocular: tuple[int, int]
     pupils: tuple[tuple[int, ...], tuple[int, ...]] | None
+    edges: tuple[tuple[int, ...], ...]
 
 
 def layout(name: str) -> Layout:
@@ -70,6 +74,10 @@ def _to(first: int, last: int) -> tuple[int, ...]:
     """first, ..., last, upwards or downwards."""
     step = 1 if last >= first else -1
     return tuple(range(first, last + step, step))
+
+
+def _ring(first: int, last: int) -> tuple[int, ...]:
+    return (*_to(first, last), first)
 
 
 def _flip(points: int, pairs: Iterable[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[int, ...]:
@@ -129,13 +137,30 @@ _LAPA106 = (
     ((104,), (105,)),  # pupils
 )
 
+_EDGES: dict[str, tuple[tuple[int, ...], ...]] = {
+    # contour, brows, bridge and foot of the nose, eyes, outer and inner lip
+    "ibug68": (
+        _to(0, 16), _to(17, 21), _to(22, 26), _to(27, 30), _to(31, 35),
+        _ring(36, 41), _ring(42, 47), _ring(48, 59), _ring(60, 67),
+    ),
+    "wflw98": (
+        _to(0, 32), _ring(33, 41), _ring(42, 50), _to(51, 54), _to(55, 59),
+        _ring(60, 67), _ring(68, 75), _ring(76, 87), _ring(88, 95),
+    ),
+    "lapa106": (
+        _to(0, 32), _ring(33, 41), _ring(42, 50), _to(51, 54), _to(55, 65),
+        _ring(66, 73), _ring(75, 82), _ring(84, 95), _ring(96, 103),
+    ),
+    # brows, eyes, nose, mouth; the chin is on none
+    "aflw19": (_to(0, 2), _to(3, 5), _to(6, 8), _to(9, 11), _to(12, 14), _to(15, 17)),
+}  # fmt: skip
 _LAYOUTS = {
     one.name: one
     for one in (
         # Without pupils of their own, the 68 points take the means of the lids (300-W's inter-pupil distance).
-        Layout("ibug68", 68, _flip(68, _IBUG68), (36, 45), (_to(36, 41), _to(42, 47))),
-        Layout("wflw98", 98, _flip(98, _WFLW98), (60, 72), ((96,), (97,))),
-        Layout("aflw19", 19, _flip(19, _AFLW19), (6, 11), ((7,), (10,))),
-        Layout("lapa106", 106, _flip(106, _LAPA106), (66, 79), ((104,), (105,))),
+        Layout("ibug68", 68, _flip(68, _IBUG68), (36, 45), (_to(36, 41), _to(42, 47)), _EDGES["ibug68"]),
+        Layout("wflw98", 98, _flip(98, _WFLW98), (60, 72), ((96,), (97,)), _EDGES["wflw98"]),
+        Layout("aflw19", 19, _flip(19, _AFLW19), (6, 11), ((7,), (10,)), _EDGES["aflw19"]),
+        Layout("lapa106", 106, _flip(106, _LAPA106), (66, 79), ((104,), (105,)), _EDGES["lapa106"]),
     )
 }

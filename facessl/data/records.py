@@ -15,9 +15,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from facessl.core.errors import DataError
+from facessl.core.errors import DataError, UnknownName
+from facessl.core.files import printable
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import decode_mask
+from facessl.data.layouts import layout
 from facessl.data.source import Source
 
 Size = tuple[int, int]
@@ -52,7 +54,7 @@ def members(sample: Sample, stored: Size, shape: Size, label_name: str | None) -
         shape: height and width of the packed image.
         label_name: class name of its label.
     """
-    row: dict[str, Any] = {MARK: VERSION, "key": sample.key, "stored": list(stored)}
+    row: dict[str, Any] = {MARK: VERSION, "key": printable(sample.key), "stored": list(stored)}
     if label_name is not None:
         row["label_name"] = label_name
     for name in NUMBERS:
@@ -63,7 +65,7 @@ def members(sample: Sample, stored: Size, shape: Size, label_name: str | None) -
             if name in _PIXELS and stored != shape:
                 value = _moved(value, stored, shape)
             row[name] = _listed(np.asarray(value, kind))
-    out = {"json": _JSON.encode(row).encode("utf-8", "replace")}
+    out = {"json": _JSON.encode(row).encode()}
     if sample.label is not None:
         out["cls"] = str(int(sample.label)).encode()
     if sample.text is not None:
@@ -154,14 +156,14 @@ def read_traits(folder: Path, numbers: Callable[[], np.ndarray] | None) -> dict[
     file = folder / TRAITS
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
-        out: dict[str, Any] = {name: tuple(known[name]) for name in _NAMES}
-        out["layout"] = known["layout"]
+        out: dict[str, Any] = {name: tuple(map(str, known[name])) for name in _NAMES}
+        out["layout"] = None if known["layout"] is None else layout(known["layout"]).name
         out["mask_flip"] = None if known["mask_flip"] is None else tuple(known["mask_flip"])
         if numbers is not None and (known["subsets"] or known["pairs"] is not None):
             out |= _positions(known, numbers())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UnknownName) as error:
         raise DataError(f"{file} cannot be read ({type(error).__name__}: {error}): pack the set again") from None
     return {name: value for name, value in out.items() if value is not None and len(value)}
 

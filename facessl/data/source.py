@@ -10,6 +10,7 @@ import os
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataError, UnknownName
+from facessl.core.files import from_csv
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import EXTENSIONS, read_file
 from facessl.data.index import Table, texts
@@ -53,7 +55,8 @@ class Source:
     Attributes:
         provides: the optional fields of `Sample` that every item carries.
         columns: those of them that `column` knows without reading an image.
-        label_names: class names in the order of the labels; empty where there are none.
+        label_names: class names in the order of the labels; empty where there are none. A label -1 is unknown.
+        classes_may_be_people: whether a task that needs identities may take the labels for them.
         attribute_names: names of the attribute columns; empty where there are none.
         group_names: names of the groups of `Sample.group`.
         splits: role (train, val, test) -> value of the option `split` that opens it.
@@ -69,6 +72,7 @@ class Source:
     provides: frozenset[str] = frozenset()
     columns: frozenset[str] = frozenset()
     label_names: tuple[str, ...] = ()
+    classes_may_be_people: bool = False
     attribute_names: tuple[str, ...] = ()
     group_names: tuple[str, ...] = ()
     splits: Mapping[str, str] = {}
@@ -100,13 +104,15 @@ class Source:
             file: where the names were read, for errors.
             hint: what to do where there is no image or the first is missing.
         """
-        names = list(names)
+        names = list(names) if folder is None else _stored_names(names, folder)
         hint = f" ({hint})" if hint else ""
         if not names:
             raise DataError(f"no image in {file}{hint}")
         self._folder = None if folder is None else str(folder)
         # Arrays, not Python objects: forked workers share them without copying.
         table = texts("name", map(os.fsencode, names))
+        if not table["name"].all():
+            raise DataError(f"{file} names {next(name for name in names if chr(0) in name)!r}: no file has a NUL byte")
         for field, given in (columns or {}).items():
             if len(given) != len(names):
                 raise DataError(f"{file} has {len(names)} images but {len(given)} values for {field}")
@@ -229,6 +235,32 @@ class Source:
         raise NotImplementedError
 
 
+def stored(name: str, folder: str | Path) -> str | None:
+    """The file below a folder that a name in a list means; None where there is none.
+
+    It is what `files.csv_row` wrote so, the name itself, without blanks at its ends, with slashes for backslashes, or
+    with accents that are written otherwise, whichever exists.
+    """
+    for text in dict.fromkeys(read for way in (name, name.strip()) for read in (from_csv(way), way)):
+        for path in dict.fromkeys((text, text.replace("\\", "/"))):
+            for form in dict.fromkeys((path, *(unicodedata.normalize(kind, path) for kind in ("NFC", "NFD")))):
+                if os.path.exists(os.path.join(folder, form)):
+                    return form
+    return None
+
+
+def _stored_names(names: Iterable[str], folder: str | Path) -> list[str]:
+    """`stored` of the names that may need it; of those with accents alone the first tells whether all do."""
+    found, accents = [], None
+    for name in names:
+        odd = "\\" in name or name[:1] == "'" or name != name.strip()
+        if not odd and not name.isascii():
+            accents = stored(name, folder) != name if accents is None else accents
+            odd = accents
+        found.append((stored(name, folder) or name) if odd else name)
+    return found
+
+
 def short(key: str) -> str:
     """The last two parts of an image's key: its name wherever the folder lies."""
     return "/".join(PurePosixPath(key.replace("\\", "/")).parts[-2:])
@@ -245,12 +277,12 @@ def open_source(spec: str | Source) -> Source:
     """The source that `spec` describes; a source is returned as it is.
 
     Args:
-        spec: `NAME:PATH?option=value&option=value`, or a bare path: a folder of images, a tar (also with
+        spec: `NAME:PATH?option=value&option=value`, or a bare path: a folder of images, one image, a tar (also with
             `{000..012}`, `*`, `pipe:` or a URL), or a list of images (.csv, .tsv, .txt, .lst).
 
     Raises:
         UnknownName: no such source or option; the nearest is given.
-        ConfigError: a value that the option does not take, or a single image file.
+        ConfigError: a value that the option does not take.
         DataError: nothing there, or nothing readable.
     """
     if not isinstance(spec, str):
@@ -332,8 +364,7 @@ def _recognise(path: str) -> str:
     if low.endswith(_LISTS):
         return "imagelist"
     if low.endswith(EXTENSIONS):
-        folder = os.path.dirname(path) or "."
-        raise ConfigError(f"{path} is a single image: name its folder instead ({folder})")
+        return "folder"
     known = ", ".join(name.replace("_", "-") for name in plugins.names("data.sources"))
     raise DataError(f"{path} is not a folder, tar or list: name what it is as NAME:{path} with NAME one of {known}")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError
-from facessl.data.labels import fewer_labels
+from facessl.data.labels import fewer_labels, usable
 from facessl.data.source import Source, open_source, parse, short
 from facessl.data.subset import Subset
 
@@ -87,6 +87,7 @@ def parts(
     need_train: bool = True,
     labels: str = "all",
     seed: int = 0,
+    needs: Iterable[str] = (),
 ) -> Parts:
     """Training, validation and test source.
 
@@ -108,6 +109,7 @@ def parts(
         val_fraction: fraction of the training images that is carved out.
         need_val: whether a validation part is wanted.
         need_train: whether images to train on are needed; False accepts a source with test images alone.
+        needs: fields that the protocol needs of every image; see `facessl.data.labels.usable`.
         labels, seed: as in `facessl.data.labels.fewer_labels`, for the training images.
 
     Raises:
@@ -121,17 +123,17 @@ def parts(
     elif "test" not in own and "val" in own:
         own["test"] = own.pop("val")
     if "test" not in own:
-        own["train"], own["test"] = _held_out(spec, open_source(own["train"]), need_train)
+        own["train"], own["test"] = _held_out(spec, usable(open_source(own["train"]), needs), need_train)
     if "train" not in own and need_train:
         raise ConfigError(f"{spec} has images to test on and none to train on: name a source to train on")
-    tested = open_source(own["test"])
-    train = fewer_labels(open_source(own["train"]), labels, seed) if "train" in own else _nothing(tested)
+    tested = usable(open_source(own["test"]), needs)
+    train = fewer_labels(usable(open_source(own["train"]), needs), labels, seed) if "train" in own else _nothing(tested)
     if val is not None:
-        return Parts(train, open_source(_part_of(val, "val")), tested)
+        return Parts(train, usable(open_source(_part_of(val, "val")), needs), tested)
     if not need_val:
         return Parts(train, None, tested)
     if "val" in own and labels == "all":
-        return Parts(train, open_source(own["val"]), tested)
+        return Parts(train, usable(open_source(own["val"]), needs), tested)
     if train.streaming:
         raise ConfigError(f"{spec} is a stream and cannot be split: name a validation source with --val")
     if not len(train):

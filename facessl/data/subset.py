@@ -10,7 +10,7 @@ from facessl.data.source import Source
 #: Members that mean the same in every part of a source.
 _UNCHANGED = (
     *("provides", "columns", "label_names", "attribute_names", "group_names"),
-    *("layout", "mask_names", "mask_flip"),
+    *("layout", "mask_names", "mask_flip", "classes_may_be_people"),
 )
 
 

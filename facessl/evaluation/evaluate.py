@@ -54,6 +54,7 @@ def evaluate(
         need_val=chooses and labels == "all" and options.get("task") != "verification",
         need_train="task" not in valid,  # a task may be one that trains nothing
         labels=labels,
+        needs=("label",) if options.get("task", "auto") in ("auto", "expression") else (),
         seed=int(options.get("seed", 0)),
     )
     if found.carved and "refit" in valid:

@@ -220,11 +220,12 @@ def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> 
 
 
 def _table(part: Embeddings) -> pa.Table:
-    columns: dict[str, Any] = {"path": pa.array(part.keys, pa.string())}
+    columns: dict[str, Any] = {"path": pa.array([files.printable(key) for key in part.keys], pa.string())}
     if part.labels is not None:
-        columns["label"] = pa.array(part.labels, pa.int64())
+        columns["label"] = pa.array(part.labels, pa.int64(), mask=part.labels < 0)
         if part.label_names:
-            columns["label_name"] = pa.array([part.label_names[i] for i in part.labels], pa.string())
+            names = [part.label_names[i] if i >= 0 else None for i in part.labels]
+            columns["label_name"] = pa.array(names, pa.string())
     flat = pa.array(np.ascontiguousarray(part.array, np.float32).reshape(-1))
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, part.array.shape[1])
     return pa.table(columns)

@@ -1,9 +1,10 @@
 """A trained task on photos: find the faces, cut them as in training, predict, bring the result back to the photo.
 
 A face is cut as the model's images were (`Augment.crop`): "box" is the detected box times `crop_scale`;
-"five_points" are the detector's; a model of "whole" images gets a square around the detected box with `margin` as
-its whole image. Detected boxes are not those of a data set: a model trained on another kind of box sees a little
-more or less of the surroundings.
+"five_points" are the detector's; a model of "whole" images gets a square around the detected box as its whole
+image, as much larger than the box and as much above it as its training images were (`facessl.inference.framing`).
+Detected boxes are not those of a data set: a model trained on another kind of box sees a little more or less of the
+surroundings.
 
 Without `crop` the picture is one cut-out face. A model of whole images sees it as in training; one of boxes or five
 points sees all of it, as a box with `crop_scale` 1, and black beside it where it is not square.
@@ -35,20 +36,18 @@ import numpy as np
 from PIL import Image
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.files import completed, write_png
+from facessl.core.files import completed, printable, write_png
 from facessl.core.types import Sample
 from facessl.data.decode import decode, read_file
-from facessl.data.detect import Face, detect
+from facessl.data.detect import Face, detect, load_detector
 from facessl.data.frame import Frame, from_box
 from facessl.data.sources.folder import Folder
-from facessl.inference import visualize
+from facessl.inference import prediction_pictures
 from facessl.inference.trained import Trained, crop_of_picture, load_trained
 
 FORMAT = "facessl-prediction-1"
-#: Side of the square that a model of whole images sees, over the longer side of the face's box: that of `facessl crop`,
-#: so that what was trained on its crops sees the same again. With the default detector, medians of side and lift are
-#: 1.17 and 0.14 for RAF-DB's aligned images (52 found), 1.19 and 0.06 for UTKFace's (58), 1.70 and 0.27 for
-#: CelebAMask-HQ (40), 1.84 (wide) and 0.34 for CelebA's aligned ones (54).
+#: Side of the square that a model of whole images sees, over the longer side of the face's box, where its training
+#: images were not measured (`facessl.inference.framing`): that of `facessl crop`.
 MARGIN = 1.3
 NO_FACE = "no face found; a picture that is one cut-out face needs --no-crop"
 #: Photos whose faces wait for a batch are kept decoded; so many pixels of them are enough.
@@ -93,10 +92,10 @@ def predict(
     *,
     out: str | Path = "predictions",
     crop: bool = True,
-    margin: float = MARGIN,
-    lift: float = 0.0,
-    yunet: str | Path | None = None,
-    detector: Detector | None = None,
+    margin: float | None = None,
+    lift: float | None = None,
+    detector: str | Detector = "mtcnn",
+    detector_model: str | Path | None = None,
     batch_size: int = 32,
     precision: str = "fp32",
     draw: bool = True,
@@ -112,11 +111,12 @@ def predict(
         photos: one or several files, and folders whose images are taken at any depth; a photo counts once.
         out: folder to write to.
         crop: find and cut the faces; False takes each picture as one cut-out face.
-        margin: of models of whole images: side of the square over the longer side of the face's box.
-        lift: of models of whole images: how far the square's centre lies above the box's, in longer sides of the box
-            (see `MARGIN` for well-known sets).
-        yunet: weights of the detector YuNet (`facessl.data.detect.detect`).
-        detector: image (H, W, 3) uint8 -> faces, instead of that.
+        margin: of models of whole images: side of the square over the longer side of the face's box; None: as in the
+            training images, or `MARGIN` where that was not measured.
+        lift: of models of whole images: how far the square's centre lies above the box's, in longer sides of the box;
+            None: as in the training images, or 0.
+        detector: name of a face detector (`facessl.data.detect.detect`), or image (H, W, 3) uint8 -> faces.
+        detector_model: model file of a detector that needs one.
         batch_size: faces per forward pass.
         precision: fp32, bf16 or fp16.
         draw: also write the pictures.
@@ -131,12 +131,12 @@ def predict(
         ConfigError: a margin or lift out of range; `out` is a folder that is searched for photos.
     """
     for name, value, low, high in (("margin", margin, 0.1, 10), ("lift", lift, -1, 1)):
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise ConfigError(f"{name} = {value} is out of range: give a number from {low} to {high}")
     trained = run if isinstance(run, Trained) else load_trained(run)
     out = Path(out)
     found, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
-    find = (detector or functools.partial(detect, yunet=yunet)) if crop else None
+    find = _finder(detector, detector_model) if crop else None
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
     for group in _groups(trained, found, names, find, cut, batch_size):
         raw = _raw(trained, group, batch_size, precision)
@@ -153,12 +153,28 @@ def predict(
     return found
 
 
+def _finder(detector: str | Detector, model: str | Path | None) -> Detector:
+    if not isinstance(detector, str):
+        return detector
+    load_detector(detector, None if model is None else str(model))  # a wrong one is told before any photo
+    return functools.partial(detect, detector=detector, model=model)
+
+
 def frame_of_face(
-    trained: Trained, face: Face, height: int, width: int, *, margin: float = MARGIN, lift: float = 0.0
+    trained: Trained,
+    face: Face,
+    height: int,
+    width: int,
+    *,
+    margin: float | None = None,
+    lift: float | None = None,
 ) -> Frame:
-    """Where the model looks for a detected face of a photo of `height` times `width` pixels (see the module)."""
+    """Where the model looks for a detected face of a photo of `height` times `width` pixels (see `predict`)."""
     augment = trained.augment
     if augment.crop == "whole":
+        measured = trained.card.get("framing") or {}
+        margin = measured.get("margin", MARGIN) if margin is None else margin
+        lift = measured.get("lift", 0.0) if lift is None else lift
         box = np.asarray(face.box, np.float64)
         side = max(box[2] - box[0], box[3] - box[1])
         lifted = box - np.array([0, lift, 0, lift]) * side
@@ -166,7 +182,7 @@ def frame_of_face(
     if augment.crop == "five_points" and face.five_points is None:
         raise DataError(
             "the model was trained on faces aligned by five points, and this detector finds none: "
-            "name the weights of YuNet (--yunet FILE), or cut the faces yourself and use --no-crop"
+            "use --detector mtcnn, or cut the faces yourself and use --no-crop"
         )
     five = None if face.five_points is None else np.asarray(face.five_points)
     sample = Sample(b"", "a face", box=np.asarray(face.box), five_points=five)
@@ -216,7 +232,7 @@ def _free(name: str, photo: str, out: Path, taken: set[str], inputs: set[str], o
         kept = json.loads(file.read_text())
     except (OSError, ValueError):
         kept = None
-    if overwrite or (isinstance(kept, dict) and (kept.get("format"), kept.get("photo")) == (FORMAT, photo)):
+    if overwrite or (isinstance(kept, dict) and (kept.get("format"), kept.get("photo")) == (FORMAT, printable(photo))):
         return True
     masks = glob.glob(f"{glob.escape(str(out / name))}.mask*.png")
     return not (masks or os.path.lexists(file) or os.path.lexists(out / f"{name}.png"))
@@ -298,11 +314,13 @@ def _write(
         if "mask" in face:
             file = out / f"{photo.name}.mask{f'-{number}' if number > 1 else ''}.png"
             masks[file] = Image.fromarray(face["mask"].astype(np.uint8))
-            masks[file].putpalette(np.asarray(visualize.class_colours(len(face["classes"])), np.uint8).tobytes())
+            masks[file].putpalette(
+                np.asarray(prediction_pictures.class_colours(len(face["classes"])), np.uint8).tobytes()
+            )
             found.faces[-1]["mask"] = file.name
     content = {
         "format": FORMAT,
-        "photo": found.photo,
+        "photo": printable(found.photo),
         "task": task,
         "width": photo.image.shape[1],
         "height": photo.image.shape[0],
@@ -318,5 +336,5 @@ def _write(
             mask.save(partial, format="PNG")
     found.files = [head, *masks]
     if draw:
-        write_png(picture, visualize.draw(photo.image, [{**face, "framed": framed} for face in described]))
+        write_png(picture, prediction_pictures.draw(photo.image, [{**face, "framed": framed} for face in described]))
         found.files.append(picture)

@@ -126,7 +126,14 @@ def picture_view(augment: Augment, size: int, image: np.ndarray) -> np.ndarray:
 
 
 def card(
-    task: Task, labels: Labels, settings: Mapping[str, Any], augment: Augment, *, steps: int, commit: str
+    task: Task,
+    labels: Labels,
+    settings: Mapping[str, Any],
+    augment: Augment,
+    *,
+    steps: int,
+    commit: str,
+    framing: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `model.json` says: all that is needed to use the weights."""
     backbone = task.backbone
@@ -136,6 +143,7 @@ def card(
         "protocol": settings["protocol"],
         "labels": labels.to_dict(),
         "augment": plain(dataclasses.asdict(augment)),
+        "framing": framing,  # of faces in whole images (`facessl.inference.framing`)
         "timm_name": backbone.name,
         "timm_options": dict(backbone.timm_options),
         "image_size": settings["image_size"],

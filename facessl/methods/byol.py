@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FRACTION, FROM_1, check_values
+from facessl.core.values import FRACTION, FROM_1, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead

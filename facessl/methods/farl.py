@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
+from facessl.core.values import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.dvae import VisualTokens
 from facessl.models.layers.attention import choose_attention
@@ -242,11 +242,11 @@ class FaRL(nn.Module):
         at = removed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : self.hidden]  # (B, hidden)
         found = at_least_float32(torch.take_along_dim(predicted, at[:, :, None], 1))  # (B, hidden, outputs)
         if self.tokens is not None:
-            with torch.autocast(x.device.type, enabled=False):
+            with full_precision(x):
                 return F.cross_entropy(found.flatten(0, 1), self.tokens(x, self.grid).gather(1, at).flatten())
         with torch.no_grad():
             features = self.target_backbone.model.forward_features(x)[:, self.backbone.prefix_tokens :]
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             wanted = standardised(at_least_float32(features))  # (B, T, C)
             return F.mse_loss(found, torch.take_along_dim(wanted, at[:, :, None], 1))
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from facessl.core.distributed import all_reduce_mean, rank_mean
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FRACTION, FROM_0, FROM_1, POSITIVE, check_values
+from facessl.core.values import FRACTION, FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers import frame
 from facessl.models.layers.decoder import MaskDecoder
@@ -257,7 +257,7 @@ class RegionHeads(nn.Module):
         Features are (B, C, h, w), embeddings (B, N, D) or (N, D), crops (B, 5), what the view shows; None: the image.
         """
         dense = self.local_projector(features).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, hw, D)
-        with torch.autocast(dense.device.type, enabled=False):
+        with full_precision(dense):
             pixel = F.normalize(at_least_float32(dense), dim=-1)
             query = F.normalize(at_least_float32(embedding), dim=-1)
             cosines = pixel @ query.transpose(-1, -2)
@@ -489,7 +489,7 @@ def me_max(assignments: Tensor) -> Tensor:
 def decorrelation(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared cosines between predictions and targets (B, N, D) of different regions of an image, over N^2 (released
     code) -> scalar float32, the mean over the images."""
-    with torch.autocast(prediction.device.type, enabled=False):
+    with full_precision(prediction):
         p = F.normalize(at_least_float32(prediction), dim=-1)
         z = F.normalize(at_least_float32(target), dim=-1)
         squared = (p @ z.transpose(1, 2)).square()  # (B, N, N)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core.errors import ConfigError
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FRACTION, FROM_1, POSITIVE, check_values
+from facessl.core.values import FRACTION, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
@@ -78,7 +78,7 @@ class AlignedHeads(nn.Module):
         # One pass over the pooled vector and all pixels: the projector's batch norm sees 1 + hw vectors per image.
         vectors = torch.cat([pooled.unsqueeze(2), features.flatten(2)], dim=2)  # (B, C, 1 + hw)
         projected = self.projector(vectors)  # (B, D, 1 + hw)
-        with torch.autocast(projected.device.type, enabled=False):
+        with full_precision(projected):
             pixels = F.normalize(at_least_float32(projected[..., 1:]), dim=1)  # over all D, before the cut in heads
             maps = (pixels / self.scale).softmax(2)
         return projected[..., 0], maps.unflatten(1, (self.heads, -1))  # (B, D, hw) -> (B, heads, K, hw)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FROM_1, INNER_FRACTION, check_values
+from facessl.core.values import FROM_1, INNER_FRACTION, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.masking import Mask, encode_visible, patchify, random_mask, unpatchify
 from facessl.models.layers.vit_decoder import decoder_for
@@ -71,7 +71,7 @@ class MAE(nn.Module):
         """Loss of one view (B, 3, S, S); logs `reconstruction`, the mean squared error."""
         (x,) = batch.views
         predicted, mask = self._predict(x, self.noise(batch))
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             target = patchify(at_least_float32(x), self.backbone.stride)
             if self.args.norm_pix:
                 mean, deviation = patch_statistics(target)

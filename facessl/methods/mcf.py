@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from facessl.core import files
 from facessl.core.errors import ConfigError
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
+from facessl.core.values import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, frozen_copy
 from facessl.models.layers.losses import info_nce
@@ -203,6 +203,6 @@ def _hidden(width: int, hidden: int, out: int) -> list[nn.Module]:
 def unit_mse(features: Tensor, target: Tensor, axis: int) -> Tensor:
     """Mean squared difference of features (B, T, C), both of unit length along `axis`: 1, tokens of a channel; 2,
     channels of a token."""
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features):
         unit, wanted = (F.normalize(at_least_float32(f), dim=axis) for f in (features, target))
         return F.mse_loss(unit, wanted)

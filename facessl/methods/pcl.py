@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from facessl.core.distributed import all_gather_rows, all_reduce_mean, rank, world_size
 from facessl.core.errors import ConfigError
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FROM_0, FROM_1, POSITIVE, check_values
+from facessl.core.values import FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.views.spec import View
 
@@ -220,7 +220,7 @@ class PCL(nn.Module):
 def orthogonality(face: Tensor, pose: Tensor) -> Tensor:
     """Mean squared entry of E^T P over the batch of all ranks, of which (B, F) both are this rank's: E and P are the
     centred features, each row over its length (no gradient)."""
-    with torch.autocast(face.device.type, enabled=False):
+    with full_precision(face):
         width = face.shape[1]
         both = all_gather_rows(at_least_float32(torch.cat([face, pose], dim=1)))
         e, p = (_centred(x) for x in both.split(width, dim=1))
@@ -278,7 +278,7 @@ def face_contrast(features: Tensor, mixing: Mixing, temperature: float) -> Tenso
     (features before the normalisation) and their partners in the order o. Features are (2B, D), the first views of this
     rank's B images, then the second ones; G = B x ranks.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features):
         x = at_least_float32(features)
         count = len(x) // 2
         every = all_gather_rows(x.unflatten(0, (2, count)).transpose(0, 1))  # (G, 2, D)
@@ -312,7 +312,7 @@ def _views_of_others(images: Tensor, total: int) -> Tensor:
 def pose_contrast(features: Tensor, negatives: Tensor, mixing: Mixing, temperature: float) -> Tensor:
     """InfoNCE between two views of an image, (2B, D) as in `face_contrast`; its negatives (K, B, D) are K views of its
     mirror image, mixed in pairs."""
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features):
         x, negatives = at_least_float32(features), at_least_float32(negatives)
         kinds, count = negatives.shape[:2]
         order = mixing.order(kinds)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core.distributed import all_gather_rows, rank
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FROM_1, POSITIVE, check_values
+from facessl.core.values import FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
@@ -85,7 +85,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]
         the gradient, of one process with all images.
     """
     count = len(z1)
-    with torch.autocast(z1.device.type, enabled=False):
+    with full_precision(z1):
         own = F.normalize(at_least_float32(torch.stack([z1, z2], 1)), dim=-1)  # (B, 2, D)
         every = all_gather_rows(own).flatten(0, 1)  # (WB, 2, D) -> (2WB, D), the views of an image side by side
         logits = own.flatten(0, 1) @ every.t() / temperature  # (2B, 2WB)

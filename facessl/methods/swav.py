@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from facessl.core.distributed import all_gather_rows, all_reduce_sum, rank, world_size
 from facessl.core.errors import ConfigError
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.methods.base import FROM_0, FROM_1, POSITIVE, check_values
+from facessl.core.values import FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.sinkhorn import sinkhorn
@@ -159,7 +159,7 @@ class SwAV(nn.Module):
         weight: Tensor = self.prototypes
         if progress.step < self.args.frozen_steps:
             weight = weight.detach() + 0 * weight  # a zero gradient: DDP waits for one of every parameter
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             scores = z @ weight.t()  # (V, B, K)
             loss, used = self._swapped(scores, self._queued_scores(progress))
         if (

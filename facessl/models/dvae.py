@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from facessl.core import files
 from facessl.core.errors import CheckpointError
+from facessl.core.precision import full_precision
 
 #: Pixels of the encoder's input per token, and the part at both ends of 0..1 that it never sees.
 STRIDE, MARGIN = 8, 0.1
@@ -88,7 +89,7 @@ class VisualTokens:
         """Images (B, 3, H, W), normalised -> (B, h * w) int64 tokens of the cells of `grid` (h, w)."""
         encoder = self.load().to(x.device)
         mean, std = (x.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             size = (grid[0] * STRIDE, grid[1] * STRIDE)
             pixels = F.interpolate(x.float() * std + mean, size, mode="bilinear", antialias=True, align_corners=False)
             return encoder(pixels.clamp(0, 1)).argmax(1).flatten(1)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from facessl.report.folder import RunFolder
 from facessl.report.results import unit as unit_of
-from facessl.report.text import spoken
+from facessl.report.text import format_name
 
 #: Monitor -> title and unit; others are shown under their own name.
 _MONITORS = {
@@ -100,7 +100,7 @@ def groups(runs: Sequence[RunFolder]) -> list[Group]:
     tuned = [run.tuned for run in runs]
     return [
         Group(title, [chart for chart in charts if chart], lack)
-        for title, charts, lack, wanted in (
+        for title, charts, lack, applies in (
             ("Loss", loss, "No loss was logged", True),
             ("Score over time", score, "Not measured: with --select last only the end is", any(tuned)),
             ("k-NN over time", knn, "Not measured: name a labelled source with --monitor.knn", not all(tuned)),
@@ -108,7 +108,7 @@ def groups(runs: Sequence[RunFolder]) -> list[Group]:
             ("Schedule", schedule, "No schedule was logged", True),
             ("Speed", speed, "No speed was logged", True),
         )
-        if wanted
+        if applies
     ]
 
 
@@ -124,7 +124,7 @@ def _score(runs: Sequence[RunFolder], column: str) -> list[Markup | None]:
     """A fine-tuning run's score on the part it is selected on."""
     prefix = next(prefix for prefix in _SCORES if column.startswith(prefix))
     name = column.removeprefix(prefix)
-    title = f"{spoken(name)[:1].upper()}{spoken(name)[1:]}, {_SCORES[prefix]}"
+    title = f"{format_name(name)[:1].upper()}{format_name(name)[1:]}, {_SCORES[prefix]}"
     unit = next((unit for run in runs if (unit := unit_of(run, name)) != "share"), "share")
     percent = unit == "share" and not name.startswith("auc")
     return _by_kind(

@@ -35,7 +35,7 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
     test, headline = run.test, numbers.get("headline") or {}
     passed = numbers["images"] / numbers["epochs"] if numbers["epochs"] and numbers["images"] else None
     totals = (run.status.get("source_images"), run.results.get("train_images"), passed)  # the last: whole batches alone
-    size, taken = len(test.get("confusion") or ()), run.pictures()
+    size, pictures = len(test.get("confusion") or ()), run.pictures()
     named = (run.label_names, tuple(test.get("per_class") or ()), tuple(map(str, range(size))))
     subsets = (test.get("subsets") or {}).values()
     return _render(
@@ -47,7 +47,9 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
         published=published,
         groups=groups([run]),
         problems=_problems([run]),
-        frames=[taken[i] for i in sorted({round(i) for i in np.linspace(0, len(taken) - 1, _MAX_FRAMES)}) if taken],
+        frames=[
+            pictures[i] for i in sorted({round(i) for i in np.linspace(0, len(pictures) - 1, _MAX_FRAMES)}) if pictures
+        ],
         configuration=run.config and yaml.dump(run.config, Dumper=_Lines, sort_keys=False),
         total=next((n for n in totals if n and isinstance(n, int | float)), None),
         most_skipped=_MAX_SKIPPED,
@@ -77,7 +79,7 @@ def comparison_html(
         groups=groups(runs),
         problems=_problems(runs),
         names=[run.name for run in runs],
-        differing=[(name, *map(text.shown, values)) for name, values in differing.items()],
+        differing=[(name, *map(text.format_value, values)) for name, values in differing.items()],
     )
 
 
@@ -102,43 +104,30 @@ def _render(template: str, **values: Any) -> str:
 
 def _tables(runs: Sequence[RunFolder], numbers: Sequence[Numbers]) -> list[dict[str, Any]]:
     """A table of the pre-training and one of the fine-tuning runs: head, rows, and the runs' positions."""
-    out = []
+    tables = []
     for tuned, summary in ((False, _summary), (True, results.summary)):
-        chosen = [i for i, run in enumerate(runs) if run.tuned == tuned]
-        if chosen:
-            head, rows = summary([numbers[i] for i in chosen])
-            out.append({"positions": chosen, "head": head, "rows": rows})
-    return out
+        positions = [i for i, run in enumerate(runs) if run.tuned == tuned]
+        if positions:
+            tables.append({"positions": positions, **text.table([summary(numbers[i]) for i in positions])})
+    return tables
 
 
-def _summary(numbers: Sequence[Numbers]) -> tuple[list[str], list[list[str]]]:
-    head = [
-        "run",
-        "method",
-        "backbone",
-        "steps",
-        "images",
-        "images/s",
-        "time",
-        "loss",
-        "k-NN",
-        "mean class",
-        "collapse",
-    ]
-    rows = []
-    for n in numbers:
-        per_class = n["knn"] and n["knn"]["mean_class_accuracy"]
-        rows.append(
-            [
-                *(n["run"], text.shown(n["method"]), text.shown(n["backbone"])),
-                *(text.count(n[name]) for name in ("steps", "images", "images_per_second")),
-                *(text.duration(n["seconds"]), text.short(n["loss"])),
-                _knn_change(n) if n["knn"] else "-",
-                f"{100 * per_class:.1f} %" if per_class is not None else "-",
-                "not watched" if n["collapse"] is None else ("yes" if n["collapse"] else "no"),
-            ]
-        )
-    return head, rows
+def _summary(n: Numbers) -> dict[str, str]:
+    """A pre-training run's row in the table that compares runs, by column."""
+    per_class = n["knn"] and n["knn"]["mean_class_accuracy"]
+    return {
+        "run": n["run"],
+        "method": text.format_value(n["method"]),
+        "backbone": text.format_value(n["backbone"]),
+        "steps": text.count(n["steps"]),
+        "images": text.count(n["images"]),
+        "images/s": text.count(n["images_per_second"]),
+        "time": text.duration(n["seconds"]),
+        "loss": text.short(n["loss"]),
+        "k-NN": _knn_change(n) if n["knn"] else "-",
+        "mean class": f"{100 * per_class:.1f} %" if per_class is not None else "-",
+        "collapse": "not watched" if n["collapse"] is None else ("yes" if n["collapse"] else "no"),
+    }
 
 
 def _knn_change(n: Numbers) -> str:
@@ -148,9 +137,9 @@ def _knn_change(n: Numbers) -> str:
 
 def _knn_details(knn: Mapping[str, Any]) -> str:
     interval, per_class = knn["interval"], knn["mean_class_accuracy"]
-    said = [f"95\u00a0% interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}"] if interval else []
-    said += [f"mean class {100 * per_class:.1f}\u00a0%"] if per_class is not None else []
-    return "; ".join(said)
+    details = [f"95\u00a0% interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}"] if interval else []
+    details += [f"mean class {100 * per_class:.1f}\u00a0%"] if per_class is not None else []
+    return "; ".join(details)
 
 
 def _problems(runs: Sequence[RunFolder]) -> str:
@@ -159,7 +148,7 @@ def _problems(runs: Sequence[RunFolder]) -> str:
 
 
 def _flat(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else text.shown(value)
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else text.format_value(value)
 
 
 def _picture(path: Path, width: int) -> dict[str, Any] | str:

@@ -22,9 +22,9 @@ from facessl.config.run import flatten, merge, plain
 from facessl.core import plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.data.source import parse
+from facessl.report import text
 from facessl.report.folder import RunFolder
 from facessl.report.results import protocol
-from facessl.report.text import pipes
 
 #: Settings that do not change what a score may be compared with.
 _FREE = (
@@ -101,36 +101,39 @@ def compare(measured: Sequence[Measured]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for run in measured:
-        found = [row for row in published()[0] if row.dataset == run.dataset and row.protocol == run.protocol]
-        names = dict.fromkeys(name for row in found for name in row.scores if name in run.scores)
-        if not names:
+        candidates = [row for row in published()[0] if (row.dataset, row.protocol) == (run.dataset, run.protocol)]
+        scores = dict.fromkeys(name for row in candidates for name in row.scores if name in run.scores)
+        if not scores:
             notes.append(_unknown(run))
             continue
-        differing = [(row, _differences(run, row)) for row in found]
-        rows += [_line(run, row, n, comparable=not by) for n in names for row, by in differing if n in row.scores]
-        notes += _differ(run, differing)
+        differences = [(row, _differences(run, row)) for row in candidates]
+        rows += [
+            _line(run, row, n, comparable=not ways) for n in scores for row, ways in differences if n in row.scores
+        ]
+        notes += _incomparable(run, differences)
     return {"rows": rows, "notes": notes}
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """What `compare` found as Markdown, with its notes below."""
-    return "\n".join([*(pipes(*_cells(found)) if found["rows"] else []), "", *found["notes"]]).strip()
+def table(comparison: Mapping[str, Any]) -> str:
+    """The result of `compare` as Markdown, with its notes below."""
+    rows = [_cells(line) for line in comparison["rows"]]
+    return "\n".join([*(text.markdown_table(rows) if rows else []), "", *comparison["notes"]]).strip()
 
 
 def section(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
     """Head, rows and notes for a page; None where no score of the runs' data sets and protocols is published."""
-    found = compare([own for own in map(of_run, runs) if own])
-    head, rows = _cells(found)
-    return {"head": head, "rows": rows, "notes": found["notes"]} if rows else None
+    comparison = compare([measured for measured in map(of_run, runs) if measured])
+    rows = [_cells(line) for line in comparison["rows"]]
+    return {**text.table(rows), "notes": comparison["notes"]} if rows else None
 
 
 def of_run(run: RunFolder) -> Measured | None:
     """What a fine-tuning run measured; None before it has scores."""
-    named = protocol(run)
-    if not run.test or named is None:
+    name = protocol(run)
+    if not run.test or name is None:
         return None
-    tested_on = run.setting("test") or run.setting("source") or run.results.get("source")
-    return Measured(run.name, str(tested_on), named, _scores(run.test), run.config)
+    source = run.setting("test") or run.setting("source") or run.results.get("source")
+    return Measured(run.name, str(source), name, _scores(run.test), run.config)
 
 
 def of_file(path: Path) -> Measured:
@@ -140,8 +143,8 @@ def of_file(path: Path) -> Measured:
         CheckpointError: the file is something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Measured(path.stem, found["source"], found["protocol"], _scores(found), None)
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return Measured(path.stem, result["source"], result["protocol"], _scores(result), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} holds no scores: give a run folder, or what `facessl probe --out` wrote ({type(error).__name__})"
@@ -152,8 +155,8 @@ def _scores(test: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[float,
     out: dict[str, tuple[float, list[float] | None]] = {}
     for name, value in test.items():
         if isinstance(value, float):
-            near = test.get(f"{name}_interval")
-            out[prefix + name] = (value, near if near and None not in near else None)
+            interval = test.get(f"{name}_interval")
+            out[prefix + name] = (value, interval if interval and None not in interval else None)
     for subset, values in (test.get("subsets") or {}).items():
         out |= _scores(values, f"{subset}/")
     return out
@@ -161,29 +164,37 @@ def _scores(test: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[float,
 
 def _line(run: Measured, row: Row, name: str, *, comparable: bool) -> dict[str, Any]:
     factor = published()[1][name.rpartition("/")[2]]
-    (value, near), theirs = run.scores[name], row.scores[name]
+    value, interval = run.scores[name]
     return {
-        **{"run": run.name, "dataset": run.dataset, "protocol": run.protocol, "score": name},
+        "run": run.name,
+        "dataset": run.dataset,
+        "protocol": run.protocol,
+        "score": name,
         "measured": value * factor,
-        "interval": near and [bound * factor for bound in near],
-        **{"method": row.method, "where": row.where, "published": theirs},
-        "difference": value * factor - theirs,
-        **{"recipe": row.recipe, "comparable": comparable},
+        "interval": interval and [bound * factor for bound in interval],
+        "method": row.method,
+        "where": row.where,
+        "published": row.scores[name],
+        "difference": value * factor - row.scores[name],
+        "recipe": row.recipe,
+        "comparable": comparable,
     }
 
 
-def _cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    head = ["run", "data set", "protocol", "score", "measured", "95 % interval", "published", "by", "difference"]
-    rows = []
-    for line in found["rows"]:
-        digits = 3 if published()[1][line["score"].rpartition("/")[2]] == 1 or abs(line["published"]) < 1 else 2
-        measured, theirs, *near = (
-            f"{value:.{digits}f}" for value in (line["measured"], line["published"], *(line["interval"] or ()))
-        )
-        row = [line["run"], line["dataset"], line["protocol"], line["score"], measured, " to ".join(near) or "-"]
-        difference = f"{line['difference']:+.{digits}f}" + ("" if line["comparable"] else " (not comparable)")
-        rows.append([*row, theirs, f"{line['method']} ({line['where']})", difference])
-    return head, rows
+def _cells(line: Mapping[str, Any]) -> dict[str, str]:
+    """A row of `compare` as text, by column."""
+    digits = 3 if published()[1][line["score"].rpartition("/")[2]] == 1 or abs(line["published"]) < 1 else 2
+    return {
+        "run": line["run"],
+        "data set": line["dataset"],
+        "protocol": line["protocol"],
+        "score": line["score"],
+        "measured": f"{line['measured']:.{digits}f}",
+        "95 % interval": " to ".join(f"{bound:.{digits}f}" for bound in line["interval"] or ()) or "-",
+        "published": f"{line['published']:.{digits}f}",
+        "by": f"{line['method']} ({line['where']})",
+        "difference": f"{line['difference']:+.{digits}f}" + ("" if line["comparable"] else " (not comparable)"),
+    }
 
 
 def _unknown(run: Measured) -> str:
@@ -197,35 +208,34 @@ def _unknown(run: Measured) -> str:
     return f"{run.name}: no published score of {run.dataset or run.source}; there are some of {known}."
 
 
-def _differ(run: Measured, differing: Sequence[tuple[Row, Sequence[str]]]) -> list[str]:
+def _incomparable(run: Measured, differences: Sequence[tuple[Row, Sequence[str]]]) -> list[str]:
     """One sentence for all methods from whose settings the run differs in the same way."""
-    same: dict[tuple[str, ...], dict[str, None]] = {}
-    for row, found in differing:
-        if found:
-            same.setdefault(tuple(found), {})[row.method] = None
-    out = []
-    for ways, methods in same.items():
+    methods: dict[tuple[str, ...], dict[str, None]] = {}
+    for row, ways in differences:
+        if ways:
+            methods.setdefault(tuple(ways), {})[row.method] = None
+    sentences = []
+    for ways, names in methods.items():
         more = f" and {len(ways) - _NAMED} more" if len(ways) > _NAMED else ""
-        out.append(f"{run.name}: not comparable with {', '.join(methods)}: {'; '.join(ways[:_NAMED])}{more}.")
-    return out
+        sentences.append(f"{run.name}: not comparable with {', '.join(names)}: {'; '.join(ways[:_NAMED])}{more}.")
+    return sentences
 
 
 def _differences(run: Measured, row: Row) -> list[str]:
     """Settings in which a run differs from a row's recipe, in words."""
     if row.recipe is None:
         return ["no recipe mirrors it"]
-    wanted = _resolved(row.recipe)
-    out = [
-        _said(f"source option {k}", a, b) for k, a, b in _unequal(_parsed(run.source)[2], _parsed(wanted["source"])[2])
-    ]
+    recipe = _resolved(row.recipe)
+    options = _unequal(_parsed(run.source)[2], _parsed(recipe["source"])[2])
+    ways = [_format_difference(f"source option {key}", *values) for key, *values in options]
     if run.settings is None:
         why = "the probe trains on features of unchanged images"
-        return [*out, f"{why}; `facessl finetune --config {row.recipe}` is the published protocol"]
+        return [*ways, f"{why}; `facessl finetune --config {row.recipe}` is the published protocol"]
     ours = plain({**run.settings, "backbone": _network(run.settings.get("backbone") or {})})
-    theirs = {**wanted, "backbone": _network(wanted["backbone"])}
+    theirs = {**recipe, "backbone": _network(recipe["backbone"])}
     known = {key: value for key, value in theirs.items() if key in ours}  # an older run lacks newer settings
-    out += [_said(k, a, b) for k, a, b in _unequal(flatten(ours), flatten(known)) if not k.startswith(_FREE)]
-    return out
+    settings = _unequal(flatten(ours), flatten(known))
+    return [*ways, *(_format_difference(*setting) for setting in settings if not setting[0].startswith(_FREE))]
 
 
 def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -233,7 +243,7 @@ def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[s
     return [(k, ours.get(k), theirs.get(k)) for k in keys if ours.get(k) != theirs.get(k)]
 
 
-def _said(key: str, ours: Any, theirs: Any) -> str:
+def _format_difference(key: str, ours: Any, theirs: Any) -> str:
     return f"{key} is {'not set' if ours is None else ours}, published: {'not set' if theirs is None else theirs}"
 
 
@@ -255,8 +265,8 @@ def _resolved(recipe: str) -> dict[str, Any]:
     """Every setting of a fine-tuning recipe, as a run's `config.yaml` would have it."""
     values = read_recipe(recipe)
     task = plugins.find("tasks", values["task"]["name"])
-    named = values.get("protocol", FinetuneConfig.protocol)
-    below = {"task": plain(dataclasses.asdict(task.Args()))}
-    found = merge(merge(merge(FinetuneConfig().to_dict(), below), plain(task.defaults[named])), values)
-    published_augment = plain(dataclasses.asdict(task.augments[named]))
-    return {**found, "augment": merge(published_augment, found.get("augment") or {})}
+    name = values.get("protocol", FinetuneConfig.protocol)
+    task_settings = {"task": plain(dataclasses.asdict(task.Args()))}
+    settings = merge(merge(merge(FinetuneConfig().to_dict(), task_settings), plain(task.defaults[name])), values)
+    augment = plain(dataclasses.asdict(task.augments[name]))
+    return {**settings, "augment": merge(augment, settings.get("augment") or {})}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from facessl.report.folder import RunFolder
-from facessl.report.text import count, duration, interval, score, shown, spoken
+from facessl.report.text import count, duration, format_name, format_value, interval, score
 
 
 def task_headline(run: RunFolder) -> dict[str, Any]:
@@ -49,24 +49,24 @@ def majority(run: RunFolder) -> tuple[str, bool]:
 
 def unit(run: RunFolder, name: str) -> str:
     """The unit of a score, as the task says it (`facessl.tasks.base.Meter`)."""
-    found = run.test.get("headline") or {}
-    given = found.get("unit") if found.get("name") == name else (run.test.get("units") or {}).get(name)
-    return given if given is not None else "share"
+    headline = run.test.get("headline") or {}
+    unit = headline.get("unit") if headline.get("name") == name else (run.test.get("units") or {}).get(name)
+    return unit if unit is not None else "share"
 
 
-def summary(numbers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table that compares fine-tuning runs."""
-    head = ["run", "task", "backbone", "started from", "labels", "source", "score", "95 % interval", "test images"]
-    rows = []
-    for n in numbers:
-        found = n["headline"] or {"name": ""}
-        name, of = found["name"], found.get("unit", "share")
-        rows.append(
-            [
-                *(n["run"], f"{shown(n['task'])} ({shown(n['protocol'])})", shown(n["backbone"])),
-                *(shown(n["started_from"]), shown(n["labels"]), shown(n["source"])),
-                f"{spoken(name)} {score(found.get('value'), name, of)}".strip(),
-                *(interval(found.get("interval"), name, of), count(n["test_images"]), duration(n["seconds"])),
-            ]
-        )
-    return [*head, "time"], rows
+def summary(n: Mapping[str, Any]) -> dict[str, str]:
+    """A fine-tuning run's row in the table that compares runs, by column."""
+    headline = n["headline"] or {"name": ""}
+    name, unit = headline["name"], headline.get("unit", "share")
+    return {
+        "run": n["run"],
+        "task": f"{format_value(n['task'])} ({format_value(n['protocol'])})",
+        "backbone": format_value(n["backbone"]),
+        "started from": format_value(n["started_from"]),
+        "labels": format_value(n["labels"]),
+        "source": format_value(n["source"]),
+        "score": f"{format_name(name)} {score(headline.get('value'), name, unit)}".strip(),
+        "95 % interval": interval(headline.get("interval"), name, unit),
+        "test images": count(n["test_images"]),
+        "time": duration(n["seconds"]),
+    }

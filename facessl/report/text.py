@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Undefined
@@ -10,22 +10,25 @@ from jinja2 import Undefined
 _INITIALS = frozenset({"nme", "fr", "auc", "roc", "eer", "tar", "far", "f1", "iou"})
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A setting as text, "-" where there is none."""
     return "-" if value is None or isinstance(value, Undefined) else str(value)
 
 
 def short(value: float | None) -> str:
+    """Four digits of a number, "-" where there is none."""
     return "-" if value is None else f"{value:.4g}"
 
 
 def count(value: float | None) -> str:
+    """A number of things or a rate, with commas between thousands, "-" where there is none."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value != int(value) else f"{value:.0f}"
 
 
 def duration(seconds: float | None) -> str:
+    """Seconds as "80 s", "90 min" or "2 h 05 min", "-" where there are none."""
     if seconds is None:
         return "-"
     if seconds < 100:
@@ -34,7 +37,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def spoken(name: str) -> str:
+def format_name(name: str) -> str:
     """The name of a score as people write it: `nme_interocular` -> "NME interocular", `mean_f1` -> "mean F1"."""
     text = " ".join(w.upper() if w in _INITIALS else w for w in name.replace("@", " @ ").replace("_", " ").split())
     return text.replace(" @ ", "@").replace("IOU", "IoU")
@@ -43,7 +46,7 @@ def spoken(name: str) -> str:
 def score(value: Any, name: str = "", unit: str = "share") -> str:
     """A score as text: fractions in per cent, areas under a curve as they are, other units behind the number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return shown(value)
+        return format_value(value)
     if isinstance(value, int):
         return f"{value:,}"
     if unit != "share":
@@ -60,6 +63,7 @@ def interval(bounds: Sequence[float | None] | None, name: str = "", unit: str = 
 
 
 def sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
     return text[:1].upper() + text[1:] + "."
 
 
@@ -68,9 +72,15 @@ def cell(text: str) -> str:
     return " ".join(text.split("\n")).replace("|", "\\|").replace("<", "&lt;")
 
 
-def pipes(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table in Markdown."""
-    return ["| " + " | ".join(map(cell, line)) + " |" for line in (head, ["---"] * len(head), *rows)]
+def table(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Any]]:
+    """`head` and `rows` of a table, as templates take it, from one mapping of column -> text per row."""
+    return {"head": list(rows[0]) if rows else [], "rows": [list(row.values()) for row in rows]}
 
 
-FILTERS = (shown, short, count, duration, spoken, score, interval, sentence, cell)
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The same as lines of Markdown."""
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return ["| " + " | ".join(map(cell, line)) + " |" for line in lines]
+
+
+FILTERS = (format_value, short, count, duration, format_name, score, interval, sentence, cell)

@@ -45,16 +45,15 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, compare
     folders = [run for run in runs if Path(run) not in probes]
     if not runs:
         raise ConfigError("report needs at least one run folder")
-    found: dict[str, Any] = {"runs": []}
+    result: dict[str, Any] = {"runs": []}
     if folders:
-        found = write_report(folders[0], out=out) if len(folders) == 1 else write_comparison(folders, out=out)
+        result = write_report(folders[0], out=out) if len(folders) == 1 else write_comparison(folders, out=out)
     if compare is None:
-        return found
-    tuned = [(run, paper.of_run(run)) for run in map(read_run_folder, folders)]
-    scored = [own for _, own in tuned if own] + [paper.of_file(path) for path in probes]
-    beside = paper.compare(scored)
-    without = [f"{run.name}: no scores on a test part to compare." for run, own in tuned if own is None]
-    return {**found, "paper": {**beside, "notes": [*beside["notes"], *without]}}
+        return result
+    measured = [(run, paper.of_run(run)) for run in map(read_run_folder, folders)]
+    comparison = paper.compare([m for _, m in measured if m] + [paper.of_file(path) for path in probes])
+    comparison["notes"] += [f"{run.name}: no scores on a test part to compare." for run, m in measured if m is None]
+    return {**result, "paper": comparison}
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from facessl.metrics import nme
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heatmaps import gaussian_heatmaps, soft_argmax, to_heatmap, to_image
 from facessl.models.layers.landmark_losses import coordinate_l2, heatmap_bce
-from facessl.models.layers.star import StarHead, star_edges, star_loss
+from facessl.models.layers.star import StarHead, star_loss
 from facessl.models.layers.upernet import UPerNet
 from facessl.tasks._dense import freeze_unreached
 from facessl.tasks.base import Collected, Labels, headline
@@ -133,7 +133,7 @@ class Alignment(nn.Module):
                     "the STAR head needs to know the order of the landmarks: name it with the source's option layout= "
                     "(ibug68, wflw98, aflw19, lapa106), or use task.head = farl"
                 )
-            self.edges = star_edges(labels.order.name)
+            self.edges = labels.order.edges
             self.head = StarHead(*pyramid, points=labels.points, edges=self.edges, width=args.width)
         else:
             head = UPerNet(*pyramid, out_channels=labels.points, width=args.width, dropout=args.dropout)

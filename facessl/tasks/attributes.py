@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from facessl.core.errors import DataError, listed
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
+from facessl.data.labels import places
 from facessl.data.source import Source
 from facessl.metrics.multilabel import attribute_scores
 from facessl.models.backbone import Backbone
@@ -88,7 +89,7 @@ class Attributes(nn.Module):
         return {"probabilities": self.head(self.backbone(x)).float().sigmoid()}
 
     def meter(self, source: Source, augment: Augment) -> AttributesMeter:
-        """Scores on `source`, whose attributes must be those of the training images."""
+        """Scores on `source`, whose attributes must be among those of the training images."""
         return AttributesMeter(self.names, source)
 
     def describe(
@@ -103,17 +104,15 @@ class AttributesMeter:
     """Mean accuracy over images and attributes, and a row per attribute."""
 
     def __init__(self, names: tuple[str, ...], source: Source) -> None:
-        if tuple(source.attribute_names) != names:
-            raise DataError(
-                f"the attributes of the test images ({listed(source.attribute_names)}) are not those of training "
-                f"({listed(names)}), or not in the same order"
-            )
-        self.names = names
+        if not source.attribute_names:
+            raise DataError(f"the test source has no attributes; those of training are {listed(names)}")
+        self.names = tuple(source.attribute_names)
+        self.place = places(self.names, names, "attributes")
         self.collected = Collected(source)
 
     def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
         """Predictions of one batch."""
-        self.collected.add(batch, predicted=predictions["probabilities"], target=batch.attributes)
+        self.collected.add(batch, predicted=predictions["probabilities"][:, self.place], target=batch.attributes)
 
     def per_image(self) -> np.ndarray:
         """(N,) fraction of right answers on each image."""

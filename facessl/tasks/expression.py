@@ -14,6 +14,7 @@ from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
+from facessl.data.labels import places, same_classes
 from facessl.data.source import Source
 from facessl.metrics.accuracy import accuracy, confusion
 from facessl.models.backbone import Backbone
@@ -132,13 +133,10 @@ class Expression(nn.Module):
         return {"probabilities": self.head(self.backbone(x)).float().softmax(1)}
 
     def meter(self, source: Source, augment: Augment) -> ExpressionMeter:
-        """Scores on `source`, whose classes must be those of the training images."""
-        if tuple(source.label_names) != self.names:
-            raise DataError(
-                f"the classes of the test images ({listed(source.label_names)}) are not those of training "
-                f"({listed(self.names)}), or not in the same order"
-            )
-        return ExpressionMeter(self.names, source)
+        """Scores on `source`, whose classes must be among those of the training images."""
+        if not source.label_names:
+            raise DataError(f"the test source has no classes; those of training are {listed(self.names)}")
+        return ExpressionMeter(self.names, source, tuple(source.label_names))
 
     def describe(
         self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
@@ -154,13 +152,25 @@ class Expression(nn.Module):
 class ExpressionMeter:
     """Accuracy, mean class accuracy, macro F1 and confusion."""
 
-    def __init__(self, names: tuple[str, ...], source: Source) -> None:
-        self.names = names
+    def __init__(self, names: tuple[str, ...], source: Source, own: tuple[str, ...] = ()) -> None:
+        """
+        Args:
+            names: classes by index.
+            source: what is scored.
+            own: class names of its labels, where they are numbered otherwise.
+
+        Raises:
+            ConfigError: one of `own` is not among `names`.
+        """
+        self.names, self.own = names, own
+        places(own, names)
         self.collected = Collected(source)
 
     def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
         """Predictions of one batch."""
-        self.collected.add(batch, predicted=predictions["probabilities"].argmax(1), target=batch.label)
+        assert batch.label is not None
+        target = same_classes(batch.label.cpu().numpy(), self.own, self.names)
+        self.collected.add(batch, predicted=predictions["probabilities"].argmax(1), target=target)
 
     def per_image(self) -> np.ndarray:
         """(N,) 1 where an image was told right, else 0."""

@@ -15,6 +15,7 @@ from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
+from facessl.data.labels import places
 from facessl.data.source import Source
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
 from facessl.models.backbone import Backbone
@@ -152,12 +153,12 @@ class ParsingMeter:
 
     def __init__(self, names: tuple[str, ...], source: Source, augment: Augment) -> None:
         own = tuple(source.mask_names)
-        if own != names:
-            raise DataError(
-                f"the mask classes of the test images ({listed(own)}) are not those of training ({listed(names)}), or "
-                "not in the same order"
-            )
+        if not own:
+            raise DataError(f"the test source has no masks; the classes of training are {listed(names)}")
         self.names = names
+        self.place = np.arange(256)  # class of training by value of a mask
+        self.place[: len(own)] = places(own, names, "mask classes")
+        self.place[len(own) : IGNORED] = IGNORED - 1 if own != names else np.arange(len(own), IGNORED)
         self.source = source
         self.warp = augment.warp
         self.matrix = ConfusionMatrix(len(names))
@@ -172,7 +173,7 @@ class ParsingMeter:
             truth = self.source[i].mask
             assert truth is not None
             predicted = Frame(matrix, size, self.warp).inverse_mask(row, *truth.shape)
-            self.matrix.update(predicted, truth, ignore=IGNORED)
+            self.matrix.update(predicted, self.place[truth], ignore=IGNORED)
         self.collected.add(batch)
 
     def result(self) -> dict[str, Any]:

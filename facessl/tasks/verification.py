@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
 from facessl.data.source import Source
@@ -89,7 +88,7 @@ class Verification(nn.Module):
         """CosFace loss of the first view; logs `margin_softmax`."""
         assert batch.identity is not None
         z = self._embed(batch.views[0])  # (B, D)
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             cosines = z @ F.normalize(self.centres.weight, dim=1).T  # (B, P)
         own = F.one_hot(batch.identity, cosines.shape[1]) * self.args.margin
         loss = F.cross_entropy(self.args.scale * (cosines - own), batch.identity)

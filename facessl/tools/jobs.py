@@ -6,9 +6,7 @@ it is written through.
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import multiprocessing
 import os
 import signal
@@ -116,13 +114,6 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def csv_row(*values: object) -> bytes:
-    """A line of CSV; file names that are not UTF-8 keep their bytes."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 class ProgressLine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -43,25 +44,11 @@ SMALL_BATCH = 16
 _COUNTED = 4
 
 
-def plan(
-    recipe: str,
-    *,
-    gpus: int = 8,
-    gpu_images_per_second: str | float | None = None,
-    images: int | None = None,
-    batch_size: int | None = None,
-    epochs: int | None = None,
-    warmup_epochs: float | None = None,
-    link_gbit: float = 200.0,
-    cores_per_gpu: float = 12.0,
-    image_bytes: float = IMAGE_BYTES,
-    worker_images_per_second: float | None = None,
-    fixed_milliseconds: float = FIXED_MILLISECONDS,
-    norm_microseconds: float = NORM_MICROSECONDS,
-) -> dict[str, Any]:
-    """Every number of a plan, as plain values.
+@dataclass(frozen=True)
+class Options:
+    """What a plan is made for.
 
-    Args:
+    Attributes:
         recipe: name of `facessl list recipes`, or a YAML file.
         gpus: GPUs of the job over all nodes, one process (rank) each.
         gpu_images_per_second: of one GPU, the whole step, as benchmarks/gpu.sh measures it: by images per GPU, as in
@@ -79,32 +66,88 @@ def plan(
         norm_microseconds: time of one message of a synchronised batch norm, in microseconds; an assumption.
 
     Raises:
-        ConfigError: a recipe of fine-tuning, an unknown number of images, or a number out of range.
+        ConfigError: a number out of range.
     """
-    given = dict(locals())
-    positive = ("gpus", "link_gbit", "cores_per_gpu", "image_bytes", "worker_images_per_second")
-    for name in (*positive, "fixed_milliseconds", "norm_microseconds"):
-        value = given[name]
-        if value is not None and not (value > 0 or (value == 0 and name not in positive)):
-            least = "more than 0" if name in positive else "0 or more"
-            raise ConfigError(f"{name} = {value} is out of range: give {least}")
-    rates = read_rates(gpu_images_per_second)
-    settings = _settings(recipe, batch_size, epochs, warmup_epochs)
-    count = images or _images(recipe, settings)
+
+    recipe: str
+    _: KW_ONLY
+    gpus: int = 8
+    gpu_images_per_second: str | float | None = None
+    images: int | None = None
+    batch_size: int | None = None
+    epochs: int | None = None
+    warmup_epochs: float | None = None
+    link_gbit: float = 200.0
+    cores_per_gpu: float = 12.0
+    image_bytes: float = IMAGE_BYTES
+    worker_images_per_second: float | None = None
+    fixed_milliseconds: float = FIXED_MILLISECONDS
+    norm_microseconds: float = NORM_MICROSECONDS
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "link_gbit", "cores_per_gpu", "image_bytes", "worker_images_per_second"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigError(f"{name} = {value} is out of range: give more than 0")
+        for name in ("fixed_milliseconds", "norm_microseconds"):
+            if not (value := getattr(self, name)) >= 0:
+                raise ConfigError(f"{name} = {value} is out of range: give 0 or more")
+
+
+def plan(options: Options) -> dict[str, Any]:
+    """Every number of a plan, as plain values; None: not measured, or not to be counted.
+
+    Raises:
+        ConfigError: a recipe of fine-tuning, an unknown number of images, or rates that cannot be read.
+    """
+    rates = read_rates(options.gpu_images_per_second)
+    recipe, gpus = options.recipe, options.gpus
+    settings = _settings(options)
+    count = options.images or _images(recipe, settings)
     if settings.batch_size is None:
         settings = dataclasses.replace(settings, batch_size=default_batch(count, gpus, "cuda"))
-    derived = derive(settings, count)
+    derived, passes = derive(settings, count), settings.accumulate
     batch, steps = derived.batch_size, derived.total_steps
-    found: dict[str, Any] = {
-        **{"recipe": recipe, "gpus": gpus, "images": count, "batch": batch, "batch_per_gpu": batch / gpus},
-        **{"steps": steps, "images_seen": batch * steps, "learning_rate": derived.peak},
-        **{"warmup_steps": derived.warmup_steps, **_network(settings, gpus)},
+    network = _network(settings, gpus)
+    per_core = options.worker_images_per_second or _worker_rate(settings)
+    # Without rates this is not a number, and so is all that follows from it.
+    compute = passes * pass_seconds(batch / gpus / passes, rates, options.fixed_milliseconds / 1000)
+    norms = network["norm_messages"] * options.norm_microseconds * 1e-6
+    all_reduce = network["all_reduce_bytes"] * 8 / (options.link_gbit * 1e9)
+    # The input runs beside the step: it counts only where it is the slower of the two. Gradients can be reduced beside
+    # the backward pass; what a norm waits for cannot.
+    reading = batch / (gpus * options.cores_per_gpu * per_core)
+    whole = compute + norms + all_reduce
+    step = max(whole, reading)
+    hours, rate = steps * step / 3600, batch / step
+    result = {
+        "recipe": recipe,
+        "gpus": gpus,
+        "images": count,
+        "batch": batch,
+        "batch_per_gpu": batch / gpus,
+        "steps": steps,
+        "images_seen": batch * steps,
+        "learning_rate": derived.peak,
+        "warmup_steps": derived.warmup_steps,
+        **network,
+        "all_reduce_seconds": all_reduce,
+        "worker_images_per_second_per_core": per_core,
+        "compute_seconds_per_step": compute,
+        "norm_seconds_per_step": norms if rates else None,
+        "seconds_per_step": step,
+        "images_per_second": rate,
+        "hours": hours,
+        "gpu_hours": gpus * hours,
+        "hours_with_overlap": steps * max(compute + norms, all_reduce, reading) / 3600,
+        "share_of_communication": 1 - compute / whole,
+        "read_bytes_per_second": rate * options.image_bytes,
+        "decoding_cores": rate / per_core,
+        "decoding_cores_per_gpu": rate / per_core / gpus,
+        # At the best rate that was given: beside the peak of the GPU it shows a rate that cannot be.
+        "teraflops_per_gpu": max(rates.values(), default=math.nan) * network["gigaflop_per_image"] / 1e3,
     }
-    found["all_reduce_seconds"] = found["all_reduce_bytes"] * 8 / (link_gbit * 1e9)
-    found["worker_images_per_second_per_core"] = worker_images_per_second or _worker_rate(settings)
-    found |= _timed(found, given, rates, settings.accumulate)
-    found["warnings"] = _warnings(settings, found, given)
-    return found
+    result = {key: None if value != value else value for key, value in result.items()}
+    return result | {"warnings": _warnings(settings, result, options.cores_per_gpu)}
 
 
 def read_rates(text: str | float | None) -> dict[int, float]:
@@ -113,19 +156,22 @@ def read_rates(text: str | float | None) -> dict[int, float]:
         return {}
     parts = [part.rpartition(":") for part in str(text).split(",")]
     try:
-        found = {int(batch) if colon else MEASURED_BATCH: float(rate) for batch, colon, rate in parts}
+        rates = {int(batch) if colon else MEASURED_BATCH: float(rate) for batch, colon, rate in parts}
     except ValueError:
-        found = {}
-    if len(found) < len(parts) or not all(b > 0 and 0 < r < math.inf for b, r in found.items()):
+        rates = {}
+    if len(rates) < len(parts) or not all(b > 0 and 0 < r < math.inf for b, r in rates.items()):
         raise ConfigError(
             f"gpu_images_per_second = {text} is not a rate: give images/s, or images/s by images per GPU, as in "
             "8:400,64:1200,256:1500"
         )
-    return found
+    return rates
 
 
 def pass_seconds(images: float, rates: dict[int, float], fixed: float) -> float:
-    """Seconds of a pass by `rates` (images per pass -> images/s), a line between them, `fixed` seconds on no image."""
+    """Seconds of a pass by `rates` (images per pass -> images/s), a line between them, `fixed` seconds on no image; nan
+    without rates."""
+    if not rates:
+        return math.nan
     batches = sorted(rates)
     times = [batch / rates[batch] for batch in batches]
     if images >= batches[-1]:
@@ -133,13 +179,14 @@ def pass_seconds(images: float, rates: dict[int, float], fixed: float) -> float:
     return float(np.interp(images, [0, *batches], [min(fixed, times[0]), *times]))
 
 
-def _settings(recipe: str, batch_size: int | None, epochs: int | None, warmup: float | None) -> PretrainConfig:
+def _settings(options: Options) -> PretrainConfig:
+    recipe = options.recipe
     if recipe.startswith("downstream/") or "task" in recipes.read_recipe(recipe):
         raise ConfigError(f"{recipe} is a recipe of fine-tuning: plan takes those of pretrain (facessl list recipes)")
-    flags = {"--batch-size": batch_size, "--epochs": epochs, "--optim.warmup-epochs": warmup}
-    words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
+    flags = {"batch-size": options.batch_size, "epochs": options.epochs, "optim.warmup-epochs": options.warmup_epochs}
+    words = [f"--{flag}={value}" for flag, value in flags.items() if value is not None]
     settings: PretrainConfig = parse(["--config", recipe, *words])
-    return dataclasses.replace(settings, max_steps=None) if epochs is not None else settings
+    return settings if options.epochs is None else dataclasses.replace(settings, max_steps=None)
 
 
 def _images(recipe: str, settings: PretrainConfig) -> int:
@@ -176,7 +223,7 @@ def _network(settings: PretrainConfig, gpus: int) -> dict[str, Any]:
         "parameters_kept": kept,
         "batch_norms": sum(isinstance(m, _BatchNorm) for m in module.modules()),
         "norm_messages": messages * settings.accumulate if settings.sync_batch_norm and gpus > 1 else 0,
-        "gigaflop_per_image": None if flops is None else flops / 1e9,
+        "gigaflop_per_image": flops / 1e9,
         "checkpoint_bytes": 4 * (kept + states * trained),
         # Weights, statistics and momentum networks, gradients (twice with several ranks: DDP copies them into
         # buckets), optimiser; activations come on top.
@@ -186,11 +233,11 @@ def _network(settings: PretrainConfig, gpus: int) -> dict[str, Any]:
     }
 
 
-def step_cost(module: Any, settings: PretrainConfig) -> tuple[float | None, int]:
+def step_cost(module: Any, settings: PretrainConfig) -> tuple[float, int]:
     """Floating-point operations per image of a step on the meta device, and messages of its batch norms over the ranks.
 
     A norm sends one message forward for each call on training statistics and one backward for each that has a gradient.
-    Where the step cannot be run without memory (masks, mixing and captions): None, and both for every norm and view.
+    Where the step cannot be run without memory (masks, mixing and captions): nan, and both for every norm and view.
     """
     views = [round(view.size * settings.image_size) for view in settings.views or module.views]
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
@@ -200,111 +247,85 @@ def step_cost(module: Any, settings: PretrainConfig) -> tuple[float | None, int]
         messages.append((1 + torch.is_grad_enabled()) if norm.training else 0)
 
     handles = [norm.register_forward_hook(called) for norm in norms]
-    autocast: Any = torch.autocast
-    torch.autocast = lambda *_, **__: contextlib.nullcontext()  # type: ignore[assignment, misc]  # has no meta device
     try:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             images = [torch.empty(_COUNTED, 3, side, side) for side in views]
             module.step(Batch(images, [], torch.arange(_COUNTED)), Progress(step=0, total_steps=1)).loss.backward()
     except Exception:  # whatever a method does that has no meaning without memory; there is no list of errors for it
-        return None, 2 * len(norms) * len(views)
+        return math.nan, 2 * len(norms) * len(views)
     finally:
-        torch.autocast = autocast  # type: ignore[misc]
         for handle in handles:
             handle.remove()
     return counter.get_total_flops() / _COUNTED, sum(messages)
 
 
-def _timed(found: dict[str, Any], given: dict[str, Any], rates: dict[int, float], passes: int) -> dict[str, Any]:
-    """What follows from the speed of a GPU; None where that was not measured."""
-    names = "compute_seconds_per_step norm_seconds_per_step seconds_per_step images_per_second hours gpu_hours"
-    names += " hours_with_overlap share_of_communication read_bytes_per_second decoding_cores decoding_cores_per_gpu"
-    names += " teraflops_per_gpu"
-    if not rates:
-        return dict.fromkeys(names.split())
-    gpus, steps, per_core = found["gpus"], found["steps"], found["worker_images_per_second_per_core"]
-    compute = passes * pass_seconds(found["batch_per_gpu"] / passes, rates, given["fixed_milliseconds"] / 1000)
-    norms = found["norm_messages"] * given["norm_microseconds"] * 1e-6
-    # The input runs beside the step: it counts only where it is the slower of the two. Gradients can be reduced beside
-    # the backward pass; what a norm waits for cannot.
-    reading = found["batch"] / (gpus * given["cores_per_gpu"] * per_core)
-    whole = compute + norms + found["all_reduce_seconds"]
-    step, overlapped = max(whole, reading), max(compute + norms, found["all_reduce_seconds"], reading)
-    rate = found["batch"] / step
-    # At the best rate that was given: beside the peak of the GPU it shows a rate that cannot be.
-    teraflops = found["gigaflop_per_image"] and max(rates.values()) * found["gigaflop_per_image"] / 1e3
-    values = [compute, norms, step, rate, steps * step / 3600, gpus * steps * step / 3600, steps * overlapped / 3600]
-    values += [1 - compute / whole, rate * given["image_bytes"], rate / per_core, rate / per_core / gpus, teraflops]
-    return dict(zip(names.split(), values, strict=True))
-
-
-def _warnings(settings: PretrainConfig, found: dict[str, Any], given: dict[str, Any]) -> list[str]:
+def _warnings(settings: PretrainConfig, plan: dict[str, Any], cores_per_gpu: float) -> list[str]:
     """What would fail or disappoint, and a batch that is not the recipe's own."""
-    told, batch, gpus, accumulate = [], found["batch"], found["gpus"], settings.accumulate
-    rate, warmup = found["learning_rate"], found["warmup_steps"]
+    warnings, batch, gpus, accumulate = [], plan["batch"], plan["gpus"], settings.accumulate
+    rate, warmup = plan["learning_rate"], plan["warmup_steps"]
     pieces = gpus * accumulate
     if batch % pieces:
         fitting = " or ".join(str(k * pieces) for k in (batch // pieces, batch // pieces + 1) if k)
         what = f"{gpus} GPUs" + (f" of {accumulate} micro-batches" if accumulate > 1 else "")
-        told.append(f"batch {batch} does not divide by {what}: use --batch-size {fitting}")
-    if found["batch_norms"] and gpus > 1 and batch / pieces < SMALL_BATCH:
+        warnings.append(f"batch {batch} does not divide by {what}: use --batch-size {fitting}")
+    if plan["batch_norms"] and gpus > 1 and batch / pieces < SMALL_BATCH:
         seen = f"{batch / pieces:.3g} images per GPU and pass"
         fewer = f"; --accumulate 1 gives it {batch / gpus:.3g}" if accumulate > 1 else ""
-        told.append(
-            f"{seen}: the messages of {found['batch_norms']} batch norms over the ranks will weigh more than the work; "
+        warnings.append(
+            f"{seen}: the messages of {plan['batch_norms']} batch norms over the ranks will weigh more than the work; "
             f"use fewer GPUs or a larger batch{fewer}"
             if settings.sync_batch_norm
-            else f"{seen} is all that each of {found['batch_norms']} batch norms sees, as this recipe does not "
+            else f"{seen} is all that each of {plan['batch_norms']} batch norms sees, as this recipe does not "
             f"synchronise them: another training than on fewer GPUs{fewer}"
         )
     flag, lr = "set --warmup-epochs (--optim.warmup-epochs of pretrain)", settings.optim.lr
-    if warmup < 100 <= found["steps"] and rate > lr:
+    if warmup < 100 <= plan["steps"] and rate > lr:
         scaled = f"the rate was scaled from {lr:g} to {rate:.3g} for this batch"
-        told.append(f"{scaled} and has {warmup} steps of warm-up: {flag}")
-    if warmup > 0.2 * found["steps"]:
-        told.append(f"warm-up is {warmup / found['steps']:.0%} of the run: {flag}")
-    if found["hours"] is None:
-        told.append("hours need --gpu-images-per-second: measure it on one GPU with benchmarks/gpu.sh")
-    elif found["decoding_cores_per_gpu"] > 0.999 * given["cores_per_gpu"]:
-        needed = found["batch_per_gpu"] / found["compute_seconds_per_step"]
-        told.append(
-            f"the GPUs wait for the loader: {given['cores_per_gpu']:g} cores per GPU decode less than {needed:.4g} "
-            f"images/s; give each GPU {math.ceil(needed / found['worker_images_per_second_per_core'])} cores"
+        warnings.append(f"{scaled} and has {warmup} steps of warm-up: {flag}")
+    if warmup > 0.2 * plan["steps"]:
+        warnings.append(f"warm-up is {warmup / plan['steps']:.0%} of the run: {flag}")
+    if plan["hours"] is None:
+        warnings.append("hours need --gpu-images-per-second: measure it on one GPU with benchmarks/gpu.sh")
+    elif plan["decoding_cores_per_gpu"] > 0.999 * cores_per_gpu:
+        needed = plan["batch_per_gpu"] / plan["compute_seconds_per_step"]
+        warnings.append(
+            f"the GPUs wait for the loader: {cores_per_gpu:g} cores per GPU decode less than {needed:.4g} "
+            f"images/s; give each GPU {math.ceil(needed / plan['worker_images_per_second_per_core'])} cores"
         )
-    meant = recipes.read_recipe(found["recipe"]).get("batch_size") or batch
+    meant = recipes.read_recipe(plan["recipe"]).get("batch_size") or batch
     if (kept := unscaled_rate(settings, meant)) is not None:
-        told.append(kept)
+        warnings.append(kept)
     elif max(batch / meant, meant / batch) >= 4:
-        told.append(
+        warnings.append(
             f"the recipe is for batch {meant}: at {batch} the rate is scaled to {rate:.3g}, a momentum network keeps "
             "its momentum; neither was tried"
         )
-    return told
+    return warnings
 
 
-def table(found: dict[str, Any]) -> str:
+def table(plan: dict[str, Any]) -> str:
     """A plan for people: one line per number, what it is and how it came about."""
 
     def number(key: str, form: str, scale: float = 1, unit: str = "") -> str:
-        value = found[key]
+        value = plan[key]
         return "not known" if value is None else format(value if scale == 1 else value * scale, form) + unit
 
     per_core = number("worker_images_per_second_per_core", ",.0f")
     rows = [
         ("images per epoch", number("images", ",d"), ""),
-        ("batch", number("batch", ",d"), f"{found['batch_per_gpu']:g} on each of {found['gpus']} GPUs"),
-        ("steps", number("steps", ",d"), f"{found['images_seen']:,} images"),
-        ("peak learning rate", number("learning_rate", ".4g"), f"after {found['warmup_steps']:,} steps of warm-up"),
-        ("parameters trained", number("parameters", ",d"), f"{found['parameters_kept']:,} with momentum networks"),
+        ("batch", number("batch", ",d"), f"{plan['batch_per_gpu']:g} on each of {plan['gpus']} GPUs"),
+        ("steps", number("steps", ",d"), f"{plan['images_seen']:,} images"),
+        ("peak learning rate", number("learning_rate", ".4g"), f"after {plan['warmup_steps']:,} steps of warm-up"),
+        ("parameters trained", number("parameters", ",d"), f"{plan['parameters_kept']:,} with momentum networks"),
         ("arithmetic per image", number("gigaflop_per_image", ",.1f", unit=" GFLOP"),
          f"{number('teraflops_per_gpu', ',.0f', unit=' TFLOP/s')} of a GPU at the best rate given"),
         ("images/s in total", number("images_per_second", ",.0f"), ""),
         ("batch norm over the ranks", number("norm_seconds_per_step", ",.1f", 1e3, " ms"),
-         f"{found['norm_messages']} messages a step"),
+         f"{plan['norm_messages']} messages a step"),
         ("hours", number("hours", ",.1f"), f"{number('hours_with_overlap', ',.1f')} if all-reduce hides in compute"),
         ("GPU hours", number("gpu_hours", ",.0f"), ""),
         ("all-reduce per step and GPU", number("all_reduce_bytes", ".3f", 1e-9, " GB"),
-         f"{found['all_reduce_seconds'] * 1e3:.1f} ms, float32 gradients, ring"),
+         f"{plan['all_reduce_seconds'] * 1e3:.1f} ms, float32 gradients, ring"),
         ("share of communication", number("share_of_communication", ".1%"), "without overlap"),
         ("cores that decode", number("decoding_cores", ",.1f"), f"{per_core} images/s each"),
         ("reading, MB/s", number("read_bytes_per_second", ",.1f", 1e-6), "from shards"),
@@ -313,4 +334,4 @@ def table(found: dict[str, Any]) -> str:
          "without activations, which benchmarks/gpu.sh measures"),
     ]  # fmt: skip
     lines = [f"{name:28} {value:>18}  {note}".rstrip() for name, value, note in rows]
-    return "\n".join([found["recipe"], *lines, *(f"warning: {text}" for text in found["warnings"])])
+    return "\n".join([plan["recipe"], *lines, *(f"warning: {text}" for text in plan["warnings"])])

@@ -17,10 +17,11 @@ from typing import IO, Any
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.files import csv_row
 from facessl.data import records
 from facessl.data.location import redacted
 from facessl.data.source import Source
-from facessl.tools.jobs import PART, claim, csv_row, open_file, replace, sync, sync_folder
+from facessl.tools.jobs import PART, claim, open_file, replace, sync, sync_folder
 from facessl.tools.phash import Near
 
 MANIFEST, SKIPPED, DUPLICATES, HASHES = "pack.json", "skipped.csv", "duplicates.csv", ".hashes"

@@ -25,7 +25,7 @@ from facessl.data.source import Source
 from facessl.data.splits import Parts as Split
 from facessl.data.splits import parts
 from facessl.evaluation import score
-from facessl.inference import trained
+from facessl.inference import framing, trained
 from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
@@ -164,9 +164,12 @@ class Finetuning:
         elif config.select != "last":
             say(f"no score of the {config.select} part was a number: the last weights are kept")
         steps, commit = chosen["step"], environment.commit()
-        info = trained.card(task, self.labels, self.published, self.augment, steps=steps, commit=commit)
+        framed = framing.measure(self.data.train) if self.augment.crop == "whole" else None
+        if framed:
+            say(framing.sentence(framed))
+        info = trained.card(task, self.labels, self.published, self.augment, steps=steps, commit=commit, framing=framed)
         files.write_backbone(folder / "model.safetensors", task.state_dict(), info)
-        shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "format")}
+        shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "framing", "format")}
         shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
         files.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
         test = _score(task, self.data.test, self.augment, config)
@@ -225,6 +228,7 @@ def _parts(config: FinetuneConfig) -> Split:
         need_val=config.select == "val",
         labels=config.labels,
         seed=config.seed,
+        needs=FINETUNE.plugin(config.task["name"]).needs,
     )
     if any(part is not None and part.streaming for part in (found.train, found.val, found.test)):
         raise ConfigError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from lightning_fabric.loggers import TensorBoardLogger
 
 from facessl.core.errors import TrainingError
-from facessl.core.files import write_atomic
+from facessl.core.files import csv_row, write_atomic
 
 
 class MetricsLog:
@@ -116,8 +116,8 @@ def _seconds(rows: Iterable[Mapping[str, str]]) -> float:
 
 
 def _append(path: Path, rows: Iterable[Iterable[str]]) -> None:
-    with _told(path), open(path, "a", newline="") as file:
-        csv.writer(file).writerows(rows)
+    with _told(path), open(path, "ab") as file:
+        file.write(b"".join(csv_row(*row) for row in rows))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,9 @@ from facessl.core.types import Progress
 from facessl.data.source import Source
 from facessl.data.splits import at_most, split_source
 from facessl.evaluation.protocols.knn import knn
-from facessl.inference.regions import region_picture, sample_images
+from facessl.inference.region_pictures import region_picture
+from facessl.inference.regions import sample_images
+from facessl.methods.base import has_regions
 from facessl.metrics.collapse import effective_rank, embedding_std
 from facessl.metrics.regions import (
     image_information,
@@ -71,7 +73,7 @@ class _Regions:
         self.folder = folder
 
     def __call__(self, method: Any, progress: Progress) -> dict[str, float]:
-        if getattr(method, "heatmaps", None) is None or not getattr(method, "has_regions", True):
+        if not has_regions(method):
             return {}
         maps = torch.cat([method.heatmaps(x).float() for x in _batches(method, self.squares)])  # (M, N, h, w)
         shown = np.stack([resize(image, CELL) for image in self.squares[:ROWS]])

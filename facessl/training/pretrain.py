@@ -17,8 +17,8 @@ from facessl.config.pretrain import PretrainConfig
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.data.source import Source, open_source
-from facessl.inference.regions import region_grid
-from facessl.methods.base import Method
+from facessl.inference.region_pictures import write_regions
+from facessl.methods.base import Method, has_regions
 from facessl.metrics import collapse
 from facessl.pretrained import load
 from facessl.report.write import write_report
@@ -149,8 +149,8 @@ class Pretraining:
         files.write_atomic(folder / "status.json", json.dumps(told).encode())
         info = load.card(method, self.config, steps=step, commit=environment.commit())
         files.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
-        if getattr(method, "heatmaps", None) is not None and getattr(method, "has_regions", True):
-            files.write_png(folder / "regions.png", region_grid(method, source, count=8))
+        if has_regions(method):
+            write_regions(folder / "regions.png", method, source)
         headline = write_report(folder)
         for sentence in [*(headline["collapse"] or []), *headline["notes"]]:
             say(sentence)

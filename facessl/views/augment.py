@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from facessl.core.errors import ConfigError
-from facessl.data.frame import Border, Crop
+from facessl.data.frame import Border, Crop, Template
 from facessl.views.spec import View, renamed
 
 Distribution = Literal["uniform", "normal"]
@@ -34,9 +34,9 @@ class Augment:
     Attributes:
         crop: "whole" image, square around the sample's "box", or similarity of its "five_points".
         crop_scale: what is shown, relative to the box, the template or the image: 1.25 leaves a margin.
-        template: where the five points go: "farl" or "celeba" (`facessl.data.frame.TEMPLATES`).
+        template: where the five points go: "farl", "celeba" or "arcface" (`facessl.data.frame.TEMPLATES`).
         warp: FaRL's tanh warp, 0 (none) to 1 (`facessl.data.frame.Frame`).
-        border: what lies outside the image: "zero" or the repeated "edge".
+        border: what lies outside the image: "zero", the repeated "edge", or "reflect", the image mirrored.
         shift: of the view, right and down, as a fraction of its side; half-width of a uniform, or sigma of a normal.
         rotation: degrees, likewise.
         scale: enlargement 1 +- scale, likewise.
@@ -73,7 +73,7 @@ class Augment:
 
     crop: Crop = "whole"
     crop_scale: float = 1.0
-    template: Literal["farl", "celeba"] = "farl"
+    template: Template = "farl"
     warp: float = 0.0
     border: Border = "zero"
     shift: float = 0.0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from facessl.core.errors import DataError
+from facessl.core.errors import DataError, DataWarning
+from facessl.data.labels import usable
 from facessl.data.sources import folder as module
 from facessl.data.sources.folder import Folder
 
@@ -39,10 +40,11 @@ def test_finds_every_image_once_in_order(tmp_path: Path) -> None:
     [
         (("b/1.jpg", "a/x/1.jpg", "a/2.jpg"), ("a", "b")),
         (("10/1.jpg", "9/1.jpg", "0/1.jpg"), ("0", "9", "10")),
-        (("a/1.jpg", "a/2.jpg"), ()),
-        (("a/1.jpg", "b/1.jpg", "loose.jpg"), ()),
+        (("a/1.jpg", "a/2.jpg"), ("a",)),
+        (("a/1.jpg", "b/1.jpg", "loose.jpg"), ("a", "b")),
+        (("a/1.jpg", "loose.jpg"), ()),
     ],
-    ids=["names", "numbers", "one folder", "images beside folders"],
+    ids=["names", "numbers", "one folder", "images beside folders", "images beside one folder"],
 )
 def test_first_level_folders_are_labels(tmp_path: Path, names: tuple[str, ...], labels: tuple[str, ...]) -> None:
     source = Folder(make.folder(tmp_path, *names))
@@ -50,7 +52,7 @@ def test_first_level_folders_are_labels(tmp_path: Path, names: tuple[str, ...], 
     assert source.provides == ({"label"} if labels else frozenset())
     for i in range(len(source)):
         top = keys(source)[i].split("/")[0]
-        assert source[i].label == (labels.index(top) if labels else None)
+        assert source[i].label == ((labels.index(top) if top in labels else -1) if labels else None)
 
 
 def lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -145,3 +147,29 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
     make.shard(tmp_path / "x.tar", {})
     with pytest.raises(DataError, match=r"holds tar files and no images: name them as .*\*\.tar"):
         Folder(tmp_path)
+
+
+@pytest.mark.fault("B5", "one image beside the class folders dropped the labels of all")
+@pytest.mark.fault("B12", "a folder per identity was refused for verification")
+def test_folders_are_classes_or_identities_and_an_image_beside_them_is_left_out(tmp_path: Path) -> None:
+    source = Folder(make.folder(tmp_path, "a/1.jpg", "b/1.jpg", "loose.jpg"))
+    with pytest.warns(DataWarning, match=r"they have no identity: .*/loose\.jpg \(of 3\): put images"):
+        people = usable(source, {"identity"})
+    assert [people[i].identity for i in range(2)] == people.column("identity").tolist() == [0, 1]
+
+
+@pytest.mark.fault("B12", "a single photo was refused")
+def test_a_single_image(tmp_path: Path) -> None:
+    path = make.folder(tmp_path, "a.jpg", "b.jpg") / "b.jpg"
+    source = Folder(path)
+    assert (len(source), source.key(0), source.inner_name(0)) == (1, str(path), "b.jpg")
+
+
+@pytest.mark.fault("B1", "a class called in Latin-1 ended in a traceback of the report, after training")
+def test_a_class_of_any_bytes_has_a_name_that_can_be_written(tmp_path: Path) -> None:
+    for name in (b"a", b"caf\xe9"):
+        folder = os.path.join(os.fsencode(tmp_path), name)
+        os.mkdir(folder)
+        with open(os.path.join(folder, b"1.jpg"), "wb") as file:
+            file.write(make.jpeg(7))
+    assert Folder(tmp_path).label_names == ("a", r"caf\xe9")

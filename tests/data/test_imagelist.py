@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from facessl.core.errors import ConfigError, DataError, DataWarning, UnknownName
+from facessl.data.labels import usable
 from facessl.data.sources.imagelist import ImageList
 
 from . import make
@@ -62,12 +63,17 @@ def test_every_column(photos: Path) -> None:
     np.testing.assert_array_equal(sample.landmarks, np.array([[5, 6], [7, 8]], np.float32))
 
 
-def test_a_field_that_a_row_leaves_empty_is_not_provided(photos: Path) -> None:
-    text = "image,label,caption,x0,y0\nimg/a.jpg,1,hello,,\nimg/d.jpg,,bye,1,2\n"
-    with pytest.warns(DataWarning, match=r"l\.csv, line 3: no value in the column label, which is therefore not used"):
+@pytest.mark.fault("B5", "one empty cell dropped the labels of the whole list")
+@pytest.mark.fault("A15", "labels from 1 made an empty class 0, and the text nan was a class")
+def test_empty_cells_drop_no_labels_and_numbers_may_count_from_1(photos: Path) -> None:
+    text = "image,label,caption,x0,y0\nimg/a.jpg,2,,,\nimg/d.jpg,nan,bye,1,2\nimg/b c.jpg,1,ah,1,2\n"
+    with pytest.warns(DataWarning, match=r"l\.csv, line 2: no value of (caption|landmarks) \(1 of 3 rows have none\)"):
         source = ImageList(listed(photos, "l.csv", text))
-    assert source.provides == {"text"}
-    assert source[0].label is None
+    assert source.provides == {"label"}
+    assert [source[i].label for i in range(3)] == [1, -1, 0]
+    assert source.label_names == ("1", "2")
+    with pytest.warns(DataWarning, match=r"left out, because they have no label: .*img/d\.jpg \(of 3\)"):
+        assert names(usable(source, ["label"])) == ["a.jpg", "b c.jpg"]  # type: ignore[arg-type]
 
 
 def test_root_column_and_split(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

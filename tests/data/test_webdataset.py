@@ -17,6 +17,7 @@ import webdataset as wds
 
 from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.core.types import Sample
+from facessl.data.source import open_source
 from facessl.data.sources import _tar
 from facessl.data.sources.webdataset import WebDataset
 
@@ -112,13 +113,14 @@ def test_members_need_not_follow_one_another(tmp_path: Path) -> None:
     assert [label for _, label, _ in told(WebDataset(path))] == [0, 1, 2]
 
 
-def test_labels_that_some_images_lack_are_left_out_with_a_warning(shards: Path) -> None:
-    make.shard(shards / "s-003.tar", {"x.jpg": make.jpeg(0), "x.txt": b"a face"})
-    with pytest.warns(
-        DataWarning, match=r"1 of 13 images in .*s-000\.tar .* have no \.cls: the labels of all are left"
-    ):
+@pytest.mark.fault("A5", "one sample without a label dropped the labels of all shards")
+def test_an_image_without_label_or_caption(shards: Path) -> None:
+    make.shard(shards / "s-003.tar", {"x.jpg": make.jpeg(0)})
+    with pytest.warns(DataWarning, match=r"s-003\.tar/x\.jpg has no \.txt \(1 of 13 images have none\)"):
         source = WebDataset(shards)
-    assert source.provides == {"text"}
+    assert source.provides == {"label"}
+    assert source.column("label").tolist() == [label for _, label, _ in EXPECTED] + [-1]
+    assert (source[12].label, source[0].label) == (-1, EXPECTED[0][1])
 
 
 def test_caption_in_json(tmp_path: Path) -> None:
@@ -255,3 +257,33 @@ def test_a_file_name_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = list(WebDataset("*.tar", streaming=True).stream(seed=None, epoch=0, rank=0, world_size=1))
     assert [sample.label for sample in found] == [0, 1]
     assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.fault("E7", "a negative size hung the index, and headers of gigabytes exhausted memory")
+@pytest.mark.parametrize(
+    ("kind", "size", "reason"),
+    [
+        (b"0", b"-0000001000", "is not a tar file|truncated or damaged|negative size"),
+        (b"x", b"70000000000", "has a member a.jpg of 7,516,192,768 bytes, more than 1,048,576"),
+        (b"L", b"00020000000", "has a member a.jpg of 4,194,304 bytes, more than 1,048,576"),
+        (b"0", b"70000000000", "has a member a.jpg of 7,516,192,768 bytes, more than 268,435,456"),
+    ],
+)
+@pytest.mark.parametrize("options", ["?cache=false", "?streaming=true"])
+def test_sizes_that_no_member_has_are_refused(
+    tmp_path: Path, kind: bytes, size: bytes, reason: str, options: str
+) -> None:
+    block = bytearray(b"a.jpg".ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size + b"\0" + bytes(12))
+    block += b" " * 8 + kind + bytes(100) + b"ustar\00000" + bytes(247)
+    block[148:156] = b"%06o\0 " % sum(block)
+    with open(tmp_path / "x.tar", "wb") as file:
+        file.write(block)
+        file.truncate(2**33)  # sparse
+    with pytest.raises(DataError, match=reason):
+        open_source(f"webdataset:{tmp_path}/x.tar{options}")
+
+
+@pytest.mark.fault("E15", "a list of 900 million shards hung")
+def test_a_list_of_too_many_shards_is_refused() -> None:
+    with pytest.raises(DataError, match="names 900,000,000 shards, more than 1,000,000"):
+        WebDataset("x-{000000000..449999999}-{a,b}.tar")

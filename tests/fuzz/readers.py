@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from facessl.config import parse
+from facessl.config import commands, parse
 from facessl.core import files
 from facessl.data.decode import ImageError, decode, decode_mask, stored_size
 from facessl.data.loader import pixels
@@ -122,10 +122,10 @@ def checkpoint(name: str, root: Path) -> Case:
     return Case(file, read, file.read_bytes())
 
 
-def recipe(command: parse.Command, root: Path) -> Case:
-    words = ["--config", str(root / "r.yaml"), *(["none", "faces"] if command is parse.FINETUNE else [])]
+def recipe(command: commands.Command, root: Path) -> Case:
+    words = ["--config", str(root / "r.yaml"), *(["none", "faces"] if command is commands.FINETUNE else [])]
     values: dict[str, Any] = {"task": {"name": "expression"}, "labels": "10%", "optim": {"lr": 0.1}}
-    if command is parse.PRETRAIN:
+    if command is commands.PRETRAIN:
         values = {"method": {"name": "fra", "num_regions": 8}, "views": [{"scale": [0.2, 1.0]}] * 2, "batch_size": 32}
     return Case(root / "r.yaml", lambda: parse.parse(words, command=command), yaml.safe_dump(values).encode())
 
@@ -134,7 +134,7 @@ def resumed(file: str, root: Path) -> Case:
     words = ["--resume", "--out", str(root)]
     if file == "config.yaml":
         text = yaml.safe_dump(parse.parse([*TINY, "--out", str(root)]).to_dict())
-        return Case(root / file, lambda: parse.parse(words, base=parse.resumed(words)), text.encode())
+        return Case(root / file, lambda: parse.parse(words), text.encode())
     return Case(root / file, lambda: MetricsLog(root).cut_after(1), b"step,seconds,loss\n1,0.5,2.5\n2,1.0,2.25\n")
 
 
@@ -175,7 +175,7 @@ READERS: dict[str, Callable[[Path], Case]] = {
     **{f"pack {file}": partial(packed, file) for file in ("pack.json", "traits.json", "shard-000000.tar")},
     **{part: partial(exported, part) for part in ("card", "backbone.json", "safetensors")},
     **{f"checkpoint {name}": partial(checkpoint, name) for name in ("x.ckpt", "x.pth")},
-    **{f"recipe of {command.name}": partial(recipe, command) for command in (parse.PRETRAIN, parse.FINETUNE)},
+    **{f"recipe of {command.name}": partial(recipe, command) for command in (commands.PRETRAIN, commands.FINETUNE)},
     **{f"resume {file}": partial(resumed, file) for file in ("config.yaml", "metrics.csv")},
     **{f"report {file}": partial(reported, file) for file in _RUN},
 }

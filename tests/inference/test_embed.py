@@ -21,8 +21,10 @@ from facessl.inference.embed import (
     load_embedder,
     write_parquet,
 )
+from facessl.inference.overlay import palette
 from facessl.inference.predict import predict
-from facessl.inference.regions import region_colours, region_grid, region_picture, sample_images
+from facessl.inference.region_pictures import region_picture, write_regions
+from facessl.inference.regions import sample_images
 from facessl.methods.byol import BYOL
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
@@ -183,20 +185,21 @@ def test_sampled_images_are_spread_and_readable(folder: Path) -> None:
         assert second in range(5, 10)
 
 
-def test_region_grid_has_a_row_per_image(folder: Path, fra: FRA) -> None:
+def test_regions_png_has_a_row_per_image(folder: Path, fra: FRA, tmp_path: Path) -> None:
     fra.train()
-    grid = region_grid(fra, str(folder), count=3, cell=48)
+    sizes = []
+    for count in (3, 4):
+        write_regions(tmp_path / "regions.png", fra, str(folder), count=count)
+        sizes.append(Image.open(tmp_path / "regions.png").size)
     assert fra.training
-    assert grid.dtype == np.uint8
-    taller = region_grid(fra, str(folder), count=4, cell=48)
-    assert taller.shape[1] == grid.shape[1]
-    assert taller.shape[0] - grid.shape[0] == pytest.approx(48, abs=6)
+    assert sizes[1][0] == sizes[0][0]
+    assert sizes[1][1] - sizes[0][1] == pytest.approx(112, abs=6)
 
 
-def test_a_method_without_regions_is_named(folder: Path) -> None:
+def test_a_method_without_regions_is_named(folder: Path, tmp_path: Path) -> None:
     byol = BYOL(Backbone("test_resnet", image_size=32))
     with pytest.raises(ConfigError, match="'byol' has no regions"):
-        region_grid(byol, str(folder))
+        write_regions(tmp_path / "regions.png", byol, str(folder))
 
 
 def test_region_picture_shows_image_maps_and_winners() -> None:
@@ -211,7 +214,7 @@ def test_region_picture_shows_image_maps_and_winners() -> None:
     for cell, bright in ((one, 0), (two, 1)):
         np.testing.assert_allclose(cell[16, 4], magma[1 - bright], atol=3)
         np.testing.assert_allclose(cell[16, 28], magma[bright], atol=3)
-    colours = np.array(region_colours(2)) / 2  # over a black image
+    colours = np.array(palette(2)) / 2  # over a black image
     np.testing.assert_allclose(winners[16, 4], colours[0], atol=1)
     np.testing.assert_allclose(winners[16, 28], colours[1], atol=1)
 
@@ -226,6 +229,6 @@ def _cells(grid: np.ndarray, side: int = 32) -> list[np.ndarray]:
 
 
 def test_many_regions_have_different_colours_and_a_bounded_picture() -> None:
-    assert len(set(region_colours(64))) == 64
+    assert len(set(palette(64))) == 64
     maps = torch.randn(1, 64, 4, 4).softmax(1)
     assert region_picture(np.zeros((1, 64, 64, 3), np.uint8), maps, max_regions=6).shape[1] < 9 * 72

@@ -19,9 +19,11 @@ from facessl.cli.main import NOTHING_FOUND, USER_ERROR, main
 from facessl.core import files
 from facessl.core.errors import ConfigError, DataError
 from facessl.data.decode import decode_mask
+from facessl.data.detect import detect
 from facessl.data.frame import similarity
 from facessl.data.sources.synthetic import Synthetic
 from facessl.inference import trained as trained_task
+from facessl.inference.framing import measure, sentence
 from facessl.inference.predict import NO_FACE, frame_of_face, predict
 from facessl.inference.trained import Trained
 from facessl.models.backbone import Backbone
@@ -164,6 +166,26 @@ def test_faces_of_several_photos_share_batches_and_keep_their_places(tmp_path: P
     assert [found.faces for found in small] == [one.faces, two.faces]
 
 
+@pytest.mark.fault("A13", "`predict` cropped faces with a margin of 1.3, whatever the training images showed")
+def test_a_face_is_framed_as_in_the_training_images(tmp_path: Path) -> None:
+    source = Synthetic(n=12, size=128, yaw=5, pitch=5, roll=5, occlusion=0.0, degrade=0.0)
+    framing = measure(source)
+    assert framing["faces"] >= 10
+    trained = dots()
+    trained.card["framing"] = framing
+    shown = []
+    for index in range(6):  # each training image as a part of a photo
+        image = np.full((400, 400, 3), 128, np.uint8)
+        image[150:278, 60:188] = source[index].image
+        (face, *_) = detect(image)
+        frame = frame_of_face(trained, face, 400, 400)
+        shown.append(frame.inverse_points(np.array([(-0.5, -0.5), (SIZE - 0.5, SIZE - 0.5)])).ravel())
+    assert np.median(shown, 0) == pytest.approx([59.5, 149.5, 187.5, 277.5], abs=8)
+    few = measure(Synthetic(n=3, size=128))
+    assert "margin" not in few
+    assert "too few" in sentence(few)
+
+
 def test_margin_widens_the_square_of_whole_image_models() -> None:
     face = Found(np.array([10.0, 20.0, 50.0, 80.0]))
     frame = frame_of_face(dots(), face, 200, 200, margin=1.5, lift=0.1)
@@ -191,7 +213,7 @@ def test_no_face_is_said_and_unreadable_photos_are_listed(tmp_path: Path) -> Non
 def test_a_detector_without_points_is_named_where_they_are_needed(tmp_path: Path) -> None:
     image, _, face = marked_face(0)
     face.five_points = None
-    with pytest.raises(DataError, match="--yunet"):
+    with pytest.raises(DataError, match="--detector mtcnn"):
         predict(
             dots(crop="five_points"), [saved(image, tmp_path / "a.png")], out=tmp_path / "out", detector=finder(face)
         )

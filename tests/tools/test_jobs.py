@@ -21,7 +21,7 @@ from facessl.data.detect import Face
 from facessl.data.source import open_source
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools import crop as crop_module
-from facessl.tools.crop import crop_photos
+from facessl.tools.crop import crop as crop_photos
 from facessl.tools.pack import pack
 
 COUNT = 12

@@ -20,8 +20,12 @@ from facessl.training import optim
 PRETRAINING = [name for name in recipes.recipes() if not name.startswith("downstream/")]
 
 
+def planned(recipe: str, **options: Any) -> dict[str, Any]:
+    return plan.plan(plan.Options(recipe, **options))
+
+
 def test_a_plan_by_hand() -> None:
-    found = plan.plan(
+    found = planned(
         "fra/vggface2-r50", gpus=4, gpu_images_per_second="128:1000,256:1100", link_gbit=80, image_bytes=10_000,
         images=51_200, norm_microseconds=50,
     )  # fmt: skip
@@ -66,7 +70,7 @@ def test_a_small_batch_takes_the_time_that_was_measured_or_the_fixed_one() -> No
 
 def test_what_nobody_tried_is_said() -> None:
     def told(recipe: str, **given: Any) -> str:
-        return " ".join(plan.plan(recipe, gpu_images_per_second=1000, **given)["warnings"])
+        return " ".join(planned(recipe, gpu_images_per_second=1000, **given)["warnings"])
 
     assert told("mcf/laionface") == ""
     apart = told("mcf/laionface", gpus=64)
@@ -93,15 +97,14 @@ def test_the_checkpoint_has_the_planned_size(tmp_path: Path) -> None:
     optimizer.step()
     state = {"method": method.state_dict(), "optimizer": optimizer.state_dict()}  # type: ignore[attr-defined]
     written = files.save_run(tmp_path, 1, state).stat().st_size
-    planned = plan.plan("fra/smoke", gpus=1)["checkpoint_bytes"]
-    assert planned == pytest.approx(written, rel=0.01)
+    assert planned("fra/smoke", gpus=1)["checkpoint_bytes"] == pytest.approx(written, rel=0.01)
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_every_recipe_plans(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "step_cost", lambda *_: (1e9, 10))  # takes seconds
     known = any(part in name for part in plan.SETS) or "source" in recipes.read_recipe(name)
-    found = plan.plan(name, gpus=8, gpu_images_per_second=500, images=None if known else 200_000)
+    found = planned(name, gpus=8, gpu_images_per_second=500, images=None if known else 200_000)
     assert found["steps"] > 0
     assert found["hours"] > 0
     assert found["checkpoint_bytes"] > 4 * found["parameters"]
@@ -118,11 +121,11 @@ def test_what_would_fail_or_disappoint_is_said(capsys: pytest.CaptureFixture[str
     assert "benchmarks/gpu.sh" in told
     assert "10.7 images per GPU" in told
     assert any("warning: batch 512" in line for line in lines)
-    slow = plan.plan("fra/vggface2-r50", gpu_images_per_second=4000, cores_per_gpu=1, batch_size=2048)
+    slow = planned("fra/vggface2-r50", gpu_images_per_second=4000, cores_per_gpu=1, batch_size=2048)
     assert any("give each GPU 2 cores" in text for text in slow["warnings"])
     with pytest.raises(ConfigError, match="--images N"):
-        plan.plan("fra/regions")
+        planned("fra/regions")
     with pytest.raises(ConfigError, match="fine-tuning"):
-        plan.plan("downstream/rafdb-ft")
+        planned("downstream/rafdb-ft")
     with pytest.raises(ConfigError, match="gpus = 0"):
-        plan.plan("fra/vggface2-r50", gpus=0)
+        planned("fra/vggface2-r50", gpus=0)

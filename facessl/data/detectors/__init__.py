@@ -1,4 +1,4 @@
 """Face detectors, one file each: photos to boxes, scores and five points.
 
-May import: torch, torchvision, cv2 and `facessl.data.frame`.
+May import: torch, torchvision, cv2 and `facessl.core`.
 """

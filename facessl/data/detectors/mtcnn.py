@@ -34,10 +34,11 @@ class MTCNN:
     its files of weights are read.
 
     Args:
+        model: None.
         device: where the networks run.
 
     Raises:
-        ConfigError: the `mtcnn` wheel is not installed.
+        ConfigError: the `mtcnn` wheel is not installed, or a model file is named.
     """
 
     MIN_SCORE = 0.8
@@ -45,7 +46,9 @@ class MTCNN:
     #: network's box and in units of its longer side: medians over 100 photos each of Helen, AFW and YouTube Faces.
     BOX = (-0.39, -0.28, 0.44, 0.525)
 
-    def __init__(self, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: str | Path | None = None, device: str | torch.device = "cpu") -> None:
+        if model is not None:
+            raise ConfigError(f"the detector mtcnn has its own weights: leave out the model {model}, or use yunet")
         self.device = torch.device(device)
         self.networks = [net.to(self.device) for net in _networks()]
 

@@ -16,14 +16,17 @@ class YuNet:
 
     Args:
         model: a YuNet .onnx file, as OpenCV's FaceDetectorYN takes it.
+        device: has no effect; it runs on the CPU.
 
     Raises:
-        ConfigError: the file is missing, or OpenCV cannot read it as YuNet.
+        ConfigError: no file is named, it is missing, or OpenCV cannot read it as YuNet.
     """
 
     MIN_SCORE = 0.6
 
-    def __init__(self, model: str | Path) -> None:
+    def __init__(self, model: str | Path | None = None, device: str = "cpu") -> None:
+        if model is None:
+            raise ConfigError("the detector yunet needs its weights: name a YuNet .onnx file with --model FILE")
         if not Path(model).is_file():
             raise ConfigError(f"the face detector's model {model} does not exist: name a YuNet .onnx file")
         try:

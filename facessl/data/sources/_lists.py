@@ -5,12 +5,17 @@ Every refusal is one sentence with the file (and line), what was found there, an
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.data.sources.folder import Folder
@@ -64,18 +69,28 @@ def choice(source: str, option: str, value: Any, valid: Iterable[Any]) -> None:
         raise ConfigError(f"{source}?{option}={value} cannot be used: it must be one of {shown}")
 
 
+@contextlib.contextmanager
+def _text(file: Path, layout: str) -> Iterator[IO[str]]:
+    """A text file, of UTF-8, or of UTF-16 where its first bytes say so. DataError where it cannot be read."""
+    try:
+        with open(file, "rb") as raw:
+            wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
+        with open(file, encoding=encoding, errors=errors, newline="") as text:
+            yield text
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror} ({layout})") from None
+
+
 def lines(file: Path, layout: str) -> Iterator[tuple[str, str]]:
     """Lines of a text file that are not empty, stripped, with their place ("FILE, line N").
 
     DataError where the file cannot be read.
     """
-    try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as text:
-            for number, line in enumerate(text, 1):
-                if line := line.strip():
-                    yield f"{file}, line {number}", line
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror} ({layout})") from None
+    with _text(file, layout) as text:
+        for number, line in enumerate(text, 1):
+            if line := line.strip():
+                yield f"{file}, line {number}", line
 
 
 def text_rows(file: Path, width: int, layout: str, *, skip: int = 0) -> Iterator[tuple[str, list[str]]]:
@@ -104,19 +119,22 @@ def check_width(where: str, found: int, wanted: int) -> None:
         raise DataError(f"{where}: {found} values where {wanted} are expected")
 
 
-def csv_rows(file: Path, layout: str) -> Iterator[tuple[str, list[str]]]:
-    """Rows of a CSV file (.tsv: tab-separated), cells stripped, with their place; empty rows are left out.
+def csv_rows(file: Path, layout: str, *, strip: bool = True) -> Iterator[tuple[str, list[str]]]:
+    """Rows of a CSV file with their place; empty rows are left out.
 
-    The header, where the file has one, is the first row. DataError where the file cannot be read.
+    Cells are separated by the first of comma, semicolon, tab and bar that its first row has (tab first in a .tsv). The
+    header, where the file has one, is the first row. DataError where the file cannot be read.
     """
+    marks = "\t,;|" if file.suffix.lower() == ".tsv" else ",;\t|"
     try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+        with _text(file, layout) as text:
+            first = re.sub('"[^"]*"', "", text.readline())
+            text.seek(0)
+            mark = next((mark for mark in marks if mark in first), ",")
+            reader = csv.reader(text, delimiter=mark)
             for cells in reader:
                 if cells:
-                    yield f"{file}, line {reader.line_num}", [cell.strip() for cell in cells]
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror} ({layout})") from None
+                    yield f"{file}, line {reader.line_num}", [cell.strip() for cell in cells] if strip else cells
     except csv.Error as error:
         raise DataError(f"{file} is not a CSV file: {error}") from None
 
@@ -185,15 +203,16 @@ def class_folders(folder: Path, classes: Mapping[str, int | None], layout: str) 
         layout: of `expected`.
 
     Raises:
-        DataError: no image, images outside sub-folders, fewer than two sub-folders, or a name not in `classes`.
+        DataError: no image, images outside sub-folders, or a name not in `classes`.
     """
     source = Folder(folder)
-    if not source.label_names:
-        raise DataError(f"{folder} has images outside class folders, or a single class ({layout})")
+    found = source.column("label") if source.label_names else np.array([-1])
+    if (found < 0).any():
+        raise DataError(f"{source.key(int(found.argmin()))} lies outside the class folders of {folder} ({layout})")
     odd = next((name for name in source.label_names if name.lower() not in classes), None)
     if odd is not None:
         raise DataError(f"{folder / odd} is not a class: valid are {', '.join(classes)} ({layout})")
-    labels = [classes[source.label_names[label].lower()] for label in source.column("label")]
+    labels = [classes[source.label_names[label].lower()] for label in found]
     kept = [(source.inner_name(i), label) for i, label in enumerate(labels) if label is not None]
     return [name for name, _ in kept], [label for _, label in kept]
 

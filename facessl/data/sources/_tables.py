@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from facessl.core.errors import DataError, UnknownName
+from facessl.core.files import printable
 from facessl.data.index import class_order
+from facessl.data.source import stored
 from facessl.data.sources._lists import box_of_size, check_width, choice, csv_rows, real, whole
 from facessl.data.splits import role, roles
 
@@ -22,6 +24,10 @@ _IMAGE = ("image", "path", "file", "filename", "file_name", "image_path", "img",
 _BOXES = (("left", "top", "right", "bottom"), ("xmin", "ymin", "xmax", "ymax"), ("x", "y", "w", "h"))
 _NUMBER = re.compile(r"[+-]?\d+")
 _MAX_CLASSES = 10_000_000
+#: Longer numbers of identities are names.
+_DIGITS = 18
+#: What programs write into a cell that has no value.
+_NO_VALUE = frozenset(("nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL"))
 
 
 class ImageTable:
@@ -31,7 +37,7 @@ class ImageTable:
         file: where it was read.
         header: names of its columns.
         where: place of each of the N rows ("FILE, line 2").
-        cells: column -> its N cells, but for those of `points`.
+        cells: column -> its N cells as they stand there, but for those of `points`.
         points: (N, K, 2) float64, the columns x0, y0, x1, y1, ... as far as they go; NaN where a cell is empty.
         splits: as `Source.splits`.
     """
@@ -48,8 +54,8 @@ class ImageTable:
                 is not a number.
         """
         self.file = file
-        rows = iter(csv_rows(file, layout) if rows is None else rows)
-        _, self.header = next(rows, ("", []))
+        rows = iter(csv_rows(file, layout, strip=False) if rows is None else rows)
+        self.header = [printable(name.strip()) for name in next(rows, ("", []))[1]]
         if not self.header:
             raise DataError(f"{file} is empty ({layout})")
         self.where: list[str] = []
@@ -66,11 +72,11 @@ class ImageTable:
             self.where.append(where)
             for column, at in zip(columns, others, strict=True):
                 column.append(row[at])
-            numbers.extend(real(row[at], where, low[at]) if row[at] else np.nan for at in points)
+            numbers.extend(real(row[at], where, low[at]) if row[at].strip() else np.nan for at in points)
         self.points = np.array(numbers).reshape(len(self.where), count, 2)
         self.cells = {self.header[at]: column for at, column in zip(others, columns, strict=True)}
         self._split = self.find(["split"])
-        self.splits = roles(self.cells[self._split]) if self._split else {}
+        self.splits = roles(self.column(self._split)) if self._split else {}
 
     def find(self, names: Iterable[str]) -> str | None:
         """The first of some columns that there is, whatever its case; None where there is none."""
@@ -78,10 +84,11 @@ class ImageTable:
         return next((low[name] for name in names if name in low), None)
 
     def column(self, name: str) -> list[str]:
-        """The N cells of a column. UnknownName where there is no such column."""
+        """The N cells of a column, "" where there is no value. UnknownName where there is no such column."""
         if name not in self.cells:
             raise UnknownName(f"column of {self.file}", name, self.header)
-        return self.cells[name]
+        values = map(str.strip, self.cells[name])
+        return ["" if value in _NO_VALUE else value for value in values]
 
     def texts(self, name: str) -> list[str]:
         """As `column`. DataError where a cell is empty."""
@@ -114,19 +121,24 @@ class ImageTable:
         self.texts(found)
         return found
 
+    def paths(self, asked: str = "auto") -> list[str]:
+        """The N cells of the column that `images` finds, with the blanks at their ends, which may be of the names."""
+        return self.cells[self.images(asked)]
+
     def folder(self, first: str, root: Path | None) -> Path:
         """The folder that paths start from: `root`, else the table's own, or `images` beside it if `first` is there."""
         if root is not None:
             return root.expanduser()
         beside = self.file.parent / "images"
-        return beside if not (self.file.parent / first).exists() and (beside / first).exists() else self.file.parent
+        return next((place for place in (self.file.parent, beside) if stored(first, place)), self.file.parent)
 
     def classes(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-        """(N,) class numbers and names: numbers as they are, names by their place in the sorted list, -1 for no value.
+        """(N,) class numbers and names, -1 for no value.
 
-        They are numbered over the whole table, so that all parts agree.
+        Numbers count from 0, or from 1 where none is 0; names are numbered by their place in the sorted list. They are
+        numbered over the whole table, so that all parts agree.
         """
-        values = self.column(name)
+        values = list(map(printable, self.column(name)))
         used = {value for value in values if value}
         if used and all(map(_NUMBER.fullmatch, used)):
             numbers = [
@@ -134,7 +146,9 @@ class ImageTable:
                 for value, where in zip(values, self.where, strict=True)
             ]
             # A table of a part of a data set may lack a class: numbers must not move up.
-            return np.array(numbers, np.int64), tuple(map(str, range(max(numbers) + 1)))
+            first = int(min(map(int, used)) == 1)
+            found = np.array(numbers, np.int64)
+            return np.where(found < 0, -1, found - first), tuple(map(str, range(first, max(numbers) + 1)))
         names = class_order(used)
         return self._placed(values, names), tuple(names)
 
@@ -142,7 +156,7 @@ class ImageTable:
         """(N,) int64 identities: numbers as they are, names by their place in the sorted list, -1 for no value."""
         values = self.column(name)
         used = {value for value in values if value}
-        if used and all(map(_NUMBER.fullmatch, used)):
+        if used and all(_NUMBER.fullmatch(value) and len(value) < _DIGITS for value in used):
             return np.array([int(value or -1) for value in values], np.int64)
         return self._placed(values, class_order(used))
 
@@ -161,7 +175,7 @@ class ImageTable:
             return None
         rows = [
             [real(cell, where, name) for cell, name in zip(cells, names, strict=True)]
-            for where, *cells in zip(self.where, *(self.cells[name] for name in names), strict=True)
+            for where, *cells in zip(self.where, *(self.column(name) for name in names), strict=True)
         ]
         boxes = np.array([box_of_size(*row) if names[-1] == "h" else row for row in rows])
         bad = np.flatnonzero((boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]))

@@ -19,6 +19,7 @@ from facessl.data.index import Table, cache_file, load, texts
 PARTS = ("image", "txt", "json", "cls", "mask.png")
 IMAGE_SUFFIXES = tuple(extension[1:] for extension in EXTENSIONS)
 NOWHERE = (-1, 0)
+_MOST, _MOST_TEXT = 2**28, 2**20
 
 _ENDINGS = (*PARTS[:0:-1], *IMAGE_SUFFIXES)  # mask.png before png
 _LAYOUT = 3
@@ -60,6 +61,8 @@ def _members(descriptor: int, end: int, path: Path) -> Iterator[Member]:
         length = _checked_size(header, position, path)
         start, kind = position + _BLOCK, header[156:157]
         length = int(size) if size.isdigit() else length
+        if kind in (b"L", b"x"):
+            check_size(path, os.fsdecode(_name(header)), length, "txt")
         if start + length > end:
             shown = os.fsdecode(name or _name(header))
             raise DataError(f"{path} is truncated: {shown} should end at byte {start + length} of {end}")
@@ -87,7 +90,9 @@ def _checked_size(header: bytes, position: int, path: Path) -> int:
         if len(header) == _BLOCK and zlib.adler32(header) & 0xFFFF == total % 65521:
             if header[124] & 0x80:  # GNU: sizes from 8 GiB on are binary
                 return int.from_bytes(header[125:136], "big")
-            return int(header[124:136].strip(b" \0") or b"0", 8)
+            digits = header[124:136].strip(b" \0") or b"0"
+            if digits.isdigit():
+                return int(digits, 8)
     except (ValueError, IndexError):
         pass
     if position:
@@ -96,6 +101,13 @@ def _checked_size(header: bytes, position: int, path: Path) -> int:
     if packed:
         raise DataError(f"{path} is compressed with {packed}: unpack it, or read it in order with ?streaming=true")
     raise DataError(f"{path} is not a tar file (begins with {header[:12]!r})")
+
+
+def check_size(shard: str | Path, name: str, size: int, part: str) -> None:
+    """DataError where a member that is one of `PARTS` is larger than any image, or text beside one, can be."""
+    most = _MOST_TEXT if part in ("txt", "json", "cls") else _MOST
+    if not 0 <= size <= most:
+        raise DataError(f"{shard} has a member {name} of {size:,} bytes, more than {most:,}: pack it without that one")
 
 
 def _name(header: bytes) -> bytes:
@@ -169,6 +181,8 @@ def _scan(path: Path) -> dict[str, np.ndarray]:
     try:
         for key, parts in grouped(found):
             keys.append(key)
+            for part, name in parts.items():
+                check_size(path, os.fsdecode(name), found[name].size, part)
             for part in PARTS:
                 places[part].extend(found[parts[part]][1:] if part in parts else NOWHERE)
     except ValueError as error:
@@ -184,6 +198,11 @@ def library_name(name: bytes) -> tuple[bytes, str]:
     """Name of the sample and ending of a member as the WebDataset library has them: all after a name's first dot."""
     dot = name.find(b".", name.rfind(b"/") + 1)
     return name[: max(dot, 0)], os.fsdecode(name[dot + 1 :].lower())
+
+
+def known_ending(name: bytes) -> str:
+    """The part or image suffix that a member's name ends in; "" where it is none."""
+    return next((ending for ending in _ENDINGS if name.lower().endswith(b"." + ending.encode())), "")
 
 
 def grouped(members: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
@@ -211,8 +230,7 @@ def grouped(members: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]
             continue
         dotted: dict[bytes, dict[str, bytes]] = {}
         for name in group.values():
-            known = next((e for e in _ENDINGS if name.lower().endswith(b"." + e.encode())), "")
-            if known:
+            if known := known_ending(name):
                 dotted.setdefault(name[: -len(known) - 1], {})[known] = name
         yield from (_parts(inner) for inner in dotted.values() if not inner.keys().isdisjoint(IMAGE_SUFFIXES))
 

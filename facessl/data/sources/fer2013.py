@@ -82,7 +82,7 @@ class FER2013(Source):
             grey = np.array(cells[self._pixels].strip(b' "').split(), np.int64)
         except OSError as error:
             raise ImageError(key, error.strerror or str(error)) from None
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, OverflowError):
             raise ImageError(key, "a pixel is not a number") from None
         if len(grey) != SIDE * SIDE or grey.min() < 0 or grey.max() > 255:
             raise ImageError(key, f"it has not {SIDE * SIDE} pixels from 0 to 255")

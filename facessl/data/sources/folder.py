@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from facessl.core.errors import DataError
+from facessl.core.files import printable
 from facessl.core.types import Sample
 from facessl.data.decode import EXTENSIONS, read_file
 from facessl.data.index import Table, cache_file, class_order, load, texts
@@ -17,7 +18,9 @@ from facessl.data.source import Source
 from facessl.data.splits import role
 
 _SUFFIXES = tuple(os.fsencode(extension) for extension in EXTENSIONS)
-_LAYOUT = 2
+_LAYOUT = 3
+#: Folders of thumbnails and deleted files that systems and network drives make.
+_NOT_PHOTOS = (b"__MACOSX", b"@eaDir", b"#recycle", b"$RECYCLE.BIN", b"lost+found")
 # A file added within one tick of the file system's clock does not change its folder's time.
 _TICK_NS = 2_000_000_000
 #: First image of a folder and of the next one, its path with a slash, its label: before any was looked up.
@@ -28,33 +31,41 @@ class Folder(Source):
     """Every JPEG, PNG, WebP and BMP below a folder, in the order of their paths.
 
     The list of files is kept in the user's cache. A later start only asks every sub-folder for its time of
-    change and lists again those that changed. Hidden files and folders, `__MACOSX` and `@eaDir` are left out; links to
+    change and lists again those that changed. Hidden files and folders, `@eaDir` and the like are left out; links to
     folders are followed once.
 
     Attributes:
-        provides: {"label"} where every image lies in one of at least two sub-folders.
+        provides: {"label"} where all images lie in sub-folders, or in two or more and some beside them, with label -1.
         label_names: names of the first-level sub-folders, by number where all are numbers; of the second level where
             those of the first are called after parts (train, test).
+        root: the folder; None for a single image.
     """
+
+    classes_may_be_people = True
 
     def __init__(self, path: str | Path, *, recursive: bool = True, cache: bool = True) -> None:
         """
         Args:
-            path: the folder.
+            path: the folder, or one image.
             recursive: also look into sub-folders.
         """
-        self.root = Path(path).expanduser()
-        if not str(path) or not self.root.is_dir():
+        root = Path(path).expanduser()
+        self.root = None if root.is_file() else root
+        if not str(path) or not root.exists():
             raise DataError(f"no such folder: {str(path) or 'folder:PATH needs a path'}")
-        self._prefix = os.fsencode(os.path.join(self.root, ""))
-        file = cache_file("folder", os.path.abspath(self.root), f"{_LAYOUT} {recursive}")
-        known = load(file) if cache else None
-        self._table = _update(self.root, known, recursive)
+        self._prefix = os.fsencode(os.path.join(root if self.root else root.parent, ""))
+        if self.root:
+            file = cache_file("folder", os.path.abspath(root), f"{_LAYOUT} {recursive}")
+            known = load(file) if cache else None
+            self._table = _update(root, known, recursive)
+            if cache and self._table is not known and len(self._table["name"]):
+                self._table = self._table.saved(file)
+        else:
+            name = os.fsencode(root.name)
+            self._table = _table([_Row(b"", 0, False, name, np.array([len(name)], np.int64))])
         self._count = int(self._table["first"][-1])
         if not self._count:
-            raise DataError(_nothing_found(self.root))
-        if cache and self._table is not known:
-            self._table = self._table.saved(file)
+            raise DataError(_nothing_found(root))
         self.label_names = tuple(self._table.note["label_names"])
         self.provides = self.columns = frozenset({"label"} if self.label_names else ())
         self._last = _NONE
@@ -143,7 +154,7 @@ def _list(folder: bytes) -> tuple[list[bytes], list[bytes]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
-            if name.startswith(b".") or name in (b"__MACOSX", b"@eaDir"):
+            if name.startswith(b".") or name in _NOT_PHOTOS:
                 continue
             try:
                 if name.lower().endswith(_SUFFIXES) and entry.is_file():
@@ -182,10 +193,10 @@ def _table(rows: list[_Row]) -> Table:
     tops = {path[0] for path in paths if path}
     level = int(len(tops) > 1 and all(map(role, tops)))  # train and test are not classes, but what is in them
     classes = [path[level] if len(path) > level else "" for path in paths]
-    # Images beside the sub-folders, or one sub-folder alone, mean that the folders are no classes.
-    loose = any(path and not top for path, top in zip(paths, classes, strict=True))
-    names = [] if loose else class_order(top for top in classes if top)
-    number = {name: label for label, name in enumerate(names if len(names) > 1 else ())}
+    classes = [printable(name) for name in classes]
+    names = class_order(top for top in classes if top)
+    loose = any(n and not top for top, n in zip(classes, counts, strict=True))
+    number = {name: label for label, name in enumerate(names if len(names) > 1 or not loose else ())}
     columns = {
         **texts("folder", (row.folder for row in rows)),
         "time": np.array([row.time for row in rows], np.int64),

@@ -28,12 +28,12 @@ _LINE = re.compile(rf"(?P<image>.*?(?:{_ENDING}))(?:[\s,;]+(?P<label>\S+))?\s*",
 class ImageList(Source):
     """Images in the order of a list.
 
-    A `.csv` or `.tsv` file has a header with a column of paths and, where wanted, columns `label` (class names,
-    or numbers from 0), `text`, `identity` (names or numbers), `split` and landmarks `x0, y0, x1, y1, ...` in pixels.
+    A `.csv` or `.tsv` file has a header with a column of paths and, where wanted, columns `label` (class names, or
+    numbers from 0 or 1), `text`, `identity` (names or numbers), `split` and landmarks `x0, y0, x1, y1, ...` in pixels.
     Any other file has one path per line, and a label behind it where the path ends like an image file.
 
     Attributes:
-        provides: the fields whose column is filled in every row.
+        provides: the fields whose column is filled in every row, or in any of classes and identities (-1: unknown).
         label_names: names of the classes of the whole list; numbers stand for themselves.
     """
 
@@ -55,43 +55,46 @@ class ImageList(Source):
         file = Path(path).expanduser()
         is_table = file.suffix.lower() in (".csv", ".tsv")
         table = ImageTable(file, LAYOUT, None if is_table else _line_rows(file))
-        names = table.texts(table.images(image))
+        names = table.paths(image)
         kept = table.rows(split, "imagelist")
         if not len(kept):
             raise DataError(f"no image in the list {file}")
         self.splits = table.splits
         columns: dict[str, Any] = {}
         named = table.find(_LABEL) if label == "auto" else label
-        if named is not None and _filled(table, named, kept):
+        if named is not None and len(_empty(table, named, kept)) < len(kept):
             numbers, self.label_names = table.classes(named)
             columns["label"] = numbers[kept]
-        if (person := table.find(_IDENTITY)) and _filled(table, person, kept):
+        if (person := table.find(_IDENTITY)) and len(_empty(table, person, kept)) < len(kept):
             columns["identity"] = table.people(person)[kept]
-        if (text := table.find(_TEXT)) and _filled(table, text, kept):
+        if (text := table.find(_TEXT)) and _all_there(table, text, _empty(table, text, kept), len(kept)):
             columns["text"] = [table.column(text)[at] for at in kept]
         points = table.points[kept]
         missing = np.isnan(points).any((1, 2))
         if (missing & ~np.isnan(points).all((1, 2))).any():
             raise DataError(f"{file}: the rows have different numbers of landmarks")
-        if points.shape[1] and not missing.any():
+        if points.shape[1] and _all_there(table, "landmarks", kept[missing], len(kept)):
             columns["landmarks"] = points
         base = table.folder(names[kept[0]], root)
         super().__init__([names[at] for at in kept], columns, folder=base, file=file, hint=ROOT)
 
 
-def _filled(table: ImageTable, column: str, kept: np.ndarray) -> bool:
-    """Whether all rows that are taken have a value in a column; a warning where only some do."""
+def _empty(table: ImageTable, column: str, kept: np.ndarray) -> np.ndarray:
+    """Those of the rows `kept` that have no value in a column."""
     values = table.column(column)
-    empty = [at for at in kept if not values[at]]
-    if empty and len(empty) < len(kept):
-        more = f" (nor have {len(empty) - 1} more rows)" if len(empty) > 1 else ""
+    return np.array([at for at in kept if not values[at]], np.int64)
+
+
+def _all_there(table: ImageTable, what: str, empty: np.ndarray, count: int) -> bool:
+    """Whether none of `count` rows lacks something; a warning where only some do."""
+    if 0 < len(empty) < count:
         warnings.warn(
-            f"{table.where[empty[0]]}: no value in the column {column}{more}, which is therefore not used: fill it in, "
-            "or leave the rows out",
+            f"{table.where[empty[0]]}: no value of {what} ({len(empty)} of {count} rows have none), which is therefore "
+            "not used: fill it in, or leave the rows out",
             DataWarning,
             stacklevel=3,
         )
-    return not empty
+    return not len(empty)
 
 
 def _line_rows(file: Path) -> Iterator[tuple[str, list[str]]]:

@@ -21,8 +21,9 @@ class LabelsCsv(Source):
 
     Licence: the table is yours.
     Expected: a header, a column of paths, and the columns that the options name. Classes and groups are names, or
-    numbers from 0 that stand for themselves; identities likewise; attributes are 0 or 1. Names are numbered over the
-    whole table, so that all splits agree. A box is read where the columns left, top, right, bottom or x, y, w, h are.
+    numbers from 0 or 1 that stand for themselves; identities likewise; attributes are 0 or 1. Names are numbered over
+    the whole table, so that all splits agree. A box is read where there are columns left, top, right, bottom or
+    x, y, w, h.
     Asserted: every row is complete, numbers are numbers, the first image exists.
     """
 
@@ -71,7 +72,7 @@ class LabelsCsv(Source):
             columns["box"] = boxes
         self.splits = table.splits
         kept = table.rows(split, "labels-csv")
-        names = table.column(paths)
+        names = table.paths(image)
         super().__init__(
             [names[at] for at in kept],
             {field: values[kept] for field, values in columns.items()},
@@ -88,18 +89,21 @@ def _labels(table: ImageTable, column: str, count: int | None) -> tuple[np.ndarr
     used = np.unique(numbers)
     top = int(used[-1])
     where = table.where[int(numbers.argmax())]
-    if names != tuple(map(str, range(top + 1))):
+    first = int(names[0] == "1")
+    if names != tuple(map(str, range(first, first + top + 1))):
         if count not in (None, len(names)):
             raise ConfigError(
                 f"{table.file} has {len(names)} classes in the column {column}, not classes={count}: {listed(names)}"
             )
     elif count is not None:
-        whole(str(top), where, column, 0, count - 1)
-        names = tuple(map(str, range(count)))
+        if first and count > top + 1:  # they count from 0, and no row has that class
+            numbers, top, first = numbers + 1, top + 1, 0
+        whole(str(top + first), where, column, first, first + count - 1)
+        names = tuple(map(str, range(first, first + count)))
     elif len(used) > 1 and top > 2 * (used[-2] + 2):
         raise DataError(
-            f"{where}: {column} is {top}, and the next lower class in the table is {used[-2]}: correct the row, or "
-            f"say that there are so many classes with classes={top + 1}"
+            f"{where}: {column} is {names[-1]}, and the next lower class in the table is {names[used[-2]]}: correct "
+            f"the row, or say that there are so many classes with classes={top + 1}"
         )
     return numbers, names
 
@@ -107,7 +111,7 @@ def _labels(table: ImageTable, column: str, count: int | None) -> tuple[np.ndarr
 def _attributes(table: ImageTable, asked: str, reserved: set[str | None]) -> tuple[str, ...]:
     """Columns that the option `attributes` names; "*" are those of zeros and ones but for `reserved`."""
     if asked == "*":
-        free = {name: cells for name, cells in table.cells.items() if name not in reserved and name.lower() != "split"}
+        free = {name: table.column(name) for name in table.cells if name not in reserved and name.lower() != "split"}
         names = tuple(name for name, cells in free.items() if set(cells) <= {"0", "1"})
         if not names:
             raise ConfigError(f"{table.file} has no column of zeros and ones for attributes=*")

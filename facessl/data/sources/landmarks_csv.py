@@ -64,7 +64,7 @@ class LandmarksCSV(Source):
             raise DataError(f"{table.where[kept[face]]}: the landmark {'xy'[axis]}{point} is missing")
         _warn_of_strays(points, [table.where[at] for at in kept])
         boxes = table.boxes()
-        names = table.column(table.images(image))
+        names = table.paths(image)
         self.splits, self.layout = table.splits, layout
         super().__init__(
             [names[at] for at in kept],

@@ -58,14 +58,16 @@ def _pairs(file: Path, strict: bool) -> tuple[list[tuple[_Face, _Face]], np.ndar
     total = 2 * folds * each
     same = np.tile(np.arange(2 * each) < each, folds)
     pairs: list[tuple[_Face, _Face]] = []
-    for where, line in rows:
+    count = 0
+    for count, (where, line) in enumerate(rows, 1):
+        if count > total:
+            continue
         cells = line.split()
-        if len(pairs) < total:
-            check_width(where, len(cells), 3 if same[len(pairs)] else 4)
+        check_width(where, len(cells), 3 if same[count - 1] else 4)
         other = cells[2] if len(cells) == 4 else cells[0]
         pairs.append((_face(where, cells[0], cells[1]), _face(where, other, cells[-1])))
-    if len(pairs) != total:
-        raise DataError(f"{file} has {len(pairs)} pairs where its first line says 2 x {folds} x {each} ({LAYOUT})")
+    if count != total:
+        raise DataError(f"{file} has {count} pairs where its first line says 2 x {folds} x {each} ({LAYOUT})")
     return pairs, same, np.repeat(np.arange(folds, dtype=np.int64), 2 * each)
 
 

@@ -25,7 +25,7 @@ class PairsCsv(Source):
     def __init__(self, path: str | Path, *, root: Path | None = None) -> None:
         file = Path(path).expanduser()
         table = ImageTable(file, LAYOUT)
-        rows = list(zip(table.column("image_a"), table.column("image_b"), strict=True))
+        rows = list(zip(table.paths("image_a"), table.paths("image_b"), strict=True))
         names, place = np.unique(np.array(rows, object).reshape(-1), return_inverse=True)
         super().__init__(names, folder=table.folder(str(names[0]), root) if rows else None, file=file, hint=ROOT)
         self.pairs = place.reshape(-1, 2).astype(np.int64)

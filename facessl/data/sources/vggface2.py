@@ -34,7 +34,7 @@ class VGGFace2(Folder):
         folder = part_folder(root_folder(path, LAYOUT), split, LAYOUT)
         super().__init__(folder, cache=cache)
         self.provides = self.columns = frozenset({"label", "identity"})
-        if not self.label_names:
+        if len(self.label_names) < 2 or (self.values("label") < 0).any():
             raise DataError(f"{folder} has images outside persons' folders, or a single person ({LAYOUT})")
         odd = next((name for name in self.label_names if not re.fullmatch(r"n\d{6}", name)), None)
         if odd is not None:

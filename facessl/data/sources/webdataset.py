@@ -24,9 +24,12 @@ from facessl.data import records
 from facessl.data.decode import EXTENSIONS, ImageError
 from facessl.data.location import redacted
 from facessl.data.source import Source, short
-from facessl.data.sources._tar import PARTS, grouped, library_name, shard_index
+from facessl.data.sources._tar import PARTS, check_size, grouped, known_ending, library_name, shard_index
 
 _MAX_OPEN = 256
+_MAX_SHARDS = 1_000_000
+#: Label of an image that has none.
+_UNKNOWN = -1
 
 
 class WebDataset(Source):
@@ -41,8 +44,8 @@ class WebDataset(Source):
     WebDataset library's shuffle buffer. There the members of a sample must follow one another.
 
     Attributes:
-        provides: "text" and "label" where every image has them (of a stream: where its first image has); of packed
-            shards all that their first image has.
+        provides: "text" where every image has it, "label" where any has (-1: the others); of a stream what its first
+            image has, and of packed shards too.
     """
 
     def __init__(
@@ -81,7 +84,8 @@ class WebDataset(Source):
         first_json = self._read("json", 0) if "json" in every else b""
         packed = records.parsed(first_json)
         field_of = {"txt": "text", "cls": "label"} | ({"mask.png": "mask"} if packed else {})
-        self._members = ["image", *(part for part in field_of if part in every)]
+        given = every | ({"cls"} if lacking["cls"] < len(self) else set())
+        self._members = ["image", *(part for part in field_of if part in given)]
         self.provides = frozenset(field_of[part] for part in self._members[1:])
         if packed:
             self.provides |= records.fields(packed)
@@ -90,14 +94,14 @@ class WebDataset(Source):
         if self.provides - set(field_of.values()) or ("text" in self.provides and "txt" not in every):
             self._members.append("json")
         self.columns = self.provides & {"label", *records.NUMBERS}
-        for part, what in (("cls", "labels"), ("txt", "captions")):
-            if 0 < lacking[part] < len(self):
-                warnings.warn(
-                    f"{lacking[part]} of {len(self)} images in {self._paths[0]} and the other shards have no .{part}: "
-                    f"the {what} of all are left out",
-                    DataWarning,
-                    stacklevel=3,
-                )
+        if 0 < lacking["txt"] < len(self):
+            first = self.name(int((self._table["txt"][:, 0] < 0).argmax()))
+            warnings.warn(
+                f"{first} has no .txt ({lacking['txt']} of {len(self)} images have none), so captions are not used: "
+                "pack it with one, or leave it out",
+                DataWarning,
+                stacklevel=3,
+            )
         if packed:
             vars(self).update(records.read_traits(Path(self._paths[0]).parent, self._numbers))
 
@@ -113,7 +117,11 @@ class WebDataset(Source):
     def __getitem__(self, index: int) -> Sample:
         """Image `index` as encoded bytes. Raises ImageError where the shard can no longer be read."""
         key, shard = self.key(index), self._shard(index)
-        return _sample({part: self._read(part, index, shard) for part in self._members}, key)
+        there = [part for part in self._members if self._table[part][index, 0] >= 0]
+        sample = _sample({part: self._read(part, index, shard) for part in there}, key)
+        if "cls" in self._members and sample.label is None:
+            sample.label = _UNKNOWN
+        return sample
 
     def name(self, index: int) -> str:
         """`shard.tar/member` of image `index`."""
@@ -127,7 +135,8 @@ class WebDataset(Source):
     def values(self, field: str) -> np.ndarray:
         def value(index: int) -> int:
             if field == "label":
-                return _label(self._read("cls", index), self.name(index))
+                given = self._table["cls"][index, 0] >= 0
+                return _label(self._read("cls", index), self.name(index)) if given else _UNKNOWN
             sample = Sample(b"", key=self.name(index))
             records.restore(sample, records.parsed(self._read("json", index)) or {})
             return int(getattr(sample, field))
@@ -224,6 +233,8 @@ def _expand(path: str, remote: bool) -> list[str]:
         return [os.path.abspath(full)]
     if not remote and os.path.isdir(full):
         full = os.path.join(glob.escape(full), "*.tar")
+    if (count := _braced(full)) > _MAX_SHARDS:
+        raise DataError(f"{path} names {count:,} shards, more than {_MAX_SHARDS:,}: name those that there are")
     try:
         names = wds.shardlists.expand_urls(full)
     except (ValueError, AssertionError):  # the library's: unbalanced braces, ${NAME} without a value
@@ -240,8 +251,27 @@ def _expand(path: str, remote: bool) -> list[str]:
     return [os.path.abspath(shard) for shard in shards]
 
 
+def _braced(path: str) -> int:
+    """How many names the braces of a path make, or more."""
+    count = 1
+    while match := re.search(r"\{([^{}]*)\}", path):
+        ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\..*)?", match[1])
+        count *= abs(int(ends[2]) - int(ends[1])) + 1 if ends else match[1].count(",") + 1
+        path = path[: match.start()] + path[match.end() :]
+    return count
+
+
 class _StrictInfo(tarfile.TarInfo):
-    """A header; one that is damaged is an error, where tarfile takes it for the end of the archive."""
+    """A header; one that is damaged is an error, where tarfile takes it for the end of the archive, or believes it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictInfo:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
+            check_size("the stream", info.name, info.size, "txt")
+        elif info.size < 0:
+            raise tarfile.InvalidHeaderError("negative size")  # type: ignore[attr-defined]
+        return info
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictInfo:
@@ -261,12 +291,17 @@ def _grouped_members(shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any
                 for info in archive:
                     if not info.isreg():
                         continue
-                    base = library_name(os.fsencode(info.name))[0]
+                    name = os.fsencode(info.name)
+                    base, ending = library_name(name)[0], known_ending(name)
                     if base != current:
                         yield from _raw_samples(parts, url)
                         current, parts = base, {}
-                    member = archive.extractfile(info)
-                    parts[os.fsencode(info.name)] = member.read() if member else b""
+                    if ending:
+                        check_size(url, info.name, info.size, ending)
+                        member = archive.extractfile(info)
+                        parts[name] = member.read() if member else b""
+        except DataError:
+            raise
         except Exception as error:  # whatever a stream can break with
             error.args = (*error.args, url)
             raise
@@ -305,6 +340,9 @@ def _caption(data: bytes) -> str | None:
 
 def _label(data: bytes, key: str) -> int:
     try:
-        return int(data)
+        label = int(data)
     except ValueError:
-        raise DataError(f"the .cls of {key} holds {data[:20]!r}, not a class number") from None
+        label = _UNKNOWN - 1
+    if not _UNKNOWN <= label < 2**31:
+        raise DataError(f"the .cls of {key} holds {data[:20]!r}, not a class number")
+    return label

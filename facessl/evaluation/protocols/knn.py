@@ -11,7 +11,7 @@ from torch import Tensor
 
 from facessl.core.errors import ConfigError
 from facessl.core.types import Batch
-from facessl.data.labels import same_classes
+from facessl.data.labels import same_classes, usable
 from facessl.data.source import Source
 from facessl.inference.embed import embeddings
 from facessl.models.backbone import Backbone
@@ -82,6 +82,10 @@ def knn(
                 f"k-NN needs labels, and the {role} source has none: use a folder with one sub-folder per class, or "
                 "labels-csv:FILE?label=COLUMN"
             )
+    train = usable(train, ("label",))
+    test = None if test is None else usable(test, ("label",))
+    if len(train.label_names) == 1:
+        raise ConfigError(f"k-NN needs two or more classes, and the train source has {train.label_names[0]} alone")
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
     bank = embeddings(backbone, train, **options)
     query = bank if test is None else embeddings(backbone, test, **options)

@@ -12,7 +12,7 @@ import torch
 
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.data.frame import Crop
-from facessl.data.labels import fewer_labels
+from facessl.data.labels import fewer_labels, usable
 from facessl.data.source import Source
 from facessl.evaluation.features import Features, Kind
 from facessl.evaluation.features import features as extracted
@@ -154,6 +154,8 @@ def linear(
             made.check(part, name)
     if balanced and made.kind.loss != "classes":
         raise ConfigError(f"balanced is for classes, and {made.kind.needs} are none: leave it out")
+    train, test = (usable(part, (made.kind.needs,)) for part in (train, test))
+    val = None if val is None else usable(val, (made.kind.needs,))
     train = fewer_labels(train, labels, seed)
     if not len(train):
         raise ConfigError(f"the task {task} needs training images, and the source has test images alone")

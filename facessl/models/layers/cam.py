@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 
 
 def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
@@ -17,7 +16,7 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (B, K, h, w), in float32 or wider also under autocast.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features):
         kernel = at_least_float32(weight.detach())[:, :, None, None]  # (K, C, 1, 1)
         return F.conv2d(at_least_float32(features), kernel)
 
@@ -28,5 +27,5 @@ def flip_consistency(maps: Tensor, maps_of_flipped: Tensor) -> Tensor:
     The released code mirrors by resampling on a grid of cell centres, which is the exact mirroring done here. Gradients
     reach both sides.
     """
-    with torch.autocast(maps.device.type, enabled=False):
+    with full_precision(maps):
         return F.mse_loss(at_least_float32(maps), at_least_float32(maps_of_flipped).flip(-1))

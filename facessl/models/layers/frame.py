@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 
 
 def places(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def in_view(y: Tensor, x: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
 def read(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Bilinear values (B, R, C, N), at least float32, of maps (B, h, w, N) at fractions y (B, R) and x (B, C) of their
     height and width; beyond the centres of the outermost cells they stay what they are there."""
-    with torch.autocast(maps.device.type, enabled=False):
+    with full_precision(maps):
         maps = at_least_float32(maps)
         down, right = (_weights(at.to(maps.dtype), cells) for at, cells in zip((y, x), maps.shape[1:3], strict=True))
         return torch.einsum("brh,bhwn,bcw->brcn", down, maps, right)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from facessl.core.distributed import rank_mean
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 
 #: Constants of the adaptive wing loss, and what cells near a landmark or an edge weigh beside the others.
 OMEGA, THETA, ALPHA, NEAR_WEIGHT = 14.0, 0.5, 2.1, 11.0
@@ -21,7 +21,7 @@ ROUND_BELOW = 1e-3
 def coordinate_l2(pred: Tensor, target: Tensor, visible: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
     """Mean distance of points (B, K, 2) in pixels of an image of that height and width, divided as (p + 0.5) / size
     (FaRL's coordinate loss)."""
-    with torch.autocast(pred.device.type, enabled=False):
+    with full_precision(pred):
         pred = at_least_float32(pred)
         error = (pred - target) / pred.new_tensor([size[1], size[0]])  # the half pixel cancels
         return masked_mean(_drop(error, visible).norm(dim=-1), visible)
@@ -29,7 +29,7 @@ def coordinate_l2(pred: Tensor, target: Tensor, visible: Tensor | None = None, *
 
 def heatmap_bce(logits: Tensor, target: Tensor, visible: Tensor | None = None) -> Tensor:
     """Mean binary cross entropy over cells (FaRL's heatmap loss): (B, K, h, w) both, targets in 0..1 -> scalar."""
-    with torch.autocast(logits.device.type, enabled=False):
+    with full_precision(logits):
         cells = F.binary_cross_entropy_with_logits(at_least_float32(logits), at_least_float32(target), reduction="none")
         return masked_mean(cells.mean((2, 3)), visible)
 
@@ -43,7 +43,7 @@ def awing(pred: Tensor, target: Tensor, visible: Tensor | None = None) -> Tensor
     Args:
         pred, target: (B, K, h, w); targets in 0..1, a constant.
     """
-    with torch.autocast(pred.device.type, enabled=False):
+    with full_precision(pred):
         target = at_least_float32(target.detach())
         distance = (at_least_float32(pred) - target).abs()
         exponent = ALPHA - target
@@ -75,7 +75,7 @@ def star(heatmaps: Tensor, target: Tensor, visible: Tensor | None = None) -> Ten
         heatmaps: (B, K, h, w), not negative; an empty map counts with its mean in the centre.
         target: (B, K, 2) x, y in cells.
     """
-    with torch.autocast(heatmaps.device.type, enabled=False):
+    with full_precision(heatmaps):
         mean, (xx, yy, xy) = moments(heatmaps)
         size = mean.new_tensor([heatmaps.shape[-1], heatmaps.shape[-2]])
         ex, ey = _drop((2 * target + 1) / size - 1 - mean, visible).unbind(-1)  # (B, K) each

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.core.errors import UnknownName
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.models.layers.heatmaps import edge_heatmaps, shrunk_gaussians, to_heatmap
 from facessl.models.layers.landmark_losses import awing, star
 from facessl.models.layers.upernet import ConvNorm, UPerNeck
@@ -79,7 +78,7 @@ class AnisotropicAttention(nn.Module):
     def forward(self, features: Tensor) -> StarMaps:
         """(B, width, h, w) -> maps of the same size."""
         logits = at_least_float32(self.logits(features)).contiguous()
-        with torch.autocast(logits.device.type, enabled=False):
+        with full_precision(logits):
             heat, points, edges = logits.split(self.sizes, dim=1)
             points, edges = points.sigmoid(), edges.sigmoid()
             member, free = self.get_buffer("member"), self.get_buffer("free")
@@ -105,7 +104,7 @@ class StarHead(nn.Module):
         """
         Args:
             channels, strides: of the pyramid (`Backbone.pyramid_channels`, `pyramid_strides`).
-            points, edges: K, and `star_edges(layout)`.
+            points, edges: K, and `facessl.data.layouts.Layout.edges`.
             width: channels of the neck and the blocks; 64 to 128 suit a CPU.
         """
         super().__init__()
@@ -159,41 +158,3 @@ def star_loss(
         "edges": awing(maps.edges, edge_heatmaps(target, edges, image, size), whole),
     }
     return terms["star"] + 10 * terms["points"] + 10 * terms["edges"], terms
-
-
-def star_edges(layout: str) -> tuple[tuple[int, ...], ...]:
-    """Edges of a landmark order, each the landmarks along it; a closed edge ends with its first landmark. UnknownName
-    where no edges are known.
-
-    ibug68 and wflw98 are STAR's; aflw19 and lapa106, which STAR does not use, follow the same parts of the face.
-    """
-    if layout not in _EDGES:
-        raise UnknownName("landmark order with edges", layout, _EDGES)
-    return _EDGES[layout]
-
-
-def _line(first: int, last: int) -> tuple[int, ...]:
-    return tuple(range(first, last + 1))
-
-
-def _ring(first: int, last: int) -> tuple[int, ...]:
-    return (*_line(first, last), first)
-
-
-_EDGES: dict[str, tuple[tuple[int, ...], ...]] = {
-    # contour, brows, bridge and foot of the nose, eyes, outer and inner lip
-    "ibug68": (
-        _line(0, 16), _line(17, 21), _line(22, 26), _line(27, 30), _line(31, 35),
-        _ring(36, 41), _ring(42, 47), _ring(48, 59), _ring(60, 67),
-    ),
-    "wflw98": (
-        _line(0, 32), _ring(33, 41), _ring(42, 50), _line(51, 54), _line(55, 59),
-        _ring(60, 67), _ring(68, 75), _ring(76, 87), _ring(88, 95),
-    ),
-    "lapa106": (
-        _line(0, 32), _ring(33, 41), _ring(42, 50), _line(51, 54), _line(55, 65),
-        _ring(66, 73), _ring(75, 82), _ring(84, 95), _ring(96, 103),
-    ),
-    # brows, eyes, nose, mouth; the chin is on none
-    "aflw19": (_line(0, 2), _line(3, 5), _line(6, 8), _line(9, 11), _line(12, 14), _line(15, 17)),
-}  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from facessl.data.layouts import layout
 from facessl.data.sources.synthetic import Synthetic
 from facessl.models.layers.heatmaps import (
     edge_heatmaps,
@@ -17,7 +18,6 @@ from facessl.models.layers.heatmaps import (
     to_heatmap,
     to_image,
 )
-from facessl.models.layers.star import star_edges
 
 
 def test_image_corners_are_heatmap_corners():
@@ -86,7 +86,7 @@ def test_edges_against_loops():
 
 
 def test_edges_have_the_mass_and_peak_of_lines_that_are_drawn_and_shrunk():
-    source, edges = Synthetic(n=6, size=256, yaw=20, roll=20), star_edges("ibug68")
+    source, edges = Synthetic(n=6, size=256, yaw=20, roll=20), layout("ibug68").edges
     mine, drawn = [], []
     for i in range(6):
         points = source[i].landmarks

@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from facessl.core.errors import UnknownName
 from facessl.data.layouts import layout, names
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heatmaps import edge_heatmaps, shrunk_gaussians, soft_argmax, to_heatmap
 from facessl.models.layers.landmark_losses import awing, star
-from facessl.models.layers.star import AnisotropicAttention, CoordConv, StarHead, StarMaps, star_edges, star_loss
+from facessl.models.layers.star import AnisotropicAttention, CoordConv, StarHead, StarMaps, star_loss
 
 EDGES = ((0, 1, 2), (2, 3, 4, 2))  # landmark 2 lies on both, landmark 5 on none
 
@@ -20,7 +19,7 @@ EDGES = ((0, 1, 2), (2, 3, 4, 2))  # landmark 2 lies on both, landmark 5 on none
 @pytest.mark.parametrize("name", names())
 def test_edges_mirror_onto_edges(name):
     """Mirroring the face must give the same edges, each landmark on at most one."""
-    order, edges = layout(name), star_edges(name)
+    order, edges = layout(name), layout(name).edges
     sets = [frozenset(edge) for edge in edges]
     assert {frozenset(order.flip[i] for i in edge) for edge in sets} == set(sets)
     everyone = [i for edge in sets for i in edge]
@@ -30,11 +29,6 @@ def test_edges_mirror_onto_edges(name):
         steps = {frozenset(pair) for pair in itertools.pairwise(edge)}
         mirrored = {frozenset(order.flip[i] for i in pair) for pair in steps}
         assert any(mirrored == {frozenset(p) for p in itertools.pairwise(e)} for e in edges)
-
-
-def test_unknown_order_is_named():
-    with pytest.raises(UnknownName, match="wflw98"):
-        star_edges("wflw")
 
 
 def test_gate_against_loops():
@@ -83,7 +77,7 @@ def test_loss_weighs_its_terms():
 
 def test_first_step_in_bfloat16_is_finite():
     torch.manual_seed(0)
-    edges = star_edges("ibug68")
+    edges = layout("ibug68").edges
     x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
     backbone = Backbone("resnet10t", image_size=64)
     head = StarHead(backbone.pyramid_channels, backbone.pyramid_strides, points=68, edges=edges, width=16)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
 
-from facessl.core.errors import UnknownName
-from facessl.inference.regions import borders, font, region_colours
-from facessl.models.layers.star import star_edges
-
-Colour = tuple[int, int, int]
+from facessl.data import layouts
+from facessl.inference.overlay import Colour, overlay, palette
 
 #: Photos whose shorter side is below this are enlarged by a whole number, so that points and words can be told apart.
 READABLE = 320
@@ -41,14 +40,12 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
         (H', W', 3) uint8 RGB: the photo, enlarged by a whole number below `READABLE` pixels, and to its right a panel
         with the classes' colours or the attributes where there are any.
     """
-    height, width = image.shape[:2]
-    factor = min(math.ceil(READABLE / min(height, width)), 16)
-    canvas = (
-        cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
-    )
+    factor = min(math.ceil(READABLE / min(image.shape[:2])), 16)
+    canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     for face in faces:
         if "mask" in face:
-            _tint(canvas, face["mask"].repeat(factor, 0).repeat(factor, 1), class_colours(len(face["classes"])))
+            mask = face["mask"].repeat(factor, 0).repeat(factor, 1)
+            canvas = overlay(canvas, mask, class_colours(len(face["classes"])), where=mask > 0)
     for face in faces:
         if face.get("framed") and "box" in face:
             (left, top), (right, bottom) = _moved(face["box"], factor)
@@ -65,16 +62,7 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
 def class_colours(count: int) -> list[Colour]:
     """RGB by class: black for class 0, the background, and colours that can be told apart for the others."""
     own = [tuple(bytes.fromhex(code)) for code in _CLASSES.split()[: count - 1]]
-    return [(0, 0, 0), *own, *region_colours(count - 1)[len(own) :]]  # type: ignore[list-item]
-
-
-def _tint(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> None:
-    """Lay the colours of all classes but 0 over an image (H, W, 3) in place, with light borders between classes."""
-    inside = mask > 0
-    palette = np.asarray(colours, np.float32)
-    image[inside] = (0.5 * image[inside] + 0.5 * palette[mask[inside]]).round()
-    border = borders(mask)
-    image[border] = (0.4 * image[border] + 0.6 * 255).round()
+    return [(0, 0, 0), *own, *palette(count - 1)[len(own) :]]  # type: ignore[list-item]
 
 
 def _moved(pixels: Any, factor: int) -> np.ndarray:
@@ -96,21 +84,15 @@ def _lines(canvas: np.ndarray, lines: Sequence[np.ndarray], thickness: int, *, c
 
 
 def _points(canvas: np.ndarray, points: np.ndarray, order: str | None) -> None:
+    """Landmarks (K, 2), joined along the parts of the face where their order is known; in place."""
     side = float(np.ptp(points, axis=0).max())
-    _lines(canvas, [points[list(edge)] for edge in edges(order, len(points))], max(1, round(side / 300)))
+    layout = layouts.layout(order) if order in layouts.names() else None
+    edges = layout.edges if layout and layout.points == len(points) else ()
+    _lines(canvas, [points[list(edge)] for edge in edges], max(1, round(side / 300)))
     radius = min(max(side / 110, 1.5), 12.0)
     for colour, size in ((_DARK, radius + 0.8), (_POINT, radius)):
         for x, y in _fixed(points).tolist():
             cv2.circle(canvas, (x, y), round(size * 2**_FRACTION), colour, -1, cv2.LINE_AA, _FRACTION)
-
-
-def edges(order: str | None, points: int) -> tuple[tuple[int, ...], ...]:
-    """Runs of landmarks along the parts of a face; none where the order is unknown or has another number of points."""
-    try:
-        found = star_edges(order) if order else ()
-    except UnknownName:
-        return ()
-    return found if all(max(edge) < points for edge in found) else ()
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
@@ -184,3 +166,9 @@ def _beside(picture: Image.Image, rows: Sequence[tuple[Colour | None, str]]) -> 
             brush.rectangle((x, y + 2, x + side, y + 2 + side), fill=colour, outline=(90, 90, 90))
         brush.text((x + indent, y), words, fill=_DARK, font=letters)
     return canvas
+
+
+@functools.cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along, with letters of `size` pixels."""
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

@@ -1,0 +1,108 @@
+"""The regions that a method found, as pictures: image, heatmaps and arg-max regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from facessl.core.files import write_png
+from facessl.data.source import Source, open_source
+from facessl.inference.overlay import Colour, overlay, palette
+from facessl.inference.regions import heatmaps, sample_images
+from facessl.views.geometric import resize
+
+#: Side of a cell of `write_regions` in pixels.
+_CELL = 112
+
+
+def write_regions(path: Path, method: nn.Module, source: Source | str, *, count: int = 8, seed: int = 0) -> None:
+    """Write `regions.png`: a row for each of `count` images, with the heatmaps and the arg-max regions.
+
+    Args:
+        path: .png file.
+        method: a method with regions, from `facessl.load_method` or in training (its mode is restored).
+        source: a source, or how it is written on the command line.
+        count: rows; the images are spread over the source.
+        seed: of the choice of images.
+
+    Raises:
+        ConfigError: the method has no regions.
+        DataError: no image can be read.
+    """
+    opened = open_source(source) if isinstance(source, str) else source
+    backbone: Any = method.backbone
+    images = sample_images(opened, count=count, size=backbone.image_size, seed=seed)
+    maps = heatmaps(method, images)
+    write_png(path, region_picture(np.stack([resize(image, _CELL) for image in images]), maps))
+
+
+def region_picture(images: np.ndarray, heatmaps: Tensor, *, max_regions: int = 16) -> np.ndarray:
+    """A grid: each image, its N heatmaps on one common colour scale, and its arg-max regions.
+
+    The scale runs from 0 to the largest value, but at least to twice the uniform 1/N: regions that have
+    not come alive look as flat as they are. The arg-max shows which region is ahead, be it by a hair.
+
+    Args:
+        images: (B, S, S, 3) uint8; S is the side of a cell in pixels.
+        heatmaps: (B, N, h, w), sum 1 over N, any resolution.
+        max_regions: columns at most; of more regions those with the largest mean are shown.
+
+    Returns:
+        (H, W, 3) uint8 RGB on white, with column titles and the colour scale.
+    """
+    side, total = images.shape[1], heatmaps.shape[1]
+    maps = F.interpolate(heatmaps.float().cpu(), size=(side, side), mode="bilinear", align_corners=False)
+    order = maps.mean(dim=(0, 2, 3)).argsort(descending=True)[:max_regions].sort().values.tolist()
+    colours = palette(total)
+    shown = maps[:, order].numpy()  # (B, n, S, S)
+    top = max(float(shown.max()), 2 / total)
+    grey = images.mean(axis=3, keepdims=True)
+    winners = maps.argmax(dim=1).numpy()  # (B, S, S)
+    cells = [
+        images[:, None],
+        (colormaps["magma"](shown / top)[..., :3] * 255).round().astype(np.uint8),
+        np.stack([overlay(*pair, colours) for pair in zip(grey, winners, strict=True)])[:, None],
+    ]  # each (B, columns, S, S, 3)
+    titles = [("image", None), *((f"region {i + 1}", colours[i]) for i in order), ("regions", None)]
+    note = f"{len(order)} of {total} regions, those with the largest fraction" if len(order) < total else ""
+    return _framed(np.concatenate(cells, axis=1), titles, top=top, uniform=1 / total, note=note)
+
+
+def _framed(
+    cells: np.ndarray, titles: Sequence[tuple[str, Colour | None]], *, top: float, uniform: float, note: str
+) -> np.ndarray:
+    """Cells (rows, columns, S, S, 3) as a grid, with a title for each column above and the colour scale below."""
+    rows, columns, side = cells.shape[:3]
+    gap, margin, size = max(3, side // 28), max(10, side // 8), max(9, round(side / 8))
+    pitch = side + gap
+    grid = np.pad(cells, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    grid = grid.transpose(0, 2, 1, 3, 4).reshape(rows * pitch, columns * pitch, 3)
+    foot, head, after = margin + 3 * size, margin + round(1.6 * size), 2 * margin + 2 * pitch + 2 * size
+    width, height = max(columns * pitch + 2 * margin, after + 35 * size), head + rows * pitch + foot
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)  # a point is a pixel
+    figure.figimage(grid, margin, foot)
+    for column, (title, colour) in enumerate(titles):
+        x, y = margin + column * pitch, 1 - margin / height
+        if colour is not None:
+            figure.text(x / width, y, "\N{BLACK SQUARE}", color=np.divide(colour, 255), va="top", fontsize=size)
+            x += 1.2 * size
+        figure.text(x / width, y, title, va="top", fontsize=size)
+    scale = ScalarMappable(Normalize(0, top), "magma")
+    bar = figure.add_axes((2 * margin / width, (foot - 1.5 * size) / height, 2 * pitch / width, size / height))
+    ticks = figure.colorbar(scale, bar, orientation="horizontal", ticks=[0, uniform, top])
+    ticks.set_ticklabels(["0", "", f"{top:.2f}"], fontsize=size)
+    legend = f"fraction of the pixel, one scale for all; middle tick: {uniform:.3f}, uniform\n{note}"
+    figure.text(after / width, (foot - 0.5 * size) / height, legend, va="top", fontsize=size)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
