@@ -169,7 +169,7 @@ def cmd_regions(
         score_images: at most so many images are scored.
         device: auto, cpu, cuda or mps.
     """
-    from facessl.core import environment
+    from facessl.core import environment, files
     from facessl.inference.region_pictures import write_regions
     from facessl.pretrained.load import load_method
 
@@ -392,10 +392,7 @@ def cmd_check(as_json: bool = False) -> int:
     from facessl.core import environment
 
     found = environment.check()
-    if as_json:
-        print(json.dumps(found))
-        return 0
-    print(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), end="")
+    print(json.dumps(found) if as_json else yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
     return 0
 
 
