@@ -41,7 +41,7 @@ def parsed_words(parser: Parser, words: list[str], name: str) -> dict[str, Any]:
 
 
 #: Flags of `facessl probe` that every protocol has.
-_PROBE = ("help", "protocol", "test", "val", "labels", "device", "out")
+_PROBE = ("help", "protocol", "test", "val", "labels", "threads", "device", "out")
 
 
 def refuse_other_protocols(argv: list[str], name: str) -> None:
@@ -114,6 +114,15 @@ def one_sentence(
 def summary(command: Callable[..., int]) -> str:
     """First line of a docstring."""
     return (command.__doc__ or "").strip().splitlines()[0]
+
+
+def computing_device(name: str, threads: int | None) -> str:
+    """The device that is meant, after the number of CPU threads is set and told where there are too many."""
+    from facessl.core import environment
+
+    if hint := environment.use_threads(threads, name):
+        print(hint, file=sys.stderr)
+    return environment.device_of(name)
 
 
 def list_skipped(skipped: list[tuple[str, str]]) -> None:

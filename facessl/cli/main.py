@@ -15,6 +15,7 @@ import yaml
 
 from facessl.cli.commandline import (
     call,
+    computing_device,
     list_skipped,
     listed,
     one_sentence,
@@ -113,6 +114,7 @@ def cmd_embed(
     out: Path = Path("embeddings.parquet"),
     batch_size: int = 64,
     workers: int | None = None,
+    threads: int | None = None,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     max_bad: float = 0.05,
@@ -125,19 +127,21 @@ def cmd_embed(
         out: .parquet file to write.
         batch_size: images per forward pass.
         workers: loader processes; by default the cores minus one, at most 8.
+        threads: CPU threads that compute; by default one per core.
         device: auto, cpu, cuda or mps.
         precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
         max_bad: fraction of unreadable images above which it stops.
     """
     import torch
 
-    from facessl.core import environment
+    from facessl.core import files
     from facessl.data.source import open_source
     from facessl.inference import embed
     from facessl.training.run import loader_workers
 
+    files.check_output(out)
     backbone: Any = embed.load_embedder(run)
-    backbone.to(environment.device_of(device), memory_format=torch.channels_last)
+    backbone.to(computing_device(device, threads), memory_format=torch.channels_last)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": loader_workers(workers), "precision": precision}
     parts = embed.embedding_batches(backbone, open_source(source), max_bad=max_bad, **options)
     count, skipped = embed.write_parquet(out, parts)
@@ -168,10 +172,11 @@ def cmd_regions(
         score_images: at most so many images are scored.
         device: auto, cpu, cuda or mps.
     """
-    from facessl.core import environment
+    from facessl.core import environment, files
     from facessl.inference.region_pictures import write_regions
     from facessl.pretrained.load import load_method
 
+    files.check_output(out)
     method: Any = load_method(run)
     method.to(environment.device_of(device))
     write_regions(out, method, source, count=count, seed=seed)
@@ -205,21 +210,22 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument(
         "--labels", default="all", help="training labels that are used: all, a percentage such as 10%, or 25-per-class"
     )
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads that compute; by default one per core")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--out", default=None, help="file that the result is also written to")
     parser.add_function_arguments(judge, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)
     given = parsed_words(parser, argv, "probe")
-    from facessl.core import environment
+    from facessl.core import files
+    from facessl.data.location import redacted
     from facessl.evaluation.evaluate import evaluate
     from facessl.inference.embed import load_embedder
 
-    run, source, device, out = (given.pop(k) for k in ("run", "source", "device", "out"))
-    backbone = load_embedder(run).to(environment.device_of(device))
-    found = {"run": run, "source": source, **evaluate(backbone, source, **given)}
+    run, source, device, threads, out = (given.pop(k) for k in ("run", "source", "device", "threads", "out"))
+    files.check_output(out)
+    backbone = load_embedder(run).to(computing_device(device, threads))
+    found = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
     if out is not None:
-        from facessl.core.files import write_atomic
-
-        write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
+        files.write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
     print(to_json(found))
     return 0
 
@@ -237,6 +243,7 @@ def cmd_predict(
     draw: bool = True,
     overwrite: bool = False,
     batch_size: int = 32,
+    threads: int | None = None,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     max_bad: float = 0.05,
@@ -259,21 +266,23 @@ def cmd_predict(
         draw: write pictures.
         overwrite: replace files of the same names that were written for other photos.
         batch_size: faces per forward pass.
+        threads: CPU threads that compute; by default one per core.
         device: auto, cpu, cuda or mps.
         precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
         max_bad: fraction of unreadable photos above which it stops.
     """
-    from facessl.core import environment, plugins
+    from facessl.core import files, plugins
     from facessl.inference import predict
     from facessl.inference.trained import load_trained
 
+    files.check_output(out, folder=True)
     trained = load_trained(run)
     if task is not None and task != trained.name:
         plugins.find("tasks", task)  # a name that does not exist is said first
         raise ConfigError(
             f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
         )
-    trained.module.to(environment.device_of(device))
+    trained.module.to(computing_device(device, threads))
     found = predict.predict(
         trained,
         photos,
@@ -318,8 +327,10 @@ def cmd_convert(
         mean: RGB mean in 0..1 that an authors' file wants, such as '[0.5, 0.5, 0.5]'; null guesses, and says so.
         std: the same for the standard deviation.
     """
+    from facessl.core import files
     from facessl.pretrained.convert import convert
 
+    files.check_output(out)
     card = convert(path, out, name=name, heads=heads, mean=mean, std=std)
     told = ("timm_name", "timm_options", "image_size", "mean", "std", "method", "guessed")
     print(json.dumps({"out": str(out), **{k: card[k] for k in told if k in card}}))
@@ -347,9 +358,11 @@ def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["pape
         compare: `paper` also prints a table of the runs' scores beside the published ones of the same data set and
             protocol, with the difference; without it no table is printed.
     """
+    from facessl.core import files
     from facessl.report import paper
     from facessl.report.write import report
 
+    files.check_output(out)
     found = report(runs, out=out, compare=compare)
     if compare is not None:
         print(paper.table(found["paper"]))
@@ -388,10 +401,7 @@ def cmd_check(as_json: bool = False) -> int:
     from facessl.core import environment
 
     found = environment.check()
-    if as_json:
-        print(json.dumps(found))
-        return 0
-    print(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), end="")
+    print(json.dumps(found) if as_json else yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
     return 0
 
 

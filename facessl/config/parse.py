@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import yaml
@@ -235,12 +237,15 @@ def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
 def _build(values: dict[str, Any], plugin: Plugin, command: Command, given: Mapping[str, Any]) -> Any:
     if command is PRETRAIN:
         values = without_retired(values)
-    known = {action.dest for action in plugin.parser._actions}
+    known = {action.dest: getattr(action, "_typehint", action.type) for action in plugin.parser._actions}
     for key, value in flatten(values).items():
+        kind = known.get(key)
+        if value is None and kind is not None and NoneType not in typing.get_args(kind):
+            raise ConfigError(f"{key} = null is not valid: give a value, or leave it out")
         if key in command.groups and value != {}:
             raise ConfigError(f"{key} = {value!r} is not valid: give names and values, such as '{{name: value}}'")
         if key not in known and not key.startswith(_FREE):
-            raise UnknownName("setting", key, known - {"help", "config", "views.help"})
+            raise UnknownName("setting", key, known.keys() - {"help", "config", "views.help"})
     values = merge(command.preset({**values, command.part: {"name": plugin.name}}), values)
     parser = plugin.parser
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -76,6 +77,8 @@ class PretrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, ("accumulate",), above=0)
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
+            raise ConfigError(f"std = {list(self.std)} is out of range: give three positive numbers")
         if self.batch_size is not None and self.batch_size % self.accumulate:
             raise ConfigError(f"batch size {self.batch_size} cannot be cut in {self.accumulate} equal micro-batches")
 

@@ -18,10 +18,22 @@ from facessl.views.spec import rename_fields
 
 #: Settings that had another name in earlier versions.
 FORMER = {"val_share": "val_fraction"}
+#: Pixels of the largest view.
+LARGEST = 4096
 #: Settings that may differ between the two halves of a resumed run: they do not change what is learned.
 FREE_ON_RESUME = frozenset(
     {
-        *("resume", "out", "accumulate_approximate", "strategy", "workers", "device", "checkpoint_every", "log_every"),
+        *(
+            "resume",
+            "out",
+            "accumulate_approximate",
+            "strategy",
+            "workers",
+            "threads",
+            "device",
+            "checkpoint_every",
+            "log_every",
+        ),
         *("max_minutes", "monitor", "compile"),
     }
 )
@@ -58,6 +70,8 @@ class RunConfig:
             on a GPU (fp16 needs one); losses and statistics stay in fp32.
         seed: random seed of the initial weights, the order of the images, the augmentation and the choice of labels; an
             equal seed repeats the run.
+        threads: CPU threads that compute in this process; null: torch's choice, one per core. Results of different
+            numbers differ by rounding.
         workers: loader processes per rank; null: the cores of this rank minus one, at most 8.
         device: auto, cpu, cuda or mps.
         sync_batch_norm: batch norm statistics over all ranks.
@@ -80,6 +94,7 @@ class RunConfig:
     max_minutes: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0
+    threads: int | None = None
     workers: int | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     sync_batch_norm: bool = True
@@ -93,8 +108,11 @@ class RunConfig:
     given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        in_range(self, ("image_size", "batch_size", "epochs", "max_steps", "max_minutes", "log_every"), above=0)
-        in_range(self, ("checkpoint_every", "clip_grad", "seed", "workers"))
+        in_range(self, ("batch_size", "epochs", "max_steps", "max_minutes", "log_every"), above=0)
+        in_range(self, ("image_size",), above=0, most=LARGEST)
+        in_range(self, ("threads",), above=0)
+        in_range(self, ("checkpoint_every", "clip_grad", "workers"))
+        in_range(self, ("seed",), most=2**32 - 1)
         in_range(self, ("max_bad",), most=1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,17 +125,22 @@ class RunConfig:
 def in_range(
     settings: Any, names: Iterable[str], *, above: float | None = None, most: float = math.inf, part: str = ""
 ) -> None:
-    """Check numbers of a dataclass: 0 to `most`, or greater than `above`; None is fine. `part` is where they stand.
+    """Check numbers of a dataclass: 0 to `most`, or greater than `above`. `part` is where they stand.
+
+    None is fine where the field's type has it.
 
     Raises:
         ConfigError: the first one that is out of its range, or not a number.
     """
     wanted = "0 or more" if above is None else "a positive number"
     if most < math.inf:
-        wanted = f"a number from 0 to {most:g}"
+        wanted = f"a number from {0 if above is None else 1} to {most}"
+    types = {field.name: str(field.type) for field in dataclasses.fields(settings)}
     for name in names:
         value = getattr(settings, name)
-        if (value is not None and not (value >= 0 if above is None else value > above)) or (value or 0) > most:
+        if value is None and "None" in types[name]:
+            continue
+        if value is None or not (0 if above is None else math.nextafter(above, math.inf)) <= value <= most:
             raise ConfigError(f"{part}{name} = {value} is out of range: give {wanted}")
 
 
@@ -131,6 +154,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def spelled(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run or recipe by their present names, also the fields of `views` and `augment`."""
     out = {FORMER.get(key, key): value for key, value in values.items()}
+    method = out.get("method")
+    if isinstance(method, Mapping) and (method.get("name"), method.get("variant")) == ("mcf", "paper"):
+        out["method"] = {**method, "variant": "channels"}
     if isinstance(out.get("views"), (list, tuple)):
         out["views"] = [rename_fields(view) if isinstance(view, Mapping) else view for view in out["views"]]
     if isinstance(out.get("augment"), Mapping):

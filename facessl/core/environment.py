@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -12,7 +14,7 @@ from typing import Any
 
 import torch
 
-from facessl.core.errors import ConfigError, UnknownName
+from facessl.core.errors import ConfigError, UnknownName, many
 
 PARTS = (
     "torch",
@@ -77,8 +79,32 @@ def commit() -> str:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, within the limit of its container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        allowed = min(allowed, max(1, math.ceil(quota / period)))
+    return allowed
+
+
+def use_threads(count: int | None, device: str) -> str | None:
+    """Compute with so many threads of the CPU; None keeps torch's choice.
+
+    Returns:
+        A sentence where the device is a CPU on which there are fewer free cores than threads; None elsewhere.
+    """
+    if count is not None:
+        if count < 1:
+            raise ConfigError(f"threads = {count} is out of range: give a positive number")
+        torch.set_num_threads(count)
+    threads, there = torch.get_num_threads(), cores()
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if device_of(device) != "cpu" or threads == 1 or threads <= max(1, there - round(busy)):
+        return None
+    return (
+        f"hint: torch computes with {threads} threads, and of the {many(there, 'core')} here "
+        f"{min(there, round(busy))} are busy: --threads {max(1, there - round(busy))} may be several times as fast"
+    )
 
 
 def default_device() -> str:

@@ -98,30 +98,83 @@ _HARMLESS: list[Any] = [
 ]
 
 
-def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object]) -> None:
+def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object], *, private: bool = False) -> None:
     """Write `data`, or let it write to the file it is given: `path` holds its old or its new content, never a part.
 
+    Args:
+        path: of the file; its folder is made where it is missing.
+        data: bytes, or what writes to an open file.
+        private: nobody but the owner may read the file.
+
     Raises:
-        CheckpointError: the file could not be written (disk full, no permission); the old file is untouched.
+        DataError: the file could not be written (disk full, no permission, no memory); the old one is untouched.
     """
+    with completed(path) as temporary:
+        mode = 0o600 if private else 0o666
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            try:
+                if callable(data):
+                    data(file)
+                else:
+                    file.write(data)
+            except (RuntimeError, MemoryError) as error:  # torch.save reports a full disk as a RuntimeError
+                raise OSError(errno.EIO, _reason(error)) from None
+            file.flush()
+            os.fsync(file.fileno())
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def completed(path: str | Path) -> Iterator[Path]:
+    """A name to write to; that file becomes `path` where the block ends without an error, and is removed otherwise.
+
+    Raises:
+        DataError: the file cannot be written; an old one is untouched.
+    """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            if callable(data):
-                data(file)
-            else:
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise CheckpointError(
-            f"cannot write {path}: {_reason(error)}; earlier checkpoints are untouched: free space, then --resume"
-        ) from None
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file has the name of one that `completed` has not finished."""
+    return re.fullmatch(r"\..+\.\d+\.tmp", name) is not None
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed left anywhere in `folder`, to which only this process writes."""
+    for left in folder.rglob(".*.tmp"):
+        if is_temporary(left.name):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def check_output(path: str | Path | None, *, folder: bool = False) -> None:
+    """Check, before any work, that a file can be made at `path`, or a folder; None is fine.
+
+    Raises:
+        ConfigError: something else is there, or a folder above it may not be written to.
+    """
+    if path is None:
+        return
+    kind, other = ("folder", "file") if folder else ("file", "folder")
+    if os.path.exists(path) and os.path.isdir(path) != folder:
+        raise ConfigError(f"--out {path} is a {other}: name a {kind}")
+    full = os.path.abspath(path)
+    above = full if folder else os.path.dirname(full)
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above) or not os.access(above, os.W_OK | os.X_OK):
+        why = "may not be written to" if os.path.isdir(above) else "is a file"
+        raise ConfigError(f"--out {path} cannot be made, as {above} {why}: name a {kind} where you may write")
 
 
 def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
@@ -131,19 +184,24 @@ def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2
     """
     path = folder / f"step-{step:08d}.ckpt"
     payload = {"format": FORMAT, "step": step, **state}
-    write_atomic(path, lambda file: torch.save(payload, file))
-    link = folder / f".last.{os.getpid()}.tmp"
-    link.unlink(missing_ok=True)
     try:
-        os.link(path, link)
-        os.replace(link, folder / "last.ckpt")
-    except OSError:  # file systems without hard links
-        write_atomic(folder / "last.ckpt", lambda file: torch.save(payload, file))
+        write_atomic(path, lambda file: torch.save(payload, file))
+        _point(folder / "last.ckpt", path, payload)
+    except DataError as error:
+        short = "memory" if "memory" in str(error) else "space"
+        raise CheckpointError(f"{error}; earlier checkpoints are untouched: free {short}, then --resume") from None
     for old in steps(folder)[:-keep]:
         old.unlink(missing_ok=True)
-    for orphan in folder.glob(".*.tmp"):  # left by a process that was killed while it wrote
-        orphan.unlink(missing_ok=True)
     return path
+
+
+def _point(last: Path, path: Path, payload: Mapping[str, Any]) -> None:
+    """Make `last` another name of the checkpoint `path`, or a copy on file systems without hard links."""
+    try:
+        with completed(last) as link:
+            os.link(path, link)
+    except DataError:
+        write_atomic(last, lambda file: torch.save(payload, file))
 
 
 def steps(folder: Path) -> list[Path]:
@@ -228,12 +286,14 @@ def _instead(path: Path) -> str:
     return "use an earlier one of the run" if own else "download or copy it again, or use another file"
 
 
-def _reason(error: OSError | RuntimeError) -> str:
+def _reason(error: RuntimeError | MemoryError) -> str:
     """What went wrong, also where torch's writer hides the system's own words."""
     root: BaseException = error
     while root.__context__ is not None:
         root = root.__context__
-    return getattr(root, "strerror", None) or " ".join(str(root).split())[:160]
+    if isinstance(root, MemoryError):
+        return "not enough memory"
+    return getattr(root, "strerror", None) or " ".join(str(root).split())[:160] or type(root).__name__
 
 
 def _sync_folder(folder: Path) -> None:
@@ -244,26 +304,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def completed(path: str | Path) -> Iterator[Path]:
-    """A name to write to; that file becomes `path` where the block ends without an error, and is removed otherwise.
-
-    Raises:
-        DataError: the file cannot be written; an old one is untouched.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:

@@ -82,7 +82,7 @@ def parts(
     *,
     test: str | None = None,
     val: str | None = None,
-    val_share: float = 0.1,
+    val_fraction: float = 0.1,
     need_val: bool = True,
     need_train: bool = True,
     labels: str = "all",
@@ -96,8 +96,8 @@ def parts(
     of the images, by a hash of each image's key: the last two parts of its path, so that the split survives moving
     the folder. A source that is written with `split=` is one part and is divided by the hash.
 
-    The validation part is `val` where it is given; else the source's own; else `val_share` of the training images, by
-    another hash of the key, or of the identity where the source provides it, so that no person is in both (unless
+    The validation part is `val` where it is given; else the source's own; else `val_fraction` of the training images,
+    by another hash of the key, or of the identity where the source provides it, so that no person is in both (unless
     the identity is what is classified). It is never taken from the test part.
 
     With fewer labels these are drawn first and the validation part is carved out of them; the source's own
@@ -106,7 +106,7 @@ def parts(
     Args:
         spec: how a source is written on the command line.
         test, val: other sources for these parts; of one with `splits` the part of that role is opened.
-        val_share: fraction of the training images that is carved out.
+        val_fraction: fraction of the training images that is carved out.
         need_val: whether a validation part is wanted.
         need_train: whether images to train on are needed; False accepts a source with test images alone.
         needs: fields that the protocol needs of every image; see `facessl.data.labels.usable`.
@@ -138,7 +138,7 @@ def parts(
         raise ConfigError(f"{spec} is a stream and cannot be split: name a validation source with --val")
     if not len(train):
         return Parts(train, None, tested)
-    train, held = carve(train, val_share, name=spec)
+    train, held = carve(train, val_fraction, name=spec)
     return Parts(train, held, tested, carved=True)
 
 

@@ -69,9 +69,9 @@ class SwAVArgs:
             },
         )
 
-    def queue_runs(self, progress: Progress) -> bool:
-        """Whether the queue fills, and once full is used, in this step."""
-        begun = progress.epoch >= self.queue_epoch if self.queue_step is None else progress.step >= self.queue_step
+    def queue_runs(self, step: int, epoch: int) -> bool:
+        """Whether the queue fills, and once full is used, in this step of this epoch."""
+        begun = epoch >= self.queue_epoch if self.queue_step is None else step >= self.queue_step
         return self.queue_length > 0 and begun
 
 
@@ -158,7 +158,12 @@ class SwAV(nn.Module):
         with full_precision(z):
             scores = z @ weight.t()  # (V, B, K)
             loss, used = self._swapped(scores, self._queued_scores(progress))
-        if self.training and torch.is_grad_enabled() and self.queue is not None and self.args.queue_runs(progress):
+        if (
+            self.training
+            and torch.is_grad_enabled()
+            and self.queue is not None
+            and self.args.queue_runs(progress.step, progress.epoch)
+        ):
             self.queue.note(z[:ASSIGNED])
         return Step(loss, {"swapped_prediction": loss.detach(), "prototypes_used": used})
 
@@ -180,7 +185,7 @@ class SwAV(nn.Module):
     @torch.no_grad()
     def _queued_scores(self, progress: Progress) -> Tensor | None:
         """Scores of this rank's part of the queue, (2, l, K); None where the queue does not run."""
-        if self.queue is None or not self.args.queue_runs(progress):
+        if self.queue is None or not self.args.queue_runs(progress.step, progress.epoch):
             return None
         return self.queue.local_rows() @ self.prototypes.t()
 

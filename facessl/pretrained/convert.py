@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from facessl.config.places import located, published
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError
 from facessl.models.backbone import Backbone
@@ -47,9 +48,9 @@ def _card(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[st
         return card | {"guessed": sorted(origin.guessed)}
     export = path / "backbone.safetensors" if path.is_dir() else path
     if export.suffix == ".safetensors" and export.is_file():
-        return files.read_safetensors(export)[1]
+        return published(files.read_safetensors(export)[1])
     state = files.read_run(load.checkpoint_of(path))
-    config = state["config"]
+    config = published(located(state["config"]))
     return load.backbone_card(
         backbone, method=config["method"], source=config["source"], steps=state["step"], commit=environment.commit()
     )

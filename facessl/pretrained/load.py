@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from facessl.config.parse import from_dict
+from facessl.config.places import located, published
 from facessl.config.pretrain import RETIRED, PretrainConfig
 from facessl.core import files, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
@@ -161,8 +162,8 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
 
 def card(method: Method, config: PretrainConfig, *, steps: int, commit: str) -> dict[str, Any]:
     """What `backbone.json` says: all that is needed to use the weights."""
-    values = dict(config.method)
-    return backbone_card(method.backbone, method=values, source=config.source, steps=steps, commit=commit)
+    told = published(located({"method": config.method, "source": config.source}))
+    return backbone_card(method.backbone, **told, steps=steps, commit=commit)
 
 
 def backbone_card(

@@ -21,7 +21,7 @@ from facessl.report.text import format_name
 _MONITORS = {
     "embedding_std": ("Embedding spread", "0 = all equal"),
     "effective_rank": ("Effective rank", "directions"),
-    "usage_entropy": ("Regions in use", "exp entropy"),
+    "usage_entropy": ("Effective number of regions", "exp entropy"),
     "sharpness": ("Sharpness of the regions", "mean of the largest fraction"),
     "winning_regions": ("Regions that win at least 1 %", "of the pixels"),
     "image_information": ("Regions told by the image", "1 = whole images are regions"),

@@ -119,19 +119,22 @@ def headline(run: RunFolder) -> dict[str, Any]:
         "monitors_first": first,
         "monitors": last,
         "collapse": collapse.verdicts(known) if trained else None,
-        "notes": _notes(run, known),
+        "notes": _notes(run, known) if trained else [],
     }
 
 
 def _common(run: RunFolder) -> dict[str, Any]:
     """The numbers of every kind of run."""
-    steps = run.last("step")
+    logged, steps = run.last("step"), run.status.get("steps")  # it may have been stopped between two log lines
+    steps = logged if steps is None else steps
+    ratio = steps / logged if steps and logged else 1
     return {
         **{name: run.setting(name) for name in ("source", "image_size", "batch_size")},
         "backbone": run.setting("backbone.name"),
         "steps": None if steps is None else int(steps),
-        "epochs": run.last("epoch"),
-        **{name: run.last(name) for name in ("images", "seconds", "loss")},
+        "epochs": None if (epochs := run.last("epoch")) is None else epochs * ratio,
+        "images": None if (images := run.last("images")) is None else round(images * ratio),
+        **{name: run.last(name) for name in ("seconds", "loss")},
         **{name: _median(run, name) for name in ("images_per_second", "data_wait")},
         "loss_first": run.first("loss"),
         "skipped": len(run.skipped),

@@ -24,6 +24,8 @@ import cv2
 import torch
 
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.files import is_temporary
+from facessl.data.location import refuse_inside
 from facessl.data.source import Source
 
 _LOCK, PART = ".lock", ".part"
@@ -44,14 +46,15 @@ def claim(out: str | Path, source: Source, manifest: str, job: str, made: str) -
     Raises:
         ConfigError: the folder is a file, inside the source, has other files in it, or is in use.
     """
-    folder, root = Path(out).expanduser(), getattr(source, "root", None)
+    folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {out} is a file: name a folder for the {made}")
-    if root is not None and folder.resolve().is_relative_to(Path(root).resolve()):
-        raise ConfigError(f"the {made} cannot lie inside the images ({folder} is in {root}): name a folder outside")
+    refuse_inside(folder, source, f"the {made}")
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = {_LOCK, manifest + PART}  # of a call that was stopped before its first file
-    if not (folder / manifest).is_file() and any(p.name not in unfinished for p in folder.iterdir()):
+    if not (folder / manifest).is_file() and any(
+        p.name not in unfinished and not is_temporary(p.name) for p in folder.iterdir()
+    ):
         raise ConfigError(f"{folder} is not empty, and its files are not of an earlier {job}: name another folder")
     lock = open_file(folder / _LOCK, "ab")
     try:

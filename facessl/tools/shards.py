@@ -19,6 +19,7 @@ import numpy as np
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import csv_row
 from facessl.data import records
+from facessl.data.location import redacted
 from facessl.data.source import Source
 from facessl.tools.jobs import PART, claim, open_file, replace, sync, sync_folder
 from facessl.tools.phash import Near
@@ -85,7 +86,7 @@ class Shards:
         self._file: IO[bytes] | None = None  # the shard in work, its checksum, bytes and images
         self._sum, self._written, self._inside = hashlib.sha256(), 0, 0
         traits = json.dumps(records.traits(source)).encode()
-        about = {"source": spec, "images": len(source), "keys": _keys(source)}
+        about = {"source": redacted(spec), "images": len(source), "keys": _keys(source)}
         wanted = {**asdict(settings), **about, "traits": hashlib.sha256(traits).hexdigest()}
         self._manifest = _manifest(self.path, wanted)
         self._tables: dict[str, int] = self._manifest["tables"]

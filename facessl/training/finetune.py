@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from facessl.config import parse
 from facessl.config.commands import FINETUNE, resolved
 from facessl.config.finetune import FinetuneConfig
+from facessl.config.places import located, published
 from facessl.config.run import plain
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, many
@@ -72,6 +73,7 @@ class Finetuning:
     own_size: int | None
     data: Split
     resolved: dict[str, Any]
+    published: dict[str, Any]
     augment: Augment
     labels: Labels
     model: Tuned
@@ -94,7 +96,12 @@ class Finetuning:
             "image_size": backbone.image_size,
             "backbone": {"name": backbone.name, "pretrained": False, "options": plain(backbone.timm_options)},
         }
+        self.published = published(located(self.resolved))
         return self.resolved
+
+    def sources(self) -> dict[str, Source]:
+        parts = {"training part": self.data.train, "validation part": self.data.val, "test part": self.data.test}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
         config, data = self.config, self.data
@@ -145,8 +152,8 @@ class Finetuning:
         told: dict[str, Any] = {
             "task": config.task["name"],
             "protocol": "linear (frozen)" if config.frozen else config.protocol,
-            "run": config.run,
-            "source": config.source,
+            "run": self.published["run"],
+            "source": self.published["source"],
             "labels": config.labels,
         }
         ended = {"out": str(folder), "steps": step, "finished": finished}
@@ -164,7 +171,7 @@ class Finetuning:
         framed = framing.measure(self.data.train) if self.augment.crop == "whole" else None
         if framed:
             say(framing.sentence(framed))
-        info = trained.card(task, self.labels, self.resolved, self.augment, steps=steps, commit=commit, framing=framed)
+        info = trained.card(task, self.labels, self.published, self.augment, steps=steps, commit=commit, framing=framed)
         files.write_backbone(folder / "model.safetensors", task.state_dict(), info)
         shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "framing", "format")}
         shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
@@ -173,7 +180,8 @@ class Finetuning:
         results = told | {"selected": chosen, "train_images": len(self.data.train), "test": test}
         files.write_atomic(folder / "results.json", to_json(results, indent=2).encode() + b"\n")
         files.write_atomic(folder / "status.json", status)
-        write_report(folder)
+        for sentence in write_report(folder)["notes"]:
+            say(sentence)
         say(f"report: {folder / 'report.html'}")
         return results | ended
 
@@ -222,7 +230,7 @@ def _parts(config: FinetuneConfig) -> Split:
         config.source,
         test=config.test,
         val=config.val,
-        val_share=config.val_fraction,
+        val_fraction=config.val_fraction,
         need_val=config.select == "val",
         labels=config.labels,
         seed=config.seed,

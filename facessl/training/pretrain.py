@@ -92,6 +92,9 @@ class Pretraining:
         )
         return self.config.to_dict()
 
+    def sources(self) -> dict[str, Source]:
+        return {"source": self.source}
+
     def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
         config = self.config
         method = self.method = load.build_method(config, fresh=fresh)

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -23,12 +23,15 @@ import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
+from facessl.config.places import SOURCES, located, published, without_secrets
 from facessl.config.pretrain import without_retired
 from facessl.config.run import differences
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
 from facessl.core.lock import only_writer
 from facessl.data.loader import TrainLoader
+from facessl.data.location import refuse_inside
+from facessl.data.source import Source
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 from facessl.training.plan import Plan, derive
 from facessl.training.trainer import Parts, Trainer
@@ -56,6 +59,9 @@ class Job(Protocol):
     def settle(self, fabric: Fabric) -> dict[str, Any]:
         """Opens the images and settles `config`. Returns its plain values, as `config.yaml` holds them."""
 
+    def sources(self) -> dict[str, Source]:
+        """The images that the run depends on, by the name of their part."""
+
     def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
         """What is trained. The random state is that of the seed. `fresh`: not resumed."""
 
@@ -79,9 +85,12 @@ def carry_out(job: Job) -> Any:
         warnings.filterwarnings("ignore", module="lightning.*")
         asked = job.config
         fabric = start_fabric(asked.device, asked.precision, getattr(asked, "strategy", "auto"))
+        hint = environment.use_threads(asked.threads, asked.device)
+        if hint and fabric.is_global_zero:
+            say(hint)
         folder = _folder(asked.out, asked.resume, job.name(), fabric)
         _check_folder(folder, resume=asked.resume)
-        one_after_another(fabric, lambda: fabric.is_global_zero and lock.enter_context(only_writer(folder)))
+        one_after_another(fabric, lambda: fabric.is_global_zero and lock.enter_context(_claimed(folder)))
         _check_folder(folder, resume=asked.resume)  # another process may have written it in between
         return _carry_out(job, fabric, folder)
 
@@ -90,13 +99,14 @@ def _carry_out(job: Job, fabric: Fabric, folder: Path) -> Any:
     last = folder / "checkpoints" / "last.ckpt"
     # Without a checkpoint a resumed run begins again.
     saved = files.read_run(last) if job.config.resume and last.is_file() else None
-    resolved = job.settle(fabric)
+    resolved = located(job.settle(fabric))
     config = job.config
-    if saved and (changed := differences(without_retired(saved["config"]), resolved)):
-        raise ConfigError(
-            f"{folder} was started with other settings ({'; '.join(changed)}): resume with the old ones, "
-            "or start a new run with another --out"
-        )
+    sources = job.sources()
+    for source in () if config.resume else sources.values():
+        refuse_inside(folder, source, "the run")
+    marks = fabric.broadcast(_marks(sources) if fabric.is_global_zero else {})
+    if saved:
+        _refuse_changes(saved, resolved, marks, folder)
     fabric.seed_everything(config.seed, workers=False, verbose=False)
     parts = job.build(fabric, folder, fresh=not saved)
     plan = derive(config, None if parts.source.streaming else len(parts.source))
@@ -106,14 +116,13 @@ def _carry_out(job: Job, fabric: Fabric, folder: Path) -> Any:
     module.to(fabric.device)
     if config.sync_batch_norm and fabric.world_size > 1:
         convert_sync_batchnorm(module)
-    trainer = Trainer(fabric, parts, plan, folder, resolved)
+    trainer = Trainer(fabric, parts, plan, folder, {"config": published(resolved), "sources": marks})
     if fabric.world_size > 1:  # dropout differs between the ranks, also where other ranks go on than began
         torch.manual_seed(config.seed + fabric.global_rank + (saved["step"] * fabric.world_size if saved else 0))
     if saved:
         trainer.load_state(saved)
     if fabric.is_global_zero:
-        if not saved:
-            files.write_atomic(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
+        _write_config(folder, resolved, fresh=not saved)
         files.write_atomic(folder / "environment.json", json.dumps(environment.describe(), indent=2).encode())
         for line in job.begin(plan, folder, fresh=not saved):
             say(line)
@@ -139,6 +148,53 @@ def _carry_out(job: Job, fabric: Fabric, folder: Path) -> Any:
         say(f"stopped at step {trainer.step} ({trainer.stop_reason}); go on with --resume --out {folder}")
     fabric.barrier()
     return result
+
+
+def _marks(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
+    """Number of images and fingerprint of each source."""
+    return {
+        part: {"images": None if source.streaming else len(source), "fingerprint": source.fingerprint()}
+        for part, source in sources.items()
+    }
+
+
+def _refuse_changes(saved: Mapping[str, Any], resolved: dict[str, Any], marks: Mapping[str, Any], folder: Path) -> None:
+    """ConfigError where a run would go on with other images or settings; the images may have moved."""
+    rest = "resume with the old ones, or start a new run with another --out"
+    old, before = without_retired(saved["config"]), saved.get("sources")
+    if before is None:  # of an earlier version
+        found = differences(located(old), resolved)
+    else:
+        parts = [_changed_part(part, before.get(part), marks.get(part)) for part in {**before, **marks}]
+        if told := "; ".join(filter(None, parts)):
+            raise ConfigError(f"{folder} was started with other images ({told}): {rest}")
+        new = published(resolved)
+        found = differences(old | {name: new[name] for name in SOURCES if name in new}, new)
+    if found:
+        raise ConfigError(f"{folder} was started with other settings ({'; '.join(found)}): {rest}")
+
+
+def _changed_part(part: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    """What changed in a part of the images; "" where nothing did."""
+    if before == now:
+        return ""
+    counts = [mark["images"] if mark else 0 for mark in (before, now)]
+    if counts[0] != counts[1]:
+        return f"{part}: {counts[0]} images -> {counts[1]}"
+    return f"{part}: names, sizes, order, labels or contents of its {counts[0]} images changed"
+
+
+def _write_config(folder: Path, resolved: Mapping[str, Any], *, fresh: bool) -> None:
+    """`config.yaml`: the settings that the run began with, and where its images now are."""
+    path = folder / "config.yaml"
+    if not fresh and path.is_file():
+        known = yaml.safe_load(path.read_text())
+        moved = known | {name: resolved[name] for name in SOURCES if name in resolved}
+        if moved == known:
+            return
+        resolved = moved
+    text = yaml.safe_dump(dict(resolved), sort_keys=False).encode()
+    files.write_atomic(path, text, private=without_secrets(resolved) != resolved)
 
 
 def say(text: str) -> None:
@@ -200,6 +256,14 @@ def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
     return Path(fabric.broadcast(str(folder)))
 
 
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The folder with this process as its only writer, without what processes that were killed left unfinished."""
+    with only_writer(folder):
+        files.remove_temporaries(folder)
+        yield
+
+
 def _check_folder(folder: Path, *, resume: bool) -> None:
     """ConfigError where a run cannot be resumed from a folder, or begun there: none is ever overwritten."""
     last = folder / "checkpoints" / "last.ckpt"
@@ -210,12 +274,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
         return
     if last.exists() or (folder / "metrics.csv").exists():
         raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder} is a file: name a folder")
-    above = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        why = "may not be written to" if above.is_dir() else "is a file"
-        raise ConfigError(f"--out {folder} cannot be made, as {above} {why}: name a folder where you may write")
+    files.check_output(folder, folder=True)
 
 
 def loader_workers(asked: int | None) -> int:

@@ -41,6 +41,7 @@ class _Window:
 
     terms: list[dict[str, Tensor]] = field(default_factory=list)
     first_step: int = 0
+    resumed: int = 0  # steps of an earlier process, which are in no time of this one
     waited: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
@@ -78,19 +79,20 @@ class Trainer:
         parts: what is trained, on the device.
         plan: derived numbers.
         folder: of the run.
-        config: plain values, for checkpoints.
+        told: plain values on the run that checkpoints also hold, by name.
     """
 
-    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, told: Mapping[str, Any]) -> None:
         self.fabric = fabric
         self.parts = parts
         self.method = parts.module
         self.optimizer = parts.optimizer(plan)
         self.plan = plan
         self.folder = folder
-        self.config = config
+        self.told = told
         self.step = 0
         self.skipped: dict[str, str] = {}
+        self._window = _Window()
         self._stopping = Stopping(fabric.device, fabric.world_size)
         self._log = MetricsLog(folder) if fabric.is_global_zero else None
         self._wrapped, self._optimizer = fabric.setup(self.method, self.optimizer)
@@ -100,16 +102,18 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything a run needs to go on bit-exactly, as tensors and plain values (collective call)."""
-        rngs = [_rng_state()]
+        terms = [{name: value.cpu() for name, value in step.items()} for step in self._window.terms]
+        ranks = [(_rng_state(), terms)]
         if self.fabric.world_size > 1:
-            rngs = [None] * self.fabric.world_size  # type: ignore[list-item]
-            torch.distributed.all_gather_object(rngs, _rng_state())
+            ranks = [None] * self.fabric.world_size  # type: ignore[list-item]
+            torch.distributed.all_gather_object(ranks, (_rng_state(), terms))
         return {
             "method": fsdp.whole(self.method.state_dict()),
             "optimizer": fsdp.whole(self.optimizer.state_dict()),
             "precision": self.fabric.strategy.precision.state_dict(),
-            "rng": rngs,
-            "config": dict(self.config),
+            "rng": [rng for rng, _ in ranks],
+            "unlogged": [terms for _, terms in ranks],
+            **self.told,
             "skipped": [list(item) for item in self.skipped.items()],
         }
 
@@ -120,10 +124,18 @@ class Trainer:
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step = int(state["step"])
         self.skipped = dict(state["skipped"])
+        self._window.first_step = self.step
         if len(state["rng"]) == self.fabric.world_size:
             _set_rng_state(state["rng"][self.fabric.global_rank])
+            if "unlogged" in state:  # not of earlier versions
+                self._resume_window(state["unlogged"][self.fabric.global_rank])
         if self._log is not None:
             self._log.cut_after(self.step, self.skipped)
+
+    def _resume_window(self, terms: list[dict[str, Tensor]]) -> None:
+        """The steps since the last log line of the process that was stopped."""
+        here = [{name: value.to(self.fabric.device) for name, value in step.items()} for step in terms]
+        self._window = _Window(here, self.step - len(here), resumed=len(here))
 
     # ---- loop --------------------------------------------------------------------------------------------------
 
@@ -136,34 +148,33 @@ class Trainer:
         began = time.perf_counter()
         if self.step == 0 and self._log is not None:  # a run that was stopped before its first checkpoint begins again
             self._log.cut_after(-1, {})
-        window = _Window(first_step=self.step)
+        self._window.started = time.perf_counter()
         ready = Prefetcher(batches, self.fabric.device, self.parts.photometric)
         with self._stopping, ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
             if self.step == 0:
                 self._measure()
-                window.started = time.perf_counter()
+                self._window.started = time.perf_counter()
             self._stopping.agree(at_once=True)  # a signal may have come while images were scored
             while self.step < self.plan.total_steps and self._stopping.reason is None:
                 try:
-                    self._one_step(ready, window)
+                    self._one_step(ready)
                 except RuntimeError as error:  # torch reports a dead loader worker in whatever was running
                     raise worker_death(error) or error from None
                 if self.step % self.plan.log_every == 0 or self.step in (1, self.plan.total_steps):
-                    line.update(self.step, self._write_window(window))
-                    window = _Window(first_step=self.step)
+                    line.update(self.step, self._write_window())
+                    self._window = _Window(first_step=self.step)
                 elif line.due():  # of this rank alone: a reduction would have to be agreed on
-                    line.update(self.step, self._local_row(window))
+                    line.update(self.step, self._local_row())
                 last = self.step == self.plan.total_steps
                 if self.plan.monitor_every and (self.step % self.plan.monitor_every == 0 or last):
                     self._measure()
-                    window.started, window.waited = time.perf_counter(), 0.0
-                    window.terms, window.first_step = [], self.step
+                    self._window = _Window(first_step=self.step)
                 if self.plan.max_seconds and time.perf_counter() - began > self.plan.max_seconds:
                     self._stopping.ask("time limit")
                 self._stopping.agree()
                 due = self.plan.checkpoint_every and self.step % self.plan.checkpoint_every == 0
                 if due or last or self._stopping.reason:
-                    self._check_finite(window)
+                    self._check_finite()
                     self.save()
         if self._log is not None:
             self._log.close()
@@ -174,10 +185,10 @@ class Trainer:
         """Why `fit` ended before the plan did; None if it did not."""
         return self._stopping.reason
 
-    def _one_step(self, batches: Prefetcher, window: _Window) -> None:
+    def _one_step(self, batches: Prefetcher) -> None:
         waited = batches.waited
         batch = next(batches)
-        window.waited += batches.waited - waited
+        self._window.waited += batches.waited - waited
         self.note_skipped(batch.skipped)
         rate = self.plan.learning_rate(self.step)
         for group in self.optimizer.param_groups:
@@ -193,9 +204,9 @@ class Trainer:
                 self.fabric.backward(result.loss / self.plan.accumulate)
             for name, value in {"loss": result.loss.detach(), **result.logs}.items():
                 gathered[name] = gathered.get(name, 0) + value.float() / self.plan.accumulate
-        window.terms.append(gathered)
+        self._window.terms.append(gathered)
         if self.fabric.device.type == "cpu":
-            self._check_finite(window, only_last=True)
+            self._check_finite(only_last=True)
         if self.plan.clip_grad:
             norm = self.fabric.clip_gradients(
                 self._wrapped, self._optimizer, max_norm=self.plan.clip_grad, error_if_nonfinite=False
@@ -217,25 +228,26 @@ class Trainer:
 
     # ---- logging, measuring, saving ------------------------------------------------------------------------------
 
-    def _local_row(self, window: _Window) -> dict[str, float]:
+    def _local_row(self) -> dict[str, float]:
         """Loss and speed since the last log line, for the progress line."""
-        if not window.terms:
+        if not self._window.terms:
             return {}
-        loss = torch.stack([terms["loss"] for terms in window.terms]).mean()
-        return {"loss": float(loss), **self._speed(window)}
+        loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
+        return {"loss": float(loss), **self._speed()}
 
-    def _speed(self, window: _Window) -> dict[str, float]:
+    def _speed(self) -> dict[str, float]:
+        window = self._window
         seconds = max(time.perf_counter() - window.started, 1e-9)
-        images = len(window.terms) * self.plan.batch_size
+        images = (len(window.terms) - window.resumed) * self.plan.batch_size
         return {"images_per_second": images / seconds, "data_wait": window.waited / seconds}
 
-    def _write_window(self, window: _Window) -> dict[str, float]:
-        self._check_finite(window)
-        speed = self._speed(window)
-        if not window.terms:
+    def _write_window(self) -> dict[str, float]:
+        self._check_finite()
+        speed, terms = self._speed(), self._window.terms
+        if not terms:
             return {}
-        names = list(window.terms[0])
-        means = torch.stack([torch.stack([t[n] for n in names]) for t in window.terms]).mean(0)  # (terms,)
+        names = list(terms[0])
+        means = torch.stack([torch.stack([t[n] for n in names]) for t in terms]).mean(0)  # (terms,)
         over_ranks: Any = self.fabric.all_reduce(means, reduce_op="mean")
         row = dict(zip(names, over_ranks.tolist(), strict=True))
         row |= {"lr": self.plan.learning_rate(self.step - 1), **speed}
@@ -253,6 +265,7 @@ class Trainer:
     def _measure(self) -> None:
         if not self.plan.monitor_every:
             return
+        self._check_there()
         values: dict[str, float] = {}
         if self.parts.monitors and self.fabric.is_global_zero:  # the others wait at the barrier
             module = self.method
@@ -272,7 +285,8 @@ class Trainer:
             self.parts.on_measured(self.step, values)
         self.fabric.barrier()
 
-    def _check_finite(self, window: _Window, only_last: bool = False) -> None:
+    def _check_finite(self, only_last: bool = False) -> None:
+        window = self._window
         terms = window.terms[-1:] if only_last else window.terms
         if not terms:
             return
@@ -295,6 +309,11 @@ class Trainer:
         if bad:
             raise self._diverged(f"step {self.step}: the weights {bad[0]} are not finite")
 
+    def _check_there(self) -> None:
+        """A folder that was moved is not made again, as it would hold half a run."""
+        if self.fabric.is_global_zero and not self.folder.is_dir():
+            raise TrainingError(f"the run folder {self.folder} is gone: put it back, then go on with --resume")
+
     def _diverged(self, what: str) -> TrainingError:
         saved = files.steps(self.folder / "checkpoints")
         kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been written"
@@ -303,8 +322,13 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of the current step (collective call). TrainingError where weights are not finite."""
+        """Write a checkpoint of the current step (collective call).
+
+        Raises:
+            TrainingError: weights are not finite, or the folder is gone.
+        """
         self._check_weights()
+        self._check_there()
         state = self.state()
         if self.fabric.is_global_zero:
             files.save_run(self.folder / "checkpoints", self.step, state)

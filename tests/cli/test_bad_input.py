@@ -32,6 +32,13 @@ REST = TINY[1:]
 #: A fine-tuning run that is refused before it, or in its first step.
 TUNED = ["--backbone", "resnet10t", "--image-size", "32", "--max-steps", "1", "--workers", "0", "--device", "cpu"]
 
+UNWRITABLE = pytest.mark.fault(
+    "B9",
+    "`probe`, `convert`, `report` and `embed` worked first, and then advised to free space and to resume",
+    now="Told before any work",
+)
+RANGE = pytest.mark.fault("E15", "a traceback, or advice on a loss that is not finite", now="One sentence")
+
 
 def photo(path: Path, side: int = 48, value: int = 0, **options: object) -> None:
     rng = np.random.default_rng(value)
@@ -99,6 +106,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["pretrain", "labels-csv:x.csv?labl=mood"], "option of the source labels-csv 'labl': did you mean 'label'"),
         (["probe", "no-run", "synthetic:?n=4"], "no-run does not exist: name a run folder"),
         (["report", "no-run"], "no-run"),
+        *(pytest.param([*words, "--out", f"{__file__}/x.{end}"], "test_bad_input.py is a file", marks=UNWRITABLE)
+          for words, end in ((["probe", "no-run", "x"], "json"), (["convert", "no-run"], "safetensors"),
+                             (["report", "no-run"], "html"), (["embed", "no-run", "x"], "parquet"))),
+        *(pytest.param(["pretrain", *TINY, *words], says, marks=RANGE) for words, says in (
+            (["--seed", "4294967296"], "seed = 4294967296 is out of range: give a number from 0 to 4294967295"),
+            (["--image-size", "1000000000"], "image_size = 1000000000 is out of range"),
+            (["--std", "[0,0,0]"], "std = [0.0, 0.0, 0.0] is out of range"),
+            (["--config", "null.yaml"], "epochs = null is not valid"))),
         (["list", "methodes"], "methods"),
         (["pretrian"], "pretrain"),
     ],
@@ -107,6 +122,7 @@ def test_wrong_words(
     words: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("null.yaml").write_text("epochs: null\n")
     assert says in refused(capsys, *words)
     assert not list(tmp_path.rglob("*.ckpt"))
 
@@ -333,8 +349,18 @@ def test_wrong_flags_are_told_before_torch_is_imported(tmp_path: Path) -> None:
         ["predict", "a", "b", "--nonsense"],
     ]
     script = f"from facessl.cli import main; import sys; assert [main(w) for w in {words}] == [2] * {len(words)};"
+    script += "main(['pretrain', '--method', 'swav', '--help']);"
     found = subprocess.run([sys.executable, "-c", script + "sys.exit('torch' in sys.modules)"], cwd=tmp_path)
     assert found.returncode == 0
+
+
+@pytest.mark.fault("A9", "pictures of the run became training images")
+def test_a_run_inside_its_images_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos(tmp_path / "photos"))
+    assert "cannot lie inside the images" in refused(capsys, "pretrain", ".", *REST)
+    assert not list(Path().rglob("*.yaml"))
 
 
 def test_crops_are_not_written_over_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

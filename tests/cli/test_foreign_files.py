@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from facessl.cli import main
 from facessl.core import files
+from facessl.data.location import redacted
+from facessl.data.source import open_source
 from tests.helpers import TINY
 
 REST = TINY[1:]
@@ -53,3 +59,25 @@ def test_weights_that_are_not_numbers_are_neither_saved_nor_loaded(
                   ["probe", str(file), TINY[0]]):  # fmt: skip
         assert main(words) == 2
         assert "conv1.0.weight first" in capsys.readouterr().err
+
+
+@pytest.mark.fault("E14", "the token of a `pipe:` or URL source stood in cards, checkpoints and reports")
+def test_credentials_of_a_source_stay_in_the_private_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faces = open_source(TINY[0])
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(8):
+            Image.fromarray(np.asarray(faces[i].image)).save(file := tmp_path / f"{i}.png")
+            tar.add(file, file.name)
+    source, run = f"webdataset:pipe:cat {tmp_path}/a.tar #SECRET", tmp_path / "run"
+    words = ["pretrain", source, *REST, "--max-steps", "2", "--out", str(run)]
+    assert main([*words, "--max-minutes", "1e-9"]) == 0
+    shutil.rmtree(run / "checkpoints")  # with one a stream cannot be resumed
+    assert main([*words, "--resume"]) == 0
+    assert main(["convert", str(run / "checkpoints" / "last.ckpt"), "--out", str(run / "b.safetensors")]) == 0
+    told = {path for path in run.rglob("*") if path.is_file() and b"SECRET" in path.read_bytes()}
+    assert told == {run / "config.yaml"}
+    assert (run / "config.yaml").stat().st_mode & 0o777 == 0o600
+    assert "SECRET" not in capsys.readouterr().out
+    assert redacted("https://me:SECRET@host/{0..9}.tar?key=SECRET") == "https://...@host/{0..9}.tar?..."

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facessl.core import files
+from facessl.core import environment, files
 from facessl.core.errors import CheckpointError
 
 
@@ -60,7 +60,31 @@ def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(CheckpointError, match=r"No space left on device; earlier .*: free space, then --resume"):
         files.save_run(tmp_path, 2, {"config": {}, "method": {}})
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["last.ckpt", "step-00000001.ckpt"]
     assert files.read_run(tmp_path / "last.ckpt")["step"] == 1
+
+
+@pytest.mark.fault("E15", "too little memory was told as a disk that is full, without a reason", now="One sentence")
+def test_too_little_memory_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "save", short)
+    with pytest.raises(CheckpointError, match=r"ckpt: not enough memory; .* free memory, then"):
+        files.save_run(tmp_path, 1, {"method": {}})
+
+
+@pytest.mark.fault("C1", "a CPU with more threads than free cores was many times slower, without a word")
+def test_more_threads_than_free_cores_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "cores", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.1, 0, 0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    told = environment.use_threads(None, "cpu")
+    assert told == (
+        "hint: torch computes with 4 threads, and of the 4 cores here 3 are busy: --threads 1 may be several times as "
+        "fast"
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert environment.use_threads(None, "cpu") is None

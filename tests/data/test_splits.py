@@ -217,7 +217,7 @@ def test_a_column_called_split_divides_every_table(
     with pytest.raises(ConfigError, match=r"the split 'tset', which is not one of train \(training\), val \(valid"):
         parts(spec)
     assert len(open_source(f"{spec}?split=tset")) == 1
-    assert len(parts(f"{spec}?split=none", val_share=0.2).train) > 4
+    assert len(parts(f"{spec}?split=none", val_fraction=0.2).train) > 4
 
 
 def test_a_subset_keeps_what_else_its_source_knows() -> None:

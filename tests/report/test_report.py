@@ -87,19 +87,30 @@ def test_half_a_last_line_and_values_that_are_not_finite_do_not_count(run: Path,
     json.loads((run / "report.json").read_text(), parse_constant=pytest.fail)
 
 
-@pytest.mark.parametrize(
-    ("watched", "said", "field"),
-    [({"spread": 0.001}, "have collapsed", "collapse"), ({"sharp": 0.126}, "regions are uniform", "notes")],
-)
-def test_a_collapse_and_uniform_regions_are_said_in_words(
-    tmp_path: Path, quick: None, watched: dict[str, float], said: str, field: str
-) -> None:
-    run = write_run(tmp_path / "dead", **watched)
+def test_a_collapse_is_said_in_words(tmp_path: Path, quick: None) -> None:
+    run = write_run(tmp_path / "dead", spread=0.001)
+    assert len(write_report(run)["collapse"]) == 1
+    assert "have collapsed" in Page((run / "report.html").read_text()).text
+    assert "have collapsed" in (run / "report.md").read_text()
+
+
+def test_uniform_regions_are_said_in_words_and_are_no_collapse(tmp_path: Path, quick: None) -> None:
+    run = write_run(tmp_path / "flat", sharp=0.126)
+    assert write_report(run)["collapse"] == []
+    page = Page((run / "report.html").read_text()).text
+    assert "The regions are uniform" in page
+    assert "effective number of regions 6.00" not in page
+    assert write_report(write_run(tmp_path / "alive", sharp=0.2))["notes"] == []
+
+
+@pytest.mark.fault("C2", "regions were called uniform from step 0's figures, and the last log line's step was told")
+def test_a_run_stopped_between_log_lines_is_told_as_far_as_it_came(tmp_path: Path, quick: None) -> None:
+    run = write_run(tmp_path / "short", sharp=0.125)
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(lines[:4]))  # measured at step 0, logged at 10 and 20
+    (run / "status.json").write_text(json.dumps({"finished": False, "steps": 30}))
     numbers = write_report(run)
-    assert [name for name in ("collapse", "notes") if numbers[name]] == [field]
-    assert said in Page((run / "report.html").read_text()).text
-    assert said in (run / "report.md").read_text()
-    assert write_report(write_run(tmp_path / "alive"))["notes"] == []
+    assert (numbers["steps"], numbers["epochs"], numbers["images"], numbers["notes"]) == (30, 1.5, 960, [])
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])

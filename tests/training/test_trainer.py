@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from facessl.core import files
+from facessl.core.errors import TrainingError
 from facessl.core.types import Batch, Progress, Step
 from facessl.training import run
 from facessl.training.metrics_log import MetricsLog
@@ -117,6 +118,21 @@ def test_monitors_do_not_touch_the_run(tmp_path: Path) -> None:
 def test_time_limit_saves(tmp_path: Path) -> None:
     train(tmp_path, max_seconds=1e-9)
     assert (tmp_path / "checkpoints" / "step-00000001.ckpt").is_file()
+
+
+@pytest.mark.fault("E8", "a checkpoint made the folder of a run that had been moved again, with half of its files")
+def test_a_folder_that_was_moved_is_not_made_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def moving(method: Any, progress: Progress) -> dict[str, float]:
+        if progress.step == 2:
+            run.rename(tmp_path / "moved")
+        return {}
+
+    with pytest.raises(TrainingError, match=r"run is gone: put it back|cannot write .*put the folder back"):
+        train(run, {"moving": moving}, monitor_every=2, log_every=100)
+    assert not run.exists()
 
 
 def test_without_tensorboard_the_numbers_are_in_the_table_alone(

@@ -23,6 +23,7 @@ from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.core.types import FIELDS, Sample
 from facessl.data import records
 from facessl.data.decode import EXTENSIONS, ImageError, unreadable
+from facessl.data.location import redacted
 from facessl.data.source import Source, short
 from facessl.data.sources._tar import PARTS, check_size, grouped, known_ending, library_name, shard_index
 
@@ -146,7 +147,9 @@ class WebDataset(Source):
     def fingerprint(self) -> str:
         """As of any source; every member beside the images counts, of a stream the names of its shards."""
         if self.streaming:
-            return hashlib.blake2b("\n".join(map(short, self._paths)).encode(), digest_size=16).hexdigest()
+            return hashlib.blake2b(
+                "\n".join(short(redacted(path)) for path in self._paths).encode(), digest_size=16
+            ).hexdigest()
         digest = hashlib.blake2b(super().fingerprint().encode(), digest_size=16)
         for part in PARTS[1:]:
             for i in range(len(self)) if not self._lacking(part) else ():

@@ -1,0 +1,54 @@
+"""Where a source lies: its address from any working folder, as others may see it, and folders inside it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from facessl.core.errors import ConfigError, FaceSSLError
+from facessl.data.source import Source, parse
+from facessl.data.subset import Subset
+
+_REMOTE = re.compile(r"^(pipe:|[a-z]+://)")
+
+
+def absolute(spec: str) -> str:
+    """`spec` with its local paths absolute; what cannot be read is returned as it is."""
+    if os.path.exists(os.path.expanduser(spec)):
+        return _absolute(spec)
+    try:
+        name, path, options = parse(spec)
+    except FaceSSLError:  # told where the source is opened
+        return spec
+    if not path or _REMOTE.match(path):
+        return spec
+    head = next(h for h in (f"{name}:", f"{name.replace('_', '-')}:", "") if spec.startswith(h + path))
+    typed = [f"{key}={_absolute(value) if key == 'root' else value}" for key, value in options.items()]
+    return head + _absolute(path) + ("?" + "&".join(typed) if typed else "")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def redacted(spec: str) -> str:
+    """`spec` without what may be secret: a command, and user, password and query of a URL."""
+    spec = re.sub(r"(^|:)pipe:.*", r"\1pipe:...", spec, flags=re.DOTALL)
+    spec = re.sub(r"://[^/?#]*@", "://...@", spec)
+    return re.sub(r"(://[^?#]*)[?#].*", r"\1?...", spec, flags=re.DOTALL)
+
+
+def named(spec: str) -> str:
+    """`spec` as it may be published: redacted, and of a local path the last name alone."""
+    return re.sub(r"(^|[:=])/(?!/)(?:[^?&/]*/)*", r"\1", redacted(spec))
+
+
+def refuse_inside(folder: Path, source: Source, what: str) -> None:
+    """ConfigError where `folder`, for `what`, lies in a folder all of whose images `source` or its whole takes."""
+    whole = source.source if isinstance(source, Subset) else source
+    root = getattr(whole, "root", None)
+    if root is not None and folder.expanduser().resolve().is_relative_to(Path(root).resolve()):
+        raise ConfigError(
+            f"{what} cannot lie inside the images ({folder} is in {root}): name a folder outside with --out"
+        )
