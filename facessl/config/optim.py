@@ -96,7 +96,7 @@ class FinetuneOptim:
         if self.lr == 0:
             raise ConfigError(
                 "optim.lr = 0 would train nothing, as every rate is taken relative to it: give a positive number, and "
-                "hold a part still with optim.lrs, e.g. {backbone: 0}, or with --frozen"
+                "freeze a part with optim.lrs, e.g. {backbone: 0}, or with --frozen"
             )
         for part, rate in self.lrs.items():
             if not rate >= 0:

@@ -25,7 +25,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: the folder cannot be made, or another process writes there, whose number and host are named.
     """
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "a+")  # noqa: SIM115 (below)
@@ -47,7 +47,8 @@ def only_writer(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # the folder may have been moved
                 if made and os.listdir(folder) == [".lock"]:
                     (folder / ".lock").unlink()
-                    folder.rmdir()
+                    for path in made:
+                        path.rmdir()
 
 
 def _locked(file: TextIO) -> bool:

@@ -67,8 +67,9 @@ def load_embedder(run: str | Path) -> Backbone | Embedder:
     run = Path(run)
     file = run / "model.safetensors" if run.is_dir() else run
     if file.name == "model.safetensors" and file.is_file():
-        with contextlib.suppress(KeyError):  # another task
-            return Embedder(load_trained(file))
+        trained = load_trained(file)
+        with contextlib.suppress(KeyError):  # a task without an embedding of its own
+            return Embedder(trained)
     return load_backbone(run)
 
 

@@ -69,7 +69,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["finetune", "none", SOURCE, "--protocol", "linear"], "probe --protocol linear"),
         (["finetune", "none", SOURCE, "--task.consistensy", "5"], "--task.consistency"),
         (["finetune", "none", SOURCE, "--augment", "{flipp: 0.5}"], "'flip'"),
-        (["finetune", "none", SOURCE, "--augment", "{flip: 2}"], "flip=2"),
+        (["finetune", "none", SOURCE, "--augment", "{flip: 2}"], "flip is 2"),
         (["finetune", "none", SOURCE, "--augment", "{flip: often}"], "often"),
         (["finetune", "none", SOURCE, "--augment", "{jitter: 3}"], "jitter"),
         (["finetune", "none", SOURCE, "--optim.lrs", "{headd: 0.1}"], "'head'"),

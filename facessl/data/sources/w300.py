@@ -138,7 +138,7 @@ def _read_pts(file: Path) -> np.ndarray:
     """(68, 2) pixels, from 0, of a file: version, n_points, brace, one point a line, brace."""
     rows = list(lists.lines(file, LAYOUT))
     if len(rows) != POINTS + 4 or rows[2][1] != "{" or rows[-1][1] != "}" or rows[1][1].split() != ["n_points:", "68"]:
-        raise DataError(f"{file} is no .pts file of {POINTS} points: 'version:', 'n_points: 68', '{{', points, '}}'")
+        raise DataError(f"{file} is not a .pts file of {POINTS} points: 'version:', 'n_points: 68', '{{', points, '}}'")
     points = []
     for where, line in rows[3:-1]:
         cells = line.split()
