@@ -12,6 +12,7 @@ from facessl.core.errors import ConfigError
 from facessl.core.lock import only_writer
 
 
+@pytest.mark.fault("A1", "both wrote, both exited 0, and the run was a mixture")
 def test_the_second_writer_is_told_of_the_first_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     folder, (ready, written) = tmp_path / "run", os.pipe()
     child = os.fork()

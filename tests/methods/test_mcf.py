@@ -51,6 +51,7 @@ def test_feature_loss_against_plain_loops(axis):
     assert unit_mse(ours, theirs, axis).item() == pytest.approx(sum(errors) / len(errors), rel=1e-12)
 
 
+@pytest.mark.fault("D4", "features had unit length over the channels, which has no source")
 @pytest.mark.parametrize(("values", "axis"), [({}, 1), ({"variant": "official"}, 1), ({"variant": "channels"}, 2)])
 def test_loss_is_the_weighted_sum_of_both_terms(batch, values, axis):
     """Features have unit length over the tokens (axis 1), as in the only evidence that there is."""

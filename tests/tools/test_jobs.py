@@ -59,6 +59,7 @@ def job(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Job:
     )
 
 
+@pytest.mark.fault("E3", "it waited without end")
 def test_a_killed_process_is_one_sentence_and_the_next_call_goes_on(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,7 @@ def test_two_jobs_at_once_are_refused(job: Job, tmp_path: Path) -> None:
         other.communicate(b"\n")
 
 
+@pytest.mark.fault("E6", "the target of a link was overwritten")
 @pytest.mark.parametrize(
     "name",
     [
