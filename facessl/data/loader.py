@@ -66,7 +66,8 @@ MAX_BAD_IN_ROW = 100
 
 
 def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str]) -> None:
-    """Compare the number of skipped images, of which `last` (key, reason) is the last, with the fraction `max_bad`.
+    """Compare the number of skipped images, of which `last` (key, reason) is the last, with the fraction `max_bad`,
+    which allows one where it is above 0.
 
     Raises:
         DataError: more of the `total` images were skipped.
@@ -74,7 +75,7 @@ def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str
     """
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"max_bad = {max_bad} is out of range: give a fraction from 0 to 1")
-    allowed = math.floor(max_bad * total)
+    allowed = math.ceil(max_bad * total)
     if skipped > allowed:
         raise DataError(
             f"{many(skipped, 'image')} of {total} cannot be read, more than the {allowed} that max_bad "

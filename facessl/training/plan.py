@@ -109,7 +109,7 @@ def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
         checkpoint_every=config.checkpoint_every,
         monitor_every=measured,
         max_seconds=config.max_minutes * 60 if config.max_minutes else None,
-        max_bad=None if images is None else math.floor(config.max_bad * images),
+        max_bad=None if images is None else math.ceil(config.max_bad * images),
     )
 
 

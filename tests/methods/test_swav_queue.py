@@ -19,6 +19,6 @@ def test_queue_holds_the_newest_rows():
         queue.move()
         assert sorted(queue.rows[0, :, 0].tolist()) == sorted([0.0] * (5 - len(newest)) + newest)
         assert torch.equal(queue.rows[0], -queue.rows[1])
-        assert queue.full().item() == (count >= 5)
+        assert queue.is_full().item() == (count >= 5)
         assert queue.rows.dtype == torch.float64
         assert not queue.rows.requires_grad
