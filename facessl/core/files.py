@@ -44,24 +44,45 @@ def open_regular(path: str | Path, mode: str = "rb", *, most: int = MAX_LIST, **
     Raises:
         OSError: as `open`, and with a `strerror` that says what else the file is.
     """
-
-    def regular(name: str, flags: int) -> int:
-        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe does not wait for its writer
-        status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode) and status.st_size <= most:
-            return descriptor
-        os.close(descriptor)
-        if stat.S_ISREG(status.st_mode):
-            size = f"{status.st_size:,} bytes are more than the {most:,} that are read"
-            raise OSError(errno.EFBIG, size)
-        if stat.S_ISDIR(status.st_mode):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        raise OSError(errno.EINVAL, "not a regular file")
-
     try:
-        return open(path, mode, opener=regular, **options)
+        return open(path, mode, opener=lambda name, _: _descriptor(name, most)[0], **options)
     except ValueError:
         raise OSError(errno.EINVAL, "the name has a NUL byte in it") from None
+
+
+def read_regular(path: str | Path, *, most: int) -> bytes:
+    """The content of a file as `open_regular` opens it, in half of its time."""
+    try:
+        descriptor, size = _descriptor(path, most)
+    except ValueError:
+        raise OSError(errno.EINVAL, "the name has a NUL byte in it") from None
+    try:
+        data = os.read(descriptor, size)
+        while more := size - len(data):
+            if not (rest := os.read(descriptor, more)):
+                break
+            data += rest
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def _descriptor(path: str | Path, most: int) -> tuple[int, int]:
+    """A regular file of at most `most` bytes, opened for reading, and its size."""
+    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size <= most:
+        return descriptor, status.st_size
+    os.close(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than the {most:,} that are read")
+    if stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, "not a regular file")
+
+
+#: A pipe does not wait for its writer, a child process does not hold the file, Windows changes no line ends.
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 #: A byte that is not UTF-8 (as `os.fsdecode` gives it), and text that reads like one that `printable` wrote.

@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image, features
 
 from facessl.core.errors import DataError
-from facessl.core.files import open_regular
+from facessl.core.files import read_regular
 
 try:
     import pillow_heif
@@ -208,10 +208,7 @@ def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 def read_file(path: str | Path) -> bytes:
     """Content of an image file. ImageError where it is missing or cannot be used; DataError where the system fails."""
     try:
-        # A buffer costs a quarter of the time and is used for nothing.
-        with open_regular(path, most=MAX_FILE, buffering=0) as file:
-            data: bytes = file.read()
-            return data
+        return read_regular(path, most=MAX_FILE)
     except OSError as error:
         raise unreadable(str(path), error) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import io
 import os
@@ -207,7 +206,7 @@ def test_only_what_is_wrong_with_the_file_is_skipped(
     def refuse(*args: object, **options: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(builtins, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(DataError, match=cure) as caught:
         read_file("a.jpg")
     assert isinstance(caught.value, ImageError) == skipped
