@@ -1,4 +1,4 @@
-"""The command line: `main` and one module per group of commands, each thin.
+"""The command line, thin: `main` (every command but two), `data` (the commands crop and pack), `commandline` (shared).
 May import everything. Nothing imports it but `python -m facessl` and the installed command.
 """
 

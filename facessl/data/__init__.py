@@ -1,4 +1,4 @@
-"""From stored images to batches: sources and their `NAME:PATH` syntax, parts and subsets, decoding, crop geometry,
-face detection, order, loader, cache.
+"""From stored images to batches: sources (`NAME:PATH`), parts, decoding, crop geometry, face detection, and the loader,
+which skips what `decode` cannot read.
 May import synthetic and core.
 """

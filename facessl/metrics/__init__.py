@@ -1,4 +1,4 @@
-"""Scores from arrays, each with its bootstrap interval: accuracy, landmarks, parsing, verification, fairness, regions,
-collapse.
+"""Scores from arrays, with bootstrap intervals: accuracy, landmarks (`nme`, with its normalisers), parsing,
+verification, fairness, regions, collapse.
 May import core.
 """

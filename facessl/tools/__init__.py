@@ -1,3 +1,4 @@
-"""Whole-folder jobs and arithmetic beside the runs: crop photos, pack a source, plan the cost of a recipe.
-May import training and everything below it.
+"""Jobs on whole folders (`crop` photos, `pack` a source, with `jobs`, `shards` and `phash`), and `plan`, the cost of a
+recipe.
+May import every package but cli.
 """

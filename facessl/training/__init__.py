@@ -1,4 +1,4 @@
-"""Both kinds of run from a configuration to a run folder: the loop, launch and resume, optimisers, monitors, logs.
-`pretrain.py` and `finetune.py` put a run together.
-May import report and everything below it.
+"""Both kinds of run, from a configuration to a run folder: `run` (launch, folder, resume), `trainer` (the loop), `plan`
+(derived numbers, the warm-up's length), optimisers and schedules (`optim`), monitors, logs.
+May import every package but cli and tools.
 """
