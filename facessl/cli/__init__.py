@@ -1,4 +1,4 @@
-"""The command line, thin: `main` (every command but two), `data` (the commands crop and pack), `commandline` (shared).
+"""The command line, thin: `train`, `networks` (use a trained one), `data` (crop, pack), and `main`, which calls them.
 May import everything. Nothing imports it but `python -m facessl` and the installed command.
 """
 

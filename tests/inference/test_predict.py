@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from facessl.cli.main import NOTHING_FOUND, USER_ERROR, main
+from facessl.cli.main import USER_ERROR, main
+from facessl.cli.networks import NOTHING_FOUND
 from facessl.core import files
 from facessl.core.errors import ConfigError, DataError
 from facessl.data.decode import decode_mask

@@ -1,0 +1,252 @@
+"""The commands that use a trained network: `embed`, `regions`, `probe`, `predict`, `convert`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from facessl.cli.commandline import (
+    computing_device,
+    list_skipped,
+    parsed_words,
+    refuse_other_protocols,
+    summary,
+)
+from facessl.config.flags import Parser
+from facessl.core.errors import ConfigError
+from facessl.core.schema import to_json
+
+#: Exit status of `predict` where no photo had a face.
+NOTHING_FOUND = 1
+
+
+def cmd_embed(
+    run: str,
+    source: str,
+    out: Path = Path("embeddings.parquet"),
+    batch_size: int = 64,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    max_bad: float = 0.05,
+) -> int:
+    """Embeddings of a source, one row per image.
+
+    Args:
+        run: run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken.
+        source: images, NAME:PATH?option=value or a path.
+        out: .parquet file to write.
+        batch_size: images per forward pass.
+        workers: loader processes; by default the cores minus one, at most 8.
+        threads: CPU threads that compute; by default one per core.
+        device: auto, cpu, cuda or mps.
+        precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
+        max_bad: fraction of unreadable images above which it stops.
+    """
+    import torch
+
+    from facessl.core import files
+    from facessl.data.source import open_source
+    from facessl.inference import embed
+    from facessl.training.run import loader_workers
+
+    files.check_output(out)
+    backbone: Any = embed.load_embedder(run)
+    backbone.to(computing_device(device, threads), memory_format=torch.channels_last)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": loader_workers(workers), "precision": precision}
+    parts = embed.embedding_batches(backbone, open_source(source), max_bad=max_bad, **options)
+    count, skipped = embed.write_parquet(out, parts)
+    list_skipped(skipped)
+    print(json.dumps({"images": count, "skipped": len(skipped), "dimensions": backbone.num_features, "out": str(out)}))
+    return 0
+
+
+def cmd_regions(
+    run: str,
+    source: str,
+    out: Path = Path("regions.png"),
+    count: int = 8,
+    seed: int = 0,
+    scores: bool = False,
+    score_images: int = 300,
+    device: str = "auto",
+) -> int:
+    """Picture of the regions a method found: image, heatmaps, arg-max segmentation; and their scores.
+
+    Args:
+        run: run folder or checkpoint of a method with regions (fra).
+        source: images, NAME:PATH?option=value or a path.
+        out: .png file to write.
+        count: images shown.
+        seed: of the choice of images.
+        scores: compare the regions with the source's masks and landmarks, beside baselines on the same images.
+        score_images: at most so many images are scored.
+        device: auto, cpu, cuda or mps.
+    """
+    from facessl.core import environment, files
+    from facessl.inference.region_pictures import write_regions
+    from facessl.pretrained.load import load_method
+
+    files.check_output(out)
+    method: Any = load_method(run)
+    method.to(environment.device_of(device))
+    write_regions(out, method, source, count=count, seed=seed)
+    found: dict[str, Any] = {}
+    if scores:
+        from facessl.evaluation.regions import region_table, score_regions
+
+        found = score_regions(method, source, count=score_images, seed=seed)
+        print(region_table(found))
+    print(to_json({"out": str(out), **found}))
+    return 0
+
+
+def cmd_probe(argv: list[str]) -> int:
+    """Evaluate a frozen backbone on labelled images; the last line is JSON."""
+    from facessl.core import plugins
+
+    name = next((v for f, v in itertools.pairwise(argv) if f == "--protocol"), None)
+    name = name or next((w.partition("=")[2] for w in argv if w.startswith("--protocol=")), "knn")
+    refuse_other_protocols(argv, name)  # before torch is imported and a large file is read
+    judge = plugins.find("evaluation.protocols", name)
+    parser = Parser(prog="facessl probe", description=summary(judge))
+    parser.add_argument(
+        "run",
+        help="run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken",
+    )
+    parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
+    parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('evaluation.protocols'))}")
+    parser.add_argument("--test", default=None, help="another source as the test part")
+    parser.add_argument("--val", default=None, help="another source as the validation part")
+    parser.add_argument(
+        "--labels", default="all", help="training labels that are used: all, a percentage such as 10%, or 25-per-class"
+    )
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads that compute; by default one per core")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--out", default=None, help="file that the result is also written to")
+    parser.add_function_arguments(judge, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)
+    given = parsed_words(parser, argv, "probe")
+    from facessl.core import files
+    from facessl.data.location import redacted
+    from facessl.evaluation.evaluate import evaluate
+    from facessl.inference.embed import load_embedder
+
+    run, source, device, threads, out = (given.pop(k) for k in ("run", "source", "device", "threads", "out"))
+    files.check_output(out)
+    backbone = load_embedder(run).to(computing_device(device, threads))
+    found = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
+    if out is not None:
+        files.write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
+    print(to_json(found))
+    return 0
+
+
+def cmd_predict(
+    run: str,
+    photos: list[str],
+    out: Path = Path("predictions"),
+    task: str | None = None,
+    no_crop: bool = False,
+    detector: str = "mtcnn",
+    model: Path | None = None,
+    margin: float | None = None,
+    lift: float | None = None,
+    draw: bool = True,
+    overwrite: bool = False,
+    batch_size: int = 32,
+    threads: int | None = None,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    max_bad: float = 0.05,
+) -> int:
+    """Landmarks, masks or labels of the faces in photos, drawn and as JSON; exit status 1 where no face was found.
+
+    Args:
+        run: run folder of `facessl finetune`, or its model.safetensors.
+        photos: image files, and folders of them.
+        out: folder to write to, NAME.json and NAME.png for each photo.
+        task: refuse a run of another task than this one.
+        no_crop: each photo is one cut-out face already.
+        detector: mtcnn, or yunet, which needs --model.
+        model: weights of the detector yunet (.onnx).
+        margin: side of the square that is cropped, divided by the longer side of the face's box, as in `facessl crop`;
+            only models trained on whole images use it and `lift` (null: as in the training images, which `finetune`
+            measured, else 1.3).
+        lift: how far that square is moved up from the centre of the face's box, as a fraction of the box's longer side:
+            0.1 shows more hair and less neck (null: as in the training images, else 0).
+        draw: write pictures.
+        overwrite: replace files of the same names that were written for other photos.
+        batch_size: faces per forward pass.
+        threads: CPU threads that compute; by default one per core.
+        device: auto, cpu, cuda or mps.
+        precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
+        max_bad: fraction of unreadable photos above which it stops.
+    """
+    from facessl.core import files, plugins
+    from facessl.inference import predict
+    from facessl.inference.trained import load_trained
+
+    files.check_output(out, folder=True)
+    trained = load_trained(run)
+    if task is not None and task != trained.name:
+        plugins.find("tasks", task)  # a name that does not exist is said first
+        raise ConfigError(
+            f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
+        )
+    trained.module.to(computing_device(device, threads))
+    found = predict.predict(
+        trained,
+        photos,
+        out=out,
+        crop=not no_crop,
+        margin=margin,
+        lift=lift,
+        detector=detector,
+        detector_model=model,
+        batch_size=batch_size,
+        precision=precision,
+        max_bad=max_bad,
+        draw=draw,
+        overwrite=overwrite,
+    )
+    for photo in found:
+        if photo.note:
+            print(f"{photo.photo}: {photo.note}" if photo.read else f"skipped: {photo.note}", file=sys.stderr)
+    read = [photo for photo in found if photo.read]
+    faces = sum(len(photo.faces) for photo in read)
+    told = {"photos": len(read), "faces": faces, "out": str(out), "skipped": len(found) - len(read)}
+    print(json.dumps(told))
+    return 0 if faces else NOTHING_FOUND
+
+
+def cmd_convert(
+    path: str,
+    out: Path = Path("backbone.safetensors"),
+    name: str | None = None,
+    heads: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> int:
+    """Write the backbone of any checkpoint as safetensors with a card; the last line is JSON.
+
+    Args:
+        path: authors' checkpoint (FRA, LEWEL, MCF, FaRL, Bulat et al., PCL, MoCo v3, torchvision, timm), run folder
+            or .ckpt.
+        out: .safetensors file to write; its card is a .json beside it.
+        name: timm model whose weights an authors' file holds, with or without timm's tag, e.g. convnext_atto.
+        heads: attention heads of an authors' ViT, which no shape tells; null guesses, and says so.
+        mean: RGB mean in 0..1 that an authors' file wants, such as '[0.5, 0.5, 0.5]'; null guesses, and says so.
+        std: the same for the standard deviation.
+    """
+    from facessl.core import files
+    from facessl.pretrained.convert import convert
+
+    files.check_output(out)
+    card = convert(path, out, name=name, heads=heads, mean=mean, std=std)
+    told = ("timm_name", "timm_options", "image_size", "mean", "std", "method", "guessed")
+    print(json.dumps({"out": str(out), **{k: card[k] for k in told if k in card}}))
+    return 0
