@@ -1,4 +1,4 @@
-"""Every error a user can cause. The command line prints the sentence and exits 2; anything else is our bug."""
+"""Errors that a user can cause; `ImageError` is in `data/decode.py`. The command line prints the sentence and exits 2; anything else is our bug."""
 
 from __future__ import annotations
 

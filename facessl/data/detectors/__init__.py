@@ -1,4 +1,3 @@
-"""Face detectors, one file each: photos to boxes, scores and five points.
-
-May import: torch, torchvision, cv2 and `facessl.core`.
+"""One file per face detector: photos to boxes, scores and five points; the class is named like the file.
+May import core.
 """
