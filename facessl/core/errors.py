@@ -1,4 +1,4 @@
-"""Errors that a user can cause; `ImageError` is in `data/decode.py`. The command line prints the sentence and exits 2; anything else is our bug."""
+"""Errors that a user can cause, beside `data.decode.ImageError`: the command line prints the sentence and exits 2."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def claim(out: str | Path, source: Source, manifest: str, job: str, made: str) -
     if not (folder / manifest).is_file() and any(
         p.name not in unfinished and not is_temporary(p.name) for p in folder.iterdir()
     ):
-        raise ConfigError(f"{folder} is not empty, and its files are not of an earlier {job}: name another folder")
+        raise ConfigError(
+            f"{folder} is not empty, and its files are not of an earlier {job}: name another folder with --out"
+        )
     lock = open_file(folder / _LOCK, "ab")
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # child processes do not inherit it
