@@ -170,7 +170,7 @@ def cmd_predict(
         photos: image files, and folders of them.
         out: folder to write to, NAME.json and NAME.png for each photo.
         task: refuse a run of another task than this one.
-        no_crop: each photo is one cut-out face already.
+        no_crop: each photo is a cropped face already.
         detector: mtcnn, or yunet, which needs --model.
         model: weights of the detector yunet (.onnx).
         margin: side of the square that is cropped, divided by the longer side of the face's box, as in `facessl crop`;

@@ -6,7 +6,7 @@ image, as much larger than the box and as much above it as its training images w
 Detected boxes are not those of a data set: a model trained on another kind of box sees a little more or less of the
 surroundings.
 
-Without `crop` the picture is one cut-out face. A model of whole images sees it as in training; one of boxes or five
+Without `crop` the picture is one cropped face. A model of whole images sees it as in training; one of boxes or five
 points sees all of it, as a box with `crop_scale` 1, and black beside it where it is not square.
 
 Files: `<out>/<name>.json`; `<name>.png`, the predictions on the photo; for masks `<name>.mask.png`, class numbers
@@ -50,7 +50,7 @@ FORMAT = "facessl-prediction-1"
 #: Side of the square that a model of whole images sees, over the longer side of the face's box, where its training
 #: images were not measured (`facessl.inference.framing`): that of `facessl crop`.
 MARGIN = 1.3
-NO_FACE = "no face found; a picture that is one cut-out face needs --no-crop"
+NO_FACE = "no face found; a picture that is one cropped face needs --no-crop"
 #: Photos whose faces wait for a batch are kept decoded; so many pixels of them are enough.
 _MAX_WAITING = 50_000_000
 
@@ -112,7 +112,7 @@ def predict(
             to the device its weights are on.
         photos: one or several files, and folders whose images are taken at any depth; a photo counts once.
         out: folder to write to.
-        crop: find and cut the faces; False takes each picture as one cut-out face.
+        crop: find and cut the faces; False takes each picture as one cropped face.
         margin: of models of whole images: side of the square over the longer side of the face's box; None: as in the
             training images, or `MARGIN` where that was not measured.
         lift: of models of whole images: how far the square's centre lies above the box's, in longer sides of the box;

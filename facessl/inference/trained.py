@@ -100,7 +100,7 @@ class Trained:
 class Embedder(nn.Module):
     """The embedding that a task was trained for (verification), where a backbone's own is asked for otherwise.
 
-    Each image is taken for one cut-out face, as `facessl predict --no-crop` takes it.
+    Each image is taken for one cropped face, as `facessl predict --no-crop` takes it.
 
     Attributes:
         view: (H, W, 3) uint8 image -> (S, S, 3) view.
@@ -130,7 +130,7 @@ class Embedder(nn.Module):
 
 
 def crop_of_picture(augment: Augment, size: int, height: int, width: int) -> Frame:
-    """The crop of a picture that is one cut-out face: for models of boxes or five points all of it."""
+    """The crop of a picture that is one cropped face: for models of boxes or five points all of it."""
     if augment.crop == "whole":
         shape = (height, width, 3)
         return frame_of(Sample(b"", "a face"), shape, size=size, scale=augment.crop_scale, warp=augment.warp)
@@ -138,7 +138,7 @@ def crop_of_picture(augment: Augment, size: int, height: int, width: int) -> Fra
 
 
 def picture_view(augment: Augment, size: int, image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 picture of one cut-out face -> its view (S, S, 3) uint8."""
+    """(H, W, 3) uint8 picture of one cropped face -> its view (S, S, 3) uint8."""
     return crop_of_picture(augment, size, *image.shape[:2]).image(image, augment.border)
 
 

@@ -58,8 +58,8 @@ def test_logistic_regression_is_that_of_scikit_learn(data: Data, balanced: bool)
         ).fit(z, y)
         assert path.outputs(x)[at] == pytest.approx(twin.decision_function(z), abs=1e-3)
         weight, bias = standardised(path, at)
-        assert weight == pytest.approx(twin.coef_.T, abs=1e-5 if value > 1e-4 else 1e-3)
-        assert bias == pytest.approx(twin.intercept_, abs=1e-5 if value > 1e-4 else 1e-3)
+        assert weight == pytest.approx(twin.coef_.T, abs=1e-5)
+        assert bias == pytest.approx(twin.intercept_, abs=1e-5)
 
 
 def test_attributes_are_independent_logistic_regressions(data: Data) -> None:
