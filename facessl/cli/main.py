@@ -111,10 +111,6 @@ def cmd_check(as_json: bool = False) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 #: Name of a command -> its function, in the order of `facessl --help`.
 COMMANDS: dict[str, Callable[..., int]] = {
     "pretrain": cmd_pretrain,
@@ -131,3 +127,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "crop": cmd_crop,
     "pack": cmd_pack,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

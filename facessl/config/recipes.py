@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -171,10 +171,29 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
 
 
 def refuse_foreign_commands(config: Any, typed: Sequence[str]) -> None:
-    """ConfigError where a recipe or a run folder, which may be somebody else's, names a command to be run."""
+    """ConfigError where a recipe or a run folder, which may be somebody else's, names a command to be run.
+
+    Names of shards are expanded later (braces, `::`, `${NAME}`), so a command anywhere in a value counts, and so does a
+    variable, whose value may be one or a secret.
+    """
     for name, value in flatten(config.to_dict()).items():
-        runs = isinstance(value, str) and re.match(r"([\w-]+:)?pipe:", value)
-        if runs and not any(word == value or word.endswith(f"={value}") for word in typed):
-            raise ConfigError(
-                f"{name} comes from a file and would run a command ({value!r}): type it on the command line if it may"
-            )
+        for text in _texts(value):
+            runs = re.search(r"pipe:|\$\{", text, re.IGNORECASE)
+            if runs and not any(word == text or word.endswith(f"={text}") for word in typed):
+                raise ConfigError(
+                    f"{name} comes from a file and would run a command or read a variable ({text!r}): type it on the "
+                    "command line if it may"
+                )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a setting, those in lists and mappings too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(key)
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for inner in value:
+            yield from _texts(inner)

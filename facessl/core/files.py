@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import contextlib
 import csv
 import errno
@@ -102,18 +101,10 @@ class Run(TypedDict, total=False):
     method: Required[dict[str, Tensor]]
 
 
-#: What others' checkpoints hold beside tensors and plain values, none of which runs code; names as pickles have them.
+#: What others' checkpoints hold beside tensors and plain values; names as pickles have them. Not numpy's types: with a
+#: state from the file they read and free memory that is not theirs.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
-    codecs.encode,
-    np.dtype,
-    np.ndarray,
-    *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type)),
-    *(
-        (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for value, name in ((np.float64(), "scalar"), (np.zeros(0), "_reconstruct"))
-    ),
     *((pathlib.PurePosixPath, f"pathlib.{inner}PosixPath") for inner in ("", "_local.")),
     *((pathlib.PureWindowsPath, f"pathlib.{inner}WindowsPath") for inner in ("", "_local.")),
 ]

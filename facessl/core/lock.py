@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +29,10 @@ def only_writer(folder: Path) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")  # noqa: SIM115 (below)
+        file = open(folder / ".lock", "a+", opener=_own_file)  # noqa: SIM115 (below)
     except OSError as error:
         raise ConfigError(
-            f"--out {folder} cannot be made ({error.strerror}): name a folder where you may write"
+            f"--out {folder} cannot be used ({error.strerror or error}): name a folder where you may write"
         ) from None
     with file:
         if not _locked(file):
@@ -49,6 +50,16 @@ def only_writer(folder: Path) -> Iterator[None]:
                     (folder / ".lock").unlink()
                     for path in made:
                         path.rmdir()
+
+
+def _own_file(name: str, flags: int) -> int:
+    """An opener that follows no link and takes nothing but a file: the folder may be somebody else's."""
+    descriptor = os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, ".lock is not a file of its own")
 
 
 def _locked(file: TextIO) -> bool:

@@ -21,9 +21,17 @@ REST = TINY[1:]
 
 
 @pytest.mark.fault("E5", '`source: "pipe:..."` in config.yaml ran on `--resume`, and in a recipe at once')
-def test_a_command_in_somebody_elses_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "form",
+    ["pipe:{}; cat faces.tar", "webdataset:{{pipe:{};: x://,b}}", "webdataset:no.tar::pipe:{}", "webdataset:${{RUN}}"],
+    ids=["plain", "in braces", "second", "variable"],
+)
+def test_a_command_in_somebody_elses_file_is_not_run(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     mark = tmp_path / "mark"
-    source = f"pipe:touch {mark}; cat faces.tar"
+    source = form.format(f"touch {mark}")
+    monkeypatch.setenv("WDS_RUN", f"pipe:touch {mark}")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"source: {json.dumps(source)}\n")
     run = tmp_path / "run"
@@ -33,8 +41,9 @@ def test_a_command_in_somebody_elses_file_is_not_run(tmp_path: Path, capsys: pyt
         assert main(words) == 2
         assert "would run a command" in capsys.readouterr().err
         assert not mark.exists()
-    assert main(["pretrain", source, *REST, "--out", str(tmp_path / "own")]) == 2  # typed: it runs, and finds no tar
-    assert mark.exists()
+    # Typed, a command runs (and finds no tar) where it begins with pipe:, and nowhere else.
+    assert main(["pretrain", source, *REST, "--out", str(tmp_path / "own")]) == 2
+    assert mark.exists() == source.startswith("pipe:")
 
 
 @pytest.mark.fault("A7", "`convert`, `embed` and `probe` took weights with NaN, wrote NaN and exited 0")

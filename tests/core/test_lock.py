@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,15 @@ def test_the_second_writer_is_told_of_the_first_and_a_killed_one_leaves_no_lock(
     with only_writer(tmp_path / "unused"):
         assert (tmp_path / "unused").exists()
     assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.fault("E6", "`.lock` as a link emptied the file it led to")
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_is_a_link_is_not_written_through(link: Callable[..., None], tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("kept")
+    folder.mkdir()
+    link(victim, folder / ".lock")
+    with pytest.raises(ConfigError, match="run cannot be used"), only_writer(folder):
+        pass
+    assert victim.read_text() == "kept"

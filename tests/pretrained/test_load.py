@@ -75,13 +75,21 @@ def test_a_checkpoint_of_the_released_fra_is_recognised(tmp_path: Path) -> None:
 def test_checkpoints_of_others_code_are_read(prefix: str, name: str | None, tmp_path: Path) -> None:
     network = timm.create_model("resnet18").state_dict()
     state = {"pytorch-lightning_version": "2", "state_dict": {prefix + key: value for key, value in network.items()}}
-    state |= {"args": argparse.Namespace(out=tmp_path, size=64), "best": np.float64(0.5), "losses": np.zeros(3)}
+    state |= {"args": argparse.Namespace(out=tmp_path, size=64)}
     state["state_dict"]["classifier.weight" if prefix.startswith("backbone") else f"{prefix}fc.bias"] = torch.zeros(
         1000
     )
     torch.save(state, tmp_path / "epoch=1.ckpt")
     found = facessl.load_backbone(tmp_path / "epoch=1.ckpt", name=name).model.state_dict()
     assert all(torch.equal(value, network[key]) for key, value in found.items())
+
+
+def test_numpy_inside_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    """A state that a file gives to a numpy type reads and frees memory that is not its own."""
+    for value in (np.float64(0.5), np.zeros(3), np.dtype("V8")):
+        torch.save({"state_dict": {}, "value": value}, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match="re-save it as a plain state dict"):
+            facessl.load_backbone(tmp_path / "x.pth")
 
 
 @pytest.mark.fault("E9", "wrong types in a card were tracebacks, and its options could make loading download")

@@ -240,6 +240,8 @@ def _expand(path: str, remote: bool) -> list[str]:
         names = wds.shardlists.expand_urls(full)
     except (ValueError, AssertionError):  # the library's: unbalanced braces, ${NAME} without a value
         raise DataError(f"cannot expand {path}: write several shards for example as shard-{{000..012}}.tar") from None
+    if not path.startswith("pipe:") and any(name.strip().lower().startswith("pipe:") for name in names):
+        raise DataError(f"{path} expands to a command: begin it with pipe: if one is to be run")
     if remote:
         return names
     shards: list[str] = []
