@@ -27,12 +27,14 @@ def only_writer(folder: Path) -> Iterator[None]:
         ConfigError: the folder cannot be made, or another process writes there, whose number and host are named.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
+    fails = "made"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        fails = "used"
         file = open(folder / ".lock", "a+", opener=_own_file)  # noqa: SIM115 (below)
     except OSError as error:
         raise ConfigError(
-            f"--out {folder} cannot be used ({error.strerror or error}): name a folder where you may write"
+            f"--out {folder} cannot be {fails} ({error.strerror or error}): name a folder where you may write"
         ) from None
     with file:
         if not _locked(file):
