@@ -14,7 +14,7 @@ import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError
-from facessl.data.labels import fewer_labels, usable
+from facessl.data.label_fractions import fewer_labels, usable
 from facessl.data.location import redacted
 from facessl.data.source import Source, open_source, parse, short
 from facessl.data.subset import Subset
@@ -114,8 +114,8 @@ def parts(
         val_fraction: fraction of the training images that is carved out.
         need_val: whether a validation part is wanted.
         need_train: whether images to train on are needed; False accepts a source with test images alone.
-        needs: fields that the protocol needs of every image; see `facessl.data.labels.usable`.
-        labels, seed: as in `facessl.data.labels.fewer_labels`, for the training images.
+        needs: fields that the protocol needs of every image; see `facessl.data.label_fractions.usable`.
+        labels, seed: as in `facessl.data.label_fractions.fewer_labels`, for the training images.
 
     Raises:
         ConfigError: a stream that would have to be split, a source so small that a part is empty or without training

@@ -38,9 +38,9 @@ from PIL import Image
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import completed, printable, write_png
 from facessl.core.types import Sample
+from facessl.data.crop_geometry import Frame, from_box
 from facessl.data.decode import ImageError, decode, read_file
 from facessl.data.detect import Face, detect, load_detector
-from facessl.data.frame import Frame, from_box
 from facessl.data.loader import check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures
