@@ -35,16 +35,9 @@ class Face:
     five_points: np.ndarray | None = None
 
 
-def detect(
-    image: np.ndarray,
-    *,
-    detector: str = "mtcnn",
-    model: str | Path | None = None,
-    min_score: float | None = None,
-    smallest: float = SMALLEST,
-) -> list[Face]:
-    """The faces of an image, the largest and surest first (side times score): `detect_all` of one photo."""
-    return detect_all([image], detector=detector, model=model, min_score=min_score, smallest=smallest)[0]
+def detect(image: np.ndarray, **options: Any) -> list[Face]:
+    """The faces of one image; see `detect_all`."""
+    return detect_all([image], **options)[0]
 
 
 def detect_all(
