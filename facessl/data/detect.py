@@ -75,21 +75,19 @@ def detect_all(
             turned = ask([np.ascontiguousarray(np.rot90(images[index], turns)) for index in missed])
             for index, found in zip(missed, turned, strict=True):
                 rows[index] = _turned_back(found, turns, images[index].shape[:2])
-    return [[_face(row) for row in sorted(found, key=lambda row: -_side(row) * row[4])] for found in rows]
+    return [
+        [
+            Face(row[:4].astype(np.float32), float(row[4]), row[5:].reshape(5, 2).astype(np.float32))
+            for row in sorted(found, key=lambda row: -max(row[2] - row[0], row[3] - row[1]) * row[4])
+        ]
+        for found in rows
+    ]
 
 
 @functools.lru_cache(maxsize=2)
 def load_detector(name: str, model: str | None, device: str = "cpu") -> Any:
     """The detector that `detect_all` uses; see there."""
     return plugins.find("data.detectors", name)(model, device)
-
-
-def _side(row: np.ndarray) -> float:
-    return float(max(row[2] - row[0], row[3] - row[1]))
-
-
-def _face(row: np.ndarray) -> Face:
-    return Face(row[:4].astype(np.float32), float(row[4]), row[5:].reshape(5, 2).astype(np.float32))
 
 
 def _turned_back(rows: np.ndarray, turns: int, shape: tuple[int, int]) -> np.ndarray:

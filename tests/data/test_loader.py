@@ -208,13 +208,6 @@ def test_nothing_readable_is_one_sentence(n: int, tried: int, workers: int) -> N
         take(loader(source, workers=workers), 1)
 
 
-def test_a_file_that_vanished_is_an_unreadable_image(tmp_path: Path) -> None:
-    source = Folder(make.folder(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg"))
-    (tmp_path / "c.jpg").unlink()
-    (batch,) = take(loader(source), 1)
-    assert batch.skipped == [(str(tmp_path / "c.jpg"), "No such file or directory")]
-
-
 class Killer(Views):
     def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -308,12 +301,6 @@ def test_evaluation_stops_at_too_many_unreadable_images(workers: int) -> None:
     assert sum(map(len, EvalLoader(bad, Plain(halved), batch_size=4, max_bad=0.1, workers=workers))) == 18
     with pytest.raises(DataError, match=r"2 images of 20 cannot be read, more than the 1 .*\(the last: image 7: not a"):
         list(EvalLoader(bad, Plain(halved), batch_size=4, max_bad=0.05, workers=workers))
-
-
-def test_evaluation_of_nothing_readable() -> None:
-    evaluation = EvalLoader(Records(5, frozenset(range(5))), Plain(halved), batch_size=2)
-    assert list(evaluation) == []
-    assert len(evaluation.skipped) == 5
 
 
 @pytest.fixture

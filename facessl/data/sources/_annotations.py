@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.core.errors import DataError
+from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import IGNORE_INDEX, Sample
-from facessl.data.decode import ImageError, decode_mask, read_file, stored_size
-from facessl.data.sources._lists import check_width, csv_rows, real
+from facessl.data.decode import EXTENSIONS, ImageError, decode_mask, read_file, stored_size
+from facessl.data.layouts import layout as landmark_layout
+from facessl.data.sources._lists import check_width, csv_rows, lines, names_by_stem, real
 
 _HRNET_HEAD = ["image_name", "scale", "center_w", "center_h"]
 
@@ -55,6 +56,47 @@ def hrnet_table(file: Path, points: int, layout: str, shift: float = 0.0) -> tup
     half, centres = 100 * table[:, :1], table[:, 1:3] - shift
     boxes = np.concatenate([centres - half, centres + half], 1)
     return names, table[:, 3:].reshape(-1, points, 2) - shift, boxes
+
+
+def pts_faces(folder: Path, layout: str, start: int, points: int | None) -> tuple[list[str], np.ndarray]:
+    """The images of a folder, not below it, that have a .pts file.
+
+    Args:
+        folder: of both.
+        layout: of `expected`.
+        start: coordinate of the centre of the top-left pixel in the files.
+        points: landmarks K that each file must have; None: as many as the first one has.
+
+    Returns:
+        N file names; landmarks (N, K, 2) in pixels from 0.
+
+    Raises:
+        DataError: a file without its image, of another form, or with another number of points.
+    """
+    names, marks = [], []
+    images = names_by_stem(folder, EXTENSIONS)
+    for stem, name in names_by_stem(folder, (".pts",)).items():
+        file = folder / name
+        if stem not in images:
+            raise DataError(f"{file} has no image: {stem}.jpg or .png beside it ({layout})")
+        rows = list(lines(file, layout))
+        count = re.fullmatch(r"n_points:\s*(\d{1,6})", rows[1][1]) if len(rows) > 4 else None
+        if not count or len(rows) != int(count[1]) + 4 or rows[2][1] != "{" or rows[-1][1] != "}":
+            raise DataError(f"{file} is not a .pts file: 'version:', 'n_points: K', '{{', K points, '}}'")
+        points = points or len(rows) - 4
+        if len(rows) - 4 != points:
+            raise DataError(f"{file} has {len(rows) - 4} points where {points} are expected")
+        for where, line in rows[3:-1]:
+            check_width(where, len(cells := line.split()), 2)
+            marks.append(numbers(cells, where, "coordinate"))
+        names.append(images[stem])
+    return names, np.array(marks).reshape(len(names), -1 if names else 0, 2) - start
+
+
+def check_layout(file: Path, points: int, name: str | None) -> None:
+    """ConfigError where landmarks of a file are not as many as the layout `name` has; UnknownName for no layout."""
+    if name is not None and (wanted := landmark_layout(name).points) != points:
+        raise ConfigError(f"{file} has {points} landmarks, but the layout {name} has {wanted}")
 
 
 def square_around(points: np.ndarray) -> np.ndarray:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.core.errors import ConfigError, DataError, DataWarning
-from facessl.data.layouts import layout as landmark_layout
+from facessl.core.errors import DataError, DataWarning
 from facessl.data.source import Source
-from facessl.data.sources._annotations import square_around
+from facessl.data.sources._annotations import check_layout, square_around
 from facessl.data.sources._lists import expected
 from facessl.data.sources._tables import ROOT, ImageTable
 
@@ -38,7 +37,6 @@ class LandmarksCSV(Source):
         *,
         split: str | None = None,
         layout: str | None = None,
-        where: str | None = None,
         image: str = "auto",
         root: Path | None = None,
     ) -> None:
@@ -47,18 +45,14 @@ class LandmarksCSV(Source):
             path: the table, or a folder with one `landmarks.csv`.
             split: take only rows with this value in the column `split`; None: all.
             layout: order of the landmarks, a name of `facessl.data.layouts` (ibug68, wflw98, aflw19, lapa106).
-            where: take only rows that fit, as `source:helen` or `source:helen|afw`; several conditions with commas.
         """
         file = Path(path).expanduser()
         file = file / "landmarks.csv" if file.is_dir() else file
         table = ImageTable(file, LAYOUT)
         _check_points(table, layout)
         kept = table.rows(split, "landmarks-csv")
-        for column, wanted in _conditions(where):
-            values = table.column(column)
-            kept = kept[[values[at] in wanted for at in kept.tolist()]]
         if not len(kept):
-            raise ConfigError(f"{file} has no row" + (f" with {where}" if where else ""))
+            raise DataError(f"{file} has no row below its header")
         points = table.points[kept]
         for face, point, axis in np.argwhere(np.isnan(points))[:1].tolist():
             raise DataError(f"{table.where[kept[face]]}: the landmark {'xy'[axis]}{point} is missing")
@@ -85,9 +79,7 @@ def _check_points(table: ImageTable, layout: str | None) -> None:
         raise DataError(f"{table.file} has no column {gone}, but landmarks up to number {top}: each needs an x and a y")
     if not count:
         raise DataError(f"{table.file} has no columns x0, y0, x1, y1, ...: it has {', '.join(table.header[:12])}")
-    if layout is not None and landmark_layout(layout).points != count:
-        wanted = landmark_layout(layout).points
-        raise ConfigError(f"{table.file} has {count} landmarks, but the layout {layout} has {wanted}")
+    check_layout(table.file, count, layout)
 
 
 def _warn_of_strays(points: np.ndarray, lines: list[str]) -> None:
@@ -111,13 +103,3 @@ def _warn_of_strays(points: np.ndarray, lines: list[str]) -> None:
             DataWarning,
             stacklevel=3,
         )
-
-
-def _conditions(where: str | None) -> list[tuple[str, list[str]]]:
-    """Column and the values that are wanted of it, of each condition."""
-    if where is None:
-        return []
-    found = [re.fullmatch(r"\s*([^:]+):(.+?)\s*", condition) for condition in where.split(",")]
-    if None in found:
-        raise ConfigError(f"landmarks-csv?where={where} cannot be used: write it as COLUMN:VALUE or COLUMN:VALUE|VALUE")
-    return [(match[1], match[2].split("|")) for match in found if match]

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.core.errors import DataError
 from facessl.data.source import Source
 from facessl.data.sources import _lists as lists
-from facessl.data.sources._annotations import hrnet_table, numbers, square_around
+from facessl.data.sources._annotations import hrnet_table, pts_faces, square_around
 
 POINTS = 68
 LAYOUT = lists.expected(
@@ -112,27 +111,12 @@ def _csv(root: Path, part: str, base: Path) -> tuple[Path, _Part]:
 
 def _pts(base: Path, part: str) -> tuple[Path, _Part]:
     """The last folder of one part, and its names, landmarks (N, 68, 2) and boxes (N, 4)."""
-    names, points = [], []
+    names: list[str] = []
+    points = []
     for folder in FOLDERS[part]:
         inside = lists.find(base, [folder], LAYOUT)
-        images = lists.names_by_stem(inside, (".jpg", ".png", ".jpeg"))
-        for stem, file in lists.names_by_stem(inside, (".pts",)).items():
-            if stem not in images:
-                raise DataError(f"{inside / file} has no image: {stem}.jpg or .png beside it ({LAYOUT})")
-            names.append(f"{folder}/{images[stem]}")
-            points.append(_read_pts(inside / file))
-    table = np.array(points).reshape(-1, POINTS, 2)
+        found, marks = pts_faces(inside, LAYOUT, 1, POINTS)
+        names += [f"{folder}/{name}" for name in found]
+        points.append(marks.reshape(-1, POINTS, 2))
+    table = np.concatenate(points)
     return inside, (names, table, square_around(table))
-
-
-def _read_pts(file: Path) -> np.ndarray:
-    """(68, 2) pixels, from 0, of a file: version, n_points, brace, one point a line, brace."""
-    rows = list(lists.lines(file, LAYOUT))
-    if len(rows) != POINTS + 4 or rows[2][1] != "{" or rows[-1][1] != "}" or rows[1][1].split() != ["n_points:", "68"]:
-        raise DataError(f"{file} is not a .pts file of {POINTS} points: 'version:', 'n_points: 68', '{{', points, '}}'")
-    points = []
-    for where, line in rows[3:-1]:
-        cells = line.split()
-        lists.check_width(where, len(cells), 2)
-        points.append(numbers(cells, where, "coordinate"))
-    return np.array(points) - 1
