@@ -25,7 +25,6 @@ from facessl.views.augment import Augment
 from facessl.views.geometric import Geometric
 from facessl.views.spec import View
 from facessl.views.supervised import Supervised
-from tests.helpers import views_of
 
 from . import make
 
@@ -150,14 +149,6 @@ def test_an_epoch_shows_every_image_at_most_once_in_a_new_order() -> None:
     assert len(set(seen[0])) == len(set(seen[1])) == 16
     assert seen[0] != seen[1]
     assert seen[0] != torch.cat([b.index for b in take(loader(Records(18), seed=4), 4)]).tolist()
-
-
-def test_views_belong_to_seed_epoch_and_index() -> None:
-    for batch in take(loader(Records(18), start_step=5), 2):
-        for row, index in enumerate(batch.index.tolist()):
-            image = np.full((16, 16, 3), index, np.uint8)
-            _, params = views_of(Views(), image, view_rng(3, 1, index))
-            np.testing.assert_array_equal(batch.params[0][row], params[0])
 
 
 @pytest.mark.parametrize("workers", [0, 1])

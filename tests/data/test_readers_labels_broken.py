@@ -37,16 +37,7 @@ def uncaptioned(root: Path) -> None:
     make.shard(root / "split_00001/00000.tar", {"0.jpg": layouts.encoded(0)})
 
 
-WHOLE = r"get the whole set, or use a part of it with strict=false"
-COUNTS = [
-    ("vggface2", rf"train has 3 persons where the published set has 8631: {WHOLE}"),
-    ("ferplus", rf"has 6 train images with a majority where the published set has 25045: {WHOLE}"),
-    ("fer2013", rf"fer2013\.csv has 6 train images where the published set has 28709: {WHOLE}"),
-    ("rafdb", rf"label\.txt has 6 train images where the published set has 12271: {WHOLE}"),
-    ("affectnet", rf"training\.csv has 6 train images of 8 classes where the published set has 287651: {WHOLE}"),
-    ("celeba", rf"partition\.txt has 6 train images where the published set has 162770: {WHOLE}"),
-    ("lfw", rf"pairs\.txt has 2 folds where the published set has 10: {WHOLE}"),
-]
+COUNTED = ("vggface2", "ferplus", "fer2013", "rafdb", "affectnet", "celeba", "lfw")
 BROKEN = [
     ("vggface2", remove("train"), r"train is missing \(vggface2 expects in its folder train/n000002/"),
     ("vggface2", remove("train/n000012", "train/n000022"), r"train has .* a single person \(vggface2 expects"),
@@ -152,9 +143,10 @@ def test_a_broken_layout_is_one_sentence(
     refused(spec, sentence, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "sentence"), COUNTS, ids=[count[0] for count in COUNTS])
-def test_a_part_of_a_published_set_is_refused(name: str, sentence: str, tmp_path: Path) -> None:
-    refused(build(name, tmp_path).replace("strict=false", "strict=true"), sentence, tmp_path)
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_part_of_a_published_set_is_refused(name: str, tmp_path: Path) -> None:
+    spec = build(name, tmp_path).replace("strict=false", "strict=true")
+    refused(spec, r"has \d+ .* where the published set has \d+: get the whole set, or .* with strict=false", tmp_path)
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -12,7 +12,7 @@ from facessl.core.errors import DataError, DataWarning
 from facessl.data.source import Source
 from facessl.data.sources._annotations import check_layout, square_around
 from facessl.data.sources._lists import expected
-from facessl.data.sources._tables import ROOT, ImageTable
+from facessl.data.sources._tables import ImageTable
 
 LAYOUT = expected("landmarks-csv", "a .csv or .tsv table", "columns image, x0, y0, x1, y1, ...")
 #: Interquartile ranges from the median beyond which a landmark is not part of its face; faces reach about 2.
@@ -51,8 +51,6 @@ class LandmarksCSV(Source):
         table = ImageTable(file, LAYOUT)
         _check_points(table, layout)
         kept = table.rows(split, "landmarks-csv")
-        if not len(kept):
-            raise DataError(f"{file} has no row below its header")
         points = table.points[kept]
         for face, point, axis in np.argwhere(np.isnan(points))[:1].tolist():
             raise DataError(f"{table.where[kept[face]]}: the landmark {'xy'[axis]}{point} is missing")
@@ -60,13 +58,8 @@ class LandmarksCSV(Source):
         boxes = table.boxes()
         names = table.paths(image)
         self.splits, self.layout = table.splits, layout
-        super().__init__(
-            [names[at] for at in kept],
-            {"landmarks": points, "box": square_around(points) if boxes is None else boxes[kept]},
-            folder=table.folder(names[kept[0]], root),
-            file=file,
-            hint=ROOT,
-        )
+        columns = {"landmarks": points, "box": square_around(points) if boxes is None else boxes[kept]}
+        super().__init__(columns=columns, **table.given([names[at] for at in kept], root))
 
 
 def _check_points(table: ImageTable, layout: str | None) -> None:
@@ -83,11 +76,9 @@ def _check_points(table: ImageTable, layout: str | None) -> None:
 
 
 def _warn_of_strays(points: np.ndarray, lines: list[str]) -> None:
-    """DataWarning where a landmark lies far from all others of its face, as a slip of the pen does.
+    """DataWarning where one of the landmarks (N, K, 2) lies far from all others of its face, as a slip of the pen does.
 
-    Args:
-        points: (N, K, 2) pixels; fewer than five landmarks tell nothing.
-        lines: place of each face in the table.
+    `lines` are the faces' places in the table; fewer than five landmarks tell nothing.
     """
     if points.shape[1] < 5:
         return
