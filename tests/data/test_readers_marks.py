@@ -19,7 +19,6 @@ from facessl.data.sources import lapa
 from facessl.data.sources._annotations import side_pairs
 from facessl.data.sources.celebamaskhq import ORDERS
 from tests.data import layouts_marks as marks
-from tests.data import make
 
 pytestmark = pytest.mark.filterwarnings("ignore:LaPa's training images")
 
@@ -51,19 +50,6 @@ def test_landmarks_are_those_that_were_written_in_zero_based_pixels(name: str, t
         assert sample.landmarks.dtype == np.float32
         image = decode(sample.image, key=sample.key)
         assert np.abs(image.astype(int) - marks.drawn(face)[0]).mean() < 12  # JPEG
-
-
-@pytest.mark.parametrize("name", LANDMARKED)
-def test_the_first_eye_is_on_the_left_of_the_image(name: str, tmp_path: Path) -> None:
-    source = built(name, tmp_path)
-    order = layout(source.layout)
-    for i in range(6):
-        points = source[i].landmarks
-        assert points[order.ocular[0], 0] < points[list(order.pupils[0])].mean(0)[0]
-        assert points[list(order.pupils[0])].mean(0)[0] < points[list(order.pupils[1])].mean(0)[0]
-        eyes = points[list(order.ocular)]
-        gap = np.abs(make.mirror(points, order, eyes[:, 0].sum() + 1) - points).max()
-        assert gap < 0.3 * (eyes[1, 0] - eyes[0, 0])  # upright faces are nearly their own mirror image
 
 
 @pytest.mark.parametrize("name", [*LANDMARKED, "w300_tables"])
