@@ -127,7 +127,7 @@ def computing_device(name: str, threads: int | None) -> str:
 
 def list_skipped(skipped: list[tuple[str, str]]) -> None:
     """Tell the first (key, reason) of what was left out, on standard error."""
-    from facessl.core.files import printable
+    from facessl.core.tables import printable
 
     for key, reason in skipped[:10]:
         print(f"skipped {printable(key)}: {reason}", file=sys.stderr)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from facessl.core.errors import DataError, UnknownName
-from facessl.core.files import printable
+from facessl.core.tables import printable
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import decode_mask
 from facessl.data.layouts import layout

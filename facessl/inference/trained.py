@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from facessl.config.run import plain
-from facessl.core import files, plugins
+from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.core.schema import check
 from facessl.core.types import Sample
@@ -188,7 +188,7 @@ def load_trained(path: str | Path) -> Trained:
         raise CheckpointError(
             f"{path} holds no trained task (model.safetensors): give a run folder of `facessl finetune` that has ended"
         )
-    tensors, info = files.read_safetensors(file)
+    tensors, info = checkpoint.read_safetensors(file)
     if info.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
     check(info, TaskCard, file)

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from facessl.config.commands import PRETRAIN
 from facessl.config.parse import from_dict
 from facessl.config.pretrain import PretrainConfig
-from facessl.core import environment, files
+from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.data.source import Source, open_source
 from facessl.inference.region_pictures import write_regions
@@ -151,7 +151,7 @@ class Pretraining:
         told = {"finished": finished, "steps": step, "source_images": None if source.streaming else len(source)}
         files.write_atomic(folder / "status.json", json.dumps(told).encode())
         info = load.card(method, self.config, steps=step, commit=environment.commit())
-        files.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
+        checkpoint.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
         if has_regions(method):
             write_regions(folder / "regions.png", method, source)
         headline = write_report(folder)

@@ -20,7 +20,7 @@ from facessl.cli import main
 from facessl.config import parse as parsing
 from facessl.config.parse import parse
 from facessl.config.pretrain import RETIRED, PretrainConfig
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import ConfigError, DataWarning
 from facessl.data.source import open_source
 from facessl.training import pretrain
@@ -304,7 +304,7 @@ def test_bad_checkpoint_on_resume(kind: str, capsys: pytest.CaptureFixture[str],
     if kind == "truncated":
         last.write_bytes(data[: len(data) // 2])
     elif kind == "hostile":
-        torch.save({"format": files.FORMAT, "step": main}, last)
+        torch.save({"format": checkpoint.FORMAT, "step": main}, last)
     elif kind == "not ours":
         torch.save({"state_dict": {}}, last)
     said = refused(capsys, *words)

@@ -11,7 +11,7 @@ import torch
 
 from facessl.cli import main
 from facessl.config import parse, recipes
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import ConfigError
 from facessl.pretrained import load
 from facessl.tools import plan
@@ -96,7 +96,7 @@ def test_the_checkpoint_has_the_planned_size(tmp_path: Path) -> None:
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
     state = {"method": method.state_dict(), "optimizer": optimizer.state_dict()}  # type: ignore[attr-defined]
-    written = files.save_run(tmp_path, 1, state).stat().st_size
+    written = checkpoint.save_run(tmp_path, 1, state).stat().st_size
     assert planned("fra/smoke", gpus=1)["checkpoint_bytes"] == pytest.approx(written, rel=0.01)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from facessl.cli import main
 from facessl.config import parse
 from facessl.config.commands import FINETUNE
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.core.types import Progress
 from facessl.data.labels import fewer_labels
@@ -264,7 +264,7 @@ def test_kept_task_and_backbone_can_be_used(tmp_path: Path) -> None:
 def test_what_is_no_trained_task_is_said_in_one_sentence(tmp_path: Path) -> None:
     exported = tmp_path / "backbone.safetensors"
     net = Backbone("test_resnet", image_size=32)
-    files.write_backbone(exported, net.model.state_dict(), {"format": "facessl-backbone-1"})
+    checkpoint.write_backbone(exported, net.model.state_dict(), {"format": "facessl-backbone-1"})
     (tmp_path / "text.safetensors").write_text("no tensors")
     (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
     for path, says in (
