@@ -18,7 +18,7 @@ from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.core.schema import check
 from facessl.core.types import Sample
-from facessl.data.frame import Frame, frame_of, from_box
+from facessl.data.crop_geometry import Frame, frame_of, from_box
 from facessl.models.forward import autocast, evaluating
 from facessl.models.weights import Card, from_card, load_exactly
 from facessl.tasks.base import Labels, Task

@@ -19,7 +19,7 @@ from facessl.config.commands import FINETUNE
 from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.core.types import Progress
-from facessl.data.labels import fewer_labels
+from facessl.data.label_fractions import fewer_labels
 from facessl.data.loader import TrainLoader
 from facessl.data.order import Order
 from facessl.data.sources.synthetic import Synthetic
