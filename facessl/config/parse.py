@@ -29,6 +29,7 @@ from facessl.config.recipes import read_recipe, refuse_foreign_commands
 from facessl.config.run import FORMER, RunConfig, flatten, merge, spelled
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, UnknownName
+from facessl.core.yaml_file import parse_yaml, read_yaml
 
 #: Fields whose inner keys are free, or that are lists: they are checked where they are used.
 _FREE = ("views", "backbone.options.", "augment", "optim.lrs")
@@ -63,8 +64,8 @@ class Asked:
         for name, text in self.flags.items():
             value: Any = text
             if name in self.command.groups and text.lstrip().startswith("{"):
-                with contextlib.suppress(yaml.YAMLError):  # the text itself is refused later
-                    value = yaml.safe_load(text)
+                with contextlib.suppress(ConfigError):  # the text itself is refused later
+                    value = parse_yaml(text, name)
             for key in reversed(name.split(".")):
                 value = {key: value}
             values = merge(values, value)
@@ -179,9 +180,9 @@ def _kept(folder: Path, command: Command) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        kept: dict[str, Any] = yaml.safe_load(file.read_text())
+        kept: dict[str, Any] = read_yaml(file)
         kept[command.part]["name"]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+    except (ConfigError, KeyError, TypeError):
         raise ConfigError(
             f"{file} is damaged, or is not of `facessl {command.name}`: start a new run with another --out"
         ) from None

@@ -29,6 +29,7 @@ from facessl.config.run import differences
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
 from facessl.core.lock import only_writer
+from facessl.core.yaml_file import read_yaml
 from facessl.data.loader import TrainLoader
 from facessl.data.location import refuse_inside
 from facessl.data.source import Source
@@ -188,7 +189,7 @@ def _write_config(folder: Path, resolved: Mapping[str, Any], *, fresh: bool) -> 
     """`config.yaml`: the settings that the run began with, and where its images now are."""
     path = folder / "config.yaml"
     if not fresh and path.is_file():
-        known = yaml.safe_load(path.read_text())
+        known = read_yaml(path)
         moved = known | {name: resolved[name] for name in SOURCES if name in resolved}
         if moved == known:
             return

@@ -190,14 +190,14 @@ LAUGHS = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "\n".join(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (LAUGHS, "repeat more than 10000 values"),
-        ("backbone: &b {options: *b}", "nested more than 20 deep"),
+        (LAUGHS, "repeat it has more than 10000 values"),
+        ("backbone: &b {options: *b}", "repeats what it is a part of"),
         ("views: " + "[" * 1000 + "]" * 1000, "nested more than 20 deep"),
         ("batch_size: " + "9" * 5000, "is not valid YAML"),
         ("source: 2020-13-45", "is not valid YAML"),
         ("a: b: c", "is not valid YAML"),
         ("- fra", "holds no settings"),
-        ("1: 2", "has the key 1, which is not a text"),
+        ("1: 2", "the key in line 1 is not a text"),
         ("method: 5", "method = 5 is not valid: give a name"),
         ("method: {name: [fra]}", "method = {'name': ['fra']} is not valid: give a name"),
         ("protocol: [eac]", "protocol = ['eac'] is not valid: give a name"),
