@@ -70,6 +70,9 @@ def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["pape
 
     files.check_output(out)
     found = report(runs, out=out, compare=compare)
+    page = Path(found.get("page") or out or runs[0] / "report.html")
+    if page.is_file():
+        print(f"report: {page}", file=sys.stderr)
     if compare is not None:
         print(paper.table(found["paper"]))
     print(json.dumps(found))

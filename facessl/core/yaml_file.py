@@ -57,7 +57,7 @@ class _Limited(yaml.SafeLoader):
         self._depth += 1
         if self._depth > DEPTH:
             raise yaml.YAMLError(f"it is nested more than {DEPTH} deep")
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self._depth -= 1
         if is_alias and id(node) not in self._sizes:
             raise yaml.YAMLError("an alias (`*name`) repeats what it is a part of")

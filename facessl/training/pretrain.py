@@ -133,11 +133,12 @@ class Pretraining:
             f"{config.method['name']} on {config.backbone.name}, {config.image_size} px -> {folder}\n"
             f"{many(plan.total_steps, 'step')} of {many(plan.batch_size, 'image')}"
             f"{f' ({plan.steps_per_epoch:,} an epoch)' if plan.steps_per_epoch else ''}, "
-            f"peak learning rate {plan.peak:.4g} after {many(plan.warmup_steps, 'step')} of warm-up (derived)"
+            f"peak learning rate {plan.peak:.4g} after {many(plan.warmup_steps, 'step')} of warm-up"
+            f"{shorter_warmup(config, plan)}"
         )
         if fresh and config.backbone.pretrained:
             head += f"\npre-trained weights of timm; images are normalised by mean {config.mean} and std {config.std}"
-        return [head, *filter(None, [shorter_warmup(config, plan)])]
+        return [head]
 
     def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> Result:
         method: Any = self.method

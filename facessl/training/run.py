@@ -29,6 +29,7 @@ from facessl.config.run import differences
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
 from facessl.core.lock import only_writer
+from facessl.core.precision import PRECISIONS
 from facessl.core.yaml_file import read_yaml
 from facessl.data.loader import TrainLoader
 from facessl.data.location import refuse_inside
@@ -42,7 +43,6 @@ T = TypeVar("T")
 #: Of a collective. Ranks wait so long for rank 0's first index of a large source; one that dies is noticed by the
 #: launcher.
 TIMEOUT = timedelta(hours=1)
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class Job(Protocol):
@@ -226,7 +226,7 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
         devices=local if world > 1 else 1,
         num_nodes=world // local if world > 1 else 1,
         strategy=over,
-        precision=PRECISION[precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[precision][0],  # type: ignore[arg-type]
     )
     fabric.launch()
     return fabric
