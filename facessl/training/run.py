@@ -24,7 +24,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 from facessl.config.places import SOURCES, located, published, without_secrets
-from facessl.config.pretrain import without_retired
 from facessl.config.run import differences
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
@@ -162,16 +161,11 @@ def _marks(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
 def _refuse_changes(saved: Mapping[str, Any], resolved: dict[str, Any], marks: Mapping[str, Any], folder: Path) -> None:
     """ConfigError where a run would go on with other images or settings; the images may have moved."""
     rest = "resume with the old ones, or start a new run with another --out"
-    old, before = without_retired(saved["config"]), saved.get("sources")
-    if before is None:  # of an earlier version
-        found = differences(located(old), resolved)
-    else:
-        parts = [_changed_part(part, before.get(part), marks.get(part)) for part in {**before, **marks}]
-        if told := "; ".join(filter(None, parts)):
-            raise ConfigError(f"{folder} was started with other images ({told}): {rest}")
-        new = published(resolved)
-        found = differences(old | {name: new[name] for name in SOURCES if name in new}, new)
-    if found:
+    before, new = saved.get("sources", {}), published(resolved)
+    parts = [_changed_part(part, before.get(part), marks.get(part)) for part in {**before, **marks}]
+    if changed := "; ".join(filter(None, parts)):
+        raise ConfigError(f"{folder} was started with other images ({changed}): {rest}")
+    if found := differences(saved["config"] | {name: new[name] for name in SOURCES if name in new}, new):
         raise ConfigError(f"{folder} was started with other settings ({'; '.join(found)}): {rest}")
 
 

@@ -128,8 +128,7 @@ class Trainer:
         self._window.first_step = self.step
         if len(state["rng"]) == self.fabric.world_size:
             _set_rng_state(state["rng"][self.fabric.global_rank])
-            if "unlogged" in state:  # not of earlier versions
-                self._resume_window(state["unlogged"][self.fabric.global_rank])
+            self._resume_window(state["unlogged"][self.fabric.global_rank])
         if self._log is not None:
             self._log.cut_after(self.step, self.skipped)
 
