@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
-from facessl.config.flags import Parser, dashed, readable, with_true
+from facessl.config.parser import Parser, dashed, readable, with_true
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataWarning, UnknownName
 

@@ -22,7 +22,7 @@ from facessl.cli.commandline import (
 from facessl.cli.data import cmd_crop, cmd_pack
 from facessl.cli.networks import cmd_convert, cmd_embed, cmd_predict, cmd_probe, cmd_regions
 from facessl.cli.train import cmd_finetune, cmd_plan, cmd_pretrain
-from facessl.config.flags import Parser
+from facessl.config.parser import Parser
 from facessl.core import plugins
 from facessl.core.errors import FaceSSLError, UnknownName
 

@@ -15,7 +15,7 @@ from facessl.cli.commandline import (
     refuse_other_protocols,
     summary,
 )
-from facessl.config.flags import Parser
+from facessl.config.parser import Parser
 from facessl.core.errors import ConfigError
 from facessl.core.schema import to_json
 

@@ -10,7 +10,7 @@ from facessl.cli.commandline import (
     parsed_words,
     summary,
 )
-from facessl.config.flags import Parser
+from facessl.config.parser import Parser
 from facessl.core.schema import to_json
 
 

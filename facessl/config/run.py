@@ -1,7 +1,7 @@
 """What the configurations of both kinds of run share: their common fields, and plain values to and from them.
 
 Nothing rewrites a configuration after parsing. Values that follow from others (scaled learning rate, warm-up steps)
-are computed once, in `facessl.training.plan`, and logged.
+are computed once, in `facessl.training.derived`, and logged.
 """
 
 from __future__ import annotations

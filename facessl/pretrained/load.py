@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from facessl.config.parse import from_dict
-from facessl.config.places import located, published
+from facessl.config.paths import located, published
 from facessl.config.pretrain import PretrainConfig
 from facessl.core import files, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName

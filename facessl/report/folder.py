@@ -11,7 +11,7 @@ from typing import Any, Required, TypedDict
 import numpy as np
 import yaml
 
-from facessl.config.places import without_secrets
+from facessl.config.paths import without_secrets
 from facessl.config.run import flatten
 from facessl.core.errors import CheckpointError
 from facessl.core.schema import finite, misfit

@@ -25,7 +25,7 @@ from facessl.core.errors import ConfigError, FaceSSLError
 from facessl.core.types import Batch, Progress
 from facessl.data.source import open_source
 from facessl.pretrained import load
-from facessl.training.plan import default_batch, derive
+from facessl.training.derived import default_batch, derive
 
 #: Bytes of one image in a tar: a 256-pixel JPEG face (mean of 2,595 real ones) and the tar's own.
 IMAGE_BYTES = 12_926 + 772

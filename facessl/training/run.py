@@ -23,7 +23,7 @@ import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
-from facessl.config.places import SOURCES, located, published, without_secrets
+from facessl.config.paths import SOURCES, located, published, without_secrets
 from facessl.config.run import differences
 from facessl.core import environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
@@ -34,7 +34,7 @@ from facessl.data.loader import TrainLoader
 from facessl.data.location import refuse_inside
 from facessl.data.source import Source
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
-from facessl.training.plan import Plan, derive
+from facessl.training.derived import Plan, derive
 from facessl.training.trainer import Parts, Trainer
 
 T = TypeVar("T")

@@ -28,8 +28,8 @@ from facessl.data.source import Source
 from facessl.data.workers import worker_death
 from facessl.models.forward import evaluating
 from facessl.training import fsdp
+from facessl.training.derived import Plan
 from facessl.training.metrics_log import MetricsLog
-from facessl.training.plan import Plan
 from facessl.training.progress import ProgressLine
 from facessl.training.stopping import Stopping
 

@@ -21,7 +21,7 @@ from facessl.core import files
 from facessl.core.errors import ConfigError, DataWarning
 from facessl.data.source import open_source
 from facessl.training import pretrain
-from facessl.training.plan import derive
+from facessl.training.derived import derive
 from facessl.training.trainer import Trainer
 from tests.helpers import TINY, weights
 

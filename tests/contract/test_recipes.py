@@ -16,7 +16,7 @@ from facessl.config.finetune import FinetuneConfig
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.data.source import parse
-from facessl.training.plan import derive
+from facessl.training.derived import derive
 from facessl.views import augment
 
 DOWNSTREAM = [name for name in recipes.recipes() if name.startswith("downstream/")]

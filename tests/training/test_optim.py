@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from facessl.training.optim import LARS, parameter_groups, warmup_cosine
+from facessl.training.optimizers import LARS, parameter_groups, warmup_cosine
 
 
 def slow_lars(

@@ -12,7 +12,7 @@ from torch import nn
 from facessl.config.optim import FinetuneOptim
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.models.backbone import Backbone
-from facessl.training.optim import build_tuning_optimizer, schedule
+from facessl.training.optimizers import build_tuning_optimizer, schedule
 
 HALF = 0.5
 

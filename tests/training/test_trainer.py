@@ -18,8 +18,8 @@ from facessl.core import files
 from facessl.core.errors import TrainingError
 from facessl.core.types import Batch, Progress, Step
 from facessl.training import run
+from facessl.training.derived import Plan
 from facessl.training.metrics_log import MetricsLog
-from facessl.training.plan import Plan
 from facessl.training.trainer import Parts, Trainer
 from tests.helpers import free_port
 

@@ -12,7 +12,7 @@ from facessl.config.finetune import FinetuneConfig
 from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError, many
 from facessl.models.backbone import Backbone
-from facessl.training.optim import schedule
+from facessl.training.optimizers import schedule
 
 #: Views of at most so many pixels do not need the heads that protocols for 448 px publish.
 SMALL = 128
