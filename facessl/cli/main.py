@@ -11,14 +11,7 @@ from typing import Literal
 
 import yaml
 
-from facessl.cli.commandline import (
-    call,
-    listed,
-    one_sentence,
-    overview,
-    parsed_words,
-    summary,
-)
+from facessl.cli.commandline import call, listed, one_sentence, overview, parsed_words, summary
 from facessl.cli.data import cmd_crop, cmd_pack
 from facessl.cli.networks import cmd_convert, cmd_embed, cmd_predict, cmd_probe, cmd_regions
 from facessl.cli.train import cmd_finetune, cmd_plan, cmd_pretrain

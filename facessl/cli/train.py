@@ -6,10 +6,7 @@ import json
 import os
 import sys
 
-from facessl.cli.commandline import (
-    parsed_words,
-    summary,
-)
+from facessl.cli.commandline import parsed_words, summary
 from facessl.config.parser import Parser
 from facessl.core.schema import to_json
 
