@@ -24,7 +24,6 @@ from facessl.models.weights import Card, from_card, load_exactly
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.normalize import normalize
-from facessl.views.spec import rename_fields
 
 FORMAT = "facessl-task-1"
 
@@ -192,7 +191,7 @@ def load_trained(path: str | Path) -> Trained:
     if info.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
     check(info, TaskCard, file)
-    check(rename_fields(info["augment"]), Augment, file)
+    check(info["augment"], Augment, file)
     backbone = from_card(info, file)
     arguments = dict(info["task"])
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from facessl.config.places import located, published
+from facessl.config.paths import located, published
 from facessl.core import checkpoint, environment
 from facessl.core.errors import ConfigError
 from facessl.models.backbone import Backbone

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from facessl.config.parse import from_dict
-from facessl.config.places import located, published
-from facessl.config.pretrain import RETIRED, PretrainConfig
+from facessl.config.paths import located, published
+from facessl.config.pretrain import PretrainConfig
 from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
@@ -92,8 +92,7 @@ def _own_method(path: Path, state: Mapping[str, Any]) -> Method:
             f"{path} is a run of `facessl finetune` and has no pre-training method: name the run it started from"
         )
     try:
-        kept = {key: value for key, value in state["config"].items() if key not in RETIRED}
-        method = build_method(from_dict(kept), fresh=False)
+        method = build_method(from_dict(state["config"]), fresh=False)
     except (ConfigError, UnknownName) as error:
         raise CheckpointError(f"{path} was written by another version, or changed: {error}") from None
     load_exactly(method, state["method"], path)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ from typing import Any, Required, TypedDict
 import numpy as np
 import yaml
 
-from facessl.config.places import without_secrets
-from facessl.config.run import flatten, spelled
+from facessl.config.paths import without_secrets
+from facessl.config.run import flatten
 from facessl.core.errors import CheckpointError
 from facessl.core.schema import finite, misfit
 
@@ -181,7 +181,7 @@ def read_run_folder(path: str | Path) -> RunFolder:
     if not (path / "config.yaml").is_file() and not (path / "metrics.csv").is_file():
         raise CheckpointError(f"{path} is not a run folder: it holds neither config.yaml nor metrics.csv")
     problems: dict[str, str] = {}
-    config = without_secrets(spelled(_mapping(path / "config.yaml", problems)))
+    config = without_secrets(_mapping(path / "config.yaml", problems))
     tuned = "task" in config or (path / "results.json").is_file()
     results = _mapping(path / "results.json", problems) if tuned else {}
     if wrong := misfit(results, Results):

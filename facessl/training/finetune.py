@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from facessl.config import parse
 from facessl.config.commands import FINETUNE, resolved
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.places import located, published
+from facessl.config.paths import located, published
 from facessl.config.run import plain
 from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
@@ -32,10 +32,10 @@ from facessl.models.backbone import Backbone
 from facessl.pretrained import load
 from facessl.report.write import write_report
 from facessl.tasks.base import Labels
-from facessl.training.optim import build_tuning_optimizer
-from facessl.training.plan import Plan, cheaper_hint, settle, size_reason
+from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
+from facessl.training.finetuned_model import FinetunedModel
+from facessl.training.optimizers import build_tuning_optimizer
 from facessl.training.run import Parts, carry_out, loader_workers, one_after_another, say
-from facessl.training.tuned import Tuned
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
@@ -76,7 +76,7 @@ class Finetuning:
     published: dict[str, Any]
     augment: Augment
     labels: Labels
-    model: Tuned
+    model: FinetunedModel
 
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
@@ -110,7 +110,7 @@ class Finetuning:
         kind = FINETUNE.plugin(arguments.pop("name"))
         labels = self.labels = Labels.of(data.train, kind.needs)
         task = kind(self.backbone, labels, **arguments)
-        self.model = Tuned(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
+        self.model = FinetunedModel(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
         if hasattr(task, "check"):
             task.check(augment)
         chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
@@ -284,7 +284,7 @@ class _Selection:
         self.augment = augment
         self.config = config
 
-    def __call__(self, model: Tuned, progress: Progress) -> dict[str, float]:
+    def __call__(self, model: FinetunedModel, progress: Progress) -> dict[str, float]:
         """Monitor of the trainer: the headline of the part, by its name."""
         found = _score(model.best, self.source, self.augment, self.config)["headline"]
         value = math.nan if found["value"] is None else float(found["value"])

@@ -23,7 +23,7 @@ from facessl.inference import trained as trained_task
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast
 from facessl.tasks.base import Labels, Task
-from facessl.training.optim import build_tuning_optimizer
+from facessl.training.optimizers import build_tuning_optimizer
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
 from tests.tasks.faces import Faces
