@@ -190,7 +190,11 @@ class ExpressionMeter:
             "macro_f1_interval": list(scores.macro_f1_interval),
             "majority_class": float(np.bincount(target).max() / len(target)),
             "per_class": {self.names[c]: share for c, share in scores.per_class.items()},
-            **({"confusion": confusion(predicted, target, classes).tolist()} if classes <= _CONFUSION else {}),
+            **(
+                {"class_names": list(self.names), "confusion": confusion(predicted, target, classes).tolist()}
+                if classes <= _CONFUSION
+                else {}
+            ),
             **self.collected.breakdown({"accuracy": self.per_image()}),
             "images": len(target),
         }
