@@ -1,5 +1,6 @@
 """Linear probing: the solvers against scikit-learn, and that the test part decides nothing."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from facessl.core.errors import ConfigError, UnknownName
 from facessl.data.source import Source, open_source
 from facessl.data.subset import Subset
 from facessl.evaluation import features
-from facessl.evaluation.evaluate import evaluate
+from facessl.evaluation.evaluate import evaluate, untrained
 from facessl.evaluation.protocols import _linear_fit, _solvers
 from facessl.evaluation.protocols._linear_tasks import LinearTask, Loaded
 from facessl.evaluation.protocols.linear import linear
+from facessl.inference.trained import Embedder, Trained
 from facessl.models.backbone import Backbone
+from facessl.tasks.base import Labels
+from facessl.tasks.verification import Verification
 from facessl.views.augment import Augment
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -171,6 +175,40 @@ def test_the_penalty_is_never_chosen_on_test_images(backbone: Backbone, given: l
     assert by_test.scores["accuracy"] > result.scores["accuracy"]
     turned = linear(backbone, train, Fixed(test.rows, 1 - test.label), val if with_val else None, **options)
     assert (turned.penalty, turned.path) == (result.penalty, result.path)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [(400, "the largest of the 2 that were tried: a better"), (60, "but 60 images are too few to tell")],
+)
+def test_a_penalty_at_the_edge_is_said(backbone: Backbone, given: list[Any], images: int, said: str) -> None:
+    train, val, test = parts_that_disagree()
+    val = Fixed(val.rows[:images], val.label[:images])
+    result = linear(backbone, train, test, val, solver="ridge", lambdas=(1.0, 1e-4))
+    assert result.at_edge
+    assert said in result.notes[0]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.fault("B12", "nothing scored the same network with random weights beside a trained one")
+def test_random_weights_are_scored_beside(backbone: Backbone, faces: Path, cache: Path, trained: bool) -> None:
+    network: Any = copy.deepcopy(backbone)
+    if trained:
+        task: Any = Verification(network, Labels(identities=3), dim=24)
+        network = Embedder(Trained(task, 32, Augment(), {}))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(1.1)
+    before = copy.deepcopy(network.state_dict())
+    found = evaluate(network, str(faces), k=3, baseline=True)
+    first, again = untrained(network).state_dict(), untrained(network).state_dict()
+    assert first.keys() == before.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    changed = [name for name in first if not torch.equal(first[name], before[name])]
+    assert any("conv" in name for name in changed)
+    assert any("head" in name for name in changed) == trained
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert found["random_weights"] == evaluate(untrained(network), str(faces), k=3)
 
 
 def test_refitting_uses_both_parts_and_keeps_the_penalty(backbone: Backbone, given: list[Any]) -> None:

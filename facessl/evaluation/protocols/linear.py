@@ -24,6 +24,8 @@ from facessl.tasks.verification import VerificationMeter
 from facessl.views.augment import Augment
 
 TASKS = (*KINDS, "verification")
+#: On fewer images a difference between penalties is mostly chance.
+_FEW = 100
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class LinearResult:
         path: every lambda with its score on the images it was chosen on, None where nothing had to be chosen.
         chosen_by, chosen_on: the name of that score, and which images those were; never test images.
         at_edge: the chosen lambda is the first or last one tried, so a better one may lie beyond.
+        notes: sentences on what limits the choice.
         n_train, n_val, n_test: images.
         labels: of the training images that were used.
         features, dimensions: kind and number of the features.
@@ -61,6 +64,7 @@ class LinearResult:
     chosen_by: str = ""
     chosen_on: str = "nothing to choose"
     at_edge: bool = False
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """The headline numbers, ready for JSON."""
@@ -176,6 +180,7 @@ def linear(
     began = time.perf_counter()
     scores = made.result(asked, outputs_of(asked.found.array))
     used_parts = [part.found for part in (learnt, held, asked) if part is not None]
+    at_edge = len(order) > 1 and choice.at in (0, len(order) - 1)
     return LinearResult(
         task=task,
         solver=solver,
@@ -184,7 +189,8 @@ def linear(
         path=tuple({"lambda": value, "score": score} for value, score in zip(order, choice.scores, strict=True)),
         chosen_by=made.kind.chosen_by,
         chosen_on=images,
-        at_edge=len(order) > 1 and choice.at in (0, len(order) - 1),
+        at_edge=at_edge,
+        notes=(_at_edge(order, choice.at, len((held or learnt).found)),) if at_edge else (),
         n_train=len(learnt.found),
         n_val=0 if held is None else len(held.found),
         n_test=len(asked.found),
@@ -195,6 +201,14 @@ def linear(
         solve_seconds=solving + time.perf_counter() - began,
         skipped=sum(len(found.skipped) for found in used_parts),
     )
+
+
+def _at_edge(order: tuple[float, ...], at: int, chosen_on: int) -> str:
+    end, further = ("largest", "larger") if at == 0 else ("smallest", "smaller")
+    told = f"the best penalty, {order[at]:.3g}, is the {end} of the {len(order)} that were tried"
+    if chosen_on < _FEW:
+        return f"{told}, but {chosen_on} images are too few to tell penalties apart: choose it on more images (--val)"
+    return f"{told}: a better one may lie beyond, so try {further} --lambdas as well"
 
 
 def _verify(test: Source, found: Features, kind: Kind) -> LinearResult:
