@@ -71,7 +71,7 @@ def evaluate(
     extra = {"val": found.val} if chooses else {}
 
     def scored(network: Backbone | Embedder) -> dict[str, Any]:
-        return {**judge(network, found.train, found.test, **extra, **options).summary(), "labels": labels}
+        return {**judge(network, found.train, found.test, **extra, **options), "labels": labels}
 
     beside = {"random_weights": scored(untrained(backbone))} if baseline else {}
     return {**scored(backbone), **beside}
@@ -88,4 +88,4 @@ def untrained(network: Backbone | Embedder) -> Backbone | Embedder:
         for layer in () if isinstance(fresh, Backbone) else fresh.model.head.modules():
             if isinstance(layer, nn.Linear | nn.BatchNorm1d):
                 layer.reset_parameters()
-    return fresh  # type: ignore[no-any-return]
+    return fresh
