@@ -137,7 +137,7 @@ def cmd_probe(argv: list[str]) -> int:
     from facessl.data.location import redacted
     from facessl.evaluation.evaluate import evaluate
     from facessl.inference.embed import load_embedder
-    from facessl.report.text import headline
+    from facessl.report.results import told
 
     run, source, device, threads, out = (given.pop(k) for k in ("run", "source", "device", "threads", "out"))
     files.check_output(out)
@@ -149,10 +149,7 @@ def cmd_probe(argv: list[str]) -> int:
     found = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
     if out is not None:
         files.write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
-    for note in found.get("notes", ()):
-        print(note, file=sys.stderr)
-    beside = {"": found, " with random weights": found.get("random_weights")}
-    print("; ".join(f"{headline(scores)}{what}" for what, scores in beside.items() if scores), file=sys.stderr)
+    print("\n".join([told(found), *found.get("notes", ())]), file=sys.stderr)
     print(to_json(found))
     return 0
 

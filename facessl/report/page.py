@@ -59,6 +59,7 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
         environment=[(name, _flat(value)) for name, value in run.environment.items()],
         others=[k for k in test if f"{k}_interval" in test and k != headline.get("name")][:3],
         majority=results.majority(run)[0],
+        baselines=results.beside(numbers["baselines"], headline) if headline else "",
         names=next(names for names in named if len(names) == size),
         subset_scores=dict.fromkeys(k for row in subsets for k in row if not k.endswith("_interval") and k != "images"),
     )
@@ -106,12 +107,12 @@ def _render(template: str, **values: Any) -> str:
 
 
 def _tables(runs: Sequence[RunFolder], numbers: Sequence[Numbers]) -> list[dict[str, Any]]:
-    """A table of the pre-training and one of the fine-tuning runs: head, rows, and the runs' positions."""
+    """A table of the pre-training runs and one for each task: head, rows, and the runs' positions."""
     tables = []
-    for tuned, summary in ((False, _summary), (True, results.summary)):
-        positions = [i for i, run in enumerate(runs) if run.tuned == tuned]
-        if positions:
-            tables.append({"positions": positions, **text.table([summary(numbers[i]) for i in positions])})
+    for task in dict.fromkeys(run.kind if run.tuned else "" for run in sorted(runs, key=lambda run: run.tuned)):
+        positions = [i for i, run in enumerate(runs) if (run.kind if run.tuned else "") == task]
+        rows = [(results.summary if task else _summary)(numbers[i]) for i in positions]
+        tables.append({"positions": positions, **text.table(rows)})
     return tables
 
 

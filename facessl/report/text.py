@@ -62,14 +62,6 @@ def interval(bounds: Sequence[float | None] | None, name: str = "", unit: str = 
     return f"{low.partition(' ')[0]} to {high}"
 
 
-def headline(scores: Mapping[str, Any]) -> str:
-    """ "accuracy 81.20 % (80.10 to 82.30 %)": what `Meter.result` begins with."""
-    first = scores["headline"]
-    name, unit = first["name"], first.get("unit", "fraction")
-    near = interval(first["interval"], name, unit)
-    return f"{format_name(name)} {score(first['value'], name, unit)}" + f" ({near})" * bool(near)
-
-
 def sentence(text: str) -> str:
     """With a capital letter and a full stop."""
     return text[:1].upper() + text[1:] + "."
