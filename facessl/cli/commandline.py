@@ -41,7 +41,7 @@ def parsed_words(parser: Parser, words: list[str], name: str) -> dict[str, Any]:
 
 
 #: Flags of `facessl probe` that every protocol has.
-_PROBE = ("help", "protocol", "test", "val", "labels", "threads", "device", "out")
+_PROBE = ("help", "protocol", "test", "val", "labels", "baseline", "threads", "device", "out")
 
 
 def refuse_other_protocols(argv: list[str], name: str) -> None:

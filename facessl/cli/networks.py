@@ -91,7 +91,7 @@ def cmd_regions(
     write_regions(out, method, source, count=count, seed=seed)
     found: dict[str, Any] = {}
     if scores:
-        from facessl.evaluation.regions import region_table, score_regions
+        from facessl.evaluation.region_scores import region_table, score_regions
 
         found = score_regions(method, source, count=score_images, seed=seed)
         print(region_table(found))
@@ -119,6 +119,9 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument(
         "--labels", default="all", help="training labels that are used: all, a percentage such as 10%, or 25-per-class"
     )
+    parser.add_argument(
+        "--baseline", type=bool, default=False, help="evaluate the same network with random weights as well"
+    )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads that compute; by default one per core")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--out", default=None, help="file that the result is also written to")
@@ -128,13 +131,19 @@ def cmd_probe(argv: list[str]) -> int:
     from facessl.data.location import redacted
     from facessl.evaluation.evaluate import evaluate
     from facessl.inference.embed import load_embedder
+    from facessl.report.results import told
 
     run, source, device, threads, out = (given.pop(k) for k in ("run", "source", "device", "threads", "out"))
     files.check_output(out)
+    if run == "none" and not Path(run).exists():
+        raise ConfigError(
+            "none is not a network: name a trained one, and --baseline evaluates random weights beside it"
+        )
     backbone = load_embedder(run).to(computing_device(device, threads))
     found = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
     if out is not None:
         files.write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
+    print("\n".join([told(found), *found.get("notes", ())]), file=sys.stderr)
     print(to_json(found))
     return 0
 

@@ -117,7 +117,7 @@ class Meter(Protocol):
         units (optional): {score: unit} of other scores that are not fractions (`headline` has its own).
         subsets, groups: `Collected.breakdown` gives them from one number per image, where
             the source has published subsets or groups.
-        per_class, confusion (optional): drawn by the report.
+        per_class, confusion (optional): drawn by the report; the rows and columns of confusion are `class_names`.
         """
         ...
 

@@ -180,17 +180,13 @@ class ExpressionMeter:
         """Scores with intervals; headline `accuracy` (top-1, as the papers report it)."""
         predicted, target = self.collected["predicted"], self.collected["target"]
         scores, classes = accuracy(predicted, target), len(self.names)
+        cells = confusion(predicted, target, classes).tolist() if classes <= _CONFUSION else None
         return {
-            "headline": headline("accuracy", scores.accuracy, scores.accuracy_interval),
-            "accuracy": scores.accuracy,
-            "accuracy_interval": list(scores.accuracy_interval),
-            "mean_class_accuracy": scores.mean_class_accuracy,
-            "mean_class_accuracy_interval": list(scores.mean_class_accuracy_interval),
-            "macro_f1": scores.macro_f1,
-            "macro_f1_interval": list(scores.macro_f1_interval),
+            "headline": headline("accuracy", scores["accuracy"], scores["accuracy_interval"]),
+            **scores,
             "majority_class": float(np.bincount(target).max() / len(target)),
-            "per_class": {self.names[c]: share for c, share in scores.per_class.items()},
-            **({"confusion": confusion(predicted, target, classes).tolist()} if classes <= _CONFUSION else {}),
+            "per_class": {self.names[c]: share for c, share in scores["per_class"].items()},
+            **({"class_names": list(self.names), "confusion": cells} if cells else {}),
             **self.collected.breakdown({"accuracy": self.per_image()}),
             "images": len(target),
         }

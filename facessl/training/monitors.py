@@ -100,12 +100,12 @@ class _KNN:
         result = knn(
             method.backbone, self.train, self.test, k=min(20, len(self.train)), precision=self.precision, max_bad=1
         )
-        low, high = result.scores["accuracy_interval"]
+        low, high = result["accuracy_interval"]
         return {
-            "knn_accuracy": result.scores["accuracy"],
+            "knn_accuracy": result["accuracy"],
             "knn_accuracy_low": low,
             "knn_accuracy_high": high,
-            "knn_mean_class_accuracy": result.scores["mean_class_accuracy"],
+            "knn_mean_class_accuracy": result["mean_class_accuracy"],
         }
 
 

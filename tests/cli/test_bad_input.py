@@ -102,6 +102,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["pretrain", *TINY, "--out", f"{__file__}/run"], "test_bad_input.py is a file"),
         (["pretrain", "labels-csv:x.csv?labl=mood"], "option of the source labels-csv 'labl': did you mean 'label'"),
         (["probe", "no-run", "synthetic:?n=4"], "no-run does not exist: name a run folder"),
+        (["probe", "none", "synthetic:?n=4"], "--baseline evaluates random weights beside it"),
         (["report", "no-run"], "no-run"),
         *(pytest.param([*words, "--out", f"{__file__}/x.{end}"], "test_bad_input.py is a file", marks=UNWRITABLE)
           for words, end in ((["probe", "no-run", "x"], "json"), (["convert", "no-run"], "safetensors"),
