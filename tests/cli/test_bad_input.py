@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from facessl import load_method
 from facessl.cli import main
 from facessl.config import parse as parsing
 from facessl.config.parse import parse
@@ -281,7 +280,6 @@ def test_a_setting_that_is_gone_is_refused_where_it_did_something(
         earlier.setattr(parsing, "without_retired", lambda values: {k: values[k] for k in values if k not in RETIRED})
         assert main(["pretrain", *TINY, "--max-minutes", "1e-9", "--out", str(run)]) == 0
     assert f"\ncache: {cache}\n" in (run / "config.yaml").read_text()
-    load_method(run)
     words = ["pretrain", "--resume", "--out", str(run), "--max-minutes", "null"]
     if cache == "none":
         assert main(words) == 0
