@@ -19,7 +19,7 @@ from facessl.methods.pcl import PCL
 from facessl.methods.simclr import SimCLR
 from facessl.methods.swav import SwAV
 from facessl.models.backbone import Backbone
-from facessl.models.layers.sinkhorn import sinkhorn
+from facessl.models.layers.losses import sinkhorn
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 from facessl.pretrained.load import load_backbone
 

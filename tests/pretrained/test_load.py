@@ -167,6 +167,7 @@ def test_a_network_of_timm_stands_where_a_run_stands(tmp_path: Path, capsys: pyt
         assert error.count("\n") == 1
 
 
+@pytest.mark.fault("B3", "pre-trained weights without a network were 86 lines of traceback, after a minute")
 def test_weights_of_timm_come_with_their_normalisation_or_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
