@@ -85,6 +85,14 @@ def _offline_without_server() -> Iterator[None]:
         hub.HF_HUB_OFFLINE = before
 
 
+def _track_once(norm: Any, _: Any) -> None:
+    """Running statistics move in the forward pass, and not again where the backward pass repeats it."""
+    repeated = torch._C._current_graph_task_id() != -1
+    norm.momentum = 0.0 if repeated else norm.usual_momentum
+    if repeated and norm.training:
+        norm.num_batches_tracked.sub_(1)
+
+
 class Backbone(nn.Module):
     """A timm ResNet or ViT (or any timm model with a feature map) without its classifier.
 
@@ -210,6 +218,20 @@ class Backbone(nn.Module):
         if every[0][2] < every[-1][2]:
             return every[-4:]
         return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations inside the blocks again in the backward pass instead of keeping them, in place.
+
+        Running statistics of batch norms are updated once, as without. ConfigError: timm cannot do it for this model.
+        """
+        try:
+            self.model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            raise ConfigError(f"{self.name} has no checkpointing in timm: leave --backbone.checkpointing out") from None
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+                module.usual_momentum = module.momentum  # type: ignore[assignment]
+                module.register_forward_pre_hook(_track_once)
 
     def compile_features(self) -> None:
         """Compile the feature extractor in place; the state dict keeps its keys. ConfigError for batch norms that span

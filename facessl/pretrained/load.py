@@ -61,6 +61,8 @@ def build_method(config: PretrainConfig, *, fresh: bool = True) -> Method:
         pretrained=config.backbone.pretrained and fresh,
         **config.backbone.options,
     )
+    if config.backbone.checkpointing:
+        backbone.checkpoint_activations()
     return kind(backbone, **arguments)
 
 
