@@ -84,6 +84,8 @@ class Finetuning:
 
     def name(self) -> str:
         self.backbone, self.own_size = _backbone(self.config)
+        if self.config.backbone.checkpointing:
+            self.backbone.checkpoint_activations()
         return f"{self.config.task['name']}-{self.backbone.name}"
 
     def settle(self, fabric: Fabric) -> dict[str, Any]:
