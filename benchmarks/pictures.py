@@ -22,7 +22,7 @@ from facessl.data.sources.synthetic import Synthetic
 from facessl.inference import prediction_pictures
 from facessl.inference.predict import frame_of_face
 from facessl.inference.prediction_pictures import font
-from facessl.inference.trained import Trained, crop_of_picture, load_trained
+from facessl.inference.trained_task import Trained, crop_of_picture, load_trained
 from facessl.training.finetune import finetune
 
 #: Faces of other persons than those of training, whose seed is 0.

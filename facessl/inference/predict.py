@@ -44,7 +44,7 @@ from facessl.data.frame import Frame, from_box
 from facessl.data.loader import check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures
-from facessl.inference.trained import Trained, crop_of_picture, load_trained
+from facessl.inference.trained_task import Trained, crop_of_picture, load_trained
 
 FORMAT = "facessl-prediction-1"
 #: Side of the square that a model of whole images sees, over the longer side of the face's box, where its training

@@ -19,7 +19,7 @@ from facessl.core.types import FIELDS, Batch, Progress, Step
 from facessl.data.frame import Frame, whole
 from facessl.data.loader import EvalLoader, TrainLoader
 from facessl.evaluation import score
-from facessl.inference import trained as trained_task
+from facessl.inference import trained_task
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast
 from facessl.tasks.base import Labels, Task
