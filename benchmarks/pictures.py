@@ -134,7 +134,7 @@ def page(rows: list[tuple[str, list[np.ndarray]]]) -> Image.Image:
 
 def few_colours(picture: Image.Image) -> Image.Image:
     """With 256 colours, a third of the size; those of the classes, which cover little, are among them."""
-    fixed = np.array(prediction_pictures.class_colours(12), np.uint8)
+    fixed = np.array(prediction_pictures.class_colors(12), np.uint8)
     common = picture.quantize(256 - len(fixed), method=Image.Quantize.MEDIANCUT).getpalette() or []
     chosen = Image.new("P", (1, 1))
     chosen.putpalette([*fixed.ravel().tolist(), *common[: 3 * (256 - len(fixed))]])

@@ -120,6 +120,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
     told: dict[str, Any] = {
         "size": [backbone.image_size, backbone.image_size],
         "color": "RGB",
+        "orientation": "upright, with the EXIF rotation applied",
         "resize": "bilinear, antialiased (Pillow's BILINEAR), to the square without regard to the aspect ratio",
         "scale": "values / 255, then (x - mean) / std",
         "mean": list(backbone.mean),

@@ -12,24 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 how = json.loads(Path("model.json").read_text())["preprocessing"]
-face = Image.open("face.jpg").convert("RGB").resize(how["size"], Image.Resampling.BILINEAR)
+face = ImageOps.exif_transpose(Image.open("face.jpg")).convert("RGB").resize(how["size"], Image.Resampling.BILINEAR)
 x = (np.asarray(face) / 255 - how["mean"]) / how["std"]  # (S, S, 3)
 session = onnxruntime.InferenceSession("model.onnx")
 outputs = session.run(None, {"images": x.transpose(2, 0, 1)[None].astype(np.float32)})  # named in model.json""",
     "timm": """import timm
-from PIL import Image
+from PIL import Image, ImageOps
 
-image = Image.open("face.jpg").convert("RGB")
+image = ImageOps.exif_transpose(Image.open("face.jpg")).convert("RGB")
 model = timm.create_model("local-dir:.", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 features = model(transform(image).unsqueeze(0))  # (1, C)""",
-    "hf": """from PIL import Image
+    "hf": """from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModel
 
-image = Image.open("face.jpg").convert("RGB")
+image = ImageOps.exif_transpose(Image.open("face.jpg")).convert("RGB")
 processor, model = AutoImageProcessor.from_pretrained("."), AutoModel.from_pretrained(".")
 features = model(**processor(image, return_tensors="pt")).pooler_output  # (1, C)""",
 }

@@ -323,7 +323,7 @@ def _write(
             file = out / f"{photo.name}.mask{f'-{number}' if number > 1 else ''}.png"
             masks[file] = Image.fromarray(face["mask"].astype(np.uint8))
             masks[file].putpalette(
-                np.asarray(prediction_pictures.class_colours(len(face["classes"])), np.uint8).tobytes()
+                np.asarray(prediction_pictures.class_colors(len(face["classes"])), np.uint8).tobytes()
             )
             found.faces[-1]["mask"] = file.name
     content = {

@@ -23,10 +23,9 @@ from facessl.inference.embed import (
     load_embedder,
     write_parquet,
 )
-from facessl.inference.overlay import palette
 from facessl.inference.predict import predict
-from facessl.inference.region_pictures import region_picture, write_regions
-from facessl.inference.regions import sample_images
+from facessl.inference.prediction_pictures import palette
+from facessl.inference.region_pictures import region_picture, sample_images, write_regions
 from facessl.methods.byol import BYOL
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
