@@ -122,7 +122,7 @@ def _python(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("member", ["needs", "defaults", "augments", "describe", "predict", "after_step"])
+@pytest.mark.parametrize("member", ["needs", "defaults", "augments", "describe", "predict", "step"])
 def test_a_missing_member_is_named(member: str, printed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = re.sub(rf"\b{member}\b(?=:|\()", f"{member}_gone", printed.read_text())
     printed.write_text(text)
