@@ -1,4 +1,4 @@
-"""The commands that use a trained network: `embed`, `regions`, `probe`, `predict`, `convert`."""
+"""The commands that use a trained network: `embed`, `regions`, `probe`, `predict`, `export`, `convert`."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def cmd_predict(
     """
     from facessl.core import files, plugins
     from facessl.inference import predict
-    from facessl.inference.trained import load_trained
+    from facessl.inference.trained_task import load_trained
 
     files.check_output(out, folder=True)
     trained = load_trained(run)
@@ -224,6 +224,30 @@ def cmd_predict(
     told = {"photos": len(read), "faces": faces, "out": str(out), "skipped": len(found) - len(read)}
     print(json.dumps(told))
     return 0 if faces else NOTHING_FOUND
+
+
+def cmd_export(
+    run: str,
+    format: Literal["onnx", "timm", "hf"] = "onnx",
+    out: Path = Path("export"),
+    overwrite: bool = False,
+) -> int:
+    """Write a trained network for use without facessl; the last line is JSON.
+
+    Args:
+        run: run folder, checkpoint or exported backbone; of a run of `facessl finetune` onnx takes the whole task.
+        format: onnx, compared with torch by ONNX Runtime; or the backbone alone as a folder that timm or transformers
+            (hf) loads.
+        out: folder to write, with a README.md to be completed.
+        overwrite: replace an earlier export.
+    """
+    from facessl.inference.export import export
+
+    told = export(run, out, format=format, overwrite=overwrite)
+    for name, value in told["difference"].items():
+        print(f"{name}: largest difference from torch {value:.1e} of its largest value")
+    print(json.dumps(told))
+    return 0
 
 
 def cmd_convert(

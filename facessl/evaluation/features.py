@@ -18,7 +18,7 @@ from facessl.data.index import Table, cache_file, load
 from facessl.data.loader import EvalLoader, check_skipped
 from facessl.data.source import Source
 from facessl.data.subset import Subset
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
 from facessl.views.augment import Augment

@@ -98,6 +98,7 @@ class Backbone(nn.Module):
 
     Attributes:
         name: timm model name.
+        timm_options, model_args: what it was asked to be built with, and what timm was told.
         num_features: C, channels of the map and of the embedding.
         stride: pixels of the image per cell of the map.
         image_size: side in pixels that `preprocess` makes.
@@ -144,6 +145,7 @@ class Backbone(nn.Module):
         self.name = name
         self.pretrained = pretrained
         self.timm_options = timm_options
+        self.model_args = options
         self.image_size = image_size
         self.set_normalisation(own.mean if mean is None else mean, own.std if std is None else std)
         self.num_features: int = self.model.num_features
@@ -273,7 +275,7 @@ class Backbone(nn.Module):
             return raw if raw.shape[1] == self.num_features else raw.permute(0, 3, 1, 2)
         tokens = raw[:, self.prefix_tokens :]  # (B, hw, C)
         h, w = -(-x.shape[-2] // self.stride), -(-x.shape[-1] // self.stride)  # a ViT fills up a broken patch
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)
+        return tokens.transpose(1, 2).unflatten(2, (h, w))  # also where the batch is a symbol (export)
 
     def preprocess(self, images: Iterable[str | Path | Image.Image | np.ndarray] | np.ndarray) -> Tensor:
         """Paths, PIL images or (H, W, 3) uint8 RGB arrays -> (B, 3, image_size, image_size) float32, as the evaluation

@@ -34,12 +34,12 @@ def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
         if file.exists():
             raise ConfigError(f"{file} exists and is not overwritten: choose another --out, or move it away")
     backbone, origin = load.open_backbone(path, **given)
-    card = _card(path, backbone, origin)
+    card = card_of(path, backbone, origin)
     checkpoint.write_backbone(out, backbone.model.state_dict(), card)
     return card
 
 
-def _card(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[str, Any]:
+def card_of(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[str, Any]:
     """That of the run or export, or one that says whose checkpoint it was."""
     if str(path).startswith(load.TIMM):
         method = {"name": "timm", "authors": "timm"}
