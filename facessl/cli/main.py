@@ -20,7 +20,8 @@ from facessl.cli.commandline import (
     summary,
 )
 from facessl.cli.data import cmd_crop, cmd_pack
-from facessl.cli.networks import cmd_convert, cmd_embed, cmd_predict, cmd_probe, cmd_regions
+from facessl.cli.embeddings import cmd_embed, cmd_group, cmd_map, cmd_search
+from facessl.cli.networks import cmd_convert, cmd_predict, cmd_probe, cmd_regions
 from facessl.cli.train import cmd_finetune, cmd_plan, cmd_pretrain
 from facessl.config.flags import Parser
 from facessl.core.errors import FaceSSLError, UnknownName
@@ -116,6 +117,9 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "pretrain": cmd_pretrain,
     "finetune": cmd_finetune,
     "embed": cmd_embed,
+    "search": cmd_search,
+    "group": cmd_group,
+    "map": cmd_map,
     "regions": cmd_regions,
     "probe": cmd_probe,
     "predict": cmd_predict,

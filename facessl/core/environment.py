@@ -29,6 +29,7 @@ PARTS = (
 OPTIONAL = {
     "open_clip_torch": "FaRL (pip install 'facessl[farl]')",
     "tensorboard": "TensorBoard logs (pip install 'facessl[tensorboard]')",
+    "umap-learn": "map --method umap (pip install 'facessl[umap]')",
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from facessl.data.subset import Subset
 from facessl.inference.trained import Embedder
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
+from facessl.models.weights import fingerprint
 from facessl.views.augment import Augment
 from facessl.views.normalize import normalize
 from facessl.views.supervised import Supervised
@@ -110,7 +110,7 @@ def features(
         raise ConfigError("a trained embedding has no feature map: use features=pooled, or the run it started from")
     augment, folder = augment or Augment(), None
     if cache and not source.streaming:
-        made_by = (_weights(backbone), repr((_LAYOUT, kind, augment, flip, precision)))
+        made_by = (fingerprint(backbone), repr((_LAYOUT, kind, augment, flip, precision)))
         folder = _folder(made_by, source)
         known = _load(folder) or _of_whole(made_by, source)
         if known is not None:
@@ -143,17 +143,6 @@ def _blocks(
                 )
             block = block.astype(np.float16)
         yield batch, block
-
-
-def _weights(backbone: Any) -> str:
-    """A hash of weights, architecture and normalisation."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((backbone.name, backbone.timm_options, backbone.image_size)).encode())
-    digest.update(repr((backbone.mean, backbone.std)).encode())
-    for name, tensor in backbone.model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _folder(made_by: tuple[str, str], source: Source) -> Path:
