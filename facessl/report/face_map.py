@@ -71,7 +71,7 @@ def write_map(
     told = (
         "UMAP by cosine distance"
         if variance is None
-        else f"two principal components, {100 * variance:.0f} % of the variance"
+        else f"Two principal components, {100 * variance:.0f} % of the variance"
     )
     page = render(
         "map.html",
