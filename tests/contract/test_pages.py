@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -83,7 +85,9 @@ def test_the_task_of_the_page_trains_reports_and_predicts(
     assert all(hasattr(plugins.find("tasks", "pose"), name) for name in Task.__annotations__ if name != "backbone")
 
 
-def test_the_python_of_readme_and_usage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_readme_and_usage_runs_and_so_do_the_commands_of_embeddings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(__file__).parents[2]
     monkeypatch.chdir(tmp_path)
     facessl.pretrain(
@@ -106,6 +110,13 @@ def test_the_python_of_readme_and_usage_runs(tmp_path: Path, monkeypatch: pytest
             assert torch.allclose(names["regions"].sum(1), torch.ones(()), atol=1e-5)
             assert 0 <= names["scores"]["accuracy"] <= 1
     assert len(list(tmp_path.glob("*.jpg"))) == 101
+    shutil.copytree("labelled", "faces")
+    shutil.copy("a.jpg", "photo.jpg")
+    words = [shlex.split(line, comments=True) for line in (root / "README.md").read_text(encoding="utf-8").splitlines()
+             if re.match("facessl (embed|search|group|map) ", line)]  # fmt: skip
+    assert [line[1] for line in words] == ["embed", "search", "group", "map"]
+    assert [main(line[1:]) for line in words] == [0] * 4
+    assert {"embeddings.parquet", "similar.png", "groups", "map.html"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("member", ["needs", "defaults", "augments", "describe", "predict", "after_step"])
