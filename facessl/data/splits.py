@@ -74,6 +74,11 @@ class Parts:
     test: Source
     carved: bool = False
 
+    @property
+    def held_out(self) -> bool:
+        """`test` was taken out of the same images as `train`: the source has no part of its own for testing."""
+        return _whole(self.train) is _whole(self.test) and len(self.train) > 0
+
 
 def split_source(spec: str, test_spec: str | None = None) -> tuple[Source, Source]:
     """Training and test source of a protocol that selects nothing. Arguments as for `parts`."""
@@ -261,6 +266,10 @@ def _held_out(name: str, source: Source, needs: Iterable[str], need_train: bool)
     if is_test.all() or not is_test.any():
         raise ConfigError(f"{name} has {len(source)} images, too few to split: name a test source with --test")
     return Subset(source, np.flatnonzero(~is_test)), Subset(source, np.flatnonzero(is_test))
+
+
+def _whole(source: Source) -> Source:
+    return _whole(source.source) if isinstance(source, Subset) else source
 
 
 def _nothing(source: Source) -> Subset:

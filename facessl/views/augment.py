@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from facessl.core.values import FRACTION, RANGE, check_values, from_0_to
 from facessl.data.crop_geometry import Border, Crop, Template
-from facessl.views.spec import View, rename_fields
+from facessl.views.spec import View
 
 Distribution = Literal["uniform", "normal"]
 
@@ -209,5 +209,5 @@ STAR_ALIGNMENT = Augment(
 
 def augment_from_dict(values: Mapping[str, Any]) -> Augment:
     """An `Augment` from plain values, as configurations and cards hold them."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rename_fields(values).items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return Augment(**fields)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from facessl.cli import main
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.data.location import named, redacted
 from facessl.data.source import open_source
 from tests.helpers import TINY
@@ -59,9 +59,9 @@ def test_weights_that_are_not_numbers_are_neither_saved_nor_loaded(
     assert not list(run.glob("checkpoints/*.ckpt"))
     assert main(["pretrain", *TINY, "--max-steps", "1", "--out", str(tmp_path / "good")]) == 0
     file = tmp_path / "good" / "backbone.safetensors"
-    tensors, card = files.read_safetensors(file)
+    tensors, card = checkpoint.read_safetensors(file)
     tensors["conv1.0.weight"][0] = float("nan")
-    files.write_backbone(file, tensors, card)
+    checkpoint.write_backbone(file, tensors, card)
     capsys.readouterr()
     for words in (["convert", str(file), "--out", str(tmp_path / "again.safetensors")],
                   ["embed", str(file), TINY[0], "--out", str(tmp_path / "e.parquet")],
