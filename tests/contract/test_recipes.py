@@ -193,6 +193,7 @@ LAUGHS = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "\n".join(
         ("method: 5", "method = 5 is not valid: give a name"),
         ("method: {name: [fra]}", "method = {'name': ['fra']} is not valid: give a name"),
         ("protocol: [eac]", "protocol = ['eac'] is not valid: give a name"),
+        ("print_config: true", "unknown setting 'print_config'"),
         ("base: ITSELF", "is its own base"),
         ("base: nowhere/at-all", "recipe 'nowhere/at-all'"),
         ("#" * 1_000_001, "larger than 1000000 bytes"),
