@@ -10,6 +10,7 @@ vectors = facessl.embed(backbone, "faces/")  # (N, C)
 scores = facessl.evaluate(backbone, "labelled/", protocol="knn")
 tuned = facessl.finetune("runs/mine", "labelled/", task="expression", out="runs/expression")
 found = facessl.predict("runs/expression", ["photo.jpg"], out="predictions")
+facessl.export("runs/expression", "exports/expression", format="onnx")
 ```
 """
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from facessl.evaluation.evaluate import evaluate as evaluate
     from facessl.inference.embed import embed as embed
+    from facessl.inference.export import export as export
     from facessl.inference.predict import predict as predict
     from facessl.pretrained.load import load_backbone as load_backbone
     from facessl.pretrained.load import load_method as load_method
@@ -31,6 +33,7 @@ _HOME = {
     "crop": "facessl.tools.crop",
     "embed": "facessl.inference.embed",
     "evaluate": "facessl.evaluation.evaluate",
+    "export": "facessl.inference.export",
     "finetune": "facessl.training.finetune",
     "load_backbone": "facessl.pretrained.load",
     "load_method": "facessl.pretrained.load",
@@ -42,6 +45,7 @@ __all__ = [
     "crop",
     "embed",
     "evaluate",
+    "export",
     "finetune",
     "list_methods",
     "list_recipes",

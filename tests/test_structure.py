@@ -24,7 +24,7 @@ ORDER = (
 BESIDE = {"__init__.py", "__main__.py", "py.typed", "recipes"}
 
 PUBLIC = {
-    "crop", "embed", "evaluate", "finetune", "list_methods", "list_recipes", "list_sources", "load_backbone",
+    "crop", "embed", "evaluate", "export", "finetune", "list_methods", "list_recipes", "list_sources", "load_backbone",
     "load_method", "predict", "pretrain",
 }  # fmt: skip
 

@@ -41,7 +41,7 @@ def parsed_words(parser: Parser, words: list[str], name: str) -> dict[str, Any]:
 
 
 #: Flags of `facessl probe` that every protocol has.
-_PROBE = ("help", "protocol", "test", "val", "labels", "threads", "device", "out")
+_PROBE = ("help", "protocol", "test", "val", "labels", "baseline", "threads", "device", "out")
 
 
 def refuse_other_protocols(argv: list[str], name: str) -> None:
@@ -119,7 +119,7 @@ def computing_device(name: str, threads: int | None) -> str:
 
 def list_skipped(skipped: list[tuple[str, str]]) -> None:
     """Tell the first (key, reason) of what was left out, on standard error."""
-    from facessl.core.files import printable
+    from facessl.core.tables import printable
 
     for key, reason in skipped[:10]:
         print(f"skipped {printable(key)}: {reason}", file=sys.stderr)

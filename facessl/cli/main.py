@@ -13,7 +13,7 @@ import yaml
 
 from facessl.cli.commandline import call, listed, one_sentence, overview, parsed_words, summary
 from facessl.cli.data import cmd_crop, cmd_pack
-from facessl.cli.networks import cmd_convert, cmd_embed, cmd_predict, cmd_probe, cmd_regions
+from facessl.cli.networks import cmd_convert, cmd_embed, cmd_export, cmd_predict, cmd_probe, cmd_regions
 from facessl.cli.train import cmd_finetune, cmd_plan, cmd_pretrain
 from facessl.config.parser import Parser
 from facessl.core import plugins
@@ -129,6 +129,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "regions": cmd_regions,
     "probe": cmd_probe,
     "predict": cmd_predict,
+    "export": cmd_export,
     "convert": cmd_convert,
     "plan": cmd_plan,
     "report": cmd_report,

@@ -15,7 +15,8 @@ from pathlib import Path
 from lightning_fabric.loggers import TensorBoardLogger
 
 from facessl.core.errors import TrainingError
-from facessl.core.files import csv_row, write_atomic
+from facessl.core.files import open_own, write_atomic
+from facessl.core.tables import csv_row
 
 
 class MetricsLog:
@@ -124,7 +125,7 @@ def _seconds(rows: Iterable[Mapping[str, str]]) -> float:
 
 
 def _append(path: Path, rows: Iterable[Iterable[str]]) -> None:
-    with _told(path), open(path, "ab") as file:
+    with _told(path), open_own(path, "ab") as file:
         file.write(b"".join(csv_row(*row) for row in rows))
 
 

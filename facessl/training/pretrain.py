@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from facessl.config.commands import PRETRAIN
 from facessl.config.parse import from_dict
 from facessl.config.pretrain import PretrainConfig
-from facessl.core import environment, files
+from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.data.source import Source, open_source
 from facessl.inference.region_pictures import write_regions
@@ -100,8 +100,8 @@ class Pretraining:
         method = self.method = load.build_method(config, fresh=fresh)
         _check_needs(method, self.source, config)
         check_accumulation(method, config, fabric.world_size)
-        if fresh and hasattr(method, "prepare"):
-            method.prepare()
+        if hasattr(method, "prepare"):
+            method.prepare(load.load_backbone)
         sharded = self._is_sharded(fabric)
 
         def optimizer(plan: Plan) -> torch.optim.Optimizer:
@@ -152,7 +152,7 @@ class Pretraining:
         told = {"finished": finished, "steps": step, "source_images": None if source.streaming else len(source)}
         files.write_atomic(folder / "status.json", json.dumps(told).encode())
         info = load.card(method, self.config, steps=step, commit=environment.commit())
-        files.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
+        checkpoint.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
         if has_regions(method):
             write_regions(folder / "regions.png", method, source)
         headline = write_report(folder)

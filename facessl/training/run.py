@@ -25,7 +25,7 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 from facessl.config.paths import SOURCES, located, published, without_secrets
 from facessl.config.run import differences
-from facessl.core import environment, files
+from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
 from facessl.core.lock import only_writer
 from facessl.core.precision import PRECISIONS
@@ -98,7 +98,7 @@ def carry_out(job: Job) -> Any:
 def _carry_out(job: Job, fabric: Fabric, folder: Path) -> Any:
     last = folder / "checkpoints" / "last.ckpt"
     # Without a checkpoint a resumed run begins again.
-    saved = files.read_run(last) if job.config.resume and last.is_file() else None
+    saved = checkpoint.read_run(last) if job.config.resume and last.is_file() else None
     resolved = located(job.settle(fabric))
     config = job.config
     sources = job.sources()
@@ -255,12 +255,17 @@ def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
 def _claimed(folder: Path) -> Iterator[None]:
     """The folder with this process as its only writer, without what processes that were killed left unfinished."""
     with only_writer(folder):
-        files.remove_temporaries(folder)
+        files.remove_temporaries(folder, folder / "checkpoints", folder / "regions")
         yield
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
-    """ConfigError where a run cannot be resumed from a folder, or begun there: none is ever overwritten."""
+    """ConfigError where a run cannot be resumed from a folder, or begun there: none is ever overwritten.
+
+    DataError where a link in it leads elsewhere.
+    """
+    for name in ("checkpoints", "regions", "tb"):  # a link there would have the files of another run changed
+        files.inside(folder, f"{name}/file")
     last = folder / "checkpoints" / "last.ckpt"
     if resume:
         if not last.is_file() and not (folder / "config.yaml").is_file():

@@ -19,8 +19,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import TrainingError
+from facessl.core.progress import ProgressLine
 from facessl.core.types import Batch, Progress
 from facessl.data.loader import Transform
 from facessl.data.prefetch import Prefetcher
@@ -30,7 +31,6 @@ from facessl.models.forward import evaluating
 from facessl.training import fsdp
 from facessl.training.derived import Plan
 from facessl.training.metrics_log import MetricsLog
-from facessl.training.progress import ProgressLine
 from facessl.training.stopping import Stopping
 
 Monitor = Callable[[Any, Progress], dict[str, float]]
@@ -150,7 +150,7 @@ class Trainer:
             self._log.cut_after(-1, {})
         self._window.started = time.perf_counter()
         ready = Prefetcher(batches, self.fabric.device, self.parts.photometric)
-        with self._stopping, ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
+        with self._stopping, ProgressLine("step", enabled=self.fabric.is_global_zero) as line:
             if self.step == 0:
                 self._measure()
                 self._window.started = time.perf_counter()
@@ -161,10 +161,10 @@ class Trainer:
                 except RuntimeError as error:  # torch reports a dead loader worker in whatever was running
                     raise worker_death(error) or error from None
                 if self.step % self.plan.log_every == 0 or self.step in (1, self.plan.total_steps):
-                    line.update(self.step, self._write_window())
+                    self._show(line, self._write_window())
                     self._window = _Window(first_step=self.step)
                 elif line.due():  # of this rank alone: a reduction would have to be agreed on
-                    line.update(self.step, self._local_row())
+                    self._show(line, self._local_row())
                 last = self.step == self.plan.total_steps
                 if self.plan.monitor_every and (self.step % self.plan.monitor_every == 0 or last):
                     self._measure()
@@ -232,6 +232,12 @@ class Trainer:
         """Loss and speed since the last log line, for the progress line."""
         loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
         return {"loss": float(loss), **self._speed()}
+
+    def _show(self, line: ProgressLine, row: Mapping[str, float]) -> None:
+        if row:
+            speed, waiting = row["images_per_second"], f"waiting for data {100 * row['data_wait']:.0f} %"
+            rate = f"{speed:.{0 if speed >= 10 else 1}f} images/s"
+            line(self.step, self.plan.total_steps, f"loss {row['loss']:.4f}  {rate}  {waiting}")
 
     def _speed(self) -> dict[str, float]:
         window = self._window
@@ -304,7 +310,7 @@ class Trainer:
             raise TrainingError(f"the run folder {self.folder} is gone: put it back, then go on with --resume")
 
     def _diverged(self, what: str) -> TrainingError:
-        saved = files.steps(self.folder / "checkpoints")
+        saved = checkpoint.steps(self.folder / "checkpoints")
         kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been written"
         return TrainingError(
             f"{what}; {kept}: lower --optim.lr, set --clip-grad 1, or use --precision bf16 instead of fp16"
@@ -320,7 +326,7 @@ class Trainer:
         self._check_there()
         state = self.state()
         if self.fabric.is_global_zero:
-            files.save_run(self.folder / "checkpoints", self.step, state)
+            checkpoint.save_run(self.folder / "checkpoints", self.step, state)
             if self._log is not None:
                 self._log.flush()
         self.fabric.barrier()

@@ -17,7 +17,7 @@ from PIL import Image
 
 from facessl.cli import main
 from facessl.config.parse import parse
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import ConfigError, DataWarning
 from facessl.data.source import open_source
 from facessl.training import pretrain
@@ -102,6 +102,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["pretrain", *TINY, "--out", f"{__file__}/run"], "test_bad_input.py is a file"),
         (["pretrain", "labels-csv:x.csv?labl=mood"], "option of the source labels-csv 'labl': did you mean 'label'"),
         (["probe", "no-run", "synthetic:?n=4"], "no-run does not exist: name a run folder"),
+        (["probe", "none", "synthetic:?n=4"], "--baseline evaluates random weights beside it"),
         (["report", "no-run"], "no-run"),
         *(pytest.param([*words, "--out", f"{__file__}/x.{end}"], "test_bad_input.py is a file", marks=UNWRITABLE)
           for words, end in ((["probe", "no-run", "x"], "json"), (["convert", "no-run"], "safetensors"),
@@ -282,7 +283,7 @@ def test_bad_checkpoint_on_resume(kind: str, capsys: pytest.CaptureFixture[str],
     if kind == "truncated":
         last.write_bytes(data[: len(data) // 2])
     elif kind == "hostile":
-        torch.save({"format": files.FORMAT, "step": main}, last)
+        torch.save({"format": checkpoint.FORMAT, "step": main}, last)
     elif kind == "not ours":
         torch.save({"state_dict": {}}, last)
     said = refused(capsys, *words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,18 +128,31 @@ def test_the_python_of_readme_and_usage_runs(tmp_path: Path, monkeypatch: pytest
         face.save(place / f"{number}.jpg")
     face.save("a.jpg")
     face.save("b.png")
-    for page in ("README.md", "docs/usage.md"):
-        (block,) = re.findall(r"```python\n(.*?)```", (root / page).read_text(encoding="utf-8"), re.DOTALL)
-        names: dict[str, Any] = {}
-        exec(block, names)
-        if page == "README.md":
-            assert names["vectors"].shape[0] == names["maps"].shape[0] == 2
-            assert torch.allclose(names["regions"].sum(1), torch.ones(()), atol=1e-5)
-            assert 0 <= names["scores"]["accuracy"] <= 1
+    names: dict[str, Any] = {}
+    (block,) = _python(root / "README.md")
+    exec(block, names)
+    assert names["vectors"].shape[0] == names["maps"].shape[0] == 2
+    assert torch.allclose(names["regions"].sum(1), torch.ones(()), atol=1e-5)
+    assert 0 <= names["scores"]["accuracy"] <= 1
+    usage = root / "docs" / "usage.md"
+    for line in re.findall(r"^facessl (export .*)$", usage.read_text(encoding="utf-8"), re.MULTILINE):
+        assert main(shlex.split(line)) == 0
+    as_jpegs, by_onnx, by_timm = _python(usage)
+    exec(as_jpegs, {})
     assert len(list(tmp_path.glob("*.jpg"))) == 101
+    for block in (by_onnx, by_timm):
+        assert "facessl" not in block
+        found: dict[str, Any] = {}
+        exec(block, found)
+        vectors = torch.as_tensor(found["features"] if block is by_onnx else found["vectors"])
+        assert torch.nn.functional.cosine_similarity(vectors, names["vectors"][:1]).item() > 0.999
 
 
-@pytest.mark.parametrize("member", ["needs", "defaults", "augments", "describe", "predict", "after_step"])
+def _python(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("member", ["needs", "defaults", "augments", "describe", "predict", "step"])
 def test_a_missing_member_is_named(member: str, printed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = re.sub(rf"\b{member}\b(?=:|\()", f"{member}_gone", printed.read_text())
     printed.write_text(text)

@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 from facessl.cli import main
 from facessl.config import parse
 from facessl.config.commands import FINETUNE
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.core.types import Progress
-from facessl.data.labels import fewer_labels
+from facessl.data.label_fractions import fewer_labels
 from facessl.data.loader import TrainLoader
 from facessl.data.order import Order
 from facessl.data.sources.synthetic import Synthetic
 from facessl.data.splits import parts
 from facessl.evaluation import score
-from facessl.inference import trained as trained_task
+from facessl.inference import trained_task
 from facessl.metrics.segmentation import ConfusionMatrix, parsing_scores
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
@@ -254,7 +254,7 @@ def test_kept_task_and_backbone_can_be_used(tmp_path: Path) -> None:
 def test_what_is_no_trained_task_is_said_in_one_sentence(tmp_path: Path) -> None:
     exported = tmp_path / "backbone.safetensors"
     net = Backbone("test_resnet", image_size=32)
-    files.write_backbone(exported, net.model.state_dict(), {"format": "facessl-backbone-1"})
+    checkpoint.write_backbone(exported, net.model.state_dict(), {"format": "facessl-backbone-1"})
     (tmp_path / "text.safetensors").write_text("no tensors")
     (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
     for path, says in (

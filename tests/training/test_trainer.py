@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import TrainingError
 from facessl.core.types import Batch, Progress, Step
 from facessl.training import run
@@ -177,4 +177,4 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> N
     (zero, why), (one, signalled) = ((tmp_path / f"rank-{rank}").read_text().split(" ", 1) for rank in (0, 1))
     assert int(zero) == int(one) <= 6, "within two steps of the signal"
     assert (why, signalled) == ("another rank stopped", "SIGTERM")
-    assert [path.name for path in files.steps(tmp_path / "checkpoints")] == [f"step-{int(zero):08d}.ckpt"]
+    assert [path.name for path in checkpoint.steps(tmp_path / "checkpoints")] == [f"step-{int(zero):08d}.ckpt"]
