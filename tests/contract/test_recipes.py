@@ -196,7 +196,7 @@ LAUGHS = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "\n".join(
         ("print_config: true", "unknown setting 'print_config'"),
         ("base: ITSELF", "is its own base"),
         ("base: nowhere/at-all", "recipe 'nowhere/at-all'"),
-        ("#" * 1_000_001, "larger than 1000000 bytes"),
+        ("#" * 1_000_001, "1,000,001 bytes are more than the 1,000,000 that are read"),
         ("s: \udcff", "cannot be read"),
     ],
     ids=lambda value: value[:20],
