@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -280,3 +281,15 @@ def set_image_size(backbone: Backbone, image_size: int) -> None:
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"{backbone.name} cannot take images of {image_size} px: {error}") from None
     backbone.image_size = image_size
+
+
+def fingerprint(network: Any) -> str:
+    """Hexadecimal digits that change with the weights, architecture, image size and normalisation of a backbone, or of
+    another network with the same attributes."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((network.name, network.timm_options, network.image_size)).encode())
+    digest.update(repr((network.mean, network.std)).encode())
+    for name, tensor in network.model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,7 +115,9 @@ def test_the_task_of_the_page_trains_reports_and_predicts(
     assert all(hasattr(plugins.find("tasks", "pose"), name) for name in Task.__annotations__ if name != "backbone")
 
 
-def test_the_python_of_readme_and_usage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_readme_and_usage_runs_and_so_do_the_commands_of_embeddings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(__file__).parents[2]
     monkeypatch.chdir(tmp_path)
     facessl.pretrain(
@@ -146,6 +149,13 @@ def test_the_python_of_readme_and_usage_runs(tmp_path: Path, monkeypatch: pytest
         exec(block, found)
         vectors = torch.as_tensor(found["features"] if block is by_onnx else found["vectors"])
         assert torch.nn.functional.cosine_similarity(vectors, names["vectors"][:1]).item() > 0.999
+    shutil.copytree("labelled", "faces")
+    shutil.copy("a.jpg", "photo.jpg")
+    words = [shlex.split(line, comments=True) for line in (root / "README.md").read_text(encoding="utf-8").splitlines()
+             if re.match("facessl (embed|search|group|map) ", line)]  # fmt: skip
+    assert [line[1] for line in words] == ["embed", "search", "group", "map"]
+    assert [main(line[1:]) for line in words] == [0] * 4
+    assert {"embeddings.parquet", "similar.png", "groups", "map.html"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def _python(page: Path) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from facessl.inference.trained import Embedder, Trained
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 
 from facessl.core.errors import ConfigError, UnknownName
@@ -19,6 +18,7 @@ from facessl.evaluation.evaluate import evaluate, untrained
 from facessl.evaluation.protocols import _linear_fit, _solvers
 from facessl.evaluation.protocols._linear_tasks import LinearTask, Loaded
 from facessl.evaluation.protocols.linear import linear
+from facessl.inference.trained_task import Embedder, Trained
 from facessl.models.backbone import Backbone
 from facessl.tasks.base import Labels
 from facessl.tasks.verification import Verification
