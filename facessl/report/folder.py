@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Required, TypedDict
 
 import numpy as np
-import yaml
 
 from facessl.config.paths import without_secrets
 from facessl.config.run import flatten
 from facessl.core.errors import CheckpointError
 from facessl.core.files import read_regular
 from facessl.core.schema import finite, misfit
+from facessl.core.yaml_file import parse_yaml
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
 BOOKKEEPING = frozenset(
@@ -252,7 +252,7 @@ def _mapping(folder: Path, name: str, kind: Any, problems: dict[str, str]) -> di
     """Content of a YAML or JSON file with values of the type `kind`; numbers that are not finite are None."""
     try:
         text = _content(folder, name).decode()
-        value = _plain(json.loads(text) if name.endswith(".json") else yaml.load(text, _Loader))
+        value = _plain(json.loads(text) if name.endswith(".json") else parse_yaml(text, name))
     except Exception as error:  # foreign text makes the parsers raise almost anything
         problems[name] = _reason(error)
         return {}
@@ -263,15 +263,6 @@ def _mapping(folder: Path, name: str, kind: Any, problems: dict[str, str]) -> di
         problems[name] = f"not what facessl writes: {wrong}"
         return {}
     return value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases, a few of which stand for more values than there is memory for."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias, which facessl does not write")
-        return super().compose_node(parent, index)
 
 
 def _reason(error: Exception) -> str:
