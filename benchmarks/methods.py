@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from facessl.core import environment, plugins
 from facessl.core.types import Batch, Progress
 from facessl.models.backbone import Backbone
-from facessl.training.optim import parameter_groups
+from facessl.training.optimizers import parameter_groups
 
 #: Methods that are measured on a ViT as well as on other backbones; the rest of those that take any backbone are not.
 ON_BOTH = ("byol", "simclr")

@@ -47,7 +47,7 @@ from facessl.data.loader import TrainLoader
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import frozen_copy
 from facessl.models.layers.masking import encode_visible, fix_positions, random_mask
-from facessl.training import optim
+from facessl.training import optimizers
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 
@@ -248,7 +248,7 @@ class RealStep:
                 if isinstance(module, Backbone):
                     module.compile_features()
         settings = PretrainOptim(name="adamw" if configuration.name in ("mcf", "mae") else "lars")
-        self.optimizer = optim.build_optimizer(self.method, settings, 1e-4)
+        self.optimizer = optimizers.build_optimizer(self.method, settings, 1e-4)
 
     def __call__(self, batch: Batch) -> None:
         """Forward, loss, backward, optimiser, momentum network."""

@@ -8,14 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from facessl.cli.commandline import (
-    computing_device,
-    list_skipped,
-    parsed_words,
-    refuse_other_protocols,
-    summary,
-)
-from facessl.config.flags import Parser
+from facessl.cli.commandline import computing_device, list_skipped, parsed_words, refuse_other_protocols, summary
+from facessl.config.parser import Parser
 from facessl.core.errors import ConfigError
 from facessl.core.schema import to_json
 

@@ -69,9 +69,10 @@ def evaluate(
     if found.carved and "refit" in valid:
         options.setdefault("refit", True)
     extra = {"val": found.val} if chooses else {}
+    part = {"test_part": "a fifth of the images, by a hash of their paths"} if found.held_out else {}
 
     def scored(network: Backbone | Embedder) -> dict[str, Any]:
-        return {**judge(network, found.train, found.test, **extra, **options), "labels": labels}
+        return {**judge(network, found.train, found.test, **extra, **options), "labels": labels, **part}
 
     beside = {"random_weights": scored(untrained(backbone))} if baseline else {}
     return {**scored(backbone), **beside}

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from facessl.core import files
+from facessl.core import files, tables
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.lock import only_writer
 from facessl.core.types import Batch
 from facessl.data.loader import EvalLoader, Plain
 from facessl.data.source import Source, open_source
@@ -205,7 +206,7 @@ def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> 
     written = 0
     skipped: list[tuple[str, str]] = []
     waiting: list[pa.Table] = []
-    with files.completed(path) as partial, contextlib.ExitStack() as stack:
+    with only_writer(path, folder=False), files.completed(path) as partial, contextlib.ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
         for part in itertools.chain([rows] if isinstance(rows, Embeddings) else rows, [None]):
             if part is not None:
@@ -225,7 +226,7 @@ def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> 
 
 
 def _table(part: Embeddings) -> pa.Table:
-    columns: dict[str, Any] = {"path": pa.array([files.printable(key) for key in part.keys], pa.string())}
+    columns: dict[str, Any] = {"path": pa.array([tables.printable(key) for key in part.keys], pa.string())}
     if part.labels is not None:
         columns["label"] = pa.array(part.labels, pa.int64(), mask=part.labels < 0)
         if part.label_names:

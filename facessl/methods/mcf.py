@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
@@ -129,7 +129,7 @@ class MCF(nn.Module):
         self.decoder = decoder_for(backbone, args)
         self.grid: tuple[int, int] = backbone.model.patch_embed.grid_size
         if args.decoder_checkpoint is not None:
-            state = files.read(Path(args.decoder_checkpoint))
+            state = checkpoint.read(Path(args.decoder_checkpoint))
             self.decoder.load_blocks(state, args.pretrained_blocks, args.decoder_checkpoint)
         self.projector = nn.Sequential(
             *_hidden(backbone.num_features, args.hidden, args.dim), nn.BatchNorm1d(args.dim, affine=False)

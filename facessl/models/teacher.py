@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.models import vit_files, weights
 from facessl.models.backbone import Backbone
@@ -146,14 +146,14 @@ def _from_file(path: Path) -> Backbone:
         where = f", which its authors publish ({MOCO_FROM})" if path.name == MOCO else ""
         raise CheckpointError(f"teacher {path} does not exist{where}: give with --method.teacher {KINDS}")
     if path.suffix == ".safetensors":
-        tensors, card = files.read_safetensors(path)
+        tensors, card = checkpoint.read_safetensors(path)
         if "timm_name" not in card:
             raise CheckpointError(
                 f"teacher {path} has no card that says which network it is: `facessl convert {path} --out "
                 "teacher.safetensors` writes one with a card (--name NAME says which timm model it is)"
             )
         return weights.from_export(path, tensors, card)
-    state = files.read(path)
+    state = checkpoint.read(path)
     found = weights.tensors(state)
     moco = any(name.startswith(vit_files.MOCO_PREFIX) for name in found) or vit_files.is_moco(state, found)
     try:

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from facessl.config.parse import from_dict
-from facessl.config.places import located, published
-from facessl.config.pretrain import RETIRED, PretrainConfig
-from facessl.core import files, plugins
+from facessl.config.paths import located, published
+from facessl.config.pretrain import PretrainConfig
+from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone, pretrained_normalisation
@@ -73,8 +73,8 @@ def load_method(path: str | Path) -> Method:
         CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
     """
     path = Path(path)
-    state = files.read_run(checkpoint_of(path)) if path.is_dir() else files.read(path)
-    if path.is_dir() or state.get("format") == files.FORMAT:
+    state = checkpoint.read_run(checkpoint_of(path)) if path.is_dir() else checkpoint.read(path)
+    if path.is_dir() or state.get("format") == checkpoint.FORMAT:
         return _own_method(path, state)
     family, _, part = family_of(path, state)
     if not hasattr(family, "build"):
@@ -86,14 +86,13 @@ def load_method(path: str | Path) -> Method:
 
 def _own_method(path: Path, state: Mapping[str, Any]) -> Method:
     """The method of a training checkpoint of this library that was read from `path`."""
-    files.check_run(state, path)
+    checkpoint.check_run(state, path)
     if "method" not in state["config"]:
         raise CheckpointError(
             f"{path} is a run of `facessl finetune` and has no pre-training method: name the run it started from"
         )
     try:
-        kept = {key: value for key, value in state["config"].items() if key not in RETIRED}
-        method = build_method(from_dict(kept), fresh=False)
+        method = build_method(from_dict(state["config"]), fresh=False)
     except (ConfigError, UnknownName) as error:
         raise CheckpointError(f"{path} was written by another version, or changed: {error}") from None
     load_exactly(method, state["method"], path)  # type: ignore[arg-type]
@@ -140,7 +139,7 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
     exported = path / "backbone.safetensors" if path.is_dir() else path
     origin, backbone = None, None
     if exported.suffix == ".safetensors" and exported.is_file():
-        tensors, info = files.read_safetensors(exported)
+        tensors, info = checkpoint.read_safetensors(exported)
         if "timm_name" in info:
             backbone = from_export(exported, tensors, info)
         else:  # others' files have no card
@@ -148,8 +147,8 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
     elif path.is_dir():
         backbone = load_method(path).backbone
     else:
-        state = files.read(path)
-        if state.get("format") == files.FORMAT:
+        state = checkpoint.read(path)
+        if state.get("format") == checkpoint.FORMAT:
             backbone = _own_method(path, state).backbone
         else:
             backbone, origin = _from_authors(path, state, given)

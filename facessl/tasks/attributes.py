@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from facessl.core.errors import DataError, listed
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.frame import Frame
-from facessl.data.labels import places
+from facessl.data.crop_geometry import Frame
+from facessl.data.label_fractions import places
 from facessl.data.source import Source
 from facessl.metrics.multilabel import attribute_scores
 from facessl.models.backbone import Backbone

@@ -13,7 +13,7 @@ from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress, Step
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone
-from facessl.training.optim import parameter_groups
+from facessl.training.optimizers import parameter_groups
 
 METHODS = plugins.names("methods")
 SMALL = {"hidden": 32, "dim": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}

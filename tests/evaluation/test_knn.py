@@ -117,4 +117,5 @@ def test_test_images_that_were_trained_on_are_told(faces: Path, tmp_path: Path, 
         evaluate(backbone, str(faces / "train"), test=str(other), k=3)
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataWarning)
-        evaluate(backbone, str(faces / "train"), k=3)
+        assert "by a hash" in evaluate(backbone, str(faces / "train"), k=3)["test_part"]
+        assert "test_part" not in evaluate(backbone, str(faces), k=3)

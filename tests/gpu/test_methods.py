@@ -11,7 +11,7 @@ from torch import Tensor
 
 from facessl.config.optim import PretrainOptim
 from facessl.core.types import Batch, Progress
-from facessl.training.optim import build_optimizer
+from facessl.training.optimizers import build_optimizer
 from tests.contract.test_methods import METHODS, batch, build
 
 #: Largest relative difference of the loss, and smallest cosine of the backbone's gradient, against float32.

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from facessl.cli.main import main
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError, DataError
 from facessl.core.files import write_png
 from facessl.data.source import open_source
@@ -86,8 +86,8 @@ def test_a_run_of_verification_embeds_as_it_predicts(
     card = trained.card(
         task, Labels(identities=3), {**settings, "run": "none", "source": "s"}, Augment(), steps=1, commit=""
     )
-    files.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), card)
-    files.write_backbone(tmp_path / "run" / "backbone.safetensors", task.backbone.model.state_dict(), card)
+    checkpoint.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), card)
+    checkpoint.write_backbone(tmp_path / "run" / "backbone.safetensors", task.backbone.model.state_dict(), card)
     embedder = load_embedder(tmp_path / "run")
     found = embeddings(embedder, str(folder))
     assert found.array.shape == (9, 24)
@@ -104,7 +104,7 @@ def test_a_run_of_verification_embeds_as_it_predicts(
     kept = features(embedder, open_source(str(folder)), augment=embedder.augment)
     np.testing.assert_array_equal(kept.array, found.array)
     for field, value, said in (("labels", {"points": "x"}, "labels.points is 'x'"), ("augment", {"x": 1}, "field x")):
-        files.write_backbone(tmp_path / "model.safetensors", task.state_dict(), card | {field: value})
+        checkpoint.write_backbone(tmp_path / "model.safetensors", task.state_dict(), card | {field: value})
         with pytest.raises(CheckpointError, match=said):
             trained.load_trained(tmp_path / "model.safetensors")
 

@@ -8,7 +8,7 @@ import torch
 
 import facessl
 from facessl.config import parse
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError, FaceSSLError
 from facessl.core.types import Batch, Progress
 from facessl.methods.mcf import MCF, unit_mse
@@ -143,7 +143,7 @@ def test_usual_heads_are_those_of_the_named_vits(name):
 def test_own_export_is_a_teacher_at_another_size_with_its_own_normalization(tmp_path):
     backbone = Backbone("resnet10t", image_size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).eval()
     card = {"timm_name": "resnet10t", "image_size": 64, "mean": backbone.mean, "std": backbone.std}
-    files.write_backbone(tmp_path / "backbone.safetensors", backbone.model.state_dict(), card)
+    checkpoint.write_backbone(tmp_path / "backbone.safetensors", backbone.model.state_dict(), card)
     pixels = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MCF.mean, MCF.std))
     features = teacher(str(tmp_path))((pixels - mean) / std)

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.types import Batch, Progress
 from facessl.methods.mcf import MCF
 from facessl.models.backbone import Backbone
@@ -59,7 +59,7 @@ def teacher(golden, tmp_path_factory):
         "mean": MCF.mean,
         "std": MCF.std,
     }
-    files.write_backbone(path, tensors, card)
+    checkpoint.write_backbone(path, tensors, card)
     return str(path)
 
 

@@ -15,7 +15,7 @@ import torch
 
 import facessl
 from facessl.cli import main
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError
 from facessl.methods.fra import FRA
 from tests.conftest import SHARED
@@ -109,8 +109,8 @@ def test_numpy_inside_a_checkpoint_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_card_that_cannot_be_used_is_told(run: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    tensors, card = files.read_safetensors(run / "backbone.safetensors")
-    files.write_backbone(tmp_path / "b.safetensors", tensors, card | change)
+    tensors, card = checkpoint.read_safetensors(run / "backbone.safetensors")
+    checkpoint.write_backbone(tmp_path / "b.safetensors", tensors, card | change)
     with pytest.raises(CheckpointError, match=rf"b\.safetensors.*{said}"):
         facessl.load_backbone(tmp_path / "b.safetensors")
 

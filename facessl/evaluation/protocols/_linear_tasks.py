@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facessl.core.errors import ConfigError
-from facessl.data.labels import same_classes
+from facessl.data.label_fractions import same_classes
 from facessl.data.source import Source
 from facessl.evaluation.features import Features
 from facessl.evaluation.protocols._solvers import Loss

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facessl.core.errors import ConfigError
 from facessl.core.types import Batch
-from facessl.data.labels import same_classes, usable
+from facessl.data.label_fractions import same_classes, usable
 from facessl.data.source import Source
 from facessl.inference.embed import embeddings
 from facessl.inference.trained import Embedder
