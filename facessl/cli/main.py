@@ -13,7 +13,8 @@ import yaml
 
 from facessl.cli.commandline import call, listed, one_sentence, overview, parsed_words, summary
 from facessl.cli.data import cmd_crop, cmd_pack
-from facessl.cli.networks import cmd_convert, cmd_embed, cmd_predict, cmd_probe, cmd_regions
+from facessl.cli.embeddings import cmd_embed, cmd_group, cmd_map, cmd_search
+from facessl.cli.networks import cmd_convert, cmd_export, cmd_predict, cmd_probe, cmd_regions
 from facessl.cli.train import cmd_finetune, cmd_plan, cmd_pretrain
 from facessl.config.parser import Parser
 from facessl.core import plugins
@@ -126,9 +127,13 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "pretrain": cmd_pretrain,
     "finetune": cmd_finetune,
     "embed": cmd_embed,
+    "search": cmd_search,
+    "group": cmd_group,
+    "map": cmd_map,
     "regions": cmd_regions,
     "probe": cmd_probe,
     "predict": cmd_predict,
+    "export": cmd_export,
     "convert": cmd_convert,
     "plan": cmd_plan,
     "report": cmd_report,

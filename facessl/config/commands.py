@@ -115,7 +115,7 @@ FINETUNE = Command(
         "run": "run folder, checkpoint, exported backbone, or none (random weights)",
         "source": "labelled images, NAME:PATH?option=value or a path",
     },
-    members=("Args", "needs", "defaults", "augments", "step", "after_step", "predict", "meter", "describe"),
+    members=("Args", "needs", "defaults", "augments", "step", "predict", "meter", "describe"),
     recipes_ask=True,
     preset=_published,
     remarks=_augmentation,

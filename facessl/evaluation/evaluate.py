@@ -13,7 +13,7 @@ from facessl.core import plugins
 from facessl.core.errors import UnknownName
 from facessl.data.overlap import warn_of_overlap
 from facessl.data.splits import parts
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
 

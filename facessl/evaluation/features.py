@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,9 +17,10 @@ from facessl.data.index import Table, cache_file, load
 from facessl.data.loader import EvalLoader, check_skipped
 from facessl.data.source import Source
 from facessl.data.subset import Subset
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
+from facessl.models.weights import fingerprint
 from facessl.views.augment import Augment
 from facessl.views.normalize import normalize
 from facessl.views.supervised import Supervised
@@ -104,7 +104,7 @@ def features(
         raise ConfigError("a trained embedding has no feature map: use features=pooled, or the run it started from")
     augment, file = augment or Augment(), None
     if cache and not source.streaming:
-        made_by = (_weights(backbone), repr((_LAYOUT, kind, augment, flip, precision)))
+        made_by = (fingerprint(backbone), repr((_LAYOUT, kind, augment, flip, precision)))
         file = cache_file("features", *made_by, source.fingerprint())
         known = _load(file) or _of_whole(made_by, source)
         if known is not None:
@@ -140,17 +140,6 @@ def _blocks(
                 )
             block = block.astype(np.float16)
         yield batch, block
-
-
-def _weights(backbone: Any) -> str:
-    """A hash of weights, architecture and normalisation."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((backbone.name, backbone.timm_options, backbone.image_size)).encode())
-    digest.update(repr((backbone.mean, backbone.std)).encode())
-    for name, tensor in backbone.model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _of_whole(made_by: tuple[str, str], source: Source) -> Features | None:

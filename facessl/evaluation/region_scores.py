@@ -11,7 +11,7 @@ from facessl.core.errors import DataError
 from facessl.data.loader import EvalLoader
 from facessl.data.source import Source, open_source
 from facessl.data.splits import at_most
-from facessl.inference.regions import heatmaps
+from facessl.inference.region_pictures import heatmaps
 from facessl.metrics.region_discovery import discover
 from facessl.models.backbone import Backbone
 from facessl.tasks.base import Labels

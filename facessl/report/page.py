@@ -41,7 +41,7 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
     size, pictures = len(test.get("confusion") or ()), run.pictures()
     named = (test.get("class_names") or (), tuple(test.get("per_class") or ()), tuple(map(str, range(size))))
     subsets = (test.get("subsets") or {}).values()
-    return _render(
+    return render(
         "run.html",
         title=f"{kind}: {run.name}",
         kind=kind,
@@ -72,7 +72,7 @@ def comparison_html(
     published: Mapping[str, Any] | None,
 ) -> str:
     """The page that compares runs: tables, curves on common axes, settings that differ, regions."""
-    return _render(
+    return render(
         "comparison.html",
         title=f"{len(runs)} runs compared",
         runs=runs,
@@ -91,10 +91,11 @@ def markdown(runs: Sequence[RunFolder], numbers: Sequence[Numbers]) -> str:
     """Headline tables, loss terms and monitors of one or several runs, to be pasted."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     pairs = list(zip(runs, numbers, strict=True))
-    return _render("report.md", title=title, tables=_tables(runs, numbers), runs=pairs).rstrip() + "\n"
+    return render("report.md", title=title, tables=_tables(runs, numbers), runs=pairs).rstrip() + "\n"
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A template of `templates/` with these values, which are escaped in HTML."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=jinja2.select_autoescape(default=True, disabled_extensions=("md",)),

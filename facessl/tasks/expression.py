@@ -76,15 +76,7 @@ class Expression(nn.Module):
     augments: ClassVar[Mapping[str, Augment]] = {"finetune": FRA_EXPRESSION, "eac": EAC_EXPRESSION}
 
     def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
-        """
-        Args:
-            backbone: with any weights.
-            labels: their `label_names` are the classes.
-            values: fields of `ExpressionArgs` by keyword.
-
-        Raises:
-            DataError: fewer than two classes.
-        """
+        """The classes are `labels.label_names`; `values` are fields of `ExpressionArgs`. DataError: fewer than two."""
         super().__init__()
         self.args = ExpressionArgs(**values)
         self.names = labels.label_names
@@ -124,9 +116,6 @@ class Expression(nn.Module):
         consistency = flip_consistency(*maps)
         loss = cross_entropy + self.args.consistency * consistency
         return Step(loss, {"cross_entropy": cross_entropy.detach(), "attention_consistency": consistency.detach()})
-
-    def after_step(self, progress: Progress) -> None:
-        """Nothing to move."""
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalised -> probabilities (B, K)."""

@@ -26,7 +26,7 @@ from facessl.data.source import Source
 from facessl.data.splits import Parts as Split
 from facessl.data.splits import parts
 from facessl.evaluation import score
-from facessl.inference import framing, trained
+from facessl.inference import framing, trained_task
 from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
@@ -84,6 +84,8 @@ class Finetuning:
 
     def name(self) -> str:
         self.backbone, self.own_size = _backbone(self.config)
+        if self.config.backbone.checkpointing:
+            self.backbone.checkpoint_activations()
         return f"{self.config.task['name']}-{self.backbone.name}"
 
     def settle(self, fabric: Fabric) -> dict[str, Any]:
@@ -171,7 +173,9 @@ class Finetuning:
         framed = framing.measure(self.data.train) if self.augment.crop == "whole" else None
         if framed:
             say(framing.sentence(framed))
-        info = trained.card(task, self.labels, self.published, self.augment, steps=steps, commit=commit, framing=framed)
+        info = trained_task.card(
+            task, self.labels, self.published, self.augment, steps=steps, commit=commit, framing=framed
+        )
         checkpoint.write_backbone(folder / "model.safetensors", task.state_dict(), info)
         shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "framing", "format")}
         shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}

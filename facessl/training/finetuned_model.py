@@ -62,7 +62,6 @@ class FinetunedModel(nn.Module):
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
         """Moves the average."""
-        self.task.after_step(progress)
         if self._follow is not None:
             start = (1 + progress.step) / (10 + progress.step) if self.ramp else 1.0
             self._follow(min(self.ema, start))

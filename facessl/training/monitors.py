@@ -15,8 +15,7 @@ from facessl.core.types import Progress
 from facessl.data.source import Source
 from facessl.data.splits import at_most, split_source
 from facessl.evaluation.protocols.knn import knn
-from facessl.inference.region_pictures import region_picture
-from facessl.inference.regions import sample_images
+from facessl.inference.region_pictures import region_picture, sample_images
 from facessl.methods.base import has_regions
 from facessl.metrics.collapse import effective_rank, embedding_std
 from facessl.metrics.heatmap_statistics import (

@@ -100,8 +100,8 @@ class Pretraining:
         method = self.method = load.build_method(config, fresh=fresh)
         _check_needs(method, self.source, config)
         check_accumulation(method, config, fabric.world_size)
-        if fresh and hasattr(method, "prepare"):
-            method.prepare()
+        if hasattr(method, "prepare"):
+            method.prepare(load.load_backbone)
         sharded = self._is_sharded(fabric)
 
         def optimizer(plan: Plan) -> torch.optim.Optimizer:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +115,9 @@ def test_the_task_of_the_page_trains_reports_and_predicts(
     assert all(hasattr(plugins.find("tasks", "pose"), name) for name in Task.__annotations__ if name != "backbone")
 
 
-def test_the_python_of_readme_and_usage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_readme_and_usage_runs_and_so_do_the_commands_of_embeddings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(__file__).parents[2]
     monkeypatch.chdir(tmp_path)
     facessl.pretrain(
@@ -127,18 +131,38 @@ def test_the_python_of_readme_and_usage_runs(tmp_path: Path, monkeypatch: pytest
         face.save(place / f"{number}.jpg")
     face.save("a.jpg")
     face.save("b.png")
-    for page in ("README.md", "docs/usage.md"):
-        (block,) = re.findall(r"```python\n(.*?)```", (root / page).read_text(encoding="utf-8"), re.DOTALL)
-        names: dict[str, Any] = {}
-        exec(block, names)
-        if page == "README.md":
-            assert names["vectors"].shape[0] == names["maps"].shape[0] == 2
-            assert torch.allclose(names["regions"].sum(1), torch.ones(()), atol=1e-5)
-            assert 0 <= names["scores"]["accuracy"] <= 1
+    names: dict[str, Any] = {}
+    (block,) = _python(root / "README.md")
+    exec(block, names)
+    assert names["vectors"].shape[0] == names["maps"].shape[0] == 2
+    assert torch.allclose(names["regions"].sum(1), torch.ones(()), atol=1e-5)
+    assert 0 <= names["scores"]["accuracy"] <= 1
+    usage = root / "docs" / "usage.md"
+    for line in re.findall(r"^facessl (export .*)$", usage.read_text(encoding="utf-8"), re.MULTILINE):
+        assert main(shlex.split(line)) == 0
+    as_jpegs, by_onnx, by_timm = _python(usage)
+    exec(as_jpegs, {})
     assert len(list(tmp_path.glob("*.jpg"))) == 101
+    for block in (by_onnx, by_timm):
+        assert "facessl" not in block
+        found: dict[str, Any] = {}
+        exec(block, found)
+        vectors = torch.as_tensor(found["features"] if block is by_onnx else found["vectors"])
+        assert torch.nn.functional.cosine_similarity(vectors, names["vectors"][:1]).item() > 0.999
+    shutil.copytree("labelled", "faces")
+    shutil.copy("a.jpg", "photo.jpg")
+    words = [shlex.split(line, comments=True) for line in (root / "README.md").read_text(encoding="utf-8").splitlines()
+             if re.match("facessl (embed|search|group|map) ", line)]  # fmt: skip
+    assert [line[1] for line in words] == ["embed", "search", "group", "map"]
+    assert [main(line[1:]) for line in words] == [0] * 4
+    assert {"embeddings.parquet", "similar.png", "groups", "map.html"} <= {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("member", ["needs", "defaults", "augments", "describe", "predict", "after_step"])
+def _python(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("member", ["needs", "defaults", "augments", "describe", "predict", "step"])
 def test_a_missing_member_is_named(member: str, printed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = re.sub(rf"\b{member}\b(?=:|\()", f"{member}_gone", printed.read_text())
     printed.write_text(text)

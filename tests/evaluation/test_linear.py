@@ -18,7 +18,7 @@ from facessl.evaluation.evaluate import evaluate, untrained
 from facessl.evaluation.protocols import _linear_fit, _solvers
 from facessl.evaluation.protocols._linear_tasks import LinearTask, Loaded
 from facessl.evaluation.protocols.linear import linear
-from facessl.inference.trained import Embedder, Trained
+from facessl.inference.trained_task import Embedder, Trained
 from facessl.models.backbone import Backbone
 from facessl.tasks.base import Labels
 from facessl.tasks.verification import Verification

@@ -21,7 +21,6 @@ SCALE = 65536.0  # of the loss in float16, its scaler's first
 
 def prepared(name: str, device: torch.device) -> tuple[Any, Batch]:
     method = build(name, dropout=0.0).to(device)  # a mask of dropout depends on the type that it is drawn for
-    getattr(method, "prepare", lambda: None)()
     return method, batch(method, count=16).to(device)
 
 

@@ -23,10 +23,10 @@ from facessl.data.crop_geometry import similarity
 from facessl.data.decode import decode_mask
 from facessl.data.detect import detect
 from facessl.data.sources.synthetic import Synthetic
-from facessl.inference import trained as trained_task
+from facessl.inference import trained_task
 from facessl.inference.framing import measure, sentence
 from facessl.inference.predict import NO_FACE, frame_of_face, predict
-from facessl.inference.trained import Trained
+from facessl.inference.trained_task import Trained
 from facessl.models.backbone import Backbone
 from facessl.tasks.alignment import Alignment
 from facessl.tasks.base import Labels

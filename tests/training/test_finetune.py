@@ -25,7 +25,7 @@ from facessl.data.order import Order
 from facessl.data.sources.synthetic import Synthetic
 from facessl.data.splits import parts
 from facessl.evaluation import score
-from facessl.inference import trained as trained_task
+from facessl.inference import trained_task
 from facessl.metrics.segmentation import ConfusionMatrix, parsing_scores
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load

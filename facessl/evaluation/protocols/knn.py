@@ -13,7 +13,7 @@ from facessl.core.types import Batch
 from facessl.data.label_fractions import same_classes, usable
 from facessl.data.source import Source
 from facessl.inference.embed import embeddings
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 from facessl.tasks.expression import ExpressionMeter
 

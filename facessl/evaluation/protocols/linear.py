@@ -17,7 +17,7 @@ from facessl.evaluation.features import Features, Kind
 from facessl.evaluation.features import features as extracted
 from facessl.evaluation.protocols._linear_fit import LAMBDAS, choose, fit_by
 from facessl.evaluation.protocols._linear_tasks import KINDS, LinearTask
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 from facessl.tasks.verification import VerificationMeter
 from facessl.views.augment import Augment

@@ -183,7 +183,7 @@ def load_trained(path: str | Path) -> Trained:
     """
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
+    if not file.is_file() or file.suffix != ".safetensors":
         raise CheckpointError(
             f"{path} holds no trained task (model.safetensors): give a run folder of `facessl finetune` that has ended"
         )
