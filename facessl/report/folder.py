@@ -243,7 +243,7 @@ def read_run_folder(path: str | Path) -> RunFolder:
 def _content(folder: Path, name: str) -> bytes:
     """A file of a run folder. A link could show any file of the reader's machine, so that none is followed."""
     path = folder / name
-    if os.path.realpath(path) != os.path.join(os.path.realpath(folder), name):
+    if Path(os.path.realpath(path)) != Path(os.path.realpath(folder), name):
         raise OSError(errno.ELOOP, "a link, which is not followed")
     return read_regular(path, most=_MOST_BYTES[path.suffix])
 
