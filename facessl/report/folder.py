@@ -26,7 +26,7 @@ BOOKKEEPING = frozenset(
 )
 #: Bytes of the largest file of each kind that is read.
 _MOST_BYTES = {".yaml": 1 << 18, ".json": 16 << 20, ".csv": 64 << 20, ".png": 64 << 20}
-#: Columns of metrics.csv that are drawn, and levels of settings.
+#: Columns of metrics.csv that are drawn, and levels of JSON.
 _MOST_COLUMNS, _DEEPEST = 200, 40
 #: Numbers of this size and more are not measurements, and break sums and axes.
 _HUGE = 1e100
@@ -243,7 +243,7 @@ def read_run_folder(path: str | Path) -> RunFolder:
 def _content(folder: Path, name: str) -> bytes:
     """A file of a run folder. A link could show any file of the reader's machine, so that none is followed."""
     path = folder / name
-    if os.path.realpath(path) != os.path.join(os.path.realpath(folder), name):
+    if Path(os.path.realpath(path)) != Path(os.path.realpath(folder), name):
         raise OSError(errno.ELOOP, "a link, which is not followed")
     return read_regular(path, most=_MOST_BYTES[path.suffix])
 
