@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ import simplejpeg
 from facessl.core.errors import ConfigError
 from facessl.core.files import inside, open_new, open_own, open_regular, read_regular, write_atomic
 from facessl.core.tables import csv_row, from_csv
+from facessl.core.values import between, check_values
 from facessl.data.decode import ImageError
 from facessl.data.detect import SMALLEST, Face, detect, load_detector
 from facessl.data.frame import Frame, Template, from_box, from_eyes, from_five_points
@@ -78,14 +79,8 @@ class _Settings:
     quality: int
 
     def __post_init__(self) -> None:
-        for name, low, high in (("size", 8, 4096), ("margin", 0.1, 10), ("quality", 1, 100), ("smallest", 0.01, 1)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"crop has {name}={value}, but it must be from {low} to {high}")
-        for name, kind in (("format", Literal["jpg", "png"]), ("align", Align), ("template", Template)):
-            if getattr(self, name) not in get_args(kind):
-                valid = " or ".join(get_args(kind))
-                raise ConfigError(f"crop has {name}={getattr(self, name)!r}, but it must be {valid}")
+        rules = {"size": between(8, 4096), "margin": between(0.1, 10), "quality": between(1, 100)}
+        check_values(self, rules | {"smallest": between(0.01, 1)}, prefix="crop's ")
         load_detector(self.detector, self.detector_model)  # a missing model is told before any photo
 
 
