@@ -26,23 +26,31 @@ def printable(name: str) -> str:
     return _ODD.sub(escaped, name)
 
 
-def csv_row(*values: object) -> bytes:
-    """A line of CSV. Texts are `printable`, and one that a spreadsheet would run as a formula has a `'` in front."""
-    cells = [printable(value) if isinstance(value, str) else value for value in values]
-    for at, cell in enumerate(cells):
-        if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
-            cells[at] = "'" + cell
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def from_csv(cell: str) -> str:
-    """The text that `csv_row` wrote as `cell`."""
+def from_printable(text: str) -> str:
+    """The name that `printable` wrote as `text`."""
 
     def byte(match: re.Match[str]) -> str:
         slashes, odd = match.groups()
         half = len(slashes) // 2 * "\\"
         return half + (chr(0xDC00 + int(odd, 16)) if len(slashes) % 2 else f"x{odd}")
 
-    return _ESCAPED.sub(byte, cell.removeprefix("'") if _FORMULA.match(cell) else cell)
+    return _ESCAPED.sub(byte, text)
+
+
+def csv_cell(text: str) -> str:
+    """`text` in a table: `printable`, and with a `'` in front where a spreadsheet would run it as a formula."""
+    cell = printable(text)
+    return "'" + cell if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
+
+
+def csv_row(*values: object) -> bytes:
+    """A line of CSV; texts as `csv_cell` writes them."""
+    text = io.StringIO()
+    cells = [csv_cell(value) if isinstance(value, str) else value for value in values]
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def from_csv(cell: str) -> str:
+    """The text that `csv_row` wrote as `cell`."""
+    return from_printable(cell.removeprefix("'") if _FORMULA.match(cell) else cell)

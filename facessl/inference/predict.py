@@ -40,13 +40,13 @@ from facessl.core.files import completed, inside, write_png
 from facessl.core.lock import only_writer
 from facessl.core.tables import printable
 from facessl.core.types import Sample
+from facessl.data.crop_geometry import Frame, from_box
 from facessl.data.decode import ImageError, decode, read_file
 from facessl.data.detect import Face, detect, load_detector
-from facessl.data.frame import Frame, from_box
 from facessl.data.loader import check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures
-from facessl.inference.trained import Trained, crop_of_picture, load_trained
+from facessl.inference.trained_task import Trained, crop_of_picture, load_trained
 
 FORMAT = "facessl-prediction-1"
 #: Side of the square that a model of whole images sees, over the longer side of the face's box, where its training
@@ -326,7 +326,7 @@ def _write(
             file = out / f"{photo.name}.mask{f'-{number}' if number > 1 else ''}.png"
             masks[file] = Image.fromarray(face["mask"].astype(np.uint8))
             masks[file].putpalette(
-                np.asarray(prediction_pictures.class_colours(len(face["classes"])), np.uint8).tobytes()
+                np.asarray(prediction_pictures.class_colors(len(face["classes"])), np.uint8).tobytes()
             )
             found.faces[-1]["mask"] = file.name
     content = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from facessl.config.places import located, published
+from facessl.config.paths import located, published
 from facessl.core import checkpoint, environment
 from facessl.core.errors import ConfigError
 from facessl.models.backbone import Backbone
@@ -16,7 +16,7 @@ def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
     """Write the backbone of a checkpoint as safetensors under timm's names, with its card inside and beside (.json).
 
     Args:
-        path: an authors' checkpoint (`facessl/pretrained/families/`), a run folder, or our .ckpt or .safetensors.
+        path: as for `load.load_backbone`.
         out: the .safetensors to write; nothing is overwritten.
         given: `name`, `heads`, `mean` and `std` of `load.load_backbone`.
 
@@ -34,13 +34,16 @@ def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
         if file.exists():
             raise ConfigError(f"{file} exists and is not overwritten: choose another --out, or move it away")
     backbone, origin = load.open_backbone(path, **given)
-    card = _card(path, backbone, origin)
+    card = card_of(path, backbone, origin)
     checkpoint.write_backbone(out, backbone.model.state_dict(), card)
     return card
 
 
-def _card(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[str, Any]:
+def card_of(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[str, Any]:
     """That of the run or export, or one that says whose checkpoint it was."""
+    if str(path).startswith(load.TIMM):
+        method = {"name": "timm", "authors": "timm"}
+        return load.backbone_card(backbone, method=method, source=str(path), steps=None, commit=environment.commit())
     if origin is not None:
         method = {"name": origin.family, "authors": origin.authors}
         source = f"authors' checkpoint {path.name}"

@@ -21,9 +21,9 @@ from facessl.core.errors import ConfigError
 from facessl.core.files import inside, open_new, open_own, open_regular, read_regular, write_atomic
 from facessl.core.tables import csv_row, from_csv
 from facessl.core.values import between, check_values
+from facessl.data.crop_geometry import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.decode import ImageError
 from facessl.data.detect import SMALLEST, Face, detect, load_detector
-from facessl.data.frame import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
@@ -32,7 +32,7 @@ from facessl.tools.ranks import Record, over_ranks
 FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"
 #: faces.csv: the crop, its photo, the detector's box and score, the box's longer side in the photo's pixels, the
 #: sharpness (`sharpness`), and the two rows of the map from the photo's pixels to the crop's
-#: (`facessl.data.frame.Frame.matrix`).
+#: (`facessl.data.crop_geometry.Frame.matrix`).
 COLUMNS = (
     *("image", "original", "left", "top", "right", "bottom", "score", "size", "sharpness"),
     *("m00", "m01", "m02", "m10", "m11", "m12"),
@@ -124,7 +124,7 @@ def crop(
             with the alignment "five-points" how much is shown relative to the template, 1 where not given.
         align: "none": upright in the photo; "eyes": turned until the eyes are level; "five-points": turned, scaled and
             shifted until eyes, nose and mouth are nearest to their places in `template`.
-        template: "farl", "celeba" or "arcface" (`facessl.data.frame.TEMPLATES`).
+        template: "farl", "celeba" or "arcface" (`facessl.data.crop_geometry.TEMPLATES`).
         all_faces: every face of a photo; else the first of `detect`, which is the largest and surest.
         detector, detector_model, min_score, smallest: as detector, model, ... in `facessl.data.detect.detect`.
         min_size: faces whose box is smaller are left out; pixels of the photo, along the longer side.

@@ -23,7 +23,7 @@ from facessl.core.errors import ConfigError, FaceSSLError
 from facessl.core.values import POSITIVE, check_values
 from facessl.data.source import open_source
 from facessl.pretrained import load
-from facessl.training.plan import default_batch, derive
+from facessl.training.derived import default_batch, derive
 
 #: Bytes of one image in a tar; seconds of one core to decode it (256 pixels) and to crop 224 pixels.
 IMAGE_BYTES, DECODE_SECONDS, CROP_SECONDS = 12_926 + 772, 1 / 5372, (1 / 2352 - 1 / 5372) / 2

@@ -22,18 +22,19 @@ import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
-from facessl.config.places import SOURCES, located, published, without_secrets
-from facessl.config.pretrain import without_retired
+from facessl.config.paths import SOURCES, located, published, without_secrets
 from facessl.config.run import differences
 from facessl.core import checkpoint, environment, files
 from facessl.core.distributed import ranks
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
 from facessl.core.lock import only_writer
+from facessl.core.precision import PRECISIONS
+from facessl.core.yaml_file import read_yaml
 from facessl.data.loader import TrainLoader
 from facessl.data.location import refuse_inside
 from facessl.data.source import Source
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
-from facessl.training.plan import Plan, derive
+from facessl.training.derived import Plan, derive
 from facessl.training.trainer import Parts, Trainer
 
 T = TypeVar("T")
@@ -41,7 +42,6 @@ T = TypeVar("T")
 #: Of a collective. Ranks wait so long for rank 0's first index of a large source; one that dies is noticed by the
 #: launcher.
 TIMEOUT = timedelta(hours=1)
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class Job(Protocol):
@@ -161,16 +161,11 @@ def _marks(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
 def _refuse_changes(saved: Mapping[str, Any], resolved: dict[str, Any], marks: Mapping[str, Any], folder: Path) -> None:
     """ConfigError where a run would go on with other images or settings; the images may have moved."""
     rest = "resume with the old ones, or start a new run with another --out"
-    old, before = without_retired(saved["config"]), saved.get("sources")
-    if before is None:  # of an earlier version
-        found = differences(located(old), resolved)
-    else:
-        parts = [_changed_part(part, before.get(part), marks.get(part)) for part in {**before, **marks}]
-        if told := "; ".join(filter(None, parts)):
-            raise ConfigError(f"{folder} was started with other images ({told}): {rest}")
-        new = published(resolved)
-        found = differences(old | {name: new[name] for name in SOURCES if name in new}, new)
-    if found:
+    before, new = saved.get("sources", {}), published(resolved)
+    parts = [_changed_part(part, before.get(part), marks.get(part)) for part in {**before, **marks}]
+    if changed := "; ".join(filter(None, parts)):
+        raise ConfigError(f"{folder} was started with other images ({changed}): {rest}")
+    if found := differences(saved["config"] | {name: new[name] for name in SOURCES if name in new}, new):
         raise ConfigError(f"{folder} was started with other settings ({'; '.join(found)}): {rest}")
 
 
@@ -188,7 +183,7 @@ def _write_config(folder: Path, resolved: Mapping[str, Any], *, fresh: bool) -> 
     """`config.yaml`: the settings that the run began with, and where its images now are."""
     path = folder / "config.yaml"
     if not fresh and path.is_file():
-        known = yaml.safe_load(path.read_text())
+        known = read_yaml(path)
         moved = known | {name: resolved[name] for name in SOURCES if name in resolved}
         if moved == known:
             return
@@ -225,7 +220,7 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
         devices=local if world > 1 else 1,
         num_nodes=world // local if world > 1 else 1,
         strategy=over,
-        precision=PRECISION[precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[precision][0],  # type: ignore[arg-type]
     )
     fabric.launch()
     return fabric

@@ -27,9 +27,10 @@ from facessl.data.loader import Transform
 from facessl.data.prefetch import Prefetcher
 from facessl.data.source import Source
 from facessl.data.workers import worker_death
+from facessl.models.forward import evaluating
 from facessl.training import fsdp
+from facessl.training.derived import Plan
 from facessl.training.metrics_log import MetricsLog
-from facessl.training.plan import Plan
 from facessl.training.stopping import Stopping
 
 Monitor = Callable[[Any, Progress], dict[str, float]]
@@ -79,17 +80,17 @@ class Trainer:
         parts: what is trained, on the device.
         plan: derived numbers.
         folder: of the run.
-        told: plain values on the run that checkpoints also hold, by name.
+        metadata: plain values that its checkpoints also hold, by name.
     """
 
-    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, told: Mapping[str, Any]) -> None:
+    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, metadata: Mapping[str, Any]) -> None:
         self.fabric = fabric
         self.parts = parts
         self.method = parts.module
         self.optimizer = parts.optimizer(plan)
         self.plan = plan
         self.folder = folder
-        self.told = told
+        self.metadata = metadata
         self.step = 0
         self.skipped: dict[str, str] = {}
         self._window = _Window()
@@ -113,7 +114,7 @@ class Trainer:
             "precision": self.fabric.strategy.precision.state_dict(),
             "rng": [rng for rng, _ in ranks],
             "unlogged": [terms for _, terms in ranks],
-            **self.told,
+            **self.metadata,
             "skipped": [list(item) for item in self.skipped.items()],
         }
 
@@ -127,8 +128,7 @@ class Trainer:
         self._window.first_step = self.step
         if len(state["rng"]) == self.fabric.world_size:
             _set_rng_state(state["rng"][self.fabric.global_rank])
-            if "unlogged" in state:  # not of earlier versions
-                self._resume_window(state["unlogged"][self.fabric.global_rank])
+            self._resume_window(state["unlogged"][self.fabric.global_rank])
         if self._log is not None:
             self._log.cut_after(self.step, self.skipped)
 
@@ -274,18 +274,11 @@ class Trainer:
         self._check_there()
         values: dict[str, float] = {}
         if self.parts.monitors and self.fabric.is_global_zero:  # the others wait at the barrier
-            module = self.method
-            modes = [(m, m.training) for m in module.modules()]
             kept = _rng_state()
-            module.eval()
-            try:
-                with torch.no_grad():
-                    for monitor in self.parts.monitors.values():
-                        values |= monitor(self.method, self.progress)
-            finally:
-                for part, mode in modes:
-                    part.training = mode
-                _set_rng_state(kept)
+            with evaluating(self.method):
+                for monitor in self.parts.monitors.values():
+                    values |= monitor(self.method, self.progress)
+            _set_rng_state(kept)
             if self._log is not None:
                 self._log.write(self._row_head() | {f"monitor/{k}": v for k, v in values.items()})
             self.parts.on_measured(self.step, values)
@@ -350,11 +343,11 @@ class Trainer:
         self.skipped |= fresh
         if self._log is not None:
             self._log.skipped(fresh)
-        if self.plan.max_bad is not None and len(self.skipped) > self.plan.max_bad:
+        if self.plan.most_unreadable is not None and len(self.skipped) > self.plan.most_unreadable:
             key, reason = next(iter(fresh.items()))
             raise TrainingError(
-                f"{len(self.skipped)} images could not be read, more than the {self.plan.max_bad} that max_bad allows "
-                f"(the last: {key}: {reason}): see {self.folder / 'skipped.csv'}, remove them or raise --max-bad"
+                f"{len(self.skipped)} images could not be read, more than the {self.plan.most_unreadable} that max_bad "
+                f"allows (the last: {key}: {reason}): see {self.folder / 'skipped.csv'}, remove them or raise --max-bad"
             )
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from facessl.cli import main
 from facessl.core import checkpoint
-from facessl.data.location import redacted
+from facessl.data.location import named, redacted
 from facessl.data.source import open_source
 from tests.helpers import TINY
 
@@ -90,3 +90,20 @@ def test_credentials_of_a_source_stay_in_the_private_settings(
     assert (run / "config.yaml").stat().st_mode & 0o777 == 0o600
     assert "SECRET" not in capsys.readouterr().out
     assert redacted("https://me:SECRET@host/{0..9}.tar?key=SECRET") == "https://...@host/{0..9}.tar?..."
+
+
+@pytest.mark.fault("E14", "a password with a slash, `;sig=` and what stood in braces were published")
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("https://me:SEC/RET@host/a.tar", "https://...@host/a.tar"),
+        ("https://me:SEC?RET@host/a.tar?shuffle=0", "https://..."),
+        ("https://host/{a,b}.tar;sig=SECRET", "https://host/{a,b}.tar;..."),
+        ("{https://me:SECRET@host/a.tar,https://me:SECRET@host/b.tar}", "{https://...@host/b.tar}"),
+        ("webdataset:{pipe:SECRET,b}", "webdataset:{pipe:..."),
+        ("{/SECRET/a,/SECRET/b}.tar", "{b}.tar"),
+        ("/SECRET/photos", "photos"),
+    ],
+)
+def test_what_is_published_of_a_source(spec: str, told: str) -> None:
+    assert named(spec) == told

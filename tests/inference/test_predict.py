@@ -19,14 +19,14 @@ from facessl.cli.main import USER_ERROR, main
 from facessl.cli.networks import NOTHING_FOUND
 from facessl.core import checkpoint
 from facessl.core.errors import ConfigError, DataError
+from facessl.data.crop_geometry import similarity
 from facessl.data.decode import decode_mask
 from facessl.data.detect import detect
-from facessl.data.frame import similarity
 from facessl.data.sources.synthetic import Synthetic
-from facessl.inference import trained as trained_task
+from facessl.inference import trained_task
 from facessl.inference.framing import measure, sentence
 from facessl.inference.predict import NO_FACE, frame_of_face, predict
-from facessl.inference.trained import Trained
+from facessl.inference.trained_task import Trained
 from facessl.models.backbone import Backbone
 from facessl.tasks.alignment import Alignment
 from facessl.tasks.base import Labels

@@ -10,6 +10,7 @@ from facessl.core.types import Batch, Progress
 from facessl.methods.mcf import MCF
 from facessl.models.backbone import Backbone
 from facessl.models.layers.masking import encode_visible, random_mask
+from facessl.pretrained.load import load_backbone
 from tests.helpers import PLACES
 from tests.methods.golden import assert_relative, filled, marks, read, view
 
@@ -73,6 +74,7 @@ def run(request, golden, teacher):
     missing, unknown = model.load_state_dict(state, strict=False)
     assert set(missing) == {"backbone.model.pos_embed", "target_backbone.model.pos_embed"}
     assert not unknown
+    model.prepare(load_backbone)
     model.to(*request.param).eval()
     noises = [torch.from_numpy(arrays[f"noise{i}"]).to(request.param[0]) for i in (0, 1)]
     model.noise = lambda batch: noises

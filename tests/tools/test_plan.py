@@ -16,7 +16,7 @@ from facessl.core import checkpoint
 from facessl.core.errors import ConfigError
 from facessl.pretrained import load
 from facessl.tools import plan
-from facessl.training import optim
+from facessl.training import optimizers
 
 PRETRAINING = [name for name in recipes.recipes() if not name.startswith("downstream/")]
 
@@ -87,7 +87,7 @@ def test_a_rate_that_stays_is_told_unless_it_was_asked_for() -> None:
 def test_the_checkpoint_has_the_planned_size(tmp_path: Path) -> None:
     settings = parse.parse(["--config", "fra/smoke"])
     method = load.build_method(settings)
-    optimizer = optim.build_optimizer(method, settings.optim, 0.1)  # type: ignore[arg-type]
+    optimizer = optimizers.build_optimizer(method, settings.optim, 0.1)  # type: ignore[arg-type]
     for parameter in method.parameters():  # type: ignore[attr-defined]
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
