@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from facessl.core.values import FRACTION, RANGE, check_values, from_0_to
+from facessl.core.values import FRACTION, RANGE, between, check_values
 from facessl.data.crop_geometry import Border, Crop, Template
 from facessl.views.spec import View
 
@@ -105,9 +105,9 @@ class Augment:
                 "jitter_p grayscale blur shift warp fusion_max": FRACTION,
                 "blur_sigma gamma_low gamma_high erasing_scale erasing_ratio": RANGE,
                 "erasing_scale": (lambda v: v[1] < 1, "fractions of the view, below 1"),
-                "rotation": from_0_to(180),
-                "scale": from_0_to(0.9),
-                "noise_std": from_0_to(255),
+                "rotation": between(0, 180),
+                "scale": between(0, 0.9),
+                "noise_std": between(0, 255),
                 "crop_scale": (lambda v: 0 < v <= 10, "a number above 0 and at most 10"),
             },
             prefix="augment.",

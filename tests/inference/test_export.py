@@ -18,7 +18,7 @@ from PIL import Image
 
 from facessl import export, load_backbone
 from facessl.cli import main
-from facessl.core import files, plugins
+from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.inference import export as exporting
 from facessl.inference import trained_task
@@ -41,7 +41,7 @@ TASKS: dict[str, dict[str, Any]] = {
 def saved_backbone(folder: Path, name: str = "test_resnet", **options: Any) -> Backbone:
     backbone = Backbone(name, image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), **options).eval()
     card = backbone_card(backbone, method={"name": "fra"}, source="folder:faces", steps=7, commit="abc")
-    files.write_backbone(folder / "backbone.safetensors", backbone.model.state_dict(), card)
+    checkpoint.write_backbone(folder / "backbone.safetensors", backbone.model.state_dict(), card)
     return backbone
 
 
@@ -52,7 +52,7 @@ def saved_task(folder: Path, name: str) -> Any:
         **{"image_size": SIZE, "run": "none", "source": "labels-csv:faces.csv"},
     }
     card = trained_task.card(task, LABELS, settings, Augment(), steps=7, commit="abc")
-    files.write_backbone(folder / "model.safetensors", task.state_dict(), card)
+    checkpoint.write_backbone(folder / "model.safetensors", task.state_dict(), card)
     return task
 
 
