@@ -37,7 +37,7 @@ def cmd_embed(
     """Embeddings of a source, one row per image.
 
     Args:
-        run: run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken.
+        run: run folder, checkpoint, exported backbone or timm:NAME; of a run of verification the trained embedding.
         source: images, NAME:PATH?option=value or a path.
         out: .parquet file to write.
         batch_size: images per forward pass.
@@ -116,7 +116,7 @@ def cmd_probe(argv: list[str]) -> int:
     parser = Parser(prog="facessl probe", description=summary(judge))
     parser.add_argument(
         "run",
-        help="run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken",
+        help="run folder, checkpoint, exported backbone or timm:NAME; of a run of verification the trained embedding",
     )
     parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
     parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('evaluation.protocols'))}")
