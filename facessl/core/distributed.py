@@ -1,4 +1,4 @@
-"""Sums and rows over the ranks of a run, with gradients; the number of ranks is asked, never configured."""
+"""Parts, sums and rows over the ranks of a job, the latter with gradients; their number is asked, never configured."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this rank, from 0; 0 where `torch.distributed` is not initialised."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def own_part(count: int) -> slice:
+    """The contiguous part of `count` things that this rank works on; all of them with one rank."""
+    return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
