@@ -19,7 +19,7 @@ from torch import Tensor
 from facessl.core.errors import ConfigError
 from facessl.core.files import write_png
 from facessl.data.source import open_source
-from facessl.inference.regions import sample_images
+from facessl.inference.region_pictures import sample_images
 from facessl.pretrained.load import load_method
 from facessl.views.geometric import resize
 from facessl.views.normalize import normalize

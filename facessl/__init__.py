@@ -12,6 +12,7 @@ groups = facessl.group("embeddings.parquet")
 scores = facessl.evaluate(backbone, "labelled/", protocol="knn")
 tuned = facessl.finetune("runs/mine", "labelled/", task="expression", out="runs/expression")
 found = facessl.predict("runs/expression", ["photo.jpg"], out="predictions")
+facessl.export("runs/expression", "exports/expression", format="onnx")
 ```
 """
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from facessl.evaluation.evaluate import evaluate as evaluate
     from facessl.inference.embed import embed as embed
+    from facessl.inference.export import export as export
     from facessl.inference.groups import group as group
     from facessl.inference.neighbours import search as search
     from facessl.inference.predict import predict as predict
@@ -35,6 +37,7 @@ _HOME = {
     "crop": "facessl.tools.crop",
     "embed": "facessl.inference.embed",
     "evaluate": "facessl.evaluation.evaluate",
+    "export": "facessl.inference.export",
     "finetune": "facessl.training.finetune",
     "group": "facessl.inference.groups",
     "load_backbone": "facessl.pretrained.load",
@@ -48,6 +51,7 @@ __all__ = [
     "crop",
     "embed",
     "evaluate",
+    "export",
     "finetune",
     "group",
     "list_methods",

@@ -85,7 +85,7 @@ def cmd_search(
         threads: CPU threads that compute; by default one per core.
         device: auto, cpu, cuda or mps.
     """
-    from facessl.core import files
+    from facessl.core import files, tables
     from facessl.inference import contact_sheet
     from facessl.inference.embed import load_embedder
     from facessl.inference.neighbours import search
@@ -95,7 +95,7 @@ def cmd_search(
     network: Any = load_embedder(run)
     network.to(computing_device(device, threads))
     found = search(network, photo, embeddings, k=k)
-    pairs = [(files.printable(path), round(float(d), 4)) for path, d in zip(found.paths, found.distances, strict=True)]
+    pairs = [(tables.printable(path), round(float(d), 4)) for path, d in zip(found.paths, found.distances, strict=True)]
     cells = [contact_sheet.Cell(photo, ["query", Path(photo).name], framed=True)]
     cells += [
         contact_sheet.Cell(path, [f"{rank}   {distance:.4f}", Path(path).name])
@@ -106,7 +106,7 @@ def cmd_search(
     for rank, (path, distance) in enumerate(pairs, 1):
         print(f"{rank:4}  {distance:8.4f}  {path}")
     told = [{"path": path, "distance": distance} for path, distance in pairs]
-    print(json.dumps({"photo": files.printable(photo), "neighbours": told, "out": str(out)}))
+    print(json.dumps({"photo": tables.printable(photo), "neighbours": told, "out": str(out)}))
     return 0
 
 

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from facessl.core import environment
 from facessl.core.errors import ConfigError
-from facessl.core.files import completed, printable
+from facessl.core.files import completed
+from facessl.core.tables import printable
 from facessl.data.decode import ImageError, decode, read_file
 from facessl.inference.prediction_pictures import font
 

@@ -16,7 +16,7 @@ from facessl.core.errors import DataError
 from facessl.core.types import Batch
 from facessl.data.loader import EvalLoader, Plain
 from facessl.data.source import Source, open_source
-from facessl.inference.trained import Embedder, load_trained
+from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
 from facessl.models.weights import fingerprint

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch.distributed as dist
 
-from facessl.core import files
+from facessl.core import files, tables
 from facessl.core.distributed import own_part, rank, world_size
 from facessl.core.errors import ConfigError
 from facessl.data.loader import check_skipped
@@ -25,7 +25,7 @@ from facessl.data.source import Source
 from facessl.data.subset import Subset
 from facessl.inference.embed import Embeddings, embedding_batches, network_mark
 from facessl.inference.embedding_files import array_of, write_embeddings
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
 #: Images of a block, at most: what is lost where a rank is killed.
@@ -117,7 +117,7 @@ def _rows(folder: Path, start: int, source: Source, network: str) -> Iterator[Em
     with pq.ParquetFile(_note(folder, start).with_suffix(".parquet")) as file:
         for number in range(file.num_row_groups):
             table = file.read_row_group(number)
-            keys = [files.from_printable(text) for text in table["path"].to_pylist()]
+            keys = [tables.from_printable(text) for text in table["path"].to_pylist()]
             labels = table["label"].fill_null(-1).to_numpy() if "label" in table.column_names else None
             index = np.full(len(keys), -1, np.int64)
             yield Embeddings(

@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from facessl.core import files
+from facessl.core import files, tables
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.lock import only_writer
 from facessl.inference.embed import Embeddings, example
 
 #: Rows of a row group of a Parquet file, at least.
@@ -62,7 +63,7 @@ def write_embeddings(path: str | Path, rows: Embeddings | Iterable[Embeddings]) 
     written = 0
     skipped: list[tuple[str, str]] = []
     waiting: list[pa.Table] = []
-    with contextlib.ExitStack() as stack:
+    with only_writer(path, folder=False), contextlib.ExitStack() as stack:
         write: Callable[[pa.Table], object] | None = None
         for part in itertools.chain([rows] if isinstance(rows, Embeddings) else rows, [None]):
             if part is not None:
@@ -79,7 +80,7 @@ def write_embeddings(path: str | Path, rows: Embeddings | Iterable[Embeddings]) 
 
 
 def _table(part: Embeddings, suffix: str) -> pa.Table:
-    text = files.printable if suffix == ".parquet" else files.csv_cell
+    text = tables.printable if suffix == ".parquet" else tables.csv_cell
     columns: dict[str, Any] = {"path": pa.array(map(text, part.keys), pa.string())}
     if part.labels is not None:
         columns["label"] = pa.array(part.labels, pa.int64(), mask=part.labels < 0)
@@ -179,7 +180,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
     if not finite.all():
         bad = int(finite.argmin())
         raise DataError(
-            f"the embedding of {files.printable(keys[bad])} in {path} is not finite: embed the images again"
+            f"the embedding of {tables.printable(keys[bad])} in {path} is not finite: embed the images again"
         )
     labels, names = _labels(path, table)
     return Embeddings(array, keys, np.arange(len(keys)), labels, names, network=network or "")
@@ -216,7 +217,7 @@ def array_of(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _text(path: Path, cell: str) -> str:
-    return files.from_printable(cell) if path.suffix == ".parquet" else files.from_csv(cell)
+    return tables.from_printable(cell) if path.suffix == ".parquet" else tables.from_csv(cell)
 
 
 def _labels(path: Path, table: pa.Table) -> tuple[np.ndarray | None, tuple[str, ...]]:

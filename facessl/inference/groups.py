@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from sklearn.cluster import HDBSCAN
 
-from facessl.core import files
+from facessl.core import files, tables
 from facessl.core.errors import ConfigError
 from facessl.inference.contact_sheet import Cell, sheet, write_sheet
 from facessl.inference.embed import Embeddings
@@ -136,8 +136,8 @@ def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> None:
         raise ConfigError(f"faces = {faces} is out of range: give a number from 0")
     check_folder(out)
     numbers = zip(groups.labels.tolist(), groups.probabilities.round(4).tolist(), strict=True)
-    lines = [files.csv_row(path, *told) for path, told in zip(groups.paths, numbers, strict=True)]
-    files.write_atomic(out / _TABLE, b"".join([files.csv_row("path", "group", "probability"), *lines]))
+    lines = [tables.csv_row(path, *told) for path, told in zip(groups.paths, numbers, strict=True)]
+    files.write_atomic(out / _TABLE, b"".join([tables.csv_row("path", "group", "probability"), *lines]))
     for old in out.iterdir():
         if _SHEET.fullmatch(old.name):
             old.unlink()

@@ -11,7 +11,7 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.data.sources.folder import Folder
 from facessl.inference.embed import Embeddings, embeddings, load_embedder, network_mark
 from facessl.inference.embedding_files import read_embeddings
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
 

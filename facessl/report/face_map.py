@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from facessl.core import files
+from facessl.core import files, tables
 from facessl.core.errors import ConfigError, DataError
 from facessl.inference.contact_sheet import thumbnails
 from facessl.inference.embed import Embeddings
 from facessl.inference.embedding_files import read_embeddings
 from facessl.inference.groups import principal_components
 from facessl.inference.neighbours import unit
-from facessl.inference.overlay import palette
+from facessl.inference.prediction_pictures import palette
 from facessl.report.page import render
 
 Projection = Literal["pca", "umap"]
@@ -66,7 +66,7 @@ def write_map(
     classes = _classes_of(rows) if color is None else _classes_in(Path(color), rows.keys)
     points, variance = _projected(rows.array, method, seed)
     names, numbers, colours = _legend(classes)
-    shown = [files.printable(key) for key in rows.keys]
+    shown = [tables.printable(key) for key in rows.keys]
     found = {"images": len(rows), "classes": len(set(classes) - {""})}
     told = (
         "UMAP by cosine distance"
@@ -136,7 +136,7 @@ def _classes_in(table: Path, keys: list[str]) -> list[str]:
             column = next((name for name in _COLUMNS if name in head), None)
             if "path" not in head or column is None:
                 raise DataError(f"{table} needs the columns path and {', '.join(_COLUMNS[:-1])} or {_COLUMNS[-1]}")
-            known = {files.from_csv(line["path"] or ""): files.from_csv(line[column] or "") for line in lines}
+            known = {tables.from_csv(line["path"] or ""): tables.from_csv(line[column] or "") for line in lines}
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read the table {table}: {reason}") from None

@@ -373,7 +373,7 @@ def test_what_a_stream_cannot_do(stream: str, options: dict[str, int], reason: s
 def test_a_stream_that_breaks_names_the_shard(stream: str, tmp_path: Path, workers: int) -> None:
     source = open_source(stream)
     (tmp_path / "1.tar").unlink()
-    with pytest.raises(DataError, match=r"^cannot read the shard pipe:cat .*/1\.tar"):
+    with pytest.raises(DataError, match=r"^cannot read the shard pipe:\.\.\. \(2 of 3\): "):
         take(loader(source, workers=workers), 12)
 
 

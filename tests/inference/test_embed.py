@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from facessl.cli.main import main
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError, DataError
 from facessl.core.files import write_png
 from facessl.data.source import open_source
 from facessl.evaluation.features import features
-from facessl.inference import trained
+from facessl.inference import trained_task
 from facessl.inference.embed import (
     Embeddings,
     embed,
@@ -23,10 +23,9 @@ from facessl.inference.embed import (
     load_embedder,
 )
 from facessl.inference.embedding_files import write_embeddings
-from facessl.inference.overlay import palette
 from facessl.inference.predict import predict
-from facessl.inference.region_pictures import region_picture, write_regions
-from facessl.inference.regions import sample_images
+from facessl.inference.prediction_pictures import palette
+from facessl.inference.region_pictures import region_picture, sample_images, write_regions
 from facessl.methods.byol import BYOL
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
@@ -83,11 +82,11 @@ def test_a_run_of_verification_embeds_as_it_predicts(
     torch.manual_seed(0)
     task = Verification(Backbone("test_resnet", image_size=32), Labels(identities=3), dim=24)
     settings = {"task": {"name": "verification", "dim": 24}, "protocol": "finetune", "image_size": 32}
-    card = trained.card(
+    card = trained_task.card(
         task, Labels(identities=3), {**settings, "run": "none", "source": "s"}, Augment(), steps=1, commit=""
     )
-    files.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), card)
-    files.write_backbone(tmp_path / "run" / "backbone.safetensors", task.backbone.model.state_dict(), card)
+    checkpoint.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), card)
+    checkpoint.write_backbone(tmp_path / "run" / "backbone.safetensors", task.backbone.model.state_dict(), card)
     embedder = load_embedder(tmp_path / "run")
     found = embeddings(embedder, str(folder))
     assert found.array.shape == (9, 24)
@@ -104,9 +103,9 @@ def test_a_run_of_verification_embeds_as_it_predicts(
     kept = features(embedder, open_source(str(folder)), augment=embedder.augment)
     np.testing.assert_array_equal(kept.array, found.array)
     for field, value, said in (("labels", {"points": "x"}, "labels.points is 'x'"), ("augment", {"x": 1}, "field x")):
-        files.write_backbone(tmp_path / "model.safetensors", task.state_dict(), card | {field: value})
+        checkpoint.write_backbone(tmp_path / "model.safetensors", task.state_dict(), card | {field: value})
         with pytest.raises(CheckpointError, match=said):
-            trained.load_trained(tmp_path / "model.safetensors")
+            trained_task.load_trained(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("batch_size", [4, 3, 1], ids=["in a batch", "at a batch's start", "alone in its batch"])

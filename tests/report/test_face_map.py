@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facessl.core import files
+from facessl.core import tables
 from facessl.core.errors import ConfigError, DataError
 from facessl.inference.embed import Embeddings
 from facessl.report.face_map import write_map
@@ -64,7 +64,7 @@ def test_points_thumbnails_and_names_are_those_of_the_images(tmp_path: Path) -> 
 
 def test_colours_come_from_the_table_of_groups(tmp_path: Path) -> None:
     names = ["=a.png", "b\udce9.png", "c.png", "d.png"]
-    lines = [files.csv_row("path", "group"), files.csv_row(names[0], 0), files.csv_row(names[1], 7), b"c.png,-1\n"]
+    lines = [tables.csv_row("path", "group"), tables.csv_row(names[0], 0), tables.csv_row(names[1], 7), b"c.png,-1\n"]
     (tmp_path / "g.csv").write_bytes(b"".join(lines))
     write_map(tmp_path / "map.html", rows(names, [0] * 4, ("x",)), color=tmp_path / "g.csv")
     assert data_of((tmp_path / "map.html").read_text())["own"] == ["group 0", "group 7", "", ""]
