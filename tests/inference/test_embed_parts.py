@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from facessl.cli.main import main
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import DataError
 from facessl.data.source import open_source
 from facessl.inference import embed_parts
@@ -45,7 +45,7 @@ def words(tmp_path: Path) -> list[str]:
     torch.manual_seed(0)
     backbone = Backbone("test_resnet", image_size=32).eval()
     card = backbone_card(backbone, method={"name": "byol"}, source="faces", steps=1, commit="")
-    files.write_backbone(tmp_path / "net.safetensors", backbone.model.state_dict(), card)
+    checkpoint.write_backbone(tmp_path / "net.safetensors", backbone.model.state_dict(), card)
     rng = np.random.default_rng(0)
     for i in range(40):
         file = tmp_path / "faces" / "ab"[i % 2] / f"{i:02d}\udce9.png"

@@ -14,7 +14,7 @@ from PIL import Image
 
 import facessl
 from facessl.cli.main import main
-from facessl.core import files, tables
+from facessl.core import checkpoint, tables
 from facessl.core.errors import ConfigError, DataError
 from facessl.inference.embed import Embeddings, embeddings
 from facessl.inference.embedding_files import read_embeddings, write_embeddings
@@ -72,7 +72,7 @@ def test_search_finds_the_photo_itself_by_every_name(
 ) -> None:
     run = tmp_path / "backbone.safetensors"
     card = backbone_card(backbone, method={"name": "byol"}, source="faces", steps=1, commit="")
-    files.write_backbone(run, backbone.model.state_dict(), card)
+    checkpoint.write_backbone(run, backbone.model.state_dict(), card)
     file = tmp_path / "e.csv"
     assert main(["embed", str(run), str(faces), "--out", str(file), "--workers", "0"]) == 0
     (faces / "0.png").unlink()
