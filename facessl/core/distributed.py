@@ -25,6 +25,14 @@ def own_part(count: int) -> slice:
     return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
 
 
+def totals(*counts: int) -> list[int]:
+    """Sums of whole numbers over the ranks. Collective call."""
+    parts: list[Any] = [counts] * world_size()
+    if len(parts) > 1:
+        dist.all_gather_object(parts, counts)
+    return [sum(column) for column in zip(*parts, strict=True)]
+
+
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum of `x` (any shape, the same on every rank) over the ranks; `x` itself with one rank.
 
