@@ -143,8 +143,9 @@ def predict(
             raise ConfigError(f"{name} = {value} is out of range: give a number from {low} to {high}")
     trained = run if isinstance(run, Trained) else load_trained(run)
     out = Path(out)
-    every = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
-    found, names = (column[own_part(len(column))] for column in every)
+    found, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
+    own = own_part(len(found))
+    found, names = found[own], names[own]
     find = _finder(detector, detector_model) if crop else None
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
     with only_writer(out) if rank() == 0 else contextlib.nullcontext():
