@@ -20,6 +20,7 @@ All coordinates are pixels of the upright photo (EXIF rotation applied), with th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import itertools
@@ -35,6 +36,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from facessl.core.distributed import own_part, rank
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import completed, inside, write_png
 from facessl.core.lock import only_writer
@@ -123,12 +125,12 @@ def predict(
         detector_model: model file of a detector that needs one.
         batch_size: faces per forward pass.
         precision: fp32, bf16 or fp16.
-        max_bad: fraction of unreadable photos above which it stops.
+        max_bad: fraction of unreadable photos, of those of this rank, above which it stops.
         draw: also write the pictures.
         overwrite: take the photo's own name even where that replaces other files (never a photo).
 
     Returns:
-        One per photo in their order, those that could not be read included.
+        One per photo in their order, those that could not be read included; of several ranks each has its part.
 
     Raises:
         CheckpointError: no trained task there.
@@ -142,9 +144,11 @@ def predict(
     trained = run if isinstance(run, Trained) else load_trained(run)
     out = Path(out)
     found, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
+    own = own_part(len(found))
+    found, names = found[own], names[own]
     find = _finder(detector, detector_model) if crop else None
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
-    with only_writer(out):
+    with only_writer(out) if rank() == 0 else contextlib.nullcontext():
         for group in _groups(trained, found, names, find, cut, batch_size, max_bad):
             raw = _raw(trained, group, batch_size, precision)
             row = itertools.count()
