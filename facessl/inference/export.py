@@ -213,8 +213,8 @@ def _write_onnx(network: Network, names: list[str], images: Tensor, folder: Path
     shapes = {port.name: [d if isinstance(d, int) else str(d) for d in port.shape or ()] for port in ports}
     if isinstance(shapes["images"][0], int):
         raise ConfigError(
-            f"torch exports {network.backbone.name} for a batch of {len(images[:2])} only: use x.shape[0] in its forward "
-            "pass instead of len(x)"
+            f"torch exports {network.backbone.name} for a fixed batch only: use x.shape[0] instead of len(x) in its "
+            "forward pass"
         )
     training = dict(network.card)
     card = {
@@ -297,6 +297,9 @@ def _completed_folder(out: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        for path in partial.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
         if out.is_dir():
             out.rename(old)
         partial.rename(out)

@@ -1,13 +1,9 @@
 """A trained task on photos: find the faces, cut them as in training, predict, bring the result back to the photo.
 
-A face is cut as the model's images were (`Augment.crop`): "box" is the detected box times `crop_scale`;
-"five_points" are the detector's; a model of "whole" images gets a square around the detected box as its whole
-image, as much larger than the box and as much above it as its training images were (`facessl.inference.framing`).
-Detected boxes are not those of a data set: a model trained on another kind of box sees a little more or less of the
-surroundings.
-
-Without `crop` the picture is one cropped face. A model of whole images sees it as in training; one of boxes or five
-points sees all of it, as a box with `crop_scale` 1, and black beside it where it is not square.
+A face is cropped as the model's images were (`Augment.crop`): "box" is the detected box times `crop_scale`;
+"five_points" are the detector's; a model of "whole" images gets a square around the detected box, as much larger than
+the box and as much above it as in its training images (`facessl.inference.framing`). Without `crop` the picture is one
+cropped face: all of it is shown, with black beside it where a model of boxes or five points needs a square.
 
 Files: `<out>/<name>.json`; `<name>.png`, the predictions on the photo; for masks `<name>.mask.png`, class numbers
 with a palette (`<name>.mask-2.png` for the second face). The name is that of the photo, below a folder with its

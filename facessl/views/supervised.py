@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -202,17 +202,17 @@ class Supervised:
         return self._flip
 
 
+@dataclass(frozen=True)
 class DrawnLabeled:
     """Views with labels and their random numbers. The image is not reduced: labels are in its full size."""
 
-    reduction = None
-
-    def __init__(self, views: Supervised, draws: np.ndarray | None) -> None:
-        self._views, self._draws = views, draws
+    views: Supervised
+    draws: np.ndarray | None
+    reduction: ClassVar[None] = None
 
     def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
         """As `Supervised.apply`; `out` is not used, the views bring their own memory."""
-        return self._views.apply(sample, image, self._draws)
+        return self.views.apply(sample, image, self.draws)
 
 
 def _spread(draw: float, width: float, distribution: Distribution) -> float:
