@@ -40,7 +40,7 @@ from facessl.data.frame import Frame, from_box
 from facessl.data.loader import check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures
-from facessl.inference.trained_task import Trained, crop_of_picture, load_trained
+from facessl.inference.trained_task import Trained, load_trained
 
 FORMAT = "facessl-prediction-1"
 #: Side of the square that a model of whole images sees, over the longer side of the face's box, where its training
@@ -186,7 +186,7 @@ def frame_of_face(
         )
     five = None if face.five_points is None else np.asarray(face.five_points)
     sample = Sample(b"", "a face", box=np.asarray(face.box), five_points=five)
-    return trained.frame(sample, height, width)
+    return augment.frame(sample, (height, width, 3), trained.image_size)
 
 
 # ---- photos and names --------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def _groups(
         height, width = image.shape[:2]
         if find is None:
             faces: Sequence[Face] = [Face(np.array([-0.5, -0.5, width - 0.5, height - 0.5]), math.nan)]
-            frames = [crop_of_picture(trained.augment, trained.image_size, height, width)]
+            frames = [trained.augment.frame_of_picture(height, width, trained.image_size)]
         else:
             faces = find(image)
             frames = [cut(face, height, width) for face in faces]

@@ -12,7 +12,7 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.frame import Frame, frame_of, similarity
+from facessl.data.frame import Frame, similarity
 from facessl.data.layouts import Layout
 from facessl.data.loader import Made
 from facessl.views import degrade
@@ -106,9 +106,7 @@ class Supervised:
             DataError: the sample lacks what the crop needs, or has another number of landmarks than the layout.
         """
         a = self.augment
-        frame = frame_of(
-            sample, image.shape, crop=a.crop, size=self.size, scale=a.crop_scale, warp=a.warp, template=a.template
-        )
+        frame = a.frame(sample, image.shape, self.size)
         if draws is None:
             return self._move_labels(sample, image, frame), [frame.image(image, a.border)], [], []
         return (*self._train(sample, image, frame, draws), [])
