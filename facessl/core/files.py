@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 import errno
+import glob
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import pickle
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Required, TypedDict
 
@@ -89,6 +90,7 @@ _ODD = re.compile(r"(\\*)([\udc80-\udcff]|x[89a-f][0-9a-f])")
 _ESCAPED = re.compile(r"(\\+)x([89a-f][0-9a-f])")
 #: What spreadsheets run as a formula, with the quotes in front that keep them from it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -158,19 +160,38 @@ def completed(path: str | Path) -> Iterator[Path]:
 
 def is_temporary(name: str) -> bool:
     """Whether a file has the name of one that `completed` has not finished."""
-    return re.fullmatch(r"\..+\.\d+\.tmp", name) is not None
+    return _TEMPORARY.fullmatch(name) is not None
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what processes that were killed left anywhere in `folder`, to which only this process writes."""
-    for left in folder.rglob(".*.tmp"):
-        if is_temporary(left.name):
+def remove_temporaries(files: Iterable[Path], *, locked: bool = False) -> None:
+    """Remove those among `files` that processes which were killed left unfinished; others stay.
+
+    Args:
+        locked: no other process writes there, so that what has the number of one that runs is left over as well.
+    """
+    for left in files:
+        found = _TEMPORARY.fullmatch(left.name)
+        if found and (locked or not _running(int(found[1]))):
             with contextlib.suppress(OSError):
                 left.unlink()
 
 
+def _running(process: int) -> bool:
+    if os.name == "nt":  # signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def check_output(path: str | Path | None, *, folder: bool = False) -> None:
-    """Check, before any work, that a file can be made at `path`, or a folder; None is fine.
+    """Check, before any work, that a file can be made at `path`, or a folder, and remove what killed calls left of it.
+
+    None is fine.
 
     Raises:
         ConfigError: something else is there, or a folder above it may not be written to.
@@ -187,6 +208,8 @@ def check_output(path: str | Path | None, *, folder: bool = False) -> None:
     if not os.path.isdir(above) or not os.access(above, os.W_OK | os.X_OK):
         why = "may not be written to" if os.path.isdir(above) else "is a file"
         raise ConfigError(f"--out {path} cannot be made, as {above} {why}: name a {kind} where you may write")
+    made = Path(full)
+    remove_temporaries(made.rglob(".*.tmp") if folder else made.parent.glob(f".{glob.escape(made.name)}.*.tmp"))
 
 
 def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:

@@ -193,7 +193,7 @@ def _write_config(folder: Path, resolved: Mapping[str, Any], *, fresh: bool) -> 
         if moved == known:
             return
         resolved = moved
-    text = yaml.safe_dump(dict(resolved), sort_keys=False).encode()
+    text = yaml.safe_dump({**resolved, "resume": False}, sort_keys=False).encode()
     files.write_atomic(path, text, private=without_secrets(resolved) != resolved)
 
 
@@ -260,7 +260,7 @@ def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
 def _claimed(folder: Path) -> Iterator[None]:
     """The folder with this process as its only writer, without what processes that were killed left unfinished."""
     with only_writer(folder):
-        files.remove_temporaries(folder)
+        files.remove_temporaries(folder.rglob(".*.tmp"), locked=True)
         yield
 
 

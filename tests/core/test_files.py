@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import pickle
 from pathlib import Path
@@ -88,3 +89,20 @@ def test_more_threads_than_free_cores_are_told(monkeypatch: pytest.MonkeyPatch) 
     )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert environment.use_threads(None, "cpu") is None
+
+
+@pytest.mark.fault("E16", "`predict` and `embed` that were killed left temporary files for good")
+def test_the_next_call_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    dead, other = multiprocessing.Process(target=int), f".b.png.{os.getppid()}.tmp"
+    dead.start()
+    dead.join()
+    left = {
+        name: tmp_path / "out" / name for name in (f".a.png.{dead.pid}.tmp", f".b.png.{dead.pid}.tmp", other, "b.png")
+    }
+    for path in left.values():
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    files.check_output(tmp_path / "out" / "a.png")
+    assert [name for name, path in left.items() if path.exists()] == [f".b.png.{dead.pid}.tmp", other, "b.png"]
+    files.check_output(tmp_path / "out", folder=True)
+    assert [name for name, path in left.items() if path.exists()] == [other, "b.png"]
