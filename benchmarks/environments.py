@@ -11,6 +11,7 @@ reliability` makes the page. Needs root (mounts in a name space of its own), Lin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import resource
@@ -19,7 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from kills import NET, PATIENCE, carry_out, contents, import_all, left_behind, s
 #: `../run` and `../tuned` are trained before.
 COMMANDS = {
     "pretrain": [
-        "pretrain", "../faces", *NET, "--workers", "2", "--backbone", "resnet10t", "--method", "byol",
+        "pretrain", "../faces", *NET, "--workers", "2", "--backbone", "test_resnet", "--method", "byol",
         "--method.hidden", "16", "--method.dim", "8", "--monitor.every", "0", "--out", "out/rün",
     ],
     "finetune": ["finetune", "../run", "../faces", *NET, "--workers", "2", "--out", "out/rün"],
@@ -82,10 +83,12 @@ def turkish(words: list[str]) -> None:
     again(words, LC_ALL="tr_TR.UTF-8", LOCPATH=str(Path.cwd()))
 
 
+#: Options of the file system that holds the output, where it is one of its own.
+OUTPUT = {"full disk (16 kB)": "size=16k", "read-only folder": "ro"}
 #: What is done to the process before the command.
 CASES: dict[str, Callable[[list[str]], None]] = {
-    "full disk (16 kB)": lambda words: mount("out", "size=16k"),
-    "read-only folder": lambda words: mount("out", "ro"),
+    "full disk (16 kB)": lambda words: None,
+    "read-only folder": lambda words: None,
     "`ulimit -n 64`": lambda words: limit(resource.RLIMIT_NOFILE, 64),
     "`ulimit -f` (16 kB)": lambda words: limit(resource.RLIMIT_FSIZE, 16 << 10),
     "/dev/shm of 1 MB": lambda words: mount("/dev/shm", "size=1m"),
@@ -96,10 +99,22 @@ CASES: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-def tried(words: list[str], folder: Path, before: Callable[[list[str]], None] | None) -> tuple[int | None, str]:
-    """Exit status (None: it hung) and what was said."""
+@contextlib.contextmanager
+def output(folder: Path, options: str | None) -> Iterator[None]:
+    """The folder of a command's output, in a file system of its own where it has options."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "out").mkdir(parents=True)
+    if options is not None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder / "out")], check=True)
+    try:
+        yield
+    finally:
+        if options is not None:
+            subprocess.run(["umount", "-l", str(folder / "out")], check=True)
+
+
+def tried(words: list[str], folder: Path, before: Callable[[list[str]], None] | None) -> tuple[int | None, str]:
+    """Exit status (None: it hung) and what was said."""
     pid = start(words, folder, before=before and (lambda: before(words)))
     if (code := wait(pid, PATIENCE)) is None:
         os.killpg(pid, signal.SIGKILL)
@@ -112,33 +127,35 @@ def measure(name: str, commands: list[str], work: Path, references: dict[str, An
     row: dict[str, Any] = {}
     told = {}
     for command in commands:
-        words = COMMANDS[command]
+        words, folder = COMMANDS[command], work / "tried"
         if command not in references:
-            code, said = tried(words, work / "undisturbed", None)
-            if code:
-                sys.exit(f"{command}: {said}")
-            references[command] = contents(work / "undisturbed")
+            with output(folder, None):
+                code, said = tried(words, folder, None)
+                if code:
+                    sys.exit(f"{command}: {said}")
+                references[command] = contents(folder)
         shared = set(os.listdir("/dev/shm"))
-        code, said = tried(words, work / "tried", CASES[name])
+        with output(folder, OUTPUT.get(name)):
+            code, said = tried(words, folder, CASES[name])
+            found = verdict(code, said, code == 0 and contents(folder) == references[command])
+            left = [one for one in left_behind(-1, shared, folder) if code == 0 or not one.endswith(".part")]
+        row[command] = found + (", files left" if left else "")
         sentences = [line for line in said.splitlines() if line.startswith("facessl: ")]
-        if code is None:
-            found = "hangs"
-        elif "Traceback (most recent" in said:
-            found = "traceback"
-        elif code == 0:
-            found = "result" if contents(work / "tried") == references[command] else "another result"
-        else:
-            found = (
-                "sentence"
-                if code in (1, 2) and len(sentences) == 1
-                else f"exit status {code}, {len(sentences)} sentences"
-            )
-        left = [name for name in left_behind(-1, shared, work / "tried") if code == 0 or not name.endswith(".part")]
-        row[command], told[command] = found + (", files left" if left else ""), [*sentences, *left]
-        if row[command] not in ("result", "sentence"):
-            told[command] = [*left, said[-3000:]]
+        told[command] = [*left, *(sentences if row[command] in ("result", "sentence") else [said[-3000:]])]
         print(f"{name}: {command}: {row[command]}", *told[command], file=sys.stderr, flush=True)
     return row | {"attempts": told}
+
+
+def verdict(code: int | None, said: str, same: bool) -> str:
+    """An exit status and what was said, in a few words."""
+    sentences = sum(line.startswith("facessl: ") for line in said.splitlines())
+    if code is None:
+        return "hangs"
+    if "Traceback (most recent" in said:
+        return "traceback"
+    if code == 0:
+        return "result" if same else "another result"
+    return "sentence" if code in (1, 2) and sentences == 1 else f"exit status {code}, {sentences} sentences"
 
 
 def rename(work: Path) -> None:

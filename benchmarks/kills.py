@@ -55,7 +55,7 @@ NET = [
     "--device", "cpu",
 ]  # fmt: skip
 PRETRAIN = [
-    "pretrain", "../faces", *NET, "--backbone", "resnet10t", "--method", "byol", "--method.hidden", "16",
+    "pretrain", "../faces", *NET, "--backbone", "test_resnet", "--method", "byol", "--method.hidden", "16",
     "--method.dim", "8", "--monitor.every", "0", "--out", "out/run",
 ]  # fmt: skip
 CROP = ["crop", "../photos", "--size", "32", "--out", "out"]
@@ -340,19 +340,20 @@ def carry_out(
     rename: Callable[[Path], object] | None = None,
 ) -> int:
     """Measure every case in one folder; the results as JSON, and with `write` the counts into the page's file."""
+    found: dict[str, Any] = {}
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="facessl-") as place:
         work = Path(place).resolve()
         prepare(work)
         if rename:
             rename(work)
-        found = {name: measured(work) for name, measured in measures.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=1) + "\n")
-    if write:
-        page = json.loads(PAGE.read_text()) if PAGE.is_file() else {}
-        short = {name: {k: v for k, v in row.items() if k != "attempts"} for name, row in found.items()}
-        page[section] = page.get(section, {}) | short
-        PAGE.write_text(json.dumps(page, indent=1) + "\n")
+        for name, measured in measures.items():
+            found[name] = measured(work)
+            out.write_text(json.dumps(found, indent=1) + "\n")
+            if write:
+                page = json.loads(PAGE.read_text()) if PAGE.is_file() else {}
+                page.setdefault(section, {})[name] = {k: v for k, v in found[name].items() if k != "attempts"}
+                PAGE.write_text(json.dumps(page, indent=1) + "\n")
     return 0
 
 

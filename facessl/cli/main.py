@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from facessl.cli.commandline import (
     overview,
     parsed_words,
     summary,
+    thread_error,
 )
 from facessl.cli.data import cmd_crop, cmd_pack
 from facessl.cli.networks import cmd_convert, cmd_embed, cmd_predict, cmd_probe, cmd_regions
@@ -33,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `facessl`; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     warnings.formatwarning = one_sentence
+    threading.excepthook = thread_error
     try:
         if not words or words[0] in ("-h", "--help"):
             print(overview(COMMANDS))

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -115,9 +114,7 @@ def _death(error: RuntimeError | OSError) -> TrainingError | None:
             "the loader processes need more open files than are allowed: raise the limit (ulimit -n 4096), or use "
             "fewer workers"
         )
-    if "Caught" in said and (name := re.search(r"shared memory|</(torch_\w+)> to the right size", said)):
-        if name[1]:  # PyTorch leaves it
-            Path("/dev/shm", name[1]).unlink(missing_ok=True)
+    if "Caught" in said and re.search(r"shared memory|</torch_\w+> to the right size", said):
         return TrainingError(
             "the loader processes have too little shared memory (/dev/shm, or ulimit -f): enlarge it (docker run "
             "--shm-size 8g), or use fewer workers or a smaller batch"
