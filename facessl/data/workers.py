@@ -82,7 +82,10 @@ def _looked_after(batches: Any) -> None:
     def wait(timeout: float) -> tuple[bool, Any]:
         end = time.monotonic() + timeout
         while True:
-            found = get(_LOOK)
+            try:
+                found = get(_LOOK)
+            except (ConnectionError, EOFError) as error:  # it died while it handed over a batch
+                raise _died(str(error) or "it hung up") from None
             if found[0] or time.monotonic() >= end:
                 return found
 
@@ -123,9 +126,13 @@ def _death(error: RuntimeError | OSError) -> TrainingError | None:
         return TrainingError(f"no batch came from the loader processes for {_TIMEOUT // 60} minutes: use fewer workers")
     if not re.search(r"DataLoader worker \(pid", said):
         return None
+    return _died(said.splitlines()[0])
+
+
+def _died(reason: str) -> TrainingError:
     return TrainingError(
-        f"a loader process died ({said.splitlines()[0]}): most often memory ran out, or shared memory "
-        "(/dev/shm) did; use fewer workers or a smaller batch"
+        f"a loader process died ({reason}): most often memory ran out, or shared memory (/dev/shm) did; use fewer "
+        "workers or a smaller batch"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from facessl.core.errors import ConfigError, DataError, TrainingError
 from facessl.core.types import Batch, Sample
@@ -226,6 +227,16 @@ def test_a_worker_that_dies_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
     worker.join()
     with pytest.raises(TrainingError, match=r"a loader process died \(.*\): most often memory ran out.*fewer workers"):
         list(batches)
+
+
+@pytest.mark.fault("E2", "one that was killed while it handed over a batch was a traceback")
+def test_a_worker_that_dies_with_a_batch_in_its_hands_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
+    with pytest.raises(TrainingError, match=r"a loader process died \(.*reset by peer\): most often memory ran out"):
+        take(loader(Records(18), workers=1), 1)
 
 
 @pytest.mark.fault("B8", "a small /dev/shm ended in a traceback after 67 s, and `ulimit -f` in one at once")
