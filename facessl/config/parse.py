@@ -63,7 +63,7 @@ class Asked:
         for name, text in self.flags.items():
             value: Any = text
             if name in self.command.groups and text.lstrip().startswith("{"):
-                with contextlib.suppress(yaml.YAMLError):  # the text itself is refused later
+                with contextlib.suppress(yaml.YAMLError, ValueError):  # the text itself is refused later
                     value = yaml.safe_load(text)
             for key in reversed(name.split(".")):
                 value = {key: value}
@@ -181,7 +181,7 @@ def _kept(folder: Path, command: Command) -> dict[str, Any]:
     try:
         kept: dict[str, Any] = yaml.safe_load(file.read_text())
         kept[command.part]["name"]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(
             f"{file} is damaged, or is not of `facessl {command.name}`: start a new run with another --out"
         ) from None

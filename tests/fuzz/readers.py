@@ -135,7 +135,7 @@ def resumed(file: str, root: Path) -> Case:
     if file == "config.yaml":
         text = yaml.safe_dump(parse.parse([*TINY, "--out", str(root)]).to_dict())
         return Case(root / file, lambda: parse.parse(words), text.encode())
-    return Case(root / file, lambda: MetricsLog(root).cut_after(1), b"step,seconds,loss\n1,0.5,2.5\n2,1.0,2.25\n")
+    return Case(root / file, lambda: MetricsLog(root).cut_after(1, {}), b"step,seconds,loss\n1,0.5,2.5\n2,1.0,2.25\n")
 
 
 def reported(file: str, root: Path) -> Case:
