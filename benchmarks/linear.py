@@ -100,7 +100,7 @@ def sweep(
         "seconds": round(time.perf_counter() - began, 1),
         "cpu_seconds": round(time.process_time() - worked, 1),
         "penalties": len(lambdas),
-        "scores": {f"{value:.3g}": round(float(a.mean()), 4) for value, a in zip(path.lambdas, answers, strict=True)},
+        "scores": {f"{value:.3g}": round(float(a.mean()), 4) for value, a in zip(lambdas, answers, strict=True)},
     }
 
 

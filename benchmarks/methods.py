@@ -36,12 +36,13 @@ from torch import Tensor, nn
 from facessl.core import environment, plugins
 from facessl.core.types import Batch, Progress
 from facessl.models.backbone import Backbone
-from facessl.training.optim import parameter_groups
+from facessl.pretrained.load import load_backbone
+from facessl.training.optimizers import parameter_groups
 
 #: Methods that are measured on a ViT as well as on other backbones; the rest of those that take any backbone are not.
 ON_BOTH = ("byol", "simclr")
 #: A frozen network without a file; it costs what the paper's costs.
-TEACHER = "random:vit_base_patch16_224"
+TEACHER = "timm:vit_base_patch16_224?pretrained=false"
 CAPTION = "a young happy face with glasses and dark hair, seen from the side"
 
 
@@ -148,7 +149,7 @@ def step_of(args: argparse.Namespace, name: str, backbone: str, precision: str) 
     method: Any = kind(Backbone(backbone, image_size=args.image_size), **values)
     method.to(device, memory_format=torch.channels_last)
     if hasattr(method, "prepare"):
-        method.prepare()
+        method.prepare(load_backbone)
     optimizer = torch.optim.SGD(parameter_groups(method, 1e-4), lr=1e-3, momentum=0.9)
     batch = Batch(
         views=[images(args, view.size, device) for view in kind.views],

@@ -22,7 +22,7 @@ from facessl.data.sources.synthetic import Synthetic
 from facessl.inference import prediction_pictures
 from facessl.inference.predict import frame_of_face
 from facessl.inference.prediction_pictures import font
-from facessl.inference.trained import Trained, crop_of_picture, load_trained
+from facessl.inference.trained_task import Trained, crop_of_picture, load_trained
 from facessl.training.finetune import finetune
 
 #: Faces of other persons than those of training, whose seed is 0.
@@ -134,7 +134,7 @@ def page(rows: list[tuple[str, list[np.ndarray]]]) -> Image.Image:
 
 def few_colours(picture: Image.Image) -> Image.Image:
     """With 256 colours, a third of the size; those of the classes, which cover little, are among them."""
-    fixed = np.array(prediction_pictures.class_colours(12), np.uint8)
+    fixed = np.array(prediction_pictures.class_colors(12), np.uint8)
     common = picture.quantize(256 - len(fixed), method=Image.Quantize.MEDIANCUT).getpalette() or []
     chosen = Image.new("P", (1, 1))
     chosen.putpalette([*fixed.ravel().tolist(), *common[: 3 * (256 - len(fixed))]])

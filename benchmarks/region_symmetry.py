@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from facessl.core import environment
 from facessl.data.source import open_source
-from facessl.inference.regions import sample_images
+from facessl.inference.region_pictures import sample_images
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
 from facessl.views.normalize import normalize

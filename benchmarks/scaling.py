@@ -2,8 +2,7 @@
 
 Command: `python benchmarks/scaling.py [--gpu-images-per-second 8:400,64:1200,256:1500] [--out FILE] [--write]`.
 Nothing is run: it is the arithmetic of `facessl plan`. Without measured rates the hours are those of GPUs that make
-1,000 images/s at 256 images each; the fixed time of a pass and the latency of a message are assumptions then, which
-options change.
+1,000 images/s at 256 images each; the latency of a message is an assumption, which an option changes.
 """
 
 from __future__ import annotations
@@ -34,9 +33,8 @@ ROWS: tuple[tuple[str, str, str, float], ...] = (
     ("all-reduce at the link's rate, ms", "all_reduce_seconds", ".1f", 1e3),
     ("images/s in total", "images_per_second", ",.0f", 1),
     ("all-reduce per step and GPU, MB", "all_reduce_bytes", ".0f", 1e-6),
-    ("share of communication, %", "share_of_communication", ".1f", 100),
     ("cores that decode, in total", "decoding_cores", ".0f", 1),
-    ("reading, MB/s in total", "read_bytes_per_second", ",.0f", 1e-6),
+    ("reading, MB/s in total", "read_megabytes_per_second", ",.0f", 1),
     ("checkpoint, MB", "checkpoint_bytes", ".0f", 1e-6),
 )
 
@@ -63,13 +61,12 @@ def main() -> None:
         "--warmup-epochs", type=float, default=1, help="as MCF has on this set; FRA's ten would be most"
     )
     parser.add_argument("--gpu-images-per-second", default="1000", help="as of facessl plan")
-    parser.add_argument("--fixed-milliseconds", type=float, default=plan.FIXED_MILLISECONDS)
-    parser.add_argument("--norm-microseconds", type=float, default=plan.NORM_MICROSECONDS)
+    parser.add_argument("--norm-microseconds", type=float, default=40.0)
     parser.add_argument("--link-gbit", type=float, default=200.0)
     parser.add_argument("--out", type=Path, help="file that the JSON is also written to")
     parser.add_argument("--write", action="store_true", help="fill the table of docs/scaling.md")
     given = parser.parse_args()
-    names = "images epochs warmup_epochs gpu_images_per_second link_gbit fixed_milliseconds norm_microseconds"
+    names = "images epochs warmup_epochs gpu_images_per_second link_gbit norm_microseconds"
     settings = {k: getattr(given, k) for k in names.split()}
     plans = [plan.plan(plan.Options(given.recipe, gpus=gpus, batch_size=batch, **settings)) for gpus, batch in CASES]
     found = {

@@ -47,7 +47,8 @@ from facessl.data.loader import TrainLoader
 from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import frozen_copy
 from facessl.models.layers.masking import encode_visible, fix_positions, random_mask
-from facessl.training import optim
+from facessl.pretrained.load import load_backbone
+from facessl.training import optimizers
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 
@@ -206,6 +207,8 @@ class Configuration:
     def _masked_floor(self, online: Backbone, target: Backbone, x: Tensor, decoder: bool) -> Work:
         fix_positions(online.model)
         method = plugins.find("methods", self.name)(self.network(), **_arguments(self)).to(self.device)
+        if hasattr(method, "prepare"):
+            method.prepare(load_backbone)
         teacher, painter = getattr(method, "teacher", None), method.decoder if decoder else nn.Identity()
         cells = math.prod(online.model.patch_embed.grid_size)
         mask = random_mask(torch.rand(len(x), cells, device=x.device), 0.75)
@@ -231,7 +234,7 @@ class Configuration:
 
 def _arguments(configuration: Configuration) -> dict[str, Any]:
     """What a method must be told for a benchmark: MCF's teacher is a file that is not at hand."""
-    return {"teacher": f"random:{configuration.backbone}"} if configuration.name == "mcf" else {}
+    return {"teacher": f"timm:{configuration.backbone}?pretrained=false"} if configuration.name == "mcf" else {}
 
 
 class RealStep:
@@ -242,13 +245,15 @@ class RealStep:
         self.method: Any = plugins.find("methods", configuration.name)(
             Backbone(configuration.backbone, image_size=configuration.size), **_arguments(configuration)
         )
+        if hasattr(self.method, "prepare"):
+            self.method.prepare(load_backbone)
         self.method.train().to(configuration.device, memory_format=torch.channels_last)
         if compiled:
             for module in self.method.modules():
                 if isinstance(module, Backbone):
                     module.compile_features()
         settings = PretrainOptim(name="adamw" if configuration.name in ("mcf", "mae") else "lars")
-        self.optimizer = optim.build_optimizer(self.method, settings, 1e-4)
+        self.optimizer = optimizers.build_optimizer(self.method, settings, 1e-4)
 
     def __call__(self, batch: Batch) -> None:
         """Forward, loss, backward, optimiser, momentum network."""

@@ -7,9 +7,12 @@ facessl.crop("photos/", "faces/")
 result = facessl.pretrain("faces/", out="runs/mine")
 backbone = facessl.load_backbone("runs/mine")
 vectors = facessl.embed(backbone, "faces/")  # (N, C)
+similar = facessl.search("runs/mine", "photo.jpg", "embeddings.parquet")  # of `facessl embed`
+groups = facessl.group("embeddings.parquet")
 scores = facessl.evaluate(backbone, "labelled/", protocol="knn")
 tuned = facessl.finetune("runs/mine", "labelled/", task="expression", out="runs/expression")
 found = facessl.predict("runs/expression", ["photo.jpg"], out="predictions")
+facessl.export("runs/expression", "exports/expression", format="onnx")
 ```
 """
 
@@ -20,6 +23,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from facessl.evaluation.evaluate import evaluate as evaluate
     from facessl.inference.embed import embed as embed
+    from facessl.inference.export import export as export
+    from facessl.inference.groups import group as group
+    from facessl.inference.neighbours import search as search
     from facessl.inference.predict import predict as predict
     from facessl.pretrained.load import load_backbone as load_backbone
     from facessl.pretrained.load import load_method as load_method
@@ -31,18 +37,23 @@ _HOME = {
     "crop": "facessl.tools.crop",
     "embed": "facessl.inference.embed",
     "evaluate": "facessl.evaluation.evaluate",
+    "export": "facessl.inference.export",
     "finetune": "facessl.training.finetune",
+    "group": "facessl.inference.groups",
     "load_backbone": "facessl.pretrained.load",
     "load_method": "facessl.pretrained.load",
     "predict": "facessl.inference.predict",
     "pretrain": "facessl.training.pretrain",
+    "search": "facessl.inference.neighbours",
 }
 
 __all__ = [
     "crop",
     "embed",
     "evaluate",
+    "export",
     "finetune",
+    "group",
     "list_methods",
     "list_recipes",
     "list_sources",
@@ -50,6 +61,7 @@ __all__ = [
     "load_method",
     "predict",
     "pretrain",
+    "search",
 ]
 
 

@@ -50,7 +50,7 @@ def noise(self: Any, batch: Batch, salt: int = 0) -> Tensor:
 
 def patch() -> None:
     Photometric.__call__ = double  # type: ignore[method-assign]
-    module.PRECISION["fp32"] = "64-true"
+    module.PRECISIONS["fp32"] = ("64-true", None)
     connector.ModelParallelStrategy = type("Nothing", (), {})  # type: ignore[misc]  # it refuses float64
     fsdp.UNIT = 0  # every block for itself, also the smallest
     Pretraining.finish = lambda *_, **__: None  # type: ignore[assignment, method-assign]  # exports are float32

@@ -82,7 +82,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] == "h2":
             self.headings.append(data)
-        if self.open and self.open[-1] == "title":
+        if self.open[-2:] == ["figcaption", "b"]:
             self.titles.append(data)
         if "style" not in self.open:
             self.text += data + " "

@@ -24,8 +24,8 @@ ORDER = (
 BESIDE = {"__init__.py", "__main__.py", "py.typed", "recipes"}
 
 PUBLIC = {
-    "crop", "embed", "evaluate", "finetune", "list_methods", "list_recipes", "list_sources", "load_backbone",
-    "load_method", "predict", "pretrain",
+    "crop", "embed", "evaluate", "export", "finetune", "group", "list_methods", "list_recipes", "list_sources",
+    "load_backbone", "load_method", "predict", "pretrain", "search",
 }  # fmt: skip
 
 

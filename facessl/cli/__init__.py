@@ -1,4 +1,4 @@
-"""The command line, thin: `train`, `networks` (use a trained one), `data` (crop, pack), and `main`, which calls them.
+"""The command line, thin: `train`, `networks` and `embeddings` (use a trained one), `data` (crop, pack); `main` calls.
 May import everything. Nothing imports it but `python -m facessl` and the installed command.
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
-from facessl.config.flags import Parser, dashed, readable, with_true
+from facessl.config.parser import Parser, dashed, readable, with_true
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataWarning, UnknownName
 
@@ -42,7 +42,7 @@ def parsed_words(parser: Parser, words: list[str], name: str) -> dict[str, Any]:
 
 
 #: Flags of `facessl probe` that every protocol has.
-_PROBE = ("help", "protocol", "test", "val", "labels", "threads", "device", "out")
+_PROBE = ("help", "protocol", "test", "val", "labels", "baseline", "threads", "device", "out")
 
 
 def refuse_other_protocols(argv: list[str], name: str) -> None:
@@ -55,24 +55,13 @@ def refuse_other_protocols(argv: list[str], name: str) -> None:
     for flag in (_underscored(w)[2:].partition("=")[0] for w in argv if w.startswith("--")):
         if flag in own or flag in _PROBE:
             continue
-        others = [
-            p for p in plugins.names("evaluation.protocols") if flag in plugins.keywords("evaluation.protocols", p)
-        ]
-        if others:
+        every = plugins.names("evaluation.protocols")
+        if others := [p for p in every if flag in plugins.keywords("evaluation.protocols", p)]:
             raise ConfigError(
                 f"{dashed(flag)} belongs to {' and '.join(others)}, not to {name}: leave it out, or use --protocol "
                 f"{others[0]}"
             )
         raise UnknownName("option", dashed(flag), map(dashed, {*own, *_PROBE}))
-
-
-def training_protocols() -> dict[str, list[str]]:
-    """Protocols of `facessl finetune` and the tasks that have them."""
-    found: dict[str, list[str]] = {}
-    for task in plugins.names("tasks"):
-        for protocol in plugins.find("tasks", task).defaults:
-            found.setdefault(protocol, []).append(task)
-    return found
 
 
 def listed(what: str, part: str = "") -> list[tuple[str, str]]:
@@ -86,7 +75,10 @@ def listed(what: str, part: str = "") -> list[tuple[str, str]]:
     if what == "sources":
         found = [(name.replace("_", "-"), told) for name, told in found]
     if what == "protocols":
-        found += [(n, f"`facessl finetune --protocol {n}`: {', '.join(t)}") for n, t in training_protocols().items()]
+        tasks = {task: plugins.find("tasks", task).defaults for task in plugins.names("tasks")}
+        for trained in dict.fromkeys(protocol for own in tasks.values() for protocol in own):
+            having = ", ".join(task for task, own in tasks.items() if trained in own)
+            found.append((trained, f"`facessl finetune --protocol {trained}`: {having}"))
     return [pair for pair in found if part in pair[0]]
 
 
@@ -134,7 +126,7 @@ def computing_device(name: str, threads: int | None) -> str:
 
 def list_skipped(skipped: list[tuple[str, str]]) -> None:
     """Tell the first (key, reason) of what was left out, on standard error."""
-    from facessl.core.files import printable
+    from facessl.core.tables import printable
 
     for key, reason in skipped[:10]:
         print(f"skipped {printable(key)}: {reason}", file=sys.stderr)

@@ -12,19 +12,13 @@ from typing import Literal
 
 import yaml
 
-from facessl.cli.commandline import (
-    call,
-    listed,
-    one_sentence,
-    overview,
-    parsed_words,
-    summary,
-    thread_error,
-)
+from facessl.cli.commandline import call, listed, one_sentence, overview, parsed_words, summary, thread_error
 from facessl.cli.data import cmd_crop, cmd_pack
-from facessl.cli.networks import cmd_convert, cmd_embed, cmd_predict, cmd_probe, cmd_regions
+from facessl.cli.embeddings import cmd_embed, cmd_group, cmd_map, cmd_search
+from facessl.cli.networks import cmd_convert, cmd_export, cmd_predict, cmd_probe, cmd_regions
 from facessl.cli.train import cmd_finetune, cmd_plan, cmd_pretrain
-from facessl.config.flags import Parser
+from facessl.config.parser import Parser
+from facessl.core import plugins
 from facessl.core.errors import FaceSSLError, UnknownName
 
 #: Exit status of a user's error; argparse uses the same.
@@ -37,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = one_sentence
     threading.excepthook = thread_error
     try:
+        words = _without_plugins(words)
         if not words or words[0] in ("-h", "--help"):
             print(overview(COMMANDS))
             return 0
@@ -58,6 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _without_plugins(words: list[str]) -> list[str]:
+    """The words but `--plugin FILE.py`, whose files are imported: only what was typed, nothing from a recipe or run."""
+    rest, waiting = [], iter(words)
+    for word in waiting:
+        flag, equals, file = word.partition("=")
+        if flag == "--plugin":
+            plugins.add(file if equals else next(waiting, ""))
+        else:
+            rest.append(word)
+    return rest
+
+
 def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["paper"] | None = None) -> int:
     """Rewrite the report of a run, or compare several; the last line is JSON.
 
@@ -73,6 +80,9 @@ def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["pape
 
     files.check_output(out)
     found = report(runs, out=out, compare=compare)
+    page = Path(found.get("page") or out or runs[0] / "report.html")
+    if page.is_file():
+        print(f"report: {page}", file=sys.stderr)
     if compare is not None:
         print(paper.table(found["paper"]))
     print(json.dumps(found))
@@ -119,9 +129,13 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "pretrain": cmd_pretrain,
     "finetune": cmd_finetune,
     "embed": cmd_embed,
+    "search": cmd_search,
+    "group": cmd_group,
+    "map": cmd_map,
     "regions": cmd_regions,
     "probe": cmd_probe,
     "predict": cmd_predict,
+    "export": cmd_export,
     "convert": cmd_convert,
     "plan": cmd_plan,
     "report": cmd_report,

@@ -1,4 +1,4 @@
-"""The commands that use a trained network: `embed`, `regions`, `probe`, `predict`, `convert`."""
+"""The commands that use a trained network: `regions`, `probe`, `predict`, `export`, `convert`."""
 
 from __future__ import annotations
 
@@ -8,61 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from facessl.cli.commandline import (
-    computing_device,
-    list_skipped,
-    parsed_words,
-    refuse_other_protocols,
-    summary,
-)
-from facessl.config.flags import Parser
+from facessl.cli.commandline import computing_device, parsed_words, refuse_other_protocols, summary
+from facessl.config.parser import Parser
 from facessl.core.errors import ConfigError
 from facessl.core.schema import to_json
 
 #: Exit status of `predict` where no photo had a face.
 NOTHING_FOUND = 1
-
-
-def cmd_embed(
-    run: str,
-    source: str,
-    out: Path = Path("embeddings.parquet"),
-    batch_size: int = 64,
-    workers: int | None = None,
-    threads: int | None = None,
-    device: str = "auto",
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
-    max_bad: float = 0.05,
-) -> int:
-    """Embeddings of a source, one row per image.
-
-    Args:
-        run: run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken.
-        source: images, NAME:PATH?option=value or a path.
-        out: .parquet file to write.
-        batch_size: images per forward pass.
-        workers: loader processes; by default the cores minus one, at most 8.
-        threads: CPU threads that compute; by default one per core.
-        device: auto, cpu, cuda or mps.
-        precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
-        max_bad: fraction of unreadable images above which it stops.
-    """
-    import torch
-
-    from facessl.core import files
-    from facessl.data.source import open_source
-    from facessl.inference import embed
-    from facessl.training.run import loader_workers
-
-    files.check_output(out)
-    backbone: Any = embed.load_embedder(run)
-    backbone.to(computing_device(device, threads), memory_format=torch.channels_last)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": loader_workers(workers), "precision": precision}
-    parts = embed.embedding_batches(backbone, open_source(source), max_bad=max_bad, **options)
-    count, skipped = embed.write_parquet(out, parts)
-    list_skipped(skipped)
-    print(json.dumps({"images": count, "skipped": len(skipped), "dimensions": backbone.num_features, "out": str(out)}))
-    return 0
 
 
 def cmd_regions(
@@ -97,7 +49,7 @@ def cmd_regions(
     write_regions(out, method, source, count=count, seed=seed)
     found: dict[str, Any] = {}
     if scores:
-        from facessl.evaluation.regions import region_table, score_regions
+        from facessl.evaluation.region_scores import region_table, score_regions
 
         found = score_regions(method, source, count=score_images, seed=seed)
         print(region_table(found))
@@ -125,6 +77,9 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument(
         "--labels", default="all", help="training labels that are used: all, a percentage such as 10%, or 25-per-class"
     )
+    parser.add_argument(
+        "--baseline", type=bool, default=False, help="evaluate the same network with random weights as well"
+    )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads that compute; by default one per core")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--out", default=None, help="file that the result is also written to")
@@ -134,13 +89,19 @@ def cmd_probe(argv: list[str]) -> int:
     from facessl.data.location import redacted
     from facessl.evaluation.evaluate import evaluate
     from facessl.inference.embed import load_embedder
+    from facessl.report.results import told
 
     run, source, device, threads, out = (given.pop(k) for k in ("run", "source", "device", "threads", "out"))
     files.check_output(out)
+    if run == "none" and not Path(run).exists():
+        raise ConfigError(
+            "none is not a network: name a trained one, and --baseline evaluates random weights beside it"
+        )
     backbone = load_embedder(run).to(computing_device(device, threads))
     found = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
     if out is not None:
         files.write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
+    print("\n".join([told(found), *found.get("notes", ())]), file=sys.stderr)
     print(to_json(found))
     return 0
 
@@ -188,7 +149,7 @@ def cmd_predict(
     """
     from facessl.core import files, plugins
     from facessl.inference import predict
-    from facessl.inference.trained import load_trained
+    from facessl.inference.trained_task import load_trained
 
     files.check_output(out, folder=True)
     trained = load_trained(run)
@@ -221,6 +182,30 @@ def cmd_predict(
     told = {"photos": len(read), "faces": faces, "out": str(out), "skipped": len(found) - len(read)}
     print(json.dumps(told))
     return 0 if faces else NOTHING_FOUND
+
+
+def cmd_export(
+    run: str,
+    format: Literal["onnx", "timm", "hf"] = "onnx",
+    out: Path = Path("export"),
+    overwrite: bool = False,
+) -> int:
+    """Write a trained network for use without facessl; the last line is JSON.
+
+    Args:
+        run: run folder, checkpoint or exported backbone; of a run of `facessl finetune` onnx takes the whole task.
+        format: onnx, compared with torch by ONNX Runtime; or the backbone alone as a folder that timm or transformers
+            (hf) loads.
+        out: folder to write, with a README.md to be completed.
+        overwrite: replace an earlier export.
+    """
+    from facessl.inference.export import export
+
+    told = export(run, out, format=format, overwrite=overwrite)
+    for name, value in told["difference"].items():
+        print(f"{name}: largest difference from torch {value:.1e} of its largest value")
+    print(json.dumps(told))
+    return 0
 
 
 def cmd_convert(

@@ -6,11 +6,8 @@ import json
 import os
 import sys
 
-from facessl.cli.commandline import (
-    parsed_words,
-    summary,
-)
-from facessl.config.flags import Parser
+from facessl.cli.commandline import parsed_words, summary
+from facessl.config.parser import Parser
 from facessl.core.schema import to_json
 
 

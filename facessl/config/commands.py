@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class Command:
         missing = [member for member in self.members if not hasattr(kind, member)]
         if missing:
             raise PluginError(
-                f"facessl/{self.folder}/{name}.py: the class {kind.__name__} has no {', '.join(missing)}: "
+                f"{sys.modules[kind.__module__].__file__}: the class {kind.__name__} has no {', '.join(missing)}: "
                 f"facessl/{self.folder}/base.py says what a {self.part} has"
             )
         return kind
@@ -114,7 +115,7 @@ FINETUNE = Command(
         "run": "run folder, checkpoint, exported backbone, or none (random weights)",
         "source": "labelled images, NAME:PATH?option=value or a path",
     },
-    members=("Args", "needs", "defaults", "augments", "step", "after_step", "predict", "meter", "describe"),
+    members=("Args", "needs", "defaults", "augments", "step", "predict", "meter", "describe"),
     recipes_ask=True,
     preset=_published,
     remarks=_augmentation,

@@ -23,12 +23,13 @@ from jsonargparse import ArgumentError
 
 from facessl.config.commands import PRETRAIN, Command, resolved
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.flags import Parser, dashed, is_bool, readable
-from facessl.config.pretrain import PretrainConfig, unscaled_rate, without_retired
+from facessl.config.parser import Parser, dashed, is_bool, readable
+from facessl.config.pretrain import PretrainConfig, unscaled_rate
 from facessl.config.recipes import read_recipe, refuse_foreign_commands
-from facessl.config.run import FORMER, RunConfig, flatten, merge, spelled
+from facessl.config.run import RunConfig, flatten, merge
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, UnknownName
+from facessl.core.yaml_file import parse_yaml, read_yaml
 
 #: Fields whose inner keys are free, or that are lists: they are checked where they are used.
 _FREE = ("views", "backbone.options.", "augment", "optim.lrs")
@@ -63,8 +64,8 @@ class Asked:
         for name, text in self.flags.items():
             value: Any = text
             if name in self.command.groups and text.lstrip().startswith("{"):
-                with contextlib.suppress(yaml.YAMLError, ValueError):  # the text itself is refused later
-                    value = yaml.safe_load(text)
+                with contextlib.suppress(ConfigError):  # the text itself is refused later
+                    value = parse_yaml(text, name)
             for key in reversed(name.split(".")):
                 value = {key: value}
             values = merge(values, value)
@@ -98,7 +99,7 @@ def read(argv: Sequence[str], command: Command = PRETRAIN) -> Asked:
     recipe: dict[str, Any] = {}
     for word in words:
         if word.flag == "config":
-            recipe = merge(recipe, _named(spelled(read_recipe(word.text or "")), command))
+            recipe = merge(recipe, _named(read_recipe(word.text or ""), command))
     last = {word.flag: word.text for word in words}
     resume = str(last["resume"]).lower() not in ("false", "no") if "resume" in last else recipe.get("resume")
     out = last.get("out") or recipe.get("out")
@@ -126,7 +127,7 @@ class _Word(NamedTuple):
 
 
 def _words(argv: Sequence[str], command: Command) -> Iterator[_Word]:
-    short = {command.part: f"{command.part}.name", "backbone": "backbone.name", **FORMER}
+    short = {command.part: f"{command.part}.name", "backbone": "backbone.name"}
     rest = ["--help" if word == "-h" else word for word in argv]
     while rest:
         word = rest.pop(0)
@@ -179,13 +180,13 @@ def _kept(folder: Path, command: Command) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        kept: dict[str, Any] = yaml.safe_load(file.read_text())
+        kept: dict[str, Any] = read_yaml(file)
         kept[command.part]["name"]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
+    except (ConfigError, KeyError, TypeError):
         raise ConfigError(
             f"{file} is damaged, or is not of `facessl {command.name}`: start a new run with another --out"
         ) from None
-    return spelled(kept)
+    return kept
 
 
 def _plugin(name: str, command: Command) -> Plugin:
@@ -229,14 +230,12 @@ def configuration(asked: Asked) -> Any:
 
 def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
     """A configuration from plain values, e.g. those of a run's `config.yaml`."""
-    values = _named(spelled(values), command)
+    values = _named(dict(values), command)
     name = values.get(command.part, {}).get("name", command.default)
     return _build(values, _plugin(name, command), command, flatten(values))
 
 
 def _build(values: dict[str, Any], plugin: Plugin, command: Command, given: Mapping[str, Any]) -> Any:
-    if command is PRETRAIN:
-        values = without_retired(values)
     known = {action.dest: getattr(action, "_typehint", action.type) for action in plugin.parser._actions}
     for key, value in flatten(values).items():
         kind = known.get(key)

@@ -12,9 +12,6 @@ from facessl.config.run import RunConfig, in_range
 from facessl.core.errors import ConfigError
 from facessl.views.spec import View
 
-#: Settings of earlier versions, each with the value that did nothing.
-RETIRED = {"cache": "none", "cache_size": None}
-
 
 @dataclass(frozen=True)
 class MonitorConfig:
@@ -81,21 +78,6 @@ class PretrainConfig(RunConfig):
             raise ConfigError(f"std = {list(self.std)} is out of range: give three positive numbers")
         if self.batch_size is not None and self.batch_size % self.accumulate:
             raise ConfigError(f"batch size {self.batch_size} cannot be cut in {self.accumulate} equal micro-batches")
-
-
-def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run of an earlier version without those that are gone, where they did nothing.
-
-    Raises:
-        ConfigError: one of them did something.
-    """
-    for name, idle in RETIRED.items():
-        if values.get(name, idle) not in (idle, None):
-            raise ConfigError(
-                f"{name} = {values[name]!r} is a setting of an earlier version: pack the images at the size that is "
-                "needed (`facessl pack`) and start a new run without it"
-            )
-    return {key: value for key, value in values.items() if key not in RETIRED}
 
 
 def unscaled_rate(config: PretrainConfig, meant: int) -> str | None:

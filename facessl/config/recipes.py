@@ -12,13 +12,12 @@ from typing import Any
 
 import yaml
 
-from facessl.config.run import flatten, merge, one_line
+from facessl.config.run import flatten, merge
 from facessl.core.errors import ConfigError, UnknownName
+from facessl.core.yaml_file import parse_yaml, read_text
 
 _ROOT = Path(str(resources.files("facessl"))) / "recipes"
 _TABLES = _ROOT / "tables.yaml"
-#: More than any recipe has; aliases can write billions of values in a few lines.
-_BYTES, _VALUES, _DEPTH = 1_000_000, 10_000, 20
 
 
 def read_recipe(name: str, *, derived: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -56,12 +55,7 @@ def recipe_text(name: str) -> str:
         path = _ROOT / f"{short}.yaml"
         if short not in recipes():
             raise UnknownName("recipe", name, recipes())
-    try:
-        if path.stat().st_size > _BYTES:
-            raise ConfigError(f"{path} is not a recipe: it is larger than {_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {one_line(str(error))}") from None
+    return read_text(path)
 
 
 @functools.cache
@@ -134,35 +128,10 @@ def _told(text: str, field: str) -> str:
 
 
 def _parsed(text: str, name: str) -> dict[str, Any]:
-    """The settings that a recipe's YAML holds, which may be a stranger's.
-
-    Raises:
-        ConfigError: it is not valid, not a recipe's, or writes more than a recipe has.
-    """
-    try:
-        values = yaml.safe_load(text)
-    except RecursionError:
-        raise ConfigError(f"{name} is not a recipe: it is nested more than {_DEPTH} deep") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits, an impossible date
-        raise ConfigError(f"{name} is not valid YAML: {one_line(str(error))}") from None
+    """The settings that a recipe's YAML holds. ConfigError where it is not a recipe's."""
+    values = parse_yaml(text, name)
     if not isinstance(values, dict):
         raise ConfigError(f"{name} holds no settings: write `key: value` lines")
-    waiting: list[tuple[Any, int]] = [(values, 1)]
-    count = 0
-    while waiting:
-        value, depth = waiting.pop()
-        count += 1
-        if count > _VALUES or depth > _DEPTH:
-            raise ConfigError(
-                f"{name} is not a recipe: its aliases (`*name`) repeat more than {_VALUES} values, or it is nested "
-                f"more than {_DEPTH} deep"
-            )
-        if isinstance(value, dict):
-            odd = next((key for key in value if not isinstance(key, str)), None)
-            if odd is not None:
-                raise ConfigError(f"{name} has the key {odd!r}, which is not a text: write it in quotes")
-        if isinstance(value, dict | list):
-            waiting += [(v, depth + 1) for v in (value.values() if isinstance(value, dict) else value)]
     for key in {"method", "task", "backbone", "protocol"} & values.keys():
         chosen = values[key]
         if not isinstance(chosen.get("name", "") if isinstance(chosen, dict) else chosen, str):

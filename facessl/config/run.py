@@ -1,7 +1,7 @@
 """What the configurations of both kinds of run share: their common fields, and plain values to and from them.
 
 Nothing rewrites a configuration after parsing. Values that follow from others (scaled learning rate, warm-up steps)
-are computed once, in `facessl.training.plan`, and logged.
+are computed once, in `facessl.training.derived`, and logged.
 """
 
 from __future__ import annotations
@@ -14,28 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facessl.core.errors import ConfigError
-from facessl.views.spec import rename_fields
 
-#: Settings that had another name in earlier versions.
-FORMER = {"val_share": "val_fraction"}
 #: Pixels of the largest view.
 LARGEST = 4096
 #: Settings that may differ between the two halves of a resumed run: they do not change what is learned.
 FREE_ON_RESUME = frozenset(
-    {
-        *(
-            "resume",
-            "out",
-            "accumulate_approximate",
-            "strategy",
-            "workers",
-            "threads",
-            "device",
-            "checkpoint_every",
-            "log_every",
-        ),
-        *("max_minutes", "monitor", "compile"),
-    }
+    {"resume", "out", "accumulate_approximate", "strategy", "workers", "threads", "device", "checkpoint_every"}
+    | {"log_every", "max_minutes", "monitor", "compile", "backbone.checkpointing"}
 )
 
 
@@ -47,11 +32,14 @@ class BackboneConfig:
         name: any timm model with a feature map.
         pretrained: start from timm's supervised weights.
         options: keywords for timm, e.g. `{output_stride: 16}` for a finer map.
+        checkpointing: compute activations a second time in the backward pass instead of keeping them: less memory,
+            about a third more time, the same gradients; for ViTs, ResNets and what else timm can checkpoint.
     """
 
     name: str = "resnet50"
     pretrained: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,22 +134,9 @@ def in_range(
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys in which two configurations (plain dicts) would train differently, as `key: old -> new`."""
-    a, b = (flatten(spelled(plain(values))) for values in (old, new))  # older checkpoints hold tuples
-    keys = sorted(k for k in a.keys() | b.keys() if k.split(".")[0] not in FREE_ON_RESUME)
+    a, b = (flatten(plain(values)) for values in (old, new))
+    keys = sorted(k for k in a.keys() | b.keys() if not FREE_ON_RESUME & {k, k.split(".")[0]})
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys if a.get(k) != b.get(k)]
-
-
-def spelled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run or recipe by their present names, also the fields of `views` and `augment`."""
-    out = {FORMER.get(key, key): value for key, value in values.items()}
-    method = out.get("method")
-    if isinstance(method, Mapping) and (method.get("name"), method.get("variant")) == ("mcf", "paper"):
-        out["method"] = {**method, "variant": "channels"}
-    if isinstance(out.get("views"), (list, tuple)):
-        out["views"] = [rename_fields(view) if isinstance(view, Mapping) else view for view in out["views"]]
-    if isinstance(out.get("augment"), Mapping):
-        out["augment"] = rename_fields(out["augment"])
-    return out
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -28,7 +28,9 @@ PARTS = (
 )
 OPTIONAL = {
     "open_clip_torch": "FaRL (pip install 'facessl[farl]')",
+    "onnxruntime": "export to ONNX (pip install 'facessl[onnx]')",
     "tensorboard": "TensorBoard logs (pip install 'facessl[tensorboard]')",
+    "umap-learn": "map --method umap (pip install 'facessl[umap]')",
 }
 
 

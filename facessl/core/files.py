@@ -1,44 +1,40 @@
-"""Writing and reading files that must not be lost: atomic saves, and loads that run no code."""
+"""Safe reading and writing: a file holds its old or its new content, and links and pipes are neither read nor written.
+
+Everything that writes does it through these functions, as other programs may write to the same folder.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import csv
 import errno
-import glob
-import io
-import json
 import os
-import pathlib
-import pickle
+import platform
 import re
+import secrets
 import stat
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Required, TypedDict
+from typing import IO, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
 
-from facessl.core.errors import CheckpointError, ConfigError, DataError
-from facessl.core.schema import check, read_json, to_json
+from facessl.core.errors import ConfigError, DataError
 
-FORMAT = "facessl-run-1"
 #: Bytes of the largest list that is read.
 MAX_LIST = 2 << 30
+#: A pipe does not wait for its writer, a child process does not hold the file, Windows changes no line ends.
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_MACHINE = f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
+_TEMPORARY = re.compile(r"\.facessl-[0-9a-f]{16}\.tmp")
 
 
-def open_regular(path: str | Path, mode: str = "rb", *, most: int = MAX_LIST, **options: Any) -> IO[Any]:
+def open_regular(path: str | Path, mode: str = "rb", *, most: int | None = MAX_LIST, **options: Any) -> IO[Any]:
     """`open` for reading a file that somebody else named: neither a pipe nor a device, and of a plausible size.
 
     Args:
-        most: bytes of the largest file that is opened.
+        most: bytes of the largest file that is opened; None: any.
         options: of `open`.
 
     Raises:
@@ -50,7 +46,7 @@ def open_regular(path: str | Path, mode: str = "rb", *, most: int = MAX_LIST, **
         raise OSError(errno.EINVAL, "the name has a NUL byte in it") from None
 
 
-def read_regular(path: str | Path, *, most: int) -> bytes:
+def read_regular(path: str | Path, *, most: int = MAX_LIST) -> bytes:
     """The content of a file as `open_regular` opens it, in half of its time."""
     try:
         descriptor, size = _descriptor(path, most)
@@ -67,11 +63,11 @@ def read_regular(path: str | Path, *, most: int) -> bytes:
         os.close(descriptor)
 
 
-def _descriptor(path: str | Path, most: int) -> tuple[int, int]:
+def _descriptor(path: str | Path, most: int | None) -> tuple[int, int]:
     """A regular file of at most `most` bytes, opened for reading, and its size."""
     descriptor = os.open(path, os.O_RDONLY | _FLAGS)
     status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_size <= most:
+    if stat.S_ISREG(status.st_mode) and (most is None or status.st_size <= most):
         return descriptor, status.st_size
     os.close(descriptor)
     if stat.S_ISREG(status.st_mode):
@@ -81,35 +77,40 @@ def _descriptor(path: str | Path, most: int) -> tuple[int, int]:
     raise OSError(errno.EINVAL, "not a regular file")
 
 
-#: A pipe does not wait for its writer, a child process does not hold the file, Windows changes no line ends.
-_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+def open_own(path: str | Path, mode: str) -> IO[Any]:
+    """`open` for writing to a file that is kept ("a", "a+"). OSError where it is a link, pipe or device, or has a
+    second name (a hard link)."""
+
+    def opener(name: str, flags: int) -> int:
+        try:
+            descriptor = os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | _FLAGS, 0o666)
+        except OSError as error:
+            if os.path.islink(name) or error.errno == errno.ENXIO:  # a pipe that nobody reads
+                raise _not_own(name) from None
+            raise
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+            return descriptor
+        os.close(descriptor)
+        raise _not_own(name)
+
+    return open(path, mode, opener=opener)
 
 
-#: A byte that is not UTF-8 (as `os.fsdecode` gives it), and text that reads like one that `printable` wrote.
-_ODD = re.compile(r"(\\*)([\udc80-\udcff]|x[89a-f][0-9a-f])")
-_ESCAPED = re.compile(r"(\\+)x([89a-f][0-9a-f])")
-#: What spreadsheets run as a formula, with the quotes in front that keep them from it.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf)(e[+-]?\d+)?", re.IGNORECASE)
+def _not_own(name: str) -> OSError:
+    return OSError(errno.EINVAL, f"{Path(name).name} is a link or no regular file, which is not written to: remove it")
 
 
-class Run(TypedDict, total=False):
-    """A training checkpoint: `config` as `config.yaml` holds it, `method` the network's tensors by name."""
+def open_new(path: str | Path, *, mode: int = 0o666) -> IO[bytes]:
+    """A new file, open for writing, in the place of whatever had its name: a link is replaced, not followed.
 
-    format: str
-    step: Required[int]
-    config: Required[dict[str, Any]]
-    method: Required[dict[str, Tensor]]
-
-
-#: What others' checkpoints hold beside tensors and plain values; names as pickles have them. Not numpy's types: with a
-#: state from the file they read and free memory that is not theirs.
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    *((pathlib.PurePosixPath, f"pathlib.{inner}PosixPath") for inner in ("", "_local.")),
-    *((pathlib.PureWindowsPath, f"pathlib.{inner}WindowsPath") for inner in ("", "_local.")),
-]
+    Args:
+        mode: permissions, less those that the process's umask takes away.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | _FLAGS
+    return open(path, "wb", opener=lambda name, _: os.open(name, flags, mode))
 
 
 def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object], *, private: bool = False) -> None:
@@ -123,32 +124,29 @@ def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object], *, pri
     Raises:
         DataError: the file could not be written (disk full, no permission, no memory); the old one is untouched.
     """
-    with completed(path) as temporary:
-        mode = 0o600 if private else 0o666
-        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            try:
-                if callable(data):
-                    data(file)
-                else:
-                    file.write(data)
-            except (RuntimeError, MemoryError) as error:  # torch.save reports a full disk as a RuntimeError
-                raise OSError(errno.EIO, _reason(error)) from None
-            file.flush()
-            os.fsync(file.fileno())
-    _sync_folder(path.parent)
+    with completed(path, private=private) as temporary, open(temporary, "wb") as file:
+        try:
+            if callable(data):
+                data(file)
+            else:
+                file.write(data)
+        except (RuntimeError, MemoryError) as error:  # torch.save reports a full disk as a RuntimeError
+            raise OSError(errno.EIO, _reason(error)) from None
+        sync(file)
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def completed(path: str | Path) -> Iterator[Path]:
-    """A name to write to; that file becomes `path` where the block ends without an error, and is removed otherwise.
+def completed(path: str | Path, *, private: bool = False) -> Iterator[Path]:
+    """An empty file to write to, which becomes `path` where the block ends without an error, and is removed otherwise.
 
     Raises:
         DataError: the file cannot be written; an old one is untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path, temporary = Path(path), temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        open_new(temporary, mode=0o600 if private else 0o666).close()
         yield temporary
         temporary.replace(path)
     except OSError as error:
@@ -158,20 +156,30 @@ def completed(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def temporary_beside(path: str | Path) -> Path:
+    """A name in the same folder that no file has, as `is_temporary` knows it; it tells the machine and the process."""
+    process = f"{os.getpid() & 0xFFFFFF:06x}"
+    return Path(path).with_name(f".facessl-{_MACHINE}{process}{secrets.token_hex(3)}.tmp")
+
+
 def is_temporary(name: str) -> bool:
-    """Whether a file has the name of one that `completed` has not finished."""
+    """Whether a file has a name of `temporary_beside`."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def remove_temporaries(files: Iterable[Path], *, locked: bool = False) -> None:
-    """Remove those among `files` that processes which were killed left unfinished; others stay.
+def remove_temporaries(*folders: Path) -> None:
+    """Remove what processes that were killed left in these folders, to which only this process writes."""
+    for folder in folders:
+        for left in folder.glob(".facessl-*.tmp"):
+            if is_temporary(left.name):
+                with contextlib.suppress(OSError):
+                    left.unlink()
 
-    Args:
-        locked: no other process writes there, so that what has the number of one that runs is left over as well.
-    """
-    for left in files:
-        found = _TEMPORARY.fullmatch(left.name)
-        if found and (locked or not _running(int(found[1]))):
+
+def _remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove what processes of this machine that were killed left in a folder to which others may write as well."""
+    for left in folder.glob(pattern):
+        if is_temporary(left.name) and not _running(int(left.name[13:19], 16)):
             with contextlib.suppress(OSError):
                 left.unlink()
 
@@ -181,15 +189,40 @@ def _running(process: int) -> bool:
         return True
     try:
         os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+    except ProcessLookupError:
         return False
     except PermissionError:
         pass
     return True
 
 
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`. DataError where `..` or a link leads out of the folder; the last part may be a link."""
+    path = folder / name
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{path.parent} leads out of {folder}: remove the link, or name another folder")
+    return path
+
+
+def sync(file: IO[bytes]) -> None:
+    """Bring what was written to a file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def check_output(path: str | Path | None, *, folder: bool = False) -> None:
-    """Check, before any work, that a file can be made at `path`, or a folder, and remove what killed calls left of it.
+    """Check, before any work, that a file can be made at `path`, or a folder, and remove what killed calls left there.
 
     None is fine.
 
@@ -208,137 +241,8 @@ def check_output(path: str | Path | None, *, folder: bool = False) -> None:
     if not os.path.isdir(above) or not os.access(above, os.W_OK | os.X_OK):
         why = "may not be written to" if os.path.isdir(above) else "is a file"
         raise ConfigError(f"--out {path} cannot be made, as {above} {why}: name a {kind} where you may write")
-    made = Path(full)
-    remove_temporaries(made.rglob(".*.tmp") if folder else made.parent.glob(f".{glob.escape(made.name)}.*.tmp"))
-
-
-def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
-    """Save `state` as `folder/step-<step>.ckpt` and point `last.ckpt` at it; keep the newest `keep`.
-
-    The payload is tensors and plain values only, so that `read` can load it without running code.
-    """
-    path = folder / f"step-{step:08d}.ckpt"
-    payload = {"format": FORMAT, "step": step, **state}
-    try:
-        write_atomic(path, lambda file: torch.save(payload, file))
-        _point(folder / "last.ckpt", path, payload)
-    except DataError as error:
-        short = "memory" if "memory" in str(error) else "space"
-        raise CheckpointError(f"{error}; earlier checkpoints are untouched: free {short}, then --resume") from None
-    for old in steps(folder)[:-keep]:
-        old.unlink(missing_ok=True)
-    return path
-
-
-def _point(last: Path, path: Path, payload: Mapping[str, Any]) -> None:
-    """Make `last` another name of the checkpoint `path`, or a copy on file systems without hard links."""
-    try:
-        with completed(last) as link:
-            os.link(path, link)
-    except DataError:
-        write_atomic(last, lambda file: torch.save(payload, file))
-
-
-def steps(folder: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    return sorted(p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+\.ckpt", p.name))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Load a checkpoint (ours or an authors' .pth/.pt/.tar) on the CPU without running code from it.
-
-    Raises:
-        CheckpointError: missing, truncated, no checkpoint at all, or one that asks for code to be run.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist: name a run folder, a checkpoint or an exported backbone")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"checkpoint {path} is empty (0 bytes): {_instead(path)}")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
-            warnings.simplefilter("ignore")  # remarks on foreign pickles; what matters is raised
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked:
-            raise CheckpointError(
-                f"checkpoint {path} asks for {asked.group(1)} to be run on loading and was refused: "
-                "re-save it as a plain state dict, or use another file"
-            ) from None
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read, it is damaged or not a checkpoint: {_instead(path)}"
-        ) from None
-    except Exception as error:  # foreign bytes make torch raise almost anything
-        reason = " ".join(str(error).split())[:160]
-        why = f" ({reason})" if " " in reason else ""  # the unpickler's bare numbers tell nobody anything
-        raise CheckpointError(f"checkpoint {path} is damaged or not a checkpoint{why}: {_instead(path)}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"checkpoint {path} holds a {type(value).__name__}, not a state dict")
-    return value
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """Load a training checkpoint of this library; anything else is refused."""
-    state = read(path)
-    check_run(state, path)
-    return state
-
-
-def check_run(state: Mapping[str, Any], path: Path) -> None:
-    """CheckpointError where `state`, read from `path`, is not a training checkpoint of this library."""
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a facessl training checkpoint (no mark {FORMAT!r} in it)")
-    check(state, Run, path)
-
-
-def write_backbone(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """`backbone.safetensors` in timm's keys and, beside it, its card as `backbone.json`."""
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    write_atomic(path, safetensors_bytes(tensors, metadata={"card": to_json(card)}))
-    write_atomic(path.with_suffix(".json"), to_json(card, indent=2).encode() + b"\n")
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and card (from the file itself, or the .json beside it; empty where there is none)."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no iterator there)
-            card = json.loads((file.metadata() or {}).get("card", "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}): use another file") from None
-    check(card, dict[str, Any], path)
-    beside = path.with_suffix(".json")
-    if not card and beside.is_file():
-        card = read_json(beside, dict[str, Any])
-    return tensors, card
-
-
-def _instead(path: Path) -> str:
-    """What to do where a checkpoint cannot be read: a run has earlier ones, an authors' file can be had again."""
-    own = path.suffix == ".ckpt"
-    return "use an earlier one of the run" if own else "download or copy it again, or use another file"
-
-
-def _reason(error: RuntimeError | MemoryError) -> str:
-    """What went wrong, also where torch's writer hides the system's own words."""
-    root: BaseException = error
-    while root.__context__ is not None:
-        root = root.__context__
-    if isinstance(root, MemoryError):
-        return "not enough memory"
-    return getattr(root, "strerror", None) or " ".join(str(root).split())[:160] or type(root).__name__
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    left = f".facessl-{_MACHINE}*.tmp"
+    _remove_abandoned(Path(full if folder else above), f"**/{left}" if folder else left)
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:
@@ -355,35 +259,11 @@ def write_png(path: str | Path, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(partial, format="PNG", compress_level=3)  # half the time of 6, a tenth larger
 
 
-def printable(name: str) -> str:
-    r"""A file's name as text that CSV, JSON, Parquet and HTML can hold: its bytes that are not UTF-8 as `\xfc`."""
-
-    def escaped(match: re.Match[str]) -> str:
-        slashes, odd = match.groups()
-        if odd[0] == "x":
-            return 2 * slashes + odd
-        return f"{2 * slashes}\\x{ord(odd) - 0xDC00:02x}"
-
-    return _ODD.sub(escaped, name)
-
-
-def csv_row(*values: object) -> bytes:
-    """A line of CSV. Texts are `printable`, and one that a spreadsheet would run as a formula has a `'` in front."""
-    cells = [printable(value) if isinstance(value, str) else value for value in values]
-    for at, cell in enumerate(cells):
-        if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
-            cells[at] = "'" + cell
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def from_csv(cell: str) -> str:
-    """The text that `csv_row` wrote as `cell`."""
-
-    def byte(match: re.Match[str]) -> str:
-        slashes, odd = match.groups()
-        half = len(slashes) // 2 * "\\"
-        return half + (chr(0xDC00 + int(odd, 16)) if len(slashes) % 2 else f"x{odd}")
-
-    return _ESCAPED.sub(byte, cell.removeprefix("'") if _FORMULA.match(cell) else cell)
+def _reason(error: RuntimeError | MemoryError) -> str:
+    """What went wrong, also where torch's writer hides the system's own words."""
+    root: BaseException = error
+    while root.__context__ is not None:
+        root = root.__context__
+    if isinstance(root, MemoryError):
+        return "not enough memory"
+    return getattr(root, "strerror", None) or " ".join(str(root).split())[:160] or type(root).__name__

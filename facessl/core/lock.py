@@ -1,4 +1,4 @@
-"""One writer for each folder that a command writes."""
+"""One writer for each folder or file that a command writes."""
 
 from __future__ import annotations
 
@@ -6,65 +6,68 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from facessl.core.errors import ConfigError
+from facessl.core.files import open_own
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Make `folder` and keep other processes from writing to it until the block ends.
+def only_writer(out: str | Path, *, folder: bool = True) -> Iterator[None]:
+    """Make a folder and keep other processes from writing to it until the block ends; or do so for one file.
 
-    The lock on `folder/.lock` is the system's and goes with the process, however it dies; processes that it forks do
-    not hold it (as those of the package filelock do). A folder in which nothing was written is removed again.
-    Windows has no such lock.
+    The lock on `.lock` in the folder, or on `.NAME.lock` beside the file, is the system's and goes with the process,
+    however it dies; processes that it forks do not hold it (as those of the package filelock do). It is removed at the
+    end, and so is a folder in which nothing was written. Windows has no such lock.
 
     Raises:
         ConfigError: the folder cannot be made, or another process writes there, whose number and host are named.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    out = Path(out)
+    place = out if folder else out.parent
+    lock = place / ".lock" if folder else place / f".{out.name}.lock"
+    made = [path for path in (place, *place.parents) if not path.exists()]
     fails = "made"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         fails = "used"
-        file = open(folder / ".lock", "a+", opener=_own_file)  # noqa: SIM115 (below)
+        file, free = _locked(lock)
     except OSError as error:
         raise ConfigError(
-            f"--out {folder} cannot be {fails} ({error.strerror or error}): name a folder where you may write"
+            f"--out {out} cannot be {fails} ({error.strerror or error}): name a {'folder' if folder else 'file'} where "
+            "you may write"
         ) from None
     with file:
-        if not _locked(file):
+        if not free:
             file.seek(0)
-            raise ConfigError(
-                f"{folder} is being written by {file.read()}: wait until it ends, or choose another --out"
-            )
+            raise ConfigError(f"{out} is being written by {file.read()}: wait until it ends, or choose another --out")
         file.truncate(0)
         print(f"process {os.getpid()} on {socket.gethostname()}", end="", file=file, flush=True)
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # the folder may have been moved
-                if made and os.listdir(folder) == [".lock"]:
-                    (folder / ".lock").unlink()
-                    for path in made:
-                        path.rmdir()
+            with contextlib.suppress(OSError):  # the folder may have been moved, or have other files in it
+                lock.unlink()
+                for path in made:
+                    path.rmdir()
 
 
-def _own_file(name: str, flags: int) -> int:
-    """An opener that follows no link and takes nothing but a file: the folder may be somebody else's."""
-    descriptor = os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-        return descriptor
-    os.close(descriptor)
-    raise OSError(errno.EINVAL, ".lock is not a file of its own")
+def _locked(path: Path) -> tuple[IO[str], bool]:
+    """The lock's file and whether it is ours now; anew where its last holder has removed it in between."""
+    while True:
+        file = open_own(path, "a+")
+        if not _lock(file):
+            return file, False
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file, True
+        file.close()
 
 
-def _locked(file: TextIO) -> bool:
+def _lock(file: IO[str]) -> bool:
     """Lock a file; False where another process has. True, too, on file systems that have no locks."""
     if sys.platform == "win32":
         return True

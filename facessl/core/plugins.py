@@ -1,4 +1,7 @@
-"""Plug-ins are found by their file's name: `methods/fra.py` holds the class `FRA`. There is no registry."""
+"""Plug-ins are found by their file's name: `methods/fra.py` holds the class `FRA`. There is no registry.
+
+Files outside the package are plug-ins once `add` imported them (`--plugin FILE.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,61 @@ import functools
 import importlib
 import pkgutil
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from facessl.core.errors import PluginError, UnknownName
 
+#: Modules of files outside the package, by folder and name.
+_outside: dict[tuple[str, str], ModuleType] = {}
+#: Folder -> a member by which its classes are known; a task has `after_step` as well.
+_MEMBER = {"tasks": "meter", "methods": "after_step", "data.sources": "fingerprint"}
+
+
+def add(file: str | Path) -> None:
+    """Import the method, source or task in a file outside the package, which is then found by the file's name.
+
+    Raises:
+        PluginError: it is not a Python file, cannot be imported, has no such class, or has a name that is taken.
+    """
+    path = Path(file).expanduser().resolve()
+    name = path.stem
+    if not path.is_file() or path.suffix != ".py" or not name.isidentifier():
+        raise PluginError(f"{file} is not a Python file whose name is an identifier, such as my_method.py")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # processes that are spawned import it by its name
+    try:
+        found = importlib.import_module(name)
+    except Exception as error:
+        lines = [f", line {f.lineno}" for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        where = lines[-1] if lines else ""
+        raise PluginError(f"{file} cannot be imported: {type(error).__name__}: {error}{where}") from None
+    kind = _named_like(found, name)
+    folder = next((folder for folder, member in _MEMBER.items() if hasattr(kind, member)), None)
+    if Path(str(found.__file__)).resolve() != path or (folder and name in _inside(folder)):
+        raise PluginError(f"{file}: the name {name!r} is taken: rename the file and its class")
+    if folder is None:
+        raise PluginError(
+            f"{file} defines no method, source or task {name.replace('_', '')!r}, named like the file (case and "
+            "underscores aside): docs/extending.md shows one of each"
+        )
+    _outside[folder, name] = found
+
 
 def names(folder: str) -> tuple[str, ...]:
-    """Names of the plug-ins in `facessl/<folder>` ("methods", "data.sources", ...), sorted.
+    """Names of the plug-ins in `facessl/<folder>` ("methods", "data.sources", ...) and of those added to it, sorted.
 
     `base` and files that begin with an underscore are shared parts, not plug-ins.
     """
+    return tuple(sorted({*_inside(folder), *(name for place, name in _outside if place == folder)}))
+
+
+def _inside(folder: str) -> set[str]:
     package = importlib.import_module(f"facessl.{folder}")
     found = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
-    return tuple(sorted(n for n in found if n != "base" and not n.startswith("_")))
+    return {name for name in found if name != "base" and not name.startswith("_")}
 
 
 def module(folder: str, name: str) -> ModuleType:
@@ -31,7 +74,7 @@ def module(folder: str, name: str) -> ModuleType:
         UnknownName: no such file; the message gives the nearest valid name.
     """
     _refuse_unknown(folder, name)
-    return importlib.import_module(f"facessl.{folder}.{name}")
+    return _outside.get((folder, name)) or importlib.import_module(f"facessl.{folder}.{name}")
 
 
 def _refuse_unknown(folder: str, name: str) -> None:
@@ -42,8 +85,11 @@ def _refuse_unknown(folder: str, name: str) -> None:
 def _parsed(folder: str, name: str) -> tuple[ast.Module, Any]:
     """A plug-in's file, parsed and not run, and its class or function in it. UnknownName where there is no file."""
     _refuse_unknown(folder, name)
-    places = (Path(place) / f"{name}.py" for place in importlib.import_module(f"facessl.{folder}").__path__)
-    tree = ast.parse(next(file for file in places if file.is_file()).read_text(encoding="utf-8"))
+    if (folder, name) in _outside:
+        file = Path(str(_outside[folder, name].__file__))
+    else:
+        file = Path(importlib.import_module(f"facessl.{folder}").__path__[0]) / f"{name}.py"
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     wanted = name.replace("_", "")
     found = (n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name.lower() == wanted)
     return tree, next(found, None)
@@ -119,12 +165,19 @@ def find(folder: str, name: str) -> Any:
         UnknownName: no such file; the message gives the nearest valid name.
         PluginError: the file has no such class.
     """
-    owner = module(folder, name)
-    wanted = name.replace("_", "")
-    for attribute, value in vars(owner).items():
-        if attribute.lower() == wanted and getattr(value, "__module__", None) == owner.__name__:
-            return value
-    raise PluginError(
-        f"facessl/{folder.replace('.', '/')}/{name}.py defines no class or function {wanted!r}, named like the file "
-        "(case and underscores aside)"
-    )
+    found = _named_like(module(folder, name), name)
+    if found is None:
+        raise PluginError(
+            f"facessl/{folder.replace('.', '/')}/{name}.py defines no class or function {name.replace('_', '')!r}, "
+            "named like the file (case and underscores aside)"
+        )
+    return found
+
+
+def _named_like(owner: ModuleType, name: str) -> Any:
+    """What the module itself defines under the name of its file, case and underscores aside; None without it."""
+    wanted = name.replace("_", "").lower()
+    own = {
+        key.lower(): value for key, value in vars(owner).items() if getattr(value, "__module__", "") == owner.__name__
+    }
+    return own.get(wanted)

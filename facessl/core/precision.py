@@ -1,4 +1,4 @@
-"""Precision of what must not run in 16 bits."""
+"""Number formats of the forward pass, and the precision of what must not run in 16 bits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import contextlib
 
 import torch
 from torch import Tensor
+
+#: Name on the command line -> Lightning Fabric's name, and the format of autocast (None: off).
+PRECISIONS = {
+    "fp32": ("32-true", None),
+    "bf16": ("bf16-mixed", torch.bfloat16),
+    "fp16": ("16-mixed", torch.float16),
+}
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Literal, Required, Union, get_args, get_origin
 
 from facessl.core.errors import CheckpointError
+from facessl.core.files import read_regular
 
 _WORDS: dict[Any, str] = {
     **{bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", type(None): "null"},
@@ -21,7 +22,7 @@ _WORDS: dict[Any, str] = {
 def read_json(path: Path, kind: Any) -> Any:
     """The value in a JSON file, checked as by `check`."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
     check(value, kind, path)

@@ -19,7 +19,10 @@ from safetensors.numpy import save_file
 
 from facessl.core.errors import DataError
 
-_DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32}
+_DTYPES = {
+    **{"BOOL": np.bool_, "U8": np.uint8, "I32": np.int32, "I64": np.int64},
+    **{"F16": np.float16, "F32": np.float32, "F64": np.float64},
+}
 
 
 class Table:

@@ -21,7 +21,7 @@ def absolute(spec: str) -> str:
         name, path, options = parse(spec)
     except FaceSSLError:  # told where the source is opened
         return spec
-    if not path or _REMOTE.match(path):
+    if not path or path.startswith("{") or _REMOTE.match(path):
         return spec
     head = next(h for h in (f"{name}:", f"{name.replace('_', '-')}:", "") if spec.startswith(h + path))
     typed = [f"{key}={_absolute(value) if key == 'root' else value}" for key, value in options.items()]
@@ -33,15 +33,21 @@ def _absolute(path: str) -> str:
 
 
 def redacted(spec: str) -> str:
-    """`spec` without what may be secret: a command, and user, password and query of a URL."""
-    spec = re.sub(r"(^|:)pipe:.*", r"\1pipe:...", spec, flags=re.DOTALL)
-    spec = re.sub(r"://[^/?#]*@", "://...@", spec)
-    return re.sub(r"(://[^?#]*)[?#].*", r"\1?...", spec, flags=re.DOTALL)
+    """`spec` without what may be secret: a command, and user, password, parameters and query of a URL."""
+    spec = re.sub(r"(^|[:{,])pipe:.*", r"\1pipe:...", spec, flags=re.DOTALL | re.IGNORECASE)
+    scheme, slashes, rest = spec.partition("://")
+    if not slashes:
+        return spec
+    place, *parameters = re.split("([?#;])", rest, maxsplit=1)
+    if "@" in "".join(parameters):  # a password may hold any of these signs, a slash too
+        return f"{scheme}://..."
+    place = re.sub(".*@", "...@", place, flags=re.DOTALL)
+    return f"{scheme}://{place}" + (f"{parameters[0]}..." if parameters else "")
 
 
 def named(spec: str) -> str:
     """`spec` as it may be published: redacted, and of a local path the last name alone."""
-    return re.sub(r"(^|[:=])/(?!/)(?:[^?&/]*/)*", r"\1", redacted(spec))
+    return re.sub(r"(^|[:={,])/(?!/)(?:[^?&/]*/)*", r"\1", redacted(spec))
 
 
 def refuse_inside(folder: Path, source: Source, what: str) -> None:

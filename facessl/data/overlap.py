@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from facessl.core.errors import DataError, DataWarning
-from facessl.data.decode import ImageError
 from facessl.data.source import Source
 from facessl.data.splits import at_most
 from facessl.data.subset import Subset
@@ -45,14 +44,9 @@ def warn_of_overlap(train: Source, test: Source) -> None:
 def _contents(source: Source) -> Iterator[tuple[bytes, str]]:
     """Hash and key of every image whose file can be read."""
     for index in range(len(source)):
-        inner: Source = source
-        position = index
-        while isinstance(inner, Subset):
-            position = int(inner.positions[position])
-            inner = inner.source
         try:
-            image = inner.image(position)
-        except (ImageError, DataError):
+            image = source.image(index)
+        except DataError:
             continue
         if isinstance(image, bytes):
-            yield hashlib.blake2b(image, digest_size=16).digest(), inner.key(position)
+            yield hashlib.blake2b(image, digest_size=16).digest(), source.key(index)

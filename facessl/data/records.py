@@ -8,6 +8,7 @@ the landmarks, subsets, pairs.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from facessl.core.errors import DataError, UnknownName
-from facessl.core.files import printable
+from facessl.core.errors import DataError
+from facessl.core.tables import printable
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import decode_mask
 from facessl.data.layouts import layout
@@ -163,7 +164,7 @@ def read_traits(folder: Path, numbers: Callable[[], np.ndarray] | None) -> dict[
             out |= _positions(known, numbers())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UnknownName) as error:
+    except Exception as error:  # whatever a file of another shape can break with
         raise DataError(f"{file} cannot be read ({type(error).__name__}: {error}): pack the set again") from None
     return {name: value for name, value in out.items() if value is not None and len(value)}
 
@@ -191,13 +192,19 @@ def _positions(known: dict[str, Any], numbers: np.ndarray) -> dict[str, Any]:
     return out
 
 
+def object_in(data: bytes) -> dict[str, Any]:
+    """The JSON object that `data` is; an empty one where it is something else."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def parsed(data: bytes) -> dict[str, Any] | None:
     """The JSON of a packed sample; None where it is other people's."""
-    try:
-        row = json.loads(data)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and MARK in row else None
+    row = object_in(data)
+    return row if MARK in row else None
 
 
 def fields(row: dict[str, Any]) -> frozenset[str]:
@@ -210,9 +217,9 @@ def restore(sample: Sample, row: dict[str, Any]) -> None:
     try:
         for name in fields(row):
             value = row[name]
-            setattr(sample, name, np.array(value, ARRAYS[name]) if name in ARRAYS else int(value))
-    except (TypeError, ValueError):
-        raise DataError(f"the .json of {sample.key} has {name}={str(row[name])[:40]}: pack the set again") from None
+            setattr(sample, name, np.array(value, ARRAYS[name]) if name in ARRAYS else int(np.int64(value)))
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"the .json of {sample.key} has {name}={reprlib.repr(row[name])}: pack the set again") from None
 
 
 def restore_mask(sample: Sample, data: bytes) -> None:

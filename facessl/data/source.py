@@ -20,7 +20,7 @@ import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataError, UnknownName
-from facessl.core.files import from_csv
+from facessl.core.tables import from_csv
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import EXTENSIONS, ImageError, read_file
 from facessl.data.index import Table, texts
@@ -238,7 +238,7 @@ class Source:
 def stored(name: str, folder: str | Path) -> str | None:
     """The file below a folder that a name in a list means; None where there is none.
 
-    It is what `files.csv_row` wrote so, the name itself, without blanks at its ends, with slashes for backslashes, or
+    It is what `tables.csv_row` wrote so, the name itself, without blanks at its ends, with slashes for backslashes, or
     with accents that are written otherwise, whichever exists.
     """
     for text in dict.fromkeys(read for way in (name, name.strip()) for read in (from_csv(way), way)):

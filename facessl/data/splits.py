@@ -14,7 +14,8 @@ import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError
-from facessl.data.labels import fewer_labels, usable
+from facessl.data.label_fractions import fewer_labels, usable
+from facessl.data.location import redacted
 from facessl.data.source import Source, open_source, parse, short
 from facessl.data.subset import Subset
 
@@ -24,6 +25,9 @@ ROLES = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+#: Fraction of the images that is held out for testing, and the number of images below which it is that of each class:
+#: of 50 images the hash takes 5 to 16.
+_TEST, _SMALL = 0.2, 1000
 _ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 
 
@@ -70,6 +74,11 @@ class Parts:
     test: Source
     carved: bool = False
 
+    @property
+    def held_out(self) -> bool:
+        """`test` was taken out of the same images as `train`: the source has no part of its own for testing."""
+        return _whole(self.train) is _whole(self.test) and len(self.train) > 0
+
 
 def split_source(spec: str, test_spec: str | None = None) -> tuple[Source, Source]:
     """Training and test source of a protocol that selects nothing. Arguments as for `parts`."""
@@ -94,7 +103,8 @@ def parts(
     The test part is `test` where it is given; else the part that the source itself has for testing (the role `test`
     of its `splits`, or of the folders `train` and `test` in a folder; `val` where there is no `test`); else one fifth
     of the images, by a hash of each image's key: the last two parts of its path, so that the split survives moving
-    the folder. A source that is written with `split=` is one part and is divided by the hash.
+    the folder. Where classes are needed and there are fewer than `_SMALL` images, it is one fifth of every class that
+    has five images or more. A source that is written with `split=` is one part and is divided by the hash.
 
     The validation part is `val` where it is given; else the source's own; else `val_fraction` of the training images,
     by another hash of the key, or of the identity where the source provides it, so that no person is in both (unless
@@ -109,8 +119,8 @@ def parts(
         val_fraction: fraction of the training images that is carved out.
         need_val: whether a validation part is wanted.
         need_train: whether images to train on are needed; False accepts a source with test images alone.
-        needs: fields that the protocol needs of every image; see `facessl.data.labels.usable`.
-        labels, seed: as in `facessl.data.labels.fewer_labels`, for the training images.
+        needs: fields that the protocol needs of every image; see `facessl.data.label_fractions.usable`.
+        labels, seed: as in `facessl.data.label_fractions.fewer_labels`, for the training images.
 
     Raises:
         ConfigError: a stream that would have to be split, a source so small that a part is empty or without training
@@ -123,9 +133,11 @@ def parts(
     elif "test" not in own and "val" in own:
         own["test"] = own.pop("val")
     if "test" not in own:
-        own["train"], own["test"] = _held_out(spec, usable(open_source(own["train"]), needs), need_train)
+        own["train"], own["test"] = _held_out(
+            redacted(spec), usable(open_source(own["train"]), needs), needs, need_train
+        )
     if "train" not in own and need_train:
-        raise ConfigError(f"{spec} has images to test on and none to train on: name a source to train on")
+        raise ConfigError(f"{redacted(spec)} has images to test on and none to train on: name a source to train on")
     tested = usable(open_source(own["test"]), needs)
     train = fewer_labels(usable(open_source(own["train"]), needs), labels, seed) if "train" in own else _nothing(tested)
     if val is not None:
@@ -135,10 +147,10 @@ def parts(
     if "val" in own and labels == "all":
         return Parts(train, usable(open_source(own["val"]), needs), tested)
     if train.streaming:
-        raise ConfigError(f"{spec} is a stream and cannot be split: name a validation source with --val")
+        raise ConfigError(f"{redacted(spec)} is a stream and cannot be split: name a validation source with --val")
     if not len(train):
         return Parts(train, None, tested)
-    train, held = carve(train, val_fraction, name=spec)
+    train, held = carve(train, val_fraction, name=redacted(spec))
     return Parts(train, held, tested, carved=True)
 
 
@@ -193,11 +205,6 @@ def at_most(source: Source, count: int) -> Source:
     return Subset(source, np.linspace(0, len(source) - 1, count).round())
 
 
-def in_test(key: str, *, fraction: float = 0.2) -> bool:
-    """Whether the image called `key` belongs to the held-out `fraction`; depends on the key alone."""
-    return zlib.crc32(short(key).encode("utf-8", "surrogateescape")) < fraction * 2**32
-
-
 def _parts_of(spec: str) -> tuple[dict[str, str], str | Source]:
     """How each part that the source itself has is opened, by role, and how all of it is (it may have been opened)."""
     name, path, options = parse(spec)
@@ -233,16 +240,28 @@ def _spec(name: str, path: str | Path, options: Mapping[str, Any]) -> str:
     return f"{name}:{path}{'?' if query else ''}{query}"
 
 
-def _held_out(spec: str, source: Source, need_train: bool) -> tuple[Source, Source]:
-    """Four fifths and one fifth of a source by the hash of the keys."""
+def _held_out(name: str, source: Source, needs: Iterable[str], need_train: bool) -> tuple[Source, Source]:
+    """Four fifths and one fifth of a source (`name`, for errors) by the hash of the keys."""
     if source.pairs is not None and not need_train:
         return _nothing(source), source
     if source.streaming:
-        raise ConfigError(f"{spec} is a stream and cannot be split: name a test source with --test")
-    is_test = np.array([in_test(source.key(i)) for i in range(len(source))], bool)
+        raise ConfigError(f"{name} is a stream and cannot be split: name a test source with --test")
+    keys = (short(source.key(i)).encode("utf-8", "surrogateescape") for i in range(len(source)))
+    rank = np.fromiter(map(zlib.crc32, keys), np.int64, len(source))
+    is_test = rank < _TEST * 2**32
+    if len(source) < _SMALL and "label" in needs and "label" in source.provides:
+        label = source.column("label")
+        for members in (np.flatnonzero(label == one) for one in np.unique(label)):
+            if len(members) >= 1 / _TEST:
+                last = np.sort(rank[members])[round(_TEST * len(members)) - 1]
+                is_test[members] = rank[members] <= last  # faces of one photo have one rank
     if is_test.all() or not is_test.any():
-        raise ConfigError(f"{spec} has {len(source)} images, too few to split: name a test source with --test")
+        raise ConfigError(f"{name} has {len(source)} images, too few to split: name a test source with --test")
     return Subset(source, np.flatnonzero(~is_test)), Subset(source, np.flatnonzero(is_test))
+
+
+def _whole(source: Source) -> Source:
+    return _whole(source.source) if isinstance(source, Subset) else source
 
 
 def _nothing(source: Source) -> Subset:

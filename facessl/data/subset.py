@@ -53,6 +53,9 @@ class Subset(Source):
     def inner_name(self, index: int) -> str:
         return self.source.inner_name(int(self.positions[index]))
 
+    def image(self, index: int) -> bytes | np.ndarray:
+        return self.source.image(int(self.positions[index]))
+
     def size(self, index: int) -> int:
         return self.source.size(int(self.positions[index]))
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
+
+import torch
+from torch import nn
 
 from facessl.core import plugins
 from facessl.core.errors import UnknownName
 from facessl.data.overlap import warn_of_overlap
 from facessl.data.splits import parts
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
 
@@ -21,6 +25,7 @@ def evaluate(
     test: str | None = None,
     val: str | None = None,
     labels: str = "all",
+    baseline: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Headline numbers of a protocol, ready for JSON.
@@ -35,6 +40,7 @@ def evaluate(
             validation part of the source, or a tenth of the training images (then fits again on all of them); with
             fewer labels it cross-validates on those, unless `val` is given.
         labels: how many training labels are used: all, a percentage such as `10%`, or `25-per-class`.
+        baseline: evaluate the same network with random weights as well (key `random_weights`).
         options: keywords of the protocol, e.g. `k=20` of knn, `task="alignment"` of linear. `seed` is also that of
             the choice of labels.
 
@@ -63,5 +69,24 @@ def evaluate(
     if found.carved and "refit" in valid:
         options.setdefault("refit", True)
     extra = {"val": found.val} if chooses else {}
-    summary: dict[str, Any] = judge(backbone, found.train, found.test, **extra, **options).summary()
-    return {**summary, "labels": labels}
+    part = {"test_part": "a fifth of the images, by a hash of their paths"} if found.held_out else {}
+
+    def scored(network: Backbone | Embedder) -> dict[str, Any]:
+        return {**judge(network, found.train, found.test, **extra, **options), "labels": labels, **part}
+
+    beside = {"random_weights": scored(untrained(backbone))} if baseline else {}
+    return {**scored(backbone), **beside}
+
+
+def untrained(network: Backbone | Embedder) -> Backbone | Embedder:
+    """The same network with random weights, the same ones each time."""
+    fresh: Any = copy.deepcopy(network)
+    backbone = fresh if isinstance(fresh, Backbone) else fresh.model.backbone
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        size, options = backbone.image_size, backbone.timm_options
+        backbone.model.load_state_dict(Backbone(backbone.name, image_size=size, **options).model.state_dict())
+        for layer in () if isinstance(fresh, Backbone) else fresh.model.head.modules():
+            if isinstance(layer, nn.Linear | nn.BatchNorm1d):
+                layer.reset_parameters()
+    return fresh

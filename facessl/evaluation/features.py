@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Batch
-from facessl.data.index import cache_file
+from facessl.data.index import Table, cache_file, load
 from facessl.data.loader import EvalLoader, check_skipped
 from facessl.data.source import Source
 from facessl.data.subset import Subset
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
+from facessl.models.weights import fingerprint
 from facessl.views.augment import Augment
 from facessl.views.normalize import normalize
 from facessl.views.supervised import Supervised
@@ -34,8 +29,7 @@ Kind = Literal["pooled", "map"]
 
 #: Small fields of the samples that are kept beside the features.
 _FIELDS = ("label", "identity", "attributes", "landmarks", "visible", "box", "group", "frame")
-_LAYOUT = 2
-_DAY = 86400
+_LAYOUT = 3
 
 
 @dataclass(frozen=True)
@@ -88,9 +82,9 @@ def features(
 ) -> Features:
     """Features of every readable image, from the cache where they are there.
 
-    They are kept in the folder of `facessl.data.index.cache_file`, one folder per backbone (a hash of its weights),
-    source (its fingerprint), view and precision; what is there is always complete, and may be deleted at any time. A
-    part of a source of which all features are kept takes them from there.
+    They are kept in the folder of `facessl.data.index.cache_file` where it has room, one file per backbone (a hash of
+    its weights), source (its fingerprint), view and precision; it is always complete, and may be deleted at any time.
+    A part of a source of which all features are kept takes them from there.
 
     Args:
         backbone: frozen; used in evaluation mode; or the trained embedding of `facessl.inference.embed.load_embedder`.
@@ -102,17 +96,17 @@ def features(
         batch_size, workers, precision, max_bad: as in `facessl.embed`.
 
     Raises:
-        DataError: no image, or more than the fraction `max_bad`, cannot be read, or the features cannot be written.
+        DataError: no image, or more than the fraction `max_bad`, cannot be read.
         ConfigError: an unknown precision, the map of an `Embedder`, which has none, or a map whose values float16
             cannot hold.
     """
     if kind == "map" and isinstance(backbone, Embedder):
         raise ConfigError("a trained embedding has no feature map: use features=pooled, or the run it started from")
-    augment, folder = augment or Augment(), None
+    augment, file = augment or Augment(), None
     if cache and not source.streaming:
-        made_by = (_weights(backbone), repr((_LAYOUT, kind, augment, flip, precision)))
-        folder = _folder(made_by, source)
-        known = _load(folder) or _of_whole(made_by, source)
+        made_by = (fingerprint(backbone), repr((_LAYOUT, kind, augment, flip, precision)))
+        file = cache_file("features", *made_by, source.fingerprint())
+        known = _load(file) or _of_whole(made_by, source)
         if known is not None:
             if known.skipped:
                 check_skipped(len(known.skipped), len(source), max_bad, known.skipped[-1])
@@ -120,9 +114,12 @@ def features(
     view = Supervised(augment, backbone.image_size, needs=frozenset(), train=False)
     loader = EvalLoader(source, view, batch_size=batch_size, workers=workers, max_bad=max_bad)
     began = time.perf_counter()
-    blocks = _blocks(backbone, loader, kind, flip, precision)
-    made = _collected(blocks, loader, folder, 0 if folder is None else len(source))
-    return replace(made, seconds=time.perf_counter() - began, kept=False)
+    made = _collected(_blocks(backbone, loader, kind, flip, precision), loader)
+    made = replace(made, seconds=time.perf_counter() - began)
+    if file is None:
+        return made
+    columns = {"features": made.array, "index": made.index, **made.fields}
+    return replace(made, array=Table(columns, {"skipped": made.skipped}).saved(file)["features"])
 
 
 def _blocks(
@@ -145,27 +142,12 @@ def _blocks(
         yield batch, block
 
 
-def _weights(backbone: Any) -> str:
-    """A hash of weights, architecture and normalisation."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((backbone.name, backbone.timm_options, backbone.image_size)).encode())
-    digest.update(repr((backbone.mean, backbone.std)).encode())
-    for name, tensor in backbone.model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _folder(made_by: tuple[str, str], source: Source) -> Path:
-    return cache_file("features", *made_by, source.fingerprint()).with_suffix("")
-
-
 def _of_whole(made_by: tuple[str, str], source: Source) -> Features | None:
     """Features of a part of a source, where those of all of it are kept."""
     if not isinstance(source, Subset):
         return None
     whole = source.source
-    found = _load(_folder(made_by, whole)) or _of_whole(made_by, whole)
+    found = _load(cache_file("features", *made_by, whole.fingerprint())) or _of_whole(made_by, whole)
     if found is None:
         return None
     row = np.full(len(whole), -1, np.int64)
@@ -176,82 +158,29 @@ def _of_whole(made_by: tuple[str, str], source: Source) -> Features | None:
     return replace(found.rows(rows[rows >= 0]), index=np.flatnonzero(rows >= 0), skipped=skipped)
 
 
-def _load(folder: Path) -> Features | None:
-    """What a folder of the cache holds; None where there is none or it is damaged."""
-    try:
-        note = json.loads((folder / "note.json").read_text())
-        with np.load(folder / "fields.npz", allow_pickle=False) as small:
-            fields = dict(small)
-        array = np.asarray(np.memmap(folder / "features.bin", np.dtype(note["dtype"]), mode="r"))
-        array = array.reshape(note["shape"])
-        os.utime(folder)  # so that the oldest are those that nobody used
-    except (OSError, ValueError, KeyError):
+def _load(file: Path) -> Features | None:
+    """What a file of the cache holds; None where there is none or it is damaged."""
+    table = load(file)
+    if table is None:
         return None
-    skipped = tuple((key, reason) for key, reason in note["skipped"])
-    return Features(array, fields.pop("index"), fields, skipped, kept=True)
+    fields = {name: values.copy() for name, values in table.columns.items() if name != "features"}
+    skipped = tuple((key, reason) for key, reason in table.note["skipped"])
+    return Features(table["features"], fields.pop("index"), fields, skipped, kept=True)
 
 
-def _collected(
-    blocks: Iterator[tuple[Batch, np.ndarray]], loader: EvalLoader, folder: Path | None, expected: int
-) -> Features:
-    """All features, in a folder that appears when it is complete; in memory where it is None or has not enough room."""
-    partial = folder and folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+def _collected(blocks: Iterator[tuple[Batch, np.ndarray]], loader: EvalLoader) -> Features:
+    """All features, in memory."""
+    arrays: list[np.ndarray] = []
     small: dict[str, list[np.ndarray]] = {}
-    in_memory: list[np.ndarray] = []
-    count, file = 0, None
-    with contextlib.ExitStack() as stack:
-        if partial is not None:
-            stack.callback(shutil.rmtree, partial, ignore_errors=True)
-        for batch, block in blocks:
-            if partial is not None and not count:
-                file = _opened(partial, expected * block[0].nbytes)
-                if file is not None:
-                    stack.callback(file.close)
-            if file is None:
-                in_memory.append(block)
-            else:
-                with _keeping(folder):
-                    file.write(block.data)
-            count += len(block)
-            for name in ("index", *_FIELDS):
-                if (value := getattr(batch, name)) is not None:
-                    small.setdefault(name, []).append(value.numpy())
-        if not count:
-            example = f" (the first: {': '.join(loader.skipped[0])})" if loader.skipped else ""
-            raise DataError(f"no image of the source could be read{example}")
-        joined = {name: np.concatenate(parts) for name, parts in small.items()}
-        fields = {name: values for name, values in joined.items() if len(values) == count}
-        if file is None or folder is None or partial is None:
-            return Features(np.concatenate(in_memory), fields.pop("index"), fields, tuple(loader.skipped))
-        note = {"shape": (count, block.shape[1]), "dtype": block.dtype.name, "skipped": loader.skipped}
-        with _keeping(folder):
-            file.close()
-            np.savez(partial / "fields.npz", **fields)  # type: ignore[arg-type]
-            (partial / "note.json").write_text(json.dumps(note))
-            if _load(folder) is None:  # a damaged one makes room, another process's is as good as this one
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.replace(folder)
-    found = _load(folder)
-    if found is None:
-        raise DataError(f"the features in {folder} were removed while they were in use: start again")
-    return found
-
-
-@contextlib.contextmanager
-def _keeping(folder: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"cannot keep features in {folder}: {error.strerror}; use --no-cache") from None
-
-
-def _opened(partial: Path, size: int) -> BinaryIO | None:
-    """A file for `size` bytes; None where there is no folder to write to or no room in it."""
-    with contextlib.suppress(OSError):
-        partial.mkdir(parents=True)
-        for left in partial.parent.glob(".features-*.partial"):  # of processes that were killed
-            if time.time() - left.stat().st_mtime > _DAY:
-                shutil.rmtree(left, ignore_errors=True)
-        if shutil.disk_usage(partial).free > 1.1 * size:
-            return open(partial / "features.bin", "wb")
-    return None
+    for batch, block in blocks:
+        arrays.append(block)
+        for name in ("index", *_FIELDS):
+            if (value := getattr(batch, name)) is not None:
+                small.setdefault(name, []).append(value.numpy())
+    if not arrays:
+        example = f" (the first: {': '.join(loader.skipped[0])})" if loader.skipped else ""
+        raise DataError(f"no image of the source could be read{example}")
+    array = np.concatenate(arrays)
+    joined = {name: np.concatenate(parts) for name, parts in small.items()}
+    fields = {name: values for name, values in joined.items() if len(values) == len(array)}
+    return Features(array, fields.pop("index"), fields, tuple(loader.skipped))

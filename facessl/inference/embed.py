@@ -1,34 +1,28 @@
-"""Using a trained backbone: embeddings of a source, as an array or a Parquet file."""
+"""Using a trained backbone: embeddings of a source. `embedding_files` writes and reads their files."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from torch import Tensor
 
-from facessl.core import files
-from facessl.core.errors import ConfigError, DataError
+from facessl.core.errors import DataError
 from facessl.core.types import Batch
 from facessl.data.loader import EvalLoader, Plain
 from facessl.data.source import Source, open_source
-from facessl.inference.trained import Embedder, load_trained
+from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
+from facessl.models.weights import fingerprint
 from facessl.pretrained.load import load_backbone
 from facessl.views.geometric import resize
 from facessl.views.normalize import normalize
-
-#: Rows of a row group of a Parquet file, at least.
-ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,7 @@ class Embeddings:
         labels: (N,) int64 class indices; None where the source has none.
         label_names: class names by index; empty where there are none.
         skipped: (key, reason) of images that could not be read.
+        network: what made them (`network_mark`); empty where that is not known.
     """
 
     array: np.ndarray
@@ -50,6 +45,7 @@ class Embeddings:
     labels: np.ndarray | None = None
     label_names: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    network: str = ""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -73,6 +69,13 @@ def load_embedder(run: str | Path) -> Backbone | Embedder:
     return load_backbone(run)
 
 
+def network_mark(backbone: Backbone | Embedder, precision: str) -> str:
+    """`PRECISION:DIGITS`; embeddings can be compared where the digits, of weights and preprocessing, are the same."""
+    view = backbone.augment if isinstance(backbone, Embedder) else None
+    crop = "" if view is None else f"-{view.crop_scale}-{view.warp}-{view.border}"
+    return f"{precision}:{fingerprint(backbone)}{crop}"
+
+
 def embedding_batches(
     backbone: Backbone | Embedder,
     source: Source,
@@ -91,7 +94,7 @@ def embedding_batches(
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
     pinned = device.type == "cuda"
     loader = EvalLoader(source, Plain(view), batch_size=batch_size, workers=workers, pin_memory=pinned, max_bad=max_bad)
-    seen = 0
+    seen, network = 0, network_mark(backbone, precision)
     waiting: tuple[Batch, Tensor, tuple[tuple[str, str], ...]] | None = None
     for batch in loader:
         x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
@@ -99,16 +102,16 @@ def embedding_batches(
             z = backbone(x)  # (B, C)
         skipped, seen = tuple(loader.skipped[seen:]), len(loader.skipped)
         if waiting is not None:
-            yield _fetched(source, *waiting)
+            yield _fetched(source, network, *waiting)
         waiting = batch, z, skipped
     if waiting is not None:
-        yield _fetched(source, *waiting)
+        yield _fetched(source, network, *waiting)
     if len(loader.skipped) > seen:
         empty = np.zeros((0, backbone.num_features), np.float32)
         yield Embeddings(array=empty, keys=[], index=np.zeros(0, np.int64), skipped=tuple(loader.skipped[seen:]))
 
 
-def _fetched(source: Source, batch: Batch, z: Tensor, skipped: tuple[tuple[str, str], ...]) -> Embeddings:
+def _fetched(source: Source, network: str, batch: Batch, z: Tensor, skipped: tuple[tuple[str, str], ...]) -> Embeddings:
     """One batch with its embeddings (B, C) brought to the host."""
     array = z.float().cpu().numpy()
     if not (finite := np.isfinite(array).all(1)).all():
@@ -123,6 +126,7 @@ def _fetched(source: Source, batch: Batch, z: Tensor, skipped: tuple[tuple[str, 
         labels=None if batch.label is None else batch.label.numpy(),
         label_names=tuple(source.label_names),
         skipped=skipped,
+        network=network,
     )
 
 
@@ -134,7 +138,7 @@ def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: A
     parts = [part for part in parts if len(part)]
     if not parts:
         named = source if isinstance(source, str) else "the source"
-        raise DataError(f"no image of {named} could be read{_example(skipped)}")
+        raise DataError(f"no image of {named} could be read{example(skipped)}")
     labels = [part.labels for part in parts if part.labels is not None]
     return Embeddings(
         array=np.concatenate([part.array for part in parts]),
@@ -143,10 +147,12 @@ def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: A
         labels=np.concatenate(labels) if len(labels) == len(parts) else None,
         label_names=parts[0].label_names,
         skipped=skipped,
+        network=parts[0].network,
     )
 
 
-def _example(skipped: Sequence[tuple[str, str]]) -> str:
+def example(skipped: Sequence[tuple[str, str]]) -> str:
+    """The first of the images that could not be read, for the end of a sentence."""
     return f" (the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
 
 
@@ -180,57 +186,3 @@ def embed(
     """
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
     return embeddings(backbone, source, max_bad=max_bad, **options).array
-
-
-def write_parquet(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> tuple[int, list[tuple[str, str]]]:
-    """Write embeddings as a Parquet file, one row per image; the file appears only when it is complete.
-
-    Columns: `path` (string), `label` (int64) and `label_name` (string) where the source has them, and
-    `embedding` (list of C float32, fixed size). Memory holds one row group (`ROWS` rows) at a time.
-
-    Args:
-        path: file ending in .parquet; its folder is made.
-        rows: all embeddings, or batches of them from `embedding_batches`.
-
-    Returns:
-        Number of rows written, and (key, reason) of the images that were skipped.
-
-    Raises:
-        ConfigError: another ending.
-        DataError: there is no row to write, or the file cannot be written.
-    """
-    path = Path(path)
-    if path.suffix != ".parquet":
-        raise ConfigError(f"cannot write embeddings to {path}: the name must end in .parquet")
-    written = 0
-    skipped: list[tuple[str, str]] = []
-    waiting: list[pa.Table] = []
-    with files.completed(path) as partial, contextlib.ExitStack() as stack:
-        writer: pq.ParquetWriter | None = None
-        for part in itertools.chain([rows] if isinstance(rows, Embeddings) else rows, [None]):
-            if part is not None:
-                skipped.extend(part.skipped)
-                waiting += [_table(part)] if len(part) else []
-            if waiting and (part is None or sum(map(len, waiting)) >= ROWS):
-                # Numbers that hardly repeat make a dictionary that is larger than they are and takes longest to build.
-                writer = writer or stack.enter_context(
-                    pq.ParquetWriter(partial, waiting[0].schema, use_dictionary=["label_name"])
-                )
-                writer.write_table(pa.concat_tables(waiting))
-                written += sum(map(len, waiting))
-                waiting.clear()
-        if writer is None:
-            raise DataError(f"nothing to write to {path}: no image could be read{_example(skipped)}")
-    return written, skipped
-
-
-def _table(part: Embeddings) -> pa.Table:
-    columns: dict[str, Any] = {"path": pa.array([files.printable(key) for key in part.keys], pa.string())}
-    if part.labels is not None:
-        columns["label"] = pa.array(part.labels, pa.int64(), mask=part.labels < 0)
-        if part.label_names:
-            names = [part.label_names[i] if i >= 0 else None for i in part.labels]
-            columns["label_name"] = pa.array(names, pa.string())
-    flat = pa.array(np.ascontiguousarray(part.array, np.float32).reshape(-1))
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, part.array.shape[1])
-    return pa.table(columns)

@@ -36,15 +36,17 @@ import numpy as np
 from PIL import Image
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.files import completed, printable, write_png
+from facessl.core.files import completed, inside, write_png
+from facessl.core.lock import only_writer
+from facessl.core.tables import printable
 from facessl.core.types import Sample
+from facessl.data.crop_geometry import Frame, from_box
 from facessl.data.decode import ImageError, decode, read_file
 from facessl.data.detect import Face, detect, load_detector
-from facessl.data.frame import Frame, from_box
 from facessl.data.loader import check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures
-from facessl.inference.trained import Trained, crop_of_picture, load_trained
+from facessl.inference.trained_task import Trained, crop_of_picture, load_trained
 
 FORMAT = "facessl-prediction-1"
 #: Side of the square that a model of whole images sees, over the longer side of the face's box, where its training
@@ -142,16 +144,17 @@ def predict(
     found, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
     find = _finder(detector, detector_model) if crop else None
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
-    for group in _groups(trained, found, names, find, cut, batch_size, max_bad):
-        raw = _raw(trained, group, batch_size, precision)
-        row = itertools.count()
-        for photo in group:
-            height, width = photo.image.shape[:2]
-            described = [
-                _face(face) | trained.task.describe(raw, next(row), frame, height, width)
-                for face, frame in zip(photo.faces, photo.frames, strict=True)
-            ]
-            _write(photo, described, out, trained.name, draw=draw, framed=crop)
+    with only_writer(out):
+        for group in _groups(trained, found, names, find, cut, batch_size, max_bad):
+            raw = _raw(trained, group, batch_size, precision)
+            row = itertools.count()
+            for photo in group:
+                height, width = photo.image.shape[:2]
+                described = [
+                    _face(face) | trained.task.describe(raw, next(row), frame, height, width)
+                    for face, frame in zip(photo.faces, photo.frames, strict=True)
+                ]
+                _write(photo, described, out, trained.name, draw=draw, framed=crop)
     if found and not any(photo.read for photo in found):
         raise DataError(f"no photo could be read (the first: {found[0].note})")
     return found
@@ -323,7 +326,7 @@ def _write(
             file = out / f"{photo.name}.mask{f'-{number}' if number > 1 else ''}.png"
             masks[file] = Image.fromarray(face["mask"].astype(np.uint8))
             masks[file].putpalette(
-                np.asarray(prediction_pictures.class_colours(len(face["classes"])), np.uint8).tobytes()
+                np.asarray(prediction_pictures.class_colors(len(face["classes"])), np.uint8).tobytes()
             )
             found.faces[-1]["mask"] = file.name
     content = {
@@ -335,7 +338,7 @@ def _write(
         "note": found.note,
         "faces": found.faces,
     }
-    head, picture = out / f"{photo.name}.json", out / f"{photo.name}.png"
+    head, picture = inside(out, f"{photo.name}.json"), out / f"{photo.name}.png"
     # First, so that after an interruption the other files are known to belong to this photo.
     with completed(head) as partial:
         partial.write_bytes(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,14 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from facessl.data import layouts
-from facessl.inference.overlay import Colour, overlay, palette
+
+Color = tuple[int, int, int]
 
 #: Photos whose shorter side is below this are enlarged by a whole number, so that points and words can be told apart.
 READABLE = 320
 _DARK, _LIGHT, _LINE, _POINT = (20, 20, 24), (255, 255, 255), (66, 212, 244), (255, 238, 120)
-#: Colours of classes 1, 2, ...: a quiet one for skin, which is mostly first, then neighbours that differ.
-_CLASSES = (
+#: A quiet color for skin, which is mostly the first class, then neighbors that differ.
+_COLORS = (
     "fabed4 911eb4 42d4f4 f58231 3cb44b ffe119 4363d8 e6194b f032e6 9a6324 469990 bfef45 dcbeff 800000 aaffc3 808000 "
     "ffd8b1 000075"
 )
@@ -38,14 +40,14 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
     Returns:
         (H', W', 3) uint8 RGB: the photo, enlarged by a whole number below `READABLE` pixels, and to its right a panel
-        with the classes' colours or the attributes where there are any.
+        with the classes' colors or the attributes where there are any.
     """
     factor = min(math.ceil(READABLE / min(image.shape[:2])), 16)
     canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     for face in faces:
         if "mask" in face:
             mask = face["mask"].repeat(factor, 0).repeat(factor, 1)
-            canvas = overlay(canvas, mask, class_colours(len(face["classes"])), where=mask > 0)
+            canvas = overlay(canvas, mask, class_colors(len(face["classes"])), where=mask > 0)
     for face in faces:
         if face.get("framed") and "box" in face:
             (left, top), (right, bottom) = _moved(face["box"], factor)
@@ -59,10 +61,35 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.asarray(_beside(picture, _panel_rows(faces)))
 
 
-def class_colours(count: int) -> list[Colour]:
-    """RGB by class: black for class 0, the background, and colours that can be told apart for the others."""
-    own = [tuple(bytes.fromhex(code)) for code in _CLASSES.split()[: count - 1]]
-    return [(0, 0, 0), *own, *palette(count - 1)[len(own) :]]  # type: ignore[list-item]
+def palette(count: int) -> list[Color]:
+    """`count` RGB colors, 0..255, that can be told apart."""
+    colors = [tuple(bytes.fromhex(code)) for code in _COLORS.split()[:count]]
+    for i in range(len(colors), count):
+        # The golden angle puts each new hue far from the earlier ones.
+        hue, light = (0.05 + i * 0.618034) % 1, (0.42, 0.62, 0.78)[i % 3]
+        colors.append(tuple(round(255 * c) for c in colorsys.hls_to_rgb(hue, light, 0.75)))
+    return colors  # type: ignore[return-value]
+
+
+def class_colors(count: int) -> list[Color]:
+    """RGB by class: black for class 0, the background, and `palette` for the others."""
+    return [(0, 0, 0), *palette(count - 1)]
+
+
+def overlay(
+    image: np.ndarray, classes: np.ndarray, colors: Sequence[Color], *, where: np.ndarray | None = None
+) -> np.ndarray:
+    """(H, W, 3) uint8: the image tinted by the class (H, W) of each pixel, with light borders between classes.
+
+    `where` (H, W) bool: the pixels that are tinted; None: all.
+    """
+    tinted = (0.5 * image + 0.5 * np.asarray(colors, np.float32)[classes]).round()
+    out = tinted if where is None else np.where(where[..., None], tinted, image)
+    border = np.zeros(classes.shape, bool)
+    border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
+    border[1:] |= classes[1:] != classes[:-1]
+    out[border] = 0.4 * out[border] + 0.6 * 255
+    return out.round().astype(np.uint8)
 
 
 def _moved(pixels: Any, factor: int) -> np.ndarray:
@@ -79,8 +106,8 @@ def _fixed(points: np.ndarray) -> np.ndarray:
 def _lines(canvas: np.ndarray, lines: Sequence[np.ndarray], thickness: int, *, closed: bool = False) -> None:
     """Light lines with a dark outline, in place; all outlines lie below all lines."""
     fixed = [_fixed(line) for line in lines]
-    for colour, width in ((_DARK, thickness + min(thickness, 2)), (_LINE, thickness)):
-        cv2.polylines(canvas, fixed, closed, colour, width, cv2.LINE_AA, _FRACTION)
+    for color, width in ((_DARK, thickness + min(thickness, 2)), (_LINE, thickness)):
+        cv2.polylines(canvas, fixed, closed, color, width, cv2.LINE_AA, _FRACTION)
 
 
 def _points(canvas: np.ndarray, points: np.ndarray, order: str | None) -> None:
@@ -90,9 +117,9 @@ def _points(canvas: np.ndarray, points: np.ndarray, order: str | None) -> None:
     edges = layout.edges if layout and layout.points == len(points) else ()
     _lines(canvas, [points[list(edge)] for edge in edges], max(1, round(side / 300)))
     radius = min(max(side / 110, 1.5), 12.0)
-    for colour, size in ((_DARK, radius + 0.8), (_POINT, radius)):
+    for color, size in ((_DARK, radius + 0.8), (_POINT, radius)):
         for x, y in _fixed(points).tolist():
-            cv2.circle(canvas, (x, y), round(size * 2**_FRACTION), colour, -1, cv2.LINE_AA, _FRACTION)
+            cv2.circle(canvas, (x, y), round(size * 2**_FRACTION), color, -1, cv2.LINE_AA, _FRACTION)
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
@@ -129,14 +156,14 @@ def _letter(picture: Image.Image) -> float:
     return max(13.0, min(picture.size) / 24)
 
 
-def _panel_rows(faces: Sequence[Mapping[str, Any]]) -> list[tuple[Colour | None, str]]:
-    """(colour of a swatch or None, words) of the panel's lines."""
-    rows: list[tuple[Colour | None, str]] = []
+def _panel_rows(faces: Sequence[Mapping[str, Any]]) -> list[tuple[Color | None, str]]:
+    """(color of a swatch or None, words) of the panel's lines."""
+    rows: list[tuple[Color | None, str]] = []
     masked = [face for face in faces if "mask" in face]
     if masked:
         names = masked[0]["classes"]
         shown = sorted({int(c) for face in masked for c in np.unique(face["mask"]) if c})
-        rows += [(class_colours(len(names))[c], str(names[c]).replace("_", " ")) for c in shown]
+        rows += [(class_colors(len(names))[c], str(names[c]).replace("_", " ")) for c in shown]
     for number, face in enumerate(faces, 1):
         if "attributes" not in face:
             continue
@@ -146,13 +173,13 @@ def _panel_rows(faces: Sequence[Mapping[str, Any]]) -> list[tuple[Colour | None,
     return rows
 
 
-def _beside(picture: Image.Image, rows: Sequence[tuple[Colour | None, str]]) -> Image.Image:
+def _beside(picture: Image.Image, rows: Sequence[tuple[Color | None, str]]) -> Image.Image:
     """The picture with a panel to its right, in as many columns as its height takes; itself without rows."""
     if not rows:
         return picture
     letters = font(round(_letter(picture)))
     line, pad = round(letters.size * 1.4), round(letters.size * 0.6)
-    indent = round(letters.size * 1.3) if any(colour for colour, _ in rows) else 0
+    indent = round(letters.size * 1.3) if any(color for color, _ in rows) else 0
     wide = pad + indent + math.ceil(max(letters.getlength(words) for _, words in rows))
     deep = max(1, (picture.height - 2 * pad) // line)  # READABLE leaves room for a dozen
     columns = math.ceil(len(rows) / deep)
@@ -160,10 +187,10 @@ def _beside(picture: Image.Image, rows: Sequence[tuple[Colour | None, str]]) -> 
     canvas.paste(picture, (0, 0))
     brush = ImageDraw.Draw(canvas)
     side = round(letters.size * 0.9)
-    for place, (colour, words) in enumerate(rows):
+    for place, (color, words) in enumerate(rows):
         x, y = picture.width + pad + place // deep * wide, pad + place % deep * line
-        if colour is not None:
-            brush.rectangle((x, y + 2, x + side, y + 2 + side), fill=colour, outline=(90, 90, 90))
+        if color is not None:
+            brush.rectangle((x, y + 2, x + side, y + 2 + side), fill=color, outline=(90, 90, 90))
         brush.text((x + indent, y), words, fill=_DARK, font=letters)
     return canvas
 

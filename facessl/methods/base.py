@@ -32,7 +32,8 @@ class Method(Protocol):
             training mode with gradients on, a buffer for `after_step` whose size does not grow with the calls.
         after_step(progress): EMA, queues, prototypes; called once after each optimizer step, which may follow
             several calls of `step` (gradient accumulation).
-        prepare(): methods that read a file late only; called once before a fresh run trains.
+        prepare(loader): methods with frozen networks only; reads them before training begins or goes on, so that a
+            trained method opens without them. `loader` is `facessl.pretrained.load.load_backbone`.
         ema_momentum(progress): methods with a momentum network only; its momentum now, for the log.
         heatmaps(x): methods with regions only; x (B, 3, H, W) normalized -> (B, N, h, w), rows sum to 1 over N.
         has_regions: whether `heatmaps` works with these settings; absent: it does wherever it exists.

@@ -24,6 +24,7 @@ from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.losses import info_nce
 from facessl.models.layers.masking import check_maskable, embed_patches, run_blocks
+from facessl.models.teacher import Loader
 from facessl.views.normalize import CLIP_MEAN, CLIP_STD
 from facessl.views.spec import View
 
@@ -181,8 +182,8 @@ class FaRL(nn.Module):
             self.target_backbone = frozen_copy(self.backbone)
             self._follow = MomentumUpdate((self.backbone, self.target_backbone))
 
-    def prepare(self) -> None:
-        """Read the dVAE now, so that a missing file is an error before training starts."""
+    def prepare(self, loader: Loader) -> None:
+        """Read the dVAE."""
         if self.tokens is not None:
             self.tokens.load()
 

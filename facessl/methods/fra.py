@@ -19,9 +19,8 @@ from facessl.models.backbone import Backbone
 from facessl.models.layers import view_cells
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
-from facessl.models.layers.losses import mean_cosine
+from facessl.models.layers.losses import mean_cosine, sinkhorn
 from facessl.models.layers.mask_decoder import MaskDecoder
-from facessl.models.layers.sinkhorn import sinkhorn
 from facessl.views.normalize import VGGFACE2_MEAN, VGGFACE2_STD
 from facessl.views.spec import FRA_VIEWS, View
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.core import files
-from facessl.core.errors import ConfigError
+from facessl.core import checkpoint
+from facessl.core.errors import CheckpointError, ConfigError
 from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
@@ -20,12 +20,15 @@ from facessl.models.layers.ema import MomentumUpdate, frozen_copy
 from facessl.models.layers.losses import info_nce
 from facessl.models.layers.masking import Mask, encode_visible, random_mask, unpatchify
 from facessl.models.mae_decoder import decoder_for
-from facessl.models.teacher import Teacher
+from facessl.models.teacher import Loader, Teacher
 from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 from facessl.views.spec import View
 
 #: The whole image resized to the square, and a flip.
 MCF_VIEWS = (View(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter_p=0.0, grayscale=0.0),)
+#: The paper's teacher, and who publishes it.
+MOCO = "vit-b-300ep.pth.tar"
+MOCO_FROM = "https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/, see github.com/facebookresearch/moco-v3"
 #: Axis of (B, tokens, channels) along which features have unit length before they are compared.
 AXES = {"official": 1, "channels": 2}
 
@@ -38,8 +41,8 @@ class MCFArgs:
         variant: features have unit length over the tokens, for each channel ("official", the released code), or over
             the channels of every token ("channels", this project's).
         teacher: the frozen network whose features are compared: the file of MoCo v3's ViT-B (the paper's), another
-            ViT's checkpoint under timm's names, a run folder of this library, `timm:NAME` (downloads timm's
-            pre-trained weights once) or `random:NAME` (random weights, for trials without any file).
+            checkpoint, a run folder, an exported backbone, `timm:NAME` (downloads timm's pre-trained weights once) or
+            `timm:NAME?pretrained=false` (random weights, for trials without any file).
         teacher_blocks: after which of its blocks features are compared, counted from 0; null: four at equal
             distances, the last one included, which is 2, 5, 8, 11 of the paper's 12; of a ResNet the last four stages.
         mask_ratio: fraction of the patches that the encoder does not see.
@@ -59,7 +62,7 @@ class MCFArgs:
     """
 
     variant: Literal["official", "channels"] = "official"
-    teacher: str = "vit-b-300ep.pth.tar"
+    teacher: str = MOCO
     teacher_blocks: tuple[int, ...] | None = None
     mask_ratio: float = 0.75
     positions: Literal["sincos", "learned"] = "sincos"
@@ -129,7 +132,7 @@ class MCF(nn.Module):
         self.decoder = decoder_for(backbone, args)
         self.grid: tuple[int, int] = backbone.model.patch_embed.grid_size
         if args.decoder_checkpoint is not None:
-            state = files.read(Path(args.decoder_checkpoint))
+            state = checkpoint.read(Path(args.decoder_checkpoint))
             self.decoder.load_blocks(state, args.pretrained_blocks, args.decoder_checkpoint)
         self.projector = nn.Sequential(
             *_hidden(backbone.num_features, args.hidden, args.dim), nn.BatchNorm1d(args.dim, affine=False)
@@ -140,9 +143,14 @@ class MCF(nn.Module):
         self.teacher = Teacher(args.teacher, blocks=args.teacher_blocks, mean=backbone.mean, std=backbone.std)
         self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.projector, self.target_projector))
 
-    def prepare(self) -> None:
-        """Read the teacher now, so that a missing file is an error before training starts."""
-        self.teacher.load(self.backbone.image_size)
+    def prepare(self, loader: Loader) -> None:
+        """Read the teacher."""
+        if self.args.teacher == MOCO and not Path(MOCO).is_file():
+            raise CheckpointError(
+                f"teacher {MOCO} does not exist: its authors publish it ({MOCO_FROM}); or give another one with "
+                "--method.teacher: a checkpoint, a run folder, an exported backbone or timm:NAME"
+            )
+        self.teacher.load(loader, self.backbone.image_size)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of one view (B, 3, S, S); logs, unweighted, `feature_reconstruction` (the sum over the blocks) and

@@ -332,42 +332,36 @@ class LossBalance(nn.Module):
         """`count` is n, the number of losses; `temperature` T; None: weights stay 1."""
         super().__init__()
         self.temperature = temperature
-        self.mean = nn.Buffer(torch.zeros(count))  # of the epoch that runs
-        self.means = nn.Buffer(torch.ones(2, count))  # of the last epoch and of the one before
-        self.steps, self.epoch, self.complete = (nn.Buffer(torch.zeros((), dtype=torch.int64)) for _ in range(3))
-        self._sums: list[Tensor] = []  # sum over the micro-batches, and their number
+        self.sums = nn.Buffer(torch.zeros(count + 1))  # of the steps of the epoch that runs, and their number
+        self.means = nn.Buffer(torch.full((2, count), torch.nan))  # of the last epoch and of the one before
+        self.epoch = nn.Buffer(torch.zeros((), dtype=torch.int64))
+        self._noted: list[Tensor] = []  # sum over the micro-batches, and their number
 
     def weights(self, epoch: int) -> Tensor:
         """(n,) weights of a step in `epoch` (epochs completed before it)."""
-        means, complete = self._at_epoch(epoch)
+        last, before = self._means(epoch)
         if self.temperature is None:
-            return torch.ones_like(self.mean)
-        weights = len(self.mean) * (means[0] / means[1].clamp_min(1e-12) / self.temperature).softmax(0)
-        return torch.where(complete >= 2, weights, torch.ones_like(weights))
+            return torch.ones_like(last)
+        weights = len(last) * (last / before.clamp_min(1e-12) / self.temperature).softmax(0)
+        return weights.nan_to_num(1.0)
 
     @torch.no_grad()
     def note(self, losses: Tensor) -> None:
         """Keeps the losses (n,) of a micro-batch for `move`."""
         noted = torch.cat([losses.detach(), torch.ones_like(losses[:1])])
-        self._sums = [self._sums[0] + noted] if self._sums else [noted]
+        self._noted = [self._noted[0] + noted] if self._noted else [noted]
 
     @torch.no_grad()
     def move(self, epoch: int) -> None:
         """Adds what was noted to the mean of `epoch`; collective."""
-        if not self._sums:
+        if not self._noted:
             return
-        noted = all_reduce_mean(self._sums.pop())
-        means, complete = self._at_epoch(epoch)
-        fresh = self.epoch < epoch
-        self.means.copy_(means)
-        self.complete.copy_(complete)
-        self.steps.mul_(~fresh).add_(1)
-        self.mean.mul_(~fresh)
-        self.mean.add_((noted[:-1] / noted[-1] - self.mean) / self.steps)
+        noted = all_reduce_mean(self._noted.pop())
+        self.means.copy_(self._means(epoch))
+        self.sums.mul_(self.epoch >= epoch).add_(noted / noted[-1])
         self.epoch.fill_(epoch)
 
-    def _at_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """`means` and `complete` as they are once `epoch` has begun."""
-        fresh = (self.epoch < epoch) & (self.steps > 0)
-        shifted = torch.stack([self.mean, self.means[0]])
-        return torch.where(fresh, shifted, self.means), self.complete + fresh
+    def _means(self, epoch: int) -> Tensor:
+        """`means` as they are once `epoch` has begun."""
+        ended = (self.epoch < epoch) & (self.sums[-1] > 0)
+        return torch.where(ended, torch.stack([self.sums[:-1] / self.sums[-1], self.means[0]]), self.means)

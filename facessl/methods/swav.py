@@ -17,7 +17,7 @@ from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
-from facessl.models.layers.sinkhorn import sinkhorn
+from facessl.models.layers.losses import sinkhorn
 from facessl.views.normalize import IMAGENET_MEAN, SWAV_STD
 from facessl.views.spec import View
 

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from facessl.metrics.bootstrap import as_array, interval, ratio
+from facessl.metrics.bootstrap import as_array, interval, plain, ratio
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Fractions between 0 and 1.
-
-    Attributes:
-        accuracy: correct images over all images.
-        mean_class_accuracy: mean over the classes that occur, each class counting the same.
-        macro_f1: mean F1 score over the classes that occur among targets or predictions.
-        accuracy_interval, mean_class_accuracy_interval, macro_f1_interval: 95 % bootstrap intervals (low, high) over
-            images.
-        per_class: accuracy of each class that occurs, by class index.
-    """
-
-    accuracy: float
-    mean_class_accuracy: float
-    macro_f1: float
-    accuracy_interval: tuple[float, float]
-    mean_class_accuracy_interval: tuple[float, float]
-    macro_f1_interval: tuple[float, float]
-    per_class: dict[int, float]
-
-
-def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> Accuracy:
+def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Accuracy, mean class accuracy and macro F1 of N images.
 
     Args:
         predicted, target: (N,) class indices, N >= 1.
         resamples, seed: of the bootstrap.
+
+    Returns:
+        Fractions, ready for JSON, the first three with NAME_interval [low, high] (95 %, over images):
+
+        accuracy: correct images over all images.
+        mean_class_accuracy: mean over the classes that occur, each class counting the same.
+        macro_f1: mean F1 score over the classes that occur among targets or predictions.
+        per_class: accuracy of each class that occurs, by class index.
 
     The bootstrap of the accuracies draws counts of (class, right or wrong), the same distribution as drawing images.
     """
@@ -49,18 +35,12 @@ def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000
     resampled_right, resampled_wrong = np.split(resampled, 2, axis=1)
     # A rare class can be missing from a resample; it then has no accuracy there.
     resampled_classes = np.nanmean(ratio(resampled_right, resampled_right + resampled_wrong), axis=1)
-    overall = interval(right.sum() / len(target), resampled_right.sum(1) / len(target))
-    by_class = interval((right / total).mean(), resampled_classes)
-    f1 = interval(*_macro_f1(predicted, target, resamples, seed))
-    return Accuracy(
-        accuracy=overall.value,
-        mean_class_accuracy=by_class.value,
-        macro_f1=f1.value,
-        accuracy_interval=overall[1:],
-        mean_class_accuracy_interval=by_class[1:],
-        macro_f1_interval=f1[1:],
-        per_class=dict(zip(classes.tolist(), (right / total).tolist(), strict=True)),
-    )
+    means = {
+        "accuracy": interval(right.sum() / len(target), resampled_right.sum(1) / len(target)),
+        "mean_class_accuracy": interval((right / total).mean(), resampled_classes),
+        "macro_f1": interval(*_macro_f1(predicted, target, resamples, seed)),
+    }
+    return {**plain(means), "per_class": dict(zip(classes.tolist(), (right / total).tolist(), strict=True))}
 
 
 def confusion(predicted: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:

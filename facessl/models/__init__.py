@@ -1,3 +1,3 @@
-"""The backbone behind one interface, frozen teachers, what a file of weights tells of its network, and `layers`.
+"""The backbone behind one interface, frozen teachers, tensors compared name by name, and `layers`.
 May import views, data and core.
 """

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import numpy as np
@@ -31,10 +31,24 @@ MAX_SIZE = 4096
 _ANSWER = 3
 
 
-def pretrained_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std that timm's pre-trained weights of a model were trained with; ImageNet's where timm has none."""
+class Settings(NamedTuple):
+    """How timm's pre-trained weights of a model want their images: RGB in 0..1, side in pixels."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    image_size: int = 224
+
+
+def pretrained_settings(name: str) -> Settings:
+    """Those of timm's pre-trained weights `name`, ImageNet's where timm has none. UnknownName: no such model or tag."""
+    plain, _, tag = name.partition(".")
+    if not timm.is_model(plain):
+        every = timm.list_models()
+        raise UnknownName("backbone", name, difflib.get_close_matches(plain, every, n=8, cutoff=0.4) or ["resnet50"])
+    if tag and name not in (tagged := timm.list_pretrained(f"{plain}.*")):
+        raise UnknownName("backbone", name, tagged or [plain])
     found = timm.get_pretrained_cfg(name)
-    return (IMAGENET_MEAN, IMAGENET_STD) if found is None else (tuple(found.mean), tuple(found.std))
+    return Settings() if found is None else Settings(tuple(found.mean), tuple(found.std), found.input_size[-1])
 
 
 def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
@@ -48,8 +62,8 @@ def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
         raise ConfigError(f"backbone {name!r} does not accept {options or 'its defaults'}: {reason}")
     _created(name, False, options)
     raise ConfigError(
-        f"the pre-trained weights of {name} could not be downloaded ({reason}): try with a network, or without "
-        "pre-trained weights"
+        f"the pre-trained weights of {name} could not be downloaded ({reason}): try with a network, or with random "
+        f"weights (timm:{name}?pretrained=false, or without --backbone.pretrained)"
     )
 
 
@@ -71,11 +85,20 @@ def _offline_without_server() -> Iterator[None]:
         hub.HF_HUB_OFFLINE = before
 
 
+def _track_once(norm: Any, _: Any) -> None:
+    """Running statistics move in the forward pass, and not again where the backward pass repeats it."""
+    repeated = torch._C._current_graph_task_id() != -1
+    norm.momentum = 0.0 if repeated else norm.usual_momentum
+    if repeated and norm.training:
+        norm.num_batches_tracked.sub_(1)
+
+
 class Backbone(nn.Module):
     """A timm ResNet or ViT (or any timm model with a feature map) without its classifier.
 
     Attributes:
         name: timm model name.
+        timm_options, model_args: what it was asked to be built with, and what timm was told.
         num_features: C, channels of the map and of the embedding.
         stride: pixels of the image per cell of the map.
         image_size: side in pixels that `preprocess` makes.
@@ -110,9 +133,8 @@ class Backbone(nn.Module):
                 be, or pre-trained weights that cannot be had.
         """
         super().__init__()
-        if not timm.is_model(name):
-            every = timm.list_models()
-            raise UnknownName("backbone", name, difflib.get_close_matches(name, every, n=8, cutoff=0.4) or ["resnet50"])
+        settings = pretrained_settings(name)
+        own = settings if pretrained else Settings()
         if not 1 <= image_size <= MAX_SIZE:
             raise ConfigError(f"image size {image_size} is out of range: give 1 to {MAX_SIZE} pixels")
         options = dict(timm_options)
@@ -123,9 +145,9 @@ class Backbone(nn.Module):
         self.name = name
         self.pretrained = pretrained
         self.timm_options = timm_options
+        self.model_args = options
         self.image_size = image_size
-        own = pretrained_normalisation(name) if pretrained else (IMAGENET_MEAN, IMAGENET_STD)
-        self.set_normalisation(own[0] if mean is None else mean, own[1] if std is None else std)
+        self.set_normalisation(own.mean if mean is None else mean, own.std if std is None else std)
         self.num_features: int = self.model.num_features
         self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
         patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
@@ -143,6 +165,13 @@ class Backbone(nn.Module):
                 kind = "three finite numbers" + (" above 0" if name == "std" else "")
                 raise ConfigError(f"{name} = {list(values)} is not a normalisation: give {kind}, e.g. [0.5, 0.5, 0.5]")
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+
+    @property
+    def pooling(self) -> str:
+        """How the embedding comes from the map, in timm's words: "avg", "token" (the class token) or another."""
+        head = getattr(self.model, "head", None)
+        found = getattr(self.model, "global_pool", None) or getattr(head, "global_pool", "avg")
+        return str(getattr(found, "pool_type", found))
 
     def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Feature map (B, C, h, w) and pooled embedding (B, C) of one pass; x (B, 3, H, W) normalised."""
@@ -192,6 +221,20 @@ class Backbone(nn.Module):
             return every[-4:]
         return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
 
+    def checkpoint_activations(self) -> None:
+        """Compute activations inside the blocks again in the backward pass instead of keeping them, in place.
+
+        Running statistics of batch norms are updated once, as without. ConfigError: timm cannot do it for this model.
+        """
+        try:
+            self.model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            raise ConfigError(f"{self.name} has no checkpointing in timm: leave --backbone.checkpointing out") from None
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+                module.usual_momentum = module.momentum  # type: ignore[assignment]
+                module.register_forward_pre_hook(_track_once)
+
     def compile_features(self) -> None:
         """Compile the feature extractor in place; the state dict keeps its keys. ConfigError for batch norms that span
         the ranks, at each of which the compiled code would break off."""
@@ -232,7 +275,7 @@ class Backbone(nn.Module):
             return raw if raw.shape[1] == self.num_features else raw.permute(0, 3, 1, 2)
         tokens = raw[:, self.prefix_tokens :]  # (B, hw, C)
         h, w = -(-x.shape[-2] // self.stride), -(-x.shape[-1] // self.stride)  # a ViT fills up a broken patch
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)
+        return tokens.transpose(1, 2).unflatten(2, (h, w))  # also where the batch is a symbol (export)
 
     def preprocess(self, images: Iterable[str | Path | Image.Image | np.ndarray] | np.ndarray) -> Tensor:
         """Paths, PIL images or (H, W, 3) uint8 RGB arrays -> (B, 3, image_size, image_size) float32, as the evaluation

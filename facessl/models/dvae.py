@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.precision import full_precision
 from facessl.models import weights
 
@@ -69,7 +69,7 @@ class VisualTokens:
     def load(self) -> DVAEEncoder:
         """The encoder, frozen and in evaluation mode; CheckpointError where the file does not fit."""
         if self.encoder is None:
-            state = files.read(Path(self.path))
+            state = checkpoint.read(Path(self.path))
             tensors = {_our_name(name): value for name, value in weights.tensors(state).items()}
             width = len(tensors["blocks.input.weight"]) if "blocks.input.weight" in tensors else 256
             encoder = DVAEEncoder(width, self.vocabulary)

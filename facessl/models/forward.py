@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from facessl.core.errors import ConfigError
-
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from facessl.core.precision import PRECISIONS
 
 
 @contextlib.contextmanager
@@ -32,7 +31,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Mixed precision by its name on the command line: fp32 (none), bf16 or fp16; ConfigError for another name."""
-    if precision not in _AUTOCAST:
-        raise ConfigError(f"precision {precision!r} is not known: use {', '.join(_AUTOCAST)}")
-    dtype = _AUTOCAST[precision]
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is not known: use {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision][1]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -132,17 +133,9 @@ def fit(
         CheckpointError: tensors that are missing, unknown or of another shape; they are named as in the checkpoint.
     """
     state = {theirs(n): (n, v) for n, v in module.state_dict().items() if own is None or not re.match(own, n)}
-    missing = sorted(state.keys() - found.keys())
-    unknown = sorted(n for n in found.keys() - state.keys() if left_out is None or not re.match(left_out, n))
-    resized = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-        for name, (_, value) in sorted(state.items())
-        if name in found and _core(found[name]) != _core(value)
-    ]
-    wrong = {"missing": missing, "unknown": unknown, "of another shape": resized}
-    if count := sum(map(len, wrong.values())):
-        told = "; ".join(f"{what}: {_some(which)}" for what, which in wrong.items() if which)
-        raise CheckpointError(f"{count} tensors of this checkpoint of {family} do not fit: {told}")
+    kept = {n: v for n, v in found.items() if n in state or left_out is None or not re.match(left_out, n)}
+    if wrong := _misfit({name: value for name, (_, value) in state.items()}, kept, _core):
+        raise CheckpointError(f"tensors of this checkpoint of {family} do not fit: {wrong}")
     if copy is not None:
         check_copy(found, *copy, family)
     return {ours: found[name].reshape(value.shape).to(value.dtype) for name, (ours, value) in state.items()}
@@ -169,6 +162,17 @@ def check_copy(found: Mapping[str, Tensor], copy: str, of: str, family: str, *, 
         )
 
 
+def _misfit(own: Mapping[str, Tensor], found: Mapping[str, Any], size: Callable[[Any], Any]) -> str:
+    """What of `found` does not fit `own`, in words; empty where everything does."""
+    resized = [
+        f"{name} {tuple(getattr(found[name], 'shape', ()))} instead of {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in found and size(found[name]) != size(value)
+    ]
+    wrong = {"missing": own.keys() - found.keys(), "unknown": found.keys() - own.keys(), "of another shape": resized}
+    return "; ".join(f"{len(names)} {how}: {_some(sorted(map(str, names)))}" for how, names in wrong.items() if names)
+
+
 def _core(value: Tensor) -> list[int]:
     """The shape without sizes of 1 at its ends."""
     kept = [i for i, size in enumerate(value.shape) if size != 1]
@@ -181,12 +185,8 @@ def _some(names: list[str]) -> str:
 
 def load_exactly(module: nn.Module, state: Mapping[str, Any], path: str | Path, what: str = "") -> None:
     """Strict loading with one sentence for what does not fit; `what` says what `module` is."""
-    own = module.state_dict()
-    shapes = [k for k in own.keys() & state.keys() if own[k].shape != getattr(state[k], "shape", None)]
-    wrong = {"missing": own.keys() - state.keys(), "unknown": state.keys() - own.keys(), "of another shape": shapes}
-    if any(wrong.values()):
-        told = "; ".join(f"{how}: {_some(sorted(map(str, names)))}" for how, names in wrong.items() if names)
-        raise CheckpointError(f"{path} does not fit {what or type(module).__name__}: {told}")
+    if wrong := _misfit(module.state_dict(), state, lambda value: getattr(value, "shape", None)):
+        raise CheckpointError(f"{path} does not fit {what or type(module).__name__}: {wrong}")
     module.load_state_dict(state)
 
 
@@ -281,3 +281,15 @@ def set_image_size(backbone: Backbone, image_size: int) -> None:
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"{backbone.name} cannot take images of {image_size} px: {error}") from None
     backbone.image_size = image_size
+
+
+def fingerprint(network: Any) -> str:
+    """Hexadecimal digits that change with the weights, architecture, image size and normalisation of a backbone, or of
+    another network with the same attributes."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((network.name, network.timm_options, network.image_size)).encode())
+    digest.update(repr((network.mean, network.std)).encode())
+    for name, tensor in network.model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

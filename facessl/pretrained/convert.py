@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from facessl.config.places import located, published
-from facessl.core import environment, files
+from facessl.config.paths import located, published
+from facessl.core import checkpoint, environment
 from facessl.core.errors import ConfigError
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
@@ -16,7 +16,7 @@ def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
     """Write the backbone of a checkpoint as safetensors under timm's names, with its card inside and beside (.json).
 
     Args:
-        path: an authors' checkpoint (`facessl/pretrained/families/`), a run folder, or our .ckpt or .safetensors.
+        path: as for `load.load_backbone`.
         out: the .safetensors to write; nothing is overwritten.
         given: `name`, `heads`, `mean` and `std` of `load.load_backbone`.
 
@@ -34,13 +34,16 @@ def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
         if file.exists():
             raise ConfigError(f"{file} exists and is not overwritten: choose another --out, or move it away")
     backbone, origin = load.open_backbone(path, **given)
-    card = _card(path, backbone, origin)
-    files.write_backbone(out, backbone.model.state_dict(), card)
+    card = card_of(path, backbone, origin)
+    checkpoint.write_backbone(out, backbone.model.state_dict(), card)
     return card
 
 
-def _card(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[str, Any]:
+def card_of(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[str, Any]:
     """That of the run or export, or one that says whose checkpoint it was."""
+    if str(path).startswith(load.TIMM):
+        method = {"name": "timm", "authors": "timm"}
+        return load.backbone_card(backbone, method=method, source=str(path), steps=None, commit=environment.commit())
     if origin is not None:
         method = {"name": origin.family, "authors": origin.authors}
         source = f"authors' checkpoint {path.name}"
@@ -48,8 +51,8 @@ def _card(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[st
         return card | {"guessed": sorted(origin.guessed)}
     export = path / "backbone.safetensors" if path.is_dir() else path
     if export.suffix == ".safetensors" and export.is_file():
-        return published(files.read_safetensors(export)[1])
-    state = files.read_run(load.checkpoint_of(path))
+        return published(checkpoint.read_safetensors(export)[1])
+    state = checkpoint.read_run(load.checkpoint_of(path))
     config = published(located(state["config"]))
     return load.backbone_card(
         backbone, method=config["method"], source=config["source"], steps=state["step"], commit=environment.commit()

@@ -7,23 +7,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
+import torch
 from torch import nn
 
 from facessl.config.parse import from_dict
-from facessl.config.places import located, published
-from facessl.config.pretrain import RETIRED, PretrainConfig
-from facessl.core import files, plugins
+from facessl.config.paths import located, published
+from facessl.config.pretrain import PretrainConfig
+from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, ConfigError, UnknownName
 from facessl.methods.base import Method
-from facessl.models.backbone import Backbone, pretrained_normalisation
+from facessl.models.backbone import Backbone, pretrained_settings
 from facessl.models.weights import check_finite, from_export, load_exactly, networks, tensors, with_options
-from facessl.pretrained import named
+from facessl.pretrained.families.timm import build_named
+
+#: How `Backbone.preprocess` makes the square, in the words of `timm.data.create_transform`: the whole image, resized by
+#: Pillow's BILINEAR.
+RESIZE = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+#: What stands before the name of a network of timm.
+TIMM = "timm:"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What an authors' file was taken for.
+    """What an authors' file was taken for, or whose the network is.
 
     Attributes:
         family: module of `facessl/pretrained/families/`.
@@ -53,14 +61,18 @@ def build_method(config: PretrainConfig, *, fresh: bool = True) -> Method:
         pretrained=config.backbone.pretrained and fresh,
         **config.backbone.options,
     )
+    if config.backbone.checkpointing:
+        backbone.checkpoint_activations()
     return kind(backbone, **arguments)
 
 
 def normalisation(config: PretrainConfig) -> tuple[Any, Any]:
     """Mean and std of a run: those that were asked for, else those of its pre-trained weights, else the method's."""
-    kind = plugins.find("methods", config.method["name"])
-    own = pretrained_normalisation(config.backbone.name) if config.backbone.pretrained else (kind.mean, kind.std)
-    return config.mean or own[0], config.std or own[1]
+    pretrained = config.backbone.pretrained
+    own: Any = (
+        pretrained_settings(config.backbone.name) if pretrained else plugins.find("methods", config.method["name"])
+    )
+    return config.mean or own.mean, config.std or own.std
 
 
 def load_method(path: str | Path) -> Method:
@@ -70,11 +82,14 @@ def load_method(path: str | Path) -> Method:
         path: run folder, its .ckpt, or an authors' checkpoint of a method this library has.
 
     Raises:
-        CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
+        CheckpointError: missing, damaged, of no known kind, without a method, or with keys that do not match (they are
+            named).
     """
+    if str(path).startswith(TIMM) or Path(path).suffix == ".safetensors":
+        raise CheckpointError(f"{path} is a backbone without its method: name a run folder of `facessl pretrain`")
     path = Path(path)
-    state = files.read_run(checkpoint_of(path)) if path.is_dir() else files.read(path)
-    if path.is_dir() or state.get("format") == files.FORMAT:
+    state = checkpoint.read_run(checkpoint_of(path)) if path.is_dir() else checkpoint.read(path)
+    if path.is_dir() or state.get("format") == checkpoint.FORMAT:
         return _own_method(path, state)
     family, _, part = family_of(path, state)
     if not hasattr(family, "build"):
@@ -86,14 +101,13 @@ def load_method(path: str | Path) -> Method:
 
 def _own_method(path: Path, state: Mapping[str, Any]) -> Method:
     """The method of a training checkpoint of this library that was read from `path`."""
-    files.check_run(state, path)
+    checkpoint.check_run(state, path)
     if "method" not in state["config"]:
         raise CheckpointError(
             f"{path} is a run of `facessl finetune` and has no pre-training method: name the run it started from"
         )
     try:
-        kept = {key: value for key, value in state["config"].items() if key not in RETIRED}
-        method = build_method(from_dict(kept), fresh=False)
+        method = build_method(from_dict(state["config"]), fresh=False)
     except (ConfigError, UnknownName) as error:
         raise CheckpointError(f"{path} was written by another version, or changed: {error}") from None
     load_exactly(method, state["method"], path)  # type: ignore[arg-type]
@@ -109,7 +123,7 @@ def _ready(method: Method, path: Path) -> Method:
 
 
 def load_backbone(
-    path: str | Path,
+    run: str | Path,
     *,
     name: str | None = None,
     heads: int | None = None,
@@ -119,28 +133,33 @@ def load_backbone(
     """A backbone in eval mode, ready for `backbone(backbone.preprocess(images))`.
 
     Args:
-        path: run folder, our .ckpt or .safetensors, or an authors' file, whose family is recognised by its keys and
-            told on standard error (`facessl/pretrained/families/`), with what had to be guessed.
+        run: run folder, our .ckpt or .safetensors, or an authors' file, whose family is recognised by its keys and
+            told on standard error (`facessl/pretrained/families/`), with what had to be guessed; or `timm:NAME`, a
+            network of timm with its pre-trained weights (downloads once) and their mean, std and image size;
+            `timm:NAME?pretrained=false&seed=0` has random weights.
         name: of the timm model whose weights an authors' file holds, where they are of no family.
         heads: attention heads of an authors' ViT: no shape tells them.
         mean, std: normalisation that an authors' file wants, RGB in 0..1.
 
     Raises:
         CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
-        UnknownName: timm has no model `name`.
-        ConfigError: heads that the network cannot have, or any of these for a run or an export, which know them.
+        UnknownName: timm has no such model.
+        ConfigError: heads that the network cannot have, any of these for a network that knows them, or pre-trained
+            weights that cannot be downloaded.
     """
-    return open_backbone(path, name=name, heads=heads, mean=mean, std=std)[0]
+    return open_backbone(run, name=name, heads=heads, mean=mean, std=std)[0]
 
 
-def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | None]:
+def open_backbone(run: str | Path, **given: Any) -> tuple[Backbone, Origin | None]:
     """The backbone as `load_backbone` gives it, and what an authors' file was taken for (None for our own)."""
-    path = Path(path)
+    path = Path(run)
     given = {key: value for key, value in given.items() if value is not None}
     exported = path / "backbone.safetensors" if path.is_dir() else path
     origin, backbone = None, None
-    if exported.suffix == ".safetensors" and exported.is_file():
-        tensors, info = files.read_safetensors(exported)
+    if str(run).startswith(TIMM):
+        backbone = _from_timm(str(run))
+    elif exported.suffix == ".safetensors" and exported.is_file():
+        tensors, info = checkpoint.read_safetensors(exported)
         if "timm_name" in info:
             backbone = from_export(exported, tensors, info)
         else:  # others' files have no card
@@ -148,16 +167,31 @@ def open_backbone(path: str | Path, **given: Any) -> tuple[Backbone, Origin | No
     elif path.is_dir():
         backbone = load_method(path).backbone
     else:
-        state = files.read(path)
-        if state.get("format") == files.FORMAT:
+        state = checkpoint.read(path)
+        if state.get("format") == checkpoint.FORMAT:
             backbone = _own_method(path, state).backbone
         else:
             backbone, origin = _from_authors(path, state, given)
     if given and origin is None:
-        raise ConfigError(f"{path} knows its network and normalisation itself: leave out {', '.join(given)}")
+        raise ConfigError(f"{run} knows its network and normalisation itself: leave out {', '.join(given)}")
     backbone.requires_grad_(False)
     check_finite(backbone, path)
     return backbone.eval(), origin
+
+
+def _from_timm(text: str) -> Backbone:
+    """The network that `timm:NAME?option=value` names."""
+    name, _, query = text.removeprefix(TIMM).partition("?")
+    options = {"pretrained": "true", "seed": "0"} | dict(parse_qsl(query, keep_blank_values=True))
+    valid = len(options) == 2 and options["pretrained"] in ("true", "false") and options["seed"].isdecimal()
+    if not valid:
+        raise ConfigError(
+            f"{text} is not a network of timm: write timm:NAME, or timm:NAME?pretrained=false&seed=0 for random weights"
+        )
+    size = pretrained_settings(name).image_size
+    with torch.random.fork_rng(devices=[]):  # the same weights in every process and after every resume
+        torch.manual_seed(int(options["seed"]))
+        return Backbone(name, image_size=size, pretrained=options["pretrained"] == "true")
 
 
 def card(method: Method, config: PretrainConfig, *, steps: int, commit: str) -> dict[str, Any]:
@@ -178,6 +212,8 @@ def backbone_card(
         "image_size": backbone.image_size,
         "mean": list(backbone.mean),
         "std": list(backbone.std),
+        **RESIZE,
+        "pooling": backbone.pooling,
         "method": dict(method),
         "source": source,
         "steps": steps,
@@ -190,7 +226,7 @@ def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]
     backbone: Backbone
     if name := given.get("name"):
         try:
-            backbone = named.build_backbone(dict(state), name)
+            backbone = build_named(dict(state), name)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}; name the model that it was saved from, or get it again") from None
         tagged = "." in name

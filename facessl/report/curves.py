@@ -37,13 +37,7 @@ _MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class Group:
-    """Curves that belong together.
-
-    Attributes:
-        title: heading.
-        charts: inline SVG; empty where the runs logged nothing of it.
-        lack: what to say then, without a full stop.
-    """
+    """Curves that belong together; `lack` says why there is none, without a full stop."""
 
     title: str
     charts: list[Markup]
@@ -156,7 +150,7 @@ def curve(
     references: Mapping[str, float] | None = None,
     bottom: float | None = None,
 ) -> Markup:
-    """A line chart over training steps as inline SVG.
+    """A line chart over training steps: a caption and inline SVG.
 
     Args:
         title: above the chart.
@@ -166,33 +160,31 @@ def curve(
         bottom: lowest y shown, where it has a meaning (0 for fractions).
 
     Returns:
-        `<svg>...</svg>` whose text and lines take their colours from the CSS variables --grid and
+        `<figure>...</figure>` whose text and lines take their colours from the CSS variables --grid and
         --series-0 ... --series-7 and from the current text colour.
     """
     title = title.encode("utf-8", "backslashreplace").decode()
     style: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 8.5, "font.family": "sans-serif"}
     with matplotlib.rc_context(style | {"svg.hashsalt": title}):
-        figure = Figure(figsize=(4.2, 2.6))
+        figure = Figure(figsize=(4.2, 2.2))
         # Fixed margins: charts side by side then have their axes in line.
-        axes = figure.add_axes((0.13, 0.18, 0.84, 0.64))
+        axes = figure.add_axes((0.13, 0.21, 0.84, 0.75))
         for line in lines:
             _draw(axes, line)
+        if bottom is not None:
+            axes.set_ylim(bottom=bottom)
         for name, y in (references or {}).items():
             axes.axhline(y, color=_INK, alpha=0.45, linewidth=0.8, linestyle=(0, (4, 3)))
-            place: dict[str, Any] = {
-                "xycoords": ("axes fraction", "data"),
-                "textcoords": "offset points",
-                "ha": "right",
-            }
-            axes.annotate(name, (1, y), (-2, 2), fontsize=7.5, color=_INK, alpha=0.65, **place)
-        if references:
-            # Room above the line for its name.
+            place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axes.annotate(name, (1, y), (-2, 2), fontsize=7.5, color=_INK, alpha=0.65, ha="right", **place)
+        if references:  # room above the line for its name
             low, high = axes.get_ylim()
-            axes.set_ylim(top=max(high, max(references.values()) + 0.14 * (high - (low if bottom is None else bottom))))
-        _dress(axes, title, unit, bottom)
+            axes.set_ylim(top=max(high, max(references.values()) + 0.14 * (high - low)))
+        _dress(axes)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _themed(out.getvalue(), title)
+    caption = Markup("<figcaption><b>{}</b> {}</figcaption>").format(title, unit)
+    return Markup('<figure class="chart">{}{}</figure>').format(caption, _themed(out.getvalue(), title))
 
 
 def _draw(axes: matplotlib.axes.Axes, line: Line) -> None:
@@ -211,19 +203,14 @@ def _draw(axes: matplotlib.axes.Axes, line: Line) -> None:
     axes.plot(x, y, color=colour, linewidth=1.4, marker=marker, markersize=3.2)
 
 
-def _dress(axes: matplotlib.axes.Axes, title: str, unit: str, bottom: float | None) -> None:
-    # A column's name may have dollar signs, which are not mathematics here.
-    above: dict[str, Any] = {"transform": axes.transAxes, "color": _INK, "parse_math": False}
-    axes.text(0, 1.15, title, fontsize=9.5, fontweight="bold", **above)
-    axes.text(0, 1.04, unit, fontsize=7.5, alpha=0.65, **above)
+def _dress(axes: matplotlib.axes.Axes) -> None:
     axes.set_xlabel("step", color=_INK)
-    if bottom is not None:
-        axes.set_ylim(bottom=bottom)
     axes.grid(True, axis="y", color=_GRID, linewidth=0.7)
     axes.tick_params(colors=_INK, length=0)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    steps = [1, 2, 2.5, 5, 10]
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True, steps=steps))
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=steps))
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")

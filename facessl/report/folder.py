@@ -1,9 +1,12 @@
-"""Reading a run folder: what it holds, and what it lacks."""
+"""Reading a run folder: what it holds, and what it lacks. Somebody else may have made it."""
 
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required, TypedDict
@@ -11,15 +14,23 @@ from typing import Any, Required, TypedDict
 import numpy as np
 import yaml
 
-from facessl.config.places import without_secrets
-from facessl.config.run import flatten, spelled
+from facessl.config.paths import without_secrets
+from facessl.config.run import flatten
 from facessl.core.errors import CheckpointError
+from facessl.core.files import read_regular
 from facessl.core.schema import finite, misfit
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
 BOOKKEEPING = frozenset(
     {"step", "epoch", "images", "seconds", "loss", "lr", "momentum", "images_per_second", "data_wait", "grad_norm"}
 )
+#: Bytes of the largest file of each kind that is read.
+_MOST_BYTES = {".yaml": 1 << 18, ".json": 16 << 20, ".csv": 64 << 20, ".png": 64 << 20}
+#: Columns of metrics.csv that are drawn, and levels of settings.
+_MOST_COLUMNS, _DEEPEST = 200, 40
+#: Numbers of this size and more are not measurements, and break sums and axes.
+_HUGE = 1e100
+
 _Number = float | None
 _Interval = list[_Number] | None
 
@@ -60,11 +71,44 @@ class Scores(TypedDict, total=False):
     images: _Number
     units: dict[str, str] | None
     confusion: list[list[int]] | None
+    class_names: list[str] | None
     per_class: dict[str, _Number] | None
     accuracy: dict[str, _Number] | _Number
     f1: dict[str, _Number] | _Number
     subsets: dict[str, dict[str, float | list[Any] | None]] | None
     groups: dict[str, _Groups] | None
+
+
+class _Named(TypedDict, total=False):
+    name: str | None
+
+
+class _Backbone(_Named, total=False):
+    options: dict[str, Any] | None
+
+
+class _Method(_Named, total=False):
+    num_regions: int | None
+
+
+class Settings(TypedDict, total=False):
+    """What the report reads of `config.yaml`."""
+
+    source: str | None
+    test: str | None
+    run: str | None
+    protocol: str | None
+    backbone: _Backbone | None
+    method: _Method | None
+    task: _Named | None
+
+
+class Status(TypedDict, total=False):
+    """What the report reads of `status.json`."""
+
+    finished: bool | None
+    steps: int | None
+    source_images: int | None
 
 
 class Results(TypedDict, total=False):
@@ -85,7 +129,6 @@ class RunFolder:
         table: columns of `metrics.csv`, each (rows,) float64; nan where a cell is empty.
         skipped: (key, reason) of unreadable images, from `skipped.csv`.
         problems: file name -> why it could not be used.
-        label_names: classes that a fine-tuned network knows, from its card `model.json`.
     """
 
     path: Path
@@ -96,7 +139,6 @@ class RunFolder:
     status: dict[str, Any]
     problems: dict[str, str]
     results: dict[str, Any]
-    label_names: tuple[str, ...]
 
     @property
     def tuned(self) -> bool:
@@ -125,10 +167,9 @@ class RunFolder:
         return [(c, f"{self.first(c):.4g}", f"{self.last(c):.4g}") for c in columns if self.last(c) is not None]
 
     @property
-    def regions_picture(self) -> Path | None:
-        """The picture of the last regions; None where there is none."""
-        path = self.path / "regions.png"
-        return path if path.is_file() else None
+    def has_regions(self) -> bool:
+        """Whether there is a picture of the last regions."""
+        return (self.path / "regions.png").is_file()
 
     @property
     def terms(self) -> list[str]:
@@ -139,7 +180,7 @@ class RunFolder:
     def regions(self) -> int | None:
         """N, the number of regions of the method; None where it has none."""
         count = self.setting("method.num_regions")
-        return count if isinstance(count, int) else None
+        return count if isinstance(count, int) and count > 0 else None
 
     def setting(self, dotted: str) -> Any:
         """A value of the configuration by its dotted name; None where it is not there."""
@@ -161,10 +202,14 @@ class RunFolder:
         """Last value of a column; None where there is none."""
         return self.first(column, -1)
 
-    def pictures(self) -> list[tuple[int, Path]]:
-        """Region pictures taken while training, as (step, file), in the order of the steps."""
-        found = [(p.stem.removeprefix("step-"), p) for p in self.path.glob("regions/step-*.png")]
-        return sorted((int(step), p) for step, p in found if step.isdigit())
+    def pictures(self) -> list[tuple[int, str]]:
+        """Region pictures taken while training, as (step, name of the file), in the order of the steps."""
+        found = [(p.stem.removeprefix("step-"), p.name) for p in self.path.glob("regions/step-*.png")]
+        return sorted((int(step), f"regions/{name}") for step, name in found if step.isdecimal())
+
+    def content(self, name: str) -> bytes:
+        """A file of the folder. OSError: it is missing, a link, not a regular file, or too large to be a run's."""
+        return _content(self.path, name)
 
 
 def read_run_folder(path: str | Path) -> RunFolder:
@@ -181,80 +226,96 @@ def read_run_folder(path: str | Path) -> RunFolder:
     if not (path / "config.yaml").is_file() and not (path / "metrics.csv").is_file():
         raise CheckpointError(f"{path} is not a run folder: it holds neither config.yaml nor metrics.csv")
     problems: dict[str, str] = {}
-    config = without_secrets(spelled(_mapping(path / "config.yaml", problems)))
+    config = without_secrets(_mapping(path, "config.yaml", Settings, problems))
     tuned = "task" in config or (path / "results.json").is_file()
-    results = _mapping(path / "results.json", problems) if tuned else {}
-    if wrong := misfit(results, Results):
-        problems["results.json"] = f"not what `facessl finetune` writes: {wrong}"
-        results = {}
-    for place, keys in (("headline", ["unit"]), ("units", None)):
-        units = (results.get("test") or {}).get(place) or {}
-        units |= {key: "fraction" for key in keys or units if units.get(key) == "share"}  # as earlier versions wrote it
-    labels = _mapping(path / "model.json", {}).get("labels") if tuned else None
-    names = labels.get("label_names") if isinstance(labels, dict) else None
     return RunFolder(
         path=path,
         config=config,
-        table=_table(path / "metrics.csv", problems),
-        skipped=_pairs(path / "skipped.csv"),
-        environment=_mapping(path / "environment.json", problems),
-        status=_mapping(path / "status.json", problems),
-        results=results,
-        label_names=tuple(map(str, names)) if isinstance(names, list) else (),
+        table=_table(path, problems),
+        skipped=[(row[0], "".join(row[1:2])) for row in _rows(path, "skipped.csv", problems)[1:] if row],
+        environment=_mapping(path, "environment.json", dict[str, Any], problems),
+        status=_mapping(path, "status.json", Status, problems),
+        results=_mapping(path, "results.json", Results, problems) if tuned else {},
         problems=problems,
     )
 
 
-def _mapping(path: Path, problems: dict[str, str]) -> dict[str, Any]:
-    """Content of a YAML or JSON file; numbers that are not finite are None."""
-    if not path.is_file():
-        problems[path.name] = "not there"
-        return {}
+def _content(folder: Path, name: str) -> bytes:
+    """A file of a run folder. A link could show any file of the reader's machine, so that none is followed."""
+    path = folder / name
+    if os.path.realpath(path) != os.path.join(os.path.realpath(folder), name):
+        raise OSError(errno.ELOOP, "a link, which is not followed")
+    return read_regular(path, most=_MOST_BYTES[path.suffix])
+
+
+def _mapping(folder: Path, name: str, kind: Any, problems: dict[str, str]) -> dict[str, Any]:
+    """Content of a YAML or JSON file with values of the type `kind`; numbers that are not finite are None."""
     try:
-        text = path.read_text(encoding="utf-8")
-        value = finite(json.loads(text) if path.suffix == ".json" else _plain(yaml.safe_load(text)))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        problems[path.name] = f"unreadable ({' '.join(str(error).split())[:120]})"
+        text = _content(folder, name).decode()
+        value = _plain(json.loads(text) if name.endswith(".json") else yaml.load(text, _Loader))
+    except Exception as error:  # foreign text makes the parsers raise almost anything
+        problems[name] = _reason(error)
         return {}
     if not isinstance(value, dict):
-        problems[path.name] = "holds no settings"
+        problems[name] = "holds no settings"
+        return {}
+    if wrong := misfit(value, kind):
+        problems[name] = f"not what facessl writes: {wrong}"
         return {}
     return value
 
 
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: dates and other types of YAML are text."""
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, a few of which stand for more values than there is memory for."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias, which facessl does not write")
+        return super().compose_node(parent, index)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "not there"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"unreadable ({' '.join(said.split())[:120]})"
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """`value` as JSON can hold it: dates and other types of YAML are text, numbers beyond 64 bits are None."""
+    if depth > _DEEPEST:
+        raise ValueError("nested too deeply")
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return None
+    return finite(value) if value is None or isinstance(value, str | int | float) else str(value)
 
 
-def _table(path: Path, problems: dict[str, str]) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        problems[path.name] = "not there"
-        return {}
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+def _rows(folder: Path, name: str, problems: dict[str, str]) -> list[list[str]]:
+    try:
+        text = _content(folder, name).decode("utf-8", "replace")
+        return list(csv.reader(io.StringIO(text, newline="")))
+    except (OSError, csv.Error) as error:
+        problems[name] = _reason(error)
+        return []
+
+
+def _table(folder: Path, problems: dict[str, str]) -> dict[str, np.ndarray]:
+    header, *rows = _rows(folder, "metrics.csv", problems) or [[]]
     # A run that was killed can leave half a last line.
     rows = [row for row in rows if len(row) == len(header)]
     if "step" not in header or not rows:
-        problems[path.name] = "holds no rows yet"
+        problems.setdefault("metrics.csv", "holds no rows yet")
         return {}
-    return {name: np.array([_number(row[i]) for row in rows]) for i, name in enumerate(header)}
+    return {name: np.array([_number(row[i]) for row in rows]) for i, name in enumerate(header[:_MOST_COLUMNS])}
 
 
 def _number(cell: str) -> float:
     try:
-        return float(cell)
+        value = float(cell)
     except ValueError:
         return np.nan
-
-
-def _pairs(path: Path) -> list[tuple[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.reader(file))
-    return [(row[0], row[1] if len(row) > 1 else "") for row in rows[1:] if row]
+    return value if abs(value) < _HUGE else np.nan

@@ -19,6 +19,9 @@ from facessl.report.folder import RunFolder
 
 _MAX_SKIPPED = 20
 _MAX_FRAMES = 8
+#: Of a picture that is shown; decoded it takes four bytes a pixel.
+_MAX_PIXELS = 40_000_000
+_MAX_HEIGHT = 16_000  # of WebP
 Numbers = Mapping[str, Any]
 
 
@@ -36,9 +39,9 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
     passed = numbers["images"] / numbers["epochs"] if numbers["epochs"] and numbers["images"] else None
     totals = (run.status.get("source_images"), run.results.get("train_images"), passed)  # the last: whole batches alone
     size, pictures = len(test.get("confusion") or ()), run.pictures()
-    named = (run.label_names, tuple(test.get("per_class") or ()), tuple(map(str, range(size))))
+    named = (test.get("class_names") or (), tuple(test.get("per_class") or ()), tuple(map(str, range(size))))
     subsets = (test.get("subsets") or {}).values()
-    return _render(
+    return render(
         "run.html",
         title=f"{kind}: {run.name}",
         kind=kind,
@@ -56,6 +59,7 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
         environment=[(name, _flat(value)) for name, value in run.environment.items()],
         others=[k for k in test if f"{k}_interval" in test and k != headline.get("name")][:3],
         majority=results.majority(run)[0],
+        baselines=results.beside(numbers["baselines"], headline) if headline else "",
         names=next(names for names in named if len(names) == size),
         subset_scores=dict.fromkeys(k for row in subsets for k in row if not k.endswith("_interval") and k != "images"),
     )
@@ -68,7 +72,7 @@ def comparison_html(
     published: Mapping[str, Any] | None,
 ) -> str:
     """The page that compares runs: tables, curves on common axes, settings that differ, regions."""
-    return _render(
+    return render(
         "comparison.html",
         title=f"{len(runs)} runs compared",
         runs=runs,
@@ -87,10 +91,11 @@ def markdown(runs: Sequence[RunFolder], numbers: Sequence[Numbers]) -> str:
     """Headline tables, loss terms and monitors of one or several runs, to be pasted."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     pairs = list(zip(runs, numbers, strict=True))
-    return _render("report.md", title=title, tables=_tables(runs, numbers), runs=pairs).rstrip() + "\n"
+    return render("report.md", title=title, tables=_tables(runs, numbers), runs=pairs).rstrip() + "\n"
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A template of `templates/` with these values, which are escaped in HTML."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=jinja2.select_autoescape(default=True, disabled_extensions=("md",)),
@@ -103,12 +108,12 @@ def _render(template: str, **values: Any) -> str:
 
 
 def _tables(runs: Sequence[RunFolder], numbers: Sequence[Numbers]) -> list[dict[str, Any]]:
-    """A table of the pre-training and one of the fine-tuning runs: head, rows, and the runs' positions."""
+    """A table of the pre-training runs and one for each task: head, rows, and the runs' positions."""
     tables = []
-    for tuned, summary in ((False, _summary), (True, results.summary)):
-        positions = [i for i, run in enumerate(runs) if run.tuned == tuned]
-        if positions:
-            tables.append({"positions": positions, **text.table([summary(numbers[i]) for i in positions])})
+    for task in dict.fromkeys(run.kind if run.tuned else "" for run in sorted(runs, key=lambda run: run.tuned)):
+        positions = [i for i, run in enumerate(runs) if (run.kind if run.tuned else "") == task]
+        rows = [(results.summary if task else _summary)(numbers[i]) for i in positions]
+        tables.append({"positions": positions, **text.table(rows)})
     return tables
 
 
@@ -151,19 +156,20 @@ def _flat(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else text.format_value(value)
 
 
-def _picture(path: Path, width: int) -> dict[str, Any] | str:
+def _picture(run: RunFolder, name: str, width: int) -> dict[str, Any] | str:
     """Attributes of an `img` that holds the picture, at most `width` pixels wide; a sentence where it is damaged."""
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path.name} cannot be read: {error}."
-    if picture.width > width:
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    picture.save(out, format="WEBP", quality=88, method=4)
+    try:
+        with Image.open(io.BytesIO(run.content(name)), formats=("PNG",)) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                return f"{name} is not shown: it has more than {_MAX_PIXELS:,} pixels."
+            picture = image.convert("RGB")
+        picture.thumbnail((width, _MAX_HEIGHT), Image.Resampling.LANCZOS, reducing_gap=None)
+        picture.save(out, format="WEBP", quality=88, method=4)
+    except Exception as error:  # foreign bytes make Pillow raise almost anything
+        return f"{name} cannot be read: {getattr(error, 'strerror', None) or 'it is damaged, or not a PNG file'}."
     source = f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
-    return {"alt": path.stem, "width": picture.width, "height": picture.height, "src": source}
+    return {"alt": Path(name).stem, "width": picture.width, "height": picture.height, "src": source}
 
 
 class _Lines(yaml.SafeDumper):

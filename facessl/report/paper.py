@@ -37,39 +37,25 @@ _NAMED = 8
 
 @dataclass(frozen=True)
 class Row:
-    """A published backbone on a data set.
+    """A published backbone on a data set: scores in the paper's unit (`SUBSET/score` of a published subset)."""
 
-    Attributes:
-        where: paper and table.
-        method: of the backbone.
-        dataset: name of the source.
-        protocol: by its name here; `linear` is a frozen backbone.
-        scores: score -> value in the paper's unit; `SUBSET/score` for a published subset.
-        recipe: name of the recipe that mirrors the row; None: there is none.
-    """
-
-    where: str
+    where: str  # paper and table
     method: str
     dataset: str
-    protocol: str
+    protocol: str  # `linear` is a frozen backbone
     scores: dict[str, float]
-    recipe: str | None
+    recipe: str | None  # name of the recipe that mirrors the row
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run or a probe measured.
-
-    Attributes:
-        scores: score -> (value, interval or None), fractions as in `results.json`; `SUBSET/score` for a subset.
-        settings: `config.yaml`; None for a probe.
-    """
+    """What a run or a probe measured: score -> (value, interval or None), fractions as in `results.json`."""
 
     name: str
     source: str
     protocol: str
     scores: dict[str, tuple[float, list[float] | None]]
-    settings: dict[str, Any] | None
+    settings: dict[str, Any] | None  # `config.yaml`; None for a probe
 
     @property
     def dataset(self) -> str:
@@ -106,11 +92,14 @@ def compare(measured: Sequence[Measured]) -> dict[str, Any]:
         if not scores:
             notes.append(_unknown(run))
             continue
-        differences = [(row, _differences(run, row)) for row in candidates]
+        differences = [(row, tuple(_differences(run, row))) for row in candidates]
         rows += [
             _line(run, row, n, comparable=not ways) for n in scores for row, ways in differences if n in row.scores
         ]
-        notes += _incomparable(run, differences)
+        for ways in dict.fromkeys(ways for _, ways in differences if ways):  # one sentence for all methods of these
+            methods = ", ".join(dict.fromkeys(row.method for row, others in differences if others == ways))
+            more = f" and {len(ways) - _NAMED} more" if len(ways) > _NAMED else ""
+            notes.append(f"{run.name}: not comparable with {methods}: {'; '.join(ways[:_NAMED])}{more}.")
     return {"rows": rows, "notes": notes}
 
 
@@ -210,43 +199,25 @@ def _unknown(run: Measured) -> str:
     return f"{run.name}: no published score of {run.dataset or run.source}; there are some of {known}."
 
 
-def _incomparable(run: Measured, differences: Sequence[tuple[Row, Sequence[str]]]) -> list[str]:
-    """One sentence for all methods from whose settings the run differs in the same way."""
-    methods: dict[tuple[str, ...], dict[str, None]] = {}
-    for row, ways in differences:
-        if ways:
-            methods.setdefault(tuple(ways), {})[row.method] = None
-    sentences = []
-    for ways, names in methods.items():
-        more = f" and {len(ways) - _NAMED} more" if len(ways) > _NAMED else ""
-        sentences.append(f"{run.name}: not comparable with {', '.join(names)}: {'; '.join(ways[:_NAMED])}{more}.")
-    return sentences
-
-
 def _differences(run: Measured, row: Row) -> list[str]:
     """Settings in which a run differs from a row's recipe, in words."""
     if row.recipe is None:
         return ["no recipe mirrors it"]
     recipe = _resolved(row.recipe)
-    options = _unequal(_parsed(run.source)[2], _parsed(recipe["source"])[2])
-    ways = [_format_difference(f"source option {key}", *values) for key, *values in options]
+    ways = _unequal(_parsed(run.source)[2], _parsed(recipe["source"])[2], "source option ")
     if run.settings is None:
         why = "the probe trains on features of unchanged images"
         return [*ways, f"{why}; `facessl finetune --config {row.recipe}` is the published protocol"]
     ours = plain({**run.settings, "backbone": _network(run.settings.get("backbone") or {})})
     theirs = {**recipe, "backbone": _network(recipe["backbone"])}
-    known = {key: value for key, value in theirs.items() if key in ours}  # an older run lacks newer settings
-    settings = _unequal(flatten(ours), flatten(known))
-    return [*ways, *(_format_difference(*setting) for setting in settings if not setting[0].startswith(_FREE))]
+    return ways + _unequal(flatten(ours), flatten({key: theirs[key] for key in theirs if key in ours}))
 
 
-def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    keys = dict.fromkeys([*theirs, *ours])
-    return [(k, ours.get(k), theirs.get(k)) for k in keys if ours.get(k) != theirs.get(k)]
-
-
-def _format_difference(key: str, ours: Any, theirs: Any) -> str:
-    return f"{key} is {'not set' if ours is None else ours}, published: {'not set' if theirs is None else theirs}"
+def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """In words; settings that change no score are left out."""
+    keys = [key for key in dict.fromkeys([*theirs, *ours]) if prefix or not key.startswith(_FREE)]
+    pairs = [(key, *("not set" if of.get(key) is None else of[key] for of in (ours, theirs))) for key in keys]
+    return [f"{prefix}{key} is {own}, published: {other}" for key, own, other in pairs if own != other]
 
 
 def _parsed(source: str) -> tuple[str, str, dict[str, str]]:

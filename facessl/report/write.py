@@ -127,7 +127,7 @@ def _common(run: RunFolder) -> dict[str, Any]:
     """The numbers of every kind of run."""
     logged, steps = run.last("step"), run.status.get("steps")  # it may have been stopped between two log lines
     steps = logged if steps is None else steps
-    ratio = steps / logged if steps and logged else 1
+    ratio = steps / logged if steps and logged and logged >= 1 else 1
     return {
         **{name: run.setting(name) for name in ("source", "image_size", "batch_size")},
         "backbone": run.setting("backbone.name"),

@@ -7,6 +7,12 @@ import torch
 from facessl.models.backbone import Backbone
 from facessl.models.forward import evaluating
 
+#: Width of a head that suits a CPU.
+NARROW = 64
+#: What FaRL's two dense protocols have in common.
+FARL = {"image_size": 448, "batch_size": 40, "ema": 0.999}
+FARL_OPTIM = {"lr": 1e-4, "weight_decay": 1e-5, "warmup_epochs": 0, "schedule": "step", "milestones": [200]}
+
 
 def freeze_unreached(backbone: Backbone) -> None:
     """Freeze the parameters that the pyramid does not depend on, such as a ViT's last norm.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.frame import Frame
+from facessl.data.crop_geometry import Frame
 from facessl.data.source import Source
 from facessl.metrics import nme
 from facessl.models.backbone import Backbone
@@ -21,7 +21,7 @@ from facessl.models.layers.heatmaps import gaussian_heatmaps, soft_argmax, to_he
 from facessl.models.layers.landmark_losses import coordinate_l2, heatmap_bce
 from facessl.models.layers.star import StarHead, star_loss
 from facessl.models.layers.upernet import UPerNet
-from facessl.tasks._dense import freeze_unreached
+from facessl.tasks._dense import FARL, FARL_OPTIM, NARROW, freeze_unreached
 from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import FARL_ALIGNMENT, STAR_ALIGNMENT, Augment
 
@@ -65,8 +65,6 @@ class AlignmentArgs:
 #: First bias of the heatmaps' logits, so that nearly every cell starts empty (the prior of Lin et al., ICCV 2017): the
 #: mean over a thousand half-full cells is the centre of the view, wherever the landmark is.
 _EMPTY = -5.0
-#: Width of the head that suits a CPU.
-_NARROW = 64
 
 
 class Alignment(nn.Module):
@@ -87,16 +85,7 @@ class Alignment(nn.Module):
     Args: ClassVar[type[AlignmentArgs]] = AlignmentArgs
     needs: ClassVar[frozenset[str]] = frozenset({"landmarks"})
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "finetune": {
-            "image_size": 448,
-            "batch_size": 40,
-            "epochs": 150,
-            "ema": 0.999,
-            "optim": {
-                **{"lr": 1e-4, "weight_decay": 1e-5, "warmup_epochs": 0, "schedule": "step", "milestones": [200]},
-                "lrs": {"head": 1e-2},
-            },
-        },
+        "finetune": {**FARL, "epochs": 150, "optim": {**FARL_OPTIM, "lrs": {"head": 1e-2}}},
         "star": {
             **{"image_size": 256, "batch_size": 32, "epochs": 500, "ema": 0.99778},
             "optim": {
@@ -109,15 +98,7 @@ class Alignment(nn.Module):
     augments: ClassVar[Mapping[str, Augment]] = {"finetune": FARL_ALIGNMENT, "star": STAR_ALIGNMENT}
 
     def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
-        """
-        Args:
-            backbone: with any weights; its feature pyramid is used.
-            labels: number and order of the landmarks.
-            values: fields of `AlignmentArgs` by keyword.
-
-        Raises:
-            DataError: no landmarks, or an order without what `unit` needs.
-        """
+        """`values` are fields of `AlignmentArgs`. DataError: no landmarks, or STAR without their order."""
         super().__init__()
         self.args = args = AlignmentArgs(**values)
         self.labels = labels
@@ -169,13 +150,10 @@ class Alignment(nn.Module):
 
     def cheaper(self, image_size: int) -> dict[str, Any]:
         """Settings for small views."""
-        found = {"width": _NARROW} if self.args.width > _NARROW else {}
+        found = {"width": NARROW} if self.args.width > NARROW else {}
         if self.args.head == "farl" and (self.args.heatmap_size or 0) > image_size // 4:
             found["heatmap_size"] = image_size // 4
         return found
-
-    def after_step(self, progress: Progress) -> None:
-        """Nothing to move."""
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalised -> landmarks (B, K, 2) in pixels of the view."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from facessl.core.errors import DataError, listed
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.frame import Frame
-from facessl.data.labels import places
+from facessl.data.crop_geometry import Frame
+from facessl.data.label_fractions import places
 from facessl.data.source import Source
 from facessl.metrics.multilabel import attribute_scores
 from facessl.models.backbone import Backbone
@@ -47,15 +47,7 @@ class Attributes(nn.Module):
     augments: ClassVar[Mapping[str, Augment]] = {"finetune": FRA_ATTRIBUTES}
 
     def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
-        """
-        Args:
-            backbone: with any weights.
-            labels: their `attribute_names` are the questions.
-            values: fields of `AttributesArgs` by keyword.
-
-        Raises:
-            DataError: no attribute.
-        """
+        """The questions are `labels.attribute_names`; `values` are fields of `AttributesArgs`. DataError: none."""
         super().__init__()
         args = AttributesArgs(**values)
         self.names = labels.attribute_names
@@ -80,9 +72,6 @@ class Attributes(nn.Module):
         logits = self.head(self.backbone(batch.views[0]))  # (B, A)
         loss = F.binary_cross_entropy_with_logits(logits.float(), batch.attributes.float())
         return Step(loss, {"binary_cross_entropy": loss.detach()})
-
-    def after_step(self, progress: Progress) -> None:
-        """Nothing to move."""
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalised -> probabilities (B, A)."""

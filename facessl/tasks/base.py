@@ -13,7 +13,7 @@ from torch import Tensor
 
 from facessl.core.errors import DataError, PluginError
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.frame import Frame
+from facessl.data.crop_geometry import Frame
 from facessl.data.layouts import Layout, layout
 from facessl.data.source import Source
 from facessl.metrics.bootstrap import bootstrap_mean
@@ -117,7 +117,7 @@ class Meter(Protocol):
         units (optional): {score: unit} of other scores that are not fractions (`headline` has its own).
         subsets, groups: `Collected.breakdown` gives them from one number per image, where
             the source has published subsets or groups.
-        per_class, confusion (optional): drawn by the report.
+        per_class, confusion (optional): drawn by the report; the rows and columns of confusion are `class_names`.
         """
         ...
 
@@ -175,7 +175,6 @@ class Task(Protocol):
         step(batch, progress): loss of a batch with normalised views, and its terms by name without gradients, as of a
             pre-training method, so that one trainer runs both. Means over something else than the images of a batch are
             taken over all ranks (`facessl.core.distributed.rank_mean`).
-        after_step(progress): whatever is moved after an update; usually nothing.
         predict(x): (B, 3, S, S) normalised -> tensors with B rows, coordinates in pixels of the view.
         meter(source, augment): a `Meter` of predictions on `source`. It is also made before training, so that a source
             which cannot be scored is refused then.
@@ -198,8 +197,6 @@ class Task(Protocol):
     backbone: Backbone
 
     def step(self, batch: Batch, progress: Progress) -> Step: ...
-
-    def after_step(self, progress: Progress) -> None: ...
 
     def predict(self, x: Tensor) -> dict[str, Tensor]: ...
 
@@ -235,9 +232,6 @@ class Collected:
     def __getitem__(self, name: str) -> np.ndarray:
         """(N, ...) rows of a column."""
         return np.concatenate(self._parts[name])
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self._parts.get("index", []))
 
     def breakdown(self, values: Mapping[str, np.ndarray], better: str = "higher") -> dict[str, Any]:
         """`subsets` (mean and interval of each published subset) and `groups` (each group, the gap, the worst).

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.frame import Frame
-from facessl.data.labels import places, same_classes
+from facessl.data.crop_geometry import Frame
+from facessl.data.label_fractions import places, same_classes
 from facessl.data.source import Source
 from facessl.metrics.accuracy import accuracy, confusion
 from facessl.models.backbone import Backbone
@@ -76,15 +76,7 @@ class Expression(nn.Module):
     augments: ClassVar[Mapping[str, Augment]] = {"finetune": FRA_EXPRESSION, "eac": EAC_EXPRESSION}
 
     def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
-        """
-        Args:
-            backbone: with any weights.
-            labels: their `label_names` are the classes.
-            values: fields of `ExpressionArgs` by keyword.
-
-        Raises:
-            DataError: fewer than two classes.
-        """
+        """The classes are `labels.label_names`; `values` are fields of `ExpressionArgs`. DataError: fewer than two."""
         super().__init__()
         self.args = ExpressionArgs(**values)
         self.names = labels.label_names
@@ -124,9 +116,6 @@ class Expression(nn.Module):
         consistency = flip_consistency(*maps)
         loss = cross_entropy + self.args.consistency * consistency
         return Step(loss, {"cross_entropy": cross_entropy.detach(), "attention_consistency": consistency.detach()})
-
-    def after_step(self, progress: Progress) -> None:
-        """Nothing to move."""
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalised -> probabilities (B, K)."""
@@ -180,17 +169,13 @@ class ExpressionMeter:
         """Scores with intervals; headline `accuracy` (top-1, as the papers report it)."""
         predicted, target = self.collected["predicted"], self.collected["target"]
         scores, classes = accuracy(predicted, target), len(self.names)
+        cells = confusion(predicted, target, classes).tolist() if classes <= _CONFUSION else None
         return {
-            "headline": headline("accuracy", scores.accuracy, scores.accuracy_interval),
-            "accuracy": scores.accuracy,
-            "accuracy_interval": list(scores.accuracy_interval),
-            "mean_class_accuracy": scores.mean_class_accuracy,
-            "mean_class_accuracy_interval": list(scores.mean_class_accuracy_interval),
-            "macro_f1": scores.macro_f1,
-            "macro_f1_interval": list(scores.macro_f1_interval),
+            "headline": headline("accuracy", scores["accuracy"], scores["accuracy_interval"]),
+            **scores,
             "majority_class": float(np.bincount(target).max() / len(target)),
-            "per_class": {self.names[c]: share for c, share in scores.per_class.items()},
-            **({"confusion": confusion(predicted, target, classes).tolist()} if classes <= _CONFUSION else {}),
+            "per_class": {self.names[c]: share for c, share in scores["per_class"].items()},
+            **({"class_names": list(self.names), "confusion": cells} if cells else {}),
             **self.collected.breakdown({"accuracy": self.per_image()}),
             "images": len(target),
         }

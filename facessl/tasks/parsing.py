@@ -14,18 +14,15 @@ from facessl.core.distributed import rank_mean
 from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import IGNORE_INDEX, Batch, Progress, Step
-from facessl.data.frame import Frame
-from facessl.data.labels import places
+from facessl.data.crop_geometry import Frame
+from facessl.data.label_fractions import places
 from facessl.data.source import Source
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
 from facessl.models.backbone import Backbone
 from facessl.models.layers.upernet import UPerNet
-from facessl.tasks._dense import freeze_unreached
+from facessl.tasks._dense import FARL, FARL_OPTIM, NARROW, freeze_unreached
 from facessl.tasks.base import Collected, Labels, headline
 from facessl.views.augment import FARL_PARSING_CELEBAM, Augment
-
-#: Width of the head that suits a CPU.
-_NARROW = 64
 
 
 @dataclass(frozen=True)
@@ -68,29 +65,12 @@ class Parsing(nn.Module):
     Args: ClassVar[type[ParsingArgs]] = ParsingArgs
     needs: ClassVar[frozenset[str]] = frozenset({"mask"})
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "finetune": {
-            "image_size": 448,
-            "batch_size": 40,
-            "epochs": 300,
-            "ema": 0.999,
-            "optim": {
-                **{"lr": 1e-4, "weight_decay": 1e-5, "warmup_epochs": 0, "schedule": "step", "milestones": [200]},
-                "lrs": {"head": 1e-3},
-            },
-        }
+        "finetune": {**FARL, "epochs": 300, "optim": {**FARL_OPTIM, "lrs": {"head": 1e-3}}},
     }
     augments: ClassVar[Mapping[str, Augment]] = {"finetune": FARL_PARSING_CELEBAM}
 
     def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
-        """
-        Args:
-            backbone: with any weights; its feature pyramid is used.
-            labels: their `mask_names` are the classes.
-            values: fields of `ParsingArgs` by keyword.
-
-        Raises:
-            DataError: fewer than two classes.
-        """
+        """The classes are `labels.mask_names`; `values` are fields of `ParsingArgs`. DataError: fewer than two."""
         super().__init__()
         args = ParsingArgs(**values)
         self.mask_outside = IGNORE_INDEX if args.outside == "ignored" else 0
@@ -120,10 +100,7 @@ class Parsing(nn.Module):
 
     def cheaper(self, image_size: int) -> dict[str, Any]:
         """Settings for small views."""
-        return {"width": _NARROW} if self.width > _NARROW else {}
-
-    def after_step(self, progress: Progress) -> None:
-        """Nothing to move."""
+        return {"width": NARROW} if self.width > NARROW else {}
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalised -> scores (B, C, S/4, S/4) of the view's area."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.frame import Frame
+from facessl.data.crop_geometry import Frame
 from facessl.data.source import Source
 from facessl.data.subset import Subset
 from facessl.metrics.verification import cosine, verification
@@ -62,15 +62,7 @@ class Verification(nn.Module):
     augments: ClassVar[Mapping[str, Augment]] = {"finetune": FRA_ATTRIBUTES}
 
     def __init__(self, backbone: Backbone, labels: Labels, **values: Any) -> None:
-        """
-        Args:
-            backbone: with any weights.
-            labels: number of persons in the training images.
-            values: fields of `VerificationArgs` by keyword.
-
-        Raises:
-            DataError: fewer than two persons.
-        """
+        """`values` are fields of `VerificationArgs`. DataError: fewer than two persons in the training images."""
         super().__init__()
         self.args = args = VerificationArgs(**values)
         if labels.identities < 2:
@@ -93,9 +85,6 @@ class Verification(nn.Module):
         own = F.one_hot(batch.identity, cosines.shape[1]) * self.args.margin
         loss = F.cross_entropy(self.args.scale * (cosines - own), batch.identity)
         return Step(loss, {"margin_softmax": loss.detach()})
-
-    def after_step(self, progress: Progress) -> None:
-        """Nothing to move."""
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalised -> embeddings (B, D) of unit length, the image's and its mirror image's added."""

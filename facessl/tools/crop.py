@@ -15,19 +15,20 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from facessl.core.errors import ConfigError, DataError
-from facessl.core.files import csv_row, from_csv
+from facessl.core.errors import ConfigError
+from facessl.core.files import inside, open_new, open_own, open_regular, read_regular, write_atomic
+from facessl.core.tables import csv_row, from_csv
+from facessl.data.crop_geometry import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.decode import ImageError
 from facessl.data.detect import SMALLEST, Face, detect, load_detector
-from facessl.data.frame import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.loader import check_skipped, pixels
-from facessl.data.source import Source, open_source
-from facessl.tools.jobs import claim, in_order, inside, open_file, replace
+from facessl.data.source import Source
+from facessl.tools.jobs import in_order, open_with_positions, output_folder
 
 FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"
 #: faces.csv: the crop, its photo, the detector's box and score, the box's longer side in the photo's pixels, the
 #: sharpness (`sharpness`), and the two rows of the map from the photo's pixels to the crop's
-#: (`facessl.data.frame.Frame.matrix`).
+#: (`facessl.data.crop_geometry.Frame.matrix`).
 COLUMNS = (
     *("image", "original", "left", "top", "right", "bottom", "score", "size", "sharpness"),
     *("m00", "m01", "m02", "m10", "m11", "m12"),
@@ -124,7 +125,7 @@ def crop(
             with the alignment "five-points" how much is shown relative to the template, 1 where not given.
         align: "none": upright in the photo; "eyes": turned until the eyes are level; "five-points": turned, scaled and
             shifted until eyes, nose and mouth are nearest to their places in `template`.
-        template: "farl", "celeba" or "arcface" (`facessl.data.frame.TEMPLATES`).
+        template: "farl", "celeba" or "arcface" (`facessl.data.crop_geometry.TEMPLATES`).
         all_faces: every face of a photo; else the first of `detect`, which is the largest and surest.
         detector, detector_model, min_score, smallest: as detector, model, ... in `facessl.data.detect.detect`.
         min_size: faces whose box is smaller are left out; pixels of the photo, along the longer side.
@@ -157,17 +158,9 @@ def crop(
         format=format,
         quality=quality,
     )
-    opened = open_source(str(source) if isinstance(source, Path) else source)
-    if opened.streaming:
-        raise ConfigError(
-            "a stream of photos cannot be cropped, because it has no names to go on from: use files on a disk"
-        )
-    try:
-        path, lock = claim(out, opened, SETTINGS, "crop", "crops")
-        with lock:
-            return _run(_Cropper(opened, settings), _Folder(path, settings), workers, max_bad, progress)
-    except OSError as error:
-        raise DataError(f"cannot write crops to {out}: {error.strerror or error}") from None
+    opened = open_with_positions(source)
+    with output_folder(out, opened, SETTINGS, "crop") as path:
+        return _run(_Cropper(opened, settings), _Folder(path, settings), workers, max_bad, progress)
 
 
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
@@ -246,13 +239,13 @@ class _Folder:
         self.path, self.format = path, settings.format
         text = json.dumps(vars(settings), indent=1) + "\n"
         if (path / SETTINGS).is_file():
-            known = (path / SETTINGS).read_text(errors="replace")
+            known = read_regular(path / SETTINGS).decode(errors="replace")
             if known != text:
                 raise ConfigError(
                     f"{path} has crops of other settings ({' '.join(known.split())}): use those, or name another folder"
                 )
         else:
-            replace(path / SETTINGS, text.encode())
+            write_atomic(path / SETTINGS, text.encode())
         rows = self._rows(FACES, COLUMNS)
         # The photo that was being written when the last call stopped may lack some of its faces.
         torn = {row[1] for row in rows if not (path / row[0]).is_file()}
@@ -260,7 +253,7 @@ class _Folder:
         skipped = self._rows(SKIPPED, _SKIPPED_COLUMNS)
         self.unreadable = sum(row[1] != NO_FACE for row in skipped)
         for name, columns, kept in ((FACES, COLUMNS, rows), (SKIPPED, _SKIPPED_COLUMNS, skipped)):
-            replace(path / name, b"".join(csv_row(*row) for row in (columns, *kept)))
+            write_atomic(path / name, b"".join(csv_row(*row) for row in (columns, *kept)))
         self.faces = len(rows)
         self.done = {row[1] for row in rows} | {row[0] for row in skipped}
         self._taken = {row[0] for row in rows}
@@ -269,13 +262,13 @@ class _Folder:
         """Whole rows of a table of an earlier call."""
         if not (self.path / name).is_file():
             return []
-        with open(self.path / name, newline="", encoding="utf-8", errors="replace") as file:
+        with open_regular(self.path / name, "r", newline="", encoding="utf-8", errors="replace") as file:
             rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and row[-1]]
         return [[*map(from_csv, row)] for row in rows]
 
     def append(self, name: str, rows: list[list[Any]]) -> None:
         """All rows of a photo in one write, so that a stop leaves all or none of them."""
-        with open_file(self.path / name, "ab") as file:
+        with open_own(self.path / name, "ab") as file:
             file.write(b"".join(csv_row(*row) for row in rows))
 
     def add(self, key: str, name: str, crops: list[tuple[bytes, list[float]]]) -> None:
@@ -291,7 +284,8 @@ class _Folder:
         for file, (data, numbers) in zip(files, crops, strict=True):
             path = inside(self.path, file)
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace(path, data)
+            with open_new(path) as crop:
+                crop.write(data)
             rows.append([file, key, *(f"{value:.12g}" for value in numbers)])
         self.append(FACES, rows)
         self.faces += len(rows)

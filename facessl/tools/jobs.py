@@ -1,13 +1,8 @@
-"""What jobs over whole folders share: an output folder with one writer, processes, progress.
-
-File names there come from photos and from files of earlier calls: nothing outside the folder is written, and no link in
-it is written through.
-"""
+"""What jobs over whole folders share: an output folder with one writer, and processes."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -20,134 +15,61 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import torch
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.files import is_temporary
+from facessl.core.files import is_temporary, remove_temporaries
+from facessl.core.lock import only_writer
 from facessl.data.location import refuse_inside
-from facessl.data.source import Source
+from facessl.data.source import Source, open_source
 
-_LOCK, PART = ".lock", ".part"
 #: Pieces per process that are in work or wait to be written.
 _AHEAD = 4
 
 
-def claim(out: str | Path, source: Source, manifest: str, job: str, made: str) -> tuple[Path, IO[bytes]]:
-    """The output folder of a job, created where it is missing, and its lock, held until it is closed.
+def open_with_positions(source: str | Path | Source) -> Source:
+    """The source of a job. ConfigError for a stream, which has no positions to go on from."""
+    opened = open_source(str(source) if isinstance(source, Path) else source)
+    if opened.streaming:
+        raise ConfigError("a stream has no positions to go on from: use files on a disk")
+    return opened
+
+
+@contextlib.contextmanager
+def output_folder(out: str | Path, source: Source, manifest: str, job: str) -> Iterator[Path]:
+    """The output folder of a job, made where it is missing, with this process as its only writer.
 
     Args:
         out: new, empty, or a folder that has the file `manifest` of an earlier call.
         source: what the job reads; the folder must not lie inside it.
         manifest: name of the file.
         job: name of the job, for messages.
-        made: what the job writes, in the plural.
 
     Raises:
         ConfigError: the folder is a file, inside the source, has other files in it, or is in use.
+        DataError: a file in it cannot be written.
     """
     folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {out} is a file: name a folder for the {made}")
-    refuse_inside(folder, source, f"the {made}")
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = {_LOCK, manifest + PART}  # of a call that was stopped before its first file
-    if not (folder / manifest).is_file() and any(
-        p.name not in unfinished and not is_temporary(p.name) for p in folder.iterdir()
-    ):
-        raise ConfigError(
-            f"{folder} is not empty, and its files are not of an earlier {job}: name another folder with --out"
-        )
-    lock = open_file(folder / _LOCK, "ab")
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # child processes do not inherit it
-    except BlockingIOError:
-        lock.close()
-        raise ConfigError(f"another {job} is writing to {folder}: wait for it, or name another folder") from None
-    except OSError:  # a file system without locks
-        pass
-    return folder, lock
-
-
-def inside(folder: Path, name: str) -> Path:
-    """`folder / name`. DataError where `..` or a link leads out of the folder."""
-    path = folder / name
-    if not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"{path} leads out of {folder}: remove the link, or name another folder")
-    return path
-
-
-def open_file(path: Path, mode: str) -> IO[Any]:
-    """`open` for writing. DataError where the file is a link, which is never written through."""
-
-    def no_link(name: str, flags: int) -> int:
+        raise ConfigError(f"--out {out} is a file: name a folder")
+    refuse_inside(folder, source, f"what {job} writes")
+    with only_writer(folder):
+        if not (folder / manifest).is_file() and any(
+            path.name != ".lock" and not is_temporary(path.name) for path in folder.iterdir()
+        ):
+            raise ConfigError(
+                f"{folder} is not empty, and its files are not of an earlier {job}: name another folder with --out"
+            )
+        remove_temporaries(folder, *folder.rglob("*/"))
         try:
-            return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-        except OSError:
-            if os.path.islink(name):
-                raise DataError(f"{name} is a link, which is not written through: remove it") from None
-            raise
-
-    return open(path, mode, opener=no_link)
-
-
-def replace(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Write a file that holds its old or its new content, never a part; `durable` waits until it is on the disk."""
-    part = path.with_name(path.name + PART)
-    with open_file(part, "wb") as file:
-        file.write(data)
-        if durable:
-            sync(file)
-    os.replace(part, path)
-    if durable:
-        sync_folder(path.parent)
-
-
-def sync(file: IO[bytes]) -> None:
-    """Bring what was written to a file to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class ProgressLine:
-    """Context manager, to be called with the numbers of images done and in total: a line on standard error.
-
-    The line has the rate and the time left. It is redrawn on a terminal, and a new one every half minute elsewhere.
-    """
-
-    def __enter__(self) -> ProgressLine:
-        self._live = sys.stderr.isatty()
-        self._began = self._last = time.monotonic()
-        self._before: int | None = None  # done by an earlier call
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            print(file=sys.stderr)
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._before is None:
-            self._before = done
-        now = time.monotonic()
-        if now - self._last < (0.5 if self._live else 30) and done < total:
-            return
-        self._last = now
-        rate = (done - self._before) / max(now - self._began, 1e-3)
-        left = round((total - done) / max(rate, 1e-3))
-        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        text = f"{done}/{total} images  {100 * done // max(total, 1)} %  {rate:.3g} images/s  left {clock}"
-        print(f"\r{text:<72}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
+            yield folder
+        except OSError as error:
+            raise DataError(
+                f"cannot write to {folder}: {error.strerror or error}; the same command goes on where it stopped"
+            ) from None
 
 
 def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) -> Iterator[Any]:

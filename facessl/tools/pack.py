@@ -19,13 +19,13 @@ from facessl.core import environment
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
 from facessl.data import records
+from facessl.data.crop_geometry import resize_to
 from facessl.data.decode import ImageError, stored_size
-from facessl.data.frame import resize_to
 from facessl.data.loader import check_skipped, pixels
-from facessl.data.source import Source, open_source
-from facessl.tools.jobs import in_order
+from facessl.data.source import Source
+from facessl.tools.jobs import in_order, open_with_positions, output_folder
 from facessl.tools.phash import phash
-from facessl.tools.shards import SKIPPED, Settings, Shards
+from facessl.tools.shards import MANIFEST, SKIPPED, Settings, Shards
 
 #: Bytes and images that one stretch has at most: large enough that handing it over costs little, and that what is ahead
 #: keeps the processes at work while a shard is brought to the disk.
@@ -104,19 +104,14 @@ def pack(
             process died.
     """
     settings = Settings(0 if copy else size, 0 if copy else quality, copy, str(shard_size), dedupe)
-    opened = open_source(source)
+    opened = open_with_positions(source)
     workers = environment.cores() if workers is None else workers
     check_skipped(0, 0, max_bad, ("", ""))
     if workers < 0:
         raise ConfigError(f"{workers} workers, but there must be 0 or more")
-    if opened.streaming:
-        raise ConfigError("a stream cannot be packed, because it has no positions to go on from: use files on a disk")
     spec = source if isinstance(source, str) else type(source).__name__
-    try:
-        with Shards(out, settings, opened, spec) as shards:
-            return _run(_Packer(opened, settings), shards, workers, max_bad, progress or (lambda done, total: None))
-    except OSError as error:
-        raise DataError(f"cannot write shards to {out}: {error.strerror or error}; the same command goes on") from None
+    with output_folder(out, opened, MANIFEST, "pack") as path, Shards(path, settings, opened, spec) as shards:
+        return _run(_Packer(opened, settings), shards, workers, max_bad, progress or (lambda done, total: None))
 
 
 class _Packed(NamedTuple):

@@ -17,11 +17,11 @@ from typing import IO, Any
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.files import csv_row
+from facessl.core.files import open_new, open_own, open_regular, read_regular, sync, sync_folder, write_atomic
+from facessl.core.tables import csv_row
 from facessl.data import records
 from facessl.data.location import redacted
 from facessl.data.source import Source
-from facessl.tools.jobs import PART, claim, open_file, replace, sync, sync_folder
 from facessl.tools.phash import Near
 
 MANIFEST, SKIPPED, DUPLICATES, HASHES = "pack.json", "skipped.csv", "duplicates.csv", ".hashes"
@@ -70,19 +70,18 @@ class Shards:
         finished: name, images, bytes and sha256 of each finished shard.
     """
 
-    def __init__(self, out: str | Path, settings: Settings, source: Source, spec: str) -> None:
+    def __init__(self, path: Path, settings: Settings, source: Source, spec: str) -> None:
         """
         Args:
-            out: folder, new, empty or with a `pack.json` of the same settings and source.
+            path: folder, empty or with a `pack.json` of the same settings and source.
             settings, source: of the pack.
             spec: the source as a person wrote it.
 
         Raises:
-            ConfigError: the folder has other things in it, other settings, or is in use.
+            ConfigError: the folder is of other settings.
             DataError: files in it were changed or are missing.
         """
-        self._source, (self._limit, self._in_bytes) = source, settings.limit()
-        self.path, self._lock = claim(out, source, MANIFEST, "pack", "shards")
+        self.path, self._source, (self._limit, self._in_bytes) = path, source, settings.limit()
         self._file: IO[bytes] | None = None  # the shard in work, its checksum, bytes and images
         self._sum, self._written, self._inside = hashlib.sha256(), 0, 0
         traits = json.dumps(records.traits(source)).encode()
@@ -102,7 +101,6 @@ class Shards:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
-        self._lock.close()
 
     def add(self, index: int, members: bytes, value: int) -> None:
         """The image at position `index`: members as they stand in a tar, and the hash where duplicates are left out."""
@@ -115,7 +113,7 @@ class Shards:
         if self._in_bytes and self._inside and self._written + len(members) + len(records.END) > self._limit:
             self._commit(index)
         if self._file is None:
-            self._file = open_file(self._part(), "wb")
+            self._file = open_new(self._part())
             self._sum, self._written, self._inside = hashlib.sha256(), 0, 0
         self._write(members)
         self._inside += 1
@@ -152,7 +150,7 @@ class Shards:
             self._file = None
         for name, rows in self._pending.items():
             if rows:
-                with open_file(self.path / name, "ab") as table:
+                with open_own(self.path / name, "ab") as table:
                     table.write(b"".join(rows))
                     sync(table)
                     self._tables[name] = table.tell()
@@ -162,7 +160,7 @@ class Shards:
             self.finished.append(entry | {"sha256": self._sum.hexdigest()})
         self.next, self._inside = following, 0
         self._manifest |= {name: getattr(self, name) for name in _COUNTS}
-        replace(self.path / MANIFEST, _shown(self._manifest), durable=True)
+        write_atomic(self.path / MANIFEST, _shown(self._manifest))
         if file is not None:
             self._name_last(part)
 
@@ -178,7 +176,7 @@ class Shards:
         """Bring the folder to the state that the manifest describes."""
         changed = "{} was changed or is missing: put it back, or pack into another folder"
         if self.finished and not (self.path / (last := self.finished[-1])["name"]).exists():
-            part = self.path / f".{last['name']}{PART}"
+            part = self.path / f".{last['name']}.part"
             if part.is_file() and part.stat().st_size == last["bytes"]:
                 self._name_last(part)
         for shard in self.finished:
@@ -189,13 +187,13 @@ class Shards:
             file = self.path / name
             if known and (not file.is_file() or file.stat().st_size < known):
                 raise DataError(changed.format(file))
-            with open_file(file, "ab") as table:
+            with open_own(file, "ab") as table:
                 table.truncate(known)
                 if not known and _HEADERS[name]:
                     table.write(_HEADERS[name])
                     sync(table)
         if not (self.path / records.TRAITS).is_file():
-            replace(self.path / records.TRAITS, traits, durable=True)
+            write_atomic(self.path / records.TRAITS, traits)
         if self._near:
             hashes = np.fromfile(self.path / HASHES, _HASH)
             if ((hashes["index"] < 0) | (hashes["index"] >= self.next)).any():
@@ -204,7 +202,7 @@ class Shards:
                 self._near.add(value, index)
 
     def _part(self) -> Path:
-        return self.path / f".{_name(len(self.finished))}{PART}"
+        return self.path / f".{_name(len(self.finished))}.part"
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -221,8 +219,8 @@ def verify(path: str | Path) -> dict[str, Any]:
     shards, damaged = known["shards"], []
     for shard in shards:
         try:
-            with open(folder / shard["name"], "rb") as file:
-                intact = hashlib.file_digest(file, "sha256").hexdigest() == shard.get("sha256")
+            with open_regular(folder / shard["name"], most=None) as file:
+                intact = hashlib.file_digest(file, "sha256").hexdigest() == shard.get("sha256")  # type: ignore[arg-type]
         except OSError:
             intact = False
         damaged += [] if intact else [shard["name"]]
@@ -244,7 +242,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """The manifest; names and sizes in it are those that a pack writes."""
     file = folder / MANIFEST
     try:
-        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        known: dict[str, Any] = json.loads(read_regular(file))
         if known["facessl_pack"] != _VERSION:
             raise DataError(f"{file} is of version {known['facessl_pack']} of the layout, this is {_VERSION}: update")
         shards, tables = known["shards"], known["tables"]
@@ -269,7 +267,7 @@ def _manifest(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         tables = dict.fromkeys((SKIPPED, DUPLICATES, *((HASHES,) if wanted["dedupe"] is not None else ())), 0)
         counts = dict.fromkeys(_COUNTS, 0)
         new = {"facessl_pack": _VERSION, "settings": wanted, **counts, "tables": tables, "shards": []}
-        replace(path / MANIFEST, _shown(new), durable=True)
+        write_atomic(path / MANIFEST, _shown(new))
         return new
     known = _read(path)
     for name, value in wanted.items():

@@ -14,9 +14,9 @@ from lightning_fabric import Fabric
 from facessl.config import parse
 from facessl.config.commands import FINETUNE, resolved
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.places import located, published
+from facessl.config.paths import located, published
 from facessl.config.run import plain
-from facessl.core import environment, files
+from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.core.schema import read_json, to_json
 from facessl.core.types import Progress
@@ -26,16 +26,16 @@ from facessl.data.source import Source
 from facessl.data.splits import Parts as Split
 from facessl.data.splits import parts
 from facessl.evaluation import score
-from facessl.inference import framing, trained
+from facessl.inference import framing, trained_task
 from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
 from facessl.report.write import write_report
 from facessl.tasks.base import Labels
-from facessl.training.optim import build_tuning_optimizer
-from facessl.training.plan import Plan, cheaper_hint, settle, size_reason
+from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
+from facessl.training.finetuned_model import FinetunedModel
+from facessl.training.optimizers import build_tuning_optimizer
 from facessl.training.run import Parts, carry_out, loader_workers, one_after_another, say
-from facessl.training.tuned import Tuned
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
@@ -76,7 +76,7 @@ class Finetuning:
     published: dict[str, Any]
     augment: Augment
     labels: Labels
-    model: Tuned
+    model: FinetunedModel
 
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
@@ -84,6 +84,8 @@ class Finetuning:
 
     def name(self) -> str:
         self.backbone, self.own_size = _backbone(self.config)
+        if self.config.backbone.checkpointing:
+            self.backbone.checkpoint_activations()
         return f"{self.config.task['name']}-{self.backbone.name}"
 
     def settle(self, fabric: Fabric) -> dict[str, Any]:
@@ -110,7 +112,7 @@ class Finetuning:
         kind = FINETUNE.plugin(arguments.pop("name"))
         labels = self.labels = Labels.of(data.train, kind.needs)
         task = kind(self.backbone, labels, **arguments)
-        self.model = Tuned(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
+        self.model = FinetunedModel(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
         if hasattr(task, "check"):
             task.check(augment)
         chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
@@ -163,7 +165,7 @@ class Finetuning:
         chosen: dict[str, Any] = {"step": step, "by": "last"}
         if (folder / "best.json").is_file():
             file = folder / "best.safetensors"
-            weights.load_exactly(task, files.read_safetensors(file)[0], file)
+            weights.load_exactly(task, checkpoint.read_safetensors(file)[0], file)
             chosen = read_json(folder / "best.json", _Best) | {"by": config.select}
         elif config.select != "last":
             say(f"no score of the {config.select} part was a number: the last weights are kept")
@@ -171,11 +173,13 @@ class Finetuning:
         framed = framing.measure(self.data.train) if self.augment.crop == "whole" else None
         if framed:
             say(framing.sentence(framed))
-        info = trained.card(task, self.labels, self.published, self.augment, steps=steps, commit=commit, framing=framed)
-        files.write_backbone(folder / "model.safetensors", task.state_dict(), info)
+        info = trained_task.card(
+            task, self.labels, self.published, self.augment, steps=steps, commit=commit, framing=framed
+        )
+        checkpoint.write_backbone(folder / "model.safetensors", task.state_dict(), info)
         shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "framing", "format")}
         shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
-        files.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
+        checkpoint.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
         test = _score(task, self.data.test, self.augment, config)
         results = told | {"selected": chosen, "train_images": len(self.data.train), "test": test}
         files.write_atomic(folder / "results.json", to_json(results, indent=2).encode() + b"\n")
@@ -284,7 +288,7 @@ class _Selection:
         self.augment = augment
         self.config = config
 
-    def __call__(self, model: Tuned, progress: Progress) -> dict[str, float]:
+    def __call__(self, model: FinetunedModel, progress: Progress) -> dict[str, float]:
         """Monitor of the trainer: the headline of the part, by its name."""
         found = _score(model.best, self.source, self.augment, self.config)["headline"]
         value = math.nan if found["value"] is None else float(found["value"])
@@ -296,7 +300,7 @@ class _Selection:
         # The score before training is watched, not kept; a resumed run measures again what it redoes.
         elif progress.step and (best["step"] >= progress.step or sign * value > sign * best["value"]):
             told = {"step": progress.step, "name": found["name"], "value": value}
-            files.write_backbone(note.with_suffix(".safetensors"), model.best.state_dict(), told)  # and the note
+            checkpoint.write_backbone(note.with_suffix(".safetensors"), model.best.state_dict(), told)  # and the note
         return {f"{self.config.select}_{found['name']}": value}
 
 

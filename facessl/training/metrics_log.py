@@ -6,6 +6,7 @@ import contextlib
 import csv
 import importlib.util
 import io
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,8 @@ from pathlib import Path
 from lightning_fabric.loggers import TensorBoardLogger
 
 from facessl.core.errors import TrainingError
-from facessl.core.files import csv_row, write_atomic
+from facessl.core.files import open_own, write_atomic
+from facessl.core.tables import csv_row
 
 
 class MetricsLog:
@@ -98,18 +100,25 @@ def _read(path: Path) -> list[dict[str, str]]:
     """Whole rows of a table with a step; a row that is not is left out."""
     if not path.is_file():
         return []
-    with open(path, newline="", errors="replace") as file:
-        head, *rows = [*csv.reader(line.replace("\0", "") for line in file)] or [[]]
+    with open(path, encoding="utf-8", errors="replace") as file:
+        head, *rows = [_cells(line) for line in file] or [[]]
     whole = [dict(zip(head, row, strict=True)) for row in rows if len(row) == len(head)]
     return [row for row in whole if all(_is_number(row.get(name)) for name in ("step", "seconds"))]
 
 
+def _cells(line: str) -> list[str]:
+    """The cells of one line, none of a torn one: a stray quote in it takes no other line along."""
+    try:
+        return next(csv.reader([line]), []) if line.endswith("\n") else []
+    except csv.Error:
+        return []
+
+
 def _is_number(text: str | None) -> bool:
     try:
-        float(text or "")
+        return math.isfinite(float(text or ""))
     except ValueError:
         return False
-    return True
 
 
 def _seconds(rows: Iterable[Mapping[str, str]]) -> float:
@@ -117,7 +126,7 @@ def _seconds(rows: Iterable[Mapping[str, str]]) -> float:
 
 
 def _append(path: Path, rows: Iterable[Iterable[str]]) -> None:
-    with _told(path), open(path, "ab") as file:
+    with _told(path), open_own(path, "ab") as file:
         file.write(b"".join(csv_row(*row) for row in rows))
 
 

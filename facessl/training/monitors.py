@@ -15,8 +15,7 @@ from facessl.core.types import Progress
 from facessl.data.source import Source
 from facessl.data.splits import at_most, split_source
 from facessl.evaluation.protocols.knn import knn
-from facessl.inference.region_pictures import region_picture
-from facessl.inference.regions import sample_images
+from facessl.inference.region_pictures import region_picture, sample_images
 from facessl.methods.base import has_regions
 from facessl.metrics.collapse import effective_rank, embedding_std
 from facessl.metrics.heatmap_statistics import (
@@ -100,12 +99,12 @@ class _KNN:
         result = knn(
             method.backbone, self.train, self.test, k=min(20, len(self.train)), precision=self.precision, max_bad=1
         )
-        low, high = result.scores["accuracy_interval"]
+        low, high = result["accuracy_interval"]
         return {
-            "knn_accuracy": result.scores["accuracy"],
+            "knn_accuracy": result["accuracy"],
             "knn_accuracy_low": low,
             "knn_accuracy_high": high,
-            "knn_mean_class_accuracy": result.scores["mean_class_accuracy"],
+            "knn_mean_class_accuracy": result["mean_class_accuracy"],
         }
 
 

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from facessl.config.commands import PRETRAIN
 from facessl.config.parse import from_dict
 from facessl.config.pretrain import PretrainConfig
-from facessl.core import environment, files
+from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.data.source import Source, open_source
 from facessl.inference.region_pictures import write_regions
@@ -22,8 +22,8 @@ from facessl.methods.base import Method, has_regions
 from facessl.metrics import collapse
 from facessl.pretrained import load
 from facessl.report.write import write_report
-from facessl.training import fsdp, monitors, optim
-from facessl.training.plan import Plan, default_batch, shorter_warmup
+from facessl.training import fsdp, monitors, optimizers
+from facessl.training.derived import Plan, default_batch, shorter_warmup
 from facessl.training.run import Parts, carry_out, one_after_another, say
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
@@ -100,8 +100,8 @@ class Pretraining:
         method = self.method = load.build_method(config, fresh=fresh)
         _check_needs(method, self.source, config)
         check_accumulation(method, config, fabric.world_size)
-        if fresh and hasattr(method, "prepare"):
-            method.prepare()
+        if hasattr(method, "prepare"):
+            method.prepare(load.load_backbone)
         sharded = self._is_sharded(fabric)
 
         def optimizer(plan: Plan) -> torch.optim.Optimizer:
@@ -112,7 +112,7 @@ class Pretraining:
             if sharded:
                 fsdp.check(config, config.compile)
                 fsdp.shard(self.method, fabric.strategy.device_mesh["data_parallel"])  # type: ignore[attr-defined]
-            return optim.build_optimizer(self.method, config.optim, plan.learning_rate(0))
+            return optimizers.build_optimizer(self.method, config.optim, plan.learning_rate(0))
 
         measured = {}
         if config.monitor.every and fabric.is_global_zero and not sharded:
@@ -133,11 +133,12 @@ class Pretraining:
             f"{config.method['name']} on {config.backbone.name}, {config.image_size} px -> {folder}\n"
             f"{many(plan.total_steps, 'step')} of {many(plan.batch_size, 'image')}"
             f"{f' ({plan.steps_per_epoch:,} an epoch)' if plan.steps_per_epoch else ''}, "
-            f"peak learning rate {plan.peak:.4g} after {many(plan.warmup_steps, 'step')} of warm-up (derived)"
+            f"peak learning rate {plan.peak:.4g} after {many(plan.warmup_steps, 'step')} of warm-up"
+            f"{shorter_warmup(config, plan)}"
         )
         if fresh and config.backbone.pretrained:
             head += f"\npre-trained weights of timm; images are normalised by mean {config.mean} and std {config.std}"
-        return [head, *filter(None, [shorter_warmup(config, plan)])]
+        return [head]
 
     def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> Result:
         method: Any = self.method
@@ -151,7 +152,7 @@ class Pretraining:
         told = {"finished": finished, "steps": step, "source_images": None if source.streaming else len(source)}
         files.write_atomic(folder / "status.json", json.dumps(told).encode())
         info = load.card(method, self.config, steps=step, commit=environment.commit())
-        files.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
+        checkpoint.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
         if has_regions(method):
             write_regions(folder / "regions.png", method, source)
         headline = write_report(folder)

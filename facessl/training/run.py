@@ -23,17 +23,18 @@ import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
-from facessl.config.places import SOURCES, located, published, without_secrets
-from facessl.config.pretrain import without_retired
+from facessl.config.paths import SOURCES, located, published, without_secrets
 from facessl.config.run import differences
-from facessl.core import environment, files
+from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
 from facessl.core.lock import only_writer
+from facessl.core.precision import PRECISIONS
+from facessl.core.yaml_file import read_yaml
 from facessl.data.loader import TrainLoader
 from facessl.data.location import refuse_inside
 from facessl.data.source import Source
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
-from facessl.training.plan import Plan, derive
+from facessl.training.derived import Plan, derive
 from facessl.training.trainer import Parts, Trainer
 
 T = TypeVar("T")
@@ -41,7 +42,6 @@ T = TypeVar("T")
 #: Of a collective. Ranks wait so long for rank 0's first index of a large source; one that dies is noticed by the
 #: launcher.
 TIMEOUT = timedelta(hours=1)
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class Job(Protocol):
@@ -98,7 +98,7 @@ def carry_out(job: Job) -> Any:
 def _carry_out(job: Job, fabric: Fabric, folder: Path) -> Any:
     last = folder / "checkpoints" / "last.ckpt"
     # Without a checkpoint a resumed run begins again.
-    saved = files.read_run(last) if job.config.resume and last.is_file() else None
+    saved = checkpoint.read_run(last) if job.config.resume and last.is_file() else None
     resolved = located(job.settle(fabric))
     config = job.config
     sources = job.sources()
@@ -161,16 +161,11 @@ def _marks(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
 def _refuse_changes(saved: Mapping[str, Any], resolved: dict[str, Any], marks: Mapping[str, Any], folder: Path) -> None:
     """ConfigError where a run would go on with other images or settings; the images may have moved."""
     rest = "resume with the old ones, or start a new run with another --out"
-    old, before = without_retired(saved["config"]), saved.get("sources")
-    if before is None:  # of an earlier version
-        found = differences(located(old), resolved)
-    else:
-        parts = [_changed_part(part, before.get(part), marks.get(part)) for part in {**before, **marks}]
-        if told := "; ".join(filter(None, parts)):
-            raise ConfigError(f"{folder} was started with other images ({told}): {rest}")
-        new = published(resolved)
-        found = differences(old | {name: new[name] for name in SOURCES if name in new}, new)
-    if found:
+    before, new = saved.get("sources", {}), published(resolved)
+    parts = [_changed_part(part, before.get(part), marks.get(part)) for part in {**before, **marks}]
+    if changed := "; ".join(filter(None, parts)):
+        raise ConfigError(f"{folder} was started with other images ({changed}): {rest}")
+    if found := differences(saved["config"] | {name: new[name] for name in SOURCES if name in new}, new):
         raise ConfigError(f"{folder} was started with other settings ({'; '.join(found)}): {rest}")
 
 
@@ -188,7 +183,7 @@ def _write_config(folder: Path, resolved: Mapping[str, Any], *, fresh: bool) -> 
     """`config.yaml`: the settings that the run began with, and where its images now are."""
     path = folder / "config.yaml"
     if not fresh and path.is_file():
-        known = yaml.safe_load(path.read_text())
+        known = read_yaml(path)
         moved = known | {name: resolved[name] for name in SOURCES if name in resolved}
         if moved == known:
             return
@@ -225,7 +220,7 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
         devices=local if world > 1 else 1,
         num_nodes=world // local if world > 1 else 1,
         strategy=over,
-        precision=PRECISION[precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[precision][0],  # type: ignore[arg-type]
     )
     fabric.launch()
     return fabric
@@ -260,12 +255,17 @@ def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
 def _claimed(folder: Path) -> Iterator[None]:
     """The folder with this process as its only writer, without what processes that were killed left unfinished."""
     with only_writer(folder):
-        files.remove_temporaries(folder.rglob(".*.tmp"), locked=True)
+        files.remove_temporaries(folder, folder / "checkpoints", folder / "regions")
         yield
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
-    """ConfigError where a run cannot be resumed from a folder, or begun there: none is ever overwritten."""
+    """ConfigError where a run cannot be resumed from a folder, or begun there: none is ever overwritten.
+
+    DataError where a link in it leads elsewhere.
+    """
+    for name in ("checkpoints", "regions", "tb"):  # a link there would have the files of another run changed
+        files.inside(folder, f"{name}/file")
     last = folder / "checkpoints" / "last.ckpt"
     if resume:
         if not last.is_file() and not (folder / "config.yaml").is_file():

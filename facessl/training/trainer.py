@@ -19,16 +19,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import TrainingError
+from facessl.core.progress import ProgressLine
 from facessl.core.types import Batch, Progress
 from facessl.data.loader import Transform
 from facessl.data.prefetch import Prefetcher
 from facessl.data.source import Source
+from facessl.models.forward import evaluating
 from facessl.training import fsdp
+from facessl.training.derived import Plan
 from facessl.training.metrics_log import MetricsLog
-from facessl.training.plan import Plan
-from facessl.training.progress import ProgressLine
 from facessl.training.stopping import Stopping
 
 Monitor = Callable[[Any, Progress], dict[str, float]]
@@ -78,17 +79,17 @@ class Trainer:
         parts: what is trained, on the device.
         plan: derived numbers.
         folder: of the run.
-        told: plain values on the run that checkpoints also hold, by name.
+        metadata: plain values that its checkpoints also hold, by name.
     """
 
-    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, told: Mapping[str, Any]) -> None:
+    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, metadata: Mapping[str, Any]) -> None:
         self.fabric = fabric
         self.parts = parts
         self.method = parts.module
         self.optimizer = parts.optimizer(plan)
         self.plan = plan
         self.folder = folder
-        self.told = told
+        self.metadata = metadata
         self.step = 0
         self.skipped: dict[str, str] = {}
         self._window = _Window()
@@ -112,7 +113,7 @@ class Trainer:
             "precision": self.fabric.strategy.precision.state_dict(),
             "rng": [rng for rng, _ in ranks],
             "unlogged": [terms for _, terms in ranks],
-            **self.told,
+            **self.metadata,
             "skipped": [list(item) for item in self.skipped.items()],
         }
 
@@ -126,8 +127,7 @@ class Trainer:
         self._window.first_step = self.step
         if len(state["rng"]) == self.fabric.world_size:
             _set_rng_state(state["rng"][self.fabric.global_rank])
-            if "unlogged" in state:  # not of earlier versions
-                self._resume_window(state["unlogged"][self.fabric.global_rank])
+            self._resume_window(state["unlogged"][self.fabric.global_rank])
         if self._log is not None:
             self._log.cut_after(self.step, self.skipped)
 
@@ -149,7 +149,7 @@ class Trainer:
             self._log.cut_after(-1, {})
         self._window.started = time.perf_counter()
         ready = Prefetcher(batches, self.fabric.device, self.parts.photometric)
-        with self._stopping, ProgressLine(self.plan.total_steps, self.fabric.is_global_zero) as line:
+        with self._stopping, ProgressLine("step", enabled=self.fabric.is_global_zero) as line:
             if self.step == 0:
                 self._measure()
                 self._window.started = time.perf_counter()
@@ -157,10 +157,10 @@ class Trainer:
             while self.step < self.plan.total_steps and self._stopping.reason is None:
                 self._one_step(ready)
                 if self.step % self.plan.log_every == 0 or self.step in (1, self.plan.total_steps):
-                    line.update(self.step, self._write_window())
+                    self._show(line, self._write_window())
                     self._window = _Window(first_step=self.step)
                 elif line.due():  # of this rank alone: a reduction would have to be agreed on
-                    line.update(self.step, self._local_row())
+                    self._show(line, self._local_row())
                 last = self.step == self.plan.total_steps
                 if self.plan.monitor_every and (self.step % self.plan.monitor_every == 0 or last):
                     self._measure()
@@ -231,6 +231,12 @@ class Trainer:
         loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
         return {"loss": float(loss), **self._speed()}
 
+    def _show(self, line: ProgressLine, row: Mapping[str, float]) -> None:
+        if row:
+            speed, waiting = row["images_per_second"], f"waiting for data {100 * row['data_wait']:.0f} %"
+            rate = f"{speed:.{0 if speed >= 10 else 1}f} images/s"
+            line(self.step, self.plan.total_steps, f"loss {row['loss']:.4f}  {rate}  {waiting}")
+
     def _speed(self) -> dict[str, float]:
         window = self._window
         seconds = max(time.perf_counter() - window.started, 1e-9)
@@ -264,18 +270,11 @@ class Trainer:
         self._check_there()
         values: dict[str, float] = {}
         if self.parts.monitors and self.fabric.is_global_zero:  # the others wait at the barrier
-            module = self.method
-            modes = [(m, m.training) for m in module.modules()]
             kept = _rng_state()
-            module.eval()
-            try:
-                with torch.no_grad():
-                    for monitor in self.parts.monitors.values():
-                        values |= monitor(self.method, self.progress)
-            finally:
-                for part, mode in modes:
-                    part.training = mode
-                _set_rng_state(kept)
+            with evaluating(self.method):
+                for monitor in self.parts.monitors.values():
+                    values |= monitor(self.method, self.progress)
+            _set_rng_state(kept)
             if self._log is not None:
                 self._log.write(self._row_head() | {f"monitor/{k}": v for k, v in values.items()})
             self.parts.on_measured(self.step, values)
@@ -311,7 +310,7 @@ class Trainer:
             raise TrainingError(f"the run folder {self.folder} is gone: put it back, then go on with --resume")
 
     def _diverged(self, what: str) -> TrainingError:
-        saved = files.steps(self.folder / "checkpoints")
+        saved = checkpoint.steps(self.folder / "checkpoints")
         kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been written"
         return TrainingError(
             f"{what}; {kept}: lower --optim.lr, set --clip-grad 1, or use --precision bf16 instead of fp16"
@@ -327,7 +326,7 @@ class Trainer:
         self._check_there()
         state = self.state()
         if self.fabric.is_global_zero:
-            files.save_run(self.folder / "checkpoints", self.step, state)
+            checkpoint.save_run(self.folder / "checkpoints", self.step, state)
             if self._log is not None:
                 self._log.flush()
         self.fabric.barrier()
@@ -340,11 +339,11 @@ class Trainer:
         self.skipped |= fresh
         if self._log is not None:
             self._log.skipped(fresh)
-        if self.plan.max_bad is not None and len(self.skipped) > self.plan.max_bad:
+        if self.plan.most_unreadable is not None and len(self.skipped) > self.plan.most_unreadable:
             key, reason = next(iter(fresh.items()))
             raise TrainingError(
-                f"{len(self.skipped)} images could not be read, more than the {self.plan.max_bad} that max_bad allows "
-                f"(the last: {key}: {reason}): see {self.folder / 'skipped.csv'}, remove them or raise --max-bad"
+                f"{len(self.skipped)} images could not be read, more than the {self.plan.most_unreadable} that max_bad "
+                f"allows (the last: {key}: {reason}): see {self.folder / 'skipped.csv'}, remove them or raise --max-bad"
             )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from facessl.core.values import FRACTION, RANGE, check_values, from_0_to
-from facessl.data.frame import Border, Crop, Template
-from facessl.views.spec import View, rename_fields
+from facessl.data.crop_geometry import Border, Crop, Template
+from facessl.views.spec import View
 
 Distribution = Literal["uniform", "normal"]
 
@@ -25,8 +25,8 @@ class Augment:
     Attributes:
         crop: "whole" image, square around the sample's "box", or similarity of its "five_points".
         crop_scale: what is shown, relative to the box, the template or the image: 1.25 leaves a margin.
-        template: where the five points go: "farl", "celeba" or "arcface" (`facessl.data.frame.TEMPLATES`).
-        warp: FaRL's tanh warp, 0 (none) to 1 (`facessl.data.frame.Frame`).
+        template: where the five points go: "farl", "celeba" or "arcface" (`facessl.data.crop_geometry.TEMPLATES`).
+        warp: FaRL's tanh warp, 0 (none) to 1 (`facessl.data.crop_geometry.Frame`).
         border: what lies outside the image: "zero", the repeated "edge", or "reflect", the image mirrored.
         shift: of the view, right and down, as a fraction of its side; half-width of a uniform, or sigma of a normal.
         rotation: degrees, likewise.
@@ -209,5 +209,5 @@ STAR_ALIGNMENT = Augment(
 
 def augment_from_dict(values: Mapping[str, Any]) -> Augment:
     """An `Augment` from plain values, as configurations and cards hold them."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rename_fields(values).items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return Augment(**fields)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +16,6 @@ ORDERS = np.array(list(itertools.permutations(range(4))))
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 #: ITU-R 601 luma, as in Pillow and torchvision.
 LUMA = (0.299, 0.587, 0.114)
-
-#: Names that fields of `View` and of `Augment` had in earlier versions, and what they are called now.
-RENAMED = {"grey": "grayscale", "solarise": "solarize", "solarise_threshold": "solarize_threshold"}
 
 
 @dataclass(frozen=True)
@@ -78,11 +73,6 @@ class View:
 
 #: The two views of FRA (released code, data/transforms.py), also used here for BYOL and LEWEL.
 FRA_VIEWS = (View(blur=1.0, solarize=0.0), View(blur=0.1, solarize=0.2))
-
-
-def rename_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a `View` or an `Augment` by their present names."""
-    return {RENAMED.get(name, name): value for name, value in fields.items()}
 
 
 class Column(IntEnum):

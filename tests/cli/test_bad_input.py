@@ -15,16 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from facessl import load_method
 from facessl.cli import main
-from facessl.config import parse as parsing
 from facessl.config.parse import parse
-from facessl.config.pretrain import RETIRED, PretrainConfig
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import ConfigError, DataWarning
 from facessl.data.source import open_source
 from facessl.training import pretrain
-from facessl.training.plan import derive
+from facessl.training.derived import derive
 from facessl.training.trainer import Trainer
 from tests.helpers import TINY, weights
 
@@ -105,6 +102,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["pretrain", *TINY, "--out", f"{__file__}/run"], "test_bad_input.py is a file"),
         (["pretrain", "labels-csv:x.csv?labl=mood"], "option of the source labels-csv 'labl': did you mean 'label'"),
         (["probe", "no-run", "synthetic:?n=4"], "no-run does not exist: name a run folder"),
+        (["probe", "none", "synthetic:?n=4"], "--baseline evaluates random weights beside it"),
         (["report", "no-run"], "no-run"),
         *(pytest.param([*words, "--out", f"{__file__}/x.{end}"], "test_bad_input.py is a file", marks=UNWRITABLE)
           for words, end in ((["probe", "no-run", "x"], "json"), (["convert", "no-run"], "safetensors"),
@@ -271,25 +269,6 @@ def test_resume_with_another_configuration_names_the_keys(capsys: pytest.Capture
     assert "batch_size" not in said
 
 
-@pytest.mark.parametrize(("cache", "size"), [("none", None), ("ram", None), ("device", 40)])
-def test_a_setting_that_is_gone_is_refused_where_it_did_something(
-    cache: str, size: int | None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, run = PretrainConfig.to_dict, tmp_path / "run"
-    with monkeypatch.context() as earlier:
-        earlier.setattr(PretrainConfig, "to_dict", lambda self: {**real(self), "cache": cache, "cache_size": size})
-        earlier.setattr(parsing, "without_retired", lambda values: {k: values[k] for k in values if k not in RETIRED})
-        assert main(["pretrain", *TINY, "--max-minutes", "1e-9", "--out", str(run)]) == 0
-    assert f"\ncache: {cache}\n" in (run / "config.yaml").read_text()
-    load_method(run)
-    words = ["pretrain", "--resume", "--out", str(run), "--max-minutes", "null"]
-    if cache == "none":
-        assert main(words) == 0
-        assert weights(run)["step"] == 10
-    else:
-        assert f"cache = '{cache}' is a setting of an earlier version: pack" in refused(capsys, *words)
-
-
 @pytest.mark.parametrize("kind", ["truncated", "of another method", "hostile", "not ours"])
 def test_bad_checkpoint_on_resume(kind: str, capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -304,7 +283,7 @@ def test_bad_checkpoint_on_resume(kind: str, capsys: pytest.CaptureFixture[str],
     if kind == "truncated":
         last.write_bytes(data[: len(data) // 2])
     elif kind == "hostile":
-        torch.save({"format": files.FORMAT, "step": main}, last)
+        torch.save({"format": checkpoint.FORMAT, "step": main}, last)
     elif kind == "not ours":
         torch.save({"state_dict": {}}, last)
     said = refused(capsys, *words)
@@ -387,3 +366,20 @@ def test_help_shows_flags_as_they_are_written(command: str, capsys: pytest.Captu
 def test_check_prints_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--as-json"]) == 0
     assert {"torch", "timm"} <= json.loads(capsys.readouterr().out)["versions"].keys()
+
+
+@pytest.mark.fault(
+    "C5",
+    "`facessl list` alone was an error, and `list recipes` 121 lines without a filter",
+    now="`list recipes WORD` filters, and `--show NAME` prints; a walk-through of a table row is *open*",
+)
+def test_list_filters_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    assert "recipes" in capsys.readouterr().out
+    for what, part in (("methods", "fra"), ("sources", "rafdb"), ("protocols", "knn"), ("recipes", "r50-official")):
+        assert main(["list", what, part]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines
+        assert all(part in line.split()[0] for line in lines)
+    assert main(["list", "--show", "fra/vggface2-r50"]) == 0
+    assert capsys.readouterr().out == Path("facessl/recipes/fra/vggface2-r50.yaml").read_text()

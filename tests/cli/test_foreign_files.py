@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from facessl.cli import main
-from facessl.core import files
-from facessl.data.location import redacted
+from facessl.core import checkpoint
+from facessl.data.location import named, redacted
 from facessl.data.source import open_source
 from tests.helpers import TINY
 
@@ -59,9 +59,9 @@ def test_weights_that_are_not_numbers_are_neither_saved_nor_loaded(
     assert not list(run.glob("checkpoints/*.ckpt"))
     assert main(["pretrain", *TINY, "--max-steps", "1", "--out", str(tmp_path / "good")]) == 0
     file = tmp_path / "good" / "backbone.safetensors"
-    tensors, card = files.read_safetensors(file)
+    tensors, card = checkpoint.read_safetensors(file)
     tensors["conv1.0.weight"][0] = float("nan")
-    files.write_backbone(file, tensors, card)
+    checkpoint.write_backbone(file, tensors, card)
     capsys.readouterr()
     for words in (["convert", str(file), "--out", str(tmp_path / "again.safetensors")],
                   ["embed", str(file), TINY[0], "--out", str(tmp_path / "e.parquet")],
@@ -90,6 +90,23 @@ def test_credentials_of_a_source_stay_in_the_private_settings(
     assert (run / "config.yaml").stat().st_mode & 0o777 == 0o600
     assert "SECRET" not in capsys.readouterr().out
     assert redacted("https://me:SECRET@host/{0..9}.tar?key=SECRET") == "https://...@host/{0..9}.tar?..."
+
+
+@pytest.mark.fault("E14", "a password with a slash, `;sig=` and what stood in braces were published")
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("https://me:SEC/RET@host/a.tar", "https://...@host/a.tar"),
+        ("https://me:SEC?RET@host/a.tar?shuffle=0", "https://..."),
+        ("https://host/{a,b}.tar;sig=SECRET", "https://host/{a,b}.tar;..."),
+        ("{https://me:SECRET@host/a.tar,https://me:SECRET@host/b.tar}", "{https://...@host/b.tar}"),
+        ("webdataset:{pipe:SECRET,b}", "webdataset:{pipe:..."),
+        ("{/SECRET/a,/SECRET/b}.tar", "{b}.tar"),
+        ("/SECRET/photos", "photos"),
+    ],
+)
+def test_what_is_published_of_a_source(spec: str, told: str) -> None:
+    assert named(spec) == told
 
 
 @pytest.mark.fault("E9", "a number of thousands of digits in config.yaml ended `--resume` in a traceback")

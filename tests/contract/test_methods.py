@@ -13,11 +13,12 @@ from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress, Step
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone
-from facessl.training.optim import parameter_groups
+from facessl.pretrained.load import load_backbone
+from facessl.training.optimizers import parameter_groups
 
 METHODS = plugins.names("methods")
 SMALL = {"hidden": 32, "dim": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}
-SMALL |= {"teacher": "random:resnet10t", "text_width": 32, "text_depth": 1, "text_heads": 2}
+SMALL |= {"teacher": "timm:resnet10t?pretrained=false", "text_width": 32, "text_depth": 1, "text_heads": 2}
 SMALL |= {"prototypes": 12, "queue_length": 4, "queue_step": 1}
 VIT = "vit_tiny_patch16_224"
 
@@ -27,7 +28,10 @@ def build(name: str, backbone: str = "resnet10t", size: int = 64, **values: Any)
     known = {f.name for f in dataclasses.fields(kind.Args)}
     torch.manual_seed(0)
     backbone = VIT if getattr(kind, "patches_only", False) else backbone
-    return kind(Backbone(backbone, image_size=size), **{k: v for k, v in {**SMALL, **values}.items() if k in known})
+    method = kind(Backbone(backbone, image_size=size), **{k: v for k, v in {**SMALL, **values}.items() if k in known})
+    if hasattr(method, "prepare"):
+        method.prepare(load_backbone)
+    return method
 
 
 def batch(method: Any, size: int = 64, count: int = 4) -> Batch:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,6 @@ import torch
 from PIL import Image
 
 import facessl
-import facessl.data.sources
-import facessl.methods
-import facessl.tasks
 from facessl.cli import main
 from facessl.core import plugins
 from facessl.core.errors import PluginError
@@ -31,46 +30,79 @@ WORDS = [
 ]  # fmt: skip
 
 
-def install(folder: ModuleType, name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The page's file of the class `name`, in a folder that plug-ins of this kind are looked for in."""
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for files of plug-ins, which are forgotten afterwards."""
+    monkeypatch.setattr(plugins, "_outside", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    for name in ("toy", "npz", "pose"):
+        sys.modules.pop(name, None)
+    plugins.find.cache_clear()
+
+
+def install(name: str, place: Path) -> Path:
+    """The page's file of the class `name`."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (text,) = [block for block in blocks if re.search(rf"^class {name}\b", block, re.MULTILINE)]
-    file = place / folder.__name__.rsplit(".", 1)[-1] / f"{name.lower()}.py"
-    file.parent.mkdir()
+    file = place / f"{name.lower()}.py"
     file.write_text(text)
-    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(file.parent)])
-    monkeypatch.delitem(sys.modules, f"{folder.__name__}.{name.lower()}", raising=False)
-    monkeypatch.setattr(
-        plugins, "find", getattr(plugins.find, "__wrapped__", plugins.find)
-    )  # without what earlier tests found
     return file
 
 
 @pytest.fixture
-def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return install(facessl.tasks, "Pose", tmp_path, monkeypatch)
+def printed(place: Path) -> Path:
+    return install("Pose", place)
 
 
-def test_the_method_and_the_source_of_the_page_train(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    install(facessl.methods, "Toy", tmp_path, monkeypatch)
-    install(facessl.data.sources, "Npz", tmp_path, monkeypatch)
-    np.savez(tmp_path / "faces.npz", images=np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), np.uint8))
+def test_the_method_and_the_source_of_the_page_train(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(place / "faces.npz", images=np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), np.uint8))
     words = [
-        "pretrain", f"npz:{tmp_path}/faces.npz", "--method", "toy", "--method.dim", "8", "--backbone", "test_resnet",
-        "--image-size", "32", "--batch-size", "4", "--max-steps", "2", "--workers", "0", "--device", "cpu",
-        "--monitor.every", "0", "--out", str(tmp_path / "run"),
+        "pretrain", f"npz:{place}/faces.npz", "--method", "toy", "--method.dim", "8", "--backbone", "test_resnet",
+        "--image-size", "32", "--batch-size", "4", "--max-steps", "2", "--workers", "2", "--device", "cpu",
+        "--monitor.every", "0", "--out", str(place / "run"), "--plugin", str(install("Npz", place)),
+        f"--plugin={install('Toy', place)}",
     ]  # fmt: skip
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["finished"] is True
+    assert isinstance(facessl.load_method(place / "run"), plugins.find("methods", "toy"))
+    assert main(["list", "methods", "toy"]) == 0
+    assert capsys.readouterr().out == "toy            An example. Differences: none, there is no paper.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("toy.py", "import nothing_like_it", "cannot be imported: ModuleNotFoundError: No module named"),
+        ("toy.py", "class Joy:\n    pass\n", "defines no method, source or task 'toy'"),
+        ("byol.py", "class BYOL:\n    after_step = 1\n", "the name 'byol' is taken"),
+        ("my-toy.py", "", "whose name is an identifier"),
+        ("toy.yaml", "", "is not a Python file"),
+    ],
+)
+def test_a_file_that_is_not_a_plug_in(
+    name: str, text: str, says: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / name).write_text(text)
+    assert main(["list", "methods", "--plugin", str(place / name)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_recipe_names_no_plug_in(printed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (recipe := printed.with_name("mine.yaml")).write_text(f"plugin: {printed}\ntask: pose\n")
+    assert main(["finetune", "none", "synthetic:?n=4", "--config", str(recipe)]) == 2
+    assert "unknown task 'pose'" in capsys.readouterr().err
+    recipe.write_text(f"plugin: {printed}\n")
+    assert main(["finetune", "none", "synthetic:?n=4", "--config", str(recipe)]) == 2
+    assert "unknown setting 'plugin'" in capsys.readouterr().err
+    assert "pose" not in sys.modules
 
 
 def test_the_task_of_the_page_trains_reports_and_predicts(
     printed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert main([*WORDS, "--task.scale", "20", "--out", str(run)]) == 0
+    assert main([*WORDS, "--task.scale", "20", "--out", str(run), "--plugin", str(printed)]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["headline"]["unit"] == "degrees"
     assert told["finished"] is True
@@ -84,7 +116,9 @@ def test_the_task_of_the_page_trains_reports_and_predicts(
     assert all(hasattr(plugins.find("tasks", "pose"), name) for name in Task.__annotations__ if name != "backbone")
 
 
-def test_the_python_of_readme_and_usage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_readme_and_usage_runs_and_so_do_the_commands_of_embeddings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(__file__).parents[2]
     monkeypatch.chdir(tmp_path)
     facessl.pretrain(
@@ -98,15 +132,31 @@ def test_the_python_of_readme_and_usage_runs(tmp_path: Path, monkeypatch: pytest
         face.save(place / f"{number}.jpg")
     face.save("a.jpg")
     face.save("b.png")
-    for page in ("README.md", "docs/usage.md"):
-        (block,) = re.findall(r"```python\n(.*?)```", (root / page).read_text(encoding="utf-8"), re.DOTALL)
-        names: dict[str, Any] = {}
-        exec(block, names)
-        if page == "README.md":
-            assert names["vectors"].shape[0] == names["maps"].shape[0] == 2
-            assert torch.allclose(names["regions"].sum(1), torch.ones(()), atol=1e-5)
-            assert 0 <= names["scores"]["accuracy"] <= 1
+    names: dict[str, Any] = {}
+    (block,) = _python(root / "README.md")
+    exec(block, names)
+    assert names["vectors"].shape[0] == names["maps"].shape[0] == 2
+    assert torch.allclose(names["regions"].sum(1), torch.ones(()), atol=1e-5)
+    assert 0 <= names["scores"]["accuracy"] <= 1
+    usage = root / "docs" / "usage.md"
+    for line in re.findall(r"^facessl (export .*)$", usage.read_text(encoding="utf-8"), re.MULTILINE):
+        assert main(shlex.split(line)) == 0
+    as_jpegs, by_onnx, by_timm = _python(usage)
+    exec(as_jpegs, {})
     assert len(list(tmp_path.glob("*.jpg"))) == 101
+    for block in (by_onnx, by_timm):
+        assert "facessl" not in block
+        found: dict[str, Any] = {}
+        exec(block, found)
+        vectors = torch.as_tensor(found["features"] if block is by_onnx else found["vectors"])
+        assert torch.nn.functional.cosine_similarity(vectors, names["vectors"][:1]).item() > 0.999
+    shutil.copytree("labelled", "faces")
+    shutil.copy("a.jpg", "photo.jpg")
+    words = [shlex.split(line, comments=True) for line in (root / "README.md").read_text(encoding="utf-8").splitlines()
+             if re.match("facessl (embed|search|group|map) ", line)]  # fmt: skip
+    assert [line[1] for line in words] == ["embed", "search", "group", "map"]
+    assert [main(line[1:]) for line in words] == [0] * 4
+    assert {"embeddings.parquet", "similar.png", "groups", "map.html"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.fault(
@@ -137,14 +187,18 @@ def test_a_row_of_a_table_is_reproduced_as_the_page_says(
     assert "max_steps is 2" in said
 
 
-@pytest.mark.parametrize("member", ["needs", "defaults", "augments", "describe", "predict", "after_step"])
+def _python(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("member", ["needs", "defaults", "augments", "describe", "predict", "step"])
 def test_a_missing_member_is_named(member: str, printed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = re.sub(rf"\b{member}\b(?=:|\()", f"{member}_gone", printed.read_text())
     printed.write_text(text)
-    assert main(WORDS) == 2
+    assert main([*WORDS, "--plugin", str(printed)]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert f"has no {member}:" in said
-    assert "tasks/pose.py" in said
+    assert "pose.py" in said
 
 
 @pytest.mark.parametrize(

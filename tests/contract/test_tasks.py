@@ -14,16 +14,16 @@ import torch
 from facessl.config import parse
 from facessl.config.commands import FINETUNE
 from facessl.config.run import flatten, plain
-from facessl.core import files, plugins
+from facessl.core import checkpoint, plugins
 from facessl.core.types import FIELDS, Batch, Progress, Step
-from facessl.data.frame import Frame, whole
+from facessl.data.crop_geometry import Frame, whole
 from facessl.data.loader import EvalLoader, TrainLoader
 from facessl.evaluation import score
-from facessl.inference import trained as trained_task
+from facessl.inference import trained_task
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast
 from facessl.tasks.base import Labels, Task
-from facessl.training.optim import build_tuning_optimizer
+from facessl.training.optimizers import build_tuning_optimizer
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
 from tests.tasks.faces import Faces
@@ -114,7 +114,6 @@ def test_two_steps_are_finite_and_move_every_part(task: str, protocol: str, net:
             assert all(torch.isfinite(g).all() for g in own), part
             assert sum(float(g.abs().sum()) for g in own) > 0, f"nothing reaches {part}"
         optimizer.step()
-        module.after_step(Progress(step=step, total_steps=2))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -179,7 +178,7 @@ def test_a_written_task_predicts_the_same_bits(task: str, protocol: str, net: st
     settings |= {"run": "none", "source": "synthetic:"}
     augment = type(module).augments[protocol]
     info = trained_task.card(module, Labels.of(SOURCE, module.needs), settings, augment, steps=1, commit="")
-    files.write_backbone(tmp_path / "model.safetensors", module.state_dict(), info)
+    checkpoint.write_backbone(tmp_path / "model.safetensors", module.state_dict(), info)
     loaded = trained_task.load_trained(tmp_path)
     assert loaded.augment == augment
     assert loaded.image_size == SIZE

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,25 +14,34 @@ from facessl.core.errors import ConfigError
 from facessl.core.lock import only_writer
 
 
-@pytest.mark.fault("A1", "both wrote, both exited 0, and the run was a mixture")
-def test_the_second_writer_is_told_of_the_first_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    folder, (ready, written) = tmp_path / "run", os.pipe()
+@contextlib.contextmanager
+def held(out: Path, *, folder: bool = True) -> Iterator[int]:
+    """Another process writes there, is named, and is killed at the end."""
+    ready, written = os.pipe()
     child = os.fork()
     if child == 0:
-        with only_writer(folder):
+        with only_writer(out, folder=folder):
             os.write(written, b"1")
             signal.pause()
     os.read(ready, 1)
-    with (
-        pytest.raises(ConfigError, match=rf"run is being written by process {child} on \S+: wait"),
-        only_writer(folder),
-    ):
-        pass
+    yield child
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    with only_writer(folder):
-        (folder / "file").touch()
-    assert folder.exists()
+
+
+@pytest.mark.fault("A1", "both wrote, both exited 0, and the run was a mixture")
+@pytest.mark.parametrize("folder", [True, False])
+def test_the_second_writer_is_told_of_the_first_and_a_killed_one_leaves_no_lock(tmp_path: Path, folder: bool) -> None:
+    out = tmp_path / "made" / "run"
+    with held(out, folder=folder) as child:
+        told = rf"run is being written by process {child} on \S+: wait"
+        with pytest.raises(ConfigError, match=told), only_writer(out, folder=folder):
+            pass
+        with only_writer(out.with_name("other"), folder=folder):
+            pass
+    with only_writer(out, folder=folder):
+        (out / "file" if folder else out).touch()
+    assert [p.name for p in (tmp_path / "made").rglob("*")] == (["run", "file"] if folder else ["run"])
     with only_writer(tmp_path / "unused"):
         assert (tmp_path / "unused").exists()
     assert not (tmp_path / "unused").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from facessl.core.errors import DataError, DataWarning
-from facessl.data.labels import usable
+from facessl.data.label_fractions import usable
 from facessl.data.sources import folder as module
 from facessl.data.sources.folder import Folder
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from facessl.core.errors import ConfigError, DataError, DataWarning, UnknownName
-from facessl.data.labels import usable
+from facessl.data.label_fractions import usable
 from facessl.data.sources.imagelist import ImageList
 
 from . import make

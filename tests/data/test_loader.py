@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -222,18 +223,16 @@ def test_a_worker_that_dies_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(worker_module, "_LOOK", 0.1)
     batches = iter(loader(Records(18), workers=1))
     next(batches)
-    (worker,) = multiprocessing.active_children()
-    worker.kill()
-    worker.join()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
     with pytest.raises(TrainingError, match=r"a loader process died \(.*\): most often memory ran out.*fewer workers"):
         list(batches)
 
 
 @pytest.mark.fault("E2", "one that was killed while it handed over a batch was a traceback")
 def test_a_worker_that_dies_with_a_batch_in_its_hands_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ConnectionResetError(104, "Connection reset by peer")
-
+    broken = Mock(side_effect=ConnectionResetError(104, "Connection reset by peer"))
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
     with pytest.raises(TrainingError, match=r"a loader process died \(.*reset by peer\): most often memory ran out"):
         take(loader(Records(18), workers=1), 1)
@@ -242,18 +241,13 @@ def test_a_worker_that_dies_with_a_batch_in_its_hands_is_explained(monkeypatch: 
 @pytest.mark.fault("B8", "a small /dev/shm ended in a traceback after 67 s, and `ulimit -f` in one at once")
 @pytest.mark.parametrize(
     "said",
-    [
-        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
-        "unable to resize file </torch_1> to the right size: File too large (27)",
-    ],
-)
+    ["unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
+     "unable to resize file </torch_1> to the right size: File too large (27)"],
+)  # fmt: skip
 def test_too_little_shared_memory_is_explained_at_once(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little shared memory is one sentence, and no process stays."""
 
-    def refuse(*args: object) -> None:
-        raise RuntimeError(said)
-
-    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", refuse)
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", Mock(side_effect=RuntimeError(said)))
     with pytest.raises(TrainingError, match=r"too little shared memory \(/dev/shm.*\): enlarge it"):
         take(TrainLoader(Noise(18), Geometric((View(),), 8), batch_size=4, seed=0, workers=2), 1)
     assert not multiprocessing.active_children()
@@ -263,11 +257,8 @@ def test_too_little_shared_memory_is_explained_at_once(said: str, monkeypatch: p
 def test_too_few_open_files_are_told_before_a_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too low a limit of open files is one sentence before any worker starts."""
 
-    def refuse(*args: object) -> None:
-        raise ValueError("not allowed to raise maximum limit")
-
     monkeypatch.setattr(resource, "getrlimit", lambda which: (64, 64))
-    monkeypatch.setattr(resource, "setrlimit", refuse)
+    monkeypatch.setattr(resource, "setrlimit", Mock(side_effect=ValueError("not allowed to raise maximum limit")))
     with pytest.raises(TrainingError, match=r"need up to 160 open files, and 64 are allowed: .*ulimit -n"):
         take(loader(Records(18), workers=2), 1)
 
@@ -393,7 +384,7 @@ def test_what_a_stream_cannot_do(stream: str, options: dict[str, int], reason: s
 def test_a_stream_that_breaks_names_the_shard(stream: str, tmp_path: Path, workers: int) -> None:
     source = open_source(stream)
     (tmp_path / "1.tar").unlink()
-    with pytest.raises(DataError, match=r"^cannot read the shard pipe:cat .*/1\.tar"):
+    with pytest.raises(DataError, match=r"^cannot read the shard pipe:\.\.\. \(2 of 3\): "):
         take(loader(source, workers=workers), 12)
 
 

@@ -129,6 +129,21 @@ def test_validation_is_not_empty_beside_a_test_part_chosen_by_hash() -> None:
     assert not set(keys(found.val)) & (set(keys(found.test)) | set(keys(found.train)))
 
 
+@pytest.mark.fault("C4", "of 50 images of each class 14 angry and 7 happy ones were in the test part")
+def test_a_small_source_is_divided_class_by_class(tmp_path: Path) -> None:
+    """A fifth of each class, by the names alone; a class of fewer than five images is divided by the hash."""
+    for name, count in (("angry", 50), ("happy", 50), ("sad", 12), ("odd", 1)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
+    test = parts(str(tmp_path), need_val=False, needs=("label",)).test
+    counts = dict(zip(test.label_names, np.bincount(test.column("label"), minlength=4).tolist(), strict=True))
+    assert counts | {"odd": 0} == {"angry": 10, "happy": 10, "sad": 2, "odd": 0}
+    (tmp_path / "angry" / "new.png").write_bytes((tmp_path / "angry/0.png").read_bytes())
+    again = parts(str(tmp_path), need_val=False, needs=("label",)).test
+    assert len(set(keys(test)) - set(keys(again))) <= 1
+
+
 def test_few_labels_are_drawn_before_validation_is_carved_out(listed: type[Listed]) -> None:
     listed.splits = WITH_VAL  # type: ignore[attr-defined]
     found = parts("synthetic:x", labels="10%")

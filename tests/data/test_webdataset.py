@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -235,7 +236,7 @@ def test_streams_over_http(shards: Path) -> None:
 
 
 def test_stream_errors(shards: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot read the shard pipe:exit 3: .*(status 3|nothing came)"):
+    with pytest.raises(DataError, match=r"cannot read the shard pipe:\.\.\. \(1 of 1\): .*(status 3|nothing came)"):
         WebDataset("pipe:exit 3")
     with pytest.raises(ConfigError, match="cannot be read by position"):
         WebDataset("pipe:cat x.tar", streaming=False)
@@ -247,6 +248,43 @@ def test_stream_errors(shards: Path) -> None:
     (shards / "s-002.tar").write_bytes(whole[:at] + b"\xff" * 200 + whole[at + 200 :])
     with pytest.raises(DataError, match=r"cannot read the shard .*s-002\.tar: it is truncated or damaged at byte"):
         one_pass(WebDataset(shards / "s-002.tar", streaming=True))
+
+
+@pytest.mark.fault("E14", "the token of a `pipe:` source stood in every image's key, and in the error where it broke")
+def test_a_stream_tells_no_command(shards: Path) -> None:
+    source = WebDataset(f"pipe:cat {shards}/s-00{{0,1}}.tar #SECRET")
+    assert one_pass(source, seed=None)[::4] == ["pipe:... (1 of 2)/000.jpg", "pipe:... (2 of 2)/004.jpg"]
+    (shards / "s-001.tar").write_bytes(b"no tar")
+    for broken in (
+        f"pipe:cat {shards}/s-001.tar #SECRET",
+        "odd://me:SECRET@host/x.tar",
+        "https://h/x.tar?SECRET&${NO}",
+    ):
+        with pytest.raises(DataError) as told:
+            WebDataset(broken)
+        assert "SECRET" not in str(told.value)
+
+
+@pytest.mark.fault("E9", "deep nesting and 1e400 in a .json or traits.json were tracebacks")
+@pytest.mark.parametrize("odd", ["[" * 100_000, '{"caption": ' + "[" * 100_000, '{"facessl": 1, "identity": 1e400}'])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_json_that_nothing_can_read_is_no_traceback(tmp_path: Path, odd: str, streaming: bool) -> None:
+    """It is no caption, or one sentence."""
+    for row in (odd, '{"facessl": 1}'):
+        make.shard(tmp_path / "x.tar", {"a.jpg": make.jpeg(0), "a.json": row.encode()})
+        with contextlib.suppress(DataError):
+            source = WebDataset(tmp_path / "x.tar", streaming=streaming)
+            assert source.provides <= {"text", "identity"}
+            source.fingerprint()
+        (tmp_path / "traits.json").write_text(odd)
+
+
+@pytest.mark.fault("E11", "a pipe called x.tar was waited for without end")
+@pytest.mark.parametrize("name", ["x.tar", "*.tar", "x.tar?streaming=true"])
+def test_only_regular_files_are_shards(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    with pytest.raises(DataError, match=r"the shard .*x\.tar is not a regular file"):
+        open_source(f"webdataset:{tmp_path}/{name}")
 
 
 @pytest.mark.fault("E4", "a file called `pipe:COMMAND` in a folder that `*.tar` matched was run by a stream")

@@ -46,7 +46,7 @@ def test_groups_are_scored_apart(faces: Path, backbone: Backbone) -> None:
         rows.append(f"{file.relative_to(faces)},{'dark' if wrong else shade},{kind},{part}")
     (faces / "t.csv").write_text("\n".join(rows))
     parts = [open_source(f"labels-csv:{faces}/t.csv?label=shade&group=kind&split={part}") for part in ("train", "test")]
-    found = knn(backbone, *parts, k=3).summary()["groups"]["accuracy"]
+    found = knn(backbone, *parts, k=3)["groups"]["accuracy"]
     assert {row["name"]: row["value"] for row in found["groups"]} == {"even": 1.0, "odd": 0.0}
 
 
@@ -78,7 +78,7 @@ def test_more_neighbours_than_images_are_refused(clusters: Clusters, k: int, tes
 def test_classes_are_matched_by_name(faces: Path, backbone: Backbone) -> None:
     # Alone, "light" is class 0 of the test folder, which is "dark" in training.
     train, test = split_source(str(faces))
-    assert knn(backbone, train, test, k=3).scores["per_class"] == {"light": 1.0, "mid": 1.0}
+    assert knn(backbone, train, test, k=3)["per_class"] == {"light": 1.0, "mid": 1.0}
     with pytest.raises(ConfigError, match="lacks: dark"):
         knn(backbone, test, train, k=3)
 
@@ -117,4 +117,5 @@ def test_test_images_that_were_trained_on_are_told(faces: Path, tmp_path: Path, 
         evaluate(backbone, str(faces / "train"), test=str(other), k=3)
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataWarning)
-        evaluate(backbone, str(faces / "train"), k=3)
+        assert "by a hash" in evaluate(backbone, str(faces / "train"), k=3)["test_part"]
+        assert "test_part" not in evaluate(backbone, str(faces), k=3)

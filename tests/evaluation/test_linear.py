@@ -1,5 +1,6 @@
 """Linear probing: the solvers against scikit-learn, and that the test part decides nothing."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from facessl.core.errors import ConfigError, UnknownName
 from facessl.data.source import Source, open_source
 from facessl.data.subset import Subset
 from facessl.evaluation import features
-from facessl.evaluation.evaluate import evaluate
+from facessl.evaluation.evaluate import evaluate, untrained
 from facessl.evaluation.protocols import _linear_fit, _solvers
 from facessl.evaluation.protocols._linear_tasks import LinearTask, Loaded
 from facessl.evaluation.protocols.linear import linear
+from facessl.inference.trained_task import Embedder, Trained
 from facessl.models.backbone import Backbone
+from facessl.tasks.base import Labels
+from facessl.tasks.verification import Verification
 from facessl.views.augment import Augment
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -45,14 +49,13 @@ def test_logistic_regression_is_that_of_scikit_learn(data: Data, balanced: bool)
     x, z, y = data
     y = np.where(y == 3, np.where(np.arange(200) % 4, 0, 3), y)  # uneven classes
     weights = 200 / (4 * np.bincount(y))[y] if balanced else None
-    lambdas = (1e-4, 1e-1, 1e-2)
+    lambdas = (1e-1, 1e-2, 1e-4)
     path = _solvers.logistic(x, y, lambdas, weights=weights, dtype=torch.float64, tolerance=1e-9, max_iterations=2000)
-    assert path.lambdas == (1e-1, 1e-2, 1e-4)
     if weights is not None:  # features are standardised with the images' weights
         mean = np.average(x.astype(float), axis=0, weights=weights)
         deviation = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
         z = (x - mean) / deviation
-    for at, value in enumerate(path.lambdas):
+    for at, value in enumerate(lambdas):
         twin = LogisticRegression(
             C=1 / (value * 200), tol=1e-10, max_iter=20000, class_weight="balanced" if balanced else None
         ).fit(z, y)
@@ -102,14 +105,12 @@ def test_ridge_with_more_features_than_images(dtype: torch.dtype, monkeypatch: p
 
 
 def test_descent_follows_its_schedule_and_learns(data: Data) -> None:
-    recipe = _solvers.RECIPES["adamw"]
-    assert [recipe.rate(e) for e in (0, 2.5, 5)] == pytest.approx([0, 1e-4, 2e-4])
-    assert recipe.rate(52.5) == pytest.approx((2e-4 + 1e-6) / 2)
-    assert recipe.rate(100) == pytest.approx(1e-6)
+    assert [_solvers.rate("adamw", 2e-4, 100, e) for e in (0, 2.5, 5)] == pytest.approx([0, 1e-4, 2e-4])
+    assert [_solvers.rate("adamw", 2e-4, 100, e) for e in (52.5, 100)] == pytest.approx([(2e-4 + 1e-6) / 2, 1e-6])
+    assert [_solvers.rate("sgd", 0.4, 50, e) for e in (29, 30, 45)] == pytest.approx([0.4, 0.04, 0.004])
     _, z, y = data
     for solver in ("adamw", "sgd"):
-        settings = _solvers.Recipe(lr=0.02, epochs=60, batch_size=50)
-        path = _solvers.descent(z.astype(np.float32), y, [0.0], solver=solver, recipe=settings)
+        path = _solvers.descent(z.astype(np.float32), y, [0.0], solver=solver, lr=0.05, epochs=150)
         twin = LogisticRegression(C=1e4, max_iter=5000).fit(z, y).score(z, y)
         assert (path.outputs(z.astype(np.float32))[0].argmax(1) == y).mean() > twin - 0.05
 
@@ -164,13 +165,47 @@ def test_the_penalty_is_never_chosen_on_test_images(backbone: Backbone, given: l
     train, val, test = parts_that_disagree()
     options: dict[str, Any] = {"lambdas": (100.0, 10.0, 1e-4), "solver": "ridge"}
     result = linear(backbone, train, test, val if with_val else None, **options)
-    assert result.penalty != 1e-4
+    assert result["lambda"] != 1e-4
     assert given[-1] is test  # not even looked at before the choice
     by_test = linear(backbone, train, test, test, **options)  # what a choice on test images would give
-    assert by_test.penalty == 1e-4
-    assert by_test.scores["accuracy"] > result.scores["accuracy"]
+    assert by_test["lambda"] == 1e-4
+    assert by_test["accuracy"] > result["accuracy"]
     turned = linear(backbone, train, Fixed(test.rows, 1 - test.label), val if with_val else None, **options)
-    assert (turned.penalty, turned.path) == (result.penalty, result.path)
+    assert (turned["lambda"], turned["path"]) == (result["lambda"], result["path"])
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [(400, "the largest of the 2 that were tried: a better"), (60, "but 60 images are too few to tell")],
+)
+def test_a_penalty_at_the_edge_is_said(backbone: Backbone, given: list[Any], images: int, said: str) -> None:
+    train, val, test = parts_that_disagree()
+    val = Fixed(val.rows[:images], val.label[:images])
+    result = linear(backbone, train, test, val, solver="ridge", lambdas=(1.0, 1e-4))
+    assert result["at_edge"]
+    assert said in result["notes"][0]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.fault("B12", "nothing scored the same network with random weights beside a trained one")
+def test_random_weights_are_scored_beside(backbone: Backbone, faces: Path, cache: Path, trained: bool) -> None:
+    network: Any = copy.deepcopy(backbone)
+    if trained:
+        task: Any = Verification(network, Labels(identities=3), dim=24)
+        network = Embedder(Trained(task, 32, Augment(), {}))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(1.1)
+    before = copy.deepcopy(network.state_dict())
+    found = evaluate(network, str(faces), k=3, baseline=True)
+    first, again = untrained(network).state_dict(), untrained(network).state_dict()
+    assert first.keys() == before.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    changed = [name for name in first if not torch.equal(first[name], before[name])]
+    assert any("conv" in name for name in changed)
+    assert any("head" in name for name in changed) == trained
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert found["random_weights"] == evaluate(untrained(network), str(faces), k=3)
 
 
 def test_refitting_uses_both_parts_and_keeps_the_penalty(backbone: Backbone, given: list[Any]) -> None:
@@ -179,10 +214,10 @@ def test_refitting_uses_both_parts_and_keeps_the_penalty(backbone: Backbone, giv
     val = Fixed(val.rows[:200], val.label[:200])
     once = linear(backbone, train, fresh, val, solver="ridge")
     twice = linear(backbone, train, fresh, val, solver="ridge", refit=True)
-    assert (once.penalty, once.path) == (twice.penalty, twice.path)
+    assert (once["lambda"], once["path"]) == (twice["lambda"], twice["path"])
     both = Fixed(np.concatenate([train.rows, val.rows]), np.concatenate([train.label, val.label]))
-    direct = linear(backbone, both, fresh, solver="ridge", lambdas=(once.penalty or 0,))
-    assert twice.scores["accuracy"] == direct.scores["accuracy"] != once.scores["accuracy"]
+    direct = linear(backbone, both, fresh, solver="ridge", lambdas=(once["lambda"],))
+    assert twice["accuracy"] == direct["accuracy"] != once["accuracy"]
 
 
 def test_persons_stay_in_one_fold() -> None:
@@ -235,8 +270,8 @@ def test_pairs_are_compared_without_training(backbone: Backbone, faces: Path, ca
     source.same, source.folds = np.repeat([True, False], 28), np.tile(np.arange(28) % 4, 2)
     for flip in (False, True):
         found = linear(backbone, Subset(source, np.zeros(0, int)), source, flip=flip)
-        assert found.task == "verification"
-        assert found.scores["accuracy"] > 0.5
+        assert found["task"] == "verification"
+        assert found["accuracy"] > 0.5
     x = backbone.preprocess([source.key(i) for i in range(60)])
     with torch.no_grad():
         both = backbone.eval()(x) + backbone(x.flip(3))

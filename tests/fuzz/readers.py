@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from facessl.config import commands, parse
-from facessl.core import files
+from facessl.core.checkpoint import FORMAT
 from facessl.data.decode import ImageError, decode, decode_mask, stored_size
 from facessl.data.loader import pixels
 from facessl.data.source import open_source
@@ -117,7 +117,7 @@ def checkpoint(name: str, root: Path) -> Case:
     if name == "x.ckpt":
         config, read = parse.parse([*TINY, "--backbone", SMALL]), partial(load_method, file)  # type: ignore[arg-type]
         weights = build_method(config).state_dict()  # type: ignore[attr-defined]
-        state = {"format": files.FORMAT, "step": 1, "config": config.to_dict(), "method": weights}
+        state = {"format": FORMAT, "step": 1, "config": config.to_dict(), "method": weights}
     torch.save(state, file)
     return Case(file, read, file.read_bytes())
 

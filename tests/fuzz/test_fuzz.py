@@ -8,7 +8,7 @@ from tests.fuzz.engine import attack
 from tests.fuzz.readers import READERS
 
 #: Readers with a fault that is not fixed yet, by its line in docs/reliability.md.
-KNOWN = {"resume metrics.csv": "E8"}
+KNOWN: dict[str, str] = {}
 
 
 @pytest.mark.parametrize(

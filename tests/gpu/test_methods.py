@@ -11,7 +11,7 @@ from torch import Tensor
 
 from facessl.config.optim import PretrainOptim
 from facessl.core.types import Batch, Progress
-from facessl.training.optim import build_optimizer
+from facessl.training.optimizers import build_optimizer
 from tests.contract.test_methods import METHODS, batch, build
 
 #: Largest relative difference of the loss, and smallest cosine of the backbone's gradient, against float32.
@@ -21,7 +21,6 @@ SCALE = 65536.0  # of the loss in float16, its scaler's first
 
 def prepared(name: str, device: torch.device) -> tuple[Any, Batch]:
     method = build(name, dropout=0.0).to(device)  # a mask of dropout depends on the type that it is drawn for
-    getattr(method, "prepare", lambda: None)()
     return method, batch(method, count=16).to(device)
 
 

@@ -9,24 +9,23 @@ import torch
 from PIL import Image
 
 from facessl.cli.main import main
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError, DataError
 from facessl.core.files import write_png
 from facessl.data.source import open_source
 from facessl.evaluation.features import features
-from facessl.inference import trained
+from facessl.inference import trained_task
 from facessl.inference.embed import (
     Embeddings,
     embed,
     embedding_batches,
     embeddings,
     load_embedder,
-    write_parquet,
 )
-from facessl.inference.overlay import palette
+from facessl.inference.embedding_files import write_embeddings
 from facessl.inference.predict import predict
-from facessl.inference.region_pictures import region_picture, write_regions
-from facessl.inference.regions import sample_images
+from facessl.inference.prediction_pictures import palette
+from facessl.inference.region_pictures import region_picture, sample_images, write_regions
 from facessl.methods.byol import BYOL
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
@@ -83,11 +82,11 @@ def test_a_run_of_verification_embeds_as_it_predicts(
     torch.manual_seed(0)
     task = Verification(Backbone("test_resnet", image_size=32), Labels(identities=3), dim=24)
     settings = {"task": {"name": "verification", "dim": 24}, "protocol": "finetune", "image_size": 32}
-    card = trained.card(
+    card = trained_task.card(
         task, Labels(identities=3), {**settings, "run": "none", "source": "s"}, Augment(), steps=1, commit=""
     )
-    files.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), card)
-    files.write_backbone(tmp_path / "run" / "backbone.safetensors", task.backbone.model.state_dict(), card)
+    checkpoint.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), card)
+    checkpoint.write_backbone(tmp_path / "run" / "backbone.safetensors", task.backbone.model.state_dict(), card)
     embedder = load_embedder(tmp_path / "run")
     found = embeddings(embedder, str(folder))
     assert found.array.shape == (9, 24)
@@ -104,9 +103,9 @@ def test_a_run_of_verification_embeds_as_it_predicts(
     kept = features(embedder, open_source(str(folder)), augment=embedder.augment)
     np.testing.assert_array_equal(kept.array, found.array)
     for field, value, said in (("labels", {"points": "x"}, "labels.points is 'x'"), ("augment", {"x": 1}, "field x")):
-        files.write_backbone(tmp_path / "model.safetensors", task.state_dict(), card | {field: value})
+        checkpoint.write_backbone(tmp_path / "model.safetensors", task.state_dict(), card | {field: value})
         with pytest.raises(CheckpointError, match=said):
-            trained.load_trained(tmp_path / "model.safetensors")
+            trained_task.load_trained(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("batch_size", [4, 3, 1], ids=["in a batch", "at a batch's start", "alone in its batch"])
@@ -133,28 +132,15 @@ def test_embedding_leaves_a_network_in_training_as_it_was(folder: Path) -> None:
     backbone(torch.zeros(2, 3, 32, 32)).sum().backward()  # nothing cached without gradients
 
 
-def test_parquet_holds_a_row_per_image(folder: Path, backbone: Backbone, tmp_path: Path) -> None:
-    source = open_source(str(folder))
-    count, skipped = write_parquet(tmp_path / "new" / "e.parquet", embedding_batches(backbone, source, batch_size=4))
-    table = pq.read_table(tmp_path / "new" / "e.parquet")
-    found = embeddings(backbone, source)
-    assert (count, len(skipped)) == (9, 1)
-    assert table["path"].to_pylist() == found.keys
-    assert table["label"].to_pylist() == found.labels.tolist()
-    assert table["label_name"].to_pylist() == ["a"] * 4 + ["b"] * 5
-    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), found.array, rtol=1e-5, atol=1e-6)
-    assert table["embedding"].type.list_size == backbone.num_features
-
-
 def test_batches_share_row_groups(folder: Path, backbone: Backbone, tmp_path: Path) -> None:
     """A row group per batch makes a file of a million faces large and slow to read."""
-    write_parquet(tmp_path / "e.parquet", embedding_batches(backbone, open_source(str(folder)), batch_size=2))
+    write_embeddings(tmp_path / "e.parquet", embedding_batches(backbone, open_source(str(folder)), batch_size=2))
     assert pq.ParquetFile(tmp_path / "e.parquet").num_row_groups == 1
 
 
 def test_a_failure_while_writing_keeps_the_old_file(folder: Path, backbone: Backbone, tmp_path: Path) -> None:
     path = tmp_path / "e.parquet"
-    write_parquet(path, embeddings(backbone, str(folder)))
+    write_embeddings(path, embeddings(backbone, str(folder)))
     old = path.read_bytes()
 
     def broken() -> Iterator[Embeddings]:
@@ -162,7 +148,7 @@ def test_a_failure_while_writing_keeps_the_old_file(folder: Path, backbone: Back
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        write_parquet(path, broken())
+        write_embeddings(path, broken())
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["e.parquet"]
 
@@ -171,7 +157,7 @@ def test_a_folder_that_cannot_be_made_is_the_error_that_is_told(tmp_path: Path) 
     (tmp_path / "file").write_text("")
     rows = Embeddings(array=np.zeros((1, 2), np.float32), keys=["a"], index=np.zeros(1, np.int64))
     with pytest.raises(DataError, match=r"cannot write .*e\.parquet: (File exists|Not a directory)"):
-        write_parquet(tmp_path / "file" / "e.parquet", rows)
+        write_embeddings(tmp_path / "file" / "e.parquet", rows)
     with pytest.raises(DataError, match=r"cannot write .*p\.png: (File exists|Not a directory)"):
         write_png(tmp_path / "file" / "p.png", np.zeros((2, 2, 3), np.uint8))
 
@@ -179,8 +165,8 @@ def test_a_folder_that_cannot_be_made_is_the_error_that_is_told(tmp_path: Path) 
 def test_other_endings_and_precisions_are_refused(tmp_path: Path, backbone: Backbone, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"precision 'fp8'.* fp32, bf16, fp16"):
         embed(backbone, str(folder), precision="fp8", max_bad=1)
-    with pytest.raises(ConfigError, match=r"must end in .parquet"):
-        write_parquet(tmp_path / "e.csv", embeddings(backbone, str(folder)))
+    with pytest.raises(ConfigError, match=r"must end in .parquet, .npy, .csv"):
+        write_embeddings(tmp_path / "e.txt", embeddings(backbone, str(folder)))
     with pytest.raises(ConfigError, match=r"must end in .png"):
         write_png(tmp_path / "regions.jpg", np.zeros((2, 2, 3), np.uint8))
 

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from facessl.cli.main import USER_ERROR, main
 from facessl.cli.networks import NOTHING_FOUND
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import ConfigError, DataError
+from facessl.data.crop_geometry import similarity
 from facessl.data.decode import decode_mask
 from facessl.data.detect import detect
-from facessl.data.frame import similarity
 from facessl.data.sources.synthetic import Synthetic
-from facessl.inference import trained as trained_task
+from facessl.inference import trained_task
 from facessl.inference.framing import measure, sentence
 from facessl.inference.predict import NO_FACE, frame_of_face, predict
-from facessl.inference.trained import Trained
+from facessl.inference.trained_task import Trained
 from facessl.models.backbone import Backbone
 from facessl.tasks.alignment import Alignment
 from facessl.tasks.base import Labels
@@ -294,7 +294,7 @@ def run(tmp_path: Path) -> Path:
     settings = {"task": {"name": "expression"}, "protocol": "finetune", "image_size": 32, "run": "none", "source": "s"}
     info = trained_task.card(task, labels, settings, Augment(), steps=1, commit="")  # type: ignore[arg-type]
     (tmp_path / "run").mkdir()
-    files.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), info)
+    checkpoint.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), info)
     return tmp_path / "run"
 
 

@@ -45,7 +45,7 @@ def test_small_pictures_are_enlarged_with_what_is_drawn() -> None:
     picture = pictures.draw(small, faces)
     assert picture.shape[0] == 320
     inside = picture[10 * 8 + 2 : 20 * 8 - 2, 10 * 8 + 2 : 30 * 8 - 2]
-    assert (inside == (np.array(pictures.class_colours(2)[1]) / 2).round()).all()
+    assert (inside == (np.array(pictures.class_colors(2)[1]) / 2).round()).all()
     assert (picture[: 10 * 8 - 1, : 50 * 8] == 0).all()
     assert (picture[:, 50 * 8 + 1] == 255).all()  # the panel with the class's name
 
@@ -56,7 +56,7 @@ def test_several_faces_may_overlap_and_keep_their_own_classes() -> None:
     classes = ["background", "skin", "hair"]
     faces = [{"box": [0, 0, 1, 1], "mask": mask, "classes": classes} for mask in (first, second)]
     picture = pictures.draw(GREY, faces)
-    colours = np.array(pictures.class_colours(3))
+    colours = np.array(pictures.class_colors(3))
     for (y, x), c in (((150, 150), 1), ((150, 350), 2)):
         assert np.abs(picture[y, x] - (64 + colours[c] / 2)).max() <= 1
     assert [words for _, words in pictures._panel_rows(faces)] == ["skin", "hair"]

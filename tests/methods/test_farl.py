@@ -16,6 +16,7 @@ from facessl.data.source import open_source
 from facessl.methods.farl import FaRL, TextTower
 from facessl.models.backbone import Backbone
 from facessl.models.dvae import DVAEEncoder
+from facessl.pretrained.load import load_backbone
 
 SMALL: dict[str, Any] = {"dim": 16, "text_width": 16, "text_depth": 1, "text_heads": 2, "context": 12}
 TEXT = ["a happy face", "a sad face with glasses", "an old face", "a face"]
@@ -135,7 +136,7 @@ def test_tokens_of_the_dvae_are_predicted(tmp_path: Any) -> None:
     assert state["blocks.group_4.block_2.res_path.conv_4.w"].shape == (64, 16, 1, 1)
     torch.save(state, tmp_path / "dvae.pth")
     method = make(dvae=str(tmp_path / "dvae.pth"), vocabulary=32)
-    method.prepare()
+    method.prepare(load_backbone)
     assert not any("tokens" in n or "target" in n for n in method.state_dict())
     x = batch().views[0]
     std, mean = torch.tensor(method.std).view(3, 1, 1), torch.tensor(method.mean).view(3, 1, 1)
@@ -147,7 +148,7 @@ def test_tokens_of_the_dvae_are_predicted(tmp_path: Any) -> None:
     chosen = [-logits[i, t].log_softmax(0)[expected[i, t]] for i in range(4) for t in range(16) if removed[i, t]]
     torch.testing.assert_close(ours, torch.stack(chosen).mean())
     with pytest.raises(CheckpointError, match=r"64 tokens.*output\.conv"):
-        make(dvae=str(tmp_path / "dvae.pth"), vocabulary=64).prepare()
+        make(dvae=str(tmp_path / "dvae.pth"), vocabulary=64).prepare(load_backbone)
 
 
 def test_missing_captions_are_told() -> None:

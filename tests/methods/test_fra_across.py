@@ -11,7 +11,7 @@ from facessl.core.errors import DataError
 from facessl.core.types import Batch
 from facessl.methods.fra import across
 from facessl.models.layers import view_cells
-from facessl.models.layers.sinkhorn import sinkhorn
+from facessl.models.layers.losses import sinkhorn
 from tests.methods.test_fra import START, build, views
 
 N = 3

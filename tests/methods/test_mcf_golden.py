@@ -5,11 +5,12 @@ import re
 import pytest
 import torch
 
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.types import Batch, Progress
 from facessl.methods.mcf import MCF
 from facessl.models.backbone import Backbone
 from facessl.models.layers.masking import encode_visible, random_mask
+from facessl.pretrained.load import load_backbone
 from tests.helpers import PLACES
 from tests.methods.golden import assert_relative, filled, marks, read, view
 
@@ -59,7 +60,7 @@ def teacher(golden, tmp_path_factory):
         "mean": MCF.mean,
         "std": MCF.std,
     }
-    files.write_backbone(path, tensors, card)
+    checkpoint.write_backbone(path, tensors, card)
     return str(path)
 
 
@@ -73,6 +74,7 @@ def run(request, golden, teacher):
     missing, unknown = model.load_state_dict(state, strict=False)
     assert set(missing) == {"backbone.model.pos_embed", "target_backbone.model.pos_embed"}
     assert not unknown
+    model.prepare(load_backbone)
     model.to(*request.param).eval()
     noises = [torch.from_numpy(arrays[f"noise{i}"]).to(request.param[0]) for i in (0, 1)]
     model.noise = lambda batch: noises

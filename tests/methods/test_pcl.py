@@ -122,7 +122,6 @@ def test_image_is_made_of_its_own_pose_and_either_face(batch):
 
 def test_loss_weighs_the_two_contrasts(batch):
     model = build().eval()
-    model.balance.complete.fill_(2)
     model.balance.means.copy_(torch.tensor([[3.0, 1.0], [2.0, 2.0]]))
     step = model.step(batch, Progress(0, 1))
     powers = [math.exp(r / 2.0) for r in (3 / 2, 1 / 2)]
@@ -166,10 +165,10 @@ def test_weights_follow_the_mean_losses_of_the_last_two_epochs_and_survive_a_res
 def test_after_step_notes_the_losses(batch):
     model = build()
     step = model.step(batch, Progress(0, 10))
-    assert not model.balance.mean.any()
+    assert not model.balance.sums.any()
     model.after_step(Progress(0, 10))
     expected = torch.stack([step.logs["face_contrast"], step.logs["pose_contrast"]])
-    torch.testing.assert_close(model.balance.mean, expected)
+    torch.testing.assert_close(model.balance.sums, torch.cat([expected, torch.ones(1)]))
 
 
 def test_further_views_are_further_pose_negatives(batch):

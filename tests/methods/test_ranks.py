@@ -19,8 +19,9 @@ from facessl.methods.pcl import PCL
 from facessl.methods.simclr import SimCLR
 from facessl.methods.swav import SwAV
 from facessl.models.backbone import Backbone
-from facessl.models.layers.sinkhorn import sinkhorn
+from facessl.models.layers.losses import sinkhorn
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
+from facessl.pretrained.load import load_backbone
 
 DECODER = {"decoder_width": 32, "decoder_heads": 2, "decoder_feed_forward": 16, "dropout": 0.0}
 MASKED = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -33,7 +34,7 @@ CASES = {
     "lewel-syncbn": (LEWEL, {"variant": "syncbn"}),
     "pcl": (PCL, {"noise": 0.0, "width": 8, "decoder_width": 16, "decoder_size": 16}),
     "mae": (MAE, MASKED),
-    "mcf": (MCF, {"teacher": "random:resnet10t", "feature_weight": 1.0, **MASKED}),
+    "mcf": (MCF, {"teacher": "timm:resnet10t?pretrained=false", "feature_weight": 1.0, **MASKED}),
     "farl": (FaRL, {"text_width": 16, "text_depth": 1, "text_heads": 2, "context": 8}),
     "simclr": (SimCLR, {}),
     "swav": (SwAV, {"prototypes": 10, "frozen_steps": 0}),
@@ -81,6 +82,8 @@ def prepared(case, dtype, mine):
     backbone = Backbone("test_vit" if masked else "test_resnet", image_size=64)
     sizes = {name: size for name, size in HEADS.items() if hasattr(method_class.Args, name)}
     method = method_class(backbone, **sizes, **values)
+    if hasattr(method, "prepare"):
+        method.prepare(load_backbone)
     with torch.no_grad():
         # At the start the decoder's first norm sees zeros and multiplies rounding by 1 / sqrt(epsilon) = 316.
         for name, parameter in method.named_parameters():

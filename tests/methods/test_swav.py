@@ -9,7 +9,7 @@ from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress
 from facessl.methods.swav import SwAV
 from facessl.models.backbone import Backbone
-from facessl.training.optim import LARS, parameter_groups
+from facessl.training.optimizers import LARS, parameter_groups
 
 START = Progress(0, 100)
 SMALL = {"hidden": 24, "dim": 16, "prototypes": 6, "frozen_steps": 0}

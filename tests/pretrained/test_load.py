@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import facessl
 from facessl.cli import main
-from facessl.core import files
-from facessl.core.errors import CheckpointError
+from facessl.core import checkpoint
+from facessl.core.errors import CheckpointError, ConfigError
 from facessl.methods.fra import FRA
+from facessl.pretrained.load import backbone_card
 from tests.conftest import SHARED
 from tests.helpers import TINY
 
@@ -40,12 +42,6 @@ def test_every_way_to_the_backbone_gives_the_same_embedding(run: Path, tmp_path:
     assert outputs[0].shape == (1, backbones[0].num_features)
     method = facessl.load_method(run)
     assert torch.equal(method.backbone(backbones[0].preprocess(photo)), outputs[0])
-
-
-def test_the_card_says_what_is_needed(run: Path) -> None:
-    card = json.loads((run / "backbone.json").read_text())
-    assert {"timm_name", "image_size", "mean", "std", "method", "source", "steps", "commit"} <= card.keys()
-    assert card["steps"] == 2
 
 
 @pytest.mark.shared
@@ -109,8 +105,8 @@ def test_numpy_inside_a_checkpoint_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_card_that_cannot_be_used_is_told(run: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    tensors, card = files.read_safetensors(run / "backbone.safetensors")
-    files.write_backbone(tmp_path / "b.safetensors", tensors, card | change)
+    tensors, card = checkpoint.read_safetensors(run / "backbone.safetensors")
+    checkpoint.write_backbone(tmp_path / "b.safetensors", tensors, card | change)
     with pytest.raises(CheckpointError, match=rf"b\.safetensors.*{said}"):
         facessl.load_backbone(tmp_path / "b.safetensors")
 
@@ -133,6 +129,73 @@ def test_pretrained_weights_bring_their_normalisation_and_are_downloaded_once(
     assert main(["pretrain", "--resume", "--out", str(tmp_path / "r")]) == 0
     assert downloads == ["vit_tiny_patch16_224"]
     assert (facessl.load_backbone(tmp_path / "r").mean, downloads[1:]) == ((0.5, 0.5, 0.5), [])
+
+
+RANDOM = "timm:resnet10t?pretrained=false"
+
+
+def test_random_weights_of_timm_depend_on_the_seed_alone() -> None:
+    state = torch.get_rng_state()
+    first, second, other = (
+        facessl.load_backbone(f"{RANDOM}{more}").model.conv1[0].weight for more in ("", "", "&seed=1")
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_a_network_of_timm_stands_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faces, out = "synthetic:?n=12&size=64", tmp_path
+    assert main(["embed", RANDOM, faces, "--out", str(out / "e.parquet"), "--workers", "0"]) == 0
+    assert main(["probe", RANDOM, faces, "--k", "3"]) == 0
+    tuned = ["--task", "expression", "--max-steps", "1", "--workers", "0", "--image-size", "64", "--batch-size", "4"]
+    assert main(["finetune", RANDOM, faces, *tuned, "--out", str(out / "run")]) == 0
+    assert main(["convert", RANDOM, "--out", str(out / "b.safetensors")]) == 0
+    assert torch.equal(
+        facessl.load_backbone(out / "b.safetensors").model.bn1.bias, facessl.load_backbone(RANDOM).model.bn1.bias
+    )
+    capsys.readouterr()
+    for words, said in (
+        (["regions", RANDOM, faces], "is a backbone without its method: name a run folder"),
+        (["predict", RANDOM, "x.jpg"], "holds no trained task"),
+        (["embed", "timm:resnet10tt", faces], "did you mean 'resnet10t'"),
+        (["embed", "timm:resnet10t?pretrain=no", faces], "write timm:NAME, or timm:NAME"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.fault("B3", "pre-trained weights without a network were 86 lines of traceback, after a minute")
+def test_weights_of_timm_come_with_their_normalisation_or_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def offline(name: str, *, pretrained: bool = False, **options: Any) -> Any:
+        if pretrained:
+            raise OSError("no route")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", lambda name, *, pretrained=False, **options: create(name, **options))
+    backbone = facessl.load_backbone("timm:vit_tiny_patch16_384.augreg_in21k_ft_in1k")
+    assert (backbone.mean, backbone.std, backbone.image_size) == ((0.5,) * 3, (0.5,) * 3, 384)
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ConfigError, match=r"downloaded \(no route\): .*timm:resnet18\?pretrained=false"):
+        facessl.load_backbone("timm:resnet18")
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("resnet10t", "avg"), ("test_vit", "token"), ("test_convnext", "avg")])
+@pytest.mark.fault("C8", "the card did not say how to resize and pool, so that a user of timm alone had to guess")
+def test_the_card_is_enough_for_timm_alone(name: str, pooling: str) -> None:
+    backbone = facessl.load_backbone(f"timm:{name}?pretrained=false")
+    card = backbone_card(backbone, method={}, source="", steps=None, commit="")
+    assert card["pooling"] == pooling
+    size = card["image_size"]
+    settings = {key: card[key] for key in ("interpolation", "crop_pct", "crop_mode", "mean", "std")}
+    transform = timm.data.create_transform((3, size, size), **settings)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8))
+    ours, theirs = backbone.preprocess(photo)[0], transform(photo)
+    assert (ours - theirs).abs().max() < 1.1 / 255 / min(card["std"])
 
 
 def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:

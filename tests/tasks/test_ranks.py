@@ -41,7 +41,7 @@ def in_double() -> None:
 
     Photometric.__call__ = double  # type: ignore[method-assign]
     score.normalize = lambda *values: normalize(*values).double()
-    module.PRECISION["fp32"] = "64-true"
+    module.PRECISIONS["fp32"] = ("64-true", None)
 
 
 def with_hidden_points() -> None:

@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 from facessl.cli import main
 from facessl.config import parse
 from facessl.config.commands import FINETUNE
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.core.types import Progress
-from facessl.data.labels import fewer_labels
+from facessl.data.label_fractions import fewer_labels
 from facessl.data.loader import TrainLoader
 from facessl.data.order import Order
 from facessl.data.sources.synthetic import Synthetic
 from facessl.data.splits import parts
 from facessl.evaluation import score
-from facessl.inference import trained as trained_task
+from facessl.inference import trained_task
 from facessl.metrics.segmentation import ConfusionMatrix, parsing_scores
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
@@ -34,8 +34,8 @@ from facessl.tasks.base import Labels, headline
 from facessl.tasks.expression import Expression
 from facessl.training import finetune as module
 from facessl.training import run as runs
-from facessl.training.plan import cheaper_hint, derive, settle, size_reason
-from facessl.training.tuned import Tuned
+from facessl.training.derived import cheaper_hint, derive, settle, size_reason
+from facessl.training.finetuned_model import FinetunedModel
 from facessl.views.augment import Augment
 from facessl.views.supervised import Supervised
 from tests.finetune_runs import SOURCE, rows
@@ -205,11 +205,27 @@ def test_a_cpu_is_told_of_cheaper_settings_for_small_views() -> None:
 # ---- which weights ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("better", "best"), [("higher", 10), ("lower", 5)])
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("better", "scores", "best"),  # scores: before training, after epochs 1 to 3; a NaN is never the best
+    [
+        ("higher", [9.0, 0.2, 0.6, 0.4], 10),
+        ("lower", [-9.0, 0.2, 0.6, 0.4], 5),
+        ("higher", [NAN, NAN, 0.3, 0.2], 10),
+        ("higher", [NAN, NAN, NAN, NAN], 15),
+    ],
+)
 def test_the_best_measurement_after_the_first_step_is_kept(
-    better: str, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    better: str,
+    scores: list[float],
+    best: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    values = iter([9.0 if better == "higher" else -9.0, 0.2, 0.6, 0.4, 0.5])  # before training, epochs 1 to 3, test
+    values = iter([*scores, 0.5])
     seen: list[dict[str, torch.Tensor]] = []
 
     def rigged(task: Any, *_: Any) -> dict[str, Any]:
@@ -220,30 +236,15 @@ def test_the_best_measurement_after_the_first_step_is_kept(
     monkeypatch.setattr(module, "_score", rigged)
     found = finetune(tmp_path / "run", ema=0.5)
     assert found["selected"]["step"] == best
-    assert found["selected"]["value"] == {10: 0.6, 5: 0.2}[best]
+    assert found["selected"].get("value", NAN) == pytest.approx(scores[best // 5], nan_ok=True)
+    assert found["selected"]["by"] == ("last" if best == 15 else "val")
+    not_a_number = "step 5: rigged of the val part is not a number" in capsys.readouterr().err
+    assert not_a_number == (scores[1] is NAN)
     kept = load_file(tmp_path / "run" / "model.safetensors")
     assert_same(kept, seen[best // 5])
     assert_same(seen[-1], kept)  # what was tested is what is kept
     card = json.loads((tmp_path / "run" / "model.json").read_text())
     assert card["steps"] == best
-
-
-def test_a_score_that_is_not_a_number_is_never_the_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    nan = float("nan")
-    for name, scores, wanted in (("some", [nan, nan, 0.3, 0.2, 0.1], 10), ("none", [nan] * 4 + [0.1], 15)):
-        values = iter(scores)
-
-        def rigged(*_: Any, values: Any = values) -> dict[str, Any]:
-            value = next(values)
-            return {"headline": {"name": "rigged", "value": value, "interval": [value, value], "better": "higher"}}
-
-        monkeypatch.setattr(module, "_score", rigged)
-        found = finetune(tmp_path / name)
-        assert found["selected"]["step"] == wanted
-        assert "step 5: rigged of the val part is not a number" in capsys.readouterr().err
-    assert found["selected"]["by"] == "last"
 
 
 def test_kept_task_and_backbone_can_be_used(tmp_path: Path) -> None:
@@ -264,7 +265,7 @@ def test_kept_task_and_backbone_can_be_used(tmp_path: Path) -> None:
 def test_what_is_no_trained_task_is_said_in_one_sentence(tmp_path: Path) -> None:
     exported = tmp_path / "backbone.safetensors"
     net = Backbone("test_resnet", image_size=32)
-    files.write_backbone(exported, net.model.state_dict(), {"format": "facessl-backbone-1"})
+    checkpoint.write_backbone(exported, net.model.state_dict(), {"format": "facessl-backbone-1"})
     (tmp_path / "text.safetensors").write_text("no tensors")
     (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
     for path, says in (
@@ -292,7 +293,7 @@ def test_a_frozen_backbone_does_not_change_by_a_bit(tmp_path: Path) -> None:
 def test_average_of_the_weights_against_a_loop(ramp: bool) -> None:
     torch.manual_seed(0)
     labels = Labels.of(Synthetic(n=4, size=32), Expression.needs)
-    model = Tuned(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6, ramp=ramp)
+    model = FinetunedModel(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6, ramp=ramp)
     twin = {n: p.detach().clone() for n, p in model.task.state_dict().items() if p.is_floating_point()}
     assert any("running_var" in name for name in twin)
     for step in range(6):

@@ -26,7 +26,7 @@ import os, time
 real = os.fsync
 def fsync(handle):
     name = os.readlink(f"/proc/self/fd/{handle}")
-    if ".ckpt." in name:
+    if "/checkpoints/.facessl-" in name:
         open(os.environ["MARK"], "a").close()
         time.sleep(30)
     real(handle)

@@ -13,10 +13,9 @@ import torch
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.frame import Frame, resize
+from facessl.data.crop_geometry import Frame, resize
 from facessl.data.layouts import layout
 from facessl.data.loader import EvalLoader, TrainLoader
-from facessl.data.sources.synthetic import Synthetic
 from facessl.views import augment as presets
 from facessl.views import degrade
 from facessl.views.augment import Augment
@@ -24,6 +23,7 @@ from facessl.views.geometric import BOX_DRAWS
 from facessl.views.spec import Column
 from facessl.views.supervised import Supervised
 from tests.helpers import views_of
+from tests.tasks import faces as tasks_faces
 
 SIZE = 64
 #: The mask classes of `Synthetic`, which are LaPa's: brows 2, 3 and eyes 4, 5 have sides.
@@ -33,16 +33,11 @@ STRONG = Augment(shift=0.1, rotation=30, scale=0.3, flip=0.5)
 PRESETS = {name: value for name, value in vars(presets).items() if isinstance(value, Augment)}
 
 
-class Faces(Synthetic):
-    """Synthetic faces with the fields that crops need and points that are not annotated."""
+class Faces(tasks_faces.Faces):
+    """Faces with points that are not annotated."""
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
-        points = sample.landmarks
-        assert points is not None
-        eyes = points[36:42].mean(0), points[42:48].mean(0)
-        sample.five_points = np.stack([*eyes, points[30], points[48], points[54]]).astype(np.float32)
-        sample.box = np.concatenate([points.min(0), points.max(0)]).astype(np.float32)
         sample.visible = (np.arange(68) % 3 > 0).astype(np.uint8)
         return sample
 

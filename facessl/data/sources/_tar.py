@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from facessl.core.errors import DataError
+from facessl.core.files import open_regular
 from facessl.data.decode import EXTENSIONS
 from facessl.data.index import Table, cache_file, load, texts
 
@@ -45,11 +47,8 @@ def members(path: Path) -> Iterator[Member]:
     Raises:
         DataError: not a tar, compressed, truncated or damaged; the message names the file.
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield from _members(descriptor, os.fstat(descriptor).st_size, path)
-    finally:
-        os.close(descriptor)
+    with open_regular(path, most=sys.maxsize, buffering=0) as file:
+        yield from _members(file.fileno(), os.fstat(file.fileno()).st_size, path)
 
 
 def _members(descriptor: int, end: int, path: Path) -> Iterator[Member]:

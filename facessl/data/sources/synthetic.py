@@ -143,6 +143,9 @@ class Synthetic(Source):
             self._kept[index] = replace(sample)
         return sample
 
+    def image(self, index: int) -> bytes | np.ndarray:
+        return self[index].image
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
 

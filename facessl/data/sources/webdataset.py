@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import itertools
-import json
 import os
 import random
 import re
@@ -60,7 +60,9 @@ class WebDataset(Source):
         """
         remote = _is_remote(str(path))
         if remote and streaming is False:
-            raise ConfigError(f"{path} is a stream and cannot be read by position: leave streaming=false away")
+            raise ConfigError(
+                f"{redacted(str(path))} is a stream and cannot be read by position: leave streaming=false away"
+            )
         if shuffle < 0:
             raise ConfigError(f"the shuffle buffer has {shuffle} samples, but it must have 0 or more")
         self._paths, self._shuffle = _expand(str(path), remote), shuffle
@@ -70,7 +72,7 @@ class WebDataset(Source):
         self.streaming, self.shards = True, len(self._paths)
         first = next(self.stream(seed=None, epoch=0, rank=0, world_size=1), None)
         if first is None:
-            raise DataError(f"no image in {path} (looked for members ending in {', '.join(EXTENSIONS)})")
+            raise DataError(f"no image in {redacted(str(path))} (looked for members ending in {', '.join(EXTENSIONS)})")
         self.provides = frozenset(f for f in FIELDS if getattr(first, f) is not None)
         if not remote:
             vars(self).update(records.read_traits(Path(self._paths[0]).parent, None))
@@ -130,6 +132,10 @@ class WebDataset(Source):
 
     inner_name = name
 
+    def image(self, index: int) -> bytes:
+        self.key(index)
+        return self._read("image", index)
+
     def size(self, index: int) -> int:
         return int(self._table["image"][index, 1])
 
@@ -140,7 +146,8 @@ class WebDataset(Source):
                 return _label(self._read("cls", index), self.name(index)) if given else _UNKNOWN
             sample = Sample(b"", key=self.name(index))
             records.restore(sample, records.parsed(self._read("json", index)) or {})
-            return int(getattr(sample, field))
+            number = getattr(sample, field)
+            return _UNKNOWN if number is None else number
 
         return np.array([value(i) for i in range(len(self))], np.int64)
 
@@ -175,17 +182,23 @@ class WebDataset(Source):
         ]
         if buffer:
             stages.append(wds.shuffle(buffer, rng=random.Random(mixing)))
+        told = functools.cache(self._told)
         try:
             for raw in wds.DataPipeline(*stages):
-                shard = raw["__url__"] if raw["__url__"].startswith("pipe:") else os.path.basename(raw["__url__"])
                 if not records.parsed(raw.get("json", b"")):
                     raw.pop("mask.png", None)  # other people's masks may mean anything
-                yield _sample(raw, f"{shard}/{raw['__key__']}")
+                yield _sample(raw, f"{os.path.basename(told(raw['__url__']))}/{raw['__key__']}")
         except DataError:
             raise
         except Exception as error:  # tarfile, OSError, subprocess: whatever a stream can break with
             shard = next((a for a in error.args if isinstance(a, str) and a in self._paths), self._paths[0])
-            raise DataError(f"cannot read the shard {shard}: {_why(error)}") from None
+            raise DataError(f"cannot read the shard {told(shard)}: {_why(error).replace(shard, 'it')}") from None
+
+    def _told(self, shard: str) -> str:
+        """What a shard of a stream is called in keys and errors: a command by its place, a URL without credentials."""
+        if shard.startswith("pipe:"):
+            return f"pipe:... ({self._paths.index(shard) + 1} of {len(self._paths)})"
+        return redacted(shard)
 
     def _numbers(self) -> np.ndarray:
         """(N,) int64 positions that packed images had in their source, which are their names."""
@@ -234,22 +247,25 @@ def _expand(path: str, remote: bool) -> list[str]:
         return [os.path.abspath(full)]
     if not remote and os.path.isdir(full):
         full = os.path.join(glob.escape(full), "*.tar")
+    told = redacted(path)
     if (count := _braced(full)) > _MAX_SHARDS:
-        raise DataError(f"{path} names {count:,} shards, more than {_MAX_SHARDS:,}: name those that there are")
+        raise DataError(f"{told} names {count:,} shards, more than {_MAX_SHARDS:,}: name those that there are")
     try:
         names = wds.shardlists.expand_urls(full)
     except (ValueError, AssertionError):  # the library's: unbalanced braces, ${NAME} without a value
-        raise DataError(f"cannot expand {path}: write several shards for example as shard-{{000..012}}.tar") from None
+        raise DataError(f"cannot expand {told}: write several shards for example as shard-{{000..012}}.tar") from None
     if not path.startswith("pipe:") and any(name.strip().lower().startswith("pipe:") for name in names):
-        raise DataError(f"{path} expands to a command: begin it with pipe: if one is to be run")
+        raise DataError(f"{told} expands to a command: begin it with pipe: if one is to be run")
     if remote:
         return names
     shards: list[str] = []
     for name in names:
-        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name] if os.path.isfile(name) else []
+        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name] if os.path.exists(name) else []
         if not found:
             raise DataError(f"no such shard: {name}")
         shards += found
+    if odd := next((shard for shard in shards if not os.path.isfile(shard)), None):
+        raise DataError(f"the shard {odd} is not a regular file: name tar files alone")
     # Absolute: the library takes a file called "pipe:..." for a command to run.
     return [os.path.abspath(shard) for shard in shards]
 
@@ -300,7 +316,7 @@ def _grouped_members(shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any
                         yield from _raw_samples(parts, url)
                         current, parts = base, {}
                     if ending:
-                        check_size(url, info.name, info.size, ending)
+                        check_size(redacted(url), info.name, info.size, ending)
                         member = archive.extractfile(info)
                         parts[name] = member.read() if member else b""
         except DataError:
@@ -333,12 +349,11 @@ def _sample(parts: Mapping[str, bytes], key: str) -> Sample:
 
 
 def _caption(data: bytes) -> str | None:
-    """The caption in a `.json` member, "" where it is empty; None where there is no such key."""
-    try:
-        value = json.loads(data)
-    except ValueError:
+    """The caption in a `.json` member, "" where it is empty or no text; None where there is no such key."""
+    value = records.object_in(data)
+    if "caption" not in value:
         return None
-    return str(value["caption"] or "").strip() if isinstance(value, dict) and "caption" in value else None
+    return value["caption"].strip() if isinstance(value["caption"], str) else ""
 
 
 def _label(data: bytes, key: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from facessl.data.splits import together
 from facessl.evaluation.protocols import _solvers as solvers
 from facessl.evaluation.protocols._linear_tasks import LinearTask, Loaded
 
-#: Penalties that are tried, by solver: half decades. Of adamw and sgd it is the weight decay.
+#: Penalties that are tried, by solver, the largest first: half decades. Of adamw and sgd it is the weight decay.
 LAMBDAS: dict[str, tuple[float, ...]] = {
     "lbfgs": tuple(10.0 ** (e / 2) for e in range(2, -11, -1)),
     "ridge": tuple(10.0 ** (e / 2) for e in range(8, -7, -1)),
@@ -24,90 +24,85 @@ LAMBDAS: dict[str, tuple[float, ...]] = {
 #: Below so many features in all, everything is computed in float64.
 _SMALL = 4_000_000
 
-Fit = Callable[[Loaded, tuple[float, ...]], solvers.Path]
+Fit = Callable[[Loaded, Sequence[float]], solvers.Path]
 
 
-@dataclass(frozen=True)
-class Solve:
-    """Fits a path of penalties to a part; as `linear` takes the fields."""
+def fit_by(loss: solvers.Loss, solver: str, balanced: bool, device: torch.device, **descent: Any) -> Fit:
+    """What fits a path of penalties to a part; arguments as in `linear`, `descent` are lr, epochs and seed."""
 
-    loss: solvers.Loss
-    solver: str
-    balanced: bool
-    epochs: int | None
-    lr: float | None
-    seed: int
-    device: torch.device
-
-    def __call__(self, part: Loaded, lambdas: tuple[float, ...]) -> solvers.Path:
+    def fit(part: Loaded, lambdas: Sequence[float]) -> solvers.Path:
         x, y = part.found.array, part.target
         # MPS has no float64, which the decompositions need.
-        options: dict[str, Any] = {"device": self.device if self.device.type == "cuda" else "cpu"}
-        if self.balanced:
+        options: dict[str, Any] = {"device": device if device.type == "cuda" else "cpu"}
+        if balanced:
             counts = np.bincount(y)
             options["weights"] = len(y) / (np.count_nonzero(counts) * counts[y])
-        if self.solver in solvers.RECIPES:
-            recipe = solvers.RECIPES[self.solver]
-            recipe = replace(recipe, epochs=self.epochs or recipe.epochs, lr=self.lr or recipe.lr)
-            options |= {"loss": self.loss, "seed": self.seed, "solver": self.solver, "recipe": recipe}
-            return solvers.descent(x, y, lambdas, **options)
+        if solver in solvers.RECIPES:
+            return solvers.descent(x, y, lambdas, loss=loss, solver=solver, **descent, **options)
         options["dtype"] = torch.float64 if x.size < _SMALL else torch.float32
-        if self.solver == "lbfgs":
-            return solvers.logistic(x, y, lambdas, loss=self.loss, **options)
-        if self.loss != "squares":  # -1 and 1
-            y = 2.0 * (np.eye(int(y.max()) + 1)[y] if self.loss == "classes" else y) - 1
+        if solver == "lbfgs":
+            return solvers.logistic(x, y, lambdas, loss=loss, **options)
+        if loss != "squares":  # -1 and 1
+            y = 2.0 * (np.eye(int(y.max()) + 1)[y] if loss == "classes" else y) - 1
         return solvers.ridge(x, y, lambdas, **options)
+
+    return fit
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Penalty number `at`, the scores of all, the images that gave them, and the solutions where they are known."""
+class Chosen:
+    """The map with the best penalty, of equally good ones the largest.
 
+    Attributes:
+        outputs: (n, D) features -> (n, M).
+        at: position of the penalty.
+        scores: of all penalties; None where nothing had to be chosen.
+        images: that gave the scores, in words.
+    """
+
+    outputs: Callable[[np.ndarray], np.ndarray]
     at: int
-    scores: tuple[float | None, ...]
+    scores: list[float | None]
     images: str
-    solved: solvers.Path | None = None
 
 
 def choose(
-    made: LinearTask, fit: Fit, order: tuple[float, ...], learnt: Loaded, held: Loaded | None, folds: int, seed: int
-) -> Choice:
-    """The best penalty, of equally good ones the largest."""
+    made: LinearTask,
+    fit: Fit,
+    order: tuple[float, ...],
+    learnt: Loaded,
+    held: Loaded | None,
+    *,
+    refit: bool,
+    folds: int,
+    seed: int,
+) -> Chosen:
+    """Choose a penalty of `order` on the part `held`, or by cross-validation, and fit it; arguments as in `linear`."""
+    at, scores, solved = 0, None, None
+    images = "nothing to choose"
     if held is not None:
         solved = fit(learnt, order)
-        scores = _mean(made.scores(held, solved.outputs(held.found.array)))
-        return Choice(int(scores.argmax()), tuple(scores.tolist()), f"{len(held.found)} validation images", solved)
-    if len(order) == 1:
-        return Choice(0, (None,), "nothing to choose")
-    fold = _folds(made, learnt, folds, seed)
-    each = np.empty((len(order), len(fold)))
-    for part in np.unique(fold):
-        outside = learnt.rows(np.flatnonzero(fold == part))
-        solved = fit(learnt.rows(np.flatnonzero(fold != part)), order)
-        each[:, fold == part] = made.scores(outside, solved.outputs(outside.found.array))
-    scores = _mean(each)
-    images = f"{fold.max() + 1}-fold cross-validation on training images"
-    return Choice(int(scores.argmax()), tuple(scores.tolist()), images)
-
-
-def final(
-    fit: Fit, order: tuple[float, ...], choice: Choice, learnt: Loaded, held: Loaded | None, refit: bool
-) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """The map with the chosen penalty, (n, D) features -> (n, M), and the images that chose it, in words."""
-    images, solved, at = choice.images, choice.solved, choice.at
-    if refit and held is not None:
+        scores = made.scores(held, solved.outputs(held.found.array))
+        images = f"{len(held.found)} validation images"
+    elif len(order) > 1:
+        fold = _folds(made, learnt, folds, seed)
+        scores = np.empty((len(order), len(fold)))
+        for part in np.unique(fold):
+            outside = learnt.rows(np.flatnonzero(fold == part))
+            path = fit(learnt.rows(np.flatnonzero(fold != part)), order)
+            scores[:, fold == part] = made.scores(outside, path.outputs(outside.found.array))
+        images = f"{fold.max() + 1}-fold cross-validation on training images"
+    means: list[float | None] = [None]
+    if scores is not None:
+        mean = np.nanmean(scores, axis=1).round(12)  # equally good penalties are equal
+        at, means = int(mean.argmax()), mean.tolist()
+    if held is not None and refit:
         images += ", then fitted again on all of them and the training images"
         array = np.concatenate([learnt.found.array, held.found.array])
         target = np.concatenate([learnt.target, held.target])
         learnt, solved = replace(learnt, found=replace(learnt.found, array=array), target=target), None
-    if solved is None:
-        solved, at = fit(learnt, (order[choice.at],)), 0
-    return lambda x: solved.outputs(x)[at], images
-
-
-def _mean(scores: np.ndarray) -> np.ndarray:
-    """(L, N) -> (L,), rounded, so that equally good penalties are equal."""
-    return np.nanmean(scores, axis=1).round(12)
+    path, place = (fit(learnt, (order[at],)), 0) if solved is None else (solved, at)
+    return Chosen(lambda x: path.outputs(x)[place], at, means, images)
 
 
 def _folds(made: LinearTask, learnt: Loaded, folds: int, seed: int) -> np.ndarray:

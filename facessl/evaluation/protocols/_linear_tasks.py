@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from facessl.core.errors import ConfigError
-from facessl.data.labels import same_classes
+from facessl.data.label_fractions import same_classes
 from facessl.data.source import Source
 from facessl.evaluation.features import Features
 from facessl.evaluation.protocols._solvers import Loss
 from facessl.tasks.alignment import AlignmentArgs, AlignmentMeter
 from facessl.tasks.attributes import AttributesMeter
-from facessl.tasks.base import Labels, Meter
+from facessl.tasks.base import Labels
 from facessl.tasks.expression import ExpressionMeter
 from facessl.views.augment import Augment
-
-
-class PerImage(Meter, Protocol):
-    """A meter whose headline is a mean over images."""
-
-    def per_image(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -36,14 +30,14 @@ class Kind:
         needs: the field of `Sample` that is predicted.
         loss: of the map.
         chosen_by: the score that penalties are chosen by, `-` before one of which less is better.
-        meter: the task's own.
+        meter: the task's own, with a headline that is a mean over images.
         predictions: (N, M) float64 outputs and the side of the views in pixels -> what `Task.predict` gives.
     """
 
     needs: str
     loss: Loss
     chosen_by: str
-    meter: Callable[[Source, Labels, Augment], PerImage]
+    meter: Callable[[Source, Labels, Augment], Any]
     predictions: Callable[[Tensor, int], dict[str, Tensor]]
 
 
@@ -139,18 +133,18 @@ class LinearTask:
 
     def scores(self, part: Loaded, outputs: list[np.ndarray]) -> np.ndarray:
         """(L, N) scores of every image by the outputs (N, M) of L maps; larger is better, NaN where there is none."""
-        found = self._measured(part, outputs).per_image().reshape(len(outputs), -1)
+        found: np.ndarray = self._measured(part, outputs).per_image().reshape(len(outputs), -1)
         return -found if self.kind.chosen_by.startswith("-") else found
 
     def result(self, part: Loaded, outputs: np.ndarray) -> dict[str, Any]:
         """The meter's scores of the test images; for landmarks also `mean_shape_nme`, of training's mean landmarks."""
-        found = self._measured(part, [outputs]).result()
+        found: dict[str, Any] = self._measured(part, [outputs]).result()
         if self._mean is not None:
             always = np.tile(self._mean.reshape(1, -1), (len(outputs), 1))
             found["mean_shape_nme"] = -float(np.nanmean(self.scores(part, [always])))
         return found
 
-    def _measured(self, part: Loaded, outputs: list[np.ndarray]) -> PerImage:
+    def _measured(self, part: Loaded, outputs: list[np.ndarray]) -> Any:
         """A meter of the images of a part, once for each of the outputs."""
         meter, batch = self.kind.meter(part.source, self.labels, self.augment), part.found.batch(self.size)
         for one in outputs:

@@ -111,14 +111,12 @@ class Path:
     """Solutions for several penalties.
 
     Attributes:
-        lambdas: L penalties, the largest first.
         basis: what the features are turned with; None: they are taken as they are.
-        maps: L pairs of W (R, M) and b (M,).
+        maps: W (R, M) and b (M,) for every penalty.
     """
 
-    lambdas: tuple[float, ...]
     basis: Basis | None
-    maps: tuple[tuple[Tensor, Tensor], ...]
+    maps: list[tuple[Tensor, Tensor]]
 
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """Outputs (n, M) float32 for every penalty."""
@@ -146,9 +144,7 @@ def ridge(
     y = torch.from_numpy(np.asarray(target, np.float64)).to(basis.device)
     bias = basis.weights @ y  # (M,)
     moment = basis.turn(train).T @ ((y - bias) * basis.weights[:, None]).to(dtype)  # (R, M)
-    order = tuple(sorted(lambdas, reverse=True))
-    maps = tuple((moment / (basis.spectrum + value)[:, None], bias.to(dtype)) for value in order)
-    return Path(order, basis, maps)
+    return Path(basis, [(moment / (basis.spectrum + value)[:, None], bias.to(dtype)) for value in lambdas])
 
 
 def logistic(
@@ -163,7 +159,7 @@ def logistic(
     tolerance: float = 1e-4,
     max_iterations: int = 200,
 ) -> Path:
-    """Logistic regression by L-BFGS, each penalty started from the solution of the next larger one.
+    """Logistic regression by L-BFGS, each penalty started from the solution of the one before.
 
     The variables are W in the eigenbasis of the features, divided by the root of an upper bound of their curvature
     (Boehning, "Multinomial logistic regression algorithm", 1992). On 5,000 x 2,048 features, ten penalties and one
@@ -173,7 +169,7 @@ def logistic(
     Args:
         train: (N, D) features; they are standardised.
         target: (N,) class indices (`classes`, softmax), or (N, A) zeros and ones (`attributes`, A sigmoids).
-        lambdas: penalties, above 0.
+        lambdas: penalties above 0, the largest first.
         weights: (N,) of the images.
         dtype, device: of the computation; decompositions are in float64.
         tolerance: largest gradient in those variables at which a solution counts as found.
@@ -186,9 +182,8 @@ def logistic(
     # (M, R): the gradient is then G^T z, which reads z row by row, ten times as fast on a CPU as z^T G.
     weight = torch.zeros(outputs, z.shape[1], dtype=dtype, device=basis.device)
     bias = torch.zeros(outputs, dtype=dtype, device=basis.device)
-    order = tuple(sorted(lambdas, reverse=True))
     maps = []
-    for value in order:
+    for value in lambdas:
         unit = 1 / (_CURVATURE[loss] * basis.spectrum + value).sqrt()  # (R,)
         scaled, bias = (weight / unit).requires_grad_(), bias.clone().requires_grad_()
         optimiser = torch.optim.LBFGS(
@@ -211,7 +206,7 @@ def logistic(
             optimiser.step(closure)
         weight, bias = unit * scaled.detach(), bias.detach()
         maps.append((weight.T, bias))
-    return Path(order, basis, tuple(maps))
+    return Path(basis, maps)
 
 
 def _target(loss: str, target: np.ndarray, device: Any) -> tuple[Tensor, int]:
@@ -226,41 +221,20 @@ def _losses(loss: str, logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").sum(1)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a linear layer is trained by gradient steps.
-
-    Attributes:
-        lr: peak learning rate.
-        epochs: passes over the images.
-        warmup: epochs of linear warm-up.
-        milestones: epochs at which the learning rate is divided by ten; empty: cosine to `final_lr`.
-        final_lr: at the end of the cosine.
-        batch_size: images per step.
-    """
-
-    lr: float
-    epochs: int
-    warmup: int = 0
-    milestones: tuple[int, ...] = ()
-    final_lr: float = 0.0
-    batch_size: int = 256
-
-    def rate(self, epoch: float) -> float:
-        """Learning rate at a point of the run, in epochs."""
-        if epoch < self.warmup:
-            return self.lr * epoch / self.warmup
-        if self.milestones:
-            return self.lr * 0.1 ** sum(epoch >= m for m in self.milestones)
-        done = (epoch - self.warmup) / max(1e-9, self.epochs - self.warmup)
-        return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+#: Peak learning rate, epochs. adamw: FRA's linear probing (released main_fer.py). sgd: LEWEL's linear evaluation; its
+#: momentum is 0.9 here.
+RECIPES = {"adamw": (2e-4, 100), "sgd": (0.4, 50)}
+_BATCH = 256
 
 
-#: adamw: FRA's linear probing (released main_fer.py). sgd: LEWEL's linear evaluation; its momentum is 0.9 here.
-RECIPES = {
-    "adamw": Recipe(lr=2e-4, epochs=100, warmup=5, final_lr=1e-6),
-    "sgd": Recipe(lr=0.4, epochs=50, milestones=(30, 40)),
-}
+def rate(solver: str, peak: float, epochs: int, epoch: float) -> float:
+    """Learning rate at a point of the run: adamw 5 epochs of warm-up, then cosine to 1e-6; sgd steps at 30 and 40."""
+    if solver == "sgd":
+        return peak * 0.1 ** ((epoch >= 30) + (epoch >= 40))
+    if epoch < 5:
+        return peak * epoch / 5
+    done = min(1.0, (epoch - 5) / max(1e-9, epochs - 5))
+    return 1e-6 + (peak - 1e-6) * (1 + math.cos(math.pi * done)) / 2
 
 
 def descent(
@@ -269,7 +243,8 @@ def descent(
     decays: Sequence[float],
     *,
     solver: str,
-    recipe: Recipe,
+    lr: float | None = None,
+    epochs: int | None = None,
     loss: Loss = "classes",
     weights: np.ndarray | None = None,
     device: torch.device | str = "cpu",
@@ -281,32 +256,32 @@ def descent(
         train, target, loss, weights: as in `logistic`.
         decays: weight decays of the optimiser, in place of penalties; each is a run of its own.
         solver: adamw or sgd.
-        recipe: e.g. that of `RECIPES`.
+        lr, epochs: peak learning rate and passes over the images; None: those of `RECIPES`.
         seed: of W and of the order.
     """
+    lr, epochs = lr or RECIPES[solver][0], epochs or RECIPES[solver][1]
     x = torch.tensor(np.asarray(train, np.float32)).to(device)
     share = torch.ones(len(x)) if weights is None else torch.from_numpy(weights / weights.mean()).float()
     share, (y, outputs) = share.to(device), _target(loss, target, device)
-    size = min(recipe.batch_size, len(x))
+    size = min(_BATCH, len(x))
     steps = len(x) // size
-    order = tuple(sorted(decays, reverse=True))
     maps = []
-    for decay in order:
+    for decay in decays:
         rng = torch.Generator().manual_seed(seed)
         weight = (0.01 * torch.randn(x.shape[1], outputs, generator=rng)).to(device).requires_grad_()
         bias = torch.zeros(outputs, device=device, requires_grad=True)
         optimiser: torch.optim.Optimizer = torch.optim.AdamW([weight, bias], weight_decay=decay)
         if solver == "sgd":
             optimiser = torch.optim.SGD([weight, bias], weight_decay=decay, momentum=0.9)
-        for step in range(recipe.epochs * steps):
+        for step in range(epochs * steps):
             if step % steps == 0:
                 shuffled = torch.randperm(len(x), generator=rng).to(device)
             part = shuffled[step % steps * size : (step % steps + 1) * size]
-            optimiser.param_groups[0]["lr"] = recipe.rate(step / steps)
+            optimiser.param_groups[0]["lr"] = rate(solver, lr, epochs, step / steps)
             with torch.enable_grad():
                 value = share[part] @ _losses(loss, x[part] @ weight + bias, y[part]) / size
             optimiser.zero_grad()
             value.backward()
             optimiser.step()
         maps.append((weight.detach(), bias.detach()))
-    return Path(order, None, tuple(maps))
+    return Path(None, maps)

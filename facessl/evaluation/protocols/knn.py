@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,40 +10,15 @@ from torch import Tensor
 
 from facessl.core.errors import ConfigError
 from facessl.core.types import Batch
-from facessl.data.labels import same_classes, usable
+from facessl.data.label_fractions import same_classes, usable
 from facessl.data.source import Source
 from facessl.inference.embed import embeddings
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 from facessl.tasks.expression import ExpressionMeter
 
 #: Similarities held at once: 64 M float32 are 256 MB, whatever the number of images.
 _CHUNK = 2**26
-
-
-@dataclass(frozen=True)
-class KNNResult:
-    """What the protocol measured.
-
-    Attributes:
-        scores: of the test images, as the meter of the expression task has them.
-        n_train, n_test: images.
-        k, temperature: neighbours and the temperature of their weights.
-        leave_one_out: True where each image was classified by all others of one source.
-        skipped: images that could not be read.
-    """
-
-    scores: dict[str, Any]
-    n_train: int
-    n_test: int
-    k: int
-    temperature: float
-    leave_one_out: bool
-    skipped: int
-
-    def summary(self) -> dict[str, Any]:
-        """The headline numbers, ready for JSON."""
-        return {"protocol": "knn", **self.scores, **{k: v for k, v in vars(self).items() if k != "scores"}}
 
 
 def knn(
@@ -58,7 +32,7 @@ def knn(
     workers: int = 0,
     precision: str = "fp32",
     max_bad: float = 0.05,
-) -> KNNResult:
+) -> dict[str, Any]:
     """Classify the test images by the labels of their nearest training images.
 
     Args:
@@ -71,6 +45,10 @@ def knn(
         workers: loader processes; 0: none.
         precision: of the forward pass, fp32, bf16 or fp16.
         max_bad: fraction of unreadable images above which it stops.
+
+    Returns:
+        Scores of the test images as the meter of the expression task has them, ready for JSON; n_train, n_test and
+        skipped (images), k, temperature and leave_one_out.
 
     Raises:
         ConfigError: no labels, k above the number of training images, or a test class that training lacks.
@@ -113,15 +91,11 @@ def knn(
     for start in range(0, len(target), 1024):  # of a thousand classes, a row has a thousand numbers
         answers = F.one_hot(predicted[start : start + 1024], len(names))
         meter.add({"probabilities": answers}, batch.slice(start, start + 1024))
-    return KNNResult(
-        scores=meter.result(),
-        n_train=len(bank),
-        n_test=len(query),
-        k=k,
-        temperature=temperature,
-        leave_one_out=test is None,
-        skipped=len(bank.skipped) + (0 if test is None else len(query.skipped)),
-    )
+    return {
+        **{"protocol": "knn", **meter.result(), "n_train": len(bank), "n_test": len(query)},
+        **{"k": k, "temperature": temperature, "leave_one_out": test is None},
+        "skipped": len(bank.skipped) + (0 if test is None else len(query.skipped)),
+    }
 
 
 def classify(

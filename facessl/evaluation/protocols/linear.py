@@ -4,69 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from facessl.core.errors import ConfigError, UnknownName
-from facessl.data.frame import Crop
-from facessl.data.labels import fewer_labels, usable
+from facessl.data.crop_geometry import Crop
+from facessl.data.label_fractions import fewer_labels, usable
 from facessl.data.source import Source
 from facessl.evaluation.features import Features, Kind
 from facessl.evaluation.features import features as extracted
-from facessl.evaluation.protocols._linear_fit import LAMBDAS, Solve, choose, final
+from facessl.evaluation.protocols._linear_fit import LAMBDAS, choose, fit_by
 from facessl.evaluation.protocols._linear_tasks import KINDS, LinearTask
-from facessl.inference.trained import Embedder
+from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 from facessl.tasks.verification import VerificationMeter
 from facessl.views.augment import Augment
 
 TASKS = (*KINDS, "verification")
-
-
-@dataclass(frozen=True)
-class LinearResult:
-    """What the protocol measured.
-
-    Attributes:
-        task, solver: that were used; the solver of verification is `none`.
-        scores: of the test images, with 95 % bootstrap intervals; `headline` is {name, value, interval, better}.
-        penalty: lambda (weight decay of adamw and sgd) that was chosen; None for verification.
-        path: every lambda with its score on the images it was chosen on, None where nothing had to be chosen.
-        chosen_by, chosen_on: the name of that score, and which images those were; never test images.
-        at_edge: the chosen lambda is the first or last one tried, so a better one may lie beyond.
-        n_train, n_val, n_test: images.
-        labels: of the training images that were used.
-        features, dimensions: kind and number of the features.
-        extract_seconds, solve_seconds: time of the forward passes (0: read from the cache), and of the rest.
-        skipped: images that could not be read.
-    """
-
-    task: str
-    solver: str
-    scores: dict[str, Any]
-    n_test: int
-    features: str
-    dimensions: int
-    extract_seconds: float
-    skipped: int
-    n_train: int = 0
-    n_val: int = 0
-    labels: str = "none"
-    solve_seconds: float = 0.0
-    penalty: float | None = None
-    path: tuple[dict[str, float | None], ...] = ()
-    chosen_by: str = ""
-    chosen_on: str = "nothing to choose"
-    at_edge: bool = False
-
-    def summary(self) -> dict[str, Any]:
-        """The headline numbers, ready for JSON."""
-        rest = {name: value for name, value in vars(self).items() if name not in ("scores", "task", "penalty")}
-        rest["path"] = list(self.path)
-        return {"protocol": "linear", "task": self.task, **self.scores, "lambda": self.penalty, **rest}
+#: On fewer images a difference between penalties is mostly chance.
+_FEW = 100
 
 
 def linear(
@@ -94,7 +52,7 @@ def linear(
     workers: int = 0,
     precision: str = "fp32",
     max_bad: float = 0.05,
-) -> LinearResult:
+) -> dict[str, Any]:
     """Fit a linear map from frozen features to labels, choose its penalty without the test images, and score it there.
 
     Args:
@@ -112,8 +70,8 @@ def linear(
         labels: all, a percentage such as `10%`, or `25-per-class`, of the training images.
         balanced: classes count alike in the loss.
         features: pooled embedding or flattened map; auto: the map for alignment.
-        crop: what the backbone sees (`facessl.data.frame.frame_of`); auto: the box for alignment where every source
-            has one, else the whole image.
+        crop: what the backbone sees (`facessl.data.crop_geometry.frame_of`); auto: the box for alignment where every
+            source has one, else the whole image.
         crop_scale: side of that crop over the longer side of the box.
         flip: verification: add the embedding of the mirrored image.
         refit: fit again on training and validation images with the chosen penalty.
@@ -126,6 +84,18 @@ def linear(
         workers: loader processes; 0: none.
         precision: of the forward pass, fp32, bf16 or fp16.
         max_bad: fraction of unreadable images above which it stops.
+
+    Returns:
+        Scores of the test images as the task's meter has them, ready for JSON, and beside them:
+
+        lambda: the penalty that was chosen (weight decay of adamw and sgd); None for verification.
+        path: every lambda with its score on the images it was chosen on, None where nothing had to be chosen.
+        chosen_by, chosen_on: the name of that score, and which images those were; never test images.
+        at_edge: the chosen lambda is the first or last one tried, so a better one may lie beyond.
+        notes: sentences on what limits the choice.
+        task, solver, features, dimensions, labels: that were used; the solver of verification is `none`.
+        n_train, n_val, n_test, skipped: images, and those that could not be read.
+        extract_seconds, solve_seconds: time of the forward passes (0: read from the cache), and of the rest.
 
     Raises:
         UnknownName: no such task or solver.
@@ -164,52 +134,53 @@ def linear(
     train = fewer_labels(train, labels, seed)
     if not len(train):
         raise ConfigError(f"the task {task} needs training images, and the source has test images alone")
-    fit = Solve(made.kind.loss, solver, balanced, epochs, lr, seed, next(backbone.parameters()).device)
+    device = next(backbone.parameters()).device
+    fit = fit_by(made.kind.loss, solver, balanced, device, lr=lr, epochs=epochs, seed=seed)
 
     learnt = made.load(train, extracted(backbone, train, **options))
     held = None if val is None else made.load(val, extracted(backbone, val, **options))
     began = time.perf_counter()
-    choice = choose(made, fit, order, learnt, held, folds, seed)
-    outputs_of, images = final(fit, order, choice, learnt, held, refit)
+    chosen = choose(made, fit, order, learnt, held, refit=refit, folds=folds, seed=seed)
     solving = time.perf_counter() - began
     asked = made.load(test, extracted(backbone, test, **options))  # not before everything is chosen
     began = time.perf_counter()
-    scores = made.result(asked, outputs_of(asked.found.array))
-    used_parts = [part.found for part in (learnt, held, asked) if part is not None]
-    return LinearResult(
-        task=task,
-        solver=solver,
-        scores=scores,
-        penalty=order[choice.at],
-        path=tuple({"lambda": value, "score": score} for value, score in zip(order, choice.scores, strict=True)),
-        chosen_by=made.kind.chosen_by,
-        chosen_on=images,
-        at_edge=len(order) > 1 and choice.at in (0, len(order) - 1),
-        n_train=len(learnt.found),
-        n_val=0 if held is None else len(held.found),
-        n_test=len(asked.found),
-        labels=labels,
-        features=kind,
-        dimensions=learnt.found.array.shape[1],
-        extract_seconds=sum(found.seconds for found in used_parts),
-        solve_seconds=solving + time.perf_counter() - began,
-        skipped=sum(len(found.skipped) for found in used_parts),
-    )
+    scores = made.result(asked, chosen.outputs(asked.found.array))
+    solving += time.perf_counter() - began
+    at_edge = len(order) > 1 and chosen.at in (0, len(order) - 1)
+    return {
+        **_summary(task, scores, kind, [part.found for part in (asked, learnt, held) if part is not None]),
+        **{"solver": solver, "labels": labels, "solve_seconds": solving},
+        **{"n_train": len(learnt.found), "n_val": 0 if held is None else len(held.found)},
+        "lambda": order[chosen.at],
+        "path": [{"lambda": value, "score": score} for value, score in zip(order, chosen.scores, strict=True)],
+        **{"chosen_by": made.kind.chosen_by, "chosen_on": chosen.images, "at_edge": at_edge},
+        "notes": [_at_edge(order, chosen.at, len((held or learnt).found))] if at_edge else [],
+    }
 
 
-def _verify(test: Source, found: Features, kind: Kind) -> LinearResult:
+def _verify(test: Source, found: Features, kind: Kind) -> dict[str, Any]:
     meter = VerificationMeter(test)
     meter.add({"embeddings": torch.from_numpy(np.array(found.array))}, found.batch(1))
-    return LinearResult(
-        task="verification",
-        solver="none",
-        scores=meter.result(),
-        n_test=len(found),
-        features=kind,
-        dimensions=found.array.shape[1],
-        extract_seconds=found.seconds,
-        skipped=len(found.skipped),
-    )
+    return _summary("verification", meter.result(), kind, [found])
+
+
+def _summary(task: str, scores: dict[str, Any], kind: Kind, parts: list[Features]) -> dict[str, Any]:
+    """The result where nothing is fitted; `parts` begin with the test part."""
+    return {
+        **{"protocol": "linear", "task": task, **scores, "lambda": None, "solver": "none", "labels": "none"},
+        **{"features": kind, "dimensions": parts[0].array.shape[1]},
+        **{"n_train": 0, "n_val": 0, "n_test": len(parts[0]), "skipped": sum(len(part.skipped) for part in parts)},
+        **{"extract_seconds": sum(part.seconds for part in parts), "solve_seconds": 0.0},
+        **{"path": [], "chosen_by": "", "chosen_on": "nothing to choose", "at_edge": False, "notes": []},
+    }
+
+
+def _at_edge(order: tuple[float, ...], at: int, chosen_on: int) -> str:
+    end, further = ("largest", "larger") if at == 0 else ("smallest", "smaller")
+    told = f"the best penalty, {order[at]:.3g}, is the {end} of the {len(order)} that were tried"
+    if chosen_on < _FEW:
+        return f"{told}, but {chosen_on} images are too few to tell penalties apart: choose it on more images (--val)"
+    return f"{told}: a better one may lie beyond, so try {further} --lambdas as well"
 
 
 def _task_of(test: Source, task: str) -> str:

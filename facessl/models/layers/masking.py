@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -98,7 +99,8 @@ def embed_patches(model: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def run_blocks(model: Any, prefix: Tensor, patches: Tensor) -> Tensor:
     """Blocks of a ViT: prefix tokens (1, P, C) and patches (B, K, C), with positions -> (B, P + K, C), no last norm."""
     tokens = torch.cat([prefix.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
-    return model.blocks(model.norm_pre(model.pos_drop(tokens)))
+    tokens = model.norm_pre(model.pos_drop(tokens))
+    return checkpoint_seq(model.blocks, tokens) if model.grad_checkpointing else model.blocks(tokens)
 
 
 def encode_visible(model: Any, x: Tensor, keep: Tensor) -> Tensor:

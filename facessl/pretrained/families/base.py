@@ -1,22 +1,36 @@
-"""What the families share: whole methods out of a checkpoint, and their backbones."""
+"""What the families share: whole methods out of a checkpoint, ResNets, and ViTs built from the shapes of tensors."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone
-from facessl.models.weights import fit, resnet_name, tensors, under
+from facessl.models.weights import fit, resnet_name, shape_of, tensors, under
 from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 #: What FRA's training code adds to a checkpoint: a copy of the online backbone, and a centre that stays zero.
 FRA_ADDS = {"left_out": r"encoder_q\.|center$", "copy": ("encoder_q.", "online_net.backbone.")}
+
+#: timm's plain ViTs: channels, blocks, heads.
+SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+#: Larger ViTs keep 16 heads.
+SIXTEEN_HEADS = (1152, 1280, 1408, 1664)
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,71 @@ def plain_resnet(
     backbone = Backbone(resnet_name(under(found, prefix), family), **normalisation)
     backbone.model.load_state_dict(fit(backbone.model, found, lambda n: prefix + n, family, left_out=left_out))
     return backbone
+
+
+def usual_heads(width: int) -> int:
+    """Attention heads of a ViT of this width: one for every 64 channels, but 16 in ViT-H and its like."""
+    return 16 if width in SIXTEEN_HEADS else max(1, width // 64)
+
+
+def _mlp_ratio(found: Mapping[str, Tensor], width: int, blocks: str = "blocks.") -> float:
+    """Hidden over outer channels of the blocks' MLPs, 4 where they do not say; most blocks decide."""
+    own = under(found, blocks).items()
+    sizes = Counter(v.shape[0] for n, v in own if n.endswith(".mlp.fc1.bias"))
+    sizes += Counter(v.shape[1] for n, v in own if n.endswith(".mlp.fc2.weight") and v.ndim == 2)
+    if not sizes:
+        return 4.0
+    hidden = sizes.most_common(1)[0][0]
+    # timm makes int(width * ratio) channels: half a channel more where the quotient is rounded down.
+    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
+
+
+def build_vit(
+    found: Mapping[str, Tensor],
+    family: str,
+    *,
+    patch: str = "patch_embed.proj.weight",
+    positions: str = "pos_embed",
+    blocks: str = "blocks.",
+    heads: Callable[[int], int] = usual_heads,
+    name: str | None = None,
+    **normalisation: Any,
+) -> Backbone:
+    """The ViT with a class token whose sizes tensors have, with weights of its own.
+
+    Args:
+        found: its tensors.
+        family: for the sentence.
+        patch, positions: names of the patch embedding (C, 3, p, p) and of the position table (..., 1 + h * w, C).
+        blocks: what stands before a block's number.
+        heads: attention heads of a ViT of a width, as they leave no trace in a shape.
+        name: a ViT-B/16 of timm to be taken; None: the plain ViT of this width and depth, else ViT-B/16.
+        normalisation: `mean` and `std`; ImageNet's where they are left out.
+
+    Raises:
+        CheckpointError: a missing tensor, a table of no square, or sizes that make no ViT.
+    """
+    width, _, side, _ = shape_of(found, patch, family, 4)
+    if positions not in found:
+        raise CheckpointError(f"this checkpoint of {family} has no tensor {positions}")
+    shape = tuple(found[positions].shape)
+    grid = math.isqrt(max(shape[-2] - 1, 0)) if len(shape) > 1 else 0
+    if grid < 1 or grid * grid != shape[-2] - 1:
+        raise CheckpointError(f"tensor {positions} of this checkpoint of {family} is of another shape: {shape}")
+    depth = len({n.removeprefix(blocks).split(".")[0] for n in found if n.startswith(blocks)})
+    size, usual_side = "base", 16
+    if name is None and (known := [s for s, (w, d, _) in SIZES.items() if (w, d) == (width, depth)]):
+        size = known[0]
+        usual_side = next(p for p in (side, 16, 14) if timm.is_model(f"vit_{size}_patch{p}_224"))
+    usual = (usual_side, *SIZES[size], 4)
+    own: tuple[Any, ...] = (side, width, depth, heads(width), _mlp_ratio(found, width, blocks))
+    keys = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    options = {key: value for key, value, other in zip(keys, own, usual, strict=True) if value != other}
+    name = name or f"vit_{size}_patch{usual_side}_224"
+    try:
+        return Backbone(name, image_size=grid * side, **normalisation, **options)
+    except ConfigError as error:
+        raise CheckpointError(f"the shapes of this checkpoint of {family} make no ViT: {error}") from None
 
 
 def guessed_normalisation(backbone: Backbone) -> dict[str, str]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from facessl.models import vit_files, weights
+from facessl.models import weights
 from facessl.models.backbone import Backbone
+from facessl.pretrained.families import base
 from facessl.views.normalize import CLIP_MEAN, CLIP_STD
 
 FAMILY = "FaRL"
@@ -51,7 +52,7 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
     found = weights.tensors(state)
-    backbone = vit_files.build_vit(
+    backbone = base.build_vit(
         found,
         FAMILY,
         patch="visual.conv1.weight",

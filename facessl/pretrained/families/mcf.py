@@ -11,7 +11,7 @@ from torch import Tensor
 
 from facessl.methods.base import Method
 from facessl.methods.mcf import MCF
-from facessl.models import vit_files, weights
+from facessl.models import weights
 from facessl.pretrained.families import base
 
 FAMILY = "MCF"
@@ -40,7 +40,7 @@ def _fresh(found: Mapping[str, Tensor]) -> Method:
 
     The decoder's 16 attention heads leave no trace in a shape; the frozen network is named anew where it trains on.
     """
-    backbone = vit_files.build_vit(weights.under(found, "online_encoder."), FAMILY, mean=MCF.mean, std=MCF.std)
+    backbone = base.build_vit(weights.under(found, "online_encoder."), FAMILY, mean=MCF.mean, std=MCF.std)
     width = weights.shape_of(found, "decoder_embed.weight", FAMILY, 2)[0]
     depth = len({n.split(".")[1] for n in found if re.match(r"decoder_blocks\.\d+\.", n)})
     hidden = weights.shape_of(found, "online_encoder.fc.0.weight", FAMILY, 2)[0]

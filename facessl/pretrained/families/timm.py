@@ -1,19 +1,28 @@
-"""Plain ViTs under timm's names, also MAE's files with or without its decoder."""
+"""Files under timm's names: plain ViTs, also MAE's with or without its decoder, and any model that the user names."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from facessl.models import vit_files, weights
-from facessl.models.backbone import Backbone
-from facessl.pretrained.families import base
+import timm
+import torch
+from torch import Tensor
+
+from facessl.core.errors import ConfigError
+from facessl.models import weights
+from facessl.models.backbone import Backbone, pretrained_settings
+from facessl.pretrained.families import base, mocov3
 
 FAMILY = "a timm ViT"
+LEFT_OUT = (
+    r"(head|fc)\.(weight|bias)$|mask_token$|decoder_pos_embed$|decoder_(embed|norm|pred)\.(weight|bias)$"
+    r"|decoder_blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)$"
+)
 
 
 def matches(state: dict[str, Any]) -> bool:
     """Whether `state`, a loaded checkpoint, has a ViT's tensors without a prefix, and is not told to be MoCo v3's."""
-    return weights.begins(state, r"blocks\.\d+\.attn\.qkv\.") and not vit_files.is_moco(state, weights.tensors(state))
+    return weights.begins(state, r"blocks\.\d+\.attn\.qkv\.") and not mocov3.is_bare(state)
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
@@ -22,7 +31,10 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
     """
-    return vit_files.plain_vit(weights.tensors(state), FAMILY)
+    found = weights.tensors(state)
+    backbone = base.build_vit(found, FAMILY)
+    backbone.model.load_state_dict(weights.fit(backbone.model, found, str, FAMILY, left_out=LEFT_OUT))
+    return backbone
 
 
 def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:
@@ -32,3 +44,50 @@ def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:
     heads = backbone.model.blocks[0].attn.num_heads
     how = " (one for every 64 channels)" if heads * 64 == backbone.num_features else ""
     return {"heads": f"attention heads: {heads}{how}", **base.guessed_normalisation(backbone)}
+
+
+def build_named(state: dict[str, Any], name: str) -> Backbone:
+    """The model without its classifier, with the normalisation of timm's own weights of that name.
+
+    Args:
+        state: a loaded file: names as timm has them, bare or below `state_dict` or `model`, with or without
+            the prefixes of `weights.tensors` and `weights.networks`.
+        name: timm's name, with a tag (`vit_small_patch16_224.augreg_in21k`) or without: those of timm's first weights.
+
+    Raises:
+        UnknownName: timm has no such model or tag; the nearest name is given.
+        ConfigError: the library cannot use that model.
+        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
+    """
+    settings = pretrained_settings(name)
+    plain = name.partition(".")[0]
+    with torch.device("meta"):
+        whole = _made(name, num_classes=2)
+        bare = _made(name, num_classes=0)
+    classifier = whole.state_dict().keys() - bare.state_dict().keys()
+    parts = [weights.tensors(part) for _, part in weights.networks(state)]
+    found = next((part for part in parts if part.keys() & bare.state_dict().keys()), parts[0])
+    size = _image_size(bare, found) or settings.image_size
+    backbone = Backbone(plain, image_size=size, mean=settings.mean, std=settings.std)
+    kept = {n: v for n, v in found.items() if n not in classifier}
+    backbone.model.load_state_dict(weights.fit(backbone.model, kept, str, f"timm's {plain}"))
+    return backbone
+
+
+def _made(name: str, **options: Any) -> Any:
+    try:
+        return timm.create_model(name, **options)
+    except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(f"timm's {name} cannot be built without a classifier: {error}") from None
+
+
+def _image_size(model: Any, found: dict[str, Tensor]) -> int | None:
+    """Side in pixels of the position table in the file; None for a network without one, or of no square."""
+    embed: Any = getattr(model, "patch_embed", None)
+    own, table = getattr(model, "pos_embed", None), found.get("pos_embed")
+    grid = getattr(embed, "grid_size", None)
+    if grid is None or own is None or table is None or (own.ndim, table.ndim) != (3, 3):
+        return None
+    cells = table.shape[1] - (own.shape[1] - grid[0] * grid[1])  # without the class token's place, where it has one
+    side = round(max(cells, 0) ** 0.5)
+    return side * embed.patch_size[0] if side and side * side == cells else None

@@ -11,8 +11,8 @@ from torch import nn
 from facessl.core.errors import ConfigError
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
+from facessl.models.layers.losses import sinkhorn
 from facessl.models.layers.mask_decoder import MaskDecoder
-from facessl.models.layers.sinkhorn import sinkhorn
 from facessl.models.layers.sync_batch_norm import SyncBatchNorm, convert_sync_batchnorm
 
 

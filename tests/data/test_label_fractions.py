@@ -7,7 +7,7 @@ import pytest
 
 from facessl.core.errors import ConfigError
 from facessl.core.types import Sample
-from facessl.data.labels import fewer_labels
+from facessl.data.label_fractions import fewer_labels
 from facessl.data.source import Source
 from facessl.data.subset import Subset
 

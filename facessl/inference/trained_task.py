@@ -14,17 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from facessl.config.run import plain
-from facessl.core import files, plugins
+from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.core.schema import check
 from facessl.core.types import Sample
-from facessl.data.frame import Frame, frame_of, from_box
+from facessl.data.crop_geometry import Frame, frame_of, from_box
 from facessl.models.forward import autocast, evaluating
 from facessl.models.weights import Card, from_card, load_exactly
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.normalize import normalize
-from facessl.views.spec import rename_fields
 
 FORMAT = "facessl-task-1"
 
@@ -184,15 +183,15 @@ def load_trained(path: str | Path) -> Trained:
     """
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
+    if not file.is_file() or file.suffix != ".safetensors":
         raise CheckpointError(
             f"{path} holds no trained task (model.safetensors): give a run folder of `facessl finetune` that has ended"
         )
-    tensors, info = files.read_safetensors(file)
+    tensors, info = checkpoint.read_safetensors(file)
     if info.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
     check(info, TaskCard, file)
-    check(rename_fields(info["augment"]), Augment, file)
+    check(info["augment"], Augment, file)
     backbone = from_card(info, file)
     arguments = dict(info["task"])
     try:

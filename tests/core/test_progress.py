@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from facessl.training import progress
-from facessl.training.progress import ProgressLine
-
-ROW = {"loss": 1.0, "images_per_second": 3.25, "data_wait": 0.5}
+from facessl.core import progress
+from facessl.core.progress import ProgressLine
 
 
 def test_a_line_every_ten_seconds_the_first_and_the_last(
@@ -15,16 +13,19 @@ def test_a_line_every_ten_seconds_the_first_and_the_last(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with ProgressLine(100, enabled=True) as line:
+    with ProgressLine("step") as line:
         assert not line.due(), "nothing to show before the first step"
         for step in range(1, 101):
             now[0] += 1.0
             if step == 1 or step == 100 or line.due():
-                line.update(step, ROW)
+                line(step, 100, "loss 1.0")
     lines = capsys.readouterr().err.splitlines()
     steps = [int(text.split("/")[0].removeprefix("step ")) for text in lines]
     assert steps == [*range(1, 100, 10), 100]
     assert "left" not in lines[0], "one step does not tell it"
-    assert "3.2 images/s" in lines[0]
-    assert lines[1].endswith("left 0:01:29")
-    assert "?" not in "".join(lines)
+    assert lines[1] == "step 11/100  loss 1.0  left 0:01:29"
+    with ProgressLine("image") as line:
+        line(60, 100)  # of an earlier call
+        now[0] += 10
+        line(80, 100)
+    assert capsys.readouterr().err.splitlines()[1] == "image 80/100  2 images/s  left 0:00:10"

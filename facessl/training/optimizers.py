@@ -107,15 +107,6 @@ def fused_on_cpu(groups: list[dict[str, Any]]) -> bool | None:
     return True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
 
 
-def warmup_cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int, final: float = 0.0) -> float:
-    """Learning rate of a step (0 = the first): linear from peak / warmup_steps to peak, then half a cosine to
-    `final` * peak at total_steps."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
 def build_tuning_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.optim.Optimizer:
     """The optimiser of a fine-tuning run.
 
@@ -174,13 +165,17 @@ def schedule(
 ) -> Callable[[int], float]:
     """Learning rate by optimiser step (0 = the first).
 
-    The warm-up is linear. `cosine` ends at `final_lr`; `step` and `exponential` count whole epochs, warm-up included.
+    The warm-up is linear from peak / warmup_steps. `cosine` is half a one, to `final_lr` at `total_steps`; `step` and
+    `exponential` count whole epochs, warm-up included.
     """
 
     def rate(step: int) -> float:
-        if step < warmup_steps or optim.schedule == "cosine":
+        if step < warmup_steps:
+            return peak * (step + 1) / warmup_steps
+        if optim.schedule == "cosine":
+            done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
             final = optim.final_fraction
-            return warmup_cosine(step, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, final=final)
+            return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
         assert isinstance(optim, FinetuneOptim)
         assert steps_per_epoch is not None
         if optim.schedule == "step":

@@ -11,7 +11,7 @@ from facessl.core.errors import DataError
 from facessl.data.loader import EvalLoader
 from facessl.data.source import Source, open_source
 from facessl.data.splits import at_most
-from facessl.inference.regions import heatmaps
+from facessl.inference.region_pictures import heatmaps
 from facessl.metrics.region_discovery import discover
 from facessl.models.backbone import Backbone
 from facessl.tasks.base import Labels
@@ -21,16 +21,13 @@ from facessl.views.supervised import Supervised
 _COLUMNS = ("nmi", "ari", "foreground_iou", "nme_interocular", "consistency")
 
 
-def score_regions(
-    method: nn.Module, source: str | Source, *, count: int = 300, grid: int | None = 32, seed: int = 0
-) -> dict[str, Any]:
+def score_regions(method: nn.Module, source: str | Source, *, count: int = 300, seed: int = 0) -> dict[str, Any]:
     """Scores of a method's regions beside their baselines on the same images.
 
     Args:
         method: one with regions (FRA).
         source: images with masks, landmarks or both.
         count: at most so many of its images, spread evenly over it.
-        grid: side in cells on which regions are compared; None: the masks' own.
         seed: of baselines, halves and bootstrap.
 
     Returns:
@@ -59,19 +56,12 @@ def score_regions(
         if all(part is not None for part in parts):
             found[name] = np.concatenate([part.numpy() for part in parts])
     order = Labels(layout=opened.layout).order
-    if "landmarks" in found and order is not None:
-        found["ocular"] = order.ocular
+    if order is None:
+        found.pop("landmarks", None)  # without the order of the points nobody knows which are eyes
     elif "landmarks" in found:
-        del found["landmarks"]  # without the order of the points nobody knows which are eyes
-    names = opened.mask_names
-    return discover(
-        lambda pictures: heatmaps(method, pictures).numpy(),
-        images,
-        **found,
-        classes=len(names) or None,
-        grid=grid,
-        seed=seed,
-    )
+        found["ocular"] = order.ocular
+    classes = len(opened.mask_names) or None
+    return discover(lambda pictures: heatmaps(method, pictures).numpy(), images, **found, classes=classes, seed=seed)
 
 
 def region_table(found: dict[str, Any]) -> str:
@@ -79,11 +69,11 @@ def region_table(found: dict[str, Any]) -> str:
     columns = [c for c in _COLUMNS if any(row.get(c) is not None for row in found["rows"])]
     lines = ["| map | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for row in found["rows"]:
-        cells = []
-        for c in columns:
-            value, between = row.get(c), row.get(f"{c}_interval")
-            cells.append(
-                "-" if value is None else f"{value:.3f}" + (f" [{between[0]:.3f}, {between[1]:.3f}]" if between else "")
-            )
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {row['name']} | " + " | ".join(_cell(row.get(c), row.get(f"{c}_interval")) for c in columns) + " |"
+        )
     return "\n".join(lines)
+
+
+def _cell(value: float | None, between: list[float] | None) -> str:
+    return "-" if value is None else f"{value:.3f}" + (f" [{between[0]:.3f}, {between[1]:.3f}]" if between else "")

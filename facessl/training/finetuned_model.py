@@ -12,7 +12,7 @@ from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, frozen_copy
 
 
-class Tuned(nn.Module):
+class FinetunedModel(nn.Module):
     """What the trainer trains: a task, its average where one is kept, its backbone frozen where it shall be.
 
     Attributes:
@@ -45,7 +45,7 @@ class Tuned(nn.Module):
         """The weights that are evaluated and kept."""
         return self.task if self.average is None else self.average
 
-    def train(self, mode: bool = True) -> Tuned:
+    def train(self, mode: bool = True) -> FinetunedModel:
         """Training mode; a frozen backbone and the average stay in evaluation mode."""
         super().train(mode)
         if self.frozen:
@@ -62,7 +62,6 @@ class Tuned(nn.Module):
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
         """Moves the average."""
-        self.task.after_step(progress)
         if self._follow is not None:
             start = (1 + progress.step) / (10 + progress.step) if self.ramp else 1.0
             self._follow(min(self.ema, start))

@@ -12,7 +12,7 @@ from facessl.config.finetune import FinetuneConfig
 from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError, many
 from facessl.models.backbone import Backbone
-from facessl.training.optim import schedule
+from facessl.training.optimizers import schedule
 
 #: Views of at most so many pixels do not need the heads that protocols for 448 px publish.
 SMALL = 128
@@ -37,7 +37,7 @@ class Plan:
         log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is
             always logged.
         max_seconds: stop with a checkpoint after so long; None = never.
-        max_bad: unreadable images above which the run stops; None = no limit.
+        most_unreadable: unreadable images above which the run stops; None = no limit.
     """
 
     total_steps: int
@@ -50,7 +50,7 @@ class Plan:
     checkpoint_every: int = 500
     monitor_every: int = 500
     max_seconds: float | None = None
-    max_bad: int | None = None
+    most_unreadable: int | None = None
     peak: float = 0.0
     warmup_steps: int = 0
 
@@ -109,7 +109,7 @@ def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
         checkpoint_every=config.checkpoint_every,
         monitor_every=measured,
         max_seconds=config.max_minutes * 60 if config.max_minutes else None,
-        max_bad=None if images is None else math.ceil(config.max_bad * images),
+        most_unreadable=None if images is None else math.ceil(config.max_bad * images),
     )
 
 
@@ -152,14 +152,13 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
     return dataclasses.replace(config, batch_size=batch, optim=optim), notes
 
 
-def shorter_warmup(config: PretrainConfig, plan: Plan) -> str | None:
-    """A sentence where a run is too short for its warm-up."""
+def shorter_warmup(config: PretrainConfig, plan: Plan) -> str:
+    """What is said behind the warm-up of a run that is too short for it."""
     epochs = config.optim.warmup_epochs
     usual = "ten epochs" if epochs is None else f"the recipe's {epochs:g}"
     if plan.warmup_steps >= round((10 if epochs is None else epochs) * (plan.steps_per_epoch or plan.total_steps)):
-        return None
-    steps = f"{many(plan.warmup_steps, 'step')} of warm-up, at most a fifth of the run,"
-    return f"{steps} instead of {usual} (--optim.warmup-epochs sets it)"
+        return ""
+    return f", at most a fifth of the run, instead of {usual} (--optim.warmup-epochs sets it)"
 
 
 def size_reason(config: FinetuneConfig, own: int | None) -> str:

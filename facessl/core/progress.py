@@ -1,4 +1,4 @@
-"""The progress line of a run, drawn by rich; plain lines where the output is not a terminal."""
+"""How far a command is: a bar drawn by rich, or plain lines where the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ EVERY_S = 10.0
 
 
 class ProgressLine:
-    """Context manager; `update(step, row)` shows the numbers of the last log line."""
+    """Context manager that shows on standard error how much is done and, from the second call on, the time left."""
 
-    def __init__(self, total: int, enabled: bool) -> None:
-        self.total = total
+    def __init__(self, unit: str, *, enabled: bool = True) -> None:
+        self.unit = unit
         self.enabled = enabled
         self._console = Console(stderr=True, highlight=False)
         self._live: Progress | None = None
@@ -29,7 +29,7 @@ class ProgressLine:
             columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             self._live = Progress(*columns, console=self._console)
             self._live.start()
-            self._task = self._live.add_task("", total=self.total)
+            self._task = self._live.add_task("", total=None)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,27 +40,23 @@ class ProgressLine:
         """Whether nothing was shown for `EVERY_S` seconds."""
         return self.enabled and self._began is not None and time.monotonic() - self._shown >= EVERY_S
 
-    def update(self, step: int, row: dict[str, float]) -> None:
-        """Show `row` (loss, images_per_second, data_wait) at `step`, with the time left once two steps tell it."""
-        if not self.enabled or not row:
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        """Show that `done` of `total` units are done; without a `text` with their number per second."""
+        if not self.enabled:
             return
         now = time.monotonic()
         if self._began is None:
-            self._began = (now, step)
-        done = step - self._began[1]
-        speed = row["images_per_second"]
-        text = (
-            f"loss {row['loss']:.4f}  {speed:.{0 if speed >= 10 else 1}f} images/s  "
-            f"waiting for data {100 * row['data_wait']:.0f} %"
-        )
-        if done:
-            text += f"  left {_duration((now - self._began[0]) / done * (self.total - step))}"
+            self._began = (now, done)
+        if fresh := done - self._began[1]:
+            seconds = (now - self._began[0]) / fresh
+            text = text or f"{1 / max(seconds, 1e-9):.3g} {self.unit}s/s"
+            text += f"  left {_duration(seconds * (total - done))}"
         if self._live is not None:
             self._shown = now
-            self._live.update(self._task, completed=step, description=text)
-        elif now - self._shown >= EVERY_S or step == self.total:
+            self._live.update(self._task, completed=done, total=total, description=text)
+        elif now - self._shown >= EVERY_S or done == total:
             self._shown = now
-            self._console.print(f"step {step}/{self.total}  {text}")
+            self._console.print(f"{self.unit} {done}/{total}  {text}".rstrip())
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,154 @@
+"""The commands that make embeddings and use them: `embed`, `search`, `group`, `map`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from facessl.cli.commandline import computing_device, list_skipped
+
+
+def cmd_embed(
+    run: str,
+    source: str,
+    out: Path = Path("embeddings.parquet"),
+    batch_size: int = 64,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    max_bad: float = 0.05,
+) -> int:
+    """Embeddings of a source, one row per image.
+
+    Args:
+        run: run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken.
+        source: images, NAME:PATH?option=value or a path.
+        out: file to write: .parquet; .npy, with the paths in a .names.csv beside it; or .csv.
+        batch_size: images per forward pass.
+        workers: loader processes; by default the cores minus one, at most 8.
+        threads: CPU threads that compute; by default one per core.
+        device: auto, cpu, cuda or mps.
+        precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
+        max_bad: fraction of unreadable images above which it stops.
+    """
+    import torch
+
+    from facessl.core import files
+    from facessl.data.source import open_source
+    from facessl.inference.embed import embedding_batches, load_embedder
+    from facessl.inference.embedding_files import check_ending, write_embeddings
+    from facessl.training.run import loader_workers
+
+    check_ending(out)
+    files.check_output(out)
+    backbone: Any = load_embedder(run)
+    backbone.to(computing_device(device, threads), memory_format=torch.channels_last)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": loader_workers(workers), "precision": precision}
+    parts = embedding_batches(backbone, open_source(source), max_bad=max_bad, **options)
+    count, skipped = write_embeddings(out, parts)
+    list_skipped(skipped)
+    print(json.dumps({"images": count, "skipped": len(skipped), "dimensions": backbone.num_features, "out": str(out)}))
+    return 0
+
+
+def cmd_search(
+    run: str,
+    photo: str,
+    embeddings: Path,
+    k: int = 12,
+    out: Path = Path("neighbours.png"),
+    threads: int | None = None,
+    device: str = "auto",
+) -> int:
+    """The images most similar to a photo of one face, as a table and a picture; the last line is JSON.
+
+    Args:
+        run: what made the embeddings: run folder, checkpoint or exported backbone.
+        photo: image of one face, framed as the images that were embedded (`facessl crop` frames one).
+        embeddings: file that `facessl embed` wrote.
+        k: how many images.
+        out: .png or .jpg file to write: the photo, then its neighbours with their distances, 1 - cosine.
+        threads: CPU threads that compute; by default one per core.
+        device: auto, cpu, cuda or mps.
+    """
+    from facessl.core import files, tables
+    from facessl.inference import contact_sheet
+    from facessl.inference.embed import load_embedder
+    from facessl.inference.neighbours import search
+
+    files.check_output(out)
+    contact_sheet.check_sheet(out)
+    network: Any = load_embedder(run)
+    network.to(computing_device(device, threads))
+    found = search(network, photo, embeddings, k=k)
+    pairs = [(tables.printable(path), round(float(d), 4)) for path, d in zip(found.paths, found.distances, strict=True)]
+    cells = [contact_sheet.Cell(photo, ["query", Path(photo).name], framed=True)]
+    cells += [
+        contact_sheet.Cell(path, [f"{rank}   {distance:.4f}", Path(path).name])
+        for rank, (path, (_, distance)) in enumerate(zip(found.paths, pairs, strict=True), 1)
+    ]
+    contact_sheet.write_sheet(out, contact_sheet.sheet(cells, columns=7))
+    print("rank  distance  path")
+    for rank, (path, distance) in enumerate(pairs, 1):
+        print(f"{rank:4}  {distance:8.4f}  {path}")
+    told = [{"path": path, "distance": distance} for path, distance in pairs]
+    print(json.dumps({"photo": tables.printable(photo), "neighbours": told, "out": str(out)}))
+    return 0
+
+
+def cmd_group(
+    embeddings: Path,
+    out: Path = Path("groups"),
+    method: Literal["cosine", "euclidean"] = "cosine",
+    min_size: int = 5,
+    components: int | None = None,
+    faces: int = 48,
+) -> int:
+    """Groups of similar faces by HDBSCAN, such as those of one person, as a table and pictures; the last line is JSON.
+
+    Args:
+        embeddings: file that `facessl embed` wrote.
+        out: folder to write to: groups.csv (path, group, probability; group -1: in none) and a sheet of each group.
+        method: distance of two images: cosine compares the directions of their embeddings, euclidean also the lengths.
+        min_size: images of the smallest group.
+        components: compare so many principal components of the embeddings; null compares all dimensions. Above 16,000
+            images, where not all distances fit in memory, 50 takes a fraction of the time.
+        faces: images of a group's sheet at most, those that belong to it most firmly; 0 writes no sheets.
+    """
+    from facessl.inference import groups
+
+    groups.check_folder(out)
+    found = groups.group(embeddings, method=method, min_size=min_size, components=components)
+    groups.write_groups(out, found, faces=faces)
+    sizes = [int((found.labels == number).sum()) for number in range(len(found))]
+    told = {"images": len(found.paths), "groups": len(found), "grouped": sum(sizes), "largest": max(sizes, default=0)}
+    print(json.dumps({**told, "out": str(out)}))
+    return 0
+
+
+def cmd_map(
+    embeddings: Path,
+    out: Path = Path("map.html"),
+    method: Literal["pca", "umap"] = "pca",
+    color: Path | None = None,
+    seed: int = 0,
+) -> int:
+    """A page that places similar faces near each other and shows each under the pointer; the last line is JSON.
+
+    Args:
+        embeddings: file that `facessl embed` wrote.
+        out: .html file to write; it holds small pictures of all images and fetches nothing.
+        method: pca, the two directions of the largest variance; or umap, which keeps neighbourhoods and needs
+            umap-learn (pip install 'facessl[umap]').
+        color: table of the classes that give the colours: `path` and `group`, `label_name` or `label`, such as the
+            groups.csv of `facessl group`; null: the labels of the embeddings, where they have any.
+        seed: of umap.
+    """
+    from facessl.core import files
+    from facessl.report.face_map import write_map
+
+    files.check_output(out)
+    print(json.dumps({**write_map(out, embeddings, method=method, color=color, seed=seed), "out": str(out)}))
+    return 0

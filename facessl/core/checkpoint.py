@@ -1,0 +1,190 @@
+"""Checkpoints and exported weights: saved atomically, and read without running code from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Required, TypedDict
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from facessl.core.errors import CheckpointError, DataError
+from facessl.core.files import temporary_beside, write_atomic
+from facessl.core.foreign_pickles import HARMLESS
+from facessl.core.schema import check, read_json, to_json
+
+FORMAT = "facessl-run-1"
+
+
+class Run(TypedDict, total=False):
+    """A training checkpoint: `config` as `config.yaml` holds it, `method` the network's tensors by name."""
+
+    format: str
+    step: Required[int]
+    config: Required[dict[str, Any]]
+    method: Required[dict[str, Tensor]]
+
+
+def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
+    """Save `state` as `folder/step-<step>.ckpt` and point `last.ckpt` at it; keep the newest `keep`.
+
+    The payload is tensors and plain values only, so that `read` can load it without running code.
+    """
+    path = folder / f"step-{step:08d}.ckpt"
+    payload = {"format": FORMAT, "step": step, **state}
+    try:
+        write_atomic(path, lambda file: torch.save(payload, file))
+        _point(folder / "last.ckpt", path, payload)
+    except DataError as error:
+        short = "memory" if "memory" in str(error) else "space"
+        raise CheckpointError(f"{error}; earlier checkpoints are untouched: free {short}, then --resume") from None
+    for old in steps(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def _point(last: Path, path: Path, payload: Mapping[str, Any]) -> None:
+    """Make `last` another name of the checkpoint `path`, or a copy on file systems without hard links."""
+    link = temporary_beside(last)
+    try:
+        os.link(path, link)
+        link.replace(last)
+    except OSError:
+        link.unlink(missing_ok=True)
+        write_atomic(last, lambda file: torch.save(payload, file))
+
+
+def steps(folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted(p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+\.ckpt", p.name))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Load a checkpoint (ours or an authors' .pth/.pt/.tar) on the CPU without running code from it.
+
+    Raises:
+        CheckpointError: missing, truncated, no checkpoint at all, one that asks for code to be run, or one that needs
+            far more memory than the file has bytes.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: name a run folder, a checkpoint or an exported backbone")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"checkpoint {path} is empty (0 bytes): {_instead(path)}")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    _refuse_compressed(path)
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
+            warnings.simplefilter("ignore")  # remarks on foreign pickles; what matters is raised
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked:
+            raise CheckpointError(
+                f"checkpoint {path} asks for {asked.group(1)} to be run on loading and was refused: "
+                "re-save it as a plain state dict, or use another file"
+            ) from None
+        numpy = re.search(r"a numpy .*? refused", str(error))
+        why = f"holds {numpy[0]}" if numpy else "is damaged or not a checkpoint"
+        raise CheckpointError(f"checkpoint {path} cannot be read, it {why}: {_instead(path)}") from None
+    except Exception as error:  # foreign bytes make torch raise almost anything
+        reason = " ".join(str(error).split())[:160]
+        why = f" ({reason})" if " " in reason else ""  # the unpickler's bare numbers tell nobody anything
+        raise CheckpointError(f"checkpoint {path} is damaged or not a checkpoint{why}: {_instead(path)}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"checkpoint {path} holds a {type(value).__name__}, not a state dict")
+    _refuse_expanded(value, path)
+    return value
+
+
+def _refuse_compressed(path: Path) -> None:
+    """CheckpointError where a zip would take more memory than the file has bytes: torch.save does not compress."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":
+            return
+        try:
+            with zipfile.ZipFile(file) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+        except (zipfile.BadZipFile, NotImplementedError, ValueError):
+            raise CheckpointError(f"checkpoint {path} is damaged or not a checkpoint: {_instead(path)}") from None
+    if size > (there := path.stat().st_size):
+        raise CheckpointError(
+            f"checkpoint {path} is compressed, {size:,} bytes in a file of {there:,}: re-save it with torch.save, or "
+            "use another file"
+        )
+
+
+def _refuse_expanded(value: Any, path: Path) -> None:
+    """CheckpointError where a tensor repeats the same few numbers more often than the file has bytes."""
+    size = path.stat().st_size
+    for tensor in _tensors(value):
+        if tensor.layout is torch.strided and (needed := tensor.numel() * tensor.element_size()) > size:
+            raise CheckpointError(
+                f"checkpoint {path} holds a tensor of {needed:,} bytes, more than the file's {size:,}: "
+                "re-save it with .contiguous() tensors, or use another file"
+            )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict | list | tuple):
+            waiting += item.values() if isinstance(item, dict) else item
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Load a training checkpoint of this library; anything else is refused."""
+    state = read(path)
+    check_run(state, path)
+    return state
+
+
+def check_run(state: Mapping[str, Any], path: Path) -> None:
+    """CheckpointError where `state`, read from `path`, is not a training checkpoint of this library."""
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a facessl training checkpoint (no mark {FORMAT!r} in it)")
+    check(state, Run, path)
+
+
+def write_backbone(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """`backbone.safetensors` in timm's keys and, beside it, its card as `backbone.json`."""
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    write_atomic(path, safetensors_bytes(tensors, metadata={"card": to_json(card)}))
+    write_atomic(path.with_suffix(".json"), to_json(card, indent=2).encode() + b"\n")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and card (from the file itself, or the .json beside it; empty where there is none)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no iterator there)
+            card = json.loads((file.metadata() or {}).get("card", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}): use another file") from None
+    check(card, dict[str, Any], path)
+    beside = path.with_suffix(".json")
+    if not card and beside.is_file():
+        card = read_json(beside, dict[str, Any])
+    return tensors, card
+
+
+def _instead(path: Path) -> str:
+    """What to do where a checkpoint cannot be read: a run has earlier ones, an authors' file can be had again."""
+    own = path.suffix == ".ckpt"
+    return "use an earlier one of the run" if own else "download or copy it again, or use another file"

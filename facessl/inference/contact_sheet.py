@@ -1,0 +1,109 @@
+"""Small pictures of many images: thumbnails, and sheets of them with words below."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from facessl.core import environment
+from facessl.core.errors import ConfigError
+from facessl.core.files import completed
+from facessl.core.tables import printable
+from facessl.data.decode import ImageError, decode, read_file
+from facessl.inference.prediction_pictures import font
+
+_GREY, _INK, _SOFT, _MARK = (200, 202, 206), (28, 30, 33), (90, 94, 100), (37, 99, 235)
+_LETTER, _GAP = 12, 10
+
+
+class Cell(NamedTuple):
+    """One image of a sheet: its file, the lines below it, and whether it has a frame."""
+
+    path: str
+    words: Sequence[str]
+    framed: bool = False
+
+
+def thumbnails(paths: Sequence[str], side: int) -> list[Image.Image]:
+    """Squares of `side` pixels, each with a whole image in its middle; grey with a word where it cannot be read."""
+    with ThreadPoolExecutor(environment.cores()) as pool:
+        return list(pool.map(lambda path: _thumbnail(path, side), paths))
+
+
+def _thumbnail(path: str, side: int) -> Image.Image:
+    square = Image.new("RGB", (side, side), _GREY)
+    try:
+        image = Image.fromarray(decode(read_file(path), key=path, min_side=side))
+    except ImageError:
+        word = "unreadable" if os.path.exists(path) else "missing"
+        letters = font(max(6, min(_LETTER, side // 6)))
+        ImageDraw.Draw(square).text((side / 2, side / 2), word, _INK, letters, anchor="mm")
+        return square
+    image = ImageOps.contain(image, (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def sheet(cells: Sequence[Cell], *, title: str = "", columns: int = 8, side: int = 128) -> np.ndarray:
+    """(H, W, 3) uint8: the images of the cells on white, row by row, with their words below and a title above.
+
+    Args:
+        cells: at least one.
+        columns: images per row, at most.
+        side: of an image in pixels.
+    """
+    letters, line = font(_LETTER), round(1.4 * _LETTER)
+    columns = min(columns, len(cells))
+    head = 2 * line if title else 0
+    pitch = side + _GAP, side + _GAP + line * max(len(cell.words) for cell in cells)
+    wide = columns * pitch[0] + _GAP
+    canvas = Image.new("RGB", (wide, head + -(-len(cells) // columns) * pitch[1] + _GAP), "white")
+    brush = ImageDraw.Draw(canvas)
+    brush.text((_GAP, _GAP), _fitting(title, wide - 2 * _GAP), _INK, letters)
+    for place, (cell, image) in enumerate(zip(cells, thumbnails([cell.path for cell in cells], side), strict=True)):
+        x, y = _GAP + place % columns * pitch[0], head + _GAP + place // columns * pitch[1]
+        canvas.paste(image, (x, y))
+        if cell.framed:
+            brush.rectangle((x - 3, y - 3, x + side + 2, y + side + 2), outline=_MARK, width=3)
+        for number, words in enumerate(cell.words):
+            at = (x, y + side + 2 + number * line)
+            brush.text(at, _fitting(words, side), _SOFT if number else _INK, letters)
+    return np.asarray(canvas)
+
+
+def _fitting(words: str, width: int) -> str:
+    """The text, without its middle where it is wider than so many pixels."""
+    words = "".join(letter if letter.isprintable() else "?" for letter in printable(words))
+    letters, kept = font(_LETTER), len(words)
+    words = words if kept <= width else words[: width // 2] + words[-(width // 2) :]  # a letter is wider than a pixel
+    shown = words
+    while letters.getlength(shown) > width and kept > 2:
+        kept = min(kept, len(words)) - 1
+        shown = f"{words[: (kept + 1) // 2]}…{words[len(words) - kept // 2 :]}"
+    return shown
+
+
+def write_sheet(path: str | Path, picture: np.ndarray) -> None:
+    """Write a sheet as .png or .jpg; the file appears only when it is complete.
+
+    Raises:
+        ConfigError: another ending.
+        DataError: the file cannot be written.
+    """
+    path = Path(path)
+    check_sheet(path)
+    with completed(path) as partial:
+        kind = "PNG" if path.suffix == ".png" else "JPEG"
+        Image.fromarray(picture).save(partial, format=kind, quality=88, compress_level=3)
+
+
+def check_sheet(path: Path) -> None:
+    """ConfigError unless the name ends as one of a sheet does."""
+    if path.suffix not in (".png", ".jpg"):
+        raise ConfigError(f"cannot write the sheet to {path}: the name must end in .png or .jpg")

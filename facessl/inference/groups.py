@@ -1,0 +1,153 @@
+"""Groups of similar faces, such as those of one identity: HDBSCAN, a contact sheet of each, and a table."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from sklearn.cluster import HDBSCAN
+
+from facessl.core import files, tables
+from facessl.core.errors import ConfigError
+from facessl.inference.contact_sheet import Cell, sheet, write_sheet
+from facessl.inference.embed import Embeddings
+from facessl.inference.embedding_files import read_embeddings
+from facessl.inference.neighbours import unit
+
+Distance = Literal["cosine", "euclidean"]
+#: Most rows whose distances are all held at once (4 GB); a tree, which takes longer, finds the nearest of more.
+_ALL_PAIRS = 16_000
+_TABLE, _SHEET = "groups.csv", re.compile(r"group-\d+\.jpg")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The group of each of N images.
+
+    Attributes:
+        paths: of the images.
+        labels: (N,) int64, 0 the largest group; -1 in no group.
+        probabilities: (N,) float64, how firmly an image belongs to its group, 0 to 1.
+    """
+
+    paths: list[str]
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.labels.max(initial=-1)) + 1
+
+
+def group(
+    embeddings: str | Path | Embeddings,
+    *,
+    method: Distance = "cosine",
+    min_size: int = 5,
+    components: int | None = None,
+) -> Groups:
+    """Groups of images whose embeddings lie close together, by HDBSCAN (Campello et al., 2013); nothing is random.
+
+    `facessl.group("embeddings.parquet").labels`
+
+    Args:
+        embeddings: embeddings, or the file that `facessl embed` wrote.
+        method: distance of embeddings: cosine compares their directions (the Euclidean distance of those of unit
+            length, which has the order of the cosine); euclidean also their lengths.
+        min_size: images of the smallest group.
+        components: compare so many principal components instead of all dimensions.
+
+    Raises:
+        ConfigError: a number out of range.
+        DataError: no embeddings there.
+    """
+    rows = embeddings if isinstance(embeddings, Embeddings) else read_embeddings(embeddings)
+    if min_size < 2:
+        raise ConfigError(f"min_size = {min_size} is out of range: give a number from 2")
+    array = unit(rows.array) if method == "cosine" else rows.array
+    if components is not None:
+        array = principal_components(array, components)[0]
+    if len(rows) < 2 * min_size:  # one group is no grouping
+        return Groups(rows.keys, np.full(len(rows), -1, np.int64), np.zeros(len(rows)))
+    algorithm = "brute" if len(rows) <= _ALL_PAIRS else "auto"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of rows that are equal
+        found = HDBSCAN(min_cluster_size=min_size, algorithm=algorithm, copy=True).fit(array)
+    return Groups(rows.keys, _by_size(found.labels_), np.asarray(found.probabilities_, np.float64))
+
+
+def _by_size(labels: np.ndarray) -> np.ndarray:
+    """Labels numbered anew: 0 the largest group, of equally large ones that of the first image; -1 stays."""
+    _, first, inverse, counts = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    order = np.lexsort((first, -counts))
+    order = order[labels[first[order]] >= 0]
+    number = np.full(len(first), -1, np.int64)
+    number[order] = np.arange(len(order))
+    return number[inverse]
+
+
+def principal_components(array: np.ndarray, count: int) -> tuple[np.ndarray, float]:
+    """Centred rows (N, C) in their `count` directions of the largest variance.
+
+    Returns:
+        (N, count) float32, the largest first, each with its largest entry of a direction positive; zeros beyond the
+        C-th; and the fraction of the variance that they hold.
+
+    Raises:
+        ConfigError: `count` is below 1.
+    """
+    if count < 1:
+        raise ConfigError(f"components = {count} is out of range: give a number from 1")
+    centred = array - array.mean(0, dtype=np.float64).astype(np.float32)
+    values, directions = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+    values, directions = np.maximum(values[::-1][:count], 0), directions[:, ::-1][:, :count]
+    directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+    found = np.zeros((len(array), count), np.float32)
+    found[:, : directions.shape[1]] = centred @ directions.astype(np.float32)
+    total = float((centred.astype(np.float64) ** 2).sum())
+    return found, float(values.sum()) / total if total else 1.0
+
+
+def check_folder(out: Path) -> None:
+    """ConfigError where `out` is neither new nor empty nor a folder that `write_groups` filled before."""
+    files.check_output(out, folder=True)
+    if out.is_dir() and any(out.iterdir()) and not (out / _TABLE).is_file():
+        raise ConfigError(f"--out {out} has other files in it: name a new folder")
+
+
+def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> None:
+    """Write `groups.csv` (path, group, probability) and a sheet of each group, `group-000.jpg` and so on.
+
+    Sheets that an earlier call wrote there are removed.
+
+    Args:
+        out: folder, made where it is missing.
+        faces: images of a sheet at most, those that belong to the group most firmly; 0 writes no sheets.
+
+    Raises:
+        ConfigError: other files are in the folder, or a negative number of faces.
+        DataError: a file cannot be written.
+    """
+    out = Path(out)
+    if faces < 0:
+        raise ConfigError(f"faces = {faces} is out of range: give a number from 0")
+    check_folder(out)
+    numbers = zip(groups.labels.tolist(), groups.probabilities.round(4).tolist(), strict=True)
+    lines = [tables.csv_row(path, *told) for path, told in zip(groups.paths, numbers, strict=True)]
+    files.write_atomic(out / _TABLE, b"".join([tables.csv_row("path", "group", "probability"), *lines]))
+    for old in out.iterdir():
+        if _SHEET.fullmatch(old.name):
+            old.unlink()
+    members = np.argsort(groups.labels, kind="stable")
+    starts = np.searchsorted(groups.labels[members], np.arange(len(groups) + 1))
+    for number in range(len(groups) if faces else 0):
+        own = members[starts[number] : starts[number + 1]]
+        shown = own[np.argsort(-groups.probabilities[own], kind="stable")[:faces]]
+        cells = [Cell(groups.paths[i], [Path(groups.paths[i]).name]) for i in shown]
+        title = f"group {number}: {len(own):,} images" + (
+            f", {len(shown)} of them shown" if len(shown) < len(own) else ""
+        )
+        write_sheet(out / f"group-{number:03d}.jpg", sheet(cells, title=title))

@@ -1,0 +1,98 @@
+"""Similar faces: exact search among embeddings, by matrix product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from facessl.core.errors import ConfigError, DataError
+from facessl.data.sources.folder import Folder
+from facessl.inference.embed import Embeddings, embeddings, load_embedder, network_mark
+from facessl.inference.embedding_files import read_embeddings
+from facessl.inference.trained_task import Embedder
+from facessl.models.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest images of a photo, nearest first.
+
+    Attributes:
+        paths: of the k images.
+        distances: (k,) float32, one minus the cosine of the embeddings: 0 the same direction, 2 the opposite one.
+        rows: (k,) int64, their positions among the embeddings.
+    """
+
+    paths: list[str]
+    distances: np.ndarray
+    rows: np.ndarray
+
+
+def search(
+    run: str | Path | Backbone | Embedder,
+    photo: str | Path,
+    among: str | Path | Embeddings,
+    *,
+    k: int = 12,
+) -> Neighbours:
+    """The images that are most similar to a photo of one face.
+
+    `facessl.search("runs/mine", "photo.jpg", "embeddings.parquet").paths`
+
+    Args:
+        run: what made the embeddings: run folder, checkpoint or exported backbone, or the loaded network.
+        photo: one image, which is embedded as they were.
+        among: embeddings, or the file that `facessl embed` wrote.
+        k: how many; all where there are fewer.
+
+    Raises:
+        ConfigError: `k` is below 1, or another network made the embeddings.
+        CheckpointError, DataError: no network, embeddings or readable photo there.
+    """
+    if k < 1:
+        raise ConfigError(f"k = {k} is out of range: give a number from 1")
+    file = "the file of embeddings" if isinstance(among, Embeddings) else str(among)
+    rows = among if isinstance(among, Embeddings) else read_embeddings(among)
+    if not Path(photo).expanduser().is_file():
+        raise DataError(f"{photo} is not an image file: name one photo to search for")
+    network = run if isinstance(run, Backbone | Embedder) else load_embedder(run)
+    precision, _, made_by = rows.network.partition(":")
+    if not made_by:
+        raise ConfigError(f"{file} does not say which network made it: write it with `facessl embed`")
+    if network_mark(network, precision) != rows.network:
+        raise ConfigError(
+            f"{file} was made with another network: name the run that made it, or write it again with `facessl embed`"
+        )
+    query = embeddings(network, Folder(photo, cache=False), precision=precision)
+    distances, chosen = nearest(unit(query.array), unit(rows.array), k)
+    return Neighbours([rows.keys[i] for i in chosen[0]], distances[0], chosen[0])
+
+
+def unit(array: np.ndarray) -> np.ndarray:
+    """Rows (N, C) scaled to length 1, float32; rows of zeros stay zeros."""
+    array = np.asarray(array, np.float32)
+    largest = np.maximum(np.abs(array).max(1, keepdims=True, initial=0), np.finfo(np.float32).tiny)
+    array = array / largest  # so that no square overflows or vanishes
+    return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def nearest(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact nearest rows by cosine; of equally near ones the first.
+
+    Args:
+        queries: (Q, C) of unit length (`unit`).
+        rows: (N, C) of unit length.
+
+    Returns:
+        Distances 1 - cosine, (Q, k) float32, ascending, and positions (Q, k) int64; k is N where it is larger.
+    """
+    k = min(k, len(rows))
+    distances, chosen = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    for i, query in enumerate(queries):
+        away = np.clip(1 - rows @ query, 0, 2)  # (N,)
+        near = np.flatnonzero(away <= np.partition(away, k - 1)[k - 1])
+        chosen[i] = near[np.argsort(away[near], kind="stable")[:k]]
+        distances[i] = away[chosen[i]]
+    return distances, chosen

@@ -1,0 +1,175 @@
+"""The map of all faces: one page that places similar faces near each other and shows each under the pointer."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from facessl.core import files, tables
+from facessl.core.errors import ConfigError, DataError
+from facessl.inference.contact_sheet import thumbnails
+from facessl.inference.embed import Embeddings
+from facessl.inference.embedding_files import read_embeddings
+from facessl.inference.groups import principal_components
+from facessl.inference.neighbours import unit
+from facessl.inference.prediction_pictures import palette
+from facessl.report.page import render
+
+Projection = Literal["pca", "umap"]
+#: Pixels of a thumbnail; thumbnails per row and column of one JPEG.
+_SIDE, _ACROSS = 56, 24
+#: Classes with a colour of their own, the largest ones; the others share one.
+_COLOURED = 20
+_OTHER, _NONE = "others", "none"
+_GREY = ("#a8adb5", "#c9ccd1")
+#: Columns of a table that can give the colours, the first that is there.
+_COLUMNS = ("group", "label_name", "label")
+
+
+def write_map(
+    path: str | Path,
+    embeddings: str | Path | Embeddings,
+    *,
+    method: Projection = "pca",
+    color: str | Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the map of embeddings as one HTML page that fetches nothing; the thumbnails are inside.
+
+    Args:
+        path: .html file.
+        embeddings: embeddings, or the file that `facessl embed` wrote.
+        method: pca, the first two principal components of the embeddings at unit length; or umap, which keeps
+            neighbourhoods by cosine distance (extra `umap`).
+        color: a table of classes, which give the colours: `path` and `group`, `label_name` or `label`, such as the
+            `groups.csv` of `facessl group`; None: the labels of the embeddings, where they have any.
+        seed: of umap.
+
+    Returns:
+        `images`, `classes`, and with pca `variance`, the fraction of the variance that the map shows.
+
+    Raises:
+        ConfigError: another ending, an unknown method, or umap is not installed.
+        DataError: no embeddings or table there, or the page cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".html":
+        raise ConfigError(f"cannot write the map to {path}: the name must end in .html")
+    rows = embeddings if isinstance(embeddings, Embeddings) else read_embeddings(embeddings)
+    classes = _classes_of(rows) if color is None else _classes_in(Path(color), rows.keys)
+    points, variance = _projected(rows.array, method, seed)
+    names, numbers, colours = _legend(classes)
+    shown = [tables.printable(key) for key in rows.keys]
+    found = {"images": len(rows), "classes": len(set(classes) - {""})}
+    told = (
+        "UMAP by cosine distance"
+        if variance is None
+        else f"Two principal components, {100 * variance:.0f} % of the variance"
+    )
+    page = render(
+        "map.html",
+        title=f"Map of {len(rows):,} faces",
+        method=told,
+        data={
+            "points": _base64(_scaled(points)),
+            "classes": _base64(numbers.astype("<u2")),
+            "names": names,
+            "colours": colours,
+            "counts": np.bincount(numbers, minlength=len(names)).tolist(),
+            "paths": shown,
+            "own": classes,
+            "side": _SIDE,
+            "across": _ACROSS,
+            "sheets": _sheets(rows.keys),
+        },
+    )
+    files.write_atomic(path, page.encode())
+    return found if variance is None else found | {"variance": round(variance, 4)}
+
+
+def _projected(array: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, float | None]:
+    """Places (N, 2), and of pca the fraction of the variance."""
+    if method == "pca":
+        return principal_components(unit(array), 2)
+    if method != "umap":
+        raise ConfigError(f"method {method!r} is not a projection: use pca or umap")
+    try:
+        import umap
+    except ImportError:
+        raise ConfigError("method umap needs umap-learn: pip install 'facessl[umap]', or use --method pca") from None
+    if len(array) < 4:
+        raise ConfigError(f"umap needs 4 images or more, and there are {len(array)}: use --method pca")
+    neighbours = min(15, len(array) - 1)
+    start = "random" if len(array) < 20 else "spectral"
+    kind = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, init=start, n_jobs=1)
+    return np.asarray(kind.fit_transform(array), np.float32), None
+
+
+def _scaled(points: np.ndarray) -> np.ndarray:
+    """(N, 2) little-endian uint16 on one scale for both axes; the second one points up."""
+    low, high = points.min(0), points.max(0)
+    middle, half = (low + high) / 2, max(float((high - low).max()), 1e-12) / 2
+    return np.rint((1 + (points - middle) / half * (1, -1)) * 32767).clip(0, 65534).astype("<u2")
+
+
+def _classes_of(rows: Embeddings) -> list[str]:
+    """Name of each image's class; "" without one."""
+    if rows.labels is None:
+        return [""] * len(rows)
+    names = rows.label_names or tuple(map(str, range(int(rows.labels.max(initial=-1)) + 1)))
+    return [names[i] if i >= 0 else "" for i in rows.labels.tolist()]
+
+
+def _classes_in(table: Path, keys: list[str]) -> list[str]:
+    """The class that a table names for each image; "" where it names none."""
+    try:
+        with files.open_regular(table, "r", newline="", encoding="utf-8-sig") as file:
+            lines = csv.DictReader(file)
+            head = lines.fieldnames or []
+            column = next((name for name in _COLUMNS if name in head), None)
+            if "path" not in head or column is None:
+                raise DataError(f"{table} needs the columns path and {', '.join(_COLUMNS[:-1])} or {_COLUMNS[-1]}")
+            known = {tables.from_csv(line["path"] or ""): tables.from_csv(line[column] or "") for line in lines}
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read the table {table}: {reason}") from None
+    if known.keys().isdisjoint(keys):
+        raise DataError(f"{table} names none of the images of the embeddings: give the table that was made from them")
+    classes = [known.get(key, "") for key in keys]
+    return (
+        ["" if name == "-1" else f"group {name}" if name else "" for name in classes] if column == "group" else classes
+    )
+
+
+def _legend(classes: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
+    """Names of the legend, the place of each image's class (N,) in it, and their colours."""
+    names = [name for name, _ in Counter(name for name in classes if name).most_common(_COLOURED)]
+    place = {name: i for i, name in enumerate(names)} | {"": len(names) + 1}
+    numbers = np.array([place.get(name, len(names)) for name in classes], np.int64)
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(len(names))]
+    return [*names, _OTHER, _NONE], numbers, [*colours, *_GREY]
+
+
+def _sheets(keys: list[str]) -> list[str]:
+    """The thumbnails, as base64 of JPEGs of `_ACROSS` times `_ACROSS` each."""
+    found = []
+    for start in range(0, len(keys), _ACROSS**2):
+        part = thumbnails(keys[start : start + _ACROSS**2], _SIDE)
+        sprite = Image.new("RGB", (_ACROSS * _SIDE, -(-len(part) // _ACROSS) * _SIDE))
+        for place, image in enumerate(part):
+            sprite.paste(image, (place % _ACROSS * _SIDE, place // _ACROSS * _SIDE))
+        buffer = io.BytesIO()
+        sprite.save(buffer, format="JPEG", quality=75)
+        found.append(base64.b64encode(buffer.getvalue()).decode())
+    return found
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode()

@@ -1,0 +1,80 @@
+"""Files of embeddings: every format gives back what was written, and a file of another kind is one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from facessl.core.errors import DataError
+from facessl.inference.embed import Embeddings
+from facessl.inference.embedding_files import ENDINGS, read_embeddings, write_embeddings
+
+NAMES = [
+    "a.jpg",
+    "=1+1.jpg",
+    "'q'.jpg",
+    'c"d,e.jpg',
+    "line\nbreak.jpg",
+    "caf\udce9.jpg",
+    r"x\xfc.jpg",
+    "ü/日本.jpg",
+    " .jpg",
+]
+
+
+def rows(array: np.ndarray | None = None, names: list[str] = NAMES) -> Embeddings:
+    array = np.random.default_rng(0).standard_normal((len(names), 3)) * 1e-3 if array is None else array
+    labels = np.arange(len(names)) % 3 - 1
+    return Embeddings(array.astype(np.float32), names, np.arange(len(names)), labels, ("=x", "y,z"), network="fp32:ab")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_is_written_is_read_back(ending: str, tmp_path: Path) -> None:
+    written = rows()
+    half = len(NAMES) // 2
+    parts = [rows(written.array[i], NAMES[i]) for i in (slice(half), slice(half, None))]
+    assert write_embeddings(tmp_path / "new" / f"e{ending}", parts) == (len(NAMES), [])
+    found = read_embeddings(tmp_path / "new" / f"e{ending}")
+    np.testing.assert_array_equal(found.array, written.array)
+    assert found.keys == NAMES
+    assert found.labels is not None
+    assert found.label_names == ("=x", "y,z")
+    assert found.labels.tolist() == [*parts[0].labels, *parts[1].labels]
+    assert found.network == "fp32:ab"
+    assert np.load(tmp_path / "new" / "e.npy").shape == written.array.shape if ending == ".npy" else True
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_row_that_is_not_finite_is_named(ending: str, tmp_path: Path) -> None:
+    array = np.ones((len(NAMES), 3))
+    array[2, 1] = np.nan
+    write_embeddings(tmp_path / f"e{ending}", rows(array))
+    with pytest.raises(DataError, match=r"embedding of 'q'\.jpg in .* is not finite"):
+        read_embeddings(tmp_path / f"e{ending}")
+
+
+def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text.parquet").write_text("no table")
+    (tmp_path / "other.csv").write_text("name,score\na,1\n")
+    pq.write_table(pa.table({"path": ["a"], "embedding": ["1 2 3"]}), tmp_path / "other.parquet")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "columns.parquet")
+    kind = pa.list_(pa.float32(), 2)
+    empty = pa.table({"path": pa.array([], pa.string()), "embedding": pa.array([], kind)})
+    pq.write_table(empty, tmp_path / "empty.parquet")
+    write_embeddings(tmp_path / "short.npy", rows())
+    np.save(tmp_path / "short.npy", np.zeros((2, 3), np.float32))
+    np.save(tmp_path / "alone.npy", np.zeros((2, 3), np.float32))
+    (tmp_path / "object.names.csv").write_text("path\na\n")
+    np.save(tmp_path / "object.npy", np.array([{}], object))
+    (tmp_path / "two.csv").write_text("path,network,e0\na,fp32:1,0\nb,fp32:2,0\n")
+    for name in ("text.parquet", "other.csv", "other.parquet", "columns.parquet", "short.npy", "object.npy", "two.csv"):
+        with pytest.raises(DataError, match=rf"{name} is not a file that `facessl embed` wrote, or is damaged"):
+            read_embeddings(tmp_path / name)
+    for name, says in (("empty.parquet", "has no rows"), ("alone.npy", "alone.names.csv does not exist"),
+                       ("none.csv", "does not exist"), ("e.txt", "is not a file of embeddings")):  # fmt: skip
+        with pytest.raises(DataError, match=says):
+            read_embeddings(tmp_path / name)

@@ -1,0 +1,179 @@
+"""Exported networks: they compute what torch does, load without facessl, and are complete or absent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from facessl import export, load_backbone
+from facessl.cli import main
+from facessl.core import files, plugins
+from facessl.core.errors import CheckpointError, ConfigError
+from facessl.inference import export as exporting
+from facessl.inference import trained_task
+from facessl.models.backbone import Backbone
+from facessl.pretrained.load import backbone_card
+from facessl.tasks.base import Labels
+from facessl.views.augment import Augment
+
+SIZE = 32
+LABELS = Labels(
+    label_names=("sad", "happy"), attribute_names=("Young", "Male"), points=5, mask_names=("background", "skin"),
+    identities=3,
+)  # fmt: skip
+TASKS: dict[str, dict[str, Any]] = {
+    "alignment": {"width": 16}, "parsing": {"width": 16}, "expression": {}, "attributes": {},
+    "verification": {"dim": 8},
+}  # fmt: skip
+
+
+def saved_backbone(folder: Path, name: str = "test_resnet", **options: Any) -> Backbone:
+    backbone = Backbone(name, image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), **options).eval()
+    card = backbone_card(backbone, method={"name": "fra"}, source="folder:faces", steps=7, commit="abc")
+    files.write_backbone(folder / "backbone.safetensors", backbone.model.state_dict(), card)
+    return backbone
+
+
+def saved_task(folder: Path, name: str) -> Any:
+    task = plugins.find("tasks", name)(Backbone("test_resnet", image_size=SIZE), LABELS, **TASKS[name]).eval()
+    settings = {
+        **{"task": {"name": name, **TASKS[name]}, "protocol": "finetune"},
+        **{"image_size": SIZE, "run": "none", "source": "labels-csv:faces.csv"},
+    }
+    card = trained_task.card(task, LABELS, settings, Augment(), steps=7, commit="abc")
+    files.write_backbone(folder / "model.safetensors", task.state_dict(), card)
+    return task
+
+
+def run_onnx(folder: Path, x: torch.Tensor) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, {"images": x.numpy()}), strict=True))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_onnx_of_a_backbone_equals_torch(name: str, tmp_path: Path) -> None:
+    backbone = saved_backbone(tmp_path / "run", name)
+    export(tmp_path / "run", tmp_path / "out")
+    x = torch.randn(5, 3, SIZE, SIZE)
+    with torch.no_grad():
+        expected = dict(zip(("map", "features"), backbone.forward_both(x), strict=True))
+    found = run_onnx(tmp_path / "out", x)
+    assert found.keys() == expected.keys()
+    for output, value in expected.items():
+        assert torch.allclose(torch.from_numpy(found[output]), value, rtol=1e-4, atol=1e-4)
+    card = json.loads((tmp_path / "out" / "model.json").read_text())
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    assert json.loads(next(p.value for p in model.metadata_props if p.key == "facessl")) == card
+    assert card["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
+    assert card["outputs"]["features"] == ["batch", backbone.num_features]
+    assert str(Path(exporting.__file__).parent).encode() not in model.SerializeToString()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_onnx_of_a_task_equals_what_predict_computes(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = saved_task(tmp_path / "run", name)
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    x = torch.randn(4, 3, SIZE, SIZE)
+    with torch.no_grad():
+        expected = task.predict(x)
+    found = run_onnx(tmp_path / "out", x)
+    assert found.keys() == expected.keys() == told["difference"].keys()
+    for output, value in expected.items():
+        assert torch.allclose(torch.from_numpy(found[output]), value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("resnet18", {"output_stride": 16}), ("vit_tiny_patch16_224", {"global_pool": "avg"})]
+)
+def test_a_timm_folder_gives_the_same_features_without_facessl(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    backbone = saved_backbone(tmp_path / "run", name, **options)
+    export(tmp_path / "run", tmp_path / "out", format="timm")
+    face = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8))
+    face.save(tmp_path / "face.png")
+    script = """if True:
+        import sys, numpy, timm, torch
+        from PIL import Image
+        model = timm.create_model("local-dir:out", pretrained=True).eval()
+        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+        with torch.no_grad():
+            x = transform(Image.open("face.png"))[None]
+            numpy.savez("found.npz", x=x, features=model(x), map=model.forward_features(x))
+        assert "facessl" not in sys.modules
+        assert timm.create_model("local-dir:out", pretrained=True, num_classes=7)(x).shape == (1, 7)
+        """
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, env={"OMP_NUM_THREADS": "1"})
+    found = np.load(tmp_path / "found.npz")
+    assert np.abs(found["x"] - backbone.preprocess([face]).numpy()).max() <= 1.01 / 255 / min(backbone.std)
+    with torch.no_grad():
+        assert np.allclose(found["features"], backbone(torch.from_numpy(found["x"])).numpy(), atol=1e-5)
+    again = load_backbone(tmp_path / "out" / "model.safetensors")
+    assert (again.name, again.timm_options, again.mean) == (name, options, backbone.mean)
+
+
+def test_a_folder_is_complete_or_absent_and_never_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved_backbone(tmp_path / "run")
+    out = tmp_path / "out"
+    words = ["export", str(tmp_path / "run"), "--format", "hf", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "TOLERANCE", -1.0)
+        assert main(words) == 2
+        assert "differs from torch" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert main(words) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    with pytest.raises(ConfigError, match="not overwritten"):
+        export(tmp_path / "run", out, format="timm")
+    (out / "config.json").unlink()
+    assert main([*words, "--overwrite"]) == 0
+    assert (out / "config.json").is_file()
+    (out / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"thesis\.tex"):
+        export(tmp_path / "run", out, format="timm", overwrite=True)
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(ConfigError, match=r"needs onnxscript: pip install 'facessl\[onnx\]'"):
+        export(tmp_path / "run", tmp_path / "other")
+
+
+def test_the_model_card_has_scores_and_groups(tmp_path: Path) -> None:
+    saved_task(tmp_path / "run", "expression")
+    row = {"name": "over 60", "images": 30, "value": 0.5, "interval": [0.4, 0.6]}
+    test = {
+        "headline": {"name": "accuracy", "value": 0.75, "interval": [0.7, 0.8], "unit": "fraction"},
+        **{"accuracy": 0.75, "accuracy_interval": [0.7, 0.8], "images": 99},
+        "groups": {"accuracy": {"groups": [row], "gap": 0.1, "gap_by_chance": None}},
+    }
+    results = tmp_path / "run" / "results.json"
+    results.write_text(json.dumps({"test": test}))
+    export(tmp_path / "run", tmp_path / "out")
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "| accuracy | 0.75 | 0.7 to 0.8 | fraction |" in page
+    assert "| over 60 | 30 | 0.5 | 0.4 to 0.6 |" in page
+    assert "labels-csv:faces.csv" in page.partition("## License")[2]
+    results.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"results\.json was not written by facessl"):
+        export(tmp_path / "run", tmp_path / "other")
+
+
+def test_a_network_that_timm_does_not_have_is_refused(tmp_path: Path) -> None:
+    name = next(n for n in timm.list_models() if not timm.model_entrypoint(n).__module__.startswith("timm."))
+    saved_backbone(tmp_path / "run", name)
+    with pytest.raises(ConfigError, match="use --format onnx"):
+        export(tmp_path / "run", tmp_path / "out", format="hf")
