@@ -188,7 +188,7 @@ def _write_config(folder: Path, resolved: Mapping[str, Any], *, fresh: bool) -> 
         if moved == known:
             return
         resolved = moved
-    text = yaml.safe_dump(dict(resolved), sort_keys=False).encode()
+    text = yaml.safe_dump({**resolved, "resume": False}, sort_keys=False).encode()
     files.write_atomic(path, text, private=without_secrets(resolved) != resolved)
 
 

@@ -26,7 +26,6 @@ from facessl.core.types import Batch, Progress
 from facessl.data.loader import Transform
 from facessl.data.prefetch import Prefetcher
 from facessl.data.source import Source
-from facessl.data.workers import worker_death
 from facessl.models.forward import evaluating
 from facessl.training import fsdp
 from facessl.training.derived import Plan
@@ -156,10 +155,7 @@ class Trainer:
                 self._window.started = time.perf_counter()
             self._stopping.agree(at_once=True)  # a signal may have come while images were scored
             while self.step < self.plan.total_steps and self._stopping.reason is None:
-                try:
-                    self._one_step(ready)
-                except RuntimeError as error:  # torch reports a dead loader worker in whatever was running
-                    raise worker_death(error) or error from None
+                self._one_step(ready)
                 if self.step % self.plan.log_every == 0 or self.step in (1, self.plan.total_steps):
                     self._show(line, self._write_window())
                     self._window = _Window(first_step=self.step)

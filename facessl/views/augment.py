@@ -116,7 +116,7 @@ class Augment:
         self.view(1)  # checks the jitter
 
     def frame(self, sample: Sample, image_shape: tuple[int, ...], size: int) -> Frame:
-        """The crop of one sample, views of `size` pixels; arguments and errors of `facessl.data.crop_geometry.frame_of`."""
+        """The crop of one sample, views of `size` pixels; arguments and errors of `crop_geometry.frame_of`."""
         options: dict[str, Any] = {"crop": self.crop, "scale": self.crop_scale, "template": self.template}
         return frame_of(sample, image_shape, size=size, warp=self.warp, **options)
 
