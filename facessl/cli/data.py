@@ -46,13 +46,14 @@ def cmd_crop(
         workers: processes that find faces at the same time; 0 works in this process.
         max_bad: fraction of unreadable photos above which it stops.
     """
+    from facessl.core.distributed import launched
     from facessl.core.progress import ProgressLine
     from facessl.tools.crop import crop
 
     options: dict[str, Any] = {"size": size, "margin": margin, "align": align, "template": template}
     options |= {"all_faces": all_faces, "detector": detector, "detector_model": model}
     options |= {"min_size": min_size, "min_sharpness": min_sharpness, "quality": quality, "workers": workers}
-    with ProgressLine("image") as progress:
+    with ProgressLine("image", enabled=launched()[0] == 0) as progress:
         found = crop(photos, out, progress=progress, max_bad=max_bad, **options)
     list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
     counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
@@ -88,6 +89,7 @@ def cmd_pack(
         max_bad: fraction of unreadable images above which it stops.
         verify: only compare the shards of a folder with their checksums.
     """
+    from facessl.core.distributed import launched
     from facessl.core.progress import ProgressLine
     from facessl.tools.pack import pack
     from facessl.tools.shards import verify as verified
@@ -96,7 +98,7 @@ def cmd_pack(
         print(json.dumps(verified(source)))
         return 0
     options: dict[str, Any] = {"shard_size": shard_size, "workers": workers, "dedupe": dedupe, "max_bad": max_bad}
-    with ProgressLine("image") as progress:
+    with ProgressLine("image", enabled=launched()[0] == 0) as progress:
         found = pack(source, out, size=size, quality=quality, copy=copy, progress=progress, **options)
     list_skipped(found.unreadable)
     print(json.dumps({"out": str(out), **{k: v for k, v in vars(found).items() if k != "unreadable"}}))

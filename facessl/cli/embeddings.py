@@ -23,7 +23,7 @@ def cmd_embed(
     """Embeddings of a source, one row per image; under torchrun or srun every rank embeds a part.
 
     Args:
-        run: run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken.
+        run: run folder, checkpoint, exported backbone or timm:NAME; of a run of verification the trained embedding.
         source: images, NAME:PATH?option=value or a path.
         out: file to write: .parquet; .npy, with the paths in a .names.csv beside it; or .csv.
         batch_size: images per forward pass.

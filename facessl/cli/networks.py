@@ -68,7 +68,7 @@ def cmd_probe(argv: list[str]) -> int:
     parser = Parser(prog="facessl probe", description=summary(judge))
     parser.add_argument(
         "run",
-        help="run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken",
+        help="run folder, checkpoint, exported backbone or timm:NAME; of a run of verification the trained embedding",
     )
     parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
     parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('evaluation.protocols'))}")

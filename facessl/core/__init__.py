@@ -1,4 +1,4 @@
 """What every package uses: errors, plug-ins by file name, the types that flow between stages, distributed ranks,
-checkpoints and other files (`files`), locks, checks of values.
+checkpoints, safe reading and writing (`files`), locks, progress, checks of values.
 May import nothing of facessl.
 """

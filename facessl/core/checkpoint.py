@@ -45,7 +45,7 @@ def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2
         write_atomic(path, lambda file: torch.save(payload, file))
         _point(folder / "last.ckpt", path, payload)
     except DataError as error:
-        short = "memory" if "memory" in str(error) else "space"
+        short = "memory" if str(error).endswith("memory") else "space"
         raise CheckpointError(f"{error}; earlier checkpoints are untouched: free {short}, then --resume") from None
     for old in steps(folder)[:-keep]:
         old.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -18,6 +19,23 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this rank, from 0; 0 where `torch.distributed` is not initialised."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def ranks() -> tuple[int, int]:
+    """World size and ranks per node as `torchrun` or SLURM set them; 1, 1 otherwise."""
+    env = os.environ
+    if "LOCAL_WORLD_SIZE" in env:
+        return int(env.get("WORLD_SIZE", "1")), int(env["LOCAL_WORLD_SIZE"])
+    if "SLURM_NTASKS" in env and "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        world = int(env["SLURM_NTASKS"])
+        return world, world // int(env.get("SLURM_NNODES", "1"))
+    return 1, 1
+
+
+def launched() -> tuple[int, int]:
+    """Rank of this process and number of ranks, as `torchrun` or SLURM set them; 0, 1 otherwise."""
+    world, _ = ranks()
+    return int(os.environ.get("RANK") or os.environ["SLURM_PROCID"]) if world > 1 else 0, world
 
 
 def own_part(count: int) -> slice:

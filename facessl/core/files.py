@@ -37,41 +37,32 @@ def open_regular(path: str | Path, mode: str = "rb", *, most: int | None = MAX_L
     Raises:
         OSError: as `open`, and with a `strerror` that says what else the file is.
     """
+
+    def opener(name: str, _: int) -> int:
+        descriptor = os.open(name, os.O_RDONLY | _FLAGS)
+        status, error = os.fstat(descriptor), None
+        if stat.S_ISDIR(status.st_mode):
+            error = OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        elif not stat.S_ISREG(status.st_mode):
+            error = OSError(errno.EINVAL, "not a regular file")
+        elif most is not None and status.st_size > most:
+            error = OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than the {most:,} that are read")
+        if error:
+            os.close(descriptor)
+            raise error
+        return descriptor
+
     try:
-        return open(path, mode, opener=lambda name, _: _descriptor(name, most)[0], **options)
+        return open(path, mode, opener=opener, **options)
     except ValueError:
         raise OSError(errno.EINVAL, "the name has a NUL byte in it") from None
 
 
 def read_regular(path: str | Path, *, most: int = MAX_LIST) -> bytes:
-    """The content of a file as `open_regular` opens it, in half of its time."""
-    try:
-        descriptor, size = _descriptor(path, most)
-    except ValueError:
-        raise OSError(errno.EINVAL, "the name has a NUL byte in it") from None
-    try:
-        data = os.read(descriptor, size)
-        while more := size - len(data):
-            if not (rest := os.read(descriptor, more)):
-                break
-            data += rest
-        return data
-    finally:
-        os.close(descriptor)
-
-
-def _descriptor(path: str | Path, most: int | None) -> tuple[int, int]:
-    """A regular file of at most `most` bytes, opened for reading, and its size."""
-    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and (most is None or status.st_size <= most):
-        return descriptor, status.st_size
-    os.close(descriptor)
-    if stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than the {most:,} that are read")
-    if stat.S_ISDIR(status.st_mode):
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-    raise OSError(errno.EINVAL, "not a regular file")
+    """The content of a file as `open_regular` opens it."""
+    with open_regular(path, most=most, buffering=0) as file:
+        data: bytes = file.read()
+    return data
 
 
 def open_own(path: str | Path, mode: str) -> IO[Any]:

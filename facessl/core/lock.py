@@ -16,12 +16,12 @@ from facessl.core.files import open_own
 
 
 @contextlib.contextmanager
-def only_writer(out: str | Path, *, folder: bool = True) -> Iterator[None]:
+def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> Iterator[None]:
     """Make a folder and keep other processes from writing to it until the block ends; or do so for one file.
 
     The lock on `.lock` in the folder, or on `.NAME.lock` beside the file, is the system's and goes with the process,
     however it dies; processes that it forks do not hold it (as those of the package filelock do). It is removed at the
-    end, and so is a folder in which nothing was written. Windows has no such lock.
+    end, and so is a folder in which nothing was written. Windows has no such lock. `wait`: for the other process's end.
 
     Raises:
         ConfigError: the folder cannot be made, or another process writes there, whose number and host are named.
@@ -34,7 +34,7 @@ def only_writer(out: str | Path, *, folder: bool = True) -> Iterator[None]:
     try:
         place.mkdir(parents=True, exist_ok=True)
         fails = "used"
-        file, free = _locked(lock)
+        file, free = _locked(lock, wait)
     except OSError as error:
         raise ConfigError(
             f"--out {out} cannot be {fails} ({error.strerror or error}): name a {'folder' if folder else 'file'} where "
@@ -55,11 +55,11 @@ def only_writer(out: str | Path, *, folder: bool = True) -> Iterator[None]:
                     path.rmdir()
 
 
-def _locked(path: Path) -> tuple[IO[str], bool]:
+def _locked(path: Path, wait: bool) -> tuple[IO[str], bool]:
     """The lock's file and whether it is ours now; anew where its last holder has removed it in between."""
     while True:
         file = open_own(path, "a+")
-        if not _lock(file):
+        if not _lock(file, wait):
             return file, False
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
@@ -67,14 +67,14 @@ def _locked(path: Path) -> tuple[IO[str], bool]:
         file.close()
 
 
-def _lock(file: IO[str]) -> bool:
+def _lock(file: IO[str], wait: bool) -> bool:
     """Lock a file; False where another process has. True, too, on file systems that have no locks."""
     if sys.platform == "win32":
         return True
     import fcntl
 
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True

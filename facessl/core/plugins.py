@@ -6,9 +6,11 @@ Files outside the package are plug-ins once `add` imported them (`--plugin FILE.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import pkgutil
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -19,7 +21,7 @@ from facessl.core.errors import PluginError, UnknownName
 
 #: Modules of files outside the package, by folder and name.
 _outside: dict[tuple[str, str], ModuleType] = {}
-#: Folder -> a member by which its classes are known; a task has `after_step` as well.
+#: Folder -> a member by which its classes are known.
 _MEMBER = {"tasks": "meter", "methods": "after_step", "data.sources": "fingerprint"}
 
 
@@ -110,51 +112,31 @@ def keywords(folder: str, name: str) -> set[str]:
 def settings(folder: str, name: str) -> Any:
     """The class `Args` of a plug-in without importing its file, which would import torch and timm: seconds.
 
-    Only those statements of the file are run that `Args` needs: its class, what that names, and imports from the
-    standard library, `facessl.core.errors` and `facessl.core.values`. Where it needs any other import, the whole file
-    is imported.
+    The file is run up to that class, without imports of anything but the standard library, `facessl.core.errors` and
+    `facessl.core.values`, and without what needs the others. Where the class does, the whole file is imported.
 
     Raises:
         UnknownName: no such file.
     """
     tree, node = _parsed(folder, name)
-    bound = {word: statement for statement in tree.body for word in _binds(statement)}
-    args: str | None = next((s.value.id for s in getattr(node, "body", ()) if "Args" in _binds(s)), None)
-    if args is None:
+    assigned = (s for s in getattr(node, "body", ()) if isinstance(s, ast.Assign | ast.AnnAssign) and s.value)
+    args = next((ast.unparse(s).split()[-1] for s in assigned if re.match(r"Args\b", ast.unparse(s))), "")
+    classes = [getattr(statement, "name", None) for statement in tree.body]
+    if args not in classes:
         return find(folder, name).Args
-    needed: list[ast.stmt] = []
-    words = [args]
-    while words:
-        statement = bound.get(words.pop())
-        if statement is None or statement in needed:
-            continue
-        if isinstance(statement, ast.Import | ast.ImportFrom) and not _is_light(statement):
-            return find(folder, name).Args
-        needed.append(statement)
-        words += [n.id for n in ast.walk(statement) if isinstance(n, ast.Name)]
     scope: dict[str, Any] = {"__name__": __name__}
-    body = ast.Module([statement for statement in tree.body if statement in needed], type_ignores=[])
-    exec(compile(body, f"{name}.py", "exec", dont_inherit=True), scope)
-    return scope[args]
+    for statement in tree.body[: classes.index(args) + 1]:
+        if not isinstance(statement, ast.Import | ast.ImportFrom) or _light(statement):
+            code = compile(ast.Module([statement], []), f"{name}.py", "exec", dont_inherit=True)
+            with contextlib.suppress(NameError):
+                exec(code, scope)
+    return scope[args] if args in scope else find(folder, name).Args
 
 
-def _binds(statement: ast.stmt) -> list[str]:
-    """Names that a statement gives a value."""
-    match statement:
-        case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
-            return [name]
-        case ast.Assign(targets=targets):
-            return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
-        case ast.Import(names=names) | ast.ImportFrom(names=names):
-            return [alias.asname or alias.name for alias in names]
-    return []
-
-
-def _is_light(statement: ast.Import | ast.ImportFrom) -> bool:
-    module = statement.module if isinstance(statement, ast.ImportFrom) else statement.names[0].name
-    return (
-        module in ("facessl.core.errors", "facessl.core.values") or str(module).split(".")[0] in sys.stdlib_module_names
-    )
+def _light(statement: ast.Import | ast.ImportFrom) -> bool:
+    module = str(statement.module) if isinstance(statement, ast.ImportFrom) else statement.names[0].name
+    light = module in ("facessl.core.errors", "facessl.core.values")
+    return light or module.split(".")[0] in sys.stdlib_module_names
 
 
 @functools.cache

@@ -19,9 +19,9 @@ FROM_1: Rule = (lambda v: v >= 1, "1 or more")
 RANGE: Rule = (lambda v: len(v) == 2 and 0 < v[0] <= v[1] < math.inf, "(low, high) with 0 < low <= high")
 
 
-def from_0_to(high: float) -> Rule:
-    """The rule of a number from 0 to `high`."""
-    return lambda v: 0 <= v <= high, f"a number from 0 to {high}"
+def between(low: float, high: float) -> Rule:
+    """The rule of a number from `low` to `high`."""
+    return lambda v: low <= v <= high, f"a number from {low} to {high}"
 
 
 def check_values(args: Any, rules: Mapping[str, Rule], *, prefix: str = "") -> None:

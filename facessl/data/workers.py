@@ -24,14 +24,9 @@ _TIMEOUT = 1200
 def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Any]:
     """What a dataset gives for each item of a sampler (None: for all of itself), in order.
 
-    Args:
-        dataset: gives a batch, or an error that is raised here.
-        sampler: items, or None where the dataset is iterable.
-        workers: processes; 0 works in this one.
-        pin_memory: put tensors into page-locked memory.
+    The dataset gives batches, or errors, which are raised here; 0 `workers` are this process.
 
     Raises:
-        FaceSSLError: what the dataset gave.
         TrainingError: a worker process died, or there is too little memory or too few open files for them.
     """
     if workers and sys.platform != "win32":

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import simplejpeg
 
+from facessl.core.distributed import launched
 from facessl.core.errors import ConfigError
 from facessl.core.files import inside, open_new, open_own, open_regular, read_regular, write_atomic
 from facessl.core.tables import csv_row, from_csv
+from facessl.core.values import between, check_values
 from facessl.data.crop_geometry import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.decode import ImageError
 from facessl.data.detect import SMALLEST, Face, detect, load_detector
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
+from facessl.tools.ranks import Record, over_ranks
 
 FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"
 #: faces.csv: the crop, its photo, the detector's box and score, the box's longer side in the photo's pixels, the
@@ -78,14 +82,8 @@ class _Settings:
     quality: int
 
     def __post_init__(self) -> None:
-        for name, low, high in (("size", 8, 4096), ("margin", 0.1, 10), ("quality", 1, 100), ("smallest", 0.01, 1)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"crop has {name}={value}, but it must be from {low} to {high}")
-        for name, kind in (("format", Literal["jpg", "png"]), ("align", Align), ("template", Template)):
-            if getattr(self, name) not in get_args(kind):
-                valid = " or ".join(get_args(kind))
-                raise ConfigError(f"crop has {name}={getattr(self, name)!r}, but it must be {valid}")
+        rules = {"size": between(8, 4096), "margin": between(0.1, 10), "quality": between(1, 100)}
+        check_values(self, rules | {"smallest": between(0.01, 1)}, prefix="crop's ")
         load_detector(self.detector, self.detector_model)  # a missing model is told before any photo
 
 
@@ -116,6 +114,7 @@ def crop(
 
     `out` also gets faces.csv (`COLUMNS`; itself a source, `imagelist:OUT/faces.csv`), skipped.csv (photos that cannot
     be read or have no face, and why) and crop.json (these settings). Called again, it goes on where it was stopped.
+    Under torchrun or srun the ranks share the work; the one that ends last has the numbers of all, the others none.
 
     Args:
         source: photos, `NAME:PATH?option=value` or a folder.
@@ -159,8 +158,22 @@ def crop(
         quality=quality,
     )
     opened = open_with_positions(source)
-    with output_folder(out, opened, SETTINGS, "crop") as path:
-        return _run(_Cropper(opened, settings), _Folder(path, settings), workers, max_bad, progress)
+    cropper, told = _Cropper(opened, settings), progress or (lambda done, total: None)
+    if launched()[1] == 1:
+        with output_folder(out, opened, SETTINGS, "crop") as path:
+            return _run(opened, cropper, _Folder(path, settings), workers, max_bad, told)
+    written = over_ranks(
+        functools.partial(output_folder, out, opened, SETTINGS, "crop", wait=True),
+        json.dumps({"crop": vars(settings), "images": opened.fingerprint()}),
+        lambda path: _left(opened, _Folder(path, settings)),
+        cropper.record,
+        lambda path, found: _run(
+            opened, lambda i: _Found.read(opened.key(i), *found(i)), _Folder(path, settings), 0, max_bad, told
+        ),
+        workers=workers,
+        progress=told,
+    )
+    return written or CropSummary(len(opened))
 
 
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
@@ -182,6 +195,12 @@ class _Found:
     reason: str = ""
     small: int = 0
     blurred: int = 0
+
+    @classmethod
+    def read(cls, key: str, values: dict[str, Any], data: Sequence[bytes]) -> _Found:
+        """From what `_Cropper.record` makes of it."""
+        crops = list(zip(data, values.pop("numbers"), strict=True))
+        return cls(key, crops, **values)
 
 
 class _Cropper:
@@ -209,6 +228,12 @@ class _Cropper:
         if not found.crops:
             found.reason = LEFT_OUT if faces else NO_FACE
         return found
+
+    def record(self, index: int) -> Record:
+        """The same as plain values and bytes."""
+        found = self(index)
+        values = {"reason": found.reason, "small": found.small, "blurred": found.blurred}
+        return values | {"numbers": [numbers for _, numbers in found.crops]}, [data for data, _ in found.crops]
 
     def _frame(self, face: Face) -> Frame:
         s, points = self.settings, face.five_points
@@ -291,17 +316,24 @@ class _Folder:
         self.faces += len(rows)
 
 
+def _left(source: Source, folder: _Folder) -> list[int]:
+    """Positions of the photos that are not finished."""
+    return [i for i in range(len(source)) if source.key(i) not in folder.done]
+
+
 def _run(
-    cropper: _Cropper, folder: _Folder, workers: int, max_bad: float, progress: Callable[[int, int], None] | None
+    source: Source,
+    crops_of: Callable[[int], _Found],
+    folder: _Folder,
+    workers: int,
+    max_bad: float,
+    told: Callable[[int, int], None],
 ) -> CropSummary:
-    source = cropper.source
     keys = [source.key(i) for i in range(len(source))]
-    base = _base(source, keys)
-    todo = [i for i, key in enumerate(keys) if key not in folder.done]
+    base, todo = _base(source, keys), _left(source, folder)
     summary = CropSummary(len(keys), before=len(keys) - len(todo))
-    told = progress or (lambda done, total: None)
     told(summary.before, len(keys))
-    for done, found in enumerate(in_order(cropper, todo, workers), summary.before + 1):
+    for done, found in enumerate(in_order(crops_of, todo, workers), summary.before + 1):
         summary.small += found.small
         summary.blurred += found.blurred
         if found.crops:

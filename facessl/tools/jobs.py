@@ -38,7 +38,7 @@ def open_with_positions(source: str | Path | Source) -> Source:
 
 
 @contextlib.contextmanager
-def output_folder(out: str | Path, source: Source, manifest: str, job: str) -> Iterator[Path]:
+def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, wait: bool = False) -> Iterator[Path]:
     """The output folder of a job, made where it is missing, with this process as its only writer.
 
     Args:
@@ -46,6 +46,7 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str) -> I
         source: what the job reads; the folder must not lie inside it.
         manifest: name of the file.
         job: name of the job, for messages.
+        wait: until another process has left the folder.
 
     Raises:
         ConfigError: the folder is a file, inside the source, has other files in it, or is in use.
@@ -55,7 +56,7 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str) -> I
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {out} is a file: name a folder")
     refuse_inside(folder, source, f"what {job} writes")
-    with only_writer(folder):
+    with only_writer(folder, wait=wait):
         if not (folder / manifest).is_file() and any(
             path.name != ".lock" and not is_temporary(path.name) for path in folder.iterdir()
         ):

@@ -6,16 +6,19 @@ that the shards do not depend on the number of processes or on interruptions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 
 from facessl.core import environment
+from facessl.core.distributed import launched
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
 from facessl.data import records
@@ -25,6 +28,7 @@ from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
 from facessl.tools.phash import phash
+from facessl.tools.ranks import Record, over_ranks
 from facessl.tools.shards import MANIFEST, SKIPPED, Settings, Shards
 
 #: Bytes and images that one stretch has at most: large enough that handing it over costs little, and that what is ahead
@@ -82,7 +86,8 @@ def pack(
 
     `out` also gets `pack.json` (settings, shards, their SHA-256), `traits.json`, `skipped.csv` (key, reason) and
     `duplicates.csv` (key, duplicate_of, distance). The same call goes on where it was stopped, and the files are the
-    same whatever was stopped and whatever the number of workers.
+    same whatever was stopped and whatever the number of workers. Under torchrun or srun the ranks share the work; the
+    one that ends last has the numbers of all, the others none.
 
     Args:
         source: any source with positions.
@@ -110,8 +115,29 @@ def pack(
     if workers < 0:
         raise ConfigError(f"{workers} workers, but there must be 0 or more")
     spec = source if isinstance(source, str) else type(source).__name__
-    with output_folder(out, opened, MANIFEST, "pack") as path, Shards(path, settings, opened, spec) as shards:
-        return _run(_Packer(opened, settings), shards, workers, max_bad, progress or (lambda done, total: None))
+    packer, told = _Packer(opened, settings), progress or (lambda done, total: None)
+    if launched()[1] == 1:
+        with output_folder(out, opened, MANIFEST, "pack") as path, Shards(path, settings, opened, spec) as shards:
+            return _run(opened, packer, shards, workers, max_bad, told)
+
+    def left(path: Path) -> range:
+        with Shards(path, settings, opened, spec) as shards:
+            return range(shards.next, len(opened))
+
+    def write(path: Path, found: Callable[[int], Record]) -> PackSummary:
+        with Shards(path, settings, opened, spec) as shards:
+            return _run(opened, lambda stretch: [_Packed.read(*found(i)) for i in stretch], shards, 0, max_bad, told)
+
+    written = over_ranks(
+        functools.partial(output_folder, out, opened, MANIFEST, "pack", wait=True),
+        json.dumps({"pack": vars(settings), "images": opened.fingerprint()}),
+        left,
+        packer.record,
+        write,
+        workers=workers,
+        progress=told,
+    )
+    return written or PackSummary(len(opened))
 
 
 class _Packed(NamedTuple):
@@ -121,6 +147,11 @@ class _Packed(NamedTuple):
     members: bytes
     hash: int = 0
     unreadable: tuple[str, str] | None = None
+
+    @classmethod
+    def read(cls, values: dict[str, Any], data: Sequence[bytes]) -> _Packed:
+        """From what `_Packer.record` makes of it."""
+        return cls(data[0], values["hash"], tuple(values["unreadable"]) if values["unreadable"] else None)
 
 
 class _Packer:
@@ -134,6 +165,11 @@ class _Packer:
 
     def __call__(self, stretch: range) -> list[_Packed]:
         return [self._one(index) for index in stretch]
+
+    def record(self, index: int) -> Record:
+        """An image as plain values and bytes."""
+        image = self._one(index)
+        return {"hash": image.hash, "unreadable": image.unreadable}, [image.members]
 
     def _one(self, index: int) -> _Packed:
         try:
@@ -178,9 +214,14 @@ class _Packer:
 
 
 def _run(
-    packer: _Packer, shards: Shards, workers: int, max_bad: float, progress: Callable[[int, int], None]
+    source: Source,
+    packed: Callable[[range], list[_Packed]],
+    shards: Shards,
+    workers: int,
+    max_bad: float,
+    progress: Callable[[int, int], None],
 ) -> PackSummary:
-    total, index, length = len(packer.source), shards.next, 8
+    total, index, length = len(source), shards.next, 8
     summary = PackSummary(total, before=index)
 
     def stretches() -> Iterator[range]:
@@ -192,7 +233,7 @@ def _run(
             start = stop
 
     progress(index, total)
-    for images in in_order(packer, stretches(), workers):
+    for images in in_order(packed, stretches(), workers):
         for image in images:
             if image.unreadable:
                 shards.skip(*image.unreadable)

@@ -18,7 +18,9 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import open_new, open_own, open_regular, read_regular, sync, sync_folder, write_atomic
+from facessl.core.schema import to_json
 from facessl.core.tables import csv_row
+from facessl.core.values import between, check_values
 from facessl.data import records
 from facessl.data.location import redacted
 from facessl.data.source import Source
@@ -43,9 +45,7 @@ class Settings:
     dedupe: int | None
 
     def __post_init__(self) -> None:
-        for name, value, low, high in (("size", self.size, 8, 8192), ("quality", self.quality, 1, 100)):
-            if not low <= value <= high and not (value == 0 and (self.copy or name == "size")):
-                raise ConfigError(f"pack has {name}={value}, but it must be from {low} to {high}")
+        check_values(self, {"size": between(0, 8192), "quality": between(0 if self.copy else 1, 100)}, prefix="pack's ")
         self.limit()
         if self.dedupe is not None:
             Near(self.dedupe)
@@ -160,7 +160,7 @@ class Shards:
             self.finished.append(entry | {"sha256": self._sum.hexdigest()})
         self.next, self._inside = following, 0
         self._manifest |= {name: getattr(self, name) for name in _COUNTS}
-        write_atomic(self.path / MANIFEST, _shown(self._manifest))
+        write_atomic(self.path / MANIFEST, to_json(self._manifest, indent=1).encode())
         if file is not None:
             self._name_last(part)
 
@@ -243,16 +243,14 @@ def _read(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     try:
         known: dict[str, Any] = json.loads(read_regular(file))
-        if known["facessl_pack"] != _VERSION:
-            raise DataError(f"{file} is of version {known['facessl_pack']} of the layout, this is {_VERSION}: update")
         shards, tables = known["shards"], known["tables"]
         wanted = {SKIPPED, DUPLICATES} | ({HASHES} if known["settings"]["dedupe"] is not None else set())
         numbers = [*(known[name] for name in _COUNTS), known["settings"]["images"], *tables.values()]
         numbers += [shard[key] for shard in shards for key in ("images", "bytes")]
         names = [_name(number) for number in range(len(shards))]
-        if tables.keys() != wanted or [shard["name"] for shard in shards] != names:
-            raise ValueError
-        if not all(type(number) is int and number >= 0 for number in numbers):
+        right = known["facessl_pack"] == _VERSION and tables.keys() == wanted
+        right = right and [shard["name"] for shard in shards] == names
+        if not right or not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError
         return known
     except FileNotFoundError:
@@ -267,7 +265,7 @@ def _manifest(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         tables = dict.fromkeys((SKIPPED, DUPLICATES, *((HASHES,) if wanted["dedupe"] is not None else ())), 0)
         counts = dict.fromkeys(_COUNTS, 0)
         new = {"facessl_pack": _VERSION, "settings": wanted, **counts, "tables": tables, "shards": []}
-        write_atomic(path / MANIFEST, _shown(new))
+        write_atomic(path / MANIFEST, to_json(new, indent=1).encode())
         return new
     known = _read(path)
     for name, value in wanted.items():
@@ -280,13 +278,6 @@ def _manifest(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
                 "another folder"
             )
     return known
-
-
-def _shown(manifest: dict[str, Any]) -> bytes:
-    """As JSON with a line for each shard."""
-    rest = json.dumps({k: v for k, v in manifest.items() if k != "shards"}, indent=1)
-    shards = ",\n".join(json.dumps(shard) for shard in manifest["shards"])
-    return (rest.removesuffix("\n}") + ',\n "shards": [\n' + shards + "\n ]\n}\n").encode()
 
 
 def _keys(source: Source) -> str:

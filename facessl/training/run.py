@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -26,6 +25,7 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from facessl.config.paths import SOURCES, located, published, without_secrets
 from facessl.config.run import differences
 from facessl.core import checkpoint, environment, files
+from facessl.core.distributed import ranks
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
 from facessl.core.lock import only_writer
 from facessl.core.precision import PRECISIONS
@@ -224,17 +224,6 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
     )
     fabric.launch()
     return fabric
-
-
-def ranks() -> tuple[int, int]:
-    """World size and ranks per node as `torchrun` or SLURM set them; 1, 1 otherwise."""
-    env = os.environ
-    if "LOCAL_WORLD_SIZE" in env:
-        return int(env.get("WORLD_SIZE", "1")), int(env["LOCAL_WORLD_SIZE"])
-    if "SLURM_NTASKS" in env and "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        world = int(env["SLURM_NTASKS"])
-        return world, world // int(env.get("SLURM_NNODES", "1"))
-    return 1, 1
 
 
 def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:

@@ -230,8 +230,6 @@ class Trainer:
 
     def _local_row(self) -> dict[str, float]:
         """Loss and speed since the last log line, for the progress line."""
-        if not self._window.terms:
-            return {}
         loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
         return {"loss": float(loss), **self._speed()}
 
@@ -250,8 +248,6 @@ class Trainer:
     def _write_window(self) -> dict[str, float]:
         self._check_finite()
         speed, terms = self._speed(), self._window.terms
-        if not terms:
-            return {}
         names = list(terms[0])
         means = torch.stack([torch.stack([t[n] for n in names]) for t in terms]).mean(0)  # (terms,)
         over_ranks: Any = self.fabric.all_reduce(means, reduce_op="mean")

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from facessl.core.values import FRACTION, RANGE, check_values, from_0_to
+from facessl.core.values import FRACTION, RANGE, between, check_values
 
 #: Row k: which operation (0 brightness, 1 contrast, 2 saturation, 3 hue) the jitter of order k runs in each slot.
 ORDERS = np.array(list(itertools.permutations(range(4))))
@@ -60,7 +60,7 @@ class View:
                 "scale ratio blur_sigma": RANGE,
                 "scale": (lambda v: v[1] <= 1, "(low, high) with 0 < low <= high <= 1"),
                 "jitter": (lambda v: len(v) == 4 and all(0 <= s < math.inf for s in v) and v[3] <= 0.5, jitter),
-                "solarize_threshold": from_0_to(255),
+                "solarize_threshold": between(0, 255),
             },
             prefix="view.",
         )

@@ -8,6 +8,7 @@ import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,26 +27,15 @@ class Evil:
         return os.system, ("touch /tmp/facessl-was-here",)
 
 
-def broken(kind: str, path: Path) -> None:
-    if kind == "truncated":
-        torch.save({"a": torch.randn(1000)}, path)
-        path.write_bytes(path.read_bytes()[:1500])
-    elif kind == "empty":
-        path.touch()
-    elif kind == "hostile":
-        torch.save({"state_dict": Evil()}, path)
-    elif kind == "hostile pickle":
-        path.write_bytes(pickle.dumps(Evil()))
-    elif kind == "text":
-        path.write_text("Not Found\n" * 20)
-    elif kind == "list":
-        torch.save([1, 2, 3], path)
-
-
 @pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "hostile", "hostile pickle", "text", "list"])
 def test_unusable_checkpoint_is_one_sentence(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    broken(kind, path)
+    values = {"truncated": {"a": torch.randn(1000)}, "hostile": {"state_dict": Evil()}, "list": [1, 2, 3]}
+    if kind in values:
+        torch.save(values[kind], path)
+        path.write_bytes(path.read_bytes()[: 1500 if kind == "truncated" else None])
+    elif kind != "missing":
+        path.write_bytes({"empty": b"", "hostile pickle": pickle.dumps(Evil()), "text": b"Not Found\n" * 20}[kind])
     with pytest.raises(CheckpointError) as caught:
         checkpoint.read(path)
     assert str(path) in str(caught.value)
@@ -60,27 +50,23 @@ def test_two_newest_are_kept_and_last_is_the_newest(tmp_path: Path) -> None:
     assert checkpoint.read_run(tmp_path / "last.ckpt")["step"] == 3
 
 
-def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault("E15", "too little memory was told as a disk that is full, without a reason", now="One sentence")
+@pytest.mark.parametrize(
+    ("call", "error", "told"),
+    [
+        ("os.fsync", OSError(errno.ENOSPC, "No space left on device"), "No space left on device; .* free space, then"),
+        ("torch.save", MemoryError(), "not enough memory; .* free memory, then --resume"),
+    ],
+)
+def test_full_disk_or_memory_keeps_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: Exception, told: str
+) -> None:
     checkpoint.save_run(tmp_path, 1, {"config": {}, "method": {}})
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"No space left on device; earlier .*: free space, then --resume"):
+    monkeypatch.setattr(call, Mock(side_effect=error))
+    with pytest.raises(CheckpointError, match=told):
         checkpoint.save_run(tmp_path, 2, {"config": {}, "method": {}})
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["last.ckpt", "step-00000001.ckpt"]
     assert checkpoint.read_run(tmp_path / "last.ckpt")["step"] == 1
-
-
-@pytest.mark.fault("E15", "too little memory was told as a disk that is full, without a reason", now="One sentence")
-def test_too_little_memory_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(torch, "save", short)
-    with pytest.raises(CheckpointError, match=r"ckpt: not enough memory; .* free memory, then"):
-        checkpoint.save_run(tmp_path, 1, {"method": {}})
 
 
 @pytest.mark.fault("C1", "a CPU with more threads than free cores was many times slower, without a word")

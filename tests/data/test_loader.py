@@ -25,7 +25,6 @@ from facessl.views.augment import Augment
 from facessl.views.geometric import Geometric
 from facessl.views.spec import View
 from facessl.views.supervised import Supervised
-from tests.helpers import views_of
 
 from . import make
 
@@ -152,14 +151,6 @@ def test_an_epoch_shows_every_image_at_most_once_in_a_new_order() -> None:
     assert seen[0] != torch.cat([b.index for b in take(loader(Records(18), seed=4), 4)]).tolist()
 
 
-def test_views_belong_to_seed_epoch_and_index() -> None:
-    for batch in take(loader(Records(18), start_step=5), 2):
-        for row, index in enumerate(batch.index.tolist()):
-            image = np.full((16, 16, 3), index, np.uint8)
-            _, params = views_of(Views(), image, view_rng(3, 1, index))
-            np.testing.assert_array_equal(batch.params[0][row], params[0])
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_global_random_state_is_left_alone(workers: int) -> None:
     torch.manual_seed(0)
@@ -206,13 +197,6 @@ def test_nothing_readable_is_one_sentence(n: int, tried: int, workers: int) -> N
     source = Records(n, frozenset(range(n)))
     with pytest.raises(DataError, match=rf"^{tried} images in a row could not be read: cannot read the image image"):
         take(loader(source, workers=workers), 1)
-
-
-def test_a_file_that_vanished_is_an_unreadable_image(tmp_path: Path) -> None:
-    source = Folder(make.folder(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg"))
-    (tmp_path / "c.jpg").unlink()
-    (batch,) = take(loader(source), 1)
-    assert batch.skipped == [(str(tmp_path / "c.jpg"), "No such file or directory")]
 
 
 class Killer(Views):
@@ -308,12 +292,6 @@ def test_evaluation_stops_at_too_many_unreadable_images(workers: int) -> None:
     assert sum(map(len, EvalLoader(bad, Plain(halved), batch_size=4, max_bad=0.1, workers=workers))) == 18
     with pytest.raises(DataError, match=r"2 images of 20 cannot be read, more than the 1 .*\(the last: image 7: not a"):
         list(EvalLoader(bad, Plain(halved), batch_size=4, max_bad=0.05, workers=workers))
-
-
-def test_evaluation_of_nothing_readable() -> None:
-    evaluation = EvalLoader(Records(5, frozenset(range(5))), Plain(halved), batch_size=2)
-    assert list(evaluation) == []
-    assert len(evaluation.skipped) == 5
 
 
 @pytest.fixture

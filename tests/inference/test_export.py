@@ -18,7 +18,7 @@ from PIL import Image
 
 from facessl import export, load_backbone
 from facessl.cli import main
-from facessl.core import files, plugins
+from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.inference import export as exporting
 from facessl.inference import trained_task
@@ -29,11 +29,12 @@ from facessl.views.augment import Augment
 
 SIZE = 32
 LABELS = Labels(
-    label_names=("sad", "happy"), attribute_names=("Young", "Male"), points=5, mask_names=("background", "skin"),
+    label_names=("sad", "happy"), attribute_names=("Young", "Male"), points=19, layout="aflw19",
+    mask_names=("background", "skin"),
     identities=3,
 )  # fmt: skip
 TASKS: dict[str, dict[str, Any]] = {
-    "alignment": {"width": 16}, "parsing": {"width": 16}, "expression": {}, "attributes": {},
+    "alignment": {"head": "star", "width": 16}, "parsing": {"width": 16}, "expression": {}, "attributes": {},
     "verification": {"dim": 8},
 }  # fmt: skip
 
@@ -41,7 +42,7 @@ TASKS: dict[str, dict[str, Any]] = {
 def saved_backbone(folder: Path, name: str = "test_resnet", **options: Any) -> Backbone:
     backbone = Backbone(name, image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), **options).eval()
     card = backbone_card(backbone, method={"name": "fra"}, source="folder:faces", steps=7, commit="abc")
-    files.write_backbone(folder / "backbone.safetensors", backbone.model.state_dict(), card)
+    checkpoint.write_backbone(folder / "backbone.safetensors", backbone.model.state_dict(), card)
     return backbone
 
 
@@ -52,7 +53,7 @@ def saved_task(folder: Path, name: str) -> Any:
         **{"image_size": SIZE, "run": "none", "source": "labels-csv:faces.csv"},
     }
     card = trained_task.card(task, LABELS, settings, Augment(), steps=7, commit="abc")
-    files.write_backbone(folder / "model.safetensors", task.state_dict(), card)
+    checkpoint.write_backbone(folder / "model.safetensors", task.state_dict(), card)
     return task
 
 

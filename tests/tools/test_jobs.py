@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,37 @@ def test_crops_of_odd_names_are_read_back(tmp_path: Path, monkeypatch: pytest.Mo
     again = open_source(f"imagelist:{tmp_path / 'out' / 'faces.csv'}")
     assert len({again.key(i) for i in range(len(again))}) == len(keys)
     assert all(again[i].image for i in range(len(again)))
+
+
+def as_ranks(job: Job, out: Path, world: int, **options: Any) -> list[int]:
+    """The job by so many processes, as a launcher starts them; what each of them came to."""
+    children = []
+    for rank in range(world):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+            code = 1
+            try:
+                job(out, **options)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def test_ranks_write_what_one_process_writes_also_when_one_is_killed(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job(tmp_path / "one")
+    monkeypatch.setattr(Faces, "deadly", True)
+    assert as_ranks(job, tmp_path / "out", 4) == [0, -signal.SIGKILL, 0, 0]
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert as_ranks(job, tmp_path / "out", 4) == [0, -signal.SIGKILL, 0, 0]
+    monkeypatch.setattr(Faces, "deadly", False)
+    for _ in range(2):  # the second time there is nothing left to do
+        assert as_ranks(job, tmp_path / "out", 4) == [0, 0, 0, 0]
+        one, ranks = ({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+                      for out in (tmp_path / "one", tmp_path / "out"))  # fmt: skip
+        assert ranks == one

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from facessl.cli import main
-from facessl.core import files
+from facessl.core import checkpoint
 from facessl.training import finetune
 from facessl.training.trainer import Trainer
 from tests.finetune_runs import WORDS, rows
@@ -67,7 +67,7 @@ def test_killed_run_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None
     killed(words, "_one_step", Trainer, lambda trainer, *_: trainer.step == 3)
     assert weights(run)["step"] == 2
     # Between the best weights and the note that tells their score, and while the last scores are taken.
-    killed([*words, "--resume"], "write_atomic", files, lambda path, _: path.name == "best.json")
+    killed([*words, "--resume"], "write_atomic", checkpoint, lambda path, _: path.name == "best.json")
     assert (run / "best.safetensors").is_file()
     killed([*words, "--resume"], "finish", finetune.Finetuning, lambda *_: True)
     assert not (run / "status.json").exists()
