@@ -62,7 +62,7 @@ def results(run: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("select", ["val", "last", "test"])
 def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = parts(SOURCE, need_val=False)
+    whole = parts(SOURCE, need_val=False, needs=("label",))
     test = set(whole.test.positions.tolist())  # type: ignore[attr-defined]
     read: dict[str, set[int]] = {"before": set(), "after": set()}
     phase = ["before"]
@@ -86,13 +86,13 @@ def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monk
         assert read["before"] == set(range(60))
     else:
         assert not read["before"] & test
-    assert found["train_images"] == (len(whole.train) if select != "val" else 45)
+    assert found["train_images"] == (len(whole.train) if select != "val" else 44)
     steps = [r["step"] for r in rows(tmp_path / "run") if any(v for k, v in r.items() if k.startswith("monitor/"))]
     assert steps == {"val": ["0", "5", "10"], "last": [], "test": ["0", "6", "12"]}[select]
 
 
 def test_only_the_labels_that_were_asked_for_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = parts(SOURCE, need_val=False)
+    whole = parts(SOURCE, need_val=False, needs=("label",))
     allowed = fewer_labels(whole.train, "50%", seed=0)
     used: set[str] = set()
     real = Expression.step
@@ -240,7 +240,7 @@ def test_kept_task_and_backbone_can_be_used(tmp_path: Path) -> None:
     run = tmp_path / "run"
     found = finetune(run, ema=0.9)
     trained = trained_task.load_trained(run)
-    data = parts(SOURCE)
+    data = parts(SOURCE, needs=("label",))
     again = score.score(trained.task, data.test, trained.augment, image_size=trained.image_size)
     assert json.loads(json.dumps(again)) == found["test"]
     backbone = load.load_backbone(run)
