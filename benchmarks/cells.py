@@ -1,10 +1,25 @@
-"""Numbers of a benchmark as the cells of a table."""
+"""Tables of benchmarks in the pages of docs/, and their cells."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from results import table
+
+def fill(text: str, name: str, block: str) -> str:
+    """Replace the content of a marked block."""
+    pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
+    if not re.search(pattern, text, re.S):
+        raise SystemExit(
+            f"the page has no block {name!r}: write <!-- {name}: begin --> and <!-- {name}: end --> into it"
+        )
+    return re.sub(pattern, lambda m: m.group(1) + block + "\n" + m.group(2), text, flags=re.S)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Markdown; the first row is the head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def number(value: Any) -> str:

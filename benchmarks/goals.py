@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from cells import listed, number, percent
-from results import table
+from cells import listed, number, percent, table
 
 Report = dict[str, Any]
 Rows = list[list[str]]

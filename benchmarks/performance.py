@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cells import flat_table, listed, number, percent, spread, words
+from cells import fill, flat_table, listed, number, percent, spread, table, words
 from goals import goals
-from results import table
 
 Report = dict[str, Any]
 Rows = list[list[str]]
@@ -43,14 +41,6 @@ def main() -> None:
     if unknown:
         print(f"no table for {', '.join(unknown)}: add one to TABLES")
     args.page.write_text(fill(text, "goals", goals(reports, text)))
-
-
-def fill(text: str, name: str, block: str) -> str:
-    """Replace the content of a marked block."""
-    pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
-    if not re.search(pattern, text, re.S):
-        raise SystemExit(f"the page has no block {name!r}: write <!-- {name}: begin --> and <!-- {name}: end -->")
-    return re.sub(pattern, lambda m: m.group(1) + block + "\n" + m.group(2), text, flags=re.S)
 
 
 def origin(report: Report) -> str:

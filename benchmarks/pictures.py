@@ -22,7 +22,7 @@ from facessl.data.sources.synthetic import Synthetic
 from facessl.inference import prediction_pictures
 from facessl.inference.predict import frame_of_face
 from facessl.inference.prediction_pictures import font
-from facessl.inference.trained_task import Trained, crop_of_picture, load_trained
+from facessl.inference.trained_task import Trained, load_trained
 from facessl.training.finetune import finetune
 
 #: Faces of other persons than those of training, whose seed is 0.
@@ -72,9 +72,9 @@ def predicted(trained: Trained, image: np.ndarray, sample: Sample | None = None)
     else:
         own = getattr(sample, trained.augment.crop, None) is not None
         frames = [
-            trained.frame(sample, height, width)
+            trained.augment.frame(sample, image.shape, trained.image_size)
             if own
-            else crop_of_picture(trained.augment, trained.image_size, height, width)
+            else trained.augment.frame_of_picture(height, width, trained.image_size)
         ]
         boxes = [np.array([-0.5, -0.5, width - 0.5, height - 0.5])]
     raw = trained.predict([image] * len(frames), frames) if frames else {}

@@ -3,16 +3,22 @@
     python benchmarks/results.py docs/results.md --runs runs/byol runs/fra --step step.json
 
 A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step,
-symmetry, linear, smoke, methods, mcf or encoder.
+symmetry, linear, smoke, methods, mcf, encoder or downstream (of `--finetuned` and `--probes`: a row is one protocol on
+one source, a column what it started from; each cell is the headline with its 95 % interval).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import sys
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cells import fill, table
 
 from facessl.report.folder import RunFolder, read_run_folder
 from facessl.report.write import headline
@@ -20,6 +26,8 @@ from facessl.report.write import headline
 #: A third of an even spread over the sphere, 1 in the unit of the monitor `embedding_std`: 0.3 / sqrt(C) per channel.
 STD_FLOOR = 0.3
 WATCHED = ("embedding_std", "knn_accuracy")
+#: Floors that a result knows, and what they are called in the table.
+FLOORS = {"majority_class": "majority class", "majority": "majority answers", "mean_shape_nme": "mean shape"}
 
 
 def main() -> None:
@@ -33,6 +41,8 @@ def main() -> None:
     parser.add_argument("--methods", type=Path, help="output of benchmarks/methods.py")
     parser.add_argument("--mcf", type=Path, help="run folder of mcf/small")
     parser.add_argument("--encoder", type=Path, help="output of benchmarks/mcf_encoder.py")
+    parser.add_argument("--finetuned", nargs="*", type=Path, default=[], help="run folders of `facessl finetune`")
+    parser.add_argument("--probes", nargs="*", type=Path, default=[], help="files that `facessl probe --out` wrote")
     args = parser.parse_args()
     text = args.page.read_text()
     if args.runs:
@@ -51,23 +61,11 @@ def main() -> None:
         text = fill(text, "mcf", runs_table([read_run_folder(args.mcf)]))
     if args.encoder:
         text = fill(text, "encoder", encoder_table(json.loads(args.encoder.read_text())))
+    if args.finetuned or args.probes:
+        found = [finetuned(folder) for folder in args.finetuned if (folder / "results.json").is_file()]
+        found += [probed(json.loads(path.read_text())) for path in args.probes]
+        text = fill(text, "downstream", downstream_table(found))
     args.page.write_text(text)
-
-
-def fill(text: str, name: str, block: str) -> str:
-    """Replace the content of a marked block."""
-    pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
-    if not re.search(pattern, text, re.S):
-        raise SystemExit(
-            f"the page has no block {name!r}: write <!-- {name}: begin --> and <!-- {name}: end --> into it"
-        )
-    return re.sub(pattern, lambda m: m.group(1) + block + "\n" + m.group(2), text, flags=re.S)
-
-
-def table(rows: list[list[str]]) -> str:
-    """Markdown; the first row is the head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def runs_table(runs: list[RunFolder]) -> str:
@@ -212,6 +210,73 @@ def encoder_table(found: dict[str, Any]) -> str:
         f"{s['backbone']}, {s['image_size']} px, {s['mask_ratio']:.0%} hidden, batch {s['batch_size']}, {s['threads']} "
         f"thread(s), {s['rounds']} rounds; {_where(found)}.\n\n{table(rows)}"
     )
+
+
+def finetuned(folder: Path) -> dict[str, Any]:
+    """One fine-tuned run as a cell."""
+    results = json.loads((folder / "results.json").read_text())
+    test = results["test"]
+    labels = "" if results["labels"] == "all" else f", {results['labels']} of the labels"
+    pixels = yaml.safe_load((folder / "config.yaml").read_text())["image_size"]
+    protocol = f"{results['protocol']}, {pixels} px{labels}"
+    return {
+        "row": (short(results["source"]), results["task"], protocol, test["headline"]["name"]),
+        "column": started_from(results["run"]),
+        "cell": cell(test["headline"]),
+        "floors": {FLOORS[k]: v for k, v in test.items() if k in FLOORS},
+        "images": test["images"],
+    }
+
+
+def probed(found: dict[str, Any]) -> dict[str, Any]:
+    """One probe as a cell."""
+    head = found.get("headline") or {
+        "name": "accuracy",
+        "value": found["accuracy"],
+        "interval": found["accuracy_interval"],
+    }
+    labels = "" if found.get("labels", "all") == "all" else f", {found['labels']} of the labels"
+    return {
+        "row": (short(found["source"]), found.get("task", "expression"), f"{found['protocol']}{labels}", head["name"]),
+        "column": started_from(found["run"]),
+        "cell": cell(head),
+        "floors": {FLOORS[k]: v for k, v in found.items() if k in FLOORS},
+        "images": found["n_test"],
+    }
+
+
+def short(source: str) -> str:
+    """The last part of a source's path: what people call the set."""
+    path = Path(source.partition(":")[2].partition("?")[0])
+    return path.parent.name if path.suffix else path.name
+
+
+def started_from(run: str) -> str:
+    """Name of a run, for the head of its column."""
+    return "random weights" if run == "none" or Path(run).name == "random" else Path(run).name
+
+
+def cell(head: dict[str, Any]) -> str:
+    """0.123 [0.120, 0.126]."""
+    low, high = head["interval"]
+    return f"{head['value']:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def downstream_table(found: list[dict[str, Any]]) -> str:
+    """Markdown: one row per source, task and protocol; one column per start; the floor of the row beside them."""
+    columns = sorted({one["column"] for one in found}, key=lambda name: (name != "random weights", name))
+    rows = [["set", "task", "protocol", "score", "test images", "floor", *columns]]
+    for row in dict.fromkeys(one["row"] for one in sorted(found, key=lambda one: one["row"])):
+        here = [one for one in found if one["row"] == row]
+        # A floor belongs to the test images, whichever protocol told it.
+        floors: dict[str, float] = {}
+        for one in found:
+            if one["row"][0] == row[0] and one["row"][3] == row[3]:
+                floors |= one["floors"]
+        cells = {one["column"]: one["cell"] for one in here}
+        floor = ", ".join(f"{name} {value:.4f}" for name, value in floors.items()) or "-"
+        rows.append([*row, str(here[0]["images"]), floor, *(cells.get(name, "-") for name in columns)])
+    return table(rows)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -21,9 +22,27 @@ KINDS = {
 }
 HEAD = """# Reliability
 
-Faults that were found by using and attacking the library, and the test that holds each one that is fixed; *open* means
-that no test holds it yet. `make reliability` writes this page from the tests' marks. `make fuzz` gives damaged files to
+Faults that were found by using and attacking the library, and the test that holds each one that is fixed, or the page
+that says what was missing; *open* means that neither does yet. `make reliability` writes this page from the tests'
+marks and from docs/reliability.json, the counts of the two benchmarks at its end. `make fuzz` gives damaged files to
 every reader of files that others may have written; a short part of it is in `make test`.
+"""
+KILLS = """## Killed at any moment
+
+`python benchmarks/kills.py --write` kills (SIGKILL) each job at random moments of its work. The command that a
+person types next then runs to its end: `--resume` for a run, else the same one. *Same result*: weights are bit-
+identical, and tables and files equal those of an undisturbed job, nothing is lost or repeated. *Whole files*: after
+the kill, no file that was not complete had its final name. *Nothing left behind*: no processes, shared memory or
+temporary files at the end. *One sentence*: a job whose worker was killed says so, without a traceback, and does not
+hang.
+
+| killed | command | seconds | moments | same result | whole files | nothing left behind | one sentence |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
+ENVIRONMENTS = """## Where something is missing
+
+`python benchmarks/environments.py --write`, with names beyond ASCII throughout and two workers where a command has
+them. *result*: the same as elsewhere; *sentence*: one that says what is wrong, and another exit status than 0. Nothing
+ends in a traceback or hangs.
 """
 
 
@@ -55,14 +74,39 @@ def page() -> str:
     if unknown := found.rows.keys() - faults.keys():
         raise ValueError(f"not in tests/faults.yaml: {', '.join(sorted(unknown))}")
     out = [HEAD]
+    texts = {fault: words for fault, words in faults.items() if isinstance(words, dict)}
+    for name, said in ((words["page"], words["says"]) for words in texts.values()):
+        if said not in " ".join((ROOT / name).read_text(encoding="utf-8").split()):
+            raise ValueError(f"{name} does not say: {said}")
     for kind, title in KINDS.items():
         out += [f"## {kind}. {title}\n", "| fault | before | now | test |", "| --- | --- | --- | --- |"]
         for fault, words in faults.items():
             if fault.startswith(kind):
-                rows = found.rows.get(fault) or [(words, "*open*", "")]
+                rows = found.rows.get(fault, [])
+                if fault in texts:
+                    rows = [*rows, (words["fault"], f"it says: {words['says']}", words["page"])]
+                rows = rows or [(words, "*open*", "")]
                 out += [f"| {fault} | {before} | {now} | {test and f'`{test}`'} |" for before, now, test in rows]
         out.append("")
-    return "\n".join(out)
+    return "\n".join([*out, *measured(), ""])
+
+
+def measured() -> list[str]:
+    """The tables of kills and of environments."""
+    found = json.loads(PAGE.with_suffix(".json").read_text(encoding="utf-8"))
+    out = [KILLS]
+    for name, row in found["kills"].items():
+        n = row["moments"]
+        clean = "-" if row["killed"] == "command" else n - max(row["hung"], row["tracebacks"])
+        killed = name if row["killed"] != "command" else f"`{name}`"
+        out.append(
+            f"| {killed} | `{row['command']}` | {row['seconds']} | {n} | {row['equal']} | {n - row['torn']} | "
+            f"{n - row['left']} | {clean} |"
+        )
+    commands = list(next(iter(found["environments"].values())))
+    out += ["", ENVIRONMENTS, f"| | {' | '.join(commands)} |", "| --- |" + " --- |" * len(commands)]
+    out += [f"| {name} | {' | '.join(row.values())} |" for name, row in found["environments"].items()]
+    return out
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,12 @@ def one_sentence(
     """What a warning prints: of ours the sentence, of others' the place, too."""
     told = f"facessl: {message}\n"
     return told if issubclass(category, DataWarning) else f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
+def thread_error(told: threading.ExceptHookArgs) -> None:
+    """What an error that ends a thread prints: nothing of a disk, which the main thread hears of and tells."""
+    if not issubclass(told.exc_type, OSError):
+        threading.__excepthook__(told)
 
 
 def summary(command: Callable[..., int]) -> str:

@@ -20,10 +20,10 @@ def cmd_embed(
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     max_bad: float = 0.05,
 ) -> int:
-    """Embeddings of a source, one row per image.
+    """Embeddings of a source, one row per image; under torchrun or srun every rank embeds a part.
 
     Args:
-        run: run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken.
+        run: run folder, checkpoint, exported backbone or timm:NAME; of a run of verification the trained embedding.
         source: images, NAME:PATH?option=value or a path.
         out: file to write: .parquet; .npy, with the paths in a .names.csv beside it; or .csv.
         batch_size: images per forward pass.
@@ -38,18 +38,30 @@ def cmd_embed(
     from facessl.core import files
     from facessl.data.source import open_source
     from facessl.inference.embed import embedding_batches, load_embedder
+    from facessl.inference.embed_parts import embed_in_parts
     from facessl.inference.embedding_files import check_ending, write_embeddings
-    from facessl.training.run import loader_workers
+    from facessl.training import run as runs
 
     check_ending(out)
     files.check_output(out)
-    backbone: Any = load_embedder(run)
-    backbone.to(computing_device(device, threads), memory_format=torch.channels_last)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": loader_workers(workers), "precision": precision}
-    parts = embedding_batches(backbone, open_source(source), max_bad=max_bad, **options)
-    count, skipped = write_embeddings(out, parts)
-    list_skipped(skipped)
-    print(json.dumps({"images": count, "skipped": len(skipped), "dimensions": backbone.num_features, "out": str(out)}))
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": runs.loader_workers(workers)}
+    options |= {"precision": precision, "max_bad": max_bad}
+    with runs.one_error_in_distributed("give the same command again, which goes on with what is done"):
+        place: Any = computing_device(device, threads)
+        backbone: Any = load_embedder(run)
+        if runs.ranks()[0] > 1:
+            fabric = runs.start_fabric(device, precision)
+            backbone.to(fabric.device, memory_format=torch.channels_last)
+            opened = runs.one_after_another(fabric, lambda: open_source(source))
+            found = embed_in_parts(out, backbone, opened, **options)
+        else:
+            backbone.to(place, memory_format=torch.channels_last)
+            found = write_embeddings(out, embedding_batches(backbone, open_source(source), **options))
+    if found is not None:
+        count, skipped = found
+        list_skipped(skipped)
+        told = {"images": count, "skipped": len(skipped), "dimensions": backbone.num_features, "out": str(out)}
+        print(json.dumps(told))
     return 0
 
 

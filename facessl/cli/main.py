@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Literal
 
 import yaml
 
-from facessl.cli.commandline import call, listed, one_sentence, overview, parsed_words, summary
+from facessl.cli.commandline import call, listed, one_sentence, overview, parsed_words, summary, thread_error
 from facessl.cli.data import cmd_crop, cmd_pack
 from facessl.cli.embeddings import cmd_embed, cmd_group, cmd_map, cmd_search
 from facessl.cli.networks import cmd_convert, cmd_export, cmd_predict, cmd_probe, cmd_regions
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `facessl`; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     warnings.formatwarning = one_sentence
+    threading.excepthook = thread_error
     try:
         words = _without_plugins(words)
         if not words or words[0] in ("-h", "--help"):

@@ -68,7 +68,7 @@ def cmd_probe(argv: list[str]) -> int:
     parser = Parser(prog="facessl probe", description=summary(judge))
     parser.add_argument(
         "run",
-        help="run folder, checkpoint or exported backbone; of a run of verification the trained embedding is taken",
+        help="run folder, checkpoint, exported backbone or timm:NAME; of a run of verification the trained embedding",
     )
     parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
     parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('evaluation.protocols'))}")
@@ -126,6 +126,8 @@ def cmd_predict(
 ) -> int:
     """Landmarks, masks or labels of the faces in photos, drawn and as JSON; exit status 1 where no face was found.
 
+    Under torchrun or srun every rank works on a part of the photos.
+
     Args:
         run: run folder of `facessl finetune`, or its model.safetensors.
         photos: image files, and folders of them.
@@ -148,8 +150,10 @@ def cmd_predict(
         max_bad: fraction of unreadable photos above which it stops.
     """
     from facessl.core import files, plugins
+    from facessl.core.distributed import rank, totals
     from facessl.inference import predict
     from facessl.inference.trained_task import load_trained
+    from facessl.training import run as runs
 
     files.check_output(out, folder=True)
     trained = load_trained(run)
@@ -158,29 +162,33 @@ def cmd_predict(
         raise ConfigError(
             f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
         )
-    trained.module.to(computing_device(device, threads))
-    found = predict.predict(
-        trained,
-        photos,
-        out=out,
-        crop=not no_crop,
-        margin=margin,
-        lift=lift,
-        detector=detector,
-        detector_model=model,
-        batch_size=batch_size,
-        precision=precision,
-        max_bad=max_bad,
-        draw=draw,
-        overwrite=overwrite,
-    )
-    for photo in found:
-        if photo.note:
-            print(f"{photo.photo}: {photo.note}" if photo.read else f"skipped: {photo.note}", file=sys.stderr)
-    read = [photo for photo in found if photo.read]
-    faces = sum(len(photo.faces) for photo in read)
-    told = {"photos": len(read), "faces": faces, "out": str(out), "skipped": len(found) - len(read)}
-    print(json.dumps(told))
+    with runs.one_error_in_distributed("give the same command again"):
+        trained.module.to(computing_device(device, threads))
+        if runs.ranks()[0] > 1:
+            trained.module.to(runs.start_fabric(device, precision).device)
+        found = predict.predict(
+            trained,
+            photos,
+            out=out,
+            crop=not no_crop,
+            margin=margin,
+            lift=lift,
+            detector=detector,
+            detector_model=model,
+            batch_size=batch_size,
+            precision=precision,
+            max_bad=max_bad,
+            draw=draw,
+            overwrite=overwrite,
+        )
+        for photo in found:
+            if photo.note:
+                print(f"{photo.photo}: {photo.note}" if photo.read else f"skipped: {photo.note}", file=sys.stderr)
+        read = [photo for photo in found if photo.read]
+        counts = totals(len(read), sum(len(photo.faces) for photo in read), len(found) - len(read))
+    photos_read, faces, skipped = counts
+    if rank() == 0:
+        print(json.dumps({"photos": photos_read, "faces": faces, "out": str(out), "skipped": skipped}))
     return 0 if faces else NOTHING_FOUND
 
 

@@ -112,7 +112,7 @@ FINETUNE = Command(
     "task",
     "expression",
     {
-        "run": "run folder, checkpoint, exported backbone, or none (random weights)",
+        "run": "run folder, checkpoint, exported backbone, timm:NAME, or none (random weights)",
         "source": "labelled images, NAME:PATH?option=value or a path",
     },
     members=("Args", "needs", "defaults", "augments", "step", "predict", "meter", "describe"),

@@ -17,7 +17,7 @@ class FinetuneConfig(RunConfig):
     A partial last batch of an epoch is left out, where the released FRA, EAC and FaRL train on it.
 
     Attributes:
-        run: what is fine-tuned: run folder, checkpoint, exported backbone, or `none` for random weights.
+        run: what is fine-tuned: run folder, checkpoint, exported backbone, `timm:NAME`, or `none` for random weights.
         image_size: side of the views in pixels; null: the backbone's. The tasks' published protocols have their own.
         batch_size: images of one optimiser step over all ranks; a default is at most a quarter of the training part.
         epochs: passes over the training part.

@@ -33,6 +33,8 @@ from facessl.core.yaml_file import parse_yaml, read_yaml
 
 #: Fields whose inner keys are free, or that are lists: they are checked where they are used.
 _FREE = ("views", "backbone.options.", "augment", "optim.lrs")
+#: Flags of the command line alone.
+_NO_SETTINGS = {"help", "config", "print_config", "views.help"}
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,20 @@ class Asked:
 
     Attributes:
         command: whose it is.
+        name: of the method or task.
+        parser: with all flags of the command, those of the method or task too.
         flags: texts by dotted names; words without a flag have the name of their field.
         recipe: values of the recipes, later ones on top.
         kept: values that the run began with that is gone on with.
-        plugin: the method or task, with its settings as flags.
-        help: only the help is wanted.
-        print_config: only the configuration is wanted.
+        help, print_config: only the help or the configuration is wanted.
     """
 
     command: Command
+    name: str
+    parser: Parser
     flags: dict[str, str]
     recipe: dict[str, Any]
     kept: dict[str, Any]
-    plugin: Plugin
     help: bool
     print_config: bool
 
@@ -70,14 +73,6 @@ class Asked:
                 value = {key: value}
             values = merge(values, value)
         return values
-
-
-class Plugin(NamedTuple):
-    """A method or task: its name, the dataclass of its settings, the parser with all flags of its command."""
-
-    name: str
-    args: type[Any]
-    parser: Parser
 
 
 def parse(argv: Sequence[str], command: Command = PRETRAIN) -> Any:
@@ -112,10 +107,11 @@ def read(argv: Sequence[str], command: Command = PRETRAIN) -> Asked:
             f"{out} was started with other settings ({part}: {own!r} -> {name!r}): resume with the old ones, or "
             "start a new run with another --out"
         )
-    plugin = _plugin(name if name is not None else own or command.default, command)
-    flags = _flags(words, plugin.parser, command)
+    name = name if name is not None else own or command.default
+    parser = _parser(name, command)
+    flags = _flags(words, parser, command)
     wanted = [flags.pop(name, "false") == "true" for name in ("help", "print_config")]
-    return Asked(command, flags, recipe, kept, plugin, *wanted)
+    return Asked(command, name, parser, flags, recipe, kept, *wanted)
 
 
 class _Word(NamedTuple):
@@ -162,7 +158,7 @@ def _flags(words: Sequence[_Word], parser: Parser, command: Command) -> dict[str
         if flag is None:
             place(str(text))
         elif flag not in known and not flag.startswith(_FREE):
-            raise UnknownName("option", dashed(flag), map(dashed, known - {"help", "config", "views.help"}))
+            raise UnknownName("option", dashed(flag), map(dashed, known - _NO_SETTINGS))
         elif flag in {*parser.switches, "help", "print_config"} and apart and not is_bool(text or ""):
             flags[flag] = "true"
             if text is not None:
@@ -189,9 +185,8 @@ def _kept(folder: Path, command: Command) -> dict[str, Any]:
     return kept
 
 
-def _plugin(name: str, command: Command) -> Plugin:
-    """A method or task, and the parser of its command."""
-    args = plugins.settings(command.folder, str(name))
+def _parser(name: str, command: Command) -> Parser:
+    """The parser of a command with the settings of a method or task."""
     usage = f"facessl {command.name} {' '.join(f'[{key.upper()}]' for key in command.positional)} [flags]"
     head = (command.config.__doc__ or "").split("\n")[0]
     parser = Parser(prog=f"facessl {command.name}", usage=usage, description=head)
@@ -201,7 +196,7 @@ def _plugin(name: str, command: Command) -> Plugin:
     part = command.part
     which = f"one of {', '.join(plugins.names(command.folder))}; also --{part}"
     parser.add_argument(f"--{part}.name", default=name, help=which)
-    parser.add_class_arguments(args, part, instantiate=False)
+    parser.add_class_arguments(plugins.settings(command.folder, str(name)), part, instantiate=False)
     own = set(command.config.__annotations__)
     hidden = {*command.positional, part, "given"}
     parser.add_class_arguments(RunConfig, skip={*hidden, *own}, as_group=False)
@@ -213,7 +208,7 @@ def _plugin(name: str, command: Command) -> Plugin:
             action.metavar, action.help = "NAME", f"same as --{action.dest}.name"
         elif action.dest in ("optim", "monitor"):
             action.help = "all of its values as YAML"
-    return Plugin(name, args, parser)
+    return parser
 
 
 def configuration(asked: Asked) -> Any:
@@ -223,7 +218,7 @@ def configuration(asked: Asked) -> Any:
         ConfigError, UnknownName: one sentence with the value and the nearest valid name.
     """
     given = {**flatten(asked.values)} if asked.command.recipes_ask else asked.flags
-    config = _build(asked.values, asked.plugin, asked.command, given)
+    config = _build(asked.values, asked.name, asked.parser, asked.command, given)
     refuse_foreign_commands(config, list(asked.flags.values()))
     return config
 
@@ -232,11 +227,12 @@ def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
     """A configuration from plain values, e.g. those of a run's `config.yaml`."""
     values = _named(dict(values), command)
     name = values.get(command.part, {}).get("name", command.default)
-    return _build(values, _plugin(name, command), command, flatten(values))
+    return _build(values, name, _parser(name, command), command, flatten(values))
 
 
-def _build(values: dict[str, Any], plugin: Plugin, command: Command, given: Mapping[str, Any]) -> Any:
-    known = {action.dest: getattr(action, "_typehint", action.type) for action in plugin.parser._actions}
+def _build(values: dict[str, Any], name: str, parser: Parser, command: Command, given: Mapping[str, Any]) -> Any:
+    actions = [action for action in parser._actions if action.dest not in _NO_SETTINGS]
+    known = {action.dest: getattr(action, "_typehint", action.type) for action in actions}
     for key, value in flatten(values).items():
         kind = known.get(key)
         if value is None and kind is not None and NoneType not in typing.get_args(kind):
@@ -244,17 +240,17 @@ def _build(values: dict[str, Any], plugin: Plugin, command: Command, given: Mapp
         if key in command.groups and value != {}:
             raise ConfigError(f"{key} = {value!r} is not valid: give names and values, such as '{{name: value}}'")
         if key not in known and not key.startswith(_FREE):
-            raise UnknownName("setting", key, known.keys() - {"help", "config", "views.help"})
-    values = merge(command.preset({**values, command.part: {"name": plugin.name}}), values)
-    parser = plugin.parser
+            raise UnknownName("setting", key, known)
+    values = merge(command.preset({**values, command.part: {"name": name}}), values)
     try:
         parsed = parser.instantiate(parser.parse_object(copy.deepcopy(values), defaults=True))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(readable(error, parser)) from None
     named = {field.name for field in dataclasses.fields(command.config)} - {"given", command.part}
-    fields = {name: parsed[name] for name in named if parsed[name] is not None}
+    fields = {field: parsed[field] for field in named if parsed[field] is not None}
     arguments = {key: value for key, value in vars(parsed[command.part]).items() if key != "name"}
-    fields[command.part] = {"name": plugin.name, **dataclasses.asdict(plugin.args(**arguments))}
+    args = plugins.settings(command.folder, name)(**arguments)
+    fields[command.part] = {"name": name, **dataclasses.asdict(args)}
     return command.config(**fields, given=frozenset(given))
 
 
@@ -279,7 +275,7 @@ def shown(asked: Asked) -> str:
 
 def _help(asked: Asked) -> str:
     """Every flag of a command, with the values that the plug-in, protocol and recipe have that are asked for."""
-    command, (name, _, parser) = asked.command, asked.plugin
+    command, name, parser = asked.command, asked.name, asked.parser
     values = merge(asked.values, {command.part: {"name": name}})
     below = command.preset({**values, command.part: {"name": name}})
     used = merge(below, values)

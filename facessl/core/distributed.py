@@ -1,4 +1,4 @@
-"""Sums and rows over the ranks of a run, with gradients; the number of ranks is asked, never configured."""
+"""Parts, sums and rows over the ranks of a job, the latter with gradients; their number is asked, never configured."""
 
 from __future__ import annotations
 
@@ -36,6 +36,19 @@ def launched() -> tuple[int, int]:
     """Rank of this process and number of ranks, as `torchrun` or SLURM set them; 0, 1 otherwise."""
     world, _ = ranks()
     return int(os.environ.get("RANK") or os.environ["SLURM_PROCID"]) if world > 1 else 0, world
+
+
+def own_part(count: int) -> slice:
+    """The contiguous part of `count` things that this rank works on; all of them with one rank."""
+    return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
+
+
+def totals(*counts: int) -> list[int]:
+    """Sums of whole numbers over the ranks. Collective call."""
+    parts: list[Any] = [counts] * world_size()
+    if len(parts) > 1:
+        dist.all_gather_object(parts, counts)
+    return [sum(column) for column in zip(*parts, strict=True)]
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
 import re
 import secrets
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +26,7 @@ from facessl.core.errors import ConfigError, DataError
 MAX_LIST = 2 << 30
 #: A pipe does not wait for its writer, a child process does not hold the file, Windows changes no line ends.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_MACHINE = f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
 _TEMPORARY = re.compile(r"\.facessl-[0-9a-f]{16}\.tmp")
 
 
@@ -145,8 +148,9 @@ def completed(path: str | Path, *, private: bool = False) -> Iterator[Path]:
 
 
 def temporary_beside(path: str | Path) -> Path:
-    """A name in the same folder that no file has, as `is_temporary` knows it."""
-    return Path(path).with_name(f".facessl-{secrets.token_hex(8)}.tmp")
+    """A name in the same folder that no file has, as `is_temporary` knows it; it tells the machine and the process."""
+    process = f"{os.getpid() & 0xFFFFFF:06x}"
+    return Path(path).with_name(f".facessl-{_MACHINE}{process}{secrets.token_hex(3)}.tmp")
 
 
 def is_temporary(name: str) -> bool:
@@ -161,6 +165,26 @@ def remove_temporaries(*folders: Path) -> None:
             if is_temporary(left.name):
                 with contextlib.suppress(OSError):
                     left.unlink()
+
+
+def _remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove what processes of this machine that were killed left in a folder to which others may write as well."""
+    for left in folder.glob(pattern):
+        if is_temporary(left.name) and not _running(int(left.name[13:19], 16)):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def _running(process: int) -> bool:
+    if os.name == "nt":  # signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -189,7 +213,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_output(path: str | Path | None, *, folder: bool = False) -> None:
-    """Check, before any work, that a file can be made at `path`, or a folder; None is fine.
+    """Check, before any work, that a file can be made at `path`, or a folder, and remove what killed calls left there.
+
+    None is fine.
 
     Raises:
         ConfigError: something else is there, or a folder above it may not be written to.
@@ -206,6 +232,8 @@ def check_output(path: str | Path | None, *, folder: bool = False) -> None:
     if not os.path.isdir(above) or not os.access(above, os.W_OK | os.X_OK):
         why = "may not be written to" if os.path.isdir(above) else "is a file"
         raise ConfigError(f"--out {path} cannot be made, as {above} {why}: name a {kind} where you may write")
+    left = f".facessl-{_MACHINE}*.tmp"
+    _remove_abandoned(Path(full if folder else above), f"**/{left}" if folder else left)
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from facessl.core.errors import PluginError, UnknownName
 
 #: Modules of files outside the package, by folder and name.
 _outside: dict[tuple[str, str], ModuleType] = {}
-#: Folder -> a member by which its classes are known; a task has `after_step` as well.
+#: Folder -> a member by which its classes are known.
 _MEMBER = {"tasks": "meter", "methods": "after_step", "data.sources": "fingerprint"}
 
 

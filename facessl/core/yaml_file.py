@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from facessl.core.errors import ConfigError
+from facessl.core.files import read_regular
 
 #: More than any recipe or configuration has.
 BYTES, NODES, DEPTH = 1_000_000, 10_000, 20
@@ -25,11 +26,7 @@ def read_yaml(path: Path) -> Any:
 def read_text(path: Path) -> str:
     """The text of a file of settings. ConfigError where it cannot be read or has more than `BYTES`."""
     try:
-        with path.open("rb") as file:
-            data = file.read(BYTES + 1)
-        if len(data) > BYTES:
-            raise ConfigError(f"{path} is not a file of settings: it is larger than {BYTES} bytes")
-        return data.decode("utf-8")
+        return read_regular(path, most=BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 

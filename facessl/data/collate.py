@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,7 +84,12 @@ def _memory(shape: tuple[int, ...]) -> Tensor:
     if torch.utils.data.get_worker_info() is None or not math.prod(shape):
         return torch.empty(shape, dtype=torch.uint8)
     # As torch's own collation does; `Tensor.share_memory_` would copy what is not there yet.
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    try:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    except RuntimeError as error:
+        for name in re.findall(r"</(torch_\w+)>", str(error)):  # PyTorch leaves it
+            Path("/dev/shm", name).unlink(missing_ok=True)
+        raise
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 

@@ -128,15 +128,12 @@ class Frame:
         return out
 
     def inverse_mask(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
-        """What was predicted in the view -> class map of the stored image.
+        """What was predicted in the view -> class map (height, width) uint8 of the stored image, 0 outside the view.
 
         Args:
             scores: (C, s, s) float scores, brought back bilinearly before the arg-max, or (s, s) classes, of which the
                 nearest counts. Their side s may differ from the view's: it is stretched over the same area.
             height, width: of the stored image in pixels.
-
-        Returns:
-            (height, width) uint8; pixels outside the view are class 0.
         """
         out = np.zeros((height, width), np.uint8)
         top, bottom, left, right = self._reach(height, width)
@@ -189,10 +186,8 @@ class Frame:
         """The part of the image that is shown, with the detail that the view cannot hold removed.
 
         Whole-number shrinking is a mean of blocks; a Gaussian adds the rest, so that blocks, Gaussian and the bilinear
-        look-up have together the variance of the triangle filter that `resize` uses, (f^2 / 6) for a factor f.
-
-        Returns:
-            The smaller image, and (3, 3) from its pixels to stored pixels.
+        look-up have together the variance of the triangle filter that `resize` uses, (f^2 / 6) for a factor f. Returns
+        the smaller image, and (3, 3) from its pixels to stored pixels.
         """
         linear = np.linalg.norm(self.matrix[:2, :2], axis=0)  # view pixels per stored pixel along x and y
         factors = 1 / np.maximum(linear, 1e-6)

@@ -138,14 +138,11 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
 
 
 def decode_mask(data: bytes, *, key: str) -> np.ndarray:
-    """Decode a class map: the stored numbers, a palette's too, and never its colours.
+    """Decode a class map, (H, W) uint8: the stored numbers, a palette's too, and never its colours.
 
     Args:
         data: content of a PNG, BMP or GIF file: grey, palette, 1 bit, or RGB(A) whose three channels are equal.
         key: name of the mask, for the error.
-
-    Returns:
-        (H, W) uint8.
 
     Raises:
         ImageError: not such a file, a JPEG (its numbers are not those that were stored), colours, numbers above 255.
@@ -184,13 +181,9 @@ def stored_size(data: bytes, *, key: str) -> tuple[int, int]:
 
 
 def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    """A path, PIL image or array -> (H, W, 3) uint8 RGB, upright, as `decode` gives it.
+    """A path, PIL image or uint8 array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA -> (H, W, 3) uint8 RGB, upright.
 
-    Args:
-        image: path of an image file; PIL image of any mode; uint8 array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA.
-
-    Raises:
-        ImageError: a file that cannot be read or decoded, or an array of another shape or type.
+    Raises ImageError as `decode`, and for an array of another shape or type.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):

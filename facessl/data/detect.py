@@ -35,16 +35,9 @@ class Face:
     five_points: np.ndarray | None = None
 
 
-def detect(
-    image: np.ndarray,
-    *,
-    detector: str = "mtcnn",
-    model: str | Path | None = None,
-    min_score: float | None = None,
-    smallest: float = SMALLEST,
-) -> list[Face]:
-    """The faces of an image, the largest and surest first (side times score): `detect_all` of one photo."""
-    return detect_all([image], detector=detector, model=model, min_score=min_score, smallest=smallest)[0]
+def detect(image: np.ndarray, **options: Any) -> list[Face]:
+    """The faces of one image; see `detect_all`."""
+    return detect_all([image], **options)[0]
 
 
 def detect_all(
@@ -82,21 +75,19 @@ def detect_all(
             turned = ask([np.ascontiguousarray(np.rot90(images[index], turns)) for index in missed])
             for index, found in zip(missed, turned, strict=True):
                 rows[index] = _turned_back(found, turns, images[index].shape[:2])
-    return [[_face(row) for row in sorted(found, key=lambda row: -_side(row) * row[4])] for found in rows]
+    return [
+        [
+            Face(row[:4].astype(np.float32), float(row[4]), row[5:].reshape(5, 2).astype(np.float32))
+            for row in sorted(found, key=lambda row: -max(row[2] - row[0], row[3] - row[1]) * row[4])
+        ]
+        for found in rows
+    ]
 
 
 @functools.lru_cache(maxsize=2)
 def load_detector(name: str, model: str | None, device: str = "cpu") -> Any:
     """The detector that `detect_all` uses; see there."""
     return plugins.find("data.detectors", name)(model, device)
-
-
-def _side(row: np.ndarray) -> float:
-    return float(max(row[2] - row[0], row[3] - row[1]))
-
-
-def _face(row: np.ndarray) -> Face:
-    return Face(row[:4].astype(np.float32), float(row[4]), row[5:].reshape(5, 2).astype(np.float32))
 
 
 def _turned_back(rows: np.ndarray, turns: int, shape: tuple[int, int]) -> np.ndarray:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from facessl.core.errors import UnknownName
 
 
@@ -47,27 +45,6 @@ def layout(name: str) -> Layout:
 def names() -> tuple[str, ...]:
     """Names of all orders, sorted."""
     return tuple(sorted(_LAYOUTS))
-
-
-def mirror(points: np.ndarray, layout: Layout, width: float) -> np.ndarray:
-    """Landmarks of the mirrored image, in the same order.
-
-    Args:
-        points: (..., K, 2) pixels; the centre of the top-left pixel is (0, 0).
-        layout: their order.
-        width: of the image in pixels.
-
-    Returns:
-        (..., K, 2) of the same type.
-
-    Raises:
-        ValueError: K is not the layout's.
-    """
-    if points.shape[-2:] != (layout.points, 2):
-        raise ValueError(f"{layout.name} has {layout.points} landmarks, but the array is {points.shape}")
-    out = points[..., list(layout.flip), :]  # (..., K, 2), a copy
-    out[..., 0] = (width - 1) - out[..., 0]
-    return out
 
 
 def _to(first: int, last: int) -> tuple[int, ...]:

@@ -45,7 +45,4 @@ def permutation(n: int, seed: int, epoch: int, weights: np.ndarray | None = None
 
 def view_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The generator of one image's views: it belongs to (seed, epoch, index), not to a worker or rank."""
-    words = (seed, epoch, index)
-    # The same seeding; but an array of words need not be taken apart.
-    entropy = np.array(words, np.uint32) if max(words) < 2**32 else words
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+    return np.random.default_rng((seed, epoch, index))

@@ -19,7 +19,6 @@ import numpy as np
 from facessl.core.errors import DataError
 from facessl.core.tables import printable
 from facessl.core.types import FIELDS, Sample
-from facessl.data.decode import decode_mask
 from facessl.data.layouts import layout
 from facessl.data.source import Source
 
@@ -47,14 +46,8 @@ def has_pixels(source: Source) -> bool:
 
 
 def members(sample: Sample, stored: Size, shape: Size, label_name: str | None) -> dict[str, bytes]:
-    """The members beside the image, by ending, with everything moved to the packed image's pixels.
-
-    Args:
-        sample: as its source gives it.
-        stored: height and width of its image.
-        shape: height and width of the packed image.
-        label_name: class name of its label.
-    """
+    """The members beside the image, by ending, with everything moved from pixels of the `stored` height and width to
+    those of the packed `shape`."""
     row: dict[str, Any] = {MARK: VERSION, "key": printable(sample.key), "stored": list(stored)}
     if label_name is not None:
         row["label_name"] = label_name
@@ -71,8 +64,10 @@ def members(sample: Sample, stored: Size, shape: Size, label_name: str | None) -
         out["cls"] = str(int(sample.label)).encode()
     if sample.text is not None:
         out["txt"] = sample.text.encode("utf-8", "replace")
-    if sample.mask is not None:
-        out["mask.png"] = _mask(sample.mask, stored, shape)
+    if (mask := sample.mask) is not None:
+        if stored != shape:
+            mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+        out["mask.png"] = bytes(cv2.imencode(".png", mask)[1])
     return out
 
 
@@ -90,21 +85,11 @@ def _listed(value: np.ndarray) -> Any:
     return value.astype(str).astype(np.float64).tolist()
 
 
-def _mask(mask: np.ndarray, stored: Size, shape: Size) -> bytes:
-    """Class map (H, W) uint8 as PNG of the packed image's size, the nearest class."""
-    if stored != shape:
-        mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-    return bytes(cv2.imencode(".png", mask)[1])
-
-
 def header(name: bytes, size: int) -> bytes:
     """The 512 bytes in front of a member of a tar (POSIX ustar), without owner and time.
 
-    `tarfile` takes ten times as long; the writer makes two to five of these for each image.
-
-    Args:
-        name: at most 100 bytes.
-        size: of the member in bytes, below 8 GiB.
+    `tarfile` takes ten times as long; the writer makes two to five of these for each image. The name has at most 100
+    bytes, and the size is below 8 GiB.
     """
     digits = b"%011o" % size
     total = _CONSTANT + sum(name) + sum(digits)
@@ -220,8 +205,3 @@ def restore(sample: Sample, row: dict[str, Any]) -> None:
             setattr(sample, name, np.array(value, ARRAYS[name]) if name in ARRAYS else int(np.int64(value)))
     except (TypeError, ValueError, OverflowError):
         raise DataError(f"the .json of {sample.key} has {name}={reprlib.repr(row[name])}: pack the set again") from None
-
-
-def restore_mask(sample: Sample, data: bytes) -> None:
-    """Give `sample` its mask. Raises ImageError where the PNG is damaged."""
-    sample.mask = decode_mask(data, key=sample.key)

@@ -175,8 +175,13 @@ def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") ->
     sizes = np.bincount(groups)
     if len(sizes) < 2:
         raise ConfigError(f"{name} has too few images or persons to set some apart: name a validation source")
-    names = _group_names(source, groups)
-    order = sorted(range(len(sizes)), key=lambda group: _rank(names[group]))
+    # Not the checksum that chose the test part: CRCs of a name with and without a prefix differ by a constant, so the
+    # part that is carved out of the remaining images could be empty.
+    ranks = [
+        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        for name in _group_names(source, groups)
+    ]
+    order = sorted(range(len(sizes)), key=ranks.__getitem__)
     filled = np.cumsum(sizes[order])
     count = int(np.searchsorted(filled, fraction * len(groups)) + 1)
     held = np.isin(groups, order[: min(count, len(sizes) - 1)])
@@ -192,7 +197,10 @@ def together(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: 
         keys: of the images; faces of one photo have one key. Empty: every image is alone.
     """
     alone = np.unique(keys, return_inverse=True)[1] if len(keys) else np.arange(n)
-    if person is None or (label is not None and _same_partition(person, label)):
+    if person is not None and label is not None:
+        pairs = np.unique(np.stack([person, label]), axis=1)
+        person = None if pairs.shape[1] == len(np.unique(person)) == len(np.unique(label)) else person
+    if person is None:
         return alone.astype(np.int64)
     known = np.where(person < 0, person.max(initial=0) + 1 + alone, person)
     return np.unique(known, return_inverse=True)[1].astype(np.int64)
@@ -268,12 +276,6 @@ def _nothing(source: Source) -> Subset:
     return Subset(source, np.zeros(0, np.int64))
 
 
-def _rank(name: str) -> bytes:
-    # Not the checksum that chose the test part: CRCs of a name with and without a prefix differ by a constant, so
-    # the part that is carved out of the remaining images could be empty.
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-
-
 def _group_names(source: Source, groups: np.ndarray) -> list[str]:
     """What each group is ranked by: the smallest short key of its images, so that numbering does not matter."""
     names: dict[int, str] = {}
@@ -281,9 +283,3 @@ def _group_names(source: Source, groups: np.ndarray) -> list[str]:
         name = short(source.key(i))
         names[group] = min(names.get(group, name), name)
     return [names[group] for group in range(len(names))]
-
-
-def _same_partition(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two (N,) numberings put the same images together."""
-    pairs = np.unique(np.stack([a, b]), axis=1)
-    return pairs.shape[1] == len(np.unique(a)) == len(np.unique(b))

@@ -6,12 +6,14 @@ import errno
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from facessl.core.errors import FaceSSLError, TrainingError
 
@@ -19,19 +21,16 @@ from facessl.core.errors import FaceSSLError, TrainingError
 _FILES, _FILES_PER_WORKER = 64, 48
 #: Seconds without a batch after which the loader processes are given up.
 _TIMEOUT = 1200
+#: Seconds between two looks at whether the loader processes live.
+_LOOK = 5
 
 
 def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Any]:
     """What a dataset gives for each item of a sampler (None: for all of itself), in order.
 
-    Args:
-        dataset: gives a batch, or an error that is raised here.
-        sampler: items, or None where the dataset is iterable.
-        workers: processes; 0 works in this one.
-        pin_memory: put tensors into page-locked memory.
+    The dataset gives batches, or errors, which are raised here; 0 `workers` are this process.
 
     Raises:
-        FaceSSLError: what the dataset gave.
         TrainingError: a worker process died, or there is too little memory or too few open files for them.
     """
     if workers and sys.platform != "win32":
@@ -54,16 +53,38 @@ def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -
     batches: Any = None
     try:
         batches = iter(loader)
+        if workers:
+            _looked_after(batches)
         for batch in batches:
             if isinstance(batch, FaceSSLError):
                 raise batch
             yield batch
     except (RuntimeError, OSError) as error:
-        raise worker_death(error) or error from None
+        raise _death(error) or error from None
     finally:
         for worker in getattr(batches, "_workers", ()):  # PyTorch waits for them when the process ends
             batches._shutdown_workers()
             worker.kill()
+
+
+def _looked_after(batches: Any) -> None:
+    """Deaths of workers are found while a batch is waited for, and nowhere else: PyTorch's signal handler raises them
+    in whatever runs, such as a checkpoint that is being saved, and is deaf while the workers start."""
+    signal_handling._remove_worker_pids(id(batches))
+    batches._worker_pids_set = False
+    get = batches._try_get_data  # looks at the workers where it has waited in vain
+
+    def wait(timeout: float) -> tuple[bool, Any]:
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                found = get(_LOOK)
+            except (ConnectionError, EOFError) as error:  # it died while it handed over a batch
+                raise _died(str(error) or "it hung up") from None
+            if found[0] or time.monotonic() >= end:
+                return found
+
+    batches._try_get_data = wait
 
 
 def _allow_files(needed: int) -> None:
@@ -83,29 +104,30 @@ def _allow_files(needed: int) -> None:
         ) from None
 
 
-def worker_death(error: RuntimeError | OSError) -> TrainingError | None:
-    """What to tell a person where `error` says that a loader process failed; None where it says something else.
-
-    PyTorch raises it in whatever the main process is doing at that moment, not only while it waits for a batch.
-    """
+def _death(error: RuntimeError | OSError) -> TrainingError | None:
+    """What to tell a person where `error` says that a loader process failed; None where it says something else."""
     said = str(error)
     if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE) or re.search("Too many open files|ancdata", said):
         return TrainingError(
             "the loader processes need more open files than are allowed: raise the limit (ulimit -n 4096), or use "
             "fewer workers"
         )
-    if "shared memory" in said and "Caught" in said:
+    if "Caught" in said and re.search(r"shared memory|</torch_\w+> to the right size", said):
         return TrainingError(
-            "the loader processes have too little shared memory (/dev/shm): enlarge it (docker run --shm-size 8g), or "
-            "use fewer workers or a smaller batch"
+            "the loader processes have too little shared memory (/dev/shm, or ulimit -f): enlarge it (docker run "
+            "--shm-size 8g), or use fewer workers or a smaller batch"
         )
     if "DataLoader timed out" in said:
         return TrainingError(f"no batch came from the loader processes for {_TIMEOUT // 60} minutes: use fewer workers")
     if not re.search(r"DataLoader worker \(pid", said):
         return None
+    return _died(said.splitlines()[0])
+
+
+def _died(reason: str) -> TrainingError:
     return TrainingError(
-        f"a loader process died ({said.splitlines()[0]}): most often memory ran out, or shared memory "
-        "(/dev/shm) did; use fewer workers or a smaller batch"
+        f"a loader process died ({reason}): most often memory ran out, or shared memory (/dev/shm) did; use fewer "
+        "workers or a smaller batch"
     )
 
 

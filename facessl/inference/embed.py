@@ -55,7 +55,7 @@ def load_embedder(run: str | Path) -> Backbone | Embedder:
     """What `facessl embed` runs: the embedding that a run of verification was trained for, else the run's backbone.
 
     Args:
-        run: run folder, checkpoint or exported backbone.
+        run: run folder, checkpoint, exported backbone or `timm:NAME`.
 
     Raises:
         CheckpointError: as for `load_backbone`.

@@ -104,7 +104,7 @@ def _writer(path: Path, schema: pa.Schema, stack: contextlib.ExitStack) -> Calla
 
         def write(rows: pa.Table) -> None:
             table.write_table(rows.drop_columns("embedding"))
-            array.append(_array(rows["embedding"]))
+            array.append(array_of(rows["embedding"]))
 
         return write
     partial = stack.enter_context(files.completed(path))
@@ -124,7 +124,7 @@ def _names(path: Path) -> Path:
 
 def _wide(rows: pa.Table) -> pa.Table:
     """A table with a column for each number of the embedding."""
-    array = _array(rows["embedding"])
+    array = array_of(rows["embedding"])
     columns = {name: rows[name] for name in rows.column_names if name != "embedding"}
     return pa.table(columns | {f"e{i}": pa.array(values) for i, values in enumerate(np.ascontiguousarray(array.T))})
 
@@ -191,7 +191,7 @@ def _read(path: Path) -> tuple[pa.Table, np.ndarray]:
     with files.open_regular(_names(path) if path.suffix == ".npy" else path, most=_MOST) as file:
         if path.suffix == ".parquet":
             table = pq.read_table(file)
-            return table, _array(table["embedding"])
+            return table, array_of(table["embedding"])
         text = dict.fromkeys(("path", "label", "label_name", "network"), pa.string())
         lines = pa_csv.ParseOptions(newlines_in_values=True)
         options = pa_csv.ConvertOptions(column_types=text, strings_can_be_null=False)
@@ -207,7 +207,7 @@ def _read(path: Path) -> tuple[pa.Table, np.ndarray]:
     return table, np.asarray(array, np.float32)
 
 
-def _array(column: pa.ChunkedArray) -> np.ndarray:
+def array_of(column: pa.ChunkedArray) -> np.ndarray:
     """(N, C) float32 of a column of lists."""
     kind = column.type
     if not pa.types.is_fixed_size_list(kind) or not pa.types.is_float32(kind.value_type) or column.null_count:

@@ -9,7 +9,6 @@ are normalized RGB images (B, 3, S, S) float32 with any B; the card and `config.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import warnings
@@ -131,7 +130,8 @@ def preprocessing(network: Network) -> dict[str, Any]:
         return told | {"face": "one cropped face, as in the training images"}
     augment, framing = network.task.augment, network.task.card.get("framing") or {}
     if augment.crop == "five_points":
-        face = f"turned, so that the five points come to the template {augment.template} of facessl.data.frame"
+        template = f"template {augment.template} of facessl.data.crop_geometry"
+        face = f"turned, so that the five points come to the {template}"
     elif augment.crop == "box":
         face = f"the square around its box, {augment.crop_scale:g} times the longer side"
     elif "margin" in framing:
@@ -141,7 +141,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
         )
     else:
         face = "one cropped face, as in the training images"
-    warp = f"; FaRL's warp {augment.warp:g} (facessl.data.frame.Frame) follows" if augment.warp else ""
+    warp = f"; FaRL's warp {augment.warp:g} (facessl.data.crop_geometry.Frame) follows" if augment.warp else ""
     crop = {name: getattr(augment, name) for name in ("crop", "crop_scale", "template", "warp", "border")}
     return told | {"face": face + warp, "crop": crop}
 
@@ -193,7 +193,7 @@ class _Positional(nn.Module):
 def _write_onnx(network: Network, names: list[str], images: Tensor, folder: Path) -> dict[str, Tensor]:
     """Write `model.onnx` and `model.json`; returns ONNX Runtime's outputs, in batches of one and two."""
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 _Positional(network),
@@ -212,6 +212,11 @@ def _write_onnx(network: Network, names: list[str], images: Tensor, folder: Path
         node.metadata_props.clear()  # names of source files on this machine
     ports = (*program.model.graph.inputs, *program.model.graph.outputs)
     shapes = {port.name: [d if isinstance(d, int) else str(d) for d in port.shape or ()] for port in ports}
+    if isinstance(shapes["images"][0], int):
+        raise ConfigError(
+            f"torch exports {network.backbone.name} for a fixed batch only: use x.shape[0] instead of len(x) in its "
+            "forward pass"
+        )
     training = dict(network.card)
     card = {
         "format": "facessl-onnx-1",
@@ -271,19 +276,6 @@ def _write_timm(backbone: Backbone, card: Mapping[str, Any], images: Tensor, fol
         return {"features": model(images)}
 
 
-@contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Without what these loggers say below an error."""
-    before = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
-
-
 # ---- the folder --------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +298,9 @@ def _completed_folder(out: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        for path in partial.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
         if out.is_dir():
             out.rename(old)
         partial.rename(out)

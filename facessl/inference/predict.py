@@ -1,13 +1,9 @@
 """A trained task on photos: find the faces, cut them as in training, predict, bring the result back to the photo.
 
-A face is cut as the model's images were (`Augment.crop`): "box" is the detected box times `crop_scale`;
-"five_points" are the detector's; a model of "whole" images gets a square around the detected box as its whole
-image, as much larger than the box and as much above it as its training images were (`facessl.inference.framing`).
-Detected boxes are not those of a data set: a model trained on another kind of box sees a little more or less of the
-surroundings.
-
-Without `crop` the picture is one cropped face. A model of whole images sees it as in training; one of boxes or five
-points sees all of it, as a box with `crop_scale` 1, and black beside it where it is not square.
+A face is cropped as the model's images were (`Augment.crop`): "box" is the detected box times `crop_scale`;
+"five_points" are the detector's; a model of "whole" images gets a square around the detected box, as much larger than
+the box and as much above it as in its training images (`facessl.inference.framing`). Without `crop` the picture is one
+cropped face: all of it is shown, with black beside it where a model of boxes or five points needs a square.
 
 Files: `<out>/<name>.json`; `<name>.png`, the predictions on the photo; for masks `<name>.mask.png`, class numbers
 with a palette (`<name>.mask-2.png` for the second face). The name is that of the photo, below a folder with its
@@ -20,6 +16,7 @@ All coordinates are pixels of the upright photo (EXIF rotation applied), with th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import itertools
@@ -35,6 +32,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from facessl.core.distributed import own_part, rank
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import completed, inside, write_png
 from facessl.core.lock import only_writer
@@ -46,7 +44,7 @@ from facessl.data.detect import Face, detect, load_detector
 from facessl.data.loader import check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures
-from facessl.inference.trained_task import Trained, crop_of_picture, load_trained
+from facessl.inference.trained_task import Trained, load_trained
 
 FORMAT = "facessl-prediction-1"
 #: Side of the square that a model of whole images sees, over the longer side of the face's box, where its training
@@ -123,12 +121,12 @@ def predict(
         detector_model: model file of a detector that needs one.
         batch_size: faces per forward pass.
         precision: fp32, bf16 or fp16.
-        max_bad: fraction of unreadable photos above which it stops.
+        max_bad: fraction of unreadable photos, of those of this rank, above which it stops.
         draw: also write the pictures.
         overwrite: take the photo's own name even where that replaces other files (never a photo).
 
     Returns:
-        One per photo in their order, those that could not be read included.
+        One per photo in their order, those that could not be read included; of several ranks each has its part.
 
     Raises:
         CheckpointError: no trained task there.
@@ -142,9 +140,11 @@ def predict(
     trained = run if isinstance(run, Trained) else load_trained(run)
     out = Path(out)
     found, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
+    own = own_part(len(found))
+    found, names = found[own], names[own]
     find = _finder(detector, detector_model) if crop else None
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
-    with only_writer(out):
+    with only_writer(out) if rank() == 0 else contextlib.nullcontext():
         for group in _groups(trained, found, names, find, cut, batch_size, max_bad):
             raw = _raw(trained, group, batch_size, precision)
             row = itertools.count()
@@ -193,7 +193,7 @@ def frame_of_face(
         )
     five = None if face.five_points is None else np.asarray(face.five_points)
     sample = Sample(b"", "a face", box=np.asarray(face.box), five_points=five)
-    return trained.frame(sample, height, width)
+    return augment.frame(sample, (height, width, 3), trained.image_size)
 
 
 # ---- photos and names --------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def _groups(
         height, width = image.shape[:2]
         if find is None:
             faces: Sequence[Face] = [Face(np.array([-0.5, -0.5, width - 0.5, height - 0.5]), math.nan)]
-            frames = [crop_of_picture(trained.augment, trained.image_size, height, width)]
+            frames = [trained.augment.frame_of_picture(height, width, trained.image_size)]
         else:
             faces = find(image)
             frames = [cut(face, height, width) for face in faces]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required
 
@@ -17,8 +17,7 @@ from facessl.config.run import plain
 from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.core.schema import check
-from facessl.core.types import Sample
-from facessl.data.crop_geometry import Frame, frame_of, from_box
+from facessl.data.crop_geometry import Frame
 from facessl.models.forward import autocast, evaluating
 from facessl.models.weights import Card, from_card, load_exactly
 from facessl.tasks.base import Labels, Task
@@ -82,19 +81,6 @@ class Trained:
         with evaluating(self.module), autocast(device, precision):
             return {k: v.float().cpu().numpy() for k, v in self.task.predict(x).items()}
 
-    def frame(self, sample: Sample, height: int, width: int) -> Frame:
-        """The crop of one sample, as in training."""
-        a = self.augment
-        return frame_of(
-            sample,
-            (height, width, 3),
-            crop=a.crop,
-            size=self.image_size,
-            scale=a.crop_scale,
-            warp=a.warp,
-            template=a.template,
-        )
-
 
 class Embedder(nn.Module):
     """The embedding that a task was trained for (verification), where a backbone's own is asked for otherwise.
@@ -118,7 +104,7 @@ class Embedder(nn.Module):
         self.image_size = trained.image_size
         scale = own.crop_scale if own.crop == "whole" else 1.0
         self.augment = Augment(crop="whole", crop_scale=scale, warp=own.warp, border=own.border)
-        self.view = functools.partial(picture_view, trained.augment, trained.image_size)
+        self.view = functools.partial(picture_view, own, trained.image_size)
         with evaluating(self):
             self.num_features = self(torch.zeros(1, 3, trained.image_size, trained.image_size)).shape[1]
 
@@ -128,17 +114,10 @@ class Embedder(nn.Module):
         return z
 
 
-def crop_of_picture(augment: Augment, size: int, height: int, width: int) -> Frame:
-    """The crop of a picture that is one cropped face: for models of boxes or five points all of it."""
-    if augment.crop == "whole":
-        shape = (height, width, 3)
-        return frame_of(Sample(b"", "a face"), shape, size=size, scale=augment.crop_scale, warp=augment.warp)
-    return replace(from_box((-0.5, -0.5, width - 0.5, height - 0.5), size), warp=augment.warp)
-
-
 def picture_view(augment: Augment, size: int, image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 picture of one cropped face -> its view (S, S, 3) uint8."""
-    return crop_of_picture(augment, size, *image.shape[:2]).image(image, augment.border)
+    height, width = image.shape[:2]
+    return augment.frame_of_picture(height, width, size).image(image, augment.border)
 
 
 def card(

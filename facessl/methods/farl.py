@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.core.values import FRACTION, FROM_1, INNER_FRACTION, POSITIVE, check_values
+from facessl.core.values import FRACTION, FROM_1, INNER_FRACTION, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.dvae import VisualTokens
 from facessl.models.layers.attention import choose_attention
@@ -47,8 +46,6 @@ class FaRLArgs:
         context: tokens of a caption, start and end included; longer ones are cut.
         mask_ratio: fraction of the patches that is hidden, 75 of 196.
         masking: "random" patches, or "block": patches that lie together (those of the largest mean noise over 5 x 5).
-        mim_weight: weight of the masked image modelling.
-        mim_depth: blocks between the image tower and the prediction of hidden patches.
         dvae: file with the state dict of DALL-E's dVAE encoder, whose tokens are predicted; null: features of the
             momentum image tower are.
         vocabulary: number of the dVAE's tokens.
@@ -63,8 +60,6 @@ class FaRLArgs:
     context: int = 77
     mask_ratio: float = 75 / 196
     masking: Literal["random", "block"] = "random"
-    mim_weight: float = 1.0
-    mim_depth: int = 1
     dvae: str | None = None
     vocabulary: int = 8192
     momentum: float = 0.996
@@ -76,8 +71,7 @@ class FaRLArgs:
                 "mask_ratio": INNER_FRACTION,
                 "momentum": FRACTION,
                 "temperature": (lambda v: 0.01 <= v <= 100, "a number from 0.01 to 100"),
-                "mim_weight": POSITIVE,
-                "dim text_width text_depth text_heads mim_depth vocabulary": FROM_1,
+                "dim text_width text_depth text_heads vocabulary": FROM_1,
                 "context": (lambda v: v >= 3, "3 or more"),
             },
         )
@@ -169,10 +163,10 @@ class FaRL(nn.Module):
         nn.init.normal_(self.image_projection.weight, std=width**-0.5)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(args.temperature)))
         self.mask_token = nn.Parameter(width**-0.5 * torch.randn(width))
-        block = partial(Block, width, backbone.model.blocks[0].attn.num_heads, qkv_bias=True, norm_layer=nn.LayerNorm)
-        blocks = (block(act_layer=QuickGELU) for _ in range(args.mim_depth))
+        heads = backbone.model.blocks[0].attn.num_heads
+        block = Block(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm, act_layer=QuickGELU)
         outputs = width if args.dvae is None else args.vocabulary
-        self.mim = nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, outputs))
+        self.mim = nn.Sequential(block, nn.LayerNorm(width), nn.Linear(width, outputs))
         self.mim.apply(_init_weights)
         choose_attention(self.mim)
         self.tokens: VisualTokens | None = None
@@ -202,7 +196,7 @@ class FaRL(nn.Module):
         temperature = (-self.log_scale).exp()
         contrast = (info_nce(*pair, temperature) + info_nce(*pair[::-1], temperature)) / 2
         hidden = self._masked_loss(x, self.mim(tokens)[:, self.backbone.prefix_tokens :], removed)
-        loss = contrast + self.args.mim_weight * hidden
+        loss = contrast + hidden
         logs = {"image_text": contrast, "masked_modelling": hidden, "temperature": temperature}
         return Step(loss, {name: value.detach() for name, value in logs.items()})
 

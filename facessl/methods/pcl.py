@@ -333,7 +333,7 @@ class LossBalance(nn.Module):
         super().__init__()
         self.temperature = temperature
         self.sums = nn.Buffer(torch.zeros(count + 1))  # of the steps of the epoch that runs, and their number
-        self.means = nn.Buffer(torch.full((2, count), torch.nan))  # of the last epoch and of the one before
+        self.means = nn.Buffer(torch.zeros(2, count))  # of the last epoch and of the one before; 0: none yet
         self.epoch = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self._noted: list[Tensor] = []  # sum over the micro-batches, and their number
 
@@ -343,7 +343,7 @@ class LossBalance(nn.Module):
         if self.temperature is None:
             return torch.ones_like(last)
         weights = len(last) * (last / before.clamp_min(1e-12) / self.temperature).softmax(0)
-        return weights.nan_to_num(1.0)
+        return torch.where(before > 0, weights, torch.ones_like(weights))
 
     @torch.no_grad()
     def note(self, losses: Tensor) -> None:

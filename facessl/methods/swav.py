@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
@@ -143,7 +142,7 @@ class SwAV(nn.Module):
         super().__init__()
         self.args = args = SwAVArgs(**values)
         self.backbone = backbone
-        self.any_size = backbone.take_any_size()
+        self.backbone.take_any_size()
         self.projector = MLPHead(backbone.num_features, hidden=args.hidden, out_features=args.dim)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(args.prototypes, args.dim), dim=1))  # (K, D), rows of 1
         self.queue = Queue(ASSIGNED, args.queue_length, args.dim) if args.queue_length else None
@@ -168,17 +167,10 @@ class SwAV(nn.Module):
         return Step(loss, {"swapped_prediction": loss.detach(), "prototypes_used": used})
 
     def _project(self, views: list[Tensor]) -> Tensor:
-        """V views (B, 3, S_v, S_v) -> (V, B, D) float32 of length 1; neighbors of equal size share a pass."""
-        sizes = [view.shape[-1] for view in views]
+        """V views (B, 3, S_v, S_v) -> (V, B, D) float32 of length 1."""
         if len(views) < ASSIGNED:
             raise ConfigError(f"SwAV got {len(views)} view: give it at least {ASSIGNED} with --views")
-        if len(set(sizes)) > 1 and not self.any_size:
-            raise ConfigError(
-                f"backbone {self.backbone.name} takes images of one size, but the views have {sorted(set(sizes))} "
-                "pixels: use a ResNet or a ViT, or views of one size"
-            )
-        groups = [list(group) for _, group in groupby(views, key=lambda view: view.shape[-1])]
-        pooled = torch.cat([self.backbone(torch.cat(group)) for group in groups])  # (VB, C), view by view
+        pooled = self.backbone.forward_views(views).flatten(0, 1)  # (VB, C), view by view
         z = at_least_float32(self.projector(pooled)).unflatten(0, (len(views), -1))  # (VB, D) -> (V, B, D)
         return F.normalize(z, dim=-1)
 

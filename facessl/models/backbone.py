@@ -8,6 +8,7 @@ import math
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,6 +147,7 @@ class Backbone(nn.Module):
         self.pretrained = pretrained
         self.timm_options = timm_options
         self.model_args = options
+        self.any_size = False
         self.image_size = image_size
         self.set_normalisation(own.mean if mean is None else mean, own.std if std is None else std)
         self.num_features: int = self.model.num_features
@@ -245,18 +247,32 @@ class Backbone(nn.Module):
             )
         self.model.forward_features = torch.compile(self.model.forward_features)
 
-    def take_any_size(self) -> bool:
+    def take_any_size(self) -> None:
         """Let a ViT take images of other sizes than `image_size`: its position table is then resized to the grid at
-        hand, and zeros complete a last patch that is cut. False where the model takes one size only (e.g. a Swin)."""
+        hand, and zeros complete a last patch that is cut. A model that takes one size only (e.g. a Swin) stays so."""
         embed = getattr(self.model, "patch_embed", None)
-        if embed is None:
-            return True
-        if not hasattr(self.model, "dynamic_img_size"):
-            return not getattr(embed, "strict_img_size", False)
+        if embed is None or not hasattr(self.model, "dynamic_img_size"):
+            self.any_size = not getattr(embed, "strict_img_size", False)
+            return
+        self.any_size = True
         self.model.dynamic_img_size = True  # what timm sets at construction for `dynamic_img_size=True`
         embed.strict_img_size, embed.dynamic_img_pad, embed.flatten = False, True, False
         embed.output_fmt = Format.NHWC
-        return True
+
+    def forward_views(self, views: Sequence[Tensor]) -> Tensor:
+        """V views (B, 3, S_v, S_v), normalised -> pooled embeddings (V, B, C); neighbours of equal size share a pass.
+
+        Raises:
+            ConfigError: several sizes, which the model does not take, or not before `take_any_size`.
+        """
+        sizes = sorted({view.shape[-1] for view in views})
+        if len(sizes) > 1 and not self.any_size:
+            raise ConfigError(
+                f"backbone {self.name} takes images of one size, but the views have {sizes} pixels: use a ResNet or a "
+                "ViT, or views of one size"
+            )
+        groups = [list(group) for _, group in groupby(views, key=lambda view: view.shape[-1])]
+        return torch.cat([self(torch.cat(group)) for group in groups]).unflatten(0, (len(views), -1))
 
     def check_size(self) -> None:
         """ConfigError where a ViT would lose an edge of its images: their side is not a multiple of its patch."""

@@ -39,7 +39,7 @@ class Teacher:
         self.mean, self.std = mean, std
         self.backbone: Backbone | None = None
 
-    def load(self, loader: Loader, image_size: int) -> None:
+    def load(self, loader: Loader, image_size: int) -> Backbone:
         """Read the network for squares of `image_size` pixels.
 
         Raises:
@@ -54,6 +54,7 @@ class Teacher:
             raise CheckpointError(f"teacher {where}{error}") from None
         self.indices(backbone)
         self.backbone = backbone.requires_grad_(False).eval()
+        return backbone
 
     def indices(self, backbone: Backbone) -> list[int]:
         """Blocks after which features are taken."""
@@ -81,13 +82,23 @@ class Teacher:
         Returns:
             one tensor (B, T, C) per block: prefix tokens (class token), then patches; T cells of a map elsewhere.
         """
+        backbone, x = self._placed(x)
+        return self._features(backbone, x)
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (B, C, h, w) and pooled embedding (B, C) of images as for a call."""
+        backbone, x = self._placed(x)
+        return backbone.forward_both(x)
+
+    def _placed(self, x: Tensor) -> tuple[Backbone, Tensor]:
+        """The network where `x` is and in its type, and `x` as it was trained to see it."""
         if self.backbone is None:
             raise ConfigError(f"teacher {self.spec} was not read: call `prepare` of the method before its first step")
         backbone = self.backbone
         parameter = next(backbone.parameters())
         if parameter.device != x.device or parameter.dtype != torch.promote_types(x.dtype, torch.float32):
             backbone.to(x.device, torch.promote_types(x.dtype, torch.float32))
-        return self._features(backbone, self._renormalised(x, backbone))
+        return backbone, self._renormalised(x, backbone)
 
     def _features(self, backbone: Backbone, x: Tensor) -> list[Tensor]:
         model: Any = backbone.model

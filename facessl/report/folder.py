@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Required, TypedDict
 
 import numpy as np
-import yaml
 
 from facessl.config.paths import without_secrets
 from facessl.config.run import flatten
 from facessl.core.errors import CheckpointError
 from facessl.core.files import read_regular
 from facessl.core.schema import finite, misfit
+from facessl.core.yaml_file import parse_yaml
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
 BOOKKEEPING = frozenset(
@@ -26,7 +26,7 @@ BOOKKEEPING = frozenset(
 )
 #: Bytes of the largest file of each kind that is read.
 _MOST_BYTES = {".yaml": 1 << 18, ".json": 16 << 20, ".csv": 64 << 20, ".png": 64 << 20}
-#: Columns of metrics.csv that are drawn, and levels of settings.
+#: Columns of metrics.csv that are drawn, and levels of JSON.
 _MOST_COLUMNS, _DEEPEST = 200, 40
 #: Numbers of this size and more are not measurements, and break sums and axes.
 _HUGE = 1e100
@@ -243,7 +243,7 @@ def read_run_folder(path: str | Path) -> RunFolder:
 def _content(folder: Path, name: str) -> bytes:
     """A file of a run folder. A link could show any file of the reader's machine, so that none is followed."""
     path = folder / name
-    if os.path.realpath(path) != os.path.join(os.path.realpath(folder), name):
+    if Path(os.path.realpath(path)) != Path(os.path.realpath(folder), name):
         raise OSError(errno.ELOOP, "a link, which is not followed")
     return read_regular(path, most=_MOST_BYTES[path.suffix])
 
@@ -252,7 +252,7 @@ def _mapping(folder: Path, name: str, kind: Any, problems: dict[str, str]) -> di
     """Content of a YAML or JSON file with values of the type `kind`; numbers that are not finite are None."""
     try:
         text = _content(folder, name).decode()
-        value = _plain(json.loads(text) if name.endswith(".json") else yaml.load(text, _Loader))
+        value = _plain(json.loads(text) if name.endswith(".json") else parse_yaml(text, name))
     except Exception as error:  # foreign text makes the parsers raise almost anything
         problems[name] = _reason(error)
         return {}
@@ -263,15 +263,6 @@ def _mapping(folder: Path, name: str, kind: Any, problems: dict[str, str]) -> di
         problems[name] = f"not what facessl writes: {wrong}"
         return {}
     return value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases, a few of which stand for more values than there is memory for."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias, which facessl does not write")
-        return super().compose_node(parent, index)
 
 
 def _reason(error: Exception) -> str:

@@ -11,9 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import cv2
@@ -63,7 +64,7 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, w
             raise ConfigError(
                 f"{folder} is not empty, and its files are not of an earlier {job}: name another folder with --out"
             )
-        remove_temporaries(folder)
+        remove_temporaries(folder, *folder.rglob("*/"))
         try:
             yield folder
         except OSError as error:
@@ -83,35 +84,65 @@ def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) ->
     if not workers:
         yield from map(work, pieces)
         return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # as in the loader
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(work, os.getpid()))
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # as in the loader
+    idle: SimpleQueue[Connection] = SimpleQueue()
+    processes = []
+    for _ in range(workers):
+        # Each has a pipe of its own: one that is killed while it writes ends its pipe, and blocks none that others use.
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True))
+        processes[-1].start()
+        theirs.close()
+        idle.put(ours)
+
+    def ask(piece: Any) -> Any:
+        connection = idle.get()
+        try:
+            connection.send((piece,))
+            result, error = connection.recv()
+        except (EOFError, OSError):
+            raise DataError(
+                "a worker process died, most often because memory ran out: the same command with fewer --workers goes "
+                "on"
+            ) from None
+        finally:
+            idle.put(connection)
+        if error is not None:
+            raise error
+        return result
+
+    threads = ThreadPoolExecutor(workers)  # that empty the pipes while the results before are used
     waiting: deque[Future[Any]] = deque()
     try:
         for piece in pieces:
-            waiting.append(pool.submit(_call, piece))
+            waiting.append(threads.submit(ask, piece))
             if len(waiting) >= _AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise DataError(
-            "a worker process died, most often because memory ran out: the same command with fewer --workers goes on"
-        ) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        threads.shutdown(wait=True, cancel_futures=True)
+        for _ in processes:
+            with contextlib.suppress(OSError), idle.get() as connection:
+                connection.send(None)
+        for process in processes:
+            process.join()
 
 
-_work: Callable[[Any], Any]
-
-
-def _start_worker(work: Callable[[Any], Any], parent: int) -> None:
-    """One thread per process; the main process decides about Ctrl-C; nobody outlives it."""
-    global _work
-    _work = work
+def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> None:
+    """Work on pieces until told to stop. One thread per process; the main process decides about Ctrl-C; nobody
+    outlives it."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    answer: tuple[Any, Exception | None]
+    while (given := connection.recv()) is not None:
+        try:
+            answer = work(*given), None
+        except Exception as error:
+            answer = None, error
+        connection.send(answer)
 
 
 def _leave_with(parent: int) -> None:
@@ -119,7 +150,3 @@ def _leave_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
-
-
-def _call(piece: Any) -> Any:
-    return _work(piece)

@@ -50,7 +50,7 @@ def finetune(run: str = "none", source: str = "", **settings: Any) -> dict[str, 
     `facessl.finetune("runs/mine", "labelled/", task="expression", out="runs/expression")`
 
     Args:
-        run: run folder, checkpoint or exported backbone; `none` for random weights.
+        run: run folder, checkpoint, exported backbone or `timm:NAME`; `none` for random weights.
         source: labelled images, `NAME:PATH?option=value` or a path.
         settings: fields of `facessl.config.finetune.FinetuneConfig`; `task` may be a plain name or a dict.
 

@@ -85,7 +85,8 @@ class MetricsLog:
     def close(self) -> None:
         """Flush and release the files."""
         if self._board is not None:
-            self._board.finalize("success")
+            with _told(self.folder / "tb"):
+                self._board.finalize("success")
 
     def _rewrite(self) -> None:
         text = io.StringIO()

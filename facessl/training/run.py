@@ -188,7 +188,7 @@ def _write_config(folder: Path, resolved: Mapping[str, Any], *, fresh: bool) -> 
         if moved == known:
             return
         resolved = moved
-    text = yaml.safe_dump(dict(resolved), sort_keys=False).encode()
+    text = yaml.safe_dump({**resolved, "resume": False}, sort_keys=False).encode()
     files.write_atomic(path, text, private=without_secrets(resolved) != resolved)
 
 
@@ -301,10 +301,12 @@ def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
 
 
 @contextmanager
-def one_error_in_distributed() -> Iterator[None]:
+def one_error_in_distributed(
+    again: str = "go on with --resume --out RUN, on any number of ranks that divides the batch",
+) -> Iterator[None]:
     """An expected error leaves the process group, so that the launcher ends the other ranks instead of a hang.
 
-    A broken connection to another rank is one sentence that says how to go on.
+    A broken connection to another rank is one sentence that says how to go on, `again`.
     """
     try:
         yield
@@ -325,8 +327,7 @@ def one_error_in_distributed() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, on its way: the sentence comes first
         raise TrainingError(
             f"the connection to another rank broke ({' '.join(str(error).split())[:160]}): the job ends; "
-            "look at the launcher's and the other ranks' messages, then go on with --resume --out RUN, on any number "
-            "of ranks that divides the batch"
+            f"look at the launcher's and the other ranks' messages, then {again}"
         ) from None
 
 

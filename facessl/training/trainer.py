@@ -26,7 +26,6 @@ from facessl.core.types import Batch, Progress
 from facessl.data.loader import Transform
 from facessl.data.prefetch import Prefetcher
 from facessl.data.source import Source
-from facessl.data.workers import worker_death
 from facessl.models.forward import evaluating
 from facessl.training import fsdp
 from facessl.training.derived import Plan
@@ -156,10 +155,7 @@ class Trainer:
                 self._window.started = time.perf_counter()
             self._stopping.agree(at_once=True)  # a signal may have come while images were scored
             while self.step < self.plan.total_steps and self._stopping.reason is None:
-                try:
-                    self._one_step(ready)
-                except RuntimeError as error:  # torch reports a dead loader worker in whatever was running
-                    raise worker_death(error) or error from None
+                self._one_step(ready)
                 if self.step % self.plan.log_every == 0 or self.step in (1, self.plan.total_steps):
                     self._show(line, self._write_window())
                     self._window = _Window(first_step=self.step)
@@ -230,8 +226,6 @@ class Trainer:
 
     def _local_row(self) -> dict[str, float]:
         """Loss and speed since the last log line, for the progress line."""
-        if not self._window.terms:
-            return {}
         loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
         return {"loss": float(loss), **self._speed()}
 
@@ -250,8 +244,6 @@ class Trainer:
     def _write_window(self) -> dict[str, float]:
         self._check_finite()
         speed, terms = self._speed(), self._window.terms
-        if not terms:
-            return {}
         names = list(terms[0])
         means = torch.stack([torch.stack([t[n] for n in names]) for t in terms]).mean(0)  # (terms,)
         over_ranks: Any = self.fabric.all_reduce(means, reduce_op="mean")

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from facessl.core.types import Sample
 from facessl.core.values import FRACTION, RANGE, between, check_values
-from facessl.data.crop_geometry import Border, Crop, Template
+from facessl.data.crop_geometry import Border, Crop, Frame, Template, frame_of, from_box
 from facessl.views.spec import View
 
 Distribution = Literal["uniform", "normal"]
@@ -113,6 +114,17 @@ class Augment:
             prefix="augment.",
         )
         self.view(1)  # checks the jitter
+
+    def frame(self, sample: Sample, image_shape: tuple[int, ...], size: int) -> Frame:
+        """The crop of one sample, views of `size` pixels; arguments and errors of `crop_geometry.frame_of`."""
+        options: dict[str, Any] = {"crop": self.crop, "scale": self.crop_scale, "template": self.template}
+        return frame_of(sample, image_shape, size=size, warp=self.warp, **options)
+
+    def frame_of_picture(self, height: int, width: int, size: int) -> Frame:
+        """The crop of a picture that is one cropped face: for models of boxes or five points all of it."""
+        if self.crop == "whole":
+            return self.frame(Sample(b"", "a face"), (height, width, 3), size)
+        return replace(from_box((-0.5, -0.5, width - 0.5, height - 0.5), size), warp=self.warp)
 
     def view(self, size: int) -> View:
         """The part that runs on the device, for views of `size` pixels."""

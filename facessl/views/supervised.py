@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.crop_geometry import Frame, frame_of, similarity
+from facessl.data.crop_geometry import Frame, similarity
 from facessl.data.layouts import Layout
 from facessl.data.loader import Made
 from facessl.views import degrade
@@ -106,9 +106,7 @@ class Supervised:
             DataError: the sample lacks what the crop needs, or has another number of landmarks than the layout.
         """
         a = self.augment
-        frame = frame_of(
-            sample, image.shape, crop=a.crop, size=self.size, scale=a.crop_scale, warp=a.warp, template=a.template
-        )
+        frame = a.frame(sample, image.shape, self.size)
         if draws is None:
             return self._move_labels(sample, image, frame), [frame.image(image, a.border)], [], []
         return (*self._train(sample, image, frame, draws), [])
@@ -202,17 +200,17 @@ class Supervised:
         return self._flip
 
 
+@dataclass(frozen=True)
 class DrawnLabeled:
     """Views with labels and their random numbers. The image is not reduced: labels are in its full size."""
 
-    reduction = None
-
-    def __init__(self, views: Supervised, draws: np.ndarray | None) -> None:
-        self._views, self._draws = views, draws
+    views: Supervised
+    draws: np.ndarray | None
+    reduction: ClassVar[None] = None
 
     def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
         """As `Supervised.apply`; `out` is not used, the views bring their own memory."""
-        return self._views.apply(sample, image, self._draws)
+        return self.views.apply(sample, image, self.draws)
 
 
 def _spread(draw: float, width: float, distribution: Distribution) -> float:

@@ -107,3 +107,12 @@ def test_credentials_of_a_source_stay_in_the_private_settings(
 )
 def test_what_is_published_of_a_source(spec: str, told: str) -> None:
     assert named(spec) == told
+
+
+@pytest.mark.fault("E9", "a number of thousands of digits in config.yaml ended `--resume` in a traceback")
+@pytest.mark.parametrize("text", ["method: {name: fra}\nseed: " + "9" * 5000, "a: [", "- fra", "\xff"])
+def test_settings_that_cannot_be_read_are_told(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(text, encoding="latin-1")
+    assert main(["pretrain", "--resume", "--out", str(tmp_path)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "config.yaml is damaged, or is not of `facessl pretrain`: start a new run with another --out" in said

@@ -19,7 +19,7 @@ from facessl.training.optimizers import parameter_groups
 METHODS = plugins.names("methods")
 SMALL = {"hidden": 32, "dim": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}
 SMALL |= {"teacher": "timm:resnet10t?pretrained=false", "text_width": 32, "text_depth": 1, "text_heads": 2}
-SMALL |= {"prototypes": 12, "queue_length": 4, "queue_step": 1}
+SMALL |= {"teacher_width": 512, "prototypes": 12, "queue_length": 4, "queue_step": 1}
 VIT = "vit_tiny_patch16_224"
 
 

@@ -123,6 +123,7 @@ COLUMNS = {
     "lfw": {"identity"},
     "masks_folder": set(),
     "pairs_csv": set(),
+    "points": {"landmarks", "box"},
     "rafdb": {"label"},
     "synthetic": {"label", "identity"},
     "utkface": {"label", "attributes", "group"},
@@ -177,7 +178,7 @@ def test_folders_of_parts_are_found_whatever_their_case(name: str, tmp_path: Pat
 
 
 @pytest.mark.fault("B6", "`._` files were read as annotations, and `a.JPG` had no image")
-@pytest.mark.parametrize("name", ["masks_folder", "w300", "lapa", "folder", "laionface"])
+@pytest.mark.parametrize("name", ["masks_folder", "w300", "points", "lapa", "folder", "laionface"])
 @pytest.mark.filterwarnings("ignore:LaPa's training images")
 def test_files_that_macos_leaves_beside_others_do_not_count(name: str, tmp_path: Path) -> None:
     spec = EXAMPLES[name](tmp_path)

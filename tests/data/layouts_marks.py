@@ -132,6 +132,16 @@ def build_w300(root: Path) -> str:
     return f"w300:{root}?strict=false"
 
 
+def build_points(root: Path) -> str:
+    """Six training faces in two folders and two test faces, counted from 0."""
+    for i in range(8):
+        name = root / ("test" if i > 5 else f"train/{'ab'[i % 2]}") / f"face{i}.jpg"
+        save(name, drawn(i)[0])
+        points = [row(point) for point in drawn(i)[1]]
+        write(name.with_suffix(".pts"), ["version: 1", "n_points: 68", "{", *points, "}"])
+    return f"points:{root}?start=0&layout=ibug68&split=train"
+
+
 def w300_tables(root: Path) -> str:
     """HRNet's tables, one pixel above the .pts files, without the blank in a name."""
     for part, faces in w300_images(root).items():

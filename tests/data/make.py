@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from facessl.data.layouts import Layout
+
 
 def jpeg(shade: int, *, size: tuple[int, int] = (16, 16)) -> bytes:
     """A grey JPEG whose shade tells which one it is."""
@@ -69,3 +71,8 @@ def aged(path: Path) -> None:
 def shade(image: np.ndarray) -> int:
     """What `jpeg` was made with."""
     return round(float(image.mean()))
+
+
+def mirror(points: np.ndarray, order: Layout, width: float) -> np.ndarray:
+    """Landmarks (K, 2) of the mirrored image of that width, in the same order."""
+    return points[list(order.flip)] * (-1, 1) + (width - 1, 0)

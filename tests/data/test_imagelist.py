@@ -91,7 +91,7 @@ def test_root_column_and_split(photos: Path, tmp_path_factory: pytest.TempPathFa
         ("", {}, DataError, r"l\.csv is empty"),
         ("name,age\nimg/a.jpg,3\n", {}, DataError, r"no column image, path.*it has name, age.*image="),
         ("image\nimg/a.jpg\n", {"label": "mood"}, UnknownName, r"unknown column of .*l\.csv 'mood': valid are image"),
-        ("image\n", {}, DataError, r"no image in the list"),
+        ("image\n", {}, DataError, r"has no row below its header"),
         (
             "image,split\nimg/a.jpg,a\n",
             {"split": "b"},

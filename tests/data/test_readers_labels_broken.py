@@ -37,16 +37,7 @@ def uncaptioned(root: Path) -> None:
     make.shard(root / "split_00001/00000.tar", {"0.jpg": layouts.encoded(0)})
 
 
-WHOLE = r"get the whole set, or use a part of it with strict=false"
-COUNTS = [
-    ("vggface2", rf"train has 3 persons where the published set has 8631: {WHOLE}"),
-    ("ferplus", rf"has 6 train images with a majority where the published set has 25045: {WHOLE}"),
-    ("fer2013", rf"fer2013\.csv has 6 train images where the published set has 28709: {WHOLE}"),
-    ("rafdb", rf"label\.txt has 6 train images where the published set has 12271: {WHOLE}"),
-    ("affectnet", rf"training\.csv has 6 train images of 8 classes where the published set has 287651: {WHOLE}"),
-    ("celeba", rf"partition\.txt has 6 train images where the published set has 162770: {WHOLE}"),
-    ("lfw", rf"pairs\.txt has 2 folds where the published set has 10: {WHOLE}"),
-]
+COUNTED = ("vggface2", "ferplus", "fer2013", "rafdb", "affectnet", "celeba", "lfw")
 BROKEN = [
     ("vggface2", remove("train"), r"train is missing \(vggface2 expects in its folder train/n000002/"),
     ("vggface2", remove("train/n000012", "train/n000022"), r"train has .* a single person \(vggface2 expects"),
@@ -57,16 +48,6 @@ BROKEN = [
         "ferplus",
         remove("data/FER2013Train/label.csv"),
         r"FER2013Train/label\.csv is missing \(ferplus expects in its folder FER2013\{Train,Valid,Test\}/ with",
-    ),
-    (
-        "ferplus",
-        edit("data/FER2013Train/label.csv", ",1,6,", ",1,6,0,"),
-        r"label\.csv, line 2: 13 values where 12 are expected",
-    ),
-    (
-        "ferplus",
-        remove("data/FER2013Train/fer0000000.png"),
-        r"label\.csv names .*fer0000000\.png, which is missing \(ferplus expects",
     ),
     (
         "ferplus",
@@ -83,58 +64,13 @@ BROKEN = [
     ),
     (
         "rafdb",
-        remove("EmoLabel"),
-        r"EmoLabel/list_patition_label\.txt is missing \(rafdb expects in its folder EmoLabel/",
-    ),
-    (
-        "rafdb",
-        edit("EmoLabel/list_patition_label.txt", " 1\n", " 1 1\n"),
-        r"label\.txt, line 2: 3 values where 2 are expected",
-    ),
-    (
-        "rafdb",
-        remove("Image/aligned/train_00001_aligned.jpg"),
-        r"names .*/aligned/train_00001_aligned\.jpg, which is missing \(rafdb expects",
-    ),
-    (
-        "rafdb",
         edit("EmoLabel/list_patition_label.txt", " 5\n", " 0\n"),
         r"label\.txt, line 1: the label is '0', not a whole number from 1 to 7",
     ),
     (
         "affectnet",
-        remove("Manually_Annotated_file_lists/training.csv"),
-        r"training\.csv is missing \(affectnet expects in its folder Manually_Annotated_file_lists",
-    ),
-    (
-        "affectnet",
-        edit("Manually_Annotated_file_lists/training.csv", "4.0,1,", "4.0,1,1,"),
-        r"training\.csv, line 3: 10 values where 9 are expected",
-    ),
-    (
-        "affectnet",
-        remove("Manually_Annotated_Images/0/0.jpg"),
-        r"training\.csv names .*Images/0/0\.jpg, which is missing \(affectnet expects",
-    ),
-    (
-        "affectnet",
         edit("Manually_Annotated_file_lists/training.csv", "4.0,10,", "4.0,11,"),
         r"training\.csv, line 10: the expression is '11', not a whole number from 0 to 10",
-    ),
-    (
-        "celeba",
-        remove("list_attr_celeba.txt"),
-        r"list_attr_celeba\.txt is missing \(celeba expects in its folder img_align_celeba/000001\.jpg",
-    ),
-    (
-        "celeba",
-        edit("identity_CelebA.txt", "2881\n", "2881 1\n"),
-        r"identity_CelebA\.txt, line 3: 3 values where 2 are expected",
-    ),
-    (
-        "celeba",
-        remove("img_align_celeba/000001.jpg"),
-        r"partition\.txt names .*000001\.jpg, which is missing \(celeba expects",
     ),
     (
         "celeba",
@@ -153,7 +89,6 @@ BROKEN = [
     ),
     ("lfw", remove("pairs.txt"), r"pairs\.txt is missing \(lfw expects in its folder pairs\.txt"),
     ("lfw", edit("pairs.txt", "Bob\t1\t2", "Bob\t1\t2\t3"), r"pairs\.txt, line 3: 4 values where 3 are expected"),
-    ("lfw", remove("lfw/Ann_A/Ann_A_0001.jpg"), r"names .*Ann_A_0001\.jpg, which is missing \(lfw expects"),
     (
         "lfw",
         edit("pairs.txt", "Bob\t1\t2", "Bob\t0\t2"),
@@ -168,8 +103,6 @@ BROKEN = [
         r"table\.csv, line 4: the region is '-2', not a whole number from 0 to",
     ),
     ("pairs_csv", remove("pairs.csv"), r"cannot read .*pairs\.csv: No such file .*\(pairs-csv expects a CSV"),
-    ("pairs_csv", edit("pairs.csv", ",0,0\n", ",0,0,0\n"), r"pairs\.csv, line 3: 5 values where 4 are expected"),
-    ("pairs_csv", remove("img/0.jpg"), r"names .*img/0\.jpg, which is missing \(say with root= where paths"),
     (
         "pairs_csv",
         edit("pairs.csv", ",1,0\n", ",2,0\n"),
@@ -187,7 +120,6 @@ BROKEN = [
         edit("list_landmarks_align_celeba.txt", " 113 ", " nan "),
         r"line 3: the righteye_y is 'nan', not a number",
     ),
-    ("celeba", remove("list_eval_partition.txt"), r"list_eval_partition\.txt is missing \(celeba expects"),
     ("lfw", edit("pairs.txt", "2\t2\n", "2\t3\n"), r"line 4: 4 values where 3 are expected"),
     ("lfw", edit("pairs.txt", "2\t2\n", "3\t2\n"), r"has 8 pairs where its first line says 2 x 3 x 2"),
     ("lfw", edit("pairs.txt", "2\t2\n", "1\t2\n"), r"has 8 pairs where its first line says 2 x 1 x 2"),
@@ -211,25 +143,16 @@ def test_a_broken_layout_is_one_sentence(
     refused(spec, sentence, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "sentence"), COUNTS, ids=[count[0] for count in COUNTS])
-def test_a_part_of_a_published_set_is_refused(name: str, sentence: str, tmp_path: Path) -> None:
-    refused(build(name, tmp_path).replace("strict=false", "strict=true"), sentence, tmp_path)
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_part_of_a_published_set_is_refused(name: str, tmp_path: Path) -> None:
+    spec = build(name, tmp_path).replace("strict=false", "strict=true")
+    refused(spec, r"has \d+ .* where the published set has \d+: get the whole set, or .* with strict=false", tmp_path)
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_no_such_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.*\(" + name.replace("_", "-") + " expects"):
         open_source(f"{name}:{tmp_path}/nowhere")
-
-
-@pytest.mark.parametrize("name", [name for name in READERS if name not in ("laionface", "fer2013")])
-def test_a_later_image_may_be_missing(name: str, tmp_path: Path) -> None:
-    """It is skipped and counted by the loader, as in every source."""
-    source = open_source(build(name, tmp_path))
-    Path(source.key(3)).unlink()
-    with pytest.raises(ImageError, match="No such file"):
-        source[3]
-    assert len(source) == 6
 
 
 def test_a_damaged_pixel_of_fer2013_is_one_skipped_image(tmp_path: Path) -> None:

@@ -41,21 +41,6 @@ def bare() -> list:
     return [s for s in (source[i] for i in range(64)) if not s.attributes[shown]]
 
 
-def test_sample_has_what_the_source_promises() -> None:
-    source = Synthetic(n=12, size=64)
-    for i in range(12):
-        s = source[i]
-        assert s.image.shape == (64, 64, 3)
-        assert s.image.dtype == s.mask.dtype == s.attributes.dtype == np.uint8
-        assert s.mask.shape == (64, 64)
-        assert s.mask.max() <= 10
-        assert s.landmarks.shape == (68, 2)
-        assert s.landmarks.dtype == s.pose.dtype == np.float32
-        assert s.attributes.shape == (len(source.attribute_names),)
-        assert 0 <= s.label < len(source.label_names) == 7
-        assert s.image.std() > 8, "an empty picture"
-
-
 def test_same_picture_in_another_process_and_order() -> None:
     ours = Synthetic(size=48, seed=3, n=8)
     ours[0]

@@ -7,7 +7,6 @@ import http.server
 import json
 import os
 import pickle
-import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -67,12 +66,6 @@ def test_member_offsets_agree_with_tarfile(tmp_path: Path, form: int) -> None:
     with tarfile.open(path) as archive:
         expected = [(m.name.encode(), m.offset_data, m.size) for m in archive if m.isreg()]
     assert [tuple(member) for member in _tar.members(path)] == expected
-
-
-def test_tars_of_the_command_line(tmp_path: Path) -> None:
-    make.folder(tmp_path / "in", "a/001.jpg", "a/002.jpg")
-    subprocess.run(["tar", "-cf", tmp_path / "x.tar", "-C", tmp_path / "in", "a"], check=True)
-    assert sorted(key for key, _, _ in told(WebDataset(tmp_path / "x.tar"))) == ["x.tar/a/001.jpg", "x.tar/a/002.jpg"]
 
 
 @pytest.mark.filterwarnings("ignore:.*have no .txt")

@@ -158,6 +158,7 @@ _SOURCES = {
     "ferplus": "data/FER2013Train/label.csv", "imagelist": "list.csv", "labels_csv": "table.csv",
     "laionface": "split_00000/00000.tar", "landmarks_csv": "faces.csv", "lapa": "train/labels/face0.png",
     "lfw": "pairs.txt", "masks_folder": "classes.txt", "pairs_csv": "pairs.csv",
+    "points": "train/a/face0.pts",
     "rafdb": "EmoLabel/list_patition_label.txt", "w300": "afw/a_1.pts", "w300-tables": "face_landmarks_300w_train.csv",
     "wflw": "face_landmarks_wflw_train.csv",
 }  # fmt: skip

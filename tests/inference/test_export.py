@@ -29,11 +29,12 @@ from facessl.views.augment import Augment
 
 SIZE = 32
 LABELS = Labels(
-    label_names=("sad", "happy"), attribute_names=("Young", "Male"), points=5, mask_names=("background", "skin"),
+    label_names=("sad", "happy"), attribute_names=("Young", "Male"), points=19, layout="aflw19",
+    mask_names=("background", "skin"),
     identities=3,
 )  # fmt: skip
 TASKS: dict[str, dict[str, Any]] = {
-    "alignment": {"width": 16}, "parsing": {"width": 16}, "expression": {}, "attributes": {},
+    "alignment": {"head": "star", "width": 16}, "parsing": {"width": 16}, "expression": {}, "attributes": {},
     "verification": {"dim": 8},
 }  # fmt: skip
 

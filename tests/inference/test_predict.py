@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from facessl.tasks.base import Labels
 from facessl.tasks.expression import Expression
 from facessl.tasks.parsing import Parsing
 from facessl.views.augment import Augment
+from tests.helpers import environment, torchrun_command
 
 SIZE = 96
 MARKED = (36, 45, 57)  # an eye's outer corner, the other one's, the lower lip
@@ -317,3 +319,24 @@ def test_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*words, "--task", "alignment"]) == USER_ERROR
     assert "expression" in capsys.readouterr().err
     assert main(["predict", str(run), str(bad), "--no-crop", "--out", out]) == USER_ERROR
+
+
+def test_ranks_predict_a_part_of_the_photos_each(run: Path, tmp_path: Path) -> None:
+    for index, name in enumerate("abcde"):
+        saved(marked_face(index)[0], tmp_path / "photos" / f"{name}.png")
+    words = ["predict", str(run), "photos", "--no-crop", "--device", "cpu", "--out"]
+    done = subprocess.run(
+        [*torchrun_command(2), "-m", "facessl", *words, "two"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(done.stdout) == {"photos": 5, "faces": 5, "out": "two", "skipped": 0}, done.stderr
+    predict(run, tmp_path / "photos", crop=False, out=tmp_path / "one")
+    for name in "abcde":
+        (face,) = told(tmp_path / "two" / f"{name}.json")["faces"]
+        assert face["probabilities"] == pytest.approx(
+            told(tmp_path / "one" / f"{name}.json")["faces"][0]["probabilities"], abs=1e-4
+        )
+        assert (tmp_path / "two" / f"{name}.png").is_file()

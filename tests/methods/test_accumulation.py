@@ -12,7 +12,9 @@ from facessl.training.pretrain import check_accumulation
 from tests.methods.test_ranks import CASES, prepared
 
 
-@pytest.mark.parametrize("case", ["byol", "fra-paper", "lewel-syncbn", "mae", "mcf", "pcl", "farl", "simclr", "swav"])
+@pytest.mark.parametrize(
+    "case", ["byol", "fra-paper", "lewel-syncbn", "mae", "mcf", "pcl", "farl", "simclr", "swav", "dino", "distill"]
+)
 def test_a_method_says_whether_its_loss_spans_the_batch(case: str) -> None:
     """In evaluation mode, as batch norm spans the batch in every method."""
     method, batch = prepared(case, torch.float64, slice(0, 8))

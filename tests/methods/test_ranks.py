@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from facessl.core.types import Batch, Progress
 from facessl.methods.byol import BYOL
+from facessl.methods.dino import DINO
+from facessl.methods.distill import Distill
 from facessl.methods.farl import FaRL
 from facessl.methods.fra import FRA
 from facessl.methods.lewel import LEWEL
@@ -40,6 +42,11 @@ CASES = {
     "swav": (SwAV, {"prototypes": 10, "frozen_steps": 0}),
     "swav-frozen": (SwAV, {"prototypes": 10, "frozen_steps": 1}),
     "swav-queue": (SwAV, {"prototypes": 10, "frozen_steps": 0, "queue_length": 40, "queue_step": 0}),
+}
+CASES |= {
+    "dino": (DINO, {"prototypes": 10, "frozen_steps": 0}),
+    "dino-frozen": (DINO, {"prototypes": 10, "frozen_steps": 1}),
+    "distill": (Distill, {"teacher": "timm:test_vit?pretrained=false", "teacher_width": 64}),
 }
 HEADS = {"hidden": 24, "dim": 16}
 NORMS = {
@@ -93,15 +100,16 @@ def prepared(case, dtype, mine):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 16, 3, 64, 64, generator=generator).to(dtype)
     views = [*x[:, mine]]
-    if case.startswith("swav"):
+    if case.startswith(("swav", "dino")):
         views += [view[..., 16:48, 16:48] for view in views]  # multi-crop
     if case == "swav-queue":
         for _ in range(3):  # full, and at a place that is not a multiple of the batch
             rows = torch.nn.functional.normalize(torch.randn(2, 16, 16, generator=generator, dtype=dtype), dim=-1)
             method.queue.note(rows[:, mine])
             method.queue.move()
-    if masked:
+    if masked or case == "distill":
         views = views[:1]
+    if masked:
         noise = torch.rand(2, 16, 16, generator=generator)  # two masks of 16 images of 16 patches
         method.noise = lambda batch: tuple(noise[:, batch.index]) if case == "mcf" else noise[0, batch.index]
     if case == "pcl":

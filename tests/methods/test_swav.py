@@ -153,6 +153,6 @@ def test_views_that_cannot_be_used_are_refused():
     with pytest.raises(ConfigError, match="at least 2 with --views"):
         build().step(crops(sizes=(64,)), START)
     model = build()
-    model.any_size = False
+    model.backbone.any_size = False
     with pytest.raises(ConfigError, match=r"one size, but the views have \[32, 64\] pixels"):
         model.step(crops(), START)

@@ -30,11 +30,6 @@ def test_images_without_a_value_do_not_count() -> None:
     assert all(math.isnan(x) for x in bootstrap_mean(np.array([math.nan, math.nan])))
 
 
-def test_same_seed_same_interval() -> None:
-    values = np.random.default_rng(0).random(50)
-    assert bootstrap_mean(values) == bootstrap_mean(values) != bootstrap_mean(values, seed=1)
-
-
 def test_what_is_undefined_is_null_in_json() -> None:
     assert plain({"a": Interval(1.0, 0.5, 2.0), "b": Interval(math.nan, math.nan, math.nan), "c": None}) == {
         **{"a": 1, "a_interval": [0.5, 2], "b": None, "b_interval": [None, None], "c": None, "c_interval": None}

@@ -65,12 +65,6 @@ def test_small_groups_are_reported_and_left_out(answers: tuple[np.ndarray, np.nd
     assert (alone["gap"], alone["gap_by_chance"], alone["worst"]) == (None, None, "a")
 
 
-def test_images_without_a_value_do_not_count() -> None:
-    values = np.array([1.0, np.nan, 3.0, 5.0])
-    found = by_group(values, np.array([0, 0, 0, 1]), ["a", "b"])
-    assert [(g["images"], g["value"]) for g in found["groups"]] == [(2, 2), (1, 5)]
-
-
 def test_a_group_without_a_name_is_said() -> None:
     with pytest.raises(DataError, match="group 2 has no name: there are 2, a, b"):
         by_group(np.ones(3), np.array([0, 1, 2]), ["a", "b"])

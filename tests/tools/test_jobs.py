@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from facessl.data.source import open_source
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools import crop as crop_module
 from facessl.tools.crop import crop as crop_photos
+from facessl.tools.jobs import in_order
 from facessl.tools.pack import pack
 from tests.core.test_lock import held
 
@@ -69,6 +72,22 @@ def test_a_killed_process_is_one_sentence_and_the_next_call_goes_on(
     monkeypatch.setattr(Faces, "deadly", False)
     found = vars(job(tmp_path / "out", workers=2))
     assert found.get("faces", found.get("packed")) == COUNT
+
+
+@pytest.mark.fault("E3", "one that was killed while it handed over its results was waited for without end")
+def test_a_process_killed_in_the_middle_of_a_message_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, real = os.getpid(), Connection._send
+
+    def send(self: Connection, data: bytes) -> None:
+        if os.getpid() == parent:
+            return real(self, data)
+        os.write(self.fileno(), data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Connection, "_send", send)
+    with pytest.raises(DataError, match="a worker process died"):
+        list(in_order(str, range(4), 2))
+    assert not multiprocessing.active_children()
 
 
 def test_two_jobs_at_once_are_refused(job: Job, tmp_path: Path) -> None:

@@ -91,17 +91,6 @@ def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monk
     assert steps == {"val": ["0", "5", "10"], "last": [], "test": ["0", "6", "12"]}[select]
 
 
-def test_validation_shares_no_image_with_test_and_no_person_with_training() -> None:
-    config = module.FinetuneConfig(source="synthetic:?n=120&size=32&identities=40", val_fraction=0.2)
-    data = module._parts(config)
-    assert data.val is not None
-    three = [set(p.positions.tolist()) for p in (data.train.source, data.test)]  # type: ignore[attr-defined]
-    assert not three[0] & three[1]
-    train, val = data.train.column("identity"), data.val.column("identity")  # type: ignore[attr-defined]
-    assert len(val)
-    assert not set(train) & set(val)
-
-
 def test_only_the_labels_that_were_asked_for_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = parts(SOURCE, need_val=False)
     allowed = fewer_labels(whole.train, "50%", seed=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from facessl.cli import main
@@ -75,8 +76,11 @@ def test_killed_run_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None
     same_end(run, whole)
 
 
+@pytest.mark.fault(
+    "E16", "a run that began again without a checkpoint noted `resume: true`: its settings could start no other run"
+)
 def test_a_run_without_a_checkpoint_begins_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its best weights, of other settings, and its rows must not live on."""
+    """A run without a checkpoint begins again: its files are those of a new one."""
     run, real = tmp_path / "run", Trainer._one_step
 
     def stopping(self: Trainer, *rest: Any) -> None:
@@ -92,6 +96,7 @@ def test_a_run_without_a_checkpoint_begins_again(whole: Path, tmp_path: Path, mo
     (run / "best.json").write_text(json.dumps({"step": 5, "name": "mean_accuracy", "value": 2.0}))
     assert main([*STOPPED, "--out", str(run), "--resume"]) == 0
     same_end(run, whole)
+    assert yaml.safe_load((run / "config.yaml").read_text())["resume"] is False
 
 
 def test_interrupted_run_says_so_in_its_last_line(

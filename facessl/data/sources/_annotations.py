@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.core.errors import DataError
+from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import IGNORE_INDEX, Sample
-from facessl.data.decode import ImageError, decode_mask, read_file, stored_size
-from facessl.data.sources._lists import check_width, csv_rows, real
+from facessl.data.decode import EXTENSIONS, ImageError, decode_mask, read_file, stored_size
+from facessl.data.layouts import layout as landmark_layout
+from facessl.data.sources._lists import check_width, csv_rows, lines, names_by_stem, real
 
 _HRNET_HEAD = ["image_name", "scale", "center_w", "center_h"]
 
@@ -30,11 +31,7 @@ def numbers(cells: Sequence[str], where: str, what: str) -> np.ndarray:
 def hrnet_table(file: Path, points: int, layout: str, shift: float = 0.0) -> tuple[list[str], np.ndarray, np.ndarray]:
     """One of the tables that HRNet published and FaRL reads: image_name, scale, center_w, center_h, x, y, x, y, ...
 
-    Args:
-        file: the table, with a header.
-        points: landmarks K that it must have.
-        layout: of `expected`.
-        shift: pixels that are subtracted from all coordinates and centres.
+    `shift` pixels are subtracted from all coordinates and centres.
 
     Returns:
         N image names; landmarks (N, K, 2); boxes (N, 4), the square of side 200 scale around the centre.
@@ -57,17 +54,47 @@ def hrnet_table(file: Path, points: int, layout: str, shift: float = 0.0) -> tup
     return names, table[:, 3:].reshape(-1, points, 2) - shift, boxes
 
 
-def square_around(points: np.ndarray) -> np.ndarray:
-    """The square with the centre and the longer side of the points' bounding box.
+def pts_faces(folder: Path, layout: str, start: int, points: int | None) -> tuple[list[str], np.ndarray]:
+    """The images of a folder, not below it, that have a .pts file of K `points` (None: as many as the first one has).
 
-    HRNet's centres and scales are made this way (its `scale` is that side / 200), so this is the box of a set that
-    brings none.
-
-    Args:
-        points: (..., K, 2) pixels.
+    `start` is the coordinate of the centre of the top-left pixel in the files.
 
     Returns:
-        (..., 4) left, top, right, bottom.
+        N file names; landmarks (N, K, 2) in pixels from 0.
+
+    Raises:
+        DataError: a file without its image, of another form, or with another number of points.
+    """
+    names, marks = [], []
+    images = names_by_stem(folder, EXTENSIONS)
+    for stem, name in names_by_stem(folder, (".pts",)).items():
+        file = folder / name
+        if stem not in images:
+            raise DataError(f"{file} has no image: {stem}.jpg or .png beside it ({layout})")
+        rows = list(lines(file, layout))
+        count = re.fullmatch(r"n_points:\s*(\d{1,6})", rows[1][1]) if len(rows) > 4 else None
+        if not count or len(rows) != int(count[1]) + 4 or rows[2][1] != "{" or rows[-1][1] != "}":
+            raise DataError(f"{file} is not a .pts file: 'version:', 'n_points: K', '{{', K points, '}}'")
+        points = points or len(rows) - 4
+        if len(rows) - 4 != points:
+            raise DataError(f"{file} has {len(rows) - 4} points where {points} are expected")
+        for where, line in rows[3:-1]:
+            check_width(where, len(cells := line.split()), 2)
+            marks.append(numbers(cells, where, "coordinate"))
+        names.append(images[stem])
+    return names, np.array(marks).reshape(len(names), -1 if names else 0, 2) - start
+
+
+def check_layout(file: Path, points: int, name: str | None) -> None:
+    """ConfigError where landmarks of a file are not as many as the layout `name` has; UnknownName for no layout."""
+    if name is not None and (wanted := landmark_layout(name).points) != points:
+        raise ConfigError(f"{file} has {points} landmarks, but the layout {name} has {wanted}")
+
+
+def square_around(points: np.ndarray) -> np.ndarray:
+    """Points (..., K, 2) -> (..., 4), the square with the centre and the longer side of their bounding box.
+
+    HRNet's centres and scales are made this way, so this is the box of a set that brings none.
     """
     low, high = points.min(-2), points.max(-2)
     centre, half = (low + high) / 2, (high - low).max(-1, keepdims=True) / 2
@@ -82,8 +109,7 @@ def read_mask(file: str) -> np.ndarray:
 def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:
     """The mask at its image's size: as it is, or enlarged by a whole number (1024 px images with 512 px masks).
 
-    Raises:
-        ImageError: the sizes do not fit.
+    ImageError where the sizes do not fit.
     """
     height, width = stored_size(image, key=key)
     (down, rest_y), (across, rest_x) = divmod(height, mask.shape[0]), divmod(width, mask.shape[1])
@@ -93,17 +119,9 @@ def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:
 
 
 def give_mask(sample: Sample, file: str, classes: int, where: str) -> None:
-    """Give a sample, of which the image is encoded, the mask in a file.
+    """Give a sample, of which the image is encoded, the mask in a file. ImageError as `read_mask` and `fitted`.
 
-    Args:
-        sample: is changed.
-        file: of the mask.
-        classes: number of classes; 255 is left out and always allowed.
-        where: what the classes are named by.
-
-    Raises:
-        ImageError: the mask cannot be read, or the sizes do not fit.
-        DataError: it has a class that there is no name for.
+    DataError where the mask has other numbers than those of the `classes`, which `where` names, and 255.
     """
     assert isinstance(sample.image, bytes)
     mask = read_mask(file)
@@ -117,13 +135,7 @@ def side_pairs(names: Sequence[str]) -> tuple[int, ...] | None:
     """Which class each class becomes in a mirrored image, from names that differ in a side only.
 
     Sides are `left` and `right` anywhere in a name, `l_` and `r_` in front, and a number behind that is the class's
-    own (`eye_4` and `eye_5`), if exactly two names are the same otherwise.
-
-    Args:
-        names: of the classes by index.
-
-    Returns:
-        Class of the mirrored image by class; None where no two names are a pair.
+    own (`eye_4` and `eye_5`), if exactly two names are the same otherwise. None where no two names are a pair.
     """
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names):

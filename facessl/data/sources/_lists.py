@@ -24,12 +24,7 @@ from facessl.data.splits import part_folders
 
 
 def expected(source: str, *parts: str) -> str:
-    """The end of a sentence that says what a reader looks for.
-
-    Args:
-        source: name of the reader.
-        parts: files and folders below its path, with "or" where there is a choice.
-    """
+    """The end of a sentence that says which files and folders (`parts`) the reader `source` looks for."""
     return f"{source} expects in its folder {'; '.join(parts)}"
 
 
@@ -95,16 +90,9 @@ def lines(file: Path, layout: str) -> Iterator[tuple[str, str]]:
 
 
 def text_rows(file: Path, width: int, layout: str, *, skip: int = 0) -> Iterator[tuple[str, list[str]]]:
-    """Rows of a text file whose values are separated by blanks, with their place.
+    """Rows of `width` values that are separated by blanks, with their place, after `skip` lines of a header.
 
-    Args:
-        file: the list.
-        width: values in every row.
-        layout: of `expected`.
-        skip: lines at the beginning (that are not empty) that are no rows.
-
-    Raises:
-        DataError: the file cannot be read, or a row has another number of values.
+    DataError where the file cannot be read or a row has another number of values.
     """
     for at, (where, line) in enumerate(lines(file, layout)):
         if at < skip:
@@ -121,10 +109,10 @@ def check_width(where: str, found: int, wanted: int) -> None:
 
 
 def csv_rows(file: Path, layout: str, *, strip: bool = True) -> Iterator[tuple[str, list[str]]]:
-    """Rows of a CSV file with their place; empty rows are left out.
+    """Rows of a CSV file that are not empty, with their place; the first one may be a header.
 
-    Cells are separated by the first of comma, semicolon, tab and bar that its first row has (tab first in a .tsv). The
-    header, where the file has one, is the first row. DataError where the file cannot be read.
+    Cells are separated by the first of comma, semicolon, tab and bar that its first row has (tab first in a .tsv).
+    DataError where the file cannot be read.
     """
     marks = "\t,;|" if file.suffix.lower() == ".tsv" else ",;\t|"
     try:
@@ -163,14 +151,9 @@ def real(text: str, where: str, what: str) -> float:
 
 
 def counted(where: str | Path, what: str, found: int, published: int | Sequence[int], strict: bool) -> None:
-    """DataError where a list that claims to be a published split has another size.
+    """DataError where a list or folder (`where`) does not have the `published` number, or one of several editions'.
 
-    Args:
-        where: the list or folder.
-        what: of what there are `found` ("training images").
-        found: how many there are.
-        published: how many there should be; several where several editions exist.
-        strict: the reader's option; False accepts any number but 0.
+    `what` are the `found` things ("training images"). `strict` is the reader's option; False accepts any number but 0.
     """
     sizes = [published] if isinstance(published, int) else list(published)
     if found == 0:
@@ -195,16 +178,8 @@ def names_by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
 def class_folders(folder: Path, classes: Mapping[str, int | None], layout: str) -> tuple[list[str], list[int]]:
     """Paths within a folder and labels of the images in its sub-folders, which are called after classes.
 
-    The folder source numbers sub-folders by the alphabet and by those that are there; a published order needs neither
-    to change a label.
-
-    Args:
-        folder: holds one sub-folder per class.
-        classes: label by lower-case name of the sub-folder; None leaves the sub-folder out.
-        layout: of `expected`.
-
-    Raises:
-        DataError: no image, images outside sub-folders, or a name not in `classes`.
+    `classes` gives the label by the lower-case name of the sub-folder; None leaves the sub-folder out. DataError where
+    there is no image, an image outside sub-folders, or a name not in `classes`.
     """
     source = Folder(folder)
     found = source.column("label") if source.label_names else np.array([-1])
@@ -219,8 +194,5 @@ def class_folders(folder: Path, classes: Mapping[str, int | None], layout: str) 
 
 
 def box_of_size(left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the face in `width` x `height` pixels of which (left, top) is the first.
-
-    The centre of the first pixel has its whole coordinates, so the outline begins half a pixel before it.
-    """
+    """Left, top, right, bottom of `width` x `height` pixels; (left, top) is the centre of the first."""
     return left - 0.5, top - 0.5, left + width - 0.5, top + height - 0.5

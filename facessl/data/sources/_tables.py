@@ -6,6 +6,7 @@ import re
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,6 @@ from facessl.data.index import class_order
 from facessl.data.source import stored
 from facessl.data.sources._lists import box_of_size, check_width, choice, csv_rows, real, whole
 from facessl.data.splits import role, roles
-
-#: What to do where the first image of a table is missing.
-ROOT = "say with root= where paths start"
 
 #: Columns that hold paths of images, whatever their case, first match first.
 _IMAGE = ("image", "path", "file", "filename", "file_name", "image_path", "img", "image_id")
@@ -101,9 +99,12 @@ class ImageTable:
         """Positions of the rows of one part: a role, or a value of the column `split`; all for None.
 
         Raises:
+            DataError: there is no row at all.
             ConfigError: no such split.
             UnknownName: there is no column `split`.
         """
+        if not self.where:
+            raise DataError(f"{self.file} has no row below its header")
         if split is None:
             return np.arange(len(self.where))
         values = self.column(self._split or "split")
@@ -125,12 +126,15 @@ class ImageTable:
         """The N cells of the column that `images` finds, with the blanks at their ends, which may be of the names."""
         return self.cells[self.images(asked)]
 
-    def folder(self, first: str, root: Path | None) -> Path:
-        """The folder that paths start from: `root`, else the table's own, or `images` beside it if `first` is there."""
-        if root is not None:
-            return root.expanduser()
-        beside = self.file.parent / "images"
-        return next((place for place in (self.file.parent, beside) if stored(first, place)), self.file.parent)
+    def given(self, names: Sequence[str], root: Path | None) -> dict[str, Any]:
+        """Arguments of `Source.__init__` for images of the table.
+
+        Their names start from the folder `root`, else from the table's own, or from `images` beside it if the first
+        one is there.
+        """
+        places = [self.file.parent, self.file.parent / "images"] if root is None else [root.expanduser()]
+        folder = next((place for place in places if stored(names[0], place)), places[0])
+        return {"names": names, "folder": folder, "file": self.file, "hint": "say with root= where paths start"}
 
     def classes(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
         """(N,) class numbers and names, -1 for no value.

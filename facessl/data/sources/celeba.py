@@ -90,8 +90,7 @@ def _person(cell: str, where: str, column: str) -> int:
 def _table(file: Path, width: int) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
     """Names of the columns but the first (none in a text file of two), and place and `width` cells of every row.
 
-    A text file of more columns begins with the number of images and the names. DataError where a row has another width
-    or the number is wrong.
+    A text file of more columns begins with the number of images and the names. DataError where a number is wrong.
     """
     is_csv = file.suffix == ".csv"
     blanks = ((where, line.split()) for where, line in lists.lines(file, LAYOUT))

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,6 @@ _OTHERS = tuple(os.fsencode(extension) for extension in OTHER_EXTENSIONS)
 _LAYOUT = (3, *EXTENSIONS)
 # A file added within one tick of the file system's clock does not change its folder's time.
 _TICK_NS = 2_000_000_000
-#: First image of a folder and of the next one, its path with a slash, its label: before any was looked up.
-_NONE: tuple[int, int, bytes, int | None] = (0, 0, b"", None)
 
 
 class Folder(Source):
@@ -56,7 +54,7 @@ class Folder(Source):
         self.root = None if root.is_file() else root
         if not str(path) or not root.exists():
             raise DataError(f"no such folder: {str(path) or 'folder:PATH needs a path'}")
-        self._prefix = os.fsencode(os.path.join(root if self.root else root.parent, ""))
+        self._prefix = str(root if self.root else root.parent)
         if self.root:
             file = cache_file("folder", os.path.abspath(root), f"{_LAYOUT} {recursive}")
             known = load(file) if cache else None
@@ -72,7 +70,6 @@ class Folder(Source):
             raise DataError(_nothing_found(root))
         self.label_names = tuple(self._table.note["label_names"])
         self.provides = self.columns = frozenset({"label"} if self.label_names else ())
-        self._last = _NONE
 
     def _tell_left_out(self) -> None:
         """A warning with the number of pictures by ending that nothing here reads."""
@@ -88,33 +85,24 @@ class Folder(Source):
     def __len__(self) -> int:
         return self._count
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": _NONE}  # two folders are the same whatever was read from them last
-
     def __getitem__(self, index: int) -> Sample:
         path = self.key(index)
-        return Sample(read_file(path), key=path, label=self._inside(index)[3])
+        label = int(self._table["label"][self._row(index)]) if self.label_names else None
+        return Sample(read_file(path), key=path, label=label)
 
     def name(self, index: int) -> str:
-        return os.fsdecode(self._inside(index)[2] + self._table.text("name", index))
+        return os.path.join(self._prefix, self.inner_name(index))
 
     def inner_name(self, index: int) -> str:
-        return self.name(index)[len(os.fsdecode(self._prefix)) :]
+        folder, name = self._table.text("folder", self._row(index)), self._table.text("name", index)
+        return os.fsdecode(os.path.join(folder, name))
 
     def values(self, field: str) -> np.ndarray:
         return np.repeat(self._table["label"], np.diff(self._table["first"])).astype(np.int64)
 
-    def _inside(self, index: int) -> tuple[int, int, bytes, int | None]:
-        """First image of the folder that image `index` is in and of the next one, its path with a slash, its label."""
-        last = self._last
-        if last[0] <= index < last[1]:  # images are mostly asked for in order, or there is one folder
-            return last
-        first = self._table["first"]
-        row = int(first.searchsorted(index, side="right")) - 1
-        folder = self._table.text("folder", row)
-        label = int(self._table["label"][row]) if self.label_names else None
-        self._last = int(first[row]), int(first[row + 1]), self._prefix + (folder and folder + b"/"), label
-        return self._last
+    def _row(self, index: int) -> int:
+        """The folder that image `index` is in."""
+        return int(self._table["first"].searchsorted(index, side="right")) - 1
 
 
 class _Row(NamedTuple):

@@ -14,7 +14,7 @@ from facessl.core.errors import DataError, DataWarning
 from facessl.data.decode import EXTENSIONS
 from facessl.data.source import Source
 from facessl.data.sources._lists import lines
-from facessl.data.sources._tables import ROOT, ImageTable
+from facessl.data.sources._tables import ImageTable
 
 LAYOUT = "imagelist expects a CSV file with a header and a column of image paths, or a text file with one path per line"
 #: Columns that are looked for, whatever their case, first match first.
@@ -57,8 +57,6 @@ class ImageList(Source):
         table = ImageTable(file, LAYOUT, None if is_table else _line_rows(file))
         names = table.paths(image)
         kept = table.rows(split, "imagelist")
-        if not len(kept):
-            raise DataError(f"no image in the list {file}")
         self.splits = table.splits
         columns: dict[str, Any] = {}
         named = table.find(_LABEL) if label == "auto" else label
@@ -75,8 +73,7 @@ class ImageList(Source):
             raise DataError(f"{file}: the rows have different numbers of landmarks")
         if points.shape[1] and _all_there(table, "landmarks", kept[missing], len(kept)):
             columns["landmarks"] = points
-        base = table.folder(names[kept[0]], root)
-        super().__init__([names[at] for at in kept], columns, folder=base, file=file, hint=ROOT)
+        super().__init__(columns=columns, **table.given([names[at] for at in kept], root))
 
 
 def _empty(table: ImageTable, column: str, kept: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from facessl.core.errors import ConfigError, DataError, listed
 from facessl.data.source import Source
 from facessl.data.sources._lists import whole
-from facessl.data.sources._tables import ROOT, ImageTable
+from facessl.data.sources._tables import ImageTable
 
 LAYOUT = "labels-csv expects a CSV file with a header and a column of image paths"
 
@@ -49,10 +49,8 @@ class LabelsCsv(Source):
                 that is far above the next is refused, as a slip of the pen would make many empty classes.
             attributes: columns, separated by commas or semicolons; "*" takes every column that is 0 or 1 in all rows.
         """
-        file = Path(path).expanduser()
-        table = ImageTable(file, LAYOUT)
-        if not table.where:
-            raise DataError(f"{file} has no row below its header")
+        table = ImageTable(Path(path).expanduser(), LAYOUT)
+        kept = table.rows(split, "labels-csv")
         paths = table.images(image)
         columns: dict[str, Any] = {}
         if label is not None:
@@ -71,15 +69,9 @@ class LabelsCsv(Source):
         if (boxes := table.boxes()) is not None:
             columns["box"] = boxes
         self.splits = table.splits
-        kept = table.rows(split, "labels-csv")
+        columns = {field: values[kept] for field, values in columns.items()}
         names = table.paths(image)
-        super().__init__(
-            [names[at] for at in kept],
-            {field: values[kept] for field, values in columns.items()},
-            folder=table.folder(names[kept[0]], root),
-            file=file,
-            hint=ROOT,
-        )
+        super().__init__(columns=columns, **table.given([names[at] for at in kept], root))
 
 
 def _labels(table: ImageTable, column: str, count: int | None) -> tuple[np.ndarray, tuple[str, ...]]:

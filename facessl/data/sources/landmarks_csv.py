@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.core.errors import ConfigError, DataError, DataWarning
-from facessl.data.layouts import layout as landmark_layout
+from facessl.core.errors import DataError, DataWarning
 from facessl.data.source import Source
-from facessl.data.sources._annotations import square_around
+from facessl.data.sources._annotations import check_layout, square_around
 from facessl.data.sources._lists import expected
-from facessl.data.sources._tables import ROOT, ImageTable
+from facessl.data.sources._tables import ImageTable
 
 LAYOUT = expected("landmarks-csv", "a .csv or .tsv table", "columns image, x0, y0, x1, y1, ...")
 #: Interquartile ranges from the median beyond which a landmark is not part of its face; faces reach about 2.
@@ -38,7 +37,6 @@ class LandmarksCSV(Source):
         *,
         split: str | None = None,
         layout: str | None = None,
-        where: str | None = None,
         image: str = "auto",
         root: Path | None = None,
     ) -> None:
@@ -47,18 +45,12 @@ class LandmarksCSV(Source):
             path: the table, or a folder with one `landmarks.csv`.
             split: take only rows with this value in the column `split`; None: all.
             layout: order of the landmarks, a name of `facessl.data.layouts` (ibug68, wflw98, aflw19, lapa106).
-            where: take only rows that fit, as `source:helen` or `source:helen|afw`; several conditions with commas.
         """
         file = Path(path).expanduser()
         file = file / "landmarks.csv" if file.is_dir() else file
         table = ImageTable(file, LAYOUT)
         _check_points(table, layout)
         kept = table.rows(split, "landmarks-csv")
-        for column, wanted in _conditions(where):
-            values = table.column(column)
-            kept = kept[[values[at] in wanted for at in kept.tolist()]]
-        if not len(kept):
-            raise ConfigError(f"{file} has no row" + (f" with {where}" if where else ""))
         points = table.points[kept]
         for face, point, axis in np.argwhere(np.isnan(points))[:1].tolist():
             raise DataError(f"{table.where[kept[face]]}: the landmark {'xy'[axis]}{point} is missing")
@@ -66,13 +58,8 @@ class LandmarksCSV(Source):
         boxes = table.boxes()
         names = table.paths(image)
         self.splits, self.layout = table.splits, layout
-        super().__init__(
-            [names[at] for at in kept],
-            {"landmarks": points, "box": square_around(points) if boxes is None else boxes[kept]},
-            folder=table.folder(names[kept[0]], root),
-            file=file,
-            hint=ROOT,
-        )
+        columns = {"landmarks": points, "box": square_around(points) if boxes is None else boxes[kept]}
+        super().__init__(columns=columns, **table.given([names[at] for at in kept], root))
 
 
 def _check_points(table: ImageTable, layout: str | None) -> None:
@@ -85,17 +72,13 @@ def _check_points(table: ImageTable, layout: str | None) -> None:
         raise DataError(f"{table.file} has no column {gone}, but landmarks up to number {top}: each needs an x and a y")
     if not count:
         raise DataError(f"{table.file} has no columns x0, y0, x1, y1, ...: it has {', '.join(table.header[:12])}")
-    if layout is not None and landmark_layout(layout).points != count:
-        wanted = landmark_layout(layout).points
-        raise ConfigError(f"{table.file} has {count} landmarks, but the layout {layout} has {wanted}")
+    check_layout(table.file, count, layout)
 
 
 def _warn_of_strays(points: np.ndarray, lines: list[str]) -> None:
-    """DataWarning where a landmark lies far from all others of its face, as a slip of the pen does.
+    """DataWarning where one of the landmarks (N, K, 2) lies far from all others of its face, as a slip of the pen does.
 
-    Args:
-        points: (N, K, 2) pixels; fewer than five landmarks tell nothing.
-        lines: place of each face in the table.
+    `lines` are the faces' places in the table; fewer than five landmarks tell nothing.
     """
     if points.shape[1] < 5:
         return
@@ -111,13 +94,3 @@ def _warn_of_strays(points: np.ndarray, lines: list[str]) -> None:
             DataWarning,
             stacklevel=3,
         )
-
-
-def _conditions(where: str | None) -> list[tuple[str, list[str]]]:
-    """Column and the values that are wanted of it, of each condition."""
-    if where is None:
-        return []
-    found = [re.fullmatch(r"\s*([^:]+):(.+?)\s*", condition) for condition in where.split(",")]
-    if None in found:
-        raise ConfigError(f"landmarks-csv?where={where} cannot be used: write it as COLUMN:VALUE or COLUMN:VALUE|VALUE")
-    return [(match[1], match[2].split("|")) for match in found if match]

@@ -8,7 +8,7 @@ import numpy as np
 
 from facessl.data.source import Source
 from facessl.data.sources._lists import whole
-from facessl.data.sources._tables import ROOT, ImageTable
+from facessl.data.sources._tables import ImageTable
 
 LAYOUT = "pairs-csv expects a CSV file with the columns image_a, image_b, same (0 or 1) and, if wanted, fold"
 _MAX_FOLDS = 10_000
@@ -23,11 +23,11 @@ class PairsCsv(Source):
     """
 
     def __init__(self, path: str | Path, *, root: Path | None = None) -> None:
-        file = Path(path).expanduser()
-        table = ImageTable(file, LAYOUT)
+        table = ImageTable(Path(path).expanduser(), LAYOUT)
+        table.rows(None, "pairs-csv")
         rows = list(zip(table.paths("image_a"), table.paths("image_b"), strict=True))
         names, place = np.unique(np.array(rows, object).reshape(-1), return_inverse=True)
-        super().__init__(names, folder=table.folder(str(names[0]), root) if rows else None, file=file, hint=ROOT)
+        super().__init__(**table.given(names.tolist(), root))
         self.pairs = place.reshape(-1, 2).astype(np.int64)
         self.same = _numbers(table, "same", "column same", 1).astype(bool)
         if "fold" in table.header:

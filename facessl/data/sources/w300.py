@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facessl.core.errors import DataError
 from facessl.data.source import Source
 from facessl.data.sources import _lists as lists
-from facessl.data.sources._annotations import hrnet_table, numbers, square_around
+from facessl.data.sources._annotations import hrnet_table, pts_faces, square_around
 
 POINTS = 68
 LAYOUT = lists.expected(
@@ -52,7 +51,7 @@ class W300(Source):
 
     Coordinates: .pts files count from 1 (MATLAB), so 1 is subtracted. HRNet's tables lie above the .pts by another
     pixel: FaRL takes 2.0 from every coordinate and centre, and works with pixel centres at whole numbers as we do, so
-    `csv_shift` is 2.0. HRNet itself subtracts nothing.
+    2.0 is subtracted here, too. HRNet itself subtracts nothing.
 
     `box`: HRNet's square of side 200 `scale`, or, of .pts files, the square around the landmarks' bounding box, the way
     that scale was made.
@@ -64,21 +63,12 @@ class W300(Source):
     splits = SPLITS
     layout = "ibug68"
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        split: str = "train",
-        format: str = "auto",
-        csv_shift: float = 2.0,
-        strict: bool = True,
-    ) -> None:
+    def __init__(self, path: str | Path, *, split: str = "train", format: str = "auto", strict: bool = True) -> None:
         """
         Args:
             path: folder of the layout above.
             split: train, full, common or challenge.
             format: pts, csv, or auto: the tables where they are there.
-            csv_shift: pixels that are subtracted from the tables' coordinates; .pts files are not affected.
         """
         lists.choice("w300", "split", split, SIZES)
         lists.choice("w300", "format", format, ("auto", "pts", "csv"))
@@ -90,7 +80,7 @@ class W300(Source):
         parts = ("common", "challenge") if split == "full" else (split,)
         read = []
         for part in parts:
-            file, faces = _csv(root, part, csv_shift, base) if format == "csv" else _pts(base, part)
+            file, faces = _csv(root, part, base) if format == "csv" else _pts(base, part)
             lists.counted(file, f"{part} faces", len(faces[0]), SIZES[part], strict)
             read.append(faces)
         names = [name for faces in read for name in faces[0]]
@@ -105,12 +95,12 @@ def _tables(endings: Sequence[str]) -> list[str]:
     return [f"face_landmarks_300w_{ending}.csv" for ending in endings]
 
 
-def _csv(root: Path, part: str, shift: float, base: Path) -> tuple[Path, _Part]:
+def _csv(root: Path, part: str, base: Path) -> tuple[Path, _Part]:
     """The table of one part, and its names, landmarks (N, 68, 2) and boxes (N, 4)."""
     own = lists.find_any(root, _tables(TABLES[part]))
     together = None if part == "train" else lists.find_any(root, _tables(TOGETHER))
     file = own or together or lists.find(root, _tables(TABLES[part]), LAYOUT)
-    names, points, boxes = hrnet_table(file, POINTS, LAYOUT, shift)
+    names, points, boxes = hrnet_table(file, POINTS, LAYOUT, shift=2.0)
     if own is None:
         inside = np.array([name.startswith("ibug/") == (part == "challenge") for name in names], bool)
         names, points, boxes = [n for n, yes in zip(names, inside, strict=True) if yes], points[inside], boxes[inside]
@@ -121,27 +111,12 @@ def _csv(root: Path, part: str, shift: float, base: Path) -> tuple[Path, _Part]:
 
 def _pts(base: Path, part: str) -> tuple[Path, _Part]:
     """The last folder of one part, and its names, landmarks (N, 68, 2) and boxes (N, 4)."""
-    names, points = [], []
+    names: list[str] = []
+    points = []
     for folder in FOLDERS[part]:
         inside = lists.find(base, [folder], LAYOUT)
-        images = lists.names_by_stem(inside, (".jpg", ".png", ".jpeg"))
-        for stem, file in lists.names_by_stem(inside, (".pts",)).items():
-            if stem not in images:
-                raise DataError(f"{inside / file} has no image: {stem}.jpg or .png beside it ({LAYOUT})")
-            names.append(f"{folder}/{images[stem]}")
-            points.append(_read_pts(inside / file))
-    table = np.array(points).reshape(-1, POINTS, 2)
+        found, marks = pts_faces(inside, LAYOUT, 1, POINTS)
+        names += [f"{folder}/{name}" for name in found]
+        points.append(marks.reshape(-1, POINTS, 2))
+    table = np.concatenate(points)
     return inside, (names, table, square_around(table))
-
-
-def _read_pts(file: Path) -> np.ndarray:
-    """(68, 2) pixels, from 0, of a file: version, n_points, brace, one point a line, brace."""
-    rows = list(lists.lines(file, LAYOUT))
-    if len(rows) != POINTS + 4 or rows[2][1] != "{" or rows[-1][1] != "}" or rows[1][1].split() != ["n_points:", "68"]:
-        raise DataError(f"{file} is not a .pts file of {POINTS} points: 'version:', 'n_points: 68', '{{', points, '}}'")
-    points = []
-    for where, line in rows[3:-1]:
-        cells = line.split()
-        lists.check_width(where, len(cells), 2)
-        points.append(numbers(cells, where, "coordinate"))
-    return np.array(points) - 1

@@ -22,7 +22,7 @@ import webdataset as wds
 from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.core.types import FIELDS, Sample
 from facessl.data import records
-from facessl.data.decode import EXTENSIONS, ImageError, unreadable
+from facessl.data.decode import EXTENSIONS, ImageError, decode_mask, unreadable
 from facessl.data.location import redacted
 from facessl.data.source import Source, short
 from facessl.data.sources._tar import PARTS, check_size, grouped, known_ending, library_name, shard_index
@@ -58,7 +58,7 @@ class WebDataset(Source):
             streaming: read in order instead of by position; None: only what cannot be read otherwise.
             shuffle: samples in the shuffle buffer of a stream; 0 keeps the order.
         """
-        remote = _is_remote(str(path))
+        remote = str(path).startswith("pipe:") or "://" in str(path)
         if remote and streaming is False:
             raise ConfigError(
                 f"{redacted(str(path))} is a stream and cannot be read by position: leave streaming=false away"
@@ -227,10 +227,6 @@ class WebDataset(Source):
         return data
 
 
-def _is_remote(path: str) -> bool:
-    return path.startswith("pipe:") or "://" in path
-
-
 def _why(error: Exception) -> str:
     """An error of the library's pipeline in a few words."""
     text = str(error.args[0] if error.args else error)
@@ -340,7 +336,7 @@ def _sample(parts: Mapping[str, bytes], key: str) -> Sample:
     if packed:
         records.restore(sample, packed)
     if "mask.png" in parts:
-        records.restore_mask(sample, parts["mask.png"])
+        sample.mask = decode_mask(parts["mask.png"], key=key)
     if "txt" in parts:
         sample.text = parts["txt"].decode("utf-8", "replace").strip()
     elif "json" in parts and not packed:

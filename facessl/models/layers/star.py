@@ -39,8 +39,8 @@ class CoordConv(nn.Module):
         h, w = x.shape[-2:]
         across = ((2 * torch.arange(w, device=x.device) + 1) / w - 1).expand(h, w)
         down = ((2 * torch.arange(h, device=x.device) + 1) / h - 1)[:, None].expand(h, w)
-        place = torch.stack([across, down, torch.hypot(across, down) / 2**0.5]).to(x.dtype)
-        return self.conv(torch.cat([x, place.expand(len(x), -1, -1, -1)], dim=1))
+        place = torch.stack([across, down, ((across**2 + down**2) / 2).sqrt()]).to(x.dtype)
+        return self.conv(torch.cat([x, place.expand(x.shape[0], -1, -1, -1)], dim=1))
 
 
 class Residual(nn.Module):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from facessl.core.errors import CheckpointError, ConfigError
@@ -58,30 +57,19 @@ class Layout:
             CheckpointError: tensors that are missing, unknown or of another shape; they are named.
         """
         found = self.read(state)
-        method = self._made(found)
+        try:
+            method = self.make(found)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"the shapes of this checkpoint of {self.family} do not go together: {error}"
+            ) from None
         module = cast(nn.Module, method)
         module.load_state_dict(fit(module, found, self.theirs, self.family, **self.kept), strict="own" not in self.kept)
         return method
 
     def build_backbone(self, state: Mapping[str, Any]) -> Backbone:
-        """The backbone alone; heads and target take no memory, but are compared as well. Errors as in `build`."""
-        found = self.read(state)
-        with torch.device("meta"):
-            method = self._made(found)
-        fitted = fit(cast(nn.Module, method), found, self.theirs, self.family, **self.kept)
-        like = method.backbone
-        normalisation: dict[str, Any] = {"mean": like.mean, "std": like.std}
-        backbone = Backbone(like.name, image_size=like.image_size, **normalisation, **like.timm_options)
-        backbone.model.load_state_dict(under(fitted, "backbone.model."))
-        return backbone
-
-    def _made(self, found: Mapping[str, Tensor]) -> Method:
-        try:
-            return self.make(found)
-        except ConfigError as error:
-            raise CheckpointError(
-                f"the shapes of this checkpoint of {self.family} do not go together: {error}"
-            ) from None
+        """The backbone alone; heads and target are compared as well. Errors as in `build`."""
+        return self.build(state).backbone
 
 
 def plain_resnet(

@@ -1,0 +1,98 @@
+"""Embedding over ranks: the file of one process, also after a rank was killed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from facessl.cli.main import main
+from facessl.core import checkpoint
+from facessl.core.errors import DataError
+from facessl.data.source import open_source
+from facessl.inference import embed_parts
+from facessl.inference.embed import load_embedder
+from facessl.models.backbone import Backbone
+from facessl.pretrained.load import backbone_card
+from tests.helpers import environment, torchrun_command
+
+#: Blocks of 5 images; each is told, and one kills its rank where FATAL names it.
+PROGRAM = """
+import os, signal, sys
+from facessl.cli import main
+from facessl.inference import embed_parts
+embed_parts.BLOCK = 5
+real = embed_parts.embedding_batches
+def told(backbone, part, **options):
+    print("embedding", int(part.positions[0]), file=sys.stderr, flush=True)
+    if os.environ.get("FATAL") == str(part.positions[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(backbone, part, **options)
+embed_parts.embedding_batches = told
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """`embed` without its --out: a tiny network, 40 images in two classes, one of them unreadable."""
+    torch.manual_seed(0)
+    backbone = Backbone("test_resnet", image_size=32).eval()
+    card = backbone_card(backbone, method={"name": "byol"}, source="faces", steps=1, commit="")
+    checkpoint.write_backbone(tmp_path / "net.safetensors", backbone.model.state_dict(), card)
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        file = tmp_path / "faces" / "ab"[i % 2] / f"{i:02d}\udce9.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(file)
+    (tmp_path / "faces" / "b" / "03\udce9.png").write_text("no image")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    return ["embed", "net.safetensors", "faces", "--batch-size", "5", "--workers", "0", "--device", "cpu"]
+
+
+def over_ranks(words: list[str], cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [*torchrun_command(4), "program.py", *words]
+    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True)
+
+
+def test_four_ranks_write_the_file_of_one_process(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--out", "one.parquet"]) == 0
+    stopped = over_ranks([*words, "--out", "four.parquet"], tmp_path, FATAL="25")
+    assert stopped.returncode != 0
+    assert not (tmp_path / "four.parquet").exists()
+    done = {int(note.stem) for note in tmp_path.glob(".four.parquet.*.parts/*.json")}
+    assert 20 in done
+    again = over_ranks([*words, "--out", "four.parquet"], tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {int(start) for start in re.findall(r"embedding (\d+)", again.stderr)} == {*range(0, 40, 5)} - done
+    (line,) = again.stdout.splitlines()
+    assert '"images": 39, "skipped": 1' in line
+    assert again.stderr.count("skipped faces/b") == 1
+    one, four = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "four"))
+    assert four.schema.equals(one.schema, check_metadata=True)
+    assert four.drop_columns("embedding").equals(one.drop_columns("embedding"))
+    np.testing.assert_allclose(np.stack(four["embedding"].to_numpy()), np.stack(one["embedding"].to_numpy()), atol=1e-6)
+    assert not list(tmp_path.glob(".four*"))
+
+
+def test_too_many_unreadable_images_are_counted_over_all_blocks(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_parts, "BLOCK", 3)
+    source = open_source(str(tmp_path / "faces"))
+    network = load_embedder(tmp_path / "net.safetensors")
+    (tmp_path / "faces" / "b" / "39\udce9.png").write_text("no image")
+    with pytest.raises(DataError, match="2 images of 40 cannot be read, more than the 1 that max_bad allows"):
+        embed_parts.embed_in_parts(tmp_path / "x.npy", network, source, max_bad=0.025)
+    assert not list(tmp_path.glob("x.*"))
+    assert embed_parts.embed_in_parts(tmp_path / "x.npy", network, source, max_bad=0.05)[0] == 38  # type: ignore[index]
+    assert len(np.load(tmp_path / "x.npy")) == 38
