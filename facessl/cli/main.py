@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:  # where nobody could foresee it, such as no folder for temporary files
+        print(f"facessl: the system refuses: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
 
 
 def _without_plugins(words: list[str]) -> list[str]:
