@@ -83,7 +83,7 @@ def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["pape
 
     files.check_output(out)
     found = report(runs, out=out, compare=compare)
-    page = Path(found.get("page") or out or runs[0] / "report.html")
+    page = Path(found.get("page") or out or Path(runs[0]) / "report.html")
     if page.is_file():
         print(f"report: {page}", file=sys.stderr)
     if compare is not None:
