@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import os
 import re
@@ -45,8 +44,7 @@ def pretrained_settings(name: str) -> Settings:
     """Those of timm's pre-trained weights `name`, ImageNet's where timm has none. UnknownName: no such model or tag."""
     plain, _, tag = name.partition(".")
     if not timm.is_model(plain):
-        every = timm.list_models()
-        raise UnknownName("backbone", name, difflib.get_close_matches(plain, every, n=8, cutoff=0.4) or ["resnet50"])
+        raise UnknownName("backbone", name, timm.list_models())
     if tag and name not in (tagged := timm.list_pretrained(f"{plain}.*")):
         raise UnknownName("backbone", name, tagged or [plain])
     found = timm.get_pretrained_cfg(name)
