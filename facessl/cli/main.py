@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:  # where nobody could foresee it, such as no folder for temporary files
+        print(f"facessl: the system refuses: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
 
 
 def _without_plugins(words: list[str]) -> list[str]:
@@ -80,7 +83,7 @@ def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["pape
 
     files.check_output(out)
     found = report(runs, out=out, compare=compare)
-    page = Path(found.get("page") or out or runs[0] / "report.html")
+    page = Path(found.get("page") or out or Path(runs[0]) / "report.html")
     if page.is_file():
         print(f"report: {page}", file=sys.stderr)
     if compare is not None:
