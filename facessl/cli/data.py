@@ -21,6 +21,7 @@ def cmd_crop(
     model: Path | None = None,
     min_size: float = 0,
     min_sharpness: float = 0,
+    dedupe: bool | int | None = None,
     quality: int = 95,
     workers: int = 0,
     max_bad: float = 0.05,
@@ -42,6 +43,8 @@ def cmd_crop(
         min_size: leave out faces whose box has a longer side of fewer pixels of the photo.
         min_sharpness: leave out faces that are less sharp; `sharpness` in faces.csv is the variance of the Laplacian,
             and 15 leaves out badly blurred ones.
+        dedupe: leave out near-duplicates: faces whose 64-bit perceptual hash differs in at most 4 bits, or as many as
+            are given (0 to 10), from an earlier one; duplicates.csv lists them.
         quality: JPEG quality of the squares, from 1 (smallest files) to 100 (fewest artefacts).
         workers: processes that find faces at the same time; 0 works in this process.
         max_bad: fraction of unreadable photos above which it stops.
@@ -53,14 +56,20 @@ def cmd_crop(
     options: dict[str, Any] = {"size": size, "margin": margin, "align": align, "template": template}
     options |= {"all_faces": all_faces, "detector": detector, "detector_model": model}
     options |= {"min_size": min_size, "min_sharpness": min_sharpness, "quality": quality, "workers": workers}
+    options["dedupe"] = _bits(dedupe)
     with ProgressLine("image", enabled=launched()[0] == 0) as progress:
         found = crop(photos, out, progress=progress, max_bad=max_bad, **options)
     list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
-    counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
-    left = {"without_face": len(found.without_face), "skipped": len(found.skipped)}
-    left |= {"small": found.small, "blurred": found.blurred}
-    print(json.dumps({"out": str(out), **counts, **left}))
+    counts = {name: len(value) if isinstance(value, list) else value for name, value in vars(found).items()}
+    print(json.dumps({"out": str(out), **counts}))
     return 0
+
+
+def _bits(dedupe: bool | int | None) -> int | None:
+    """The distance that `--dedupe`, alone or with a number, means."""
+    from facessl.tools.phash import COPIES
+
+    return (COPIES if dedupe else None) if isinstance(dedupe, bool) else dedupe
 
 
 def cmd_pack(
@@ -71,7 +80,7 @@ def cmd_pack(
     copy: bool = False,
     shard_size: str = "2000",
     workers: int | None = None,
-    dedupe: int | None = None,
+    dedupe: bool | int | None = None,
     max_bad: float = 0.05,
     verify: bool = False,
 ) -> int:
@@ -85,7 +94,8 @@ def cmd_pack(
         copy: keep the encoded files as they are.
         shard_size: images per shard, or its size as 500MB or 2GB.
         workers: processes that encode images at the same time; null: one per core; 0 works in this process.
-        dedupe: leave out images whose 64-bit perceptual hash differs in at most so many bits from an earlier one.
+        dedupe: leave out near-duplicates: images whose 64-bit perceptual hash differs in at most 4 bits, or as many as
+            are given (0 to 10), from an earlier one; duplicates.csv lists them.
         max_bad: fraction of unreadable images above which it stops.
         verify: only compare the shards of a folder with their checksums.
     """
@@ -97,7 +107,8 @@ def cmd_pack(
     if verify:
         print(json.dumps(verified(source)))
         return 0
-    options: dict[str, Any] = {"shard_size": shard_size, "workers": workers, "dedupe": dedupe, "max_bad": max_bad}
+    options: dict[str, Any] = {"shard_size": shard_size, "workers": workers, "max_bad": max_bad}
+    options["dedupe"] = _bits(dedupe)
     with ProgressLine("image", enabled=launched()[0] == 0) as progress:
         found = pack(source, out, size=size, quality=quality, copy=copy, progress=progress, **options)
     list_skipped(found.unreadable)
