@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facessl.cli.commandline import list_skipped
+from facessl.core.errors import ConfigError
 
 
 def cmd_crop(
     photos: str,
     out: Path = Path("faces"),
+    every: str | None = None,
     size: int = 256,
     margin: float | None = None,
     align: Literal["none", "eyes", "five-points"] = "none",
@@ -29,8 +31,10 @@ def cmd_crop(
     """Find the faces in photos and write them as squares; the last line is JSON.
 
     Args:
-        photos: a folder, or NAME:PATH?option=value.
+        photos: a folder, a film, or NAME:PATH?option=value.
         out: folder to write to; the same call again goes on where it was stopped.
+        every: interval between the frames of films, such as 1s, 0.5s or 2min (null: 1s of a film, and the films of a
+            folder are left out).
         size: side of the squares in pixels.
         margin: side of a square over the longer side of the face's box, brows to chin (null: 1.3); with --align
             five-points how much is shown relative to the template (null: 1).
@@ -51,8 +55,14 @@ def cmd_crop(
     """
     from facessl.core.distributed import launched
     from facessl.core.progress import ProgressLine
+    from facessl.data.source import parse
     from facessl.tools.crop import crop
 
+    if every is not None:
+        name, path, others = parse(photos)
+        if name not in ("folder", "video"):
+            raise ConfigError(f"--every is for a film or a folder of films, and {photos} is neither: leave it out")
+        photos = f"video:{path}?" + "&".join(f"{key}={value}" for key, value in {**others, "every": every}.items())
     options: dict[str, Any] = {"size": size, "margin": margin, "align": align, "template": template}
     options |= {"all_faces": all_faces, "detector": detector, "detector_model": model}
     options |= {"min_size": min_size, "min_sharpness": min_sharpness, "quality": quality, "workers": workers}
