@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -14,18 +15,20 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from facessl.core.distributed import launched
-from facessl.core.errors import ConfigError
+from facessl.core.distributed import launched, ranks
+from facessl.core.errors import ConfigError, DataError
 from facessl.core.values import between, check_values
 from facessl.data.crop_geometry import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.decode import ImageError
 from facessl.data.detect import SMALLEST, Face, detect, load_detector
+from facessl.data.index import cache_file
 from facessl.data.loader import check_skipped, pixels
+from facessl.data.location import absolute
 from facessl.data.source import Source
 from facessl.tools.crop_folder import LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
 from facessl.tools.phash import Near, phash
-from facessl.tools.ranks import Record, over_ranks
+from facessl.tools.ranks import Record, over_ranks, wait_for_others
 
 Align = Literal["none", "eyes", "five-points"]
 #: Side of the square around a face's box in which its sharpness is measured.
@@ -179,6 +182,42 @@ def crop(
         progress=told,
     )
     return written or CropSummary(len(opened), finished=False)
+
+
+def cached_crops(
+    spec: str, *, workers: int = 0, max_bad: float = 0.05, progress: Callable[[int, int], None] | None = None
+) -> tuple[str, CropSummary | None]:
+    """The crops of a source's photos by the default settings of `crop`, in the user's cache folder.
+
+    They are made where they are not there yet: a source that has changed gets other ones. Ranks of one machine share
+    the work, and each returns when all of it is done.
+
+    Returns:
+        the source of the crops, and what was done; `spec` itself and None where it is a folder that `crop` wrote.
+
+    Raises:
+        ConfigError: as `crop`, or ranks on several machines.
+        DataError: as `crop`, or no photo has a face.
+    """
+    spec = absolute(spec)
+    opened = open_with_positions(spec)
+    root = getattr(opened, "root", None)
+    if root is not None and (Path(root) / SETTINGS).is_file():
+        return spec, None
+    world, local = ranks()
+    if world > local:
+        raise ConfigError(
+            "photos cannot be cropped by ranks on several machines, which may not see the same cache folder: run "
+            "`facessl crop` into a folder that all of them see, and name that"
+        )
+    defaults = {name: p.default for name, p in inspect.signature(crop).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    out = cache_file("crops", spec, opened.fingerprint(), repr(defaults)).with_suffix("")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    while not (done := crop(opened, out, workers=workers, max_bad=max_bad, progress=progress)).finished:
+        wait_for_others(out)
+    if not done.faces:
+        raise DataError(f"no face was found in the {done.photos} photos of {spec}: name photos of people")
+    return str(out), done
 
 
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
