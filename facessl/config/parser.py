@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import types
 import typing
@@ -70,7 +71,10 @@ def with_true(argv: Sequence[str], parser: Parser) -> list[str]:
         kinds = typing.get_args(hints.get(word)) or (hints.get(word),)
         return bool in kinds and not is_bool(after) and not (int in kinds and re.fullmatch(r"-?\d+", after))
 
-    return [f"{word}=true" if bare(word, after) else word for word, after in zip(argv, [*argv[1:], ""], strict=True)]
+    return [
+        f"{word}=true" if bare(word, after) else word
+        for word, after in itertools.zip_longest(argv, argv[1:], fillvalue="")
+    ]
 
 
 def readable(error: Exception, parser: ArgumentParser) -> str:
