@@ -137,11 +137,17 @@ def measure(name: str, commands: list[str], work: Path, references: dict[str, An
         shared = set(os.listdir("/dev/shm"))
         with output(folder, OUTPUT.get(name)):
             code, said = tried(words, folder, CASES[name])
-            found = verdict(code, said, code == 0 and contents(folder) == references[command])
+            made = contents(folder) if code == 0 else {}
+            different = (
+                [n for n in {**made, **references[command]} if made.get(n) != references[command].get(n)]
+                if code == 0
+                else []
+            )
+            found = verdict(code, said, not different)
             left = [one for one in left_behind(-1, shared, folder) if code == 0 or not one.endswith(".part")]
         row[command] = found + (", files left" if left else "")
         sentences = [line for line in said.splitlines() if line.startswith("facessl: ")]
-        told[command] = [*left, *(sentences if row[command] in ("result", "sentence") else [said[-3000:]])]
+        told[command] = [*left, *different, *(sentences if row[command] in ("result", "sentence") else [said[-3000:]])]
         print(f"{name}: {command}: {row[command]}", *told[command], file=sys.stderr, flush=True)
     return row | {"attempts": told}
 

@@ -30,11 +30,11 @@ every reader of files that others may have written; a short part of it is in `ma
 KILLS = """## Killed at any moment
 
 `python benchmarks/kills.py --write` kills (SIGKILL) each job at random moments of its work. The command that a
-person types next then runs to its end: `--resume` for a run, else the same one. *Same result*: weights are bit-
-identical, and tables and files equal those of an undisturbed job, nothing is lost or repeated. *Whole files*: after
-the kill, no file that was not complete had its final name. *Nothing left behind*: no processes, shared memory or
-temporary files at the end. *One sentence*: a job whose worker was killed says so, without a traceback, and does not
-hang.
+person types next then runs to its end: `--resume` for a run, else the same one. *Same result*: weights are
+bit-identical, and tables and files equal those of an undisturbed job, nothing is lost or repeated. *Whole files*:
+after the kill, no file that was not complete had its final name. *Nothing left behind*: no processes, shared memory
+or temporary files at the end. *One sentence*: a job whose worker was killed says so, without a traceback, and does
+not hang.
 
 | killed | command | seconds | moments | same result | whole files | nothing left behind | one sentence |
 | --- | --- | --- | --- | --- | --- | --- | --- |"""

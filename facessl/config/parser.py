@@ -41,7 +41,7 @@ class Parser(ArgumentParser):
         for action in self._actions:
             if action.dest in self.switches and action.default is False:
                 text = re.sub(rf"(--{re.escape(action.dest)})\s+\{{true,false\}}", r"\1", text)
-        text += "  --plugin FILE.py      your own method, source or task, named like its file: docs/extending.md\n"
+        text += "\nYour own method, source or task: facessl --plugin FILE.py COMMAND ... (docs/extending.md)\n"
         return re.sub(r"--[\w.]+", lambda flag: dashed(flag[0][2:]), text)
 
 

@@ -23,6 +23,8 @@ from facessl.core.foreign_pickles import HARMLESS
 from facessl.core.schema import check, read_json, to_json
 
 FORMAT = "facessl-run-1"
+#: Bytes of a tensor that may repeat the numbers of a smaller file.
+_MOST_REPEATED = 1 << 30
 
 
 class Run(TypedDict, total=False):
@@ -124,10 +126,11 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def _refuse_expanded(value: Any, path: Path) -> None:
-    """CheckpointError where a tensor repeats the same few numbers more often than the file has bytes."""
+    """CheckpointError where a large tensor repeats the same few numbers more often than the file has bytes."""
     size = path.stat().st_size
     for tensor in _tensors(value):
-        if tensor.layout is torch.strided and (needed := tensor.numel() * tensor.element_size()) > size:
+        needed = tensor.numel() * tensor.element_size()
+        if tensor.layout is torch.strided and needed > max(size, _MOST_REPEATED):
             raise CheckpointError(
                 f"checkpoint {path} holds a tensor of {needed:,} bytes, more than the file's {size:,}: "
                 "re-save it with .contiguous() tensors, or use another file"

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import math
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -52,8 +53,14 @@ def pretrained_settings(name: str) -> Settings:
     return Settings() if found is None else Settings(tuple(found.mean), tuple(found.std), found.input_size[-1])
 
 
+#: Options of `timm.create_model` that read another file or address than the model's own, or tell what they hold.
+_ELSEWHERE = re.compile(r"pretrained.*|cache_dir|.*(path|file|url|hub_id|overlay)|scriptable|exportable|no_jit")
+
+
 def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
     """The timm model. ConfigError: an option it does not take, or weights that cannot be had."""
+    if odd := sorted(option for option in options if _ELSEWHERE.fullmatch(option)):
+        raise ConfigError(f"backbone.options.{odd[0]} is not a property of {name}: leave it out")
     try:
         with _offline_without_server() if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)

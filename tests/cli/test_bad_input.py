@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 
 from facessl.cli import main
 from facessl.config.parse import parse
-from facessl.core import checkpoint
+from facessl.core import checkpoint, environment
 from facessl.core.errors import ConfigError, DataWarning
 from facessl.data.source import open_source
 from facessl.training import pretrain
@@ -371,7 +372,7 @@ def test_check_prints_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.fault(
     "C5",
     "`facessl list` alone was an error, and `list recipes` 121 lines without a filter",
-    now="`list recipes WORD` filters, and `--show NAME` prints; a walk-through of a table row is *open*",
+    now="`list recipes WORD` filters, and `--show NAME` prints",
 )
 def test_list_filters_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
@@ -383,3 +384,12 @@ def test_list_filters_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(part in line.split()[0] for line in lines)
     assert main(["list", "--show", "fra/vggface2-r50"]) == 0
     assert capsys.readouterr().out == Path("facessl/recipes/fra/vggface2-r50.yaml").read_text()
+
+
+@pytest.mark.fault("E8", "a computer without a folder for temporary files ended in a traceback")
+def test_what_the_system_refuses_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "check", Mock(side_effect=FileNotFoundError(2, "No usable temporary directory")))
+    assert main(["check"]) == 2
+    assert capsys.readouterr().err == "facessl: the system refuses: [Errno 2] No usable temporary directory\n"

@@ -81,7 +81,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["finetune", "none", SOURCE, "--labels", "110%"], "110%"),
         (["finetune", "none", SOURCE, "--labels", "some"], "some"),
         (["finetune", "none", SOURCE, "--labels", "500-per-class"], "500-per-class"),
-        (["finetune", "none", SOURCE, "--val-share", "0"], "validation fraction of 0.0"),
+        (["finetune", "none", SOURCE, "--val-fraction", "0"], "validation fraction of 0.0"),
         (["finetune", "none", SOURCE, "--resume"], "--out"),
         (["finetune", "no/such/run", SOURCE], "no/such/run"),
         (["finetune", "none", "kinds", "--task", "attributes"], "attributes"),
