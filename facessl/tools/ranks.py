@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -58,12 +59,22 @@ def over_ranks(
         todo = left(path)
         if not todo:
             return _finish(path, write, [])
-    files = [path / f".rank-{number}-of-{world}" for number in range(world)]
+    files = [path / _part_name(number, world) for number in range(world)]
     with only_writer(files[rank], folder=False):
         _compute(files[rank], about, [index for index in todo if index % world == rank], work, workers, progress)
     with folder() as path, ExitStack() as stack:
         parts = [_Part(stack.enter_context(open_regular(file, most=None)), about) for file in files if file.is_file()]
         return _finish(path, write, parts) if [part.complete for part in parts] == [True] * world else None
+
+
+def wait_for_others(path: Path) -> None:
+    """Wait until the last rank has written what this one, which has come to its end, left in the folder `path`."""
+    while (path / _part_name(*launched())).exists():
+        time.sleep(0.5)
+
+
+def _part_name(rank: int, world: int) -> str:
+    return f".rank-{rank}-of-{world}"
 
 
 def _finish(path: Path, write: Callable[[Path, Callable[[int], Record]], T], parts: Sequence[_Part]) -> T:

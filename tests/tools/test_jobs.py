@@ -31,7 +31,7 @@ COUNT = 12
 
 
 class Faces(Synthetic):
-    """Faces in two folders; the process that reads the sixth of them is killed where `deadly`."""
+    """Faces in two folders, the tenth like the fourth; the process that reads the sixth is killed where `deadly`."""
 
     deadly = False
 
@@ -44,7 +44,7 @@ class Faces(Synthetic):
     def __getitem__(self, index: int) -> Sample:
         if self.deadly and index == 5:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(index)
+        return super().__getitem__(3 if index == 9 else index)
 
 
 Job = Callable[..., Any]
@@ -56,10 +56,22 @@ def job(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Job:
     face = Face(np.array([4, 4, 28, 28], np.float32), 0.9)
     monkeypatch.setattr(crop_module, "detect", lambda *_, **__: [face])
     if request.param == "crop":
-        return lambda out, **options: crop_photos(Faces(), out, size=16, **options)
+        return lambda out, **options: crop_photos(Faces(), out, size=16, dedupe=0, **options)
     return lambda out, **options: pack(
         Faces(), out, **{"size": 16, "shard_size": 4, "dedupe": 0, "workers": 0} | options
     )
+
+
+def stop_after(count: int) -> Callable[[int, int], None]:
+    def stop(done: int, total: int) -> None:
+        if done >= count:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def written(out: Path) -> dict[Path, bytes]:
+    return {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 @pytest.mark.fault("E3", "it waited without end")
@@ -71,7 +83,7 @@ def test_a_killed_process_is_one_sentence_and_the_next_call_goes_on(
         job(tmp_path / "out", workers=2)
     monkeypatch.setattr(Faces, "deadly", False)
     found = vars(job(tmp_path / "out", workers=2))
-    assert found.get("faces", found.get("packed")) == COUNT
+    assert (found.get("faces", found.get("packed")), found["duplicates"]) == (COUNT - 1, 1)
 
 
 @pytest.mark.fault("E3", "one that was killed while it handed over its results was waited for without end")
@@ -104,13 +116,9 @@ def test_two_jobs_at_once_are_refused(job: Job, tmp_path: Path) -> None:
      "shard-000001.tar", "traits.json", "pack.json"],
 )  # fmt: skip
 def test_links_and_pipes_in_the_output_are_not_written_to(job: Job, tmp_path: Path, name: str, kind: str) -> None:
-    def stop(done: int, total: int) -> None:
-        if done >= 8:
-            raise KeyboardInterrupt
-
     out, victim, folder = tmp_path / "out", tmp_path / "victim", tmp_path / "folder"
     with pytest.raises(KeyboardInterrupt):
-        job(out, progress=stop)
+        job(out, progress=stop_after(8))
     folder.mkdir()
     victim.write_bytes(b"precious")
     link = out / name
@@ -155,7 +163,7 @@ def test_crops_of_odd_names_are_read_back(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Faces, "key", lambda self, index: f"photos/{keys[index]}")
     monkeypatch.setattr(Faces, "__len__", lambda self: len(keys))
     crop_photos(Faces(), tmp_path / "out", size=16)
-    assert crop_photos(Faces(), tmp_path / "out", size=16).before == len(keys)
+    assert crop_photos(Faces(), tmp_path / "out", size=16).new_photos == 0
     again = open_source(f"imagelist:{tmp_path / 'out' / 'faces.csv'}")
     assert len({again.key(i) for i in range(len(again))}) == len(keys)
     assert all(again[i].image for i in range(len(again)))
@@ -190,6 +198,17 @@ def test_ranks_write_what_one_process_writes_also_when_one_is_killed(
     monkeypatch.setattr(Faces, "deadly", False)
     for _ in range(2):  # the second time there is nothing left to do
         assert as_ranks(job, tmp_path / "out", 4) == [0, 0, 0, 0]
-        one, ranks = ({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-                      for out in (tmp_path / "one", tmp_path / "out"))  # fmt: skip
-        assert ranks == one
+        assert written(tmp_path / "out") == written(tmp_path / "one")
+
+
+@pytest.mark.parametrize("stopped", [4, 9, 10])
+def test_a_near_duplicate_is_left_out_and_named_also_after_a_stop(job: Job, tmp_path: Path, stopped: int) -> None:
+    job(tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        job(tmp_path / "out", progress=stop_after(stopped))
+    assert job(tmp_path / "out").duplicates == 1
+    _, (key, first, bits) = [line.split(",") for line in (tmp_path / "out/duplicates.csv").read_text().splitlines()]
+    assert key == "photos/b/9.jpg"
+    assert first.removeprefix("photos/") == "b/3.jpg"
+    assert bits == "0"
+    assert written(tmp_path / "out") == written(tmp_path / "one")
