@@ -330,7 +330,7 @@ def _run(
                 summary.without_face.append(found.key)
             elif found.reason != LEFT_OUT:
                 summary.skipped.append((found.key, found.reason))
-                check_skipped(folder.unreadable, len(keys), max_bad, summary.skipped[-1])
+                check_skipped(len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
         told(done, len(keys))
     summary.faces, summary.new_faces, summary.duplicates = folder.faces, folder.faces - before, folder.duplicates
     return summary

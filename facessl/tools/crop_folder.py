@@ -29,6 +29,7 @@ COLUMNS = (
 )
 _SKIPPED_COLUMNS = ("key", "reason")
 NO_FACE, LEFT_OUT, DUPLICATE = "no face found", "too small or blurred", "near-duplicate"
+_FINAL = (NO_FACE, LEFT_OUT, DUPLICATE)
 
 
 class Crop(NamedTuple):
@@ -44,7 +45,7 @@ class CropFolder:
 
     Attributes:
         done: keys of the photos that are finished.
-        faces, duplicates, unreadable: numbers of crops, of faces left out as near-duplicates, of unreadable photos.
+        faces, duplicates: numbers of crops and of faces left out as near-duplicates.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -64,7 +65,8 @@ class CropFolder:
         # The photo that was being written when the last call stopped may lack some of its faces.
         torn = {row[1] for row in rows if not ((path / row[0]).is_file() and re.fullmatch("[0-9a-f]{16}", row[2]))}
         rows = [row for row in rows if row[1] not in torn]
-        skipped = self._rows(SKIPPED, _SKIPPED_COLUMNS)
+        # A photo that could not be read may have been corrected, or its disk: it is tried again.
+        skipped = [row for row in self._rows(SKIPPED, _SKIPPED_COLUMNS) if row[1] in _FINAL]
         self.done = {row[1] for row in rows} | {row[0] for row in skipped}
         duplicates = [row for row in self._rows(DUPLICATES, DUPLICATES_COLUMNS) if row[0] in self.done]
         tables: list[tuple[str, Sequence[str], list[list[str]]]] = [
@@ -74,7 +76,6 @@ class CropFolder:
         ]
         for name, columns, kept in tables:
             write_atomic(path / name, b"".join(csv_row(*row) for row in (columns, *kept)))
-        self.unreadable = sum(row[1] not in (NO_FACE, LEFT_OUT, DUPLICATE) for row in skipped)
         self.duplicates = len(duplicates)
         self._files = [row[0] for row in rows]
         self._taken = set(self._files)
@@ -102,7 +103,6 @@ class CropFolder:
     def skip(self, key: str, reason: str) -> None:
         """A photo without a crop."""
         self._append(SKIPPED, [[key, reason]])
-        self.unreadable += reason not in (NO_FACE, LEFT_OUT, DUPLICATE)
 
     def add(self, key: str, name: str, crops: Sequence[Crop]) -> None:
         """Write those of a photo's crops that repeat no earlier one: NAME.jpg, NAME-2.jpg, ..."""
