@@ -55,6 +55,8 @@ def cmd_crop(
     options |= {"min_size": min_size, "min_sharpness": min_sharpness, "quality": quality, "workers": workers}
     with ProgressLine("image", enabled=launched()[0] == 0) as progress:
         found = crop(photos, out, progress=progress, max_bad=max_bad, **options)
+    if not found.finished or (launched()[0] and found.before == found.photos):  # another rank has the numbers
+        return 0
     list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
     counts = {"photos": found.photos, "faces": found.faces, "before": found.before}
     left = {"without_face": len(found.without_face), "skipped": len(found.skipped)}
@@ -100,6 +102,10 @@ def cmd_pack(
     options: dict[str, Any] = {"shard_size": shard_size, "workers": workers, "dedupe": dedupe, "max_bad": max_bad}
     with ProgressLine("image", enabled=launched()[0] == 0) as progress:
         found = pack(source, out, size=size, quality=quality, copy=copy, progress=progress, **options)
+    if not found.finished or (launched()[0] and found.before == found.images):  # another rank has the numbers
+        return 0
     list_skipped(found.unreadable)
-    print(json.dumps({"out": str(out), **{k: v for k, v in vars(found).items() if k != "unreadable"}}))
+    print(
+        json.dumps({"out": str(out), **{k: v for k, v in vars(found).items() if k not in ("unreadable", "finished")}})
+    )
     return 0

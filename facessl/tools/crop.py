@@ -54,6 +54,7 @@ class CropSummary:
         small, blurred: numbers of faces that were left out for that, of this call.
         without_face: photos without a face, of this call.
         skipped: (photo, reason) of the unreadable ones, of this call.
+        finished: False on a rank whose photos are done while those of others are not.
     """
 
     photos: int
@@ -63,6 +64,7 @@ class CropSummary:
     blurred: int = 0
     without_face: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,11 @@ def crop(
         lambda path, found: _run(
             opened, lambda i: _Found.read(opened.key(i), *found(i)), _Folder(path, settings), 0, max_bad, told
         ),
+        failed=lambda values: values["reason"] not in ("", NO_FACE, LEFT_OUT),
         workers=workers,
         progress=told,
     )
-    return written or CropSummary(len(opened))
+    return written or CropSummary(len(opened), finished=False)
 
 
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
@@ -339,12 +342,12 @@ def _run(
         if found.crops:
             folder.add(found.key, _relative(found.key, base), found.crops)
         else:
-            folder.append(SKIPPED, [[found.key, found.reason]])
             if found.reason == NO_FACE:
                 summary.without_face.append(found.key)
             elif found.reason != LEFT_OUT:
                 summary.skipped.append((found.key, found.reason))
                 check_skipped(folder.unreadable + len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
+            folder.append(SKIPPED, [[found.key, found.reason]])
         told(done, len(keys))
     summary.faces = folder.faces
     return summary
