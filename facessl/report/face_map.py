@@ -26,7 +26,7 @@ from facessl.report.page import render
 Projection = Literal["pca", "umap"]
 #: Pixels of a thumbnail; thumbnails per row and column of one JPEG.
 _SIDE, _ACROSS = 56, 24
-#: Images of a map with thumbnails, at most: of noise, 50,000 of them are about 100 MB.
+#: Images of a map with thumbnails, at most: of synthetic faces 50,000 of them are 42 MB.
 PICTURES = 50_000
 #: Classes with a colour of their own, the largest ones; the others share one.
 _COLOURED = 20
