@@ -19,7 +19,7 @@ from facessl.cli.networks import cmd_convert, cmd_export, cmd_predict, cmd_probe
 from facessl.cli.train import cmd_finetune, cmd_plan, cmd_pretrain
 from facessl.config.parser import Parser
 from facessl.core import plugins
-from facessl.core.errors import FaceSSLError, UnknownName
+from facessl.core.errors import FaceSSLError, PluginError, UnknownName
 
 #: Exit status of a user's error; argparse uses the same.
 USER_ERROR = 2
@@ -57,15 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_plugins(words: list[str]) -> list[str]:
-    """The words but `--plugin FILE.py`, whose files are imported: only what was typed, nothing from a recipe or run."""
-    rest, waiting = [], iter(words)
-    for word in waiting:
-        flag, equals, file = word.partition("=")
-        if flag == "--plugin":
-            plugins.add(file if equals else next(waiting, ""))
-        else:
-            rest.append(word)
-    return rest
+    """The words after `--plugin FILE.py`, whose files are imported.
+
+    They stand before the command, where no `*` of the shell can put a file's name, and in no recipe or run.
+    """
+    while words and words[0].partition("=")[0] == "--plugin":
+        file = words[0].partition("=")[2] or "".join(words[1:2])
+        plugins.add(file)
+        words = words[1 if "=" in words[0] else 2 :]
+    if any(word.partition("=")[0] == "--plugin" for word in words):
+        raise PluginError("--plugin stands before the command: facessl --plugin FILE.py COMMAND ...")
+    return words
 
 
 def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["paper"] | None = None) -> int:

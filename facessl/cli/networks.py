@@ -35,7 +35,7 @@ def cmd_regions(
         out: .png file to write.
         count: images shown.
         seed: of the choice of images.
-        scores: compare the regions with the source's masks and landmarks, beside baselines on the same images.
+        scores: compare the regions with the source's masks and landmarks, beside baselines, as stored and moved.
         score_images: at most so many images are scored.
         device: auto, cpu, cuda or mps.
     """

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 
-from facessl.cli.commandline import parsed_words, summary
+from facessl.cli.commandline import list_skipped, parsed_words, summary
 from facessl.config.parser import Parser
+from facessl.config.pretrain import PretrainConfig
+from facessl.core.errors import many
 from facessl.core.schema import to_json
 
 
@@ -26,10 +29,31 @@ def cmd_pretrain(argv: list[str]) -> int:
     from facessl.training.pretrain import Pretraining  # only here, as torch takes seconds
     from facessl.training.run import carry_out
 
+    if asked.crop:
+        config = dataclasses.replace(config, source=_crops(config))
     result = carry_out(Pretraining(config))
     if result.headline:
         print(json.dumps(result.headline))
     return 0
+
+
+def _crops(config: PretrainConfig) -> str:
+    """The source of the crops of a run's photos, which are made where they are not there yet."""
+    from facessl.core.distributed import launched
+    from facessl.core.progress import ProgressLine
+    from facessl.tools.crop import cached_crops
+    from facessl.training.run import loader_workers, say
+
+    first = launched()[0] == 0
+    with ProgressLine("photo", enabled=first) as progress:
+        workers = loader_workers(config.workers)
+        source, done = cached_crops(config.source, workers=workers, max_bad=config.max_bad, progress=progress)
+    if first and done is None:
+        say(f"{source} has crops already")
+    elif first and done:
+        list_skipped([*done.skipped, *((photo, "no face found") for photo in done.without_face)])
+        say(f"{many(done.faces, 'face')} of {many(done.photos, 'photo')} -> {source}")
+    return source
 
 
 def cmd_finetune(argv: list[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from facessl.config.finetune import FinetuneConfig
@@ -29,6 +29,7 @@ class Command:
         recipes_ask: whether the values of a recipe count as asked for (`RunConfig.given`).
         preset: values so far -> values that stand below them (a protocol's published settings).
         remarks: values so far -> what is added to the help of a setting, by its name.
+        switches: flags that are no settings, with their help.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Command:
     recipes_ask: bool
     preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
     remarks: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {}
+    switches: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -105,6 +107,10 @@ PRETRAIN = Command(
     {"source": "NAME:PATH?option=value, or a path; none: synthetic faces (synthetic:)"},
     members=("Args", "needs", "views", "mean", "std", "step", "after_step"),
     recipes_ask=False,  # a recipe is made for another length
+    switches={
+        "crop": "find the faces of the source's photos first, as `facessl crop` does by default, and train on the "
+        "crops, which are kept in the cache folder"
+    },
 )
 FINETUNE = Command(
     "finetune",

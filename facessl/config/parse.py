@@ -34,7 +34,7 @@ from facessl.core.yaml_file import parse_yaml, read_yaml
 #: Fields whose inner keys are free, or that are lists: they are checked where they are used.
 _FREE = ("views", "backbone.options.", "augment", "optim.lrs")
 #: Flags of the command line alone.
-_NO_SETTINGS = {"help", "config", "print_config", "views.help"}
+_NO_SETTINGS = {"help", "config", "print_config", "views.help", *PRETRAIN.switches}
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Asked:
         recipe: values of the recipes, later ones on top.
         kept: values that the run began with that is gone on with.
         help, print_config: only the help or the configuration is wanted.
+        crop: the source is photos whose faces are to be cropped first.
     """
 
     command: Command
@@ -59,6 +60,7 @@ class Asked:
     kept: dict[str, Any]
     help: bool
     print_config: bool
+    crop: bool
 
     @property
     def values(self) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def read(argv: Sequence[str], command: Command = PRETRAIN) -> Asked:
     name = name if name is not None else own or command.default
     parser = _parser(name, command)
     flags = _flags(words, parser, command)
-    wanted = [flags.pop(name, "false") == "true" for name in ("help", "print_config")]
+    wanted = [flags.pop(name, "false").lower() in ("true", "yes") for name in ("help", "print_config", "crop")]
     return Asked(command, name, parser, flags, recipe, kept, *wanted)
 
 
@@ -159,7 +161,9 @@ def _flags(words: Sequence[_Word], parser: Parser, command: Command) -> dict[str
             place(str(text))
         elif flag not in known and not flag.startswith(_FREE):
             raise UnknownName("option", dashed(flag), map(dashed, known - _NO_SETTINGS))
-        elif flag in {*parser.switches, "help", "print_config"} and apart and not is_bool(text or ""):
+        elif (
+            flag in {*parser.switches, *command.switches, "help", "print_config"} and apart and not is_bool(text or "")
+        ):
             flags[flag] = "true"
             if text is not None:
                 place(text)
@@ -202,6 +206,8 @@ def _parser(name: str, command: Command) -> Parser:
     parser.add_class_arguments(RunConfig, skip={*hidden, *own}, as_group=False)
     inherited = {field.name for field in dataclasses.fields(RunConfig)} - own
     parser.add_class_arguments(command.config, skip={*hidden, *inherited}, as_group=False)
+    for key, text in command.switches.items():
+        parser.add_argument(f"--{key}", action="store_true", help=text)
     parser.add_argument("--print_config", action="store_true", help="print the configuration and stop")
     for action in parser._actions:
         if action.dest in (part, "backbone"):

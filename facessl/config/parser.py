@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import types
 import typing
@@ -40,7 +41,7 @@ class Parser(ArgumentParser):
         for action in self._actions:
             if action.dest in self.switches and action.default is False:
                 text = re.sub(rf"(--{re.escape(action.dest)})\s+\{{true,false\}}", r"\1", text)
-        text += "  --plugin FILE.py      your own method, source or task, named like its file: docs/extending.md\n"
+        text += "\nYour own method, source or task: facessl --plugin FILE.py COMMAND ... (docs/extending.md)\n"
         return re.sub(r"--[\w.]+", lambda flag: dashed(flag[0][2:]), text)
 
 
@@ -63,10 +64,17 @@ def is_bool(word: str) -> bool:
 
 
 def with_true(argv: Sequence[str], parser: Parser) -> list[str]:
-    """`argv` with `--resume=true` for a bare `--resume`."""
-    switches = {f"--{name}" for name in parser.switches}
-    pairs = zip(argv, [*argv[1:], ""], strict=False)
-    return [f"{word}=true" if word in switches and not is_bool(after) else word for word, after in pairs]
+    """`argv` with `--resume=true` for a bare `--resume`, and for one that may stand alone or before a number."""
+    hints = {f"--{action.dest}": getattr(action, "_typehint", None) for action in parser._actions}
+
+    def bare(word: str, after: str) -> bool:
+        kinds = typing.get_args(hints.get(word)) or (hints.get(word),)
+        return bool in kinds and not is_bool(after) and not (int in kinds and re.fullmatch(r"-?\d+", after))
+
+    return [
+        f"{word}=true" if bare(word, after) else word
+        for word, after in itertools.zip_longest(argv, argv[1:], fillvalue="")
+    ]
 
 
 def readable(error: Exception, parser: ArgumentParser) -> str:

@@ -17,7 +17,7 @@ class UnknownName(FaceSSLError):
         valid = sorted(valid)
         near = difflib.get_close_matches(name, valid, n=5, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        shown = valid if len(valid) <= 20 or not near else near
+        shown = valid if len(valid) <= 20 else near or valid[:20]
         more = ", ..." if len(shown) < len(valid) else ""
         super().__init__(f"unknown {kind} {name!r}: {hint}valid are {', '.join(shown) or 'none'}{more}")
 

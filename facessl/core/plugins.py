@@ -9,6 +9,7 @@ import ast
 import contextlib
 import functools
 import importlib
+import importlib.util
 import pkgutil
 import re
 import sys
@@ -35,24 +36,40 @@ def add(file: str | Path) -> None:
     name = path.stem
     if not path.is_file() or path.suffix != ".py" or not name.isidentifier():
         raise PluginError(f"{file} is not a Python file whose name is an identifier, such as my_method.py")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # processes that are spawned import it by its name
+    known = sys.modules.get(name)
+    spec = None if known else importlib.util.find_spec(name)
+    own = str(path) == (known.__file__ if known else spec and spec.origin)
+    if ((known or spec) and not own) or any(name in _inside(folder) for folder in _MEMBER):
+        raise PluginError(f"{file}: the name {name!r} is taken: rename the file and its class")
     try:
-        found = importlib.import_module(name)
+        found = known or _imported(path)
     except Exception as error:
         lines = [f", line {f.lineno}" for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         where = lines[-1] if lines else ""
         raise PluginError(f"{file} cannot be imported: {type(error).__name__}: {error}{where}") from None
     kind = _named_like(found, name)
     folder = next((folder for folder, member in _MEMBER.items() if hasattr(kind, member)), None)
-    if Path(str(found.__file__)).resolve() != path or (folder and name in _inside(folder)):
-        raise PluginError(f"{file}: the name {name!r} is taken: rename the file and its class")
     if folder is None:
         raise PluginError(
             f"{file} defines no method, source or task {name.replace('_', '')!r}, named like the file (case and "
             "underscores aside): docs/extending.md shows one of each"
         )
     _outside[folder, name] = found
+
+
+def _imported(path: Path) -> ModuleType:
+    """The module of this very file: neither a folder nor a compiled file of its name, nor what lies beside it."""
+    found = ModuleType(path.stem)
+    found.__file__ = str(path)
+    sys.modules[path.stem] = found
+    if sys.platform != "linux":
+        sys.path.append(str(path.parent))  # processes are spawned there, and import it by its name
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(found))
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return found
 
 
 def names(folder: str) -> tuple[str, ...]:

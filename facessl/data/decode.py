@@ -154,7 +154,7 @@ def decode_mask(data: bytes, *, key: str) -> np.ndarray:
     with _parsing(key, "no PNG of class numbers", tell=True):
         image = Image.open(io.BytesIO(data), formats=("PNG", "BMP", "GIF"))
         stored = image.tile[0][3] if image.tile else ""
-        _check_size(*image.size, key, 10, least=1)
+        check_size(*image.size, key, 10, least=1)
         values = np.asarray(image)
     if stored in ("L;2", "L;4"):  # Pillow stretches grey of few bits to 0..255
         values = values // (85 if stored == "L;2" else 17)
@@ -191,7 +191,7 @@ def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
                 f"array {image.shape} {image.dtype}", "an array must be uint8 (H, W), (H, W, 3) RGB or (H, W, 4) RGBA"
             )
         image = image if image.ndim == 3 and image.shape[2] == 3 else _to_array(Image.fromarray(image))
-        _check_size(image.shape[1], image.shape[0], f"array {image.shape}")
+        check_size(image.shape[1], image.shape[0], f"array {image.shape}")
         return np.ascontiguousarray(image)
     if isinstance(image, Image.Image):
         return _finish(image, getattr(image, "filename", "") or "of PIL")
@@ -236,7 +236,7 @@ def _decode_jpeg(data: bytes, key: str, reduction: Reduction | None) -> np.ndarr
         return None
     height, width, orientation, components, progressive = header
     factor = 1 if reduction is None or components == 4 else reduction(*header.upright)
-    _check_size(width, height, key, 2 * components * progressive + -(-6 // factor**2))
+    check_size(width, height, key, 2 * components * progressive + -(-6 // factor**2))
     # With min_factor libjpeg-turbo takes the largest reduction that keeps these sizes.
     options = {"min_height": -(-height // factor), "min_width": -(-width // factor), "min_factor": factor}
     space = "CMYK" if components == 4 else "RGB"
@@ -334,7 +334,7 @@ def _decode_pillow(data: bytes, key: str) -> np.ndarray:
 def _finish(image: Image.Image, key: str) -> np.ndarray:
     """Load a lazily opened PIL image and bring it to upright 8-bit RGB."""
     held = 1 if image.mode in ("1", "L", "P") else 4
-    _check_size(*image.size, key, held + 6 + (0 if image.format in _STREAMED else _DECODER))
+    check_size(*image.size, key, held + 6 + (0 if image.format in _STREAMED else _DECODER))
     with _parsing(key, "damaged", tell=True):
         image.load()
         return _upright(_to_array(image), _orientation(image))
@@ -366,7 +366,7 @@ def _strip_to_array(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _check_size(width: int, height: int, key: str, each: int = 3, *, least: int = MIN_SIDE) -> None:
+def check_size(width: int, height: int, key: str, each: int = 3, *, least: int = MIN_SIDE) -> None:
     """ImageError where a side is shorter than `least`, or decoding with `each` bytes per pixel takes too much."""
     if width * height > MAX_PIXELS:
         raise ImageError(key, f"{width}x{height} is more than {MAX_PIXELS:,} pixels: scale it down first")

@@ -24,6 +24,7 @@ from facessl.core.tables import from_csv
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import EXTENSIONS, ImageError, read_file
 from facessl.data.index import Table, texts
+from facessl.data.video import FILMS
 
 #: Values of `Source.splits` of a published set whose parts are called by their roles.
 TRAIN_TEST = {"train": "train", "test": "test"}
@@ -34,8 +35,7 @@ _BYTES = frozenset({"attributes", "visible"})
 #: Images whose whole content is in a fingerprint.
 _LOOKED_AT = 8
 _STREAM = re.compile(r"^(pipe:|[a-z]+://)")
-_LISTS = (".csv", ".tsv", ".txt", ".lst")
-_TARS = (".tar", ".tar.gz", ".tgz")
+_LISTS, _TARS = (".csv", ".tsv", ".txt", ".lst"), (".tar", ".tar.gz", ".tgz")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -277,8 +277,8 @@ def open_source(spec: str | Source) -> Source:
     """The source that `spec` describes; a source is returned as it is.
 
     Args:
-        spec: `NAME:PATH?option=value&option=value`, or a bare path: a folder of images, one image, a tar (also with
-            `{000..012}`, `*`, `pipe:` or a URL), or a list of images (.csv, .tsv, .txt, .lst).
+        spec: `NAME:PATH?option=value&option=value`, or a bare path: a folder of images, one image, a film, a tar
+            (also with `{000..012}`, `*`, `pipe:` or a URL), or a list of images (.csv, .tsv, .txt, .lst).
 
     Raises:
         UnknownName: no such source or option; the nearest is given.
@@ -363,8 +363,8 @@ def _recognise(path: str) -> str:
         raise DataError(f"no such file or folder: {path}{_beside(full)}")
     if low.endswith(_LISTS):
         return "imagelist"
-    if low.endswith(EXTENSIONS):
-        return "folder"
+    if low.endswith((*EXTENSIONS, *FILMS)):
+        return "video" if low.endswith(FILMS) else "folder"
     known = ", ".join(name.replace("_", "-") for name in plugins.names("data.sources"))
     raise DataError(f"{path} is not a folder, tar or list: name what it is as NAME:{path} with NAME one of {known}")
 

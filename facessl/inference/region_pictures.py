@@ -32,12 +32,13 @@ from facessl.views.normalize import normalize
 _CELL = 112
 
 
-def heatmaps(method: nn.Module, images: np.ndarray) -> Tensor:
+def heatmaps(method: nn.Module, images: np.ndarray, **options: Any) -> Tensor:
     """Heatmaps of a method's regions in evaluation mode, in float32.
 
     Args:
         method: a method with regions (FRA).
         images: (B, S, S, 3) uint8 RGB squares.
+        options: of the method's `heatmaps`, such as `prior="off"` of one with `has_prior`.
 
     Returns:
         (B, N, h, w) float32 on the CPU, sum 1 over N.
@@ -51,7 +52,8 @@ def heatmaps(method: nn.Module, images: np.ndarray) -> Tensor:
     module: Any = method
     x = torch.from_numpy(images).permute(0, 3, 1, 2).to(next(method.parameters()).device)  # (B, 3, S, S)
     with evaluating(method):
-        result: Tensor = module.heatmaps(normalize(x, module.backbone.mean, module.backbone.std)).float().cpu()
+        x = normalize(x, module.backbone.mean, module.backbone.std)
+        result: Tensor = module.heatmaps(x, **options).float().cpu()
     if not bool(result.isfinite().all()):
         raise CheckpointError(
             "the heatmaps are not finite: the training diverged; lower --optim.lr, or use other weights"

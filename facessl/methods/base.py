@@ -36,6 +36,8 @@ class Method(Protocol):
             trained method opens without them. `loader` is `facessl.pretrained.load.load_backbone`.
         ema_momentum(progress): methods with a momentum network only; its momentum now, for the log.
         heatmaps(x): methods with regions only; x (B, 3, H, W) normalized -> (B, N, h, w), rows sum to 1 over N.
+        has_prior: whether `heatmaps` add a prior over the image and take `prior="off"` (content only) and
+            `prior="alone"`; absent: they do not.
         has_regions: whether `heatmaps` works with these settings; absent: it does wherever it exists.
     """
 

@@ -178,6 +178,9 @@ class FRAArgs:
 #: embeddings z^m; "mask_embedding" (N, D) float32, detached, only where mask embeddings are averaged over the batch.
 Outputs = dict[str, Tensor]
 
+#: Whether similarities have the prior added, are without it (the content alone), or are the prior alone.
+Prior = Literal["added", "off", "alone"]
+
 #: Rows and columns of the table of `frame_prior`, and the standard deviation that it starts with.
 PRIOR_CELLS = 12
 PRIOR_STD = 0.1
@@ -243,7 +246,9 @@ class RegionHeads(nn.Module):
             return self.mask_embedding
         return self.prototype if self.averaged else self.decoder(features)
 
-    def similarity(self, features: Tensor, embedding: Tensor, crops: Tensor | None = None) -> Tensor:
+    def similarity(
+        self, features: Tensor, embedding: Tensor, crops: Tensor | None = None, *, prior: Prior = "added"
+    ) -> Tensor:
         """S (B, hw, N), at least float32: cosine of Eq. 1's dense map with mask embeddings, plus the prior, if any.
 
         Features are (B, C, h, w), embeddings (B, N, D) or (N, D), crops (B, 5), what the view shows; None: the image.
@@ -253,7 +258,10 @@ class RegionHeads(nn.Module):
             pixel = F.normalize(at_least_float32(dense), dim=-1)
             query = F.normalize(at_least_float32(embedding), dim=-1)
             cosines = pixel @ query.transpose(-1, -2)
-        return cosines + self.frame_prior * self._prior(features, crops) if self.frame_prior else cosines
+        if not self.frame_prior or prior == "off":
+            return cosines
+        table = self.frame_prior * self._prior(features, crops)
+        return table.expand_as(cosines) if prior == "alone" else cosines + table
 
     def _prior(self, features: Tensor, crops: Tensor | None) -> Tensor:
         """The table at the places of a view's cells: (B, C, h, w) and (B, 5) or None -> (B, hw, N), or (1, hw, N)."""
@@ -313,6 +321,11 @@ class FRA(nn.Module):
     def has_regions(self) -> bool:
         """Whether `heatmaps` exist: the local or the relation term is on."""
         return self.heads.has_regions
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether `heatmaps` have a prior that can be turned off or shown alone."""
+        return self.has_regions and self.args.frame_prior > 0
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of two views (B, 3, S, S), Eq. 8.
@@ -409,17 +422,20 @@ class FRA(nn.Module):
         return cosine_momentum(self.args.momentum, progress.fraction)
 
     @torch.no_grad()
-    def heatmaps(self, x: Tensor) -> Tensor:
+    def heatmaps(self, x: Tensor, *, prior: Prior = "added") -> Tensor:
         """Regions as the online network sees them: (B, 3, H, W) normalized -> (B, N, h, w) float32, sums over N are 1.
 
         Call it in evaluation mode. Averaged mask embeddings are replaced by the running prototype, which is zero before
-        the first step (uniform heatmaps). A prior takes `x` for the stored image. ConfigError where there are no
-        regions (only the global term is on).
+        the first step (uniform heatmaps). A prior takes `x` for the stored image; `prior` leaves it out
+        ("off": content only) or shows nothing else ("alone"). ConfigError where there are no regions (only the global
+        term is on), or no prior to show alone.
         """
         if not self.has_regions:
             raise ConfigError("this FRA has no heatmaps: its local and relation terms are off; turn one on")
+        if prior == "alone" and not self.has_prior:
+            raise ConfigError("this FRA has no prior to show alone: its frame_prior is 0")
         features = self.backbone.forward_features(x)
-        similarity = self.heads.similarity(features, self.heads.stored_embedding(features))
+        similarity = self.heads.similarity(features, self.heads.stored_embedding(features), prior=prior)
         maps = self.heads.heatmaps(similarity)  # (B, hw, N)
         return maps.transpose(1, 2).unflatten(2, features.shape[2:])
 

@@ -1,13 +1,15 @@
 """Do regions that were learned without labels follow the parts of a face? Always beside what needs no learning.
 
 `discover` measures N heatmaps per image: landmarks regressed from their centroids (Thewlis et al., ICCV 2017),
-agreement of their arg-max regions with masks, and whether they move with the image. Beside them are baselines:
-clusters of color, of color and position, a fixed grid, the label map of the mean face (which knows the labels), and
-ceilings of the heatmaps' own grid (which know each image's mask).
+agreement of their arg-max regions with masks, dependence on the image and on the position, and whether they move with
+the image. Beside them are their mean over other images (which knows the position alone) and baselines: clusters of
+color, of color and position, a fixed grid, the label map of the mean face (which knows the labels), and ceilings of the
+heatmaps' own grid (which know each image's mask).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from facessl.core.errors import DataError
 from facessl.core.types import IGNORE_INDEX
 from facessl.metrics import region_maps as maps
 from facessl.metrics.bootstrap import as_array, bootstrap_mean, plain
-from facessl.metrics.region_scores import Similarity, consistency, landmark_errors, region_scores
+from facessl.metrics.region_scores import Similarity, consistency, dependence, landmark_errors, region_scores
 
 #: Side of the grid on which regions are compared.
 GRID = 32
@@ -33,10 +35,11 @@ class _Candidate:
     count: int
     features: np.ndarray | None = None  # (M, C) for landmarks; None: not measured
     heatmaps_of: maps.HeatmapsOf | None = None  # for consistency; None: not measured
+    heatmaps: np.ndarray | None = None  # those of the images, where they are known
 
 
 def discover(
-    heatmaps_of: maps.HeatmapsOf,
+    variants: Mapping[str, maps.HeatmapsOf],
     images: np.ndarray,
     masks: np.ndarray | None = None,
     landmarks: np.ndarray | None = None,
@@ -49,7 +52,8 @@ def discover(
     """The measures for heatmaps and baselines, ready for a table.
 
     Args:
-        heatmaps_of: images (B, S, S, 3) uint8 -> (B, N, h, w), sum 1 over N.
+        variants: name of a row -> images (B, S, S, 3) uint8 -> (B, N, h, w), sum 1 over N; the first one is averaged
+            for "own mean map", in which each half of the images (drawn by `seed`) has the mean of the other one.
         images: (M, S, S, 3) uint8 RGB.
         masks: (M, H, W) uint8, 0 is the background, 255 does not count; None: regions are not compared with masks.
         landmarks: (M, K, 2) pixels of `images`; None: not regressed. Half of the images, drawn by `seed`, are fitted.
@@ -58,9 +62,10 @@ def discover(
         samples, seed: of the bootstrap, of k-means and of the halves.
 
     Returns:
-        images, regions, heatmap [h, w], grid, landmark_test_images, and rows: a list of dicts with name and, each with
-        its NAME_interval [low, high], nmi, ari, foreground_iou (masks), nme_interocular (landmarks; that of "one
-        region" is the mean shape's), consistency with its by_chance and unmoved; None where a row has no such number.
+        images, regions, heatmap [h, w], grid, landmark_test_images, and rows: a list of dicts with name, nmi_image and
+        nmi_position (`dependence`) and, each with its NAME_interval [low, high], nmi, ari, foreground_iou (masks),
+        nme_interocular (landmarks; that of "one region" is the mean shape's), consistency with its by_chance and
+        unmoved; None where a row has no such number.
 
     Raises:
         DataError: numbers of images that differ, or fewer than 4 images.
@@ -71,19 +76,24 @@ def discover(
             f"images, masks and landmarks are of {', '.join(map(str, numbers))} images: "
             "region discovery needs the same number of each, at least 4"
         )
-    own = np.concatenate([as_array(heatmaps_of(images[i : i + maps.BATCH])) for i in range(0, len(images), maps.BATCH)])
+    train = np.random.default_rng(seed).permutation(len(images)) < len(images) // 2
+    batches = [images[i : i + maps.BATCH] for i in range(0, len(images), maps.BATCH)]
+    found = {name: np.concatenate([as_array(of(b)) for b in batches]) for name, of in variants.items()}
+    own = next(iter(found.values()))
     N, cells = own.shape[1], own.shape[2:]
-    candidates = [_Candidate("regions", maps.winners(own, GRID), N, maps.centroids(own), heatmaps_of)]
-    candidates += _floors(images, N, seed)
+    candidates = [
+        _Candidate(name, maps.winners(own, GRID), N, maps.centroids(own), variants[name], own)
+        for name, own in found.items()
+    ]
+    candidates += [_mean_map(own, train), *_floors(images, N, seed)]
     truth = None if masks is None else maps.on_grid(masks, GRID)
     if truth is not None:
         classes = classes or int(truth[truth != IGNORE_INDEX].max(initial=0)) + 1
         candidates += _ceilings(truth, classes, (cells[0], cells[1]))
-    train = np.random.default_rng(seed).permutation(len(images)) < len(images) // 2
     drawn = {"samples": samples, "seed": seed}
     rows = []
     for one in candidates:
-        row: dict[str, Any] = {"name": one.name}
+        row: dict[str, Any] = {"name": one.name, **dependence(one.regions, count=one.count)}
         if truth is not None:
             row |= plain(region_scores(one.regions, truth, count=one.count, classes=classes or 0, **drawn))
         if landmarks is not None:
@@ -91,7 +101,9 @@ def discover(
             if one.features is not None:
                 error = bootstrap_mean(landmark_errors(one.features, landmarks, ocular=ocular, train=train), **drawn)
             row |= plain({"nme_interocular": error})
-        moved = one.heatmaps_of and consistency(one.heatmaps_of, images, Similarity(), grid=GRID, **drawn)
+        moved = one.heatmaps_of and consistency(
+            one.heatmaps_of, images, Similarity(), before=one.heatmaps, grid=GRID, **drawn
+        )
         rows.append(row | (moved or _NOT_MOVED))
     return {
         "images": len(images),
@@ -101,6 +113,20 @@ def discover(
         "landmark_test_images": 0 if landmarks is None else int((~train).sum()),
         "rows": rows,
     }
+
+
+def _mean_map(heatmaps: np.ndarray, train: np.ndarray) -> _Candidate:
+    """Each half of the images with the mean heatmaps of the other one; it moves as the mean of all."""
+    first, second, everyone = (heatmaps[part].mean(0) for part in (train, ~train, slice(None)))
+    crossed = np.where(train[:, None, None, None], second, first)
+    regions, centroids = maps.winners(crossed, GRID), maps.centroids(crossed)
+    return _Candidate(
+        "own mean map",
+        regions,
+        heatmaps.shape[1],
+        centroids,
+        lambda images: np.broadcast_to(everyone, (len(images), *everyone.shape)),
+    )
 
 
 def _floors(images: np.ndarray, count: int, seed: int) -> list[_Candidate]:

@@ -47,6 +47,20 @@ def nmi(tables: np.ndarray) -> np.ndarray:
     return np.nan_to_num(2 * ratio(parts - both, parts), nan=1.0)
 
 
+def dependence(regions: np.ndarray, *, count: int) -> dict[str, float]:
+    """NMI of regions (M, g, g) with what they should not be: `nmi_image` with the image's index (high for regions that
+    cluster images) and `nmi_position` with the pixel's place (high for a fixed partition)."""
+    out = {}
+    for name, labels in (
+        ("nmi_image", np.arange(len(regions))[:, None, None]),
+        ("nmi_position", np.arange(regions[0].size).reshape(regions[0].shape)),
+    ):
+        table = np.zeros((count, labels.size))
+        np.add.at(table, (regions, labels), 1)
+        out[name] = float(nmi(table))
+    return out
+
+
 def ari(tables: np.ndarray) -> np.ndarray:
     """(..., R, L) -> (...) adjusted Rand index: 0 is the mean of random regions of these sizes, 1 the classes.
 
@@ -148,7 +162,14 @@ class Similarity:
 
 
 def consistency(
-    heatmaps_of: HeatmapsOf, images: np.ndarray, warp: Similarity, *, grid: int = 32, samples: int = 1000, seed: int = 0
+    heatmaps_of: HeatmapsOf,
+    images: np.ndarray,
+    warp: Similarity,
+    *,
+    before: np.ndarray | None = None,
+    grid: int = 32,
+    samples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The arg-max of the moved image's maps against the moved maps of the image.
 
@@ -156,6 +177,7 @@ def consistency(
         heatmaps_of: images (B, S, S, 3) uint8 -> heatmaps (B, N, h, w).
         images: (M, S, S, 3) uint8.
         warp: applied to the images, and to the maps of the images before.
+        before: (M, N, h, w) heatmaps of the images; None: computed.
         grid: side on which both are compared, where the moved image shows the image and not its outside.
         samples, seed: of the bootstrap over images.
 
@@ -168,23 +190,24 @@ def consistency(
     _, inside = warp.sources(grid)
     if not inside.any():
         raise DataError(f"{warp} moves the image out of sight: nothing is left to compare")
-    agree, still, counts = [], [], []
+    agree, unmoved, counts = [], [], []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         pixels = torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2).float()
         moved = warp.apply(pixels).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-        before, after = (
-            enlarge(torch.tensor(as_array(heatmaps_of(x)), dtype=torch.float32), grid) for x in (batch, moved)
+        still = heatmaps_of(batch) if before is None else before[start : start + BATCH]
+        stored, after = (
+            enlarge(torch.tensor(as_array(x), dtype=torch.float32), grid) for x in (still, heatmaps_of(moved))
         )  # (B, N, g, g)
-        actual, expected, fixed = (m.argmax(1).numpy()[:, inside] for m in (after, warp.apply(before), before))
+        actual, expected, fixed = (m.argmax(1).numpy()[:, inside] for m in (after, warp.apply(stored), stored))
         agree.append((actual == expected).mean(1))
-        still.append((actual == fixed).mean(1))
-        N = before.shape[1]
+        unmoved.append((actual == fixed).mean(1))
+        N = stored.shape[1]
         counts.append([np.bincount(x.ravel(), minlength=N) for x in (actual, expected)])
     sizes = np.sum(counts, axis=0)  # (2, N)
     fractions = sizes / sizes.sum(1, keepdims=True)
     return {
         **plain({"consistency": bootstrap_mean(np.concatenate(agree), samples=samples, seed=seed)}),
         "consistency_by_chance": float(fractions[0] @ fractions[1]),
-        "consistency_unmoved": float(np.concatenate(still).mean()),
+        "consistency_unmoved": float(np.concatenate(unmoved).mean()),
     }

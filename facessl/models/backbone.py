@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -44,16 +44,21 @@ def pretrained_settings(name: str) -> Settings:
     """Those of timm's pre-trained weights `name`, ImageNet's where timm has none. UnknownName: no such model or tag."""
     plain, _, tag = name.partition(".")
     if not timm.is_model(plain):
-        every = timm.list_models()
-        raise UnknownName("backbone", name, difflib.get_close_matches(plain, every, n=8, cutoff=0.4) or ["resnet50"])
+        raise UnknownName("backbone", name, timm.list_models())
     if tag and name not in (tagged := timm.list_pretrained(f"{plain}.*")):
         raise UnknownName("backbone", name, tagged or [plain])
     found = timm.get_pretrained_cfg(name)
     return Settings() if found is None else Settings(tuple(found.mean), tuple(found.std), found.input_size[-1])
 
 
+#: Options of `timm.create_model` that read another file or address than the model's own, or tell what they hold.
+_ELSEWHERE = re.compile(r"pretrained.*|cache_dir|.*(path|file|url|hub_id|overlay)|scriptable|exportable|no_jit")
+
+
 def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
     """The timm model. ConfigError: an option it does not take, or weights that cannot be had."""
+    if odd := sorted(option for option in options if _ELSEWHERE.fullmatch(option)):
+        raise ConfigError(f"backbone.options.{odd[0]} is not a property of {name}: leave it out")
     try:
         with _offline_without_server() if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)

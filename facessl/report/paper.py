@@ -194,9 +194,9 @@ def _unknown(run: Measured) -> str:
     here = sorted({row.protocol for row in rows if row.dataset == run.dataset})
     if here:
         there = f"there are some with {', '.join(here)}"
-        return f"{run.name}: no published score of {run.dataset} with the protocol {run.protocol}; {there}."
+        return f"{run.name}: no published score for {run.dataset} with the protocol {run.protocol}; {there}."
     known = ", ".join(sorted({row.dataset for row in rows}))
-    return f"{run.name}: no published score of {run.dataset or run.source}; there are some of {known}."
+    return f"{run.name}: no published score for {run.dataset or run.source}; there are some of {known}."
 
 
 def _differences(run: Measured, row: Row) -> list[str]:

@@ -77,10 +77,10 @@ class Labels:
         """
         missing = sorted(needs - source.provides)
         if missing:
-            given = ", ".join(sorted(source.provides)) or "images only"
+            given = ", ".join(sorted(source.provides)) or "images"
             ways = "; ".join(_OWN[field] for field in missing if field in _OWN)
             raise DataError(
-                f"the task needs {', '.join(missing)} of every image, and the source gives {given}"
+                f"the task needs {', '.join(missing)} for every image, and the source has only {given}"
                 + (f": your own come from {ways}" if ways else "")
             )
         points, identities = 0, 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import itertools
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -16,29 +15,21 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from facessl.core.distributed import launched
-from facessl.core.errors import ConfigError
-from facessl.core.files import inside, open_new, open_own, open_regular, read_regular, write_atomic
-from facessl.core.tables import csv_row, from_csv
+from facessl.core.distributed import launched, ranks
+from facessl.core.errors import ConfigError, DataError
 from facessl.core.values import between, check_values
 from facessl.data.crop_geometry import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.decode import ImageError
 from facessl.data.detect import SMALLEST, Face, detect, load_detector
+from facessl.data.index import cache_file
 from facessl.data.loader import check_skipped, pixels
+from facessl.data.location import absolute
 from facessl.data.source import Source
+from facessl.tools.crop_folder import LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
-from facessl.tools.ranks import Record, over_ranks
+from facessl.tools.phash import Near, phash
+from facessl.tools.ranks import Record, over_ranks, wait_for_others
 
-FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"
-#: faces.csv: the crop, its photo, the detector's box and score, the box's longer side in the photo's pixels, the
-#: sharpness (`sharpness`), and the two rows of the map from the photo's pixels to the crop's
-#: (`facessl.data.crop_geometry.Frame.matrix`).
-COLUMNS = (
-    *("image", "original", "left", "top", "right", "bottom", "score", "size", "sharpness"),
-    *("m00", "m01", "m02", "m10", "m11", "m12"),
-)
-_SKIPPED_COLUMNS = ("key", "reason")
-NO_FACE, LEFT_OUT = "no face found", "too small or blurred"
 Align = Literal["none", "eyes", "five-points"]
 #: Side of the square around a face's box in which its sharpness is measured.
 _SHARPNESS_SIDE = 128
@@ -49,17 +40,20 @@ class CropSummary:
     """What `crop` did.
 
     Attributes:
-        photos, before: numbers of photos in the source, and of those that an earlier call had finished.
-        faces: number of crops in the folder, those of an earlier call included.
-        small, blurred: numbers of faces that were left out for that, of this call.
-        without_face: photos without a face, of this call.
-        skipped: (photo, reason) of the unreadable ones, of this call.
+        photos, new_photos: numbers of photos in the source, and of those that this call looked at.
+        faces, new_faces: numbers of crops in the folder, and of those that this call added.
+        duplicates: number of faces left out as near-duplicates, by all calls.
+        small, blurred: numbers of faces that this call left out for that.
+        without_face: photos in which this call found no face.
+        skipped: (photo, reason) of those that this call could not read.
         finished: False on a rank whose photos are done while those of others are not.
     """
 
     photos: int
+    new_photos: int = 0
     faces: int = 0
-    before: int = 0
+    new_faces: int = 0
+    duplicates: int = 0
     small: int = 0
     blurred: int = 0
     without_face: list[str] = field(default_factory=list)
@@ -80,12 +74,15 @@ class _Settings:
     smallest: float
     min_size: float
     min_sharpness: float
+    dedupe: int | None
     format: Literal["jpg", "png"]
     quality: int
 
     def __post_init__(self) -> None:
         rules = {"size": between(8, 4096), "margin": between(0.1, 10), "quality": between(1, 100)}
         check_values(self, rules | {"smallest": between(0.01, 1)}, prefix="crop's ")
+        if self.dedupe is not None:
+            Near(self.dedupe)
         load_detector(self.detector, self.detector_model)  # a missing model is told before any photo
 
 
@@ -104,6 +101,7 @@ def crop(
     smallest: float = SMALLEST,
     min_size: float = 0,
     min_sharpness: float = 0,
+    dedupe: int | None = None,
     format: Literal["jpg", "png"] = "jpg",
     quality: int = 95,
     workers: int = 0,
@@ -114,8 +112,9 @@ def crop(
 
     `facessl.crop("photos/", "faces/", align="eyes").faces`
 
-    `out` also gets faces.csv (`COLUMNS`; itself a source, `imagelist:OUT/faces.csv`), skipped.csv (photos that cannot
-    be read or have no face, and why) and crop.json (these settings). Called again, it goes on where it was stopped.
+    `out` also gets faces.csv (`facessl.tools.crop_folder.COLUMNS`; itself a source, `imagelist:OUT/faces.csv`),
+    skipped.csv (photos without a crop, and why), with `dedupe` duplicates.csv (photo, the crop that its face repeats,
+    distance) and crop.json (these settings). Called again, it goes on where it was stopped.
     Under torchrun or srun the ranks share the work; the one that ends last has the numbers of all, the others none.
 
     Args:
@@ -131,6 +130,8 @@ def crop(
         detector, detector_model, min_score, smallest: as detector, model, ... in `facessl.data.detect.detect`.
         min_size: faces whose box is smaller are left out; pixels of the photo, along the longer side.
         min_sharpness: faces that are less sharp (`sharpness`) are left out.
+        dedupe: leave out faces whose crop has a perceptual hash (`facessl.tools.phash`) that differs in at most so many
+            of 64 bits from an earlier one; 0 to 10, of which 4 finds copies and hardly anything else; None keeps all.
         format: "jpg" or "png".
         quality: of JPEGs, 1 to 100.
         workers: processes; 0 works in this one.
@@ -156,27 +157,68 @@ def crop(
         smallest=smallest,
         min_size=min_size,
         min_sharpness=min_sharpness,
+        dedupe=dedupe,
         format=format,
         quality=quality,
     )
     opened = open_with_positions(source)
     cropper, told = _Cropper(opened, settings), progress or (lambda done, total: None)
+
+    def folder(path: Path) -> CropFolder:
+        return CropFolder(path, vars(settings))
+
     if launched()[1] == 1:
         with output_folder(out, opened, SETTINGS, "crop") as path:
-            return _run(opened, cropper, _Folder(path, settings), workers, max_bad, told)
+            return _run(opened, cropper, folder(path), workers, max_bad, told)
     written = over_ranks(
         functools.partial(output_folder, out, opened, SETTINGS, "crop", wait=True),
         json.dumps({"crop": vars(settings), "images": opened.fingerprint()}),
-        lambda path: _left(opened, _Folder(path, settings)),
+        lambda path: _left(opened, folder(path)),
         cropper.record,
         lambda path, found: _run(
-            opened, lambda i: _Found.read(opened.key(i), *found(i)), _Folder(path, settings), 0, max_bad, told
+            opened, lambda i: _Found.read(opened.key(i), *found(i)), folder(path), 0, max_bad, told
         ),
         failed=lambda values: values["reason"] not in ("", NO_FACE, LEFT_OUT),
         workers=workers,
         progress=told,
     )
     return written or CropSummary(len(opened), finished=False)
+
+
+def cached_crops(
+    spec: str, *, workers: int = 0, max_bad: float = 0.05, progress: Callable[[int, int], None] | None = None
+) -> tuple[str, CropSummary | None]:
+    """The crops of a source's photos by the default settings of `crop`, in the user's cache folder.
+
+    They are made where they are not there yet: a source that has changed gets other ones. Ranks of one machine share
+    the work, and each returns when all of it is done.
+
+    Returns:
+        the source of the crops, and what was done; `spec` itself and None where it is a folder that `crop` wrote.
+
+    Raises:
+        ConfigError: as `crop`, or ranks on several machines.
+        DataError: as `crop`, or no photo has a face.
+    """
+    spec = absolute(spec)
+    opened = open_with_positions(spec)
+    root = getattr(opened, "root", None)
+    if root is not None and (Path(root) / SETTINGS).is_file():
+        return spec, None
+    world, local = ranks()
+    if world > local:
+        raise ConfigError(
+            "photos cannot be cropped by ranks on several machines, which may not see the same cache folder: run "
+            "`facessl crop` into a folder that all of them see, and name that"
+        )
+    defaults = {name: p.default for name, p in inspect.signature(crop).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    out = cache_file("crops", spec, opened.fingerprint(), repr(defaults)).with_suffix("")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    while not (done := crop(opened, out, workers=workers, max_bad=max_bad, progress=progress)).finished:
+        wait_for_others(out)
+    if not done.faces:
+        raise DataError(f"no face was found in the {done.photos} photos of {spec}: name photos of people")
+    return str(out), done
 
 
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
@@ -191,10 +233,10 @@ def sharpness(image: np.ndarray, box: np.ndarray) -> float:
 
 @dataclass
 class _Found:
-    """The crops of one photo, each with the numbers of its row; why there are none; faces that were left out."""
+    """The crops of one photo; why there are none; faces that were left out."""
 
     key: str
-    crops: list[tuple[bytes, list[float]]] = field(default_factory=list)
+    crops: list[Crop] = field(default_factory=list)
     reason: str = ""
     small: int = 0
     blurred: int = 0
@@ -202,8 +244,8 @@ class _Found:
     @classmethod
     def read(cls, key: str, values: dict[str, Any], data: Sequence[bytes]) -> _Found:
         """From what `_Cropper.record` makes of it."""
-        crops = list(zip(data, values.pop("numbers"), strict=True))
-        return cls(key, crops, **values)
+        rows = values.pop("rows")
+        return cls(key, [Crop(image, *row) for image, row in zip(data, rows, strict=True)], **values)
 
 
 class _Cropper:
@@ -236,7 +278,7 @@ class _Cropper:
         """The same as plain values and bytes."""
         found = self(index)
         values = {"reason": found.reason, "small": found.small, "blurred": found.blurred}
-        return values | {"numbers": [numbers for _, numbers in found.crops]}, [data for data, _ in found.crops]
+        return values | {"rows": [crop[1:] for crop in found.crops]}, [crop.data for crop in found.crops]
 
     def _frame(self, face: Face) -> Frame:
         s, points = self.settings, face.five_points
@@ -250,76 +292,18 @@ class _Cropper:
             return from_eyes(face.box, points, s.size, s.margin)
         return from_five_points(points, s.size, s.template, s.margin)
 
-    def _crop(self, image: np.ndarray, face: Face, size: float, sharp: float) -> tuple[bytes, list[float]]:
+    def _crop(self, image: np.ndarray, face: Face, size: float, sharp: float) -> Crop:
         s, frame = self.settings, self._frame(face)
         crop = np.ascontiguousarray(frame.image(image, "reflect"))
         if s.format == "jpg":
             data = simplejpeg.encode_jpeg(crop, quality=s.quality, colorspace="RGB", colorsubsampling="444")
         else:
             data = cv2.imencode(".png", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))[1].tobytes()
-        return data, [*face.box.tolist(), face.score, size, sharp, *frame.matrix[:2].ravel().tolist()]
+        numbers = [*face.box.tolist(), face.score, size, sharp, *frame.matrix[:2].ravel().tolist()]
+        return Crop(data, phash(crop), numbers)
 
 
-class _Folder:
-    """The folder of crops and its tables; `done` are the keys of the photos that it has finished."""
-
-    def __init__(self, path: Path, settings: _Settings) -> None:
-        self.path, self.format = path, settings.format
-        text = json.dumps(vars(settings), indent=1) + "\n"
-        if (path / SETTINGS).is_file():
-            known = read_regular(path / SETTINGS).decode(errors="replace")
-            if known != text:
-                raise ConfigError(
-                    f"{path} has crops of other settings ({' '.join(known.split())}): use those, or name another folder"
-                )
-        else:
-            write_atomic(path / SETTINGS, text.encode())
-        rows = self._rows(FACES, COLUMNS)
-        # The photo that was being written when the last call stopped may lack some of its faces.
-        torn = {row[1] for row in rows if not (path / row[0]).is_file()}
-        rows = [row for row in rows if row[1] not in torn]
-        skipped = self._rows(SKIPPED, _SKIPPED_COLUMNS)
-        self.unreadable = sum(row[1] != NO_FACE for row in skipped)
-        for name, columns, kept in ((FACES, COLUMNS, rows), (SKIPPED, _SKIPPED_COLUMNS, skipped)):
-            write_atomic(path / name, b"".join(csv_row(*row) for row in (columns, *kept)))
-        self.faces = len(rows)
-        self.done = {row[1] for row in rows} | {row[0] for row in skipped}
-        self._taken = {row[0] for row in rows}
-
-    def _rows(self, name: str, columns: tuple[str, ...]) -> list[list[str]]:
-        """Whole rows of a table of an earlier call."""
-        if not (self.path / name).is_file():
-            return []
-        with open_regular(self.path / name, "r", newline="", encoding="utf-8", errors="replace") as file:
-            rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and row[-1]]
-        return [[*map(from_csv, row)] for row in rows]
-
-    def append(self, name: str, rows: list[list[Any]]) -> None:
-        """All rows of a photo in one write, so that a stop leaves all or none of them."""
-        with open_own(self.path / name, "ab") as file:
-            file.write(b"".join(csv_row(*row) for row in rows))
-
-    def add(self, key: str, name: str, crops: list[tuple[bytes, list[float]]]) -> None:
-        """Write a photo's crops: NAME.jpg, NAME-2.jpg, ...; crops first, so that the table never promises too much."""
-        stem = os.path.splitext(name)[0]
-        for number in itertools.count(1):
-            files = [f"{stem}{f'-{n}' if n else ''}.{self.format}" for n in (0, *range(2, len(crops) + 1))]
-            if self._taken.isdisjoint(files):
-                break
-            stem = name if number == 1 else f"{name}_{number}"  # a.jpg beside a.png
-        self._taken.update(files)
-        rows = []
-        for file, (data, numbers) in zip(files, crops, strict=True):
-            path = inside(self.path, file)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open_new(path) as crop:
-                crop.write(data)
-            rows.append([file, key, *(f"{value:.12g}" for value in numbers)])
-        self.append(FACES, rows)
-        self.faces += len(rows)
-
-
-def _left(source: Source, folder: _Folder) -> list[int]:
+def _left(source: Source, folder: CropFolder) -> list[int]:
     """Positions of the photos that are not finished."""
     return [i for i in range(len(source)) if source.key(i) not in folder.done]
 
@@ -327,16 +311,16 @@ def _left(source: Source, folder: _Folder) -> list[int]:
 def _run(
     source: Source,
     crops_of: Callable[[int], _Found],
-    folder: _Folder,
+    folder: CropFolder,
     workers: int,
     max_bad: float,
     told: Callable[[int, int], None],
 ) -> CropSummary:
     keys = [source.key(i) for i in range(len(source))]
-    base, todo = _base(source, keys), _left(source, folder)
-    summary = CropSummary(len(keys), before=len(keys) - len(todo))
-    told(summary.before, len(keys))
-    for done, found in enumerate(in_order(crops_of, todo, workers), summary.before + 1):
+    base, todo, before = _base(source, keys), _left(source, folder), folder.faces
+    summary = CropSummary(len(keys), new_photos=len(todo))
+    told(len(keys) - len(todo), len(keys))
+    for done, found in enumerate(in_order(crops_of, todo, workers), len(keys) - len(todo) + 1):
         summary.small += found.small
         summary.blurred += found.blurred
         if found.crops:
@@ -346,10 +330,10 @@ def _run(
                 summary.without_face.append(found.key)
             elif found.reason != LEFT_OUT:
                 summary.skipped.append((found.key, found.reason))
-                check_skipped(folder.unreadable + len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
-            folder.append(SKIPPED, [[found.key, found.reason]])
+                check_skipped(folder.unreadable + 1, len(keys), max_bad, summary.skipped[-1])
+            folder.skip(found.key, found.reason)
         told(done, len(keys))
-    summary.faces = folder.faces
+    summary.faces, summary.new_faces, summary.duplicates = folder.faces, folder.faces - before, folder.duplicates
     return summary
 
 

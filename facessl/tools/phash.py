@@ -13,8 +13,11 @@ from facessl.core.errors import ConfigError
 BITS = 64
 #: Largest distance that is searched: bands of 64 / 11 bits still leave out most of the images.
 MAX_DISTANCE = 10
+#: Distance up to which images are copies and hardly anything else.
+COPIES = 4
+#: What the jobs that leave out near-duplicates say about them.
+DUPLICATES, DUPLICATES_COLUMNS = "duplicates.csv", ("key", "duplicate_of", "distance")
 _SIDE, _KEPT = 32, 8
-
 
 _FREQUENCIES, _PIXELS = np.arange(1, _KEPT + 1)[:, None], np.arange(_SIDE)[None]
 #: (8, 32): frequencies 1 .. 8 of the DCT-II of 32 values; their scale does not matter to the signs.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -58,7 +59,7 @@ def over_ranks(
     rank, world = launched()
     with ExitStack() as own:
         with folder() as path:
-            files = [path / f".rank-{number}-of-{world}" for number in range(world)]
+            files = [path / _part_name(number, world) for number in range(world)]
             todo = left(path)
             if not todo:
                 written = write(path, work)
@@ -91,6 +92,16 @@ def _resumed(file: Path, about: str) -> tuple[int, int, bool]:
     with open_regular(file, most=None) as before:
         part = _Part(before, about)
         return part.last, part.end, part.complete
+
+
+def wait_for_others(path: Path) -> None:
+    """Wait until the last rank has written what this one, which has come to its end, left in the folder `path`."""
+    while (path / _part_name(*launched())).exists():
+        time.sleep(0.5)
+
+
+def _part_name(rank: int, world: int) -> str:
+    return f".rank-{rank}-of-{world}"
 
 
 def _compute(

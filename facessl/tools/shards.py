@@ -24,10 +24,10 @@ from facessl.core.values import between, check_values
 from facessl.data import records
 from facessl.data.location import redacted
 from facessl.data.source import Source
-from facessl.tools.phash import Near
+from facessl.tools.phash import DUPLICATES, DUPLICATES_COLUMNS, Near
 
-MANIFEST, SKIPPED, DUPLICATES, HASHES = "pack.json", "skipped.csv", "duplicates.csv", ".hashes"
-_HEADERS = {SKIPPED: b"key,reason\n", DUPLICATES: b"key,duplicate_of,distance\n", HASHES: b""}
+MANIFEST, SKIPPED, HASHES = "pack.json", "skipped.csv", ".hashes"
+_HEADERS = {SKIPPED: b"key,reason\n", DUPLICATES: csv_row(*DUPLICATES_COLUMNS), HASHES: b""}
 _HASH = np.dtype([("value", "<u8"), ("index", "<i8")])
 _COUNTS = ("next", "packed", "skipped", "duplicates")
 _UNITS = {"MB": 10**6, "GB": 10**9}

@@ -47,7 +47,7 @@ class MetricsLog:
     def write(self, row: Mapping[str, float]) -> None:
         """Append a row with at least `step`; `seconds` of training so far, over all resumed parts, is added."""
         values = {"step": row["step"], "seconds": round(time.monotonic() - self._began, 3), **row}
-        self._rows.append({name: str(v) if isinstance(v, int) else f"{v:.6g}" for name, v in values.items()})
+        self._rows.append({name: str(v) if isinstance(v, int) else f"{v:.8g}" for name, v in values.items()})
         fresh = [name for name in values if name not in self._columns]
         self._columns += fresh
         if fresh:

@@ -50,7 +50,8 @@ def pretrain(source: str | None = None, **settings: Any) -> Result:
     """Pre-train a face backbone on unlabelled images.
 
     Args:
-        source: a folder of images, `NAME:PATH?option=value`, or None for the embedded synthetic faces.
+        source: a folder of crops (of photos: `facessl.crop`), `NAME:PATH?option=value`, or None for the embedded
+            synthetic faces.
         settings: fields of `facessl.config.pretrain.PretrainConfig`; `method` and `backbone` may be plain names or
             dicts (`method={"name": "fra", "num_regions": 16}`), `optim` and `monitor` dicts.
 

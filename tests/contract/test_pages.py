@@ -58,10 +58,10 @@ def printed(place: Path) -> Path:
 def test_the_method_and_the_source_of_the_page_train(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(place / "faces.npz", images=np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), np.uint8))
     words = [
+        "--plugin", str(install("Npz", place)), f"--plugin={install('Toy', place)}",
         "pretrain", f"npz:{place}/faces.npz", "--method", "toy", "--method.dim", "8", "--backbone", "test_resnet",
         "--image-size", "32", "--batch-size", "4", "--max-steps", "2", "--workers", "2", "--device", "cpu",
-        "--monitor.every", "0", "--out", str(place / "run"), "--plugin", str(install("Npz", place)),
-        f"--plugin={install('Toy', place)}",
+        "--monitor.every", "0", "--out", str(place / "run"),
     ]  # fmt: skip
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["finished"] is True
@@ -84,8 +84,23 @@ def test_a_file_that_is_not_a_plug_in(
     name: str, text: str, says: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / name).write_text(text)
-    assert main(["list", "methods", "--plugin", str(place / name)]) == 2
+    assert main(["--plugin", str(place / name), "list", "methods"]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.fault(
+    "E4", "a file called --plugin=evil.py, met by `predict run *`, was run; so was a folder named like a plug-in"
+)
+def test_only_the_file_that_was_typed_is_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, evil = place / "toy.py", "import pathlib; pathlib.Path('ran').touch()"
+    good.write_text("class Toy:\n    after_step = 1\n")
+    (place / "evil.py").write_text(evil)
+    assert main(["report", "--plugin=evil.py"]) == main(["report", "--", "--plugin=evil.py"]) == 2
+    assert "--plugin stands before the command" in capsys.readouterr().err
+    (place / "toy").mkdir()
+    (place / "toy" / "__init__.py").write_text(evil)
+    assert main(["--plugin", str(good), "list", "methods", "toy"]) == 0
+    assert not Path("ran").exists()
 
 
 def test_a_recipe_names_no_plug_in(printed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +117,7 @@ def test_the_task_of_the_page_trains_reports_and_predicts(
     printed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert main([*WORDS, "--task.scale", "20", "--out", str(run), "--plugin", str(printed)]) == 0
+    assert main(["--plugin", str(printed), *WORDS, "--task.scale", "20", "--out", str(run)]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["headline"]["unit"] == "degrees"
     assert told["finished"] is True
@@ -195,7 +210,7 @@ def _python(page: Path) -> list[str]:
 def test_a_missing_member_is_named(member: str, printed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = re.sub(rf"\b{member}\b(?=:|\()", f"{member}_gone", printed.read_text())
     printed.write_text(text)
-    assert main([*WORDS, "--plugin", str(printed)]) == 2
+    assert main(["--plugin", str(printed), *WORDS]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert f"has no {member}:" in said
     assert "pose.py" in said

@@ -23,6 +23,7 @@ from facessl.data.decode import decode
 from facessl.data.source import Source, open_source
 from facessl.data.subset import Subset
 from tests import data
+from tests.data.make import film, shades
 
 
 def jpeg(value: int) -> bytes:
@@ -56,6 +57,11 @@ def _imagelist(root: Path) -> str:
     return f"imagelist:{root / 'list.csv'}"
 
 
+def _video(root: Path) -> str:
+    film(root / "film.mkv", shades(6))
+    return f"video:{root / 'film.mkv'}?every=1s"
+
+
 def _layouts() -> dict[str, Callable[[Path], str]]:
     """`build_NAME` of every `tests/data/layouts_*.py`, by name."""
     modules = [f"tests.data.{m.name}" for m in pkgutil.iter_modules(data.__path__) if m.name.startswith("layouts_")]
@@ -69,6 +75,7 @@ EXAMPLES: dict[str, Callable[[Path], str]] = {
     "webdataset": _webdataset,
     "imagelist": _imagelist,
     "synthetic": lambda _: "synthetic:?n=6&size=32",
+    "video": _video,
     **_layouts(),
 }
 
@@ -128,6 +135,7 @@ COLUMNS = {
     "synthetic": {"label", "identity"},
     "utkface": {"label", "attributes", "group"},
     "vggface2": {"label", "identity"},
+    "video": set(),
     "w300": {"landmarks", "box"},
     "webdataset": {"label"},
     "wflw": {"landmarks", "box"},

@@ -6,10 +6,11 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from facessl.data.layouts import Layout
@@ -76,3 +77,23 @@ def shade(image: np.ndarray) -> int:
 def mirror(points: np.ndarray, order: Layout, width: float) -> np.ndarray:
     """Landmarks (K, 2) of the mirrored image of that width, in the same order."""
     return points[list(order.flip)] * (-1, 1) + (width - 1, 0)
+
+
+def film(path: Path, images: Sequence[np.ndarray], **options: str) -> Path:
+    """A film of 5 frames per second that shows each image (H, W, 3) uint8 for a second; skips where PyAV is missing."""
+    av = pytest.importorskip("av", reason="PyAV (the extra video) is not installed")
+    with av.open(str(path), "w", options=options) as out:
+        stream = out.add_stream("mpeg4", rate=5)
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        for image in images:
+            for _ in range(5):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        out.mux(stream.encode())
+    return path
+
+
+def shades(count: int) -> list[np.ndarray]:
+    """Noisy images for `film` with the means 10, 30, 50, ..."""
+    rng = np.random.default_rng(0)
+    return [(20 * number + rng.integers(0, 21, (48, 64, 3))).astype(np.uint8) for number in range(count)]

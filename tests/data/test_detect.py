@@ -168,7 +168,7 @@ def matrix_of(row: dict[str, str]) -> np.ndarray:
 def test_crops_lie_in_the_same_sub_folders_and_lead_back(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "faces"
     summary = crop(str(photos), out, size=96, margin=1.5, format="png")
-    assert (summary.photos, summary.faces, summary.before) == (4, 2, 0)
+    assert (summary.photos, summary.faces, summary.new_photos) == (4, 2, 4)
     assert [Path(key).name for key in summary.without_face] == ["empty.png"]
     assert [Path(key).name for key, _ in summary.skipped] == ["broken.jpg"]
     assert "broken.jpg" in (out / "skipped.csv").read_text()
@@ -265,7 +265,7 @@ def test_small_and_blurred_faces_are_left_out_and_counted(tmp_path: Path, monkey
     assert (found.faces, found.small, found.blurred) == (1, 2, 1)
     assert [row["image"] for row in rows(tmp_path / "some")] == ["sharp.jpg"]
     again = crop(tmp_path / "photos", tmp_path / "some", all_faces=True, min_size=100, min_sharpness=limit)
-    assert (again.before, again.without_face, again.skipped) == (2, [], [])
+    assert (again.new_photos, again.without_face, again.skipped) == (0, [], [])
 
 
 @pytest.mark.fault("C3", "`crop` printed nothing for minutes")
@@ -287,11 +287,11 @@ def test_a_stopped_crop_goes_on_and_other_settings_are_refused(photos: Path, tmp
         file.write("a/torn.jpg,so")  # what a full disk or a killed process leaves
     looked.clear()
     summary = crop(str(photos), out, size=64)
-    assert summary.before == 2
+    assert (summary.new_photos, summary.new_faces) == (2, 1)
     assert len(looked) == 1  # of the two photos that were left, one is broken
     assert sorted(row["image"] for row in rows(out)) == ["a/one.jpg", "b/two.jpg"]
     again = crop(str(photos), out, size=64)
-    assert (again.before, again.faces) == (4, 2)
+    assert (again.new_photos, again.new_faces, again.faces) == (0, 0, 2)
     with pytest.raises(ConfigError, match="other settings"):
         crop(str(photos), out, size=80)
 

@@ -59,7 +59,9 @@ def lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Folders whose content is listed from here on."""
     listed: list[str] = []
     real = module._list
-    monkeypatch.setattr(module, "_list", lambda full: (listed.append(os.fsdecode(full)), real(full))[1])
+    monkeypatch.setattr(
+        module, "_list", lambda full, endings: (listed.append(os.fsdecode(full)), real(full, endings))[1]
+    )
     return listed
 
 

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.nn import functional as F
 
-from facessl.core.errors import DataError
+from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Batch
 from facessl.methods.fra import across
 from facessl.models.layers import view_cells
@@ -160,6 +160,22 @@ def test_heatmaps_take_the_image_for_the_frame(embeddings):
     assert not torch.allclose(other.heatmaps(x), expected)
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other.heatmaps(x), expected.detach())
+
+
+def test_heatmaps_without_the_prior_and_of_the_prior_alone():
+    model, plain = build(**PRIOR).eval(), build(**(PRIOR | {"frame_prior": 0.0})).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.endswith(".prior")})
+    x = views().views[0]
+    assert torch.equal(model.heatmaps(x, prior="off"), plain.heatmaps(x))
+    assert torch.equal(plain.heatmaps(x, prior="off"), plain.heatmaps(x))
+    table = model.heads.prior.detach().permute(1, 2, 0)  # (12, 12, N)
+    at = [(cell + 0.5) / 3 for cell in range(3)]
+    logits = torch.stack([torch.stack([bilinear(table, column, row) for column in at]) for row in at])
+    expected = (0.5 * logits / model.args.temperature).softmax(-1).permute(2, 0, 1).expand(3, N, 3, 3)
+    torch.testing.assert_close(model.heatmaps(x, prior="alone"), expected)
+    assert (model.has_prior, plain.has_prior) == (True, False)
+    with pytest.raises(ConfigError, match="no prior to show alone"):
+        plain.heatmaps(x, prior="alone")
 
 
 @pytest.mark.parametrize("values", [{"relation": "across"}, {"relation": "both"}, {"frame_prior": 0.5}], ids=str)

@@ -18,7 +18,15 @@ from facessl.metrics.region_maps import (
     region_centroids,
     winners,
 )
-from facessl.metrics.region_scores import ari, contingency, foreground_iou, landmark_errors, nmi, region_scores
+from facessl.metrics.region_scores import (
+    ari,
+    contingency,
+    dependence,
+    foreground_iou,
+    landmark_errors,
+    nmi,
+    region_scores,
+)
 from tests.helpers import drawn_intervals
 
 CLASSES = 11
@@ -52,6 +60,17 @@ def test_scores_agree_with_scikit_learn(partitions: tuple[np.ndarray, np.ndarray
         truth, found = masks[one][inside], regions[one][inside]
         assert nmi(tables)[one] == pytest.approx(normalized_mutual_info_score(truth, found))
         assert ari(tables)[one] == pytest.approx(adjusted_rand_score(truth, found))
+
+
+def test_dependence_agrees_with_scikit_learn(partitions: tuple[np.ndarray, np.ndarray]) -> None:
+    regions = np.where(np.arange(12)[:, None, None] < 3, 0, partitions[0])
+    image, place = np.repeat(np.arange(12), 81), np.tile(np.arange(81), 12)
+    assert dependence(regions, count=4) == pytest.approx(
+        {
+            "nmi_image": normalized_mutual_info_score(image, regions.ravel()),
+            "nmi_position": normalized_mutual_info_score(place, regions.ravel()),
+        }
+    )
 
 
 def test_foreground_is_the_best_of_all_sets_of_regions(partitions: tuple[np.ndarray, np.ndarray]) -> None:
@@ -124,14 +143,14 @@ def row(found: dict[str, Any], name: str) -> dict[str, Any]:
 def test_every_row_stands_beside_the_same_baselines(faces: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     images, masks, landmarks = faces
     maps = np.random.default_rng(0).dirichlet(np.ones(8), (24, 7, 7)).transpose(0, 3, 1, 2)
-    found = discover(lambda x: maps[: len(x)], images, masks, landmarks, classes=CLASSES, samples=100)
+    found = discover({"full": lambda x: maps[: len(x)]}, images, masks, landmarks, classes=CLASSES, samples=100)
     json.dumps(found, allow_nan=False)
     assert [r["name"] for r in found["rows"]] == [
-        "regions", "one region", "color k-means, 8", "color and position k-means, 8", "grid, 8",
+        "full", "own mean map", "one region", "color k-means, 8", "color and position k-means, 8", "grid, 8",
         "mean face's labels", "ceiling 7x7, majority per cell", "ceiling 7x7, interpolated fractions",
     ]  # fmt: skip
     assert len({tuple(r) for r in found["rows"]}) == 1  # the same columns
-    own, color, mean = (row(found, n) for n in ("regions", "color k-means, 8", "mean face's labels"))
+    own, color, mean = (row(found, n) for n in ("full", "color k-means, 8", "mean face's labels"))
     assert own["nmi"] < 0.05 < color["nmi"] < mean["nmi"] < row(found, "ceiling 7x7, majority per cell")["nmi"]
     assert own["nme_interocular"] == pytest.approx(row(found, "one region")["nme_interocular"], rel=0.1)
     assert row(found, "ceiling 7x7, majority per cell")["consistency"] is None  # moved images have no masks
@@ -147,22 +166,36 @@ def test_maps_that_know_the_masks_reach_the_ceiling_and_fixed_maps_are_the_grid(
 ) -> None:
     images, masks, landmarks = faces
     shares = class_fractions(on_grid(masks, 32), CLASSES, (7, 7))
-    told = discover(lambda x: shares[: len(x)], images, masks, landmarks, classes=CLASSES, samples=20)
-    assert row(told, "regions")["nmi"] == row(told, "ceiling 7x7, interpolated fractions")["nmi"]
-    assert row(told, "regions")["nme_interocular"] < 0.8 * row(told, "one region")["nme_interocular"]
+    told = discover({"full": lambda x: shares[: len(x)]}, images, masks, landmarks, classes=CLASSES, samples=20)
+    assert row(told, "full")["nmi"] == row(told, "ceiling 7x7, interpolated fractions")["nmi"]
+    assert row(told, "full")["nme_interocular"] < 0.8 * row(told, "one region")["nme_interocular"]
     grid = (rectangles(8, 32) == np.arange(8)[:, None, None]).astype(np.float32)
-    fixed = discover(lambda x: np.broadcast_to(grid, (len(x), 8, 32, 32)), images, masks, samples=20)
-    ours, theirs = row(fixed, "regions"), row(fixed, "grid, 8")
-    assert ours | {"name": ""} == theirs | {"name": ""}
+    fixed = discover({"full": lambda x: np.broadcast_to(grid, (len(x), 8, 32, 32))}, images, masks, samples=20)
+    ours, mean, theirs = (row(fixed, name) | {"name": ""} for name in ("full", "own mean map", "grid, 8"))
+    assert ours == mean == theirs
+
+
+def test_the_mean_map_of_an_image_is_that_of_the_other_half() -> None:
+    truth = np.random.default_rng(1).integers(0, 2, (6, 32, 32))
+    images = np.broadcast_to(np.arange(6, dtype=np.uint8)[:, None, None, None], (6, 32, 32, 3))
+    found = discover(
+        {"full": lambda x: np.eye(2)[truth[x[:, 0, 0, 0]]].transpose(0, 3, 1, 2)}, images, truth, samples=20, seed=3
+    )
+    first = np.random.default_rng(3).permutation(6) < 3
+    majority = [truth[~first if one else first].sum(0) >= 2 for one in first]
+    expected = normalized_mutual_info_score(truth.ravel(), np.stack(majority).ravel())
+    assert row(found, "full")["nmi"] == pytest.approx(1)
+    assert row(found, "own mean map")["nmi"] == pytest.approx(expected)
 
 
 def test_without_labels_consistency_alone_is_measured(faces: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    found = discover(lambda x: np.full((len(x), 2, 3, 3), 0.5), faces[0], samples=20)
+    found = discover({"full": lambda x: np.full((len(x), 2, 3, 3), 0.5)}, faces[0], samples=20)
     assert set(row(found, "grid, 2")) == {
-        "name", "consistency", "consistency_interval", "consistency_by_chance", "consistency_unmoved",
+        "name", "nmi_image", "nmi_position",
+        "consistency", "consistency_interval", "consistency_by_chance", "consistency_unmoved",
     }  # fmt: skip
 
 
 def test_numbers_of_images_that_differ_are_named(faces: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     with pytest.raises(DataError, match="24, 23 images"):
-        discover(lambda x: np.ones((24, 2, 3, 3)), faces[0], faces[1][:23])
+        discover({"full": lambda x: np.ones((24, 2, 3, 3))}, faces[0], faces[1][:23])

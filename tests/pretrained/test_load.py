@@ -19,6 +19,7 @@ from facessl.cli import main
 from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.methods.fra import FRA
+from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card
 from tests.conftest import SHARED
 from tests.helpers import TINY
@@ -195,3 +196,10 @@ def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="no known kind"):
         facessl.load_backbone(path)
+
+
+@pytest.mark.fault("E9", "options of a recipe or checkpoint made timm read other files and addresses")
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
+def test_no_option_reads_another_file(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"backbone.options.{option} is not a property of test_resnet"):
+        Backbone("test_resnet", image_size=32, **{option: "evil.pth"})

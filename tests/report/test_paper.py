@@ -126,8 +126,11 @@ def test_two_numbers_of_one_method_are_both_shown(make: Callable[..., Path]) -> 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"source": "folder:/photos"}, "no published score of folder; there are some of affectnet, aflw19"),
-        ({"protocol": "star"}, "no published score of rafdb with the protocol star; there are some with eac, finetune"),
+        ({"source": "folder:/photos"}, "no published score for folder; there are some of affectnet, aflw19"),
+        (
+            {"protocol": "star"},
+            "no published score for rafdb with the protocol star; there are some with eac, finetune",
+        ),
     ],
 )
 def test_nothing_to_compare_with_is_one_sentence(

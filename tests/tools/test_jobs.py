@@ -36,7 +36,8 @@ COUNT = 12
 
 
 class Faces(Synthetic):
-    """Faces in two folders; the process that reads the sixth of them is killed where `deadly`, or finds it damaged."""
+    """Faces in two folders, the tenth like the fourth; the process that reads the sixth is killed where `deadly`, or
+    finds it `damaged`."""
 
     deadly = damaged = False
 
@@ -51,7 +52,7 @@ class Faces(Synthetic):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.damaged and index == 5:
             raise ImageError(self.key(index), "damaged")
-        return super().__getitem__(index)
+        return super().__getitem__(3 if index == 9 else index)
 
 
 Job = Callable[..., Any]
@@ -63,10 +64,22 @@ def job(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Job:
     face = Face(np.array([4, 4, 28, 28], np.float32), 0.9)
     monkeypatch.setattr(crop_module, "detect", lambda *_, **__: [face])
     if request.param == "crop":
-        return lambda out, **options: crop_photos(Faces(), out, size=16, **options)
+        return lambda out, **options: crop_photos(Faces(), out, size=16, dedupe=0, **options)
     return lambda out, **options: pack(
         Faces(), out, **{"size": 16, "shard_size": 4, "dedupe": 0, "workers": 0} | options
     )
+
+
+def stop_after(count: int) -> Callable[[int, int], None]:
+    def stop(done: int, total: int) -> None:
+        if done >= count:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def written(out: Path) -> dict[Path, bytes]:
+    return {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 @pytest.mark.fault("E3", "it waited without end")
@@ -78,7 +91,7 @@ def test_a_killed_process_is_one_sentence_and_the_next_call_goes_on(
         job(tmp_path / "out", workers=2)
     monkeypatch.setattr(Faces, "deadly", False)
     found = vars(job(tmp_path / "out", workers=2))
-    assert found.get("faces", found.get("packed")) == COUNT
+    assert (found.get("faces", found.get("packed")), found["duplicates"]) == (COUNT - 1, 1)
 
 
 @pytest.mark.fault("E3", "one that was killed while it handed over its results was waited for without end")
@@ -111,13 +124,9 @@ def test_two_jobs_at_once_are_refused(job: Job, tmp_path: Path) -> None:
      "shard-000001.tar", "traits.json", "pack.json"],
 )  # fmt: skip
 def test_links_and_pipes_in_the_output_are_not_written_to(job: Job, tmp_path: Path, name: str, kind: str) -> None:
-    def stop(done: int, total: int) -> None:
-        if done >= 8:
-            raise KeyboardInterrupt
-
     out, victim, folder = tmp_path / "out", tmp_path / "victim", tmp_path / "folder"
     with pytest.raises(KeyboardInterrupt):
-        job(out, progress=stop)
+        job(out, progress=stop_after(8))
     folder.mkdir()
     victim.write_bytes(b"precious")
     link = out / name
@@ -162,7 +171,7 @@ def test_crops_of_odd_names_are_read_back(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Faces, "key", lambda self, index: f"photos/{keys[index]}")
     monkeypatch.setattr(Faces, "__len__", lambda self: len(keys))
     crop_photos(Faces(), tmp_path / "out", size=16)
-    assert crop_photos(Faces(), tmp_path / "out", size=16).before == len(keys)
+    assert crop_photos(Faces(), tmp_path / "out", size=16).new_photos == 0
     again = open_source(f"imagelist:{tmp_path / 'out' / 'faces.csv'}")
     assert len({again.key(i) for i in range(len(again))}) == len(keys)
     assert all(again[i].image for i in range(len(again)))
@@ -198,7 +207,7 @@ def test_ranks_write_what_one_process_writes_also_when_one_is_killed(
     monkeypatch.setattr(Faces, "deadly", False)
     for _ in range(2):  # the second time there is nothing left to do
         assert as_ranks(job, tmp_path / "out", 4) == [0, 0, 0, 0]
-        assert content(tmp_path / "out") == content(tmp_path / "one")
+        assert written(tmp_path / "out") == written(tmp_path / "one")
 
 
 def kill_writer(done: int, total: int) -> None:
@@ -227,7 +236,7 @@ def test_a_rank_that_is_overtaken_by_the_one_that_writes_leaves_nothing(
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     job(out)
-    assert content(out) == content(tmp_path / "one")
+    assert written(out) == written(tmp_path / "one")
 
 
 @pytest.mark.fault("E16", "what the ranks had left, up to the size of the images, stayed in the output for ever")
@@ -235,7 +244,7 @@ def test_one_process_that_ends_the_job_of_ranks_removes_their_files(job: Job, tm
     job(tmp_path / "one")
     as_ranks(job, tmp_path / "out", 2, progress=kill_writer)
     job(tmp_path / "out")
-    assert content(tmp_path / "out") == content(tmp_path / "one")
+    assert written(tmp_path / "out") == written(tmp_path / "one")
 
 
 @pytest.mark.fault("A6", "an image that ranks could not read was the same error after it was corrected")
@@ -248,7 +257,7 @@ def test_an_image_that_was_corrected_is_read_again(job: Job, tmp_path: Path, mon
     monkeypatch.setattr(Faces, "damaged", False)
     assert as_ranks(job, tmp_path / "out", 2, max_bad=0) == [0, 0]
     job(tmp_path / "single", max_bad=0)
-    assert content(tmp_path / "out") == content(tmp_path / "single") == content(tmp_path / "one")
+    assert written(tmp_path / "out") == written(tmp_path / "single") == written(tmp_path / "one")
 
 
 @pytest.mark.fault("C2", "each of the others said that it had found no face, or packed no image")
@@ -264,5 +273,14 @@ def test_one_rank_tells_the_result(command: str, job: Job, tmp_path: Path, capfd
         assert told[{"crop": "faces", "pack": "packed"}[command]] == 4
 
 
-def content(out: Path) -> dict[Path, bytes]:
-    return {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+@pytest.mark.parametrize("stopped", [4, 9, 10])
+def test_a_near_duplicate_is_left_out_and_named_also_after_a_stop(job: Job, tmp_path: Path, stopped: int) -> None:
+    job(tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        job(tmp_path / "out", progress=stop_after(stopped))
+    assert job(tmp_path / "out").duplicates == 1
+    _, (key, first, bits) = [line.split(",") for line in (tmp_path / "out/duplicates.csv").read_text().splitlines()]
+    assert key == "photos/b/9.jpg"
+    assert first.removeprefix("photos/") == "b/3.jpg"
+    assert bits == "0"
+    assert written(tmp_path / "out") == written(tmp_path / "one")

@@ -108,7 +108,7 @@ def test_pcl_stopped_after_every_step_weighs_its_contrasts_alike(tmp_path: Path)
         pretrain(**settings, out=str(tmp_path / "parts"), max_minutes=1e-9, resume=part > 0)
     whole = weights(tmp_path / "whole")
     assert_same(weights(tmp_path / "parts"), whole)
-    assert whole["balance.complete"] >= 2
+    assert (whole["balance.means"] > 0).all(), "two epochs are complete"
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 

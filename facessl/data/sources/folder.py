@@ -18,12 +18,12 @@ from facessl.data.decode import EXTENSIONS, OTHER_EXTENSIONS, read_file
 from facessl.data.index import Table, cache_file, class_order, load, texts
 from facessl.data.source import Source
 from facessl.data.splits import role
+from facessl.data.video import FILMS
 
-_SUFFIXES = tuple(os.fsencode(extension) for extension in EXTENSIONS)
 #: Folders of thumbnails and deleted files that systems and network drives make.
 _NOT_PHOTOS = (b"__MACOSX", b"@eaDir", b"#recycle", b"$RECYCLE.BIN", b"lost+found")
-_OTHERS = tuple(os.fsencode(extension) for extension in OTHER_EXTENSIONS)
-_LAYOUT = (3, *EXTENSIONS)
+_OTHERS = tuple(os.fsencode(extension) for extension in (*OTHER_EXTENSIONS, *FILMS))
+_LAYOUT = 4
 # A file added within one tick of the file system's clock does not change its folder's time.
 _TICK_NS = 2_000_000_000
 
@@ -40,7 +40,10 @@ class Folder(Source):
         label_names: names of the first-level sub-folders, by number where all are numbers; of the second level where
             those of the first are called after parts (train, test).
         root: the folder; None for a single image.
+        endings: of the names of its files, lower case.
     """
+
+    endings = EXTENSIONS
 
     classes_may_be_people = True
 
@@ -56,9 +59,9 @@ class Folder(Source):
             raise DataError(f"no such folder: {str(path) or 'folder:PATH needs a path'}")
         self._prefix = str(root if self.root else root.parent)
         if self.root:
-            file = cache_file("folder", os.path.abspath(root), f"{_LAYOUT} {recursive}")
+            file = cache_file("folder", os.path.abspath(root), f"{_LAYOUT} {recursive} {self.endings}")
             known = load(file) if cache else None
-            self._table = _update(root, known, recursive)
+            self._table = _update(root, known, recursive, tuple(map(os.fsencode, self.endings)))
             if cache and self._table is not known and len(self._table["name"]):
                 self._table = self._table.saved(file)
         else:
@@ -80,6 +83,10 @@ class Folder(Source):
         cure = "convert them to JPEG"
         if not endings.keys().isdisjoint((".heic", ".heif")):
             cure = "install pillow-heif, which reads .heic and .heif, or " + cure
+        if not endings.keys().isdisjoint(FILMS):
+            cure = f"write video:{self.root}?every=1s for frames of the films" + (
+                "" if endings.keys() <= {*FILMS} else f", and of the others {cure}"
+            )
         warnings.warn(f"{self.root}: left out {told}: {cure}", DataWarning, stacklevel=3)
 
     def __len__(self) -> int:
@@ -116,7 +123,7 @@ class _Row(NamedTuple):
     other: bytes = b""  # endings of pictures that are left out, each with a blank
 
 
-def _update(root: Path, known: Table | None, recursive: bool) -> Table:
+def _update(root: Path, known: Table | None, recursive: bool, endings: tuple[bytes, ...]) -> Table:
     """The table of `root`: `known` itself where nothing changed."""
     old, inner_of = _by_folder(known)
     now = time.time_ns()
@@ -140,7 +147,7 @@ def _update(root: Path, known: Table | None, recursive: bool) -> Table:
                 rows.append(before)
                 inner = inner_of.get(folder, [])
             else:
-                names, inner, other = _list(full)
+                names, inner, other = _list(full, endings)
                 lengths = np.array([len(name) for name in names], np.int64)
                 rows.append(_Row(folder, stamp, False, b"".join(names), lengths, other))
                 changed = True
@@ -153,7 +160,7 @@ def _update(root: Path, known: Table | None, recursive: bool) -> Table:
     return _table(sorted(rows, key=lambda row: row.folder))
 
 
-def _list(folder: bytes) -> tuple[list[bytes], list[bytes], bytes]:
+def _list(folder: bytes, endings: tuple[bytes, ...]) -> tuple[list[bytes], list[bytes], bytes]:
     """Names of the images and of the sub-folders of one folder, sorted, and endings of other pictures."""
     names, inner, other = [], [], b""
     with os.scandir(folder) as entries:
@@ -162,7 +169,7 @@ def _list(folder: bytes) -> tuple[list[bytes], list[bytes], bytes]:
             if name.startswith(b".") or name in _NOT_PHOTOS:
                 continue
             try:
-                if name.lower().endswith(_SUFFIXES) and entry.is_file():
+                if name.lower().endswith(endings) and entry.is_file():
                     names.append(name)
                 elif entry.is_dir():
                     inner.append(name)

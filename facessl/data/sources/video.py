@@ -1,0 +1,75 @@
+"""Frames of a film, or of the films of a folder beside its images."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from facessl.core.errors import DataError, DataWarning
+from facessl.data.decode import EXTENSIONS, read_file
+from facessl.data.source import Source
+from facessl.data.sources.folder import Folder
+from facessl.data.video import FILMS, Frame, clock, frames_of, interval, read_frame
+
+#: In the place of a time stamp.
+_IMAGE = np.iinfo(np.int64).min
+
+
+class _Files(Folder):
+    endings = (*EXTENSIONS, *FILMS)
+
+
+class Video(Source):
+    """The first frame of each interval of a film; of a folder its images as well, with labels as `folder:` has them.
+
+    The frame at 83.5 s of clips/film.mp4 is called clips/film.mp4/00h01m23s500. Every film is read once, without
+    decoding it, to learn the times of its frames. A warning tells of a damaged film, which ends with what it has; one
+    without any frame is left out of a folder.
+
+    Attributes:
+        root: the folder; None for a single film.
+    """
+
+    def __init__(self, path: str | Path, *, every: str = "1s", recursive: bool = True, cache: bool = True) -> None:
+        """
+        Args:
+            path: a film (.mp4, .mov, .mkv, .webm, .avi, .mpg, ...), or a folder.
+            every: the interval: 1s, 0.5s, 200ms, 2min.
+            recursive: also look into sub-folders.
+        """
+        step = interval(every)
+        files = _Files(path, recursive=recursive, cache=cache)
+        self.root = files.root
+        names: list[str] = []
+        stamps: list[int] = []
+        owners: list[int] = []
+        for index in range(len(files)):
+            name, found = files.inner_name(index), [("", _IMAGE)]
+            if self.root is None or name.lower().endswith(FILMS):
+                found = [(f"/{clock(frame.seconds)}", frame.stamp) for frame in self._frames(files.name(index), step)]
+            names += [name + time for time, _ in found]
+            stamps += [stamp for _, stamp in found]
+            owners += [index] * len(found)
+        self._stamps = np.array(stamps, np.int64)
+        columns = {"label": files.values("label")[owners]} if files.label_names else None
+        self.label_names = files.label_names
+        super().__init__(names, columns, file=path)
+        self._folder = str(files.root or Path(path).expanduser().parent)
+
+    def _frames(self, film: str, step: float) -> list[Frame]:
+        try:
+            frames, wrong = frames_of(film, step)
+        except DataError as error:
+            if self.root is None:
+                raise
+            frames, wrong = [], f"left out: {error}"
+        if wrong:
+            warnings.warn(wrong, DataWarning, stacklevel=4)
+        return frames
+
+    def image(self, index: int) -> bytes | np.ndarray:
+        key, stamp = self.key(index), int(self._stamps[index])
+        return read_file(key) if stamp == _IMAGE else read_frame(os.path.dirname(key), stamp, key)

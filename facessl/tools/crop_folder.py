@@ -1,0 +1,145 @@
+"""The folder that `facessl crop` writes: crops, tables, and the settings by which a stopped call goes on.
+
+A photo is finished when it stands in faces.csv or skipped.csv, which is written last of all that belongs to it.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from facessl.core.errors import ConfigError
+from facessl.core.files import inside, open_new, open_own, open_regular, read_regular, write_atomic
+from facessl.core.tables import csv_row, from_csv
+from facessl.tools.phash import DUPLICATES, DUPLICATES_COLUMNS, Near
+
+FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"
+#: faces.csv: the crop, its photo, the crop's perceptual hash, the detector's box and score, the box's longer side in
+#: the photo's pixels, the sharpness (`facessl.tools.crop.sharpness`), and the two rows of the map from the photo's
+#: pixels to the crop's (`facessl.data.crop_geometry.Frame.matrix`).
+COLUMNS = (
+    *("image", "original", "phash", "left", "top", "right", "bottom", "score", "size", "sharpness"),
+    *("m00", "m01", "m02", "m10", "m11", "m12"),
+)
+_SKIPPED_COLUMNS = ("key", "reason")
+NO_FACE, LEFT_OUT, DUPLICATE = "no face found", "too small or blurred", "near-duplicate"
+
+
+class Crop(NamedTuple):
+    """A crop as it is stored, its hash, and the numbers of its row from `left` on."""
+
+    data: bytes
+    hash: int
+    numbers: list[float]
+
+
+class CropFolder:
+    """The folder of crops and its tables.
+
+    Attributes:
+        done: keys of the photos that are finished.
+        faces, duplicates, unreadable: numbers of crops, of faces left out as near-duplicates, of unreadable photos.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """ConfigError where the folder is of other settings."""
+        self.path, self._format = path, settings["format"]
+        self._near = None if settings["dedupe"] is None else Near(settings["dedupe"])
+        text = json.dumps(dict(settings), indent=1) + "\n"
+        if (path / SETTINGS).is_file():
+            known = read_regular(path / SETTINGS).decode(errors="replace")
+            if known != text:
+                raise ConfigError(
+                    f"{path} has crops of other settings ({' '.join(known.split())}): use those, or name another folder"
+                )
+        else:
+            write_atomic(path / SETTINGS, text.encode())
+        rows = self._rows(FACES, COLUMNS)
+        # The photo that was being written when the last call stopped may lack some of its faces.
+        torn = {row[1] for row in rows if not ((path / row[0]).is_file() and re.fullmatch("[0-9a-f]{16}", row[2]))}
+        rows = [row for row in rows if row[1] not in torn]
+        skipped = self._rows(SKIPPED, _SKIPPED_COLUMNS)
+        self.done = {row[1] for row in rows} | {row[0] for row in skipped}
+        duplicates = [row for row in self._rows(DUPLICATES, DUPLICATES_COLUMNS) if row[0] in self.done]
+        tables: list[tuple[str, Sequence[str], list[list[str]]]] = [
+            (FACES, COLUMNS, rows),
+            (SKIPPED, _SKIPPED_COLUMNS, skipped),
+            *([(DUPLICATES, DUPLICATES_COLUMNS, duplicates)] if self._near else []),
+        ]
+        for name, columns, kept in tables:
+            write_atomic(path / name, b"".join(csv_row(*row) for row in (columns, *kept)))
+        self.unreadable = sum(row[1] not in (NO_FACE, LEFT_OUT, DUPLICATE) for row in skipped)
+        self.duplicates = len(duplicates)
+        self._files = [row[0] for row in rows]
+        self._taken = set(self._files)
+        if self._near:
+            for owner, row in enumerate(rows):
+                self._near.add(int(row[2], 16), owner)
+
+    @property
+    def faces(self) -> int:
+        return len(self._files)
+
+    def _rows(self, name: str, columns: Sequence[str]) -> list[list[str]]:
+        """Whole rows of a table of an earlier call."""
+        if not (self.path / name).is_file():
+            return []
+        with open_regular(self.path / name, "r", newline="", encoding="utf-8", errors="replace") as file:
+            rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and row[-1]]
+        return [[*map(from_csv, row)] for row in rows]
+
+    def _append(self, name: str, rows: list[list[Any]]) -> None:
+        """All rows of a photo in one write, so that a stop leaves all or none of them."""
+        with open_own(self.path / name, "ab") as file:
+            file.write(b"".join(csv_row(*row) for row in rows))
+
+    def skip(self, key: str, reason: str) -> None:
+        """A photo without a crop."""
+        self._append(SKIPPED, [[key, reason]])
+        self.unreadable += reason not in (NO_FACE, LEFT_OUT, DUPLICATE)
+
+    def add(self, key: str, name: str, crops: Sequence[Crop]) -> None:
+        """Write those of a photo's crops that repeat no earlier one: NAME.jpg, NAME-2.jpg, ..."""
+        kept: list[Crop] = []
+        repeated: list[tuple[int, int]] = []
+        for crop in crops:
+            found = self._near.find(crop.hash) if self._near else None
+            if found is not None:
+                repeated.append(found)
+                continue
+            if self._near:
+                self._near.add(crop.hash, self.faces + len(kept))
+            kept.append(crop)
+        files = self._names(name, len(kept))
+        rows: list[list[Any]] = []
+        for file, crop in zip(files, kept, strict=True):
+            path = inside(self.path, file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open_new(path) as image:
+                image.write(crop.data)
+            rows.append([file, key, f"{crop.hash:016x}", *(f"{value:.12g}" for value in crop.numbers)])
+        self._files += files
+        if repeated:
+            self._append(DUPLICATES, [[key, self._files[owner], distance] for owner, distance in repeated])
+            self.duplicates += len(repeated)
+        if rows:
+            self._append(FACES, rows)
+        else:
+            self.skip(key, DUPLICATE)
+
+    def _names(self, name: str, count: int) -> list[str]:
+        """Names of so many crops of a photo, which no other photo has."""
+        stem = os.path.splitext(name)[0]
+        for number in itertools.count(1):
+            files = [f"{stem}{f'-{n}' if n else ''}.{self._format}" for n in (0, *range(2, count + 1))][:count]
+            if self._taken.isdisjoint(files):
+                break
+            stem = name if number == 1 else f"{name}_{number}"  # a.jpg beside a.png
+        self._taken.update(files)
+        return files
