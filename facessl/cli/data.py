@@ -69,6 +69,8 @@ def cmd_crop(
     options["dedupe"] = _bits(dedupe)
     with ProgressLine("image", enabled=launched()[0] == 0) as progress:
         found = crop(photos, out, progress=progress, max_bad=max_bad, **options)
+    if not found.finished or (launched()[0] and not found.new_photos):  # another rank has the numbers
+        return 0
     list_skipped([*found.skipped, *((photo, "no face found") for photo in found.without_face)])
     counts = {name: len(value) if isinstance(value, list) else value for name, value in vars(found).items()}
     print(json.dumps({"out": str(out), **counts}))
@@ -121,6 +123,10 @@ def cmd_pack(
     options["dedupe"] = _bits(dedupe)
     with ProgressLine("image", enabled=launched()[0] == 0) as progress:
         found = pack(source, out, size=size, quality=quality, copy=copy, progress=progress, **options)
+    if not found.finished or (launched()[0] and found.before == found.images):  # another rank has the numbers
+        return 0
     list_skipped(found.unreadable)
-    print(json.dumps({"out": str(out), **{k: v for k, v in vars(found).items() if k != "unreadable"}}))
+    print(
+        json.dumps({"out": str(out), **{k: v for k, v in vars(found).items() if k not in ("unreadable", "finished")}})
+    )
     return 0

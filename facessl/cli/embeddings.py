@@ -151,7 +151,8 @@ def cmd_map(
 
     Args:
         embeddings: file that `facessl embed` wrote.
-        out: .html file to write; it holds small pictures of all images and fetches nothing.
+        out: .html file to write; it holds small pictures of up to 50,000 images, of more none, and
+            fetches nothing.
         method: pca, the two directions of the largest variance; or umap, which keeps neighbourhoods and needs
             umap-learn (pip install 'facessl[umap]').
         color: table of the classes that give the colours: `path` and `group`, `label_name` or `label`, such as the

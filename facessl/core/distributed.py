@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn import functional
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -43,12 +45,17 @@ def own_part(count: int) -> slice:
     return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
 
 
+def gathered(value: T) -> list[T]:
+    """The values of all ranks, which are pickled. Collective call: no rank leaves before all have come."""
+    parts: list[Any] = [value] * world_size()
+    if len(parts) > 1:
+        dist.all_gather_object(parts, value)
+    return parts
+
+
 def totals(*counts: int) -> list[int]:
     """Sums of whole numbers over the ranks. Collective call."""
-    parts: list[Any] = [counts] * world_size()
-    if len(parts) > 1:
-        dist.all_gather_object(parts, counts)
-    return [sum(column) for column in zip(*parts, strict=True)]
+    return [sum(column) for column in zip(*gathered(counts), strict=True)]
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ class Sample:
 
     Attributes:
         image: encoded file content (bytes), or (H, W, 3) uint8 RGB where the source draws its images.
-        key: what a person finds the image by: a path, or `shard.tar/member.jpg`.
+        key: what a person finds the image by: a path, that of a shard followed by its member's name, or
+            `shard.tar/member.jpg` of a stream.
         label: class index (int).
         text: caption.
         landmarks: (K, 2) float32, x and y in pixels; the centre of the top-left pixel is (0, 0).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from facessl.core import environment
-from facessl.core.errors import ConfigError
-from facessl.core.files import completed
+from facessl.core.errors import ConfigError, DataError
+from facessl.core.files import completed, open_regular
 from facessl.core.tables import printable
-from facessl.data.decode import ImageError, decode, read_file
+from facessl.data.decode import decode, read_file
+from facessl.data.sources._tar import Member, check_size, members
 from facessl.inference.prediction_pictures import font
 
 _GREY, _INK, _SOFT, _MARK = (200, 202, 206), (28, 30, 33), (90, 94, 100), (37, 99, 235)
@@ -31,17 +33,50 @@ class Cell(NamedTuple):
 
 
 def thumbnails(paths: Sequence[str], side: int) -> list[Image.Image]:
-    """Squares of `side` pixels, each with a whole image in its middle; grey with a word where it cannot be read."""
+    """Squares of `side` pixels, each with a whole image in its middle; grey with a word where it cannot be read.
+
+    Args:
+        paths: of image files, or of a tar followed by the name of a member.
+    """
+    packed = _packed(paths)
     with ThreadPoolExecutor(environment.cores()) as pool:
-        return list(pool.map(lambda path: _thumbnail(path, side), paths))
+        return list(pool.map(lambda path: _thumbnail(path, side, packed.get(path)), paths))
 
 
-def _thumbnail(path: str, side: int) -> Image.Image:
+def _packed(paths: Sequence[str]) -> dict[str, tuple[str, Member]]:
+    """The shard of each path that is a member of one, as sources of shards name their images, and where it lies."""
+    wanted: dict[str, set[str]] = {}
+    for path in paths:
+        shard = os.path.dirname(path)
+        while not os.path.exists(shard) and shard != os.path.dirname(shard):
+            shard = os.path.dirname(shard)
+        if os.path.isfile(shard):
+            wanted.setdefault(shard, set()).add(path)
+    found = {}
+    for shard, inside in wanted.items():
+        with contextlib.suppress(DataError, OSError):  # not a tar, or damaged from here on
+            for member in members(Path(shard)):
+                if (path := f"{shard}/{os.fsdecode(member.name)}") in inside:
+                    found[path] = shard, member
+    return found
+
+
+def _encoded(path: str, packed: tuple[str, Member] | None) -> bytes:
+    if packed is None:
+        return read_file(path)
+    shard, member = packed
+    check_size(shard, path, member.size, "image")
+    with open_regular(shard, most=None) as file:
+        file.seek(member.offset)
+        return bytes(file.read(member.size))
+
+
+def _thumbnail(path: str, side: int, packed: tuple[str, Member] | None) -> Image.Image:
     square = Image.new("RGB", (side, side), _GREY)
     try:
-        image = Image.fromarray(decode(read_file(path), key=path, min_side=side))
-    except ImageError:
-        word = "unreadable" if os.path.exists(path) else "missing"
+        image = Image.fromarray(decode(_encoded(path, packed), key=path, min_side=side))
+    except (DataError, OSError):
+        word = "unreadable" if packed or os.path.exists(path) else "missing"
         letters = font(max(6, min(_LETTER, side // 6)))
         ImageDraw.Draw(square).text((side / 2, side / 2), word, _INK, letters, anchor="mm")
         return square

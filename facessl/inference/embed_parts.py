@@ -6,6 +6,7 @@ those that are there, whatever stopped the one before.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
@@ -20,7 +21,8 @@ import torch.distributed as dist
 from facessl.core import files, tables
 from facessl.core.distributed import own_part, rank, world_size
 from facessl.core.errors import ConfigError
-from facessl.data.loader import check_skipped
+from facessl.data.decode import ImageError
+from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.data.subset import Subset
 from facessl.inference.embed import Embeddings, embedding_batches, network_mark
@@ -77,7 +79,8 @@ def embed_in_parts(
     _check(every, source, max_bad)
     rows = (_rows(folder, start, source, network) for start, note in zip(starts, blocks, strict=True) if note["rows"])
     count, _ = write_embeddings(path, (batch for block in rows for batch in block))
-    shutil.rmtree(folder, ignore_errors=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.parts"):  # also of the source before a correction
+        shutil.rmtree(left, ignore_errors=True)
     return count, [(key, reason) for key, reason in every]
 
 
@@ -96,15 +99,41 @@ def _embed_block(
 ) -> list[list[str]]:
     """Embed one block, unless it is there already. Returns (key, reason) of the images that were skipped."""
     note = _note(folder, start)
-    if not note.is_file():
+    skipped = _known(note, part)
+    if skipped is None:
         batches = list(embedding_batches(backbone, part, precision=precision, max_bad=1, **options))
         rows = sum(map(len, batches))
         if rows:
-            write_embeddings(note.with_suffix(".parquet"), batches)
+            write_embeddings(rows_file := note.with_suffix(".parquet"), batches)
+            with rows_file.open("r+b") as file:
+                files.sync(file)
         skipped = [list(pair) for batch in batches for pair in batch.skipped]
         files.write_atomic(note, json.dumps({"rows": rows, "skipped": skipped}).encode())
-    found: list[list[str]] = json.loads(note.read_text())["skipped"]
-    return found
+    return skipped
+
+
+def _known(note: Path, part: Source) -> list[list[str]] | None:
+    """What an earlier call skipped of a block; None where it has to be embedded: it is not there, its rows cannot be
+    read (a lost disk cache), or one of those images can be read by now."""
+    try:
+        told = json.loads(note.read_text())
+        if told["rows"]:
+            with pq.ParquetFile(note.with_suffix(".parquet")) as file:
+                file.read(["path"])
+    except (OSError, ValueError):
+        return None
+    skipped: list[list[str]] = told["skipped"]
+    keys = {key for key, _ in skipped}
+    again = [index for index in range(len(part)) if part.key(index) in keys] if keys else []
+    return skipped if len(again) == len(skipped) and not any(_readable(part, index) for index in again) else None
+
+
+def _readable(source: Source, index: int) -> bool:
+    try:
+        pixels(source[index])
+    except ImageError:
+        return False
+    return True
 
 
 def _check(skipped: list[list[str]], source: Source, max_bad: float) -> None:

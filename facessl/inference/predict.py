@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from facessl.core.distributed import own_part, rank
+from facessl.core.distributed import gathered, own_part, rank
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import completed, inside, write_png
 from facessl.core.lock import only_writer
@@ -121,7 +121,7 @@ def predict(
         detector_model: model file of a detector that needs one.
         batch_size: faces per forward pass.
         precision: fp32, bf16 or fp16.
-        max_bad: fraction of unreadable photos, of those of this rank, above which it stops.
+        max_bad: fraction of unreadable photos above which it stops.
         draw: also write the pictures.
         overwrite: take the photo's own name even where that replaces other files (never a photo).
 
@@ -140,12 +140,13 @@ def predict(
     trained = run if isinstance(run, Trained) else load_trained(run)
     out = Path(out)
     found, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
-    own = own_part(len(found))
+    total, own = len(found), own_part(len(found))
     found, names = found[own], names[own]
     find = _finder(detector, detector_model) if crop else None
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
     with only_writer(out) if rank() == 0 else contextlib.nullcontext():
-        for group in _groups(trained, found, names, find, cut, batch_size, max_bad):
+        gathered(None)  # before it has the lock, and after it has left it, no rank writes
+        for group in _groups(trained, found, names, find, cut, batch_size, max_bad, total):
             raw = _raw(trained, group, batch_size, precision)
             row = itertools.count()
             for photo in group:
@@ -155,8 +156,13 @@ def predict(
                     for face, frame in zip(photo.faces, photo.frames, strict=True)
                 ]
                 _write(photo, described, out, trained.name, draw=draw, framed=crop)
-    if found and not any(photo.read for photo in found):
-        raise DataError(f"no photo could be read (the first: {found[0].note})")
+        parts = gathered([(photo.photo, photo.note) for photo in found if not photo.read])
+    skipped = [photo for part in parts for photo in part]
+    if skipped and len(skipped) == total:
+        raise DataError(f"no photo could be read (the first: {skipped[0][1]})")
+    if skipped:
+        last, note = skipped[-1]
+        check_skipped(len(skipped), total, max_bad, (last, note.removeprefix(str(ImageError(last, "")))))
     return found
 
 
@@ -256,6 +262,7 @@ def _groups(
     cut: Callable[..., Frame],
     batch_size: int,
     max_bad: float,
+    total: int,
 ) -> Iterator[list[_Photo]]:
     """Readable photos, together until they fill a batch of faces; without any face a photo still comes along."""
     group: list[_Photo] = []
@@ -267,8 +274,8 @@ def _groups(
         except ImageError as error:
             photo.read, photo.note = False, str(error)
             bad = sum(not one.read for one in found)
-            if bad < len(found):  # where none can be read, the caller says so
-                check_skipped(bad, len(found), max_bad, (error.key, error.reason))
+            if bad < total:  # where none can be read, the caller says so
+                check_skipped(bad, total, max_bad, (error.key, error.reason))
             continue
         height, width = image.shape[:2]
         if find is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from facessl.core import files, tables
-from facessl.core.errors import ConfigError, DataError
+from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.inference.contact_sheet import thumbnails
 from facessl.inference.embed import Embeddings
 from facessl.inference.embedding_files import read_embeddings
@@ -25,6 +26,8 @@ from facessl.report.page import render
 Projection = Literal["pca", "umap"]
 #: Pixels of a thumbnail; thumbnails per row and column of one JPEG.
 _SIDE, _ACROSS = 56, 24
+#: Images of a map with thumbnails, at most: of synthetic faces 50,000 of them are 42 MB.
+PICTURES = 50_000
 #: Classes with a colour of their own, the largest ones; the others share one.
 _COLOURED = 20
 _OTHER, _NONE = "others", "none"
@@ -41,7 +44,9 @@ def write_map(
     color: str | Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write the map of embeddings as one HTML page that fetches nothing; the thumbnails are inside.
+    """Write the map of embeddings as one HTML page that fetches nothing; up to 50,000 thumbnails are inside.
+
+    Of more images it has no thumbnails, which the page and a warning say.
 
     Args:
         path: .html file.
@@ -73,10 +78,14 @@ def write_map(
         if variance is None
         else f"Two principal components, {100 * variance:.0f} % of the variance"
     )
+    without = ""
+    if len(rows) > PICTURES:
+        without = f"The map has no pictures, as there are more than {PICTURES:,} images"
+        warnings.warn(f"{without}: embed fewer of them for a map with pictures", DataWarning, stacklevel=2)
     page = render(
         "map.html",
         title=f"Map of {len(rows):,} faces",
-        method=told,
+        method=f"{told}. {without}" if without else told,
         data={
             "points": _base64(_scaled(points)),
             "classes": _base64(numbers.astype("<u2")),
@@ -87,7 +96,7 @@ def write_map(
             "own": classes,
             "side": _SIDE,
             "across": _ACROSS,
-            "sheets": _sheets(rows.keys),
+            "sheets": [] if without else _sheets(rows.keys),
         },
     )
     files.write_atomic(path, page.encode())

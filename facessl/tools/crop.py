@@ -178,6 +178,7 @@ def crop(
         lambda path, found: _run(
             opened, lambda i: _Found.read(opened.key(i), *found(i)), folder(path), 0, max_bad, told
         ),
+        failed=lambda values: values["reason"] not in ("", NO_FACE, LEFT_OUT),
         workers=workers,
         progress=told,
     )
@@ -325,12 +326,12 @@ def _run(
         if found.crops:
             folder.add(found.key, _relative(found.key, base), found.crops)
         else:
-            folder.skip(found.key, found.reason)
             if found.reason == NO_FACE:
                 summary.without_face.append(found.key)
             elif found.reason != LEFT_OUT:
                 summary.skipped.append((found.key, found.reason))
                 check_skipped(len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
+            folder.skip(found.key, found.reason)
         told(done, len(keys))
     summary.faces, summary.new_faces, summary.duplicates = folder.faces, folder.faces - before, folder.duplicates
     return summary

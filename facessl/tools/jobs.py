@@ -47,7 +47,8 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, w
         source: what the job reads; the folder must not lie inside it.
         manifest: name of the file.
         job: name of the job, for messages.
-        wait: until another process has left the folder.
+        wait: until another process has left the folder: this one is a rank (`facessl.tools.ranks`), and the job may go
+            on after it has left.
 
     Raises:
         ConfigError: the folder is a file, inside the source, has other files in it, or is in use.
@@ -67,10 +68,18 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, w
         remove_temporaries(folder, *folder.rglob("*/"))
         try:
             yield folder
+            if not wait:  # the whole job is done
+                remove_parts(folder)
         except OSError as error:
             raise DataError(
                 f"cannot write to {folder}: {error.strerror or error}; the same command goes on where it stopped"
             ) from None
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what the ranks of a job left in its folder, of any number of ranks."""
+    for file in folder.glob(".rank-*-of-*"):
+        file.unlink()
 
 
 def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) -> Iterator[Any]:

@@ -51,6 +51,7 @@ class PackSummary:
         shards, bytes: number and size of the tars.
         before: images that an earlier call had done.
         unreadable: (key, reason), of this call.
+        finished: False on a rank whose images are done while those of others are not.
     """
 
     images: int
@@ -61,6 +62,7 @@ class PackSummary:
     bytes: int = 0
     before: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
+    finished: bool = True
 
 
 def pack(
@@ -134,10 +136,11 @@ def pack(
         left,
         packer.record,
         write,
+        failed=lambda values: bool(values["unreadable"]),
         workers=workers,
         progress=told,
     )
-    return written or PackSummary(len(opened))
+    return written or PackSummary(len(opened), finished=False)
 
 
 class _Packed(NamedTuple):

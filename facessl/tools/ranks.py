@@ -20,7 +20,7 @@ from facessl.core.distributed import launched
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import open_own, open_regular, sync
 from facessl.core.lock import only_writer
-from facessl.tools.jobs import in_order
+from facessl.tools.jobs import in_order, remove_parts
 
 T = TypeVar("T")
 #: One image's result as plain values and bytes.
@@ -36,6 +36,7 @@ def over_ranks(
     work: Callable[[int], Record],
     write: Callable[[Path, Callable[[int], Record]], T],
     *,
+    failed: Callable[[dict[str, Any]], bool],
     workers: int,
     progress: Callable[[int, int], None],
 ) -> T | None:
@@ -47,6 +48,7 @@ def over_ranks(
         left: positions of the images that are not written yet, rising.
         work: position -> result.
         write: writes the images that are left, given a function as `work`.
+        failed: values -> whether the image could not be read; it is then read again when the output is written.
 
     Returns:
         What `write` does, on the rank that ended last; None on the others.
@@ -55,16 +57,41 @@ def over_ranks(
         ConfigError: files of other settings or images are in the folder.
     """
     rank, world = launched()
-    with folder() as path:
-        todo = left(path)
-        if not todo:
-            return _finish(path, write, [])
-    files = [path / _part_name(number, world) for number in range(world)]
-    with only_writer(files[rank], folder=False):
-        _compute(files[rank], about, [index for index in todo if index % world == rank], work, workers, progress)
+    with ExitStack() as own:
+        with folder() as path:
+            files = [path / _part_name(number, world) for number in range(world)]
+            todo = left(path)
+            if not todo:
+                written = write(path, work)
+                remove_parts(path)
+                return written
+            # In the folder's lock: a complete file that is not there any more has been written, and `todo` says so.
+            own.enter_context(only_writer(files[rank], folder=False))
+            last, end, complete = _resumed(files[rank], about)
+        if not complete:
+            mine = [index for index in todo if index % world == rank]
+            _compute(files[rank], about, mine, last, end, work, workers, progress)
     with folder() as path, ExitStack() as stack:
         parts = [_Part(stack.enter_context(open_regular(file, most=None)), about) for file in files if file.is_file()]
-        return _finish(path, write, parts) if [part.complete for part in parts] == [True] * world else None
+        if [part.complete for part in parts] != [True] * world:
+            return None
+
+        def found(index: int) -> Record:
+            record = parts[index % world].result(index)
+            return work(index) if failed(record[0]) else record
+
+        written = write(path, found)
+        remove_parts(path)
+        return written
+
+
+def _resumed(file: Path, about: str) -> tuple[int, int, bool]:
+    """The last position in a rank's file, where its result ends, and whether the file is complete."""
+    if not file.is_file():
+        return -1, 0, False
+    with open_regular(file, most=None) as before:
+        part = _Part(before, about)
+        return part.last, part.end, part.complete
 
 
 def wait_for_others(path: Path) -> None:
@@ -77,29 +104,17 @@ def _part_name(rank: int, world: int) -> str:
     return f".rank-{rank}-of-{world}"
 
 
-def _finish(path: Path, write: Callable[[Path, Callable[[int], Record]], T], parts: Sequence[_Part]) -> T:
-    written = write(path, lambda index: parts[index % len(parts)].result(index))
-    for file in path.glob(".rank-*-of-*"):  # also of another number of ranks
-        file.unlink()
-    return written
-
-
 def _compute(
     file: Path,
     about: str,
     todo: Sequence[int],
+    last: int,
+    end: int,
     work: Callable[[int], Record],
     workers: int,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Append the results that are missing, and a last line that says that none is."""
-    last, end = -1, 0
-    if file.is_file():
-        with open_regular(file, most=None) as before:
-            part = _Part(before, about)
-            if part.complete:
-                return
-            last, end = part.last, part.end
+    """Append the results after position `last`, which ends at byte `end`, and a last line: the file is complete."""
     missing = [index for index in todo if index > last]
     done = len(todo) - len(missing)
     progress(done, len(todo))

@@ -38,8 +38,8 @@ def test_vggface2_numbers_persons_by_folder(tmp_path: Path) -> None:
 def test_laionface_tells_parts_with_equal_shards_apart(tmp_path: Path) -> None:
     spec = build("laionface", tmp_path)
     source = open_source(spec)
-    assert source.key(1) == "split_00000/00000.tar/000000001.jpg"
-    assert source.key(4) == "split_00001/00000.tar/000000001.jpg"
+    assert source.inner_name(1) == "split_00000/00000.tar/000000001.jpg"
+    assert source.inner_name(4) == "split_00001/00000.tar/000000001.jpg"
     assert source[4].text == "face 1 of part 1"
     assert [open_source(spec + "?parts=1")[i].text for i in range(3)] == [f"face {i} of part 1" for i in range(3)]
     with pytest.raises(DataError, match="split_00002 is missing or holds no tar"):

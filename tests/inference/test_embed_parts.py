@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from facessl.core import checkpoint
 from facessl.core.errors import DataError
 from facessl.data.source import open_source
 from facessl.inference import embed_parts
-from facessl.inference.embed import load_embedder
+from facessl.inference.embed import embeddings, load_embedder
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card
 from tests.helpers import environment, torchrun_command
@@ -96,3 +97,34 @@ def test_too_many_unreadable_images_are_counted_over_all_blocks(
     assert not list(tmp_path.glob("x.*"))
     assert embed_parts.embed_in_parts(tmp_path / "x.npy", network, source, max_bad=0.05)[0] == 38  # type: ignore[index]
     assert len(np.load(tmp_path / "x.npy")) == 38
+
+
+@pytest.mark.fault(
+    "A6", "a block of several ranks kept it as unreadable, and the same error came after each correction"
+)
+def test_a_corrected_image_and_a_lost_block_are_embedded_again(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_parts, "BLOCK", 10)
+    source = open_source(str(tmp_path / "faces"))
+    network = load_embedder(tmp_path / "net.safetensors")
+    bad = tmp_path / "faces" / "b" / "37\udce9.png"
+    image = bad.read_bytes()
+    bad.write_bytes(bytes(len(image)))  # of equal length, and not one of the images that the fingerprint looks at
+    with pytest.raises(DataError, match="2 images of 40 cannot be read"):
+        embed_parts.embed_in_parts(tmp_path / "x.npy", network, source, max_bad=0.025)
+    bad.write_bytes(image)
+    embedded = []
+    real = embed_parts.embedding_batches
+
+    def told(backbone: Any, part: Any, **options: Any) -> Any:
+        embedded.append(int(part.positions[0]))
+        return real(backbone, part, **options)
+
+    monkeypatch.setattr(embed_parts, "embedding_batches", told)
+    lost = next(tmp_path.glob(".x.npy.*.parts")) / f"{0:012d}.parquet"
+    lost.write_bytes(lost.read_bytes()[:-100])  # a machine that lost power before its disk had all of it
+    assert embed_parts.embed_in_parts(tmp_path / "x.npy", network, source, max_bad=0.025)[0] == 39  # type: ignore[index]
+    assert embedded == [0, 30]
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), embeddings(network, source).array, atol=1e-6)
+    assert not list(tmp_path.glob(".x*"))

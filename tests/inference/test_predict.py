@@ -24,6 +24,7 @@ from facessl.data.crop_geometry import similarity
 from facessl.data.decode import decode_mask
 from facessl.data.detect import detect
 from facessl.data.sources.synthetic import Synthetic
+from facessl.inference import predict as predict_module
 from facessl.inference import trained_task
 from facessl.inference.framing import measure, sentence
 from facessl.inference.predict import NO_FACE, frame_of_face, predict
@@ -340,3 +341,27 @@ def test_ranks_predict_a_part_of_the_photos_each(run: Path, tmp_path: Path) -> N
             told(tmp_path / "one" / f"{name}.json")["faces"][0]["probabilities"], abs=1e-4
         )
         assert (tmp_path / "two" / f"{name}.png").is_file()
+
+
+@pytest.mark.fault("A6", "the rank that held only the unreadable photo of 20 said that no photo could be read")
+def test_unreadable_photos_are_counted_over_all_ranks_in_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [saved(marked_face(0)[0], tmp_path / f"{name}.png") for name in "abcd"]
+    photos[3].write_bytes(b"no image")
+    out = tmp_path / "out"
+    others: list[tuple[str, str]] = []
+    locked = []
+
+    def gathered(value: Any) -> list[Any]:
+        locked.append((out / ".lock").exists())
+        return [others, value]
+
+    monkeypatch.setattr(predict_module, "gathered", gathered)
+    monkeypatch.setattr(predict_module, "own_part", lambda count: slice(3, count))
+    (found,) = predict(dots(), photos, out=out, crop=False, max_bad=0.5)
+    assert not found.read
+    assert locked == [True, True]  # before the first photo and after the last one of any rank
+    others += [(str(photo), f"cannot read the image {photo}: gone") for photo in photos[:2]]
+    with pytest.raises(DataError, match="3 images of 4 cannot be read, more than the 2 that max_bad allows"):
+        predict(dots(), photos, out=out, crop=False, max_bad=0.5)

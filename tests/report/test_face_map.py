@@ -15,9 +15,13 @@ import pytest
 from PIL import Image
 
 from facessl.core import tables
-from facessl.core.errors import ConfigError, DataError
+from facessl.core.errors import ConfigError, DataError, DataWarning
+from facessl.data.source import open_source
+from facessl.inference.contact_sheet import thumbnails
 from facessl.inference.embed import Embeddings
+from facessl.report import face_map
 from facessl.report.face_map import write_map
+from facessl.tools.pack import pack
 
 HOSTILE = "</script><script>alert(1)</script>&\u2028'\"`${1}"
 
@@ -60,6 +64,33 @@ def test_points_thumbnails_and_names_are_those_of_the_images(tmp_path: Path) -> 
     for place, shade in ((0, shades[0]), (2, shades[1])):
         np.testing.assert_allclose(sprite[side // 2, place * side + side // 2], shade, atol=12)
     assert HOSTILE not in html.unescape(page.split("<script")[0])
+
+
+@pytest.mark.fault("C8", "images of shards were grey tiles with the word missing")
+def test_thumbnails_of_packed_images(tmp_path: Path) -> None:
+    for i, shade in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40), shade).save(tmp_path / "photos" / f"{i}.png")
+    pack(str(tmp_path / "photos"), tmp_path / "shards", shard_size=2, workers=0)
+    shards = open_source(str(tmp_path / "shards"))
+    keys = [shards.key(i) for i in range(3)]
+    middles = [image.getpixel((28, 28)) for image in thumbnails([*keys, f"{keys[0]}.gone", __file__ + "/x.jpg"], 56)]
+    np.testing.assert_allclose(middles[:3], np.eye(3) * 255, atol=12)
+    grey = thumbnails([str(tmp_path / "gone.png")], 56)[0]
+    assert thumbnails([f"{keys[0]}.gone"], 56)[0] == grey
+    with (tmp_path / "shards" / "shard-000000.tar").open("r+b") as shard:
+        shard.truncate(700)
+    assert thumbnails(keys[:1], 56)[0].getcolors() is not None
+
+
+@pytest.mark.fault("E12", "the page of a million images was some gigabytes")
+def test_a_map_of_many_images_has_no_pictures_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(face_map, "PICTURES", 2)
+    with pytest.warns(DataWarning, match="no pictures, as there are more than 2 images"):
+        write_map(tmp_path / "map.html", rows(["a.png", "b.png", "c.png"]))
+    page = (tmp_path / "map.html").read_text()
+    assert data_of(page)["sheets"] == []
+    assert "no pictures, as there are more than 2 images" in page.split("<script")[0]
 
 
 def test_colours_come_from_the_table_of_groups(tmp_path: Path) -> None:

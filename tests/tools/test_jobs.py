@@ -7,23 +7,28 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from facessl.cli.main import main
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
+from facessl.data.decode import ImageError
 from facessl.data.detect import Face
 from facessl.data.source import open_source
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools import crop as crop_module
+from facessl.tools import pack as pack_module
 from facessl.tools.crop import crop as crop_photos
-from facessl.tools.jobs import in_order
+from facessl.tools.jobs import in_order, output_folder
 from facessl.tools.pack import pack
 from tests.core.test_lock import held
 
@@ -31,9 +36,10 @@ COUNT = 12
 
 
 class Faces(Synthetic):
-    """Faces in two folders, the tenth like the fourth; the process that reads the sixth is killed where `deadly`."""
+    """Faces in two folders, the tenth like the fourth; the process that reads the sixth is killed where `deadly`, or
+    finds it `damaged`."""
 
-    deadly = False
+    deadly = damaged = False
 
     def __init__(self) -> None:
         super().__init__(n=COUNT, size=32)
@@ -44,6 +50,8 @@ class Faces(Synthetic):
     def __getitem__(self, index: int) -> Sample:
         if self.deadly and index == 5:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.damaged and index == 5:
+            raise ImageError(self.key(index), "damaged")
         return super().__getitem__(3 if index == 9 else index)
 
 
@@ -169,10 +177,10 @@ def test_crops_of_odd_names_are_read_back(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(again[i].image for i in range(len(again)))
 
 
-def as_ranks(job: Job, out: Path, world: int, **options: Any) -> list[int]:
-    """The job by so many processes, as a launcher starts them; what each of them came to."""
+def as_ranks(job: Job, out: Path, world: int, only: Sequence[int] = (), **options: Any) -> list[int]:
+    """The job by so many processes, as a launcher starts them, or `only` these; what each of them came to."""
     children = []
-    for rank in range(world):
+    for rank in only or range(world):
         children.append(os.fork())
         if children[-1] == 0:
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
@@ -183,6 +191,7 @@ def as_ranks(job: Job, out: Path, world: int, **options: Any) -> list[int]:
             except BaseException:
                 traceback.print_exc()
             finally:
+                sys.stdout.flush()
                 os._exit(code)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
@@ -199,6 +208,69 @@ def test_ranks_write_what_one_process_writes_also_when_one_is_killed(
     for _ in range(2):  # the second time there is nothing left to do
         assert as_ranks(job, tmp_path / "out", 4) == [0, 0, 0, 0]
         assert written(tmp_path / "out") == written(tmp_path / "one")
+
+
+def kill_writer(done: int, total: int) -> None:
+    if total == COUNT:  # a rank of two reports half of the images
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.fault("E16", "it did its whole part again and left it, all its images, in the output for ever")
+def test_a_rank_that_is_overtaken_by_the_one_that_writes_leaves_nothing(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job(tmp_path / "one")
+    out, waiting = tmp_path / "out", [0]
+    assert -signal.SIGKILL in as_ranks(job, out, 2, progress=kill_writer)
+    assert len(list(out.glob(".rank-*"))) == 2
+
+    @contextlib.contextmanager
+    def overtaken(*args: Any, **options: Any) -> Iterator[Path]:
+        with output_folder(*args, **options) as path:
+            yield path
+        if waiting:  # rank 1 has seen what is left, and rank 0 does all of it
+            assert as_ranks(job, out, 2, only=[waiting.pop()]) == [0]
+
+    for module in (crop_module, pack_module):
+        monkeypatch.setattr(module, "output_folder", overtaken)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    job(out)
+    assert written(out) == written(tmp_path / "one")
+
+
+@pytest.mark.fault("E16", "what the ranks had left, up to the size of the images, stayed in the output for ever")
+def test_one_process_that_ends_the_job_of_ranks_removes_their_files(job: Job, tmp_path: Path) -> None:
+    job(tmp_path / "one")
+    as_ranks(job, tmp_path / "out", 2, progress=kill_writer)
+    job(tmp_path / "out")
+    assert written(tmp_path / "out") == written(tmp_path / "one")
+
+
+@pytest.mark.fault("A6", "an image that ranks could not read was the same error after it was corrected")
+def test_an_image_that_was_corrected_is_read_again(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job(tmp_path / "one")
+    monkeypatch.setattr(Faces, "damaged", True)
+    assert 1 in as_ranks(job, tmp_path / "out", 2, max_bad=0)
+    with pytest.raises(DataError, match="1 image of 12 cannot be read"):
+        job(tmp_path / "single", max_bad=0)
+    monkeypatch.setattr(Faces, "damaged", False)
+    assert as_ranks(job, tmp_path / "out", 2, max_bad=0) == [0, 0]
+    job(tmp_path / "single", max_bad=0)
+    assert written(tmp_path / "out") == written(tmp_path / "single") == written(tmp_path / "one")
+
+
+@pytest.mark.fault("C2", "each of the others said that it had found no face, or packed no image")
+@pytest.mark.parametrize("command", ["crop", "pack"])
+def test_one_rank_tells_the_result(command: str, job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((32, 32, 3), 60 * i, np.uint8)).save(photos / f"{i}.png")
+    for _ in range(2):  # the second time there is nothing left to do
+        as_ranks(lambda out: main([command, str(photos), "--out", str(out), "--workers", "0"]), tmp_path / "out", 3)
+        (told,) = map(json.loads, capfd.readouterr().out.splitlines())
+        assert told[{"crop": "faces", "pack": "packed"}[command]] == 4
 
 
 @pytest.mark.parametrize("stopped", [4, 9, 10])

@@ -78,7 +78,7 @@ class WebDataset(Source):
             vars(self).update(records.read_traits(Path(self._paths[0]).parent, None))
 
     def _index(self, names: list[str], cache: bool) -> None:
-        """Look up what lies where in `_paths`, which are called `names` in the keys of their images."""
+        """Look up what lies where in `_paths`, which are called `names` wherever they lie."""
         self._names = names
         self._open: dict[int, int] = {}
         self._table = shard_index([Path(p).absolute() for p in self._paths], cache)
@@ -127,10 +127,11 @@ class WebDataset(Source):
         return sample
 
     def name(self, index: int) -> str:
-        """`shard.tar/member` of image `index`."""
-        return f"{self._names[self._shard(index)]}/{os.fsdecode(self._table.text('key', index))}"
+        """`SHARD/member` of image `index`, with the path of its shard."""
+        return f"{self._paths[self._shard(index)]}/{os.fsdecode(self._table.text('key', index))}"
 
-    inner_name = name
+    def inner_name(self, index: int) -> str:
+        return f"{self._names[self._shard(index)]}/{os.fsdecode(self._table.text('key', index))}"
 
     def image(self, index: int) -> bytes:
         self.key(index)
