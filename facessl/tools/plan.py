@@ -43,7 +43,8 @@ class Options:
         gpus: of the job over all nodes, one process (rank) each.
         gpu_images_per_second: of one GPU, the whole step, as benchmarks/gpu.sh measures it: by images per GPU, as in
             8:400,64:1200,256:1500, or one number, which is taken for that of 256; null: not known.
-        images: of the training set; null: of the recipe's own source, or of the set that a shipped recipe is named after.
+        images: of the training set; null: of the recipe's own source, or of the set that a shipped recipe has its
+            name from.
         batch_size: of all GPUs together, instead of the recipe's.
         epochs: passes over the images, instead of the recipe's.
         warmup_epochs: epochs of linear warm-up, instead of the recipe's.

@@ -79,8 +79,9 @@ def parameter_groups(module: nn.Module, weight_decay: float, *, tables: bool = T
     spared: set[int] = set()
     for owner in module.modules():
         is_norm = "norm" in type(owner).__name__.lower()
-        if not tables and hasattr(owner, "no_weight_decay"):
-            spared |= {id(p) for name, p in owner.named_parameters() if name in owner.no_weight_decay()}
+        if not tables and callable(listed := getattr(owner, "no_weight_decay", None)):
+            names = listed()
+            spared |= {id(p) for name, p in owner.named_parameters() if name in names}
         for name, parameter in owner.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
