@@ -65,7 +65,7 @@ class FinetuneOptim:
             fits counts, e.g. `{head: 0.001, head.classifier: 0.01}`.
         layer_decay: the backbone's stages have lr * layer_decay^depth, depth counted from its end; 1: all alike.
         weight_decay: of every parameter, as FRA's and FaRL's released scripts have it; see `decay_norms`.
-        decay_norms: false spares biases, norms and other one-dimensional parameters.
+        decay_norms: false spares biases, norms, other one-dimensional parameters, position tables and class tokens.
         betas: of adamw and adam.
         momentum: of sgd.
         schedule: cosine (to `final_lr`), step (times `gamma` at each of `milestones`), exponential (times `gamma`

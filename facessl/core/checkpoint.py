@@ -172,11 +172,11 @@ def write_backbone(path: Path, state: Mapping[str, Tensor], card: Mapping[str, A
     write_atomic(path.with_suffix(".json"), to_json(card, indent=2).encode() + b"\n")
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_safetensors(path: Path, *, card_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and card (from the file itself, or the .json beside it; empty where there is none)."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no iterator there)
+            tensors = {} if card_only else {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no iterator)
             card = json.loads((file.metadata() or {}).get("card", "{}"))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}): use another file") from None

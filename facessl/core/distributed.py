@@ -24,18 +24,18 @@ def rank() -> int:
 
 
 def ranks() -> tuple[int, int]:
-    """World size and ranks per node as `torchrun` or SLURM set them; 1, 1 otherwise."""
+    """World size and ranks per node as `torchrun` or `srun` set them; 1, 1 otherwise, as in a batch script of SLURM."""
     env = os.environ
     if "LOCAL_WORLD_SIZE" in env:
         return int(env.get("WORLD_SIZE", "1")), int(env["LOCAL_WORLD_SIZE"])
-    if "SLURM_NTASKS" in env and "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        world = int(env["SLURM_NTASKS"])
-        return world, world // int(env.get("SLURM_NNODES", "1"))
+    if "SLURM_STEP_NUM_TASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        world = int(env["SLURM_STEP_NUM_TASKS"])
+        return world, world // int(env.get("SLURM_STEP_NUM_NODES", "1"))
     return 1, 1
 
 
 def launched() -> tuple[int, int]:
-    """Rank of this process and number of ranks, as `torchrun` or SLURM set them; 0, 1 otherwise."""
+    """Rank of this process and number of ranks, as `torchrun` or `srun` set them; 0, 1 otherwise."""
     world, _ = ranks()
     return int(os.environ.get("RANK") or os.environ["SLURM_PROCID"]) if world > 1 else 0, world
 

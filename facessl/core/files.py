@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,8 +27,8 @@ from facessl.core.errors import ConfigError, DataError
 MAX_LIST = 2 << 30
 #: A pipe does not wait for its writer, a child process does not hold the file, Windows changes no line ends.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_MACHINE = f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
-_TEMPORARY = re.compile(r"\.facessl-[0-9a-f]{16}\.tmp")
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+_TEMPORARY = re.compile(r"\.facessl-[0-9a-f]{20}\.tmp")
 
 
 def open_regular(path: str | Path, mode: str = "rb", *, most: int | None = MAX_LIST, **options: Any) -> IO[Any]:
@@ -163,16 +164,23 @@ def remove_temporaries(*folders: Path) -> None:
     for folder in folders:
         for left in folder.glob(".facessl-*.tmp"):
             if is_temporary(left.name):
-                with contextlib.suppress(OSError):
-                    left.unlink()
+                _remove(left)
 
 
 def _remove_abandoned(folder: Path, pattern: str) -> None:
     """Remove what processes of this machine that were killed left in a folder to which others may write as well."""
-    for left in folder.glob(pattern):
-        if is_temporary(left.name) and not _running(int(left.name[13:19], 16)):
-            with contextlib.suppress(OSError):
-                left.unlink()
+    for left in list(folder.glob(pattern)):
+        if is_temporary(left.name) and not _running(int(left.name[17:23], 16)):
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder that may be gone already."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _running(process: int) -> bool:

@@ -14,38 +14,46 @@ from typing import IO
 from facessl.core.errors import ConfigError
 from facessl.core.files import open_own
 
+#: (process, lock file) that are held here: the system's lock keeps other processes out, not this one.
+_HELD: dict[tuple[int, Path], object] = {}
+
 
 @contextlib.contextmanager
 def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> Iterator[None]:
-    """Make a folder and keep other processes from writing to it until the block ends; or do so for one file.
+    """Make a folder and keep others from writing to it until the block ends; or do so for one file.
 
     The lock on `.lock` in the folder, or on `.NAME.lock` beside the file, is the system's and goes with the process,
     however it dies; processes that it forks do not hold it (as those of the package filelock do). It is removed at the
     end, and so is a folder in which nothing was written. Windows has no such lock. `wait`: for the other process's end.
 
     Raises:
-        ConfigError: the folder cannot be made, or another process writes there, whose number and host are named.
+        ConfigError: the folder cannot be made, or somebody writes there, whose process and host are named.
     """
     out = Path(out)
     place = out if folder else out.parent
     lock = place / ".lock" if folder else place / f".{out.name}.lock"
     made = [path for path in (place, *place.parents) if not path.exists()]
-    fails = "made"
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        fails = "used"
-        file, free = _locked(lock, wait)
-    except OSError as error:
-        raise ConfigError(
-            f"--out {out} cannot be {fails} ({error.strerror or error}): name a {'folder' if folder else 'file'} where "
-            "you may write"
-        ) from None
-    with file:
+    fails, own, process = "made", object(), f"process {os.getpid()} on {socket.gethostname()}"
+    with contextlib.ExitStack() as held:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            fails = "used"
+            key = os.getpid(), place.resolve() / lock.name
+            if _HELD.setdefault(key, own) is not own:  # opening and closing its file would free the lock
+                raise _written(out, process)
+            held.callback(_HELD.pop, key)
+            file, free = _locked(lock, wait)
+        except OSError as error:
+            raise ConfigError(
+                f"--out {out} cannot be {fails} ({error.strerror or error}): name a {'folder' if folder else 'file'} "
+                "where you may write"
+            ) from None
+        held.enter_context(file)
         if not free:
             file.seek(0)
-            raise ConfigError(f"{out} is being written by {file.read()}: wait until it ends, or choose another --out")
+            raise _written(out, file.read())
         file.truncate(0)
-        print(f"process {os.getpid()} on {socket.gethostname()}", end="", file=file, flush=True)
+        print(process, end="", file=file, flush=True)
         try:
             yield
         finally:
@@ -53,6 +61,10 @@ def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> 
                 lock.unlink()
                 for path in made:
                     path.rmdir()
+
+
+def _written(out: Path, by: str) -> ConfigError:
+    return ConfigError(f"{out} is being written by {by}: wait until it ends, or choose another --out")
 
 
 def _locked(path: Path, wait: bool) -> tuple[IO[str], bool]:

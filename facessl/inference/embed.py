@@ -20,7 +20,7 @@ from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
 from facessl.models.weights import fingerprint
-from facessl.pretrained.load import load_backbone
+from facessl.pretrained.load import load_backbone, weight_files
 from facessl.views.geometric import resize
 from facessl.views.normalize import normalize
 
@@ -60,12 +60,9 @@ def load_embedder(run: str | Path) -> Backbone | Embedder:
     Raises:
         CheckpointError: as for `load_backbone`.
     """
-    run = Path(run)
-    file = run / "model.safetensors" if run.is_dir() else run
-    if file.name == "model.safetensors" and file.is_file():
-        trained = load_trained(file)
+    if "task" in weight_files(run):
         with contextlib.suppress(KeyError):  # a task without an embedding of its own
-            return Embedder(trained)
+            return Embedder(load_trained(run))
     return load_backbone(run)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from facessl.core import files
 from facessl.core.errors import CheckpointError, ConfigError, DataError, UnknownName
+from facessl.core.lock import only_writer
 from facessl.core.schema import read_json, to_json
 from facessl.data.loader import pixels
 from facessl.data.source import open_source
@@ -33,14 +34,15 @@ from facessl.inference.trained_task import Trained, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import evaluating
 from facessl.pretrained.convert import card_of
-from facessl.pretrained.load import open_backbone
+from facessl.pretrained.load import open_backbone, weight_files
 
 FORMATS = ("onnx", "timm", "hf")
 #: Largest difference between an exported model and torch, relative to the largest value of an output.
 TOLERANCE = 1e-4
 #: Bytes of weights above which they stand beside `model.onnx`, as one file of ONNX holds 2 GiB.
 _ONE_FILE = 1 << 30
-_WRITTEN = {"README.md", "config.json", "model.json", "model.onnx", "model.onnx.data", "model.safetensors"}
+#: Files of an export. The last of each format is what a reader opens first: it comes last and goes first.
+_FILES = ("README.md", "model.onnx.data", "model.json", "model.onnx", "model.safetensors", "config.json")
 
 
 @dataclass
@@ -69,7 +71,7 @@ def export(run: str | Path, out: str | Path, *, format: str = "onnx", overwrite:
 
     Args:
         run: run folder, checkpoint or exported weights.
-        out: folder to write; it appears only when it is complete.
+        out: folder to write; its files appear only when all are complete.
         format: onnx, timm or hf (see the module).
         overwrite: replace the folder of an earlier export.
 
@@ -88,12 +90,15 @@ def export(run: str | Path, out: str | Path, *, format: str = "onnx", overwrite:
     ):
         raise ConfigError(f"--format onnx needs {' and '.join(missing)}: pip install 'facessl[onnx]'")
     out = Path(out).resolve()
-    _check_replaceable(out, overwrite)
-    network = _opened(Path(run), with_task=format == "onnx")
-    images = _faces(network.backbone)
-    with evaluating(network.module):
-        expected = {name: value.float() for name, value in network.predict(images).items()}
-    with _completed_folder(out) as folder:
+    files.check_output(out, folder=True)
+    with only_writer(out), contextlib.ExitStack() as stack:
+        files.remove_temporaries(out)
+        _check_replaceable(out, overwrite)
+        network = _opened(Path(run), with_task=format == "onnx")
+        images = _faces(network.backbone)
+        with evaluating(network.module):
+            expected = {name: value.float() for name, value in network.predict(images).items()}
+        folder = stack.enter_context(_completed_folder(out))
         if format == "onnx":
             found = _write_onnx(network, list(expected), images, folder)
         else:
@@ -147,9 +152,8 @@ def preprocessing(network: Network) -> dict[str, Any]:
 
 
 def _opened(run: Path, *, with_task: bool) -> Network:
-    file = run / "model.safetensors" if run.is_dir() else run
-    if with_task and file.name == "model.safetensors" and file.is_file():
-        model = load_trained(file)
+    if with_task and "task" in weight_files(run):
+        model = load_trained(run)
         task: Any = model.task
         outputs = f"{(task.predict.__doc__ or '').strip()} The centre of a view's top-left pixel is (0, 0)."
         return Network(model.module, task.predict, outputs, task.backbone, model.card, model)
@@ -280,12 +284,11 @@ def _write_timm(backbone: Backbone, card: Mapping[str, Any], images: Tensor, fol
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
-    """ConfigError where `out` is neither absent, nor empty, nor, with `overwrite`, an earlier export."""
-    files.check_output(out, folder=True)
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    """ConfigError where a folder is neither empty nor, with `overwrite`, an earlier export."""
+    there = {path.name for path in out.iterdir() if path.name != ".lock"}
     if there and not overwrite:
         raise ConfigError(f"--out {out} is not empty and is not overwritten: name another folder, or use --overwrite")
-    if others := sorted(there - _WRITTEN):
+    if others := sorted(there.difference(_FILES)):
         raise ConfigError(
             f"--overwrite replaces only what `facessl export` wrote, and {out} also has {others[0]}: name another --out"
         )
@@ -293,19 +296,37 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _completed_folder(out: Path) -> Iterator[Path]:
-    """A folder to write to, which replaces `out` where the block ends without an error, and is removed otherwise."""
-    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
+    """A folder in `out`, whose files replace those of an earlier export where the block ends without an error.
+
+    The files are moved, not the folder: `out` may be mounted, and then cannot be replaced.
+    """
+    new, old = files.temporary_beside(out / "new"), files.temporary_beside(out / "old")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in partial.iterdir():
+        new.mkdir()
+        old.mkdir()
+        yield new
+        for path in new.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        if out.is_dir():
-            out.rename(old)
-        partial.rename(out)
+        moves = [(out / name, old / name) for name in reversed(_FILES) if (out / name).exists()]
+        moves += [(new / name, out / name) for name in _FILES if (new / name).exists()]
+        _move(moves)
+        files.sync_folder(out)
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
-        for path in (partial, old):
-            shutil.rmtree(path, ignore_errors=True)
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(moves: list[tuple[Path, Path]]) -> None:
+    """Rename files in this order: all of them, or none."""
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            source.replace(target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.replace(source)
+        raise

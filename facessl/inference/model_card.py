@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Required, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from facessl.tasks.base import Scores
 
 #: How a product uses each format.
 _USE = {
@@ -68,30 +70,10 @@ that training began with.
 """
 
 
-class _Row(TypedDict):
-    name: str
-    images: int
-    value: float | None
-    interval: list[float | None]
-
-
-class _Groups(TypedDict):
-    groups: list[_Row]
-    gap: float | None
-    gap_by_chance: float | None
-
-
-class _Scores(TypedDict, total=False):
-    headline: Required[dict[str, Any]]
-    images: Required[int]
-    units: dict[str, str]
-    groups: dict[str, _Groups]
-
-
 class Results(TypedDict):
     """What is read of `results.json`."""
 
-    test: _Scores
+    test: Scores
 
 
 def model_card(
@@ -135,33 +117,34 @@ def _listed(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value not in (None, ""))
 
 
-def _scores(test: _Scores) -> str:
+def _scores(test: Scores) -> str:
     """Scores of the test part with their intervals, and by group where that was measured."""
     scores: dict[str, Any] = dict(test)
-    headline = test["headline"]
-    units = {**test.get("units", {}), str(headline.get("name")): headline.get("unit", "fraction")}
-    lines = ["", "## Scores", "", f"On {test['images']} test images, with 95 % intervals:", ""]
+    units = dict(test.get("units") or {})
+    if headline := test.get("headline"):
+        units[headline["name"]] = headline.get("unit") or "fraction"
+    lines = ["", "## Scores", "", f"On {test.get('images', 'unknown')} test images, with 95 % intervals:", ""]
     lines += ["| score | value | interval | unit |", "| --- | --- | --- | --- |"]
     for name, value in scores.items():
         if isinstance(value, (int, float)) and isinstance(interval := scores.get(f"{name}_interval"), list):
             lines.append(f"| {name} | {_number(value)} | {_interval(interval)} | {units.get(name, 'fraction')} |")
-    for score, found in test.get("groups", {}).items():
-        lines += [
-            "",
-            f"{score} by group (gap {_number(found['gap'])}; {_number(found['gap_by_chance'])} by chance):",
-            "",
-        ]
-        lines += ["| group | images | value | interval |", "| --- | --- | --- | --- |"]
-        for row in found["groups"]:
-            value, interval = _number(row["value"]), _interval(row["interval"])
-            lines.append(f"| {row['name']} | {row['images']} | {value} | {interval} |")
+    for score, found in (test.get("groups") or {}).items():
+        gap, by_chance = _number(found.get("gap")), _number(found.get("gap_by_chance"))
+        lines += ["", f"{score} by group (gap {gap}; {by_chance} by chance):", ""]
+        lines += ["| group | images | value | interval | |", "| --- | --- | --- | --- | --- |"]
+        for row in found.get("groups") or []:
+            value, interval = _number(row.get("value")), _interval(row.get("interval"))
+            few = "" if row.get("counted", True) else "too few images for the gap"
+            lines.append(f"| {row['name']} | {row.get('images', 'unknown')} | {value} | {interval} | {few} |")
+        if note := found.get("note"):
+            lines += ["", f"{note[0].upper()}{note[1:]}."]
     if not test.get("groups"):
         lines += ["", "Not measured by group of people: the test images name no groups."]
     return "\n".join([*lines, ""])
 
 
-def _interval(values: list[Any]) -> str:
-    return " to ".join(map(_number, values))
+def _interval(values: Sequence[Any] | None) -> str:
+    return " to ".join(map(_number, values or ["unknown"]))
 
 
 def _number(value: Any) -> str:

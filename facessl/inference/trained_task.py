@@ -20,11 +20,10 @@ from facessl.core.schema import check
 from facessl.data.crop_geometry import Frame
 from facessl.models.forward import autocast, evaluating
 from facessl.models.weights import Card, from_card, load_exactly
+from facessl.pretrained.load import TASK_FORMAT, weight_files
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.normalize import normalize
-
-FORMAT = "facessl-task-1"
 
 
 class TaskCard(Card, total=False):
@@ -133,7 +132,7 @@ def card(
     """What `model.json` says: all that is needed to use the weights."""
     backbone = task.backbone
     return {
-        "format": FORMAT,
+        "format": TASK_FORMAT,
         "task": settings["task"],
         "protocol": settings["protocol"],
         "labels": labels.to_dict(),
@@ -155,20 +154,21 @@ def load_trained(path: str | Path) -> Trained:
     """A trained task in evaluation mode.
 
     Args:
-        path: run folder of `facessl finetune`, or its `model.safetensors`.
+        path: run folder of `facessl finetune`, or its `model.safetensors` under any name.
 
     Raises:
         CheckpointError: there is none, or it is of another kind.
     """
-    path = Path(path)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file() or file.suffix != ".safetensors":
+    there = weight_files(path)
+    if "task" not in there:
+        if other := next(iter(there.values()), None):
+            fix = f"train one with `facessl finetune {path} ...`"
+            raise CheckpointError(f"{other} is a backbone, not a trained task: {fix}")
         raise CheckpointError(
             f"{path} holds no trained task (model.safetensors): give a run folder of `facessl finetune` that has ended"
         )
+    file = there["task"]
     tensors, info = checkpoint.read_safetensors(file)
-    if info.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is a backbone, not a trained task: train one with `facessl finetune {path} ...`")
     check(info, TaskCard, file)
     check(info["augment"], Augment, file)
     backbone = from_card(info, file)

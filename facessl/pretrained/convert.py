@@ -49,9 +49,8 @@ def card_of(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[
         source = f"authors' checkpoint {path.name}"
         card = load.backbone_card(backbone, method=method, source=source, steps=None, commit=environment.commit())
         return card | {"guessed": sorted(origin.guessed)}
-    export = path / "backbone.safetensors" if path.is_dir() else path
-    if export.suffix == ".safetensors" and export.is_file():
-        return published(checkpoint.read_safetensors(export)[1])
+    if file := load.weight_files(path).get("backbone"):
+        return published(checkpoint.read_safetensors(file, card_only=True)[1])
     state = checkpoint.read_run(load.checkpoint_of(path))
     config = published(located(state["config"]))
     return load.backbone_card(

@@ -27,6 +27,8 @@ from facessl.pretrained.families.timm import build_named
 RESIZE = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
 #: What stands before the name of a network of timm.
 TIMM = "timm:"
+#: `format` in the card of a fine-tuned task.
+TASK_FORMAT = "facessl-task-1"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,27 @@ class Origin:
     family: str
     authors: str
     guessed: Mapping[str, str]
+
+
+def weight_files(run: str | Path) -> dict[str, Path]:
+    """The .safetensors files of a run, of an export for timm or transformers, or of one path, by what they hold.
+
+    Args:
+        run: folder or file, of any name; a network of timm has none.
+
+    Returns:
+        `task`, `backbone` (by the card of facessl in them) or `authors` (no card) -> file.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    path, found = Path(run), {}
+    for file in (path / "model.safetensors", path / "backbone.safetensors") if path.is_dir() else (path,):
+        if file.suffix == ".safetensors" and file.is_file():
+            card = checkpoint.read_safetensors(file, card_only=True)[1]
+            kind = "task" if card.get("format") == TASK_FORMAT else "backbone" if "timm_name" in card else "authors"
+            found[kind] = file
+    return found
 
 
 def build_method(config: PretrainConfig, *, fresh: bool = True) -> Method:
@@ -133,10 +156,10 @@ def load_backbone(
     """A backbone in eval mode, ready for `backbone(backbone.preprocess(images))`.
 
     Args:
-        run: run folder, our .ckpt or .safetensors, or an authors' file, whose family is recognised by its keys and
-            told on standard error (`facessl/pretrained/families/`), with what had to be guessed; or `timm:NAME`, a
-            network of timm with its pre-trained weights (downloads once) and their mean, std and image size;
-            `timm:NAME?pretrained=false&seed=0` has random weights.
+        run: run folder, our .ckpt, .safetensors or export for timm, or an authors' file, whose family is recognised by
+            its keys and told on standard error (`facessl/pretrained/families/`), with what had to be guessed; or
+            `timm:NAME`, a network of timm with its pre-trained weights (downloads once) and their mean, std and image
+            size; `timm:NAME?pretrained=false&seed=0` has random weights.
         name: of the timm model whose weights an authors' file holds, where they are of no family.
         heads: attention heads of an authors' ViT: no shape tells them.
         mean, std: normalisation that an authors' file wants, RGB in 0..1.
@@ -154,16 +177,16 @@ def open_backbone(run: str | Path, **given: Any) -> tuple[Backbone, Origin | Non
     """The backbone as `load_backbone` gives it, and what an authors' file was taken for (None for our own)."""
     path = Path(run)
     given = {key: value for key, value in given.items() if value is not None}
-    exported = path / "backbone.safetensors" if path.is_dir() else path
+    there = weight_files(run)
     origin, backbone = None, None
     if str(run).startswith(TIMM):
         backbone = _from_timm(str(run))
-    elif exported.suffix == ".safetensors" and exported.is_file():
-        tensors, info = checkpoint.read_safetensors(exported)
-        if "timm_name" in info:
-            backbone = from_export(exported, tensors, info)
-        else:  # others' files have no card
-            backbone, origin = _from_authors(exported, tensors, given)
+    elif file := there.get("backbone"):
+        backbone = from_export(file, *checkpoint.read_safetensors(file))
+    elif file := there.get("authors"):
+        backbone, origin = _from_authors(file, checkpoint.read_safetensors(file)[0], given)
+    elif "task" in there and path.is_file():
+        raise CheckpointError(f"{run} is a fine-tuned task: name its run folder, or the backbone.safetensors in it")
     elif path.is_dir():
         backbone = load_method(path).backbone
     else:

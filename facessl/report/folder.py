@@ -19,6 +19,7 @@ from facessl.core.errors import CheckpointError
 from facessl.core.files import read_regular
 from facessl.core.schema import finite, misfit
 from facessl.core.yaml_file import parse_yaml
+from facessl.tasks.base import Scores
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
 BOOKKEEPING = frozenset(
@@ -32,14 +33,6 @@ _MOST_COLUMNS, _DEEPEST = 200, 40
 _HUGE = 1e100
 
 _Number = float | None
-_Interval = list[_Number] | None
-
-
-class _Headline(TypedDict, total=False):
-    name: Required[str]
-    value: _Number
-    interval: _Interval
-    unit: str | None
 
 
 class _Selected(TypedDict, total=False):
@@ -47,36 +40,6 @@ class _Selected(TypedDict, total=False):
     name: Required[str]
     value: _Number
     by: str | None
-
-
-class _Group(TypedDict, total=False):
-    name: Required[str]
-    images: _Number
-    value: _Number
-    interval: _Interval
-
-
-class _Groups(TypedDict, total=False):
-    groups: list[_Group] | None
-    gap: _Number
-    gap_by_chance: _Number
-    gap_interval: _Interval
-    note: str | None
-
-
-class Scores(TypedDict, total=False):
-    """What the report reads of the result of a meter (`facessl.tasks.base.Meter`)."""
-
-    headline: _Headline | None
-    images: _Number
-    units: dict[str, str] | None
-    confusion: list[list[int]] | None
-    class_names: list[str] | None
-    per_class: dict[str, _Number] | None
-    accuracy: dict[str, _Number] | _Number
-    f1: dict[str, _Number] | _Number
-    subsets: dict[str, dict[str, float | list[Any] | None]] | None
-    groups: dict[str, _Groups] | None
 
 
 class _Named(TypedDict, total=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Required, TypedDict, runtime_checkable
 
 import numpy as np
 import torch
@@ -140,6 +140,48 @@ def headline(
         unit: `fraction`, from 0 to 1 and shown in per cent; or the unit's name (`degrees`), `` for a plain number.
     """
     return {"name": name, "value": value, "interval": list(interval), "better": better, "unit": unit}
+
+
+_Number = float | None
+_Interval = list[_Number] | None
+
+
+class _Headline(TypedDict, total=False):
+    name: Required[str]
+    value: _Number
+    interval: _Interval
+    unit: str | None
+
+
+class _Group(TypedDict, total=False):
+    name: Required[str]
+    images: _Number
+    value: _Number
+    interval: _Interval
+    counted: bool | None
+
+
+class _Groups(TypedDict, total=False):
+    groups: list[_Group] | None
+    gap: _Number
+    gap_by_chance: _Number
+    gap_interval: _Interval
+    note: str | None
+
+
+class Scores(TypedDict, total=False):
+    """What reports read of `Meter.result` in files, which somebody else may have written."""
+
+    headline: _Headline | None
+    images: _Number
+    units: dict[str, str] | None
+    confusion: list[list[int]] | None
+    class_names: list[str] | None
+    per_class: dict[str, _Number] | None
+    accuracy: dict[str, _Number] | _Number
+    f1: dict[str, _Number] | _Number
+    subsets: dict[str, dict[str, float | list[Any] | None]] | None
+    groups: dict[str, _Groups] | None
 
 
 def check_result(result: Mapping[str, Any], task: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ class Options:
         gpus: of the job over all nodes, one process (rank) each.
         gpu_images_per_second: of one GPU, the whole step, as benchmarks/gpu.sh measures it: by images per GPU, as in
             8:400,64:1200,256:1500, or one number, which is taken for that of 256; null: not known.
-        images: of the training set; null: of the set that the recipe is named after, or of its own source.
+        images: of the training set; null: of the recipe's own source, or of the set that a shipped recipe has its
+            name from.
         batch_size: of all GPUs together, instead of the recipe's.
         epochs: passes over the images, instead of the recipe's.
         warmup_epochs: epochs of linear warm-up, instead of the recipe's.
@@ -127,10 +129,12 @@ def _settings(options: Options) -> tuple[PretrainConfig, int]:
         raise ConfigError(f"{name} is a recipe of fine-tuning: plan takes those of pretrain (facessl list recipes)")
     flags = {"batch-size": options.batch_size, "epochs": options.epochs, "optim.warmup-epochs": options.warmup_epochs}
     settings = parse(["--config", name, *(f"--{flag}={v}" for flag, v in flags.items() if v is not None)])
-    images = options.images or next((count for part, count in SETS.items() if part in name), None)
+    images = options.images
     if images is None and "source" in recipe:
         with contextlib.suppress(FaceSSLError):
             images = len(open_source(settings.source))
+    if images is None and not Path(name).is_file():
+        images = next((count for part, count in SETS.items() if part in name), None)
     if images is None:
         raise ConfigError(f"how many images {name} trains on is not known: give --images N")
     batch = settings.batch_size or default_batch(images, options.gpus, "cuda")

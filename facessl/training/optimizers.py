@@ -66,22 +66,27 @@ class LARS(torch.optim.Optimizer):
         torch._foreach_add_(params, velocity, alpha=-group["lr"])
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float, *, tables: bool = True) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: weights, and those without decay and adaptation.
 
     The second group holds biases, the parameters of norms of every kind (batch, layer, group, instance, RMS) and
-    everything else of one dimension or none.
+    everything else of one dimension or none; without `tables` also the position tables and tokens that a network of
+    timm names in `no_weight_decay`, which the released code of pre-training (MAE, MoCo v3, CLIP) decays.
     """
     plain: list[Tensor] = []
     decayed: list[Tensor] = []
     seen: set[int] = set()
+    spared: set[int] = set()
     for owner in module.modules():
         is_norm = "norm" in type(owner).__name__.lower()
+        if not tables and callable(listed := getattr(owner, "no_weight_decay", None)):
+            names = listed()
+            spared |= {id(p) for name, p in owner.named_parameters() if name in names}
         for name, parameter in owner.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            excluded = is_norm or parameter.ndim <= 1 or name == "bias"
+            excluded = is_norm or parameter.ndim <= 1 or name == "bias" or id(parameter) in spared
             (plain if excluded else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay, "adapt": True},
@@ -122,7 +127,7 @@ def build_tuning_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.optim
     """
     scales = _scales(task, optim)
     groups: list[dict[str, Any]] = []
-    for group in parameter_groups(task, optim.weight_decay):
+    for group in parameter_groups(task, optim.weight_decay, tables=False):
         if optim.decay_norms:
             group["weight_decay"] = optim.weight_decay
         for scale in sorted({scales[id(p)] for p in group["params"]}):

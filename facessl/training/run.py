@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 import yaml
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 from facessl.config.paths import SOURCES, located, published, without_secrets
@@ -221,6 +222,8 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
         num_nodes=world // local if world > 1 else 1,
         strategy=over,
         precision=PRECISIONS[precision][0],  # type: ignore[arg-type]
+        # Fabric would take a batch script of SLURM for one of its tasks.
+        plugins=[] if world > 1 else [LightningEnvironment()],
     )
     fabric.launch()
     return fabric

@@ -57,3 +57,21 @@ def test_a_lock_that_is_a_link_is_not_written_through(link: Callable[..., None],
     with pytest.raises(ConfigError, match="run cannot be used"), only_writer(folder):
         pass
     assert victim.read_text() == "kept"
+
+
+@pytest.mark.fault("A1", "a second thread of the same process got in, and its end freed the first one's lock")
+def test_a_process_writes_a_folder_once_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    with only_writer(tmp_path / "run"):
+        told = rf"link is being written by process {os.getpid()} on "
+        with pytest.raises(ConfigError, match=told), only_writer(tmp_path / "link"):
+            pass
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(ConfigError), only_writer(tmp_path / "run"):
+                os._exit(1)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, "the lock still keeps others out"
+    with only_writer(tmp_path / "link"):
+        pass

@@ -86,7 +86,11 @@ def test_a_run_of_verification_embeds_as_it_predicts(
         task, Labels(identities=3), {**settings, "run": "none", "source": "s"}, Augment(), steps=1, commit=""
     )
     checkpoint.write_backbone(tmp_path / "run" / "model.safetensors", task.state_dict(), card)
-    checkpoint.write_backbone(tmp_path / "run" / "backbone.safetensors", task.backbone.model.state_dict(), card)
+    checkpoint.write_backbone(
+        tmp_path / "run" / "backbone.safetensors",
+        task.backbone.model.state_dict(),
+        card | {"format": "facessl-backbone-1"},
+    )
     embedder = load_embedder(tmp_path / "run")
     found = embeddings(embedder, str(folder))
     assert found.array.shape == (9, 24)

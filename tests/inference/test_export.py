@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -19,13 +20,17 @@ from PIL import Image
 from facessl import export, load_backbone
 from facessl.cli import main
 from facessl.core import checkpoint, plugins
-from facessl.core.errors import CheckpointError, ConfigError
+from facessl.core.errors import CheckpointError, ConfigError, DataError
+from facessl.core.lock import only_writer
 from facessl.inference import export as exporting
 from facessl.inference import trained_task
+from facessl.inference.embed import load_embedder
+from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card
 from facessl.tasks.base import Labels
 from facessl.views.augment import Augment
+from tests.helpers import assert_same
 
 SIZE = 32
 LABELS = Labels(
@@ -62,9 +67,9 @@ def run_onnx(folder: Path, x: torch.Tensor) -> dict[str, np.ndarray]:
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, {"images": x.numpy()}), strict=True))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
-def test_onnx_of_a_backbone_equals_torch(name: str, tmp_path: Path) -> None:
-    backbone = saved_backbone(tmp_path / "run", name)
+@pytest.mark.parametrize(("name", "options"), [("test_resnet", {}), ("test_vit", {"depth": 2})])
+def test_onnx_of_a_backbone_equals_torch(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    backbone = saved_backbone(tmp_path / "run", name, **options)
     export(tmp_path / "run", tmp_path / "out")
     x = torch.randn(5, 3, SIZE, SIZE)
     with torch.no_grad():
@@ -97,34 +102,54 @@ def test_onnx_of_a_task_equals_what_predict_computes(
         assert torch.allclose(torch.from_numpy(found[output]), value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("resnet18", {"output_stride": 16}), ("vit_tiny_patch16_224", {"global_pool": "avg"})]
-)
-def test_a_timm_folder_gives_the_same_features_without_facessl(
-    name: str, options: dict[str, Any], tmp_path: Path
-) -> None:
-    backbone = saved_backbone(tmp_path / "run", name, **options)
-    export(tmp_path / "run", tmp_path / "out", format="timm")
+def test_a_timm_folder_gives_the_same_features_without_facessl(tmp_path: Path) -> None:
+    options: dict[str, dict[str, Any]] = {"test_resnet": {"output_stride": 16}, "test_vit": {"global_pool": "avg"}}
+    backbones = {name: saved_backbone(tmp_path / f"run-{name}", name, **own) for name, own in options.items()}
+    for name in backbones:
+        export(tmp_path / f"run-{name}", tmp_path / name, format="timm")
     face = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8))
     face.save(tmp_path / "face.png")
     script = """if True:
         import sys, numpy, timm, torch
         from PIL import Image
-        model = timm.create_model("local-dir:out", pretrained=True).eval()
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-        with torch.no_grad():
-            x = transform(Image.open("face.png"))[None]
-            numpy.savez("found.npz", x=x, features=model(x), map=model.forward_features(x))
+        for name in sys.argv[1:]:
+            model = timm.create_model("local-dir:" + name, pretrained=True).eval()
+            transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+            with torch.no_grad():
+                x = transform(Image.open("face.png"))[None]
+                numpy.savez(name + ".npz", x=x, features=model(x))
+            assert timm.create_model("local-dir:" + name, pretrained=True, num_classes=7)(x).shape == (1, 7)
         assert "facessl" not in sys.modules
-        assert timm.create_model("local-dir:out", pretrained=True, num_classes=7)(x).shape == (1, 7)
         """
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, env={"OMP_NUM_THREADS": "1"})
-    found = np.load(tmp_path / "found.npz")
-    assert np.abs(found["x"] - backbone.preprocess([face]).numpy()).max() <= 1.01 / 255 / min(backbone.std)
-    with torch.no_grad():
-        assert np.allclose(found["features"], backbone(torch.from_numpy(found["x"])).numpy(), atol=1e-5)
-    again = load_backbone(tmp_path / "out" / "model.safetensors")
-    assert (again.name, again.timm_options, again.mean) == (name, options, backbone.mean)
+    subprocess.run([sys.executable, "-c", script, *backbones], cwd=tmp_path, check=True, env={"OMP_NUM_THREADS": "1"})
+    for name, backbone in backbones.items():
+        found = np.load(tmp_path / f"{name}.npz")
+        assert np.abs(found["x"] - backbone.preprocess([face]).numpy()).max() <= 1.01 / 255 / min(backbone.std)
+        with torch.no_grad():
+            assert np.allclose(found["features"], backbone(torch.from_numpy(found["x"])).numpy(), atol=1e-5)
+
+
+@pytest.mark.fault("C8", "`facessl embed` and `load_backbone` did not read what `facessl export` had written")
+@pytest.mark.parametrize("format", ["timm", "hf"])
+def test_an_export_stands_for_the_run(format: str, tmp_path: Path) -> None:
+    backbone = saved_backbone(tmp_path / "run")
+    export(tmp_path / "run" / "backbone.safetensors", tmp_path / "out", format=format)
+    for read in (load_backbone, load_embedder):
+        for path in (tmp_path / "out", tmp_path / "out" / "model.safetensors"):
+            again: Any = read(path)
+            assert (again.name, again.mean) == (backbone.name, backbone.mean)
+            assert_same(again.model.state_dict(), backbone.model.state_dict())
+    assert export(tmp_path / "out", tmp_path / "again", format=format)["difference"]["features"] == 0
+
+
+@pytest.mark.fault("A12", "a task's file was known by its name alone")
+def test_a_task_is_known_by_its_card(tmp_path: Path) -> None:
+    saved_task(tmp_path / "run", "verification")
+    file = (tmp_path / "run" / "model.safetensors").rename(tmp_path / "best.safetensors")
+    assert load_trained(file).name == "verification"
+    assert isinstance(load_embedder(file), Embedder)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is a fine-tuned task: name its run folder"):
+        load_backbone(file)
 
 
 def test_a_folder_is_complete_or_absent_and_never_lost(
@@ -142,9 +167,10 @@ def test_a_folder_is_complete_or_absent_and_never_lost(
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     with pytest.raises(ConfigError, match="not overwritten"):
         export(tmp_path / "run", out, format="timm")
+    (out / ".facessl-0123456789abcdef0123.tmp").mkdir()  # of a call that was killed
     (out / "config.json").unlink()
     assert main([*words, "--overwrite"]) == 0
-    assert (out / "config.json").is_file()
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     (out / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"thesis\.tex"):
         export(tmp_path / "run", out, format="timm", overwrite=True)
@@ -153,24 +179,57 @@ def test_a_folder_is_complete_or_absent_and_never_lost(
         export(tmp_path / "run", tmp_path / "other")
 
 
+@pytest.mark.fault("A1", "the earlier export was removed where the new one could not take its place")
+def test_a_failed_overwrite_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, out = saved_backbone(tmp_path / "run"), tmp_path / "out"
+    export(tmp_path / "run", out, format="timm")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    backbone.set_normalisation(mean=(0.1, 0.1, 0.1), std=backbone.std)
+    card = backbone_card(backbone, method={"name": "byol"}, source="folder:faces", steps=8, commit="abc")
+    checkpoint.write_backbone(tmp_path / "run" / "backbone.safetensors", backbone.model.state_dict(), card)
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target == out / "config.json" and (out / "model.safetensors").exists():
+            monkeypatch.undo()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(DataError, match=r"cannot write .*: No space left on device"):
+        export(tmp_path / "run", out, format="timm", overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    tmp_path.chmod(0o500)  # as of a mounted folder, whose parent is another's
+    try:
+        with only_writer(out), pytest.raises(ConfigError, match="is being written by process"):
+            export(tmp_path / "run", out, format="timm", overwrite=True)
+        export(tmp_path / "run", out, format="timm", overwrite=True)
+    finally:
+        tmp_path.chmod(0o700)
+    assert "byol" in (out / "README.md").read_text()
+
+
 def test_the_model_card_has_scores_and_groups(tmp_path: Path) -> None:
-    saved_task(tmp_path / "run", "expression")
-    row = {"name": "over 60", "images": 30, "value": 0.5, "interval": [0.4, 0.6]}
+    saved_backbone(tmp_path / "run")
+    row = {"name": "over 60", "images": 30, "value": 0.5, "interval": [0.4, 0.6], "counted": True}
+    few = {"name": "under 5", "images": 3, "value": 0.9, "interval": [0.1, 1.0], "counted": False}
     test = {
         "headline": {"name": "accuracy", "value": 0.75, "interval": [0.7, 0.8], "unit": "fraction"},
         **{"accuracy": 0.75, "accuracy_interval": [0.7, 0.8], "images": 99},
-        "groups": {"accuracy": {"groups": [row], "gap": 0.1, "gap_by_chance": None}},
+        "groups": {"accuracy": {"groups": [row, few], "gap": 0.1, "gap_by_chance": None, "note": "left out: under 5"}},
     }
     results = tmp_path / "run" / "results.json"
     results.write_text(json.dumps({"test": test}))
-    export(tmp_path / "run", tmp_path / "out")
+    export(tmp_path / "run", tmp_path / "out", format="timm")
     page = (tmp_path / "out" / "README.md").read_text()
     assert "| accuracy | 0.75 | 0.7 to 0.8 | fraction |" in page
-    assert "| over 60 | 30 | 0.5 | 0.4 to 0.6 |" in page
-    assert "labels-csv:faces.csv" in page.partition("## License")[2]
+    assert "| over 60 | 30 | 0.5 | 0.4 to 0.6 |  |" in page
+    assert "| under 5 | 3 | 0.9 | 0.1 to 1 | too few images for the gap |" in page
+    assert "\nLeft out: under 5.\n" in page
+    assert "folder:faces" in page.partition("## License")[2]
     results.write_text("{}")
     with pytest.raises(CheckpointError, match=r"results\.json was not written by facessl"):
-        export(tmp_path / "run", tmp_path / "other")
+        export(tmp_path / "run", tmp_path / "other", format="timm")
 
 
 def test_a_network_that_timm_does_not_have_is_refused(tmp_path: Path) -> None:

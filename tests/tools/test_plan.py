@@ -77,6 +77,16 @@ def test_what_would_fail_or_disappoint_is_said(recipe: str, options: dict[str, A
     assert re.search(told, warnings) if told else not warnings
 
 
+def test_a_recipe_of_ones_own_is_planned_for_its_own_images(tmp_path: Path) -> None:
+    (tmp_path / "vggface2-try").mkdir()
+    recipe = tmp_path / "vggface2-try" / "mine.yaml"
+    recipe.write_text("base: fra/smoke\nsource: synthetic:?n=500\n")
+    assert planned(str(recipe))["images"] == 500
+    recipe.write_text("base: fra/vggface2-r50\n")
+    with pytest.raises(ConfigError, match="--images N"):
+        planned(str(recipe))
+
+
 def test_a_rate_that_stays_is_told_unless_it_was_asked_for() -> None:
     words = ["--config", "simclr/laionface-r50", "--batch-size", "64"]
     assert "optim.lr stays 4.8" in (parse.rate_note(parse.read(words), parse.parse(words)) or "")

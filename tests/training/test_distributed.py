@@ -19,7 +19,7 @@ from facessl.config.optim import PretrainOptim
 from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError
 from facessl.training import fsdp
-from facessl.training.run import ranks
+from facessl.training.run import ranks, start_fabric
 from tests.helpers import TINY, assert_same, environment, torchrun_command, weights
 
 #: More than TINY's 1x1 maps; no warm-up, so that the first step already moves.
@@ -160,20 +160,30 @@ def test_ranks_refuse_a_batch_they_cannot_share(tmp_path: Path) -> None:
     assert "7" in odd.stderr.split("facessl: ")[1].splitlines()[0]
 
 
+#: What SLURM sets for a batch script of 2 x 4 tasks, in which `srun` starts them.
+BATCH = {
+    **{"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"},
+    **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "7"},
+}
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
         ({}, (1, 1)),
         ({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, (16, 8)),
-        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "3", "SLURM_JOB_NAME": "train"}, (8, 4)),
-        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, (1, 1)),
+        (BATCH | {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3"}, (8, 4)),
+        (BATCH | {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_JOB_NAME": "bash"}, (1, 1)),
+        (BATCH, (1, 1)),
     ],
 )
 def test_ranks_are_those_of_the_launcher(
     variables: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_PROCID", "SLURM_JOB_NAME"):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", *(name for name in os.environ if name.startswith("SLURM_"))):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert ranks() == expected
+    if expected == (1, 1):
+        assert start_fabric("cpu", "fp32").world_size == 1
