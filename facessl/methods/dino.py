@@ -38,8 +38,8 @@ class DINOArgs:
         out_dim: K, outputs of the last layer.
         student_temp: temperature of the student's softmax.
         teacher_temp: temperature of the teacher's softmax after its warm-up.
-        teacher_temp_start: temperature of the teacher's softmax at the start; it moves to `teacher_temp` linearly.
-        teacher_temp_epochs: epochs that this takes, at most a third of the run.
+        warmup_teacher_temp: temperature of the teacher's softmax at the start; it moves to `teacher_temp` linearly.
+        warmup_teacher_temp_epochs: epochs that this takes, at most a third of the run.
         freeze_last_layer_epochs: epochs at the start with a frozen last layer, at most a third of the run.
         center_momentum: of the moving average of the teacher's logits, which is subtracted from them.
         momentum: momentum of the teacher at the start; it rises to 1 by a cosine.
@@ -50,8 +50,8 @@ class DINOArgs:
     out_dim: int = 65536
     student_temp: float = 0.1
     teacher_temp: float = 0.07
-    teacher_temp_start: float = 0.04
-    teacher_temp_epochs: float = 30.0
+    warmup_teacher_temp: float = 0.04
+    warmup_teacher_temp_epochs: float = 30.0
     freeze_last_layer_epochs: float = 1.0
     center_momentum: float = 0.9
     momentum: float = 0.996
@@ -61,17 +61,17 @@ class DINOArgs:
             self,
             {
                 "hidden_dim bottleneck_dim out_dim": FROM_1,
-                "student_temp teacher_temp teacher_temp_start": POSITIVE,
-                "teacher_temp_epochs freeze_last_layer_epochs": FROM_0,
+                "student_temp teacher_temp warmup_teacher_temp": POSITIVE,
+                "warmup_teacher_temp_epochs freeze_last_layer_epochs": FROM_0,
                 "center_momentum momentum": FRACTION,
             },
         )
 
     def temperature(self, progress: Progress) -> float:
         """Temperature of the teacher's softmax now."""
-        steps = progress.first_steps(self.teacher_temp_epochs)
+        steps = progress.first_steps(self.warmup_teacher_temp_epochs)
         done = min(1.0, progress.step / steps) if steps else 1.0
-        return self.teacher_temp_start + done * (self.teacher_temp - self.teacher_temp_start)
+        return self.warmup_teacher_temp + done * (self.teacher_temp - self.warmup_teacher_temp)
 
     def frozen(self, progress: Progress) -> bool:
         """Whether the last layer is frozen now."""
@@ -173,9 +173,10 @@ class DINO(nn.Module):
         """The warm-up of the teacher's temperature and the freezing of the last layer, in steps of this run."""
         warmup, frozen = (
             many(progress.first_steps(epochs), "step")
-            for epochs in (self.args.teacher_temp_epochs, self.args.freeze_last_layer_epochs)
+            for epochs in (self.args.warmup_teacher_temp_epochs, self.args.freeze_last_layer_epochs)
         )
-        return f"teacher temperature at {self.args.teacher_temp:g} after {warmup}, last layer frozen for {frozen}"
+        temp = f"{self.args.teacher_temp:g}"
+        return f"teacher temperature {temp} after {warmup}, last layer frozen for {frozen} (at most a third of the run)"
 
 
 def distillation(predictions: Tensor, targets: Tensor) -> Tensor:

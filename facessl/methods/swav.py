@@ -211,4 +211,5 @@ class SwAV(nn.Module):
 
     def schedule(self, progress: Progress) -> str:
         """The freezing of the prototypes, in steps of this run."""
-        return f"prototypes frozen for {many(progress.first_steps(self.args.freeze_prototypes_epochs), 'step')}"
+        frozen = many(progress.first_steps(self.args.freeze_prototypes_epochs), "step")
+        return f"prototypes frozen for {frozen} (at most a third of the run)"
