@@ -29,7 +29,7 @@ from facessl.methods.mcf import MCF
 from facessl.training import fsdp
 from facessl.training import run as module
 from facessl.training.pretrain import Pretraining
-from facessl.training.run import carry_out
+from facessl.training.run import run_job
 from facessl.views.photometric import Photometric
 from tests.helpers import free_port
 
@@ -66,7 +66,7 @@ def one_rank(rank: int, ranks: int, port: int, configs: list[PretrainConfig]) ->
     torch.set_num_threads(1)
     for config in configs:
         try:
-            carry_out(Pretraining(config))
+            run_job(Pretraining(config))
         except FaceSSLError as error:
             print(f"rank {rank} of {ranks}: {config.out}: {error}", file=sys.stderr, flush=True)
             return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,14 @@ def test_a_package_says_what_it_holds_and_what_it_may_import(name: str) -> None:
     assert len(said.splitlines()) <= 3
     rest = [ast.unparse(node) for node in tree.body[1:]]
     assert rest == (["from facessl.cli.main import main as main"] if name == "facessl.cli" else [])
+
+
+@pytest.mark.parametrize("own", ORDER[1:])
+def test_a_package_imports_what_it_says(own: str) -> None:
+    said = ast.get_docstring(ast.parse((PACKAGE / own / "__init__.py").read_text())) or ""
+    allowed = said[said.index("May import") :].split(";")[0]
+    found = {package(other) for name in modules() if package(name) == own for other in imports(name)}
+    assert {word for word in re.findall(r"\w+", allowed) if word in ORDER} == found - {own, ""}
 
 
 def test_public_names_change_on_purpose_only() -> None:

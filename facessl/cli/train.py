@@ -27,11 +27,11 @@ def cmd_pretrain(argv: list[str]) -> int:
     if note and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(note, file=sys.stderr)
     from facessl.training.pretrain import Pretraining  # only here, as torch takes seconds
-    from facessl.training.run import carry_out
+    from facessl.training.run import run_job
 
     if asked.crop:
         config = dataclasses.replace(config, source=_crops(config))
-    result = carry_out(Pretraining(config))
+    result = run_job(Pretraining(config))
     if result.headline:
         print(json.dumps(result.headline))
     return 0
@@ -66,10 +66,10 @@ def cmd_finetune(argv: list[str]) -> int:
         return 0
     config = parse.configuration(asked)
     from facessl.training.finetune import Finetuning
-    from facessl.training.run import carry_out
+    from facessl.training.run import run_job
 
     try:
-        results = carry_out(Finetuning(config))
+        results = run_job(Finetuning(config))
     except KeyboardInterrupt:  # a second one, or one while images are scored
         print(json.dumps({"task": config.task["name"], "run": config.run, "out": config.out, "finished": False}))
         raise

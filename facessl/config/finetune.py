@@ -19,7 +19,8 @@ class FinetuneConfig(RunConfig):
     Attributes:
         run: what is fine-tuned: run folder, checkpoint, exported backbone, `timm:NAME`, or `none` for random weights.
         image_size: side of the views in pixels; null: the backbone's. The tasks' published protocols have their own.
-        batch_size: images of one optimiser step over all ranks; a default is at most a quarter of the training part.
+        batch_size: global batch size: images of one optimizer step over all ranks; a default is at most a quarter of
+            the training part.
         epochs: passes over the training part.
         protocol: finetune, eac or star (`facessl list protocols`): which published settings are the defaults.
         test: another source as the test part.

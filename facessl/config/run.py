@@ -50,14 +50,14 @@ class RunConfig:
         source: images, `NAME:PATH?option=value` or a path.
         out: run folder; null: runs/<method or task>-<backbone>, numbered where taken.
         image_size: side of the views in pixels.
-        batch_size: images of one optimiser step over all ranks.
+        batch_size: global batch size: images of one optimizer step over all ranks.
         epochs: passes over the training images.
-        max_steps: optimiser steps instead of epochs.
+        max_steps: optimizer steps instead of epochs.
         max_minutes: stop with a checkpoint after this many minutes of this process; the schedule is not shortened.
         precision: number format of the forward pass: fp32, or bf16 or fp16, which take half the memory and are faster
             on a GPU (fp16 needs one); losses and statistics stay in fp32.
-        seed: random seed of the initial weights, the order of the images, the augmentation and the choice of labels; an
-            equal seed repeats the run.
+        seed: random seed of the initial weights, the order of the images, the augmentation and the choice of labels;
+            the same seed reproduces the run.
         threads: CPU threads that compute in this process; null: torch's choice, one per core. Results of different
             numbers differ by rounding.
         workers: loader processes per rank; null: the cores of this rank minus one, at most 8.
@@ -70,7 +70,7 @@ class RunConfig:
         log_every: steps between lines of metrics.csv.
         max_bad: fraction of unreadable images above which the run stops.
         given: names of the settings that were asked for, dotted: defaults give way to a small source or a short run,
-            these do not. No setting.
+            these do not. Not a setting.
     """
 
     source: str = ""

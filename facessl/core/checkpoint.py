@@ -19,7 +19,7 @@ from torch import Tensor
 
 from facessl.core.errors import CheckpointError, DataError
 from facessl.core.files import temporary_beside, write_atomic
-from facessl.core.foreign_pickles import HARMLESS
+from facessl.core.foreign_pickles import SAFE_GLOBALS
 from facessl.core.schema import check, read_json, to_json
 
 FORMAT = "facessl-run-1"
@@ -27,7 +27,7 @@ FORMAT = "facessl-run-1"
 _MOST_REPEATED = 1 << 30
 
 
-class Run(TypedDict, total=False):
+class TrainingCheckpoint(TypedDict, total=False):
     """A training checkpoint: `config` as `config.yaml` holds it, `method` the network's tensors by name."""
 
     format: str
@@ -85,7 +85,7 @@ def read(path: Path) -> dict[str, Any]:
         return read_safetensors(path)[0]
     _refuse_compressed(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             warnings.simplefilter("ignore")  # remarks on foreign pickles; what matters is raised
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -162,7 +162,7 @@ def check_run(state: Mapping[str, Any], path: Path) -> None:
     """CheckpointError where `state`, read from `path`, is not a training checkpoint of this library."""
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a facessl training checkpoint (no mark {FORMAT!r} in it)")
-    check(state, Run, path)
+    check(state, TrainingCheckpoint, path)
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:

@@ -75,7 +75,7 @@ def _reconstruct(*_: object) -> _Array:
 
 _CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
 #: With the names that pickles have for them, as `torch.serialization.safe_globals` takes them.
-HARMLESS: list[Any] = [
+SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
     *((pathlib.PurePosixPath, f"pathlib.{inner}PosixPath") for inner in ("", "_local.")),
     *((pathlib.PureWindowsPath, f"pathlib.{inner}WindowsPath") for inner in ("", "_local.")),

@@ -27,7 +27,7 @@ def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> 
     end, and so is a folder in which nothing was written. Windows has no such lock. `wait`: for the other process's end.
 
     Raises:
-        ConfigError: the folder cannot be made, or somebody writes there, whose process and host are named.
+        ConfigError: the folder cannot be made, or another writer is there, whose PID and host are named.
     """
     out = Path(out)
     place = out if folder else out.parent

@@ -13,7 +13,7 @@ EVERY_S = 10.0
 
 
 class ProgressLine:
-    """Context manager that shows on standard error how much is done and, from the second call on, the time left."""
+    """Context manager that shows on standard error how much is done and, from the second call on, the ETA."""
 
     def __init__(self, unit: str, *, enabled: bool = True) -> None:
         self.unit = unit
@@ -50,7 +50,7 @@ class ProgressLine:
         if fresh := done - self._began[1]:
             seconds = (now - self._began[0]) / fresh
             text = text or f"{1 / max(seconds, 1e-9):.3g} {self.unit}s/s"
-            text += f"  left {_duration(seconds * (total - done))}"
+            text += f"  ETA {_duration(seconds * (total - done))}"
         if self._live is not None:
             self._shown = now
             self._live.update(self._task, completed=done, total=total, description=text)

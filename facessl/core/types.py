@@ -133,11 +133,18 @@ class Progress(NamedTuple):
         step: optimiser steps done so far (0 during the first).
         total_steps: optimiser steps of the whole run.
         epoch: completed passes over the source.
+        steps_per_epoch: None where the source has no length.
     """
 
     step: int
     total_steps: int
     epoch: int = 0
+    steps_per_epoch: int | None = None
+
+    def first_steps(self, epochs: float) -> int:
+        """Steps of so many epochs at the start of the run: at most a third of it, as on a source without a length."""
+        most = self.total_steps // 3 if epochs else 0
+        return most if self.steps_per_epoch is None else min(most, round(epochs * self.steps_per_epoch))
 
     @property
     def fraction(self) -> float:

@@ -113,7 +113,8 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            batch_size: images of one optimiser step over all ranks; rank r gets its contiguous r-th part.
+            batch_size: global batch size: images of one optimizer step over all ranks; rank r gets its contiguous
+                r-th part.
             seed: of the order and the views, 0 or more.
             workers: processes that decode; 0 decodes in this process.
             start_step: optimiser steps already done; iteration goes on there without reading what was done.

@@ -1,3 +1,4 @@
-"""Using a trained network: embeddings, predictions on photos, pictures of regions (`region_pictures`: regions.png).
-May import tasks, pretrained, methods, models, metrics, config, views, data and core.
+"""Using a trained network: embeddings and their files, search (`neighbours`), groups, predictions on photos, export,
+pictures of regions.
+May import tasks, pretrained, methods, models, config, views, data and core.
 """

@@ -20,6 +20,7 @@ class Method(Protocol):
         needs: fields of `Batch` the method reads besides `views`; checked against the source's `provides`.
         views: the paper's views as data (`facessl.views.spec.View`), sized by the run's `image_size`.
         mean, std: normalization the paper used, RGB in 0..1.
+        view_count: fewest and most views (None: no limit) that `step` takes; absent: as many as `views`.
         patches_only: True where the method leaves patches out, so that only a ViT can be its backbone; absent: any.
         batch_wide: what of the loss spans the batch ("the negatives"), so that the mean over micro-batches is another
             loss; absent: the loss is a mean over images.
@@ -35,6 +36,7 @@ class Method(Protocol):
         prepare(loader): methods with frozen networks only; reads them before training begins or goes on, so that a
             trained method opens without them. `loader` is `facessl.pretrained.load.load_backbone`.
         ema_momentum(progress): methods with a momentum network only; its momentum now, for the log.
+        schedule(progress): methods with a schedule of their own only; a few words on it for the start line.
         heatmaps(x): methods with regions only; x (B, 3, H, W) normalized -> (B, N, h, w), rows sum to 1 over N.
         has_prior: whether `heatmaps` add a prior over the image and take `prior="off"` (content only) and
             `prior="alone"`; absent: they do not.

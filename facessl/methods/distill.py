@@ -28,7 +28,7 @@ class DistillArgs:
 
     Attributes:
         teacher: the frozen network: a run folder, a checkpoint, an exported backbone or `timm:NAME`.
-        teacher_width: channels of the teacher's features, to which the student's are projected.
+        teacher_dim: channels of the teacher's features, to which the student's are projected.
         distance: "cosine": 1 - cos; "l2": mean squared difference to the teacher's features, brought to mean 0 and
             variance 1 over their channels.
         pooled_weight: weight of the pooled embedding; 0 leaves it out.
@@ -36,13 +36,13 @@ class DistillArgs:
     """
 
     teacher: str = ""
-    teacher_width: int = 768
+    teacher_dim: int = 768
     distance: Literal["cosine", "l2"] = "cosine"
     pooled_weight: float = 1.0
     map_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_values(self, {"teacher_width": FROM_1, "pooled_weight map_weight": FROM_0})
+        check_values(self, {"teacher_dim": FROM_1, "pooled_weight map_weight": FROM_0})
         if self.pooled_weight == self.map_weight == 0:
             raise ConfigError("pooled_weight and map_weight are 0: give one of them more than 0")
 
@@ -71,8 +71,8 @@ class Distill(nn.Module):
         self.args = args = DistillArgs(**values)
         self.backbone = backbone
         width = backbone.num_features
-        self.pooled_projection = nn.Linear(width, args.teacher_width) if args.pooled_weight else None
-        self.map_projection = nn.Conv2d(width, args.teacher_width, 1) if args.map_weight else None
+        self.pooled_projection = nn.Linear(width, args.teacher_dim) if args.pooled_weight else None
+        self.map_projection = nn.Conv2d(width, args.teacher_dim, 1) if args.map_weight else None
         self.teacher = Teacher(args.teacher, blocks=(), mean=backbone.mean, std=backbone.std)
 
     def prepare(self, loader: Loader) -> None:
@@ -82,10 +82,10 @@ class Distill(nn.Module):
                 "distill has no teacher: name a run folder, a checkpoint or timm:NAME by --method.teacher"
             )
         width = self.teacher.load(loader, self.backbone.image_size).num_features
-        if width != self.args.teacher_width:
+        if width != self.args.teacher_dim:
             raise ConfigError(
-                f"teacher {self.args.teacher} has features of {width} channels, and teacher_width is "
-                f"{self.args.teacher_width}: give --method.teacher-width {width}"
+                f"teacher {self.args.teacher} has features of {width} channels, and teacher_dim is "
+                f"{self.args.teacher_dim}: give --method.teacher-dim {width}"
             )
 
     def step(self, batch: Batch, progress: Progress) -> Step:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core.distributed import all_gather_rows, all_reduce_mean, rank, world_size
-from facessl.core.errors import ConfigError
 from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FROM_0, FROM_1, POSITIVE, check_values
@@ -144,6 +143,7 @@ class PCL(nn.Module):
     Args: ClassVar[type[PCLArgs]] = PCLArgs
     needs: ClassVar[frozenset[str]] = frozenset()
     views: ClassVar[tuple[View, ...]] = PCL_VIEWS
+    view_count: ClassVar[tuple[int, int | None]] = (6, None)
     mean: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)
     std: ClassVar[tuple[float, float, float]] = (1.0, 1.0, 1.0)
     batch_wide: ClassVar[str] = "the negatives"
@@ -160,13 +160,11 @@ class PCL(nn.Module):
         self.balance = LossBalance(2, args.balance)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """Loss of six or more views (B, 3, S, S); ConfigError for fewer.
+        """Loss of six or more views (B, 3, S, S).
 
         Logs `reconstruction` (sum of the four L1 terms), `orthogonality` (sum over image and mirror image),
         `face_contrast`, `pose_contrast`, unweighted, and the weights of the last two, `face_weight` and `pose_weight`.
         """
-        if len(batch.views) < 6:
-            raise ConfigError(f"PCL has {len(batch.views)} views: give the image, two patches, two whole, one mirrored")
         image, *contrast = batch.views
         terms = self._reconstruction(image)
         mixing = Mixing(self.args.mix_alpha, seed=progress.step, device=image.device)

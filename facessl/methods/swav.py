@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core.distributed import all_gather_rows, all_reduce_sum, rank, world_size
-from facessl.core.errors import ConfigError
+from facessl.core.errors import many
 from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FROM_0, FROM_1, POSITIVE, check_values
@@ -39,7 +39,7 @@ class SwAVArgs:
         temperature: of the predictions.
         epsilon: smoothness of the assignments; at least 0.02, below which exp(1 / epsilon) leaves float32.
         sinkhorn_iterations: rounds of Sinkhorn-Knopp.
-        frozen_steps: optimizer steps at the start with frozen prototypes; 313 is an epoch of ImageNet.
+        freeze_prototypes_epochs: epochs at the start with frozen prototypes, at most a third of the run.
         queue_length: L, projections of past batches, over all ranks, that are assigned along with the batch; 0: none.
             The paper has 3840 for batches of 256.
         queue_epoch: completed epochs before the queue begins to fill; it is used from when it is full.
@@ -52,7 +52,7 @@ class SwAVArgs:
     temperature: float = 0.1
     epsilon: float = 0.05
     sinkhorn_iterations: int = 3
-    frozen_steps: int = 313
+    freeze_prototypes_epochs: float = 1.0
     queue_length: int = 0
     queue_epoch: int = 15
     queue_step: int | None = None
@@ -62,7 +62,7 @@ class SwAVArgs:
             self,
             {
                 "hidden dim prototypes sinkhorn_iterations": FROM_1,
-                "frozen_steps queue_length queue_epoch queue_step": FROM_0,
+                "freeze_prototypes_epochs queue_length queue_epoch queue_step": FROM_0,
                 "epsilon": (lambda v: v >= 0.02, "0.02 or more"),
                 "temperature": POSITIVE,
             },
@@ -126,13 +126,15 @@ class SwAV(nn.Module):
 
     Differences:
         The projector is `MLPHead`, without bias. The queue holds the last L rows, the same on every rank (there one per
-        rank, of whole batches). Frozen prototypes have a zero gradient instead of being kept from the optimizer. With
-        gradient accumulation the assignments are balanced over a micro-batch. All: docs/methods.md.
+        rank, of whole batches). Prototypes are frozen for at most a third of the run, by a zero gradient instead of
+        being kept from the optimizer. With gradient accumulation the assignments are balanced over a micro-batch. All:
+        docs/methods.md.
     """
 
     Args: ClassVar[type[SwAVArgs]] = SwAVArgs
     needs: ClassVar[frozenset[str]] = frozenset()
     views: ClassVar[tuple[View, ...]] = (_LARGE,) * 2 + (_SMALL,) * 6
+    view_count: ClassVar[tuple[int, int | None]] = (ASSIGNED, None)
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = SWAV_STD
     batch_wide: ClassVar[str] = "Sinkhorn's balance"
@@ -152,7 +154,7 @@ class SwAV(nn.Module):
         prototypes that are some image's first choice on any rank."""
         z = self._project(batch.views)  # (V, B, D)
         weight: Tensor = self.prototypes
-        if progress.step < self.args.frozen_steps:
+        if progress.step < progress.first_steps(self.args.freeze_prototypes_epochs):
             weight = weight.detach() + 0 * weight  # a zero gradient: DDP waits for one of every parameter
         with full_precision(z):
             scores = z @ weight.t()  # (V, B, K)
@@ -168,8 +170,6 @@ class SwAV(nn.Module):
 
     def _project(self, views: list[Tensor]) -> Tensor:
         """V views (B, 3, S_v, S_v) -> (V, B, D) float32 of length 1."""
-        if len(views) < ASSIGNED:
-            raise ConfigError(f"SwAV got {len(views)} view: give it at least {ASSIGNED} with --views")
         pooled = self.backbone.forward_views(views).flatten(0, 1)  # (VB, C), view by view
         z = at_least_float32(self.projector(pooled)).unflatten(0, (len(views), -1))  # (VB, D) -> (V, B, D)
         return F.normalize(z, dim=-1)
@@ -208,3 +208,8 @@ class SwAV(nn.Module):
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
         if self.queue is not None:
             self.queue.move()
+
+    def schedule(self, progress: Progress) -> str:
+        """The freezing of the prototypes, in steps of this run."""
+        frozen = many(progress.first_steps(self.args.freeze_prototypes_epochs), "step")
+        return f"prototypes frozen for {frozen} (at most a third of the run)"

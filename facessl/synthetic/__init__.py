@@ -1,4 +1,4 @@
 """Synthetic faces: identities, scenes and the renderer of images with landmarks and class maps, for
 `data.sources.synthetic`.
-May import core.
+May import nothing of facessl.
 """

@@ -1,4 +1,4 @@
-"""Both kinds of run, from a configuration to a run folder: `run` (launch, folder, resume), `trainer` (the loop), `plan`
-(derived numbers, the warm-up's length), optimisers and schedules (`optim`), monitors, logs.
-May import every package but cli and tools.
+"""Both kinds of run, from a configuration to a run folder: `run` (launch, folder, resume), `trainer` (the loop),
+`derived` (derived numbers, the warm-up's length), `optimizers` (with schedules), monitors, logs.
+May import report, evaluation, inference, tasks, pretrained, methods, models, metrics, config, views, data and core.
 """

@@ -16,20 +16,20 @@ from facessl.training.optimizers import schedule
 
 #: Views of at most so many pixels do not need the heads that protocols for 448 px publish.
 SMALL = 128
-#: A batch that nobody asked for is at most this part of the training images, but not below so many images.
-_QUARTER, _FEW = 4, 8
-#: A warm-up that nobody asked for is at most this part of the run.
-_FIFTH = 5
+#: A batch that nobody asked for is at most a quarter of the training images, but not below 8 of them.
+_DEFAULT_BATCH_DIVISOR, _SMALLEST_DEFAULT_BATCH = 4, 8
+#: A warm-up that nobody asked for is at most a fifth of the run.
+_WARMUP_DIVISOR = 5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Derived numbers of a run, all in optimiser steps.
+    """Derived numbers of a run, all in optimizer steps.
 
     Attributes:
         total_steps: length of the schedule.
         steps_per_epoch: None where the source has no length.
-        batch_size: images of one step over all ranks.
+        batch_size: the global batch size, images of one step over all ranks.
         learning_rate: step -> learning rate.
         peak: its largest value, reached after `warmup_steps`.
         accumulate: micro-batches per step.
@@ -74,7 +74,7 @@ def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
         raise ConfigError(f"{config.source} is a stream without a length: say how long with --max-steps")
     total = config.max_steps or config.epochs * (per_epoch or 0)
     if epochs is None:
-        warmup = min(10 * per_epoch if per_epoch else total, total // _FIFTH)
+        warmup = min(10 * per_epoch if per_epoch else total, total // _WARMUP_DIVISOR)
     elif epochs and per_epoch is None:
         raise ConfigError(
             f"optim.warmup_epochs = {epochs} cannot be counted on the stream {config.source}: "
@@ -85,9 +85,9 @@ def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
     if warmup > total and _asked_warmup(config):
         raise ConfigError(
             f"optim.warmup_epochs = {epochs:g} is {warmup} steps, but the run has {total}: use "
-            f"--optim.warmup-epochs {total // _FIFTH / (per_epoch or 1):.2g} or less, or train longer"
+            f"--optim.warmup-epochs {total // _WARMUP_DIVISOR / (per_epoch or 1):.2g} or less, or train longer"
         )
-    warmup = total // _FIFTH if warmup > total else warmup
+    warmup = total // _WARMUP_DIVISOR if warmup > total else warmup
     peak = config.optim.peak(batch)
     if isinstance(config, PretrainConfig):
         accumulate, measured = config.accumulate, config.monitor.every
@@ -132,7 +132,7 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
     notes = []
     batch = config.batch_size
     if "batch_size" not in config.given:
-        most = max(images // _QUARTER, min(images, _FEW))
+        most = max(images // _DEFAULT_BATCH_DIVISOR, min(images, _SMALLEST_DEFAULT_BATCH))
         batch = min(batch, max(most // world_size, 1) * world_size)
         if batch < config.batch_size:
             notes.append(
@@ -140,7 +140,7 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
                 "train on (--batch-size sets it)"
             )
     per_epoch = images // batch
-    most, epochs = (config.max_steps or config.epochs * per_epoch) // _FIFTH, config.optim.warmup_epochs
+    most, epochs = (config.max_steps or config.epochs * per_epoch) // _WARMUP_DIVISOR, config.optim.warmup_epochs
     steps = round(epochs * per_epoch)
     if steps > most and not _asked_warmup(config):
         epochs = most / per_epoch

@@ -34,8 +34,8 @@ from facessl.report.write import write_report
 from facessl.tasks.base import Labels
 from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
 from facessl.training.finetuned_model import FinetunedModel
-from facessl.training.optimizers import build_tuning_optimizer
-from facessl.training.run import Parts, carry_out, loader_workers, one_after_another, say
+from facessl.training.optimizers import build_finetune_optimizer
+from facessl.training.run import Parts, loader_workers, one_after_another, run_job, say
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
@@ -62,12 +62,12 @@ def finetune(run: str = "none", source: str = "", **settings: Any) -> dict[str, 
         FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
     """
     config = parse.from_dict({**settings, "run": run, "source": source}, FINETUNE)
-    results: dict[str, Any] = carry_out(Finetuning(config))
+    results: dict[str, Any] = run_job(Finetuning(config))
     return results
 
 
 class Finetuning:
-    """What a fine-tuning run gives to `carry_out`, as `facessl.training.run.Job` says."""
+    """What a fine-tuning run gives to `run_job`, as `facessl.training.run.Job` says."""
 
     backbone: Backbone
     own_size: int | None
@@ -121,7 +121,7 @@ class Finetuning:
             _check_readable(part, "test" if part is data.test else "validation")
         return Parts(
             module=self.model,
-            optimizer=lambda plan: build_tuning_optimizer(task, config.optim),
+            optimizer=lambda plan: build_finetune_optimizer(task, config.optim),
             source=data.train,
             transform=training_view(task, labels, augment),
             photometric=Photometric(self.backbone.mean, self.backbone.std),  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ class Finetuning:
         """Scores on the test part with the weights that were selected, and every file of the run."""
         if not fabric.is_global_zero:
             return {}
-        config, task = self.config, self.model.best
+        config, task = self.config, self.model.eval_task
         status = json.dumps({"finished": finished, "steps": step}).encode()
         told: dict[str, Any] = {
             "task": config.task["name"],
@@ -290,7 +290,7 @@ class _Selection:
 
     def __call__(self, model: FinetunedModel, progress: Progress) -> dict[str, float]:
         """Monitor of the trainer: the headline of the part, by its name."""
-        found = _score(model.best, self.source, self.augment, self.config)["headline"]
+        found = _score(model.eval_task, self.source, self.augment, self.config)["headline"]
         value = math.nan if found["value"] is None else float(found["value"])
         note = self.folder / "best.json"
         best = read_json(note, _Best) if note.is_file() else {"step": math.inf}
@@ -300,7 +300,9 @@ class _Selection:
         # The score before training is watched, not kept; a resumed run measures again what it redoes.
         elif progress.step and (best["step"] >= progress.step or sign * value > sign * best["value"]):
             told = {"step": progress.step, "name": found["name"], "value": value}
-            checkpoint.write_backbone(note.with_suffix(".safetensors"), model.best.state_dict(), told)  # and the note
+            checkpoint.write_backbone(
+                note.with_suffix(".safetensors"), model.eval_task.state_dict(), told
+            )  # and the note
         return {f"{self.config.select}_{found['name']}": value}
 
 

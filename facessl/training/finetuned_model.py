@@ -16,7 +16,7 @@ class FinetunedModel(nn.Module):
     """What the trainer trains: a task, its average where one is kept, its backbone frozen where it shall be.
 
     Attributes:
-        task: the weights that the optimiser moves.
+        task: the weights that the optimizer moves.
         average: their exponential average, batch-norm statistics and other floating buffers included, as in STAR's
             release (FaRL's is not in its repository); counters are copied. None without one. With `ramp` its momentum
             is min(ema, (1 + t) / (10 + t)) at update t: a short run would otherwise stay near its first weights.
@@ -37,12 +37,12 @@ class FinetunedModel(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The backbone of the weights that count."""
-        backbone: Backbone = self.best.backbone
+        backbone: Backbone = self.eval_task.backbone
         return backbone
 
     @property
-    def best(self) -> Any:
-        """The weights that are evaluated and kept."""
+    def eval_task(self) -> Any:
+        """The task that is evaluated and kept: the average where there is one."""
         return self.task if self.average is None else self.average
 
     def train(self, mode: bool = True) -> FinetunedModel:

@@ -1,4 +1,4 @@
-"""Fully sharded data parallel (FSDP2): parameters, gradients and optimiser state are spread over the ranks.
+"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer state are spread over the ranks.
 
 Every parameter is cut along its first dimension, momentum networks like their originals, so that the moving average
 needs no message. Checkpoints hold whole tensors: they do not know how many ranks wrote them, or which strategy.

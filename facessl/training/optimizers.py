@@ -28,7 +28,7 @@ class LARS(torch.optim.Optimizer):
     multiplies by rates that stay on the device one at a time); on a CPU one after the other, while they are in its
     caches. Both give the same numbers.
 
-    Differences from the optimiser in FRA's release: there the denominator is |g| + weight_decay * |w| + 1e-8, the
+    Differences from the optimizer in FRA's release: there the denominator is |g| + weight_decay * |w| + 1e-8, the
     learning rate is inside the momentum buffer, a tensor of zero norm does not move, and exclusion goes by names, so
     that the batch norms of the heads and layer norms are decayed and adapted; here they are not.
     """
@@ -96,7 +96,7 @@ def parameter_groups(module: nn.Module, weight_decay: float, *, tables: bool = T
 
 
 def build_optimizer(module: nn.Module, optim: PretrainOptim, lr: float) -> torch.optim.Optimizer:
-    """The optimiser of a pre-training run; `lr` is the derived (scaled) peak learning rate."""
+    """The optimizer of a pre-training run; `lr` is the derived (scaled) peak learning rate."""
     groups = parameter_groups(module, optim.weight_decay)
     if optim.name == "lars":
         return LARS(groups, lr=lr, momentum=optim.momentum, trust=optim.trust)
@@ -112,8 +112,8 @@ def fused_on_cpu(groups: list[dict[str, Any]]) -> bool | None:
     return True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
 
 
-def build_tuning_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.optim.Optimizer:
-    """The optimiser of a fine-tuning run.
+def build_finetune_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.optim.Optimizer:
+    """The optimizer of a fine-tuning run.
 
     Every group carries `lr_scale`, its learning rate over `optim.lr`: of the longest name in `optim.lrs` that the
     parameter's begins with and, in the backbone, `optim.layer_decay` to the power of its layer's distance from the end.
@@ -168,7 +168,7 @@ def schedule(
     total_steps: int,
     steps_per_epoch: int | None,
 ) -> Callable[[int], float]:
-    """Learning rate by optimiser step (0 = the first).
+    """Learning rate by optimizer step (0 = the first).
 
     The warm-up is linear from peak / warmup_steps. `cosine` is half a one, to `final_lr` at `total_steps`; `step` and
     `exponential` count whole epochs, warm-up included.

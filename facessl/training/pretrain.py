@@ -16,6 +16,7 @@ from facessl.config.parse import from_dict
 from facessl.config.pretrain import PretrainConfig
 from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
+from facessl.core.types import Progress
 from facessl.data.source import Source, open_source
 from facessl.inference.region_pictures import write_regions
 from facessl.methods.base import Method, has_regions
@@ -24,7 +25,7 @@ from facessl.pretrained import load
 from facessl.report.write import write_report
 from facessl.training import fsdp, monitors, optimizers
 from facessl.training.derived import Plan, default_batch, shorter_warmup
-from facessl.training.run import Parts, carry_out, one_after_another, say
+from facessl.training.run import Parts, one_after_another, run_job, say
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 
@@ -35,7 +36,7 @@ class Result:
 
     Attributes:
         folder: the run folder.
-        steps: optimiser steps done.
+        steps: optimizer steps done.
         finished: False where it was stopped before its end and can be resumed.
         headline: the report's headline numbers.
     """
@@ -62,12 +63,12 @@ def pretrain(source: str | None = None, **settings: Any) -> Result:
         FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
     """
     values = dict(settings) | ({"source": source} if source is not None else {})
-    result: Result = carry_out(Pretraining(from_dict(values)))
+    result: Result = run_job(Pretraining(from_dict(values)))
     return result
 
 
 class Pretraining:
-    """What a pre-training run gives to `carry_out`, as `facessl.training.run.Job` says."""
+    """What a pre-training run gives to `run_job`, as `facessl.training.run.Job` says."""
 
     source: Source
     method: Any
@@ -100,6 +101,7 @@ class Pretraining:
         config = self.config
         method = self.method = load.build_method(config, fresh=fresh)
         _check_needs(method, self.source, config)
+        check_views(type(method), config)
         check_accumulation(method, config, fabric.world_size)
         if hasattr(method, "prepare"):
             method.prepare(load.load_backbone)
@@ -137,6 +139,8 @@ class Pretraining:
             f"peak learning rate {plan.peak:.4g} after {many(plan.warmup_steps, 'step')} of warm-up"
             f"{shorter_warmup(config, plan)}"
         )
+        if hasattr(self.method, "schedule"):
+            head += f"\n{self.method.schedule(Progress(0, plan.total_steps, 0, plan.steps_per_epoch))}"
         if fresh and config.backbone.pretrained:
             head += f"\npre-trained weights of timm; images are normalised by mean {config.mean} and std {config.std}"
         return [head]
@@ -174,6 +178,23 @@ def _check_needs(method: Method, source: Source, config: PretrainConfig) -> None
         raise DataError(
             f"method {config.method['name']} needs {', '.join(missing)} of every image, and {config.source} "
             f"gives {', '.join(sorted(source.provides)) or 'images only'}: use another source or method"
+        )
+
+
+def check_views(kind: type[Method], config: PretrainConfig) -> None:
+    """Refuse a number of views that the method cannot use.
+
+    Raises:
+        ConfigError: too few or too many.
+    """
+    own = len(kind.views)
+    fewest, most = getattr(kind, "view_count", (own, own))
+    given = len(config.views or ())
+    if given < fewest or (most is not None and given > most):
+        wanted = many(fewest, "view") if fewest == most else f"{fewest} views or more"
+        raise ConfigError(
+            f"method {config.method['name']} takes {wanted}, but --views has {given}: leave --views out, "
+            f"or give {wanted}"
         )
 
 

@@ -73,8 +73,8 @@ class Job(Protocol):
         """On every rank after the last step. Returns the result of the run."""
 
 
-def carry_out(job: Job) -> Any:
-    """Carry out a run, a new or a resumed one; every rank of a distributed job calls this.
+def run_job(job: Job) -> Any:
+    """Run a job, a new or a resumed one; every rank of a distributed job calls this.
 
     Returns:
         What `job.finish` does.
@@ -93,10 +93,10 @@ def carry_out(job: Job) -> Any:
         _check_folder(folder, resume=asked.resume)
         one_after_another(fabric, lambda: fabric.is_global_zero and lock.enter_context(_claimed(folder)))
         _check_folder(folder, resume=asked.resume)  # another process may have written it in between
-        return _carry_out(job, fabric, folder)
+        return _run_job(job, fabric, folder)
 
 
-def _carry_out(job: Job, fabric: Fabric, folder: Path) -> Any:
+def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
     last = folder / "checkpoints" / "last.ckpt"
     # Without a checkpoint a resumed run begins again.
     saved = checkpoint.read_run(last) if job.config.resume and last.is_file() else None
@@ -212,7 +212,7 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
     world, local = ranks()
     over: Any = "auto"
     if world > 1 and strategy == "fsdp":
-        # Sharded by `fsdp.shard`, before the optimiser is made: Fabric has nothing left to do.
+        # Sharded by `fsdp.shard`, before the optimizer is made: Fabric has nothing left to do.
         over = ModelParallelStrategy(lambda module, mesh: module, world, 1, timeout=TIMEOUT)
     elif world > 1:
         over = DDPStrategy(broadcast_buffers=False, timeout=TIMEOUT)

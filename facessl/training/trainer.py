@@ -1,7 +1,7 @@
 """The one training loop, on Lightning Fabric. It knows no method: a method gives `step` and `after_step`.
 
-Order of a run: for each optimiser step, take the next batch -> photometric views on the device -> `step` of each
-micro-batch -> backward -> optimiser -> `after_step` -> log, measure, save where due.
+Order of a run: for each optimizer step, take the next batch -> photometric views on the device -> `step` of each
+micro-batch -> backward -> optimizer -> `after_step` -> log, measure, save where due.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class Trainer:
 
     def _progress_at(self, step: int) -> Progress:
         epoch = step // self.plan.steps_per_epoch if self.plan.steps_per_epoch else 0
-        return Progress(step=step, total_steps=self.plan.total_steps, epoch=epoch)
+        return Progress(step, self.plan.total_steps, epoch, self.plan.steps_per_epoch)
 
     # ---- logging, measuring, saving ------------------------------------------------------------------------------
 

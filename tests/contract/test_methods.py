@@ -19,7 +19,15 @@ from facessl.training.optimizers import parameter_groups
 METHODS = plugins.names("methods")
 SMALL = {"hidden": 32, "dim": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}
 SMALL |= {"teacher": "timm:resnet10t?pretrained=false", "text_width": 32, "text_depth": 1, "text_heads": 2}
-SMALL |= {"teacher_width": 512, "prototypes": 12, "queue_length": 4, "queue_step": 1}
+SMALL |= {
+    "hidden_dim": 32,
+    "bottleneck_dim": 16,
+    "out_dim": 12,
+    "teacher_dim": 512,
+    "prototypes": 12,
+    "queue_length": 4,
+    "queue_step": 1,
+}
 VIT = "vit_tiny_patch16_224"
 
 
@@ -50,6 +58,16 @@ def test_declares_itself(name: str) -> None:
     assert "Differences" in (kind.__doc__ or ""), "say where it leaves its paper"
     undocumented = [f.name for f in dataclasses.fields(kind.Args) if f.name not in (kind.Args.__doc__ or "")]
     assert not undocumented
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if hasattr(plugins.find("methods", name), "view_count")])
+def test_takes_as_few_views_as_it_says(name: str) -> None:
+    method = build(name)
+    fewest, most = method.view_count
+    assert fewest <= len(method.views) <= (most or len(method.views))
+    few = batch(method)
+    few.views = few.views[:fewest]
+    assert torch.isfinite(method.step(few, Progress(step=0, total_steps=10)).loss)
 
 
 @pytest.mark.parametrize("backbone", ["resnet10t", VIT])

@@ -23,7 +23,7 @@ from facessl.inference import trained_task
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast
 from facessl.tasks.base import Labels, Task
-from facessl.training.optimizers import build_tuning_optimizer
+from facessl.training.optimizers import build_finetune_optimizer
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
 from tests.tasks.faces import Faces
@@ -94,7 +94,7 @@ def test_published_settings_arrive_and_a_flag_beats_them(task: str, protocol: st
 def test_two_steps_are_finite_and_move_every_part(task: str, protocol: str, net: str, precision: str) -> None:
     module = build(task, protocol, net).train()
     batch = training_batch(module, protocol)
-    optimizer = build_tuning_optimizer(module, config(task, protocol).optim)
+    optimizer = build_finetune_optimizer(module, config(task, protocol).optim)
     for step in range(2):
         optimizer.zero_grad()
         with autocast(torch.device("cpu"), precision):

@@ -22,10 +22,10 @@ def test_a_line_every_ten_seconds_the_first_and_the_last(
     lines = capsys.readouterr().err.splitlines()
     steps = [int(text.split("/")[0].removeprefix("step ")) for text in lines]
     assert steps == [*range(1, 100, 10), 100]
-    assert "left" not in lines[0], "one step does not tell it"
-    assert lines[1] == "step 11/100  loss 1.0  left 0:01:29"
+    assert "ETA" not in lines[0], "one step does not tell it"
+    assert lines[1] == "step 11/100  loss 1.0  ETA 0:01:29"
     with ProgressLine("image") as line:
         line(60, 100)  # of an earlier call
         now[0] += 10
         line(80, 100)
-    assert capsys.readouterr().err.splitlines()[1] == "image 80/100  2 images/s  left 0:00:10"
+    assert capsys.readouterr().err.splitlines()[1] == "image 80/100  2 images/s  ETA 0:00:10"

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress
 from facessl.methods.dino import DINO, DINOArgs
 from facessl.models.backbone import Backbone
 
 START = Progress(0, 100)
-SMALL = {"hidden": 24, "dim": 16, "prototypes": 6, "frozen_steps": 0}
+MIDDLE = Progress(30, 100)
+SMALL = {"hidden_dim": 24, "bottleneck_dim": 16, "out_dim": 6, "freeze_last_layer_epochs": 0}
 
 
 def build(backbone="test_resnet", **values):
@@ -55,10 +55,10 @@ def loops(student, teacher, center, temperature):
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_loss_and_gradients_equal_loops(backbone):
     model, twin, batch = build(backbone).eval(), build(backbone).eval(), crops()
-    step = model.step(batch, Progress(50, 100))
+    step = model.step(batch, MIDDLE)
     student = logits(twin.backbone, twin.head, batch.views)
     teacher = logits(twin.target_backbone, twin.target_head, batch.views[:2])
-    expected = loops(student, teacher, twin.center, DINOArgs().temperature(50))
+    expected = loops(student, teacher, twin.center, DINOArgs().temperature(MIDDLE))
     torch.testing.assert_close(step.loss, expected, rtol=1e-5, atol=1e-5)
     step.loss.backward()
     expected.backward()
@@ -66,7 +66,7 @@ def test_loss_and_gradients_equal_loops(backbone):
         torch.testing.assert_close(
             model.get_parameter(name).grad, twin.get_parameter(name).grad, rtol=1e-3, atol=1e-6, msg=name
         )
-    targets = [((t - twin.center) / DINOArgs().temperature(50)).softmax(1) for t in teacher]
+    targets = [((t - twin.center) / DINOArgs().temperature(MIDDLE)).softmax(1) for t in teacher]
     entropy = sum(-(t * t.log()).sum(1).mean() for t in targets) / 2
     torch.testing.assert_close(step.logs["target_entropy"], entropy, rtol=1e-4, atol=1e-5)
 
@@ -86,20 +86,26 @@ def test_center_follows_the_mean_logits_of_all_micro_batches():
     torch.testing.assert_close(model.center, 0.8 * before + 0.2 * (means[0] + means[1]) / 2)
 
 
-def test_temperature_of_the_targets_warms_up_to_the_papers():
-    args = DINOArgs(warmup_steps=300)
-    assert [args.temperature(step) for step in (0, 150, 300, 999)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
-    assert DINOArgs(warmup_steps=0).temperature(0) == 0.07
+def test_teacher_temperature_warms_up_to_the_papers():
+    args = DINOArgs(warmup_teacher_temp_epochs=30)
+    told = [args.temperature(Progress(step, 3000, step // 10, 10)) for step in (0, 150, 300, 999)]
+    assert told == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    assert DINOArgs(warmup_teacher_temp_epochs=0).temperature(START) == 0.07
+
+
+@pytest.mark.parametrize(("per_epoch", "frozen"), [(100, 100), (400, 300), (None, 300)])
+def test_warmup_and_freezing_fit_a_short_run(per_epoch, frozen):
+    """900 steps: an epoch, at most a third of the run, and a third where nobody knows what an epoch is."""
+    args = DINOArgs()
+    assert [args.frozen(Progress(step, 900, 0, per_epoch)) for step in (0, frozen - 1, frozen)] == [True, True, False]
+    assert args.temperature(Progress(300, 900, 0, per_epoch)) == pytest.approx(0.07)
+    said = build(freeze_last_layer_epochs=1).schedule(Progress(0, 900, 0, per_epoch))
+    assert f"temperature 0.07 after 300 steps, last layer frozen for {frozen} steps" in said
 
 
 @pytest.mark.parametrize("step", [0, 2, 3])
 def test_last_layer_is_frozen_at_the_start_alone(step):
-    model = build(frozen_steps=3)
-    model.step(crops(), Progress(step, 10)).loss.backward()
+    model = build(freeze_last_layer_epochs=1)
+    model.step(crops(), Progress(step, 20, 0, 3)).loss.backward()
     assert bool(model.head.last.grad.any()) == (step >= 3)
     assert model.head.layers[0].weight.grad.any()
-
-
-def test_a_single_view_is_refused():
-    with pytest.raises(ConfigError, match="at least 2 with --views"):
-        build().step(crops(sizes=(64,)), START)

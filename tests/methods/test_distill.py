@@ -17,7 +17,7 @@ TEACHER = "timm:test_vit?pretrained=false"  # 64 channels, patches of 16 pixels
 
 def build(**values):
     torch.manual_seed(0)
-    model = Distill(Backbone("test_resnet", image_size=64), **{"teacher": TEACHER, "teacher_width": 64, **values})
+    model = Distill(Backbone("test_resnet", image_size=64), **{"teacher": TEACHER, "teacher_dim": 64, **values})
     model.prepare(load_backbone)
     return model.eval()
 
@@ -69,7 +69,7 @@ def test_a_term_of_weight_zero_is_left_out():
     ("values", "said"),
     [
         ({"teacher": ""}, "--method.teacher"),
-        ({"teacher_width": 100}, "has features of 64 channels.*--method.teacher-width 64"),
+        ({"teacher_dim": 100}, "has features of 64 channels.*--method.teacher-dim 64"),
         ({"pooled_weight": 0, "map_weight": 0}, "give one of them more than 0"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_run_teaches_a_smaller_network_and_is_not_needed_afterwards(tmp_path):
     facessl.pretrain(
         "synthetic:?n=4&size=32", out=str(tmp_path / "big"), method="byol", backbone="test_resnet", **settings
     )
-    method = {"name": "distill", "teacher": str(tmp_path / "big"), "teacher_width": 96}
+    method = {"name": "distill", "teacher": str(tmp_path / "big"), "teacher_dim": 96}
     run = {"out": str(tmp_path / "small"), "method": method, "backbone": "test_vit", **settings}
     facessl.pretrain("synthetic:?n=4&size=32", **run)
     (tmp_path / "big").rename(tmp_path / "gone")

@@ -39,16 +39,16 @@ CASES = {
     "mcf": (MCF, {"teacher": "timm:resnet10t?pretrained=false", "feature_weight": 1.0, **MASKED}),
     "farl": (FaRL, {"text_width": 16, "text_depth": 1, "text_heads": 2, "context": 8}),
     "simclr": (SimCLR, {}),
-    "swav": (SwAV, {"prototypes": 10, "frozen_steps": 0}),
-    "swav-frozen": (SwAV, {"prototypes": 10, "frozen_steps": 1}),
-    "swav-queue": (SwAV, {"prototypes": 10, "frozen_steps": 0, "queue_length": 40, "queue_step": 0}),
+    "swav": (SwAV, {"prototypes": 10, "freeze_prototypes_epochs": 0}),
+    "swav-frozen": (SwAV, {"prototypes": 10, "freeze_prototypes_epochs": 1}),
+    "swav-queue": (SwAV, {"prototypes": 10, "freeze_prototypes_epochs": 0, "queue_length": 40, "queue_step": 0}),
 }
 CASES |= {
-    "dino": (DINO, {"prototypes": 10, "frozen_steps": 0}),
-    "dino-frozen": (DINO, {"prototypes": 10, "frozen_steps": 1}),
-    "distill": (Distill, {"teacher": "timm:test_vit?pretrained=false", "teacher_width": 64}),
+    "dino": (DINO, {"out_dim": 10, "freeze_last_layer_epochs": 0}),
+    "dino-frozen": (DINO, {"out_dim": 10, "freeze_last_layer_epochs": 1}),
+    "distill": (Distill, {"teacher": "timm:test_vit?pretrained=false", "teacher_dim": 64}),
 }
-HEADS = {"hidden": 24, "dim": 16}
+HEADS = {"hidden": 24, "dim": 16, "hidden_dim": 24, "bottleneck_dim": 16}
 NORMS = {
     "2-d": (nn.BatchNorm1d, (8, 6)),
     "3-d": (nn.BatchNorm1d, (8, 6, 5)),

@@ -56,8 +56,11 @@ CURVES = {
     "farl": ["farl", "--backbone", "test_vit", "--method.text_width", "16", "--method.text_depth", "1",
              "--method.text_heads", "2", "--method.context", "8"],
     "simclr": ["simclr", *SMALL],
-    "swav": ["swav", *SMALL, "--method.prototypes", "10", "--method.frozen_steps", "1", "--method.queue_length", "20",
-                   "--method.queue_step", "0"],
+    "swav": ["swav", *SMALL, "--method.prototypes", "10", "--method.freeze_prototypes_epochs", "0.5",
+                   "--method.queue_length", "20", "--method.queue_step", "0"],
+    "dino": ["dino", "--method.hidden_dim", "24", "--method.bottleneck_dim", "16", "--method.out_dim", "10",
+             "--method.freeze_last_layer_epochs", "0.5"],
+    "distill": ["distill", "--method.teacher", "timm:test_vit?pretrained=false", "--method.teacher_dim", "64"],
 }  # fmt: skip
 #: 20 images in batches of 8: the last 4 of every epoch are left out, on any number of ranks.
 COMMON = [

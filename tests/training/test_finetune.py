@@ -300,7 +300,7 @@ def test_average_of_the_weights_against_a_loop(ramp: bool) -> None:
         else:
             assert torch.equal(value, model.task.state_dict()[name])  # counters
     assert not any(p.requires_grad for p in model.average.parameters())
-    assert model.best is model.average
+    assert model.eval_task is model.average
     model.train()
     assert not model.average.training
 

@@ -12,7 +12,7 @@ from torch import nn
 from facessl.config.optim import FinetuneOptim
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.models.backbone import Backbone
-from facessl.training.optimizers import LARS, build_tuning_optimizer, parameter_groups, schedule
+from facessl.training.optimizers import LARS, build_finetune_optimizer, parameter_groups, schedule
 
 HALF = 0.5
 
@@ -27,7 +27,7 @@ class Toy(nn.Module):
 
 
 def groups_by_name(task: nn.Module, optim: FinetuneOptim) -> dict[str, dict[str, Any]]:
-    optimizer = build_tuning_optimizer(task, optim)
+    optimizer = build_finetune_optimizer(task, optim)
     names = {id(p): n for n, p in task.named_parameters()}
     found = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
     assert len(found) == sum(len(g["params"]) for g in optimizer.param_groups), "a weight is in two groups"
@@ -87,7 +87,7 @@ def test_frozen_weights_are_left_out_and_a_rate_of_zero_holds_a_part() -> None:
 
 def test_unknown_part_is_named_with_those_that_exist() -> None:
     with pytest.raises(UnknownName, match=r"'headd'.*'head'"):
-        build_tuning_optimizer(Toy("test_resnet"), FinetuneOptim(lrs={"headd": 1.0}))
+        build_finetune_optimizer(Toy("test_resnet"), FinetuneOptim(lrs={"headd": 1.0}))
 
 
 def test_schedules() -> None:
@@ -121,7 +121,7 @@ def test_adam_puts_the_decay_into_the_gradient_and_adamw_does_not() -> None:
     for name in ("adam", "adamw"):
         task = nn.ModuleDict({"head": nn.Linear(1, 1)})
         nn.init.ones_(task["head"].weight)  # type: ignore[arg-type]
-        optimizer = build_tuning_optimizer(task, FinetuneOptim(name=name, lr=0.1, weight_decay=0.01))  # type: ignore[arg-type]
+        optimizer = build_finetune_optimizer(task, FinetuneOptim(name=name, lr=0.1, weight_decay=0.01))  # type: ignore[arg-type]
         (task["head"](torch.zeros(1, 1)).sum()).backward()
         optimizer.step()
         moved[name] = 1 - task["head"].weight.item()  # type: ignore[operator,union-attr]
