@@ -23,7 +23,7 @@ from facessl.core.errors import ConfigError
 from facessl.data.loader import check_skipped
 from facessl.data.source import Source
 from facessl.data.subset import Subset
-from facessl.inference.embed import Embeddings, embedding_batches, network_mark
+from facessl.inference.embed import Embeddings, embedding_batches, network_id
 from facessl.inference.embedding_files import array_of, write_embeddings
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
@@ -58,7 +58,7 @@ def embed_in_parts(
         raise ConfigError("a stream cannot be split over ranks: use shards on a disk, or one process")
     block = min(BLOCK, -(-len(source) // world_size()))
     starts = range(0, len(source), block)
-    network = network_mark(backbone, precision)
+    network = network_id(backbone, precision)
     told = [_mark(source, network, block) if rank() == 0 else ""]
     if world_size() > 1:
         dist.broadcast_object_list(told)

@@ -19,7 +19,7 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.inference.embed import Embeddings, embeddings
 from facessl.inference.embedding_files import read_embeddings, write_embeddings
 from facessl.inference.groups import Groups, group, principal_components, write_groups
-from facessl.inference.neighbours import nearest, search, unit
+from facessl.inference.neighbours import l2_normalize, nearest, search
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card
 
@@ -58,13 +58,13 @@ def test_nearest_is_the_slow_way_and_equal_rows_keep_their_order(k: int) -> None
     rows = rng.standard_normal((7, 4)).astype(np.float32)
     rows[5] = 4 * rows[1]  # the same direction
     rows[6] = 0
-    distances, chosen = nearest(unit(rows[:2]), unit(rows), k)
+    distances, chosen = nearest(l2_normalize(rows[:2]), l2_normalize(rows), k)
     for i in range(2):
         away = [1 - a @ rows[i] / max(np.linalg.norm(a), 1e-9) / np.linalg.norm(rows[i]) for a in rows]
         order = sorted(range(7), key=lambda j: (round(away[j], 5), j))[:k]
         assert chosen[i].tolist() == order
         np.testing.assert_allclose(distances[i], np.array(away)[order], atol=1e-6)
-    np.testing.assert_allclose(unit(np.array([[3e38, 4e-38], [1e-30, 0]])), [[1, 0], [1, 0]], atol=1e-6)
+    np.testing.assert_allclose(l2_normalize(np.array([[3e38, 4e-38], [1e-30, 0]])), [[1, 0], [1, 0]], atol=1e-6)
 
 
 def test_search_finds_the_photo_itself_by_every_name(
@@ -93,7 +93,7 @@ def test_search_finds_the_photo_itself_by_every_name(
             search(other.eval(), faces / "3.png", file)
     with pytest.raises(ConfigError, match="does not say which network made it"):
         search(backbone, faces / "3.png", replace(read_embeddings(file), network=""))
-    for photo, says in ((faces, "is not an image file"), (faces / "1.png", "no image of .* could be read")):
+    for photo, says in ((faces, "is not a file"), (faces / "1.png", "no image of .* could be read")):
         with pytest.raises(DataError, match=says):
             search(backbone, photo, file)
 
@@ -105,22 +105,22 @@ def test_bf16_embeddings_are_searched_in_bf16(faces: Path, backbone: Backbone) -
 
 
 def test_groups_are_the_clusters_by_size() -> None:
-    found = group(clusters((6, 11, 8), noise=4), min_size=5)
+    found = group(clusters((6, 11, 8), noise=4), min_cluster_size=5)
     assert found.labels[:25].tolist() == [2] * 6 + [0] * 11 + [1] * 8
     assert found.probabilities[:25].min() > 0.3 > found.probabilities[25:].max()  # a lone face is in none, or barely
-    again = group(clusters((6, 11, 8), noise=4), min_size=5, components=8)
+    again = group(clusters((6, 11, 8), noise=4), min_cluster_size=5, pca_components=8)
     np.testing.assert_array_equal(again.labels, found.labels)
     shrunk = clusters((8, 8))
     shrunk.array[:8] = (
         shrunk.array[8:] * np.linspace(0.1, 0.2, 8, dtype=np.float32)[:, None]
     )  # one direction, two lengths
-    assert len(group(shrunk, method="euclidean")) == 2
-    assert len(group(shrunk, method="cosine")) < 2
+    assert len(group(shrunk, metric="euclidean")) == 2
+    assert len(group(shrunk, metric="cosine")) < 2
 
 
 @pytest.mark.parametrize("count", [1, 4, 9])
 def test_too_few_images_are_in_no_group(count: int) -> None:
-    assert group(clusters((count,)), min_size=5).labels.tolist() == [-1] * count
+    assert group(clusters((count,)), min_cluster_size=5).labels.tolist() == [-1] * count
 
 
 def test_the_folder_of_groups_is_rewritten_and_nothing_else(faces: Path, tmp_path: Path) -> None:
@@ -155,8 +155,11 @@ def test_the_commands_refuse_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
     write_embeddings(tmp_path / "e.parquet", clusters((3,)))
     file = str(tmp_path / "e.parquet")
     for words, says in (
-        (["group", file, "--min-size", "1", "--out", str(tmp_path / "g")], "min_size = 1 is out of range"),
-        (["group", file, "--components", "0", "--out", str(tmp_path / "g")], "components = 0 is out of range"),
+        (
+            ["group", file, "--min-cluster-size", "1", "--out", str(tmp_path / "g")],
+            "min_cluster_size = 1 is out of range",
+        ),
+        (["group", file, "--pca-components", "0", "--out", str(tmp_path / "g")], "pca_components = 0 is out of range"),
         (["group", file, "--out", str(tmp_path)], "has other files in it"),
         (["group", str(tmp_path / "no.parquet"), "--out", str(tmp_path / "g")], "no.parquet does not exist"),
         (["search", "run", "a.jpg", file, "--out", "x.gif"], "must end in .png or .jpg"),
