@@ -7,10 +7,12 @@ import io
 import re
 from typing import Any
 
-#: A byte that is not UTF-8 (as `os.fsdecode` gives it), what a terminal obeys (control characters, and those that turn
-#: the direction of writing), and text that reads like one of them that `printable` wrote.
+#: A byte that is not UTF-8 (as `os.fsdecode` gives it), and what a terminal obeys: control characters, and those that
+#: turn the direction of writing.
+_RAW = "[\udc80-\udcff\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+#: What `printable` writes for them after a backslash.
 _CODE = "x(?:[01][0-9a-f]|7f|[89a-f][0-9a-f])|u(?:00[89][0-9a-f]|202[a-e]|206[6-9])"
-_ODD = re.compile(rf"(\\*)([\udc80-\udcff\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|{_CODE})")
+_ODD = re.compile(rf"(\\*)({_RAW}|{_CODE})")
 _ESCAPED = re.compile(rf"(\\+)({_CODE})")
 #: What spreadsheets run as a formula, with the quotes in front that keep them from it.
 _FORMULA = re.compile(r"'*\s*[=+\-@＝＋－＠]")
@@ -32,6 +34,11 @@ def printable(name: str) -> str:
         return f"{2 * slashes}\\" + (f"x{code:02x}" if odd >= "\udc80" or code < 0x80 else f"u{code:04x}")
 
     return _ODD.sub(escaped, name)
+
+
+def printable_lines(text: str) -> str:
+    """A message for a terminal, whose ends of lines and names that are `printable` already stay."""
+    return "\n".join(re.sub(_RAW, lambda match: printable(match[0]), line) for line in text.split("\n"))
 
 
 def from_printable(text: str) -> str:

@@ -114,9 +114,9 @@ def _check(skipped: list[list[str]], source: Source, max_bad: float) -> None:
 
 def _rows(folder: Path, start: int, source: Source, network: str) -> Iterator[Embeddings]:
     """The row groups of a block."""
-    with pq.ParquetFile(_note(folder, start).with_suffix(".parquet")) as file:
+    with pq.ParquetFile(_note(folder, start).with_suffix(".parquet"), pre_buffer=False) as file:
         for number in range(file.num_row_groups):
-            table = file.read_row_group(number)
+            table = file.read_row_group(number, use_threads=False)
             keys = [tables.from_printable(text) for text in table["path"].to_pylist()]
             labels = table["label"].fill_null(-1).to_numpy() if "label" in table.column_names else None
             index = np.full(len(keys), -1, np.int64)
