@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,18 @@ def test_a_small_file_of_many_numbers_is_refused_before_it_is_read(
         monkeypatch.setattr(pq.ParquetFile, "read", None)
     with pytest.raises(DataError, match="0 bytes of numbers where the shape"):
         read_embeddings(tmp_path / "huge.npy")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+@pytest.mark.fault("E9", "a command that had read Parquet aborted now and then when it ended, by a thread of Arrow's")
+def test_reading_parquet_leaves_no_thread(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "e.parquet", rows())
+    script = (
+        "import os, sys; from facessl.inference.embedding_files import read_embeddings;"
+        "before = os.listdir('/proc/self/task'); read_embeddings(sys.argv[1]);"
+        "sys.exit(os.listdir('/proc/self/task') != before)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "e.parquet")], check=True)
 
 
 @pytest.mark.fault("E9", "a zip or a deep header as .npy, a column that is there twice and dates ended in tracebacks")
