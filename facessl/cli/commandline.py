@@ -126,9 +126,9 @@ def computing_device(name: str, threads: int | None) -> str:
 
 def list_skipped(skipped: list[tuple[str, str]]) -> None:
     """Tell the first (key, reason) of what was left out, on standard error."""
-    from facessl.core.tables import printable
+    from facessl.core.tables import printable_lines
 
     for key, reason in skipped[:10]:
-        print(f"skipped {printable(key)}: {reason}", file=sys.stderr)
+        print(f"skipped {printable_lines(f'{key}: {reason}')}", file=sys.stderr)
     if len(skipped) > 10:
         print(f"... and {len(skipped) - 10} more", file=sys.stderr)

@@ -70,6 +70,7 @@ def cmd_search(
     photo: str,
     embeddings: Path,
     k: int = 12,
+    crop: bool = False,
     out: Path = Path("neighbours.png"),
     threads: int | None = None,
     device: str = "auto",
@@ -78,9 +79,11 @@ def cmd_search(
 
     Args:
         run: what made the embeddings: run folder, checkpoint or exported backbone.
-        photo: image of one face, framed as the images that were embedded (`facessl crop` frames one).
+        photo: image of one face. Without --crop it must be framed as the images that were embedded.
         embeddings: file that `facessl embed` wrote.
         k: how many images.
+        crop: find the largest face of the photo and cut it out as `facessl crop` does by default, for embeddings of
+            such crops.
         out: .png or .jpg file to write: the photo, then its neighbours with their distances, 1 - cosine.
         threads: CPU threads that compute; by default one per core.
         device: auto, cpu, cuda or mps.
@@ -88,13 +91,14 @@ def cmd_search(
     from facessl.core import files, tables
     from facessl.inference import contact_sheet
     from facessl.inference.embed import load_embedder
-    from facessl.inference.neighbours import search
+    from facessl.inference.neighbours import check_photo, search
 
     files.check_output(out)
     contact_sheet.check_sheet(out)
+    check_photo(photo)
     network: Any = load_embedder(run)
     network.to(computing_device(device, threads))
-    found = search(network, photo, embeddings, k=k)
+    found = search(network, photo, embeddings, k=k, crop=crop)
     pairs = [(tables.printable(path), round(float(d), 4)) for path, d in zip(found.paths, found.distances, strict=True)]
     cells = [contact_sheet.Cell(photo, ["query", Path(photo).name], framed=True)]
     cells += [
@@ -113,9 +117,9 @@ def cmd_search(
 def cmd_group(
     embeddings: Path,
     out: Path = Path("groups"),
-    method: Literal["cosine", "euclidean"] = "cosine",
-    min_size: int = 5,
-    components: int | None = None,
+    metric: Literal["cosine", "euclidean"] = "cosine",
+    min_cluster_size: int = 5,
+    pca_components: int | None = None,
     faces: int = 48,
 ) -> int:
     """Groups of similar faces by HDBSCAN, such as those of one person, as a table and pictures; the last line is JSON.
@@ -123,27 +127,28 @@ def cmd_group(
     Args:
         embeddings: file that `facessl embed` wrote.
         out: folder to write to: groups.csv (path, group, probability; group -1: in none) and a sheet of each group.
-        method: distance of two images: cosine compares the directions of their embeddings, euclidean also the lengths.
-        min_size: images of the smallest group.
-        components: compare so many principal components of the embeddings; null compares all dimensions. Above 16,000
-            images, where not all distances fit in memory, 50 takes a fraction of the time.
-        faces: images of a group's sheet at most, those that belong to it most firmly; 0 writes no sheets.
+        metric: distance of two images: cosine compares the directions of their embeddings, euclidean also the lengths.
+        min_cluster_size: images of the smallest group.
+        pca_components: compare so many principal components of the embeddings; null compares all dimensions. Above
+            16,000 images, where not all distances fit in memory, 50 takes a fraction of the time.
+        faces: images of a group's sheet at most, those with the highest cluster membership probability; 0 writes no
+            sheets.
     """
     from facessl.inference import groups
 
-    groups.check_folder(out)
-    found = groups.group(embeddings, method=method, min_size=min_size, components=components)
-    groups.write_groups(out, found, faces=faces)
+    groups.check_folder(out, faces)
+    found = groups.group(embeddings, metric=metric, min_cluster_size=min_cluster_size, pca_components=pca_components)
+    replaced = groups.write_groups(out, found, faces=faces)
     sizes = [int((found.labels == number).sum()) for number in range(len(found))]
     told = {"images": len(found.paths), "groups": len(found), "grouped": sum(sizes), "largest": max(sizes, default=0)}
-    print(json.dumps({**told, "out": str(out)}))
+    print(json.dumps({**told, "replaced": replaced, "out": str(out)}))
     return 0
 
 
 def cmd_map(
     embeddings: Path,
     out: Path = Path("map.html"),
-    method: Literal["pca", "umap"] = "pca",
+    projection: Literal["pca", "umap"] = "pca",
     color: Path | None = None,
     seed: int = 0,
 ) -> int:
@@ -153,7 +158,7 @@ def cmd_map(
         embeddings: file that `facessl embed` wrote.
         out: .html file to write; it holds small pictures of up to 50,000 images, of more none, and
             fetches nothing.
-        method: pca, the two directions of the largest variance; or umap, which keeps neighbourhoods and needs
+        projection: pca, the two directions of the largest variance; or umap, which keeps neighbourhoods and needs
             umap-learn (pip install 'facessl[umap]').
         color: table of the classes that give the colours: `path` and `group`, `label_name` or `label`, such as the
             groups.csv of `facessl group`; null: the labels of the embeddings, where they have any.
@@ -163,5 +168,5 @@ def cmd_map(
     from facessl.report.face_map import write_map
 
     files.check_output(out)
-    print(json.dumps({**write_map(out, embeddings, method=method, color=color, seed=seed), "out": str(out)}))
+    print(json.dumps({**write_map(out, embeddings, projection=projection, color=color, seed=seed), "out": str(out)}))
     return 0

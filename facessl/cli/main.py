@@ -20,6 +20,7 @@ from facessl.cli.train import cmd_finetune, cmd_plan, cmd_pretrain
 from facessl.config.parser import Parser
 from facessl.core import plugins
 from facessl.core.errors import FaceSSLError, PluginError, UnknownName
+from facessl.core.tables import printable_lines
 
 #: Exit status of a user's error; argparse uses the same.
 USER_ERROR = 2
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UnknownName("command", words[0], COMMANDS)
         return call(words[0], COMMANDS[words[0]], words[1:])
     except FaceSSLError as error:
-        print(f"facessl: {error}", file=sys.stderr)
+        print(f"facessl: {printable_lines(str(error))}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("facessl: interrupted", file=sys.stderr)

@@ -30,7 +30,7 @@ OPTIONAL = {
     "open_clip_torch": "FaRL (pip install 'facessl[farl]')",
     "onnxruntime": "export to ONNX (pip install 'facessl[onnx]')",
     "tensorboard": "TensorBoard logs (pip install 'facessl[tensorboard]')",
-    "umap-learn": "map --method umap (pip install 'facessl[umap]')",
+    "umap-learn": "map --projection umap (pip install 'facessl[umap]')",
 }
 
 

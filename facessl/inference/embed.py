@@ -36,7 +36,7 @@ class Embeddings:
         labels: (N,) int64 class indices; None where the source has none.
         label_names: class names by index; empty where there are none.
         skipped: (key, reason) of images that could not be read.
-        network: what made them (`network_mark`); empty where that is not known.
+        network: what made them (`network_id`); empty where that is not known.
     """
 
     array: np.ndarray
@@ -66,7 +66,7 @@ def load_embedder(run: str | Path) -> Backbone | Embedder:
     return load_backbone(run)
 
 
-def network_mark(backbone: Backbone | Embedder, precision: str) -> str:
+def network_id(backbone: Backbone | Embedder, precision: str) -> str:
     """`PRECISION:DIGITS`; embeddings can be compared where the digits, of weights and preprocessing, are the same."""
     view = backbone.augment if isinstance(backbone, Embedder) else None
     crop = "" if view is None else f"-{view.crop_scale}-{view.warp}-{view.border}"
@@ -91,7 +91,7 @@ def embedding_batches(
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
     pinned = device.type == "cuda"
     loader = EvalLoader(source, Plain(view), batch_size=batch_size, workers=workers, pin_memory=pinned, max_bad=max_bad)
-    seen, network = 0, network_mark(backbone, precision)
+    seen, network = 0, network_id(backbone, precision)
     waiting: tuple[Batch, Tensor, tuple[tuple[str, str], ...]] | None = None
     for batch in loader:
         x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)

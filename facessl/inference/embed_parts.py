@@ -25,7 +25,7 @@ from facessl.data.decode import ImageError
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.data.subset import Subset
-from facessl.inference.embed import Embeddings, embedding_batches, network_mark
+from facessl.inference.embed import Embeddings, embedding_batches, network_id
 from facessl.inference.embedding_files import array_of, write_embeddings
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
@@ -60,7 +60,7 @@ def embed_in_parts(
         raise ConfigError("a stream cannot be split over ranks: use shards on a disk, or one process")
     block = min(BLOCK, -(-len(source) // world_size()))
     starts = range(0, len(source), block)
-    network = network_mark(backbone, precision)
+    network = network_id(backbone, precision)
     told = [_mark(source, network, block) if rank() == 0 else ""]
     if world_size() > 1:
         dist.broadcast_object_list(told)
@@ -143,9 +143,9 @@ def _check(skipped: list[list[str]], source: Source, max_bad: float) -> None:
 
 def _rows(folder: Path, start: int, source: Source, network: str) -> Iterator[Embeddings]:
     """The row groups of a block."""
-    with pq.ParquetFile(_note(folder, start).with_suffix(".parquet")) as file:
+    with pq.ParquetFile(_note(folder, start).with_suffix(".parquet"), pre_buffer=False) as file:
         for number in range(file.num_row_groups):
-            table = file.read_row_group(number)
+            table = file.read_row_group(number, use_threads=False)
             keys = [tables.from_printable(text) for text in table["path"].to_pylist()]
             labels = table["label"].fill_null(-1).to_numpy() if "label" in table.column_names else None
             index = np.full(len(keys), -1, np.int64)

@@ -6,7 +6,7 @@
 | `x.npy` | (N, C) float32; the other columns are in `x.names.csv` |
 | `x.csv` | the same columns, with `e0`, `e1`, ... for the embedding |
 
-All of them say which network made them (`embed.network_mark`): Parquet in its metadata, CSV in a column `network`.
+All of them say which network made them (`embed.network_id`): Parquet in its metadata, CSV in a column `network`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -32,8 +35,13 @@ from facessl.inference.embed import Embeddings, example
 ROWS = 2048
 ENDINGS = (".parquet", ".npy", ".csv")
 _NETWORK = b"facessl.network"
-#: Bytes of the largest file that is read, and of the head of an .npy file.
-_MOST, _HEAD = 1 << 40, 128
+#: Bytes of the head of an .npy file that is written, and of the longest one that is read.
+_HEAD, _LONGEST_HEAD = 128, 512
+#: Columns that are read, and those of them that hold text.
+_TEXTS = ("path", "label_name", "network")
+_COLUMNS = (*_TEXTS, "label", "embedding")
+#: A Parquet file may need so many times its size in memory, and always so many bytes. Embeddings hardly compress.
+_FACTOR, _ALWAYS = 32, 64 << 20
 
 
 def check_ending(path: str | Path) -> None:
@@ -169,8 +177,11 @@ def read_embeddings(path: str | Path) -> Embeddings:
         network = (table.schema.metadata or {}).get(_NETWORK, b"").decode()
         if not network and "network" in table.column_names:
             (network,) = set(table["network"].to_pylist())  # ValueError: of several networks
+        labels, names = _labels(path, table)
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} does not exist: name a file that `facessl embed` wrote") from None
+    except MemoryError:
+        raise DataError(f"{path} does not fit in memory: embed fewer images, or use a larger machine") from None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(f"{path} is not a file that `facessl embed` wrote, or is damaged ({reason})") from None
@@ -182,38 +193,83 @@ def read_embeddings(path: str | Path) -> Embeddings:
         raise DataError(
             f"the embedding of {tables.printable(keys[bad])} in {path} is not finite: embed the images again"
         )
-    labels, names = _labels(path, table)
     return Embeddings(array, keys, np.arange(len(keys)), labels, names, network=network or "")
 
 
 def _read(path: Path) -> tuple[pa.Table, np.ndarray]:
-    """The table and the embeddings (N, C) float32. Raises OSError, ValueError, KeyError, TypeError, ArrowException."""
-    with files.open_regular(_names(path) if path.suffix == ".npy" else path, most=_MOST) as file:
-        if path.suffix == ".parquet":
-            table = pq.read_table(file)
-            return table, array_of(table["embedding"])
-        text = dict.fromkeys(("path", "label", "label_name", "network"), pa.string())
+    """The table and the embeddings (N, C) float32. Raises what `read_embeddings` makes a sentence of."""
+    if path.suffix == ".parquet":
+        with files.open_regular(path, most=None) as file:
+            table = _read_parquet(file)
+        return table, array_of(table["embedding"])
+    with files.open_regular(_names(path) if path.suffix == ".npy" else path, most=None) as file:
+        text = dict.fromkeys((*_TEXTS, "label"), pa.string())
         lines = pa_csv.ParseOptions(newlines_in_values=True)
         options = pa_csv.ConvertOptions(column_types=text, strings_can_be_null=False)
-        table = pa_csv.read_csv(file, parse_options=lines, convert_options=options)
+        table = pa_csv.read_csv(file, pa_csv.ReadOptions(use_threads=False), lines, options)
     if path.suffix == ".csv":
         numbers = [name for name in table.column_names if name[:1] == "e" and name[1:].isdecimal()]
         columns = [table[name].to_numpy().astype(np.float32) for name in numbers]
         return table, np.stack(columns, 1)
-    with files.open_regular(path, most=_MOST) as file:
-        array = np.load(file, allow_pickle=False)
-    if array.ndim != 2 or array.dtype.kind != "f" or len(array) != len(table):
-        raise ValueError(f"{array.dtype} of shape {array.shape} for {len(table)} names")
-    return table, np.asarray(array, np.float32)
+    with files.open_regular(path, most=None) as file:
+        return table, _read_npy(file, len(table))
+
+
+def _read_parquet(file: IO[bytes]) -> pa.Table:
+    """The known columns of a Parquet file. ValueError where they need far more memory than the file has bytes."""
+    size = os.fstat(file.fileno()).st_size
+    most = max(_ALWAYS, _FACTOR * size)
+    metadata = pq.read_metadata(file)
+    schema = metadata.schema.to_arrow_schema()
+    kind = schema.field("embedding").type
+    _check_list(kind)
+    needed = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema.partition(".")[0] in _COLUMNS:  # an encoding repeats values in a few bytes
+                needed += max(column.total_uncompressed_size, 4 * column.num_values, 0)
+    needed = max(needed, 4 * metadata.num_rows * kind.list_size)
+    if needed <= most:
+        texts = [name for name in _TEXTS if name in schema.names and pa.types.is_string(schema.field(name).type)]
+        # Threads of Arrow's that have not ended when the process does can abort it.
+        with pq.ParquetFile(file, metadata=metadata, read_dictionary=texts, pre_buffer=False) as parquet:
+            table = parquet.read([name for name in schema.names if name in _COLUMNS], use_threads=False)
+        for chunk in (chunk for name in texts for chunk in table[name].chunks):  # a long text may be repeated as well
+            needed += pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
+    if needed > most:
+        raise ValueError(f"{needed:,} bytes of memory for a file of {size:,}")
+    return table
+
+
+def _read_npy(file: IO[bytes], rows: int) -> np.ndarray:
+    """(N, C) float32 of an .npy file, whose head must fit its size. ValueError: another kind of array."""
+    read_head = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        shape, _, kind = read_head[np.lib.format.read_magic(file)](file, max_header_size=_LONGEST_HEAD)
+    except (ValueError, LookupError, RecursionError, MemoryError):  # of Python's parser, not of the machine
+        raise ValueError("it does not begin as an .npy file does") from None
+    if len(shape) != 2 or kind.kind != "f" or shape[0] != rows:
+        raise ValueError(f"{kind} of shape {shape} for {rows} names")
+    size, needed = os.fstat(file.fileno()).st_size - file.tell(), math.prod(shape) * kind.itemsize
+    if needed != size:
+        raise ValueError(f"{size:,} bytes of numbers where the shape {shape} needs {needed:,}")
+    file.seek(0)
+    array = np.lib.format.read_array(file, allow_pickle=False, max_header_size=_LONGEST_HEAD)
+    return np.asarray(array, np.float32)
+
+
+def _check_list(kind: pa.DataType) -> None:
+    if not pa.types.is_fixed_size_list(kind) or not pa.types.is_float32(kind.value_type):
+        raise TypeError(f"the column embedding holds {kind}")
 
 
 def array_of(column: pa.ChunkedArray) -> np.ndarray:
     """(N, C) float32 of a column of lists."""
-    kind = column.type
-    if not pa.types.is_fixed_size_list(kind) or not pa.types.is_float32(kind.value_type) or column.null_count:
-        raise TypeError(f"the column embedding holds {kind}")
+    _check_list(column.type)
+    if column.null_count:
+        raise TypeError("the column embedding has cells without a value")
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat, np.float32).reshape(-1, kind.list_size)
+    return np.asarray(flat, np.float32).reshape(-1, column.type.list_size)
 
 
 def _text(path: Path, cell: str) -> str:
@@ -225,6 +281,9 @@ def _labels(path: Path, table: pa.Table) -> tuple[np.ndarray | None, tuple[str, 
     column = next((name for name in ("label_name", "label") if name in table.column_names), None)
     if column is None:
         return None, ()
+    kind = table[column].type
+    if pa.types.is_temporal(kind) or pa.types.is_nested(kind):
+        raise TypeError(f"the column {column} holds {kind}")
     cells = ["" if cell is None else _text(path, str(cell)) for cell in table[column].to_pylist()]
     names = sorted({cell for cell in cells if cell})
     number = {name: i for i, name in enumerate(names)}

@@ -16,11 +16,14 @@ from facessl.core.errors import ConfigError
 from facessl.inference.contact_sheet import Cell, sheet, write_sheet
 from facessl.inference.embed import Embeddings
 from facessl.inference.embedding_files import read_embeddings
-from facessl.inference.neighbours import unit
+from facessl.inference.neighbours import l2_normalize
 
-Distance = Literal["cosine", "euclidean"]
+Metric = Literal["cosine", "euclidean"]
 #: Most rows whose distances are all held at once (4 GB); a tree, which takes longer, finds the nearest of more.
 _ALL_PAIRS = 16_000
+#: Of the number of embeddings and their dimensions, the most that the smaller one may be for principal components: the
+#: matrix of their products then has 2 GB.
+_WIDEST = 16_384
 _TABLE, _SHEET = "groups.csv", re.compile(r"group-\d+\.jpg")
 
 
@@ -31,7 +34,7 @@ class Groups:
     Attributes:
         paths: of the images.
         labels: (N,) int64, 0 the largest group; -1 in no group.
-        probabilities: (N,) float64, how firmly an image belongs to its group, 0 to 1.
+        probabilities: (N,) float64, the cluster membership probability, 0 to 1.
     """
 
     paths: list[str]
@@ -45,9 +48,9 @@ class Groups:
 def group(
     embeddings: str | Path | Embeddings,
     *,
-    method: Distance = "cosine",
-    min_size: int = 5,
-    components: int | None = None,
+    metric: Metric = "cosine",
+    min_cluster_size: int = 5,
+    pca_components: int | None = None,
 ) -> Groups:
     """Groups of images whose embeddings lie close together, by HDBSCAN (Campello et al., 2013); nothing is random.
 
@@ -55,27 +58,29 @@ def group(
 
     Args:
         embeddings: embeddings, or the file that `facessl embed` wrote.
-        method: distance of embeddings: cosine compares their directions (the Euclidean distance of those of unit
+        metric: distance of embeddings: cosine compares their directions (the Euclidean distance of those of unit
             length, which has the order of the cosine); euclidean also their lengths.
-        min_size: images of the smallest group.
-        components: compare so many principal components instead of all dimensions.
+        min_cluster_size: images of the smallest group.
+        pca_components: compare so many principal components instead of all dimensions.
 
     Raises:
         ConfigError: a number out of range.
         DataError: no embeddings there.
     """
+    if min_cluster_size < 2:
+        raise ConfigError(f"min_cluster_size = {min_cluster_size} is out of range: give a number from 2")
+    if pca_components is not None and pca_components < 1:
+        raise ConfigError(f"pca_components = {pca_components} is out of range: give a number from 1")
     rows = embeddings if isinstance(embeddings, Embeddings) else read_embeddings(embeddings)
-    if min_size < 2:
-        raise ConfigError(f"min_size = {min_size} is out of range: give a number from 2")
-    array = unit(rows.array) if method == "cosine" else rows.array
-    if components is not None:
-        array = principal_components(array, components)[0]
-    if len(rows) < 2 * min_size:  # one group is no grouping
+    array = l2_normalize(rows.array) if metric == "cosine" else rows.array
+    if pca_components is not None:
+        array = principal_components(array, pca_components)[0]
+    if len(rows) < 2 * min_cluster_size:  # one group is no grouping
         return Groups(rows.keys, np.full(len(rows), -1, np.int64), np.zeros(len(rows)))
     algorithm = "brute" if len(rows) <= _ALL_PAIRS else "auto"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of rows that are equal
-        found = HDBSCAN(min_cluster_size=min_size, algorithm=algorithm, copy=True).fit(array)
+        found = HDBSCAN(min_cluster_size=min_cluster_size, algorithm=algorithm, copy=True).fit(array)
     return Groups(rows.keys, _by_size(found.labels_), np.asarray(found.probabilities_, np.float64))
 
 
@@ -97,13 +102,21 @@ def principal_components(array: np.ndarray, count: int) -> tuple[np.ndarray, flo
         C-th; and the fraction of the variance that they hold.
 
     Raises:
-        ConfigError: `count` is below 1.
+        ConfigError: both N and C are too large for it.
     """
-    if count < 1:
-        raise ConfigError(f"components = {count} is out of range: give a number from 1")
+    if min(array.shape) > _WIDEST:
+        raise ConfigError(
+            f"{array.shape[0]:,} embeddings of {array.shape[1]:,} numbers are too large for principal components: "
+            f"one of both may be {_WIDEST:,} at most"
+        )
     centred = array - array.mean(0, dtype=np.float64).astype(np.float32)
-    values, directions = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+    wide = centred.shape[1] > len(centred)
+    products = centred @ centred.T if wide else centred.T @ centred
+    values, directions = np.linalg.eigh(products.astype(np.float64))
     values, directions = np.maximum(values[::-1][:count], 0), directions[:, ::-1][:, :count]
+    if wide:  # from coordinates of the images to directions of the embeddings; those of no variance are zeros
+        held = values > np.finfo(np.float32).eps * values[0]
+        directions = centred.T @ (directions * held / np.sqrt(np.where(held, values, 1)))
     directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
     found = np.zeros((len(array), count), np.float32)
     found[:, : directions.shape[1]] = centred @ directions.astype(np.float32)
@@ -111,32 +124,36 @@ def principal_components(array: np.ndarray, count: int) -> tuple[np.ndarray, flo
     return found, float(values.sum()) / total if total else 1.0
 
 
-def check_folder(out: Path) -> None:
+def check_folder(out: Path, faces: int = 0) -> None:
     """ConfigError where `out` is neither new nor empty nor a folder that `write_groups` filled before."""
+    if faces < 0:
+        raise ConfigError(f"faces = {faces} is out of range: give a number from 0")
     files.check_output(out, folder=True)
     if out.is_dir() and any(out.iterdir()) and not (out / _TABLE).is_file():
         raise ConfigError(f"--out {out} has other files in it: name a new folder")
 
 
-def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> None:
+def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> int:
     """Write `groups.csv` (path, group, probability) and a sheet of each group, `group-000.jpg` and so on.
 
-    Sheets that an earlier call wrote there are removed.
+    Those that an earlier call wrote there are replaced.
 
     Args:
         out: folder, made where it is missing.
-        faces: images of a sheet at most, those that belong to the group most firmly; 0 writes no sheets.
+        faces: images of a sheet at most, those with the highest membership probability; 0 writes no sheets.
+
+    Returns:
+        How many files of an earlier call were replaced or removed.
 
     Raises:
         ConfigError: other files are in the folder, or a negative number of faces.
         DataError: a file cannot be written.
     """
     out = Path(out)
-    if faces < 0:
-        raise ConfigError(f"faces = {faces} is out of range: give a number from 0")
-    check_folder(out)
+    check_folder(out, faces)
     numbers = zip(groups.labels.tolist(), groups.probabilities.round(4).tolist(), strict=True)
     lines = [tables.csv_row(path, *told) for path, told in zip(groups.paths, numbers, strict=True)]
+    replaced = sum(1 for old in out.glob("*") if old.name == _TABLE or _SHEET.fullmatch(old.name))
     files.write_atomic(out / _TABLE, b"".join([tables.csv_row("path", "group", "probability"), *lines]))
     for old in out.iterdir():
         if _SHEET.fullmatch(old.name):
@@ -151,3 +168,4 @@ def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> None:
             f", {len(shown)} of them shown" if len(shown) < len(own) else ""
         )
         write_sheet(out / f"group-{number:03d}.jpg", sheet(cells, title=title))
+    return replaced

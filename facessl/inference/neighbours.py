@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.types import Sample
+from facessl.data.face_crop import face_crop
+from facessl.data.loader import pixels
 from facessl.data.sources.folder import Folder
-from facessl.inference.embed import Embeddings, embeddings, load_embedder, network_mark
+from facessl.inference.embed import Embeddings, embeddings, load_embedder, network_id
 from facessl.inference.embedding_files import read_embeddings
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
@@ -36,6 +39,7 @@ def search(
     among: str | Path | Embeddings,
     *,
     k: int = 12,
+    crop: bool = False,
 ) -> Neighbours:
     """The images that are most similar to a photo of one face.
 
@@ -43,34 +47,57 @@ def search(
 
     Args:
         run: what made the embeddings: run folder, checkpoint or exported backbone, or the loaded network.
-        photo: one image, which is embedded as they were.
+        photo: one image, which is embedded as they were; without `crop` it must be framed as they are.
         among: embeddings, or the file that `facessl embed` wrote.
         k: how many; all where there are fewer.
+        crop: find the largest face of the photo and cut it out as `facessl.crop` does by default, for embeddings of
+            such crops.
 
     Raises:
         ConfigError: `k` is below 1, or another network made the embeddings.
-        CheckpointError, DataError: no network, embeddings or readable photo there.
+        CheckpointError, DataError: no network, embeddings or readable photo there, or no face to crop.
     """
     if k < 1:
         raise ConfigError(f"k = {k} is out of range: give a number from 1")
+    check_photo(photo)
     file = "the file of embeddings" if isinstance(among, Embeddings) else str(among)
     rows = among if isinstance(among, Embeddings) else read_embeddings(among)
-    if not Path(photo).expanduser().is_file():
-        raise DataError(f"{photo} is not an image file: name one photo to search for")
     network = run if isinstance(run, Backbone | Embedder) else load_embedder(run)
     precision, _, made_by = rows.network.partition(":")
     if not made_by:
         raise ConfigError(f"{file} does not say which network made it: write it with `facessl embed`")
-    if network_mark(network, precision) != rows.network:
+    if network_id(network, precision) != rows.network:
         raise ConfigError(
             f"{file} was made with another network: name the run that made it, or write it again with `facessl embed`"
         )
-    query = embeddings(network, Folder(photo, cache=False), precision=precision)
-    distances, chosen = nearest(unit(query.array), unit(rows.array), k)
+    query = embeddings(network, _Face(photo) if crop else Folder(photo, cache=False), precision=precision)
+    distances, chosen = nearest(l2_normalize(query.array), l2_normalize(rows.array), k)
     return Neighbours([rows.keys[i] for i in chosen[0]], distances[0], chosen[0])
 
 
-def unit(array: np.ndarray) -> np.ndarray:
+def check_photo(photo: str | Path) -> None:
+    """DataError unless a file is there."""
+    path = Path(photo).expanduser()
+    if not path.is_file():
+        reason = "is not a file" if path.exists() else "does not exist"
+        raise DataError(f"{photo} {reason}: name one photo to search for")
+
+
+class _Face(Folder):
+    """The largest face of one photo."""
+
+    def __init__(self, photo: str | Path) -> None:
+        super().__init__(photo, cache=False)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        crop = face_crop(pixels(sample))
+        if crop is None:
+            raise DataError(f"no face found in {sample.key}: name a photo of one, or search without crop")
+        return replace(sample, image=crop)
+
+
+def l2_normalize(array: np.ndarray) -> np.ndarray:
     """Rows (N, C) scaled to length 1, float32; rows of zeros stay zeros."""
     array = np.asarray(array, np.float32)
     largest = np.maximum(np.abs(array).max(1, keepdims=True, initial=0), np.finfo(np.float32).tiny)
@@ -82,7 +109,7 @@ def nearest(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, 
     """Exact nearest rows by cosine; of equally near ones the first.
 
     Args:
-        queries: (Q, C) of unit length (`unit`).
+        queries: (Q, C) of unit length (`l2_normalize`).
         rows: (N, C) of unit length.
 
     Returns:

@@ -8,7 +8,7 @@ import io
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ from facessl.inference.contact_sheet import thumbnails
 from facessl.inference.embed import Embeddings
 from facessl.inference.embedding_files import read_embeddings
 from facessl.inference.groups import principal_components
-from facessl.inference.neighbours import unit
+from facessl.inference.neighbours import l2_normalize
 from facessl.inference.prediction_pictures import palette
 from facessl.report.page import render
 
@@ -40,7 +40,7 @@ def write_map(
     path: str | Path,
     embeddings: str | Path | Embeddings,
     *,
-    method: Projection = "pca",
+    projection: Projection = "pca",
     color: str | Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def write_map(
     Args:
         path: .html file.
         embeddings: embeddings, or the file that `facessl embed` wrote.
-        method: pca, the first two principal components of the embeddings at unit length; or umap, which keeps
+        projection: pca, the first two principal components of the embeddings at unit length; or umap, which keeps
             neighbourhoods by cosine distance (extra `umap`).
         color: a table of classes, which give the colours: `path` and `group`, `label_name` or `label`, such as the
             `groups.csv` of `facessl group`; None: the labels of the embeddings, where they have any.
@@ -61,15 +61,16 @@ def write_map(
         `images`, `classes`, and with pca `variance`, the fraction of the variance that the map shows.
 
     Raises:
-        ConfigError: another ending, an unknown method, or umap is not installed.
+        ConfigError: another ending, an unknown projection, or umap is not installed.
         DataError: no embeddings or table there, or the page cannot be written.
     """
     path = Path(path)
     if path.suffix != ".html":
         raise ConfigError(f"cannot write the map to {path}: the name must end in .html")
+    _check_projection(projection)
     rows = embeddings if isinstance(embeddings, Embeddings) else read_embeddings(embeddings)
     classes = _classes_of(rows) if color is None else _classes_in(Path(color), rows.keys)
-    points, variance = _projected(rows.array, method, seed)
+    points, variance = _projected(rows.array, projection, seed)
     names, numbers, colours = _legend(classes)
     shown = [tables.printable(key) for key in rows.keys]
     found = {"images": len(rows), "classes": len(set(classes) - {""})}
@@ -103,18 +104,26 @@ def write_map(
     return found if variance is None else found | {"variance": round(variance, 4)}
 
 
-def _projected(array: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, float | None]:
+def _check_projection(projection: str) -> None:
+    if projection not in get_args(Projection):
+        raise ConfigError(f"{projection!r} is not a valid projection: use pca or umap")
+    if projection == "umap":
+        try:
+            import umap  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                "projection umap needs umap-learn: pip install 'facessl[umap]', or use --projection pca"
+            ) from None
+
+
+def _projected(array: np.ndarray, projection: str, seed: int) -> tuple[np.ndarray, float | None]:
     """Places (N, 2), and of pca the fraction of the variance."""
-    if method == "pca":
-        return principal_components(unit(array), 2)
-    if method != "umap":
-        raise ConfigError(f"method {method!r} is not a projection: use pca or umap")
-    try:
-        import umap
-    except ImportError:
-        raise ConfigError("method umap needs umap-learn: pip install 'facessl[umap]', or use --method pca") from None
+    if projection == "pca":
+        return principal_components(l2_normalize(array), 2)
+    import umap
+
     if len(array) < 4:
-        raise ConfigError(f"umap needs 4 images or more, and there are {len(array)}: use --method pca")
+        raise ConfigError(f"umap needs 4 images or more, and there are {len(array)}: use --projection pca")
     neighbours = min(15, len(array) - 1)
     start = "random" if len(array) < 20 else "spectral"
     kind = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, init=start, n_jobs=1)

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-import simplejpeg
 
 from facessl.core.distributed import launched, ranks
 from facessl.core.errors import ConfigError, DataError
@@ -21,6 +20,7 @@ from facessl.core.values import between, check_values
 from facessl.data.crop_geometry import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.decode import ImageError
 from facessl.data.detect import SMALLEST, Face, detect, load_detector
+from facessl.data.face_crop import MARGIN, QUALITY, SIZE, jpeg
 from facessl.data.index import cache_file
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.location import absolute
@@ -90,7 +90,7 @@ def crop(
     source: str | Path | Source,
     out: str | Path,
     *,
-    size: int = 256,
+    size: int = SIZE,
     margin: float | None = None,
     align: Align = "none",
     template: Template = "farl",
@@ -103,7 +103,7 @@ def crop(
     min_sharpness: float = 0,
     dedupe: int | None = None,
     format: Literal["jpg", "png"] = "jpg",
-    quality: int = 95,
+    quality: int = QUALITY,
     workers: int = 0,
     max_bad: float = 0.05,
     progress: Callable[[int, int], None] | None = None,
@@ -144,7 +144,7 @@ def crop(
             died.
     """
     if margin is None:
-        margin = 1.0 if align == "five-points" else 1.3
+        margin = 1.0 if align == "five-points" else MARGIN
     settings = _Settings(
         size=size,
         margin=margin,
@@ -294,9 +294,9 @@ class _Cropper:
 
     def _crop(self, image: np.ndarray, face: Face, size: float, sharp: float) -> Crop:
         s, frame = self.settings, self._frame(face)
-        crop = np.ascontiguousarray(frame.image(image, "reflect"))
+        crop = frame.image(image, "reflect")
         if s.format == "jpg":
-            data = simplejpeg.encode_jpeg(crop, quality=s.quality, colorspace="RGB", colorsubsampling="444")
+            data = jpeg(crop, s.quality)
         else:
             data = cv2.imencode(".png", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))[1].tobytes()
         numbers = [*face.box.tolist(), face.score, size, sharp, *frame.matrix[:2].ravel().tolist()]

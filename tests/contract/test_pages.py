@@ -22,6 +22,7 @@ from facessl.core import plugins
 from facessl.core.errors import PluginError
 from facessl.tasks.base import Task, check_result, headline
 from tests.data.layouts_labels import build_rafdb
+from tests.data.test_detect import photo
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 WORDS = [
@@ -166,7 +167,7 @@ def test_the_python_of_readme_and_usage_runs_and_so_do_the_commands_of_embedding
         vectors = torch.as_tensor(found["features"] if block is by_onnx else found["vectors"])
         assert torch.nn.functional.cosine_similarity(vectors, names["vectors"][:1]).item() > 0.999
     shutil.copytree("labelled", "faces")
-    shutil.copy("a.jpg", "photo.jpg")
+    Image.fromarray(photo((60, 30, 200))[0]).save("photo.jpg")
     words = [shlex.split(line, comments=True) for line in (root / "README.md").read_text(encoding="utf-8").splitlines()
              if re.match("facessl (embed|search|group|map) ", line)]  # fmt: skip
     assert [line[1] for line in words] == ["embed", "search", "group", "map"]

@@ -16,11 +16,19 @@ from tests.data import make
 @pytest.mark.fault("B1", "names that are not UTF-8 ended in tracebacks of embed, probe, crop and predict")
 @pytest.mark.fault("E16", "a cell that begins with = + - @ ran as a formula in spreadsheets")
 def test_every_text_comes_back_from_a_cell() -> None:
-    for letters in itertools.product(["\\", "x", "fc", "'", "=", "-1", "\udcfc", ","], repeat=4):
+    for letters in itertools.product(
+        ["\\", "x", "fc", "'", "=", "-1", "\udcfc", "\x1b", "\u202e", "u202e", " ", ";"], repeat=4
+    ):
         text = "".join(letters)
         (cell,) = next(csv.reader([csv_row(text).decode()]))
         assert from_csv(cell) == text
     assert printable("caf\udce9/\\xfc.jpg") == r"caf\xe9/\\xfc.jpg"
+    assert printable("\x1b]0;a\x07\x9b2J\u202e\n\x7f\u00a0ü") == r"\x1b]0;a\x07\u009b2J\u202e\x0a\x7f" + "\u00a0ü"
+    for text in ("=1", " =1", "\u00a0@a", "＝1", "'+a"):
+        assert csv_row(text) == f"'{text}\n".encode()
+    for text in ("\n=1", "\t=1", "\r=1"):
+        assert csv_row(text)[:2] == rb"\x"
+    assert csv_row("a;=1+1", 1) == b'"a;=1+1",1\n'
     assert csv_row("=1+1.jpg", "@a", "-1.5", -2) == b"'=1+1.jpg,'@a,-1.5,-2\n"
 
 

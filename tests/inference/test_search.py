@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.inference.embed import Embeddings, embeddings
 from facessl.inference.embedding_files import read_embeddings, write_embeddings
 from facessl.inference.groups import Groups, group, principal_components, write_groups
-from facessl.inference.neighbours import nearest, search, unit
+from facessl.inference.neighbours import l2_normalize, nearest, search
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card
+from tests.data.test_detect import photo
 
-ODD = "caf\udce9=<b>.png"
+ODD = "caf\udce9\x1b]0;a\x07=<b>.png"
 
 
 @pytest.fixture
@@ -58,13 +60,13 @@ def test_nearest_is_the_slow_way_and_equal_rows_keep_their_order(k: int) -> None
     rows = rng.standard_normal((7, 4)).astype(np.float32)
     rows[5] = 4 * rows[1]  # the same direction
     rows[6] = 0
-    distances, chosen = nearest(unit(rows[:2]), unit(rows), k)
+    distances, chosen = nearest(l2_normalize(rows[:2]), l2_normalize(rows), k)
     for i in range(2):
         away = [1 - a @ rows[i] / max(np.linalg.norm(a), 1e-9) / np.linalg.norm(rows[i]) for a in rows]
         order = sorted(range(7), key=lambda j: (round(away[j], 5), j))[:k]
         assert chosen[i].tolist() == order
         np.testing.assert_allclose(distances[i], np.array(away)[order], atol=1e-6)
-    np.testing.assert_allclose(unit(np.array([[3e38, 4e-38], [1e-30, 0]])), [[1, 0], [1, 0]], atol=1e-6)
+    np.testing.assert_allclose(l2_normalize(np.array([[3e38, 4e-38], [1e-30, 0]])), [[1, 0], [1, 0]], atol=1e-6)
 
 
 def test_search_finds_the_photo_itself_by_every_name(
@@ -85,6 +87,7 @@ def test_search_finds_the_photo_itself_by_every_name(
     assert (len(told), len(table)) == (7, 8)
     assert told[0] == {"path": tables.printable(str(faces / ODD)), "distance": 0.0}
     assert table[1].endswith(told[0]["path"])
+    assert table[1].isprintable()
     assert Image.open(out).size == (7 * 138 + 10, 2 * (138 + 34) + 10)  # the query and 7, in two rows
     assert facessl.search(run, faces / "3.png", file, k=2).paths[0] == str(faces / "3.png")
     for other in (Backbone("test_resnet", image_size=64), Backbone("test_resnet", image_size=32, mean=(0, 0, 0))):
@@ -93,9 +96,31 @@ def test_search_finds_the_photo_itself_by_every_name(
             search(other.eval(), faces / "3.png", file)
     with pytest.raises(ConfigError, match="does not say which network made it"):
         search(backbone, faces / "3.png", replace(read_embeddings(file), network=""))
-    for photo, says in ((faces, "is not an image file"), (faces / "1.png", "no image of .* could be read")):
+    for name, says in (
+        (faces, "is not a file"),
+        ("nothere.jpg", "does not exist"),
+        (faces / "1.png", "no image of .* could be read"),
+    ):
         with pytest.raises(DataError, match=says):
-            search(backbone, photo, file)
+            search(backbone, name, file)
+
+
+@pytest.mark.fault("C8", "a whole photo was compared with crops, which gave other faces without a word")
+def test_the_face_of_a_photo_is_cropped_as_the_rows_were(tmp_path: Path, backbone: Backbone) -> None:
+    places = {"a": (60, 30, 200), "b": (240, 20, 220), "c": (10, 60, 160)}
+    (tmp_path / "photos").mkdir()
+    for index, (name, place) in enumerate(places.items()):
+        Image.fromarray(photo(place, index=index)[0]).save(tmp_path / "photos" / f"{name}.png")
+    assert facessl.crop(tmp_path / "photos", tmp_path / "crops").faces == 3
+    rows = embeddings(backbone, str(tmp_path / "crops"))
+    for name in places:
+        found = search(backbone, tmp_path / "photos" / f"{name}.png", rows, k=3, crop=True)
+        assert found.paths[0] == str(tmp_path / "crops" / f"{name}.jpg")
+        assert found.distances[0] < 1e-6
+    assert search(backbone, tmp_path / "photos" / "a.png", rows).distances[0] > 1e-5
+    Image.fromarray(photo()[0]).save(tmp_path / "empty.png")
+    with pytest.raises(DataError, match=r"no face found in .*empty\.png"):
+        search(backbone, tmp_path / "empty.png", rows, crop=True)
 
 
 def test_bf16_embeddings_are_searched_in_bf16(faces: Path, backbone: Backbone) -> None:
@@ -105,29 +130,29 @@ def test_bf16_embeddings_are_searched_in_bf16(faces: Path, backbone: Backbone) -
 
 
 def test_groups_are_the_clusters_by_size() -> None:
-    found = group(clusters((6, 11, 8), noise=4), min_size=5)
+    found = group(clusters((6, 11, 8), noise=4), min_cluster_size=5)
     assert found.labels[:25].tolist() == [2] * 6 + [0] * 11 + [1] * 8
     assert found.probabilities[:25].min() > 0.3 > found.probabilities[25:].max()  # a lone face is in none, or barely
-    again = group(clusters((6, 11, 8), noise=4), min_size=5, components=8)
+    again = group(clusters((6, 11, 8), noise=4), min_cluster_size=5, pca_components=8)
     np.testing.assert_array_equal(again.labels, found.labels)
     shrunk = clusters((8, 8))
     shrunk.array[:8] = (
         shrunk.array[8:] * np.linspace(0.1, 0.2, 8, dtype=np.float32)[:, None]
     )  # one direction, two lengths
-    assert len(group(shrunk, method="euclidean")) == 2
-    assert len(group(shrunk, method="cosine")) < 2
+    assert len(group(shrunk, metric="euclidean")) == 2
+    assert len(group(shrunk, metric="cosine")) < 2
 
 
 @pytest.mark.parametrize("count", [1, 4, 9])
 def test_too_few_images_are_in_no_group(count: int) -> None:
-    assert group(clusters((count,)), min_size=5).labels.tolist() == [-1] * count
+    assert group(clusters((count,)), min_cluster_size=5).labels.tolist() == [-1] * count
 
 
 def test_the_folder_of_groups_is_rewritten_and_nothing_else(faces: Path, tmp_path: Path) -> None:
     paths = [str(faces / ODD), str(faces / "1.png"), str(tmp_path / "gone.png"), "=a"]
     probabilities = np.array([0.5, 1, 0.25, 0])
-    write_groups(tmp_path / "out", Groups(paths, np.array([0, 0, 1, -1]), probabilities))
-    write_groups(tmp_path / "out", Groups(paths, np.array([0, 0, 0, -1]), probabilities), faces=2)
+    assert write_groups(tmp_path / "out", Groups(paths, np.array([0, 0, 1, -1]), probabilities)) == 0
+    assert write_groups(tmp_path / "out", Groups(paths, np.array([0, 0, 0, -1]), probabilities), faces=2) == 3
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["group-000.jpg", "groups.csv"]
     assert Image.open(tmp_path / "out" / "group-000.jpg").width == 2 * 138 + 10
     lines = list(csv.DictReader((tmp_path / "out" / "groups.csv").open()))
@@ -146,20 +171,37 @@ def test_principal_components_are_those_of_the_singular_values() -> None:
     found, fraction = principal_components(array, 2)
     np.testing.assert_allclose(np.abs(found), np.abs(u[:, :2] * s[:2]), rtol=1e-3, atol=1e-3)
     assert fraction == pytest.approx((s[:2] ** 2).sum() / (s**2).sum(), rel=1e-4)
+    few, held = principal_components(array[:4], 6)  # fewer images than dimensions
+    u, s, _ = np.linalg.svd(array[:4] - array[:4].mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(few[:, :3]), np.abs(u * s)[:, :3], rtol=1e-3, atol=1e-3)
+    assert (few.shape, held) == ((4, 6), pytest.approx(1))
+    assert not few[:, 3:].any()
+    assert principal_components(np.ones((2, 300_000), np.float32), 2)[0].shape == (2, 2)
     alone, fraction = principal_components(array[:1], 8)
     assert (alone.shape, fraction) == ((1, 8), 1.0)
     assert not alone.any()
 
 
-def test_the_commands_refuse_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_refuse_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
     write_embeddings(tmp_path / "e.parquet", clusters((3,)))
     file = str(tmp_path / "e.parquet")
     for words, says in (
-        (["group", file, "--min-size", "1", "--out", str(tmp_path / "g")], "min_size = 1 is out of range"),
-        (["group", file, "--components", "0", "--out", str(tmp_path / "g")], "components = 0 is out of range"),
+        (
+            ["group", file, "--min-cluster-size", "1", "--out", str(tmp_path / "g")],
+            "min_cluster_size = 1 is out of range",
+        ),
+        (["group", file, "--pca-components", "0", "--out", str(tmp_path / "g")], "pca_components = 0 is out of range"),
         (["group", file, "--out", str(tmp_path)], "has other files in it"),
+        (
+            ["map", "no.parquet", "--projection", "umap", "--out", str(tmp_path / "m.html")],
+            "pip install 'facessl[umap]'",
+        ),
         (["group", str(tmp_path / "no.parquet"), "--out", str(tmp_path / "g")], "no.parquet does not exist"),
         (["search", "run", "a.jpg", file, "--out", "x.gif"], "must end in .png or .jpg"),
+        (["search", "run", "a\x1b[2J.jpg", file, "--out", "x.png"], r"a\x1b[2J.jpg does not exist"),
         (["map", file, "--out", str(tmp_path / "map.txt")], "must end in .html"),
         (["map", file, "--color", file, "--out", str(tmp_path / "map.html")], "cannot read the table"),
     ):

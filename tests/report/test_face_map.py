@@ -116,4 +116,4 @@ def test_one_image_is_in_the_middle(tmp_path: Path) -> None:
 def test_umap_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ConfigError, match=r"pip install 'facessl\[umap\]'"):
-        write_map(tmp_path / "map.html", rows(["a.png"]), method="umap")
+        write_map(tmp_path / "map.html", rows(["a.png"]), projection="umap")
