@@ -135,7 +135,7 @@ GOALS: list[tuple[str, str, str, Callable[[Report], str]]] = [
             for m in listed(r[part])[:1]
         ),
     ),
-    ("GPU: FLOP utilisation", "printed", "gpu", by_gpu_method(lambda m: percent(m["utilisation"]))),
+    ("GPU: FLOP utilization", "printed", "gpu", by_gpu_method(lambda m: percent(m["utilization"]))),
     (
         "GPU: data wait from JPEG shards, 16 cores",
         "below 5 %",

@@ -1,4 +1,4 @@
-"""Training speed on a GPU, as JSON: rates beside the bare backbone, utilisation, memory, data wait, a profile.
+"""Training speed on a GPU, as JSON: rates beside the bare backbone, utilization, memory, data wait, a profile.
 
     benchmarks/gpu.sh                                   # the whole, in four minutes, into $OUT or gpu-out/
     python benchmarks/gpu.py --device cpu --tiny        # every part on small networks, to see that it works
@@ -8,7 +8,7 @@ leaves what it has; a part that fails says why and does not stop the others.
 
     ceiling     TFLOP/s of large bf16 matrix products on random numbers, a second of each; the largest counts as 100 %
     methods     FRA and BYOL at 224 and 112 px, MCF at 224 px: images/s of the whole step, of the bare-backbone floor
-                and of the straightforward step (step.py), peak memory, and FLOP utilisation: counted products and
+                and of the straightforward step (step.py), peak memory, and FLOP utilization: counted products and
                 convolutions of the step over its time and the ceiling
     profile     one FRA step at 224 px: the ten most expensive kernels, and the time in which no kernel ran
     data        FRA fed from JPEG shards by loader processes, against the same step, copy and photometric views on one
@@ -164,7 +164,7 @@ class Run:
             "share_of_floor_rate": round(spent["floor"] / spent["step"], 3),
             "naive_over_step": round(spent["naive"] / spent["step"], 3),
             "gigaflop_per_image": round(flops / config.batch / 1e9, 2),
-            "utilisation": self.utilisation(flops / spent["step"]),
+            "utilization": self.utilization(flops / spent["step"]),
             "peak_gibibytes": memory,
         }
         if name == "mcf":
@@ -282,7 +282,7 @@ class Run:
         return found.pin_memory() if self.device.type == "cuda" else found
 
     def batches(self) -> dict[str, Any]:
-        """FRA from memory by images per GPU, norms not synchronised."""
+        """FRA from memory by images per GPU, norms not synchronized."""
         rates = {}
         for batch in (2, 4) if self.args.tiny else (8, 32, 128, 512):
             real = step.RealStep(self.configuration("fra", batch=batch))
@@ -351,7 +351,7 @@ class Run:
         )
         return step.Configuration(args, name, size // 2 if self.args.tiny and name != "mcf" else size, precision)
 
-    def utilisation(self, flops_per_second: float) -> float | None:
+    def utilization(self, flops_per_second: float) -> float | None:
         """Share of the measured ceiling."""
         ceiling = self.report.get("ceiling", {}).get("matrix_tflops")
         return round(flops_per_second / 1e12 / ceiling, 4) if ceiling else None

@@ -1,11 +1,11 @@
 """Cost of every method's step relative to BYOL's: time, peak memory, images per second.
 
-A step is forward, backward, optimiser (SGD with momentum for all) and `after_step`, on random views of the sizes that
+A step is forward, backward, optimizer (SGD with momentum for all) and `after_step`, on random views of the sizes that
 the method itself declares; the cost of loading and cutting images is not in it. A ResNet carries the methods that take
 any backbone, a ViT those that leave patches out, with BYOL and SimCLR beside them. The methods of a backbone alternate
 within one run, so that a busy machine slows all; ratios are medians over the rounds. On the CPU seconds are CPU time
 and memory is the growth of the resident set of a fresh process over two steps; on a GPU they are wall time and
-`max_memory_allocated`. Memory holds weights, gradients, optimiser and activations.
+`max_memory_allocated`. Memory holds weights, gradients, optimizer and activations.
 
     python benchmarks/methods.py --threads 1 --out methods.json
 
@@ -142,7 +142,7 @@ def views_of(name: str, image_size: int) -> str:
 
 
 def step_of(args: argparse.Namespace, name: str, backbone: str, precision: str) -> Callable[[], None]:
-    """One optimiser step of a new method on random images."""
+    """One optimizer step of a new method on random images."""
     device = torch.device(args.device)
     kind = plugins.find("methods", name)
     values = {"teacher": args.teacher} if name == "mcf" else {}

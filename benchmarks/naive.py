@@ -268,7 +268,7 @@ METHODS: dict[str, type[BYOL] | type[FRA] | type[MCF]] = {"byol": BYOL, "fra": F
 def step(
     method: str, backbone: str, image_size: int, views: list[Tensor], autocast: Callable[[], Any], lr: float
 ) -> Callable[[], None]:
-    """A whole training step of `method` on the device of `views` (contiguous, float32, normalised)."""
+    """A whole training step of `method` on the device of `views` (contiguous, float32, normalized)."""
     model = METHODS[method](backbone, image_size).to(views[0].device)
     model.target.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]

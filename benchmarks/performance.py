@@ -161,7 +161,7 @@ def gpu(report: Report) -> str:
         row = [r["method"], str(r["image_size"]), f"{r['batch_size']:,}"]
         row += [number(rates[k]) for k in ("step", "floor", "naive")]
         row += [percent(r["share_of_floor_rate"]), number(r["naive_over_step"]), number(r["gigaflop_per_image"])]
-        rows.append([*row, percent(r["utilisation"] or 0), number(r["peak_gibibytes"] or 0)])
+        rows.append([*row, percent(r["utilization"] or 0), number(r["peak_gibibytes"] or 0)])
     text += "\n\n" + table(rows)
     text += "".join(
         f"\n\nMCF's step takes {number(r['step_over_floor_with_decoder'])} of its floor with the bare decoder in it."

@@ -132,8 +132,8 @@ def page(rows: list[tuple[str, list[np.ndarray]]]) -> Image.Image:
     return canvas.resize(size, Image.Resampling.LANCZOS)
 
 
-def few_colours(picture: Image.Image) -> Image.Image:
-    """With 256 colours, a third of the size; those of the classes, which cover little, are among them."""
+def few_colors(picture: Image.Image) -> Image.Image:
+    """With 256 colors, a third of the size; those of the classes, which cover little, are among them."""
     fixed = np.array(prediction_pictures.class_colors(12), np.uint8)
     common = picture.quantize(256 - len(fixed), method=Image.Quantize.MEDIANCUT).getpalette() or []
     chosen = Image.new("P", (1, 1))
@@ -155,7 +155,7 @@ def main() -> None:
         rows.append((trained.name, cells))
     crowd = Synthetic(n=8, seed=SEED + 1, size=SIDE, yaw=12, pitch=8, roll=10, occlusion=0, degrade=0)
     rows.append((f"several faces in one photo: {rows[0][0]}", [predicted(runs[0], group_photo(crowd))]))
-    picture = few_colours(page(rows))
+    picture = few_colors(page(rows))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(args.out, optimize=True)
     print(json.dumps({"out": str(args.out), "bytes": args.out.stat().st_size, "size": picture.size}))

@@ -3,8 +3,8 @@
     python benchmarks/pipeline.py [--sizes 256:224 112:112 1024:224] [--images 32] [--rounds 7] [--out FILE]
 
 The reference does what the released code of FRA, LEWEL and BYOL in PyTorch does: it decodes with Pillow, once per
-image, and for each of two views runs RandomResizedCrop, flip, colour jitter, grey, Gaussian blur, solarization, tensor,
-normalisation. Beside it stands "reference_crops", the part of it that does the work of "worker" and no more: decoding,
+image, and for each of two views runs RandomResizedCrop, flip, color jitter, gray, Gaussian blur, solarization, tensor,
+normalization. Beside it stands "reference_crops", the part of it that does the work of "worker" and no more: decoding,
 two crops and flips, uint8. Everything runs alternating in one process on one thread, in CPU time, so that a busy
 machine changes neither side alone; a rate is the median of the rounds, a ratio that of those within a round. The images
 are noise with the detail of photographs (JPEG, quality 90, 4:2:0); a size is pixels stored : pixels of a view.
@@ -82,7 +82,7 @@ def jpegs(count: int, size: int) -> list[bytes]:
 def reference(
     view: View, size: int, blur: Callable[[Image.Image], Image.Image] | None = None
 ) -> Callable[[Image.Image], Tensor]:
-    """One view as torchvision and Pillow make it: (3, size, size) float32, normalised; `blur` in place of Pillow's."""
+    """One view as torchvision and Pillow make it: (3, size, size) float32, normalized; `blur` in place of Pillow's."""
     brightness, contrast, saturation, hue = view.jitter
     return tv.Compose(
         [
@@ -170,7 +170,7 @@ class Parts:
         self.batch = next(self.batches)
 
     def photometric_part(self) -> None:
-        """Colours, blur and normalisation of a batch that the loader made."""
+        """Colors, blur and normalization of a batch that the loader made."""
         self.photometric(self.batch)
 
     def complete(self) -> None:

@@ -20,7 +20,7 @@ from facessl.synthetic.render import Picture, render
 from facessl.synthetic.scene import Limits, sample_scene
 
 _COLUMNS, _SIZE = 8, 116
-_COLOURS = np.array(
+_COLORS = np.array(
     [
         (34, 34, 40),
         (244, 206, 178),
@@ -56,7 +56,7 @@ def _expressions(person: int, seed: int = 11) -> list[Picture]:
 
 def _labels(picture: Picture) -> np.ndarray:
     """(S, S, 3) uint8 class map with the landmarks on it."""
-    out = _COLOURS[picture.mask]
+    out = _COLORS[picture.mask]
     for x, y in np.rint(picture.landmarks * 16).astype(int).tolist():
         cv2.circle(out, (x, y), 11, (255, 255, 255), -1, cv2.LINE_AA, 4)
     return out

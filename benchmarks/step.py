@@ -3,7 +3,7 @@
 Three things run in turn within one process, so that a busy machine slows all of them; a result is the median of the
 ratios within a round. On the CPU the seconds are CPU time (wall time times cores in use), on a GPU wall time.
 
-    step    the library's whole step from normalised views on: forward, loss, backward, optimiser, momentum network
+    step    the library's whole step from normalized views on: forward, loss, backward, optimizer, momentum network
     floor   passes of the bare backbone that the method cannot avoid, in the same precision and layout. BYOL, FRA: both
             views forward and backward (online), both forward (target). MCF: the visible tokens forward and backward
             (online) and forward (target), and the frozen teacher on the image forward, on the painting forward and
@@ -174,7 +174,7 @@ class Configuration:
         return contextlib.nullcontext() if half is None else torch.autocast(self.device.type, half)
 
     def batch_in_memory(self) -> Batch:
-        """Normalised views, channels-last."""
+        """Normalized views, channels-last."""
         views = [v.contiguous(memory_format=torch.channels_last) for v in self.views]
         return Batch(views=views, params=[], index=torch.arange(self.batch))
 
@@ -256,12 +256,12 @@ class RealStep:
         self.optimizer = optimizers.build_optimizer(self.method, settings, 1e-4)
 
     def __call__(self, batch: Batch) -> None:
-        """Forward, loss, backward, optimiser, momentum network."""
+        """Forward, loss, backward, optimizer, momentum network."""
         progress = Progress(step=0, total_steps=1)
         with self.of.autocast():
             loss = self.method.step(batch, progress).loss
         loss.backward()
-        with shares.part("optimiser"):
+        with shares.part("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         with shares.part("EMA"):

@@ -9,8 +9,8 @@ backbone = facessl.load_backbone("runs/mine")
 vectors = facessl.embed(backbone, "faces/")  # (N, C)
 similar = facessl.search("runs/mine", "photo.jpg", "embeddings.parquet")  # of `facessl embed`
 groups = facessl.group("embeddings.parquet")
-scores = facessl.evaluate(backbone, "labelled/", protocol="knn")
-tuned = facessl.finetune("runs/mine", "labelled/", task="expression", out="runs/expression")
+scores = facessl.evaluate(backbone, "labeled/", protocol="knn")
+tuned = facessl.finetune("runs/mine", "labeled/", task="expression", out="runs/expression")
 found = facessl.predict("runs/expression", ["photo.jpg"], out="predictions")
 facessl.export("runs/expression", "exports/expression", format="onnx")
 ```
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from facessl.inference.embed import embed as embed
     from facessl.inference.export import export as export
     from facessl.inference.groups import group as group
-    from facessl.inference.neighbours import search as search
+    from facessl.inference.neighbors import search as search
     from facessl.inference.predict import predict as predict
     from facessl.pretrained.load import load_backbone as load_backbone
     from facessl.pretrained.load import load_method as load_method
@@ -44,7 +44,7 @@ _HOME = {
     "load_method": "facessl.pretrained.load",
     "predict": "facessl.inference.predict",
     "pretrain": "facessl.training.pretrain",
-    "search": "facessl.inference.neighbours",
+    "search": "facessl.inference.neighbors",
 }
 
 __all__ = [

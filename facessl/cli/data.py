@@ -49,7 +49,7 @@ def cmd_crop(
             and 15 leaves out badly blurred ones.
         dedupe: leave out near-duplicates: faces whose 64-bit perceptual hash differs in at most 4 bits, or as many as
             are given (0 to 10), from an earlier one; duplicates.csv lists them.
-        quality: JPEG quality of the squares, from 1 (smallest files) to 100 (fewest artefacts).
+        quality: JPEG quality of the squares, from 1 (smallest files) to 100 (fewest artifacts).
         workers: processes that find faces at the same time; 0 works in this process.
         max_bad: fraction of unreadable photos above which it stops.
     """
@@ -102,7 +102,7 @@ def cmd_pack(
         source: images, NAME:PATH?option=value or a path; with --verify a folder of shards.
         out: folder to write to; the same call again goes on where it was stopped.
         size: shorter side of larger images in pixels; 0 keeps all sizes.
-        quality: JPEG quality of the images, from 1 (smallest files) to 100 (fewest artefacts).
+        quality: JPEG quality of the images, from 1 (smallest files) to 100 (fewest artifacts).
         copy: keep the encoded files as they are.
         shard_size: images per shard, or its size as 500MB or 2GB.
         workers: processes that encode images at the same time; null: one per core; 0 works in this process.

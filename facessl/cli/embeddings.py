@@ -71,7 +71,7 @@ def cmd_search(
     embeddings: Path,
     k: int = 12,
     crop: bool = False,
-    out: Path = Path("neighbours.png"),
+    out: Path = Path("neighbors.png"),
     threads: int | None = None,
     device: str = "auto",
 ) -> int:
@@ -84,14 +84,14 @@ def cmd_search(
         k: how many images.
         crop: find the largest face of the photo and cut it out as `facessl crop` does by default, for embeddings of
             such crops.
-        out: .png or .jpg file to write: the photo, then its neighbours with their distances, 1 - cosine.
+        out: .png or .jpg file to write: the photo, then its neighbors with their distances, 1 - cosine.
         threads: CPU threads that compute; by default one per core.
         device: auto, cpu, cuda or mps.
     """
     from facessl.core import files, tables
     from facessl.inference import contact_sheet
     from facessl.inference.embed import load_embedder
-    from facessl.inference.neighbours import check_photo, search
+    from facessl.inference.neighbors import check_photo, search
 
     files.check_output(out)
     contact_sheet.check_sheet(out)
@@ -110,7 +110,7 @@ def cmd_search(
     for rank, (path, distance) in enumerate(pairs, 1):
         print(f"{rank:4}  {distance:8.4f}  {path}")
     told = [{"path": path, "distance": distance} for path, distance in pairs]
-    print(json.dumps({"photo": tables.printable(photo), "neighbours": told, "out": str(out)}))
+    print(json.dumps({"photo": tables.printable(photo), "neighbors": told, "out": str(out)}))
     return 0
 
 
@@ -158,9 +158,9 @@ def cmd_map(
         embeddings: file that `facessl embed` wrote.
         out: .html file to write; it holds small pictures of up to 50,000 images, of more none, and
             fetches nothing.
-        projection: pca, the two directions of the largest variance; or umap, which keeps neighbourhoods and needs
+        projection: pca, the two directions of the largest variance; or umap, which keeps neighborhoods and needs
             umap-learn (pip install 'facessl[umap]').
-        color: table of the classes that give the colours: `path` and `group`, `label_name` or `label`, such as the
+        color: table of the classes that give the colors: `path` and `group`, `label_name` or `label`, such as the
             groups.csv of `facessl group`; null: the labels of the embeddings, where they have any.
         seed: of umap.
     """

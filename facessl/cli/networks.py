@@ -58,7 +58,7 @@ def cmd_regions(
 
 
 def cmd_probe(argv: list[str]) -> int:
-    """Evaluate a frozen backbone on labelled images; the last line is JSON."""
+    """Evaluate a frozen backbone on labeled images; the last line is JSON."""
     from facessl.core import plugins
 
     name = next((v for f, v in itertools.pairwise(argv) if f == "--protocol"), None)
@@ -70,7 +70,7 @@ def cmd_probe(argv: list[str]) -> int:
         "run",
         help="run folder, checkpoint, exported backbone or timm:NAME; of a run of verification the trained embedding",
     )
-    parser.add_argument("source", help="labelled images, NAME:PATH?option=value or a path; its own parts are used")
+    parser.add_argument("source", help="labeled images, NAME:PATH?option=value or a path; its own parts are used")
     parser.add_argument("--protocol", default="knn", help=f"one of {', '.join(plugins.names('evaluation.protocols'))}")
     parser.add_argument("--test", default=None, help="another source as the test part")
     parser.add_argument("--val", default=None, help="another source as the validation part")
@@ -139,7 +139,7 @@ def cmd_predict(
         margin: side of the square that is cropped, divided by the longer side of the face's box, as in `facessl crop`;
             only models trained on whole images use it and `lift` (null: as in the training images, which `finetune`
             measured, else 1.3).
-        lift: how far that square is moved up from the centre of the face's box, as a fraction of the box's longer side:
+        lift: how far that square is moved up from the center of the face's box, as a fraction of the box's longer side:
             0.1 shows more hair and less neck (null: as in the training images, else 0).
         draw: write pictures.
         overwrite: replace files of the same names that were written for other photos.

@@ -15,7 +15,7 @@ from facessl.core.schema import to_json
 
 
 def cmd_pretrain(argv: list[str]) -> int:
-    """Learn a face backbone from unlabelled images."""
+    """Learn a face backbone from unlabeled images."""
     from facessl.config import parse
 
     asked = parse.read(argv)

@@ -119,7 +119,7 @@ FINETUNE = Command(
     "expression",
     {
         "run": "run folder, checkpoint, exported backbone, timm:NAME, or none (random weights)",
-        "source": "labelled images, NAME:PATH?option=value or a path",
+        "source": "labeled images, NAME:PATH?option=value or a path",
     },
     members=("Args", "needs", "defaults", "augments", "step", "predict", "meter", "describe"),
     recipes_ask=True,

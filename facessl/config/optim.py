@@ -1,4 +1,4 @@
-"""Optimisers and schedules of both kinds of run."""
+"""Optimizers and schedules of both kinds of run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from facessl.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class PretrainOptim:
-    """Optimiser of a pre-training run and its schedule.
+    """Optimizer of a pre-training run and its schedule.
 
     Attributes:
         name: lars (BYOL's) or adamw.
@@ -56,7 +56,7 @@ class PretrainOptim:
 
 @dataclass(frozen=True)
 class FinetuneOptim:
-    """Optimiser of a fine-tuning run and its schedule.
+    """Optimizer of a fine-tuning run and its schedule.
 
     Attributes:
         name: adamw, adam or sgd.

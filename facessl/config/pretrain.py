@@ -20,7 +20,7 @@ class MonitorConfig:
     Attributes:
         every: steps between measurements; 0: none.
         images: images of the training source for embedding spread and region usage.
-        knn: labelled source for k-NN accuracy (`folder:/data/faces`); null: none.
+        knn: labeled source for k-NN accuracy (`folder:/data/faces`); null: none.
         knn_test: its test part; null: a `test` or `val` sub-folder, else a fifth of the images.
         knn_images: at most so many images of each part.
     """
@@ -50,11 +50,11 @@ class PretrainConfig(RunConfig):
         accumulate: micro-batches per step; batch norm then sees one micro-batch.
         accumulate_approximate: allow it for a loss that spans the batch (negatives, Sinkhorn), which is then the mean
             of the losses of the micro-batches.
-        strategy: of several ranks: ddp, a whole network on each; fsdp, parameters and optimiser spread over them, for
+        strategy: of several ranks: ddp, a whole network on each; fsdp, parameters and optimizer spread over them, for
             networks that do not fit (with adamw). auto: ddp.
         compile: torch.compile the backbones.
-        mean: of the normalisation, RGB in 0..1; null: that of the pre-trained weights, if any, else the method's.
-        std: of the normalisation, RGB in 0..1; null: as for `mean`.
+        mean: of the normalization, RGB in 0..1; null: that of the pre-trained weights, if any, else the method's.
+        std: of the normalization, RGB in 0..1; null: as for `mean`.
         views: augmentation; null: the method's.
     """
 

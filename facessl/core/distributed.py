@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Number of ranks of the running job; 1 where `torch.distributed` is not initialised."""
+    """Number of ranks of the running job; 1 where `torch.distributed` is not initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this rank, from 0; 0 where `torch.distributed` is not initialised."""
+    """Number of this rank, from 0; 0 where `torch.distributed` is not initialized."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 

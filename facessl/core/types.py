@@ -31,7 +31,7 @@ class Sample:
             `shard.tar/member.jpg` of a stream.
         label: class index (int).
         text: caption.
-        landmarks: (K, 2) float32, x and y in pixels; the centre of the top-left pixel is (0, 0).
+        landmarks: (K, 2) float32, x and y in pixels; the center of the top-left pixel is (0, 0).
         visible: (K,) uint8, 1 where a landmark is annotated; None: all are.
         mask: (H, W) uint8 class map; 255 (`IGNORE_INDEX`) is left out of losses and scores.
         identity: person index.
@@ -66,9 +66,9 @@ class Batch:
 
     Attributes:
         views: V tensors (B, 3, S_v, S_v), channels-last in memory: uint8 from the loader, float32 and
-            normalised once the photometric part has run on the device.
+            normalized once the photometric part has run on the device.
         params: V tensors (B, P) float32 of photometric parameters (columns: `facessl.views.spec.Column`);
-            empty for batches that are only normalised.
+            empty for batches that are only normalized.
         index: (B,) int64, positions of the images in their source.
         keys: B keys of the images.
         skipped: (key, reason) of images that could not be read and were replaced.
@@ -130,8 +130,8 @@ class Progress(NamedTuple):
     """Where the run stands. (A tuple: Fabric casts the fields of what it hands on, and cannot do so in a frozen class.)
 
     Attributes:
-        step: optimiser steps done so far (0 during the first).
-        total_steps: optimiser steps of the whole run.
+        step: optimizer steps done so far (0 during the first).
+        total_steps: optimizer steps of the whole run.
         epoch: completed passes over the source.
         steps_per_epoch: None where the source has no length.
     """
@@ -157,9 +157,9 @@ class Step:
     """Result of one step.
 
     Attributes:
-        loss: scalar to be minimised.
+        loss: scalar to be minimized.
         logs: every term by its paper's name, unweighted, as detached scalars (tensors; the trainer decides
-            when to synchronise).
+            when to synchronize).
     """
 
     loss: Tensor

@@ -1,6 +1,6 @@
 """From stored pixels to the pixels a network sees, and back: one implementation for training and inference.
 
-Everywhere the centre of the top-left pixel is (0, 0), so that an image of width W spans -0.5 .. W - 0.5.
+Everywhere the center of the top-left pixel is (0, 0), so that an image of width W spans -0.5 .. W - 0.5.
 """
 
 from __future__ import annotations
@@ -218,10 +218,10 @@ def whole(width: int, height: int, size: int) -> Frame:
 
 
 def from_box(box: Sequence[float] | np.ndarray, size: int, scale: float = 1.0) -> Frame:
-    """The square around a box's centre whose side is the box's longer one times `scale`.
+    """The square around a box's center whose side is the box's longer one times `scale`.
 
     Args:
-        box: (4,) left, top, right, bottom in pixels. The centre +- 100 times the `scale` of FaRL's and HRNet's lists is
+        box: (4,) left, top, right, bottom in pixels. The center +- 100 times the `scale` of FaRL's and HRNet's lists is
             such a box.
         size: side of the view.
         scale: 1.25 leaves a margin of an eighth of the box on each side.
@@ -256,7 +256,7 @@ def from_five_points(points: np.ndarray, size: int, template: Template = "farl",
         points: (5, 2) pixels, in the order of `Sample.five_points`.
         size: side of the view.
         template: name in `TEMPLATES`.
-        scale: 1.25 shows 1.25 times as much around the centre, as in `from_box`.
+        scale: 1.25 shows 1.25 times as much around the center, as in `from_box`.
 
     Raises:
         DataError: points that are missing or all the same.
@@ -319,7 +319,7 @@ def similarity(
     shift: tuple[float, float] = (0.0, 0.0),
     flip: bool = False,
 ) -> np.ndarray:
-    """(3, 3) float64 that turns and scales a view about its centre, then shifts, then mirrors it.
+    """(3, 3) float64 that turns and scales a view about its center, then shifts, then mirrors it.
 
     Args:
         size: side of the view in pixels.

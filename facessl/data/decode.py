@@ -138,14 +138,14 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
 
 
 def decode_mask(data: bytes, *, key: str) -> np.ndarray:
-    """Decode a class map, (H, W) uint8: the stored numbers, a palette's too, and never its colours.
+    """Decode a class map, (H, W) uint8: the stored numbers, a palette's too, and never its colors.
 
     Args:
-        data: content of a PNG, BMP or GIF file: grey, palette, 1 bit, or RGB(A) whose three channels are equal.
+        data: content of a PNG, BMP or GIF file: gray, palette, 1 bit, or RGB(A) whose three channels are equal.
         key: name of the mask, for the error.
 
     Raises:
-        ImageError: not such a file, a JPEG (its numbers are not those that were stored), colours, numbers above 255.
+        ImageError: not such a file, a JPEG (its numbers are not those that were stored), colors, numbers above 255.
     """
     if not data:
         raise ImageError(key, "the file is empty")
@@ -156,14 +156,14 @@ def decode_mask(data: bytes, *, key: str) -> np.ndarray:
         stored = image.tile[0][3] if image.tile else ""
         check_size(*image.size, key, 10, least=1)
         values = np.asarray(image)
-    if stored in ("L;2", "L;4"):  # Pillow stretches grey of few bits to 0..255
+    if stored in ("L;2", "L;4"):  # Pillow stretches gray of few bits to 0..255
         values = values // (85 if stored == "L;2" else 17)
     if values.ndim == 3 and values.shape[2] >= 3:
         if (values[..., :3] != values[..., :1]).any():
-            raise ImageError(key, "it holds colours, not class numbers: store it as a grey or palette PNG")
+            raise ImageError(key, "it holds colors, not class numbers: store it as a gray or palette PNG")
         values = values[..., 0]
     if values.ndim != 2:
-        raise ImageError(key, f"mode {image.mode} holds no class numbers: store it as a grey or palette PNG")
+        raise ImageError(key, f"mode {image.mode} holds no class numbers: store it as a gray or palette PNG")
     if values.max() > 255:
         raise ImageError(key, f"the class number {values.max()} does not fit into 8 bits")
     return np.ascontiguousarray(values, np.uint8)
@@ -354,9 +354,9 @@ def _to_array(image: Image.Image) -> np.ndarray:
 
 def _strip_to_array(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):
-        # convert("RGB") would clip 16-bit grey at 255.
-        grey = ((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)  # (H, W) -> (H, W, 3)
+        # convert("RGB") would clip 16-bit gray at 255.
+        gray = ((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)  # (H, W) -> (H, W, 3)
     if image.mode == "F":
         raise ValueError("its pixels are fractions, whose range is not known")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):

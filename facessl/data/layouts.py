@@ -98,7 +98,7 @@ _AFLW19 = (
     (_to(0, 2), _to(5, 3)),  # brows: outer end, middle, inner end
     (_to(6, 8), _to(11, 9)),  # eyes: outer corner, pupil, inner corner
     ((12,), (14,)),  # sides of the nose; 13 is its tip
-    ((15,), (17,)),  # mouth corners; 16 is its centre, 18 the chin
+    ((15,), (17,)),  # mouth corners; 16 is its center, 18 the chin
 )
 _LAPA106 = (
     (_to(0, 15), _to(32, 17)),  # contour 0-32, chin 16
@@ -106,7 +106,7 @@ _LAPA106 = (
     (_to(55, 59), _to(65, 61)),  # around the nose, 60 below its tip
     (_to(66, 70), _to(79, 75)),  # eyes: outer corner, upper lid, inner corner,
     (_to(71, 73), _to(82, 80)),  # lower lid,
-    ((74,), (83,)),  # centre
+    ((74,), (83,)),  # center
     (_to(84, 86), _to(90, 88)),  # outer lip
     (_to(95, 94), _to(91, 92)),
     (_to(96, 97), _to(100, 99)),  # inner lip

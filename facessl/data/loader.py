@@ -94,7 +94,7 @@ class TrainLoader:
     on the number of workers and ranks.
 
     Attributes:
-        steps_per_epoch: optimiser steps of one pass; None for a stream.
+        steps_per_epoch: optimizer steps of one pass; None for a stream.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class TrainLoader:
                 r-th part.
             seed: of the order and the views, 0 or more.
             workers: processes that decode; 0 decodes in this process.
-            start_step: optimiser steps already done; iteration goes on there without reading what was done.
+            start_step: optimizer steps already done; iteration goes on there without reading what was done.
             pin_memory: put batches into page-locked memory for the copy to a GPU.
             weights: (N,) fractions that sum to 1; an epoch then draws N images by them, with replacement.
 

@@ -72,7 +72,7 @@ def members(sample: Sample, stored: Size, shape: Size, label_name: str | None) -
 
 
 def _moved(xy: np.ndarray, stored: Size, shape: Size) -> np.ndarray:
-    """Coordinates x, y, x, y, ... of any shape, moved as the centres of pixels move."""
+    """Coordinates x, y, x, y, ... of any shape, moved as the centers of pixels move."""
     factor = np.array([shape[1] / stored[1], shape[0] / stored[0]])
     pairs = np.asarray(xy, np.float64).reshape(-1, 2)
     return ((pairs + 0.5) * factor - 0.5).reshape(np.shape(xy))

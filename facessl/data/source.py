@@ -307,10 +307,10 @@ def parse(spec: str) -> tuple[str, str, dict[str, str]]:
     A path that exists is never split, so that ':' and '?' may occur in file names. Raises as `open_source`.
     """
     if _exists(spec):
-        return _recognise(spec), spec, {}
+        return _recognize(spec), spec, {}
     name, path = _split_name(spec)
     path, options = _split_options(name, path)
-    return name or _recognise(path), path, options
+    return name or _recognize(path), path, options
 
 
 def _exists(path: str) -> bool:
@@ -350,7 +350,7 @@ def _split_options(name: str, path: str) -> tuple[str, dict[str, str]]:
     return before, {key: value for key, _, value in pairs}
 
 
-def _recognise(path: str) -> str:
+def _recognize(path: str) -> str:
     """Name of the plug-in for a bare path."""
     if not path:
         raise ConfigError("the source is empty: name a folder of images, a tar, a list, or NAME:PATH")

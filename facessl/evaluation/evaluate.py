@@ -32,7 +32,7 @@ def evaluate(
 
     Args:
         backbone: from `facessl.load_backbone` or `facessl.inference.embed.load_embedder`; it is not changed.
-        source: labelled images, `NAME:PATH?option=value` or a path. Its own training, validation and test parts are
+        source: labeled images, `NAME:PATH?option=value` or a path. Its own training, validation and test parts are
             used where it has them (a folder with train/ and test/ or val/, or a published set); anything else is split
             4 : 1 by a hash of each image's path.
         protocol: one of `facessl list protocols`.

@@ -1,4 +1,4 @@
-"""Scores of a task on a labelled source, by the meter that the task brings."""
+"""Scores of a task on a labeled source, by the meter that the task brings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def score(
 
     Args:
         task: any task; its mode is put back afterwards.
-        source: labelled images.
+        source: labeled images.
         augment: gives the crop; nothing random is done.
         image_size: side of the views in pixels.
         batch_size, workers, precision, max_bad: as in `facessl.embed`.

@@ -20,7 +20,7 @@ from facessl.data.decode import decode, read_file
 from facessl.data.sources._tar import Member, check_size, members
 from facessl.inference.prediction_pictures import font
 
-_GREY, _INK, _SOFT, _MARK = (200, 202, 206), (28, 30, 33), (90, 94, 100), (37, 99, 235)
+_GRAY, _INK, _SOFT, _MARK = (200, 202, 206), (28, 30, 33), (90, 94, 100), (37, 99, 235)
 _LETTER, _GAP = 12, 10
 
 
@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 
 
 def thumbnails(paths: Sequence[str], side: int) -> list[Image.Image]:
-    """Squares of `side` pixels, each with a whole image in its middle; grey with a word where it cannot be read.
+    """Squares of `side` pixels, each with a whole image in its middle; gray with a word where it cannot be read.
 
     Args:
         paths: of image files, or of a tar followed by the name of a member.
@@ -72,7 +72,7 @@ def _encoded(path: str, packed: tuple[str, Member] | None) -> bytes:
 
 
 def _thumbnail(path: str, side: int, packed: tuple[str, Member] | None) -> Image.Image:
-    square = Image.new("RGB", (side, side), _GREY)
+    square = Image.new("RGB", (side, side), _GRAY)
     try:
         image = Image.fromarray(decode(_encoded(path, packed), key=path, min_side=side))
     except (DataError, OSError):

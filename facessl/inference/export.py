@@ -142,7 +142,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
     elif "margin" in framing:
         face = (
             f"the square around its box, {framing['margin'] * augment.crop_scale:g} times the longer side, and its "
-            f"centre {framing['lift']:g} of that side above the box's"
+            f"center {framing['lift']:g} of that side above the box's"
         )
     else:
         face = "one cropped face, as in the training images"
@@ -155,7 +155,7 @@ def _opened(run: Path, *, with_task: bool) -> Network:
     if with_task and "task" in weight_files(run):
         model = load_trained(run)
         task: Any = model.task
-        outputs = f"{(task.predict.__doc__ or '').strip()} The centre of a view's top-left pixel is (0, 0)."
+        outputs = f"{(task.predict.__doc__ or '').strip()} The center of a view's top-left pixel is (0, 0)."
         return Network(model.module, task.predict, outputs, task.backbone, model.card, model)
     backbone, origin = open_backbone(run)
 

@@ -16,7 +16,7 @@ from facessl.core.errors import ConfigError
 from facessl.inference.contact_sheet import Cell, sheet, write_sheet
 from facessl.inference.embed import Embeddings
 from facessl.inference.embedding_files import read_embeddings
-from facessl.inference.neighbours import l2_normalize
+from facessl.inference.neighbors import l2_normalize
 
 Metric = Literal["cosine", "euclidean"]
 #: Most rows whose distances are all held at once (4 GB); a tree, which takes longer, finds the nearest of more.
@@ -95,7 +95,7 @@ def _by_size(labels: np.ndarray) -> np.ndarray:
 
 
 def principal_components(array: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Centred rows (N, C) in their `count` directions of the largest variance.
+    """Centered rows (N, C) in their `count` directions of the largest variance.
 
     Returns:
         (N, count) float32, the largest first, each with its largest entry of a direction positive; zeros beyond the
@@ -109,18 +109,18 @@ def principal_components(array: np.ndarray, count: int) -> tuple[np.ndarray, flo
             f"{array.shape[0]:,} embeddings of {array.shape[1]:,} numbers are too large for principal components: "
             f"one of both may be {_WIDEST:,} at most"
         )
-    centred = array - array.mean(0, dtype=np.float64).astype(np.float32)
-    wide = centred.shape[1] > len(centred)
-    products = centred @ centred.T if wide else centred.T @ centred
+    centered = array - array.mean(0, dtype=np.float64).astype(np.float32)
+    wide = centered.shape[1] > len(centered)
+    products = centered @ centered.T if wide else centered.T @ centered
     values, directions = np.linalg.eigh(products.astype(np.float64))
     values, directions = np.maximum(values[::-1][:count], 0), directions[:, ::-1][:, :count]
     if wide:  # from coordinates of the images to directions of the embeddings; those of no variance are zeros
         held = values > np.finfo(np.float32).eps * values[0]
-        directions = centred.T @ (directions * held / np.sqrt(np.where(held, values, 1)))
+        directions = centered.T @ (directions * held / np.sqrt(np.where(held, values, 1)))
     directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
     found = np.zeros((len(array), count), np.float32)
-    found[:, : directions.shape[1]] = centred @ directions.astype(np.float32)
-    total = float((centred.astype(np.float64) ** 2).sum())
+    found[:, : directions.shape[1]] = centered @ directions.astype(np.float32)
+    total = float((centered.astype(np.float64) ** 2).sum())
     return found, float(values.sum()) / total if total else 1.0
 
 

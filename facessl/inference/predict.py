@@ -9,7 +9,7 @@ Files: `<out>/<name>.json`; `<name>.png`, the predictions on the photo; for mask
 with a palette (`<name>.mask-2.png` for the second face). The name is that of the photo, below a folder with its
 sub-folders. Where it belongs to another photo or to a file that was not written for this one, -2, -3, ... is added.
 
-All coordinates are pixels of the upright photo (EXIF rotation applied), with the centre of the top-left one at
+All coordinates are pixels of the upright photo (EXIF rotation applied), with the center of the top-left one at
 (0, 0). The JSON file has `format`, `photo`, `task`, `width`, `height`, `note` and `faces`, each with `box`,
 `score`, `five_points` where the detector has them, and what `Task.describe` says; `mask` is the name of its file.
 """
@@ -115,7 +115,7 @@ def predict(
         crop: find and cut the faces; False takes each picture as one cropped face.
         margin: of models of whole images: side of the square over the longer side of the face's box; None: as in the
             training images, or `MARGIN` where that was not measured.
-        lift: of models of whole images: how far the square's centre lies above the box's, in longer sides of the box;
+        lift: of models of whole images: how far the square's center lies above the box's, in longer sides of the box;
             None: as in the training images, or 0.
         detector: name of a face detector (`facessl.data.detect.detect`), or image (H, W, 3) uint8 -> faces.
         detector_model: model file of a detector that needs one.

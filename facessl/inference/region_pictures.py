@@ -144,12 +144,12 @@ def region_picture(images: np.ndarray, maps: Tensor, *, max_regions: int = 16) -
     colors = palette(total)
     shown = maps[:, order].numpy()  # (B, n, S, S)
     top = max(float(shown.max()), 2 / total)
-    grey = images.mean(axis=3, keepdims=True)
+    gray = images.mean(axis=3, keepdims=True)
     winners = maps.argmax(dim=1).numpy()  # (B, S, S)
     cells = [
         images[:, None],
         (colormaps["magma"](shown / top)[..., :3] * 255).round().astype(np.uint8),
-        np.stack([overlay(*pair, colors) for pair in zip(grey, winners, strict=True)])[:, None],
+        np.stack([overlay(*pair, colors) for pair in zip(gray, winners, strict=True)])[:, None],
     ]  # each (B, columns, S, S, 3)
     titles = [("image", None), *((f"region {i + 1}", colors[i]) for i in order), ("regions", None)]
     note = f"{len(order)} of {total} regions, those with the largest fraction" if len(order) < total else ""

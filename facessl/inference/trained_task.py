@@ -88,7 +88,7 @@ class Embedder(nn.Module):
 
     Attributes:
         view: (H, W, 3) uint8 image -> (S, S, 3) view.
-        augment: the same as a crop of labelled images.
+        augment: the same as a crop of labeled images.
         num_features: D.
         name, timm_options, image_size, mean, std: of the backbone.
         model: the task, whose state dict tells this network from others.
@@ -108,7 +108,7 @@ class Embedder(nn.Module):
             self.num_features = self(torch.zeros(1, 3, trained.image_size, trained.image_size)).shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised views (B, 3, S, S) -> embeddings (B, D). KeyError: the task predicts none."""
+        """Normalized views (B, 3, S, S) -> embeddings (B, D). KeyError: the task predicts none."""
         z: Tensor = self.model.predict(x)["embeddings"]
         return z
 

@@ -184,7 +184,7 @@ class FaRL(nn.Module):
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of one view (B, 3, S, S) and B captions; DataError for an image without a caption.
 
-        Logs `image_text` and `masked_modelling`, unweighted, and the `temperature`.
+        Logs `image_text` and `masked_modeling`, unweighted, and the `temperature`.
         """
         (x,) = batch.views
         if batch.text is None:
@@ -197,7 +197,7 @@ class FaRL(nn.Module):
         contrast = (info_nce(*pair, temperature) + info_nce(*pair[::-1], temperature)) / 2
         hidden = self._masked_loss(x, self.mim(tokens)[:, self.backbone.prefix_tokens :], removed)
         loss = contrast + hidden
-        logs = {"image_text": contrast, "masked_modelling": hidden, "temperature": temperature}
+        logs = {"image_text": contrast, "masked_modeling": hidden, "temperature": temperature}
         return Step(loss, {name: value.detach() for name, value in logs.items()})
 
     def noise(self, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scores from arrays, with bootstrap intervals: accuracy, landmarks (`nme`, with its normalisers), parsing,
+"""Scores from arrays, with bootstrap intervals: accuracy, landmarks (`nme`, with its normalizers), parsing,
 verification, fairness, regions, collapse.
 May import core.
 """

@@ -108,7 +108,7 @@ class Backbone(nn.Module):
         num_features: C, channels of the map and of the embedding.
         stride: pixels of the image per cell of the map.
         image_size: side in pixels that `preprocess` makes.
-        mean, std: RGB normalisation in 0..1 that `preprocess` applies.
+        mean, std: RGB normalization in 0..1 that `preprocess` applies.
         model: the timm model; its state dict is what `backbone.safetensors` holds.
         pyramid_channels, pyramid_strides: channels and strides of the four maps of `forward_pyramid`.
     """
@@ -129,13 +129,13 @@ class Backbone(nn.Module):
         Args:
             name: any timm model name.
             image_size: input side in pixels; ViTs get their position table for it.
-            mean, std: normalisation of the inputs, RGB in 0..1; None: that of the pre-trained weights, or ImageNet's.
+            mean, std: normalization of the inputs, RGB in 0..1; None: that of the pre-trained weights, or ImageNet's.
             pretrained: start from timm's pre-trained weights (downloads once).
             timm_options: passed to `timm.create_model`, e.g. `output_stride=16`.
 
         Raises:
             UnknownName: timm has no such model; the nearest name is given.
-            ConfigError: an option that the model does not take, a size it cannot process, a normalisation that cannot
+            ConfigError: an option that the model does not take, a size it cannot process, a normalization that cannot
                 be, or pre-trained weights that cannot be had.
         """
         super().__init__()
@@ -154,7 +154,7 @@ class Backbone(nn.Module):
         self.model_args = options
         self.any_size = False
         self.image_size = image_size
-        self.set_normalisation(own.mean if mean is None else mean, own.std if std is None else std)
+        self.set_normalization(own.mean if mean is None else mean, own.std if std is None else std)
         self.num_features: int = self.model.num_features
         self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
         patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
@@ -165,12 +165,12 @@ class Backbone(nn.Module):
                 f"image size {image_size} is below the stride {self.stride} of {name}: use a larger image"
             )
 
-    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set `mean` and `std`. ConfigError unless they are three finite numbers each, those of `std` above 0."""
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3 or not all(math.isfinite(v) and (v > 0 or name == "mean") for v in values):
                 kind = "three finite numbers" + (" above 0" if name == "std" else "")
-                raise ConfigError(f"{name} = {list(values)} is not a normalisation: give {kind}, e.g. [0.5, 0.5, 0.5]")
+                raise ConfigError(f"{name} = {list(values)} is not a normalization: give {kind}, e.g. [0.5, 0.5, 0.5]")
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
 
     @property
@@ -181,16 +181,16 @@ class Backbone(nn.Module):
         return str(getattr(found, "pool_type", found))
 
     def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature map (B, C, h, w) and pooled embedding (B, C) of one pass; x (B, 3, H, W) normalised."""
+        """Feature map (B, C, h, w) and pooled embedding (B, C) of one pass; x (B, 3, H, W) normalized."""
         raw = self.model.forward_features(x)
         return self._as_map(raw, x), self.model.forward_head(raw, pre_logits=True)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> (B, C, h, w): the last map of a ResNet, the patch tokens of a ViT as a map."""
+        """(B, 3, H, W) normalized -> (B, C, h, w): the last map of a ResNet, the patch tokens of a ViT as a map."""
         return self._as_map(self.model.forward_features(x), x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> (B, C) pooled embedding (mean of the map; the class token where timm uses it)."""
+        """(B, 3, H, W) normalized -> (B, C) pooled embedding (mean of the map; the class token where timm uses it)."""
         return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
@@ -265,7 +265,7 @@ class Backbone(nn.Module):
         embed.output_fmt = Format.NHWC
 
     def forward_views(self, views: Sequence[Tensor]) -> Tensor:
-        """V views (B, 3, S_v, S_v), normalised -> pooled embeddings (V, B, C); neighbours of equal size share a pass.
+        """V views (B, 3, S_v, S_v), normalized -> pooled embeddings (V, B, C); neighbors of equal size share a pass.
 
         Raises:
             ConfigError: several sizes, which the model does not take, or not before `take_any_size`.

@@ -19,7 +19,7 @@ Loader = Callable[[str], Backbone]
 class Teacher:
     """Features of a frozen network after some of its blocks.
 
-    No `nn.Module`: it belongs to no state dict, optimiser or batch-norm conversion. It is read by `load`, before
+    No `nn.Module`: it belongs to no state dict, optimizer or batch-norm conversion. It is read by `load`, before
     training, so that a trained method can be opened where its teacher is not.
     """
 
@@ -32,7 +32,7 @@ class Teacher:
             blocks: after which blocks (or stages, for a network without blocks) features are taken, counted from 0;
                 None: four of them at equal distances, the last one included (2, 5, 8, 11 of 12); of a network whose map
                 shrinks (ResNet), the last four stages.
-            mean, std: normalisation of the images it will be given, RGB in 0..1.
+            mean, std: normalization of the images it will be given, RGB in 0..1.
         """
         self.spec = spec
         self.blocks = blocks
@@ -77,7 +77,7 @@ class Teacher:
         """Features of images; gradients pass to `x`.
 
         Args:
-            x: (B, 3, S, S), normalised by `mean` and `std`.
+            x: (B, 3, S, S), normalized by `mean` and `std`.
 
         Returns:
             one tensor (B, T, C) per block: prefix tokens (class token), then patches; T cells of a map elsewhere.
@@ -98,7 +98,7 @@ class Teacher:
         parameter = next(backbone.parameters())
         if parameter.device != x.device or parameter.dtype != torch.promote_types(x.dtype, torch.float32):
             backbone.to(x.device, torch.promote_types(x.dtype, torch.float32))
-        return backbone, self._renormalised(x, backbone)
+        return backbone, self._renormalized(x, backbone)
 
     def _features(self, backbone: Backbone, x: Tensor) -> list[Tensor]:
         model: Any = backbone.model
@@ -110,7 +110,7 @@ class Teacher:
             return [features.flatten(2).transpose(1, 2) for features in found]  # (B, C, h, w) -> (B, hw, C)
         return [torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1) for patches, prefix in found]
 
-    def _renormalised(self, x: Tensor, backbone: Backbone) -> Tensor:
+    def _renormalized(self, x: Tensor, backbone: Backbone) -> Tensor:
         """`x` as the teacher was trained to see it."""
         if (self.mean, self.std) == (backbone.mean, backbone.std):
             return x

@@ -284,7 +284,7 @@ def set_image_size(backbone: Backbone, image_size: int) -> None:
 
 
 def fingerprint(network: Any) -> str:
-    """Hexadecimal digits that change with the weights, architecture, image size and normalisation of a backbone, or of
+    """Hexadecimal digits that change with the weights, architecture, image size and normalization of a backbone, or of
     another network with the same attributes."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((network.name, network.timm_options, network.image_size)).encode())

@@ -75,7 +75,7 @@ def build_method(config: PretrainConfig, *, fresh: bool = True) -> Method:
     if not fresh:
         first: frozenset[str] = getattr(kind, "initial", frozenset())
         arguments = {key: value for key, value in arguments.items() if key not in first}
-    mean, std = normalisation(config)
+    mean, std = normalization(config)
     backbone = Backbone(
         config.backbone.name,
         image_size=config.image_size,
@@ -89,7 +89,7 @@ def build_method(config: PretrainConfig, *, fresh: bool = True) -> Method:
     return kind(backbone, **arguments)
 
 
-def normalisation(config: PretrainConfig) -> tuple[Any, Any]:
+def normalization(config: PretrainConfig) -> tuple[Any, Any]:
     """Mean and std of a run: those that were asked for, else those of its pre-trained weights, else the method's."""
     pretrained = config.backbone.pretrained
     own: Any = (
@@ -156,13 +156,13 @@ def load_backbone(
     """A backbone in eval mode, ready for `backbone(backbone.preprocess(images))`.
 
     Args:
-        run: run folder, our .ckpt, .safetensors or export for timm, or an authors' file, whose family is recognised by
+        run: run folder, our .ckpt, .safetensors or export for timm, or an authors' file, whose family is recognized by
             its keys and told on standard error (`facessl/pretrained/families/`), with what had to be guessed; or
             `timm:NAME`, a network of timm with its pre-trained weights (downloads once) and their mean, std and image
             size; `timm:NAME?pretrained=false&seed=0` has random weights.
         name: of the timm model whose weights an authors' file holds, where they are of no family.
         heads: attention heads of an authors' ViT: no shape tells them.
-        mean, std: normalisation that an authors' file wants, RGB in 0..1.
+        mean, std: normalization that an authors' file wants, RGB in 0..1.
 
     Raises:
         CheckpointError: missing, damaged, of no known kind, or with keys that do not match (they are named).
@@ -196,7 +196,7 @@ def open_backbone(run: str | Path, **given: Any) -> tuple[Backbone, Origin | Non
         else:
             backbone, origin = _from_authors(path, state, given)
     if given and origin is None:
-        raise ConfigError(f"{run} knows its network and normalisation itself: leave out {', '.join(given)}")
+        raise ConfigError(f"{run} knows its network and normalization itself: leave out {', '.join(given)}")
     backbone.requires_grad_(False)
     check_finite(backbone, path)
     return backbone.eval(), origin
@@ -267,7 +267,7 @@ def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]
 
 
 def _as_given(backbone: Backbone, given: Mapping[str, Any]) -> Backbone:
-    """With the attention heads and the normalisation that somebody knows."""
+    """With the attention heads and the normalization that somebody knows."""
     if (heads := given.get("heads")) is not None:
         if not hasattr(backbone.model, "blocks") or not hasattr(backbone.model.blocks[0], "attn"):
             raise ConfigError(f"heads = {heads} is for ViTs and this file holds a {backbone.name}: leave it out")
@@ -278,7 +278,7 @@ def _as_given(backbone: Backbone, given: Mapping[str, Any]) -> Backbone:
         backbone = with_options(backbone, {"num_heads": heads})
     for key in ("mean", "std"):
         if key in given:
-            backbone.set_normalisation(**{"mean": backbone.mean, "std": backbone.std, key: given[key]})
+            backbone.set_normalization(**{"mean": backbone.mean, "std": backbone.std, key: given[key]})
     return backbone
 
 

@@ -29,7 +29,7 @@ _MONITORS = {
 }
 #: Scores of fine-tuning runs while they train.
 _SCORES = {"monitor/val_": "validation part", "monitor/test_": "test part"}
-#: Matplotlib colours that `curve` turns into CSS: the page decides what they look like in light and dark.
+#: Matplotlib colors that `curve` turns into CSS: the page decides what they look like in light and dark.
 _INK, _GRID = "#010101", "#020202"
 _SERIES = 8
 _MAX_POINTS = 400
@@ -50,20 +50,20 @@ class Line:
 
     Attributes:
         x, y: (n,) points; values of y that are not finite are left out.
-        colour: 0 to 7, position in the page's series colours.
+        color: 0 to 7, position in the page's series colors.
         markers: draw the points, for values measured now and then.
         band: (low, high) to be shaded, e.g. confidence intervals; each (n,).
     """
 
     x: np.ndarray
     y: np.ndarray
-    colour: int = 0
+    color: int = 0
     markers: bool = False
     band: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def groups(runs: Sequence[RunFolder]) -> list[Group]:
-    """Every curve of one or several runs (at most eight are drawn), each run in its own colour."""
+    """Every curve of one or several runs (at most eight are drawn), each run in its own color."""
     columns = dict.fromkeys(c for run in runs for c in run.table)
     terms = dict.fromkeys(t for run in runs for t in run.terms)
     regions = {run.regions for run in runs}
@@ -97,7 +97,7 @@ def groups(runs: Sequence[RunFolder]) -> list[Group]:
         for title, charts, lack, applies in (
             ("Loss", loss, "No loss was logged", True),
             ("Score over time", score, "Not measured: with --select last only the end is", any(tuned)),
-            ("k-NN over time", knn, "Not measured: name a labelled source with --monitor.knn", not all(tuned)),
+            ("k-NN over time", knn, "Not measured: name a labeled source with --monitor.knn", not all(tuned)),
             ("Representation and regions", monitors, "Not measured: set --monitor.every", not all(tuned)),
             ("Schedule", schedule, "No schedule was logged", True),
             ("Speed", speed, "No speed was logged", True),
@@ -138,7 +138,7 @@ def _chart(
         low, high = run.series(f"{column}_low"), run.series(f"{column}_high")
         whole = np.array_equal(low[0], x) and np.array_equal(high[0], x)
         band = (low[1] * scale, high[1] * scale) if whole else None
-        lines.append(Line(x, y * scale, colour=position, markers=column.startswith("monitor/"), band=band))
+        lines.append(Line(x, y * scale, color=position, markers=column.startswith("monitor/"), band=band))
     return curve(title, lines, **options) if lines else None
 
 
@@ -160,8 +160,8 @@ def curve(
         bottom: lowest y shown, where it has a meaning (0 for fractions).
 
     Returns:
-        `<figure>...</figure>` whose text and lines take their colours from the CSS variables --grid and
-        --series-0 ... --series-7 and from the current text colour.
+        `<figure>...</figure>` whose text and lines take their colors from the CSS variables --grid and
+        --series-0 ... --series-7 and from the current text color.
     """
     title = title.encode("utf-8", "backslashreplace").decode()
     style: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 8.5, "font.family": "sans-serif"}
@@ -188,19 +188,19 @@ def curve(
 
 
 def _draw(axes: matplotlib.axes.Axes, line: Line) -> None:
-    colour = f"#0a0b0{line.colour % _SERIES}"
+    color = f"#0a0b0{line.color % _SERIES}"
     keep = np.isfinite(line.y)
     x, y = line.x[keep], line.y[keep]
     if line.band is not None:
-        axes.fill_between(x, line.band[0][keep], line.band[1][keep], color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(x, line.band[0][keep], line.band[1][keep], color=color, alpha=0.18, linewidth=0)
     if len(x) > _MAX_POINTS:
         bins = np.array_split(np.arange(len(x)), _MAX_POINTS)
         low, high = (np.array([f(y[b]) for b in bins]) for f in (np.min, np.max))
         x, y = (np.array([v[b].mean() for b in bins]) for v in (x, y))
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     # A single point would be invisible as a line.
     marker = "o" if line.markers or len(x) == 1 else None
-    axes.plot(x, y, color=colour, linewidth=1.4, marker=marker, markersize=3.2)
+    axes.plot(x, y, color=color, linewidth=1.4, marker=marker, markersize=3.2)
 
 
 def _dress(axes: matplotlib.axes.Axes) -> None:
@@ -218,7 +218,7 @@ def _dress(axes: matplotlib.axes.Axes) -> None:
 
 
 def _themed(svg: str, title: str) -> Markup:
-    """The SVG without its prologue and unused ids, with CSS colours instead of the placeholders."""
+    """The SVG without its prologue and unused ids, with CSS colors instead of the placeholders."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)[\")]", svg))

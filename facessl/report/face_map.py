@@ -19,7 +19,7 @@ from facessl.inference.contact_sheet import thumbnails
 from facessl.inference.embed import Embeddings
 from facessl.inference.embedding_files import read_embeddings
 from facessl.inference.groups import principal_components
-from facessl.inference.neighbours import l2_normalize
+from facessl.inference.neighbors import l2_normalize
 from facessl.inference.prediction_pictures import palette
 from facessl.report.page import render
 
@@ -28,11 +28,11 @@ Projection = Literal["pca", "umap"]
 _SIDE, _ACROSS = 56, 24
 #: Images of a map with thumbnails, at most: of synthetic faces 50,000 of them are 42 MB.
 PICTURES = 50_000
-#: Classes with a colour of their own, the largest ones; the others share one.
-_COLOURED = 20
+#: Classes with a color of their own, the largest ones; the others share one.
+_COLORED = 20
 _OTHER, _NONE = "others", "none"
-_GREY = ("#a8adb5", "#c9ccd1")
-#: Columns of a table that can give the colours, the first that is there.
+_GRAY = ("#a8adb5", "#c9ccd1")
+#: Columns of a table that can give the colors, the first that is there.
 _COLUMNS = ("group", "label_name", "label")
 
 
@@ -52,8 +52,8 @@ def write_map(
         path: .html file.
         embeddings: embeddings, or the file that `facessl embed` wrote.
         projection: pca, the first two principal components of the embeddings at unit length; or umap, which keeps
-            neighbourhoods by cosine distance (extra `umap`).
-        color: a table of classes, which give the colours: `path` and `group`, `label_name` or `label`, such as the
+            neighborhoods by cosine distance (extra `umap`).
+        color: a table of classes, which give the colors: `path` and `group`, `label_name` or `label`, such as the
             `groups.csv` of `facessl group`; None: the labels of the embeddings, where they have any.
         seed: of umap.
 
@@ -71,7 +71,7 @@ def write_map(
     rows = embeddings if isinstance(embeddings, Embeddings) else read_embeddings(embeddings)
     classes = _classes_of(rows) if color is None else _classes_in(Path(color), rows.keys)
     points, variance = _projected(rows.array, projection, seed)
-    names, numbers, colours = _legend(classes)
+    names, numbers, colors = _legend(classes)
     shown = [tables.printable(key) for key in rows.keys]
     found = {"images": len(rows), "classes": len(set(classes) - {""})}
     told = (
@@ -91,7 +91,7 @@ def write_map(
             "points": _base64(_scaled(points)),
             "classes": _base64(numbers.astype("<u2")),
             "names": names,
-            "colours": colours,
+            "colors": colors,
             "counts": np.bincount(numbers, minlength=len(names)).tolist(),
             "paths": shown,
             "own": classes,
@@ -124,9 +124,9 @@ def _projected(array: np.ndarray, projection: str, seed: int) -> tuple[np.ndarra
 
     if len(array) < 4:
         raise ConfigError(f"umap needs 4 images or more, and there are {len(array)}: use --projection pca")
-    neighbours = min(15, len(array) - 1)
+    neighbors = min(15, len(array) - 1)
     start = "random" if len(array) < 20 else "spectral"
-    kind = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, init=start, n_jobs=1)
+    kind = umap.UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, init=start, n_jobs=1)
     return np.asarray(kind.fit_transform(array), np.float32), None
 
 
@@ -167,12 +167,14 @@ def _classes_in(table: Path, keys: list[str]) -> list[str]:
 
 
 def _legend(classes: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
-    """Names of the legend, the place of each image's class (N,) in it, and their colours."""
-    names = [name for name, _ in Counter(name for name in classes if name).most_common(_COLOURED)]
+    """Names of the legend, the place of each image's class (N,) in it, and their colors."""
+    names = [name for name, _ in Counter(name for name in classes if name).most_common(_COLORED)]
     place = {name: i for i, name in enumerate(names)} | {"": len(names) + 1}
     numbers = np.array([place.get(name, len(names)) for name in classes], np.int64)
-    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(len(names))]
-    return [*names, _OTHER, _NONE], numbers, [*colours, *_GREY]
+    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in palette(len(names))]
+    if not names:  # the gray of those without a class would be all that there is to see
+        return [_OTHER, _NONE], numbers, ["#{:02x}{:02x}{:02x}".format(*palette(1)[0])] * 2
+    return [*names, _OTHER, _NONE], numbers, [*colors, *_GRAY]
 
 
 def _sheets(keys: list[str]) -> list[str]:

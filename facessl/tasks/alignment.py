@@ -63,7 +63,7 @@ class AlignmentArgs:
 
 
 #: First bias of the heatmaps' logits, so that nearly every cell starts empty (the prior of Lin et al., ICCV 2017): the
-#: mean over a thousand half-full cells is the centre of the view, wherever the landmark is.
+#: mean over a thousand half-full cells is the center of the view, wherever the landmark is.
 _EMPTY = -5.0
 
 
@@ -156,7 +156,7 @@ class Alignment(nn.Module):
         return found
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) normalised -> landmarks (B, K, 2) in pixels of the view."""
+        """(B, 3, S, S) normalized -> landmarks (B, K, 2) in pixels of the view."""
         found = self.head(self.backbone.forward_pyramid(x))
         heat = found.heatmaps if self.args.head == "star" else at_least_float32(found).sigmoid()
         return {"landmarks": self._decoded(heat, (x.shape[-2], x.shape[-1]))}
@@ -210,7 +210,7 @@ class AlignmentMeter:
         self.collected.add(batch, **moved, visible=_counted(batch, self.args))
 
     def per_image(self) -> np.ndarray:
-        """(N,) normalised mean error of each image."""
+        """(N,) normalized mean error of each image."""
         truth = self.collected["target"]
         visible = self.collected.get("visible")
         return nme.nme(self.collected["predicted"], truth, unit=self._lengths(truth, visible), visible=visible)

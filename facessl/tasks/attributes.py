@@ -74,7 +74,7 @@ class Attributes(nn.Module):
         return Step(loss, {"binary_cross_entropy": loss.detach()})
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) normalised -> probabilities (B, A)."""
+        """(B, 3, S, S) normalized -> probabilities (B, A)."""
         return {"probabilities": self.head(self.backbone(x)).float().sigmoid()}
 
     def meter(self, source: Source, augment: Augment) -> AttributesMeter:

@@ -214,10 +214,10 @@ class Task(Protocol):
 
     Members:
         backbone: what is fine-tuned; further children are its parts (`neck`, `head`), which `optim.lrs` names.
-        step(batch, progress): loss of a batch with normalised views, and its terms by name without gradients, as of a
+        step(batch, progress): loss of a batch with normalized views, and its terms by name without gradients, as of a
             pre-training method, so that one trainer runs both. Means over something else than the images of a batch are
             taken over all ranks (`facessl.core.distributed.rank_mean`).
-        predict(x): (B, 3, S, S) normalised -> tensors with B rows, coordinates in pixels of the view.
+        predict(x): (B, 3, S, S) normalized -> tensors with B rows, coordinates in pixels of the view.
         meter(source, augment): a `Meter` of predictions on `source`. It is also made before training, so that a source
             which cannot be scored is refused then.
         describe(predictions, row, frame, height, width): one image's prediction in its own pixels, as plain values

@@ -118,7 +118,7 @@ class Expression(nn.Module):
         return Step(loss, {"cross_entropy": cross_entropy.detach(), "attention_consistency": consistency.detach()})
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) normalised -> probabilities (B, K)."""
+        """(B, 3, S, S) normalized -> probabilities (B, K)."""
         return {"probabilities": self.head(self.backbone(x)).float().softmax(1)}
 
     def meter(self, source: Source, augment: Augment) -> ExpressionMeter:

@@ -103,7 +103,7 @@ class Parsing(nn.Module):
         return {"width": NARROW} if self.width > NARROW else {}
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) normalised -> scores (B, C, S/4, S/4) of the view's area."""
+        """(B, 3, S, S) normalized -> scores (B, C, S/4, S/4) of the view's area."""
         return {"scores": self.head(self.backbone.forward_pyramid(x)).float()}
 
     def meter(self, source: Source, augment: Augment) -> ParsingMeter:

@@ -29,7 +29,7 @@ class VerificationArgs:
     Attributes:
         dim: D, width of the embedding behind the backbone; 0: the backbone's own embedding is compared.
         margin: of CosFace, taken off the cosine of the right person.
-        scale: of CosFace, the length of embeddings and class centres.
+        scale: of CosFace, the length of embeddings and class centers.
     """
 
     dim: int = 512
@@ -71,7 +71,7 @@ class Verification(nn.Module):
         width = args.dim or backbone.num_features
         project = (nn.Linear(backbone.num_features, width, bias=False), nn.BatchNorm1d(width, affine=False))
         self.head = nn.Sequential(*project) if args.dim else nn.Identity()
-        self.centres = nn.Linear(width, labels.identities, bias=False)
+        self.centers = nn.Linear(width, labels.identities, bias=False)
 
     def _embed(self, x: Tensor) -> Tensor:
         return F.normalize(at_least_float32(self.head(self.backbone(x))), dim=1)
@@ -81,13 +81,13 @@ class Verification(nn.Module):
         assert batch.identity is not None
         z = self._embed(batch.views[0])  # (B, D)
         with full_precision(z):
-            cosines = z @ F.normalize(self.centres.weight, dim=1).T  # (B, P)
+            cosines = z @ F.normalize(self.centers.weight, dim=1).T  # (B, P)
         own = F.one_hot(batch.identity, cosines.shape[1]) * self.args.margin
         loss = F.cross_entropy(self.args.scale * (cosines - own), batch.identity)
         return Step(loss, {"margin_softmax": loss.detach()})
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) normalised -> embeddings (B, D) of unit length, the image's and its mirror image's added."""
+        """(B, 3, S, S) normalized -> embeddings (B, D) of unit length, the image's and its mirror image's added."""
         return {"embeddings": F.normalize(self._embed(x) + self._embed(x.flip(3)), dim=1)}
 
     def meter(self, source: Source, augment: Augment) -> VerificationMeter:

@@ -83,7 +83,7 @@ def pack(
     Kept of every image: pixels, label, caption, identity, landmarks (with `visible`), box, five points, mask,
     attributes, pose, group and the key; of the source: names of classes, attributes, groups and mask classes, the
     landmarks' layout, subsets and pairs (as far as their images are packed). What lies in pixels moves along when an
-    image is resized. Lost: EXIF and colour profiles, unless the files are copied; transparency becomes white; `splits`,
+    image is resized. Lost: EXIF and color profiles, unless the files are copied; transparency becomes white; `splits`,
     because one split is packed at a time.
 
     `out` also gets `pack.json` (settings, shards, their SHA-256), `traits.json`, `skipped.csv` (key, reason) and

@@ -51,7 +51,7 @@ class Options:
         link_gbit: Gbit/s between GPUs, of the slowest link: that of the network where there are several nodes.
         cores_per_gpu: processor cores for the loader.
         worker_images_per_second: images of one core, decoded and cropped; null: as measured, see docs/scaling.md.
-        norm_microseconds: time of one message of a synchronised batch norm, in microseconds; an assumption.
+        norm_microseconds: time of one message of a synchronized batch norm, in microseconds; an assumption.
     """
 
     recipe: str

@@ -47,11 +47,11 @@ _TRIED = 200
 def finetune(run: str = "none", source: str = "", **settings: Any) -> dict[str, Any]:
     """Fine-tune a backbone for a downstream task, and score it.
 
-    `facessl.finetune("runs/mine", "labelled/", task="expression", out="runs/expression")`
+    `facessl.finetune("runs/mine", "labeled/", task="expression", out="runs/expression")`
 
     Args:
         run: run folder, checkpoint, exported backbone or `timm:NAME`; `none` for random weights.
-        source: labelled images, `NAME:PATH?option=value` or a path.
+        source: labeled images, `NAME:PATH?option=value` or a path.
         settings: fields of `facessl.config.finetune.FinetuneConfig`; `task` may be a plain name or a dict.
 
     Returns:
@@ -198,7 +198,7 @@ def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
         backbone = Backbone(chosen.name, image_size=size or 224, pretrained=chosen.pretrained, **chosen.options)
         backbone.check_size()
         if chosen.pretrained:
-            say(f"pre-trained weights of timm; images are normalised by mean {backbone.mean} and std {backbone.std}")
+            say(f"pre-trained weights of timm; images are normalized by mean {backbone.mean} and std {backbone.std}")
         return backbone, None
     backbone = load.load_backbone(config.run)
     if chosen.options:
@@ -229,7 +229,7 @@ def training_view(task: Any, labels: Labels, augment: Augment) -> Supervised:
 def _parts(config: FinetuneConfig) -> Split:
     """What is trained, selected and tested on."""
     if not config.source:
-        raise ConfigError("fine-tuning needs labelled images: facessl finetune RUN SOURCE (`synthetic:` for a trial)")
+        raise ConfigError("fine-tuning needs labeled images: facessl finetune RUN SOURCE (`synthetic:` for a trial)")
     found = parts(
         config.source,
         test=config.test,

@@ -88,7 +88,7 @@ class _Regions:
 
 
 class _KNN:
-    """k-NN accuracy on labelled images."""
+    """k-NN accuracy on labeled images."""
 
     def __init__(self, train: Source, test: Source, precision: str) -> None:
         self.train = train
@@ -109,7 +109,7 @@ class _KNN:
 
 
 def _batches(method: Any, squares: np.ndarray, size: int = 64) -> list[Tensor]:
-    """Normalised (<= 64, 3, S, S) pieces of (M, S, S, 3) uint8 squares, on the method's device."""
+    """Normalized (<= 64, 3, S, S) pieces of (M, S, S, 3) uint8 squares, on the method's device."""
     backbone = method.backbone
     device = next(backbone.parameters()).device
     pieces = [torch.from_numpy(squares[i : i + size]).permute(0, 3, 1, 2) for i in range(0, len(squares), size)]

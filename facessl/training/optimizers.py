@@ -1,4 +1,4 @@
-"""Optimisers, parameter groups and learning-rate schedules, of pre-training and of fine-tuning."""
+"""Optimizers, parameter groups and learning-rate schedules, of pre-training and of fine-tuning."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Result:
 
 
 def pretrain(source: str | None = None, **settings: Any) -> Result:
-    """Pre-train a face backbone on unlabelled images.
+    """Pre-train a face backbone on unlabeled images.
 
     Args:
         source: a folder of crops (of photos: `facessl.crop`), `NAME:PATH?option=value`, or None for the embedded
@@ -84,7 +84,7 @@ class Pretraining:
         kind = PRETRAIN.plugin(asked.method["name"])
         source = self.source = one_after_another(fabric, lambda: open_source(asked.source))
         images = None if source.streaming else len(source)
-        mean, std = load.normalisation(asked)
+        mean, std = load.normalization(asked)
         self.config = dataclasses.replace(
             asked,
             mean=mean,
@@ -142,7 +142,7 @@ class Pretraining:
         if hasattr(self.method, "schedule"):
             head += f"\n{self.method.schedule(Progress(0, plan.total_steps, 0, plan.steps_per_epoch))}"
         if fresh and config.backbone.pretrained:
-            head += f"\npre-trained weights of timm; images are normalised by mean {config.mean} and std {config.std}"
+            head += f"\npre-trained weights of timm; images are normalized by mean {config.mean} and std {config.std}"
         return [head]
 
     def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> Result:

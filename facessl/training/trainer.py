@@ -55,7 +55,7 @@ class Parts:
         optimizer: called with the plan once `module` is on its device in its memory format; may change it first.
         source: training images.
         transform: stored image -> views, in the loader's processes.
-        photometric: the part of the augmentation on the device, with the normalisation.
+        photometric: the part of the augmentation on the device, with the normalization.
         monitors: by name.
         on_measured: step, values of all monitors -> None.
         weights: (N,) probabilities of the images; None: every image once an epoch.

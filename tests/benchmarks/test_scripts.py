@@ -15,7 +15,7 @@ from tests.helpers import script
 def test_parts_of_a_step_are_found_and_cover_it() -> None:
     step, args = script("step"), Namespace(backbone="resnet10t", batch_size=4, device="cpu")
     shares = step.RealStep(step.Configuration(args, "fra", 64, "bf16")).shares(steps=1)
-    for part in ("backbone", "target backbone", "heads", "decoder", "Sinkhorn", "EMA", "optimiser", "data wait"):
+    for part in ("backbone", "target backbone", "heads", "decoder", "Sinkhorn", "EMA", "optimizer", "data wait"):
         assert shares.get(part, 0) > 0, part
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
 
@@ -33,7 +33,7 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
         run.guarded(part.__name__, part)
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert not [name for name, value in report.items() if "error" in value], report
-    assert report["methods"][0]["utilisation"] > 0
+    assert report["methods"][0]["utilization"] > 0
     assert report["data"]["images_per_second_from_shards"] > 0
 
 

@@ -143,7 +143,7 @@ def test_the_python_of_readme_and_usage_runs_and_so_do_the_commands_of_embedding
     )  # fmt: skip
     for number in range(24):
         face = Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8))
-        place = Path("labelled", "happy" if number % 2 else "sad")
+        place = Path("labeled", "happy" if number % 2 else "sad")
         place.mkdir(parents=True, exist_ok=True)
         face.save(place / f"{number}.jpg")
     face.save("a.jpg")
@@ -166,7 +166,7 @@ def test_the_python_of_readme_and_usage_runs_and_so_do_the_commands_of_embedding
         exec(block, found)
         vectors = torch.as_tensor(found["features"] if block is by_onnx else found["vectors"])
         assert torch.nn.functional.cosine_similarity(vectors, names["vectors"][:1]).item() > 0.999
-    shutil.copytree("labelled", "faces")
+    shutil.copytree("labeled", "faces")
     Image.fromarray(photo((60, 30, 200))[0]).save("photo.jpg")
     words = [shlex.split(line, comments=True) for line in (root / "README.md").read_text(encoding="utf-8").splitlines()
              if re.match("facessl (embed|search|group|map) ", line)]  # fmt: skip

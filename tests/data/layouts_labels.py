@@ -106,8 +106,8 @@ def build_fer2013(root: Path) -> str:
     rows = []
     for usage, count in (("Training", 6), ("PublicTest", 2), ("PrivateTest", 7)):
         for at in range(count):
-            grey = pixels(at)[:, :, 1].ravel().tolist()
-            rows.append(f"{at},{' '.join(map(str, grey))},{usage}")
+            gray = pixels(at)[:, :, 1].ravel().tolist()
+            rows.append(f"{at},{' '.join(map(str, gray))},{usage}")
     text(root / "fer2013.csv", "emotion,pixels,Usage", *rows)
     return f"fer2013:{root}?strict=false"
 

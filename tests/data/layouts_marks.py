@@ -81,8 +81,8 @@ def hrnet(path: Path, rows: Sequence[tuple[str, np.ndarray]], shift: float = 0) 
     lines = [",".join(head)]
     for name, points in rows:
         low, high = points.min(0), points.max(0)
-        scale, centre = (high - low).max() / 200, (low + high) / 2 + shift
-        lines.append(f"{name},{scale:.6f},{row(centre)},{row(points + shift)}".replace(" ", ","))
+        scale, center = (high - low).max() / 200, (low + high) / 2 + shift
+        lines.append(f"{name},{scale:.6f},{row(center)},{row(points + shift)}".replace(" ", ","))
         lines[-1] = lines[-1].replace(name.replace(" ", ","), name)
     write(path, lines)
 
@@ -200,8 +200,8 @@ def build_celebamaskhq(root: Path) -> str:
         for suffix, classes in CELEBA_PARTS.items():
             part = np.isin(mask, list(classes))
             if part.any():
-                grey = (part * 255).astype(np.uint8)[..., None].repeat(3, 2)  # stored as RGB
-                save(root / "CelebAMask-HQ-mask-anno/0" / f"{i:05d}_{suffix}.png", grey)
+                gray = (part * 255).astype(np.uint8)[..., None].repeat(3, 2)  # stored as RGB
+                save(root / "CelebAMask-HQ-mask-anno/0" / f"{i:05d}_{suffix}.png", gray)
         mapping.append(f"{i} {original} {original + 1:06d}.jpg")
         partition.append(f"{original + 1:06d}.jpg {int(original + 1 > 162770) + int(original + 1 > 182637)}")
     write(root / "CelebA-HQ-to-CelebA-mapping.txt", mapping)
@@ -221,7 +221,7 @@ def build_landmarks_csv(root: Path) -> str:
 
 
 def build_masks_folder(root: Path) -> str:
-    """Grey and palette masks by turns; a palette whose colours say nothing of the classes."""
+    """Gray and palette masks by turns; a palette whose colors say nothing of the classes."""
     names = ORDERS["official"][:10]
     write(root / "classes.txt", ["background", *names])
     for i in range(6):

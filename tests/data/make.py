@@ -17,7 +17,7 @@ from facessl.data.layouts import Layout
 
 
 def jpeg(shade: int, *, size: tuple[int, int] = (16, 16)) -> bytes:
-    """A grey JPEG whose shade tells which one it is."""
+    """A gray JPEG whose shade tells which one it is."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (shade, shade, shade)).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()

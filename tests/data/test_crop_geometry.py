@@ -164,7 +164,7 @@ def test_scores_are_blended_before_the_choice_is_made() -> None:
     assert frame.inverse_mask(scores.argmax(0), 8, 8).mean(0).tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
 
 
-def test_a_box_becomes_the_square_around_its_centre() -> None:
+def test_a_box_becomes_the_square_around_its_center() -> None:
     frame = from_box((10, 20, 50, 100), 64, scale=1.25)
     assert frame.points(np.array((30, 60))) == pytest.approx((31.5, 31.5))
     assert frame.points(np.array((30 - 50, 60 + 50))) == pytest.approx((-0.5, 63.5))
@@ -193,7 +193,7 @@ def test_five_points_are_a_least_squares_fit() -> None:
 def test_similarity_turns_clockwise_then_shifts_then_mirrors() -> None:
     def moved(**move: float | bool | tuple[float, float]) -> list[float]:
         matrix = similarity(101, **move)  # type: ignore[arg-type]
-        return [round(v, 6) for v in matrix[:2, :2] @ (50, 10) + matrix[:2, 2]]  # 40 above the centre (50, 50)
+        return [round(v, 6) for v in matrix[:2, :2] @ (50, 10) + matrix[:2, 2]]  # 40 above the center (50, 50)
 
     assert moved(rotation=90) == [90, 50]
     assert moved(rotation=90, scale=0.5, shift=(0.1, 0)) == [80.1, 50]

@@ -18,7 +18,7 @@ from facessl.data import decode as module
 from facessl.data.decode import MAX_PIXELS, ImageError, decode, decode_mask, read_file, stored_size, to_rgb
 from facessl.data.sources.imagelist import ImageList
 
-#: 48 x 32 pixels with another colour in each quarter: a wrong rotation or channel order shows.
+#: 48 x 32 pixels with another color in each quarter: a wrong rotation or channel order shows.
 SCENE = np.zeros((32, 48, 3), np.uint8)
 SCENE[:16, :24], SCENE[:16, 24:], SCENE[16:, :24], SCENE[16:, 24:] = (220, 40, 40), (40, 200, 60), (50, 60, 210), 180
 
@@ -34,7 +34,7 @@ def picture() -> Image.Image:
 
 
 def png(width: int, height: int, *, depth: int, rows: bytes) -> bytes:
-    """An RGB PNG made by hand: Pillow writes neither 16-bit colour nor a size that its pixels do not have."""
+    """An RGB PNG made by hand: Pillow writes neither 16-bit color nor a size that its pixels do not have."""
     header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -97,19 +97,19 @@ def test_cmyk_becomes_rgb() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_grey_gets_three_channels(kind: str) -> None:
-    grey = picture().convert("L")
-    expected = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
-    assert close(decode(encoded(grey, kind), key="a"), expected)
+def test_gray_gets_three_channels(kind: str) -> None:
+    gray = picture().convert("L")
+    expected = np.repeat(np.asarray(gray)[..., None], 3, axis=2)
+    assert close(decode(encoded(gray, kind), key="a"), expected)
 
 
-def test_16_bit_grey_is_scaled_not_clipped() -> None:
+def test_16_bit_gray_is_scaled_not_clipped() -> None:
     wide = np.linspace(0, 65535, 32 * 48).reshape(32, 48).astype(np.uint16)
     image = decode(encoded(Image.fromarray(wide), "PNG"), key="a")
     np.testing.assert_array_equal(image[..., 0], np.round(wide / 257).astype(np.uint8))
 
 
-def test_16_bit_colour_is_scaled() -> None:
+def test_16_bit_color_is_scaled() -> None:
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in SCENE)
     assert close(decode(png(48, 32, depth=16, rows=rows), key="a"), SCENE, to=1)
 
@@ -122,7 +122,7 @@ def test_transparency_lies_on_white() -> None:
     assert close(decode(encoded(layer, "PNG"), key="a"), expected)
 
 
-def test_palette_with_a_transparent_colour() -> None:
+def test_palette_with_a_transparent_color() -> None:
     image = Image.new("P", (48, 32), 1)
     image.putpalette([0, 0, 0, 200, 30, 30])
     image.paste(0, (0, 0, 24, 32))
@@ -166,7 +166,7 @@ def test_unusable_images_say_why(data: bytes, reason: str) -> None:
     assert "photos/x.jpg" in str(caught.value)
 
 
-@pytest.mark.fault("E13", "half a JPEG with an end mark was used, 40 grey levels off")
+@pytest.mark.fault("E13", "half a JPEG with an end mark was used, 40 gray levels off")
 @pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
 def test_a_damaged_jpeg_is_used_only_if_asked_for(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged JPEG counts as unreadable; FACESSL_DAMAGED=use takes it."""

@@ -12,10 +12,10 @@ from facessl.data.sources.synthetic import Synthetic
 from .make import mirror
 
 
-def arc(count: int, centre: tuple[float, float], radius: tuple[float, float], start: float, end: float) -> np.ndarray:
+def arc(count: int, center: tuple[float, float], radius: tuple[float, float], start: float, end: float) -> np.ndarray:
     """(count, 2) points on an ellipse from angle start to end in degrees (0 right, 90 down)."""
     t = np.radians(np.linspace(start, end, count))
-    return np.stack([centre[0] + radius[0] * np.cos(t), centre[1] + radius[1] * np.sin(t)], 1)
+    return np.stack([center[0] + radius[0] * np.cos(t), center[1] + radius[1] * np.sin(t)], 1)
 
 
 def line(count: int, first: tuple[float, float], last: tuple[float, float]) -> np.ndarray:

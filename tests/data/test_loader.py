@@ -33,7 +33,7 @@ SHARED = Path(__file__).parents[2].parent / "shared"
 
 
 class Views:
-    """Two views of unlike size: a random corner, and the mean colour plus a draw; parameters tell the draw."""
+    """Two views of unlike size: a random corner, and the mean color plus a draw; parameters tell the draw."""
 
     sizes: tuple[int, ...] = ()
     reduction: Any = None

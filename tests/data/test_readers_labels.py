@@ -112,7 +112,7 @@ def test_affectnet_lists_and_folders(tmp_path: Path) -> None:
     assert labels(spec + "&classes=7&split=val") == [0, 1, 2, 6, 5]
     source = open_source(spec)
     assert [source.label_names[i] for i in (1, 3, 7)] == ["happy", "surprise", "contempt"]
-    # 30 x 20 pixels from (4, 5) on: their outline is half a pixel outside the centres of the outer ones.
+    # 30 x 20 pixels from (4, 5) on: their outline is half a pixel outside the centers of the outer ones.
     np.testing.assert_array_equal(source[0].box, np.array([3.5, 4.5, 33.5, 24.5], np.float32))
     file = tmp_path / "Manually_Annotated_file_lists/training.csv"
     file.write_text(file.read_text().partition("\n")[2])  # the same list without its header

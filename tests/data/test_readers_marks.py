@@ -144,7 +144,7 @@ def test_a_table_of_ones_own_takes_boxes(tmp_path: Path) -> None:
 # Masks
 
 
-def centre(mask: np.ndarray, value: int) -> float:
+def center(mask: np.ndarray, value: int) -> float:
     """Mean column of a class."""
     return float(np.nonzero(mask == value)[1].mean())
 
@@ -156,9 +156,9 @@ def test_lapa_sides_are_those_of_the_image(tmp_path: Path) -> None:
     for i in range(6):
         sample = source[i]
         np.testing.assert_array_equal(sample.mask, marks.drawn(i)[2])
-        assert centre(sample.mask, 2) < centre(sample.mask, 3)
+        assert center(sample.mask, 2) < center(sample.mask, 3)
         left_brow = sample.landmarks[33:42]
-        assert left_brow[:, 0].min() - 2 < centre(sample.mask, 2) < left_brow[:, 0].max() + 2
+        assert left_brow[:, 0].min() - 2 < center(sample.mask, 2) < left_brow[:, 0].max() + 2
         eyes = [sample.landmarks[36 + 68 : 37 + 68], sample.landmarks[105:106]]
         np.testing.assert_array_equal(sample.five_points[:2], np.concatenate(eyes))
         nose, corners = sample.five_points[2], sample.five_points[3:]
@@ -198,7 +198,7 @@ def test_celebamaskhq_numbers_its_classes_in_both_orders(order: str, numbers: di
     sample, drawn = source[0], marks.drawn(0)[2].repeat(2, 0).repeat(2, 1)
     mask = sample.mask
     assert mask.shape == decode(sample.image, key="").shape[:2] == (96, 96)
-    assert centre(mask, numbers["l_eye"]) > centre(mask, numbers["r_eye"])  # the person's left
+    assert center(mask, numbers["l_eye"]) > center(mask, numbers["r_eye"])  # the person's left
     np.testing.assert_array_equal(mask == numbers["nose"], drawn == 6)  # skin covers it too; the later class counts
     np.testing.assert_array_equal(mask == numbers["l_eye"], drawn == 5)
     winner = "cloth" if order == "official" else "hair"  # both cover the same pixels
@@ -259,19 +259,19 @@ def test_masks_of_ones_own_in_parts(form: str, tmp_path: Path) -> None:
         ("background stage_7 stage_8", None),  # not their own numbers
     ],
 )
-def test_sides_are_recognised_in_names(names: str, flip: tuple[int, ...] | None) -> None:
+def test_sides_are_recognized_in_names(names: str, flip: tuple[int, ...] | None) -> None:
     assert side_pairs(names.split()) == flip
 
 
-def test_masks_are_never_colours(tmp_path: Path) -> None:
-    jpeg, colour = tmp_path / "m.jpg", tmp_path / "m.png"
+def test_masks_are_never_colors(tmp_path: Path) -> None:
+    jpeg, color = tmp_path / "m.jpg", tmp_path / "m.png"
     Image.new("L", (16, 16)).save(jpeg)
-    Image.new("RGB", (16, 16), (3, 4, 5)).save(colour)
-    for file, reason in ((jpeg, "cannot be a JPEG"), (colour, "colours, not class numbers")):
+    Image.new("RGB", (16, 16), (3, 4, 5)).save(color)
+    for file, reason in ((jpeg, "cannot be a JPEG"), (color, "colors, not class numbers")):
         with pytest.raises(ImageError, match=reason):
             decode_mask(file.read_bytes(), key=str(file))
-    Image.new("1", (16, 16), 1).save(colour)
-    assert (decode_mask(colour.read_bytes(), key="") == 1).all()
+    Image.new("1", (16, 16), 1).save(color)
+    assert (decode_mask(color.read_bytes(), key="") == 1).all()
 
 
 # Published counts

@@ -69,13 +69,13 @@ def test_landmarks_lie_on_the_drawing(bare: list) -> None:
     """Pupils and lashes make the eyes' inside vary more than the cheeks, whatever the light: a shift would show."""
     hits = 0
     for s in bare:
-        grey = s.image.astype(np.float32).mean(2)
+        gray = s.image.astype(np.float32).mean(2)
         eye = s.landmarks[LEFT_EYE].mean(0)
         cheek = (s.landmarks[2] + s.landmarks[31]) / 2
 
-        def spread(at: np.ndarray, grey: np.ndarray = grey) -> float:
+        def spread(at: np.ndarray, gray: np.ndarray = gray) -> float:
             x, y = np.rint(at).astype(int)
-            return float(grey[max(0, y - 2) : y + 3, max(0, x - 3) : x + 4].std())
+            return float(gray[max(0, y - 2) : y + 3, max(0, x - 3) : x + 4].std())
 
         hits += spread(eye) > spread(cheek)
     assert hits / len(bare) > 0.85
@@ -114,8 +114,8 @@ def test_expressions_can_be_told_apart_by_shape() -> None:
     shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
     label = np.array([s.label for s in samples])
     assert set(label) == set(range(7))
-    centres = np.stack([shapes[:150][label[:150] == k].mean(0) for k in range(7)])
-    guess = np.linalg.norm(shapes[150:, None] - centres, axis=2).argmin(1)
+    centers = np.stack([shapes[:150][label[:150] == k].mean(0) for k in range(7)])
+    guess = np.linalg.norm(shapes[150:, None] - centers, axis=2).argmin(1)
     assert (guess == label[150:]).mean() > 0.6
 
 

@@ -35,7 +35,7 @@ def captioned(path: Path, start: int, count: int) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Three shards of 4 captioned and labelled images."""
+    """Three shards of 4 captioned and labeled images."""
     for n in range(3):
         captioned(tmp_path / f"s-{n:03d}.tar", 4 * n, 4)
     return tmp_path

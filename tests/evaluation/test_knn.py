@@ -22,7 +22,7 @@ Clusters = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @pytest.fixture
 def clusters() -> Clusters:
-    """(300, 16) embeddings around 5 centres, their labels, and 80 more to be classified."""
+    """(300, 16) embeddings around 5 centers, their labels, and 80 more to be classified."""
     g = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 5, (380,), generator=g)
     z = torch.randn(5, 16, generator=g)[labels] + 1.5 * torch.randn(380, 16, generator=g)
@@ -69,7 +69,7 @@ def test_leave_one_out_never_sees_the_image_itself(clusters: Clusters, monkeypat
 
 
 @pytest.mark.parametrize(("k", "test"), [(0, True), (301, True), (300, False)])
-def test_more_neighbours_than_images_are_refused(clusters: Clusters, k: int, test: bool) -> None:
+def test_more_neighbors_than_images_are_refused(clusters: Clusters, k: int, test: bool) -> None:
     train, labels, queries = clusters
     with pytest.raises(ConfigError, match=f"k = {k} .* use 1 to"):
         classify(train, labels, queries if test else None, k=k)
@@ -104,7 +104,7 @@ def test_at_most_spreads_over_all_classes(faces: Path) -> None:
     assert [few[i].label for i in range(len(few))] == [0, 0, 1, 1, 2, 2]
 
 
-@pytest.mark.fault("A14", "`probe RUN labelled/ --test labelled/` reported an accuracy without a word")
+@pytest.mark.fault("A14", "`probe RUN labeled/ --test labeled/` reported an accuracy without a word")
 def test_test_images_that_were_trained_on_are_told(faces: Path, tmp_path: Path, backbone: Backbone) -> None:
     """By their content, under other names as well."""
     other = tmp_path / "other"

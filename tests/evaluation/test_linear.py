@@ -29,7 +29,7 @@ Data = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @pytest.fixture
 def data() -> Data:
-    """(200, 9) float32 features of very different scales, the same standardised, and (200,) classes of 4."""
+    """(200, 9) float32 features of very different scales, the same standardized, and (200,) classes of 4."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 200)
     x = rng.normal(size=(4, 9))[y] + 1.5 * rng.normal(size=(200, 9))
@@ -37,8 +37,8 @@ def data() -> Data:
     return x, (x - x.mean(0, dtype=float)) / x.std(0, dtype=float), y
 
 
-def standardised(path: _solvers.Path, at: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients (D, M) and intercepts (M,) for standardised features."""
+def standardized(path: _solvers.Path, at: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients (D, M) and intercepts (M,) for standardized features."""
     assert path.basis is not None
     weight, bias = path.maps[at]
     return (path.basis._vectors @ weight).numpy(), bias.numpy()
@@ -51,7 +51,7 @@ def test_logistic_regression_is_that_of_scikit_learn(data: Data, balanced: bool)
     weights = 200 / (4 * np.bincount(y))[y] if balanced else None
     lambdas = (1e-1, 1e-2, 1e-4)
     path = _solvers.logistic(x, y, lambdas, weights=weights, dtype=torch.float64, tolerance=1e-9, max_iterations=2000)
-    if weights is not None:  # features are standardised with the images' weights
+    if weights is not None:  # features are standardized with the images' weights
         mean = np.average(x.astype(float), axis=0, weights=weights)
         deviation = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
         z = (x - mean) / deviation
@@ -60,7 +60,7 @@ def test_logistic_regression_is_that_of_scikit_learn(data: Data, balanced: bool)
             C=1 / (value * 200), tol=1e-10, max_iter=20000, class_weight="balanced" if balanced else None
         ).fit(z, y)
         assert path.outputs(x)[at] == pytest.approx(twin.decision_function(z), abs=1e-3)
-        weight, bias = standardised(path, at)
+        weight, bias = standardized(path, at)
         assert weight == pytest.approx(twin.coef_.T, abs=1e-5)
         assert bias == pytest.approx(twin.intercept_, abs=1e-5)
 
@@ -71,7 +71,7 @@ def test_attributes_are_independent_logistic_regressions(data: Data) -> None:
     path = _solvers.logistic(
         x, answers, [1e-3], loss="attributes", dtype=torch.float64, tolerance=1e-9, max_iterations=2000
     )
-    weight, bias = standardised(path, 0)
+    weight, bias = standardized(path, 0)
     for a in range(2):
         twin = LogisticRegression(C=1 / (1e-3 * 200), tol=1e-10, max_iter=20000).fit(z, answers[:, a])
         assert weight[:, a] == pytest.approx(twin.coef_[0], abs=1e-5)
@@ -85,7 +85,7 @@ def test_ridge_is_that_of_scikit_learn_for_every_penalty(data: Data, monkeypatch
     path = _solvers.ridge(x, 2.0 * np.eye(4)[y] - 1, lambdas, dtype=torch.float64)
     for at, value in enumerate(lambdas):
         twin = RidgeClassifier(alpha=value * 200).fit(z, y)
-        weight, bias = standardised(path, at)
+        weight, bias = standardized(path, at)
         assert weight == pytest.approx(twin.coef_.T, abs=1e-9)
         assert bias == pytest.approx(twin.intercept_, abs=1e-9)
 

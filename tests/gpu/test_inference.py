@@ -33,7 +33,7 @@ def views(device: torch.device, workers: int) -> list[Batch]:
 
 
 def test_views_are_those_of_the_cpu(device: torch.device) -> None:
-    """To a grey level: OpenCV rounds to uint8 where torch does not."""
+    """To a gray level: OpenCV rounds to uint8 where torch does not."""
     for on_cpu, on_gpu in zip(views(torch.device("cpu"), 0), views(device, 2), strict=True):
         assert torch.equal(on_cpu.index, on_gpu.index.cpu())
         for a, b in zip(on_cpu.views, on_gpu.views, strict=True):

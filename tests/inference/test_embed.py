@@ -186,7 +186,7 @@ def test_sampled_images_are_spread_and_readable(folder: Path) -> None:
     source = open_source(str(folder))
     assert sample_images(source, count=99, size=16).shape == (9, 16, 16, 3)
     for seed in range(8):
-        # One of the first five, one of the last five; an unreadable one gives way to its neighbour.
+        # One of the first five, one of the last five; an unreadable one gives way to its neighbor.
         first, second = sample_images(source, count=2, size=16, seed=seed).mean((1, 2, 3)) // 25
         assert first in (0, 1, 2, 4)
         assert second in range(5, 10)
@@ -221,13 +221,13 @@ def test_region_picture_shows_image_maps_and_winners() -> None:
     for cell, bright in ((one, 0), (two, 1)):
         np.testing.assert_allclose(cell[16, 4], magma[1 - bright], atol=3)
         np.testing.assert_allclose(cell[16, 28], magma[bright], atol=3)
-    colours = np.array(palette(2)) / 2  # over a black image
-    np.testing.assert_allclose(winners[16, 4], colours[0], atol=1)
-    np.testing.assert_allclose(winners[16, 28], colours[1], atol=1)
+    colors = np.array(palette(2)) / 2  # over a black image
+    np.testing.assert_allclose(winners[16, 4], colors[0], atol=1)
+    np.testing.assert_allclose(winners[16, 28], colors[1], atol=1)
 
 
 def _cells(grid: np.ndarray, side: int = 32) -> list[np.ndarray]:
-    """The cells of the only row: the white between them is one colour from top to bottom."""
+    """The cells of the only row: the white between them is one color from top to bottom."""
     inked = (grid != 255).any(2).sum(1)  # pixels per line
     row = max(range(len(grid) - side), key=lambda y: inked[y : y + side].min())
     filled = (grid[row : row + side] != 255).any(2).all(0)
@@ -235,7 +235,7 @@ def _cells(grid: np.ndarray, side: int = 32) -> list[np.ndarray]:
     return [grid[row : row + side, x : x + side] for x in starts]
 
 
-def test_many_regions_have_different_colours_and_a_bounded_picture() -> None:
+def test_many_regions_have_different_colors_and_a_bounded_picture() -> None:
     assert len(set(palette(64))) == 64
     maps = torch.randn(1, 64, 4, 4).softmax(1)
     assert region_picture(np.zeros((1, 64, 64, 3), np.uint8), maps, max_regions=6).shape[1] < 9 * 72

@@ -184,7 +184,7 @@ def test_a_failed_overwrite_leaves_the_earlier_export(tmp_path: Path, monkeypatc
     backbone, out = saved_backbone(tmp_path / "run"), tmp_path / "out"
     export(tmp_path / "run", out, format="timm")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    backbone.set_normalisation(mean=(0.1, 0.1, 0.1), std=backbone.std)
+    backbone.set_normalization(mean=(0.1, 0.1, 0.1), std=backbone.std)
     card = backbone_card(backbone, method={"name": "byol"}, source="folder:faces", steps=8, commit="abc")
     checkpoint.write_backbone(tmp_path / "run" / "backbone.safetensors", backbone.model.state_dict(), card)
     replace = Path.replace

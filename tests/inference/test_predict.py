@@ -74,13 +74,13 @@ def dots(**augment: Any) -> Trained:
 
 
 def marked_face(index: int, *, rotation: float = 0.0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, Found]:
-    """A dim synthetic face, turned and scaled, with three coloured dots: (300, 300, 3), (3, 2) places, the face."""
+    """A dim synthetic face, turned and scaled, with three colored dots: (300, 300, 3), (3, 2) places, the face."""
     sample = Synthetic(n=8, size=128, occlusion=0.0)[index]
     turn = np.diag([1.0, 1.0, 1.0])
     turn[:2, 2] = 300 / 2 - 128 / 2
     matrix = similarity(300, rotation=rotation, scale=scale) @ turn
-    grey = sample.image.mean(2).astype(np.float32) / 8
-    canvas = cv2.warpAffine(grey, matrix[:2], (300, 300))[..., None].repeat(3, 2)
+    gray = sample.image.mean(2).astype(np.float32) / 8
+    canvas = cv2.warpAffine(gray, matrix[:2], (300, 300))[..., None].repeat(3, 2)
     places = sample.landmarks @ matrix[:2, :2].T + matrix[:2, 2]
     y, x = np.mgrid[:300, :300]
     for channel, (px, py) in enumerate(places[list(MARKED)]):

@@ -8,18 +8,18 @@ import pytest
 from facessl.data import layouts
 from facessl.inference import prediction_pictures as pictures
 
-GREY = np.full((400, 500, 3), 128, np.uint8)
+GRAY = np.full((400, 500, 3), 128, np.uint8)
 
 
 def test_points_lie_on_their_pixels_and_the_photo_is_not_changed() -> None:
     marks = [[100.0, 120.0], [300.25, 120.0], [200.0, 300.0]]
-    image = GREY.copy()
+    image = GRAY.copy()
     picture = pictures.draw(image, [{"box": [0, 0, 500, 400], "landmarks": marks, "layout": None}])
     assert picture.shape == image.shape
-    assert (image == GREY).all()
+    assert (image == GRAY).all()
     for x, y in marks:
         assert tuple(picture[round(y), round(x)]) == pictures._POINT
-    changed = np.argwhere((picture != GREY).any(2))  # rows of y, x
+    changed = np.argwhere((picture != GRAY).any(2))  # rows of y, x
     far = np.min([np.hypot(*(changed - (y, x)).T) for x, y in marks], axis=0)
     assert far.max() < 6  # an unknown order: points alone
 
@@ -30,7 +30,7 @@ def test_every_known_order_is_joined(order: str) -> None:
     points = np.random.default_rng(0).uniform(50, 350, (count, 2))
     face = {"box": [0, 0, 500, 400], "landmarks": points}
     alone, joined, other = (
-        pictures.draw(GREY, [{**face, "landmarks": points[:n], "layout": name}])
+        pictures.draw(GRAY, [{**face, "landmarks": points[:n], "layout": name}])
         for n, name in ((count, None), (count, order), (5, order))
     )
     has_lines = [(picture == pictures._LINE).all(2).any() for picture in (joined, alone, other)]
@@ -55,21 +55,21 @@ def test_several_faces_may_overlap_and_keep_their_own_classes() -> None:
     first[100:200, 100:200], second[100:200, 300:400] = 1, 2
     classes = ["background", "skin", "hair"]
     faces = [{"box": [0, 0, 1, 1], "mask": mask, "classes": classes} for mask in (first, second)]
-    picture = pictures.draw(GREY, faces)
-    colours = np.array(pictures.class_colors(3))
+    picture = pictures.draw(GRAY, faces)
+    colors = np.array(pictures.class_colors(3))
     for (y, x), c in (((150, 150), 1), ((150, 350), 2)):
-        assert np.abs(picture[y, x] - (64 + colours[c] / 2)).max() <= 1
+        assert np.abs(picture[y, x] - (64 + colors[c] / 2)).max() <= 1
     assert [words for _, words in pictures._panel_rows(faces)] == ["skin", "hair"]
 
 
 @pytest.mark.parametrize("box", [[-40, -30, 60, 90], [450, 350, 520, 420], [-0.5, -0.5, 499.5, 399.5]])
 def test_a_label_stays_in_the_picture(box: list[float]) -> None:
     face = {"box": box, "label": "surprise", "probabilities": {"surprise": 0.8, "calm": 0.2}}
-    changed = np.argwhere((pictures.draw(GREY, [face]) != GREY).any(2))
+    changed = np.argwhere((pictures.draw(GRAY, [face]) != GRAY).any(2))
     low, high = changed.min(0), changed.max(0)
     assert (low >= 0).all()
     assert high[1] - low[1] > 60  # all of the word
-    dark = (pictures.draw(GREY, [face]) == pictures._DARK).all(2)
+    dark = (pictures.draw(GRAY, [face]) == pictures._DARK).all(2)
     assert dark[low[0], low[1]]
     assert dark[high[0], high[1]]
 
@@ -81,4 +81,4 @@ def test_likely_attributes_are_listed_beside_the_photo() -> None:
     ]
     rows = [words for _, words in pictures._panel_rows(faces)]
     assert rows == ["face 1", "big nose 0.90", "young 0.70", "face 2", "none above 0.5"]
-    assert pictures.draw(GREY, faces).shape[1] > 500
+    assert pictures.draw(GRAY, faces).shape[1] > 500

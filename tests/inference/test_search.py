@@ -20,7 +20,7 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.inference.embed import Embeddings, embeddings
 from facessl.inference.embedding_files import read_embeddings, write_embeddings
 from facessl.inference.groups import Groups, group, principal_components, write_groups
-from facessl.inference.neighbours import l2_normalize, nearest, search
+from facessl.inference.neighbors import l2_normalize, nearest, search
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card
 from tests.data.test_detect import photo
@@ -48,8 +48,8 @@ def faces(tmp_path: Path) -> Path:
 def clusters(sizes: tuple[int, ...], noise: int = 0) -> Embeddings:
     """Tight clusters of these sizes in 16 dimensions, of different lengths, and rows that belong to none."""
     rng = np.random.default_rng(1)
-    centres = rng.standard_normal((len(sizes), 16))
-    rows = [c + 0.01 * rng.standard_normal((n, 16)) for c, n in zip(centres, sizes, strict=True)]
+    centers = rng.standard_normal((len(sizes), 16))
+    rows = [c + 0.01 * rng.standard_normal((n, 16)) for c, n in zip(centers, sizes, strict=True)]
     array = np.concatenate([*rows, rng.standard_normal((noise, 16))]) * rng.uniform(0.5, 2, (sum(sizes) + noise, 1))
     return Embeddings(array.astype(np.float32), [f"{i}.png" for i in range(len(array))], np.arange(len(array)))
 
@@ -83,7 +83,7 @@ def test_search_finds_the_photo_itself_by_every_name(
     capsys.readouterr()
     assert main(["search", str(run), str(faces / ODD), str(file), "--k", "99", "--out", str(out)]) == 0
     *table, last = capsys.readouterr().out.splitlines()
-    told = json.loads(last)["neighbours"]
+    told = json.loads(last)["neighbors"]
     assert (len(told), len(table)) == (7, 8)
     assert told[0] == {"path": tables.printable(str(faces / ODD)), "distance": 0.0}
     assert table[1].endswith(told[0]["path"])
@@ -166,8 +166,8 @@ def test_the_folder_of_groups_is_rewritten_and_nothing_else(faces: Path, tmp_pat
 
 def test_principal_components_are_those_of_the_singular_values() -> None:
     array = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
-    centred = array - array.mean(0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    centered = array - array.mean(0)
+    u, s, _ = np.linalg.svd(centered, full_matrices=False)
     found, fraction = principal_components(array, 2)
     np.testing.assert_allclose(np.abs(found), np.abs(u[:, :2] * s[:2]), rtol=1e-3, atol=1e-3)
     assert fraction == pytest.approx((s[:2] ** 2).sum() / (s**2).sum(), rel=1e-4)

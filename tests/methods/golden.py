@@ -43,7 +43,7 @@ def filled(name: str, shape: list[int]) -> torch.Tensor:
 
 
 def released_file(names: list[tuple[str, list[int]]]) -> dict[str, Any]:
-    """A checkpoint of the released FRA or LEWEL; it holds the online backbone a second time and a centre of zeros."""
+    """A checkpoint of the released FRA or LEWEL; it holds the online backbone a second time and a center of zeros."""
     state = {n: filled(n.replace("module.encoder_q.", "module.online_net.backbone."), shape) for n, shape in names}
     return {"state_dict": state | {"module.center": 0 * state["module.center"]}, "epoch": 50}
 

@@ -68,7 +68,7 @@ def test_captions_cut_to_the_longest_have_the_features_of_filled_up_ones() -> No
     torch.testing.assert_close(tower(endless), tower.transformer(tower.tokenizer(endless)), rtol=1e-12, atol=1e-12)
 
 
-def test_masked_modelling_equals_loops() -> None:
+def test_masked_modeling_equals_loops() -> None:
     method = make().double()
     x = batch().views[0].double()
     removed = method.removed(torch.rand(4, 16, generator=torch.Generator().manual_seed(2)))

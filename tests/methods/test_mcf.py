@@ -114,7 +114,7 @@ def moco_file(path, backbone):
     torch.save({"epoch": 300, "arch": "vit_base", "state_dict": tensors}, path)
 
 
-def test_moco_v3_file_is_recognised_and_has_twelve_heads(tmp_path):
+def test_moco_v3_file_is_recognized_and_has_twelve_heads(tmp_path):
     backbone = vit(depth=4, embed_dim=48, num_heads=12)
     moco_file(tmp_path / "vit.pth.tar", backbone)
     x = torch.randn(2, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""Checkpoints of every family: recognised, read to the last tensor, or refused with the tensors named."""
+"""Checkpoints of every family: recognized, read to the last tensor, or refused with the tensors named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers import TINY
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 VGGFACE2 = ((0.5231, 0.4044, 0.3489), (0.2536, 0.2194, 0.2070))
-#: Layout -> outer key, timm's name, (image size, width), normalisation, some of timm's names and the authors'.
+#: Layout -> outer key, timm's name, (image size, width), normalization, some of timm's names and the authors'.
 FAMILIES = {
     "fra": ("state_dict", "resnet18", (224, 512), VGGFACE2, {"layer2.0.bn1.bias": "online_net.backbone."}),
     "lewel": ("state_dict", "resnet18", (224, 512), IMAGENET, {"conv1.weight": "online_net.backbone."}),
@@ -76,8 +76,8 @@ def layout(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_is_recognised_and_read_whole(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    outer, name, sizes, normalisation, pairs = FAMILIES[layout]
+def test_is_recognized_and_read_whole(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outer, name, sizes, normalization, pairs = FAMILIES[layout]
     tensors = released.filled(released.MADE[layout]())
     path = write(tmp_path / "authors.pth", tensors, outer)
     backbone = facessl.load_backbone(path)
@@ -87,7 +87,7 @@ def test_is_recognised_and_read_whole(layout: str, tmp_path: Path, capsys: pytes
     assert all(word in said for word in ("authors.pth", family.FAMILY, name))
     assert backbone.name == name
     assert (backbone.image_size, backbone.num_features) == sizes
-    assert (backbone.mean, backbone.std) == normalisation
+    assert (backbone.mean, backbone.std) == normalization
     assert [
         n
         for n in plugins.names("pretrained.families")
@@ -148,7 +148,7 @@ def test_a_second_copy_must_be_one(tmp_path: Path) -> None:
         facessl.load_backbone(write(tmp_path / "fra.pth", tensors, "state_dict"))
 
 
-def test_lewel_trained_by_fras_code_has_its_normalisation(tmp_path: Path) -> None:
+def test_lewel_trained_by_fras_code_has_its_normalization(tmp_path: Path) -> None:
     tensors = released.filled({"center": (1, 8), **released.lewel(), **released.resnet("encoder_q.")})
     backbone = facessl.load_backbone(write(tmp_path / "lewel.pth", tensors, "state_dict"))
     assert (backbone.mean, backbone.std) == VGGFACE2
@@ -239,7 +239,7 @@ def embedding(model: Any, x: Tensor) -> Tensor:
     return found
 
 
-def test_heads_and_normalisation_are_said_to_be_guessed_and_can_be_given(
+def test_heads_and_normalization_are_said_to_be_guessed_and_can_be_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, x = tmp_path / "vit.pth", torch.randn(2, 3, 32, 32)

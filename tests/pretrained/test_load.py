@@ -46,7 +46,7 @@ def test_every_way_to_the_backbone_gives_the_same_embedding(run: Path, tmp_path:
 
 
 @pytest.mark.shared
-def test_a_checkpoint_of_the_released_fra_is_recognised(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_released_fra_is_recognized(tmp_path: Path) -> None:
     names = json.loads((SHARED / "golden" / "fra_official_resnet18.json").read_text())["names"]
     torch.manual_seed(0)
     state = {name: torch.rand(shape) for name, shape in names}
@@ -86,7 +86,7 @@ def test_checkpoints_of_others_code_are_read(prefix: str, name: str | None, tmp_
     ("change", "said"),
     [
         ({"mean": "x"}, "mean is 'x' instead of a list of 3"),
-        ({"std": [0.5, 0.0, 0.5]}, r"std = \[0.5, 0.0, 0.5\] is not a normalisation"),
+        ({"std": [0.5, 0.0, 0.5]}, r"std = \[0.5, 0.0, 0.5\] is not a normalization"),
         ({"image_size": "x"}, "image_size is 'x' instead of a whole number"),
         ({"image_size": 10**9}, "image size 1000000000 is out of range"),
         ({"timm_name": 5}, "timm_name is 5 instead of a text"),
@@ -106,7 +106,7 @@ def test_a_card_that_cannot_be_used_is_told(run: Path, tmp_path: Path, change: d
 
 @pytest.mark.fault("A8", "`--backbone.pretrained` with weights trained on a mean of 0.5 used ImageNet's")
 @pytest.mark.fault("B3", "`--resume` of a run with pre-trained weights downloaded them again")
-def test_pretrained_weights_bring_their_normalisation_and_are_downloaded_once(
+def test_pretrained_weights_bring_their_normalization_and_are_downloaded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     create, downloads = timm.create_model, []
@@ -118,7 +118,7 @@ def test_pretrained_weights_bring_their_normalisation_and_are_downloaded_once(
     monkeypatch.setattr(timm, "create_model", instead)
     words = [*TINY, "--backbone", "vit_tiny_patch16_224", "--backbone.pretrained", "true", "--out", str(tmp_path / "r")]
     assert main(["pretrain", *words, "--max-steps", "1"]) == 0
-    assert "normalised by mean (0.5, 0.5, 0.5)" in capsys.readouterr().err
+    assert "normalized by mean (0.5, 0.5, 0.5)" in capsys.readouterr().err
     assert main(["pretrain", "--resume", "--out", str(tmp_path / "r")]) == 0
     assert downloads == ["vit_tiny_patch16_224"]
     assert (facessl.load_backbone(tmp_path / "r").mean, downloads[1:]) == ((0.5, 0.5, 0.5), [])
@@ -161,7 +161,7 @@ def test_a_network_of_timm_stands_where_a_run_stands(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.fault("B3", "pre-trained weights without a network were 86 lines of traceback, after a minute")
-def test_weights_of_timm_come_with_their_normalisation_or_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_timm_come_with_their_normalization_or_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
     def offline(name: str, *, pretrained: bool = False, **options: Any) -> Any:

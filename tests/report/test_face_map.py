@@ -66,7 +66,7 @@ def test_points_thumbnails_and_names_are_those_of_the_images(tmp_path: Path) -> 
     assert HOSTILE not in html.unescape(page.split("<script")[0])
 
 
-@pytest.mark.fault("C8", "images of shards were grey tiles with the word missing")
+@pytest.mark.fault("C8", "images of shards were gray tiles with the word missing")
 def test_thumbnails_of_packed_images(tmp_path: Path) -> None:
     for i, shade in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
         (tmp_path / "photos").mkdir(exist_ok=True)
@@ -76,8 +76,8 @@ def test_thumbnails_of_packed_images(tmp_path: Path) -> None:
     keys = [shards.key(i) for i in range(3)]
     middles = [image.getpixel((28, 28)) for image in thumbnails([*keys, f"{keys[0]}.gone", __file__ + "/x.jpg"], 56)]
     np.testing.assert_allclose(middles[:3], np.eye(3) * 255, atol=12)
-    grey = thumbnails([str(tmp_path / "gone.png")], 56)[0]
-    assert thumbnails([f"{keys[0]}.gone"], 56)[0] == grey
+    gray = thumbnails([str(tmp_path / "gone.png")], 56)[0]
+    assert thumbnails([f"{keys[0]}.gone"], 56)[0] == gray
     with (tmp_path / "shards" / "shard-000000.tar").open("r+b") as shard:
         shard.truncate(700)
     assert thumbnails(keys[:1], 56)[0].getcolors() is not None
@@ -93,7 +93,7 @@ def test_a_map_of_many_images_has_no_pictures_and_says_so(tmp_path: Path, monkey
     assert "no pictures, as there are more than 2 images" in page.split("<script")[0]
 
 
-def test_colours_come_from_the_table_of_groups(tmp_path: Path) -> None:
+def test_colors_come_from_the_table_of_groups(tmp_path: Path) -> None:
     names = ["=a.png", "b\udce9.png", "c.png", "d.png"]
     lines = [tables.csv_row("path", "group"), tables.csv_row(names[0], 0), tables.csv_row(names[1], 7), b"c.png,-1\n"]
     (tmp_path / "g.csv").write_bytes(b"".join(lines))

@@ -67,7 +67,7 @@ def test_alignment_loss_against_loops() -> None:
 
 
 def test_a_fresh_head_starts_with_nearly_empty_heatmaps() -> None:
-    """Half-full cells would put every landmark into the centre, and the loss would have to empty them first."""
+    """Half-full cells would put every landmark into the center, and the loss would have to empty them first."""
     task = build(heatmap_size=None)
     logits = task.head(task.backbone.forward_pyramid(torch.zeros(1, 3, SIZE, SIZE).double()))
     assert logits.shape[-1] == SIZE // 4

@@ -25,7 +25,7 @@ def test_loss_is_cosface() -> None:
     total = 0.0
     for i, person in enumerate(who):
         z = task.head(task.backbone(views[0][i : i + 1]))[0]
-        cosines = [float(z @ c / (z.norm() * c.norm())) for c in task.centres.weight]
+        cosines = [float(z @ c / (z.norm() * c.norm())) for c in task.centers.weight]
         own = math.exp(16 * (cosines[person] - 0.3))
         rest = sum(math.exp(16 * c) for k, c in enumerate(cosines) if k != person)
         total -= math.log(own / (own + rest)) / 3

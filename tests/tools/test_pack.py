@@ -226,9 +226,9 @@ def test_near_duplicates_are_those_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
     for distance in (0, 3, 10):
         near, kept = Near(distance), []
-        centres = rng.integers(0, 2**63, 20, dtype=np.uint64)
+        centers = rng.integers(0, 2**63, 20, dtype=np.uint64)
         for index in range(300):
-            value = int(centres[index % 20])
+            value = int(centers[index % 20])
             for bit in rng.choice(64, int(rng.integers(0, 8)), replace=False).tolist():
                 value ^= 1 << bit
             apart = [((value ^ other).bit_count(), owner) for owner, other in kept]

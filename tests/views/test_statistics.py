@@ -27,7 +27,7 @@ def close_rates(ours: np.ndarray, rate: float) -> None:
 
 
 def measures(top: np.ndarray, left: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Area, logarithm of the ratio, row and column of the centre of N boxes."""
+    """Area, logarithm of the ratio, row and column of the center of N boxes."""
     return height * width, np.log(width / height), top + height / 2, left + width / 2
 
 

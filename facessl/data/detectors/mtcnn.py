@@ -19,7 +19,7 @@ from facessl.core.errors import ConfigError
 
 #: Long side in pixels at which a photo is searched; smaller photos are not enlarged.
 LONG_SIDE = 640
-#: Grey border around a photo as a fraction of its long side: the window of a face can reach beyond its picture.
+#: Gray border around a photo as a fraction of its long side: the window of a face can reach beyond its picture.
 BORDER = 0.1
 #: Side of the first network's window, its stride, and the ratio of two levels of the pyramid.
 CELL, STRIDE, FACTOR = 12, 2, 0.709
@@ -30,7 +30,7 @@ PROPOSED, REFINED = 0.6, 0.7
 class MTCNN:
     """Faces of photos of any size, by torch on `device`.
 
-    The weights are those inside the `mtcnn` wheel (MIT licence). That package needs TensorFlow to be imported; only
+    The weights are those inside the `mtcnn` wheel (MIT license). That package needs TensorFlow to be imported; only
     its files of weights are read.
 
     Args:
@@ -42,7 +42,7 @@ class MTCNN:
     """
 
     MIN_SCORE = 0.8
-    #: Left, top, right, bottom of the box around the 68 landmarks (brows to chin), relative to the centre of the
+    #: Left, top, right, bottom of the box around the 68 landmarks (brows to chin), relative to the center of the
     #: network's box and in units of its longer side: medians over 100 photos each of Helen, AFW and YouTube Faces.
     BOX = (-0.39, -0.28, 0.44, 0.525)
 
@@ -76,14 +76,14 @@ class MTCNN:
         for index, zoom in enumerate(zooms):
             own = rows[(owner == index).cpu().numpy()]
             own = own[_distinct(own)]
-            centre, side = (own[:, :2] + own[:, 2:4]) / 2, (own[:, 2:4] - own[:, :2]).max(1, keepdims=True, initial=0)
-            own[:, :4] = np.tile(centre, 2) + np.array(self.BOX) * side
+            center, side = (own[:, :2] + own[:, 2:4]) / 2, (own[:, 2:4] - own[:, :2]).max(1, keepdims=True, initial=0)
+            own[:, :4] = np.tile(center, 2) + np.array(self.BOX) * side
             own[:, [0, 1, 2, 3, *range(5, 15)]] = own[:, [0, 1, 2, 3, *range(5, 15)]] / zoom - 0.5
             out.append(own)
         return out
 
     def _stack(self, photos: Sequence[np.ndarray], least: int = 1) -> Tensor:
-        """Photos of any sizes -> (n, 3, H, W) normalised, grey below and to the right of smaller ones."""
+        """Photos of any sizes -> (n, 3, H, W) normalized, gray below and to the right of smaller ones."""
         height, width = (max(least, *(photo.shape[axis] for photo in photos)) for axis in (0, 1))
         out = torch.zeros(len(photos), 3, height, width, device=self.device)
         for row, photo in zip(out, photos, strict=True):
@@ -152,9 +152,9 @@ def _bordered(photo: np.ndarray, border: int) -> np.ndarray:
 
 
 def _squares(boxes: Tensor) -> Tensor:
-    """(n, 4) squares around the same centres, as long as the longer side."""
-    centre, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) / 2
-    return torch.cat([centre - side, centre + side], 1)
+    """(n, 4) squares around the same centers, as long as the longer side."""
+    center, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) / 2
+    return torch.cat([center - side, center + side], 1)
 
 
 def _distinct(rows: np.ndarray) -> list[int]:

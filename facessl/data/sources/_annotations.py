@@ -31,10 +31,10 @@ def numbers(cells: Sequence[str], where: str, what: str) -> np.ndarray:
 def hrnet_table(file: Path, points: int, layout: str, shift: float = 0.0) -> tuple[list[str], np.ndarray, np.ndarray]:
     """One of the tables that HRNet published and FaRL reads: image_name, scale, center_w, center_h, x, y, x, y, ...
 
-    `shift` pixels are subtracted from all coordinates and centres.
+    `shift` pixels are subtracted from all coordinates and centers.
 
     Returns:
-        N image names; landmarks (N, K, 2); boxes (N, 4), the square of side 200 scale around the centre.
+        N image names; landmarks (N, K, 2); boxes (N, 4), the square of side 200 scale around the center.
 
     Raises:
         DataError: another header or number of columns, or a value that is not a number.
@@ -49,15 +49,15 @@ def hrnet_table(file: Path, points: int, layout: str, shift: float = 0.0) -> tup
         names.append(cells[0])
         values.append(numbers(cells[1:], where, "coordinate"))
     table = np.array(values).reshape(-1, 3 + 2 * points)
-    half, centres = 100 * table[:, :1], table[:, 1:3] - shift
-    boxes = np.concatenate([centres - half, centres + half], 1)
+    half, centers = 100 * table[:, :1], table[:, 1:3] - shift
+    boxes = np.concatenate([centers - half, centers + half], 1)
     return names, table[:, 3:].reshape(-1, points, 2) - shift, boxes
 
 
 def pts_faces(folder: Path, layout: str, start: int, points: int | None) -> tuple[list[str], np.ndarray]:
     """The images of a folder, not below it, that have a .pts file of K `points` (None: as many as the first one has).
 
-    `start` is the coordinate of the centre of the top-left pixel in the files.
+    `start` is the coordinate of the center of the top-left pixel in the files.
 
     Returns:
         N file names; landmarks (N, K, 2) in pixels from 0.
@@ -92,13 +92,13 @@ def check_layout(file: Path, points: int, name: str | None) -> None:
 
 
 def square_around(points: np.ndarray) -> np.ndarray:
-    """Points (..., K, 2) -> (..., 4), the square with the centre and the longer side of their bounding box.
+    """Points (..., K, 2) -> (..., 4), the square with the center and the longer side of their bounding box.
 
-    HRNet's centres and scales are made this way, so this is the box of a set that brings none.
+    HRNet's centers and scales are made this way, so this is the box of a set that brings none.
     """
     low, high = points.min(-2), points.max(-2)
-    centre, half = (low + high) / 2, (high - low).max(-1, keepdims=True) / 2
-    return np.concatenate([centre - half, centre + half], -1)
+    center, half = (low + high) / 2, (high - low).max(-1, keepdims=True) / 2
+    return np.concatenate([center - half, center + half], -1)
 
 
 def read_mask(file: str) -> np.ndarray:

@@ -194,5 +194,5 @@ def class_folders(folder: Path, classes: Mapping[str, int | None], layout: str) 
 
 
 def box_of_size(left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of `width` x `height` pixels; (left, top) is the centre of the first."""
+    """Left, top, right, bottom of `width` x `height` pixels; (left, top) is the center of the first."""
     return left - 0.5, top - 0.5, left + width - 0.5, top + height - 0.5

@@ -34,7 +34,7 @@ _NO_CLASS = 10  # 8 none, 9 uncertain, 10 no face
 class AffectNet(Source):
     """AffectNet (Mollahosseini et al., 2017), manually annotated images.
 
-    Licence: non-commercial research, on a professor's request; see the data set's own terms. Photographs of real
+    License: non-commercial research, on a professor's request; see the data set's own terms. Photographs of real
     people.
     Expected: `Manually_Annotated_file_lists/{training,validation}.csv` with the nine columns `COLUMNS` (with or without
     a header) and `Manually_Annotated_Images/`; or the copy that FRA makes, class folders `train|val/{label}/`, which

@@ -22,7 +22,7 @@ _WIDTHS = {"bbox": 4, "data": 2 * POINTS, "mask_new": POINTS}
 class AFLW19(Source):
     """AFLW with the 19 landmarks of Zhu et al. (CVPR 2016), without the ears.
 
-    Licence: AFLW is for non-commercial research, on request; see the data set's own terms. Photographs of real people.
+    License: AFLW is for non-commercial research, on request; see the data set's own terms. Photographs of real people.
     Expected: `AFLWinfo_release.mat` and the images in `data/flickr/{0,2,3}/`. In the file `bbox` is left, right, top,
     bottom (in this order), `data` x1..x19, y1..y19, `mask_new` 1 where a point is visible, and `ra` a permutation that
     counts from 1: its first 20000 faces are train, the other 4386 test. Asserted: shapes, the permutation, 24386 faces

@@ -25,7 +25,7 @@ SIZES = {"train": 162770, "val": 19867, "test": 19962}
 class CelebA(Source):
     """CelebA (Liu et al., ICCV 2015), the aligned 178 x 218 images.
 
-    Licence: non-commercial research only; see the data set's own terms. Photographs of real people.
+    License: non-commercial research only; see the data set's own terms. Photographs of real people.
     Expected: `img_align_celeba/000001.jpg`, `list_attr_celeba.txt` (count, 40 names, then rows of -1 and 1),
     `list_eval_partition.txt` (0 train, 1 val, 2 test), and if they are there `identity_CelebA.txt` and
     `list_landmarks_align_celeba.txt`; in one folder or in the official `Img/`, `Anno/`, `Eval/`. The CSV files of

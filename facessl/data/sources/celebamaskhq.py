@@ -42,7 +42,7 @@ _BORDERS = (162771, 182638)
 class CelebAMaskHQ(Source):
     """CelebAMask-HQ (Lee et al., CVPR 2020).
 
-    Licence: non-commercial research; see the data set's own terms. Photographs of real people.
+    License: non-commercial research; see the data set's own terms. Photographs of real people.
     Expected: `CelebA-HQ-img/{i}.jpg` (1024 px), `CelebAMask-HQ-mask-anno/{i//2000}/{i:05d}_{suffix}.png` (512 px, one
     file for each class that the face has), `CelebA-HQ-to-CelebA-mapping.txt` (index, original index, original file).
     Asserted: indices, suffixes, and 24183 / 2993 / 2824 images.

@@ -1,4 +1,4 @@
-"""FER2013: 35887 grey 48 x 48 faces in 7 expressions, from the CSV file or class folders."""
+"""FER2013: 35887 gray 48 x 48 faces in 7 expressions, from the CSV file or class folders."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _ALIASES = {"anger": 0, "happiness": 3, "sadness": 4}
 class FER2013(Source):
     """FER2013 (Goodfellow et al., 2013); for FERPlus' votes on the same images see `ferplus`.
 
-    Licence: for research; see the data set's own terms (Kaggle's competition). Photographs of real people.
-    Expected: `fer2013.csv` (or `icml_face_data.csv`) with a label 0..6, 2304 grey values separated by blanks, and the
+    License: for research; see the data set's own terms (Kaggle's competition). Photographs of real people.
+    Expected: `fer2013.csv` (or `icml_face_data.csv`) with a label 0..6, 2304 gray values separated by blanks, and the
     use (Training, PublicTest, PrivateTest: train, val, test); or class folders by name or number, `train/angry/*.jpg`.
     Asserted: columns, labels, number of pixels, and 28709 / 3589 / 3589 images (folders may hold 7178 test images).
     Opening scans the CSV file for its lines; pixels are read when an image is asked for.
@@ -80,14 +80,14 @@ class FER2013(Source):
             with open_regular(self._file, buffering=0) as file:
                 file.seek(offset)
                 cells = file.read(size).split(b",")
-            grey = np.array(cells[self._pixels].strip(b' "').split(), np.int64)
+            gray = np.array(cells[self._pixels].strip(b' "').split(), np.int64)
         except OSError as error:
             raise unreadable(key, error) from None
         except (ValueError, IndexError, OverflowError):
             raise ImageError(key, "a pixel is not a number") from None
-        if len(grey) != SIDE * SIDE or grey.min() < 0 or grey.max() > 255:
+        if len(gray) != SIDE * SIDE or gray.min() < 0 or gray.max() > 255:
             raise ImageError(key, f"it has not {SIDE * SIDE} pixels from 0 to 255")
-        return np.repeat(grey.astype(np.uint8).reshape(SIDE, SIDE, 1), 3, axis=2)
+        return np.repeat(gray.astype(np.uint8).reshape(SIDE, SIDE, 1), 3, axis=2)
 
     def _scan(self, file: Path, usage: str) -> tuple[list[int], np.ndarray, list[int]]:
         """Of each row with this use: its line, offset and size (n, 2), and label. DataError where a row is odd."""

@@ -23,7 +23,7 @@ _VOTES = len(CLASSES) + 2  # then "unknown" and "not a face"
 class FERPlus(Source):
     """FERPlus (Barsoum et al., ICMI 2016), read from `label.csv` as FRA does.
 
-    Licence: the votes are MIT; the images are FER2013's, for research, see that data set's own terms.
+    License: the votes are MIT; the images are FER2013's, for research, see that data set's own terms.
     Expected: the official repository with its PNGs (`data/FER2013Train/label.csv` and `fer0000000.png` beside it), or
     `Images/FER2013Train/` and `Labels/FER2013Train/label.csv`. `fer2013new.csv` has slightly other votes: not read.
     A row is a file name, a box, and votes for the 8 classes in the order of `CLASSES`, unknown, and not a face.

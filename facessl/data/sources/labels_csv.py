@@ -19,7 +19,7 @@ LAYOUT = "labels-csv expects a CSV file with a header and a column of image path
 class LabelsCsv(Source):
     """A CSV (or .tsv) table with one image per row.
 
-    Licence: the table is yours.
+    License: the table is yours.
     Expected: a header, a column of paths, and the columns that the options name. Classes and groups are names, or
     numbers from 0 or 1 that stand for themselves; identities likewise; attributes are 0 or 1. Names are numbered over
     the whole table, so that all splits agree. A box is read where there are columns left, top, right, bottom or

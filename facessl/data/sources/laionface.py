@@ -18,7 +18,7 @@ SUBSET_20M = (0, 2, 5, 8, 13, 15, 17, 18, 21, 22, 24, 25, 28)
 class LaionFace(WebDataset):
     """LAION-Face (Zheng et al., CVPR 2022): up to 50 million web images with a face, each with its caption.
 
-    Licence: the list is public, the images belong to their owners; for research, see the data set's own terms. Most
+    License: the list is public, the images belong to their owners; for research, see the data set's own terms. Most
     links are dead by now, so no count is asserted. Whole web images, not crops.
     Expected: a folder of img2dataset's output, `split_00000/00000.tar` ... (one folder per part of the list) or the
     tars themselves; a member `.txt` (or "caption" in `.json`) for every image. Read by the webdataset source.

@@ -23,9 +23,9 @@ class LandmarksCSV(Source):
     """Faces with landmarks from a table, one face a row.
 
     Expected: a column of paths (`image`, `path`, `file`, ...), relative to the table or to the folder `images` beside
-    it, and `x0, y0, x1, y1, ...` in pixels, the centre of the top-left pixel at (0, 0). Further columns are used where
+    it, and `x0, y0, x1, y1, ...` in pixels, the center of the top-left pixel at (0, 0). Further columns are used where
     they are there: `split`; `left, top, right, bottom` (or `xmin, ymin, xmax, ymax`), the box of the face. It is the
-    square around the landmarks' bounding box where these are not there. The licence is that of your images.
+    square around the landmarks' bounding box where these are not there. The license is that of your images.
 
     Attributes:
         layout: the option's; None: landmarks are not named, so nothing may be mirrored.

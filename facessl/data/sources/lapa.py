@@ -30,7 +30,7 @@ FIVE = (104, 105, 54, 84, 90)
 class LaPa(Source):
     """Landmark guided face Parsing (Liu et al., AAAI 2020).
 
-    Licence: non-commercial research; see the data set's own terms. Photographs of real people.
+    License: non-commercial research; see the data set's own terms. Photographs of real people.
     Expected: `{train,val,test}/images/NAME.jpg`, `labels/NAME.png` (classes 0..10 in the order of `mask_names`) and
     `landmarks/NAME.txt` (106, then 106 pairs). Asserted: every image has its two files, and 18176 (or 18186) / 2000 /
     2000 images. Left is the image's left: `left_eye` is the eye at small x, the person's right one.

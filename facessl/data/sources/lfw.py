@@ -22,7 +22,7 @@ FOLDS, PAIRS = 10, 300
 class LFW(Source):
     """Labeled Faces in the Wild (Huang et al., 2007), view 2: the images that occur in `pairs.txt`, once each.
 
-    Licence: for research; see the data set's own terms. Photographs of real people.
+    License: for research; see the data set's own terms. Photographs of real people.
     Expected: `pairs.txt` (also beside the folder of images) and `lfw/Name/Name_0001.jpg`, original or (deep-)funneled.
     The first line has the number of folds and of pairs; then each fold has that many pairs of one person
     (`Name 1 4`) and as many of two (`Name 1 Other 2`). Asserted: this form, and 10 folds of 300 + 300 pairs.

@@ -38,8 +38,8 @@ class MasksFolder(Source):
 
     Expected: `classes.txt`, one name a line from class 0, and either `index.csv` (columns image, mask, if wanted split)
     or `images/` and `masks/` whose files have equal names but for the ending; both may lie in `train/`, `val/` and
-    `test/`, or hold these folders. Masks are grey or palette PNGs of class numbers (a palette's colours do not matter),
-    255 is left out. They are as large as their image, or smaller by a whole number. The licence is that of your images.
+    `test/`, or hold these folders. Masks are gray or palette PNGs of class numbers (a palette's colors do not matter),
+    255 is left out. They are as large as their image, or smaller by a whole number. The license is that of your images.
 
     Attributes:
         mask_names: of `classes.txt`; numbers in front ("4 left_eye") are checked and dropped.

@@ -17,7 +17,7 @@ _MAX_FOLDS = 10_000
 class PairsCsv(Source):
     """A CSV (or .tsv) table of pairs; the items are the images that occur in it, once each, by path.
 
-    Licence: the table is yours.
+    License: the table is yours.
     Expected: the columns `image_a`, `image_b`, `same` (1 or 0), and `fold` (numbers from 0) where thresholds are to be
     chosen on other folds, as LFW's protocol does. Asserted: the columns, the numbers, that the first image exists.
     """

@@ -20,7 +20,7 @@ class Points(Source):
 
     Expected: `NAME.jpg` (or another image) and `NAME.pts`: version, `n_points: K`, an opening brace, K lines of x and
     y, a closing brace. All files have the same number of landmarks. `box` is the square around the landmarks' bounding
-    box. The licence is that of your images.
+    box. The license is that of your images.
 
     Attributes:
         layout: the option's; None: landmarks are not named, so nothing may be mirrored.
@@ -33,7 +33,7 @@ class Points(Source):
         Args:
             path: the folder.
             split: train, val or test, where there are folders with such names; None: all.
-            start: coordinate of the centre of the top-left pixel: 1 (as 300-W counts) or 0.
+            start: coordinate of the center of the top-left pixel: 1 (as 300-W counts) or 0.
             layout: order of the landmarks, a name of `facessl.data.layouts` (ibug68, wflw98, aflw19, lapa106).
         """
         choice("points", "start", start, (0, 1))

@@ -22,7 +22,7 @@ SIZES = {"train": 12271, "test": 3068}
 class RAFDB(Source):
     """Real-world Affective Faces, the basic set (Li et al., CVPR 2017).
 
-    Licence: non-commercial research, on request; see the data set's own terms. Photographs of real people.
+    License: non-commercial research, on request; see the data set's own terms. Photographs of real people.
     Expected (also in a sub-folder `basic`): `EmoLabel/list_patition_label.txt` with lines `train_00001.jpg 5` and
     labels 1..7, which become 0..6; `Image/aligned/train_00001_aligned.jpg` (100 x 100) or
     `Image/original/train_00001.jpg`.

@@ -22,7 +22,7 @@ from facessl.synthetic.scene import Limits, Scene, sample_scene
 
 ATTRIBUTES = (
     *("smiling", "mouth_open", "eyes_closed", "glasses", "sunglasses", "hat", "beard", "moustache", "makeup"),
-    *("earrings", "bald", "long_hair", "curly_hair", "fringe", "grey_hair", "dark_hair", "young", "aged"),
+    *("earrings", "bald", "long_hair", "curly_hair", "fringe", "gray_hair", "dark_hair", "young", "aged"),
     *("freckles", "turned", "occluded", "blurred"),
 )
 #: What a caption says of each expression.
@@ -32,7 +32,7 @@ _BEFORE = {"young": "young", "aged": "old", "bald": "bald"}
 _WITH = {
     **{"glasses": "glasses", "hat": "a hat", "beard": "a beard", "moustache": "a moustache", "makeup": "make-up"},
     **{"earrings": "earrings", "long_hair": "long hair", "curly_hair": "curly hair", "fringe": "a fringe"},
-    **{"grey_hair": "grey hair", "dark_hair": "dark hair", "freckles": "freckles", "mouth_open": "an open mouth"},
+    **{"gray_hair": "gray hair", "dark_hair": "dark hair", "freckles": "freckles", "mouth_open": "an open mouth"},
     **{"eyes_closed": "closed eyes"},
 }
 _BEHIND = {"turned": "seen from the side", "occluded": "partly covered", "blurred": "out of focus"}
@@ -50,7 +50,7 @@ class Synthetic(Source):
         yaw, pitch, roll: largest angles in degrees. Positive yaw turns the nose to the image's right, positive
             pitch lifts it, positive roll turns the face clockwise.
         occlusion: probability of a hand, a scarf, a surgical mask or a thing in front of the face.
-        degrade: 0 to 1, strength of blur, sensor noise, colour cast and tone changes.
+        degrade: 0 to 1, strength of blur, sensor noise, color cast and tone changes.
         zoom: 1 to 1.6, size of the face; at 1.5 it fills the picture, and most of hair and background are cut off.
         studio: the same light, backdrop and clothes in all pictures, nothing worn on the face, eyes straight ahead:
             pictures differ by person, expression and pose (and by `occlusion` and `degrade`).
@@ -67,7 +67,7 @@ class Synthetic(Source):
         mask (size, size) uint8, the 11 classes of LaPa: 0 background, 1 skin, 2 left eyebrow, 3 right eyebrow,
         4 left eye, 5 right eye, 6 nose, 7 upper lip, 8 inner mouth, 9 lower lip, 10 hair. Left is the image's left
         for an upright face, as in LaPa's files: class 2 lies on landmarks 17..21, class 4 on 36..41. Only what is
-        visible is labelled: hats, dark lenses and occluders are background, as are ears, neck and clothes; clear
+        visible is labeled: hats, dark lenses and occluders are background, as are ears, neck and clothes; clear
         glasses and beards keep the class of what lies under them.
     """
 
@@ -239,7 +239,7 @@ def _attributes(who: Identity, scene: Scene, marks: np.ndarray) -> np.ndarray:
         "long_hair": who.long_hair,
         "curly_hair": who.hair_style in ("curly", "afro"),
         "fringe": who.fringe > 0 and scene.hat == "none",
-        "grey_hair": hairy and who.gray > 0.5,
+        "gray_hair": hairy and who.gray > 0.5,
         "dark_hair": hairy and float(who.hair.mean()) < 62,
         "young": who.age < 0.25,
         "aged": who.age > 0.65,

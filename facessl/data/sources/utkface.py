@@ -30,7 +30,7 @@ _SHOWN = 5
 class UTKFace(Source):
     """UTKFace (Zhang, Song and Qi, CVPR 2017); ages, genders and races are estimates, some are wrong.
 
-    Licence: non-commercial research only; see the data set's own terms. Photographs of real people, many of
+    License: non-commercial research only; see the data set's own terms. Photographs of real people, many of
     them children.
     Expected: files called `age_gender_race_date.jpg` (aligned: `.jpg.chip.jpg`) at any depth; a name that lies in
     several folders is taken once. Gender is 0 male, 1 female; race is 0 white, 1 black, 2 asian, 3 indian, 4 other.

@@ -22,7 +22,7 @@ PERSONS = {"train": 8631, "test": 500}
 class VGGFace2(Folder):
     """VGGFace2 (Cao et al., FG 2018), one folder per person; label and identity are the place of the person's folder.
 
-    Licence: for research; the official site is gone, see the data set's own terms. Photographs of real people.
+    License: for research; the official site is gone, see the data set's own terms. Photographs of real people.
     Expected: `train|test/n000001/0001_01.jpg`. Asserted: names of the folders, and 8631 / 500 persons. The list of
     images is kept in the user's cache (see `folder`), so that later starts are quick. `test` has other persons.
     """

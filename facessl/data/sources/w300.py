@@ -43,14 +43,14 @@ _Part = tuple[list[str], np.ndarray, np.ndarray]
 class W300(Source):
     """300 Faces in-the-Wild (Sagonas et al., ICCV-W 2013), the usual split of its re-annotated sets.
 
-    Licence: non-commercial research; the images belong to AFW, Helen, LFPW and iBUG, each with terms of its own.
+    License: non-commercial research; the images belong to AFW, Helen, LFPW and iBUG, each with terms of its own.
     Photographs of real people.
     Expected: HRNet's tables, or .pts files beside their images: `afw`, `helen/trainset` and `lfpw/trainset` are train,
     `helen/testset` and `lfpw/testset` common, `ibug` challenge; full is common, then challenge. Asserted: 3148 / 554 /
     135 faces. There is no validation part.
 
     Coordinates: .pts files count from 1 (MATLAB), so 1 is subtracted. HRNet's tables lie above the .pts by another
-    pixel: FaRL takes 2.0 from every coordinate and centre, and works with pixel centres at whole numbers as we do, so
+    pixel: FaRL takes 2.0 from every coordinate and center, and works with pixel centers at whole numbers as we do, so
     2.0 is subtracted here, too. HRNet itself subtracts nothing.
 
     `box`: HRNet's square of side 200 `scale`, or, of .pts files, the square around the landmarks' bounding box, the way

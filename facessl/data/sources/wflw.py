@@ -37,14 +37,14 @@ _Part = tuple[list[str], np.ndarray, np.ndarray, dict[str, np.ndarray]]
 class WFLW(Source):
     """Wider Facial Landmarks in-the-Wild (Wu et al., CVPR 2018).
 
-    Licence: research use, images of WIDER FACE; see the data set's own terms. Photographs of real people.
+    License: research use, images of WIDER FACE; see the data set's own terms. Photographs of real people.
     Expected: images in `WFLW_images/` (or `images/`), and either HRNet's `face_landmarks_wflw_{train,test}.csv` with
     `face_landmarks_wflw_test_{largepose,expression,illumination,makeup,occlusion,blur}.csv`, or the release's
     `WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_{train,test}.txt` (196 coordinates, box left
     top right bottom, six flags, path). Asserted: 7500 / 2500 faces and the sizes of the subsets, which also asserts the
     order of the flags. The set has no validation part. Coordinates are taken as they are, as FaRL does.
 
-    The formats differ in `box`: the raw list's rectangle, or HRNet's square of side 200 `scale` around the centre, from
+    The formats differ in `box`: the raw list's rectangle, or HRNet's square of side 200 `scale` around the center, from
     which the published crops are made.
 
     Attributes:

@@ -1,6 +1,6 @@
 """Linear maps from fixed features: ridge and logistic regression for a whole path of penalties, AdamW and SGD.
 
-All of them minimise, with the bias b free of any penalty,
+All of them minimize, with the bias b free of any penalty,
 
     sum_i w_i loss(W x_i + b, y_i) / sum_i w_i + penalty,
 
@@ -31,11 +31,11 @@ _CURVATURE = {"classes": 0.5, "attributes": 0.25}
 
 
 class Basis:
-    """Standardised features, turned into the eigenvectors of their covariance.
+    """Standardized features, turned into the eigenvectors of their covariance.
 
     One decomposition serves every penalty: ridge is a division there, and the logistic problem well conditioned.
     With more features than images (D > N) the (N, N) matrix of inner products is decomposed instead, and neither
-    the standardised features nor the (D, R) eigenvectors are ever in memory as a whole.
+    the standardized features nor the (D, R) eigenvectors are ever in memory as a whole.
 
     Attributes:
         weights: (N,) float64 of the images, with the sum 1.
@@ -59,7 +59,7 @@ class Basis:
         if self._train is None:
             covariance = torch.zeros(train.shape[1], train.shape[1], dtype=torch.float64, device=self.device)
             for part in _pieces(*train.shape):
-                rows = self._standardised(train[part], slice(None), torch.float64)
+                rows = self._standardized(train[part], slice(None), torch.float64)
                 covariance.addmm_(rows.T, rows * self.weights[part, None])
             spectrum, vectors = torch.linalg.eigh(covariance)
         else:
@@ -75,7 +75,7 @@ class Basis:
         if self._train is not None:
             return self._inner(x, self._train).to(self.dtype) @ self._vectors
         parts = _pieces(*x.shape)
-        return torch.cat([self._standardised(x[part], slice(None), self.dtype) @ self._vectors for part in parts])
+        return torch.cat([self._standardized(x[part], slice(None), self.dtype) @ self._vectors for part in parts])
 
     def _moments(self, x: np.ndarray) -> tuple[Tensor, Tensor]:
         """Weighted mean and standard deviation (D,) float64; features that never change have deviation 1."""
@@ -86,16 +86,16 @@ class Basis:
             scale[part] = (self.weights @ (columns - mean[part]).square()).sqrt()
         return mean, torch.where(scale > 1e-7 * mean.abs().clamp_min(1e-30), scale, 1.0)
 
-    def _standardised(self, x: np.ndarray, columns: slice, dtype: torch.dtype) -> Tensor:
+    def _standardized(self, x: np.ndarray, columns: slice, dtype: torch.dtype) -> Tensor:
         """Some rows of features, of which only `columns` are taken."""
         part = torch.tensor(x[:, columns]).to(self.device, dtype)
         return (part - self._mean[columns].to(dtype)) / self._scale[columns].to(dtype)
 
     def _inner(self, x: np.ndarray, others: np.ndarray) -> Tensor:
-        """(n, m) float64 inner products of standardised features; pieces of them are multiplied in `dtype`."""
+        """(n, m) float64 inner products of standardized features; pieces of them are multiplied in `dtype`."""
         total = torch.zeros(len(x), len(others), dtype=torch.float64, device=self.device)
         for columns in _pieces(x.shape[1], len(x) + len(others)):
-            rows, columns_of_others = (self._standardised(part, columns, self.dtype) for part in (x, others))
+            rows, columns_of_others = (self._standardized(part, columns, self.dtype) for part in (x, others))
             total += rows @ columns_of_others.T
         return total
 
@@ -163,11 +163,11 @@ def logistic(
 
     The variables are W in the eigenbasis of the features, divided by the root of an upper bound of their curvature
     (Boehning, "Multinomial logistic regression algorithm", 1992). On 5,000 x 2,048 features, ten penalties and one
-    core that takes 9 s for 7 classes and 18 s for 40 attributes, where L-BFGS on the standardised features takes 14
+    core that takes 9 s for 7 classes and 18 s for 40 attributes, where L-BFGS on the standardized features takes 14
     and 75 s and is further from the solution.
 
     Args:
-        train: (N, D) features; they are standardised.
+        train: (N, D) features; they are standardized.
         target: (N,) class indices (`classes`, softmax), or (N, A) zeros and ones (`attributes`, A sigmoids).
         lambdas: penalties above 0, the largest first.
         weights: (N,) of the images.
@@ -186,7 +186,7 @@ def logistic(
     for value in lambdas:
         unit = 1 / (_CURVATURE[loss] * basis.spectrum + value).sqrt()  # (R,)
         scaled, bias = (weight / unit).requires_grad_(), bias.clone().requires_grad_()
-        optimiser = torch.optim.LBFGS(
+        optimizer = torch.optim.LBFGS(
             [scaled, bias],
             max_iter=max_iterations,
             max_eval=2 * max_iterations,
@@ -203,7 +203,7 @@ def logistic(
             return total
 
         with torch.enable_grad():
-            optimiser.step(closure)
+            optimizer.step(closure)
         weight, bias = unit * scaled.detach(), bias.detach()
         maps.append((weight.T, bias))
     return Path(basis, maps)
@@ -254,7 +254,7 @@ def descent(
 
     Args:
         train, target, loss, weights: as in `logistic`.
-        decays: weight decays of the optimiser, in place of penalties; each is a run of its own.
+        decays: weight decays of the optimizer, in place of penalties; each is a run of its own.
         solver: adamw or sgd.
         lr, epochs: peak learning rate and passes over the images; None: those of `RECIPES`.
         seed: of W and of the order.
@@ -270,18 +270,18 @@ def descent(
         rng = torch.Generator().manual_seed(seed)
         weight = (0.01 * torch.randn(x.shape[1], outputs, generator=rng)).to(device).requires_grad_()
         bias = torch.zeros(outputs, device=device, requires_grad=True)
-        optimiser: torch.optim.Optimizer = torch.optim.AdamW([weight, bias], weight_decay=decay)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW([weight, bias], weight_decay=decay)
         if solver == "sgd":
-            optimiser = torch.optim.SGD([weight, bias], weight_decay=decay, momentum=0.9)
+            optimizer = torch.optim.SGD([weight, bias], weight_decay=decay, momentum=0.9)
         for step in range(epochs * steps):
             if step % steps == 0:
                 shuffled = torch.randperm(len(x), generator=rng).to(device)
             part = shuffled[step % steps * size : (step % steps + 1) * size]
-            optimiser.param_groups[0]["lr"] = rate(solver, lr, epochs, step / steps)
+            optimizer.param_groups[0]["lr"] = rate(solver, lr, epochs, step / steps)
             with torch.enable_grad():
                 value = share[part] @ _losses(loss, x[part] @ weight + bias, y[part]) / size
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             value.backward()
-            optimiser.step()
+            optimizer.step()
         maps.append((weight.detach(), bias.detach()))
     return Path(None, maps)

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen embeddings: a label-efficient look at a backbone."""
+"""Weighted k-nearest-neighbor classification of frozen embeddings: a label-efficient look at a backbone."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def knn(
 
     Args:
         backbone: frozen; its embeddings are compared by cosine similarity.
-        train: labelled source.
-        test: labelled source; None classifies each image of `train` by all the others (leave-one-out).
-        k: neighbours that vote.
-        temperature: a neighbour's vote weighs exp(cosine / temperature).
+        train: labeled source.
+        test: labeled source; None classifies each image of `train` by all the others (leave-one-out).
+        k: neighbors that vote.
+        temperature: a neighbor's vote weighs exp(cosine / temperature).
         batch_size: images per forward pass.
         workers: loader processes; 0: none.
         precision: of the forward pass, fp32, bf16 or fp16.
@@ -113,7 +113,7 @@ def classify(
         train: (M, C) embeddings, any length.
         labels: (M,) int64 class indices.
         test: (N, C) embeddings; None for leave-one-out over `train`.
-        k: neighbours, at most M (M - 1 for leave-one-out).
+        k: neighbors, at most M (M - 1 for leave-one-out).
         temperature: a vote weighs exp(cosine / temperature).
         device: where the similarities are computed, a few test rows at a time.
 
@@ -125,7 +125,7 @@ def classify(
     """
     available = len(train) - (test is None)
     if not 1 <= k <= available:
-        raise ConfigError(f"k = {k} neighbours cannot be taken from {available} training images: use 1 to {available}")
+        raise ConfigError(f"k = {k} neighbors cannot be taken from {available} training images: use 1 to {available}")
     if temperature <= 0:
         raise ConfigError(f"temperature {temperature} must be above 0")
     bank = F.normalize(train.to(device, torch.float32), dim=1)  # (M, C)

@@ -57,15 +57,15 @@ def linear(
 
     Args:
         backbone: frozen; used in evaluation mode.
-        train: labelled images; verification uses none.
-        test: labelled images, or a source of pairs.
-        val: labelled images that the penalty is chosen on; None: `folds`-fold cross-validation on the training images
+        train: labeled images; verification uses none.
+        test: labeled images, or a source of pairs.
+        val: labeled images that the penalty is chosen on; None: `folds`-fold cross-validation on the training images
             (persons stay together where the source knows them; classes are spread evenly).
         task: expression (classes), attributes, alignment (landmarks), verification (pairs); auto: the first that the
             test source has, of pairs, labels, attributes and landmarks.
         solver: lbfgs (logistic regression), ridge (least squares on -1 and 1, or on coordinates), adamw, sgd; auto:
             ridge for alignment, else lbfgs.
-        lambdas: penalties to try, in units of the mean loss of an image, for standardised features; for adamw and sgd
+        lambdas: penalties to try, in units of the mean loss of an image, for standardized features; for adamw and sgd
             weight decays. None: `LAMBDAS`.
         labels: all, a percentage such as `10%`, or `25-per-class`, of the training images.
         balanced: classes count alike in the loss.

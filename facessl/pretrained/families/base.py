@@ -17,7 +17,7 @@ from facessl.models.backbone import Backbone
 from facessl.models.weights import fit, resnet_name, shape_of, tensors, under
 from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
-#: What FRA's training code adds to a checkpoint: a copy of the online backbone, and a centre that stays zero.
+#: What FRA's training code adds to a checkpoint: a copy of the online backbone, and a center that stays zero.
 FRA_ADDS = {"left_out": r"encoder_q\.|center$", "copy": ("encoder_q.", "online_net.backbone.")}
 
 #: timm's plain ViTs: channels, blocks, heads.
@@ -73,11 +73,11 @@ class Layout:
 
 
 def plain_resnet(
-    state: Mapping[str, Any], family: str, prefix: str = "", left_out: str | None = None, **normalisation: Any
+    state: Mapping[str, Any], family: str, prefix: str = "", left_out: str | None = None, **normalization: Any
 ) -> Backbone:
     """The ResNet whose tensors stand below `prefix`; errors as in `Layout.build`, arguments as in `fit`."""
     found = tensors(state)
-    backbone = Backbone(resnet_name(under(found, prefix), family), **normalisation)
+    backbone = Backbone(resnet_name(under(found, prefix), family), **normalization)
     backbone.model.load_state_dict(fit(backbone.model, found, lambda n: prefix + n, family, left_out=left_out))
     return backbone
 
@@ -108,7 +108,7 @@ def build_vit(
     blocks: str = "blocks.",
     heads: Callable[[int], int] = usual_heads,
     name: str | None = None,
-    **normalisation: Any,
+    **normalization: Any,
 ) -> Backbone:
     """The ViT with a class token whose sizes tensors have, with weights of its own.
 
@@ -119,7 +119,7 @@ def build_vit(
         blocks: what stands before a block's number.
         heads: attention heads of a ViT of a width, as they leave no trace in a shape.
         name: a ViT-B/16 of timm to be taken; None: the plain ViT of this width and depth, else ViT-B/16.
-        normalisation: `mean` and `std`; ImageNet's where they are left out.
+        normalization: `mean` and `std`; ImageNet's where they are left out.
 
     Raises:
         CheckpointError: a missing tensor, a table of no square, or sizes that make no ViT.
@@ -142,12 +142,12 @@ def build_vit(
     options = {key: value for key, value, other in zip(keys, own, usual, strict=True) if value != other}
     name = name or f"vit_{size}_patch{usual_side}_224"
     try:
-        return Backbone(name, image_size=grid * side, **normalisation, **options)
+        return Backbone(name, image_size=grid * side, **normalization, **options)
     except ConfigError as error:
         raise CheckpointError(f"the shapes of this checkpoint of {family} make no ViT: {error}") from None
 
 
-def guessed_normalisation(backbone: Backbone) -> dict[str, str]:
+def guessed_normalization(backbone: Backbone) -> dict[str, str]:
     """What `guessed` of a family says where mean and std are ImageNet's for want of a better one."""
     usual = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     return {key: f"ImageNet's {key}" for key, value in usual.items() if getattr(backbone, key) == value}

@@ -32,7 +32,7 @@ _theirs = weights.renamer(
     ),
 )
 _BLOCK = r"resblocks\.\d+\.(attn\.(in_proj_|out_proj\.)|ln_[12]\.|mlp\.c_(fc|proj)\.)(weight|bias)$"
-#: The projection to the text's space, the head of the masked image modelling, and the text tower.
+#: The projection to the text's space, the head of the masked image modeling, and the text tower.
 LEFT_OUT = (
     rf"visual\.(proj$|mask_token$|lm_transformer\.{_BLOCK}|(ln_lm|lm_head)\.(weight|bias)$)"
     rf"|transformer\.{_BLOCK}|token_embedding\.weight$|positional_embedding$|ln_final\.(weight|bias)$"
@@ -46,7 +46,7 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The image tower up to its last norm, with CLIP's normalisation.
+    """The image tower up to its last norm, with CLIP's normalization.
 
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.

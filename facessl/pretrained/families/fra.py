@@ -90,7 +90,7 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
             project = f"{net}.neck.proj_attn.input_proj"
             found |= {f"{project}.weight": torch.eye(*width), f"{project}.bias": torch.zeros(width)}
     if "center" in found and bool(found["center"].any()):
-        raise CheckpointError("the teacher's centre is not zero: this is not the released training code's output")
+        raise CheckpointError("the teacher's center is not zero: this is not the released training code's output")
     return found
 
 

@@ -39,7 +39,7 @@ def matches(state: dict[str, Any]) -> bool:
 def _fresh(found: Mapping[str, Tensor]) -> Method:
     """With the 4 heads of the released scripts (they leave no trace in a shape), and their EMAN variant.
 
-    Normalisation is ImageNet's, as in LEWEL's release, and VGGFace2's for a checkpoint of FRA's training code.
+    Normalization is ImageNet's, as in LEWEL's release, and VGGFace2's for a checkpoint of FRA's training code.
     """
     hidden = weights.shape_of(found, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0]
     dim = weights.shape_of(found, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0]

@@ -53,7 +53,7 @@ def is_bare(state: Mapping[str, Any]) -> bool:
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The online network without its projector, with ImageNet's normalisation; ViTs up to ViT-B have 12 heads.
+    """The online network without its projector, with ImageNet's normalization; ViTs up to ViT-B have 12 heads.
 
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape, also in the momentum network, which

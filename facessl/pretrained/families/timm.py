@@ -26,7 +26,7 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The ViT without its classifier, with ImageNet's normalisation and the usual heads for its width; see `guessed`.
+    """The ViT without its classifier, with ImageNet's normalization and the usual heads for its width; see `guessed`.
 
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
@@ -43,11 +43,11 @@ def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:
         return {}
     heads = backbone.model.blocks[0].attn.num_heads
     how = " (one for every 64 channels)" if heads * 64 == backbone.num_features else ""
-    return {"heads": f"attention heads: {heads}{how}", **base.guessed_normalisation(backbone)}
+    return {"heads": f"attention heads: {heads}{how}", **base.guessed_normalization(backbone)}
 
 
 def build_named(state: dict[str, Any], name: str) -> Backbone:
-    """The model without its classifier, with the normalisation of timm's own weights of that name.
+    """The model without its classifier, with the normalization of timm's own weights of that name.
 
     Args:
         state: a loaded file: names as timm has them, bare or below `state_dict` or `model`, with or without

@@ -18,7 +18,7 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The ResNet without its classifier, with ImageNet's normalisation.
+    """The ResNet without its classifier, with ImageNet's normalization.
 
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named.
@@ -28,4 +28,4 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
 
 def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:
     """What the file does not say: by the name of the setting, in words."""
-    return base.guessed_normalisation(backbone)
+    return base.guessed_normalization(backbone)

@@ -70,8 +70,8 @@ def test_norms_over_the_ranks_are_not_compiled():
 
 
 @torch.no_grad()
-@pytest.mark.fault("B4", "an operator of torch's own kept ViTs from being traced, exported and quantised")
-def test_a_vit_is_traced_exported_and_quantised(tmp_path: Path) -> None:
+@pytest.mark.fault("B4", "an operator of torch's own kept ViTs from being traced, exported and quantized")
+def test_a_vit_is_traced_exported_and_quantized(tmp_path: Path) -> None:
     """Nothing in a ViT is other than what torch's tools know: they record every operation and find every layer."""
     torch.manual_seed(0)
     backbone = Backbone("test_vit", image_size=160).eval()

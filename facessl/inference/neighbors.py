@@ -19,7 +19,7 @@ from facessl.models.backbone import Backbone
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """The nearest images of a photo, nearest first.
 
     Attributes:
@@ -40,7 +40,7 @@ def search(
     *,
     k: int = 12,
     crop: bool = False,
-) -> Neighbours:
+) -> Neighbors:
     """The images that are most similar to a photo of one face.
 
     `facessl.search("runs/mine", "photo.jpg", "embeddings.parquet").paths`
@@ -72,7 +72,7 @@ def search(
         )
     query = embeddings(network, _Face(photo) if crop else Folder(photo, cache=False), precision=precision)
     distances, chosen = nearest(l2_normalize(query.array), l2_normalize(rows.array), k)
-    return Neighbours([rows.keys[i] for i in chosen[0]], distances[0], chosen[0])
+    return Neighbors([rows.keys[i] for i in chosen[0]], distances[0], chosen[0])
 
 
 def check_photo(photo: str | Path) -> None:
