@@ -173,7 +173,8 @@ class _Film:
                 break
             check_size(frame.width, frame.height, key, 6)
             self._place = place
-            return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+            image = frame.to_ndarray(format="rgb24", threads=1)  # a forked process waits for ever for threads to end
+            return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
         raise ImageError(key, "the film is damaged here")
 
     def _from_before(self, stamp: int) -> Iterator[tuple[int, Any]]:

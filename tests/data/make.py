@@ -88,7 +88,8 @@ def film(path: Path, images: Sequence[np.ndarray], **options: str) -> Path:
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
         for image in images:
             for _ in range(5):
-                out.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+                frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=stream.pix_fmt, threads=1)
+                out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return path
 
