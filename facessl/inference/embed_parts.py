@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,13 +20,14 @@ import torch.distributed as dist
 
 from facessl.core import files, tables
 from facessl.core.distributed import own_part, rank, world_size
-from facessl.core.errors import ConfigError
+from facessl.core.errors import ConfigError, FaceSSLError
+from facessl.core.schema import read_json
 from facessl.data.decode import ImageError
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.data.subset import Subset
 from facessl.inference.embed import Embeddings, embedding_batches, network_id
-from facessl.inference.embedding_files import array_of, write_embeddings
+from facessl.inference.embedding_files import NETWORK, array_of, write_embeddings
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
@@ -65,6 +66,8 @@ def embed_in_parts(
     if world_size() > 1:
         dist.broadcast_object_list(told)
     folder = path.with_name(f".{path.name}.{told[0]}.parts")
+    if folder.is_symlink():
+        raise ConfigError(f"{folder} is a link, which is not written through: remove it")
     skipped: list[list[str]] = []
     for start in starts[own_part(len(starts))]:
         part = Subset(source, np.arange(start, min(start + block, len(source))))
@@ -74,7 +77,7 @@ def embed_in_parts(
         dist.barrier()
     if rank():
         return None
-    blocks = [json.loads(_note(folder, start).read_text()) for start in starts]
+    blocks = [read_json(_note(folder, start), _Note) for start in starts]
     every = [pair for note in blocks for pair in note["skipped"]]
     _check(every, source, max_bad)
     rows = (_rows(folder, start, source, network) for start, note in zip(starts, blocks, strict=True) if note["rows"])
@@ -82,6 +85,13 @@ def embed_in_parts(
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.parts"):  # also of the source before a correction
         shutil.rmtree(left, ignore_errors=True)
     return count, [(key, reason) for key, reason in every]
+
+
+class _Note(TypedDict):
+    """What is told of a block: its rows, and (key, reason) of the images that were skipped."""
+
+    rows: int
+    skipped: list[list[str]]
 
 
 def _mark(source: Source, network: str, block: int) -> str:
@@ -99,7 +109,7 @@ def _embed_block(
 ) -> list[list[str]]:
     """Embed one block, unless it is there already. Returns (key, reason) of the images that were skipped."""
     note = _note(folder, start)
-    skipped = _known(note, part)
+    skipped = _known(note, part, network_id(backbone, precision))
     if skipped is None:
         batches = list(embedding_batches(backbone, part, precision=precision, max_bad=1, **options))
         rows = sum(map(len, batches))
@@ -112,17 +122,23 @@ def _embed_block(
     return skipped
 
 
-def _known(note: Path, part: Source) -> list[list[str]] | None:
+def _known(note: Path, part: Source, network: str) -> list[list[str]] | None:
     """What an earlier call skipped of a block; None where it has to be embedded: it is not there, its rows cannot be
-    read (a lost disk cache), or one of those images can be read by now."""
+    read (a lost disk cache) or are of other images, or one of those images can be read by now."""
+    paths: list[str] = []
     try:
-        told = json.loads(note.read_text())
+        told: _Note = read_json(note, _Note)
         if told["rows"]:
-            with pq.ParquetFile(note.with_suffix(".parquet")) as file:
-                file.read(["path"])
-    except (OSError, ValueError):
+            with files.open_regular(note.with_suffix(".parquet"), most=None) as raw, pq.ParquetFile(raw) as file:
+                if (file.schema_arrow.metadata or {}).get(NETWORK) != network.encode():
+                    return None
+                paths = file.read(["path"], use_threads=False)["path"].to_pylist()
+    except (OSError, ValueError, KeyError, FaceSSLError):
         return None
-    skipped: list[list[str]] = told["skipped"]
+    skipped = [pair for pair in told["skipped"] if len(pair) == 2]
+    found = sorted([*paths, *(tables.printable(key) for key, _ in skipped)])
+    if found != sorted(tables.printable(part.key(index)) for index in range(len(part))):
+        return None
     keys = {key for key, _ in skipped}
     again = [index for index in range(len(part)) if part.key(index) in keys] if keys else []
     return skipped if len(again) == len(skipped) and not any(_readable(part, index) for index in again) else None

@@ -34,7 +34,7 @@ from facessl.inference.embed import Embeddings, example
 #: Rows of a row group of a Parquet file, at least.
 ROWS = 2048
 ENDINGS = (".parquet", ".npy", ".csv")
-_NETWORK = b"facessl.network"
+NETWORK = b"facessl.network"
 #: Bytes of the head of an .npy file that is written, and of the longest one that is read.
 _HEAD, _LONGEST_HEAD = 128, 512
 #: Columns that are read, and those of them that hold text.
@@ -99,7 +99,7 @@ def _table(part: Embeddings, suffix: str) -> pa.Table:
         columns["network"] = pa.array([part.network] * len(part), pa.string())
     flat = pa.array(np.ascontiguousarray(part.array, np.float32).reshape(-1))
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, part.array.shape[1])
-    return pa.table(columns).replace_schema_metadata({_NETWORK: part.network.encode()})
+    return pa.table(columns).replace_schema_metadata({NETWORK: part.network.encode()})
 
 
 def _writer(path: Path, schema: pa.Schema, stack: contextlib.ExitStack) -> Callable[[pa.Table], object]:
@@ -174,7 +174,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
     try:
         table, array = _read(path)
         keys = [_text(path, cell) for cell in table["path"].to_pylist()]
-        network = (table.schema.metadata or {}).get(_NETWORK, b"").decode()
+        network = (table.schema.metadata or {}).get(NETWORK, b"").decode()
         if not network and "network" in table.column_names:
             (network,) = set(table["network"].to_pylist())  # ValueError: of several networks
         labels, names = _labels(path, table)

@@ -42,10 +42,10 @@ class Settings(NamedTuple):
 
 def pretrained_settings(name: str) -> Settings:
     """Those of timm's pre-trained weights `name`, ImageNet's where timm has none. UnknownName: no such model or tag."""
-    plain, _, tag = name.partition(".")
+    plain, dot, _ = name.partition(".")
     if not timm.is_model(plain):
         raise UnknownName("backbone", name, timm.list_models())
-    if tag and name not in (tagged := timm.list_pretrained(f"{plain}.*")):
+    if dot and name not in (tagged := timm.list_pretrained(f"{plain}.*")):
         raise UnknownName("backbone", name, tagged or [plain])
     found = timm.get_pretrained_cfg(name)
     return Settings() if found is None else Settings(tuple(found.mean), tuple(found.std), found.input_size[-1])

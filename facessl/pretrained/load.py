@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -206,7 +207,11 @@ def _from_timm(text: str) -> Backbone:
     """The network that `timm:NAME?option=value` names."""
     name, _, query = text.removeprefix(TIMM).partition("?")
     options = {"pretrained": "true", "seed": "0"} | dict(parse_qsl(query, keep_blank_values=True))
-    valid = len(options) == 2 and options["pretrained"] in ("true", "false") and options["seed"].isdecimal()
+    valid = (
+        len(options) == 2
+        and options["pretrained"] in ("true", "false")
+        and re.fullmatch(r"[0-9]{1,18}", options["seed"])
+    )
     if not valid:
         raise ConfigError(
             f"{text} is not a network of timm: write timm:NAME, or timm:NAME?pretrained=false&seed=0 for random weights"

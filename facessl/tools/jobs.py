@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -79,7 +80,8 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, w
 def remove_parts(folder: Path) -> None:
     """Remove what the ranks of a job left in its folder, of any number of ranks."""
     for file in folder.glob(".rank-*-of-*"):
-        file.unlink()
+        if re.fullmatch(r"\.rank-\d+-of-\d+", file.name) and not file.is_dir():
+            file.unlink()
 
 
 def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) -> Iterator[Any]:

@@ -163,7 +163,7 @@ class _Part:
                     self.complete = True
                     return
                 index, values, sizes = head["index"], head["values"], [int(number) for number in head["sizes"]]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 return
             end = self._file.tell() + sum(sizes)
             if end > size or min(sizes, default=0) < 0:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from facessl.cli.main import main
 from facessl.core import checkpoint
-from facessl.core.errors import DataError
+from facessl.core.errors import ConfigError, DataError
 from facessl.data.source import open_source
 from facessl.inference import embed_parts
 from facessl.inference.embed import embeddings, load_embedder
@@ -128,3 +128,29 @@ def test_a_corrected_image_and_a_lost_block_are_embedded_again(
     assert embedded == [0, 30]
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), embeddings(network, source).array, atol=1e-6)
     assert not list(tmp_path.glob(".x*"))
+
+
+@pytest.mark.fault("E6", "blocks beside the file were trusted: foreign rows were taken, a link was followed")
+@pytest.mark.parametrize(
+    "note", ["{}", "[]", '{"rows": 1, "skipped": 5}', 5000 * "[", '{"rows": 3, "skipped": []}', None]
+)
+def test_what_lies_beside_the_file_is_checked(
+    note: str | None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network, source, out = load_embedder("net.safetensors"), open_source("faces/a"), tmp_path / "e.parquet"
+    with monkeypatch.context() as kept:
+        kept.setattr("shutil.rmtree", lambda *_, **__: None)
+        embed_parts.embed_in_parts(out, network, source)
+    (folder,) = tmp_path.glob(".e.parquet.*.parts")
+    whole = pq.read_table(out)
+    if note is None:
+        folder.rename(tmp_path / "victim")
+        folder.symlink_to(tmp_path / "victim")
+        with pytest.raises(ConfigError, match="is a link"):
+            embed_parts.embed_in_parts(out, network, source)
+        return
+    (file,) = folder.glob("*.json")
+    file.write_text(note)
+    embed_parts.embed_in_parts(out, network, source)
+    assert pq.read_table(out).equals(whole)

@@ -153,6 +153,8 @@ def test_a_network_of_timm_stands_where_a_run_stands(tmp_path: Path, capsys: pyt
         (["predict", RANDOM, "x.jpg"], "holds no trained task"),
         (["embed", "timm:resnet10tt", faces], "did you mean 'resnet10t'"),
         (["embed", "timm:resnet10t?pretrain=no", faces], "write timm:NAME, or timm:NAME"),
+        (["embed", f"timm:resnet10t?seed={10**22}", faces], "write timm:NAME, or timm:NAME"),
+        (["embed", "timm:resnet10t.", faces], "unknown backbone 'resnet10t.'"),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err
