@@ -173,8 +173,10 @@ def by_protocol(source: str, protocol: Callable[..., Any], **options: Any) -> Sc
     """A score of the package's own protocols, with its numbers image by image."""
 
     def score(backbone: Backbone, data: Path) -> dict[str, Any]:
-        chooses = protocol is linear and options.get("labels", "all") == "all"
-        found = parts(source.replace("{}", str(data)), need_val=chooses, labels=options.get("labels", "all"))
+        trains = options.get("task") != "verification"
+        chooses = protocol is linear and trains and options.get("labels", "all") == "all"
+        given = {"need_val": chooses, "need_train": trains, "labels": options.get("labels", "all")}
+        found = parts(source.replace("{}", str(data)), **given)
         extra = {"val": found.val} if protocol is linear else {}
         with image_by_image() as each:
             result = protocol(backbone, found.train, found.test, **extra, **options)
