@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from facessl.core import files
+from facessl.core.checkpoint import read_safetensors
 from facessl.core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from facessl.core.lock import only_writer
 from facessl.core.schema import read_json, to_json
@@ -37,6 +38,8 @@ from facessl.pretrained.convert import card_of
 from facessl.pretrained.load import open_backbone, weight_files
 
 FORMATS = ("onnx", "timm", "hf")
+#: What `model.json` says it is.
+_ONNX = "facessl-onnx-1"
 #: Largest difference between an exported model and torch, relative to the largest value of an output.
 TOLERANCE = 1e-4
 #: Bytes of weights above which they stand beside `model.onnx`, as one file of ONNX holds 2 GiB.
@@ -223,7 +226,7 @@ def _write_onnx(network: Network, names: list[str], images: Tensor, folder: Path
         )
     training = dict(network.card)
     card = {
-        "format": "facessl-onnx-1",
+        "format": _ONNX,
         "inputs": {"images": shapes.pop("images")},
         "outputs": shapes,
         "about_outputs": network.outputs,
@@ -288,9 +291,19 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
     there = {path.name for path in out.iterdir() if path.name != ".lock"}
     if there and not overwrite:
         raise ConfigError(f"--out {out} is not empty and is not overwritten: name another folder, or use --overwrite")
-    if others := sorted(there.difference(_FILES)):
+    own = {path.name for path in out.iterdir() if path.is_file() and not path.is_symlink()} & set(_FILES)
+    if others := sorted(there - own):
         raise ConfigError(
             f"--overwrite replaces only what `facessl export` wrote, and {out} also has {others[0]}: name another --out"
+        )
+    cards = [read_json(out / name, dict[str, Any]) for name in ("config.json", "model.json") if name in own]
+    if "model.safetensors" in own:
+        cards.append(
+            {"facessl": card} if (card := read_safetensors(out / "model.safetensors", card_only=True)[1]) else {}
+        )
+    if there and not any("facessl" in card or card.get("format") == _ONNX for card in cards):
+        raise ConfigError(
+            f"--overwrite replaces only what `facessl export` wrote, and {out} is not: name another --out"
         )
 
 

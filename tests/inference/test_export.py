@@ -179,6 +179,20 @@ def test_a_folder_is_complete_or_absent_and_never_lost(
         export(tmp_path / "run", tmp_path / "other")
 
 
+@pytest.mark.fault("E6", "--overwrite deleted a folder called README.md, and took any folder with files of these names")
+@pytest.mark.parametrize("name", ["README.md/thesis.txt", "config.json"])
+def test_overwrite_deletes_nothing_of_somebody_else(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    backbone = Backbone("test_resnet", image_size=32).eval()
+    card = backbone_card(backbone, method={"name": "byol"}, source="faces", steps=1, commit="")
+    checkpoint.write_backbone(tmp_path / "net.safetensors", backbone.model.state_dict(), card)
+    with pytest.raises(ConfigError, match="--overwrite replaces only what `facessl export` wrote"):
+        export(tmp_path / "net.safetensors", tmp_path / "out", format="timm", overwrite=True)
+    assert file.read_text() == "{}"
+
+
 @pytest.mark.fault("A1", "the earlier export was removed where the new one could not take its place")
 def test_a_failed_overwrite_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, out = saved_backbone(tmp_path / "run"), tmp_path / "out"
