@@ -264,7 +264,7 @@ def test_a_stream_tells_no_command(shards: Path) -> None:
 @pytest.mark.parametrize("odd", ["[" * 100_000, '{"caption": ' + "[" * 100_000, '{"facessl": 1, "identity": 1e400}'])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_json_that_nothing_can_read_is_no_traceback(tmp_path: Path, odd: str, streaming: bool) -> None:
-    """It is no caption, or one sentence."""
+    """It is not used as a caption, or it is one sentence."""
     for row in (odd, '{"facessl": 1}'):
         make.shard(tmp_path / "x.tar", {"a.jpg": make.jpeg(0), "a.json": row.encode()})
         with contextlib.suppress(DataError):
