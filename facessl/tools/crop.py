@@ -9,13 +9,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import cv2
 import numpy as np
 
 from facessl.core.distributed import launched, ranks
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.schema import misfit
 from facessl.core.values import between, check_values
 from facessl.data.crop_geometry import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.decode import ImageError
@@ -25,7 +26,7 @@ from facessl.data.index import cache_file
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.location import absolute
 from facessl.data.source import Source
-from facessl.tools.crop_folder import LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
+from facessl.tools.crop_folder import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
 from facessl.tools.phash import Near, phash
 from facessl.tools.ranks import Record, over_ranks, wait_for_others
@@ -178,6 +179,7 @@ def crop(
         lambda path, found: _run(
             opened, lambda i: _Found.read(opened.key(i), *found(i)), folder(path), 0, max_bad, told
         ),
+        valid=_is_record,
         failed=lambda values: values["reason"] not in ("", NO_FACE, LEFT_OUT),
         workers=workers,
         progress=told,
@@ -246,6 +248,25 @@ class _Found:
         """From what `_Cropper.record` makes of it."""
         rows = values.pop("rows")
         return cls(key, [Crop(image, *row) for image, row in zip(data, rows, strict=True)], **values)
+
+
+class _Record(TypedDict):
+    """The values of `_Cropper.record`; a row is a crop's hash and its numbers."""
+
+    reason: str
+    small: int
+    blurred: int
+    rows: list[tuple[Any, list[float]]]
+
+
+def _is_record(values: Any, images: int) -> bool:
+    """Whether values that were read are those of so many crops."""
+    if misfit(values, _Record) or values.keys() != _Record.__annotations__.keys() or len(values["rows"]) != images:
+        return False
+    return all(
+        type(found) is int and 0 <= found < 1 << 64 and len(numbers) == len(COLUMNS) - 3
+        for found, numbers in values["rows"]
+    )
 
 
 class _Cropper:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ import simplejpeg
 from facessl.core import environment
 from facessl.core.distributed import launched
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.schema import misfit
 from facessl.core.types import Sample
 from facessl.data import records
 from facessl.data.crop_geometry import resize_to
@@ -136,6 +137,7 @@ def pack(
         left,
         packer.record,
         write,
+        valid=_is_record,
         failed=lambda values: bool(values["unreadable"]),
         workers=workers,
         progress=told,
@@ -155,6 +157,17 @@ class _Packed(NamedTuple):
     def read(cls, values: dict[str, Any], data: Sequence[bytes]) -> _Packed:
         """From what `_Packer.record` makes of it."""
         return cls(data[0], values["hash"], tuple(values["unreadable"]) if values["unreadable"] else None)
+
+
+class _Record(TypedDict):
+    """The values of `_Packer.record`."""
+
+    hash: Any
+    unreadable: tuple[str, str] | None
+
+
+def _is_record(values: Any, parts: int) -> bool:
+    return parts == 1 and misfit(values, _Record) is None and type(values["hash"]) is int
 
 
 class _Packer:

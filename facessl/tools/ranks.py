@@ -36,6 +36,7 @@ def over_ranks(
     work: Callable[[int], Record],
     write: Callable[[Path, Callable[[int], Record]], T],
     *,
+    valid: Callable[[dict[str, Any], int], bool],
     failed: Callable[[dict[str, Any]], bool],
     workers: int,
     progress: Callable[[int, int], None],
@@ -48,6 +49,7 @@ def over_ranks(
         left: positions of the images that are not written yet, rising.
         work: position -> result.
         write: writes the images that are left, given a function as `work`.
+        valid: values and number of byte strings -> whether `work` gives such; a file counts up to those that are not.
         failed: values -> whether the image could not be read; it is then read again when the output is written.
 
     Returns:
@@ -67,12 +69,13 @@ def over_ranks(
                 return written
             # In the folder's lock: a complete file that is not there any more has been written, and `todo` says so.
             own.enter_context(only_writer(files[rank], folder=False))
-            last, end, complete = _resumed(files[rank], about)
+            last, end, complete = _resumed(files[rank], about, valid)
         if not complete:
             mine = [index for index in todo if index % world == rank]
             _compute(files[rank], about, mine, last, end, work, workers, progress)
     with folder() as path, ExitStack() as stack:
-        parts = [_Part(stack.enter_context(open_regular(file, most=None)), about) for file in files if file.is_file()]
+        opened = [stack.enter_context(open_regular(file, most=None)) for file in files if file.is_file()]
+        parts = [_Part(file, about, valid) for file in opened]
         if [part.complete for part in parts] != [True] * world:
             return None
 
@@ -85,12 +88,12 @@ def over_ranks(
         return written
 
 
-def _resumed(file: Path, about: str) -> tuple[int, int, bool]:
+def _resumed(file: Path, about: str, valid: Callable[[dict[str, Any], int], bool]) -> tuple[int, int, bool]:
     """The last position in a rank's file, where its result ends, and whether the file is complete."""
     if not file.is_file():
         return -1, 0, False
     with open_regular(file, most=None) as before:
-        part = _Part(before, about)
+        part = _Part(before, about, valid)
         return part.last, part.end, part.complete
 
 
@@ -141,7 +144,8 @@ def _each(work: Callable[[int], Record], piece: Sequence[int]) -> list[Record]:
 class _Part:
     """The results of one rank; `last` of them, and where the whole ones `end`."""
 
-    def __init__(self, file: IO[bytes], about: str) -> None:
+    def __init__(self, file: IO[bytes], about: str, valid: Callable[[dict[str, Any], int], bool]) -> None:
+        self._valid = valid
         self._file, self.last, self.end, self.complete = file, -1, 0, False
         size, head = os.fstat(file.fileno()).st_size, file.readline(_LINE)
         if not head.endswith(b"\n"):  # stopped before the first result
@@ -166,7 +170,7 @@ class _Part:
             except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 return
             end = self._file.tell() + sum(sizes)
-            if end > size or min(sizes, default=0) < 0:
+            if end > size or min(sizes, default=0) < 0 or type(index) is not int or not self._valid(values, len(sizes)):
                 return
             yield index, values, sizes, end
             self._file.seek(end)

@@ -247,6 +247,19 @@ def test_one_process_that_ends_the_job_of_ranks_removes_their_files(job: Job, tm
     assert written(tmp_path / "out") == written(tmp_path / "one")
 
 
+@pytest.mark.fault("E9", "a changed file of a rank was a traceback")
+@pytest.mark.parametrize("values", [{}, {"rows": 5, "hash": "x"}, 3, {"rows": [[1]], "hash": None, "unreadable": 1}])
+def test_what_a_rank_left_is_checked(values: Any, job: Job, tmp_path: Path) -> None:
+    job(tmp_path / "one")
+    out = tmp_path / "out"
+    as_ranks(job, out, 2, progress=kill_writer)
+    about, line, rest = (out / ".rank-0-of-2").read_bytes().split(b"\n", 2)
+    changed = json.dumps({**json.loads(line), "values": values}).encode()
+    (out / ".rank-0-of-2").write_bytes(b"\n".join([about, changed, rest]))
+    assert as_ranks(job, out, 2) == [0, 0]
+    assert written(out) == written(tmp_path / "one")
+
+
 @pytest.mark.fault("A6", "an image that ranks could not read was the same error after it was corrected")
 def test_an_image_that_was_corrected_is_read_again(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job(tmp_path / "one")
