@@ -23,11 +23,11 @@ LAYOUT_STEPS = 16
 #: Distance of two colors (0 to 1 per channel) that counts as the same, as the standard deviation of a Gaussian.
 SAME_COLOR = 0.1
 #: Rounds of EM on a view's colors; how much a cell's color weighs against its place (neighbors are not independent).
-ROUNDS, COLOR_WEIGHT = 5, 0.3
+ROUNDS, COLOR_WEIGHT = 5, 0.2
 #: The prior of a region's variance of color: a standard deviation, and how many cells it weighs like.
 DEVIATION, PRIOR_WEIGHT = 0.06, 2.0
-#: What every region has at every place of the layout before it is normalized.
-_FLOOR = 0.02
+#: Soft borders of the layout: how often a cell becomes the mean of the 3 x 3 around it, and what every region is given.
+_SOFTENED, _FLOOR = 3, 0.02
 
 
 class ColorRegions(nn.Module):
@@ -96,8 +96,10 @@ def layout(alike: Tensor, regions: int) -> Tensor:
     halves = (halves + halves.flip(3))[:, : CELLS // 2, :, : CELLS // 2].flatten(2).flatten(0, 1) + 1e-6  # connected
     cluster = SpectralClustering(regions, affinity="precomputed", random_state=0)
     left = torch.from_numpy(cluster.fit_predict(halves.double().cpu().numpy())).view(CELLS, CELLS // 2)
-    whole = F.one_hot(torch.cat([left, left.flip(1)], 1).long(), regions).to(alike).permute(2, 0, 1)
-    soft = F.avg_pool2d(F.pad(whole[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0].permute(1, 2, 0) + _FLOOR
+    soft = F.one_hot(torch.cat([left, left.flip(1)], 1).long(), regions).to(alike).permute(2, 0, 1)  # (N, 16, 16)
+    for _ in range(_SOFTENED):
+        soft = F.avg_pool2d(F.pad(soft, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    soft = soft.permute(1, 2, 0) + _FLOOR
     return soft / soft.sum(-1, keepdim=True)
 
 
