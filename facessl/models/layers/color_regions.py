@@ -51,17 +51,34 @@ class ColorRegions(nn.Module):
         self._noted: tuple[Tensor, Tensor] | None = None  # what `update` adds to them
 
     @torch.no_grad()
-    def forward(self, colors: Tensor, crops: Tensor) -> Tensor:
-        """Regions of a view: colors (B, 3, S, S) in 0..1, crops (B, 5) -> (B, CELLS, CELLS, N), sum 1 over N."""
-        prior = view_cells.read(self.layout.expand(len(crops), -1, -1, -1), *view_cells.places(crops, CELLS, CELLS))
+    def forward(self, colors: Tensor, crops: Tensor, content: Tensor | None = None, *, place: bool = True) -> Tensor:
+        """Regions of a view from its colors and a prior: the layout, a network's map, or their geometric mean.
+
+        Args:
+            colors: (B, 3, S, S) in 0..1, but for a constant.
+            crops: (B, 5), what the view shows.
+            content: (B, h, w, N), sum 1 over N, what a network sees in the view; None: nothing.
+            place: whether the layout counts.
+
+        Returns:
+            (B, CELLS, CELLS, N), sum 1 over N.
+        """
+        priors = [self.at(crops)] if place else []
+        if content is not None:
+            whole = _frame(crops)
+            priors.append(view_cells.read(content, *view_cells.places(whole, CELLS, CELLS)) + _FLOOR)
+        prior = torch.stack([p.log() for p in priors]).mean(0).softmax(-1)
         return by_color(_cells(colors).flatten(1, 2), prior.flatten(1, 2)).unflatten(1, (CELLS, CELLS))
+
+    def at(self, crops: Tensor) -> Tensor:
+        """The layout at the places that views show: crops (B, 5) -> (B, CELLS, CELLS, N)."""
+        return view_cells.read(self.layout.expand(len(crops), -1, -1, -1), *view_cells.places(crops, CELLS, CELLS))
 
     @torch.no_grad()
     def note(self, colors: Tensor, crops: Tensor) -> None:
         """Notes which places of the frame have the same color in a view; arguments as in `forward`."""
-        frame = torch.zeros_like(crops)
-        frame[:, 2:4] = 1
-        seen, shown = (x.flatten(1, 2) for x in view_cells.seen_by(_cells(colors), crops, frame, CELLS, CELLS))
+        cells = view_cells.seen_by(_cells(colors), crops, _frame(crops), CELLS, CELLS)
+        seen, shown = (x.flatten(1, 2) for x in cells)
         both = (shown[:, :, None] & shown[:, None]).to(seen.dtype)  # (B, CELLS^2, CELLS^2)
         alike = torch.exp(torch.cdist(seen, seen).square() / (-2 * SAME_COLOR**2))
         together, pairs = self._noted or (0, 0)
@@ -128,3 +145,10 @@ def by_color(colors: Tensor, prior: Tensor) -> Tensor:
 def _cells(colors: Tensor) -> Tensor:
     """(B, 3, S, S) -> (B, CELLS, CELLS, 3), averaged."""
     return F.adaptive_avg_pool2d(at_least_float32(colors), CELLS).permute(0, 2, 3, 1)
+
+
+def _frame(crops: Tensor) -> Tensor:
+    """Crops (B, 5) of the whole image, as many as there are in another."""
+    whole = torch.zeros_like(crops)
+    whole[:, 2:4] = 1
+    return whole
