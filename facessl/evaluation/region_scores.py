@@ -122,7 +122,7 @@ def region_table(found: dict[str, Any]) -> str:
 
 
 def _parts(classes: Sequence[str], rows: list[dict[str, Any]]) -> str:
-    """The best region of each class, beside that of the mean map: IoU (number of the region)."""
+    """The best region of each class, beside that of the mean map: IoU (number of the region, as in the picture)."""
     shown = [row for row in rows if row["name"] in ("full", "content only", "own mean map") and "parts" in row]
     if not shown or not classes:
         return ""
@@ -130,7 +130,7 @@ def _parts(classes: Sequence[str], rows: list[dict[str, Any]]) -> str:
     lines.append("| --- " * (len(shown) + 1) + "|")
     for i, name in enumerate(classes):
         if all(row["parts"][i] for row in shown):
-            cells = (f"{row['parts'][i][1]:.3f} ({row['parts'][i][0]})" for row in shown)
+            cells = (f"{row['parts'][i][1]:.3f} ({row['parts'][i][0] + 1})" for row in shown)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
