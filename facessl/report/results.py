@@ -108,7 +108,8 @@ def score_rows(run: RunFolder) -> list[dict[str, Any]]:
     """
     chance, rows = without_looking(run.test), []
     for name, value in run.test.items():
-        if not isinstance(value, int | float | None) or name in ("majority_class", "majority", "mean_shape_nme"):
+        plain = isinstance(value, int | float | None) and not name.endswith("_interval")
+        if not plain or name in ("majority_class", "majority", "mean_shape_nme"):
             continue
         of, near, base = unit(run, name), run.test.get(f"{name}_interval"), chance.get(name)
         rows.append(
@@ -116,7 +117,7 @@ def score_rows(run: RunFolder) -> list[dict[str, Any]]:
                 "name": format_name(name),
                 "value": score(value, name, of),
                 "interval": interval(near, name, of),
-                "baseline": "" if base is None else score(float(base), name, of),
+                "baseline": "" if base is None or value is None else score(float(base), name, of),
                 "bar": _bar(value, near, base) if isinstance(value, float) and of == "fraction" else None,
             }
         )
@@ -128,6 +129,8 @@ def _bar(value: float, near: Any, base: float | None) -> dict[str, float] | None
     low, high = near if isinstance(near, list | tuple) and len(near) == 2 and None not in near else (None, None)
     places = {"value": value, "low": low, "high": high, "baseline": base}
     known = {name: float(place) for name, place in places.items() if place is not None}
+    if len(known) < 2:  # nothing to see it beside
+        return None
     largest = max(known.values())
     if min(known.values()) < 0 or largest > 1:
         return None
