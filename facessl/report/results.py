@@ -107,7 +107,7 @@ def score_rows(run: RunFolder) -> list[dict[str, Any]]:
     and where they are known `low`, `high`, `baseline`), None for counts.
     """
     chance, rows = without_looking(run.test), []
-    for name, value in run.test.items():
+    for name, value in sorted(run.test.items(), key=lambda item: isinstance(item[1], int)):  # counts last
         plain = isinstance(value, int | float | None) and not name.endswith("_interval")
         if not plain or name in ("majority_class", "majority", "mean_shape_nme"):
             continue
@@ -121,7 +121,7 @@ def score_rows(run: RunFolder) -> list[dict[str, Any]]:
                 "bar": _bar(value, near, base) if isinstance(value, float) and of == "fraction" else None,
             }
         )
-    return sorted(rows, key=lambda row: row["bar"] is None)  # counts last
+    return rows
 
 
 def _bar(value: float, near: Any, base: float | None) -> dict[str, float] | None:
@@ -141,7 +141,7 @@ def _bar(value: float, near: Any, base: float | None) -> dict[str, float] | None
 def caption(example: Mapping[str, Any]) -> dict[str, str]:
     """An answer in words: `answer`, `number` and `key`, the name of its image."""
     label, predicted = example.get("label") or "", example.get("prediction") or ""
-    answer = label and (f"{label}: right" if label == predicted else f"{label}, predicted {predicted}")
+    answer = label and (f"{label} (right)" if label == predicted else f"{label}, predicted {predicted}")
     if attribute := example.get("attribute"):
         answer = f"{attribute.replace('_', ' ')}: {answer}"
     measure, value = example["measure"], example.get("value")
