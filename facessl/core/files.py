@@ -148,6 +148,17 @@ def completed(path: str | Path, *, private: bool = False) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """DataError where the block cannot write to the folder of a job that can be run again."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {folder}: {error.strerror or error}; the same command goes on where it stopped"
+        ) from None
+
+
 def temporary_beside(path: str | Path) -> Path:
     """A name in the same folder that no file has, as `is_temporary` knows it; it tells the machine and the process."""
     process = f"{os.getpid() & 0xFFFFFF:06x}"

@@ -66,14 +66,19 @@ def write_embeddings(path: str | Path, rows: Embeddings | Iterable[Embeddings]) 
         ConfigError: another ending.
         DataError: there is no row to write, or the file cannot be written.
     """
-    path = Path(path)
     check_ending(path)
+    with only_writer(path, folder=False):
+        return write_locked(Path(path), [rows] if isinstance(rows, Embeddings) else rows)
+
+
+def write_locked(path: Path, rows: Iterable[Embeddings]) -> tuple[int, list[tuple[str, str]]]:
+    """`write_embeddings` for a caller that is the file's only writer already."""
     written = 0
     skipped: list[tuple[str, str]] = []
     waiting: list[pa.Table] = []
-    with only_writer(path, folder=False), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         write: Callable[[pa.Table], object] | None = None
-        for part in itertools.chain([rows] if isinstance(rows, Embeddings) else rows, [None]):
+        for part in itertools.chain(rows, [None]):
             if part is not None:
                 skipped.extend(part.skipped)
                 waiting += [_table(part, path.suffix)] if len(part) else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from facessl.data.source import Source
 from facessl.tools.crop_folder import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
 from facessl.tools.phash import Near, phash
-from facessl.tools.ranks import Record, over_ranks, wait_for_others
+from facessl.tools.ranks import Result, over_ranks, wait_for_others
 
 Align = Literal["none", "eyes", "five-points"]
 #: Side of the square around a face's box in which its sharpness is measured.
@@ -173,7 +172,8 @@ def crop(
             return _run(opened, cropper, folder(path), workers, max_bad, told)
     written = over_ranks(
         functools.partial(output_folder, out, opened, SETTINGS, "crop", wait=True),
-        json.dumps({"crop": vars(settings), "images": opened.fingerprint()}),
+        (vars(settings), opened.fingerprint()),
+        len(opened),
         lambda path: _left(opened, folder(path)),
         cropper.record,
         lambda path, found: _run(
@@ -295,7 +295,7 @@ class _Cropper:
             found.reason = LEFT_OUT if faces else NO_FACE
         return found
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> Result:
         """The same as plain values and bytes."""
         found = self(index)
         values = {"reason": found.reason, "small": found.small, "blurred": found.blurred}

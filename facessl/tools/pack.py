@@ -7,7 +7,6 @@ that the shards do not depend on the number of processes or on interruptions.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
 from facessl.tools.phash import phash
-from facessl.tools.ranks import Record, over_ranks
+from facessl.tools.ranks import Result, over_ranks
 from facessl.tools.shards import MANIFEST, SKIPPED, Settings, Shards
 
 #: Bytes and images that one stretch has at most: large enough that handing it over costs little, and that what is ahead
@@ -127,13 +126,14 @@ def pack(
         with Shards(path, settings, opened, spec) as shards:
             return range(shards.next, len(opened))
 
-    def write(path: Path, found: Callable[[int], Record]) -> PackSummary:
+    def write(path: Path, found: Callable[[int], Result]) -> PackSummary:
         with Shards(path, settings, opened, spec) as shards:
             return _run(opened, lambda stretch: [_Packed.read(*found(i)) for i in stretch], shards, 0, max_bad, told)
 
     written = over_ranks(
         functools.partial(output_folder, out, opened, MANIFEST, "pack", wait=True),
-        json.dumps({"pack": vars(settings), "images": opened.fingerprint()}),
+        (vars(settings), opened.fingerprint()),
+        len(opened),
         left,
         packer.record,
         write,
@@ -182,7 +182,7 @@ class _Packer:
     def __call__(self, stretch: range) -> list[_Packed]:
         return [self._one(index) for index in stretch]
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> Result:
         """An image as plain values and bytes."""
         image = self._one(index)
         return {"hash": image.hash, "unreadable": image.unreadable}, [image.members]

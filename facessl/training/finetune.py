@@ -18,6 +18,7 @@ from facessl.config.paths import located, published
 from facessl.config.run import plain
 from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
+from facessl.core.launch import loader_workers, one_after_another
 from facessl.core.schema import read_json, to_json
 from facessl.core.types import Progress
 from facessl.data.decode import EXTENSIONS, ImageError, read_file, stored_size
@@ -35,7 +36,7 @@ from facessl.tasks.base import Labels
 from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
 from facessl.training.finetuned_model import FinetunedModel
 from facessl.training.optimizers import build_finetune_optimizer
-from facessl.training.run import Parts, loader_workers, one_after_another, run_job, say
+from facessl.training.run import Parts, run_job, say
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised

@@ -16,8 +16,8 @@ from torch import nn
 
 from facessl.core import checkpoint
 from facessl.core.errors import TrainingError
+from facessl.core.launch import start_fabric
 from facessl.core.types import Batch, Progress, Step
-from facessl.training import run
 from facessl.training.derived import Plan
 from facessl.training.metrics_log import MetricsLog
 from facessl.training.trainer import Parts, Trainer
@@ -161,7 +161,7 @@ def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
 
     method = Recorder()
     trainer = Trainer(
-        run.start_fabric("cpu", "fp32"),
+        start_fabric("cpu", "fp32"),
         trained(method),
         Plan(1000, 2, 8, lambda step: 0.1, checkpoint_every=0, monitor_every=0),
         folder,
