@@ -42,9 +42,9 @@ def cmd_embed(
     from facessl.data.source import open_source
     from facessl.inference.embed import load_embedder
     from facessl.inference.embed_file import embed_to_file
-    from facessl.inference.embedding_files import check_ending
+    from facessl.inference.embedding_files import ENDINGS
 
-    check_ending(out)
+    files.check_ending(out, "embeddings", ENDINGS)
     files.check_output(out)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": launch.loader_workers(workers)}
     options |= {"precision": precision, "max_bad": max_bad}
@@ -96,7 +96,7 @@ def cmd_search(
     from facessl.inference.neighbors import check_photo, search
 
     files.check_output(out)
-    contact_sheet.check_sheet(out)
+    files.check_ending(out, "picture", files.PICTURES)
     check_photo(photo)
     network: Any = load_embedder(run)
     network.to(computing_device(device, threads))
@@ -107,7 +107,7 @@ def cmd_search(
         contact_sheet.Cell(path, [f"{rank}   {distance:.4f}", Path(path).name])
         for rank, (path, (_, distance)) in enumerate(zip(found.paths, pairs, strict=True), 1)
     ]
-    contact_sheet.write_sheet(out, contact_sheet.sheet(cells, columns=7))
+    files.write_picture(out, contact_sheet.sheet(cells, columns=7))
     print("rank  distance  path")
     for rank, (path, distance) in enumerate(pairs, 1):
         print(f"{rank:4}  {distance:8.4f}  {path}")

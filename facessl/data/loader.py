@@ -46,7 +46,7 @@ class Transform(Protocol):
         """What is random in one image's views, before the image is there; None: evaluation, nothing is."""
 
 
-class Plain:
+class OneView:
     """Evaluation by a function of the image: (H, W, 3) uint8 -> the one view (S, S, 3) uint8."""
 
     sizes, reduction = (), None
@@ -54,7 +54,7 @@ class Plain:
     def __init__(self, view: Callable[[np.ndarray], np.ndarray]) -> None:
         self._view = view
 
-    def draw(self, rng: np.random.Generator | None) -> Plain:
+    def draw(self, rng: np.random.Generator | None) -> OneView:
         return self
 
     def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> Made:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from facessl.core.errors import DataError
 from facessl.core.types import Batch
-from facessl.data.loader import EvalLoader, Plain
+from facessl.data.loader import EvalLoader, OneView
 from facessl.data.source import Source, open_source
 from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
@@ -93,7 +93,7 @@ def embedding_batches(
     device = next(backbone.parameters()).device
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "pin_memory": device.type == "cuda"}
-    loader = EvalLoader(source, Plain(view), max_bad=max_bad, batches=batches, **options)
+    loader = EvalLoader(source, OneView(view), max_bad=max_bad, batches=batches, **options)
     seen, network = 0, network_id(backbone, precision)
     empty = torch.zeros(0, backbone.num_features)
     waiting: tuple[Batch, Tensor] | None = None

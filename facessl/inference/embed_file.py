@@ -14,12 +14,13 @@ import numpy as np
 from facessl.core.blocks import Blocks, Found, Record, record
 from facessl.core.distributed import gathered, world_size
 from facessl.core.errors import ConfigError
+from facessl.core.files import check_ending
 from facessl.core.lock import only_writer
 from facessl.core.schema import misfit
 from facessl.data.loader import check_skipped, readable
 from facessl.data.source import Source
 from facessl.inference.embed import Embeddings, embedding_batches, network_id
-from facessl.inference.embedding_files import check_ending, write_embeddings, write_locked
+from facessl.inference.embedding_files import ENDINGS, write_embeddings, write_locked
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
@@ -54,7 +55,7 @@ def embed_to_file(
         ConfigError: the source is a stream and there are several ranks, or another process writes the file.
         DataError: more than `max_bad` of the images cannot be read, or a file cannot be written.
     """
-    check_ending(path)
+    check_ending(path, "embeddings", ENDINGS)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
     if source.streaming and world_size() > 1:
         raise ConfigError("a stream cannot be split over ranks: use shards on a disk, or one process")

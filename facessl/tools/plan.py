@@ -109,7 +109,7 @@ def read_rates(text: str | float | None) -> dict[int, float]:
         if len(rates) == len(parts) and all(b > 0 and 0 < r < math.inf for b, r in rates.items()):
             return rates
     raise ConfigError(
-        f"gpu_images_per_second = {text} is not a rate: give images/s, or those of batches: 8:400,64:1200,256:1500"
+        f"gpu_images_per_second = {text} is not a rate: give images/s, or by batch 8:400,64:1200,256:1500"
     )
 
 
@@ -196,9 +196,7 @@ def _warnings(settings: PretrainConfig, plan: dict[str, Any], cores_per_gpu: flo
 
 def table(plan: dict[str, Any]) -> str:
     """A plan for people: a line for each number and each warning."""
-    lines = []
-    for key, value in plan.items():
-        if key != "warnings":
-            known = f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-            lines.append(f"{key.replace('_', ' '):34} {known or 'not known':>18}")
+    forms = {float: ",.6g", int: ",", str: ""}
+    known = {k: "not known" if v is None else format(v, forms[type(v)]) for k, v in plan.items() if k != "warnings"}
+    lines = [f"{key.replace('_', ' '):34} {text:>18}" for key, text in known.items()]
     return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])

@@ -30,7 +30,7 @@ from facessl.data.location import refuse_inside
 from facessl.data.source import Source
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 from facessl.training.derived import Plan, derive
-from facessl.training.trainer import Parts, Trainer
+from facessl.training.trainer import Trainer, TrainingSetup
 
 
 class Job(Protocol):
@@ -51,7 +51,7 @@ class Job(Protocol):
     def sources(self) -> dict[str, Source]:
         """The images that the run depends on, by the name of their part."""
 
-    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
+    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> TrainingSetup:
         """What is trained. The random state is that of the seed. `fresh`: not resumed."""
 
     def begin(self, plan: Plan, folder: Path, *, fresh: bool) -> list[str]:
@@ -97,15 +97,15 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
     if saved:
         _refuse_changes(saved, resolved, marks, folder)
     fabric.seed_everything(config.seed, workers=False, verbose=False)
-    parts = job.build(fabric, folder, fresh=not saved)
-    plan = derive(config, None if parts.source.streaming else len(parts.source))
-    module = parts.module.train()
+    setup = job.build(fabric, folder, fresh=not saved)
+    plan = derive(config, None if setup.source.streaming else len(setup.source))
+    module = setup.module.train()
     if config.channels_last:
         module.to(memory_format=torch.channels_last)
     module.to(fabric.device)
     if config.sync_batch_norm and fabric.world_size > 1:
         convert_sync_batchnorm(module)
-    trainer = Trainer(fabric, parts, plan, folder, {"config": published(resolved), "sources": marks})
+    trainer = Trainer(fabric, setup, plan, folder, {"config": published(resolved), "sources": marks})
     if fabric.world_size > 1:  # dropout differs between the ranks, also where other ranks go on than began
         torch.manual_seed(config.seed + fabric.global_rank + (saved["step"] * fabric.world_size if saved else 0))
     if saved:
@@ -120,8 +120,8 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
             more = trainer.step < plan.total_steps
             say(f"going on from {step}" if more else f"the run is already finished at {step}; rewriting its results")
     batches = TrainLoader(
-        parts.source,
-        parts.transform,
+        setup.source,
+        setup.transform,
         batch_size=plan.batch_size,
         seed=config.seed,
         workers=loader_workers(config.workers),
@@ -129,7 +129,7 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
         world_size=fabric.world_size,
         start_step=trainer.step,
         pin_memory=fabric.device.type == "cuda",
-        weights=parts.weights,
+        weights=setup.weights,
     )
     finished = trainer.fit(iter(batches))
     result = job.finish(fabric, folder, trainer.step, finished=finished)

@@ -47,7 +47,7 @@ class _Window:
 
 
 @dataclass
-class Parts:
+class TrainingSetup:
     """What a run trains, and on what.
 
     Attributes:
@@ -76,17 +76,19 @@ class Trainer:
 
     Args:
         fabric: launched.
-        parts: what is trained, on the device.
+        setup: what is trained, on the device.
         plan: derived numbers.
         folder: of the run.
         metadata: plain values that its checkpoints also hold, by name.
     """
 
-    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self, fabric: Fabric, setup: TrainingSetup, plan: Plan, folder: Path, metadata: Mapping[str, Any]
+    ) -> None:
         self.fabric = fabric
-        self.parts = parts
-        self.method = parts.module
-        self.optimizer = parts.optimizer(plan)
+        self.setup = setup
+        self.method = setup.module
+        self.optimizer = setup.optimizer(plan)
         self.plan = plan
         self.folder = folder
         self.metadata = metadata
@@ -148,7 +150,7 @@ class Trainer:
         if self.step == 0 and self._log is not None:  # a run that was stopped before its first checkpoint begins again
             self._log.cut_after(-1, {})
         self._window.started = time.perf_counter()
-        ready = Prefetcher(batches, self.fabric.device, self.parts.photometric)
+        ready = Prefetcher(batches, self.fabric.device, self.setup.photometric)
         with self._stopping, ProgressLine("step", enabled=self.fabric.is_global_zero) as line:
             if self.step == 0:
                 self._measure()
@@ -265,15 +267,15 @@ class Trainer:
             return
         self._check_there()
         values: dict[str, float] = {}
-        if self.parts.monitors and self.fabric.is_global_zero:  # the others wait at the barrier
+        if self.setup.monitors and self.fabric.is_global_zero:  # the others wait at the barrier
             kept = _rng_state()
             with evaluating(self.method):
-                for monitor in self.parts.monitors.values():
+                for monitor in self.setup.monitors.values():
                     values |= monitor(self.method, self.progress)
             _set_rng_state(kept)
             if self._log is not None:
                 self._log.write(self._row_head() | {f"monitor/{k}": v for k, v in values.items()})
-            self.parts.on_measured(self.step, values)
+            self.setup.on_measured(self.step, values)
         self.fabric.barrier()
 
     def _check_finite(self, only_last: bool = False) -> None:
