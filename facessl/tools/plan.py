@@ -77,8 +77,7 @@ def plan(options: Options) -> dict[str, Any]:
     settings, count = _settings(options)
     derived, batch, passes = derive(settings, count), settings.batch_size or 0, settings.accumulate
     network, views = _network(settings, gpus)
-    pixels = sum(side**2 for side in views)
-    per_core = options.worker_images_per_second or 1 / (DECODE_SECONDS + CROP_SECONDS * pixels / 224**2)
+    per_core = options.worker_images_per_second or 1 / (DECODE_SECONDS + CROP_SECONDS * sum(s**2 for s in views) / 224**2)
     compute = passes * pass_seconds(batch / gpus / passes, rates)
     norms = network["norm_messages"] * options.norm_microseconds * 1e-6
     all_reduce = network["all_reduce_bytes"] * 8 / (options.link_gbit * 1e9)
@@ -90,8 +89,7 @@ def plan(options: Options) -> dict[str, Any]:
         **{"recipe": options.recipe, "gpus": gpus, "images": count, "batch": batch, "batch_per_gpu": batch / gpus},
         **{"steps": derived.total_steps, "learning_rate": derived.peak, "warmup_steps": derived.warmup_steps},
         **network,
-        "compute_seconds_per_step": compute,
-        **{"norm_seconds_per_step": norms, "all_reduce_seconds": all_reduce},
+        **{"compute_seconds_per_step": compute, "norm_seconds_per_step": norms, "all_reduce_seconds": all_reduce},
         **{"images_per_second": rate, "hours": hours, "gpu_hours": gpus * hours},
         "hours_with_overlap": derived.total_steps * max(compute + norms, all_reduce, reading) / 3600,
         "read_megabytes_per_second": rate * IMAGE_BYTES * 1e-6,
