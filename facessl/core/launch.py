@@ -15,7 +15,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 from facessl.core import environment
-from facessl.core.distributed import ranks
+from facessl.core.distributed import gathered, ranks
 from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
 from facessl.core.precision import PRECISIONS
 
@@ -84,9 +84,7 @@ def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
                 built.append(build())
             except FaceSSLError as error:
                 failed = error
-        reasons: list[str] = [""] * fabric.world_size
-        torch.distributed.all_gather_object(reasons, str(failed or ""))
-        if any(reasons):
+        if any(reasons := gathered(str(failed or ""))):
             raise failed or DataError(next(reason for reason in reasons if reason))
     return built[0]
 

@@ -43,8 +43,7 @@ class Options:
         gpus: of the job over all nodes, one process (rank) each.
         gpu_images_per_second: of one GPU, the whole step, as benchmarks/gpu.sh measures it: by images per GPU, as in
             8:400,64:1200,256:1500, or one number, which is taken for that of 256; null: not known.
-        images: of the training set; null: of the recipe's own source, or of the set that a shipped recipe has its
-            name from.
+        images: of the training set; null: of the recipe's source, or of the set that the recipe is named after.
         batch_size: of all GPUs together, instead of the recipe's.
         epochs: passes over the images, instead of the recipe's.
         warmup_epochs: epochs of linear warm-up, instead of the recipe's.
@@ -77,7 +76,8 @@ def plan(options: Options) -> dict[str, Any]:
     settings, count = _settings(options)
     derived, batch, passes = derive(settings, count), settings.batch_size or 0, settings.accumulate
     network, views = _network(settings, gpus)
-    per_core = options.worker_images_per_second or 1 / (DECODE_SECONDS + CROP_SECONDS * sum(s**2 for s in views) / 224**2)
+    seconds = DECODE_SECONDS + CROP_SECONDS * sum(side**2 for side in views) / 224**2
+    per_core = options.worker_images_per_second or 1 / seconds
     compute = passes * pass_seconds(batch / gpus / passes, rates)
     norms = network["norm_messages"] * options.norm_microseconds * 1e-6
     all_reduce = network["all_reduce_bytes"] * 8 / (options.link_gbit * 1e9)

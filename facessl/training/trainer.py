@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from facessl.core import checkpoint
+from facessl.core.distributed import gathered
 from facessl.core.errors import TrainingError
 from facessl.core.progress import ProgressLine
 from facessl.core.types import Batch, Progress
@@ -105,10 +106,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything a run needs to go on bit-exactly, as tensors and plain values (collective call)."""
         terms = [{name: value.cpu() for name, value in step.items()} for step in self._window.terms]
-        ranks = [(_rng_state(), terms)]
-        if self.fabric.world_size > 1:
-            ranks = [None] * self.fabric.world_size  # type: ignore[list-item]
-            torch.distributed.all_gather_object(ranks, (_rng_state(), terms))
+        ranks = gathered((_rng_state(), terms))
         return {
             "method": fsdp.whole(self.method.state_dict()),
             "optimizer": fsdp.whole(self.optimizer.state_dict()),

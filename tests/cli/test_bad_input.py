@@ -24,7 +24,7 @@ from facessl.data.source import open_source
 from facessl.training import pretrain
 from facessl.training.derived import derive
 from facessl.training.trainer import Trainer
-from tests.helpers import TINY, weights
+from tests.helpers import TINY, refused, weights
 
 REST = TINY[1:]
 #: A fine-tuning run that is refused before it, or in its first step.
@@ -48,15 +48,6 @@ def photos(folder: Path, count: int = 12) -> Path:
     for i in range(count):
         photo(folder / f"{i:02d}.jpg", value=i)
     return folder
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main([*words]) == 2
-    out, err = capsys.readouterr()
-    message = [line for line in err.splitlines() if line.startswith("facessl: ")]
-    assert len(message) == 1, err
-    assert "Traceback" not in out + err
-    return message[0]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from PIL import Image
 from facessl.cli import main
 from facessl.data.sources.synthetic import Synthetic
 from facessl.training.trainer import Trainer
-from tests.helpers import weights
+from tests.helpers import refused, weights
 
 SOURCE = "synthetic:?n=30&size=40"
 REST = [
@@ -21,15 +21,6 @@ REST = [
     "--device", "cpu", "--optim.warmup-epochs", "0",
 ]  # fmt: skip
 ALIGNMENT = ["finetune", "none", "landmarks-csv:points.csv", "--task", "alignment"]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main([*words]) == 2
-    out, err = capsys.readouterr()
-    message = [line for line in err.splitlines() if line.startswith("facessl: ")]
-    assert len(message) == 1, err
-    assert "Traceback" not in out + err
-    return message[0]
 
 
 @pytest.fixture(scope="module")
