@@ -250,19 +250,6 @@ def test_too_many_unreadable_images_stop_the_run(capsys: pytest.CaptureFixture[s
     assert (run / "skipped.csv").is_file()
 
 
-def test_a_run_is_never_overwritten(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
-    before = weights(trained)
-    assert "--resume" in refused(capsys, "pretrain", *TINY, "--out", str(trained))
-    assert weights(trained)["step"] == before["step"]
-
-
-def test_resume_with_another_configuration_names_the_keys(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
-    said = refused(capsys, "pretrain", *TINY, "--out", str(trained), "--resume", "--optim.lr", "5", "--seed", "3")
-    assert "optim.lr" in said
-    assert "seed" in said
-    assert "batch_size" not in said
-
-
 @pytest.mark.parametrize("kind", ["truncated", "of another method", "hostile", "not ours"])
 def test_bad_checkpoint_on_resume(kind: str, capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
