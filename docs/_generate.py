@@ -117,7 +117,7 @@ def method(name: str) -> str:
     """Facts, settings, recipes and cost of a method."""
     overview, measured = ((DOCS / f"{page}.md").read_text(encoding="utf-8") for page in ("methods", "performance"))
     cost = rows(measured.split("## Methods")[1].split("\n## ")[0], name)
-    given = f"`facessl pretrain photos/ --method {name}` takes these, and everything on [Configuration](../configuration.md)."
+    given = f"`facessl pretrain photos/ --method {name}` takes these and all on [Configuration](../configuration.md)."
     parts = [
         f"## In short\n\n{plugins.summary('methods', name)}\n\n{rows(overview, name)}",
         f"## Settings\n\n{given}\n\n{settings(PRETRAIN, name, 'method.')}",
@@ -125,7 +125,7 @@ def method(name: str) -> str:
     ]
     if cost:
         parts.append(
-            f"## Cost\n\nOne step beside BYOL's on one CPU core; [Performance](../performance.md#methods) says how.\n\n{cost}"
+            f"## Cost\n\nOne step beside BYOL's on a CPU core: [Performance](../performance.md#methods).\n\n{cost}"
         )
     return "\n\n" + "\n\n".join(parts)
 
@@ -209,9 +209,7 @@ def configuration() -> str:
 
 def commands() -> str:
     """The help of every other command."""
-    parts = [
-        "# Commands\n\nThe help of every command; `pretrain` and `finetune` are under [Configuration](configuration.md)."
-    ]
+    parts = ["# Commands\n\nTheir help; that of `pretrain` and `finetune` is [Configuration](configuration.md)."]
     for name in COMMANDS:
         if name not in ("pretrain", "finetune"):
             with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):

@@ -3,12 +3,11 @@
 The ```bash and ```python blocks of a page run in one temporary folder, in their order. A ```text block right behind one
 has to come out: each of its lines is found in the output, in this order. `...` stands for anything, within a line or as
 a line, and a number with a decimal point or an exponent, a time, a rate or a duration for any other; whole numbers,
-names and words are compared, however far apart they stand. What is not run as it is printed is declared in HTML comments:
+names and words are compared, blanks are not. What is not run as it is printed is declared in HTML comments:
 
     <!-- check-setup ... -->           Python that runs before the first block, such as making photos
-    <!-- check-replace: A => B -->     B runs where the page says A (small numbers for large ones); also in what it shows
-    <!-- check-dry-run -->             the next block, of pretrain and finetune: recipes, flags and values are
-                                      checked, no data is read
+    <!-- check-replace: A => B -->     B runs where the page says A, such as a shorter run
+    <!-- check-dry-run -->             the next block, of pretrain and finetune: recipes, flags and values are checked
     <!-- check-skip: REASON -->        the next block is not run
 """
 
