@@ -23,6 +23,10 @@ _BYTE = 1 << 30
 _AGAIN = 0.2
 
 
+class InUse(ConfigError):
+    """Another process writes there."""
+
+
 @contextlib.contextmanager
 def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> Iterator[None]:
     """Make a folder and keep others from writing to it until the block ends; or do so for one file.
@@ -32,7 +36,8 @@ def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> 
     end, and so is a folder in which nothing was written. `wait`: for the other process's end.
 
     Raises:
-        ConfigError: the folder cannot be made, or another writer is there, whose PID and host are named.
+        ConfigError: the folder cannot be made.
+        InUse: another writer is there, whose PID and host are named.
     """
     out = Path(out)
     place = out if folder else out.parent
@@ -70,8 +75,8 @@ def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> 
                     path.rmdir()
 
 
-def _written(out: Path, by: str) -> ConfigError:
-    return ConfigError(f"{out} is being written by {by}: wait until it ends, or choose another --out")
+def _written(out: Path, by: str) -> InUse:
+    return InUse(f"{out} is being written by {by}: wait until it ends, or choose another --out")
 
 
 def _locked(path: Path, wait: bool) -> tuple[IO[str], bool]:
