@@ -92,7 +92,6 @@ class Faces:
         return [names[i] if i >= 0 else "" for i in rows.labels.tolist()]
 
 
-
 def open_faces(given: str, network: Callable[[], Backbone | Embedder], folder: Path, **options: Any) -> Faces:
     """The faces of a source or of a file of embeddings.
 
@@ -110,10 +109,14 @@ def open_faces(given: str, network: Callable[[], Backbone | Embedder], folder: P
     if path.suffix in ENDINGS:
         rows = read_embeddings(path)
         _check_folder(path.parent)
-        return Faces(rows, _thumbnails(path.parent / f"{path.stem}.thumbnails.parquet", rows, None), path.parent, path.stem)
+        return Faces(
+            rows, _thumbnails(path.parent / f"{path.stem}.thumbnails.parquet", rows, None), path.parent, path.stem
+        )
     source = open_source(given)
     if source.streaming:
-        raise ConfigError(f"{given} is a stream, whose images cannot be shown again: name shards on a disk, or a folder")
+        raise ConfigError(
+            f"{given} is a stream, whose images cannot be shown again: name shards on a disk, or a folder"
+        )
     _check_folder(folder)
     backbone = network()
     mark = hashlib.blake2b(f"{source.fingerprint()} {network_id(backbone, 'fp32')}".encode(), digest_size=6).hexdigest()
@@ -163,16 +166,23 @@ def _thumbnails(file: Path, rows: Embeddings, source: Source | None) -> pa.Array
     mark = hashlib.blake2b(np.ascontiguousarray(rows.array).data, digest_size=16)
     mark.update("\0".join(rows.keys).encode("utf-8", "surrogateescape"))
     digits = mark.hexdigest().encode()
-    with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException), files.open_regular(file, most=None) as raw:
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException),
+        files.open_regular(file, most=None) as raw,
+    ):
         table = pq.read_table(raw)
         if (table.schema.metadata or {}).get(_MARK) == digits and len(table) == len(rows):
             return table["jpeg"].combine_chunks()
     schema = pa.schema([("jpeg", pa.large_binary())], metadata={_MARK: digits})
-    with ProgressLine("thumbnail") as progress, only_writer(file, folder=False), files.completed(file) as partial:
-        with pq.ParquetWriter(partial, schema, compression="none", use_dictionary=False) as writer:
-            for done, part in _made(rows, source):
-                writer.write_table(pa.table([pa.array(part, pa.large_binary())], schema=schema))
-                progress(done, len(rows))
+    with (
+        ProgressLine("thumbnail") as progress,
+        only_writer(file, folder=False),
+        files.completed(file) as partial,
+        pq.ParquetWriter(partial, schema, compression="none", use_dictionary=False) as writer,
+    ):
+        for done, part in _made(rows, source):
+            writer.write_table(pa.table([pa.array(part, pa.large_binary())], schema=schema))
+            progress(done, len(rows))
     return pq.read_table(file)["jpeg"].combine_chunks()
 
 

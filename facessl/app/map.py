@@ -57,6 +57,7 @@ setInterval(() => {
   plot.on('plotly_doubleclick', () => { kept = false; });
 }, 300);
 """
+_CSS = ".face { overflow-wrap: anywhere; } .face img { width: 192px; height: 192px; border-radius: 6px; }"
 _TEMPLATE = '<div class="face"><img alt="" style="visibility:hidden"><div><b>${value}</b><br><span></span></div></div>'
 
 
@@ -82,7 +83,7 @@ def tab(work: Workspace) -> None:
             gr.HTML(
                 "Point at a face; click to keep it",
                 html_template=_TEMPLATE,
-                css_template=".face img { width: 192px; height: 192px; border-radius: 6px; } .face { overflow-wrap: anywhere; }",
+                css_template=_CSS,
                 js_on_load=_SCRIPT,
                 server_functions=[_shower(work)],
             )
@@ -158,7 +159,8 @@ def _predicted(trained: Trained, faces: Faces) -> list[str]:
 
 def _errors(predicted: Sequence[str], known: Sequence[str]) -> list[str]:
     return [
-        "" if not a or not b else "right" if a == b else f"{b} taken for {a}" for a, b in zip(predicted, known, strict=True)
+        "" if not a or not b else "right" if a == b else f"{b} taken for {a}"
+        for a, b in zip(predicted, known, strict=True)
     ]
 
 

@@ -81,15 +81,16 @@ def _no_faces(work: Workspace) -> str:
 
 
 def _no_errors(work: Workspace) -> str:
+    run = _run(work)
     if not work.models:
         return (
-            f"No trained model was named: `facessl finetune {_run(work)} SOURCE --task expression --out runs/expression` "
-            f"makes one, and `facessl app {_run(work)} SOURCE --models runs/expression` opens the page with it."
+            f"No trained model was named: `facessl finetune {run} SOURCE --task expression --out runs/expression` "
+            f"makes one, and `facessl app {run} SOURCE --models runs/expression` opens the page with it."
         )
     if work.faces is None or work.faces.source is None:
         return (
             "Mistakes are found on labeled images, and none were named: open the page with "
-            f"`facessl app {_run(work)} SOURCE --models ...`."
+            f"`facessl app {run} SOURCE --models ...`."
         )
     return ""
 

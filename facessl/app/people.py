@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from facessl.app.workspace import Workspace, plainly
+from facessl.app.workspace import GALLERY, Workspace, plainly
 from facessl.core import tables
 from facessl.core.errors import many
 from facessl.inference.groups import group
@@ -29,12 +29,14 @@ def tab(work: Workspace) -> None:
     told = gr.Markdown()
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
-            gallery = gr.Gallery(label="Groups: click one", columns=6, **_GALLERY)
+            gr.Markdown("Groups: click one to see its faces and to name it.")
+            gallery = gr.Gallery(label="Groups", elem_id="people-groups", columns=4, **GALLERY)
         with gr.Column(scale=2, min_width=280):
             with gr.Row():
                 name = gr.Textbox(label="Name", placeholder="click a group first", max_lines=1, max_length=200, scale=3)
-                save = gr.Button("Save the name", scale=1, min_width=120)
-            members = gr.Gallery(label="Faces of the group", columns=5, **_GALLERY)
+                save = gr.Button("Save", scale=1, min_width=80)
+            title = gr.Markdown()
+            members = gr.Gallery(label="Faces of the group", elem_id="people-faces", columns=4, **GALLERY)
     chosen = gr.State([])
     busy = threading.Lock()
 
@@ -53,16 +55,15 @@ def tab(work: Workspace) -> None:
             text = "Not grouped yet."
         return cells, f"{text} Names and groups are kept in `{_code(people.file)}`."
 
-    def regroup(least: int, _progress: Any = gr.Progress(track_tqdm=False)) -> Any:
+    def regroup(least: int) -> Any:
         with busy:
             components = _COMPONENTS if len(faces) > _MANY else None
             people.regroup(group(faces.rows, min_cluster_size=int(least), pca_components=components))
-        return *shown(), [], None, ""
+        return *shown(), [], "", None, ""
 
     def choose(event: gr.SelectData) -> Any:
         own = people.members(event.index).tolist()
-        cells = [(faces.thumbnail(row), faces.name(row)) for row in own[:_MEMBERS]]
-        return own, gr.update(value=cells, label=_title(len(own))), people.name(event.index)
+        return own, _title(len(own)), [faces.thumbnail(row) for row in own[:_MEMBERS]], people.name(event.index)
 
     def rename(rows: list[int], name: str) -> Any:
         if not rows:
@@ -72,16 +73,13 @@ def tab(work: Workspace) -> None:
         return shown()
 
     event = {"api_visibility": "private"}
-    find.click(plainly(regroup), [least], [gallery, told, chosen, members, name], **event)
-    gallery.select(plainly(choose), None, [chosen, members, name], show_progress="minimal", **event)
+    find.click(
+        plainly(regroup), [least], [gallery, told, chosen, title, members, name], show_progress_on=[told], **event
+    )
+    gallery.select(plainly(choose), None, [chosen, title, members, name], show_progress="minimal", **event)
     for press in (save.click, name.submit):
         press(plainly(rename), [chosen, name], [gallery, told], show_progress="minimal", **event)
     work.loads.append((plainly(shown), [gallery, told]))
-
-
-_GALLERY: dict[str, Any] = {
-    "height": "auto", "format": "jpeg", "allow_preview": False, "interactive": False, "buttons": [], "object_fit": "contain",
-}  # fmt: skip
 
 
 def _title(count: int) -> str:

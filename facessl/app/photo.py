@@ -9,7 +9,7 @@ import cv2
 import gradio as gr
 import numpy as np
 
-from facessl.app.workspace import Photo, Workspace, plainly, read_photo, warn
+from facessl.app.workspace import Workspace, photo_input, plainly, read_photo, warn
 from facessl.data.crop_geometry import from_box
 from facessl.data.detect import Face, detect
 from facessl.data.face_crop import MARGIN
@@ -36,7 +36,7 @@ def tab(work: Workspace) -> None:
     regions = work.method is not None
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            photo = Photo(label="Photo: drop, paste or webcam", height=320)
+            photo = photo_input(label="Photo: drop, paste or webcam", height=320, elem_id="photo-photo")
             shown = gr.CheckboxGroup(layers + ["Regions"] * regions, value=layers, label="Show")
             if missing:
                 gr.Markdown(
@@ -81,11 +81,15 @@ def tab(work: Workspace) -> None:
         if "Regions" in layers and faces:
             with work.lock:
                 over = gr.update(value=(image, _regions(work, image, faces[:_FACES])), visible=True)
-        return prediction_pictures.draw(image, drawn), over, gr.update(value=_rows(work, described), visible=bool(faces))
+        return (
+            prediction_pictures.draw(image, drawn),
+            over,
+            gr.update(value=_rows(work, described), visible=bool(faces)),
+        )
 
     results = [picture, overlay, table]
     event = {"show_progress": "minimal", "api_visibility": "private"}
-    photo.change(plainly(read), [photo, shown], [found, *results], **event)
+    photo.change(plainly(read, lambda: (None, *_nothing())), [photo, shown], [found, *results], **event)
     shown.change(plainly(show), [found, shown], results, **event)
 
 
@@ -122,7 +126,9 @@ def _described(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> lis
 
 def _colors(work: Workspace) -> dict[str, str]:
     count = getattr(work.method, "num_regions", 0)
-    return {f"region {i + 1}": "#{:02x}{:02x}{:02x}".format(*c) for i, c in enumerate(prediction_pictures.palette(count))}
+    return {
+        f"region {i + 1}": "#{:02x}{:02x}{:02x}".format(*c) for i, c in enumerate(prediction_pictures.palette(count))
+    }
 
 
 def _regions(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> list[tuple[np.ndarray, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from facessl.app.faces import Faces
-from facessl.app.workspace import Photo, Workspace, plainly
+from facessl.app.workspace import GALLERY, Workspace, photo_input, plainly
 from facessl.core.errors import FaceSSLError
 from facessl.inference import neighbors
 
@@ -19,31 +19,33 @@ def tab(work: Workspace) -> None:
     assert faces is not None
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            photo = Photo(label="Photo: drop, paste or webcam", height=280)
+            photo = photo_input(label="Photo: drop, paste or webcam", height=280, elem_id="search-photo")
             crop = gr.Checkbox(
-                True, label="Crop the largest face", info="as facessl crop does; off: the photo is framed as the faces are"
+                True,
+                label="Crop the largest face",
+                info="as facessl crop does; off: the photo is framed as the faces are",
             )
             count = gr.Slider(6, 60, value=12, step=6, label="Faces")
             query = gr.Image(label="Searched for", height=130, interactive=False, visible=False, buttons=[])
         with gr.Column(scale=3, min_width=320):
+            gr.Markdown("The nearest faces and their distances, 1 - cosine. Click one to search on.")
             gallery = gr.Gallery(
-                label="Nearest faces and their distances, 1 - cosine: click one to search on",
+                label="Nearest faces",
                 columns=6,
-                height="auto",
-                format="jpeg",
-                allow_preview=False,
-                interactive=False,
-                buttons=[],
-                object_fit="contain",
+                elem_id="search-faces",
+                **GALLERY,
             )
             table = gr.Dataframe(
                 headers=["rank", "distance", "path"], interactive=False, datatype="str", wrap=True, visible=False
             )
     shown = gr.State([])
 
+    def nothing() -> Any:
+        return [], [], gr.update(visible=False), gr.update(visible=False)
+
     def by_photo(photo: Any, crop: bool, count: int) -> Any:
         if photo is None:
-            return [], [], gr.update(visible=False), gr.update(visible=False)
+            return nothing()
         path, name = photo
         try:
             with work.lock:
@@ -62,13 +64,13 @@ def tab(work: Workspace) -> None:
     results = [shown, gallery, table, query]
     event = {"show_progress": "minimal", "api_visibility": "private"}
     for control in (photo, crop):
-        control.change(plainly(by_photo), [photo, crop, count], results, **event)
+        control.change(plainly(by_photo, nothing), [photo, crop, count], results, **event)
     gallery.select(plainly(by_face), [shown, count], results, **event)
 
 
 def _listed(faces: Faces, rows: list[int], distances: list[float]) -> tuple[Any, ...]:
     """The rows, their pictures, and the table."""
-    cells = [(faces.thumbnail(row), f"{away:.3f}  {faces.name(row)}") for row, away in zip(rows, distances, strict=True)]
+    cells = [(faces.thumbnail(row), f"{away:.3f}") for row, away in zip(rows, distances, strict=True)]
     lines = [
         [str(rank), f"{away:.4f}", faces.path(row)]
         for rank, (row, away) in enumerate(zip(rows, distances, strict=True), 1)

@@ -28,7 +28,7 @@ def tab(work: Workspace) -> None:
     """Build the tab."""
     run = read_run_folder(work.run)
     told = gr.Markdown()
-    with gr.Group(visible=bool(run.pictures())) as history:
+    with gr.Column(visible=bool(run.pictures())) as history:
         step = gr.Slider(0, 1, step=1, value=0, label="Regions over time: picture")
         regions = gr.Image(show_label=False, interactive=False, format="png", buttons=["fullscreen"])
     charts = gr.HTML(css_template="", padding=False)

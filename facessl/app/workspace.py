@@ -24,6 +24,12 @@ from facessl.methods.base import has_regions
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import load_method, weight_files
 
+#: What galleries of faces have in common.
+GALLERY: dict[str, Any] = {
+    **{"height": "auto", "object_fit": "contain", "format": "jpeg", "show_label": False, "fit_columns": False},
+    **{"allow_preview": False, "interactive": False, "buttons": []},
+}
+
 
 @dataclass
 class Workspace:
@@ -64,25 +70,26 @@ class Workspace:
         return method.to(self.device) if has_regions(method) else None
 
 
-def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose expected errors the page tells as one sentence."""
+def plainly(function: Callable[..., Any], failed: Callable[[], Any] = gr.skip) -> Callable[..., Any]:
+    """A handler whose expected errors the page tells as one sentence; it then shows what `failed` gives, by default
+    what it showed before."""
 
     @functools.wraps(function)
     def handler(*given: Any) -> Any:
         try:
             return function(*given)
         except FaceSSLError as error:
-            raise gr.Error(_text(str(error)), print_exception=False, title="Not possible") from None
+            warn(str(error))
         except OSError as error:
-            sentence = f"the system refuses: {' '.join(str(error).split())}"
-            raise gr.Error(_text(sentence), print_exception=False, title="Not possible") from None
+            warn(f"the system refuses: {' '.join(str(error).split())}")
+        return failed()
 
     return handler
 
 
 def warn(sentence: str) -> None:
     """Tell a sentence in the corner of the page."""
-    gr.Warning(_text(sentence), title="")
+    gr.Warning(_text(sentence), duration=20, title="")
 
 
 def _text(sentence: str) -> str:
@@ -90,18 +97,16 @@ def _text(sentence: str) -> str:
     return html.escape(printable_lines(sentence[:1].upper() + sentence[1:]))
 
 
-class Photo(gr.Image):
-    """A photo from a file, the clipboard or the webcam: handlers get its (path, name), and read it themselves, so that
-    what a broken one says is ours."""
+def photo_input(**options: Any) -> gr.Image:
+    """Takes a photo from a file, the clipboard or the webcam; handlers get (path, name) or None, and read it
+    themselves, so that what a broken one says is ours."""
+    photo = gr.Image(sources=["upload", "clipboard", "webcam"], type="filepath", **options)
 
-    is_template = True  # the browser shows it as the component that it extends
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(sources=["upload", "clipboard", "webcam"], type="filepath", **options)
-
-    def preprocess(self, payload: Any) -> Any:
-        """(path of the uploaded file, its name); None without one."""
+    def uploaded(payload: Any) -> Any:
         return None if payload is None or not payload.path else (payload.path, payload.orig_name or "the photo")
+
+    photo.preprocess = uploaded  # type: ignore[method-assign]  # a subclass would have Gradio write a .pyi beside it
+    return photo
 
 
 def read_photo(photo: tuple[str, str]) -> Any:
