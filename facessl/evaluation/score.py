@@ -10,13 +10,18 @@ from facessl.core.errors import DataError
 from facessl.data.loader import EvalLoader
 from facessl.data.source import Source
 from facessl.models.forward import autocast, evaluating
-from facessl.tasks.base import check_result
+from facessl.tasks.base import Meter, check_result
 from facessl.views.augment import Augment
 from facessl.views.normalize import normalize
 from facessl.views.supervised import Supervised
 
 
-def score(
+def score(task: Any, source: Source, augment: Augment, **options: Any) -> dict[str, Any]:
+    """Scores of a task on a source, in the stored images' coordinates; everything else as in `measure`."""
+    return measure(task, source, augment, **options)[1]
+
+
+def measure(
     task: Any,
     source: Source,
     augment: Augment,
@@ -26,8 +31,8 @@ def score(
     workers: int = 0,
     precision: str = "fp32",
     max_bad: float = 1,
-) -> dict[str, Any]:
-    """Scores of a task on a source, in the stored images' coordinates.
+) -> tuple[Meter, dict[str, Any]]:
+    """The meter of a task with the answers on a source, and its scores in the stored images' coordinates.
 
     Args:
         task: any task; its mode is put back afterwards.
@@ -37,13 +42,13 @@ def score(
         batch_size, workers, precision, max_bad: as in `facessl.embed`.
 
     Returns:
-        `Meter.result`, and `skipped`, the number of images that could not be read.
+        The meter, and its `result` with `skipped`, the number of images that could not be read.
 
     Raises:
         DataError: no image could be read.
         PluginError: the meter's scores lack what its contract asks for.
     """
-    meter = task.meter(source, augment)
+    meter: Meter = task.meter(source, augment)
     backbone = task.backbone
     device = next(backbone.parameters()).device
     view = Supervised(augment, image_size, needs=task.needs, train=False)
@@ -61,4 +66,4 @@ def score(
         raise DataError(f"no image that was to be scored could be read (the first: {first}): correct the paths")
     result: dict[str, Any] = {**meter.result(), "skipped": len(loader.skipped)}
     check_result(result, task)
-    return result
+    return meter, result

@@ -93,6 +93,17 @@ def foreground_iou(tables: np.ndarray) -> np.ndarray:
     return ratio(front, front[..., -1:] + behind).max(-1)
 
 
+def best_regions(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(R, L) -> for each class the region that overlaps it best (L,), and their intersection over union (L,).
+
+    A region may be the best of several classes. NaN for a class that no pixel has.
+    """
+    union = tables.sum(1, keepdims=True) + tables.sum(0) - tables
+    iou = ratio(tables, union)
+    found = np.where(tables.sum(0) > 0, iou.max(0), np.nan)
+    return iou.argmax(0), found
+
+
 def _entropy(fractions: np.ndarray) -> np.ndarray:
     """(..., K) -> (...) in nats."""
     return -(fractions * np.log(np.where(fractions > 0, fractions, 1.0))).sum(-1)
