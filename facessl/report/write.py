@@ -10,7 +10,7 @@ import numpy as np
 
 from facessl.config.run import flatten
 from facessl.core.errors import ConfigError, UnknownName
-from facessl.core.files import write_atomic
+from facessl.core.files import check_ending, write_atomic
 from facessl.core.schema import to_json
 from facessl.metrics import collapse
 from facessl.report import paper
@@ -189,8 +189,7 @@ def _median(run: RunFolder, column: str) -> float | None:
 
 def _page_path(out: str | Path | None, default: Path) -> Path:
     page = default if out is None else Path(out)
-    if page.suffix != ".html":
-        raise ConfigError(f"cannot write the report to {page}: the name must end in .html")
+    check_ending(page, "report", [".html"])
     return page
 
 

@@ -15,16 +15,16 @@ from facessl.config import parse
 from facessl.config.commands import FINETUNE, resolved
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.paths import located, published
-from facessl.config.run import plain
+from facessl.config.run import to_plain
 from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
+from facessl.core.launch import loader_workers, one_after_another
 from facessl.core.schema import read_json, to_json
 from facessl.core.types import Progress
 from facessl.data.decode import EXTENSIONS, ImageError, read_file, stored_size
 from facessl.data.overlap import warn_of_overlap
 from facessl.data.source import Source
-from facessl.data.splits import Parts as Split
-from facessl.data.splits import parts
+from facessl.data.splits import Splits, parts
 from facessl.evaluation import score
 from facessl.evaluation.mistakes import find_mistakes
 from facessl.inference import framing, trained_task
@@ -37,7 +37,7 @@ from facessl.tasks.base import Labels
 from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
 from facessl.training.finetuned_model import FinetunedModel
 from facessl.training.optimizers import build_finetune_optimizer
-from facessl.training.run import Parts, loader_workers, one_after_another, run_job, say
+from facessl.training.run import TrainingSetup, run_job, say
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
@@ -73,7 +73,7 @@ class Finetuning:
 
     backbone: Backbone
     own_size: int | None
-    data: Split
+    data: Splits
     resolved: dict[str, Any]
     published: dict[str, Any]
     augment: Augment
@@ -98,7 +98,7 @@ class Finetuning:
         backbone = self.backbone
         self.resolved = resolved(self.config) | {
             "image_size": backbone.image_size,
-            "backbone": {"name": backbone.name, "pretrained": False, "options": plain(backbone.timm_options)},
+            "backbone": {"name": backbone.name, "pretrained": False, "options": to_plain(backbone.timm_options)},
         }
         self.published = published(located(self.resolved))
         return self.resolved
@@ -107,7 +107,7 @@ class Finetuning:
         parts = {"training part": self.data.train, "validation part": self.data.val, "test part": self.data.test}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
+    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> TrainingSetup:
         config, data = self.config, self.data
         augment = self.augment = augment_from_dict(self.resolved["augment"])
         arguments = dict(config.task)
@@ -121,7 +121,7 @@ class Finetuning:
         for part in (data.test, chosen or data.test):
             task.meter(part, augment)  # what cannot be scored is said now, not after hours of training
             _check_readable(part, "test" if part is data.test else "validation")
-        return Parts(
+        return TrainingSetup(
             module=self.model,
             optimizer=lambda plan: build_finetune_optimizer(task, config.optim),
             source=data.train,
@@ -231,7 +231,7 @@ def training_view(task: Any, labels: Labels, augment: Augment) -> Supervised:
     )
 
 
-def _parts(config: FinetuneConfig) -> Split:
+def _parts(config: FinetuneConfig) -> Splits:
     """What is trained, selected and tested on."""
     if not config.source:
         raise ConfigError("fine-tuning needs labeled images: facessl finetune RUN SOURCE (`synthetic:` for a trial)")
