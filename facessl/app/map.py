@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import html
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +25,6 @@ from facessl.inference.groups import principal_components
 from facessl.inference.neighbors import l2_normalize
 from facessl.inference.prediction_pictures import palette
 from facessl.inference.trained_task import Trained
-from facessl.models.weights import fingerprint
 
 #: Classes with a color of their own, the largest ones.
 _COLORED = 20
@@ -125,7 +125,7 @@ def predictions(work: Workspace) -> list[str]:
     faces, trained = work.faces, work.models["expression"]
     assert faces is not None
     assert faces.source is not None
-    file = faces.file(f"expression-{fingerprint(trained.module)[:12]}.parquet")
+    file = faces.file(f"expression-{_mark(trained)}.parquet")
     with work.lock:
         if not file.is_file():
             told = _predicted(trained, faces)
@@ -134,6 +134,14 @@ def predictions(work: Workspace) -> list[str]:
                 pq.write_table(table, partial)
         found: list[str] = pq.read_table(file)["prediction"].to_pylist()
     return found
+
+
+def _mark(trained: Trained) -> str:
+    """Digits of the weights of a model."""
+    digest = hashlib.blake2b(repr(sorted(trained.card["task"].items())).encode(), digest_size=6)
+    for name, tensor in trained.module.state_dict().items():
+        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _predicted(trained: Trained, faces: Faces) -> list[str]:
