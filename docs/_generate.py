@@ -33,8 +33,8 @@ BESIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 #: Classes beside the functions of `facessl`: what these return, and what a plug-in meets.
 CLASSES = {
     "Networks and results": [
-        *["models.backbone.Backbone", "tools.crop.CropSummary", "inference.neighbors.Neighbors"],
-        *["inference.groups.Groups", "inference.predict.Prediction"],
+        *["models.backbone.Backbone", "training.pretrain.Result", "tools.crop.CropSummary"],
+        *["inference.neighbors.Neighbors", "inference.groups.Groups", "inference.predict.Prediction"],
     ],
     "What a plug-in meets": [
         *["core.types.Sample", "core.types.Batch", "core.types.Progress", "core.types.Step", "data.source.Source"],
@@ -188,7 +188,8 @@ def rows(text: str, name: str) -> str:
     found: list[str] = []
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         lines = block.splitlines()
-        own = [line for line in lines[2:] if line.split("|")[1].strip(" `") == name]
+        own = [line for line in lines[2:] if re.sub(r"\(.*?\)|[\[\]` ]", "", line.split("|")[1]) == name]
+        own = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", line) for line in own]  # links start from another page
         found += ["\n".join([*lines[:2], *own])] if own else []
     return "\n\n".join(found)
 
