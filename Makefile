@@ -3,12 +3,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test fuzz reliability lint types format install clean docs docs-serve check-docs
+.PHONY: demo app test fuzz reliability lint types format install clean docs docs-serve check-docs
 
 demo: install  ## the main job on the embedded synthetic faces: runs/demo/report.html
 	rm -rf runs/demo
 	$(BIN)/facessl pretrain --config fra/demo --out runs/demo
 	@echo "open runs/demo/report.html"
+
+app: install  ## a local page to look at the demo's run and synthetic faces
+	test -f runs/demo/backbone.safetensors || $(MAKE) demo
+	$(BIN)/facessl app runs/demo 'synthetic:?n=500&size=96&seed=2'
 
 test: install  ## everything that needs no network and no data
 	$(BIN)/python -m pytest -q
