@@ -166,8 +166,8 @@ def settings(command: Command, name: str, prefix: str = "", without: Sequence[st
         [
             f"`{dashed(action.dest)}`" if action.option_strings else f"`{action.dest.upper()}`",
             types._get_type_str(action) or "",
-            "" if action.default is None else f"`{_plain(action.default)}`",
-            " ".join(str(action.help).split()),
+            f"`{_plain(action.default)}`",
+            re.sub(r"<(?=\w)", "&lt;", " ".join(str(action.help).split())),
         ]
         for action in parser._actions
         if action.dest.startswith(prefix)
@@ -207,7 +207,7 @@ def configuration() -> str:
     for command, part in ((PRETRAIN, "methods"), (FINETUNE, "tasks")):
         links = ", ".join(f"[{name}]({part}/{name}.md#settings)" for name in plugins.names(part))
         parts.append(
-            f"## facessl {command.name}\n\nThe settings of each of the {part} are on its page: {links}.\n\n"
+            f"## facessl {command.name}\n\nEach of the {part} has settings of its own: {links}.\n\n"
             + settings(command, command.default, without=[f"{command.part}."])
         )
     return "\n\n".join(parts)

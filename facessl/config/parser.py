@@ -6,7 +6,7 @@ import itertools
 import re
 import types
 import typing
-from argparse import Action, HelpFormatter
+from argparse import Action
 from collections.abc import Sequence
 from typing import Any
 
