@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,8 @@ from PIL import Image
 
 from facessl.core.errors import ConfigError, DataError
 
+#: Endings of the pictures that are written.
+PICTURES = (".png", ".jpg")
 #: Bytes of the largest list that is read.
 MAX_LIST = 2 << 30
 #: A pipe does not wait for its writer, a child process does not hold the file, Windows changes no line ends.
@@ -148,6 +150,17 @@ def completed(path: str | Path, *, private: bool = False) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """DataError where the block cannot write to the folder of a job that can be run again."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {folder}: {error.strerror or error}; the same command goes on where it stopped"
+        ) from None
+
+
 def temporary_beside(path: str | Path) -> Path:
     """A name in the same folder that no file has, as `is_temporary` knows it; it tells the machine and the process."""
     process = f"{os.getpid() & 0xFFFFFF:06x}"
@@ -244,18 +257,23 @@ def check_output(path: str | Path | None, *, folder: bool = False) -> None:
     _remove_abandoned(Path(full if folder else above), f"**/{left}" if folder else left)
 
 
-def write_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 picture; the file appears only when it is complete.
+def check_ending(path: str | Path, what: str, endings: Sequence[str]) -> None:
+    """ConfigError unless the name of the file for `what` ends in one of `endings`."""
+    if Path(path).suffix not in endings:
+        raise ConfigError(f"cannot write the {what} to {path}: the name must end in {' or '.join(endings)}")
+
+
+def write_picture(path: str | Path, picture: np.ndarray) -> None:
+    """Write an (H, W, 3) uint8 picture as .png or .jpg; the file appears only when it is complete.
 
     Raises:
-        ConfigError: the name does not end in .png.
+        ConfigError: another ending.
         DataError: the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix != ".png":
-        raise ConfigError(f"cannot write the picture to {path}: the name must end in .png")
-    with completed(path) as partial:
-        Image.fromarray(picture).save(partial, format="PNG", compress_level=3)  # half the time of 6, a tenth larger
+    check_ending(path, "picture", PICTURES)
+    kind = "PNG" if Path(path).suffix == ".png" else "JPEG"
+    with completed(path) as partial:  # compress_level 3 takes half the time of 6 for a tenth more
+        Image.fromarray(picture).save(partial, format=kind, quality=88, compress_level=3)
 
 
 def _reason(error: RuntimeError | MemoryError) -> str:

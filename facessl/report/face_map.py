@@ -65,8 +65,7 @@ def write_map(
         DataError: no embeddings or table there, or the page cannot be written.
     """
     path = Path(path)
-    if path.suffix != ".html":
-        raise ConfigError(f"cannot write the map to {path}: the name must end in .html")
+    files.check_ending(path, "map", [".html"])
     _check_projection(projection)
     rows = embeddings if isinstance(embeddings, Embeddings) else read_embeddings(embeddings)
     classes = _classes_of(rows) if color is None else _classes_in(Path(color), rows.keys)

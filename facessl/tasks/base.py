@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Required, TypedDict, runtime_checkable
 
@@ -100,8 +100,50 @@ class Labels:
         )
 
 
+@dataclass(frozen=True)
+class Example:
+    """One answer of a task beside the label.
+
+    Attributes:
+        index: position of the image in the source; of a pair both positions.
+        label, prediction: as words; empty where only a picture can show them.
+        measure: what `value` is: `probability` of the predicted answer, `cosine similarity` of a pair, or the name of
+            a score (a fraction) of the image alone.
+        value: the number.
+        attribute: the attribute that the answer is about, of tasks that answer several; else empty.
+        keys: what a person finds the image or both images by.
+    """
+
+    index: tuple[int, ...]
+    label: str
+    prediction: str
+    measure: str
+    value: float
+    attribute: str = ""
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """All M answers that a meter has collected, one by one.
+
+    Attributes:
+        badness: (M,) the larger, the worse the mistake; NaN for answers that are right or cannot be judged.
+        example: position of an answer -> the answer.
+        kinds: (M,) int, mistakes of each kind are ranked by themselves (attributes); None: all together.
+    """
+
+    badness: np.ndarray
+    example: Callable[[int], Example]
+    kinds: np.ndarray | None = None
+
+
 class Meter(Protocol):
-    """Collects what a task predicts for one part of a source, and scores it in the stored images' coordinates."""
+    """Collects what a task predicts for one part of a source, and scores it in the stored images' coordinates.
+
+    Optional member:
+        examples(): the answers one by one (`Examples`), for the mistakes that the report and the app show.
+    """
 
     def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
         """Predictions of one batch (`Task.predict`), and the batch that they were made for."""
@@ -169,6 +211,11 @@ class _Groups(TypedDict, total=False):
     note: str | None
 
 
+class _Constant(TypedDict):
+    answer: str
+    scores: dict[str, _Number]
+
+
 class Scores(TypedDict, total=False):
     """What reports read of `Meter.result` in files, which somebody else may have written."""
 
@@ -182,6 +229,11 @@ class Scores(TypedDict, total=False):
     f1: dict[str, _Number] | _Number
     subsets: dict[str, dict[str, float | list[Any] | None]] | None
     groups: dict[str, _Groups] | None
+    constant: _Constant | None
+    majority_class: _Number
+    majority: _Number
+    same: _Number
+    different: _Number
 
 
 def check_result(result: Mapping[str, Any], task: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -21,12 +20,15 @@ from typing import Any
 import cv2
 import torch
 
+from facessl.core.blocks import remove_blocks
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.files import is_temporary, remove_temporaries
+from facessl.core.files import is_temporary, remove_temporaries, writing
 from facessl.core.lock import only_writer
 from facessl.data.location import refuse_inside
 from facessl.data.source import Source, open_source
 
+#: Name of the blocks that ranks leave in the output folder (`facessl.core.blocks`).
+BLOCKS = "ranks"
 #: Pieces per process that are in work or wait to be written.
 _AHEAD = 4
 
@@ -67,21 +69,10 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, w
                 f"{folder} is not empty, and its files are not of an earlier {job}: name another folder with --out"
             )
         remove_temporaries(folder, *folder.rglob("*/"))
-        try:
+        with writing(folder):
             yield folder
             if not wait:  # the whole job is done
-                remove_parts(folder)
-        except OSError as error:
-            raise DataError(
-                f"cannot write to {folder}: {error.strerror or error}; the same command goes on where it stopped"
-            ) from None
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove what the ranks of a job left in its folder, of any number of ranks."""
-    for file in folder.glob(".rank-*-of-*"):
-        if re.fullmatch(r"\.rank-\d+-of-\d+", file.name) and not file.is_dir():
-            file.unlink()
+                remove_blocks(folder / BLOCKS)
 
 
 def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) -> Iterator[Any]:

@@ -45,7 +45,7 @@ def test_page_of_a_fine_tuning_run_shows_what_its_task_measured(
     write_report(write_tuned(tmp_path / "mine", make(), task=task))
     page = Page((tmp_path / "mine" / "report.html").read_text())
     rest = ["Loss", "Score over time", "Schedule", "Speed", "Configuration", "Skipped images", "Environment"]
-    assert page.headings == ["Scores", *sections, *rest]
+    assert page.headings == ["Scores", "Worst mistakes", *sections, *rest]
     for words in [*said, f"{task.capitalize()} on resnet18", "Weights of step 30", "coordinate"]:
         assert words in page.text, words
 

@@ -214,7 +214,7 @@ def test_the_best_measurement_after_the_first_step_is_kept(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    values = iter([*scores, 0.5])
+    values, scored = iter(scores), module.find_mistakes
     seen: list[dict[str, torch.Tensor]] = []
 
     def rigged(task: Any, *_: Any) -> dict[str, Any]:
@@ -222,7 +222,12 @@ def test_the_best_measurement_after_the_first_step_is_kept(
         value = next(values)
         return {"headline": {"name": "rigged", "value": value, "interval": [value, value], "better": better}}
 
+    def tested(trained: Any, *args: Any, **options: Any) -> Any:
+        seen.append({k: v.clone() for k, v in trained.module.state_dict().items()})
+        return scored(trained, *args, **options)
+
     monkeypatch.setattr(module, "_score", rigged)
+    monkeypatch.setattr(module, "find_mistakes", tested)
     found = finetune(tmp_path / "run", ema=0.5)
     assert found["selected"]["step"] == best
     assert found["selected"].get("value", NAN) == pytest.approx(scores[best // 5], nan_ok=True)
