@@ -83,18 +83,19 @@ def embedding_batches(
     precision: str = "fp32",
     max_bad: float = 1,
     batches: Iterable[Sequence[int]] | None = None,
+    network: str = "",
 ) -> Iterator[Embeddings]:
     """Embeddings batch by batch, so that a source of any size fits in memory. Arguments as for `embed`.
 
     An item may hold no image: the last one, which carries what was skipped after the last full batch, and any one of
     `batches`, the positions of each batch where they are given. The results of a batch are asked for when the next one
-    is already on its way to a GPU, so that it need not wait for them.
+    is already on its way to a GPU, so that it need not wait for them. `network` is `network_id`, where it is known.
     """
     device = next(backbone.parameters()).device
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "pin_memory": device.type == "cuda"}
     loader = EvalLoader(source, OneView(view), max_bad=max_bad, batches=batches, **options)
-    seen, network = 0, network_id(backbone, precision)
+    seen, network = 0, network or network_id(backbone, precision)
     empty = torch.zeros(0, backbone.num_features)
     waiting: tuple[Batch, Tensor] | None = None
     for batch in loader:

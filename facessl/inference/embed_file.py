@@ -65,7 +65,7 @@ def embed_to_file(
 
     def compute(batches: Iterator[Sequence[int]]) -> Iterator[list[Found]]:
         asked, given = itertools.tee(batches)
-        found = embedding_batches(backbone, source, max_bad=max_bad, batches=given, **options)
+        found = embedding_batches(backbone, source, max_bad=max_bad, batches=given, network=network, **options)
         for part, positions in zip(found, asked, strict=False):
             labels = None if part.labels is None else part.labels.tolist()
             unreadable = sorted({*positions}.difference(part.index.tolist()))

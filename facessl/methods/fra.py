@@ -295,7 +295,7 @@ class FRA(nn.Module):
         In `variant="paper"` what the text leaves open is the released code's (temperatures of the assignments, ME-MAX
         weight, Sinkhorn's input and iterations, decoder, initialization). `variant="official"` is the released code,
         but gradients pass through averages over the ranks, and the prototype starts from zeros. `relation`,
-        `frame_prior` and `mask_embeddings="free"` are this project's. All differences: docs/methods.md.
+        `frame_prior` and `mask_embeddings="free"` are this project's. All differences: docs/methods/fra.md.
     """
 
     Args: ClassVar[type[FRAArgs]] = FRAArgs
@@ -333,7 +333,7 @@ class FRA(nn.Module):
     @property
     def has_prior(self) -> bool:
         """Whether `heatmaps` have a prior that can be turned off or shown alone."""
-        return self.has_regions and self.args.frame_prior > 0
+        return self.has_regions and (self.args.frame_prior > 0 or self.colors is not None)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of two views (B, 3, S, S), Eq. 8.
@@ -463,16 +463,23 @@ class FRA(nn.Module):
 
         Call it in evaluation mode. Averaged mask embeddings are replaced by the running prototype, which is zero before
         the first step (uniform heatmaps). A prior takes `x` for the stored image; `prior` leaves it out
-        ("off": content only) or shows nothing else ("alone"). ConfigError where there are no regions (only the global
-        term is on), or no prior to show alone.
+        ("off": content only) or shows nothing else ("alone"). With `targets="color"` the layout is the prior, and the
+        image's own colors correct the heatmaps, which have the cells of `ColorRegions`. ConfigError where there are no
+        regions (only the global term is on), or no prior to show alone.
         """
         if not self.has_regions:
             raise ConfigError("this FRA has no heatmaps: its local and relation terms are off; turn one on")
         if prior == "alone" and not self.has_prior:
             raise ConfigError("this FRA has no prior to show alone: its frame_prior is 0")
+        whole = at_least_float32(x.new_tensor([[0, 0, 1, 1, 0]])).expand(len(x), -1)
+        if self.colors is not None and prior == "alone":
+            return self.colors.at(whole).permute(0, 3, 1, 2)
         features = self.backbone.forward_features(x)
         similarity = self.heads.similarity(features, self.heads.stored_embedding(features), prior=prior)
         maps = self.heads.heatmaps(similarity)  # (B, hw, N)
+        if self.colors is not None:
+            content = maps.unflatten(1, features.shape[2:])
+            return self.colors(self._colors(x), whole, content, place=prior == "added").permute(0, 3, 1, 2)
         return maps.transpose(1, 2).unflatten(2, features.shape[2:])
 
 

@@ -211,6 +211,11 @@ class _Groups(TypedDict, total=False):
     note: str | None
 
 
+class _Constant(TypedDict):
+    answer: str
+    scores: dict[str, _Number]
+
+
 class Scores(TypedDict, total=False):
     """What reports read of `Meter.result` in files, which somebody else may have written."""
 
@@ -224,6 +229,11 @@ class Scores(TypedDict, total=False):
     f1: dict[str, _Number] | _Number
     subsets: dict[str, dict[str, float | list[Any] | None]] | None
     groups: dict[str, _Groups] | None
+    constant: _Constant | None
+    majority_class: _Number
+    majority: _Number
+    same: _Number
+    different: _Number
 
 
 def check_result(result: Mapping[str, Any], task: Any) -> None:

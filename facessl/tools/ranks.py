@@ -5,8 +5,9 @@ One process writes straight to the output, which is its own record of what is do
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,9 +51,9 @@ def over_ranks(
         What `write` does, on the rank that ended last; None on the others.
     """
 
-    def each(positions: Sequence[int]) -> list[Found]:
-        results = [(index, *work(index)) for index in positions]
-        return [record([i], [i] if failed(values) else [], values, data) for i, values, data in results]
+    def compute(pieces: Iterator[Sequence[int]]) -> Iterator[list[Found]]:
+        for results in in_order(functools.partial(_each, work), pieces, workers):
+            yield [record([i], [i] if failed(values) else [], values, data) for i, values, data in results]
 
     with folder() as path:
         if not (todo := left(path)):
@@ -64,7 +65,7 @@ def over_ranks(
             about,
             count,
             todo,
-            lambda pieces: in_order(each, pieces, workers),
+            compute,
             valid=lambda found: len(found["positions"]) == 1 and valid(found["values"], len(found["sizes"])),
             readable=lambda index: not failed(work(index)[0]),
             piece=_PIECE,
@@ -74,10 +75,19 @@ def over_ranks(
     with folder() as path, blocks.joined() as records:
         if records is None:
             return None
-        return write(path, lambda index: next((r["values"], data) for r, data in records if r["positions"] == [index]))
+
+        def known(index: int) -> Result:
+            one = next((one for one in records if one[0]["positions"] == [index]), None)
+            return (one[0]["values"], one[1]) if one else work(index)  # a crop that was removed meanwhile
+
+        return write(path, known)
 
 
 def wait_for_others(path: Path) -> None:
     """Wait until the last rank has written what all have left in the folder `path`."""
     while any(path.glob(f".{BLOCKS}.*.parts")):
         time.sleep(0.5)
+
+
+def _each(work: Callable[[int], Result], positions: Sequence[int]) -> list[tuple[int, dict[str, Any], Sequence[bytes]]]:
+    return [(index, *work(index)) for index in positions]

@@ -26,10 +26,12 @@ from facessl.data.overlap import warn_of_overlap
 from facessl.data.source import Source
 from facessl.data.splits import Splits, parts
 from facessl.evaluation import score
+from facessl.evaluation.mistakes import find_mistakes
 from facessl.inference import framing, trained_task
 from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
+from facessl.report.examples import SHOWN, write_examples
 from facessl.report.write import write_report
 from facessl.tasks.base import Labels
 from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
@@ -180,10 +182,13 @@ class Finetuning:
         shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "framing", "format")}
         shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
         checkpoint.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
-        test = _score(task, self.data.test, self.augment, config)
+        trained = trained_task.Trained(task, task.backbone.image_size, self.augment, info)
+        found = find_mistakes(trained, self.data.test, count=SHOWN, train=self.data.train, **_pass(config))
+        test = found.scores
         results = told | {"selected": chosen, "train_images": len(self.data.train), "test": test}
         files.write_atomic(folder / "results.json", to_json(results, indent=2).encode() + b"\n")
         files.write_atomic(folder / "status.json", status)
+        write_examples(folder, found)
         for sentence in write_report(folder)["notes"]:
             say(sentence)
         say(f"report: {folder / 'report.html'}")
@@ -307,16 +312,17 @@ class _Selection:
 
 
 def _score(task: Any, source: Source, augment: Augment, config: FinetuneConfig) -> dict[str, Any]:
-    return score.score(
-        task,
-        source,
-        augment,
-        image_size=task.backbone.image_size,
-        batch_size=max(config.batch_size, 32),
-        workers=loader_workers(config.workers),
-        precision=config.precision,
-        max_bad=config.max_bad,
-    )
+    return score.score(task, source, augment, image_size=task.backbone.image_size, **_pass(config))
+
+
+def _pass(config: FinetuneConfig) -> dict[str, Any]:
+    """How images are scored."""
+    return {
+        "batch_size": max(config.batch_size, 32),
+        "workers": loader_workers(config.workers),
+        "precision": config.precision,
+        "max_bad": config.max_bad,
+    }
 
 
 def _balance(source: Source) -> np.ndarray:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from facessl.core.errors import DataError
 from facessl.core.types import Progress
@@ -134,6 +135,26 @@ def test_layout_is_found_once_and_carried_along():
     other.load_state_dict(model.state_dict())
     x, crop = batch.views[0], batch.crops[0]
     assert torch.equal(other.colors(x, crop), model.colors(x, crop))
+
+
+def test_heatmaps_are_corrected_by_the_images_colors():
+    model = laid_out(build(**COLOR)).eval()
+    x = views().views[0]
+    scale = torch.tensor(model.backbone.std, dtype=torch.float64)[:, None, None]
+    colors = F.adaptive_avg_pool2d(x * scale, CELLS).flatten(2).transpose(1, 2)
+    features = model.backbone.forward_features(x)
+    seen = (model.heads.similarity(features, model.heads.mask_embedding) / 0.1).softmax(-1)
+    content = F.interpolate(seen.transpose(1, 2).unflatten(2, (3, 3)), (CELLS, CELLS), mode="bilinear") + 0.02
+    content = content.flatten(2).transpose(1, 2)
+    place = model.colors.layout.flatten(0, 1).expand(3, -1, -1)
+    for prior, expected in (
+        ("off", by_color(colors, content / content.sum(-1, keepdim=True))),
+        ("added", by_color(colors, (content * place).sqrt() / (content * place).sqrt().sum(-1, keepdim=True))),
+        ("alone", place),
+    ):
+        maps = model.heatmaps(x, prior=prior)
+        torch.testing.assert_close(maps, expected.transpose(1, 2).unflatten(2, (CELLS, CELLS)).detach())
+    assert model.has_prior
 
 
 def test_unknown_places_are_refused():

@@ -23,11 +23,11 @@ LAYOUT_STEPS = 16
 #: Distance of two colors (0 to 1 per channel) that counts as the same, as the standard deviation of a Gaussian.
 SAME_COLOR = 0.1
 #: Rounds of EM on a view's colors; how much a cell's color weighs against its place (neighbors are not independent).
-ROUNDS, COLOR_WEIGHT = 5, 0.3
+ROUNDS, COLOR_WEIGHT = 5, 0.2
 #: The prior of a region's variance of color: a standard deviation, and how many cells it weighs like.
 DEVIATION, PRIOR_WEIGHT = 0.06, 2.0
-#: What every region has at every place of the layout before it is normalized.
-_FLOOR = 0.02
+#: Soft borders of the layout: how often a cell becomes the mean of the 3 x 3 around it, and what every region is given.
+_SOFTENED, _FLOOR = 3, 0.02
 
 
 class ColorRegions(nn.Module):
@@ -51,17 +51,34 @@ class ColorRegions(nn.Module):
         self._noted: tuple[Tensor, Tensor] | None = None  # what `update` adds to them
 
     @torch.no_grad()
-    def forward(self, colors: Tensor, crops: Tensor) -> Tensor:
-        """Regions of a view: colors (B, 3, S, S) in 0..1, crops (B, 5) -> (B, CELLS, CELLS, N), sum 1 over N."""
-        prior = view_cells.read(self.layout.expand(len(crops), -1, -1, -1), *view_cells.places(crops, CELLS, CELLS))
+    def forward(self, colors: Tensor, crops: Tensor, content: Tensor | None = None, *, place: bool = True) -> Tensor:
+        """Regions of a view from its colors and a prior: the layout, a network's map, or their geometric mean.
+
+        Args:
+            colors: (B, 3, S, S) in 0..1, but for a constant.
+            crops: (B, 5), what the view shows.
+            content: (B, h, w, N), sum 1 over N, what a network sees in the view; None: nothing.
+            place: whether the layout counts.
+
+        Returns:
+            (B, CELLS, CELLS, N), sum 1 over N.
+        """
+        priors = [self.at(crops)] if place else []
+        if content is not None:
+            whole = _frame(crops)
+            priors.append(view_cells.read(content, *view_cells.places(whole, CELLS, CELLS)) + _FLOOR)
+        prior = torch.stack([p.log() for p in priors]).mean(0).softmax(-1)
         return by_color(_cells(colors).flatten(1, 2), prior.flatten(1, 2)).unflatten(1, (CELLS, CELLS))
+
+    def at(self, crops: Tensor) -> Tensor:
+        """The layout at the places that views show: crops (B, 5) -> (B, CELLS, CELLS, N)."""
+        return view_cells.read(self.layout.expand(len(crops), -1, -1, -1), *view_cells.places(crops, CELLS, CELLS))
 
     @torch.no_grad()
     def note(self, colors: Tensor, crops: Tensor) -> None:
         """Notes which places of the frame have the same color in a view; arguments as in `forward`."""
-        frame = torch.zeros_like(crops)
-        frame[:, 2:4] = 1
-        seen, shown = (x.flatten(1, 2) for x in view_cells.seen_by(_cells(colors), crops, frame, CELLS, CELLS))
+        cells = view_cells.seen_by(_cells(colors), crops, _frame(crops), CELLS, CELLS)
+        seen, shown = (x.flatten(1, 2) for x in cells)
         both = (shown[:, :, None] & shown[:, None]).to(seen.dtype)  # (B, CELLS^2, CELLS^2)
         alike = torch.exp(torch.cdist(seen, seen).square() / (-2 * SAME_COLOR**2))
         together, pairs = self._noted or (0, 0)
@@ -96,8 +113,10 @@ def layout(alike: Tensor, regions: int) -> Tensor:
     halves = (halves + halves.flip(3))[:, : CELLS // 2, :, : CELLS // 2].flatten(2).flatten(0, 1) + 1e-6  # connected
     cluster = SpectralClustering(regions, affinity="precomputed", random_state=0)
     left = torch.from_numpy(cluster.fit_predict(halves.double().cpu().numpy())).view(CELLS, CELLS // 2)
-    whole = F.one_hot(torch.cat([left, left.flip(1)], 1).long(), regions).to(alike).permute(2, 0, 1)
-    soft = F.avg_pool2d(F.pad(whole[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0].permute(1, 2, 0) + _FLOOR
+    soft = F.one_hot(torch.cat([left, left.flip(1)], 1).long(), regions).to(alike).permute(2, 0, 1)  # (N, 16, 16)
+    for _ in range(_SOFTENED):
+        soft = F.avg_pool2d(F.pad(soft, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    soft = soft.permute(1, 2, 0) + _FLOOR
     return soft / soft.sum(-1, keepdim=True)
 
 
@@ -126,3 +145,10 @@ def by_color(colors: Tensor, prior: Tensor) -> Tensor:
 def _cells(colors: Tensor) -> Tensor:
     """(B, 3, S, S) -> (B, CELLS, CELLS, 3), averaged."""
     return F.adaptive_avg_pool2d(at_least_float32(colors), CELLS).permute(0, 2, 3, 1)
+
+
+def _frame(crops: Tensor) -> Tensor:
+    """Crops (B, 5) of the whole image, as many as there are in another."""
+    whole = torch.zeros_like(crops)
+    whole[:, 2:4] = 1
+    return whole
