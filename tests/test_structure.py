@@ -18,7 +18,7 @@ PACKAGE = Path(facessl.__file__).parent
 
 #: From the top down: a package imports from those after it only. Any module may import from its own package.
 ORDER = (
-    "cli", "tools", "training", "report", "evaluation", "inference", "tasks", "pretrained",
+    "cli", "app", "tools", "training", "report", "evaluation", "inference", "tasks", "pretrained",
     "methods", "models", "metrics", "config", "views", "data", "synthetic", "core",
 )  # fmt: skip
 #: The rest of the top level. `recipes` holds YAML.

@@ -15,7 +15,7 @@ import yaml
 from facessl.cli.commandline import call, listed, one_sentence, overview, parsed_words, summary, thread_error
 from facessl.cli.data import cmd_crop, cmd_pack
 from facessl.cli.embeddings import cmd_embed, cmd_group, cmd_map, cmd_search
-from facessl.cli.networks import cmd_convert, cmd_export, cmd_predict, cmd_probe, cmd_regions
+from facessl.cli.networks import cmd_app, cmd_convert, cmd_export, cmd_predict, cmd_probe, cmd_regions
 from facessl.cli.train import cmd_finetune, cmd_plan, cmd_pretrain
 from facessl.config.parser import Parser
 from facessl.core import plugins
@@ -138,6 +138,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "search": cmd_search,
     "group": cmd_group,
     "map": cmd_map,
+    "app": cmd_app,
     "regions": cmd_regions,
     "probe": cmd_probe,
     "predict": cmd_predict,

@@ -149,11 +149,10 @@ def cmd_predict(
         precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
         max_bad: fraction of unreadable photos above which it stops.
     """
-    from facessl.core import files, plugins
-    from facessl.core.distributed import rank, totals
+    from facessl.core import files, launch, plugins
+    from facessl.core.distributed import rank, ranks, totals
     from facessl.inference import predict
     from facessl.inference.trained_task import load_trained
-    from facessl.training import run as runs
 
     files.check_output(out, folder=True)
     trained = load_trained(run)
@@ -162,10 +161,10 @@ def cmd_predict(
         raise ConfigError(
             f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
         )
-    with runs.one_error_in_distributed("give the same command again"):
+    with launch.one_error_in_distributed("give the same command again"):
         trained.module.to(computing_device(device, threads))
-        if runs.ranks()[0] > 1:
-            trained.module.to(runs.start_fabric(device, precision).device)
+        if ranks()[0] > 1:
+            trained.module.to(launch.start_fabric(device, precision).device)
         found = predict.predict(
             trained,
             photos,
@@ -242,4 +241,39 @@ def cmd_convert(
     card = convert(path, out, name=name, heads=heads, mean=mean, std=std)
     told = ("timm_name", "timm_options", "image_size", "mean", "std", "method", "guessed")
     print(json.dumps({"out": str(out), **{k: card[k] for k in told if k in card}}))
+    return 0
+
+
+def cmd_app(argv: list[str]) -> int:
+    """A local web page to look at faces: photos, search, groups, map, mistakes, training; Ctrl-C ends it."""
+    parser = Parser(prog="facessl app", description=summary(cmd_app))
+    parser.add_argument("run", help="run folder, checkpoint, exported backbone or timm:NAME")
+    parser.add_argument(
+        "source",
+        nargs="?",
+        help="the faces: images, NAME:PATH?option=value or a path, which are embedded once; or a file that "
+        "`facessl embed` wrote (.parquet, .npy)",
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=[], help="run folders of `facessl finetune`, one of each task at most"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address that is listened on; by default only this machine")
+    parser.add_argument("--port", type=int, default=None, help="by default the first free one from 7860")
+    parser.add_argument(
+        "--share", type=bool, default=False, help="also show the page to everybody with a link of Gradio's servers"
+    )
+    parser.add_argument(
+        "--cache", default=None, help="folder of the embeddings of a source and its thumbnails; by default RUN/app"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="images per forward pass")
+    parser.add_argument("--workers", type=int, default=None, help="loader processes; by default the cores minus one")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads that compute; by default one per core")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    given = parsed_words(parser, argv, "app")
+    from facessl.app import launch
+    from facessl.core.launch import loader_workers
+
+    place = computing_device(given.pop("device"), given.pop("threads"))
+    cache, workers = given.pop("cache"), loader_workers(given.pop("workers"))
+    launch.serve(**given, cache=None if cache is None else Path(cache), workers=workers, device=place)
     return 0

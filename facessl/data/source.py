@@ -20,6 +20,7 @@ import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataError, UnknownName
+from facessl.core.files import with_slashes
 from facessl.core.tables import from_csv
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import EXTENSIONS, ImageError, read_file
@@ -104,7 +105,7 @@ class Source:
             file: where the names were read, for errors.
             hint: what to do where there is no image or the first is missing.
         """
-        names = list(names) if folder is None else _stored_names(names, folder)
+        names = list(names) if folder is None else [*map(with_slashes, _stored_names(names, folder))]
         hint = f" ({hint})" if hint else ""
         if not names:
             raise DataError(f"no image in {file}{hint}")
@@ -238,8 +239,7 @@ class Source:
 def stored(name: str, folder: str | Path) -> str | None:
     """The file below a folder that a name in a list means; None where there is none.
 
-    It is what `tables.csv_row` wrote so, the name itself, without blanks at its ends, with slashes for backslashes, or
-    with accents that are written otherwise, whichever exists.
+    It may be what `tables.csv_row` wrote so, have no blanks at its ends, slashes for backslashes, or other accents.
     """
     for text in dict.fromkeys(read for way in (name, name.strip()) for read in (from_csv(way), way)):
         for path in dict.fromkeys((text, text.replace("\\", "/"))):

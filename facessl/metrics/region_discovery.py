@@ -18,7 +18,7 @@ import numpy as np
 from facessl.core.errors import DataError
 from facessl.core.types import IGNORE_INDEX
 from facessl.metrics import region_maps as maps
-from facessl.metrics.bootstrap import as_array, bootstrap_mean, plain
+from facessl.metrics.bootstrap import as_array, bootstrap_mean, with_intervals
 from facessl.metrics.region_scores import (
     Similarity,
     best_regions,
@@ -104,7 +104,7 @@ def discover(
     for one in candidates:
         row: dict[str, Any] = {"name": one.name, **dependence(one.regions, count=one.count)}
         if truth is not None:
-            row |= plain(region_scores(one.regions, truth, count=one.count, classes=classes or 0, **drawn))
+            row |= with_intervals(region_scores(one.regions, truth, count=one.count, classes=classes or 0, **drawn))
             tables = contingency(one.regions, truth, count=one.count, classes=classes or 0)
             row["parts"] = [
                 None if np.isnan(iou) else [int(region), float(iou)]
@@ -114,7 +114,7 @@ def discover(
             error = None
             if one.features is not None:
                 error = bootstrap_mean(landmark_errors(one.features, landmarks, ocular=ocular, train=train), **drawn)
-            row |= plain({"nme_interocular": error})
+            row |= with_intervals({"nme_interocular": error})
         moved = one.heatmaps_of and consistency(
             one.heatmaps_of, images, Similarity(), before=one.heatmaps, grid=GRID, **drawn
         )

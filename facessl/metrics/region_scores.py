@@ -16,7 +16,15 @@ from torch import Tensor
 
 from facessl.core.errors import DataError
 from facessl.core.types import IGNORE_INDEX
-from facessl.metrics.bootstrap import Interval, as_array, bootstrap_mean, interval, plain, ratio, resampled_sums
+from facessl.metrics.bootstrap import (
+    Interval,
+    as_array,
+    bootstrap_mean,
+    interval,
+    ratio,
+    resampled_sums,
+    with_intervals,
+)
 from facessl.metrics.nme import eye_distance, nme
 from facessl.metrics.region_maps import BATCH, HeatmapsOf, enlarge
 
@@ -218,7 +226,7 @@ def consistency(
     sizes = np.sum(counts, axis=0)  # (2, N)
     fractions = sizes / sizes.sum(1, keepdims=True)
     return {
-        **plain({"consistency": bootstrap_mean(np.concatenate(agree), samples=samples, seed=seed)}),
+        **with_intervals({"consistency": bootstrap_mean(np.concatenate(agree), samples=samples, seed=seed)}),
         "consistency_by_chance": float(fractions[0] @ fractions[1]),
         "consistency_unmoved": float(np.concatenate(unmoved).mean()),
     }

@@ -7,13 +7,13 @@ Source: Huang et al., "Labeled Faces in the Wild", 2007 (ten folds; the threshol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.metrics.bootstrap import as_array, interval, known_mean, plain, ratio, resampled_counts
+from facessl.metrics.bootstrap import as_array, interval, known_mean, ratio, resampled_counts, with_intervals
 
 _FOLDS = 10  # where the pairs come without
 
@@ -58,14 +58,7 @@ def verification(
         ValueError: similarity, same and folds of different lengths.
         DataError: pairs of one kind only, fewer than two folds, or a similarity that is not finite.
     """
-    similarity, same = as_array(similarity).astype(np.float64), as_array(same).astype(bool)
-    if folds is None:
-        folds = np.empty(len(same), np.int64)
-        for kind in (True, False):
-            folds[same == kind] = np.arange((same == kind).sum()) % _FOLDS
-    folds = as_array(folds)
-    if not len(similarity) == len(same) == len(folds):
-        raise ValueError(f"{len(similarity)} similarities, {len(same)} answers and {len(folds)} folds")
+    similarity, same, folds = _checked(similarity, same, folds)
     curve = _Curve(similarity, same, folds)
     every = np.ones((1, len(same)))
     accuracies, point = curve.fold_accuracies(every)[0], curve.rates(every, fars)[0]
@@ -82,8 +75,38 @@ def verification(
         "same": int(same.sum()),
         "different": different,
         "standard_error": float(accuracies.std(ddof=1) / len(accuracies) ** 0.5),
-        **plain({"accuracy": accuracy, "roc_auc": rates[0], "eer": rates[1], **tar}),
+        **with_intervals({"accuracy": accuracy, "roc_auc": rates[0], "eer": rates[1], **tar}),
     }
+
+
+def thresholds(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | None = None) -> np.ndarray:
+    """The threshold by which `accuracy` judges each pair, the best one of the folds that the pair is not in.
+
+    Args and errors as in `verification`.
+
+    Returns:
+        (P,) float64; a pair is accepted where its similarity reaches it. Infinite where accepting none is best.
+    """
+    similarity, same, folds = _checked(similarity, same, folds)
+    curve = _Curve(similarity, same, folds)
+    steps = [step[0] for step, _, _ in curve.chosen(np.ones((1, len(same))))]
+    ranked = np.append(np.inf, similarity[curve.order][curve.ends])  # (D + 1,)
+    return ranked[steps][np.searchsorted(curve.names, folds)]
+
+
+def _checked(
+    similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The arguments of `verification` as arrays; pairs without folds are dealt to ten."""
+    similarity, same = as_array(similarity).astype(np.float64), as_array(same).astype(bool)
+    if folds is None:
+        folds = np.empty(len(same), np.int64)
+        for kind in (True, False):
+            folds[same == kind] = np.arange((same == kind).sum()) % _FOLDS
+    folds = as_array(folds)
+    if not len(similarity) == len(same) == len(folds):
+        raise ValueError(f"{len(similarity)} similarities, {len(same)} answers and {len(folds)} folds")
+    return similarity, same, folds
 
 
 def _allowed(far: float, different: np.ndarray | int) -> np.ndarray:
@@ -131,7 +154,13 @@ class _Curve:
         return np.stack(columns, axis=1)
 
     def fold_accuracies(self, counts: np.ndarray) -> np.ndarray:
-        """(r, P) counts of pairs -> (r, F) accuracy of each fold, NaN where a resample has no pair of it.
+        """(r, P) counts of pairs -> (r, F) accuracy of each fold, NaN where a resample has no pair of it."""
+        rows = np.arange(len(counts))
+        return np.stack([ratio(right[rows, step], size[:, -1]) for step, right, size in self.chosen(counts)], axis=1)
+
+    def chosen(self, counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(r, P) counts of pairs -> of each fold the step (r,) at its threshold, and the right answers and the pairs
+        accepted there up to each step (r, D + 1).
 
         A threshold is one of the other folds' similarities, and accepts what reaches it, or lies above all of them. Of
         several that are best there, the middle one is taken.
@@ -140,8 +169,6 @@ class _Curve:
         gain = ranked * np.where(self.same, 1, -1)
         right_all = self._steps(gain) + (ranked * ~self.same).sum(1, keepdims=True)
         size_all = self._steps(ranked)
-        rows = np.arange(len(ranked))
-        out = []
         for name in self.names:
             inside = self.folds == name
             right = self._steps(gain * inside) + (ranked * (inside & ~self.same)).sum(1, keepdims=True)
@@ -150,9 +177,7 @@ class _Curve:
             elsewhere[:, 1:][np.diff(size_all - size) == 0] = -1  # no similarity of the other folds
             best = elsewhere == elsewhere.max(1, keepdims=True)
             rank = np.cumsum(best, axis=1)
-            step = (rank >= (rank[:, -1:] + 1) // 2).argmax(1)
-            out.append(ratio(right[rows, step], size[:, -1]))
-        return np.stack(out, axis=1)
+            yield (rank >= (rank[:, -1:] + 1) // 2).argmax(1), right, size
 
 
 def _equal_error(tar: np.ndarray, far: np.ndarray) -> np.ndarray:

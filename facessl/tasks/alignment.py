@@ -22,7 +22,7 @@ from facessl.models.layers.landmark_losses import coordinate_l2, heatmap_bce
 from facessl.models.layers.star import StarHead, star_loss
 from facessl.models.layers.upernet import UPerNet
 from facessl.tasks._dense import FARL, FARL_OPTIM, NARROW, freeze_unreached
-from facessl.tasks.base import Collected, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, headline
 from facessl.views.augment import FARL_ALIGNMENT, STAR_ALIGNMENT, Augment
 
 
@@ -214,6 +214,15 @@ class AlignmentMeter:
         truth = self.collected["target"]
         visible = self.collected.get("visible")
         return nme.nme(self.collected["predicted"], truth, unit=self._lengths(truth, visible), visible=visible)
+
+    def examples(self) -> Examples:
+        """One answer per image, by its error."""
+        index, errors = self.collected["index"], self.per_image()
+
+        def example(row: int) -> Example:
+            return Example((int(index[row]),), "", "", f"nme_{self.args.unit}", float(errors[row]))
+
+        return Examples(errors, example)
 
     def _lengths(self, truth: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
         """(N,) lengths in pixels that errors are divided by."""

@@ -17,7 +17,7 @@ from facessl.data.label_fractions import places
 from facessl.data.source import Source
 from facessl.metrics.multilabel import attribute_scores
 from facessl.models.backbone import Backbone
-from facessl.tasks.base import Collected, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, headline
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
 
 
@@ -103,10 +103,32 @@ class AttributesMeter:
         """Predictions of one batch."""
         self.collected.add(batch, predicted=predictions["probabilities"][:, self.place], target=batch.attributes)
 
+    def _right(self) -> np.ndarray:
+        """(N, A) bool."""
+        right: np.ndarray = (self.collected["predicted"] >= 0.5) == (self.collected["target"] > 0)
+        return right
+
     def per_image(self) -> np.ndarray:
         """(N,) fraction of right answers on each image."""
-        right: np.ndarray = (self.collected["predicted"] >= 0.5) == (self.collected["target"] > 0)
-        return right.mean(1)
+        return self._right().mean(1)
+
+    def examples(self) -> Examples:
+        """One answer per image and attribute; the wrong ones of an attribute by their probability."""
+        index, target, predicted = (self.collected[name] for name in ("index", "target", "predicted"))
+        sure = np.where(predicted >= 0.5, predicted, 1 - predicted)  # (N, A)
+        count = len(self.names)
+
+        def example(position: int) -> Example:
+            row, column = divmod(position, count)
+            label, answer = (
+                ("no", "yes")[int(target[row, column] > 0)],
+                ("no", "yes")[int(predicted[row, column] >= 0.5)],
+            )
+            value = float(sure[row, column])
+            return Example((int(index[row]),), label, answer, "probability", value, attribute=self.names[column])
+
+        badness = np.where(self._right(), np.nan, sure)
+        return Examples(badness.ravel(), example, kinds=np.tile(np.arange(count), len(index)))
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `mean_accuracy`."""

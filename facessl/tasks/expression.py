@@ -19,7 +19,7 @@ from facessl.data.source import Source
 from facessl.metrics.accuracy import accuracy, confusion
 from facessl.models.backbone import Backbone
 from facessl.models.layers.cam import class_activation_maps, flip_consistency
-from facessl.tasks.base import Collected, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, headline
 from facessl.views.augment import EAC_EXPRESSION, FRA_EXPRESSION, Augment
 
 #: Classes of which the confusion is still told.
@@ -159,11 +159,24 @@ class ExpressionMeter:
         """Predictions of one batch."""
         assert batch.label is not None
         target = same_classes(batch.label.cpu().numpy(), self.own, self.names)
-        self.collected.add(batch, predicted=predictions["probabilities"].argmax(1), target=target)
+        probabilities = predictions["probabilities"]
+        self.collected.add(batch, predicted=probabilities.argmax(1), probability=probabilities.amax(1), target=target)
 
     def per_image(self) -> np.ndarray:
         """(N,) 1 where an image was told right, else 0."""
         return (self.collected["predicted"] == self.collected["target"]).astype(float)
+
+    def examples(self) -> Examples:
+        """One answer per image; the wrong ones by their probability."""
+        index, predicted, target, sure = (
+            self.collected[name] for name in ("index", "predicted", "target", "probability")
+        )
+
+        def example(row: int) -> Example:
+            names = (self.names[int(target[row])], self.names[int(predicted[row])])
+            return Example((int(index[row]),), *names, "probability", float(sure[row]))
+
+        return Examples(np.where(predicted != target, sure, np.nan), example)
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `accuracy` (top-1, as the papers report it)."""

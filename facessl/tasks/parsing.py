@@ -21,7 +21,7 @@ from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_score
 from facessl.models.backbone import Backbone
 from facessl.models.layers.upernet import UPerNet
 from facessl.tasks._dense import FARL, FARL_OPTIM, NARROW, freeze_unreached
-from facessl.tasks.base import Collected, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, headline
 from facessl.views.augment import FARL_PARSING_CELEBAM, Augment
 
 
@@ -150,6 +150,15 @@ class ParsingMeter:
             predicted = Frame(matrix, size, self.warp).inverse_mask(row, *truth.shape)
             self.matrix.update(predicted, self.place[truth], ignore=IGNORE_INDEX)
         self.collected.add(batch)
+
+    def examples(self) -> Examples:
+        """One answer per image; the lower its mean F1, the worse."""
+        index, scores = self.collected["index"], mean_f1(self.matrix.per_image)
+
+        def example(row: int) -> Example:
+            return Example((int(index[row]),), "", "", "mean_f1", float(scores[row]))
+
+        return Examples(-scores, example)
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `mean_f1`."""

@@ -16,9 +16,9 @@ from facessl.core.types import Batch, Progress, Step
 from facessl.data.crop_geometry import Frame
 from facessl.data.source import Source
 from facessl.data.subset import Subset
-from facessl.metrics.verification import cosine, verification
+from facessl.metrics.verification import cosine, thresholds, verification
 from facessl.models.backbone import Backbone
-from facessl.tasks.base import Collected, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, headline
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
 
 
@@ -117,18 +117,40 @@ class VerificationMeter:
         """Embeddings of one batch."""
         self.collected.add(batch, embeddings=predictions["embeddings"])
 
+    def _compared(self) -> tuple[Subset, np.ndarray]:
+        """The images that could be read, and the cosine of each of their pairs (P,)."""
+        z = self.collected["embeddings"]
+        read = Subset(self.source, self.collected["index"])
+        assert read.pairs is not None
+        first, second = read.pairs.T
+        return read, cosine(z[first], z[second])
+
+    def examples(self) -> Examples:
+        """One answer per pair; the wrong ones by how far their cosine lies from the threshold of their fold."""
+        read, similarity = self._compared()
+        assert read.pairs is not None
+        assert read.same is not None
+        same, pairs = read.same.astype(bool), read.positions[read.pairs]  # (P, 2) in the source
+        limits = thresholds(similarity, same, read.folds)
+        accepted = similarity >= limits
+
+        def example(row: int) -> Example:
+            names = ("different persons", "same person")
+            label, answer = names[int(same[row])], names[int(accepted[row])]
+            return Example(tuple(pairs[row].tolist()), label, answer, "cosine similarity", float(similarity[row]))
+
+        return Examples(np.where(accepted == same, np.nan, np.abs(similarity - limits)), example)
+
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `accuracy`. Pairs of which an image could not be read are left out."""
-        index, z = self.collected["index"], self.collected["embeddings"]
-        read = Subset(self.source, index)
+        read, similarity = self._compared()
         assert read.pairs is not None
         assert read.same is not None
         assert self.source.pairs is not None
-        first, second = read.pairs.T
-        found = verification(cosine(z[first], z[second]), read.same, read.folds)
+        found = verification(similarity, read.same, read.folds)
         return {
             "headline": headline("accuracy", found["accuracy"], found["accuracy_interval"]),
             **found,
             "pairs_left_out": len(self.source.pairs) - len(read.pairs),
-            "images": len(index),
+            "images": len(read),
         }

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from facessl.core.errors import DataError
-from facessl.metrics.verification import cosine, verification
+from facessl.metrics.verification import cosine, thresholds, verification
 from tests.helpers import drawn_intervals
 
 
@@ -87,3 +87,12 @@ def test_what_cannot_be_scored_is_said() -> None:
         verification(np.array([0.0, np.nan]), np.array([0, 1]))
     with pytest.raises(DataError, match="at least two folds"):
         verification(np.zeros(2), np.array([0, 1]), np.zeros(2))
+
+
+def test_thresholds_are_those_that_the_accuracy_is_measured_by() -> None:
+    rng = np.random.default_rng(3)
+    same, folds = np.arange(90) % 2 == 0, rng.integers(0, 6, 90)
+    similarity = (0.8 * same + rng.normal(size=90)).round(1)
+    right = (similarity >= thresholds(similarity, same, folds)) == same
+    expected = np.mean([right[folds == fold].mean() for fold in range(6)])
+    assert verification(similarity, same, folds)["accuracy"] == pytest.approx(expected)

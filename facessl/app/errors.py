@@ -1,0 +1,53 @@
+"""The tab Errors: what a trained model gets wrong on labeled faces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from facessl.app.workspace import GALLERY, Workspace, plainly
+from facessl.core.tables import printable
+from facessl.evaluation.mistakes import Mistakes, find_mistakes
+from facessl.tasks.base import Example
+
+
+def tab(work: Workspace) -> None:
+    """Build the tab."""
+    with gr.Row():
+        task = gr.Radio(list(work.models), value=next(iter(work.models)), label="Model", scale=2)
+        count = gr.Slider(4, 48, value=12, step=4, label="Mistakes", scale=2)
+        find = gr.Button("Find mistakes", variant="primary", scale=1)
+    told = gr.Markdown("The model is scored on all faces, which takes a while.")
+    gr.Markdown("Worst and most confident mistakes: label → prediction")
+    worst = gr.Gallery(label="Worst and most confident mistakes", columns=4, **{**GALLERY, "allow_preview": True})
+    gr.Markdown("Typical answers")
+    typical = gr.Gallery(label="Typical answers", columns=4, **{**GALLERY, "allow_preview": True})
+
+    def found(task: str, count: float) -> Any:
+        faces = work.faces
+        assert faces is not None
+        assert faces.source is not None
+        with work.lock:
+            mistakes = find_mistakes(work.models[task], faces.source, count=int(count), workers=work.workers)
+            parts = [
+                [(mistakes.picture(one), _words(one)) for one in part] for part in (mistakes.worst, mistakes.typical)
+            ]
+        return _score(mistakes), *parts
+
+    find.click(plainly(found), [task, count], [told, worst, typical], show_progress_on=[told], api_visibility="private")
+
+
+def _words(example: Example) -> str:
+    """The label, what was said instead, and how surely."""
+    parts = [example.attribute.replace("_", " "), f"{example.label} → {example.prediction}"]
+    value = f"{example.value:.2f}"
+    said = value if example.measure == "probability" else f"{example.measure} {value}"
+    return printable("  ".join(part for part in (*parts, said) if part.strip(" →")))
+
+
+def _score(mistakes: Mistakes) -> str:
+    """The headline of the scores."""
+    headline, images = mistakes.scores["headline"], mistakes.scores["images"]
+    unit = f" {headline['unit']}" if headline.get("unit", "fraction") != "fraction" else ""
+    return f"{headline['name'].replace('_', ' ')} {headline['value']:.4g}{unit} on {images:,} images."

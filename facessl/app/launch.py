@@ -1,0 +1,88 @@
+"""Serving the page on this machine; Gradio is imported here only, when everything else is known to be right."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from facessl.core.errors import ConfigError
+
+
+def prepare(folder: str) -> None:
+    """Make Gradio a server of this machine alone: no variable of the shell changes it, and nothing is sent out.
+
+    Args:
+        folder: of the pictures that the browser is shown and the photos that it uploads.
+
+    Raises:
+        ConfigError: the extra is not installed.
+    """
+    if missing := [name for name in ("gradio", "plotly") if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"facessl app needs {' and '.join(missing)}: pip install 'facessl[app]'")
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own address whether it is there
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+
+
+def serve(
+    run: str,
+    source: str | None = None,
+    *,
+    models: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    cache: Path | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        run: run folder, checkpoint, exported backbone or timm:NAME.
+        source: the faces: images as on the command line, or a file that `facessl embed` wrote (.parquet, .npy).
+        models: run folders of `facessl finetune`, one of a task at most.
+        host: address that is listened on.
+        port: port that is listened on; None: the first free one from 7860.
+        share: also serve it to everybody who has the link that Gradio's servers give.
+        cache: folder of the embeddings of a source and of its thumbnails; None: `app` in the run folder.
+        batch_size: images per forward pass.
+        workers: loader processes.
+        device: of the networks.
+
+    Raises:
+        ConfigError: the extra is not installed, the port is taken, or the folder may not be written to.
+        CheckpointError, DataError: no network or no faces there.
+    """
+    if port is not None and not 1 <= port <= 65535:
+        raise ConfigError(f"--port {port} is out of range: give a number from 1 to 65535")
+    with tempfile.TemporaryDirectory(prefix="facessl-app-") as folder:
+        prepare(folder)
+        from facessl.app.page import build, launch
+        from facessl.app.workspace import open_workspace
+
+        work = open_workspace(
+            run, source, models=models, cache=cache, batch_size=batch_size, workers=workers, device=device
+        )
+        page = build(work)
+        address = launch(page, host=host, port=port, share=share)
+        print(f"facessl app: {address}  (Ctrl-C ends it)", flush=True)
+        end = threading.Event()
+        previous: Any = signal.signal(signal.SIGTERM, lambda *_: end.set())
+        try:
+            end.wait()
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            page.close(verbose=False)

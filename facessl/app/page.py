@@ -1,0 +1,102 @@
+"""The page: its tabs, what it looks like, and how it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+
+from facessl.app import errors, map, people, photo, search, training
+from facessl.app.workspace import Workspace
+from facessl.core.errors import ConfigError
+from facessl.core.tables import printable
+
+#: Bytes of an uploaded photo, at most.
+_LARGEST = "64mb"
+_FONTS = ("system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
+
+
+def build(work: Workspace) -> gr.Blocks:
+    """The page of a workspace."""
+    tabs: dict[str, tuple[Callable[[Workspace], None], str]] = {
+        "Photo": (photo.tab, ""),
+        "Search": (search.tab, _no_faces(work)),
+        "People": (people.tab, _no_faces(work)),
+        "Map": (map.tab, _no_faces(work)),
+        "Errors": (errors.tab, _no_errors(work)),
+        "Training": (training.tab, _no_training(work)),
+    }
+    with gr.Blocks(title=f"facessl: {_name(work)}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        count = "" if work.faces is None else f" · {len(work.faces):,} faces"
+        gr.Markdown(f"## `{_name(work)}`{count}")
+        for name, (tab, lack) in tabs.items():
+            with gr.Tab(name):
+                if lack:
+                    gr.Markdown(lack)
+                else:
+                    tab(work)
+        for function, outputs in work.loads:
+            page.load(function, None, outputs, show_progress="minimal", api_visibility="private")
+    return page
+
+
+def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
+    """Serve a page in threads of this process; returns its address. ConfigError: the address cannot be used."""
+    fonts = list(_FONTS)
+    try:
+        _, local, public = page.queue(default_concurrency_limit=4, api_open=False).launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            theme=gr.themes.Default(font=fonts, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"]),
+            allowed_paths=[],
+            max_file_size=_LARGEST,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            show_error=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        where = f"{host}:{port}" if port else host
+        raise ConfigError(f"{where} cannot be listened on ({error}): name another --host or --port") from None
+    return public or local
+
+
+def _name(work: Workspace) -> str:
+    return printable(Path(work.run).name or work.run).replace("`", "'")
+
+
+def _run(work: Workspace) -> str:
+    return printable(work.run).replace("`", "'")
+
+
+def _no_faces(work: Workspace) -> str:
+    return "" if work.faces else f"No faces were named: open the page with `facessl app {_run(work)} SOURCE`."
+
+
+def _no_errors(work: Workspace) -> str:
+    run = _run(work)
+    if not work.models:
+        return (
+            f"No trained model was named: `facessl finetune {run} SOURCE --task expression --out runs/expression` "
+            f"makes one, and `facessl app {run} SOURCE --models runs/expression` opens the page with it."
+        )
+    if work.faces is None or work.faces.source is None:
+        return (
+            "Mistakes are found on labeled images, and none were named: open the page with "
+            f"`facessl app {run} SOURCE --models ...`."
+        )
+    return ""
+
+
+def _no_training(work: Workspace) -> str:
+    path = Path(work.run)
+    if (path / "config.yaml").is_file() or (path / "metrics.csv").is_file():
+        return ""
+    return f"`{_run(work)}` is not a run folder: `facessl pretrain SOURCE --out runs/mine` makes one."

@@ -1,0 +1,91 @@
+"""The tab People: groups of similar faces, and the names that the user gives them, kept in a table."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from facessl.app.workspace import GALLERY, Workspace, plainly
+from facessl.core import tables
+from facessl.core.errors import many
+from facessl.inference.groups import group
+
+#: Groups and faces of one that are shown, at most, and images above which principal components are compared.
+_GROUPS, _MEMBERS, _MANY, _COMPONENTS = 200, 120, 16_000, 50
+
+
+def tab(work: Workspace) -> None:
+    """Build the tab."""
+    faces = work.faces
+    people = work.people
+    assert faces is not None
+    assert people is not None
+    with gr.Row():
+        least = gr.Slider(2, 50, value=5, step=1, label="Faces of the smallest group", scale=2)
+        find = gr.Button("Find groups", variant="primary", scale=1)
+    told = gr.Markdown()
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            gr.Markdown("Groups: click one to see its faces and to name it.")
+            gallery = gr.Gallery(label="Groups", elem_id="people-groups", columns=4, **GALLERY)
+        with gr.Column(scale=2, min_width=280):
+            with gr.Row():
+                name = gr.Textbox(label="Name", placeholder="click a group first", max_lines=1, max_length=200, scale=3)
+                save = gr.Button("Save", scale=1, min_width=80)
+            title = gr.Markdown()
+            members = gr.Gallery(label="Faces of the group", elem_id="people-faces", columns=4, **GALLERY)
+    chosen = gr.State([])
+    busy = threading.Lock()
+
+    def shown() -> Any:
+        people.read()
+        count = min(people.count, _GROUPS)
+        cells = []
+        for number in range(count):
+            own = people.members(number)
+            cells.append((faces.thumbnail(int(own[0])), f"{people.name(number) or f'group {number}'} · {len(own)}"))
+        grouped = int((people.labels >= 0).sum())
+        text = f"{many(people.count, 'group')} of {grouped:,} faces; {len(faces) - grouped:,} in none."
+        if people.count > _GROUPS:
+            text += f" The {_GROUPS} largest are shown."
+        if not people.file.exists():
+            text = "Not grouped yet."
+        return cells, f"{text} Names and groups are kept in `{_code(people.file)}`."
+
+    def regroup(least: int) -> Any:
+        with busy:
+            components = _COMPONENTS if len(faces) > _MANY else None
+            people.regroup(group(faces.rows, min_cluster_size=int(least), pca_components=components))
+        return *shown(), [], "", None, ""
+
+    def choose(event: gr.SelectData) -> Any:
+        own = people.members(event.index).tolist()
+        return own, _title(len(own)), [faces.thumbnail(row) for row in own[:_MEMBERS]], people.name(event.index)
+
+    def rename(rows: list[int], name: str) -> Any:
+        if not rows:
+            gr.Warning("Click a group first", title="")
+        else:
+            people.rename(rows, " ".join(name.split()))
+        return shown()
+
+    event = {"api_visibility": "private"}
+    find.click(
+        plainly(regroup), [least], [gallery, told, chosen, title, members, name], show_progress_on=[told], **event
+    )
+    gallery.select(plainly(choose), None, [chosen, title, members, name], show_progress="minimal", **event)
+    for press in (save.click, name.submit):
+        press(plainly(rename), [chosen, name], [gallery, told], show_progress="minimal", **event)
+    work.loads.append((plainly(shown), [gallery, told]))
+
+
+def _title(count: int) -> str:
+    return f"{many(count, 'face')} of the group" + (f", the surest {_MEMBERS}" if count > _MEMBERS else "")
+
+
+def _code(path: Path) -> str:
+    """A path within the backquotes of Markdown."""
+    return tables.printable(str(path)).replace("`", "'")

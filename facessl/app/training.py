@@ -1,0 +1,90 @@
+"""The tab Training: the curves of a run, also while it trains, and its regions over time."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+from PIL import Image
+
+from facessl.app.workspace import Workspace, plainly
+from facessl.report import curves
+from facessl.report.folder import RunFolder, read_run_folder
+
+#: Seconds between two looks at a run that trains.
+_EVERY = 5.0
+_CSS = """
+.curves { --grid: #d9dce1; --series-0: #2563eb; color: inherit; }
+.dark .curves { --grid: #4a5058; --series-0: #74a7ff; }
+.curves h3 { margin: 1.2rem 0 .4rem; font-size: 1rem; }
+.curves .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem; }
+.curves figure { margin: 0; } .curves svg { display: block; height: auto; } .curves figcaption { font-size: .85rem; }
+"""
+
+
+def tab(work: Workspace) -> None:
+    """Build the tab."""
+    run = read_run_folder(work.run)
+    told = gr.Markdown()
+    with gr.Column(visible=bool(run.pictures())) as history:
+        step = gr.Slider(0, 1, step=1, value=0, label="Regions over time: picture")
+        regions = gr.Image(show_label=False, interactive=False, format="png", buttons=["fullscreen"])
+    charts = gr.HTML(css_template="", padding=False)
+    timer = gr.Timer(_EVERY, active=not _ended(run))
+
+    def shown(at: float) -> Any:
+        run = read_run_folder(work.run)
+        pictures = run.pictures()
+        last = max(len(pictures) - 1, 0)
+        return (
+            _status(run),
+            _charts(run),
+            gr.update(visible=bool(pictures)),
+            gr.update(maximum=max(last, 1), value=last, interactive=last > 0),
+            _picture(run, last),
+            gr.Timer(active=not _ended(run)),
+        )
+
+    def picture(at: float) -> Any:
+        return _picture(read_run_folder(work.run), int(at))
+
+    event = {"show_progress": "hidden", "api_visibility": "private"}
+    timer.tick(plainly(shown), [step], [told, charts, history, step, regions, timer], **event)
+    step.release(plainly(picture), [step], [regions], **event)
+    work.loads.append((plainly(lambda: shown(0)), [told, charts, history, step, regions, timer]))
+
+
+def _ended(run: RunFolder) -> bool:
+    return bool(run.status.get("finished")) or bool(run.results)
+
+
+def _status(run: RunFolder) -> str:
+    """One line on how far the run is."""
+    step, steps = run.last("step"), run.status.get("steps")
+    if step is None:
+        return "No step was logged yet."
+    text = f"Step {step:,.0f}" + (f" of {steps:,}" if steps else "")
+    return f"{text}; the run has ended." if _ended(run) else f"{text}; looked at every {_EVERY:.0f} s."
+
+
+def _charts(run: RunFolder) -> Markup:
+    """All curves, which the report draws alike."""
+    style = Markup("<style>{}</style>").format(Markup(_CSS))
+    parts = [
+        Markup("<h3>{}</h3><div class='charts'>{}</div>").format(group.title, Markup("").join(group.charts))
+        for group in curves.groups([run])
+        if group.charts
+    ]
+    return Markup("{}<div class='curves'>{}</div>").format(style, Markup("").join(parts))
+
+
+def _picture(run: RunFolder, place: int) -> Any:
+    """The picture of the regions at a place in their history; None where there is none."""
+    pictures = run.pictures()
+    if not pictures:
+        return None
+    step, name = pictures[min(place, len(pictures) - 1)]
+    with Image.open(io.BytesIO(run.content(name))) as image:
+        return gr.update(value=image.convert("RGB"), label=f"step {step:,}", show_label=True)

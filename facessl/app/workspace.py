@@ -1,0 +1,152 @@
+"""What the tabs share: the run, its networks, read when they are first asked for, and the faces."""
+
+from __future__ import annotations
+
+import functools
+import html
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from torch import nn
+
+from facessl.app.faces import ENDINGS, Faces, open_faces
+from facessl.app.names import People
+from facessl.core.errors import ConfigError, FaceSSLError
+from facessl.core.tables import printable_lines
+from facessl.data.decode import decode, read_file
+from facessl.inference.embed import load_embedder
+from facessl.inference.trained_task import Embedder, Trained, load_trained
+from facessl.methods.base import has_regions
+from facessl.models.backbone import Backbone
+from facessl.pretrained.load import load_method, weight_files
+
+#: What galleries of faces have in common.
+GALLERY: dict[str, Any] = {
+    **{"height": "auto", "object_fit": "contain", "format": "jpeg", "show_label": False, "fit_columns": False},
+    **{"allow_preview": False, "interactive": False, "buttons": []},
+}
+
+
+@dataclass
+class Workspace:
+    """What the page was opened with.
+
+    Attributes:
+        run: run folder, checkpoint, exported backbone or timm:NAME.
+        device: of the networks.
+        models: trained tasks, by the name of the task.
+        faces: None where the page was opened without a source.
+        workers: loader processes.
+        people: the groups of the faces and their names; None without faces.
+        loads: (function, outputs) of the tabs, called when a browser opens the page.
+        lock: held while a network computes, as several browsers may ask at once.
+    """
+
+    run: str
+    device: str
+    models: dict[str, Trained] = field(default_factory=dict)
+    faces: Faces | None = None
+    workers: int = 0
+    people: People | None = None
+    loads: list[tuple[Callable[..., Any], list[Any]]] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.RLock)
+
+    @functools.cached_property
+    def embedder(self) -> Backbone | Embedder:
+        """What embeds a photo."""
+        return load_embedder(self.run).to(self.device)
+
+    @functools.cached_property
+    def method(self) -> nn.Module | None:
+        """The method of the run where it has regions; None where it has none."""
+        try:
+            method: Any = load_method(self.run)
+        except FaceSSLError:
+            return None
+        return method.to(self.device) if has_regions(method) else None
+
+
+def plainly(function: Callable[..., Any], failed: Callable[[], Any] = gr.skip) -> Callable[..., Any]:
+    """A handler whose expected errors the page tells as one sentence; it then shows what `failed` gives, by default
+    what it showed before."""
+
+    @functools.wraps(function)
+    def handler(*given: Any) -> Any:
+        try:
+            return function(*given)
+        except FaceSSLError as error:
+            warn(str(error))
+        except OSError as error:
+            warn(f"the system refuses: {' '.join(str(error).split())}")
+        return failed()
+
+    return handler
+
+
+def warn(sentence: str) -> None:
+    """Tell a sentence in the corner of the page."""
+    gr.Warning(_text(sentence), duration=20, title="")
+
+
+def _text(sentence: str) -> str:
+    """A sentence, which may name files and labels, as the HTML that messages of the page are."""
+    return html.escape(printable_lines(sentence[:1].upper() + sentence[1:]))
+
+
+def photo_input(**options: Any) -> Any:
+    """Takes a photo from a file, the clipboard or the webcam; handlers get (path, name) or None, and read it
+    themselves, so that what a broken one says is ours."""
+    photo: Any = gr.Image(sources=["upload", "clipboard", "webcam"], type="filepath", **options)
+
+    def uploaded(payload: Any) -> Any:
+        return None if payload is None or not payload.path else (payload.path, payload.orig_name or "the photo")
+
+    photo.preprocess = uploaded  # a subclass would have Gradio write a .pyi beside it
+    return photo
+
+
+def read_photo(photo: tuple[str, str]) -> Any:
+    """(H, W, 3) uint8 of an uploaded photo. DataError: it cannot be read; its own name is told."""
+    path, name = photo
+    return decode(read_file(path), key=Path(name).name)
+
+
+def open_workspace(
+    run: str,
+    source: str | None,
+    *,
+    models: Sequence[str],
+    cache: Path | None,
+    batch_size: int,
+    workers: int,
+    device: str,
+) -> Workspace:
+    """Read what the page is opened with; arguments as for `launch.serve`.
+
+    Raises:
+        ConfigError: two models of a task, or no folder for the cache.
+        CheckpointError, DataError: no network or no faces there.
+    """
+    own = [run] if "task" in weight_files(run) else []
+    trained: dict[str, Trained] = {}
+    for path in [*own, *models]:
+        model = load_trained(path)
+        if model.name in trained:
+            raise ConfigError(f"{path} is a second model of {model.name}: name one of each task with --models")
+        model.module.to(device)
+        trained[model.name] = model
+    work = Workspace(run, device, trained, workers=workers)
+    if source is None:
+        if not own and not Path(run).is_dir():
+            work.embedder  # noqa: B018  a network that is not there is told before the page opens
+        return work
+    folder = cache if cache is not None else Path(run) / "app"
+    if cache is None and not Path(run).is_dir() and Path(source).suffix not in ENDINGS:
+        raise ConfigError(f"{run} is not a folder that could hold the embeddings of {source}: name one with --cache")
+    work.faces = open_faces(source, lambda: work.embedder, folder, batch_size=batch_size, workers=workers)
+    work.people = People.of(work.faces)
+    return work

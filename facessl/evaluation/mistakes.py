@@ -1,0 +1,225 @@
+"""What a trained task gets wrong on labeled images, and how its answers look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from facessl.core.errors import ConfigError
+from facessl.core.types import IGNORE_INDEX, Sample
+from facessl.data.crop_geometry import Frame
+from facessl.data.label_fractions import places, usable
+from facessl.data.loader import pixels
+from facessl.data.source import Source, open_source
+from facessl.evaluation.baselines import constant
+from facessl.evaluation.score import measure
+from facessl.inference import prediction_pictures
+from facessl.inference.trained_task import Trained
+from facessl.tasks.base import Example, Examples
+
+#: The shorter side of an image in a picture in pixels, at least and at most, and the gap between two.
+_LOW, _HIGH, _GAP = prediction_pictures.READABLE, 480, 12
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """The worst answers of a trained task on a source.
+
+    Attributes:
+        trained: the task.
+        source: the images; `Example.index` points into it.
+        scores: of all images (`Meter.result`, and `skipped`).
+        worst: wrong answers, the worst first: the most confident ones (expression, attributes, verification), or the
+            images with the largest error (alignment, parsing). Of attributes the worst of each attribute, in their
+            order. Empty where a plug-in's meter has no `examples`.
+        typical: answers spread evenly over the source, right or wrong.
+        precision: of the forward pass.
+    """
+
+    trained: Trained
+    source: Source
+    scores: dict[str, Any]
+    worst: list[Example]
+    typical: list[Example]
+    precision: str = "fp32"
+
+    def picture(self, example: Example, *, panel: bool = True) -> np.ndarray:
+        """(H, W, 3) uint8 RGB: the part of the image that the task sees, with what it predicts drawn on it.
+
+        Landmarks and masks of the labels are drawn on the same part to its right. Of a pair both images are shown, as
+        they are. Only the image of this example is computed again.
+
+        Args:
+            example: one of `worst` or `typical`.
+            panel: to the right of all, name the colors of a mask, or list the attributes that were predicted.
+
+        Raises:
+            DataError: the image can no longer be read.
+        """
+        shown = [_Shown.of(self.trained, self.source[index]) for index in example.index]
+        if len(shown) > 1:
+            return _beside([one.image for one in shown])
+        one, task = shown[0], self.trained.task
+        raw = self.trained.predict([one.whole], [one.frame], precision=self.precision)
+        predicted = task.describe(raw, 0, one.frame, *one.whole.shape[:2])
+        known = _label(self.source, one.sample, predicted)
+        faces = [face for face in (predicted, known) if face]
+        picture = _beside([one.drawn(face) for face in faces])
+        return prediction_pictures.with_panel(picture, faces) if panel else picture
+
+
+def find_mistakes(
+    trained: Trained,
+    source: str | Source,
+    *,
+    count: int = 12,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+    max_bad: float = 1,
+    train: Source | None = None,
+) -> Mistakes:
+    """The worst and the most confident mistakes of a trained task on labeled images, by the pass that scores it.
+
+    ```
+    found = find_mistakes(load_trained("runs/expression"), "labeled/test")
+    for mistake in found.worst:
+        print(mistake.keys, mistake.label, mistake.prediction, mistake.value)
+        picture = found.picture(mistake)
+    ```
+
+    Args:
+        trained: from `facessl.inference.trained_task.load_trained`; computed on the device its weights are on.
+        source: images with the labels of the task, of verification with pairs.
+        count: mistakes, at most; of attributes of each one. Also the number of typical answers.
+        batch_size: images per forward pass.
+        workers: loader processes; 0: none.
+        precision: fp32, bf16 or fp16.
+        max_bad: fraction of unreadable images above which it stops.
+        train: training images, of which the mean shape or average mask is scored as well (`scores["constant"]`).
+
+    Raises:
+        ConfigError: `count` is below 1, the source is a stream, or has classes that training lacks.
+        DataError: the source lacks the labels, or no image of it can be read.
+    """
+    if count < 1:
+        raise ConfigError(f"count = {count} is out of range: give 1 or more")
+    opened = open_source(source)
+    if opened.streaming:
+        raise ConfigError("mistakes are found on images by position, and the source is a stream: use shards on a disk")
+    task = trained.task
+    opened = usable(opened, task.needs if opened.pairs is None else ())
+    meter, scores = measure(
+        *(task, opened, trained.augment),
+        image_size=trained.image_size,
+        beside=None if train is None else constant(task, train, trained.augment, image_size=trained.image_size),
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        max_bad=max_bad,
+    )
+    answers: Examples | None = meter.examples() if hasattr(meter, "examples") else None
+    worst = [] if answers is None else ranked(answers.badness, count, answers.kinds)
+    typical = [] if answers is None else spread(len(answers.badness), count)
+
+    def told(position: int) -> Example:
+        assert answers is not None
+        found = answers.example(position)
+        return replace(found, keys=tuple(opened.key(index) for index in found.index))
+
+    return Mistakes(trained, opened, scores, [told(i) for i in worst], [told(i) for i in typical], precision)
+
+
+def ranked(badness: np.ndarray, count: int, kinds: np.ndarray | None = None) -> list[int]:
+    """Positions of the `count` largest numbers of each kind, NaN left out; kinds in their order, the largest first."""
+    known = np.flatnonzero(~np.isnan(badness))
+    order = known[np.argsort(-badness[known], kind="stable")]
+    if kinds is None:
+        return order[:count].tolist()
+    return [int(i) for kind in np.unique(kinds) for i in order[kinds[order] == kind][:count]]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` positions spread evenly over `total`, each once."""
+    middles = (np.arange(min(count, total)) + 0.5) * total / max(1, min(count, total))
+    return middles.astype(int).tolist()
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The part of an image that a view shows."""
+
+    sample: Sample
+    whole: np.ndarray  # (H, W, 3) uint8, the stored image
+    frame: Frame
+    part: tuple[int, int, int, int]  # top, bottom, left, right
+
+    @classmethod
+    def of(cls, trained: Trained, sample: Sample) -> _Shown:
+        image = pixels(sample)
+        frame = trained.augment.frame(sample, image.shape, trained.image_size)
+        ends = np.array([(x, y) for x in (-0.5, frame.size - 0.5) for y in (-0.5, frame.size - 0.5)])
+        corners, (height, width) = frame.inverse_points(ends) + 0.5, image.shape[:2]
+        left, top = np.floor(corners.min(0)).clip(0, (width - 1, height - 1)).astype(int).tolist()
+        right, bottom = np.ceil(corners.max(0)).clip((left + 1, top + 1), (width, height)).astype(int).tolist()
+        return cls(sample, image, frame, (top, bottom, left, right))
+
+    @property
+    def image(self) -> np.ndarray:
+        """(h, w, 3) uint8 of the part, its shorter side brought to `_LOW` to `_HIGH` pixels."""
+        top, bottom, left, right = self.part
+        part = self.whole[top:bottom, left:right]
+        factor = self._factor
+        if factor == 1:
+            return part
+        size = max(1, round(part.shape[1] * factor)), max(1, round(part.shape[0] * factor))
+        return cv2.resize(part, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+
+    @property
+    def _factor(self) -> float:
+        top, bottom, left, right = self.part
+        side = min(bottom - top, right - left)
+        return min(max(side, _LOW), _HIGH) / side
+
+    def drawn(self, face: Mapping[str, Any]) -> np.ndarray:
+        """The part with a face, given in pixels of the whole image, drawn on it."""
+        image, (top, bottom, left, right) = self.image, self.part
+        moved = dict(face)
+        if "landmarks" in face:
+            points = np.asarray(face["landmarks"], np.float64).reshape(-1, 2) - (left, top)
+            moved["landmarks"] = (points + 0.5) * self._factor - 0.5
+        if "mask" in face:
+            mask = face["mask"][top:bottom, left:right]
+            moved["mask"] = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        moved["box"] = (-0.5, -0.5, image.shape[1] - 0.5, image.shape[0] - 0.5)
+        return prediction_pictures.draw(image, [moved], panel=False)
+
+
+def _label(source: Source, sample: Sample, predicted: Mapping[str, Any]) -> dict[str, Any]:
+    """The label of what was predicted, where it takes a picture to show: as `prediction_pictures.draw` takes it."""
+    if "landmarks" in predicted and sample.landmarks is not None:
+        known = np.ones(len(sample.landmarks), bool) if sample.visible is None else sample.visible > 0
+        layout = predicted.get("layout") if known.all() else None
+        return {"landmarks": sample.landmarks[known], "layout": layout} if known.any() else {}
+    if "mask" in predicted and sample.mask is not None:
+        names = predicted["classes"]
+        classes = np.zeros(256, np.uint8)
+        classes[: len(source.mask_names)] = places(source.mask_names, names, "mask classes")
+        return {"mask": np.where(sample.mask == IGNORE_INDEX, 0, classes[sample.mask]), "classes": names}
+    return {}
+
+
+def _beside(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures from left to right on white, at the height of the tallest."""
+    tallest = max(picture.shape[0] for picture in pictures)
+    columns: list[np.ndarray] = []
+    for picture in pictures:
+        if columns:
+            columns.append(np.full((tallest, _GAP, 3), 255, np.uint8))
+        below = ((0, tallest - picture.shape[0]), (0, 0), (0, 0))
+        columns.append(np.pad(picture, below, constant_values=255))
+    return np.concatenate(columns, axis=1)

@@ -1,0 +1,88 @@
+"""What the page keeps: embeddings and thumbnails are made once, names survive, and refusals are one sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facessl.app.faces import Faces, open_faces
+from facessl.app.launch import prepare
+from facessl.app.names import People
+from facessl.core.errors import ConfigError, DataError
+from facessl.inference.embed import load_embedder
+from facessl.inference.groups import Groups
+
+SOURCE = "synthetic:?n=12&size=32"
+NETWORK = "timm:test_resnet?pretrained=false"
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return load_embedder(NETWORK)
+
+
+@pytest.fixture
+def faces(network: Any, tmp_path: Path) -> Faces:
+    return open_faces(SOURCE, lambda: network, tmp_path / "app")
+
+
+def test_a_source_is_embedded_and_thumbnailed_once(
+    faces: Faces, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("facessl.app.faces.embed_to_file", lambda *_, **__: pytest.fail("embedded again"))
+    monkeypatch.setattr("facessl.app.faces._made", lambda *_: pytest.fail("thumbnails made again"))
+    again = open_faces(SOURCE, lambda: network, tmp_path / "app")
+    np.testing.assert_array_equal(again.rows.array, faces.rows.array)
+    assert again.jpegs.equals(faces.jpegs)
+    shown = np.asarray(faces.thumbnail(3).resize((32, 32)), float)
+    assert np.abs(shown - faces.source[3].image).mean() < 12  # type: ignore[index]
+    table = open_faces(str(faces.file("parquet")), lambda: pytest.fail("no network is needed"), tmp_path)
+    assert table.classes == faces.classes
+
+
+def test_thumbnails_of_other_embeddings_are_made_anew(faces: Faces, network: Any, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for shade in (20, 200):
+        Image.new("RGB", (32, 32), (shade, shade, shade)).save(pictures / "one.png")
+        Image.new("RGB", (32, 32)).save(pictures / "two.png")
+        other = open_faces(str(pictures), lambda: network, tmp_path / "app")
+        assert abs(int(np.asarray(other.thumbnail(0))[64, 64, 0]) - shade) < 5
+
+
+def test_names_survive_a_restart_and_new_groups(faces: Faces) -> None:
+    people = People.of(faces)
+    labels = np.array([0] * 6 + [1] * 4 + [-1] * 2)
+    people.regroup(Groups(faces.rows.keys, labels, np.ones(12)))
+    people.rename(people.members(1).tolist(), "=Ada, <b>")
+    again = People.of(faces)
+    assert (again.count, again.name(0), again.name(1)) == (2, "", "=Ada, <b>")
+    again.regroup(Groups(faces.rows.keys, np.where(labels == 0, 1, np.where(labels == 1, 0, -1)), np.ones(12)))
+    assert People.of(faces).name(0) == "=Ada, <b>"
+    people.rename(people.members(0).tolist(), "Bob")  # of a browser that has not seen the new groups
+    assert sorted(set(People.of(faces).names)) == ["", "=Ada, <b>", "Bob"]
+
+
+def test_a_table_of_names_that_is_not_one_is_left_alone(faces: Faces) -> None:
+    file = faces.file("people.csv")
+    file.write_text("path,who\na,b\n")
+    with pytest.raises(DataError, match=r"lacks the column group"):
+        People.of(faces)
+    assert file.read_text() == "path,who\na,b\n"
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(network: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"keeps thumbnails in .*file.* --cache"):
+        open_faces(SOURCE, lambda: network, tmp_path / "file" / "app")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'facessl\[app\]'"):
+        prepare(str(tmp_path))
