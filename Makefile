@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo app test fuzz reliability lint types format install clean
+.PHONY: demo app test fuzz reliability lint types format install clean docs docs-serve check-docs
 
 demo: install  ## the main job on the embedded synthetic faces: runs/demo/report.html
 	rm -rf runs/demo
@@ -45,3 +45,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+docs: install  ## the documentation site: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: install  ## the same at http://127.0.0.1:8000, rebuilt as files change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+check-docs: install  ## runs every command of the guides and compares the output that they show
+	$(BIN)/python docs/check.py

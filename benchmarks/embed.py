@@ -27,11 +27,11 @@ from shards import Part, drawn, memory
 from torch import Tensor
 
 from facessl.core import environment
+from facessl.core.launch import loader_workers
 from facessl.data.source import open_source
 from facessl.inference import embed, embedding_files
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast
-from facessl.training.run import loader_workers
 
 
 def main() -> None:

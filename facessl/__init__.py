@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
     from facessl.evaluation.evaluate import evaluate as evaluate
     from facessl.inference.embed import embed as embed

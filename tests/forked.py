@@ -21,13 +21,13 @@ from torch import Tensor
 
 from facessl.config import parse
 from facessl.config.pretrain import PretrainConfig
+from facessl.core import launch
 from facessl.core.errors import FaceSSLError
 from facessl.core.types import Batch
 from facessl.methods.farl import FaRL
 from facessl.methods.mae import MAE
 from facessl.methods.mcf import MCF
 from facessl.training import fsdp
-from facessl.training import run as module
 from facessl.training.pretrain import Pretraining
 from facessl.training.run import run_job
 from facessl.views.photometric import Photometric
@@ -50,7 +50,7 @@ def noise(self: Any, batch: Batch, salt: int = 0) -> Tensor:
 
 def patch() -> None:
     Photometric.__call__ = double  # type: ignore[method-assign]
-    module.PRECISIONS["fp32"] = ("64-true", None)
+    launch.PRECISIONS["fp32"] = ("64-true", None)
     connector.ModelParallelStrategy = type("Nothing", (), {})  # type: ignore[misc]  # it refuses float64
     fsdp.UNIT = 0  # every block for itself, also the smallest
     Pretraining.finish = lambda *_, **__: None  # type: ignore[assignment, method-assign]  # exports are float32

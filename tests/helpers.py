@@ -13,8 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from facessl.cli import main
 from facessl.core.types import Sample
 
 #: Device and type that golden models run in.
@@ -58,6 +60,16 @@ def facessl(*words: str, cwd: Path, script: str = "", **env: str) -> subprocess.
 def command(*words: str, script: str = "") -> list[str]:
     program = f"import sys\n{script}\nfrom facessl.cli import main\nsys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", program, *words]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What the command line says where it refuses the words: one line."""
+    assert main([*words]) == 2
+    out, err = capsys.readouterr()
+    message = [line for line in err.splitlines() if line.startswith("facessl: ")]
+    assert len(message) == 1, err
+    assert "Traceback" not in out + err
+    return message[0]
 
 
 def free_port() -> int:

@@ -22,6 +22,8 @@ def cmd_embed(
 ) -> int:
     """Embeddings of a source, one row per image; under torchrun or srun every rank embeds a part.
 
+    The same command goes on after a stop.
+
     Args:
         run: run folder, checkpoint, exported backbone or timm:NAME; of a run of verification the trained embedding.
         source: images, NAME:PATH?option=value or a path.
@@ -35,28 +37,28 @@ def cmd_embed(
     """
     import torch
 
-    from facessl.core import files
+    from facessl.core import files, launch
+    from facessl.core.distributed import ranks
     from facessl.data.source import open_source
-    from facessl.inference.embed import embedding_batches, load_embedder
-    from facessl.inference.embed_parts import embed_in_parts
-    from facessl.inference.embedding_files import check_ending, write_embeddings
-    from facessl.training import run as runs
+    from facessl.inference.embed import load_embedder
+    from facessl.inference.embed_file import embed_to_file
+    from facessl.inference.embedding_files import ENDINGS
 
-    check_ending(out)
+    files.check_ending(out, "embeddings", ENDINGS)
     files.check_output(out)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": runs.loader_workers(workers)}
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": launch.loader_workers(workers)}
     options |= {"precision": precision, "max_bad": max_bad}
-    with runs.one_error_in_distributed("give the same command again, which goes on with what is done"):
+    with launch.one_error_in_distributed("give the same command again, which goes on with what is done"):
         place: Any = computing_device(device, threads)
         backbone: Any = load_embedder(run)
-        if runs.ranks()[0] > 1:
-            fabric = runs.start_fabric(device, precision)
+        if ranks()[0] > 1:
+            fabric = launch.start_fabric(device, precision)
             backbone.to(fabric.device, memory_format=torch.channels_last)
-            opened = runs.one_after_another(fabric, lambda: open_source(source))
-            found = embed_in_parts(out, backbone, opened, **options)
+            opened = launch.one_after_another(fabric, lambda: open_source(source))
         else:
             backbone.to(place, memory_format=torch.channels_last)
-            found = write_embeddings(out, embedding_batches(backbone, open_source(source), **options))
+            opened = open_source(source)
+        found = embed_to_file(out, backbone, opened, **options)
     if found is not None:
         count, skipped = found
         list_skipped(skipped)
@@ -94,7 +96,7 @@ def cmd_search(
     from facessl.inference.neighbors import check_photo, search
 
     files.check_output(out)
-    contact_sheet.check_sheet(out)
+    files.check_ending(out, "picture", files.PICTURES)
     check_photo(photo)
     network: Any = load_embedder(run)
     network.to(computing_device(device, threads))
@@ -105,7 +107,7 @@ def cmd_search(
         contact_sheet.Cell(path, [f"{rank}   {distance:.4f}", Path(path).name])
         for rank, (path, (_, distance)) in enumerate(zip(found.paths, pairs, strict=True), 1)
     ]
-    contact_sheet.write_sheet(out, contact_sheet.sheet(cells, columns=7))
+    files.write_picture(out, contact_sheet.sheet(cells, columns=7))
     print("rank  distance  path")
     for rank, (path, distance) in enumerate(pairs, 1):
         print(f"{rank:4}  {distance:8.4f}  {path}")

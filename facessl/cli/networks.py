@@ -149,11 +149,10 @@ def cmd_predict(
         precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
         max_bad: fraction of unreadable photos above which it stops.
     """
-    from facessl.core import files, plugins
-    from facessl.core.distributed import rank, totals
+    from facessl.core import files, launch, plugins
+    from facessl.core.distributed import rank, ranks, totals
     from facessl.inference import predict
     from facessl.inference.trained_task import load_trained
-    from facessl.training import run as runs
 
     files.check_output(out, folder=True)
     trained = load_trained(run)
@@ -162,10 +161,10 @@ def cmd_predict(
         raise ConfigError(
             f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
         )
-    with runs.one_error_in_distributed("give the same command again"):
+    with launch.one_error_in_distributed("give the same command again"):
         trained.module.to(computing_device(device, threads))
-        if runs.ranks()[0] > 1:
-            trained.module.to(runs.start_fabric(device, precision).device)
+        if ranks()[0] > 1:
+            trained.module.to(launch.start_fabric(device, precision).device)
         found = predict.predict(
             trained,
             photos,
@@ -272,7 +271,7 @@ def cmd_app(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     given = parsed_words(parser, argv, "app")
     from facessl.app import launch
-    from facessl.training.run import loader_workers
+    from facessl.core.launch import loader_workers
 
     place = computing_device(given.pop("device"), given.pop("threads"))
     cache, workers = given.pop("cache"), loader_workers(given.pop("workers"))

@@ -40,9 +40,10 @@ def cmd_pretrain(argv: list[str]) -> int:
 def _crops(config: PretrainConfig) -> str:
     """The source of the crops of a run's photos, which are made where they are not there yet."""
     from facessl.core.distributed import launched
+    from facessl.core.launch import loader_workers
     from facessl.core.progress import ProgressLine
     from facessl.tools.crop import cached_crops
-    from facessl.training.run import loader_workers, say
+    from facessl.training.run import say
 
     first = launched()[0] == 0
     with ProgressLine("photo", enabled=first) as progress:

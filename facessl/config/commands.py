@@ -10,7 +10,7 @@ from typing import Any
 
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.pretrain import PretrainConfig
-from facessl.config.run import RunConfig, plain
+from facessl.config.run import RunConfig, to_plain
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, PluginError, UnknownName
 
@@ -144,5 +144,5 @@ def resolved(config: FinetuneConfig) -> dict[str, Any]:
         augment = augment_from_dict(published | config.augment)
     except TypeError as error:
         raise ConfigError(f"augment {dict(config.augment)} has a value of the wrong kind: {error}") from None
-    values: dict[str, Any] = plain({**config.to_dict(), "augment": dataclasses.asdict(augment)})
+    values: dict[str, Any] = to_plain({**config.to_dict(), "augment": dataclasses.asdict(augment)})
     return values

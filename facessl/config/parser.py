@@ -6,7 +6,7 @@ import itertools
 import re
 import types
 import typing
-from argparse import Action, HelpFormatter
+from argparse import Action
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,9 +35,9 @@ class Parser(ArgumentParser):
         """Names of the settings that are true or false: `--resume` alone means `--resume true`."""
         return {action.dest for action in self._actions if getattr(action, "_typehint", None) is bool}
 
-    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+    def format_help(self, *formatter: Any) -> str:  # which older versions of jsonargparse do not take
         """The help; switches that are off are written bare, as `--resume`."""
-        text = super().format_help(formatter)
+        text = super().format_help(*formatter)
         for action in self._actions:
             if action.dest in self.switches and action.default is False:
                 text = re.sub(rf"(--{re.escape(action.dest)})\s+\{{true,false\}}", r"\1", text)

@@ -105,7 +105,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (str, int, float, bool, list, dict), as `config.yaml` holds them."""
-        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        values: dict[str, Any] = to_plain(dataclasses.asdict(self))
         del values["given"]
         return values
 
@@ -134,7 +134,7 @@ def in_range(
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys in which two configurations (plain dicts) would train differently, as `key: old -> new`."""
-    a, b = (flatten(plain(values)) for values in (old, new))
+    a, b = (flatten(to_plain(values)) for values in (old, new))
     keys = sorted(k for k in a.keys() | b.keys() if not FREE_ON_RESUME & {k, k.split(".")[0]})
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys if a.get(k) != b.get(k)]
 
@@ -161,12 +161,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """`value` with mappings as dicts, tuples as lists and paths as text."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [to_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -13,8 +13,10 @@ import re
 import secrets
 import shutil
 import stat
+import sys
+import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,10 +25,13 @@ from PIL import Image
 
 from facessl.core.errors import ConfigError, DataError
 
+#: Endings of the pictures that are written.
+PICTURES = (".png", ".jpg")
 #: Bytes of the largest list that is read.
 MAX_LIST = 2 << 30
 #: A pipe does not wait for its writer, a child process does not hold the file, Windows changes no line ends.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_MOVING = threading.Lock()
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 _TEMPORARY = re.compile(r"\.facessl-[0-9a-f]{20}\.tmp")
 
@@ -67,6 +72,39 @@ def read_regular(path: str | Path, *, most: int = MAX_LIST) -> bytes:
     with open_regular(path, most=most, buffering=0) as file:
         data: bytes = file.read()
     return data
+
+
+def descriptor_of(path: str | Path) -> int:
+    """A descriptor of a file for `read_at`, which the caller closes."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """`size` bytes of an open file from `offset` on, fewer at its end.
+
+    Threads and forked processes may share the descriptor, as pread moves no position. Windows has neither pread nor
+    fork.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    with _MOVING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+def most_open_files() -> int:
+    """Files that this process may have open at a time."""
+    if sys.platform == "win32":
+        return 512
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
+def with_slashes(path: str) -> str:
+    """A path as it is written in keys, tables and cards, which are the same on every system."""
+    return path if os.sep == "/" else path.replace(os.sep, "/")
 
 
 def open_own(path: str | Path, mode: str) -> IO[Any]:
@@ -146,6 +184,17 @@ def completed(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """DataError where the block cannot write to the folder of a job that can be run again."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {folder}: {error.strerror or error}; the same command goes on where it stopped"
+        ) from None
 
 
 def temporary_beside(path: str | Path) -> Path:
@@ -244,18 +293,23 @@ def check_output(path: str | Path | None, *, folder: bool = False) -> None:
     _remove_abandoned(Path(full if folder else above), f"**/{left}" if folder else left)
 
 
-def write_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 picture; the file appears only when it is complete.
+def check_ending(path: str | Path, what: str, endings: Sequence[str]) -> None:
+    """ConfigError unless the name of the file for `what` ends in one of `endings`."""
+    if Path(path).suffix not in endings:
+        raise ConfigError(f"cannot write the {what} to {path}: the name must end in {' or '.join(endings)}")
+
+
+def write_picture(path: str | Path, picture: np.ndarray) -> None:
+    """Write an (H, W, 3) uint8 picture as .png or .jpg; the file appears only when it is complete.
 
     Raises:
-        ConfigError: the name does not end in .png.
+        ConfigError: another ending.
         DataError: the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix != ".png":
-        raise ConfigError(f"cannot write the picture to {path}: the name must end in .png")
-    with completed(path) as partial:
-        Image.fromarray(picture).save(partial, format="PNG", compress_level=3)  # half the time of 6, a tenth larger
+    check_ending(path, "picture", PICTURES)
+    kind = "PNG" if Path(path).suffix == ".png" else "JPEG"
+    with completed(path) as partial:  # compress_level 3 takes half the time of 6 for a tenth more
+        Image.fromarray(picture).save(partial, format=kind, quality=88, compress_level=3)
 
 
 def _reason(error: RuntimeError | MemoryError) -> str:

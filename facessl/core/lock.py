@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import socket
-import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from facessl.core.errors import ConfigError
 from facessl.core.files import open_own
 
 #: (process, lock file) that are held here: the system's lock keeps other processes out, not this one.
 _HELD: dict[tuple[int, Path], object] = {}
+#: On Windows the byte of the lock's file that is locked, far behind its text, as locked bytes cannot be read there.
+_BYTE = 1 << 30
+#: Seconds between two tries where the system cannot wait for a lock.
+_AGAIN = 0.2
+
+
+class InUse(ConfigError):
+    """Another process writes there."""
 
 
 @contextlib.contextmanager
@@ -24,10 +33,11 @@ def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> 
 
     The lock on `.lock` in the folder, or on `.NAME.lock` beside the file, is the system's and goes with the process,
     however it dies; processes that it forks do not hold it (as those of the package filelock do). It is removed at the
-    end, and so is a folder in which nothing was written. Windows has no such lock. `wait`: for the other process's end.
+    end, and so is a folder in which nothing was written. `wait`: for the other process's end.
 
     Raises:
-        ConfigError: the folder cannot be made, or another writer is there, whose PID and host are named.
+        ConfigError: the folder cannot be made.
+        InUse: another writer is there, whose PID and host are named.
     """
     out = Path(out)
     place = out if folder else out.parent
@@ -57,14 +67,16 @@ def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> 
         try:
             yield
         finally:
+            if os.name == "nt":  # a file that is open, here or by who waits for it, cannot be removed there
+                file.close()
             with contextlib.suppress(OSError):  # the folder may have been moved, or have other files in it
                 lock.unlink()
                 for path in made:
                     path.rmdir()
 
 
-def _written(out: Path, by: str) -> ConfigError:
-    return ConfigError(f"{out} is being written by {by}: wait until it ends, or choose another --out")
+def _written(out: Path, by: str) -> InUse:
+    return InUse(f"{out} is being written by {by}: wait until it ends, or choose another --out")
 
 
 def _locked(path: Path, wait: bool) -> tuple[IO[str], bool]:
@@ -81,12 +93,29 @@ def _locked(path: Path, wait: bool) -> tuple[IO[str], bool]:
 
 def _lock(file: IO[str], wait: bool) -> bool:
     """Lock a file; False where another process has. True, too, on file systems that have no locks."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
+    try:  # imported by name, as mypy knows either module on its own system alone
+        fcntl: Any = importlib.import_module("fcntl")
+    except ModuleNotFoundError:
+        return _lock_on_windows(file, wait)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True
+
+
+def _lock_on_windows(file: IO[str], wait: bool) -> bool:
+    """As `_lock`. The system frees the byte when the file is closed or the process ends."""
+    msvcrt: Any = importlib.import_module("msvcrt")
+    while True:
+        file.seek(_BYTE)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno != errno.EACCES:
+                return True
+            if not wait:
+                return False
+            time.sleep(_AGAIN)
+        else:
+            return True

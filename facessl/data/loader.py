@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,7 +46,7 @@ class Transform(Protocol):
         """What is random in one image's views, before the image is there; None: evaluation, nothing is."""
 
 
-class Plain:
+class OneView:
     """Evaluation by a function of the image: (H, W, 3) uint8 -> the one view (S, S, 3) uint8."""
 
     sizes, reduction = (), None
@@ -54,7 +54,7 @@ class Plain:
     def __init__(self, view: Callable[[np.ndarray], np.ndarray]) -> None:
         self._view = view
 
-    def draw(self, rng: np.random.Generator | None) -> Plain:
+    def draw(self, rng: np.random.Generator | None) -> OneView:
         return self
 
     def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> Made:
@@ -186,18 +186,21 @@ class EvalLoader:
         workers: int = 0,
         pin_memory: bool = False,
         max_bad: float = 1,
+        batches: Iterable[Sequence[int]] | None = None,
     ) -> None:
         """
         Args:
             batch_size: images per batch; less where some cannot be read, and in the last batch.
             workers, pin_memory: as for `TrainLoader`.
             max_bad: fraction of unreadable images above which iteration stops.
+            batches: positions of each batch, instead of all in order; one comes also where none of it can be read.
         """
         if batch_size < 1 or workers < 0:
             raise ConfigError(f"batch size {batch_size} and {workers} workers: the one must be > 0, the other >= 0")
         check_skipped(0, 0, max_bad, ("", ""))
         self.skipped: Skipped = []
         self._max_bad, self._total = max_bad, None if source.streaming else len(source)
+        self._empty = batches is not None
         if source.streaming:
             self._dataset: Any = _Stream(source, transform, batch_size)
             self._sampler = None
@@ -205,7 +208,8 @@ class EvalLoader:
         else:
             self._dataset = _Once(source, transform)
             n = len(source)
-            self._sampler = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+            every = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+            self._sampler = every if batches is None else batches
         self._workers, self._pin_memory = workers, pin_memory
 
     def __iter__(self) -> Iterator[Batch]:
@@ -220,7 +224,7 @@ class EvalLoader:
             self.skipped += batch.skipped
             if self._total is not None and batch.skipped:
                 check_skipped(len(self.skipped), self._total, self._max_bad, self.skipped[-1])
-            if len(batch):
+            if len(batch) or self._empty:
                 seen += len(batch)
                 batch.skipped, told = self.skipped[told:], len(self.skipped)
                 yield batch
@@ -243,6 +247,15 @@ def pixels(sample: Sample, min_side: int | None = None, reduction: Reduction | N
     if isinstance(sample.image, np.ndarray):
         return sample.image
     return decode(sample.image, key=sample.key, min_side=min_side, reduction=reduction)
+
+
+def readable(source: Source, index: int) -> bool:
+    """Whether an image of a source can be decoded."""
+    try:
+        pixels(source[index])
+    except ImageError:
+        return False
+    return True
 
 
 class _Views(Dataset[Any]):

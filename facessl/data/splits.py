@@ -59,7 +59,7 @@ def part_folders(root: Path) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Splits:
     """The parts of a source.
 
     Attributes:
@@ -97,7 +97,7 @@ def parts(
     labels: str = "all",
     seed: int = 0,
     needs: Iterable[str] = (),
-) -> Parts:
+) -> Splits:
     """Training, validation and test source.
 
     The test part is `test` where it is given; else the part that the source itself has for testing (the role `test`
@@ -141,17 +141,17 @@ def parts(
     tested = usable(open_source(own["test"]), needs)
     train = fewer_labels(usable(open_source(own["train"]), needs), labels, seed) if "train" in own else _nothing(tested)
     if val is not None:
-        return Parts(train, usable(open_source(_part_of(val, "val")), needs), tested)
+        return Splits(train, usable(open_source(_part_of(val, "val")), needs), tested)
     if not need_val:
-        return Parts(train, None, tested)
+        return Splits(train, None, tested)
     if "val" in own and labels == "all":
-        return Parts(train, usable(open_source(own["val"]), needs), tested)
+        return Splits(train, usable(open_source(own["val"]), needs), tested)
     if train.streaming:
         raise ConfigError(f"{redacted(spec)} is a stream and cannot be split: name a validation source with --val")
     if not len(train):
-        return Parts(train, None, tested)
+        return Splits(train, None, tested)
     train, held = carve(train, val_fraction, name=redacted(spec))
-    return Parts(train, held, tested, carved=True)
+    return Splits(train, held, tested, carved=True)
 
 
 def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") -> tuple[Subset, Subset]:

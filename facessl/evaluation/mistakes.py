@@ -15,6 +15,7 @@ from facessl.data.crop_geometry import Frame
 from facessl.data.label_fractions import places, usable
 from facessl.data.loader import pixels
 from facessl.data.source import Source, open_source
+from facessl.evaluation.baselines import constant
 from facessl.evaluation.score import measure
 from facessl.inference import prediction_pictures
 from facessl.inference.trained_task import Trained
@@ -46,11 +47,15 @@ class Mistakes:
     typical: list[Example]
     precision: str = "fp32"
 
-    def picture(self, example: Example) -> np.ndarray:
+    def picture(self, example: Example, *, panel: bool = True) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the part of the image that the task sees, with what it predicts drawn on it.
 
         Landmarks and masks of the labels are drawn on the same part to its right. Of a pair both images are shown, as
         they are. Only the image of this example is computed again.
+
+        Args:
+            example: one of `worst` or `typical`.
+            panel: to the right of all, name the colors of a mask, or list the attributes that were predicted.
 
         Raises:
             DataError: the image can no longer be read.
@@ -62,7 +67,9 @@ class Mistakes:
         raw = self.trained.predict([one.whole], [one.frame], precision=self.precision)
         predicted = task.describe(raw, 0, one.frame, *one.whole.shape[:2])
         known = _label(self.source, one.sample, predicted)
-        return _beside([one.drawn(faces) for faces in (predicted, known) if faces])
+        faces = [face for face in (predicted, known) if face]
+        picture = _beside([one.drawn(face) for face in faces])
+        return prediction_pictures.with_panel(picture, faces) if panel else picture
 
 
 def find_mistakes(
@@ -74,6 +81,7 @@ def find_mistakes(
     workers: int = 0,
     precision: str = "fp32",
     max_bad: float = 1,
+    train: Source | None = None,
 ) -> Mistakes:
     """The worst and the most confident mistakes of a trained task on labeled images, by the pass that scores it.
 
@@ -92,6 +100,7 @@ def find_mistakes(
         workers: loader processes; 0: none.
         precision: fp32, bf16 or fp16.
         max_bad: fraction of unreadable images above which it stops.
+        train: training images, of which the mean shape or average mask is scored as well (`scores["constant"]`).
 
     Raises:
         ConfigError: `count` is below 1, the source is a stream, or has classes that training lacks.
@@ -107,6 +116,7 @@ def find_mistakes(
     meter, scores = measure(
         *(task, opened, trained.augment),
         image_size=trained.image_size,
+        beside=None if train is None else constant(task, train, trained.augment, image_size=trained.image_size),
         batch_size=batch_size,
         workers=workers,
         precision=precision,
@@ -186,7 +196,7 @@ class _Shown:
             mask = face["mask"][top:bottom, left:right]
             moved["mask"] = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         moved["box"] = (-0.5, -0.5, image.shape[1] - 0.5, image.shape[0] - 0.5)
-        return prediction_pictures.draw(image, [moved])
+        return prediction_pictures.draw(image, [moved], panel=False)
 
 
 def _label(source: Source, sample: Sample, predicted: Mapping[str, Any]) -> dict[str, Any]:

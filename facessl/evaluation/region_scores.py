@@ -44,7 +44,7 @@ def score_regions(method: nn.Module, source: str | Source, *, count: int = 300, 
 
     Returns:
         By the names of `FACES`, as `facessl.metrics.region_discovery.discover`, with the rows "full" and, of a method
-        with a prior over the image, "content only" and "prior alone".
+        with a prior over the image, "content only" and "prior alone", and the names of the masks' classes.
 
     Raises:
         ConfigError: the method has no regions.
@@ -64,8 +64,10 @@ def score_regions(method: nn.Module, source: str | Source, *, count: int = 300, 
         variants["content only"] = partial(heatmaps, method, prior="off")
         table = partial(heatmaps, method, prior="alone")  # the same for every image
         variants["prior alone"] = lambda images: table(images[:1]).expand(len(images), -1, -1, -1)
+    names = list(opened.mask_names)
     return {
-        name: discover(variants, **labeled_images(opened, augment, size=backbone.image_size, seed=seed), seed=seed)
+        name: {"classes": names}
+        | discover(variants, **labeled_images(opened, augment, size=backbone.image_size, seed=seed), seed=seed)
         for name, augment in FACES.items()
     }
 
@@ -113,7 +115,24 @@ class _Seeded:
 
 def region_table(found: dict[str, Any]) -> str:
     """Markdown tables of `score_regions`."""
-    return "\n\n".join(f"Faces {name}:\n\n{_table(part['rows'])}" for name, part in found.items())
+    return "\n\n".join(
+        f"Faces {name}:\n\n{_table(part['rows'])}{_parts(part['classes'], part['rows'])}"
+        for name, part in found.items()
+    )
+
+
+def _parts(classes: Sequence[str], rows: list[dict[str, Any]]) -> str:
+    """The best region of each class, beside that of the mean map: IoU (number of the region)."""
+    shown = [row for row in rows if row["name"] in ("full", "content only", "own mean map") and "parts" in row]
+    if not shown or not classes:
+        return ""
+    lines = ["", "", "| IoU (region) | " + " | ".join(row["name"] for row in shown) + " |"]
+    lines.append("| --- " * (len(shown) + 1) + "|")
+    for i, name in enumerate(classes):
+        if all(row["parts"][i] for row in shown):
+            cells = (f"{row['parts'][i][1]:.3f} ({row['parts'][i][0]})" for row in shown)
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from facessl.core.errors import DataError
 from facessl.data.loader import EvalLoader
 from facessl.data.source import Source
+from facessl.evaluation.baselines import Constant
 from facessl.models.forward import autocast, evaluating
 from facessl.tasks.base import Meter, check_result
 from facessl.views.augment import Augment
@@ -31,6 +32,7 @@ def measure(
     workers: int = 0,
     precision: str = "fp32",
     max_bad: float = 1,
+    beside: Constant | None = None,
 ) -> tuple[Meter, dict[str, Any]]:
     """The meter of a task with the answers on a source, and its scores in the stored images' coordinates.
 
@@ -40,15 +42,18 @@ def measure(
         augment: gives the crop; nothing random is done.
         image_size: side of the views in pixels.
         batch_size, workers, precision, max_bad: as in `facessl.embed`.
+        beside: an answer that is scored on the same images.
 
     Returns:
-        The meter, and its `result` with `skipped`, the number of images that could not be read.
+        The meter, and its `result` with `skipped`, the number of images that could not be read, and with `constant`
+        where there is a `beside` (`Constant.result`).
 
     Raises:
         DataError: no image could be read.
         PluginError: the meter's scores lack what its contract asks for.
     """
     meter: Meter = task.meter(source, augment)
+    other: Meter | None = None
     backbone = task.backbone
     device = next(backbone.parameters()).device
     view = Supervised(augment, image_size, needs=task.needs, train=False)
@@ -60,10 +65,15 @@ def measure(
         with evaluating(task), autocast(device, precision):
             found: dict[str, Tensor] = task.predict(x)
         meter.add(found, batch)
+        if beside and beside.answer.keys() == found.keys():  # a plug-in may predict something else
+            other = other or task.meter(source, augment)
+            other.add(beside.repeated(len(batch)), batch)
         seen += len(batch)
     if not seen:
         first = ": ".join(loader.skipped[0]) if loader.skipped else "it has none"
         raise DataError(f"no image that was to be scored could be read (the first: {first}): correct the paths")
     result: dict[str, Any] = {**meter.result(), "skipped": len(loader.skipped)}
     check_result(result, task)
+    if beside and other:
+        result["constant"] = beside.result(other)
     return meter, result

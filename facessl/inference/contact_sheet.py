@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from facessl.core import environment
-from facessl.core.errors import ConfigError, DataError
-from facessl.core.files import completed, open_regular
+from facessl.core.errors import DataError
+from facessl.core.files import open_regular
 from facessl.core.tables import printable
 from facessl.data.decode import decode, read_file
 from facessl.data.sources._tar import Member, check_size, members
@@ -122,23 +122,3 @@ def _fitting(words: str, width: int) -> str:
         kept = min(kept, len(words)) - 1
         shown = f"{words[: (kept + 1) // 2]}…{words[len(words) - kept // 2 :]}"
     return shown
-
-
-def write_sheet(path: str | Path, picture: np.ndarray) -> None:
-    """Write a sheet as .png or .jpg; the file appears only when it is complete.
-
-    Raises:
-        ConfigError: another ending.
-        DataError: the file cannot be written.
-    """
-    path = Path(path)
-    check_sheet(path)
-    with completed(path) as partial:
-        kind = "PNG" if path.suffix == ".png" else "JPEG"
-        Image.fromarray(picture).save(partial, format=kind, quality=88, compress_level=3)
-
-
-def check_sheet(path: Path) -> None:
-    """ConfigError unless the name ends as one of a sheet does."""
-    if path.suffix not in (".png", ".jpg"):
-        raise ConfigError(f"cannot write the sheet to {path}: the name must end in .png or .jpg")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from facessl.core.errors import DataError
 from facessl.core.types import Batch
-from facessl.data.loader import EvalLoader, Plain
+from facessl.data.loader import EvalLoader, OneView
 from facessl.data.source import Source, open_source
 from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
@@ -81,34 +82,39 @@ def embedding_batches(
     workers: int = 0,
     precision: str = "fp32",
     max_bad: float = 1,
+    batches: Iterable[Sequence[int]] | None = None,
+    network: str = "",
 ) -> Iterator[Embeddings]:
     """Embeddings batch by batch, so that a source of any size fits in memory. Arguments as for `embed`.
 
-    The last item may hold no image: it carries what was skipped after the last full batch. The results of a batch are
-    asked for when the next one is already on its way to a GPU, so that it need not wait for them.
+    An item may hold no image: the last one, which carries what was skipped after the last full batch, and any one of
+    `batches`, the positions of each batch where they are given. The results of a batch are asked for when the next one
+    is already on its way to a GPU, so that it need not wait for them. `network` is `network_id`, where it is known.
     """
     device = next(backbone.parameters()).device
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
-    pinned = device.type == "cuda"
-    loader = EvalLoader(source, Plain(view), batch_size=batch_size, workers=workers, pin_memory=pinned, max_bad=max_bad)
-    seen, network = 0, network_id(backbone, precision)
-    waiting: tuple[Batch, Tensor, tuple[tuple[str, str], ...]] | None = None
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "pin_memory": device.type == "cuda"}
+    loader = EvalLoader(source, OneView(view), max_bad=max_bad, batches=batches, **options)
+    seen, network = 0, network or network_id(backbone, precision)
+    empty = torch.zeros(0, backbone.num_features)
+    waiting: tuple[Batch, Tensor] | None = None
     for batch in loader:
-        x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
-        with evaluating(backbone), autocast(device, precision):
-            z = backbone(x)  # (B, C)
-        skipped, seen = tuple(loader.skipped[seen:]), len(loader.skipped)
+        z, seen = empty, seen + len(batch.skipped)
+        if len(batch):
+            x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
+            with evaluating(backbone), autocast(device, precision):
+                z = backbone(x)  # (B, C)
         if waiting is not None:
             yield _fetched(source, network, *waiting)
-        waiting = batch, z, skipped
+        waiting = batch, z
     if waiting is not None:
         yield _fetched(source, network, *waiting)
     if len(loader.skipped) > seen:
-        empty = np.zeros((0, backbone.num_features), np.float32)
-        yield Embeddings(array=empty, keys=[], index=np.zeros(0, np.int64), skipped=tuple(loader.skipped[seen:]))
+        index = np.zeros(0, np.int64)
+        yield Embeddings(array=empty.numpy(), keys=[], index=index, skipped=tuple(loader.skipped[seen:]))
 
 
-def _fetched(source: Source, network: str, batch: Batch, z: Tensor, skipped: tuple[tuple[str, str], ...]) -> Embeddings:
+def _fetched(source: Source, network: str, batch: Batch, z: Tensor) -> Embeddings:
     """One batch with its embeddings (B, C) brought to the host."""
     array = z.float().cpu().numpy()
     if not (finite := np.isfinite(array).all(1)).all():
@@ -122,7 +128,7 @@ def _fetched(source: Source, network: str, batch: Batch, z: Tensor, skipped: tup
         index=batch.index.numpy(),
         labels=None if batch.label is None else batch.label.numpy(),
         label_names=tuple(source.label_names),
-        skipped=skipped,
+        skipped=tuple(batch.skipped),
         network=network,
     )
 

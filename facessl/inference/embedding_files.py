@@ -27,7 +27,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from facessl.core import files, tables
-from facessl.core.errors import ConfigError, DataError
+from facessl.core.errors import DataError
 from facessl.core.lock import only_writer
 from facessl.inference.embed import Embeddings, example
 
@@ -42,12 +42,6 @@ _TEXTS = ("path", "label_name", "network")
 _COLUMNS = (*_TEXTS, "label", "embedding")
 #: A Parquet file may need so many times its size in memory, and always so many bytes. Embeddings hardly compress.
 _FACTOR, _ALWAYS = 32, 64 << 20
-
-
-def check_ending(path: str | Path) -> None:
-    """ConfigError unless `path` ends as a file of embeddings does."""
-    if Path(path).suffix not in ENDINGS:
-        raise ConfigError(f"{path} is not a name for embeddings: it must end in {', '.join(ENDINGS)}")
 
 
 def write_embeddings(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> tuple[int, list[tuple[str, str]]]:
@@ -66,14 +60,19 @@ def write_embeddings(path: str | Path, rows: Embeddings | Iterable[Embeddings]) 
         ConfigError: another ending.
         DataError: there is no row to write, or the file cannot be written.
     """
-    path = Path(path)
-    check_ending(path)
+    files.check_ending(path, "embeddings", ENDINGS)
+    with only_writer(path, folder=False):
+        return write_locked(Path(path), [rows] if isinstance(rows, Embeddings) else rows)
+
+
+def write_locked(path: Path, rows: Iterable[Embeddings]) -> tuple[int, list[tuple[str, str]]]:
+    """`write_embeddings` for a caller that is the file's only writer already."""
     written = 0
     skipped: list[tuple[str, str]] = []
     waiting: list[pa.Table] = []
-    with only_writer(path, folder=False), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         write: Callable[[pa.Table], object] | None = None
-        for part in itertools.chain([rows] if isinstance(rows, Embeddings) else rows, [None]):
+        for part in itertools.chain(rows, [None]):
             if part is not None:
                 skipped.extend(part.skipped)
                 waiting += [_table(part, path.suffix)] if len(part) else []

@@ -13,7 +13,7 @@ from sklearn.cluster import HDBSCAN
 
 from facessl.core import files, tables
 from facessl.core.errors import ConfigError
-from facessl.inference.contact_sheet import Cell, sheet, write_sheet
+from facessl.inference.contact_sheet import Cell, sheet
 from facessl.inference.embed import Embeddings
 from facessl.inference.embedding_files import read_embeddings
 from facessl.inference.neighbors import l2_normalize
@@ -167,5 +167,5 @@ def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> int:
         title = f"group {number}: {len(own):,} images" + (
             f", {len(shown)} of them shown" if len(shown) < len(own) else ""
         )
-        write_sheet(out / f"group-{number:03d}.jpg", sheet(cells, title=title))
+        files.write_picture(out / f"group-{number:03d}.jpg", sheet(cells, title=title))
     return replaced

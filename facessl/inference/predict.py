@@ -34,7 +34,7 @@ from PIL import Image
 
 from facessl.core.distributed import gathered, own_part, rank
 from facessl.core.errors import ConfigError, DataError
-from facessl.core.files import completed, inside, write_png
+from facessl.core.files import completed, inside, write_picture
 from facessl.core.lock import only_writer
 from facessl.core.tables import printable
 from facessl.core.types import Sample
@@ -354,5 +354,7 @@ def _write(
             mask.save(partial, format="PNG")
     found.files = [head, *masks]
     if draw:
-        write_png(picture, prediction_pictures.draw(photo.image, [{**face, "framed": framed} for face in described]))
+        write_picture(
+            picture, prediction_pictures.draw(photo.image, [{**face, "framed": framed} for face in described])
+        )
         found.files.append(picture)

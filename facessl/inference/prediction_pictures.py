@@ -28,7 +28,7 @@ _COLORS = (
 _FRACTION = 4  # bits behind the point in OpenCV's drawing coordinates
 
 
-def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]], *, panel: bool = True) -> np.ndarray:
     """A photo with what was predicted on each of its faces.
 
     Args:
@@ -37,10 +37,11 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
             (whether the box is shown); `landmarks` [[x, y], ...] and `layout`, the name of their order or None;
             `mask` (H, W) uint8 and `classes`, names by class; `label` and `probabilities`, name -> probability;
             `attributes`, name -> probability, of which those above 0.5 are listed.
+        panel: see below.
 
     Returns:
-        (H', W', 3) uint8 RGB: the photo, enlarged by a whole number below `READABLE` pixels, and to its right a panel
-        with the classes' colors or the attributes where there are any.
+        (H', W', 3) uint8 RGB: the photo, enlarged by a whole number below `READABLE` pixels, and with `panel` what
+        `with_panel` adds.
     """
     factor = min(math.ceil(READABLE / min(image.shape[:2])), 16)
     canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
@@ -58,7 +59,13 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
     picture = Image.fromarray(canvas)
     for number, face in enumerate(faces, 1):
         _tag(picture, face, _moved(face["box"], factor), str(number) if len(faces) > 1 else "")
-    return np.asarray(_beside(picture, _panel_rows(faces)))
+    return with_panel(np.asarray(picture), faces) if panel else np.asarray(picture)
+
+
+def with_panel(picture: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(H, W', 3) uint8 RGB: a picture (H, W, 3) of faces, which are as in `draw`, and to its right a panel with the
+    colors of their classes or their attributes; the picture itself where they have neither."""
+    return np.asarray(_beside(Image.fromarray(picture), _panel_rows(faces)))
 
 
 def palette(count: int) -> list[Color]:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from facessl.core.errors import CheckpointError, ConfigError, DataError
-from facessl.core.files import write_png
+from facessl.core.files import write_picture
 from facessl.data.loader import pixels
 from facessl.data.source import Source, open_source
 from facessl.inference.prediction_pictures import Color, overlay, palette
@@ -121,7 +121,7 @@ def write_regions(path: Path, method: nn.Module, source: Source | str, *, count:
     backbone: Any = method.backbone
     images = sample_images(opened, count=count, size=backbone.image_size, seed=seed)
     maps = heatmaps(method, images)
-    write_png(path, region_picture(np.stack([resize(image, _CELL) for image in images]), maps))
+    write_picture(path, region_picture(np.stack([resize(image, _CELL) for image in images]), maps))
 
 
 def region_picture(images: np.ndarray, maps: Tensor, *, max_regions: int = 16) -> np.ndarray:

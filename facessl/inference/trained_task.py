@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facessl.config.run import plain
+from facessl.config.run import to_plain
 from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.core.schema import check
@@ -136,7 +136,7 @@ def card(
         "task": settings["task"],
         "protocol": settings["protocol"],
         "labels": labels.to_dict(),
-        "augment": plain(dataclasses.asdict(augment)),
+        "augment": to_plain(dataclasses.asdict(augment)),
         "framing": framing,  # of faces in whole images (`facessl.inference.framing`)
         "timm_name": backbone.name,
         "timm_options": dict(backbone.timm_options),

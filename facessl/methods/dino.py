@@ -112,7 +112,7 @@ class DINO(nn.Module):
         The temperature's warm-up and the freezing of the last layer take at most a third of the run; the temperature
         moves with each step (there once per epoch), and a frozen last layer has a zero gradient. Drop path is left to
         `--backbone.options '{drop_path_rate: 0.1}'`, and is then also in the teacher (there it is not). Weight decay is
-        not scheduled. All: docs/methods.md.
+        not scheduled. All: docs/methods/dino.md.
     """
 
     Args: ClassVar[type[DINOArgs]] = DINOArgs

@@ -133,7 +133,7 @@ class FaRL(nn.Module):
         The pre-training code was never released: image tower and prediction follow the released downstream code, the
         numbers are from memory, masking and augmentation are guesses. Without `dvae` (the paper's targets) the targets
         are patch features of a momentum copy of the image tower, each channel standardized over an image's patches,
-        as in data2vec (Baevski et al., ICML 2022), and the loss is the mean squared error. All: docs/methods.md.
+        as in data2vec (Baevski et al., ICML 2022), and the loss is the mean squared error. All: docs/methods/farl.md.
     """
 
     Args: ClassVar[type[FaRLArgs]] = FaRLArgs

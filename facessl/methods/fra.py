@@ -17,6 +17,7 @@ from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FRACTION, FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers import view_cells
+from facessl.models.layers.color_regions import LAYOUT_STEPS, ColorRegions
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.losses import mean_cosine, sinkhorn
@@ -62,6 +63,9 @@ class FRAArgs:
         relation: which assignments the relation term compares. "within": student and teacher of the same view (Eq. 2).
             "across": the student's of one view and the teacher's of the other one, where both show the same place.
             "both": the mean of the two terms. "across" and "both" are this project's.
+        targets: what the relation term learns from. "network": the target network's balanced assignments (section
+            3.2). "color": regions that each view's colors and its place in the stored image give without a network
+            (`facessl.models.layers.color_regions`); this project's, for faces that lie about alike in stored images.
         frame_prior: weight of a learned table (N, 12, 12) over the stored image that is added to the cosines of every
             cell; 0 (the paper) leaves it out. This project's, for faces that lie about alike in the stored images.
         decoder_layers: layers of the mask decoder (Table 8), 1 in the paper and 2 in the released code; 0 is BYOL.
@@ -95,6 +99,7 @@ class FRAArgs:
     lambda_c: float = 0.5
     lambda_r: float = 0.1
     relation: Literal["within", "across", "both"] = "within"
+    targets: Literal["network", "color"] = "network"
     frame_prior: float = 0.0
     decoder_layers: int | None = None
     momentum: float = 0.996
@@ -290,7 +295,7 @@ class FRA(nn.Module):
         In `variant="paper"` what the text leaves open is the released code's (temperatures of the assignments, ME-MAX
         weight, Sinkhorn's input and iterations, decoder, initialization). `variant="official"` is the released code,
         but gradients pass through averages over the ranks, and the prototype starts from zeros. `relation`,
-        `frame_prior` and `mask_embeddings="free"` are this project's. All differences: docs/methods.md.
+        `targets`, `frame_prior` and `mask_embeddings="free"` are this project's. All differences: docs/methods/fra.md.
     """
 
     Args: ClassVar[type[FRAArgs]] = FRAArgs
@@ -314,6 +319,9 @@ class FRA(nn.Module):
             self.local_predictor = predictor()
         self.target_backbone = frozen_copy(self.backbone)
         self.target_heads = frozen_copy(self.heads)
+        self.colors: ColorRegions | None = None
+        if args.targets == "color" and "semantic_relation" in self.weights:
+            self.colors = ColorRegions(args.num_regions)
         self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.heads, self.target_heads))
         self._prototypes: list[Tensor] = []  # new values for `after_step`: (online, target), or none
 
@@ -325,7 +333,7 @@ class FRA(nn.Module):
     @property
     def has_prior(self) -> bool:
         """Whether `heatmaps` have a prior that can be turned off or shown alone."""
-        return self.has_regions and self.args.frame_prior > 0
+        return self.has_regions and (self.args.frame_prior > 0 or self.colors is not None)
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of two views (B, 3, S, S), Eq. 8.
@@ -334,29 +342,52 @@ class FRA(nn.Module):
         directions), `semantic_relation` and `me_max` (sums over both views; means in "official"), `decorrelation`.
 
         Raises:
-            DataError: no `batch.crops`, though the relation is not "within" or there is a prior.
+            DataError: no `batch.crops`, though the relation is not "within", has color targets or there is a prior.
         """
         crops = self._crops(batch)
         views = list(zip(batch.views, crops, strict=True))
         online = [self.heads(*self.backbone.forward_both(x), crop) for x, crop in views]
         with torch.no_grad():
-            target = [self.target_heads(*self.target_backbone.forward_both(x), crop) for x, crop in views]
-        if self.training and torch.is_grad_enabled() and self.heads.averaged and self.has_regions:
+            target = [self._target(x, crop) for x, crop in views]
+        training = self.training and torch.is_grad_enabled()
+        if training and self.heads.averaged and self.has_regions:
             self._update_prototypes(online, target)
+        if self.colors is not None and training and progress.step < LAYOUT_STEPS:
+            for x, crop in views:
+                self.colors.note(self._colors(x), crop)
         terms = self._consistency(online, target) | self._relation(online, target, crops)
         loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return Step(loss, {name: value.detach() for name, value in terms.items()})
 
+    def _target(self, x: Tensor, crops: Tensor | None) -> Outputs:
+        """What the target network sees in a view, and "assignments" (B, ., ., N) that the relation term learns from."""
+        out: Outputs = {}
+        learned = self.weights.keys() - {"semantic_relation", "me_max"}
+        if self.colors is None or learned or self.heads.averaged:
+            out = self.target_heads(*self.target_backbone.forward_both(x), crops)
+        if self.colors is not None and crops is not None:
+            out["assignments"] = self.colors(self._colors(x), crops)
+        elif "semantic_relation" in self.weights:
+            out["assignments"] = self._balanced(out["similarity"])
+        return out
+
+    def _colors(self, x: Tensor) -> Tensor:
+        """A normalized view (B, 3, S, S) in 0..1, but for a constant, which the regions do not depend on."""
+        return at_least_float32(x) * at_least_float32(x.new_tensor(self.backbone.std))[:, None, None]
+
     def _crops(self, batch: Batch) -> list[Any]:
         """`batch.crops` where something needs them, else None for each view."""
-        compared = self.args.relation != "within" and "semantic_relation" in self.weights
+        compared = (self.args.relation, self.args.targets) != ("within", "network") and (
+            "semantic_relation" in self.weights
+        )
         if not (compared or (self.args.frame_prior and self.has_regions)):
             return [None] * len(batch.views)
         if len(batch.crops) != len(batch.views):
             raise DataError(
-                f"FRA with relation={self.args.relation} and frame_prior={self.args.frame_prior} needs to know what "
-                "each view shows, but the batch has no crops: make views with facessl.views.geometric.Geometric in a "
-                "TrainLoader, or use relation=within and frame_prior=0"
+                f"FRA with relation={self.args.relation}, targets={self.args.targets} and "
+                f"frame_prior={self.args.frame_prior} needs to know what each view shows, but the batch has no crops: "
+                "make views with facessl.views.geometric.Geometric in a TrainLoader, or use relation=within, "
+                "targets=network and frame_prior=0"
             )
         return batch.crops
 
@@ -383,10 +414,13 @@ class FRA(nn.Module):
         if "semantic_relation" not in self.weights:
             return {}
         students = [o["similarity"] / self.args.student_temperature for o in online]  # (B, h, w, N)
-        teachers = [self._balanced(t["similarity"]) for t in target]
+        teachers = [t["assignments"] for t in target]
         terms = []
         if self.args.relation != "across":
-            terms.append([cross_entropy(s, t).mean() for s, t in zip(students, teachers, strict=True)])
+            if self.colors is None:
+                terms.append([cross_entropy(s, t).mean() for s, t in zip(students, teachers, strict=True)])
+            else:  # on a grid of their own
+                terms.append([across(*pair) for pair in zip(students, teachers, crops, crops, strict=True)])
         if self.args.relation != "within":
             pairs = zip(students, teachers[::-1], crops, crops[::-1], strict=True)
             terms.append([across(*pair) for pair in pairs])
@@ -412,6 +446,8 @@ class FRA(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Moves the target network, and the prototypes where mask embeddings are averaged over the batch."""
         self._follow(self.ema_momentum(progress))
+        if self.colors is not None and progress.step < LAYOUT_STEPS:
+            self.colors.update(last=progress.step + 1 == LAYOUT_STEPS)
         if self._prototypes:
             self.heads.prototype.copy_(self._prototypes[0])
             self.target_heads.prototype.copy_(self._prototypes[1])
@@ -427,16 +463,23 @@ class FRA(nn.Module):
 
         Call it in evaluation mode. Averaged mask embeddings are replaced by the running prototype, which is zero before
         the first step (uniform heatmaps). A prior takes `x` for the stored image; `prior` leaves it out
-        ("off": content only) or shows nothing else ("alone"). ConfigError where there are no regions (only the global
-        term is on), or no prior to show alone.
+        ("off": content only) or shows nothing else ("alone"). With `targets="color"` the layout is the prior, and the
+        image's own colors correct the heatmaps, which have the cells of `ColorRegions`. ConfigError where there are no
+        regions (only the global term is on), or no prior to show alone.
         """
         if not self.has_regions:
             raise ConfigError("this FRA has no heatmaps: its local and relation terms are off; turn one on")
         if prior == "alone" and not self.has_prior:
             raise ConfigError("this FRA has no prior to show alone: its frame_prior is 0")
+        whole = at_least_float32(x.new_tensor([[0, 0, 1, 1, 0]])).expand(len(x), -1)
+        if self.colors is not None and prior == "alone":
+            return self.colors.at(whole).permute(0, 3, 1, 2)
         features = self.backbone.forward_features(x)
         similarity = self.heads.similarity(features, self.heads.stored_embedding(features), prior=prior)
         maps = self.heads.heatmaps(similarity)  # (B, hw, N)
+        if self.colors is not None:
+            content = maps.unflatten(1, features.shape[2:])
+            return self.colors(self._colors(x), whole, content, place=prior == "added").permute(0, 3, 1, 2)
         return maps.transpose(1, 2).unflatten(2, features.shape[2:])
 
 

@@ -104,7 +104,7 @@ class LEWEL(nn.Module):
     Differences:
         Written from the released code, whose two versions are the variants; 4 heads are those of its scripts. The views
         are FRA's; the pooled embedding is what the backbone exports (of a ViT the class token). Where batch norm does
-        not span the ranks, the target of "eman" follows the mean of their statistics. All: docs/methods.md.
+        not span the ranks, the target of "eman" follows the mean of their statistics. All: docs/methods/lewel.md.
     """
 
     Args: ClassVar[type[LEWELArgs]] = LEWELArgs

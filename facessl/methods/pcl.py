@@ -137,7 +137,7 @@ class PCL(nn.Module):
         Written from the released code. There, an iteration makes three optimizer steps on three batches; here one step
         takes the sum on one batch, with two pose negatives per image (more views are more negatives). Patches lie
         anywhere in the image, blur is a whole Gaussian, the edge filter is left out, and maps that are not 4 x 4 are
-        averaged to it. In a stream, which has no epochs, w_f and w_p stay 1. All differences: docs/methods.md.
+        averaged to it. In a stream, which has no epochs, w_f and w_p stay 1. All differences: docs/methods/pcl.md.
     """
 
     Args: ClassVar[type[PCLArgs]] = PCLArgs

@@ -128,7 +128,7 @@ class SwAV(nn.Module):
         The projector is `MLPHead`, without bias. The queue holds the last L rows, the same on every rank (there one per
         rank, of whole batches). Prototypes are frozen for at most a third of the run, by a zero gradient instead of
         being kept from the optimizer. With gradient accumulation the assignments are balanced over a micro-batch. All:
-        docs/methods.md.
+        docs/methods/swav.md.
     """
 
     Args: ClassVar[type[SwAVArgs]] = SwAVArgs

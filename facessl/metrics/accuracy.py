@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from facessl.metrics.bootstrap import as_array, interval, plain, ratio
+from facessl.metrics.bootstrap import as_array, interval, ratio, with_intervals
 
 
 def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000
         "mean_class_accuracy": interval((right / total).mean(), resampled_classes),
         "macro_f1": interval(*_macro_f1(predicted, target, resamples, seed)),
     }
-    return {**plain(means), "per_class": dict(zip(classes.tolist(), (right / total).tolist(), strict=True))}
+    return {**with_intervals(means), "per_class": dict(zip(classes.tolist(), (right / total).tolist(), strict=True))}
 
 
 def confusion(predicted: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:

@@ -78,7 +78,7 @@ def interval(value: float | np.ndarray, resampled: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def plain(numbers: Mapping[str, Interval | None]) -> dict[str, Any]:
+def with_intervals(numbers: Mapping[str, Interval | None]) -> dict[str, Any]:
     """Intervals ready for JSON: NAME and NAME_interval [low, high], null for a number that is missing or undefined."""
     out: dict[str, Any] = {}
     for name, number in numbers.items():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.metrics.bootstrap import as_array, interval, known_mean, plain, ratio, resampled_sums
+from facessl.metrics.bootstrap import as_array, interval, known_mean, ratio, resampled_sums, with_intervals
 
 
 def attribute_scores(
@@ -70,7 +70,7 @@ def attribute_scores(
     return {
         "images": N,
         "majority": float(np.maximum(positives, 1 - positives).mean()),
-        **plain(means),
+        **with_intervals(means),
         "mean_average_precision": float(np.mean(precision)) if precision else None,
         "accuracy": dict(zip(names, (total[:A] / N).tolist(), strict=True)),
     }

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
-from facessl.metrics.bootstrap import as_array, interval, mean_of, mean_rows, plain, resampled_sums
+from facessl.metrics.bootstrap import as_array, interval, mean_of, mean_rows, resampled_sums, with_intervals
 
 _STEP = 1e-4  # of the curve under which the area is taken
 
@@ -134,7 +134,7 @@ def landmark_scores(
     rows = np.stack([mean_rows(column) for column in columns.values()], axis=1)  # (N, columns, 2)
     resampled = resampled_sums(rows.reshape(len(rows), -1), samples=samples, seed=seed).reshape(-1, len(columns), 2)
     means, resampled_means = mean_of(rows.sum(0)), mean_of(resampled)
-    return plain({name: interval(means[i], resampled_means[:, i]) for i, name in enumerate(columns)})
+    return with_intervals({name: interval(means[i], resampled_means[:, i]) for i, name in enumerate(columns)})
 
 
 def _name(threshold: float) -> str:

@@ -18,8 +18,16 @@ import numpy as np
 from facessl.core.errors import DataError
 from facessl.core.types import IGNORE_INDEX
 from facessl.metrics import region_maps as maps
-from facessl.metrics.bootstrap import as_array, bootstrap_mean, plain
-from facessl.metrics.region_scores import Similarity, consistency, dependence, landmark_errors, region_scores
+from facessl.metrics.bootstrap import as_array, bootstrap_mean, with_intervals
+from facessl.metrics.region_scores import (
+    Similarity,
+    best_regions,
+    consistency,
+    contingency,
+    dependence,
+    landmark_errors,
+    region_scores,
+)
 
 #: Side of the grid on which regions are compared.
 GRID = 32
@@ -65,7 +73,8 @@ def discover(
         images, regions, heatmap [h, w], grid, landmark_test_images, and rows: a list of dicts with name, nmi_image and
         nmi_position (`dependence`) and, each with its NAME_interval [low, high], nmi, ari, foreground_iou (masks),
         nme_interocular (landmarks; that of "one region" is the mean shape's), consistency with its by_chance and
-        unmoved; None where a row has no such number.
+        unmoved; None where a row has no such number; parts (masks): for each class the region that overlaps it best and
+        their IoU, None where no pixel has the class.
 
     Raises:
         DataError: numbers of images that differ, or fewer than 4 images.
@@ -95,12 +104,17 @@ def discover(
     for one in candidates:
         row: dict[str, Any] = {"name": one.name, **dependence(one.regions, count=one.count)}
         if truth is not None:
-            row |= plain(region_scores(one.regions, truth, count=one.count, classes=classes or 0, **drawn))
+            row |= with_intervals(region_scores(one.regions, truth, count=one.count, classes=classes or 0, **drawn))
+            tables = contingency(one.regions, truth, count=one.count, classes=classes or 0)
+            row["parts"] = [
+                None if np.isnan(iou) else [int(region), float(iou)]
+                for region, iou in zip(*best_regions(tables.sum(0)), strict=True)
+            ]
         if landmarks is not None:
             error = None
             if one.features is not None:
                 error = bootstrap_mean(landmark_errors(one.features, landmarks, ocular=ocular, train=train), **drawn)
-            row |= plain({"nme_interocular": error})
+            row |= with_intervals({"nme_interocular": error})
         moved = one.heatmaps_of and consistency(
             one.heatmaps_of, images, Similarity(), before=one.heatmaps, grid=GRID, **drawn
         )

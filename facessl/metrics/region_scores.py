@@ -16,7 +16,15 @@ from torch import Tensor
 
 from facessl.core.errors import DataError
 from facessl.core.types import IGNORE_INDEX
-from facessl.metrics.bootstrap import Interval, as_array, bootstrap_mean, interval, plain, ratio, resampled_sums
+from facessl.metrics.bootstrap import (
+    Interval,
+    as_array,
+    bootstrap_mean,
+    interval,
+    ratio,
+    resampled_sums,
+    with_intervals,
+)
 from facessl.metrics.nme import eye_distance, nme
 from facessl.metrics.region_maps import BATCH, HeatmapsOf, enlarge
 
@@ -83,6 +91,17 @@ def foreground_iou(tables: np.ndarray) -> np.ndarray:
     order = np.argsort(-np.nan_to_num(ratio(front, front + behind), nan=-1.0), axis=-1, kind="stable")
     front, behind = (np.cumsum(np.take_along_axis(x, order, -1), -1) for x in (front, behind))
     return ratio(front, front[..., -1:] + behind).max(-1)
+
+
+def best_regions(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(R, L) -> for each class the region that overlaps it best (L,), and their intersection over union (L,).
+
+    A region may be the best of several classes. NaN for a class that no pixel has.
+    """
+    union = tables.sum(1, keepdims=True) + tables.sum(0) - tables
+    iou = ratio(tables, union)
+    found = np.where(tables.sum(0) > 0, iou.max(0), np.nan)
+    return iou.argmax(0), found
 
 
 def _entropy(fractions: np.ndarray) -> np.ndarray:
@@ -207,7 +226,7 @@ def consistency(
     sizes = np.sum(counts, axis=0)  # (2, N)
     fractions = sizes / sizes.sum(1, keepdims=True)
     return {
-        **plain({"consistency": bootstrap_mean(np.concatenate(agree), samples=samples, seed=seed)}),
+        **with_intervals({"consistency": bootstrap_mean(np.concatenate(agree), samples=samples, seed=seed)}),
         "consistency_by_chance": float(fractions[0] @ fractions[1]),
         "consistency_unmoved": float(np.concatenate(unmoved).mean()),
     }

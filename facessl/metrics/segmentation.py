@@ -14,7 +14,7 @@ import numpy as np
 from facessl.core.errors import DataError
 from facessl.core.types import IGNORE_INDEX
 from facessl.metrics.accuracy import confusion
-from facessl.metrics.bootstrap import as_array, interval, known_mean, plain, ratio, resampled_sums
+from facessl.metrics.bootstrap import as_array, interval, known_mean, ratio, resampled_sums, with_intervals
 
 
 class ConfusionMatrix:
@@ -117,4 +117,4 @@ def parsing_scores(
     resampled = resampled_sums(rows, samples=samples, seed=seed).reshape(-1, K, K)
     means = {score.__name__: interval(score(total), score(resampled)) for score in (mean_f1, mean_iou, pixel_accuracy)}
     each = [None if np.isnan(f1) else float(f1) for f1 in f1_per_class(total)]
-    return {"images": len(matrix), **plain(means), "f1": dict(zip(names, each, strict=True))}
+    return {"images": len(matrix), **with_intervals(means), "f1": dict(zip(names, each, strict=True))}

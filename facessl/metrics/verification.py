@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.metrics.bootstrap import as_array, interval, known_mean, plain, ratio, resampled_counts
+from facessl.metrics.bootstrap import as_array, interval, known_mean, ratio, resampled_counts, with_intervals
 
 _FOLDS = 10  # where the pairs come without
 
@@ -75,7 +75,7 @@ def verification(
         "same": int(same.sum()),
         "different": different,
         "standard_error": float(accuracies.std(ddof=1) / len(accuracies) ** 0.5),
-        **plain({"accuracy": accuracy, "roc_auc": rates[0], "eer": rates[1], **tar}),
+        **with_intervals({"accuracy": accuracy, "roc_auc": rates[0], "eer": rates[1], **tar}),
     }
 
 

@@ -1,3 +1,3 @@
 """A run folder as a page, a table and a JSON file, and measured scores beside published ones; a map of all faces.
-May import inference, tasks, metrics, config, data and core.
+May import evaluation, inference, tasks, metrics, config, data and core.
 """

@@ -156,7 +156,7 @@ def curve(
         title: above the chart.
         lines: at most eight; long ones are averaged into 400 bins, with the range of each bin shaded.
         unit: of the y axis, or what its values mean.
-        references: name -> y of horizontal dashed lines (chance, ideal).
+        references: name -> y of horizontal dashed lines (chance, ideal), which the caption names.
         bottom: lowest y shown, where it has a meaning (0 for fractions).
 
     Returns:
@@ -173,17 +173,16 @@ def curve(
             _draw(axes, line)
         if bottom is not None:
             axes.set_ylim(bottom=bottom)
-        for name, y in (references or {}).items():
-            axes.axhline(y, color=_INK, alpha=0.45, linewidth=0.8, linestyle=(0, (4, 3)))
-            place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            axes.annotate(name, (1, y), (-2, 2), fontsize=7.5, color=_INK, alpha=0.65, ha="right", **place)
-        if references:  # room above the line for its name
+        for y in (references or {}).values():
+            axes.axhline(y, color=_INK, alpha=0.6, linewidth=0.8, linestyle=(0, (4, 3)))
+        if references:
             low, high = axes.get_ylim()
-            axes.set_ylim(top=max(high, max(references.values()) + 0.14 * (high - low)))
+            axes.set_ylim(top=max(high, max(references.values()) + 0.05 * (high - low)))
         _dress(axes)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    caption = Markup("<figcaption><b>{}</b> {}</figcaption>").format(title, unit)
+    about = "; ".join(filter(None, [unit, *(f"dashed: {name}" for name in references or ())]))
+    caption = Markup("<figcaption><b>{}</b> {}</figcaption>").format(title, about)
     return Markup('<figure class="chart">{}{}</figure>').format(caption, _themed(out.getvalue(), title))
 
 

@@ -65,8 +65,7 @@ def write_map(
         DataError: no embeddings or table there, or the page cannot be written.
     """
     path = Path(path)
-    if path.suffix != ".html":
-        raise ConfigError(f"cannot write the map to {path}: the name must end in .html")
+    files.check_ending(path, "map", [".html"])
     _check_projection(projection)
     rows = embeddings if isinstance(embeddings, Embeddings) else read_embeddings(embeddings)
     classes = _classes_of(rows) if color is None else _classes_in(Path(color), rows.keys)
@@ -173,7 +172,7 @@ def _legend(classes: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
     numbers = np.array([place.get(name, len(names)) for name in classes], np.int64)
     colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in palette(len(names))]
     if not names:  # the gray of those without a class would be all that there is to see
-        return [_OTHER, _NONE], numbers, ["#{:02x}{:02x}{:02x}".format(*palette(1)[0])] * 2
+        return [_OTHER, _NONE], numbers, ["#{:02x}{:02x}{:02x}".format(*palette(2)[1])] * 2
     return [*names, _OTHER, _NONE], numbers, [*colors, *_GRAY]
 
 

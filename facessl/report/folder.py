@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required, TypedDict
@@ -19,6 +20,7 @@ from facessl.core.errors import CheckpointError
 from facessl.core.files import read_regular
 from facessl.core.schema import finite, misfit
 from facessl.core.yaml_file import parse_yaml
+from facessl.report.examples import FOLDER, LIST, Listed
 from facessl.tasks.base import Scores
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
@@ -26,7 +28,7 @@ BOOKKEEPING = frozenset(
     {"step", "epoch", "images", "seconds", "loss", "lr", "momentum", "images_per_second", "data_wait", "grad_norm"}
 )
 #: Bytes of the largest file of each kind that is read.
-_MOST_BYTES = {".yaml": 1 << 18, ".json": 16 << 20, ".csv": 64 << 20, ".png": 64 << 20}
+_MOST_BYTES = {".yaml": 1 << 18, ".json": 16 << 20, ".csv": 64 << 20, ".png": 64 << 20, ".jpg": 4 << 20}
 #: Columns of metrics.csv that are drawn, and levels of JSON.
 _MOST_COLUMNS, _DEEPEST = 200, 40
 #: Numbers of this size and more are not measurements, and break sums and axes.
@@ -37,7 +39,7 @@ _Number = float | None
 
 class _Selected(TypedDict, total=False):
     step: Required[int]
-    name: Required[str]
+    name: str  # of the score; the last weights have none
     value: _Number
     by: str | None
 
@@ -91,6 +93,7 @@ class RunFolder:
     Attributes:
         table: columns of `metrics.csv`, each (rows,) float64; nan where a cell is empty.
         skipped: (key, reason) of unreadable images, from `skipped.csv`.
+        examples: the `worst` and the `typical` answers of a fine-tuned model (`facessl.report.examples`).
         problems: file name -> why it could not be used.
     """
 
@@ -102,6 +105,7 @@ class RunFolder:
     status: dict[str, Any]
     problems: dict[str, str]
     results: dict[str, Any]
+    examples: dict[str, Any]
 
     @property
     def tuned(self) -> bool:
@@ -199,8 +203,17 @@ def read_run_folder(path: str | Path) -> RunFolder:
         environment=_mapping(path, "environment.json", dict[str, Any], problems),
         status=_mapping(path, "status.json", Status, problems),
         results=_mapping(path, "results.json", Results, problems) if tuned else {},
+        examples=_mapping(path, f"{FOLDER}/{LIST}", Listed, problems) if tuned else {},
         problems=problems,
     )
+
+
+def by_task(runs: Sequence[RunFolder]) -> list[list[int]]:
+    """Positions of runs that can be compared: those of pre-training, then those of each task."""
+    groups: dict[str, list[int]] = {}
+    for i, run in sorted(enumerate(runs), key=lambda pair: pair[1].tuned):
+        groups.setdefault(run.kind if run.tuned else "", []).append(i)
+    return list(groups.values())
 
 
 def _content(folder: Path, name: str) -> bytes:

@@ -13,9 +13,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from facessl.inference.prediction_pictures import class_colors
 from facessl.report import results, text
 from facessl.report.curves import groups
-from facessl.report.folder import RunFolder
+from facessl.report.examples import FOLDER, SHOWN
+from facessl.report.folder import RunFolder, by_task
 
 _MAX_SKIPPED = 20
 _MAX_FRAMES = 8
@@ -57,8 +59,11 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
         total=next((n for n in totals if n and isinstance(n, int | float)), None),
         most_skipped=_MAX_SKIPPED,
         environment=[(name, _flat(value)) for name, value in run.environment.items()],
-        others=[k for k in test if f"{k}_interval" in test and k != headline.get("name")][:3],
-        majority=results.majority(run)[0],
+        others=results.other_scores(run),
+        clear=[said for said, clear in results.against_baselines(run) if clear],
+        rows=results.score_rows(run),
+        without=", ".join(name for name in numbers.get("baselines", {}) if name != "random weights") or "chance",
+        galleries=_galleries(run),
         baselines=results.beside(numbers["baselines"], headline) if headline else "",
         names=next(names for names in named if len(names) == size),
         subset_scores=dict.fromkeys(k for row in subsets for k in row if not k.endswith("_interval") and k != "images"),
@@ -68,10 +73,16 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
 def comparison_html(
     runs: Sequence[RunFolder],
     numbers: Sequence[Numbers],
-    differing: Mapping[str, Sequence[Any]],
+    differing: Sequence[tuple[Sequence[int], Mapping[str, Sequence[Any]]]],
     published: Mapping[str, Any] | None,
 ) -> str:
-    """The page that compares runs: tables, curves on common axes, settings that differ, regions."""
+    """The page that compares runs: a table for each task, curves on common axes, settings that differ, regions.
+
+    Args:
+        runs, numbers: as in `run_html`.
+        differing: of each group of comparable runs their positions, and the settings in which they differ.
+        published: as in `run_html`.
+    """
     return render(
         "comparison.html",
         title=f"{len(runs)} runs compared",
@@ -82,8 +93,13 @@ def comparison_html(
         published=published,
         groups=groups(runs),
         problems=_problems(runs),
-        names=[run.name for run in runs],
-        differing=[(name, *map(text.format_value, values)) for name, values in differing.items()],
+        differing=[
+            {
+                "head": ["setting", *(runs[i].name for i in positions)],
+                "rows": [(name, *map(text.format_value, values)) for name, values in settings.items()],
+            }
+            for positions, settings in differing
+        ],
     )
 
 
@@ -108,13 +124,73 @@ def render(template: str, **values: Any) -> str:
 
 
 def _tables(runs: Sequence[RunFolder], numbers: Sequence[Numbers]) -> list[dict[str, Any]]:
-    """A table of the pre-training runs and one for each task: head, rows, and the runs' positions."""
+    """A table of the pre-training runs and one for each task.
+
+    Keys: title, head, rows, positions (the runs'), and best, of each row the columns in which no run is better.
+    """
     tables = []
-    for task in dict.fromkeys(run.kind if run.tuned else "" for run in sorted(runs, key=lambda run: run.tuned)):
-        positions = [i for i, run in enumerate(runs) if (run.kind if run.tuned else "") == task]
-        rows = [(results.summary if task else _summary)(numbers[i]) for i in positions]
-        tables.append({"positions": positions, **text.table(rows)})
+    for positions in by_task(runs):
+        task = runs[positions[0]].kind if runs[positions[0]].tuned else ""
+        rows = [results.summary(numbers[i], runs[i]) if task else _summary(numbers[i]) for i in positions]
+        head = list(dict.fromkeys(column for row in rows for column in row))
+        scores = [results.compared(runs[i]) if task else _compared(numbers[i]) for i in positions]
+        cells = [[row.get(column, "-") for column in head] for row in rows]
+        title = task[:1].upper() + task[1:] or "Pre-training"
+        tables.append(
+            {"title": title, "positions": positions, "head": head, "rows": cells, "best": _best(head, scores)}
+        )
     return tables
+
+
+def _best(head: Sequence[str], scores: Sequence[Mapping[str, tuple[float, bool]]]) -> list[list[int]]:
+    """Of each run the columns in which it is best, where runs differ; scores are (value, whether lower is better)."""
+    best: list[list[int]] = [[] for _ in scores]
+    for column, name in enumerate(head):
+        known = {i: -row[name][0] if row[name][1] else row[name][0] for i, row in enumerate(scores) if name in row}
+        for i, value in known.items():
+            if max(known.values()) == value > min(known.values()):
+                best[i].append(column)
+    return best
+
+
+def _compared(n: Numbers) -> dict[str, tuple[float, bool]]:
+    """Column of `_summary` -> a score that runs of different methods share, and whether lower ones are better."""
+    knn = n["knn"] or {}
+    found = {"k-NN": knn.get("accuracy"), "mean class": knn.get("mean_class_accuracy")}
+    return {name: (value, False) for name, value in found.items() if value is not None}
+
+
+def _galleries(run: RunFolder) -> list[dict[str, Any]]:
+    """The pictures of a fine-tuned model's answers, by kind: title, a sentence, and each picture with its caption."""
+    galleries, names = [], run.examples.get("classes", [])[1:]
+    colors = ["#" + bytes(color).hex() for color in class_colors(len(names) + 1)[1:]]
+    for kind, title in (("worst", "Worst mistakes"), ("typical", "Typical predictions")):
+        listed = run.examples.get(kind, [])[:SHOWN]
+        if listed:
+            measure, attribute = listed[0]["measure"], listed[0].get("attribute")
+            pictures = [
+                {**results.caption(example), "file": f"{FOLDER}/{example['file']}", "keys": example.get("keys") or []}
+                for example in listed
+            ]
+            about = _about(kind, measure, bool(attribute))
+            galleries.append(
+                {"title": title, "about": about, "pictures": pictures, "legend": list(zip(names, colors, strict=True))}
+            )
+    return galleries
+
+
+def _about(kind: str, measure: str, attributes: bool) -> str:
+    """What a gallery shows."""
+    dense = measure not in ("probability", "cosine similarity")
+    sides = " Left what was predicted, right the label." if dense else ""
+    if kind == "typical":
+        return f"Spread evenly over the test part; no score was looked at.{sides}"
+    if dense:
+        return f"The test images with the worst {text.format_name(measure)}, the worst first.{sides}"
+    if measure == "probability":
+        which = ", one of each attribute" if attributes else ""
+        return f"Wrong answers on the test part that the model was surest of{which}, the surest first."
+    return "Pairs of the test part that were told wrong, those farthest from the threshold first."
 
 
 def _summary(n: Numbers) -> dict[str, str]:
@@ -129,7 +205,7 @@ def _summary(n: Numbers) -> dict[str, str]:
         "images/s": text.count(n["images_per_second"]),
         "time": text.duration(n["seconds"]),
         "loss": text.short(n["loss"]),
-        "k-NN": _knn_change(n) if n["knn"] else "-",
+        "k-NN": _knn_change(n) + _bounds(n["knn"]["interval"]) if n["knn"] else "-",
         "mean class": f"{100 * per_class:.1f} %" if per_class is not None else "-",
         "collapse": "not watched" if n["collapse"] is None else ("yes" if n["collapse"] else "no"),
     }
@@ -138,6 +214,10 @@ def _summary(n: Numbers) -> dict[str, str]:
 def _knn_change(n: Numbers) -> str:
     first, last = n["knn_first"]["accuracy"], n["knn"]["accuracy"]
     return f"{100 * first:.1f}\u00a0→\u00a0{100 * last:.1f}\u00a0%"
+
+
+def _bounds(interval: Sequence[float] | None) -> str:
+    return f"\n({100 * interval[0]:.1f} to {100 * interval[1]:.1f}\u00a0%)" if interval else ""
 
 
 def _knn_details(knn: Mapping[str, Any]) -> str:
@@ -158,16 +238,17 @@ def _flat(value: Any) -> str:
 
 def _picture(run: RunFolder, name: str, width: int) -> dict[str, Any] | str:
     """Attributes of an `img` that holds the picture, at most `width` pixels wide; a sentence where it is damaged."""
-    out = io.BytesIO()
+    out, kind = io.BytesIO(), "JPEG" if name.endswith(".jpg") else "PNG"
     try:
-        with Image.open(io.BytesIO(run.content(name)), formats=("PNG",)) as image:
+        with Image.open(io.BytesIO(run.content(name)), formats=(kind,)) as image:
             if image.width * image.height > _MAX_PIXELS:
                 return f"{name} is not shown: it has more than {_MAX_PIXELS:,} pixels."
             picture = image.convert("RGB")
         picture.thumbnail((width, _MAX_HEIGHT), Image.Resampling.LANCZOS, reducing_gap=None)
         picture.save(out, format="WEBP", quality=88, method=4)
     except Exception as error:  # foreign bytes make Pillow raise almost anything
-        return f"{name} cannot be read: {getattr(error, 'strerror', None) or 'it is damaged, or not a PNG file'}."
+        reason = getattr(error, "strerror", None) or f"it is damaged, or not a {kind} file"
+        return f"{name} cannot be read: {reason}."
     source = f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
     return {"alt": Path(name).stem, "width": picture.width, "height": picture.height, "src": source}
 

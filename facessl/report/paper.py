@@ -17,7 +17,7 @@ import yaml
 
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.recipes import read_recipe, table_rows
-from facessl.config.run import flatten, merge, plain
+from facessl.config.run import flatten, merge, to_plain
 from facessl.core import plugins
 from facessl.core.errors import FaceSSLError
 from facessl.core.schema import misfit, read_json
@@ -208,7 +208,7 @@ def _differences(run: Measured, row: Row) -> list[str]:
     if run.settings is None:
         why = "the probe trains on features of unchanged images"
         return [*ways, f"{why}; `facessl finetune --config {row.recipe}` is the published protocol"]
-    ours = plain({**run.settings, "backbone": _network(run.settings.get("backbone") or {})})
+    ours = to_plain({**run.settings, "backbone": _network(run.settings.get("backbone") or {})})
     theirs = {**recipe, "backbone": _network(recipe["backbone"])}
     return ways + _unequal(flatten(ours), flatten({key: theirs[key] for key in theirs if key in ours}))
 
@@ -239,7 +239,7 @@ def _resolved(recipe: str) -> dict[str, Any]:
     values = read_recipe(recipe)
     task = plugins.find("tasks", values["task"]["name"])
     name = values.get("protocol", FinetuneConfig.protocol)
-    task_settings = {"task": plain(dataclasses.asdict(task.Args()))}
-    settings = merge(merge(merge(FinetuneConfig().to_dict(), task_settings), plain(task.defaults[name])), values)
-    augment = plain(dataclasses.asdict(task.augments[name]))
+    task_settings = {"task": to_plain(dataclasses.asdict(task.Args()))}
+    settings = merge(merge(merge(FinetuneConfig().to_dict(), task_settings), to_plain(task.defaults[name])), values)
+    augment = to_plain(dataclasses.asdict(task.augments[name]))
     return {**settings, "augment": merge(augment, settings.get("augment") or {})}

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from facessl.data.source import short
 from facessl.report.folder import RunFolder
 from facessl.report.text import count, duration, format_name, format_value, interval, score
+
+#: How names of scores begin of which lower ones are better.
+_LOWER = ("nme", "fr@", "eer")
 
 
 def task_headline(run: RunFolder) -> dict[str, Any]:
@@ -16,7 +20,6 @@ def task_headline(run: RunFolder) -> dict[str, Any]:
     `interval`, `better`; None before the run has ended), baselines, selected (`step`, `by`, and the score on the part
     that was selected on), train_images, test_images, notes.
     """
-    common, above = majority(run)
     return {
         "task": run.results.get("task") or run.setting("task.name"),
         "protocol": protocol(run),
@@ -27,7 +30,7 @@ def task_headline(run: RunFolder) -> dict[str, Any]:
         "selected": run.results.get("selected"),
         "train_images": run.results.get("train_images"),
         "test_images": run.test.get("images"),
-        "notes": [f"not clearly above always answering the majority class ({common})"] if common and not above else [],
+        "notes": [f"not clearly {said}" for said, clear in against_baselines(run) if not clear],
     }
 
 
@@ -42,19 +45,109 @@ def protocol(run: RunFolder) -> str | None:
 def baselines(scores: Mapping[str, Any]) -> dict[str, float]:
     """What the headline's score is of answers that need no training, or no pre-training, as far as it was measured."""
     untrained = (scores.get("random_weights") or {}).get("headline") or {}
+    constant = scores.get("constant") or {"answer": "", "scores": {}}
     found = {
-        "majority class": scores.get("majority_class", scores.get("majority")),
+        "majority class": _majority(scores),
         "mean shape": scores.get("mean_shape_nme"),
+        constant["answer"]: constant["scores"].get((scores.get("headline") or {}).get("name")),
         "random weights": untrained.get("value"),
     }
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
-def majority(run: RunFolder) -> tuple[str, bool]:
-    """The score of always answering the majority class ("": not known), and whether the interval lies above it."""
-    common = baselines(run.test).get("majority class")
-    low = ((run.test.get("headline") or {}).get("interval") or [None])[0]
-    return ("", False) if low is None or common is None else (score(common), low > common)
+def _majority(scores: Mapping[str, Any]) -> float | None:
+    """The accuracy of always giving the commonest answer; of pairs that of saying all are of one kind."""
+    same, different = scores.get("same"), scores.get("different")
+    if same and different:
+        return float(max(same, different) / (same + different))
+    value: float | None = scores.get("majority_class", scores.get("majority"))
+    return value
+
+
+def without_looking(scores: Mapping[str, Any]) -> dict[str, float]:
+    """What each score is of an answer that does not look at the image, where it is known.
+
+    These are the commonest class or value, the mean shape or the average mask, and chance for scores of a ranking.
+    """
+    found = dict((scores.get("constant") or {"scores": {}})["scores"])
+    common, classes = _majority(scores), len(scores.get("per_class") or ())
+    if "mean_shape_nme" in scores:
+        found[(scores.get("headline") or {}).get("name", "")] = scores["mean_shape_nme"]
+    if common is not None:
+        found |= {"accuracy": common, "mean_accuracy": common, "mean_balanced_accuracy": 0.5}
+    if common is not None and classes:
+        found |= {"mean_class_accuracy": 1 / classes, "macro_f1": 2 * common / (1 + common) / classes}
+    if scores.get("same"):
+        rates = (name for name in scores if name.startswith("tar@far=") and not name.endswith("_interval"))
+        found |= {"roc_auc": 0.5, "eer": 0.5} | {name: float(name.partition("=")[2]) for name in rates}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+
+def against_baselines(run: RunFolder) -> list[tuple[str, bool]]:
+    """Of each baseline: "above always answering the majority class (37.90 %)", and whether the interval says so."""
+    headline = run.test.get("headline") or {}
+    low, high = headline.get("interval") or (None, None)
+    if low is None or high is None:
+        return []
+    found = []
+    for name, value in baselines(run.test).items():
+        lower = headline.get("better") == "lower"
+        told = score(value, headline["name"], headline.get("unit") or "fraction")
+        than = "always answering the majority class" if name == "majority class" else name
+        than = f"the {name}" if name in ("mean shape", "average mask") else than
+        word = "better than" if name != "majority class" else "below" if lower else "above"
+        found.append((f"{word} {than} ({told})", high < value if lower else low > value))
+    return found
+
+
+def score_rows(run: RunFolder) -> list[dict[str, Any]]:
+    """The rows of the table of all scores.
+
+    Keys: name, value, interval, baseline, as text; bar, where things lie on a bar in per cent of its length (`value`,
+    and where they are known `low`, `high`, `baseline`), None for counts.
+    """
+    chance, rows = without_looking(run.test), []
+    for name, value in sorted(run.test.items(), key=lambda item: isinstance(item[1], int)):  # counts last
+        plain = isinstance(value, int | float | None) and not name.endswith("_interval")
+        if not plain or name in ("majority_class", "majority", "mean_shape_nme"):
+            continue
+        of, near, base = unit(run, name), run.test.get(f"{name}_interval"), chance.get(name)
+        rows.append(
+            {
+                "name": format_name(name),
+                "value": score(value, name, of),
+                "interval": interval(near, name, of),
+                "baseline": "" if base is None or value is None else score(float(base), name, of),
+                "bar": _bar(value, near, base) if isinstance(value, float) and of == "fraction" else None,
+            }
+        )
+    return rows
+
+
+def _bar(value: float, near: Any, base: float | None) -> dict[str, float] | None:
+    """Places on a bar that ends at 1, or a little beyond the largest number where all are small."""
+    low, high = near if isinstance(near, list | tuple) and len(near) == 2 and None not in near else (None, None)
+    places = {"value": value, "low": low, "high": high, "baseline": base}
+    known = {name: float(place) for name, place in places.items() if place is not None}
+    if len(known) < 2:  # nothing to see it beside
+        return None
+    largest = max(known.values())
+    if min(known.values()) < 0 or largest > 1:
+        return None
+    end = 1 if largest > 0.3 else 1.25 * largest or 1
+    return {name: round(100 * place / end, 2) for name, place in known.items()}
+
+
+def caption(example: Mapping[str, Any]) -> dict[str, str]:
+    """An answer in words: `answer`, `number` and `key`, the name of its image."""
+    label, predicted = example.get("label") or "", example.get("prediction") or ""
+    answer = label and (f"{label} (right)" if label == predicted else f"{label}, predicted {predicted}")
+    if attribute := example.get("attribute"):
+        answer = f"{attribute.replace('_', ' ')}: {answer}"
+    measure, value = example["measure"], example.get("value")
+    of = "" if measure == "cosine similarity" else "fraction"
+    keys = " and ".join(short(key) for key in example.get("keys") or ())
+    return {"answer": answer, "number": f"{format_name(measure)} {score(value, measure, of)}", "key": keys}
 
 
 def unit(run: RunFolder, name: str) -> str:
@@ -78,16 +171,17 @@ def told(scores: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, (text, beside(baselines(scores), first))))
 
 
-def summary(n: Mapping[str, Any]) -> dict[str, str]:
-    """A fine-tuning run's row in the table that compares runs, by column."""
+def summary(n: Mapping[str, Any], run: RunFolder) -> dict[str, str]:
+    """A fine-tuning run's row in the table that compares runs of its task, by column."""
     headline = n["headline"] or {"name": ""}
     name, unit = headline["name"], headline.get("unit") or "fraction"
+    first = {format_name(name) or "score": _cell(headline.get("value"), headline.get("interval"), name, unit)}
     return {
         "run": n["run"],
-        "task": f"{format_value(n['task'])} ({format_value(n['protocol'])})",
-        "score": f"{format_name(name)} {score(headline.get('value'), name, unit)}".strip(),
-        "95 % interval": interval(headline.get("interval"), name, unit),
+        **first,
         "baselines": beside(n["baselines"], headline) or "-",
+        **{format_name(other): cell for other, cell in _others(run).items()},
+        "protocol": format_value(n["protocol"]),
         "backbone": format_value(n["backbone"]),
         "started from": format_value(n["started_from"]),
         "labels": format_value(n["labels"]),
@@ -95,3 +189,34 @@ def summary(n: Mapping[str, Any]) -> dict[str, str]:
         "test images": count(n["test_images"]),
         "time": duration(n["seconds"]),
     }
+
+
+def compared(run: RunFolder) -> dict[str, tuple[float, bool]]:
+    """Column of `summary` -> the score, and whether lower ones are better."""
+    headline = run.test.get("headline") or {}
+    found = {}
+    for name in [str(headline.get("name", "")), *other_scores(run)]:
+        own = name == headline.get("name")
+        value = headline.get("value") if own else run.test.get(name)
+        if isinstance(value, int | float):
+            lower = headline.get("better") == "lower" if own else name.startswith(_LOWER)
+            found[format_name(name)] = (float(value), lower)
+    return found
+
+
+def other_scores(run: RunFolder) -> list[str]:
+    """Names of the scores with an interval beside the headline's, the first three."""
+    first = (run.test.get("headline") or {}).get("name")
+    return [name for name in run.test if f"{name}_interval" in run.test and name != first][:3]
+
+
+def _others(run: RunFolder) -> dict[str, str]:
+    """The cells of `other_scores`."""
+    return {
+        name: _cell(run.test[name], run.test[f"{name}_interval"], name, unit(run, name)) for name in other_scores(run)
+    }
+
+
+def _cell(value: Any, near: Any, name: str, unit: str) -> str:
+    bounds = interval(near, name, unit)
+    return f"{score(value, name, unit)}\n({bounds})" if bounds else score(value, name, unit)

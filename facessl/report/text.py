@@ -67,6 +67,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
+def unbroken(text: Any) -> str:
+    """Text in which no line ends between a number and its %."""
+    return format_value(text).replace(" %", "\u00a0%")
+
+
 def cell(text: str) -> str:
     """Text in a table of Markdown, without markup of its own."""
     return " ".join(text.split("\n")).replace("|", "\\|").replace("<", "&lt;")
@@ -83,4 +88,4 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return ["| " + " | ".join(map(cell, line)) + " |" for line in lines]
 
 
-FILTERS = (format_value, short, count, duration, format_name, score, interval, sentence, cell)
+FILTERS = (format_value, short, count, duration, format_name, score, interval, sentence, unbroken, cell)

@@ -10,11 +10,11 @@ import numpy as np
 
 from facessl.config.run import flatten
 from facessl.core.errors import ConfigError, UnknownName
-from facessl.core.files import write_atomic
+from facessl.core.files import check_ending, write_atomic
 from facessl.core.schema import to_json
 from facessl.metrics import collapse
 from facessl.report import paper
-from facessl.report.folder import RunFolder, read_run_folder
+from facessl.report.folder import RunFolder, by_task, read_run_folder
 from facessl.report.page import comparison_html, markdown, run_html
 from facessl.report.results import task_headline
 
@@ -86,7 +86,9 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) 
         raise ConfigError(f"{twice[0]} is named twice: name each run once")
     page = _page_path(out, folders[0].path / "comparison.html")
     numbers = [write_report(folder.path) for folder in folders]
-    html = comparison_html(folders, numbers, differing_settings(folders), paper.section(folders))
+    groups = [group for group in by_task(folders) if len(group) > 1]
+    differing = [(group, differing_settings([folders[i] for i in group])) for group in groups]
+    html = comparison_html(folders, numbers, differing, paper.section(folders))
     result = {"runs": numbers, "page": str(page)}
     _write(page, html, markdown(folders, numbers), result)
     return result
@@ -187,8 +189,7 @@ def _median(run: RunFolder, column: str) -> float | None:
 
 def _page_path(out: str | Path | None, default: Path) -> Path:
     page = default if out is None else Path(out)
-    if page.suffix != ".html":
-        raise ConfigError(f"cannot write the report to {page}: the name must end in .html")
+    check_ending(page, "report", [".html"])
     return page
 
 

@@ -54,7 +54,7 @@ def scalar(color: Color) -> tuple[float, float, float]:
     return min(255.0, max(0.0, r)), min(255.0, max(0.0, g)), min(255.0, max(0.0, b))
 
 
-def plain(width: int, height: int, color: Color) -> np.ndarray:
+def one_color(width: int, height: int, color: Color) -> np.ndarray:
     """(height, width, 3) uint8 of one color; NumPy's broadcast takes twenty times as long."""
     return cv2.rectangle(np.empty((height, width, 3), np.uint8), (0, 0), (width, height), scalar(color), -1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from facessl.synthetic.canvas import SUPER, Canvas, blend, plain, scalar, soften, tint
+from facessl.synthetic.canvas import SUPER, Canvas, blend, one_color, scalar, soften, tint
 from facessl.synthetic.geometry import curve, ribbon
 
 _SHADOWS = np.array([(120, 72, 62), (150, 84, 96), (92, 78, 104)], np.float32)
@@ -52,7 +52,7 @@ def _draw_eyeball(canvas: Canvas, outline: np.ndarray, upper: np.ndarray, ring: 
         return
     x0, y0, x1, y1 = box
     white = np.array((238, 234, 230) if who.melanin < 0.7 else (230, 223, 212), np.float32)
-    patch = plain(x1 - x0, y1 - y0, white * (1 - 0.08 * who.age))
+    patch = one_color(x1 - x0, y1 - y0, white * (1 - 0.08 * who.age))
     across, down, yaw = (ring[3] - ring[0]) / 2, -cam.up, np.radians(cam.yaw)
     toward = 1.0 if across @ cam.affine[:, 0] > 0 else -1.0
     level = (ring[0] + ring[3]) * 0.2 + (ring[1] + ring[2] + ring[4] + ring[5]) * 0.15

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from facessl.synthetic.canvas import SUPER, Canvas, blend, plain, scalar, soften, tint
+from facessl.synthetic.canvas import SUPER, Canvas, blend, one_color, scalar, soften, tint
 from facessl.synthetic.geometry import circle, curve
 from facessl.synthetic.model import TOP, Head
 
@@ -165,7 +165,7 @@ def _paths(canvas: Canvas) -> np.ndarray:
 def _texture(canvas: Canvas, outline: np.ndarray) -> np.ndarray:
     """(2S, 2S, 3) picture of hair, to be cut to shape; drawn at half of that, which keeps strands soft."""
     who, unit, size, rng = canvas.who, canvas.unit, canvas.size, canvas.rng
-    picture = plain(size, size, tint(who.hair, 0.9))
+    picture = one_color(size, size, tint(who.hair, 0.9))
     if who.hair_style in ("curly", "afro"):
         n, radius = (190, 0.07) if who.hair_style == "curly" else (320, 0.04)
         at = rng.uniform(outline.min(0), outline.max(0), (n, 1, 2))

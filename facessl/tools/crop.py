@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal, TypedDict
@@ -29,7 +28,7 @@ from facessl.data.source import Source
 from facessl.tools.crop_folder import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
 from facessl.tools.phash import Near, phash
-from facessl.tools.ranks import Record, over_ranks, wait_for_others
+from facessl.tools.ranks import Result, over_ranks, wait_for_others
 
 Align = Literal["none", "eyes", "five-points"]
 #: Side of the square around a face's box in which its sharpness is measured.
@@ -41,10 +40,13 @@ class CropSummary:
     """What `crop` did.
 
     Attributes:
-        photos, new_photos: numbers of photos in the source, and of those that this call looked at.
-        faces, new_faces: numbers of crops in the folder, and of those that this call added.
+        photos: number of photos in the source.
+        new_photos: of those, the ones that this call looked at.
+        faces: number of crops in the folder.
+        new_faces: of those, the ones that this call added.
         duplicates: number of faces left out as near-duplicates, by all calls.
-        small, blurred: numbers of faces that this call left out for that.
+        small: number of faces that this call left out for their size.
+        blurred: number of faces that this call left out for their sharpness.
         without_face: photos in which this call found no face.
         skipped: (photo, reason) of those that this call could not read.
         finished: False on a rank whose photos are done while those of others are not.
@@ -173,12 +175,11 @@ def crop(
             return _run(opened, cropper, folder(path), workers, max_bad, told)
     written = over_ranks(
         functools.partial(output_folder, out, opened, SETTINGS, "crop", wait=True),
-        json.dumps({"crop": vars(settings), "images": opened.fingerprint()}),
+        (vars(settings), opened.fingerprint()),
+        len(opened),
         lambda path: _left(opened, folder(path)),
-        cropper.record,
-        lambda path, found: _run(
-            opened, lambda i: _Found.read(opened.key(i), *found(i)), folder(path), 0, max_bad, told
-        ),
+        cropper,
+        lambda path, found: _run(opened, found, folder(path), 0, max_bad, told),
         valid=_is_record,
         failed=lambda values: values["reason"] not in ("", NO_FACE, LEFT_OUT),
         workers=workers,
@@ -233,25 +234,8 @@ def sharpness(image: np.ndarray, box: np.ndarray) -> float:
     return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
-@dataclass
-class _Found:
-    """The crops of one photo; why there are none; faces that were left out."""
-
-    key: str
-    crops: list[Crop] = field(default_factory=list)
-    reason: str = ""
-    small: int = 0
-    blurred: int = 0
-
-    @classmethod
-    def read(cls, key: str, values: dict[str, Any], data: Sequence[bytes]) -> _Found:
-        """From what `_Cropper.record` makes of it."""
-        rows = values.pop("rows")
-        return cls(key, [Crop(image, *row) for image, row in zip(data, rows, strict=True)], **values)
-
-
 class _Record(TypedDict):
-    """The values of `_Cropper.record`; a row is a crop's hash and its numbers."""
+    """What is known of a photo's crops: why there are none, faces that were left out, hash and numbers of each."""
 
     reason: str
     small: int
@@ -270,36 +254,29 @@ def _is_record(values: Any, images: int) -> bool:
 
 
 class _Cropper:
-    """One photo -> its crops. Runs in any process."""
+    """One photo -> its crops, as `_Record` and the encoded images. Runs in any process."""
 
     def __init__(self, source: Source, settings: _Settings) -> None:
         self.source, self.settings = source, settings
 
-    def __call__(self, index: int) -> _Found:
-        s, found = self.settings, _Found(self.source.key(index))
+    def __call__(self, index: int) -> Result:
+        s, crops, small, blurred = self.settings, [], 0, 0
         try:
             image = pixels(self.source[index])
         except ImageError as error:
-            found.reason = error.reason
-            return found
+            return {"reason": error.reason, "small": 0, "blurred": 0, "rows": []}, []
         faces = detect(image, detector=s.detector, model=s.detector_model, min_score=s.min_score, smallest=s.smallest)
         for face in faces if s.all_faces else faces[:1]:
             size, sharp = float(max(face.box[2:] - face.box[:2])), sharpness(image, face.box)
             if size < s.min_size:
-                found.small += 1
+                small += 1
             elif sharp < s.min_sharpness:
-                found.blurred += 1
+                blurred += 1
             else:
-                found.crops.append(self._crop(image, face, size, sharp))
-        if not found.crops:
-            found.reason = LEFT_OUT if faces else NO_FACE
-        return found
-
-    def record(self, index: int) -> Record:
-        """The same as plain values and bytes."""
-        found = self(index)
-        values = {"reason": found.reason, "small": found.small, "blurred": found.blurred}
-        return values | {"rows": [crop[1:] for crop in found.crops]}, [crop.data for crop in found.crops]
+                crops.append(self._crop(image, face, size, sharp))
+        reason = "" if crops else LEFT_OUT if faces else NO_FACE
+        values = {"reason": reason, "small": small, "blurred": blurred, "rows": [crop[1:] for crop in crops]}
+        return values, [crop.data for crop in crops]
 
     def _frame(self, face: Face) -> Frame:
         s, points = self.settings, face.five_points
@@ -331,7 +308,7 @@ def _left(source: Source, folder: CropFolder) -> list[int]:
 
 def _run(
     source: Source,
-    crops_of: Callable[[int], _Found],
+    crops_of: Callable[[int], Result],
     folder: CropFolder,
     workers: int,
     max_bad: float,
@@ -341,19 +318,20 @@ def _run(
     base, todo, before = _base(source, keys), _left(source, folder), folder.faces
     summary = CropSummary(len(keys), new_photos=len(todo))
     told(len(keys) - len(todo), len(keys))
-    for done, found in enumerate(in_order(crops_of, todo, workers), len(keys) - len(todo) + 1):
-        summary.small += found.small
-        summary.blurred += found.blurred
-        if found.crops:
-            folder.add(found.key, _relative(found.key, base), found.crops)
+    for at, (found, images) in enumerate(in_order(crops_of, todo, workers)):
+        key, reason = keys[todo[at]], found["reason"]
+        summary.small += found["small"]
+        summary.blurred += found["blurred"]
+        if images:
+            folder.add(key, _relative(key, base), [Crop(i, *row) for i, row in zip(images, found["rows"], strict=True)])
         else:
-            if found.reason == NO_FACE:
-                summary.without_face.append(found.key)
-            elif found.reason != LEFT_OUT:
-                summary.skipped.append((found.key, found.reason))
+            if reason == NO_FACE:
+                summary.without_face.append(key)
+            elif reason != LEFT_OUT:
+                summary.skipped.append((key, reason))
                 check_skipped(len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
-            folder.skip(found.key, found.reason)
-        told(done, len(keys))
+            folder.skip(key, reason)
+        told(len(keys) - len(todo) + at + 1, len(keys))
     summary.faces, summary.new_faces, summary.duplicates = folder.faces, folder.faces - before, folder.duplicates
     return summary
 
@@ -371,4 +349,4 @@ def _base(source: Source, keys: list[str]) -> str:
 def _relative(key: str, base: str) -> str:
     """Name of a photo below `base`, never one that leaves it."""
     path = PurePath(os.path.relpath(key, base) if base else key)
-    return os.path.join("", *(part for part in path.parts if part not in ("..", ".", path.anchor))) or "photo"
+    return "/".join(part for part in path.parts if part not in ("..", ".", path.anchor)) or "photo"

@@ -7,11 +7,10 @@ that the shards do not depend on the number of processes or on interruptions.
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
@@ -29,7 +28,7 @@ from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
 from facessl.tools.phash import phash
-from facessl.tools.ranks import Record, over_ranks
+from facessl.tools.ranks import Result, over_ranks
 from facessl.tools.shards import MANIFEST, SKIPPED, Settings, Shards
 
 #: Bytes and images that one stretch has at most: large enough that handing it over costs little, and that what is ahead
@@ -127,15 +126,16 @@ def pack(
         with Shards(path, settings, opened, spec) as shards:
             return range(shards.next, len(opened))
 
-    def write(path: Path, found: Callable[[int], Record]) -> PackSummary:
+    def write(path: Path, found: Callable[[int], Result]) -> PackSummary:
         with Shards(path, settings, opened, spec) as shards:
-            return _run(opened, lambda stretch: [_Packed.read(*found(i)) for i in stretch], shards, 0, max_bad, told)
+            return _run(opened, lambda stretch: [found(i) for i in stretch], shards, 0, max_bad, told)
 
     written = over_ranks(
         functools.partial(output_folder, out, opened, MANIFEST, "pack", wait=True),
-        json.dumps({"pack": vars(settings), "images": opened.fingerprint()}),
+        (vars(settings), opened.fingerprint()),
+        len(opened),
         left,
-        packer.record,
+        packer.one,
         write,
         valid=_is_record,
         failed=lambda values: bool(values["unreadable"]),
@@ -145,22 +145,9 @@ def pack(
     return written or PackSummary(len(opened), finished=False)
 
 
-class _Packed(NamedTuple):
-    """An image as its members stand in a tar, and its hash where hashes are wanted; or (key, reason) where it cannot be
-    read."""
-
-    members: bytes
-    hash: int = 0
-    unreadable: tuple[str, str] | None = None
-
-    @classmethod
-    def read(cls, values: dict[str, Any], data: Sequence[bytes]) -> _Packed:
-        """From what `_Packer.record` makes of it."""
-        return cls(data[0], values["hash"], tuple(values["unreadable"]) if values["unreadable"] else None)
-
-
 class _Record(TypedDict):
-    """The values of `_Packer.record`."""
+    """What is known of an image beside its members in a tar: its hash where hashes are wanted; (key, reason) where it
+    cannot be read."""
 
     hash: Any
     unreadable: tuple[str, str] | None
@@ -179,27 +166,23 @@ class _Packer:
         self._scaled = bool(settings.size) and not records.has_pixels(source)
         self._names = tuple(source.label_names)
 
-    def __call__(self, stretch: range) -> list[_Packed]:
-        return [self._one(index) for index in stretch]
+    def __call__(self, stretch: range) -> list[Result]:
+        return [self.one(index) for index in stretch]
 
-    def record(self, index: int) -> Record:
-        """An image as plain values and bytes."""
-        image = self._one(index)
-        return {"hash": image.hash, "unreadable": image.unreadable}, [image.members]
-
-    def _one(self, index: int) -> _Packed:
+    def one(self, index: int) -> Result:
+        """An image, as `_Record` and its members as they stand in a tar."""
         try:
             sample = self.source[index]
             image, stored = self._image(sample)
             ending, data = self._encoded(sample, image)
         except ImageError as error:
-            return _Packed(b"", unreadable=(error.key, error.reason))
+            return {"hash": 0, "unreadable": (error.key, error.reason)}, [b""]
         label = sample.label
         name = self._names[label] if label is not None and 0 <= label < len(self._names) else None
         shape = stored if self.settings.copy else image.shape[:2]
         parts = {ending: data, **records.members(sample, stored, shape, name)}
         value = phash(image) if self.settings.dedupe is not None else 0
-        return _Packed(b"".join(records.archived(f"{index:09d}", parts)), value)
+        return {"hash": value, "unreadable": None}, [b"".join(records.archived(f"{index:09d}", parts))]
 
     def _image(self, sample: Sample) -> tuple[np.ndarray, tuple[int, int]]:
         """The image resized, and the height and width it is stored with."""
@@ -231,7 +214,7 @@ class _Packer:
 
 def _run(
     source: Source,
-    packed: Callable[[range], list[_Packed]],
+    packed: Callable[[range], list[Result]],
     shards: Shards,
     workers: int,
     max_bad: float,
@@ -250,15 +233,16 @@ def _run(
 
     progress(index, total)
     for images in in_order(packed, stretches(), workers):
-        for image in images:
-            if image.unreadable:
-                shards.skip(*image.unreadable)
-                summary.unreadable.append(image.unreadable)
-                check_skipped(shards.skipped, total, max_bad, image.unreadable)
+        for image, (members,) in images:
+            if image["unreadable"]:
+                key, reason = image["unreadable"]
+                shards.skip(key, reason)
+                summary.unreadable.append((key, reason))
+                check_skipped(shards.skipped, total, max_bad, (key, reason))
             else:
-                shards.add(index, image.members, image.hash)
+                shards.add(index, members, image["hash"])
             index += 1
-        size = sum(len(image.members) for image in images)
+        size = sum(len(members) for _, (members,) in images)
         length = max(1, min(_LONGEST, _STRETCH * len(images) // max(1, size)))
         progress(index, total)
     shards.finish(total)

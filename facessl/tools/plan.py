@@ -43,8 +43,7 @@ class Options:
         gpus: of the job over all nodes, one process (rank) each.
         gpu_images_per_second: of one GPU, the whole step, as benchmarks/gpu.sh measures it: by images per GPU, as in
             8:400,64:1200,256:1500, or one number, which is taken for that of 256; null: not known.
-        images: of the training set; null: of the recipe's own source, or of the set that a shipped recipe has its
-            name from.
+        images: of the training set; null: of the recipe's source, or of the set that the recipe is named after.
         batch_size: of all GPUs together, instead of the recipe's.
         epochs: passes over the images, instead of the recipe's.
         warmup_epochs: epochs of linear warm-up, instead of the recipe's.
@@ -77,8 +76,8 @@ def plan(options: Options) -> dict[str, Any]:
     settings, count = _settings(options)
     derived, batch, passes = derive(settings, count), settings.batch_size or 0, settings.accumulate
     network, views = _network(settings, gpus)
-    pixels = sum(side**2 for side in views)
-    per_core = options.worker_images_per_second or 1 / (DECODE_SECONDS + CROP_SECONDS * pixels / 224**2)
+    seconds = DECODE_SECONDS + CROP_SECONDS * sum(side**2 for side in views) / 224**2
+    per_core = options.worker_images_per_second or 1 / seconds
     compute = passes * pass_seconds(batch / gpus / passes, rates)
     norms = network["norm_messages"] * options.norm_microseconds * 1e-6
     all_reduce = network["all_reduce_bytes"] * 8 / (options.link_gbit * 1e9)
@@ -90,8 +89,7 @@ def plan(options: Options) -> dict[str, Any]:
         **{"recipe": options.recipe, "gpus": gpus, "images": count, "batch": batch, "batch_per_gpu": batch / gpus},
         **{"steps": derived.total_steps, "learning_rate": derived.peak, "warmup_steps": derived.warmup_steps},
         **network,
-        "compute_seconds_per_step": compute,
-        **{"norm_seconds_per_step": norms, "all_reduce_seconds": all_reduce},
+        **{"compute_seconds_per_step": compute, "norm_seconds_per_step": norms, "all_reduce_seconds": all_reduce},
         **{"images_per_second": rate, "hours": hours, "gpu_hours": gpus * hours},
         "hours_with_overlap": derived.total_steps * max(compute + norms, all_reduce, reading) / 3600,
         "read_megabytes_per_second": rate * IMAGE_BYTES * 1e-6,
@@ -109,7 +107,7 @@ def read_rates(text: str | float | None) -> dict[int, float]:
         if len(rates) == len(parts) and all(b > 0 and 0 < r < math.inf for b, r in rates.items()):
             return rates
     raise ConfigError(
-        f"gpu_images_per_second = {text} is not a rate: give images/s, or those of batches: 8:400,64:1200,256:1500"
+        f"gpu_images_per_second = {text} is not a rate: give images/s, or by batch 8:400,64:1200,256:1500"
     )
 
 
@@ -196,9 +194,7 @@ def _warnings(settings: PretrainConfig, plan: dict[str, Any], cores_per_gpu: flo
 
 def table(plan: dict[str, Any]) -> str:
     """A plan for people: a line for each number and each warning."""
-    lines = []
-    for key, value in plan.items():
-        if key != "warnings":
-            known = f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-            lines.append(f"{key.replace('_', ' '):34} {known or 'not known':>18}")
+    forms = {float: ",.6g", int: ",", str: ""}
+    known = {k: "not known" if v is None else format(v, forms[type(v)]) for k, v in plan.items() if k != "warnings"}
+    lines = [f"{key.replace('_', ' '):34} {text:>18}" for key, text in known.items()]
     return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])

@@ -15,27 +15,29 @@ from facessl.config import parse
 from facessl.config.commands import FINETUNE, resolved
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.paths import located, published
-from facessl.config.run import plain
+from facessl.config.run import to_plain
 from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
+from facessl.core.launch import loader_workers, one_after_another
 from facessl.core.schema import read_json, to_json
 from facessl.core.types import Progress
 from facessl.data.decode import EXTENSIONS, ImageError, read_file, stored_size
 from facessl.data.overlap import warn_of_overlap
 from facessl.data.source import Source
-from facessl.data.splits import Parts as Split
-from facessl.data.splits import parts
+from facessl.data.splits import Splits, parts
 from facessl.evaluation import score
+from facessl.evaluation.mistakes import find_mistakes
 from facessl.inference import framing, trained_task
 from facessl.models import weights
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
+from facessl.report.examples import SHOWN, write_examples
 from facessl.report.write import write_report
 from facessl.tasks.base import Labels
 from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
 from facessl.training.finetuned_model import FinetunedModel
 from facessl.training.optimizers import build_finetune_optimizer
-from facessl.training.run import Parts, loader_workers, one_after_another, run_job, say
+from facessl.training.run import TrainingSetup, run_job, say
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
@@ -71,7 +73,7 @@ class Finetuning:
 
     backbone: Backbone
     own_size: int | None
-    data: Split
+    data: Splits
     resolved: dict[str, Any]
     published: dict[str, Any]
     augment: Augment
@@ -96,7 +98,7 @@ class Finetuning:
         backbone = self.backbone
         self.resolved = resolved(self.config) | {
             "image_size": backbone.image_size,
-            "backbone": {"name": backbone.name, "pretrained": False, "options": plain(backbone.timm_options)},
+            "backbone": {"name": backbone.name, "pretrained": False, "options": to_plain(backbone.timm_options)},
         }
         self.published = published(located(self.resolved))
         return self.resolved
@@ -105,7 +107,7 @@ class Finetuning:
         parts = {"training part": self.data.train, "validation part": self.data.val, "test part": self.data.test}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
+    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> TrainingSetup:
         config, data = self.config, self.data
         augment = self.augment = augment_from_dict(self.resolved["augment"])
         arguments = dict(config.task)
@@ -119,7 +121,7 @@ class Finetuning:
         for part in (data.test, chosen or data.test):
             task.meter(part, augment)  # what cannot be scored is said now, not after hours of training
             _check_readable(part, "test" if part is data.test else "validation")
-        return Parts(
+        return TrainingSetup(
             module=self.model,
             optimizer=lambda plan: build_finetune_optimizer(task, config.optim),
             source=data.train,
@@ -180,10 +182,13 @@ class Finetuning:
         shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "framing", "format")}
         shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
         checkpoint.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
-        test = _score(task, self.data.test, self.augment, config)
+        trained = trained_task.Trained(task, task.backbone.image_size, self.augment, info)
+        found = find_mistakes(trained, self.data.test, count=SHOWN, train=self.data.train, **_pass(config))
+        test = found.scores
         results = told | {"selected": chosen, "train_images": len(self.data.train), "test": test}
         files.write_atomic(folder / "results.json", to_json(results, indent=2).encode() + b"\n")
         files.write_atomic(folder / "status.json", status)
+        write_examples(folder, found)
         for sentence in write_report(folder)["notes"]:
             say(sentence)
         say(f"report: {folder / 'report.html'}")
@@ -226,7 +231,7 @@ def training_view(task: Any, labels: Labels, augment: Augment) -> Supervised:
     )
 
 
-def _parts(config: FinetuneConfig) -> Split:
+def _parts(config: FinetuneConfig) -> Splits:
     """What is trained, selected and tested on."""
     if not config.source:
         raise ConfigError("fine-tuning needs labeled images: facessl finetune RUN SOURCE (`synthetic:` for a trial)")
@@ -307,16 +312,17 @@ class _Selection:
 
 
 def _score(task: Any, source: Source, augment: Augment, config: FinetuneConfig) -> dict[str, Any]:
-    return score.score(
-        task,
-        source,
-        augment,
-        image_size=task.backbone.image_size,
-        batch_size=max(config.batch_size, 32),
-        workers=loader_workers(config.workers),
-        precision=config.precision,
-        max_bad=config.max_bad,
-    )
+    return score.score(task, source, augment, image_size=task.backbone.image_size, **_pass(config))
+
+
+def _pass(config: FinetuneConfig) -> dict[str, Any]:
+    """How images are scored."""
+    return {
+        "batch_size": max(config.batch_size, 32),
+        "workers": loader_workers(config.workers),
+        "precision": config.precision,
+        "max_bad": config.max_bad,
+    }
 
 
 def _balance(source: Source) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from facessl.config.pretrain import PretrainConfig
-from facessl.core.files import write_png
+from facessl.core.files import write_picture
 from facessl.core.types import Progress
 from facessl.data.source import Source
 from facessl.data.splits import at_most, split_source
@@ -77,7 +77,7 @@ class _Regions:
         maps = torch.cat([method.heatmaps(x).float() for x in _batches(method, self.squares)])  # (M, N, h, w)
         shown = np.stack([resize(image, CELL) for image in self.squares[:ROWS]])
         picture = region_picture(shown, maps[:ROWS].cpu())
-        write_png(self.folder / f"step-{progress.step:08d}.png", picture)
+        write_picture(self.folder / f"step-{progress.step:08d}.png", picture)
         return {
             "usage_entropy": float(usage_entropy(maps)),
             "sharpness": float(sharpness(maps)),

@@ -16,6 +16,7 @@ from facessl.config.parse import from_dict
 from facessl.config.pretrain import PretrainConfig
 from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
+from facessl.core.launch import one_after_another
 from facessl.core.types import Progress
 from facessl.data.source import Source, open_source
 from facessl.inference.region_pictures import write_regions
@@ -25,7 +26,7 @@ from facessl.pretrained import load
 from facessl.report.write import write_report
 from facessl.training import fsdp, monitors, optimizers
 from facessl.training.derived import Plan, default_batch, shorter_warmup
-from facessl.training.run import Parts, one_after_another, run_job, say
+from facessl.training.run import TrainingSetup, run_job, say
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
 
@@ -97,7 +98,7 @@ class Pretraining:
     def sources(self) -> dict[str, Source]:
         return {"source": self.source}
 
-    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
+    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> TrainingSetup:
         config = self.config
         method = self.method = load.build_method(config, fresh=fresh)
         _check_needs(method, self.source, config)
@@ -120,7 +121,7 @@ class Pretraining:
         measured = {}
         if config.monitor.every and fabric.is_global_zero and not sharded:
             measured = monitors.build(self.source, config, folder / "regions")
-        return Parts(
+        return TrainingSetup(
             module=method,
             optimizer=optimizer,
             source=self.source,

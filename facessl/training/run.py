@@ -1,4 +1,4 @@
-"""A run of any kind: launch, folder, resume, training, one error for all ranks.
+"""A run of any kind: folder, resume, training.
 
 `pretrain.py` and `finetune.py` give what differs between them, as `Job` says.
 """
@@ -7,42 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 import yaml
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
-from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 from facessl.config.paths import SOURCES, located, published, without_secrets
 from facessl.config.run import differences
 from facessl.core import checkpoint, environment, files
-from facessl.core.distributed import ranks
-from facessl.core.errors import ConfigError, DataError, FaceSSLError, TrainingError
+from facessl.core.errors import ConfigError
+from facessl.core.launch import loader_workers, one_after_another, one_error_in_distributed, start_fabric
 from facessl.core.lock import only_writer
-from facessl.core.precision import PRECISIONS
 from facessl.core.yaml_file import read_yaml
 from facessl.data.loader import TrainLoader
 from facessl.data.location import refuse_inside
 from facessl.data.source import Source
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 from facessl.training.derived import Plan, derive
-from facessl.training.trainer import Parts, Trainer
-
-T = TypeVar("T")
-
-#: Of a collective. Ranks wait so long for rank 0's first index of a large source; one that dies is noticed by the
-#: launcher.
-TIMEOUT = timedelta(hours=1)
+from facessl.training.trainer import Trainer, TrainingSetup
 
 
 class Job(Protocol):
@@ -63,7 +51,7 @@ class Job(Protocol):
     def sources(self) -> dict[str, Source]:
         """The images that the run depends on, by the name of their part."""
 
-    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> Parts:
+    def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> TrainingSetup:
         """What is trained. The random state is that of the seed. `fresh`: not resumed."""
 
     def begin(self, plan: Plan, folder: Path, *, fresh: bool) -> list[str]:
@@ -109,15 +97,15 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
     if saved:
         _refuse_changes(saved, resolved, marks, folder)
     fabric.seed_everything(config.seed, workers=False, verbose=False)
-    parts = job.build(fabric, folder, fresh=not saved)
-    plan = derive(config, None if parts.source.streaming else len(parts.source))
-    module = parts.module.train()
+    setup = job.build(fabric, folder, fresh=not saved)
+    plan = derive(config, None if setup.source.streaming else len(setup.source))
+    module = setup.module.train()
     if config.channels_last:
         module.to(memory_format=torch.channels_last)
     module.to(fabric.device)
     if config.sync_batch_norm and fabric.world_size > 1:
         convert_sync_batchnorm(module)
-    trainer = Trainer(fabric, parts, plan, folder, {"config": published(resolved), "sources": marks})
+    trainer = Trainer(fabric, setup, plan, folder, {"config": published(resolved), "sources": marks})
     if fabric.world_size > 1:  # dropout differs between the ranks, also where other ranks go on than began
         torch.manual_seed(config.seed + fabric.global_rank + (saved["step"] * fabric.world_size if saved else 0))
     if saved:
@@ -132,8 +120,8 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
             more = trainer.step < plan.total_steps
             say(f"going on from {step}" if more else f"the run is already finished at {step}; rewriting its results")
     batches = TrainLoader(
-        parts.source,
-        parts.transform,
+        setup.source,
+        setup.transform,
         batch_size=plan.batch_size,
         seed=config.seed,
         workers=loader_workers(config.workers),
@@ -141,7 +129,7 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
         world_size=fabric.world_size,
         start_step=trainer.step,
         pin_memory=fabric.device.type == "cuda",
-        weights=parts.weights,
+        weights=setup.weights,
     )
     finished = trainer.fit(iter(batches))
     result = job.finish(fabric, folder, trainer.step, finished=finished)
@@ -198,37 +186,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
-    """Fabric on the device and ranks of this process, launched.
-
-    Raises:
-        ConfigError: a device that is not there, or fp16 on a CPU.
-    """
-    for noisy in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    device = environment.device_of(device)
-    if precision == "fp16" and device == "cpu":
-        raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or fp32 on a CPU")
-    world, local = ranks()
-    over: Any = "auto"
-    if world > 1 and strategy == "fsdp":
-        # Sharded by `fsdp.shard`, before the optimizer is made: Fabric has nothing left to do.
-        over = ModelParallelStrategy(lambda module, mesh: module, world, 1, timeout=TIMEOUT)
-    elif world > 1:
-        over = DDPStrategy(broadcast_buffers=False, timeout=TIMEOUT)
-    fabric = Fabric(
-        accelerator=device,
-        devices=local if world > 1 else 1,
-        num_nodes=world // local if world > 1 else 1,
-        strategy=over,
-        precision=PRECISIONS[precision][0],  # type: ignore[arg-type]
-        # Fabric would take a batch script of SLURM for one of its tasks.
-        plugins=[] if world > 1 else [LightningEnvironment()],
-    )
-    fabric.launch()
-    return fabric
-
-
 def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
     """`out`, or `runs/<name>`, numbered where taken; the same on every rank."""
     if out is not None:
@@ -267,75 +224,3 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
     if last.exists() or (folder / "metrics.csv").exists():
         raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
     files.check_output(folder, folder=True)
-
-
-def loader_workers(asked: int | None) -> int:
-    """Loader processes of this rank."""
-    if asked is not None:
-        return asked
-    _, local = ranks()
-    return max(0, min(8, environment.cores() // local - 1))
-
-
-def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
-    """`build()` on every rank: first on rank 0, then on the first rank of every node, then on the others.
-
-    What the first call leaves in a cache (the index of a source) is so built once, whether the nodes share it or not.
-
-    Raises:
-        FaceSSLError: what `build` raised, on every rank.
-    """
-    if fabric.world_size == 1:
-        return build()
-    turn = 0 if fabric.global_rank == 0 else 1 if fabric.local_rank == 0 else 2
-    built: list[T] = []
-    failed: FaceSSLError | None = None
-    for current in range(3):
-        if turn == current:
-            try:
-                built.append(build())
-            except FaceSSLError as error:
-                failed = error
-        reasons: list[str] = [""] * fabric.world_size
-        torch.distributed.all_gather_object(reasons, str(failed or ""))
-        if any(reasons):
-            raise failed or DataError(next(reason for reason in reasons if reason))
-    return built[0]
-
-
-@contextmanager
-def one_error_in_distributed(
-    again: str = "go on with --resume --out RUN, on any number of ranks that divides the batch",
-) -> Iterator[None]:
-    """An expected error leaves the process group, so that the launcher ends the other ranks instead of a hang.
-
-    A broken connection to another rank is one sentence that says how to go on, `again`.
-    """
-    try:
-        yield
-    except FaceSSLError:
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and ranks()[0] > 1:
-            torch.distributed.destroy_process_group()
-        raise
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ConfigError(
-            "batch norm cannot be trained on a batch of one image: use --batch-size 2 or more, and more images"
-        ) from None
-    except RuntimeError as error:
-        if ranks()[0] == 1 or not lost_connection(error):
-            raise
-        with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, on its way: the sentence comes first
-        raise TrainingError(
-            f"the connection to another rank broke ({' '.join(str(error).split())[:160]}): the job ends; "
-            f"look at the launcher's and the other ranks' messages, then {again}"
-        ) from None
-
-
-def lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank or the network went away."""
-    signs = ("onnection closed", "onnection reset", "onnection refused", "roken pipe", "imed out", "remote process")
-    backend = any(name in str(error) for name in ("gloo", "Gloo", "NCCL", "nccl", "TCPStore"))
-    return isinstance(error, torch.distributed.DistBackendError) or (backend and any(s in str(error) for s in signs))

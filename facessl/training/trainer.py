@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from facessl.core import checkpoint
+from facessl.core.distributed import gathered
 from facessl.core.errors import TrainingError
 from facessl.core.progress import ProgressLine
 from facessl.core.types import Batch, Progress
@@ -47,7 +48,7 @@ class _Window:
 
 
 @dataclass
-class Parts:
+class TrainingSetup:
     """What a run trains, and on what.
 
     Attributes:
@@ -76,17 +77,19 @@ class Trainer:
 
     Args:
         fabric: launched.
-        parts: what is trained, on the device.
+        setup: what is trained, on the device.
         plan: derived numbers.
         folder: of the run.
         metadata: plain values that its checkpoints also hold, by name.
     """
 
-    def __init__(self, fabric: Fabric, parts: Parts, plan: Plan, folder: Path, metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self, fabric: Fabric, setup: TrainingSetup, plan: Plan, folder: Path, metadata: Mapping[str, Any]
+    ) -> None:
         self.fabric = fabric
-        self.parts = parts
-        self.method = parts.module
-        self.optimizer = parts.optimizer(plan)
+        self.setup = setup
+        self.method = setup.module
+        self.optimizer = setup.optimizer(plan)
         self.plan = plan
         self.folder = folder
         self.metadata = metadata
@@ -103,10 +106,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything a run needs to go on bit-exactly, as tensors and plain values (collective call)."""
         terms = [{name: value.cpu() for name, value in step.items()} for step in self._window.terms]
-        ranks = [(_rng_state(), terms)]
-        if self.fabric.world_size > 1:
-            ranks = [None] * self.fabric.world_size  # type: ignore[list-item]
-            torch.distributed.all_gather_object(ranks, (_rng_state(), terms))
+        ranks = gathered((_rng_state(), terms))
         return {
             "method": fsdp.whole(self.method.state_dict()),
             "optimizer": fsdp.whole(self.optimizer.state_dict()),
@@ -148,7 +148,7 @@ class Trainer:
         if self.step == 0 and self._log is not None:  # a run that was stopped before its first checkpoint begins again
             self._log.cut_after(-1, {})
         self._window.started = time.perf_counter()
-        ready = Prefetcher(batches, self.fabric.device, self.parts.photometric)
+        ready = Prefetcher(batches, self.fabric.device, self.setup.photometric)
         with self._stopping, ProgressLine("step", enabled=self.fabric.is_global_zero) as line:
             if self.step == 0:
                 self._measure()
@@ -265,15 +265,15 @@ class Trainer:
             return
         self._check_there()
         values: dict[str, float] = {}
-        if self.parts.monitors and self.fabric.is_global_zero:  # the others wait at the barrier
+        if self.setup.monitors and self.fabric.is_global_zero:  # the others wait at the barrier
             kept = _rng_state()
             with evaluating(self.method):
-                for monitor in self.parts.monitors.values():
+                for monitor in self.setup.monitors.values():
                     values |= monitor(self.method, self.progress)
             _set_rng_state(kept)
             if self._log is not None:
                 self._log.write(self._row_head() | {f"monitor/{k}": v for k, v in values.items()})
-            self.parts.on_measured(self.step, values)
+            self.setup.on_measured(self.step, values)
         self.fabric.barrier()
 
     def _check_finite(self, only_last: bool = False) -> None:

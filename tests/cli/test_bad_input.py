@@ -24,7 +24,7 @@ from facessl.data.source import open_source
 from facessl.training import pretrain
 from facessl.training.derived import derive
 from facessl.training.trainer import Trainer
-from tests.helpers import TINY, weights
+from tests.helpers import TINY, refused, weights
 
 REST = TINY[1:]
 #: A fine-tuning run that is refused before it, or in its first step.
@@ -48,15 +48,6 @@ def photos(folder: Path, count: int = 12) -> Path:
     for i in range(count):
         photo(folder / f"{i:02d}.jpg", value=i)
     return folder
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main([*words]) == 2
-    out, err = capsys.readouterr()
-    message = [line for line in err.splitlines() if line.startswith("facessl: ")]
-    assert len(message) == 1, err
-    assert "Traceback" not in out + err
-    return message[0]
 
 
 @pytest.fixture(scope="module")
@@ -257,19 +248,6 @@ def test_too_many_unreadable_images_stop_the_run(capsys: pytest.CaptureFixture[s
     assert "skipped.csv" in said
     assert "--max-bad" in said
     assert (run / "skipped.csv").is_file()
-
-
-def test_a_run_is_never_overwritten(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
-    before = weights(trained)
-    assert "--resume" in refused(capsys, "pretrain", *TINY, "--out", str(trained))
-    assert weights(trained)["step"] == before["step"]
-
-
-def test_resume_with_another_configuration_names_the_keys(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
-    said = refused(capsys, "pretrain", *TINY, "--out", str(trained), "--resume", "--optim.lr", "5", "--seed", "3")
-    assert "optim.lr" in said
-    assert "seed" in said
-    assert "batch_size" not in said
 
 
 @pytest.mark.parametrize("kind", ["truncated", "of another method", "hostile", "not ours"])

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import io
 import os
 import pickle
 import pkgutil
 import re
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from facessl.core import plugins
 from facessl.core.types import FIELDS, Sample
@@ -23,13 +20,7 @@ from facessl.data.decode import decode
 from facessl.data.source import Source, open_source
 from facessl.data.subset import Subset
 from tests import data
-from tests.data.make import film, shades
-
-
-def jpeg(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((20, 24, 3), value, np.uint8)).save(buffer, "JPEG")
-    return buffer.getvalue()
+from tests.data.make import film, jpeg, shades, shard
 
 
 def _folder(root: Path) -> str:
@@ -41,12 +32,10 @@ def _folder(root: Path) -> str:
 
 
 def _webdataset(root: Path) -> str:
-    with tarfile.open(root / "s-000.tar", "w") as tar:
-        for i in range(6):
-            for suffix, data in (("jpg", jpeg(40 * i)), ("cls", b"1"), ("txt", b"a face")):
-                info = tarfile.TarInfo(f"{i:04d}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    members = {}
+    for i in range(6):
+        members |= {f"{i:04d}.jpg": jpeg(40 * i), f"{i:04d}.cls": b"1", f"{i:04d}.txt": b"a face"}
+    shard(root / "s-000.tar", members)
     return f"webdataset:{root}/s-{{000..000}}.tar"
 
 

@@ -13,7 +13,7 @@ import torch
 
 from facessl.config import parse
 from facessl.config.commands import FINETUNE
-from facessl.config.run import flatten, plain
+from facessl.config.run import flatten, to_plain
 from facessl.core import checkpoint, plugins
 from facessl.core.types import FIELDS, Batch, Progress, Step
 from facessl.data.crop_geometry import Frame, whole
@@ -84,7 +84,7 @@ def test_declares_itself(task: str) -> None:
 def test_published_settings_arrive_and_a_flag_beats_them(task: str, protocol: str) -> None:
     published = flatten(plugins.find("tasks", task).defaults[protocol])
     found = flatten(config(task, protocol).to_dict())
-    assert {k: found[k] for k in published} == plain(published)
+    assert {k: found[k] for k in published} == to_plain(published)
     assert config(task, protocol, "--epochs", "3", "--optim.lr", "0.5").optim.lr == 0.5
     assert config(task, protocol, "--epochs", "3").epochs == 3
 
@@ -174,7 +174,7 @@ def test_scores_on_a_source_with_subsets_groups_and_pairs(task: str, protocol: s
 def test_a_written_task_predicts_the_same_bits(task: str, protocol: str, net: str, tmp_path: Path) -> None:
     module = build(task, protocol, net).train()
     module.step(training_batch(module, protocol), Progress(step=0, total_steps=1))  # moves the batch-norm statistics
-    settings = {"task": plain(arguments(task, protocol)), "protocol": protocol, "image_size": SIZE}
+    settings = {"task": to_plain(arguments(task, protocol)), "protocol": protocol, "image_size": SIZE}
     settings |= {"run": "none", "source": "synthetic:"}
     augment = type(module).augments[protocol]
     info = trained_task.card(module, Labels.of(SOURCE, module.needs), settings, augment, steps=1, commit="")

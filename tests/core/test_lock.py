@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import signal
+import sys
+import threading
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,20 +29,45 @@ def held(out: Path, *, folder: bool = True) -> Iterator[int]:
             os.write(written, b"1")
             signal.pause()
     os.read(ready, 1)
-    yield child
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def like_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fcntl, and an msvcrt that locks bytes from the file's position on."""
+
+    def locking(descriptor: int, mode: int, count: int) -> None:
+        if os.lseek(descriptor, 0, os.SEEK_CUR) < 1000:
+            raise AssertionError("nobody could read who writes")
+        try:
+            fcntl.lockf(descriptor, mode, count, 0, os.SEEK_CUR)
+        except BlockingIOError:
+            raise PermissionError(errno.EACCES, "Permission denied") from None
+
+    fake = types.SimpleNamespace(locking=locking, LK_NBLCK=fcntl.LOCK_EX | fcntl.LOCK_NB)
+    monkeypatch.setitem(sys.modules, "msvcrt", fake)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
 
 
 @pytest.mark.fault("A1", "both wrote, both exited 0, and the run was a mixture")
-@pytest.mark.parametrize("folder", [True, False])
-def test_the_second_writer_is_told_of_the_first_and_a_killed_one_leaves_no_lock(tmp_path: Path, folder: bool) -> None:
+@pytest.mark.parametrize(("folder", "windows"), [(True, False), (False, False), (True, True)])
+def test_the_second_writer_is_told_of_the_first_and_a_killed_one_leaves_no_lock(
+    tmp_path: Path, folder: bool, windows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if windows:
+        like_windows(monkeypatch)
     out = tmp_path / "made" / "run"
     with held(out, folder=folder) as child:
         told = rf"run is being written by process {child} on \S+: wait"
         with pytest.raises(ConfigError, match=told), only_writer(out, folder=folder):
             pass
         with only_writer(out.with_name("other"), folder=folder):
+            pass
+        threading.Timer(0.1, os.kill, (child, signal.SIGKILL)).start()
+        with only_writer(out, folder=folder, wait=True):
             pass
     with only_writer(out, folder=folder):
         (out / "file" if folder else out).touch()

@@ -19,7 +19,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from facessl.core.errors import ConfigError, DataError, TrainingError
 from facessl.core.types import Batch, Sample
 from facessl.data import workers as worker_module
-from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, Made, Plain, TrainLoader, view_rng
+from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, Made, OneView, TrainLoader, view_rng
 from facessl.data.source import Source, open_source
 from facessl.data.sources.folder import Folder
 from facessl.views.augment import Augment
@@ -121,7 +121,9 @@ def test_views_made_in_place_are_those_of_the_call(workers: int) -> None:
     assert seen > 8
 
 
-def test_workers_do_not_change_a_batch() -> None:
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_do_not_change_a_batch(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACESSL_START_METHOD", start)
     expected = take(loader(Records(18, BAD)), 9)
     found = take(loader(Records(18, BAD), workers=2), 9)
     assert all(same(a, b) for a, b in zip(expected, found, strict=True))
@@ -285,7 +287,7 @@ def halved(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_shows_every_readable_image_once_in_order(workers: int) -> None:
-    evaluation = EvalLoader(Records(18, frozenset({0, 4, 5, 6, 7, 17})), Plain(halved), batch_size=4, workers=workers)
+    evaluation = EvalLoader(Records(18, frozenset({0, 4, 5, 6, 7, 17})), OneView(halved), batch_size=4, workers=workers)
     for _ in range(2):  # a loader can be used again
         batches = list(evaluation)
         assert torch.cat([b.index for b in batches]).tolist() == [1, 2, 3, *range(8, 17)]
@@ -300,9 +302,9 @@ def test_evaluation_shows_every_readable_image_once_in_order(workers: int) -> No
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_stops_at_too_many_unreadable_images(workers: int) -> None:
     bad = Records(20, frozenset({3, 7}))
-    assert sum(map(len, EvalLoader(bad, Plain(halved), batch_size=4, max_bad=0.1, workers=workers))) == 18
+    assert sum(map(len, EvalLoader(bad, OneView(halved), batch_size=4, max_bad=0.1, workers=workers))) == 18
     with pytest.raises(DataError, match=r"2 images of 20 cannot be read, more than the 1 .*\(the last: image 7: not a"):
-        list(EvalLoader(bad, Plain(halved), batch_size=4, max_bad=0.05, workers=workers))
+        list(EvalLoader(bad, OneView(halved), batch_size=4, max_bad=0.05, workers=workers))
 
 
 @pytest.fixture
@@ -340,7 +342,7 @@ def test_labels_of_a_stream_are_moved_in_evaluation(stream: str) -> None:
 
 
 def test_a_stream_is_evaluated_once(stream: str) -> None:
-    batches = list(EvalLoader(open_source(stream), Plain(halved), batch_size=4, workers=8))
+    batches = list(EvalLoader(open_source(stream), OneView(halved), batch_size=4, workers=8))
     assert sorted(key.rsplit("/", 1)[1] for b in batches for key in b.keys) == [
         f"{i:03d}.jpg" for i in range(15) if i != 7
     ]

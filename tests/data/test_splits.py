@@ -11,7 +11,7 @@ from facessl.core.types import Sample
 from facessl.data import splits
 from facessl.data.source import Source, open_source
 from facessl.data.sources.synthetic import Synthetic
-from facessl.data.splits import Parts, Subset, carve, parts, split_source
+from facessl.data.splits import Splits, Subset, carve, parts, split_source
 
 WITH_VAL = {"train": "train", "val": "dev", "test": "test"}
 
@@ -160,7 +160,7 @@ def test_a_source_for_testing_alone(listed: type[Listed]) -> None:
     assert (len(found.train), found.val, len(found.test)) == (0, None, 40)
 
 
-def part_names(found: Parts) -> list[str]:
+def part_names(found: Splits) -> list[str]:
     """Folders or values of the column `split` that the keys of each part say, without a number behind."""
     sources = [part for part in (found.train, found.val, found.test) if part is not None]
     return [",".join(sorted({Path(key).parts[-3] for key in keys(part)})) for part in sources]

@@ -11,7 +11,7 @@ from PIL import Image
 from facessl.cli.main import main
 from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError, DataError
-from facessl.core.files import write_png
+from facessl.core.files import write_picture
 from facessl.data.source import open_source
 from facessl.evaluation.features import features
 from facessl.inference import trained_task
@@ -163,16 +163,16 @@ def test_a_folder_that_cannot_be_made_is_the_error_that_is_told(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"e\.parquet cannot be made \((File exists|Not a directory)"):
         write_embeddings(tmp_path / "file" / "e.parquet", rows)
     with pytest.raises(DataError, match=r"cannot write .*p\.png: (File exists|Not a directory)"):
-        write_png(tmp_path / "file" / "p.png", np.zeros((2, 2, 3), np.uint8))
+        write_picture(tmp_path / "file" / "p.png", np.zeros((2, 2, 3), np.uint8))
 
 
 def test_other_endings_and_precisions_are_refused(tmp_path: Path, backbone: Backbone, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"precision 'fp8'.* fp32, bf16, fp16"):
         embed(backbone, str(folder), precision="fp8", max_bad=1)
-    with pytest.raises(ConfigError, match=r"must end in .parquet, .npy, .csv"):
+    with pytest.raises(ConfigError, match=r"must end in .parquet or .npy or .csv"):
         write_embeddings(tmp_path / "e.txt", embeddings(backbone, str(folder)))
     with pytest.raises(ConfigError, match=r"must end in .png"):
-        write_png(tmp_path / "regions.jpg", np.zeros((2, 2, 3), np.uint8))
+        write_picture(tmp_path / "regions.gif", np.zeros((2, 2, 3), np.uint8))
 
 
 def test_bf16_embeddings_point_the_same_way(folder: Path, backbone: Backbone) -> None:

@@ -32,6 +32,7 @@ CASES = {
     "fra-paper": (FRA, {"lambda_r": 1.0, **DECODER}),
     "fra-official": (FRA, {"variant": "official", "lambda_r": 1.0, **DECODER}),
     "fra-across": (FRA, {"relation": "both", "frame_prior": 0.5, "mask_embeddings": "free", "lambda_r": 1.0}),
+    "fra-color": (FRA, {"targets": "color", "mask_embeddings": "free", "use_global": False, "lambda_r": 1.0}),
     "lewel-eman": (LEWEL, {}),
     "lewel-syncbn": (LEWEL, {"variant": "syncbn"}),
     "pcl": (PCL, {"noise": 0.0, "width": 8, "decoder_width": 16, "decoder_size": 16}),

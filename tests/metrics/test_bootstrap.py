@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from facessl.metrics.bootstrap import Interval, as_array, bootstrap_mean, plain, resampled_sums
+from facessl.metrics.bootstrap import Interval, as_array, bootstrap_mean, resampled_sums, with_intervals
 from tests.helpers import drawn_intervals
 
 
@@ -31,7 +31,7 @@ def test_images_without_a_value_do_not_count() -> None:
 
 
 def test_what_is_undefined_is_null_in_json() -> None:
-    assert plain({"a": Interval(1.0, 0.5, 2.0), "b": Interval(math.nan, math.nan, math.nan), "c": None}) == {
+    assert with_intervals({"a": Interval(1.0, 0.5, 2.0), "b": Interval(math.nan, math.nan, math.nan), "c": None}) == {
         **{"a": 1, "a_interval": [0.5, 2], "b": None, "b_interval": [None, None], "c": None, "c_interval": None}
     }
 

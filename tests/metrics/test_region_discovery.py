@@ -20,6 +20,7 @@ from facessl.metrics.region_maps import (
 )
 from facessl.metrics.region_scores import (
     ari,
+    best_regions,
     contingency,
     dependence,
     foreground_iou,
@@ -84,6 +85,17 @@ def test_foreground_is_the_best_of_all_sets_of_regions(partitions: tuple[np.ndar
             best = max(best, (inside & front & seen).sum() / ((inside | front) & seen).sum())
     tables = contingency(regions, masks, count=4, classes=5)
     assert foreground_iou(tables.sum(0)) == pytest.approx(best)
+
+
+def test_the_best_region_of_a_class_overlaps_it_most(partitions: tuple[np.ndarray, np.ndarray]) -> None:
+    regions, masks = partitions
+    found, iou = best_regions(contingency(regions, masks, count=4, classes=6).sum(0))  # nothing is of class 5
+    seen = masks != 255
+    for k in range(5):
+        one = [((regions == r) & (masks == k)).sum() / (((regions == r) & seen) | (masks == k)).sum() for r in range(4)]
+        assert found[k] == np.argmax(one)
+        assert iou[k] == pytest.approx(max(one))
+    assert np.isnan(iou[5])
 
 
 def test_intervals_are_those_of_drawing_images(partitions: tuple[np.ndarray, np.ndarray]) -> None:

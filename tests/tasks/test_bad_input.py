@@ -12,8 +12,7 @@ from PIL import Image
 
 from facessl.cli import main
 from facessl.data.sources.synthetic import Synthetic
-from facessl.training.trainer import Trainer
-from tests.helpers import weights
+from tests.helpers import refused
 
 SOURCE = "synthetic:?n=30&size=40"
 REST = [
@@ -21,15 +20,6 @@ REST = [
     "--device", "cpu", "--optim.warmup-epochs", "0",
 ]  # fmt: skip
 ALIGNMENT = ["finetune", "none", "landmarks-csv:points.csv", "--task", "alignment"]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main([*words]) == 2
-    out, err = capsys.readouterr()
-    message = [line for line in err.splitlines() if line.startswith("facessl: ")]
-    assert len(message) == 1, err
-    assert "Traceback" not in out + err
-    return message[0]
 
 
 @pytest.fixture(scope="module")
@@ -153,22 +143,3 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(
     last.unlink()
     last.write_bytes(b"half a checkpoint")
     assert "last.ckpt" in refused(capsys, *words, "--resume")
-
-
-def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Trainer._one_step
-
-    def poisoned(self: Trainer, *rest: object) -> None:
-        if self.step == 3:
-            self.method.task.head.weight.data.fill_(float("nan"))  # type: ignore[attr-defined]
-        real(self, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Trainer, "_one_step", poisoned)
-    run = tmp_path / "run"
-    words = ["finetune", "none", SOURCE, *REST, "--max-steps", "6", "--checkpoint-every", "2", "--out", str(run)]
-    said = refused(capsys, *words)
-    assert "cross_entropy" in said
-    assert "step 4" in said
-    assert weights(run)["step"] == 2

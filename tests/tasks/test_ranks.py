@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from facessl.cli import main
+from facessl.core import launch
 from facessl.core.types import Batch, Sample
 from facessl.data.sources.synthetic import Synthetic
 from facessl.evaluation import score
-from facessl.training import run as module
 from facessl.training.trainer import Trainer
 from facessl.views.photometric import Photometric
 from tests.helpers import assert_same, free_port
@@ -41,7 +41,7 @@ def in_double() -> None:
 
     Photometric.__call__ = double  # type: ignore[method-assign]
     score.normalize = lambda *values: normalize(*values).double()
-    module.PRECISIONS["fp32"] = ("64-true", None)
+    launch.PRECISIONS["fp32"] = ("64-true", None)
 
 
 def with_hidden_points() -> None:

@@ -77,7 +77,7 @@ def test_every_rank_waits_for_the_crops_of_all(photos: Path, tmp_path: Path, mon
     for _ in range(2):
         assert as_ranks(job, tmp_path, 3) == [0, 0, 0]
     (crops,) = (tmp_path / "cache" / "facessl").glob("crops-*/")
-    assert not list(crops.glob(".rank-*"))
+    assert not list(crops.glob(".ranks*"))
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="ranks on several machines"):

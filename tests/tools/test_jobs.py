@@ -222,7 +222,7 @@ def test_a_rank_that_is_overtaken_by_the_one_that_writes_leaves_nothing(
     job(tmp_path / "one")
     out, waiting = tmp_path / "out", [0]
     assert -signal.SIGKILL in as_ranks(job, out, 2, progress=kill_writer)
-    assert len(list(out.glob(".rank-*"))) == 2
+    assert len(list(out.glob(".ranks.*.parts/0*"))) == 3
 
     @contextlib.contextmanager
     def overtaken(*args: Any, **options: Any) -> Iterator[Path]:
@@ -253,9 +253,11 @@ def test_what_a_rank_left_is_checked(values: Any, job: Job, tmp_path: Path) -> N
     job(tmp_path / "one")
     out = tmp_path / "out"
     as_ranks(job, out, 2, progress=kill_writer)
-    about, line, rest = (out / ".rank-0-of-2").read_bytes().split(b"\n", 2)
-    changed = json.dumps({**json.loads(line), "values": values}).encode()
-    (out / ".rank-0-of-2").write_bytes(b"\n".join([about, changed, rest]))
+    (block,) = out.glob(f".ranks.*.parts/{0:012d}")
+    about, line, rest = block.read_bytes().split(b"\n", 2)
+    head = json.loads(line)
+    changed = json.dumps({**head, "values": values}).encode()
+    block.write_bytes(b"\n".join([about, changed, rest]))
     assert as_ranks(job, out, 2) == [0, 0]
     assert written(out) == written(tmp_path / "one")
 

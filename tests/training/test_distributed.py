@@ -17,9 +17,10 @@ from torch import nn
 
 from facessl.config.optim import PretrainOptim
 from facessl.config.pretrain import PretrainConfig
+from facessl.core.distributed import ranks
 from facessl.core.errors import ConfigError
+from facessl.core.launch import start_fabric
 from facessl.training import fsdp
-from facessl.training.run import ranks, start_fabric
 from tests.helpers import TINY, assert_same, environment, torchrun_command, weights
 
 #: More than TINY's 1x1 maps; no warm-up, so that the first step already moves.

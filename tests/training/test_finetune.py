@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def test_the_best_measurement_after_the_first_step_is_kept(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    values = iter([*scores, 0.5])
+    values, scored = iter(scores), module.find_mistakes
     seen: list[dict[str, torch.Tensor]] = []
 
     def rigged(task: Any, *_: Any) -> dict[str, Any]:
@@ -222,7 +223,12 @@ def test_the_best_measurement_after_the_first_step_is_kept(
         value = next(values)
         return {"headline": {"name": "rigged", "value": value, "interval": [value, value], "better": better}}
 
+    def tested(trained: Any, *args: Any, **options: Any) -> Any:
+        seen.append({k: v.clone() for k, v in trained.module.state_dict().items()})
+        return scored(trained, *args, **options)
+
     monkeypatch.setattr(module, "_score", rigged)
+    monkeypatch.setattr(module, "find_mistakes", tested)
     found = finetune(tmp_path / "run", ema=0.5)
     assert found["selected"]["step"] == best
     assert found["selected"].get("value", NAN) == pytest.approx(scores[best // 5], nan_ok=True)
@@ -330,7 +336,11 @@ def test_scores_of_masks_of_one_class_are_null(tmp_path: Path, monkeypatch: pyte
     matrix.update(np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8))
     found = parsing_scores(matrix, names=("background", "face"))
     head = headline("mean_f1", found["mean_f1"], found["mean_f1_interval"])
-    monkeypatch.setattr(module, "_score", lambda *_: {"headline": head, **found})
+    scores, scored = {"headline": head, **found}, module.find_mistakes
+    monkeypatch.setattr(module, "_score", lambda *_: scores)
+    monkeypatch.setattr(
+        module, "find_mistakes", lambda *args, **options: replace(scored(*args, **options), scores=scores)
+    )
     finetune(tmp_path / "run", max_steps=1, select="val")
     test = json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)["test"]
     assert (test["mean_f1"], test["headline"]["interval"], test["mean_iou"]) == (None, [None, None], 1.0)

@@ -16,11 +16,11 @@ from torch import nn
 
 from facessl.core import checkpoint
 from facessl.core.errors import TrainingError
+from facessl.core.launch import start_fabric
 from facessl.core.types import Batch, Progress, Step
-from facessl.training import run
 from facessl.training.derived import Plan
 from facessl.training.metrics_log import MetricsLog
-from facessl.training.trainer import Parts, Trainer
+from facessl.training.trainer import Trainer, TrainingSetup
 from tests.helpers import free_port
 
 
@@ -49,10 +49,10 @@ def batches(size: int = 4) -> Iterator[Batch]:
         yield Batch([torch.randn(size, 3, 2, 2, generator=generator)], [], torch.arange(size), keys=["k"] * size)
 
 
-def trained(method: Recorder, monitors: Any = None) -> Parts:
+def trained(method: Recorder, monitors: Any = None) -> TrainingSetup:
     nothing: Any = None
     sgd = torch.optim.SGD(method.parameters(), lr=1.0)
-    return Parts(method, lambda plan: sgd, nothing, nothing, lambda batch: batch, monitors or {})
+    return TrainingSetup(method, lambda plan: sgd, nothing, nothing, lambda batch: batch, monitors or {})
 
 
 def train(folder: Path, monitors: Any = None, **plan: Any) -> Recorder:
@@ -161,7 +161,7 @@ def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
 
     method = Recorder()
     trainer = Trainer(
-        run.start_fabric("cpu", "fp32"),
+        start_fabric("cpu", "fp32"),
         trained(method),
         Plan(1000, 2, 8, lambda step: 0.1, checkpoint_every=0, monitor_every=0),
         folder,

@@ -1,7 +1,8 @@
-"""Embedding over ranks: the file of one process, also after a rank was killed."""
+"""Embedding into a file: by several ranks that of one process, and a stopped command goes on."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -13,29 +14,32 @@ import pytest
 import torch
 from PIL import Image
 
-from facessl.cli.main import main
 from facessl.core import checkpoint
 from facessl.core.errors import ConfigError, DataError
 from facessl.data.source import open_source
-from facessl.inference import embed_parts
-from facessl.inference.embed import embeddings, load_embedder
+from facessl.inference import embed_file
+from facessl.inference.embed import embedding_batches, embeddings, load_embedder
+from facessl.inference.embed_file import embed_to_file
+from facessl.inference.embedding_files import write_embeddings
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card
 from tests.helpers import environment, torchrun_command
 
-#: Blocks of 5 images; each is told, and one kills its rank where FATAL names it.
+#: Tells the first position of each batch, and is killed where FATAL names it.
 PROGRAM = """
 import os, signal, sys
 from facessl.cli import main
-from facessl.inference import embed_parts
-embed_parts.BLOCK = 5
-real = embed_parts.embedding_batches
-def told(backbone, part, **options):
-    print("embedding", int(part.positions[0]), file=sys.stderr, flush=True)
-    if os.environ.get("FATAL") == str(part.positions[0]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(backbone, part, **options)
-embed_parts.embedding_batches = told
+from facessl.inference import embed_file
+real = embed_file.embedding_batches
+def told(*args, batches, **options):
+    def each():
+        for positions in batches:
+            print("embedding", positions[0], file=sys.stderr, flush=True)
+            if os.environ.get("FATAL") == str(positions[0]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield positions
+    return real(*args, batches=each(), **options)
+embed_file.embedding_batches = told
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -57,45 +61,43 @@ def words(tmp_path: Path) -> list[str]:
     return ["embed", "net.safetensors", "faces", "--batch-size", "5", "--workers", "0", "--device", "cpu"]
 
 
-def over_ranks(words: list[str], cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [*torchrun_command(4), "program.py", *words]
+def run(words: list[str], cwd: Path, ranks: int, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [*torchrun_command(ranks), "program.py", *words]
     return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True)
 
 
-def test_four_ranks_write_the_file_of_one_process(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main([*words, "--out", "one.parquet"]) == 0
-    stopped = over_ranks([*words, "--out", "four.parquet"], tmp_path, FATAL="25")
+def test_killed_ranks_go_on_as_fewer_and_write_the_file_of_one_process(words: list[str], tmp_path: Path) -> None:
+    network, source = load_embedder(tmp_path / "net.safetensors"), open_source(str(tmp_path / "faces"))
+    write_embeddings(tmp_path / "one.parquet", embedding_batches(network, source, batch_size=5))
+    words += ["--out", "out.parquet"]
+    stopped = run(words, tmp_path, 4, FATAL="25")
     assert stopped.returncode != 0
-    assert not (tmp_path / "four.parquet").exists()
-    done = {int(note.stem) for note in tmp_path.glob(".four.parquet.*.parts/*.json")}
+    assert not (tmp_path / "out.parquet").exists()
+    done = {int(block.name) for block in tmp_path.glob(".out.parquet.*.parts/*") if block.name.isdecimal()}
     assert 20 in done
-    again = over_ranks([*words, "--out", "four.parquet"], tmp_path)
+    again = run(words, tmp_path, 2)
     assert again.returncode == 0, again.stderr
     assert {int(start) for start in re.findall(r"embedding (\d+)", again.stderr)} == {*range(0, 40, 5)} - done
     (line,) = again.stdout.splitlines()
     assert '"images": 39, "skipped": 1' in line
     assert again.stderr.count("skipped faces/b") == 1
-    one, four = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "four"))
-    assert four.schema.equals(one.schema, check_metadata=True)
-    assert four.drop_columns("embedding").equals(one.drop_columns("embedding"))
-    np.testing.assert_allclose(np.stack(four["embedding"].to_numpy()), np.stack(one["embedding"].to_numpy()), atol=1e-6)
-    assert not list(tmp_path.glob(".four*"))
+    one, out = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "out"))
+    assert out.schema.equals(one.schema, check_metadata=True)
+    columns = [[Path(path).name for path in table["path"].to_pylist()] for table in (one, out)]
+    assert columns[0] == columns[1]
+    assert out["label_name"].equals(one["label_name"])
+    np.testing.assert_allclose(np.stack(out["embedding"].to_numpy()), np.stack(one["embedding"].to_numpy()), atol=1e-6)
+    assert not list(tmp_path.glob(".out*"))
 
 
-def test_too_many_unreadable_images_are_counted_over_all_blocks(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embed_parts, "BLOCK", 3)
+def test_too_many_unreadable_images_are_counted_over_all_blocks(words: list[str], tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "faces"))
     network = load_embedder(tmp_path / "net.safetensors")
     (tmp_path / "faces" / "b" / "39\udce9.png").write_text("no image")
     with pytest.raises(DataError, match="2 images of 40 cannot be read, more than the 1 that max_bad allows"):
-        embed_parts.embed_in_parts(tmp_path / "x.npy", network, source, max_bad=0.025)
+        embed_to_file(tmp_path / "x.npy", network, source, max_bad=0.025, batch_size=5)
     assert not list(tmp_path.glob("x.*"))
-    assert embed_parts.embed_in_parts(tmp_path / "x.npy", network, source, max_bad=0.05)[0] == 38  # type: ignore[index]
+    assert embed_to_file(tmp_path / "x.npy", network, source, max_bad=0.05, batch_size=5)[0] == 38  # type: ignore[index]
     assert len(np.load(tmp_path / "x.npy")) == 38
 
 
@@ -105,52 +107,52 @@ def test_too_many_unreadable_images_are_counted_over_all_blocks(
 def test_a_corrected_image_and_a_lost_block_are_embedded_again(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed_parts, "BLOCK", 10)
     source = open_source(str(tmp_path / "faces"))
     network = load_embedder(tmp_path / "net.safetensors")
     bad = tmp_path / "faces" / "b" / "37\udce9.png"
     image = bad.read_bytes()
     bad.write_bytes(bytes(len(image)))  # of equal length, and not one of the images that the fingerprint looks at
     with pytest.raises(DataError, match="2 images of 40 cannot be read"):
-        embed_parts.embed_in_parts(tmp_path / "x.npy", network, source, max_bad=0.025)
+        embed_to_file(tmp_path / "x.npy", network, source, max_bad=0.025, batch_size=5)
     bad.write_bytes(image)
     embedded = []
-    real = embed_parts.embedding_batches
+    real = embed_file.embedding_batches
 
-    def told(backbone: Any, part: Any, **options: Any) -> Any:
-        embedded.append(int(part.positions[0]))
-        return real(backbone, part, **options)
+    def told(*args: Any, batches: Any, **options: Any) -> Any:
+        return real(*args, batches=(embedded.append(batch[0]) or batch for batch in batches), **options)
 
-    monkeypatch.setattr(embed_parts, "embedding_batches", told)
-    lost = next(tmp_path.glob(".x.npy.*.parts")) / f"{0:012d}.parquet"
+    monkeypatch.setattr(embed_file, "embedding_batches", told)
+    lost = next(tmp_path.glob(".x.npy.*.parts")) / f"{0:012d}"
     lost.write_bytes(lost.read_bytes()[:-100])  # a machine that lost power before its disk had all of it
-    assert embed_parts.embed_in_parts(tmp_path / "x.npy", network, source, max_bad=0.025)[0] == 39  # type: ignore[index]
-    assert embedded == [0, 30]
+    assert embed_to_file(tmp_path / "x.npy", network, source, max_bad=0.025, batch_size=5)[0] == 39  # type: ignore[index]
+    assert embedded == [0, 30, 35]
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), embeddings(network, source).array, atol=1e-6)
     assert not list(tmp_path.glob(".x*"))
 
 
 @pytest.mark.fault("E6", "blocks beside the file were trusted: foreign rows were taken, a link was followed")
 @pytest.mark.parametrize(
-    "note", ["{}", "[]", '{"rows": 1, "skipped": 5}', 5000 * "[", '{"rows": 3, "skipped": []}', None]
+    "values",
+    [{}, [], {"labels": None, "skipped": 5}, {"labels": [0], "skipped": []}, "deep", None],
 )
 def test_what_lies_beside_the_file_is_checked(
-    note: str | None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    values: Any, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     network, source, out = load_embedder("net.safetensors"), open_source("faces/a"), tmp_path / "e.parquet"
     with monkeypatch.context() as kept:
         kept.setattr("shutil.rmtree", lambda *_, **__: None)
-        embed_parts.embed_in_parts(out, network, source)
+        embed_to_file(out, network, source)
     (folder,) = tmp_path.glob(".e.parquet.*.parts")
     whole = pq.read_table(out)
-    if note is None:
+    if values is None:
         folder.rename(tmp_path / "victim")
         folder.symlink_to(tmp_path / "victim")
         with pytest.raises(ConfigError, match="is a link"):
-            embed_parts.embed_in_parts(out, network, source)
+            embed_to_file(out, network, source)
         return
-    (file,) = folder.glob("*.json")
-    file.write_text(note)
-    embed_parts.embed_in_parts(out, network, source)
+    first, head, rest = (folder / f"{0:012d}").read_bytes().split(b"\n", 2)
+    changed = 5000 * b"[" if values == "deep" else json.dumps({**json.loads(head), "values": values}).encode()
+    (folder / f"{0:012d}").write_bytes(b"\n".join([first, changed, rest]))
+    embed_to_file(out, network, source)
     assert pq.read_table(out).equals(whole)

@@ -1,0 +1,117 @@
+"""A source -> its file of embeddings, by one process or several ranks; a stopped command goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from facessl.core.blocks import Blocks, Found, Record, record
+from facessl.core.distributed import gathered, world_size
+from facessl.core.errors import ConfigError
+from facessl.core.files import check_ending
+from facessl.core.lock import only_writer
+from facessl.core.schema import misfit
+from facessl.data.loader import check_skipped, readable
+from facessl.data.source import Source
+from facessl.inference.embed import Embeddings, embedding_batches, network_id
+from facessl.inference.embedding_files import ENDINGS, write_embeddings, write_locked
+from facessl.inference.trained_task import Embedder
+from facessl.models.backbone import Backbone
+
+
+class _Batch(TypedDict):
+    """What is kept of a batch beside its embeddings: as the fields of `Embeddings`."""
+
+    labels: list[int] | None
+    skipped: list[tuple[str, str]]
+
+
+def embed_to_file(
+    path: Path,
+    backbone: Backbone | Embedder,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+    max_bad: float = 0.05,
+) -> tuple[int, list[tuple[str, str]]] | None:
+    """Write the embeddings of a source. Every rank of a job calls this, and the last one to end writes the file.
+
+    Args:
+        path: as for `write_embeddings`; every rank sees its folder.
+        backbone, source, batch_size, workers, precision, max_bad: as for `facessl.embed`.
+
+    Returns:
+        Rows written and (key, reason) of the images that were skipped; None on the ranks that ended before the last.
+
+    Raises:
+        ConfigError: the source is a stream and there are several ranks, or another process writes the file.
+        DataError: more than `max_bad` of the images cannot be read, or a file cannot be written.
+    """
+    check_ending(path, "embeddings", ENDINGS)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
+    if source.streaming and world_size() > 1:
+        raise ConfigError("a stream cannot be split over ranks: use shards on a disk, or one process")
+    if source.streaming:
+        return write_embeddings(path, embedding_batches(backbone, source, max_bad=max_bad, **options))
+    network, width = network_id(backbone, precision), backbone.num_features
+
+    def compute(batches: Iterator[Sequence[int]]) -> Iterator[list[Found]]:
+        asked, given = itertools.tee(batches)
+        found = embedding_batches(backbone, source, max_bad=max_bad, batches=given, network=network, **options)
+        for part, positions in zip(found, asked, strict=False):
+            labels = None if part.labels is None else part.labels.tolist()
+            unreadable = sorted({*positions}.difference(part.index.tolist()))
+            yield [record(positions, unreadable, {"labels": labels, "skipped": part.skipped}, [part.array.tobytes()])]
+
+    def valid(found: Record) -> bool:
+        values, missing = found["values"], len(found["unreadable"])
+        if misfit(values, _Batch) or len(values["skipped"]) != missing:
+            return False
+        rows = len(found["positions"]) - missing
+        return found["sizes"] == [4 * width * rows] and (values["labels"] is None or len(values["labels"]) == rows)
+
+    blocks = Blocks(
+        path,
+        (source.fingerprint(), network),
+        len(source),
+        range(len(source)),
+        compute,
+        valid=valid,
+        readable=functools.partial(readable, source),
+        piece=max(1, batch_size),  # a wrong one is said by the loader
+    )
+    with only_writer(path, folder=False) if world_size() == 1 else contextlib.nullcontext():
+        blocks.begin()
+        gathered(None)  # a rank that came later could find the work done, and begin again
+        blocks.work()
+        with blocks.joined() as records:
+            return None if records is None else write_locked(path, _rows(records, source, width, network, max_bad))
+
+
+def _rows(records: Iterator[Found], source: Source, width: int, network: str, max_bad: float) -> Iterator[Embeddings]:
+    """The batches of all blocks. DataError where more than `max_bad` of the images could not be read."""
+    skipped = 0
+    for found, (data,) in records:
+        labels = found["values"]["labels"]
+        index = sorted({*found["positions"]}.difference(found["unreadable"]))
+        told = tuple((key, reason) for key, reason in found["values"]["skipped"])
+        skipped += len(told)
+        if told:
+            check_skipped(skipped, len(source), max_bad, told[-1])
+        yield Embeddings(
+            array=np.frombuffer(data, np.float32).reshape(-1, width),
+            keys=[source.key(i) for i in index],
+            index=np.array(index, np.int64),
+            labels=None if labels is None else np.array(labels, np.int64),
+            label_names=tuple(source.label_names),
+            skipped=told,
+            network=network,
+        )
