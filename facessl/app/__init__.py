@@ -1,3 +1,3 @@
-"""The local web page, one module per tab; nothing else uses its extra `app` (Gradio, Plotly). May import report,
-evaluation, inference, tasks, pretrained, methods, models, data and core.
-"""
+"""The local web page: `page` puts the tabs together, one module per tab, `faces` and `workspace` what they look at.
+
+May import report, evaluation, inference, tasks, pretrained, methods, models, data and core; needs the extra `app`."""
