@@ -30,26 +30,19 @@ from facessl.core import plugins
 DOCS = Path(__file__).parent
 #: Files of the repository that are pages too.
 BESIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
-#: Classes beside the functions of `facessl`: what these return, and what a plug-in meets.
+#: Page -> heading -> what mkdocstrings shows there.
 CLASSES = {
-    "Networks and results": [
-        *["models.backbone.Backbone", "tools.crop.CropSummary", "inference.neighbors.Neighbors"],
-        *["inference.groups.Groups", "inference.predict.Prediction"],
-    ],
-    "What a plug-in meets": [
-        *["core.types.Sample", "core.types.Batch", "core.types.Progress", "core.types.Step", "data.source.Source"],
-        *["methods.base.Method", "tasks.base.Task", "tasks.base.Meter", "tasks.base.Labels", "views.spec.View"],
-        *["views.augment.Augment"],
-    ],
-    "Errors": [
-        *[
-            "core.errors.FaceSSLError",
-            "core.errors.ConfigError",
-            "core.errors.DataError",
-            "core.errors.CheckpointError",
-        ],
-        *["core.errors.PluginError", "core.errors.TrainingError", "core.errors.UnknownName"],
-    ],
+    "api": {
+        "Networks and results": """models.backbone.Backbone training.pretrain.Result tools.crop.CropSummary
+            inference.neighbors.Neighbors inference.groups.Groups inference.predict.Prediction""",
+        "Errors": """core.errors.FaceSSLError core.errors.ConfigError core.errors.DataError core.errors.CheckpointError
+            core.errors.PluginError core.errors.TrainingError core.errors.UnknownName""",
+    },
+    "contracts": {
+        "Plug-ins": "methods.base.Method data.source.Source tasks.base.Task tasks.base.Meter",
+        "What they are given and give": """core.types.Sample core.types.Batch core.types.Progress core.types.Step
+            tasks.base.Labels views.spec.View views.augment.Augment""",
+    },
 }
 
 
@@ -64,6 +57,7 @@ def _expanded(entry: Any) -> Any:
         return {title: _expanded(inner) for title, inner in entry.items()}
     if not isinstance(entry, list):
         return entry
+    entry = [item for item in entry if item != {"The web page": "app.md"} or (DOCS / "app.md").exists()]
     found = [_pages(item) if isinstance(item, str) and item.endswith("/*") else [_expanded(item)] for item in entry]
     return [item for items in found for item in items]
 
@@ -76,6 +70,9 @@ def _pages(pattern: str) -> list[str]:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that have no file in docs/."""
     made = {"configuration.md": configuration(), "commands.md": commands(), "api.md": api(), "tour.md": tour()}
+    made["contracts.md"] = (
+        f"# Contracts\n\nWhat the code of a plug-in meets ([Extend](extending.md)).\n\n{classes('contracts')}"
+    )
     made |= {name: (DOCS.parent / file).read_text(encoding="utf-8") for name, file in BESIDE.items()}
     for command in (PRETRAIN, FINETUNE):
         for name in plugins.names(command.folder):
@@ -94,7 +91,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = with_rows(markdown)
     folder, _, name = page.file.src_uri.removesuffix(".md").partition("/")
     if folder == "methods" and name:
-        return markdown + method(name)
+        told, heading, differences = markdown.partition("\n## Differences")
+        return f"{told}\n{method(name)}\n{heading}{differences}"
     if folder == "tasks" and name:
         return markdown + task(name)
     return markdown
@@ -108,7 +106,7 @@ def with_rows(markdown: str) -> str:
         told = [
             re.sub(r"^# (.*) \(.*\n(?s:.*?)# command: +(.*)\n(?s:.*)", r"# \1\n\2", recipe_text(name)) for name in names
         ]
-        return "```bash\n" + "\n".join(told) + "\n```\n"
+        return "```bash\n" + "\n\n".join(told) + "\n```\n"
 
     return re.sub(r"<!-- rows: (.*) -->\n", commands, markdown)
 
@@ -119,7 +117,7 @@ def method(name: str) -> str:
     cost = rows(measured.split("## Methods")[1].split("\n## ")[0], name)
     given = f"`facessl pretrain photos/ --method {name}` takes these and all on [Configuration](../configuration.md)."
     parts = [
-        f"## In short\n\n{plugins.summary('methods', name)}\n\n{rows(overview, name)}",
+        f"{plugins.summary('methods', name)}\n\n{rows(overview, name)}",
         f"## Settings\n\n{given}\n\n{settings(PRETRAIN, name, 'method.')}",
         f"## Recipes\n\n{_recipes(name, 'method')}",
     ]
@@ -151,7 +149,13 @@ def task(name: str) -> str:
 
 def _recipes(name: str, part: str) -> str:
     found = [recipe for recipe in recipes() if read_recipe(recipe).get(part, {}).get("name") == name]
-    return table(["recipe", "what it is"], [[f"`{recipe}`", recipe_summary(recipe)] for recipe in found])
+    shown = [recipe for recipe in found if "/ablation/" not in recipe]
+    told = table(["recipe", "what it is"], [[f"`{recipe}`", recipe_summary(recipe)] for recipe in shown])
+    return told + (
+        f"\n\n`facessl list recipes {name}/ablation` lists {len(found) - len(shown)} ablations."
+        if shown != found
+        else ""
+    )
 
 
 def settings(command: Command, name: str, prefix: str = "", without: Sequence[str] = ()) -> str:
@@ -162,11 +166,12 @@ def settings(command: Command, name: str, prefix: str = "", without: Sequence[st
         [
             f"`{dashed(action.dest)}`" if action.option_strings else f"`{action.dest.upper()}`",
             types._get_type_str(action) or "",
-            "" if action.default is None else f"`{_plain(action.default)}`",
-            " ".join(str(action.help).split()),
+            f"`{_plain(action.default)}`",
+            re.sub(r"<(?=\w)", "&lt;", " ".join(str(action.help).split())),
         ]
         for action in parser._actions
         if action.dest.startswith(prefix)
+        and not (prefix and action.dest.endswith(".name"))
         and action.default != "==SUPPRESS=="
         and not action.dest.startswith(tuple(without))
     ]
@@ -188,7 +193,8 @@ def rows(text: str, name: str) -> str:
     found: list[str] = []
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         lines = block.splitlines()
-        own = [line for line in lines[2:] if line.split("|")[1].strip(" `") == name]
+        own = [line for line in lines[2:] if re.sub(r"\(.*?\)|[\[\]` ]", "", line.split("|")[1]) == name]
+        own = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", line) for line in own]  # links start from another page
         found += ["\n".join([*lines[:2], *own])] if own else []
     return "\n\n".join(found)
 
@@ -201,7 +207,7 @@ def configuration() -> str:
     for command, part in ((PRETRAIN, "methods"), (FINETUNE, "tasks")):
         links = ", ".join(f"[{name}]({part}/{name}.md#settings)" for name in plugins.names(part))
         parts.append(
-            f"## facessl {command.name}\n\nThe settings of each of the {part} are on its page: {links}.\n\n"
+            f"## facessl {command.name}\n\nEach of the {part} has settings of its own: {links}.\n\n"
             + settings(command, command.default, without=[f"{command.part}."])
         )
     return "\n\n".join(parts)
@@ -219,12 +225,17 @@ def commands() -> str:
 
 
 def api() -> str:
-    """The public names, by mkdocstrings."""
+    """The public names."""
     parts = [f"# Python\n\n{(facessl.__doc__ or '').strip()}", "## Functions"]
-    parts += [f"::: facessl.{name}" for name in sorted(facessl.__all__)]
-    for title, names in CLASSES.items():
-        parts += [f"## {title}", *(f"::: facessl.{name}" for name in names)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *(f"::: facessl.{name}" for name in sorted(facessl.__all__)), classes("api")])
+
+
+def classes(page: str) -> str:
+    """The classes of a page, by mkdocstrings."""
+    headed = [
+        [f"## {title}", *(f"::: facessl.{name}" for name in names.split())] for title, names in CLASSES[page].items()
+    ]
+    return "\n\n".join(part for parts in headed for part in parts)
 
 
 def tour() -> str:

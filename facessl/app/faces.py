@@ -33,7 +33,7 @@ from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
 #: Pixels of a thumbnail, its JPEG quality, and how many are made at a time.
-SIDE, QUALITY, PART = 96, 80, 1024
+SIDE, QUALITY, PART = 128, 75, 1024
 #: Files of embeddings; others are sources.
 ENDINGS = (".parquet", ".npy")
 _GRAY = (200, 202, 206)

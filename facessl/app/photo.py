@@ -64,10 +64,11 @@ def tab(work: Workspace) -> None:
     def read(photo: Any, layers: list[str]) -> Any:
         if photo is None:
             return None, *_nothing()
-        image = _shrunk(read_photo(photo))
+        whole = read_photo(photo)
+        image = _shrunk(whole)
         with work.lock:
             faces = detect(image)
-            state = (image, faces, _described(work, image, faces))
+            state = (image, faces, _described(work, image, faces), len(whole) / len(image))
         if not faces:
             warn(f"no face was found in {photo[1]}")
         return state, *show(state, layers)
@@ -75,7 +76,7 @@ def tab(work: Workspace) -> None:
     def show(state: Any, layers: list[str]) -> Any:
         if state is None:
             return _nothing()
-        image, faces, described = state
+        image, faces, described, scale = state
         left_out = {key for layer, keys in _LAYERS.items() if layer not in layers for key in keys}
         drawn = [{k: v for k, v in face.items() if k not in left_out} for face in described]
         over = gr.update(visible=False)
@@ -85,7 +86,7 @@ def tab(work: Workspace) -> None:
         return (
             prediction_pictures.draw(image, drawn),
             over,
-            gr.update(value=_rows(work, described), visible=bool(faces)),
+            gr.update(value=_rows(work, described, scale), visible=bool(faces)),
         )
 
     results = [picture, overlay, table]
@@ -156,12 +157,12 @@ def _regions(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> list[
     return [(_OPACITY * (winner == i), f"region {i + 1}") for i in range(len(over))]
 
 
-def _rows(work: Workspace, described: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The lines of the table."""
+def _rows(work: Workspace, described: Sequence[dict[str, Any]], scale: float) -> list[list[str]]:
+    """The lines of the table; the photo is `scale` times as large as what is shown of it."""
     rows = []
     for number, face in enumerate(described, 1):
         left, top, right, bottom = face["box"]
-        row = [str(number), f"{max(right - left, bottom - top):.0f} px", f"{face['score']:.2f}"]
+        row = [str(number), f"{scale * max(right - left, bottom - top):.0f} px", f"{face['score']:.2f}"]
         if "expression" in work.models:
             row.append(f"{face['label']} {face['probabilities'][face['label']]:.2f}")
         if "attributes" in work.models:

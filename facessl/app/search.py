@@ -31,7 +31,7 @@ def tab(work: Workspace) -> None:
             gr.Markdown("The nearest faces and their distances, 1 - cosine. Click one to search on.")
             gallery = gr.Gallery(
                 label="Nearest faces",
-                columns=6,
+                columns=4,
                 elem_id="search-faces",
                 **GALLERY,
             )

@@ -72,9 +72,18 @@ class Batch:
         index: (B,) int64, positions of the images in their source.
         keys: B keys of the images.
         skipped: (key, reason) of images that could not be read and were replaced.
-        label, identity, group: (B,) int64; text: B strings; landmarks (B, K, 2) float32; visible (B, K) uint8;
-            mask (B, H, W) uint8; attributes (B, A) uint8; pose (B, 3), box (B, 4), five_points (B, 5, 2),
-            frame (B, 3, 3) float32. None where the source has none.
+        label: (B,) int64; None where the source has none, like those that follow.
+        text: B strings.
+        landmarks: (B, K, 2) float32.
+        mask: (B, H, W) uint8.
+        identity: (B,) int64.
+        attributes: (B, A) uint8.
+        pose: (B, 3) float32.
+        visible: (B, K) uint8.
+        box: (B, 4) float32.
+        five_points: (B, 5, 2) float32.
+        group: (B,) int64.
+        frame: (B, 3, 3) float32.
         crops: V tensors (B, 5) float32, what each view shows: left, top, width, height as fractions of the stored
             image's width and height, and 1 where it is flipped. Empty where the views were not cut by
             `facessl.views.geometric`.

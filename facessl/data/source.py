@@ -238,8 +238,7 @@ class Source:
 def stored(name: str, folder: str | Path) -> str | None:
     """The file below a folder that a name in a list means; None where there is none.
 
-    It is what `tables.csv_row` wrote so, the name itself, without blanks at its ends, with slashes for backslashes, or
-    with accents that are written otherwise, whichever exists.
+    It may be what `tables.csv_row` wrote so, have no blanks at its ends, slashes for backslashes, or other accents.
     """
     for text in dict.fromkeys(read for way in (name, name.strip()) for read in (from_csv(way), way)):
         for path in dict.fromkeys((text, text.replace("\\", "/"))):

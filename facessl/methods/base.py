@@ -15,20 +15,26 @@ class Method(Protocol):
 
     `backbone` becomes the online backbone. ConfigError: a value outside its range, or a backbone that does not fit.
 
-    Class members:
+    Attributes:
         Args: frozen dataclass with the method's hyper-parameters and defaults (those of its paper).
         needs: fields of `Batch` the method reads besides `views`; checked against the source's `provides`.
         views: the paper's views as data (`facessl.views.spec.View`), sized by the run's `image_size`.
-        mean, std: normalization the paper used, RGB in 0..1.
-        view_count: fewest and most views (None: no limit) that `step` takes; absent: as many as `views`.
-        patches_only: True where the method leaves patches out, so that only a ViT can be its backbone; absent: any.
-        batch_wide: what of the loss spans the batch ("the negatives"), so that the mean over micro-batches is another
-            loss; absent: the loss is a mean over images.
-        initial: names of values that say from which file some weights start; `load_method` leaves them out. Absent:
-            none.
-
-    Members:
+        mean: normalization the paper used, RGB in 0..1.
+        std: as `mean`.
         backbone: the online backbone that the run exports.
+        view_count (tuple[int, int | None]): fewest and most views (None: no limit) that `step` takes; absent: as many
+            as `views`.
+        patches_only (bool): True where the method leaves patches out, so that only a ViT can be its backbone; absent:
+            any.
+        batch_wide (str): what of the loss spans the batch ("the negatives"), so that the mean over micro-batches is
+            another loss; absent: the loss is a mean over images.
+        initial (frozenset[str]): names of values that say from which file some weights start; `load_method` leaves them
+            out. Absent: none.
+        has_prior (bool): whether `heatmaps` add a prior over the image and take `prior="off"` (content only) and
+            `prior="alone"`; absent: they do not.
+        has_regions (bool): whether `heatmaps` works with these settings; absent: it does wherever it exists.
+
+    Methods:
         step(batch, progress): the loss of one (micro-)batch. It changes nothing besides batch-norm statistics and, in
             training mode with gradients on, a buffer for `after_step` whose size does not grow with the calls.
         after_step(progress): EMA, queues, prototypes; called once after each optimizer step, which may follow
@@ -38,9 +44,6 @@ class Method(Protocol):
         ema_momentum(progress): methods with a momentum network only; its momentum now, for the log.
         schedule(progress): methods with a schedule of their own only; a few words on it for the start line.
         heatmaps(x): methods with regions only; x (B, 3, H, W) normalized -> (B, N, h, w), rows sum to 1 over N.
-        has_prior: whether `heatmaps` add a prior over the image and take `prior="off"` (content only) and
-            `prior="alone"`; absent: they do not.
-        has_regions: whether `heatmaps` works with these settings; absent: it does wherever it exists.
     """
 
     Args: ClassVar[type[Any]]

@@ -295,7 +295,7 @@ class FRA(nn.Module):
         In `variant="paper"` what the text leaves open is the released code's (temperatures of the assignments, ME-MAX
         weight, Sinkhorn's input and iterations, decoder, initialization). `variant="official"` is the released code,
         but gradients pass through averages over the ranks, and the prototype starts from zeros. `relation`,
-        `frame_prior` and `mask_embeddings="free"` are this project's. All differences: docs/methods/fra.md.
+        `targets`, `frame_prior` and `mask_embeddings="free"` are this project's. All differences: docs/methods/fra.md.
     """
 
     Args: ClassVar[type[FRAArgs]] = FRAArgs

@@ -104,13 +104,14 @@ class Backbone(nn.Module):
 
     Attributes:
         name: timm model name.
-        timm_options, model_args: what it was asked to be built with, and what timm was told.
+        timm_options: what it was asked to be built with.
+        model_args: what timm was told.
         num_features: C, channels of the map and of the embedding.
         stride: pixels of the image per cell of the map.
         image_size: side in pixels that `preprocess` makes.
-        mean, std: RGB normalization in 0..1 that `preprocess` applies.
+        mean: RGB normalization in 0..1 that `preprocess` applies.
+        std: as `mean`.
         model: the timm model; its state dict is what `backbone.safetensors` holds.
-        pyramid_channels, pyramid_strides: channels and strides of the four maps of `forward_pyramid`.
     """
 
     model: Any

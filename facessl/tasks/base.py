@@ -256,16 +256,18 @@ def check_result(result: Mapping[str, Any], task: Any) -> None:
 class Task(Protocol):
     """A downstream task: `nn.Module`, built as `Task(backbone, labels, **vars(args))`, in a file of its name.
 
-    Class members:
+    Attributes:
         Args: frozen dataclass of its settings, each with a default; they become flags (`--task.NAME`).
         needs: fields of `Batch` that its loss or meter reads (a mask is moved to the view only where it is named); a
             source that lacks one is refused (`Labels.of`).
         defaults: protocol -> settings of `FinetuneConfig` of the published protocol, as plain values; `finetune` is
             the protocol that runs where none is named. {} takes the settings of `FinetuneConfig` itself.
         augments: the same protocols -> their published crop and augmentation.
-
-    Members:
         backbone: what is fine-tuned; further children are its parts (`neck`, `head`), which `optim.lrs` names.
+        mask_outside (int): class that a training view's pixels outside the image have. Optional; 255, ignored, without
+            it.
+
+    Methods:
         step(batch, progress): loss of a batch with normalized views, and its terms by name without gradients, as of a
             pre-training method, so that one trainer runs both. Means over something else than the images of a batch are
             taken over all ranks (`facessl.core.distributed.rank_mean`).
@@ -274,13 +276,10 @@ class Task(Protocol):
             which cannot be scored is refused then.
         describe(predictions, row, frame, height, width): one image's prediction in its own pixels, as plain values
             and, for masks, arrays.
+        check(augment): raises ConfigError where the loss cannot be computed on such views. Optional.
+        cheaper(image_size): settings that make it cheaper for small views, told on a CPU. Optional.
 
-    Optional members:
-        mask_outside: class that a training view's pixels outside the image have; 255, ignored, without it.
-        check(augment): raises ConfigError where the loss cannot be computed on such views.
-        cheaper(image_size): settings that make it cheaper for small views, told on a CPU.
-
-    A file without one of the class members or methods is refused by name, and so are scores without what `Meter.result`
+    A file without one of these that is not optional is refused by name, and so are scores without what `Meter.result`
     asks for. docs/extending.md has a whole task.
     """
 

@@ -40,10 +40,13 @@ class CropSummary:
     """What `crop` did.
 
     Attributes:
-        photos, new_photos: numbers of photos in the source, and of those that this call looked at.
-        faces, new_faces: numbers of crops in the folder, and of those that this call added.
+        photos: number of photos in the source.
+        new_photos: of those, the ones that this call looked at.
+        faces: number of crops in the folder.
+        new_faces: of those, the ones that this call added.
         duplicates: number of faces left out as near-duplicates, by all calls.
-        small, blurred: numbers of faces that this call left out for that.
+        small: number of faces that this call left out for their size.
+        blurred: number of faces that this call left out for their sharpness.
         without_face: photos in which this call found no face.
         skipped: (photo, reason) of those that this call could not read.
         finished: False on a rank whose photos are done while those of others are not.

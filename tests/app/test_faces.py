@@ -52,7 +52,7 @@ def test_thumbnails_of_other_embeddings_are_made_anew(faces: Faces, network: Any
         Image.new("RGB", (32, 32), (shade, shade, shade)).save(pictures / "one.png")
         Image.new("RGB", (32, 32)).save(pictures / "two.png")
         other = open_faces(str(pictures), lambda: network, tmp_path / "app")
-        assert abs(int(np.asarray(other.thumbnail(0))[48, 48, 0]) - shade) < 5
+        assert abs(int(np.asarray(other.thumbnail(0))[64, 64, 0]) - shade) < 5
 
 
 def test_names_survive_a_restart_and_new_groups(faces: Faces) -> None:

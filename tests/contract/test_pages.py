@@ -1,4 +1,4 @@
-"""The files of docs/extending.md work as they are printed; what a task's file lacks is one sentence."""
+"""Code of README and docs works as it is printed; what a task's file lacks is one sentence."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_task_of_the_page_trains_reports_and_predicts(
     assert all(hasattr(plugins.find("tasks", "pose"), name) for name in Task.__annotations__ if name != "backbone")
 
 
-def test_the_python_of_readme_and_usage_runs_and_so_do_the_commands_of_embeddings(
+def test_the_python_of_readme_and_product_guide_runs_and_so_do_the_commands_of_embeddings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(__file__).parents[2]
@@ -154,10 +154,11 @@ def test_the_python_of_readme_and_usage_runs_and_so_do_the_commands_of_embedding
     assert names["vectors"].shape[0] == names["maps"].shape[0] == 2
     assert torch.allclose(names["regions"].sum(1), torch.ones(()), atol=1e-5)
     assert 0 <= names["scores"]["accuracy"] <= 1
-    usage = root / "docs" / "usage.md"
-    for line in re.findall(r"^facessl (export .*)$", usage.read_text(encoding="utf-8"), re.MULTILINE):
+    product = root / "docs" / "guides" / "product.md"
+    for line in re.findall(r"^facessl (export runs/mine .*)$", product.read_text(encoding="utf-8"), re.MULTILINE):
         assert main(shlex.split(line)) == 0
-    as_jpegs, by_onnx, by_timm = _python(usage)
+    (as_jpegs,) = _python(root / "docs" / "usage.md")
+    _, by_onnx, by_timm, _ = _python(product)
     exec(as_jpegs, {})
     assert len(list(tmp_path.glob("*.jpg"))) == 101
     for block in (by_onnx, by_timm):
@@ -176,14 +177,15 @@ def test_the_python_of_readme_and_usage_runs_and_so_do_the_commands_of_embedding
 
 
 @pytest.mark.fault(
-    "C5", "there was no walk-through of a table row", now="docs/protocols.md has one, which is carried out"
+    "C5", "there was no walk-through of a table row", now="docs/guides/reproduce.md has one, which is carried out"
 )
 def test_a_row_of_a_table_is_reproduced_as_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a few synthetic faces, with a small network."""
-    page = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^facessl (.+)", page.split("## Reproduce a row")[1], re.MULTILINE)
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "reproduce.md").read_text(encoding="utf-8")
+    section = page.split("## One row, end to end")[1].split("\n## ")[0]
+    commands = re.findall(r"^facessl (?!plan)(.+)", section, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["list", "list", "pretrain", "finetune", "report"]
     monkeypatch.chdir(tmp_path)
     toy = {"vggface2:/data/VGGFace2": "synthetic:?n=16&size=40", "rafdb:/data/RAF-DB": build_rafdb(tmp_path / "raf")}

@@ -121,7 +121,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(last)["hours"] is None
     assert any("hours" in line and "not known" in line for line in lines)
     assert any("warning: 112 batch norms" in line for line in lines)
-    for recipe, options, told in (("fra/regions", {}, "--images N"), ("downstream/rafdb-ft", {}, "fine-tuning"),
+    for recipe, options, told in (("fra/regions-within", {}, "--images N"), ("downstream/rafdb-ft", {}, "fine-tuning"),
                                   ("fra/vggface2-r50", {"gpus": 0}, "gpus is 0")):  # fmt: skip
         with pytest.raises(ConfigError, match=told):
             planned(recipe, **options)

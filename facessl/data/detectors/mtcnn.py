@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import joblib
@@ -50,8 +51,9 @@ class MTCNN:
         if model is not None:
             raise ConfigError(f"the detector mtcnn has its own weights: leave out the model {model}, or use yunet")
         self.device = torch.device(device)
+        networks: Any = _networks()  # torch's annotation of `to` lacks memory_format
         # On a CPU the second network takes a third of the time so, the first one two thirds.
-        self.networks = [net.to(self.device, memory_format=torch.channels_last) for net in _networks()]
+        self.networks = [net.to(self.device, memory_format=torch.channels_last) for net in networks]
 
     @torch.inference_mode()
     def __call__(self, photos: Sequence[np.ndarray], *, smallest: float, min_score: float) -> list[np.ndarray]:
@@ -97,7 +99,9 @@ class MTCNN:
         boxes, scores, owners = [], [], []
         sides = [max(photo.shape[:2]) for photo in photos]
         borders = [round(BORDER * side) for side in sides]
-        padded = [_bordered(photo, *[border] * 4) for photo, border in zip(photos, borders, strict=True)]
+        padded = [
+            _bordered(photo, border, border, border, border) for photo, border in zip(photos, borders, strict=True)
+        ]
         first = [CELL / max(CELL, smallest * side) for side in sides]
         shift = torch.tensor(borders, device=self.device)[:, None]
         for power in itertools.count():
@@ -174,9 +178,10 @@ def _patches(halves: list[Tensor], squares: Tensor, owner: Tensor, side: int) ->
     return out
 
 
-def _bordered(photo: np.ndarray, *borders: int) -> np.ndarray:
-    """The photo with so many gray pixels above, below, to the left and to the right of it."""
-    return cv2.copyMakeBorder(photo, *borders, cv2.BORDER_CONSTANT, value=(127, 127, 127))
+def _bordered(photo: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    """The photo with so many gray pixels on each side of it."""
+    gray = (127.0, 127.0, 127.0)
+    return np.asarray(cv2.copyMakeBorder(photo, top, bottom, left, right, cv2.BORDER_CONSTANT, value=gray))
 
 
 def _squares(boxes: Tensor) -> Tensor:
