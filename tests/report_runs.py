@@ -139,6 +139,14 @@ def write_tuned(folder: Path, test: dict[str, Any], *, task: str = "expression",
     rows += [f"{s},{s},{s / 20},{s * 32},{2 - s / 100},1.5,0.1,{s / 100}" for s in range(10, 41, 10)]
     (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
     selected = {"step": 30, "by": select} | ({"name": "accuracy", "value": 0.3} if select != "last" else {})
+    place = folder / "examples"
+    place.mkdir()
+    shown = {"keys": ["/data/faces/7.jpg"], "label": "glad", "prediction": "calm", "measure": "probability"}
+    listed = {}
+    for kind, value in (("worst", 0.9), ("typical", 0.4)):
+        Image.new("RGB", (400, 320)).save(place / f"{kind}-01.jpg")
+        listed[kind] = [{"file": f"{kind}-01.jpg", **shown, "value": value}]
+    (place / "examples.json").write_text(json.dumps(listed))
     results = {"task": task, "protocol": "finetune", "selected": selected, "train_images": 219, "test": test}
     (folder / "results.json").write_text(json.dumps(results))
     return folder

@@ -41,7 +41,8 @@ def tab(work: Workspace) -> None:
 def _words(example: Example) -> str:
     """The label, what was said instead, and how surely."""
     parts = [example.attribute.replace("_", " "), f"{example.label} → {example.prediction}"]
-    said = f"{example.measure} {example.value:.3f}"
+    value = f"{example.value:.2f}"
+    said = value if example.measure == "probability" else f"{example.measure} {value}"
     return printable("  ".join(part for part in (*parts, said) if part.strip(" →")))
 
 

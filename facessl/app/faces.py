@@ -27,7 +27,7 @@ from facessl.data.decode import decode
 from facessl.data.source import Source, open_source
 from facessl.inference import contact_sheet
 from facessl.inference.embed import Embeddings, network_id
-from facessl.inference.embed_parts import embed_in_parts
+from facessl.inference.embed_file import embed_to_file
 from facessl.inference.embedding_files import read_embeddings
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
@@ -153,7 +153,7 @@ def _embed(file: Path, backbone: Backbone | Embedder, source: Source, options: d
 
         hook = backbone.register_forward_hook(told)
         try:
-            embed_in_parts(file, backbone, source, **options)
+            embed_to_file(file, backbone, source, **options)
         finally:
             hook.remove()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
+import hashlib
 import html
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +26,6 @@ from facessl.inference.groups import principal_components
 from facessl.inference.neighbors import l2_normalize
 from facessl.inference.prediction_pictures import palette
 from facessl.inference.trained_task import Trained
-from facessl.models.weights import fingerprint
 
 #: Classes with a color of their own, the largest ones.
 _COLORED = 20
@@ -73,7 +74,7 @@ def tab(work: Workspace) -> None:
         colors["prediction"] = lambda: predictions(work)
         if any(faces.classes):
             colors["error"] = lambda: _errors(predictions(work), faces.classes)
-    points, variance = principal_components(l2_normalize(faces.rows.array), 2)
+    placed = functools.cache(lambda: principal_components(l2_normalize(faces.rows.array), 2))
     first = next(iter(colors))
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
@@ -87,13 +88,16 @@ def tab(work: Workspace) -> None:
                 js_on_load=_SCRIPT,
                 server_functions=[_shower(work)],
             )
-            gr.Markdown(f"{len(faces):,} faces by two principal components, {100 * variance:.0f} % of the variance.")
+            told = gr.Markdown()
 
     def drawn(by: str) -> Any:
-        return _figure(points, colors[by]() if by in colors else [""] * len(faces), plain=by not in colors)
+        points, variance = placed()
+        classes = colors[by]() if by in colors else [""] * len(faces)
+        text = f"{len(faces):,} faces by two principal components, {100 * variance:.0f} % of the variance."
+        return _figure(points, classes, plain=by not in colors), text
 
-    color.change(plainly(drawn), [color], [plot], api_visibility="private")
-    work.loads.append((plainly(lambda: drawn(first)), [plot]))
+    color.change(plainly(drawn), [color], [plot, told], api_visibility="private")
+    work.loads.append((plainly(lambda: drawn(first)), [plot, told]))
 
 
 def _shower(work: Workspace) -> Callable[[int], dict[str, str]]:
@@ -125,7 +129,7 @@ def predictions(work: Workspace) -> list[str]:
     faces, trained = work.faces, work.models["expression"]
     assert faces is not None
     assert faces.source is not None
-    file = faces.file(f"expression-{fingerprint(trained.module)[:12]}.parquet")
+    file = faces.file(f"expression-{_mark(trained)}.parquet")
     with work.lock:
         if not file.is_file():
             told = _predicted(trained, faces)
@@ -134,6 +138,14 @@ def predictions(work: Workspace) -> list[str]:
                 pq.write_table(table, partial)
         found: list[str] = pq.read_table(file)["prediction"].to_pylist()
     return found
+
+
+def _mark(trained: Trained) -> str:
+    """Digits of the weights of a model."""
+    digest = hashlib.blake2b(repr(sorted(trained.card["task"].items())).encode(), digest_size=6)
+    for name, tensor in trained.module.state_dict().items():
+        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _predicted(trained: Trained, faces: Faces) -> list[str]:
@@ -150,10 +162,12 @@ def _predicted(trained: Trained, faces: Faces) -> list[str]:
         if not batch:
             continue
         images = [image for _, image in batch]
-        frames = [trained.augment.frame_of_picture(*image.shape[:2], trained.image_size) for image in images]
+        sizes = [image.shape[:2] for image in images]
+        frames = [trained.augment.frame_of_picture(height, width, trained.image_size) for height, width in sizes]
         raw = trained.predict(images, frames)
-        for place, (row, image) in enumerate(batch):
-            found[row] = trained.task.describe(raw, place, frames[place], *image.shape[:2])["label"]
+        for place, (row, _) in enumerate(batch):
+            height, width = sizes[place]
+            found[row] = trained.task.describe(raw, place, frames[place], height, width)["label"]
     return found
 
 

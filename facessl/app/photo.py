@@ -18,6 +18,7 @@ from facessl.inference.predict import frame_of_face
 
 #: Pixels of the longer side of a photo that is shown, and of faces whose regions are shown, at most.
 _SIDE, _FACES = 1024, 8
+_OPACITY = 0.5
 #: What can be left out of the picture -> the keys of a face that it needs (`prediction_pictures.draw`).
 _LAYERS = {
     "Boxes": ("framed",),
@@ -125,14 +126,19 @@ def _described(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> lis
 
 
 def _colors(work: Workspace) -> dict[str, str]:
-    count = getattr(work.method, "num_regions", 0)
+    """The color of each region, as in the other pictures of regions."""
+    method: Any = work.method
+    if method is None:
+        return {}
+    size = method.backbone.image_size
+    count = region_pictures.heatmaps(method, np.zeros((1, size, size, 3), np.uint8)).shape[1]
     return {
         f"region {i + 1}": "#{:02x}{:02x}{:02x}".format(*c) for i, c in enumerate(prediction_pictures.palette(count))
     }
 
 
 def _regions(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> list[tuple[np.ndarray, str]]:
-    """For each region its fraction of each pixel (H, W), 0 outside of the faces, and its name."""
+    """For each region where it has the largest fraction (H, W), and its name."""
     method: Any = work.method
     size = method.backbone.image_size
     frames = [from_box(face.box, size, MARGIN) for face in faces]
@@ -146,7 +152,8 @@ def _regions(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> list[
         goal = np.array([(left, top), (right, top), (left, bottom)], np.float32) - 0.5
         placed = cv2.warpAffine(side, cv2.getAffineTransform(corners, goal), (width, height), flags=cv2.INTER_LINEAR)
         over = np.maximum(over, placed.reshape(height, width, -1).transpose(2, 0, 1))
-    return [(mask, f"region {i + 1}") for i, mask in enumerate(over)]
+    winner = np.where(over.max(0) > 0, over.argmax(0), -1)
+    return [(_OPACITY * (winner == i), f"region {i + 1}") for i in range(len(over))]
 
 
 def _rows(work: Workspace, described: Sequence[dict[str, Any]]) -> list[list[str]]:

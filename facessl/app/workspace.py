@@ -97,15 +97,15 @@ def _text(sentence: str) -> str:
     return html.escape(printable_lines(sentence[:1].upper() + sentence[1:]))
 
 
-def photo_input(**options: Any) -> gr.Image:
+def photo_input(**options: Any) -> Any:
     """Takes a photo from a file, the clipboard or the webcam; handlers get (path, name) or None, and read it
     themselves, so that what a broken one says is ours."""
-    photo = gr.Image(sources=["upload", "clipboard", "webcam"], type="filepath", **options)
+    photo: Any = gr.Image(sources=["upload", "clipboard", "webcam"], type="filepath", **options)
 
     def uploaded(payload: Any) -> Any:
         return None if payload is None or not payload.path else (payload.path, payload.orig_name or "the photo")
 
-    photo.preprocess = uploaded  # type: ignore[method-assign]  # a subclass would have Gradio write a .pyi beside it
+    photo.preprocess = uploaded  # a subclass would have Gradio write a .pyi beside it
     return photo
 
 

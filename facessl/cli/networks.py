@@ -271,7 +271,7 @@ def cmd_app(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     given = parsed_words(parser, argv, "app")
     from facessl.app import launch
-    from facessl.training.run import loader_workers
+    from facessl.core.launch import loader_workers
 
     place = computing_device(given.pop("device"), given.pop("threads"))
     cache, workers = given.pop("cache"), loader_workers(given.pop("workers"))

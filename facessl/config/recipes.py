@@ -61,7 +61,7 @@ def recipe_text(name: str) -> str:
 @functools.cache
 def recipes() -> tuple[str, ...]:
     """Names of the recipes shipped with the package."""
-    files = (str(p.relative_to(_ROOT).with_suffix("")) for p in _ROOT.rglob("*.yaml") if p != _TABLES)
+    files = (p.relative_to(_ROOT).with_suffix("").as_posix() for p in _ROOT.rglob("*.yaml") if p != _TABLES)
     return tuple(sorted([*files, *table_rows()]))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import math
+import multiprocessing
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def check() -> dict[str, Any]:
         "device": default_device(),
         "bf16": bf16_support(),
         "fp16": "yes" if torch.cuda.is_available() or torch.backends.mps.is_available() else "no (needs a GPU)",
-        "torch.compile": "yes" if shutil.which("cc") or shutil.which("g++") else "no (needs a C++ compiler)",
+        "torch.compile": "yes" if any(map(shutil.which, ("cc", "g++", "cl"))) else "no (needs a C++ compiler)",
         "optional": {name: version(name) or f"absent: no {use}" for name, use in OPTIONAL.items()},
         "free disk here": f"{free:.0f} GiB",
     }
@@ -84,9 +86,22 @@ def cores() -> int:
     """Cores this process may use, within the limit of its container."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split())
         allowed = min(allowed, max(1, math.ceil(quota / period)))
     return allowed
+
+
+def start_method() -> str:
+    """How processes of the loader, `crop` and `pack` start: fork on Linux, spawn elsewhere, or `$FACESSL_START_METHOD`.
+
+    fork starts in milliseconds and shares the source; such a process runs no CUDA and one thread, so the locks that a
+    fork can leave behind are never taken. ConfigError for another word.
+    """
+    there = multiprocessing.get_all_start_methods()
+    name = os.environ.get("FACESSL_START_METHOD") or ("fork" if sys.platform == "linux" else "spawn")
+    if name not in there:
+        raise ConfigError(f"FACESSL_START_METHOD={name} is not a way to start a process here: use {', '.join(there)}")
+    return name
 
 
 def use_threads(count: int | None, device: str) -> str | None:

@@ -13,6 +13,8 @@ import re
 import secrets
 import shutil
 import stat
+import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ PICTURES = (".png", ".jpg")
 MAX_LIST = 2 << 30
 #: A pipe does not wait for its writer, a child process does not hold the file, Windows changes no line ends.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_MOVING = threading.Lock()
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 _TEMPORARY = re.compile(r"\.facessl-[0-9a-f]{20}\.tmp")
 
@@ -69,6 +72,39 @@ def read_regular(path: str | Path, *, most: int = MAX_LIST) -> bytes:
     with open_regular(path, most=most, buffering=0) as file:
         data: bytes = file.read()
     return data
+
+
+def descriptor_of(path: str | Path) -> int:
+    """A descriptor of a file for `read_at`, which the caller closes."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """`size` bytes of an open file from `offset` on, fewer at its end.
+
+    Threads and forked processes may share the descriptor, as pread moves no position. Windows has neither pread nor
+    fork.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    with _MOVING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+def most_open_files() -> int:
+    """Files that this process may have open at a time."""
+    if sys.platform == "win32":
+        return 512
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
+def with_slashes(path: str) -> str:
+    """A path as it is written in keys, tables and cards, which are the same on every system."""
+    return path if os.sep == "/" else path.replace(os.sep, "/")
 
 
 def open_own(path: str | Path, mode: str) -> IO[Any]:

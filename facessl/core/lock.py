@@ -93,8 +93,8 @@ def _locked(path: Path, wait: bool) -> tuple[IO[str], bool]:
 
 def _lock(file: IO[str], wait: bool) -> bool:
     """Lock a file; False where another process has. True, too, on file systems that have no locks."""
-    try:
-        import fcntl
+    try:  # imported by name, as mypy knows either module on its own system alone
+        fcntl: Any = importlib.import_module("fcntl")
     except ModuleNotFoundError:
         return _lock_on_windows(file, wait)
     try:
@@ -106,7 +106,7 @@ def _lock(file: IO[str], wait: bool) -> bool:
 
 def _lock_on_windows(file: IO[str], wait: bool) -> bool:
     """As `_lock`. The system frees the byte when the file is closed or the process ends."""
-    msvcrt: Any = importlib.import_module("msvcrt")  # mypy knows it on Windows alone
+    msvcrt: Any = importlib.import_module("msvcrt")
     while True:
         file.seek(_BYTE)
         try:

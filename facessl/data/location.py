@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from facessl.core.errors import ConfigError, FaceSSLError
+from facessl.core.files import with_slashes
 from facessl.data.source import Source, parse
 from facessl.data.subset import Subset
 
@@ -29,7 +30,7 @@ def absolute(spec: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
+    return with_slashes(os.path.abspath(os.path.expanduser(path)))
 
 
 def redacted(spec: str) -> str:

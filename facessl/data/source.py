@@ -20,6 +20,7 @@ import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataError, UnknownName
+from facessl.core.files import with_slashes
 from facessl.core.tables import from_csv
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import EXTENSIONS, ImageError, read_file
@@ -104,7 +105,7 @@ class Source:
             file: where the names were read, for errors.
             hint: what to do where there is no image or the first is missing.
         """
-        names = list(names) if folder is None else _stored_names(names, folder)
+        names = list(names) if folder is None else [*map(with_slashes, _stored_names(names, folder))]
         hint = f" ({hint})" if hint else ""
         if not names:
             raise DataError(f"no image in {file}{hint}")

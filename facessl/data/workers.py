@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
+from facessl.core.environment import start_method
 from facessl.core.errors import FaceSSLError, TrainingError
 
 #: Open files that this process and each worker may need: every tensor of a batch on its way is one.
@@ -33,7 +34,7 @@ def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -
     Raises:
         TrainingError: a worker process died, or there is too little memory or too few open files for them.
     """
-    if workers and sys.platform != "win32":
+    if workers:
         _allow_files(_FILES + _FILES_PER_WORKER * workers)
     loader = DataLoader(
         dataset,
@@ -42,9 +43,7 @@ def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -
         collate_fn=_as_is,
         num_workers=workers,
         worker_init_fn=_start_worker,
-        # fork starts in milliseconds and shares the source; a worker runs no CUDA and one thread, so the locks
-        # that a fork can leave behind are never taken.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        multiprocessing_context=start_method() if workers else None,
         pin_memory=pin_memory,
         timeout=_TIMEOUT if workers else 0,
         # Otherwise the DataLoader draws from the global generator, and a resumed run would differ from then on.
@@ -90,6 +89,8 @@ def _looked_after(batches: Any) -> None:
 def _allow_files(needed: int) -> None:
     """Raise the limit of open files: a worker that meets it leaves the main process waiting. TrainingError where it
     cannot be raised."""
+    if sys.platform == "win32":
+        return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -141,5 +142,5 @@ def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
+    if sys.platform != "win32":
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))

@@ -172,7 +172,7 @@ def _legend(classes: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
     numbers = np.array([place.get(name, len(names)) for name in classes], np.int64)
     colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in palette(len(names))]
     if not names:  # the gray of those without a class would be all that there is to see
-        return [_OTHER, _NONE], numbers, ["#{:02x}{:02x}{:02x}".format(*palette(1)[0])] * 2
+        return [_OTHER, _NONE], numbers, ["#{:02x}{:02x}{:02x}".format(*palette(2)[1])] * 2
     return [*names, _OTHER, _NONE], numbers, [*colors, *_GRAY]
 
 

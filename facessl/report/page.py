@@ -143,12 +143,12 @@ def _tables(runs: Sequence[RunFolder], numbers: Sequence[Numbers]) -> list[dict[
 
 
 def _best(head: Sequence[str], scores: Sequence[Mapping[str, tuple[float, bool]]]) -> list[list[int]]:
-    """Of each run the columns in which it is the best of several; scores are (value, whether lower is better)."""
+    """Of each run the columns in which it is best, where runs differ; scores are (value, whether lower is better)."""
     best: list[list[int]] = [[] for _ in scores]
     for column, name in enumerate(head):
         known = {i: -row[name][0] if row[name][1] else row[name][0] for i, row in enumerate(scores) if name in row}
         for i, value in known.items():
-            if len(known) > 1 and value == max(known.values()):
+            if max(known.values()) == value > min(known.values()):
                 best[i].append(column)
     return best
 

@@ -107,8 +107,9 @@ def score_rows(run: RunFolder) -> list[dict[str, Any]]:
     and where they are known `low`, `high`, `baseline`), None for counts.
     """
     chance, rows = without_looking(run.test), []
-    for name, value in run.test.items():
-        if not isinstance(value, int | float | None) or name in ("majority_class", "majority", "mean_shape_nme"):
+    for name, value in sorted(run.test.items(), key=lambda item: isinstance(item[1], int)):  # counts last
+        plain = isinstance(value, int | float | None) and not name.endswith("_interval")
+        if not plain or name in ("majority_class", "majority", "mean_shape_nme"):
             continue
         of, near, base = unit(run, name), run.test.get(f"{name}_interval"), chance.get(name)
         rows.append(
@@ -116,11 +117,11 @@ def score_rows(run: RunFolder) -> list[dict[str, Any]]:
                 "name": format_name(name),
                 "value": score(value, name, of),
                 "interval": interval(near, name, of),
-                "baseline": "" if base is None else score(float(base), name, of),
+                "baseline": "" if base is None or value is None else score(float(base), name, of),
                 "bar": _bar(value, near, base) if isinstance(value, float) and of == "fraction" else None,
             }
         )
-    return sorted(rows, key=lambda row: row["bar"] is None)  # counts last
+    return rows
 
 
 def _bar(value: float, near: Any, base: float | None) -> dict[str, float] | None:
@@ -128,6 +129,8 @@ def _bar(value: float, near: Any, base: float | None) -> dict[str, float] | None
     low, high = near if isinstance(near, list | tuple) and len(near) == 2 and None not in near else (None, None)
     places = {"value": value, "low": low, "high": high, "baseline": base}
     known = {name: float(place) for name, place in places.items() if place is not None}
+    if len(known) < 2:  # nothing to see it beside
+        return None
     largest = max(known.values())
     if min(known.values()) < 0 or largest > 1:
         return None
@@ -138,7 +141,7 @@ def _bar(value: float, near: Any, base: float | None) -> dict[str, float] | None
 def caption(example: Mapping[str, Any]) -> dict[str, str]:
     """An answer in words: `answer`, `number` and `key`, the name of its image."""
     label, predicted = example.get("label") or "", example.get("prediction") or ""
-    answer = label and (f"{label}: right" if label == predicted else f"{label}, predicted {predicted}")
+    answer = label and (f"{label} (right)" if label == predicted else f"{label}, predicted {predicted}")
     if attribute := example.get("attribute"):
         answer = f"{attribute.replace('_', ' ')}: {answer}"
     measure, value = example["measure"], example.get("value")

@@ -346,4 +346,4 @@ def _base(source: Source, keys: list[str]) -> str:
 def _relative(key: str, base: str) -> str:
     """Name of a photo below `base`, never one that leaves it."""
     path = PurePath(os.path.relpath(key, base) if base else key)
-    return os.path.join("", *(part for part in path.parts if part not in ("..", ".", path.anchor))) or "photo"
+    return "/".join(part for part in path.parts if part not in ("..", ".", path.anchor)) or "photo"

@@ -6,9 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +19,7 @@ import cv2
 import torch
 
 from facessl.core.blocks import remove_blocks
+from facessl.core.environment import start_method
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import is_temporary, remove_temporaries, writing
 from facessl.core.lock import only_writer
@@ -86,13 +85,13 @@ def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) ->
     if not workers:
         yield from map(work, pieces)
         return
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # as in the loader
+    context: Any = multiprocessing.get_context(start_method())
     idle: SimpleQueue[Connection] = SimpleQueue()
     processes = []
     for _ in range(workers):
         # Each has a pipe of its own: one that is killed while it writes ends its pipe, and blocks none that others use.
         ours, theirs = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True))
+        processes.append(context.Process(target=_serve, args=(work, theirs), daemon=True))
         processes[-1].start()
         theirs.close()
         idle.put(ours)
@@ -131,13 +130,13 @@ def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) ->
             process.join()
 
 
-def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> None:
+def _serve(work: Callable[[Any], Any], connection: Connection) -> None:
     """Work on pieces until told to stop. One thread per process; the main process decides about Ctrl-C; nobody
     outlives it."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     answer: tuple[Any, Exception | None]
     while (given := connection.recv()) is not None:
         try:
@@ -147,8 +146,9 @@ def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> N
         connection.send(answer)
 
 
-def _leave_with(parent: int) -> None:
+def _leave_with_parent() -> None:
     """A parent that was killed leaves its processes waiting for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

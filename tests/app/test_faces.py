@@ -34,7 +34,7 @@ def faces(network: Any, tmp_path: Path) -> Faces:
 def test_a_source_is_embedded_and_thumbnailed_once(
     faces: Faces, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("facessl.app.faces.embed_in_parts", lambda *_, **__: pytest.fail("embedded again"))
+    monkeypatch.setattr("facessl.app.faces.embed_to_file", lambda *_, **__: pytest.fail("embedded again"))
     monkeypatch.setattr("facessl.app.faces._made", lambda *_: pytest.fail("thumbnails made again"))
     again = open_faces(SOURCE, lambda: network, tmp_path / "app")
     np.testing.assert_array_equal(again.rows.array, faces.rows.array)

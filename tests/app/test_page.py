@@ -25,6 +25,7 @@ from tests.helpers import environment, free_port
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 pytest.importorskip("plotly", reason="the extra `app` is not installed")
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+api.expect.set_options(timeout=60_000)
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("no chromium on this machine", allow_module_level=True)

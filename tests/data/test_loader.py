@@ -121,7 +121,9 @@ def test_views_made_in_place_are_those_of_the_call(workers: int) -> None:
     assert seen > 8
 
 
-def test_workers_do_not_change_a_batch() -> None:
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_do_not_change_a_batch(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACESSL_START_METHOD", start)
     expected = take(loader(Records(18, BAD)), 9)
     found = take(loader(Records(18, BAD), workers=2), 9)
     assert all(same(a, b) for a, b in zip(expected, found, strict=True))

@@ -23,7 +23,7 @@ SOURCE = Faces(n=12, size=SIZE, identities=3)
 SAMPLES = [SOURCE[i] for i in range(len(SOURCE))]
 
 
-def found_by(name: str, answers: dict[str, Tensor], count: int = 3, **values: Any) -> Mistakes:
+def found_by(name: str, answers: dict[str, Tensor], count: int = 3, train: Any = None, **values: Any) -> Mistakes:
     """What is found where a task answers image by image with the rows of `answers`."""
     kind = plugins.find("tasks", name)
     task = kind(Backbone("test_resnet", image_size=SIZE), Labels.of(SOURCE, kind.needs), **values)
@@ -37,7 +37,7 @@ def found_by(name: str, answers: dict[str, Tensor], count: int = 3, **values: An
 
     task.predict = predict
     trained = Trained(task.eval(), SIZE, Augment(), {"task": {"name": name}})
-    return find_mistakes(trained, SOURCE, count=count, batch_size=5)
+    return find_mistakes(trained, SOURCE, count=count, batch_size=5, train=train)
 
 
 def test_wrong_expressions_are_ranked_by_their_probability() -> None:
@@ -127,3 +127,19 @@ def test_wrong_pairs_are_ranked_by_their_distance_from_the_threshold() -> None:
         assert mistake.label != mistake.prediction
         assert mistake.value == pytest.approx(float(embeddings[first] @ embeddings[second]))
     assert found.picture(found.worst[0]).shape == (320, 2 * 320 + 12, 3)
+
+
+def test_the_mean_shape_and_the_average_mask_of_the_training_images_are_scored() -> None:
+    points = np.stack([s.landmarks for s in SAMPLES])  # type: ignore[misc]
+    found = found_by("alignment", {"landmarks": torch.from_numpy(points)}, train=SOURCE, width=8, heatmap_size=8)
+    eyes = np.linalg.norm(points[:, 36] - points[:, 45], axis=1)
+    errors = np.linalg.norm(points - points.mean(0), axis=2).mean(1) / eyes
+    assert found.scores["nme_interocular"] < 1e-6
+    assert found.scores["constant"]["answer"] == "mean shape"
+    assert found.scores["constant"]["scores"]["nme_interocular"] == pytest.approx(errors.mean(), rel=1e-5)
+    masks = np.stack([s.mask for s in SAMPLES])  # type: ignore[misc]
+    mode = np.array([np.bincount(column).argmax() for column in masks.reshape(12, -1).T]).reshape(SIZE, SIZE)
+    scores = torch.nn.functional.one_hot(torch.from_numpy(masks).long(), 11).permute(0, 3, 1, 2).float()
+    other = found_by("parsing", {"scores": scores}, train=SOURCE, width=8).scores
+    assert other["pixel_accuracy"] == 1
+    assert other["constant"]["scores"]["pixel_accuracy"] == pytest.approx((masks == mode).mean())

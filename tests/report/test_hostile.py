@@ -32,7 +32,7 @@ def hostile(value: Any) -> Any:
 
 def spoil(run: Path, name: str) -> Path:
     """Put a script wherever a run folder has text: file names, columns, keys, values, labels."""
-    for path in [*run.glob("*.json"), run / "config.yaml"]:
+    for path in [*run.rglob("*.json"), run / "config.yaml"]:
         known = yaml.safe_load(path.read_text())
         path.write_text(json.dumps(hostile(known)))  # JSON is YAML
     with (run / "metrics.csv").open(newline="") as file:
@@ -144,6 +144,19 @@ def test_a_linked_folder_of_pictures_is_not_followed(tmp_path: Path, quick: None
     page = Page((run / "report.html").read_text())
     assert page.tags.count("img") == 1
     assert "step-00000050.png cannot be read: a link" in page.text
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/hostname.jpg", "link.jpg", "model.json", "worst-01.jpg/"])
+def test_a_picture_from_elsewhere_is_not_shown(tmp_path: Path, quick: None, name: str) -> None:
+    run = write_tuned(tmp_path / "mine", expression())
+    Image.new("RGB", (9, 9)).save(tmp_path / "mine" / "secret.jpg")
+    (run / "examples" / "link.jpg").symlink_to(run / "secret.jpg")
+    listed = {"worst": [{"file": name, "measure": "probability"}]}
+    (run / "examples" / "examples.json").write_text(json.dumps(listed))
+    report([run])
+    page = Page((run / "report.html").read_text())
+    assert "img" not in page.tags
+    assert f"examples/{name} cannot be read" in page.text
 
 
 def test_scores_that_are_not_numbers_are_null(tmp_path: Path, quick: None) -> None:

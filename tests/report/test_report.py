@@ -160,3 +160,10 @@ def test_runs_of_both_kinds_are_compared_in_two_tables(run: Path, tmp_path: Path
     assert page.headings[:2] == ["Pre-training", "Expression"]
     assert {"Loss, fra", "Loss, expression"} <= set(page.titles)  # not on one axis
     assert (tmp_path / "both.md").read_text().count("| run |") == 2
+
+
+def test_a_reference_is_named_in_the_caption_and_not_over_the_lines() -> None:
+    figure = curve("Sharpness", [Line(np.arange(3), np.ones(3) / 8)], unit="a fraction", references={"uniform": 1 / 8})
+    caption, drawing = figure.split("</figcaption>")
+    assert "a fraction; dashed: uniform" in caption
+    assert "uniform" not in drawing

@@ -2,13 +2,17 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from facessl.report.write import write_report
+from facessl.metrics.accuracy import accuracy
+from facessl.report.results import without_looking
+from facessl.report.write import report, write_report
 from tests.report_runs import Page, alignment, attributes, expression, parsing, write_tuned
 
 
@@ -45,7 +49,7 @@ def test_page_of_a_fine_tuning_run_shows_what_its_task_measured(
     write_report(write_tuned(tmp_path / "mine", make(), task=task))
     page = Page((tmp_path / "mine" / "report.html").read_text())
     rest = ["Loss", "Score over time", "Schedule", "Speed", "Configuration", "Skipped images", "Environment"]
-    assert page.headings == ["Scores", "Worst mistakes", *sections, *rest]
+    assert page.headings == ["Scores", "Worst mistakes", "Typical predictions", *sections, *rest]
     for words in [*said, f"{task.capitalize()} on resnet18", "Weights of step 30", "coordinate"]:
         assert words in page.text, words
 
@@ -82,6 +86,59 @@ def test_a_score_near_the_commonest_answer_is_said(tmp_path: Path, quick: None) 
         notes = write_report(write_tuned(tmp_path / name, test | {"majority_class": share}))["notes"]
         assert [note.partition(" always")[0] for note in notes] == (["not clearly above"] if name == "dull" else [])
         assert said in Page((tmp_path / name / "report.html").read_text()).text
+
+
+def test_mistakes_and_predictions_are_shown_with_what_they_are(tmp_path: Path, quick: None) -> None:
+    run = write_tuned(tmp_path / "mine", expression())
+    write_report(run)
+    page = Page((run / "report.html").read_text())
+    assert page.tags.count("img") == 2
+    for words in ("glad, predicted calm", "probability 90.00 %", "probability 40.00 %", "faces/7.jpg"):
+        assert words in page.text
+    shutil.rmtree(run / "examples")
+    write_report(run)
+    assert "examples/ is not there" in Page((run / "report.html").read_text()).text
+
+
+def test_baselines_are_what_answers_without_looking_score() -> None:
+    target = np.repeat([0, 1, 2], [3, 5, 2])
+    scores = accuracy(np.ones(10, int), target)
+    found = without_looking({"majority_class": 0.5, "per_class": {"a": 0, "b": 0, "c": 0}})
+    assert {name: found[name] for name in ("accuracy", "mean_class_accuracy", "macro_f1")} == pytest.approx(
+        {name: scores[name] for name in ("accuracy", "mean_class_accuracy", "macro_f1")}
+    )
+    pairs = without_looking({"same": 30, "different": 90, "tar@far=0.01": 0.5, "tar@far=0.01_interval": [0, 1]})
+    assert (pairs["accuracy"], pairs["eer"], pairs["roc_auc"], pairs["tar@far=0.01"]) == (0.75, 0.5, 0.5, 0.01)
+
+
+@pytest.mark.parametrize(("base", "said"), [(0.2, "Better than the mean shape"), (0.066, "Not clearly better than")])
+def test_an_error_is_seen_beside_that_of_the_mean_shape(tmp_path: Path, quick: None, base: float, said: str) -> None:
+    constant = {"answer": "mean shape", "scores": {"nme_interocular": base, "fr@0.10": 0.75}}
+    run = write_tuned(tmp_path / "mine", alignment() | {"constant": constant}, task="alignment")
+    numbers = write_report(run)
+    assert numbers["baselines"] == {"mean shape": base}
+    page = Page((run / "report.html").read_text())
+    assert said in page.text
+    assert "75.00 %" in page.text  # beside the failure rate
+
+
+def test_runs_are_compared_by_task_and_the_best_of_each_column_is_marked(tmp_path: Path, quick: None) -> None:
+    tests = [
+        ("one", "alignment", 0.05),
+        ("two", "alignment", 0.04),
+        ("three", "expression", 0.6),
+        ("four", "expression", 0.7),
+    ]
+    for name, task, value in tests:
+        test = expression() if task == "expression" else alignment()
+        test["headline"] = test["headline"] | {"value": value}
+        write_tuned(tmp_path / name, test, task=task)
+    report([tmp_path / name for name, _, _ in tests], out=tmp_path / "all.html")
+    text = (tmp_path / "all.html").read_text()
+    best = [cell.partition("\u00a0%")[0] for cell in re.findall(r'class="best">([^<]*)', text)]
+    assert best == ["4.00", "70.00"]  # the others are equal
+    assert Page(text).headings[:2] == ["Alignment", "Expression"]
+    assert "**4.00 % (" in (tmp_path / "all.md").read_text()
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]", b"{}"])

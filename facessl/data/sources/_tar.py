@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.core.files import open_regular
+from facessl.core.files import open_regular, read_at
 from facessl.data.decode import EXTENSIONS
 from facessl.data.index import Table, cache_file, load, texts
 
@@ -49,7 +49,7 @@ def members(path: Path) -> Iterator[Member]:
         descriptor, end = file.fileno(), os.fstat(file.fileno()).st_size
         position, name, size = 0, b"", b""
         while position < end:
-            header = os.pread(descriptor, _BLOCK, position)
+            header = read_at(descriptor, _BLOCK, position)
             if not any(header):
                 return  # a block of zeros closes the archive
             length = _checked_size(header, position, path)
@@ -61,9 +61,9 @@ def members(path: Path) -> Iterator[Member]:
                 shown = os.fsdecode(name or _name(header))
                 raise DataError(f"{path} is truncated: {shown} should end at byte {start + length} of {end}")
             if kind == b"L":  # GNU: the next member's long name
-                name = os.pread(descriptor, length, start).rstrip(b"\0")
+                name = read_at(descriptor, length, start).rstrip(b"\0")
             elif kind == b"x":  # PAX: the next member's attributes
-                attributes = _pax(os.pread(descriptor, length, start))
+                attributes = _pax(read_at(descriptor, length, start))
                 name, size = attributes.get(b"path", name), attributes.get(b"size", size)
             else:
                 if kind in _REGULAR:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath  # names within the folder are the same on every system
 import time
 import warnings
 from collections import Counter
@@ -102,7 +103,7 @@ class Folder(Source):
 
     def inner_name(self, index: int) -> str:
         folder, name = self._table.text("folder", self._row(index)), self._table.text("name", index)
-        return os.fsdecode(os.path.join(folder, name))
+        return os.fsdecode(posixpath.join(folder, name))
 
     def values(self, field: str) -> np.ndarray:
         return np.repeat(self._table["label"], np.diff(self._table["first"])).astype(np.int64)
@@ -154,7 +155,7 @@ def _update(root: Path, known: Table | None, recursive: bool, endings: tuple[byt
         except OSError as error:
             raise DataError(f"cannot list the folder {os.fsdecode(full)}: {error.strerror}") from None
         if recursive:
-            waiting.extend(os.path.join(folder, name) for name in reversed(inner))  # so that the first is next
+            waiting.extend(posixpath.join(folder, name) for name in reversed(inner))  # so that the first is next
     if known is not None and not changed and len(rows) == len(old):
         return known
     return _table(sorted(rows, key=lambda row: row.folder))
@@ -201,7 +202,7 @@ def _by_folder(table: Table | None) -> tuple[dict[bytes, _Row], dict[bytes, list
             table.text("other", at),
         )
         if folder:
-            parent, inside = os.path.split(folder)
+            parent, inside = posixpath.split(folder)
             inner.setdefault(parent, []).append(inside)
     return rows, inner
 

@@ -41,7 +41,7 @@ class LaionFace(WebDataset):
         paths = [folder / name for folder, found in zip(folders, tars, strict=True) for name in found.values()]
         self._paths = [os.path.abspath(path) for path in paths]
         # Every part counts its tars from 00000: the part's name has to be in the key.
-        self._index([str(path.relative_to(root)) for path in paths], cache)
+        self._index([path.relative_to(root).as_posix() for path in paths], cache)
         if "text" not in self.provides:
             captions = self._table["txt"] if "txt" in self._table.columns else self._table["image"] * 0 - 1
             folder = paths[self._shard(int(captions[:, 0].argmin()))].parent

@@ -9,7 +9,6 @@ import itertools
 import os
 import random
 import re
-import resource
 import tarfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import numpy as np
 import webdataset as wds
 
 from facessl.core.errors import ConfigError, DataError, DataWarning
+from facessl.core.files import descriptor_of, most_open_files, read_at
 from facessl.core.types import FIELDS, Sample
 from facessl.data import records
 from facessl.data.decode import EXTENSIONS, ImageError, decode_mask, unreadable
@@ -209,15 +209,14 @@ class WebDataset(Source):
         """One member of image `index`, which lies in `shard`."""
         offset, size = self._table[part][index].tolist()
         shard = self._shard(index) if shard is None else shard
-        # pread has no position of its own, so forked workers may share a descriptor.
         descriptor = self._open.get(shard)
         try:
             if descriptor is not None:
-                data = os.pread(descriptor, size, offset)
+                data = read_at(descriptor, size, offset)
             else:
-                descriptor = os.open(self._paths[shard], os.O_RDONLY)
-                data = os.pread(descriptor, size, offset)
-                if len(self._open) < min(_MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4):
+                descriptor = descriptor_of(self._paths[shard])
+                data = read_at(descriptor, size, offset)
+                if len(self._open) < min(_MAX_OPEN, most_open_files() // 4):
                     self._open[shard] = descriptor
                 else:
                     os.close(descriptor)
