@@ -2,8 +2,8 @@
 
 The ```bash and ```python blocks of a page run in one temporary folder, in their order. A ```text block right behind one
 has to come out: each of its lines is found in the output, in this order. `...` stands for anything, within a line or as
-a line. Whole numbers, names and words are compared, blanks are not. Numbers with a decimal point may differ by a tenth of
-the larger one, or by 0.01: the runs are seeded, but processors round differently. Times, rates, sizes in bytes, whole
+a line. Whole numbers, names and words are compared, blanks are not. Numbers with a decimal point may differ by a tenth
+of the larger one, or by 0.01: the runs are seeded, but processors round differently. Times, rates, byte sizes, whole
 percentages and numbers with an exponent stand for any other. What is not run as it is printed is declared in HTML
 comments:
 
