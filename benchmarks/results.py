@@ -140,7 +140,7 @@ def linear_table(found: dict[str, Any]) -> str:
 
 
 def smoke_table(runs: list[RunFolder]) -> str:
-    """Whether each method learnt: loss, spread of the embeddings, k-NN accuracy, first to last, and three verdicts."""
+    """Whether each method learned: loss, spread of the embeddings, k-NN accuracy, first to last, and three verdicts."""
     rows = [["method", "backbone", "steps", "seconds", "loss", "embedding_std", "k-NN accuracy"]]
     rows[0] += ["loss down", f"std above {STD_FLOOR}", "k-NN above its start"]
     for run in sorted(runs, key=lambda run: str(run.setting("method.name"))):

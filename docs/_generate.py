@@ -57,7 +57,6 @@ def _expanded(entry: Any) -> Any:
         return {title: _expanded(inner) for title, inner in entry.items()}
     if not isinstance(entry, list):
         return entry
-    entry = [item for item in entry if item != {"The web page": "app.md"} or (DOCS / "app.md").exists()]
     found = [_pages(item) if isinstance(item, str) and item.endswith("/*") else [_expanded(item)] for item in entry]
     return [item for items in found for item in items]
 

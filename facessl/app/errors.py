@@ -11,6 +11,9 @@ from facessl.core.tables import printable
 from facessl.evaluation.mistakes import Mistakes, find_mistakes
 from facessl.tasks.base import Example
 
+#: All faces are shown, not as many as fit, and a click enlarges one.
+_GALLERY = {**GALLERY, "allow_preview": True, "height": "fit-content"}
+
 
 def tab(work: Workspace) -> None:
     """Build the tab."""
@@ -20,9 +23,9 @@ def tab(work: Workspace) -> None:
         find = gr.Button("Find mistakes", variant="primary", scale=1)
     told = gr.Markdown("The model is scored on all faces, which takes a while.")
     gr.Markdown("Worst and most confident mistakes: label → prediction")
-    worst = gr.Gallery(label="Worst and most confident mistakes", columns=4, **{**GALLERY, "allow_preview": True})
+    worst = gr.Gallery(label="Worst and most confident mistakes", columns=4, **_GALLERY)
     gr.Markdown("Typical answers")
-    typical = gr.Gallery(label="Typical answers", columns=4, **{**GALLERY, "allow_preview": True})
+    typical = gr.Gallery(label="Typical answers", columns=4, **_GALLERY)
 
     def found(task: str, count: float) -> Any:
         faces = work.faces

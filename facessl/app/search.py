@@ -33,7 +33,7 @@ def tab(work: Workspace) -> None:
                 label="Nearest faces",
                 columns=4,
                 elem_id="search-faces",
-                **GALLERY,
+                **{**GALLERY, "height": "fit-content"},
             )
             table = gr.Dataframe(
                 headers=["rank", "distance", "path"], interactive=False, datatype="str", wrap=True, visible=False

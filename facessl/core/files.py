@@ -102,11 +102,6 @@ def most_open_files() -> int:
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
 
-def with_slashes(path: str) -> str:
-    """A path as it is written in keys, tables and cards, which are the same on every system."""
-    return path if os.sep == "/" else path.replace(os.sep, "/")
-
-
 def open_own(path: str | Path, mode: str) -> IO[Any]:
     """`open` for writing to a file that is kept ("a", "a+"). OSError where it is a link, pipe or device, or has a
     second name (a hard link)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from typing import Any
 
@@ -17,6 +18,11 @@ _ESCAPED = re.compile(rf"(\\+)({_CODE})")
 #: What spreadsheets run as a formula, with the quotes in front that keep them from it.
 _FORMULA = re.compile(r"'*\s*[=+\-@＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def with_slashes(path: str) -> str:
+    """A path as it is written in keys, tables and cards, which are the same on every system."""
+    return path if os.sep == "/" else path.replace(os.sep, "/")
 
 
 def printable(name: str) -> str:

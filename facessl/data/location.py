@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from facessl.core.errors import ConfigError, FaceSSLError
-from facessl.core.files import with_slashes
+from facessl.core.tables import with_slashes
 from facessl.data.source import Source, parse
 from facessl.data.subset import Subset
 

@@ -20,8 +20,7 @@ import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataError, UnknownName
-from facessl.core.files import with_slashes
-from facessl.core.tables import from_csv
+from facessl.core.tables import from_csv, with_slashes
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import EXTENSIONS, ImageError, read_file
 from facessl.data.index import Table, texts

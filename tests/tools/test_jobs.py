@@ -110,6 +110,16 @@ def test_a_process_killed_in_the_middle_of_a_message_is_one_sentence(monkeypatch
     assert not multiprocessing.active_children()
 
 
+def test_spawned_processes_do_what_forked_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for start in ("fork", "spawn"):
+        monkeypatch.setenv("FACESSL_START_METHOD", start)
+        pack(Faces(), tmp_path / start, size=16, shard_size=4, workers=2)
+    assert written(tmp_path / "fork") == written(tmp_path / "spawn")
+    monkeypatch.setenv("FACESSL_START_METHOD", "thread")
+    with pytest.raises(ConfigError, match=r"METHOD=thread is not a way to start a process here: use .*spawn"):
+        pack(Faces(), tmp_path / "thread", size=16, workers=2)
+
+
 def test_two_jobs_at_once_are_refused(job: Job, tmp_path: Path) -> None:
     with held(tmp_path / "out"), pytest.raises(ConfigError, match=r"out is being written by process"):
         job(tmp_path / "out")

@@ -70,7 +70,7 @@ def choose(
     made: LinearTask,
     fit: Fit,
     order: tuple[float, ...],
-    learnt: Loaded,
+    learned: Loaded,
     held: Loaded | None,
     *,
     refit: bool,
@@ -81,15 +81,15 @@ def choose(
     at, scores, solved = 0, None, None
     images = "nothing to choose"
     if held is not None:
-        solved = fit(learnt, order)
+        solved = fit(learned, order)
         scores = made.scores(held, solved.outputs(held.found.array))
         images = f"{len(held.found)} validation images"
     elif len(order) > 1:
-        fold = _folds(made, learnt, folds, seed)
+        fold = _folds(made, learned, folds, seed)
         scores = np.empty((len(order), len(fold)))
         for part in np.unique(fold):
-            outside = learnt.rows(np.flatnonzero(fold == part))
-            path = fit(learnt.rows(np.flatnonzero(fold != part)), order)
+            outside = learned.rows(np.flatnonzero(fold == part))
+            path = fit(learned.rows(np.flatnonzero(fold != part)), order)
             scores[:, fold == part] = made.scores(outside, path.outputs(outside.found.array))
         images = f"{fold.max() + 1}-fold cross-validation on training images"
     means: list[float | None] = [None]
@@ -98,17 +98,17 @@ def choose(
         at, means = int(mean.argmax()), mean.tolist()
     if held is not None and refit:
         images += ", then fitted again on all of them and the training images"
-        array = np.concatenate([learnt.found.array, held.found.array])
-        target = np.concatenate([learnt.target, held.target])
-        learnt, solved = replace(learnt, found=replace(learnt.found, array=array), target=target), None
-    path, place = (fit(learnt, (order[at],)), 0) if solved is None else (solved, at)
+        array = np.concatenate([learned.found.array, held.found.array])
+        target = np.concatenate([learned.target, held.target])
+        learned, solved = replace(learned, found=replace(learned.found, array=array), target=target), None
+    path, place = (fit(learned, (order[at],)), 0) if solved is None else (solved, at)
     return Chosen(lambda x: path.outputs(x)[place], at, means, images)
 
 
-def _folds(made: LinearTask, learnt: Loaded, folds: int, seed: int) -> np.ndarray:
+def _folds(made: LinearTask, learned: Loaded, folds: int, seed: int) -> np.ndarray:
     """(N,) fold of each training image; images that belong together are in one fold, classes are dealt evenly."""
-    found = learnt.found
-    keys = [] if learnt.source.streaming else [learnt.source.key(int(i)) for i in found.index]
+    found = learned.found
+    keys = [] if learned.source.streaming else [learned.source.key(int(i)) for i in found.index]
     groups = together(len(found), found.fields.get("identity"), found.fields.get("label"), keys)
     count = int(groups.max()) + 1
     if folds < 2 or count < 2:
@@ -117,7 +117,7 @@ def _folds(made: LinearTask, learnt: Loaded, folds: int, seed: int) -> np.ndarra
             "a validation source, or more images"
         )
     first = np.unique(groups, return_index=True)[1]
-    kind = learnt.target[first] if made.kind.loss == "classes" else np.zeros(count, np.int64)
+    kind = learned.target[first] if made.kind.loss == "classes" else np.zeros(count, np.int64)
     shuffled = np.random.default_rng((seed, 2)).permutation(count)
     dealt = shuffled[np.argsort(kind[shuffled], kind="stable")]  # class after class
     fold = np.empty(count, np.int64)

@@ -137,10 +137,10 @@ def linear(
     device = next(backbone.parameters()).device
     fit = fit_by(made.kind.loss, solver, balanced, device, lr=lr, epochs=epochs, seed=seed)
 
-    learnt = made.load(train, extracted(backbone, train, **options))
+    learned = made.load(train, extracted(backbone, train, **options))
     held = None if val is None else made.load(val, extracted(backbone, val, **options))
     began = time.perf_counter()
-    chosen = choose(made, fit, order, learnt, held, refit=refit, folds=folds, seed=seed)
+    chosen = choose(made, fit, order, learned, held, refit=refit, folds=folds, seed=seed)
     solving = time.perf_counter() - began
     asked = made.load(test, extracted(backbone, test, **options))  # not before everything is chosen
     began = time.perf_counter()
@@ -148,13 +148,13 @@ def linear(
     solving += time.perf_counter() - began
     at_edge = len(order) > 1 and chosen.at in (0, len(order) - 1)
     return {
-        **_summary(task, scores, kind, [part.found for part in (asked, learnt, held) if part is not None]),
+        **_summary(task, scores, kind, [part.found for part in (asked, learned, held) if part is not None]),
         **{"solver": solver, "labels": labels, "solve_seconds": solving},
-        **{"n_train": len(learnt.found), "n_val": 0 if held is None else len(held.found)},
+        **{"n_train": len(learned.found), "n_val": 0 if held is None else len(held.found)},
         "lambda": order[chosen.at],
         "path": [{"lambda": value, "score": score} for value, score in zip(order, chosen.scores, strict=True)],
         **{"chosen_by": made.kind.chosen_by, "chosen_on": chosen.images, "at_edge": at_edge},
-        "notes": [_at_edge(order, chosen.at, len((held or learnt).found))] if at_edge else [],
+        "notes": [_at_edge(order, chosen.at, len((held or learned).found))] if at_edge else [],
     }
 
 
