@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -41,12 +41,14 @@ def embed_to_file(
     workers: int = 0,
     precision: str = "fp32",
     max_bad: float = 0.05,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, list[tuple[str, str]]] | None:
     """Write the embeddings of a source. Every rank of a job calls this, and the last one to end writes the file.
 
     Args:
         path: as for `write_embeddings`; every rank sees its folder.
         backbone, source, batch_size, workers, precision, max_bad: as for `facessl.embed`.
+        progress: called with numbers of images of this rank, done and in total; not for a stream.
 
     Returns:
         Rows written and (key, reason) of the images that were skipped; None on the ranks that ended before the last.
@@ -91,7 +93,7 @@ def embed_to_file(
     with only_writer(path, folder=False) if world_size() == 1 else contextlib.nullcontext():
         blocks.begin()
         gathered(None)  # a rank that came later could find the work done, and begin again
-        blocks.work()
+        blocks.work(progress)
         with blocks.joined() as records:
             return None if records is None else write_locked(path, _rows(records, source, width, network, max_bad))
 
