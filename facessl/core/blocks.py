@@ -188,11 +188,11 @@ class Blocks:
     def _known(self, file: Path, positions: Sequence[int]) -> bool:
         """Whether a block is there, complete, and would become the same again."""
         try:
-            records = [record for record, _ in self._read(file)]
+            records = [found for found, _ in self._read(file)]
         except (OSError, DataError):
             return False
-        there = {position for record in records for position in record["positions"]}
-        unreadable = [position for record in records for position in record["unreadable"]]
+        there = {position for found in records for position in found["positions"]}
+        unreadable = [position for found in records for position in found["unreadable"]]
         return there.issuperset(positions) and not any(map(self._readable, unreadable))
 
     def _read(self, file: Path) -> Iterator[tuple[Record, IO[bytes]]]:
@@ -202,15 +202,15 @@ class Blocks:
             right = line == self._head
             while right and (line := opened.readline(_LINE)) != _END:
                 try:
-                    record: Record = json.loads(line)
+                    found: Record = json.loads(line)
                 except (ValueError, RecursionError):
                     break
-                if misfit(record, Record) or min(record["sizes"], default=0) < 0 or not self._valid(record):
+                if misfit(found, Record) or min(found["sizes"], default=0) < 0 or not self._valid(found):
                     break
-                end = opened.tell() + sum(record["sizes"])
+                end = opened.tell() + sum(found["sizes"])
                 if end > size:
                     break
-                yield record, opened
+                yield found, opened
                 opened.seek(end)
         if line != _END:
             raise DataError(f"{file} was changed: remove it, and run the same command again")
