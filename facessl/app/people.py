@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from facessl.app.workspace import GALLERY, Workspace, plainly
-from facessl.core import tables
+from facessl.app.workspace import GALLERY, Workspace, code, plainly
 from facessl.core.errors import many
 from facessl.inference.groups import group
 
@@ -24,7 +22,7 @@ def tab(work: Workspace) -> None:
     assert faces is not None
     assert people is not None
     with gr.Row():
-        least = gr.Slider(2, 50, value=5, step=1, label="Faces of the smallest group", scale=2)
+        least = gr.Slider(2, 50, value=5, step=1, label="Minimum group size", scale=2)
         find = gr.Button("Find groups", variant="primary", scale=1)
     told = gr.Markdown()
     with gr.Row():
@@ -37,23 +35,23 @@ def tab(work: Workspace) -> None:
                 save = gr.Button("Save", scale=1, min_width=80)
             title = gr.Markdown()
             members = gr.Gallery(label="Faces of the group", elem_id="people-faces", columns=4, **GALLERY)
-    chosen = gr.State([])
+    chosen, listed = gr.State([]), gr.State([])  # rows of the chosen group; numbers of the groups shown
     busy = threading.Lock()
 
     def shown() -> Any:
         people.read()
-        count = min(people.count, _GROUPS)
+        numbers = people.groups[:_GROUPS]
         cells = []
-        for number in range(count):
+        for number in numbers:
             own = people.members(number)
             cells.append((faces.thumbnail(int(own[0])), f"{people.name(number) or f'group {number}'} · {len(own)}"))
         grouped = int((people.labels >= 0).sum())
-        text = f"{many(people.count, 'group')} of {grouped:,} faces; {len(faces) - grouped:,} in none."
-        if people.count > _GROUPS:
+        text = f"{many(len(people.groups), 'group')} of {grouped:,} faces; {len(faces) - grouped:,} in none."
+        if len(people.groups) > _GROUPS:
             text += f" The {_GROUPS} largest are shown."
         if not people.file.exists():
             text = "Not grouped yet."
-        return cells, f"{text} Names and groups are kept in `{_code(people.file)}`."
+        return cells, f"{text} Names and groups are kept in `{code(str(people.file))}`.", numbers
 
     def regroup(least: int) -> Any:
         with busy:
@@ -61,9 +59,10 @@ def tab(work: Workspace) -> None:
             people.regroup(group(faces.rows, min_cluster_size=int(least), pca_components=components))
         return *shown(), [], "", None, ""
 
-    def choose(event: gr.SelectData) -> Any:
-        own = people.members(event.index).tolist()
-        return own, _title(len(own)), [faces.thumbnail(row) for row in own[:_MEMBERS]], people.name(event.index)
+    def choose(event: gr.SelectData, numbers: list[int]) -> Any:
+        number = numbers[event.index]
+        own = people.members(number).tolist()
+        return own, _title(len(own)), [faces.thumbnail(row) for row in own[:_MEMBERS]], people.name(number)
 
     def rename(rows: list[int], name: str) -> Any:
         if not rows:
@@ -73,19 +72,13 @@ def tab(work: Workspace) -> None:
         return shown()
 
     event = {"api_visibility": "private"}
-    find.click(
-        plainly(regroup), [least], [gallery, told, chosen, title, members, name], show_progress_on=[told], **event
-    )
-    gallery.select(plainly(choose), None, [chosen, title, members, name], show_progress="minimal", **event)
+    groups = [gallery, told, listed]
+    find.click(plainly(regroup), [least], [*groups, chosen, title, members, name], show_progress_on=[told], **event)
+    gallery.select(plainly(choose), [listed], [chosen, title, members, name], show_progress="minimal", **event)
     for press in (save.click, name.submit):
-        press(plainly(rename), [chosen, name], [gallery, told], show_progress="minimal", **event)
-    work.loads.append((plainly(shown), [gallery, told]))
+        press(plainly(rename), [chosen, name], groups, show_progress="minimal", **event)
+    work.loads.append((plainly(shown), groups))
 
 
 def _title(count: int) -> str:
-    return f"{many(count, 'face')} of the group" + (f", the surest {_MEMBERS}" if count > _MEMBERS else "")
-
-
-def _code(path: Path) -> str:
-    """A path within the backquotes of Markdown."""
-    return tables.printable(str(path)).replace("`", "'")
+    return f"{many(count, 'face')} of the group" + (f", the {_MEMBERS} most confident ones" if count > _MEMBERS else "")

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from facessl.app.faces import Faces, open_faces
-from facessl.app.launch import prepare
-from facessl.app.names import People
+from facessl.app.people_table import People
+from facessl.app.serve import prepare
 from facessl.core.errors import ConfigError, DataError
 from facessl.inference.embed import load_embedder
 from facessl.inference.groups import Groups
@@ -61,11 +61,18 @@ def test_names_survive_a_restart_and_new_groups(faces: Faces) -> None:
     people.regroup(Groups(faces.rows.keys, labels, np.ones(12)))
     people.rename(people.members(1).tolist(), "=Ada, <b>")
     again = People.of(faces)
-    assert (again.count, again.name(0), again.name(1)) == (2, "", "=Ada, <b>")
+    assert (again.groups, again.name(0), again.name(1)) == ([0, 1], "", "=Ada, <b>")
     again.regroup(Groups(faces.rows.keys, np.where(labels == 0, 1, np.where(labels == 1, 0, -1)), np.ones(12)))
     assert People.of(faces).name(0) == "=Ada, <b>"
     people.rename(people.members(0).tolist(), "Bob")  # of a browser that has not seen the new groups
     assert sorted(set(People.of(faces).names)) == ["", "=Ada, <b>", "Bob"]
+
+
+def test_groups_keep_their_numbers_where_one_has_lost_its_faces(faces: Faces) -> None:
+    people = People.of(faces)
+    people.regroup(Groups(faces.rows.keys, np.array([0] * 6 + [2] * 4 + [-1] * 2), np.ones(12)))
+    assert people.groups == [0, 2]
+    assert [len(people.members(number)) for number in people.groups] == [6, 4]
 
 
 def test_a_table_of_names_that_is_not_one_is_left_alone(faces: Faces) -> None:

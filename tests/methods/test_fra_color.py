@@ -94,6 +94,15 @@ def test_by_color_equals_loops():
         torch.testing.assert_close(found[b], torch.tensor(q, dtype=torch.float64))
 
 
+def test_targets_are_the_same_under_autocast(found):
+    """On a nearly flat picture in 16 bits, distances that are differences of large numbers would all be noise."""
+    generator = torch.Generator().manual_seed(5)
+    image = 4 + 0.02 * torch.randn(4, 3, 64, 64, generator=generator)
+    expected = found(image, whole(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(found(image, whole(4)), expected)
+
+
 def laid_out(model, seed=0):
     """A model whose layout is drawn at random."""
     generator = torch.Generator().manual_seed(seed)

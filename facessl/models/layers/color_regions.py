@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core.distributed import all_reduce_sum, rank
-from facessl.core.precision import at_least_float32
+from facessl.core.precision import at_least_float32, full_precision
 from facessl.models.layers import view_cells
 
 #: Rows and columns of the layout, and of the maps that are found in a view.
@@ -112,7 +112,7 @@ def layout(alike: Tensor, regions: int) -> Tensor:
     halves = halves + halves.flip(1)
     halves = (halves + halves.flip(3))[:, : CELLS // 2, :, : CELLS // 2].flatten(2).flatten(0, 1) + 1e-6  # connected
     cluster = SpectralClustering(regions, affinity="precomputed", random_state=0)
-    left = torch.from_numpy(cluster.fit_predict(halves.double().cpu().numpy())).view(CELLS, CELLS // 2)
+    left = torch.from_numpy(cluster.fit_predict(halves.cpu().double().numpy())).view(CELLS, CELLS // 2)
     soft = F.one_hot(torch.cat([left, left.flip(1)], 1).long(), regions).to(alike).permute(2, 0, 1)  # (N, 16, 16)
     for _ in range(_SOFTENED):
         soft = F.avg_pool2d(F.pad(soft, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -130,15 +130,17 @@ def by_color(colors: Tensor, prior: Tensor) -> Tensor:
     Returns:
         (B, P, N) probabilities; the prior where it is the same everywhere.
     """
-    q, square, log_prior = prior, colors.square(), prior.log()
-    for _ in range(ROUNDS):
-        mass = q.sum(1)[..., None]  # (B, N, 1)
-        mean, second = (q.transpose(1, 2) @ x / mass for x in (colors, square))  # (B, N, C)
-        spread = mass * (second - mean.square()).clamp_min(0) + PRIOR_WEIGHT * DEVIATION**2
-        precision = (mass + PRIOR_WEIGHT) / spread
-        distance = square @ precision.mT - 2 * colors @ (mean * precision).mT  # (B, P, N)
-        constant = (mean.square() * precision - precision.log()).sum(-1)[:, None]
-        q = (log_prior - COLOR_WEIGHT / 2 * (distance + constant)).softmax(-1)
+    with full_precision(colors):  # the distances are differences of large numbers
+        colors = colors - colors.mean(1, keepdim=True)
+        q, square, log_prior = prior, colors.square(), prior.log()
+        for _ in range(ROUNDS):
+            mass = q.sum(1)[..., None]  # (B, N, 1)
+            mean, second = (q.transpose(1, 2) @ x / mass for x in (colors, square))  # (B, N, C)
+            spread = mass * (second - mean.square()).clamp_min(0) + PRIOR_WEIGHT * DEVIATION**2
+            precision = (mass + PRIOR_WEIGHT) / spread
+            distance = square @ precision.mT - 2 * colors @ (mean * precision).mT  # (B, P, N)
+            constant = (mean.square() * precision - precision.log()).sum(-1)[:, None]
+            q = (log_prior - COLOR_WEIGHT / 2 * (distance + constant)).softmax(-1)
     return q
 
 

@@ -47,12 +47,12 @@ class People:
         return found
 
     @property
-    def count(self) -> int:
-        """Number of groups."""
-        return int(self.labels.max(initial=-1)) + 1
+    def groups(self) -> list[int]:
+        """Numbers of the groups that have faces, rising."""
+        return [number for number in np.unique(self.labels).tolist() if number >= 0]
 
     def members(self, number: int) -> np.ndarray:
-        """Rows of a group, the surest first."""
+        """Rows of a group, most confident first."""
         own = np.flatnonzero(self.labels == number)
         return own[np.argsort(-self.probabilities[own], kind="stable")]
 
