@@ -16,7 +16,6 @@ from torch import nn
 
 from facessl.app.faces import ENDINGS, Faces, open_faces
 from facessl.app.guard import is_inside
-from facessl.app.names import People
 from facessl.app.people_table import People
 from facessl.core.errors import ConfigError, FaceSSLError
 from facessl.core.tables import printable, printable_lines
