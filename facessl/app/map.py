@@ -119,9 +119,15 @@ def _groups(work: Workspace) -> list[str]:
     """The name or number of each face's group."""
     people = work.people
     assert people is not None
-    people.read()
-    named = [people.name(number) or f"group {number}" for number in range(people.count)]
-    return [named[label] if label >= 0 else "" for label in people.labels.tolist()]
+
+    @people.locked
+    def read() -> list[str]:
+        people.read()
+        named = {number: people.name(number) or f"group {number}" for number in people.groups}
+        return [named.get(label, "") for label in people.labels.tolist()]
+
+    found: list[str] = read()
+    return found
 
 
 def predictions(work: Workspace) -> list[str]:

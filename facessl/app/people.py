@@ -33,27 +33,30 @@ def tab(work: Workspace) -> None:
             gallery = gr.Gallery(label="Groups", elem_id="people-groups", columns=4, **GALLERY)
         with gr.Column(scale=2, min_width=280):
             with gr.Row():
-                name = gr.Textbox(label="Name", placeholder="click a group first", max_lines=1, max_length=200, scale=3)
+                name = gr.Textbox(
+                    label="Name", placeholder="click a group first", max_lines=1, max_length=people.LONGEST, scale=3
+                )
                 save = gr.Button("Save", scale=1, min_width=80)
             title = gr.Markdown()
             members = gr.Gallery(label="Faces of the group", elem_id="people-faces", columns=4, **GALLERY)
-    chosen = gr.State([])
+    chosen, listed = gr.State([]), gr.State([])  # rows of the chosen group; those of each group that is shown
     busy = threading.Lock()
 
+    @people.locked
     def shown() -> Any:
         people.read()
-        count = min(people.count, _GROUPS)
-        cells = []
-        for number in range(count):
+        cells, rows = [], []
+        for number in people.groups[:_GROUPS]:
             own = people.members(number)
+            rows.append(own.tolist())
             cells.append((faces.thumbnail(int(own[0])), f"{people.name(number) or f'group {number}'} · {len(own)}"))
         grouped = int((people.labels >= 0).sum())
-        text = f"{many(people.count, 'group')} of {grouped:,} faces; {len(faces) - grouped:,} in none."
-        if people.count > _GROUPS:
+        text = f"{many(len(people.groups), 'group')} of {grouped:,} faces; {len(faces) - grouped:,} in none."
+        if len(people.groups) > _GROUPS:
             text += f" The {_GROUPS} largest are shown."
         if not people.file.exists():
             text = "Not grouped yet."
-        return cells, f"{text} Names and groups are kept in `{_code(people.file)}`."
+        return cells, f"{text} Names and groups are kept in `{_code(people.file)}`.", rows
 
     def regroup(least: int) -> Any:
         with busy:
@@ -61,9 +64,9 @@ def tab(work: Workspace) -> None:
             people.regroup(group(faces.rows, min_cluster_size=int(least), pca_components=components))
         return *shown(), [], "", None, ""
 
-    def choose(event: gr.SelectData) -> Any:
-        own = people.members(event.index).tolist()
-        return own, _title(len(own)), [faces.thumbnail(row) for row in own[:_MEMBERS]], people.name(event.index)
+    def choose(event: gr.SelectData, listed: list[list[int]]) -> Any:
+        own = listed[event.index]  # as this browser sees them: another one may have found other groups
+        return own, _title(len(own)), [faces.thumbnail(row) for row in own[:_MEMBERS]], people.name_of(own)
 
     def rename(rows: list[int], name: str) -> Any:
         if not rows:
@@ -73,13 +76,12 @@ def tab(work: Workspace) -> None:
         return shown()
 
     event = {"api_visibility": "private"}
-    find.click(
-        plainly(regroup), [least], [gallery, told, chosen, title, members, name], show_progress_on=[told], **event
-    )
-    gallery.select(plainly(choose), None, [chosen, title, members, name], show_progress="minimal", **event)
+    groups = [gallery, told, listed]
+    find.click(plainly(regroup), [least], [*groups, chosen, title, members, name], show_progress_on=[told], **event)
+    gallery.select(plainly(choose), [listed], [chosen, title, members, name], show_progress="minimal", **event)
     for press in (save.click, name.submit):
-        press(plainly(rename), [chosen, name], [gallery, told], show_progress="minimal", **event)
-    work.loads.append((plainly(shown), [gallery, told]))
+        press(plainly(rename), [chosen, name], groups, show_progress="minimal", **event)
+    work.loads.append((plainly(shown), groups))
 
 
 def _title(count: int) -> str:

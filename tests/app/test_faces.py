@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +62,43 @@ def test_names_survive_a_restart_and_new_groups(faces: Faces) -> None:
     people.regroup(Groups(faces.rows.keys, labels, np.ones(12)))
     people.rename(people.members(1).tolist(), "=Ada, <b>")
     again = People.of(faces)
-    assert (again.count, again.name(0), again.name(1)) == (2, "", "=Ada, <b>")
+    assert (len(again.groups), again.name(0), again.name(1)) == (2, "", "=Ada, <b>")
     again.regroup(Groups(faces.rows.keys, np.where(labels == 0, 1, np.where(labels == 1, 0, -1)), np.ones(12)))
     assert People.of(faces).name(0) == "=Ada, <b>"
     people.rename(people.members(0).tolist(), "Bob")  # of a browser that has not seen the new groups
     assert sorted(set(People.of(faces).names)) == ["", "=Ada, <b>", "Bob"]
 
 
-def test_a_table_of_names_that_is_not_one_is_left_alone(faces: Faces) -> None:
+def test_browsers_that_name_and_look_at_once_lose_nothing(faces: Faces) -> None:
+    people = People.of(faces)
+
+    def named(row: int) -> None:
+        people.rename([row], f"name {row}")
+        people.read()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(named, range(12)))
+    assert People.of(faces).names == [f"name {row}" for row in range(12)]
+    with pytest.raises(ConfigError, match="1,000,000 characters"):
+        people.rename([0], 1_000_000 * "x")
+    assert People.of(faces).names[0] == "name 0"
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("path,who\na,b\n", "lacks the column group"),
+        ("path,group,probability,name\na,999999999999,1,\n", "group 999999999999"),
+        ("path,group,probability,name\na,-2,1,\n", "group -2"),
+        ("path,group,probability,name\na,0,nan,\n", "probability nan"),
+    ],
+)
+def test_a_table_of_names_that_is_not_one_is_left_alone(faces: Faces, table: str, sentence: str) -> None:
     file = faces.file("people.csv")
-    file.write_text("path,who\na,b\n")
-    with pytest.raises(DataError, match=r"lacks the column group"):
+    file.write_text(table)
+    with pytest.raises(DataError, match=sentence):
         People.of(faces)
-    assert file.read_text() == "path,who\na,b\n"
+    assert file.read_text() == table
 
 
 def test_a_cache_that_cannot_be_made_is_one_sentence(network: Any, tmp_path: Path) -> None:
