@@ -9,6 +9,7 @@ import hashlib
 import html
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -137,13 +138,23 @@ def predictions(work: Workspace) -> list[str]:
     assert faces.source is not None
     file = faces.file(f"expression-{_mark(trained)}.parquet")
     with work.lock:
-        if not file.is_file():
+        paths, task = [tables.printable(key) for key in faces.rows.keys], trained.task
+        told = _kept(file, paths, {"", *task.names})
+        if told is None:
             told = _predicted(trained, faces)
-            table = pa.table({"path": [tables.printable(key) for key in faces.rows.keys], "prediction": told})
             with files.completed(file) as partial:
-                pq.write_table(table, partial)
-        found: list[str] = pq.read_table(file)["prediction"].to_pylist()
-    return found
+                pq.write_table(pa.table({"path": paths, "prediction": told}), partial)
+    return told
+
+
+def _kept(file: Path, paths: list[str], names: set[str]) -> list[str] | None:
+    """The predictions in a file; None where they are not of these paths or not among these names."""
+    with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException), files.open_regular(file) as raw:
+        table = pq.read_table(raw)
+        told = table["prediction"].to_pylist()
+        if table["path"].to_pylist() == paths and all(isinstance(name, str) for name in told) and names >= set(told):
+            return told
+    return None
 
 
 def _mark(trained: Trained) -> str:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import simplejpeg
 from PIL import Image
 
 from facessl.app.faces import Faces, open_faces
@@ -54,6 +57,20 @@ def test_thumbnails_of_other_embeddings_are_made_anew(faces: Faces, network: Any
         Image.new("RGB", (32, 32)).save(pictures / "two.png")
         other = open_faces(str(pictures), lambda: network, tmp_path / "app")
         assert abs(int(np.asarray(other.thumbnail(0))[64, 64, 0]) - shade) < 5
+
+
+@pytest.mark.parametrize("forged", ["large", "no JPEG", "missing", "of another type", "compressed"])
+def test_forged_thumbnails_are_made_anew(faces: Faces, network: Any, tmp_path: Path, forged: str) -> None:
+    file = faces.file("thumbnails.parquet")
+    large = simplejpeg.encode_jpeg(np.zeros((4000, 4000, 3), np.uint8))
+    first = {"large": large, "no JPEG": b"\xff\xd8", "missing": None}.get(forged, faces.jpeg(0))
+    kind = pa.binary() if forged == "of another type" else pa.large_binary()
+    schema = pa.schema([("jpeg", kind)], metadata=pq.read_schema(file).metadata)
+    table = pa.table([pa.array([first, *faces.jpegs.to_pylist()[1:]], kind)], schema=schema)
+    packed = {"compression": "zstd"} if forged == "compressed" else {"compression": "none", "use_dictionary": False}
+    pq.write_table(table, file, **packed)
+    assert open_faces(SOURCE, lambda: network, tmp_path / "app").jpegs.equals(faces.jpegs)
+    assert pq.read_table(file)["jpeg"].combine_chunks().equals(faces.jpegs)
 
 
 def test_names_survive_a_restart_and_new_groups(faces: Faces) -> None:
