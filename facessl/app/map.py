@@ -138,7 +138,8 @@ def predictions(work: Workspace) -> list[str]:
     assert faces.source is not None
     file = faces.file(f"expression-{_mark(trained)}.parquet")
     with work.lock:
-        paths, task = [tables.printable(key) for key in faces.rows.keys], trained.task
+        task: Any = trained.task
+        paths = [tables.printable(key) for key in faces.rows.keys]
         told = _kept(file, paths, {"", *task.names})
         if told is None:
             told = _predicted(trained, faces)
