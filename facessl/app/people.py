@@ -84,4 +84,3 @@ def tab(work: Workspace) -> None:
 
 def _title(count: int) -> str:
     return f"{many(count, 'face')} of the group" + (f", the {_MEMBERS} most confident" if count > _MEMBERS else "")
-

@@ -21,7 +21,6 @@ pytest.importorskip("plotly", reason="the extra `app` is not installed")
 from facessl.app.guard import Door
 from facessl.app.page import build, launch
 from facessl.app.serve import prepare
-from facessl.app.workspace import Workspace, photo_input
 from facessl.app.workspace import Workspace, open_workspace, photo_input
 from facessl.core.errors import ConfigError
 
