@@ -30,19 +30,22 @@ def tab(work: Workspace) -> None:
     typical = gr.Gallery(label="Evenly spaced predictions", columns=4, **_GALLERY)
 
     def found(task: str, count: float) -> Any:
-        faces = work.faces
-        assert faces is not None
-        assert faces.source is not None
-        with work.pass_lock:
-            mistakes = find_mistakes(work.models[task], faces.source, count=int(count), workers=work.workers)
-            parts = [
-                [(mistakes.picture(one), _words(one)) for one in part] for part in (mistakes.worst, mistakes.typical)
-            ]
+        mistakes = mistakes_of(work, task, int(count))
+        parts = [[(mistakes.picture(one), _words(one)) for one in part] for part in (mistakes.worst, mistakes.typical)]
         return _score(mistakes), *parts
 
     find.click(
         plainly(found), [task, count], [scored, worst, typical], show_progress_on=[scored], api_visibility="private"
     )
+
+
+def mistakes_of(work: Workspace, task: str, count: int) -> Mistakes:
+    """The mistakes of a model on all faces."""
+    faces = work.faces
+    assert faces is not None
+    assert faces.source is not None
+    with work.pass_lock:
+        return find_mistakes(work.models[task], faces.source, count=count, workers=work.workers)
 
 
 def _words(example: Example) -> str:

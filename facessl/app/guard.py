@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-#: Bytes of a request that is no upload, at most.
-_LARGEST = 4 << 20
+#: Bytes of a request with uploads and of another one, at most; Gradio limits each file, and takes 1,000 in a request.
+_LARGEST_UPLOAD, _LARGEST = 65 << 20, 4 << 20
 #: What Gradio asks its own server when it starts, without a token; neither tells anything.
 _OWN = (("GET", "/gradio_api/startup-events"), ("HEAD", "/"))
 _UPLOAD = "/gradio_api/upload"
@@ -75,7 +75,10 @@ class Guard:
         asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if refusal := self._refusal(scope, headers, asked, cookie):
             return await _refuse(send, refusal)
-        if scope["method"] == "POST" and scope["path"].rstrip("/") != _UPLOAD:
+        if scope["path"].rstrip("/") == _UPLOAD:
+            if not _is_short(headers):
+                return await _refuse(send, f"At most {_LARGEST_UPLOAD >> 20} MB are uploaded at a time.")
+        elif scope["method"] == "POST":
             body = await _body(receive)
             if body is None or not self._names_uploads(body):
                 return await _refuse(send, "The request names a file that was not uploaded, or is no request.")
@@ -147,6 +150,12 @@ def _paths(value: object) -> Iterator[object]:
     if isinstance(value, list):
         for part in value:
             yield from _paths(part)
+
+
+def _is_short(headers: dict[str, str]) -> bool:
+    """Whether the length of an upload is known and small enough."""
+    length = headers.get("content-length", "")
+    return length.isdecimal() and "transfer-encoding" not in headers and int(length) <= _LARGEST_UPLOAD
 
 
 async def _body(receive: _Receive) -> bytes | None:

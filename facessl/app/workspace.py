@@ -16,7 +16,6 @@ from torch import nn
 
 from facessl.app.faces import ENDINGS, Faces, open_faces
 from facessl.app.guard import is_inside
-from facessl.app.names import People
 from facessl.app.people_table import People
 from facessl.core.errors import ConfigError, FaceSSLError
 from facessl.core.tables import printable, printable_lines
@@ -181,6 +180,8 @@ def open_workspace(
     folder = cache if cache is not None else Path(run) / "app"
     if cache is None and not Path(run).is_dir() and Path(source).suffix not in ENDINGS:
         raise ConfigError(f"{run} is not a folder that could hold the embeddings of {source}: name one with --cache")
+    if cache is None and folder.is_symlink():
+        raise ConfigError(f"{folder} is a link, which is not written through: remove it, or name a folder with --cache")
     work.faces = open_faces(source, lambda: work.embedder, folder, batch_size=batch_size, workers=workers)
     work.people = People.of(work.faces)
     return work

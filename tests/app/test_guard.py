@@ -19,9 +19,10 @@ pytest.importorskip("gradio", reason="the extra `app` is not installed")
 pytest.importorskip("plotly", reason="the extra `app` is not installed")
 
 from facessl.app.guard import Door
-from facessl.app.launch import prepare
 from facessl.app.page import build, launch
-from facessl.app.workspace import Workspace, photo_input
+from facessl.app.serve import prepare
+from facessl.app.workspace import Workspace, open_workspace, photo_input
+from facessl.core.errors import ConfigError
 
 
 class Page(NamedTuple):
@@ -100,6 +101,21 @@ def test_a_photo_is_an_upload_whoever_asks(page: Page) -> None:
     for path in (link, page.folder / "private.png", page.folder / "missing.png"):
         with pytest.raises(gr.Error, match="not uploaded"):
             taken(ImageData(path=str(path), orig_name="a.png"))
+
+
+def test_large_requests_are_refused_before_they_are_read(page: Page) -> None:
+    assert page.ask(f"/gradio_api/upload{page.query}", {}, **{"Content-Length": str(100 << 20)})[0] == 403
+    assert page.ask(f"/gradio_api/queue/join{page.query}", "x" * (5 << 20))[0] == 403
+
+
+def test_a_linked_folder_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "app").symlink_to(tmp_path / "elsewhere")
+    options = {"models": (), "cache": None, "batch_size": 4, "workers": 0, "device": "cpu"}
+    with pytest.raises(ConfigError, match="app is a link"):
+        open_workspace(str(tmp_path / "run"), "synthetic:?n=4&size=32", **options)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize(

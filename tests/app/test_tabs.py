@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -84,23 +83,46 @@ def test_a_damaged_checkpoint_is_not_a_run_without_regions(tmp_path: Path) -> No
     assert "last.ckpt" in str(Workspace(run, "cpu").method)
 
 
-def test_a_pass_over_all_faces_lets_others_predict_between_its_batches() -> None:
-    work = Workspace("run", "cpu")
-    held: list[bool] = []
+def free(work: Workspace) -> bool:
+    """Whether another browser could have a network compute now; asked by another thread, as the lock is reentrant."""
+    got: list[bool] = []
 
-    def free() -> bool:  # asked by another thread, as the lock is reentrant
-        got: list[bool] = []
-        asking = threading.Thread(target=lambda: got.append(work.lock.acquire(blocking=False)))
-        asking.start()
-        asking.join()
-        return got[0]
+    def ask() -> None:
+        got.append(work.lock.acquire(blocking=False))
+        if got[0]:
+            work.lock.release()
 
-    task = SimpleNamespace(predict=lambda x: held.append(not free()))
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join()
+    return got[0]
+
+
+def test_other_browsers_wait_for_a_batch_and_not_for_a_pass_over_all_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, bool]] = []
+    faces: Any = SimpleNamespace(source=object(), file=tmp_path.joinpath, rows=SimpleNamespace(keys=["face.jpg"]))
+    work = Workspace("run", "cpu", faces=faces)
+    task = SimpleNamespace(predict=lambda x: told.append(("batch", free(work))))
     model: Any = SimpleNamespace(task=task, name="expression")
     work.add(model)
-    model.task.predict(np.zeros(1))
-    assert held == [True]
-    assert free()
+
+    def passed(trained: Any, faces: Any) -> list[str]:
+        told.append(("pass", free(work)))
+        trained.task.predict(None)
+        return ["happy"]
+
+    def scored(trained: Any, source: Any, **options: Any) -> Any:
+        passed(trained, source)
+        return SimpleNamespace(worst=[], typical=[])
+
+    monkeypatch.setattr(map, "_predicted", passed)
+    monkeypatch.setattr(map, "_mark", lambda trained: "0")
+    monkeypatch.setattr(errors, "find_mistakes", scored)
+    assert map.predictions(work) == ["happy"]
+    errors.mistakes_of(work, "expression", 4)
+    assert told == 2 * [("pass", True), ("batch", False)]
 
 
 def test_scores_and_captions_are_those_of_the_report() -> None:

@@ -124,8 +124,11 @@ def test_a_corrected_image_and_a_lost_block_are_embedded_again(
     monkeypatch.setattr(embed_file, "embedding_batches", told)
     lost = next(tmp_path.glob(".x.npy.*.parts")) / f"{0:012d}"
     lost.write_bytes(lost.read_bytes()[:-100])  # a machine that lost power before its disk had all of it
-    assert embed_to_file(tmp_path / "x.npy", network, source, max_bad=0.025, batch_size=5)[0] == 39  # type: ignore[index]
+    counted: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"batch_size": 5, "progress": lambda *done: counted.append(done)}
+    assert embed_to_file(tmp_path / "x.npy", network, source, max_bad=0.025, **options)[0] == 39  # type: ignore[index]
     assert embedded == [0, 30, 35]
+    assert counted[-1] == (40, 40)  # with the blocks that were there
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), embeddings(network, source).array, atol=1e-6)
     assert not list(tmp_path.glob(".x*"))
 
