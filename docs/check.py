@@ -2,8 +2,10 @@
 
 The ```bash and ```python blocks of a page run in one temporary folder, in their order. A ```text block right behind one
 has to come out: each of its lines is found in the output, in this order. `...` stands for anything, within a line or as
-a line, and a number with a decimal point or an exponent, a time, a rate or a duration for any other; whole numbers,
-names and words are compared, blanks are not. What is not run as it is printed is declared in HTML comments:
+a line. Whole numbers, names and words are compared, blanks are not. Numbers with a decimal point may differ by a tenth
+of the larger one, or by 0.01: the runs are seeded, but processors round differently. Times, rates, byte sizes, whole
+percentages and numbers with an exponent stand for any other. What is not run as it is printed is declared in HTML
+comments:
 
     <!-- check-setup ... -->           Python that runs before the first block, such as making photos
     <!-- check-replace: A => B -->     B runs where the page says A, such as a shorter run
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import shlex
@@ -37,7 +40,13 @@ _BLOCK = re.compile(
     r"(?:<!-- check-(dry-run|skip)[^>]*-->\n+)?^```(bash|python)[^\n]*\n(.*?)^```\n(?:\n*```text\n(.*?)^```\n)?",
     re.M | re.S,
 )
-_NUMBER = r"(?<![\w.])-?\d+(?:\.\d+)?e[+-]?\d+|(?<![\w.])-?\d+\.\d+(?!\w*[./])|\d+:\d\d:\d\d|\d+(?= (?:images/s|s\b|%))"
+#: Numbers that differ from run to run, and those that are compared.
+_VARYING = (
+    r"(?<![\w.])-?\d+(?:\.\d+)?e[+-]?\d+|\d+:\d\d:\d\d|\d+(?= %)"
+    r"|(?<![\w.])\d+(?:\.\d+)?(?= (?:images/s|ms|s|min|h|[kKMG]i?B)\b)"
+)
+_DECIMAL = r"(?<![\w.])-?\d+\.\d+(?!\w*[./])"
+_PLACE = re.compile(rf"(?P<anything>\.\.\.)|(?P<varying>{_VARYING})|(?P<decimal>{_DECIMAL})")
 
 
 class Block(NamedTuple):
@@ -66,14 +75,24 @@ def difference(shown: str, output: str) -> str | None:
     for line in shown.splitlines():
         if line.strip() in ("", "..."):
             continue
-        masked = re.sub(_NUMBER, "\0", " ".join(line.split()))
-        pattern = "".join(
-            {"\0": f"(?:{_NUMBER})", "...": ".*"}.get(part, re.escape(part))
-            for part in re.split(r"(\0|\.\.\.)", masked)
-        )
-        if not any(re.fullmatch(pattern, found) for found in rest):
+        if not any(_alike(" ".join(line.split()), found) for found in rest):
             return line
     return None
+
+
+def _alike(shown: str, found: str) -> bool:
+    """Whether a line of the output is the one that the page shows."""
+    pattern, end, numbers = "", 0, []
+    for place in _PLACE.finditer(shown):
+        pattern += re.escape(shown[end : place.start()])
+        pattern += {"anything": ".*", "varying": f"(?:{_VARYING})", "decimal": f"({_DECIMAL})"}[str(place.lastgroup)]
+        numbers += [float(place[0])] if place.lastgroup == "decimal" else []
+        end = place.end()
+    match = re.fullmatch(pattern + re.escape(shown[end:]), found)
+    return match is not None and all(
+        math.isclose(one, float(other), rel_tol=0.1, abs_tol=0.01)
+        for one, other in zip(numbers, match.groups(), strict=True)
+    )
 
 
 def run(block: Block, place: Path) -> str:

@@ -34,6 +34,8 @@ from facessl.models.backbone import Backbone
 
 #: Pixels of a thumbnail, its JPEG quality, and how many are made at a time.
 SIDE, QUALITY, PART = 128, 75, 1024
+#: Bytes of a thumbnail, at most, with room for headers: it takes less than its pixels.
+_MAX_BYTES = 3 * SIDE * SIDE + 4096
 #: Files of embeddings; others are sources.
 ENDINGS = (".parquet", ".npy")
 _GRAY = (200, 202, 206)
@@ -160,14 +162,10 @@ def _thumbnails(file: Path, rows: Embeddings, source: Source | None) -> pa.Array
     mark = hashlib.blake2b(np.ascontiguousarray(rows.array).data, digest_size=16)
     mark.update("\0".join(rows.keys).encode("utf-8", "surrogateescape"))
     digits = mark.hexdigest().encode()
-    with (
-        contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException),
-        files.open_regular(file, most=None) as raw,
-    ):
-        table = pq.read_table(raw)
-        if (table.schema.metadata or {}).get(_MARK) == digits and len(table) == len(rows):
-            return table["jpeg"].combine_chunks()
     schema = pa.schema([("jpeg", pa.large_binary())], metadata={_MARK: digits})
+    kept = _kept(file, len(rows), schema)
+    if kept is not None:
+        return kept
     with (
         ProgressLine("thumbnail") as progress,
         only_writer(file, folder=False),
@@ -178,6 +176,28 @@ def _thumbnails(file: Path, rows: Embeddings, source: Source | None) -> pa.Array
             writer.write_table(pa.table([pa.array(part, pa.large_binary())], schema=schema))
             progress(done, len(rows))
     return pq.read_table(file)["jpeg"].combine_chunks()
+
+
+def _kept(file: Path, count: int, schema: pa.Schema) -> pa.Array | None:
+    """The `count` thumbnails in a file; None where it is not one that was written here, as others may write there."""
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException),
+        files.open_regular(file, most=count * _MAX_BYTES + (1 << 20)) as raw,
+    ):
+        table = pq.ParquetFile(raw)
+        groups = [table.metadata.row_group(i).column(0) for i in range(table.metadata.num_row_groups)]
+        plain = all(g.compression == "UNCOMPRESSED" and not g.has_dictionary_page for g in groups)
+        if plain and table.metadata.num_rows == count and table.schema_arrow.equals(schema, check_metadata=True):
+            jpegs = table.read()["jpeg"].combine_chunks()
+            if not jpegs.null_count and all(map(_is_thumbnail, jpegs)):
+                return jpegs
+    return None
+
+
+def _is_thumbnail(jpeg: pa.LargeBinaryScalar) -> bool:
+    """Whether a JPEG has the size of a thumbnail. ValueError: it is no JPEG."""
+    data = jpeg.as_py()
+    return len(data) <= _MAX_BYTES and simplejpeg.decode_jpeg_header(data)[:2] == (SIDE, SIDE)
 
 
 def _made(rows: Embeddings, source: Source | None) -> Iterator[tuple[int, list[bytes]]]:

@@ -9,6 +9,7 @@ import hashlib
 import html
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -128,9 +129,15 @@ def _groups(work: Workspace) -> list[str]:
     """The name or number of each face's group."""
     people = work.people
     assert people is not None
-    people.read()
-    named = {number: people.name(number) or f"group {number}" for number in people.groups}
-    return [named.get(label, "") for label in people.labels.tolist()]
+
+    @people.locked
+    def read() -> list[str]:
+        people.read()
+        named = {number: people.name(number) or f"group {number}" for number in people.groups}
+        return [named.get(label, "") for label in people.labels.tolist()]
+
+    found: list[str] = read()
+    return found
 
 
 def predictions(work: Workspace) -> list[str]:
@@ -140,13 +147,24 @@ def predictions(work: Workspace) -> list[str]:
     assert faces.source is not None
     file = faces.file(f"expression-{_mark(trained)}.parquet")
     with work.pass_lock:
-        if not file.is_file():
+        task: Any = trained.task
+        paths = [tables.printable(key) for key in faces.rows.keys]
+        told = _kept(file, paths, {"", *task.names})
+        if told is None:
             told = _predicted(trained, faces)
-            table = pa.table({"path": [tables.printable(key) for key in faces.rows.keys], "prediction": told})
             with files.completed(file) as partial:
-                pq.write_table(table, partial)
-        found: list[str] = pq.read_table(file)["prediction"].to_pylist()
-    return found
+                pq.write_table(pa.table({"path": paths, "prediction": told}), partial)
+    return told
+
+
+def _kept(file: Path, paths: list[str], names: set[str]) -> list[str] | None:
+    """The predictions in a file; None where they are not of these paths or not among these names."""
+    with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException), files.open_regular(file) as raw:
+        table = pq.read_table(raw)
+        told = table["prediction"].to_pylist()
+        if table["path"].to_pylist() == paths and all(isinstance(name, str) for name in told) and names >= set(told):
+            return told
+    return None
 
 
 def _mark(trained: Trained) -> str:

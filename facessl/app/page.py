@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from facessl.app import errors, map, people, photo, search, training
+from facessl.app.guard import Door, Guard
 from facessl.app.workspace import Workspace, code
 from facessl.core.errors import ConfigError
 
@@ -41,7 +45,12 @@ def build(work: Workspace) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
-    """Serve a page in threads of this process; returns its address. ConfigError: the address cannot be used."""
+    """Serve a page in threads of this process; returns its address with the token that it asks for.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
+    door = Door(host, Path(os.environ["GRADIO_TEMP_DIR"]))
     fonts = list(_FONTS)
     try:
         _, local, public = page.queue(default_concurrency_limit=4, api_open=False).launch(
@@ -50,6 +59,7 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
             share=share,
             theme=gr.themes.Default(font=fonts, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"]),
             allowed_paths=[],
+            app_kwargs={"middleware": [Middleware(Guard, door)]},
             max_file_size=_LARGEST,
             footer_links=[],
             run_history=False,
@@ -64,7 +74,9 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
     except OSError as error:
         where = f"{host}:{port}" if port else host
         raise ConfigError(f"cannot listen on {where} ({error}): name another --host or --port") from None
-    return public or local
+    if public:
+        door.public.add(urlsplit(public).hostname or "")
+    return f"{(public or local).rstrip('/')}/?token={door.token}"
 
 
 def _name(work: Workspace) -> str:

@@ -31,19 +31,22 @@ def tab(work: Workspace) -> None:
             gallery = gr.Gallery(label="Groups", elem_id="people-groups", columns=4, **GALLERY)
         with gr.Column(scale=2, min_width=280):
             with gr.Row():
-                name = gr.Textbox(label="Name", placeholder="click a group first", max_lines=1, max_length=200, scale=3)
+                name = gr.Textbox(
+                    label="Name", placeholder="click a group first", max_lines=1, max_length=people.LONGEST, scale=3
+                )
                 save = gr.Button("Save", scale=1, min_width=80)
             title = gr.Markdown()
             members = gr.Gallery(label="Faces of the group", elem_id="people-faces", columns=4, **GALLERY)
-    chosen, listed = gr.State([]), gr.State([])  # rows of the chosen group; numbers of the groups shown
+    chosen, listed = gr.State([]), gr.State([])  # rows of the chosen group; those of each group that is shown
     busy = threading.Lock()
 
+    @people.locked
     def shown() -> Any:
         people.read()
-        numbers = people.groups[:_GROUPS]
-        cells = []
-        for number in numbers:
+        cells, rows = [], []
+        for number in people.groups[:_GROUPS]:
             own = people.members(number)
+            rows.append(own.tolist())
             cells.append((faces.thumbnail(int(own[0])), f"{people.name(number) or f'group {number}'} · {len(own)}"))
         grouped = int((people.labels >= 0).sum())
         text = f"{many(len(people.groups), 'group')} of {grouped:,} faces; {len(faces) - grouped:,} in none."
@@ -51,7 +54,7 @@ def tab(work: Workspace) -> None:
             text += f" The {_GROUPS} largest are shown."
         if not people.file.exists():
             text = "Not grouped yet."
-        return cells, f"{text} Names and groups are kept in `{code(str(people.file))}`.", numbers
+        return cells, f"{text} Names and groups are kept in `{code(str(people.file))}`.", rows
 
     def regroup(least: int) -> Any:
         with busy:
@@ -59,10 +62,9 @@ def tab(work: Workspace) -> None:
             people.regroup(group(faces.rows, min_cluster_size=int(least), pca_components=components))
         return *shown(), [], "", None, ""
 
-    def choose(event: gr.SelectData, numbers: list[int]) -> Any:
-        number = numbers[event.index]
-        own = people.members(number).tolist()
-        return own, _title(len(own)), [faces.thumbnail(row) for row in own[:_MEMBERS]], people.name(number)
+    def choose(event: gr.SelectData, listed: list[list[int]]) -> Any:
+        own = listed[event.index]  # as this browser sees them: another one may have found other groups
+        return own, _title(len(own)), [faces.thumbnail(row) for row in own[:_MEMBERS]], people.name_of(own)
 
     def rename(rows: list[int], name: str) -> Any:
         if not rows:
@@ -81,4 +83,4 @@ def tab(work: Workspace) -> None:
 
 
 def _title(count: int) -> str:
-    return f"{many(count, 'face')} of the group" + (f", the {_MEMBERS} most confident ones" if count > _MEMBERS else "")
+    return f"{many(count, 'face')} of the group" + (f", the {_MEMBERS} most confident" if count > _MEMBERS else "")

@@ -66,9 +66,9 @@ def tab(work: Workspace) -> None:
     def read(photo: Any, layers: list[str]) -> Any:
         if photo is None:
             return None, *_nothing()
-        whole = read_photo(photo)
-        image = _shrunk(whole)
-        with work.lock:
+        with work.lock:  # which large photos take turns at, too
+            whole = read_photo(photo)
+            image = _shrunk(whole)
             faces = detect(image)
             state = (image, faces, _described(work, image, faces), len(whole) / len(image))
         if not faces:

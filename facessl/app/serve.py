@@ -26,7 +26,7 @@ def prepare(folder: str) -> None:
     """
     if missing := [name for name in ("gradio", "plotly") if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"facessl app needs {' and '.join(missing)}: pip install 'facessl[app]'")
-    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+    for name in [name for name in os.environ if name.startswith(("GRADIO_", "SPACE")) or name == "SYSTEM"]:
         del os.environ[name]
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "HF_HUB_DISABLE_TELEMETRY": "1"}
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own address whether it is there
@@ -68,6 +68,7 @@ def serve(
         raise ConfigError(f"--port {port} is out of range: give a number from 1 to 65535")
     with tempfile.TemporaryDirectory(prefix="facessl-app-") as folder:
         prepare(folder)
+        from facessl.app.guard import is_address
         from facessl.app.page import build, launch
         from facessl.app.workspace import open_workspace
 
@@ -77,6 +78,9 @@ def serve(
         page = build(work)
         address = launch(page, host=host, port=port, share=share)
         print(f"facessl app: {address}  (Ctrl-C ends it)", flush=True)
+        if share or not is_address(host.replace("localhost", "127.0.0.1"), "is_loopback"):
+            who = "everybody on the internet" if share else "everybody on your network"
+            print(f"facessl app: {who} who has this address sees all faces and can rename them", file=sys.stderr)
         end = threading.Event()
         previous: Any = signal.signal(signal.SIGTERM, lambda *_: end.set())
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import gradio as gr
 from torch import nn
 
 from facessl.app.faces import ENDINGS, Faces, open_faces
+from facessl.app.guard import is_inside
 from facessl.app.people_table import People
 from facessl.core.errors import ConfigError, FaceSSLError
 from facessl.core.tables import printable, printable_lines
@@ -131,7 +133,11 @@ def photo_input(**options: Any) -> Any:
     photo: Any = gr.Image(sources=["upload", "clipboard", "webcam"], type="filepath", **options)
 
     def uploaded(payload: Any) -> Any:
-        return None if payload is None or not payload.path else (payload.path, payload.orig_name or "the photo")
+        if payload is None or not payload.path:
+            return None
+        if not is_inside(payload.path, os.environ["GRADIO_TEMP_DIR"]):  # Gradio takes any path without `meta`
+            raise gr.Error("The photo was not uploaded here", print_exception=False, title="")
+        return payload.path, payload.orig_name or "the photo"
 
     photo.preprocess = uploaded  # a subclass would have Gradio write a .pyi beside it
     return photo
@@ -174,6 +180,8 @@ def open_workspace(
     folder = cache if cache is not None else Path(run) / "app"
     if cache is None and not Path(run).is_dir() and Path(source).suffix not in ENDINGS:
         raise ConfigError(f"{run} is not a folder that could hold the embeddings of {source}: name one with --cache")
+    if cache is None and folder.is_symlink():
+        raise ConfigError(f"{folder} is a link, which is not written through: remove it, or name a folder with --cache")
     work.faces = open_faces(source, lambda: work.embedder, folder, batch_size=batch_size, workers=workers)
     work.people = People.of(work.faces)
     return work

@@ -31,9 +31,9 @@ def cmd_crop(
     """Find the faces in photos and write them as squares; the last line is JSON.
 
     Args:
-        photos: a folder, a film, or NAME:PATH?option=value.
+        photos: a folder, a video, or NAME:PATH?option=value.
         out: folder to write to; the same call again goes on where it was stopped.
-        every: interval between the frames of films, such as 1s, 0.5s or 2min (null: 1s of a film, and the films of a
+        every: interval between the frames of videos, such as 1s, 0.5s or 2min (null: 1s of a video, and the videos of a
             folder are left out).
         size: side of the squares in pixels.
         margin: side of a square over the longer side of the face's box, brows to chin (null: 1.3); with --align
@@ -61,7 +61,7 @@ def cmd_crop(
     if every is not None:
         name, path, others = parse(photos)
         if name not in ("folder", "video"):
-            raise ConfigError(f"--every is for a film or a folder of films, and {photos} is neither: leave it out")
+            raise ConfigError(f"--every is for a video or a folder of videos, and {photos} is neither: leave it out")
         photos = f"video:{path}?" + "&".join(f"{key}={value}" for key, value in {**others, "every": every}.items())
     options: dict[str, Any] = {"size": size, "margin": margin, "align": align, "template": template}
     options |= {"all_faces": all_faces, "detector": detector, "detector_model": model}

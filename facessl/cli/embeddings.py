@@ -49,7 +49,7 @@ def cmd_embed(
     files.check_output(out)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": launch.loader_workers(workers)}
     options |= {"precision": precision, "max_bad": max_bad}
-    with launch.one_error_in_distributed("give the same command again, which goes on with what is done"):
+    with launch.expected_errors("give the same command again, which goes on with what is done"):
         place: Any = computing_device(device, threads)
         backbone: Any = load_embedder(run)
         if ranks()[0] > 1:

@@ -161,7 +161,7 @@ def cmd_predict(
         raise ConfigError(
             f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
         )
-    with launch.one_error_in_distributed("give the same command again"):
+    with launch.expected_errors("give the same command again"):
         trained.module.to(computing_device(device, threads))
         if ranks()[0] > 1:
             trained.module.to(launch.start_fabric(device, precision).device)

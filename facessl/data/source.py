@@ -276,7 +276,7 @@ def open_source(spec: str | Source) -> Source:
     """The source that `spec` describes; a source is returned as it is.
 
     Args:
-        spec: `NAME:PATH?option=value&option=value`, or a bare path: a folder of images, one image, a film, a tar
+        spec: `NAME:PATH?option=value&option=value`, or a bare path: a folder of images, one image, a video, a tar
             (also with `{000..012}`, `*`, `pipe:` or a URL), or a list of images (.csv, .tsv, .txt, .lst).
 
     Raises:

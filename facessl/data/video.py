@@ -1,4 +1,4 @@
-"""Films -> frames: which times there are, and the frame of a time, upright RGB. Films are decoded by PyAV (FFmpeg)."""
+"""Videos -> frames: which times there are, and the frame of a time, upright RGB. PyAV (FFmpeg) decodes them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import open_regular
 from facessl.data.decode import DAMAGED, ImageError, check_size
 
-#: File name endings (lower case) that are taken for films.
+#: File name endings (lower case) that are taken for videos.
 FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".3gp")
-#: FFmpeg's readers of these; others open files that a film names, or fetch them.
+#: FFmpeg's readers of these; others open files that a video names, or fetch them.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,asf"
 #: A frame that is this much later than what was asked for is another one, in seconds. AVI's times are not exact.
 _TOLERANCE = 0.2
@@ -26,13 +26,13 @@ _TOLERANCE = 0.2
 _NEAR = 4.0
 #: Seconds before a time from which it is sought again, where the file's index leads behind it.
 _EARLIER = (10.0, 60.0)
-#: A film whose last frame lies further before its end, in seconds and as a fraction, has been cut off.
+#: A video whose last frame lies further before its end, in seconds and as a fraction, has been cut off.
 _CUT_SECONDS, _CUT_FRACTION = 2.0, 0.05
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0}
 
 
 class Frame(NamedTuple):
-    """A frame of a film: its time stamp in the film's units, and its seconds from the film's start."""
+    """A frame of a video: its time stamp in the video's units, and its seconds from the video's start."""
 
     stamp: int
     seconds: float
@@ -55,21 +55,21 @@ def clock(seconds: float) -> str:
 
 
 def frames_of(path: str, every: float) -> tuple[list[Frame], str]:
-    """The first frame of each interval of `every` seconds of a film, without decoding it.
+    """The first frame of each interval of `every` seconds of a video, without decoding it.
 
     Returns:
-        the frames, by time, and what is wrong with the film ("" where nothing is): it ends with what it has.
+        the frames, by time, and what is wrong with the video ("" where nothing is): it ends with what it has.
 
     Raises:
         ConfigError: PyAV is not installed.
-        DataError: the file cannot be read as a film.
+        DataError: the file cannot be read as a video.
     """
     film = _Film(path)
     stamps, broken = film.stamps()
     film.close()
     stamps.sort()
     if not stamps:
-        raise DataError(f"cannot read the film {path}: it is damaged, and has no frame: copy it anew, or leave it out")
+        raise DataError(f"cannot read the video {path}: it is damaged, and has no frame: copy it anew, or leave it out")
     start, unit = stamps[0], film.unit
     chosen, following = [], 0.0
     for stamp in stamps:
@@ -80,7 +80,7 @@ def frames_of(path: str, every: float) -> tuple[list[Frame], str]:
     last, length, wrong = (stamps[-1] - start) * unit, film.length, ""
     if broken or length - last > max(_CUT_SECONDS, _CUT_FRACTION * length):
         told = f" of {clock(length)}" if length > last else ""
-        wrong = f"the film {path} is damaged, and ends at {clock(last)}{told}"
+        wrong = f"the video {path} is damaged, and ends at {clock(last)}{told}"
     return chosen, wrong
 
 
@@ -89,14 +89,14 @@ def read_frame(path: str, stamp: int, key: str) -> np.ndarray:
 
     Raises:
         ImageError: it cannot be decoded.
-        DataError: the film cannot be read any more.
+        DataError: the video cannot be read any more.
     """
     return _opened(path, os.getpid()).at(stamp, key)
 
 
 @functools.lru_cache(maxsize=1)
 def _opened(path: str, process: int) -> _Film:
-    """The film that this process reads; a forked one opens it anew, as they would share the place in the file."""
+    """The video that this process reads; a forked one opens it anew, as they would share the place in the file."""
     return _Film(path)
 
 
@@ -112,12 +112,12 @@ class _Film:
         try:
             import av
         except ImportError:
-            raise ConfigError(f"reading the film {path} needs PyAV: pip install 'facessl[video]'") from None
+            raise ConfigError(f"reading the video {path} needs PyAV: pip install 'facessl[video]'") from None
         self._errors = (av.FFmpegError, ValueError, EOFError, OSError)  # the last where it seeks beyond the file
         try:
             self._file = open_regular(path, most=None)
         except OSError as error:
-            raise DataError(f"cannot read the film {path}: {error.strerror or error}") from None
+            raise DataError(f"cannot read the video {path}: {error.strerror or error}") from None
         options = {"format_whitelist": _FORMATS}
         try:
             self._container: Any = av.open(
@@ -130,8 +130,8 @@ class _Film:
             self._file.close()
             kinds = ", ".join(ending[1:] for ending in FILMS)
             raise DataError(
-                f"cannot read the film {path}: it is damaged, has no pictures, or is not one of {kinds}: copy it anew, "
-                "or leave it out"
+                f"cannot read the video {path}: it is damaged, has no pictures, or is not one of {kinds}: "
+                "copy it anew, or leave it out"
             )
         self._stream.codec_context.thread_count = 1  # there are as many processes as are wanted
         self.unit = float(self._stream.time_base)
@@ -175,7 +175,7 @@ class _Film:
             self._place = place
             image = frame.to_ndarray(format="rgb24", threads=1)  # a forked process waits for ever for threads to end
             return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
-        raise ImageError(key, "the film is damaged here")
+        raise ImageError(key, "the video is damaged here")
 
     def _from_before(self, stamp: int) -> Iterator[tuple[int, Any]]:
         """Frames from a key frame on that lies before the time stamp, where the file has one."""
@@ -192,7 +192,7 @@ class _Film:
         return found
 
     def _decoded(self) -> Iterator[tuple[int, Any]]:
-        """Time stamps and frames from where the film was sought; packets that cannot be decoded are left out."""
+        """Time stamps and frames from where the video was sought; packets that cannot be decoded are left out."""
         packets = self._container.demux(self._stream)
         while True:
             try:

@@ -64,12 +64,13 @@ def embed_to_file(
     if source.streaming:
         return write_embeddings(path, embedding_batches(backbone, source, max_bad=max_bad, **options))
     network, width = network_id(backbone, precision), backbone.num_features
+    labeled, classes = "label" in source.provides, len(source.label_names) or 1 << 63
 
     def compute(batches: Iterator[Sequence[int]]) -> Iterator[list[Found]]:
         asked, given = itertools.tee(batches)
         found = embedding_batches(backbone, source, max_bad=max_bad, batches=given, network=network, **options)
         for part, positions in zip(found, asked, strict=False):
-            labels = None if part.labels is None else part.labels.tolist()
+            labels = part.labels.tolist() if labeled and part.labels is not None else None
             unreadable = sorted({*positions}.difference(part.index.tolist()))
             yield [record(positions, unreadable, {"labels": labels, "skipped": part.skipped}, [part.array.tobytes()])]
 
@@ -77,8 +78,10 @@ def embed_to_file(
         values, missing = found["values"], len(found["unreadable"])
         if misfit(values, _Batch) or len(values["skipped"]) != missing:
             return False
-        rows = len(found["positions"]) - missing
-        return found["sizes"] == [4 * width * rows] and (values["labels"] is None or len(values["labels"]) == rows)
+        rows, labels = len(found["positions"]) - missing, values["labels"]
+        if found["sizes"] != [4 * width * rows] or (rows and (labels is not None) != labeled):
+            return False
+        return labels is None or (len(labels) == rows and all(-1 <= label < classes for label in labels))
 
     blocks = Blocks(
         path,

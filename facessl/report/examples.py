@@ -48,6 +48,8 @@ def write_examples(folder: Path, found: Mistakes) -> None:
     out.
     """
     place = folder / FOLDER
+    if place.is_symlink():  # replaced, not written through
+        place.unlink()
     shutil.rmtree(place, ignore_errors=True)
     kinds = {"worst": _across_attributes(found.worst), "typical": found.typical}
     listed: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}

@@ -163,14 +163,15 @@ class RunFolder:
         keep = np.isfinite(self.table[column]) & np.isfinite(self.table["step"])
         return self.table["step"][keep], self.table[column][keep]
 
-    def first(self, column: str, position: int = 0) -> float | None:
+    def first(self, column: str) -> float | None:
         """First value of a column; None where there is none."""
         values = self.series(column)[1]
-        return float(values[position]) if len(values) else None
+        return float(values[0]) if len(values) else None
 
     def last(self, column: str) -> float | None:
         """Last value of a column; None where there is none."""
-        return self.first(column, -1)
+        values = self.series(column)[1]
+        return float(values[-1]) if len(values) else None
 
     def pictures(self) -> list[tuple[int, str]]:
         """Region pictures taken while training, as (step, name of the file), in the order of the steps."""

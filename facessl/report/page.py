@@ -188,7 +188,7 @@ def _about(kind: str, measure: str, attributes: bool) -> str:
     if measure == "probability":
         which = ", one of each attribute" if attributes else ""
         return f"Wrong answers on the test part that the model was surest of{which}, the surest first."
-    return "Pairs of the test part that were told wrong, those farthest from the threshold first."
+    return "Misclassified pairs of the test part, those farthest from the threshold first."
 
 
 def _summary(n: Numbers) -> dict[str, str]:

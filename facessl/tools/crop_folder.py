@@ -40,6 +40,33 @@ class Crop(NamedTuple):
     numbers: list[float]
 
 
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """ConfigError, which names the flags that differ, where the folder `path` is of other settings."""
+    try:
+        known = json.loads(read_regular(path / SETTINGS))
+    except (ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict) or known.keys() != settings.keys():
+        raise ConfigError(f"{path / SETTINGS} does not hold the settings of this version: name another folder")
+    made, now = (
+        [_flag(name, values[name]) for name in settings if known[name] != settings[name]]
+        for values in (known, settings)
+    )
+    if made:
+        raise ConfigError(
+            f"{path} was made {', '.join(made)}, and this call is {', '.join(now)}: use the same flags, or name "
+            "another folder"
+        )
+
+
+def _flag(name: str, value: Any) -> str:
+    """A setting as it is given on the command line."""
+    flag = "--" + {"detector_model": "model"}.get(name, name).replace("_", "-")
+    if value is None or value is False:
+        return f"without {flag}"
+    return f"with {flag}" if value is True else f"with {flag} {value}"
+
+
 class CropFolder:
     """The folder of crops and its tables.
 
@@ -52,15 +79,10 @@ class CropFolder:
         """ConfigError where the folder is of other settings."""
         self.path, self._format = path, settings["format"]
         self._near = None if settings["dedupe"] is None else Near(settings["dedupe"])
-        text = json.dumps(dict(settings), indent=1) + "\n"
         if (path / SETTINGS).is_file():
-            known = read_regular(path / SETTINGS).decode(errors="replace")
-            if known != text:
-                raise ConfigError(
-                    f"{path} has crops of other settings ({' '.join(known.split())}): use those, or name another folder"
-                )
+            _check_settings(path, settings)
         else:
-            write_atomic(path / SETTINGS, text.encode())
+            write_atomic(path / SETTINGS, (json.dumps(dict(settings), indent=1) + "\n").encode())
         rows = self._rows(FACES, COLUMNS)
         # The photo that was being written when the last call stopped may lack some of its faces.
         torn = {row[1] for row in rows if not ((path / row[0]).is_file() and re.fullmatch("[0-9a-f]{16}", row[2]))}

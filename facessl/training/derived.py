@@ -155,10 +155,11 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
 def shorter_warmup(config: PretrainConfig, plan: Plan) -> str:
     """What is said behind the warm-up of a run that is too short for it."""
     epochs = config.optim.warmup_epochs
-    usual = "ten epochs" if epochs is None else f"the recipe's {epochs:g}"
-    if plan.warmup_steps >= round((10 if epochs is None else epochs) * (plan.steps_per_epoch or plan.total_steps)):
+    asked = 10 if epochs is None else epochs
+    if plan.warmup_steps >= round(asked * (plan.steps_per_epoch or plan.total_steps)):
         return ""
-    return f", at most a fifth of the run, instead of {usual} (--optim.warmup-epochs sets it)"
+    usual = f"{'default' if epochs is None else 'recipe'}: {asked:g} epoch{'' if asked == 1 else 's'}"
+    return f" ({usual}, but at most a fifth of the run; --optim.warmup-epochs sets it)"
 
 
 def size_reason(config: FinetuneConfig, own: int | None) -> str:

@@ -137,7 +137,7 @@ class Pretraining:
             f"{config.method['name']} on {config.backbone.name}, {config.image_size} px -> {folder}\n"
             f"{many(plan.total_steps, 'step')} of {many(plan.batch_size, 'image')}"
             f"{f' ({plan.steps_per_epoch:,} an epoch)' if plan.steps_per_epoch else ''}, "
-            f"peak learning rate {plan.peak:.4g} after {many(plan.warmup_steps, 'step')} of warm-up"
+            f"peak learning rate {plan.peak:.4g}, warm-up: {many(plan.warmup_steps, 'step')}"
             f"{shorter_warmup(config, plan)}"
         )
         if hasattr(self.method, "schedule"):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import simplejpeg
 from PIL import Image
 
 from facessl.app.faces import Faces, open_faces
@@ -55,6 +59,20 @@ def test_thumbnails_of_other_embeddings_are_made_anew(faces: Faces, network: Any
         assert abs(int(np.asarray(other.thumbnail(0))[64, 64, 0]) - shade) < 5
 
 
+@pytest.mark.parametrize("forged", ["large", "no JPEG", "missing", "of another type", "compressed"])
+def test_forged_thumbnails_are_made_anew(faces: Faces, network: Any, tmp_path: Path, forged: str) -> None:
+    file = faces.file("thumbnails.parquet")
+    large = simplejpeg.encode_jpeg(np.zeros((4000, 4000, 3), np.uint8))
+    first = {"large": large, "no JPEG": b"\xff\xd8", "missing": None}.get(forged, faces.jpeg(0))
+    kind = pa.binary() if forged == "of another type" else pa.large_binary()
+    schema = pa.schema([("jpeg", kind)], metadata=pq.read_schema(file).metadata)
+    table = pa.table([pa.array([first, *faces.jpegs.to_pylist()[1:]], kind)], schema=schema)
+    packed = {"compression": "zstd"} if forged == "compressed" else {"compression": "none", "use_dictionary": False}
+    pq.write_table(table, file, **packed)
+    assert open_faces(SOURCE, lambda: network, tmp_path / "app").jpegs.equals(faces.jpegs)
+    assert pq.read_table(file)["jpeg"].combine_chunks().equals(faces.jpegs)
+
+
 def test_names_survive_a_restart_and_new_groups(faces: Faces) -> None:
     people = People.of(faces)
     labels = np.array([0] * 6 + [1] * 4 + [-1] * 2)
@@ -75,12 +93,36 @@ def test_groups_keep_their_numbers_where_one_has_lost_its_faces(faces: Faces) ->
     assert [len(people.members(number)) for number in people.groups] == [6, 4]
 
 
-def test_a_table_of_names_that_is_not_one_is_left_alone(faces: Faces) -> None:
+def test_browsers_that_name_and_look_at_once_lose_nothing(faces: Faces) -> None:
+    people = People.of(faces)
+
+    def named(row: int) -> None:
+        people.rename([row], f"name {row}")
+        people.read()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(named, range(12)))
+    assert People.of(faces).names == [f"name {row}" for row in range(12)]
+    with pytest.raises(ConfigError, match="1,000,000 characters"):
+        people.rename([0], 1_000_000 * "x")
+    assert People.of(faces).names[0] == "name 0"
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("path,who\na,b\n", "lacks the column group"),
+        ("path,group,probability,name\na,999999999999,1,\n", "group 999999999999"),
+        ("path,group,probability,name\na,-2,1,\n", "group -2"),
+        ("path,group,probability,name\na,0,nan,\n", "probability nan"),
+    ],
+)
+def test_a_table_of_names_that_is_not_one_is_left_alone(faces: Faces, table: str, sentence: str) -> None:
     file = faces.file("people.csv")
-    file.write_text("path,who\na,b\n")
-    with pytest.raises(DataError, match=r"lacks the column group"):
+    file.write_text(table)
+    with pytest.raises(DataError, match=sentence):
         People.of(faces)
-    assert file.read_text() == "path,who\na,b\n"
+    assert file.read_text() == table
 
 
 def test_a_cache_that_cannot_be_made_is_one_sentence(network: Any, tmp_path: Path) -> None:

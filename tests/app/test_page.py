@@ -41,6 +41,7 @@ class Served(NamedTuple):
     """A page and what it was opened with."""
 
     url: str
+    token: str
     folder: Path
     run: Path
 
@@ -84,10 +85,12 @@ def served(folder: Path) -> Iterator[Served]:
         command = [sys.executable, "-m", "facessl", *words, "--workers", "0", "--port", str(port)]
         process = subprocess.Popen(command, cwd=folder, env=environment(**shell), stdout=out, stderr=out)
         try:
-            while "http" not in log.read_text():
+            while "(Ctrl-C" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.1)
-            yield Served(f"http://127.0.0.1:{port}/", folder, folder / "run")
+            url, _, token = log.read_text().partition("facessl app: ")[2].split()[0].partition("?token=")
+            assert url == f"http://127.0.0.1:{port}/"
+            yield Served(url, token, folder, folder / "run")
         finally:
             process.terminate()
             code = process.wait(60)
@@ -128,7 +131,7 @@ def opened(browser: Any, served: Served) -> Window:
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     here = (served.url, served.url.replace("http", "ws"), "data:", "blob:")
     page.on("request", lambda asked: None if asked.url.startswith(here) else wrong.append(asked.url))
-    page.goto(served.url)
+    page.goto(f"{served.url}?token={served.token}")
     return Window(page, wrong)
 
 
@@ -220,5 +223,7 @@ def test_the_curves_and_regions_of_the_run(page: Any) -> None:
 def test_no_other_file_is_served(served: Served, file: str) -> None:
     path = file if os.path.isabs(file) else str(served.folder / file)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{served.url}gradio_api/file={urllib.parse.quote(path)}", timeout=30)
+        urllib.request.urlopen(
+            f"{served.url}gradio_api/file={urllib.parse.quote(path)}?token={served.token}", timeout=30
+        )
     assert refused.value.code in (403, 404)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -234,3 +235,12 @@ def test_missing_scores_are_named(change: dict[str, Any], says: str) -> None:
     check_result(whole, object())
     with pytest.raises(PluginError, match=says):
         check_result({k: v for k, v in (whole | change).items() if v is not None}, object())
+
+
+def test_decimals_of_a_guide_are_compared_and_times_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "docs")
+    difference = importlib.import_module("check").difference
+    shown = "accuracy 81.20 % (80.10 to 82.30 %) ... 3.5 s, error 9.0e-07"
+    assert difference(shown, "accuracy 80.95 % (79.90 to 82.30 %) on 40, 12.25 s, error 1.1e-06") is None
+    assert difference(shown, shown.replace("81.20", "3.10")) == shown

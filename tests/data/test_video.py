@@ -1,4 +1,4 @@
-"""Frames of films: the right ones in any order, upright, from damaged films as far as they go."""
+"""Frames of videos: the right ones in any order, upright, from damaged videos as far as they go."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def test_what_is_no_film_is_one_sentence_and_left_out_of_a_folder(tmp_path: Path
     fetched = f"#EXTM3U\n#EXTINF:9,\nfile://{tmp_path}/good.mp4\n#EXT-X-ENDLIST\n"
     for name, data in (("cut", whole[:200]), ("empty", b""), ("text", b"hello" * 99), ("list", fetched.encode())):
         (tmp_path / f"{name}.mp4").write_bytes(data)
-        with pytest.raises(DataError, match=rf"^cannot read the film .*{name}\.mp4: it is damaged, has no pictures"):
+        with pytest.raises(DataError, match=rf"^cannot read the video .*{name}\.mp4: it is damaged, has no pictures"):
             open_source(str(tmp_path / f"{name}.mp4"))
-    with pytest.warns(DataWarning, match=r"left out: cannot read the film") as told:
+    with pytest.warns(DataWarning, match=r"left out: cannot read the video") as told:
         assert len(open_source(f"video:{tmp_path}")) == 2
     assert len(told) == 4
 
@@ -105,7 +105,7 @@ def test_frames_that_cannot_be_decoded_are_unreadable_images(tmp_path: Path) -> 
     half = len(data) // 2
     path.write_bytes(data[:half] + bytes(len(data) - half))
     source = open_source(str(path))
-    with pytest.raises(ImageError, match="the film is damaged here"):
+    with pytest.raises(ImageError, match="the video is damaged here"):
         [source[index] for index in range(12)]
     assert [round(shade(source, index)) for index in range(3)] == [0, 1, 2]
 

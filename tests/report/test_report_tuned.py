@@ -5,14 +5,17 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from facessl.metrics.accuracy import accuracy
+from facessl.report.examples import write_examples
 from facessl.report.results import without_looking
 from facessl.report.write import report, write_report
+from facessl.tasks.base import Example
 from tests.report_runs import Page, alignment, attributes, expression, parsing, write_tuned
 
 
@@ -98,6 +101,20 @@ def test_mistakes_and_predictions_are_shown_with_what_they_are(tmp_path: Path, q
     shutil.rmtree(run / "examples")
     write_report(run)
     assert "examples/ is not there" in Page((run / "report.html").read_text()).text
+
+
+def test_a_linked_folder_of_examples_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "examples").symlink_to(tmp_path / "elsewhere")
+    found: Any = SimpleNamespace(
+        worst=[Example((0,), "glad", "calm", "probability", 0.9)],
+        typical=[],
+        picture=lambda *_, **__: np.zeros((8, 8, 3), np.uint8),
+        trained=SimpleNamespace(card={"labels": {"mask_names": []}}),
+    )
+    write_examples(tmp_path, found)
+    assert {path.name for path in (tmp_path / "examples").iterdir()} == {"examples.json", "worst-01.jpg"}
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_baselines_are_what_answers_without_looking_score() -> None:

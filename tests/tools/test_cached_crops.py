@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,3 +83,25 @@ def test_every_rank_waits_for_the_crops_of_all(photos: Path, tmp_path: Path, mon
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="ranks on several machines"):
         cached_crops(str(photos))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differs"),
+    [
+        ({"dedupe": 4}, {}, "was made with --dedupe 4, and this call is without --dedupe"),
+        (
+            {"all_faces": True},
+            {"min_size": 60},
+            "was made with --all-faces, with --min-size 0, and this call is without --all-faces, with --min-size 60",
+        ),
+        ({}, None, "crop.json does not hold the settings of this version"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused_by_those_that_differ(
+    first: dict[str, Any], second: dict[str, Any] | None, differs: str, photos: Path, tmp_path: Path
+) -> None:
+    crop(photos, tmp_path / "faces", **first)
+    if second is None:
+        (tmp_path / "faces" / "crop.json").write_text("{}")
+    with pytest.raises(ConfigError, match=rf"{differs}.*: (use the same flags, or )?name another folder$"):
+        crop(photos, tmp_path / "faces", **(second or {}))

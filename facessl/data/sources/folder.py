@@ -85,7 +85,7 @@ class Folder(Source):
         if not endings.keys().isdisjoint((".heic", ".heif")):
             cure = "install pillow-heif, which reads .heic and .heif, or " + cure
         if not endings.keys().isdisjoint(FILMS):
-            cure = f"write video:{self.root}?every=1s for frames of the films" + (
+            cure = f"write video:{self.root}?every=1s for frames of the videos" + (
                 "" if endings.keys() <= {*FILMS} else f", and of the others {cure}"
             )
         warnings.warn(f"{self.root}: left out {told}: {cure}", DataWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Frames of a film, or of the films of a folder beside its images."""
+"""Frames of a video, or of the videos of a folder beside its images."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class _Files(Folder):
 
 
 class Video(Source):
-    """The first frame of each interval of a film; of a folder its images as well, with labels as `folder:` has them.
+    """The first frame of each interval of a video; of a folder its images as well, with labels as `folder:` has them.
 
-    The frame at 83.5 s of clips/film.mp4 is called clips/film.mp4/00h01m23s500. Every film is read once, without
-    decoding it, to learn the times of its frames. A warning tells of a damaged film, which ends with what it has; one
+    The frame at 83.5 s of clips/clip.mp4 is called clips/clip.mp4/00h01m23s500. Every video is read once, without
+    decoding it, to learn the times of its frames. A warning tells of a damaged video, which ends with what it has; one
     without any frame is left out of a folder.
 
     Attributes:
-        root: the folder; None for a single film.
+        root: the folder; None for a single video.
     """
 
     def __init__(self, path: str | Path, *, every: str = "1s", recursive: bool = True, cache: bool = True) -> None:
         """
         Args:
-            path: a film (.mp4, .mov, .mkv, .webm, .avi, .mpg, ...), or a folder.
+            path: a video (.mp4, .mov, .mkv, .webm, .avi, .mpg, ...), or a folder.
             every: the interval: 1s, 0.5s, 200ms, 2min.
             recursive: also look into sub-folders.
         """
