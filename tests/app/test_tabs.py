@@ -104,7 +104,7 @@ def test_other_browsers_wait_for_a_batch_and_not_for_a_pass_over_all_faces(
     told: list[tuple[str, bool]] = []
     faces: Any = SimpleNamespace(source=object(), file=tmp_path.joinpath, rows=SimpleNamespace(keys=["face.jpg"]))
     work = Workspace("run", "cpu", faces=faces)
-    task = SimpleNamespace(predict=lambda x: told.append(("batch", free(work))))
+    task = SimpleNamespace(names=("happy", "sad"), predict=lambda x: told.append(("batch", free(work))))
     model: Any = SimpleNamespace(task=task, name="expression")
     work.add(model)
 
