@@ -21,13 +21,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cells import fill, table
 
 from facessl.report.folder import RunFolder, read_run_folder
+from facessl.report.results import baselines
 from facessl.report.write import headline
 
 #: A third of an even spread over the sphere, 1 in the unit of the monitor `embedding_std`: 0.3 / sqrt(C) per channel.
 STD_FLOOR = 0.3
 WATCHED = ("embedding_std", "knn_accuracy")
-#: Floors that a result knows, and what they are called in the table.
-FLOORS = {"majority_class": "majority class", "majority": "majority answers", "mean_shape_nme": "mean shape"}
 
 
 def main() -> None:
@@ -223,7 +222,7 @@ def finetuned(folder: Path) -> dict[str, Any]:
         "row": (short(results["source"]), results["task"], protocol, test["headline"]["name"]),
         "column": started_from(results["run"]),
         "cell": cell(test["headline"]),
-        "floors": {FLOORS[k]: v for k, v in test.items() if k in FLOORS},
+        "floors": baselines(test),
         "images": test["images"],
     }
 
@@ -240,7 +239,7 @@ def probed(found: dict[str, Any]) -> dict[str, Any]:
         "row": (short(found["source"]), found.get("task", "expression"), f"{found['protocol']}{labels}", head["name"]),
         "column": started_from(found["run"]),
         "cell": cell(head),
-        "floors": {FLOORS[k]: v for k, v in found.items() if k in FLOORS},
+        "floors": baselines(found),
         "images": found["n_test"],
     }
 

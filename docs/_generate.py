@@ -225,7 +225,7 @@ def commands() -> str:
 
 def api() -> str:
     """The public names."""
-    parts = [f"# Python\n\n{(facessl.__doc__ or '').strip()}", "## Functions"]
+    parts = [f"# Python API\n\n{(facessl.__doc__ or '').strip()}", "## Functions"]
     return "\n\n".join([*parts, *(f"::: facessl.{name}" for name in sorted(facessl.__all__)), classes("api")])
 
 

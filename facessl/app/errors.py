@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
@@ -9,6 +10,7 @@ import gradio as gr
 from facessl.app.workspace import GALLERY, Workspace, plainly
 from facessl.core.tables import printable
 from facessl.evaluation.mistakes import Mistakes, find_mistakes
+from facessl.report.results import caption, told
 from facessl.tasks.base import Example
 
 #: All faces are shown, not as many as fit, and a click enlarges one.
@@ -21,36 +23,34 @@ def tab(work: Workspace) -> None:
         task = gr.Radio(list(work.models), value=next(iter(work.models)), label="Model", scale=2)
         count = gr.Slider(4, 48, value=12, step=4, label="Mistakes", scale=2)
         find = gr.Button("Find mistakes", variant="primary", scale=1)
-    told = gr.Markdown("The model is scored on all faces, which takes a while.")
-    gr.Markdown("Worst and most confident mistakes: label → prediction")
+    scored = gr.Markdown("The model is scored on all faces, which takes a while.")
+    gr.Markdown("Worst and most confident mistakes")
     worst = gr.Gallery(label="Worst and most confident mistakes", columns=4, **_GALLERY)
-    gr.Markdown("Typical answers")
-    typical = gr.Gallery(label="Typical answers", columns=4, **_GALLERY)
+    gr.Markdown("Evenly spaced predictions, right or wrong")
+    typical = gr.Gallery(label="Evenly spaced predictions", columns=4, **_GALLERY)
 
     def found(task: str, count: float) -> Any:
         faces = work.faces
         assert faces is not None
         assert faces.source is not None
-        with work.lock:
+        with work.pass_lock:
             mistakes = find_mistakes(work.models[task], faces.source, count=int(count), workers=work.workers)
             parts = [
                 [(mistakes.picture(one), _words(one)) for one in part] for part in (mistakes.worst, mistakes.typical)
             ]
         return _score(mistakes), *parts
 
-    find.click(plainly(found), [task, count], [told, worst, typical], show_progress_on=[told], api_visibility="private")
+    find.click(
+        plainly(found), [task, count], [scored, worst, typical], show_progress_on=[scored], api_visibility="private"
+    )
 
 
 def _words(example: Example) -> str:
-    """The label, what was said instead, and how surely."""
-    parts = [example.attribute.replace("_", " "), f"{example.label} → {example.prediction}"]
-    value = f"{example.value:.2f}"
-    said = value if example.measure == "probability" else f"{example.measure} {value}"
-    return printable("  ".join(part for part in (*parts, said) if part.strip(" →")))
+    """The label, the prediction, and its score."""
+    words = caption(asdict(example))
+    return printable("  ".join(filter(None, (words["answer"], words["number"]))))
 
 
 def _score(mistakes: Mistakes) -> str:
     """The headline of the scores."""
-    headline, images = mistakes.scores["headline"], mistakes.scores["images"]
-    unit = f" {headline['unit']}" if headline.get("unit", "fraction") != "fraction" else ""
-    return f"{headline['name'].replace('_', ' ')} {headline['value']:.4g}{unit} on {images:,} images."
+    return f"{told(mistakes.scores)}, on {mistakes.scores['images']:,} images."

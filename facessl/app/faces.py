@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
-import torch
 from PIL import Image, ImageOps
 
 from facessl.core import environment, files
@@ -29,6 +28,7 @@ from facessl.inference import contact_sheet
 from facessl.inference.embed import Embeddings, network_id
 from facessl.inference.embed_file import embed_to_file
 from facessl.inference.embedding_files import read_embeddings
+from facessl.inference.neighbors import l2_normalize
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
@@ -83,6 +83,11 @@ class Faces:
     def name(self, row: int) -> str:
         """The last part of it."""
         return printable(Path(self.rows.keys[row]).name)
+
+    @functools.cached_property
+    def unit(self) -> np.ndarray:
+        """(N, C) float32, the embeddings scaled to length 1."""
+        return l2_normalize(self.rows.array)
 
     @functools.cached_property
     def classes(self) -> list[str]:
@@ -146,18 +151,7 @@ def _check_folder(folder: Path) -> None:
 def _embed(file: Path, backbone: Backbone | Embedder, source: Source, options: dict[str, Any]) -> None:
     """Embed a source; what a stopped call has done is taken."""
     with ProgressLine("face") as progress:
-        done = 0
-
-        def told(_module: object, _given: object, z: torch.Tensor) -> None:
-            nonlocal done
-            done = min(done + len(z), len(source))
-            progress(done, len(source))
-
-        hook = backbone.register_forward_hook(told)
-        try:
-            embed_to_file(file, backbone, source, **options)
-        finally:
-            hook.remove()
+        embed_to_file(file, backbone, source, progress=progress, **options)
 
 
 # ---- thumbnails --------------------------------------------------------------------------------------------------

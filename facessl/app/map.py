@@ -24,7 +24,6 @@ from facessl.core import files, tables
 from facessl.core.errors import DataError
 from facessl.data.loader import pixels
 from facessl.inference.groups import principal_components
-from facessl.inference.neighbors import l2_normalize
 from facessl.inference.prediction_pictures import palette
 from facessl.inference.trained_task import Trained
 
@@ -67,15 +66,8 @@ def tab(work: Workspace) -> None:
     """Build the tab."""
     faces = work.faces
     assert faces is not None
-    colors: dict[str, Callable[[], Sequence[str]]] = {}
-    if any(faces.classes):
-        colors["label"] = lambda: faces.classes
-    colors["group"] = lambda: _groups(work)
-    if "expression" in work.models and faces.source is not None:
-        colors["prediction"] = lambda: predictions(work)
-        if any(faces.classes):
-            colors["error"] = lambda: _errors(predictions(work), faces.classes)
-    placed = functools.cache(lambda: principal_components(l2_normalize(faces.rows.array), 2))
+    colors = ways_to_color(work)
+    placed = functools.cache(lambda: principal_components(faces.unit, 2))
     first = next(iter(colors))
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
@@ -83,7 +75,7 @@ def tab(work: Workspace) -> None:
             plot = gr.Plot(elem_id="face-map", show_label=False)
         with gr.Column(scale=1, min_width=200):
             gr.HTML(
-                "Point at a face; click to keep it",
+                "Hover to see a face; click to pin it",
                 html_template=_TEMPLATE,
                 css_template=_CSS,
                 js_on_load=_SCRIPT,
@@ -99,6 +91,23 @@ def tab(work: Workspace) -> None:
 
     color.change(plainly(drawn), [color], [plot, told], api_visibility="private")
     work.loads.append((plainly(lambda: drawn(first)), [plot, told]))
+
+
+def ways_to_color(work: Workspace) -> dict[str, Callable[[], Sequence[str]]]:
+    """What the points can be colored by -> the class of each face."""
+    faces = work.faces
+    assert faces is not None
+    colors: dict[str, Callable[[], Sequence[str]]] = {}
+    labels = set(faces.classes) - {""}
+    if labels:
+        colors["label"] = lambda: faces.classes
+    colors["group"] = lambda: _groups(work)
+    if "expression" in work.models and faces.source is not None:
+        colors["prediction"] = lambda: predictions(work)
+        task: Any = work.models["expression"].task
+        if labels and labels <= set(task.names):  # else the labels are something else, such as identities
+            colors["error"] = lambda: _errors(predictions(work), faces.classes)
+    return colors
 
 
 def _shower(work: Workspace) -> Callable[[int], dict[str, str]]:
@@ -137,7 +146,7 @@ def predictions(work: Workspace) -> list[str]:
     assert faces is not None
     assert faces.source is not None
     file = faces.file(f"expression-{_mark(trained)}.parquet")
-    with work.lock:
+    with work.pass_lock:
         task: Any = trained.task
         paths = [tables.printable(key) for key in faces.rows.keys]
         told = _kept(file, paths, {"", *task.names})
@@ -202,7 +211,7 @@ def _figure(points: np.ndarray, classes: Sequence[str], *, plain: bool) -> go.Fi
     place = {name: i for i, name in enumerate(names)} | {"": len(names) + 1}
     numbers = np.array([place.get(name, len(names)) for name in classes])
     shades = ["#{:02x}{:02x}{:02x}".format(*color) for color in palette(len(names))]
-    shades += [shades[0] if plain and shades else "#4363d8", "#4363d8"] if plain else _GRAY
+    shades += ("#4363d8", "#4363d8") if plain else _GRAY
     figure = go.Figure()
     for number, (name, shade) in enumerate(zip([*names, _OTHERS, _NONE], shades, strict=True)):
         own = np.flatnonzero(numbers == number)

@@ -12,9 +12,8 @@ from starlette.middleware import Middleware
 
 from facessl.app import errors, map, people, photo, search, training
 from facessl.app.guard import Door, Guard
-from facessl.app.workspace import Workspace
+from facessl.app.workspace import Workspace, code
 from facessl.core.errors import ConfigError
-from facessl.core.tables import printable
 
 #: Bytes of an uploaded photo, at most.
 _LARGEST = "64mb"
@@ -74,26 +73,22 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
         )
     except OSError as error:
         where = f"{host}:{port}" if port else host
-        raise ConfigError(f"{where} cannot be listened on ({error}): name another --host or --port") from None
+        raise ConfigError(f"cannot listen on {where} ({error}): name another --host or --port") from None
     if public:
         door.public.add(urlsplit(public).hostname or "")
     return f"{(public or local).rstrip('/')}/?token={door.token}"
 
 
 def _name(work: Workspace) -> str:
-    return printable(Path(work.run).name or work.run).replace("`", "'")
-
-
-def _run(work: Workspace) -> str:
-    return printable(work.run).replace("`", "'")
+    return code(Path(work.run).name or work.run)
 
 
 def _no_faces(work: Workspace) -> str:
-    return "" if work.faces else f"No faces were named: open the page with `facessl app {_run(work)} SOURCE`."
+    return "" if work.faces else f"No faces were named: open the page with `facessl app {code(work.run)} SOURCE`."
 
 
 def _no_errors(work: Workspace) -> str:
-    run = _run(work)
+    run = code(work.run)
     if not work.models:
         return (
             f"No trained model was named: `facessl finetune {run} SOURCE --task expression --out runs/expression` "
@@ -111,4 +106,4 @@ def _no_training(work: Workspace) -> str:
     path = Path(work.run)
     if (path / "config.yaml").is_file() or (path / "metrics.csv").is_file():
         return ""
-    return f"`{_run(work)}` is not a run folder: `facessl pretrain SOURCE --out runs/mine` makes one."
+    return f"`{code(work.run)}` is not a run folder: `facessl pretrain SOURCE --out runs/mine` makes one."

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from facessl.app.workspace import GALLERY, Workspace, plainly
-from facessl.core import tables
+from facessl.app.workspace import GALLERY, Workspace, code, plainly
 from facessl.core.errors import many
 from facessl.inference.groups import group
 
@@ -24,7 +22,7 @@ def tab(work: Workspace) -> None:
     assert faces is not None
     assert people is not None
     with gr.Row():
-        least = gr.Slider(2, 50, value=5, step=1, label="Faces of the smallest group", scale=2)
+        least = gr.Slider(2, 50, value=5, step=1, label="Minimum group size", scale=2)
         find = gr.Button("Find groups", variant="primary", scale=1)
     told = gr.Markdown()
     with gr.Row():
@@ -56,7 +54,7 @@ def tab(work: Workspace) -> None:
             text += f" The {_GROUPS} largest are shown."
         if not people.file.exists():
             text = "Not grouped yet."
-        return cells, f"{text} Names and groups are kept in `{_code(people.file)}`.", rows
+        return cells, f"{text} Names and groups are kept in `{code(str(people.file))}`.", rows
 
     def regroup(least: int) -> Any:
         with busy:
@@ -85,9 +83,4 @@ def tab(work: Workspace) -> None:
 
 
 def _title(count: int) -> str:
-    return f"{many(count, 'face')} of the group" + (f", the surest {_MEMBERS}" if count > _MEMBERS else "")
-
-
-def _code(path: Path) -> str:
-    """A path within the backquotes of Markdown."""
-    return tables.printable(str(path)).replace("`", "'")
+    return f"{many(count, 'face')} of the group" + (f", the {_MEMBERS} most confident ones" if count > _MEMBERS else "")

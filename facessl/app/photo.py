@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import cv2
 import gradio as gr
 import numpy as np
 
-from facessl.app.workspace import Workspace, photo_input, plainly, read_photo, warn
+from facessl.app.workspace import Workspace, code, photo_input, plainly, read_photo, warn
+from facessl.core.tables import printable_lines
 from facessl.data.crop_geometry import from_box
 from facessl.data.detect import Face, detect
 from facessl.data.face_crop import MARGIN
@@ -33,19 +35,19 @@ _TASKS = {"alignment": "Landmarks", "parsing": "Parts", "expression": "Expressio
 def tab(work: Workspace) -> None:
     """Build the tab."""
     layers = ["Boxes", *(layer for task, layer in _TASKS.items() if task in work.models)]
-    missing = [f"{task}" for task in _TASKS if task not in work.models]
-    regions = work.method is not None
+    missing = [task for task in _TASKS if task not in work.models]
+    regions = not isinstance(work.method, str)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             photo = photo_input(label="Photo: drop, paste or webcam", height=320, elem_id="photo-photo")
             shown = gr.CheckboxGroup(layers + ["Regions"] * regions, value=layers, label="Show")
             if missing:
                 gr.Markdown(
-                    f"Not shown: {', '.join(missing)}. Train a model with `facessl finetune {_plain(work.run)} SOURCE "
+                    f"Not shown: {', '.join(missing)}. Train a model with `facessl finetune {code(work.run)} SOURCE "
                     f"--task {missing[0]}` and open the page with `--models`.",
                 )
             if not regions:
-                gr.Markdown("No regions: the run has none, `facessl pretrain SOURCE --config fra/regions-across` does.")
+                gr.Markdown(f"No regions: {html.escape(printable_lines(str(work.method)), quote=False)}.")
         with gr.Column(scale=3, min_width=320):
             picture = gr.Image(label="Faces", interactive=False, format="png", buttons=["download", "fullscreen"])
             overlay = gr.AnnotatedImage(
@@ -99,10 +101,6 @@ def _nothing() -> tuple[Any, ...]:
     return None, gr.update(value=None, visible=False), gr.update(value=[], visible=False)
 
 
-def _plain(run: str) -> str:
-    return run.replace("`", "")
-
-
 def _shrunk(image: np.ndarray) -> np.ndarray:
     """The photo, its longer side at most `_SIDE` pixels."""
     height, width = image.shape[:2]
@@ -129,7 +127,7 @@ def _described(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> lis
 def _colors(work: Workspace) -> dict[str, str]:
     """The color of each region, as in the other pictures of regions."""
     method: Any = work.method
-    if method is None:
+    if isinstance(method, str):
         return {}
     size = method.backbone.image_size
     count = region_pictures.heatmaps(method, np.zeros((1, size, size, 3), np.uint8)).shape[1]

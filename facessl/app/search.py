@@ -28,7 +28,7 @@ def tab(work: Workspace) -> None:
             count = gr.Slider(6, 60, value=12, step=6, label="Faces")
             query = gr.Image(label="Searched for", height=130, interactive=False, visible=False, buttons=[])
         with gr.Column(scale=3, min_width=320):
-            gr.Markdown("The nearest faces and their distances, 1 - cosine. Click one to search on.")
+            gr.Markdown("The nearest faces and their cosine distances. Click one to search on.")
             gallery = gr.Gallery(
                 label="Nearest faces",
                 columns=4,
@@ -38,10 +38,10 @@ def tab(work: Workspace) -> None:
             table = gr.Dataframe(
                 headers=["rank", "distance", "path"], interactive=False, datatype="str", wrap=True, visible=False
             )
-    shown = gr.State([])
+    shown, asked = gr.State([]), gr.State(None)  # rows of the faces shown; the row searched for, None for the photo
 
     def nothing() -> Any:
-        return [], [], gr.update(visible=False), gr.update(visible=False)
+        return [], [], gr.update(visible=False), gr.update(visible=False), None
 
     def by_photo(photo: Any, crop: bool, count: int) -> Any:
         if photo is None:
@@ -52,19 +52,24 @@ def tab(work: Workspace) -> None:
                 found = neighbors.search(work.embedder, path, faces.rows, k=int(count), crop=crop)
         except FaceSSLError as error:
             raise type(error)(str(error).replace(path, Path(name).name)) from None
-        return *_listed(faces, found.rows.tolist(), found.distances.tolist()), gr.update(visible=False)
+        return *_listed(faces, found.rows.tolist(), found.distances.tolist()), gr.update(visible=False), None
 
     def by_face(chosen: gr.SelectData, rows: list[int], count: int) -> Any:
-        row = rows[chosen.index]
-        unit = neighbors.l2_normalize(faces.rows.array)
-        distances, near = neighbors.nearest(unit[row : row + 1], unit, int(count))
-        query = gr.update(value=faces.thumbnail(row), visible=True, label=f"Searched for: {faces.name(row)}")
-        return *_listed(faces, near[0].tolist(), distances[0].tolist()), query
+        return by_row(rows[chosen.index], count)
 
-    results = [shown, gallery, table, query]
+    def by_row(row: int, count: int) -> Any:
+        distances, near = neighbors.nearest(faces.unit[row : row + 1], faces.unit, int(count))
+        query = gr.update(value=faces.thumbnail(row), visible=True, label=f"Searched for: {faces.name(row)}")
+        return *_listed(faces, near[0].tolist(), distances[0].tolist()), query, row
+
+    def again(photo: Any, crop: bool, count: int, row: int | None) -> Any:
+        return by_photo(photo, crop, count) if row is None else by_row(row, count)
+
+    results = [shown, gallery, table, query, asked]
     event = {"show_progress": "minimal", "api_visibility": "private"}
     for control in (photo, crop):
         control.change(plainly(by_photo, nothing), [photo, crop, count], results, **event)
+    count.release(plainly(again), [photo, crop, count, asked], results, **event)
     gallery.select(plainly(by_face), [shown, count], results, **event)
 
 

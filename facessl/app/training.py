@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
-from PIL import Image
 
 from facessl.app.workspace import Workspace, plainly
 from facessl.report import curves
@@ -34,26 +32,36 @@ def tab(work: Workspace) -> None:
     charts = gr.HTML(css_template="", padding=False)
     timer = gr.Timer(_EVERY, active=not _ended(run))
 
-    def shown(at: float) -> Any:
+    newest = gr.State(0)  # place of the last picture that the slider knows
+
+    def shown(at: float, before: int) -> Any:
         run = read_run_folder(work.run)
         pictures = run.pictures()
         last = max(len(pictures) - 1, 0)
+        place = place_of(at, before, last)
         return (
             _status(run),
             _charts(run),
             gr.update(visible=bool(pictures)),
-            gr.update(maximum=max(last, 1), value=last, interactive=last > 0),
-            _picture(run, last),
+            gr.update(maximum=max(last, 1), value=place, interactive=last > 0),
+            _picture(run, place),
             gr.Timer(active=not _ended(run)),
+            last,
         )
 
     def picture(at: float) -> Any:
         return _picture(read_run_folder(work.run), int(at))
 
     event = {"show_progress": "hidden", "api_visibility": "private"}
-    timer.tick(plainly(shown), [step], [told, charts, history, step, regions, timer], **event)
+    outputs = [told, charts, history, step, regions, timer, newest]
+    timer.tick(plainly(shown), [step, newest], outputs, **event)
     step.release(plainly(picture), [step], [regions], **event)
-    work.loads.append((plainly(lambda: shown(0)), [told, charts, history, step, regions, timer]))
+    work.loads.append((plainly(lambda: shown(0, 0)), outputs))
+
+
+def place_of(at: float, before: int, last: int) -> int:
+    """The picture to show where the slider is at `at` and the last picture was `before`, and is `last` by now."""
+    return last if at >= before else min(int(at), last)
 
 
 def _ended(run: RunFolder) -> bool:
@@ -62,11 +70,21 @@ def _ended(run: RunFolder) -> bool:
 
 def _status(run: RunFolder) -> str:
     """One line on how far the run is."""
-    step, steps = run.last("step"), run.status.get("steps")
+    step, steps = run.last("step"), total_steps(run)
     if step is None:
         return "No step was logged yet."
     text = f"Step {step:,.0f}" + (f" of {steps:,}" if steps else "")
-    return f"{text}; the run has ended." if _ended(run) else f"{text}; looked at every {_EVERY:.0f} s."
+    return f"{text}; the run has ended." if _ended(run) else f"{text}; refreshes every {_EVERY:.0f} s."
+
+
+def total_steps(run: RunFolder) -> int | None:
+    """Steps of the whole run; None where its files do not tell. `steps` in status.json are those done so far."""
+    if run.status.get("finished"):
+        return run.status.get("steps")
+    names = ("max_steps", "epochs", "batch_size")
+    steps, epochs, batch = (n if isinstance(n, int) and n > 0 else None for n in map(run.setting, names))
+    images = run.status.get("source_images")
+    return steps or (epochs * (images // batch) if epochs and images and batch else None)
 
 
 def _charts(run: RunFolder) -> Markup:
@@ -86,5 +104,7 @@ def _picture(run: RunFolder, place: int) -> Any:
     if not pictures:
         return None
     step, name = pictures[min(place, len(pictures) - 1)]
-    with Image.open(io.BytesIO(run.content(name))) as image:
-        return gr.update(value=image.convert("RGB"), label=f"step {step:,}", show_label=True)
+    found = run.picture(name)
+    if isinstance(found, str):
+        return gr.update(value=None, label=found, show_label=True)
+    return gr.update(value=found, label=f"step {step:,}", show_label=True)

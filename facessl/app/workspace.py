@@ -16,9 +16,9 @@ from torch import nn
 
 from facessl.app.faces import ENDINGS, Faces, open_faces
 from facessl.app.guard import is_inside
-from facessl.app.names import People
+from facessl.app.people_table import People
 from facessl.core.errors import ConfigError, FaceSSLError
-from facessl.core.tables import printable_lines
+from facessl.core.tables import printable, printable_lines
 from facessl.data.decode import decode, read_file
 from facessl.inference.embed import load_embedder
 from facessl.inference.trained_task import Embedder, Trained, load_trained
@@ -28,8 +28,14 @@ from facessl.pretrained.load import load_method, weight_files
 
 #: What galleries of faces have in common.
 GALLERY: dict[str, Any] = {
-    **{"height": "auto", "object_fit": "contain", "format": "jpeg", "show_label": False, "fit_columns": False},
-    **{"allow_preview": False, "interactive": False, "buttons": []},
+    "height": "auto",
+    "object_fit": "contain",
+    "format": "jpeg",
+    "show_label": False,
+    "fit_columns": False,
+    "allow_preview": False,
+    "interactive": False,
+    "buttons": [],
 }
 
 
@@ -45,7 +51,8 @@ class Workspace:
         workers: loader processes.
         people: the groups of the faces and their names; None without faces.
         loads: (function, outputs) of the tabs, called when a browser opens the page.
-        lock: held while a network computes, as several browsers may ask at once.
+        lock: held while a network computes a batch, as several browsers may ask at once.
+        pass_lock: held during a pass over all faces, so that two do not slow each other down.
     """
 
     run: str
@@ -56,6 +63,20 @@ class Workspace:
     people: People | None = None
     loads: list[tuple[Callable[..., Any], list[Any]]] = field(default_factory=list)
     lock: Any = field(default_factory=threading.RLock)
+    pass_lock: Any = field(default_factory=threading.Lock)
+
+    def add(self, model: Trained) -> None:
+        """Take a trained task, which from then on predicts one batch at a time for all browsers."""
+        task: Any = model.task
+        predict = task.predict
+
+        @functools.wraps(predict)
+        def one_at_a_time(x: Any) -> Any:
+            with self.lock:
+                return predict(x)
+
+        task.predict = one_at_a_time
+        self.models[model.name] = model
 
     @functools.cached_property
     def embedder(self) -> Backbone | Embedder:
@@ -63,13 +84,15 @@ class Workspace:
         return load_embedder(self.run).to(self.device)
 
     @functools.cached_property
-    def method(self) -> nn.Module | None:
-        """The method of the run where it has regions; None where it has none."""
+    def method(self) -> nn.Module | str:
+        """The method of the run where it has regions, else a sentence that says why there are none."""
         try:
             method: Any = load_method(self.run)
-        except FaceSSLError:
-            return None
-        return method.to(self.device) if has_regions(method) else None
+        except FaceSSLError as error:
+            return str(error)
+        if has_regions(method):
+            return method.to(self.device)
+        return "this method finds none; `facessl pretrain SOURCE --config fra/regions` trains one that does"
 
 
 def plainly(function: Callable[..., Any], failed: Callable[[], Any] = gr.skip) -> Callable[..., Any]:
@@ -83,7 +106,7 @@ def plainly(function: Callable[..., Any], failed: Callable[[], Any] = gr.skip) -
         except FaceSSLError as error:
             warn(str(error))
         except OSError as error:
-            warn(f"the system refuses: {' '.join(str(error).split())}")
+            warn(f"operating system error: {' '.join(str(error).split())}")
         return failed()
 
     return handler
@@ -97,6 +120,11 @@ def warn(sentence: str) -> None:
 def _text(sentence: str) -> str:
     """A sentence, which may name files and labels, as the HTML that messages of the page are."""
     return html.escape(printable_lines(sentence[:1].upper() + sentence[1:]))
+
+
+def code(name: str) -> str:
+    """A name as text for between the backquotes of Markdown."""
+    return printable(name).replace("`", "'")
 
 
 def photo_input(**options: Any) -> Any:
@@ -131,21 +159,20 @@ def open_workspace(
     workers: int,
     device: str,
 ) -> Workspace:
-    """Read what the page is opened with; arguments as for `launch.serve`.
+    """Read what the page is opened with; arguments as for `facessl.app.serve.serve`.
 
     Raises:
         ConfigError: two models of a task, or no folder for the cache.
         CheckpointError, DataError: no network or no faces there.
     """
     own = [run] if "task" in weight_files(run) else []
-    trained: dict[str, Trained] = {}
+    work = Workspace(run, device, workers=workers)
     for path in [*own, *models]:
         model = load_trained(path)
-        if model.name in trained:
+        if model.name in work.models:
             raise ConfigError(f"{path} is a second model of {model.name}: name one of each task with --models")
         model.module.to(device)
-        trained[model.name] = model
-    work = Workspace(run, device, trained, workers=workers)
+        work.add(model)
     if source is None:
         if not own and not Path(run).is_dir():
             work.embedder  # noqa: B018  a network that is not there is told before the page opens

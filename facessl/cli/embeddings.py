@@ -38,7 +38,8 @@ def cmd_embed(
     import torch
 
     from facessl.core import files, launch
-    from facessl.core.distributed import ranks
+    from facessl.core.distributed import launched, ranks
+    from facessl.core.progress import ProgressLine
     from facessl.data.source import open_source
     from facessl.inference.embed import load_embedder
     from facessl.inference.embed_file import embed_to_file
@@ -48,7 +49,7 @@ def cmd_embed(
     files.check_output(out)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": launch.loader_workers(workers)}
     options |= {"precision": precision, "max_bad": max_bad}
-    with launch.one_error_in_distributed("give the same command again, which goes on with what is done"):
+    with launch.expected_errors("give the same command again, which goes on with what is done"):
         place: Any = computing_device(device, threads)
         backbone: Any = load_embedder(run)
         if ranks()[0] > 1:
@@ -58,7 +59,8 @@ def cmd_embed(
         else:
             backbone.to(place, memory_format=torch.channels_last)
             opened = open_source(source)
-        found = embed_to_file(out, backbone, opened, **options)
+        with ProgressLine("image", enabled=launched()[0] == 0) as progress:
+            found = embed_to_file(out, backbone, opened, progress=progress, **options)
     if found is not None:
         count, skipped = found
         list_skipped(skipped)

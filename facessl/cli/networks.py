@@ -161,7 +161,7 @@ def cmd_predict(
         raise ConfigError(
             f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
         )
-    with launch.one_error_in_distributed("give the same command again"):
+    with launch.expected_errors("give the same command again"):
         trained.module.to(computing_device(device, threads))
         if ranks()[0] > 1:
             trained.module.to(launch.start_fabric(device, precision).device)
@@ -270,10 +270,10 @@ def cmd_app(argv: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads that compute; by default one per core")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     given = parsed_words(parser, argv, "app")
-    from facessl.app import launch
+    from facessl.app.serve import serve
     from facessl.core.launch import loader_workers
 
     place = computing_device(given.pop("device"), given.pop("threads"))
     cache, workers = given.pop("cache"), loader_workers(given.pop("workers"))
-    launch.serve(**given, cache=None if cache is None else Path(cache), workers=workers, device=place)
+    serve(**given, cache=None if cache is None else Path(cache), workers=workers, device=place)
     return 0

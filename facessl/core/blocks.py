@@ -12,11 +12,12 @@ import glob
 import hashlib
 import itertools
 import json
+import operator
 import os
 import shutil
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
@@ -79,6 +80,7 @@ class Blocks:
         """
         self._output, self._compute, self._valid, self._readable, self._piece = output, compute, valid, readable, piece
         size = piece * max(1, min(_LONGEST, -(-count // _BLOCKS)) // piece)
+        self._size = size
         about = repr((about, size)).encode(errors="surrogateescape")
         self._head = hashlib.blake2b(about, digest_size=16).hexdigest().encode() + b"\n"
         self._folder = output.with_name(f".{output.name}.{self._head[:12].decode()}.parts")
@@ -188,32 +190,41 @@ class Blocks:
     def _known(self, file: Path, positions: Sequence[int]) -> bool:
         """Whether a block is there, complete, and would become the same again."""
         try:
-            records = [record for record, _ in self._read(file)]
+            records = [found for found, _ in self._read(file)]
         except (OSError, DataError):
             return False
-        there = {position for record in records for position in record["positions"]}
-        unreadable = [position for record in records for position in record["unreadable"]]
+        there = {position for found in records for position in found["positions"]}
+        unreadable = [position for found in records for position in found["unreadable"]]
         return there.issuperset(positions) and not any(map(self._readable, unreadable))
 
     def _read(self, file: Path) -> Iterator[tuple[Record, IO[bytes]]]:
         """Each record, and the file, open where its bytes begin. DataError where the block was changed."""
         with open_regular(file, most=None) as opened:
             size, line = os.fstat(opened.fileno()).st_size, opened.readline(_LINE)
-            right = line == self._head
+            right, rest = line == self._head, range(int(file.name), int(file.name) + self._size)
             while right and (line := opened.readline(_LINE)) != _END:
                 try:
-                    record: Record = json.loads(line)
+                    found: Record = json.loads(line)
                 except (ValueError, RecursionError):
                     break
-                if misfit(record, Record) or min(record["sizes"], default=0) < 0 or not self._valid(record):
+                if misfit(found, Record) or min(found["sizes"], default=0) < 0:
                     break
-                end = opened.tell() + sum(record["sizes"])
+                positions, unreadable = found["positions"], found["unreadable"]
+                if not (_rising(positions, rest) and _rising(unreadable, {*positions}) and self._valid(found)):
+                    break
+                rest = range(positions[-1] + 1, rest.stop) if positions else rest
+                end = opened.tell() + sum(found["sizes"])
                 if end > size:
                     break
-                yield record, opened
+                yield found, opened
                 opened.seek(end)
         if line != _END:
             raise DataError(f"{file} was changed: remove it, and run the same command again")
+
+
+def _rising(positions: list[int], of: Container[int]) -> bool:
+    """Whether the positions rise and are some of others."""
+    return all(itertools.starmap(operator.lt, itertools.pairwise(positions))) and all(p in of for p in positions)
 
 
 def remove_blocks(output: Path) -> None:

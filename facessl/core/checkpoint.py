@@ -28,7 +28,10 @@ _MOST_REPEATED = 1 << 30
 
 
 class TrainingCheckpoint(TypedDict, total=False):
-    """A training checkpoint: `config` as `config.yaml` holds it, `method` the network's tensors by name."""
+    """What loading a network from a training checkpoint needs; the rest, for resuming, is `Trainer.state`'s.
+
+    `config` is what `config.yaml` holds, `method` the network's tensors by name.
+    """
 
     format: str
     step: Required[int]

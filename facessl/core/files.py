@@ -103,18 +103,23 @@ def most_open_files() -> int:
 
 
 def open_own(path: str | Path, mode: str) -> IO[Any]:
-    """`open` for writing to a file that is kept ("a", "a+"). OSError where it is a link, pipe or device, or has a
-    second name (a hard link)."""
+    """`open` for writing to a file that is kept ("a", "a+") or emptied ("w"). OSError where it is a link, pipe or
+    device, or has a second name (a hard link); it is then left as it is."""
 
     def opener(name: str, flags: int) -> int:
+        if not hasattr(os, "O_NOFOLLOW") and os.path.islink(name):  # Windows
+            raise _not_own(name)
+        empty = getattr(os, "O_TRUNC", 0)
         try:
-            descriptor = os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | _FLAGS, 0o666)
+            descriptor = os.open(name, (flags & ~empty) | getattr(os, "O_NOFOLLOW", 0) | _FLAGS, 0o666)
         except OSError as error:
             if os.path.islink(name) or error.errno == errno.ENXIO:  # a pipe that nobody reads
                 raise _not_own(name) from None
             raise
         status = os.fstat(descriptor)
         if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+            if flags & empty:  # only now, as what is refused keeps its content
+                os.ftruncate(descriptor, 0)
             return descriptor
         os.close(descriptor)
         raise _not_own(name)

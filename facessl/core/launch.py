@@ -90,12 +90,14 @@ def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def one_error_in_distributed(
+def expected_errors(
     again: str = "go on with --resume --out RUN, on any number of ranks that divides the batch",
 ) -> Iterator[None]:
-    """An expected error leaves the process group, so that the launcher ends the other ranks instead of a hang.
+    """What is expected to go wrong while networks run becomes a `FaceSSLError`, which ends all ranks.
 
-    A broken connection to another rank is one sentence that says how to go on, `again`.
+    Such an error leaves the process group, so that the launcher ends the other ranks instead of a hang. A batch that is
+    too small for batch norm, and a broken connection to another rank, are one sentence; the latter says how to go on,
+    `again`.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What an answer that does not look at the image scores: the mean shape or the average mask of the training images."""
+"""What an answer that does not look at the image scores: the mean shape, or the most frequent class of each pixel."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Constant:
     """The same answer for every image.
 
     Attributes:
-        name: of the answer: mean shape, or average mask.
-        answer: predictions (`Task.predict`) of one image, without the dimension of the batch.
+        name: of the answer: mean shape, or most frequent class of each pixel.
+        answer: predictions (`Task.predict`) of one image, without the dimension of the batch: `landmarks` (L, 2), or
+            `scores` (S, S), here the number of a class for each pixel.
     """
 
     def __init__(self, name: str, answer: Mapping[str, Tensor]) -> None:
@@ -45,7 +46,7 @@ def constant(task: Any, train: Source, augment: Augment, *, image_size: int, max
     """The answer to a task with landmarks or masks that does not look at the image; None for other tasks.
 
     Args:
-        task: with landmarks it is their mean place in the view, with masks the commonest class of each pixel.
+        task: with landmarks it is their mean place in the view, with masks the most frequent class of each pixel.
         train: training images.
         augment: gives the crop.
         image_size: side of the views in pixels.
@@ -67,4 +68,4 @@ def constant(task: Any, train: Source, augment: Augment, *, image_size: int, max
             counts = counts + torch.stack([(batch.mask == number).sum(0) for number in classes])
     if known.any():
         return Constant("mean shape", {"landmarks": total / known.clamp(min=1)})
-    return Constant("average mask", {"scores": counts.argmax(0)}) if counts.any() else None
+    return Constant("most frequent class of each pixel", {"scores": counts.argmax(0)}) if counts.any() else None

@@ -100,7 +100,8 @@ def find_mistakes(
         workers: loader processes; 0: none.
         precision: fp32, bf16 or fp16.
         max_bad: fraction of unreadable images above which it stops.
-        train: training images, of which the mean shape or average mask is scored as well (`scores["constant"]`).
+        train: training images, whose mean shape or most frequent class of each pixel is scored as well
+            (`scores["constant"]`).
 
     Raises:
         ConfigError: `count` is below 1, the source is a stream, or has classes that training lacks.
@@ -114,7 +115,9 @@ def find_mistakes(
     task = trained.task
     opened = usable(opened, task.needs if opened.pairs is None else ())
     meter, scores = measure(
-        *(task, opened, trained.augment),
+        task,
+        opened,
+        trained.augment,
         image_size=trained.image_size,
         beside=None if train is None else constant(task, train, trained.augment, image_size=trained.image_size),
         batch_size=batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -41,12 +41,14 @@ def embed_to_file(
     workers: int = 0,
     precision: str = "fp32",
     max_bad: float = 0.05,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, list[tuple[str, str]]] | None:
     """Write the embeddings of a source. Every rank of a job calls this, and the last one to end writes the file.
 
     Args:
         path: as for `write_embeddings`; every rank sees its folder.
         backbone, source, batch_size, workers, precision, max_bad: as for `facessl.embed`.
+        progress: called with numbers of images of this rank, done and in total; not for a stream.
 
     Returns:
         Rows written and (key, reason) of the images that were skipped; None on the ranks that ended before the last.
@@ -62,12 +64,13 @@ def embed_to_file(
     if source.streaming:
         return write_embeddings(path, embedding_batches(backbone, source, max_bad=max_bad, **options))
     network, width = network_id(backbone, precision), backbone.num_features
+    labeled, classes = "label" in source.provides, len(source.label_names) or 1 << 63
 
     def compute(batches: Iterator[Sequence[int]]) -> Iterator[list[Found]]:
         asked, given = itertools.tee(batches)
         found = embedding_batches(backbone, source, max_bad=max_bad, batches=given, network=network, **options)
         for part, positions in zip(found, asked, strict=False):
-            labels = None if part.labels is None else part.labels.tolist()
+            labels = part.labels.tolist() if labeled and part.labels is not None else None
             unreadable = sorted({*positions}.difference(part.index.tolist()))
             yield [record(positions, unreadable, {"labels": labels, "skipped": part.skipped}, [part.array.tobytes()])]
 
@@ -75,8 +78,10 @@ def embed_to_file(
         values, missing = found["values"], len(found["unreadable"])
         if misfit(values, _Batch) or len(values["skipped"]) != missing:
             return False
-        rows = len(found["positions"]) - missing
-        return found["sizes"] == [4 * width * rows] and (values["labels"] is None or len(values["labels"]) == rows)
+        rows, labels = len(found["positions"]) - missing, values["labels"]
+        if found["sizes"] != [4 * width * rows] or (rows and (labels is not None) != labeled):
+            return False
+        return labels is None or (len(labels) == rows and all(-1 <= label < classes for label in labels))
 
     blocks = Blocks(
         path,
@@ -91,7 +96,7 @@ def embed_to_file(
     with only_writer(path, folder=False) if world_size() == 1 else contextlib.nullcontext():
         blocks.begin()
         gathered(None)  # a rank that came later could find the work done, and begin again
-        blocks.work()
+        blocks.work(progress)
         with blocks.joined() as records:
             return None if records is None else write_locked(path, _rows(records, source, width, network, max_bad))
 

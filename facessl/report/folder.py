@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Required, TypedDict
 
 import numpy as np
+from PIL import Image
 
 from facessl.config.paths import without_secrets
 from facessl.config.run import flatten
@@ -29,6 +30,8 @@ BOOKKEEPING = frozenset(
 )
 #: Bytes of the largest file of each kind that is read.
 _MOST_BYTES = {".yaml": 1 << 18, ".json": 16 << 20, ".csv": 64 << 20, ".png": 64 << 20, ".jpg": 4 << 20}
+#: Of a picture that is shown; decoded it takes four bytes a pixel.
+_MAX_PIXELS = 40_000_000
 #: Columns of metrics.csv that are drawn, and levels of JSON.
 _MOST_COLUMNS, _DEEPEST = 200, 40
 #: Numbers of this size and more are not measurements, and break sums and axes.
@@ -160,14 +163,15 @@ class RunFolder:
         keep = np.isfinite(self.table[column]) & np.isfinite(self.table["step"])
         return self.table["step"][keep], self.table[column][keep]
 
-    def first(self, column: str, position: int = 0) -> float | None:
+    def first(self, column: str) -> float | None:
         """First value of a column; None where there is none."""
         values = self.series(column)[1]
-        return float(values[position]) if len(values) else None
+        return float(values[0]) if len(values) else None
 
     def last(self, column: str) -> float | None:
         """Last value of a column; None where there is none."""
-        return self.first(column, -1)
+        values = self.series(column)[1]
+        return float(values[-1]) if len(values) else None
 
     def pictures(self) -> list[tuple[int, str]]:
         """Region pictures taken while training, as (step, name of the file), in the order of the steps."""
@@ -177,6 +181,18 @@ class RunFolder:
     def content(self, name: str) -> bytes:
         """A file of the folder. OSError: it is missing, a link, not a regular file, or too large to be a run's."""
         return _content(self.path, name)
+
+    def picture(self, name: str) -> Image.Image | str:
+        """A picture of the folder as RGB; a sentence where it is too large or damaged."""
+        kind = "JPEG" if name.endswith(".jpg") else "PNG"
+        try:
+            with Image.open(io.BytesIO(self.content(name)), formats=(kind,)) as image:
+                if image.width * image.height > _MAX_PIXELS:
+                    return f"{name} is not shown: it has more than {_MAX_PIXELS:,} pixels."
+                return image.convert("RGB")
+        except Exception as error:  # foreign bytes make Pillow raise almost anything
+            reason = getattr(error, "strerror", None) or f"it is damaged, or not a {kind} file"
+            return f"{name} cannot be read: {reason}."
 
 
 def read_run_folder(path: str | Path) -> RunFolder:

@@ -21,8 +21,6 @@ from facessl.report.folder import RunFolder, by_task
 
 _MAX_SKIPPED = 20
 _MAX_FRAMES = 8
-#: Of a picture that is shown; decoded it takes four bytes a pixel.
-_MAX_PIXELS = 40_000_000
 _MAX_HEIGHT = 16_000  # of WebP
 Numbers = Mapping[str, Any]
 
@@ -190,7 +188,7 @@ def _about(kind: str, measure: str, attributes: bool) -> str:
     if measure == "probability":
         which = ", one of each attribute" if attributes else ""
         return f"Wrong answers on the test part that the model was surest of{which}, the surest first."
-    return "Pairs of the test part that were told wrong, those farthest from the threshold first."
+    return "Misclassified pairs of the test part, those farthest from the threshold first."
 
 
 def _summary(n: Numbers) -> dict[str, str]:
@@ -238,17 +236,11 @@ def _flat(value: Any) -> str:
 
 def _picture(run: RunFolder, name: str, width: int) -> dict[str, Any] | str:
     """Attributes of an `img` that holds the picture, at most `width` pixels wide; a sentence where it is damaged."""
-    out, kind = io.BytesIO(), "JPEG" if name.endswith(".jpg") else "PNG"
-    try:
-        with Image.open(io.BytesIO(run.content(name)), formats=(kind,)) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                return f"{name} is not shown: it has more than {_MAX_PIXELS:,} pixels."
-            picture = image.convert("RGB")
-        picture.thumbnail((width, _MAX_HEIGHT), Image.Resampling.LANCZOS, reducing_gap=None)
-        picture.save(out, format="WEBP", quality=88, method=4)
-    except Exception as error:  # foreign bytes make Pillow raise almost anything
-        reason = getattr(error, "strerror", None) or f"it is damaged, or not a {kind} file"
-        return f"{name} cannot be read: {reason}."
+    picture, out = run.picture(name), io.BytesIO()
+    if isinstance(picture, str):
+        return picture
+    picture.thumbnail((width, _MAX_HEIGHT), Image.Resampling.LANCZOS, reducing_gap=None)
+    picture.save(out, format="WEBP", quality=88, method=4)
     source = f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
     return {"alt": Path(name).stem, "width": picture.width, "height": picture.height, "src": source}
 

@@ -48,7 +48,6 @@ def baselines(scores: Mapping[str, Any]) -> dict[str, float]:
     constant = scores.get("constant") or {"answer": "", "scores": {}}
     found = {
         "majority class": _majority(scores),
-        "mean shape": scores.get("mean_shape_nme"),
         constant["answer"]: constant["scores"].get((scores.get("headline") or {}).get("name")),
         "random weights": untrained.get("value"),
     }
@@ -56,7 +55,7 @@ def baselines(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _majority(scores: Mapping[str, Any]) -> float | None:
-    """The accuracy of always giving the commonest answer; of pairs that of saying all are of one kind."""
+    """The accuracy of always giving the most frequent answer; of pairs that of saying all are of one kind."""
     same, different = scores.get("same"), scores.get("different")
     if same and different:
         return float(max(same, different) / (same + different))
@@ -67,12 +66,11 @@ def _majority(scores: Mapping[str, Any]) -> float | None:
 def without_looking(scores: Mapping[str, Any]) -> dict[str, float]:
     """What each score is of an answer that does not look at the image, where it is known.
 
-    These are the commonest class or value, the mean shape or the average mask, and chance for scores of a ranking.
+    These are the most frequent class or value, the mean shape or the most frequent class of each pixel, and chance for
+    scores of a ranking.
     """
     found = dict((scores.get("constant") or {"scores": {}})["scores"])
     common, classes = _majority(scores), len(scores.get("per_class") or ())
-    if "mean_shape_nme" in scores:
-        found[(scores.get("headline") or {}).get("name", "")] = scores["mean_shape_nme"]
     if common is not None:
         found |= {"accuracy": common, "mean_accuracy": common, "mean_balanced_accuracy": 0.5}
     if common is not None and classes:
@@ -94,7 +92,7 @@ def against_baselines(run: RunFolder) -> list[tuple[str, bool]]:
         lower = headline.get("better") == "lower"
         told = score(value, headline["name"], headline.get("unit") or "fraction")
         than = "always answering the majority class" if name == "majority class" else name
-        than = f"the {name}" if name in ("mean shape", "average mask") else than
+        than = f"the {name}" if name in ("mean shape", "most frequent class of each pixel") else than
         word = "better than" if name != "majority class" else "below" if lower else "above"
         found.append((f"{word} {than} ({told})", high < value if lower else low > value))
     return found
@@ -109,7 +107,7 @@ def score_rows(run: RunFolder) -> list[dict[str, Any]]:
     chance, rows = without_looking(run.test), []
     for name, value in sorted(run.test.items(), key=lambda item: isinstance(item[1], int)):  # counts last
         plain = isinstance(value, int | float | None) and not name.endswith("_interval")
-        if not plain or name in ("majority_class", "majority", "mean_shape_nme"):
+        if not plain or name in ("majority_class", "majority"):
             continue
         of, near, base = unit(run, name), run.test.get(f"{name}_interval"), chance.get(name)
         rows.append(

@@ -22,7 +22,7 @@ from facessl.config.paths import SOURCES, located, published, without_secrets
 from facessl.config.run import differences
 from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError
-from facessl.core.launch import loader_workers, one_after_another, one_error_in_distributed, start_fabric
+from facessl.core.launch import expected_errors, loader_workers, one_after_another, start_fabric
 from facessl.core.lock import only_writer
 from facessl.core.yaml_file import read_yaml
 from facessl.data.loader import TrainLoader
@@ -70,7 +70,7 @@ def run_job(job: Job) -> Any:
     Raises:
         FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
     """
-    with one_error_in_distributed(), warnings.catch_warnings(), contextlib.ExitStack() as lock:
+    with expected_errors(), warnings.catch_warnings(), contextlib.ExitStack() as lock:
         warnings.filterwarnings("ignore", module="lightning.*")
         asked = job.config
         fabric = start_fabric(asked.device, asked.precision, getattr(asked, "strategy", "auto"))

@@ -15,8 +15,8 @@ import simplejpeg
 from PIL import Image
 
 from facessl.app.faces import Faces, open_faces
-from facessl.app.launch import prepare
-from facessl.app.names import People
+from facessl.app.people_table import People
+from facessl.app.serve import prepare
 from facessl.core.errors import ConfigError, DataError
 from facessl.inference.embed import load_embedder
 from facessl.inference.groups import Groups
@@ -79,7 +79,7 @@ def test_names_survive_a_restart_and_new_groups(faces: Faces) -> None:
     people.regroup(Groups(faces.rows.keys, labels, np.ones(12)))
     people.rename(people.members(1).tolist(), "=Ada, <b>")
     again = People.of(faces)
-    assert (len(again.groups), again.name(0), again.name(1)) == (2, "", "=Ada, <b>")
+    assert (again.groups, again.name(0), again.name(1)) == ([0, 1], "", "=Ada, <b>")
     again.regroup(Groups(faces.rows.keys, np.where(labels == 0, 1, np.where(labels == 1, 0, -1)), np.ones(12)))
     assert People.of(faces).name(0) == "=Ada, <b>"
     people.rename(people.members(0).tolist(), "Bob")  # of a browser that has not seen the new groups
@@ -99,6 +99,13 @@ def test_browsers_that_name_and_look_at_once_lose_nothing(faces: Faces) -> None:
     with pytest.raises(ConfigError, match="1,000,000 characters"):
         people.rename([0], 1_000_000 * "x")
     assert People.of(faces).names[0] == "name 0"
+
+
+def test_groups_keep_their_numbers_where_one_has_lost_its_faces(faces: Faces) -> None:
+    people = People.of(faces)
+    people.regroup(Groups(faces.rows.keys, np.array([0] * 6 + [2] * 4 + [-1] * 2), np.ones(12)))
+    assert people.groups == [0, 2]
+    assert [len(people.members(number)) for number in people.groups] == [6, 4]
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ pytest.importorskip("gradio", reason="the extra `app` is not installed")
 pytest.importorskip("plotly", reason="the extra `app` is not installed")
 
 from facessl.app.guard import Door
-from facessl.app.launch import prepare
 from facessl.app.page import build, launch
+from facessl.app.serve import prepare
 from facessl.app.workspace import Workspace, open_workspace, photo_input
 from facessl.core.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""What a killed process leaves is removed, and nothing else."""
+"""What a killed process leaves is removed, and nothing else; what is not written to stays as it is."""
 
 from __future__ import annotations
 
@@ -32,3 +32,19 @@ def test_the_next_call_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     files.check_output(tmp_path, folder=True)
     assert {*tmp_path.iterdir()} == {*kept, tmp_path / "out"}
     assert [*(tmp_path / "out").iterdir()] == [other], "another machine's, as the first of eight digits says"
+
+
+@pytest.mark.fault("E6", "a file with a second name was emptied before it was refused")
+@pytest.mark.parametrize("link", ["hardlink_to", "symlink_to"])
+def test_a_file_that_is_not_written_to_keeps_its_content(link: str, tmp_path: Path) -> None:
+    mine, yours = tmp_path / "mine", tmp_path / "yours"
+    yours.write_text("kept")
+    getattr(mine, link)(yours)
+    with pytest.raises(OSError, match="mine is a link"):
+        files.open_own(mine, "wb")
+    assert yours.read_text() == "kept"
+    mine.unlink()
+    for text in (b"longer", b"new"):
+        with files.open_own(mine, "wb") as file:
+            file.write(text)
+    assert mine.read_bytes() == b"new"

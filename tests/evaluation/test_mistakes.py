@@ -129,7 +129,7 @@ def test_wrong_pairs_are_ranked_by_their_distance_from_the_threshold() -> None:
     assert found.picture(found.worst[0]).shape == (320, 2 * 320 + 12, 3)
 
 
-def test_the_mean_shape_and_the_average_mask_of_the_training_images_are_scored() -> None:
+def test_training_images_mean_shape_and_most_frequent_class_of_each_pixel_are_scored() -> None:
     points = np.stack([s.landmarks for s in SAMPLES])  # type: ignore[misc]
     found = found_by("alignment", {"landmarks": torch.from_numpy(points)}, train=SOURCE, width=8, heatmap_size=8)
     eyes = np.linalg.norm(points[:, 36] - points[:, 45], axis=1)

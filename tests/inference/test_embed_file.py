@@ -156,3 +156,35 @@ def test_what_lies_beside_the_file_is_checked(
     (folder / f"{0:012d}").write_bytes(b"\n".join([first, changed, rest]))
     embed_to_file(out, network, source)
     assert pq.read_table(out).equals(whole)
+
+
+@pytest.mark.fault("E6", "a block with a foreign position, a repeated one or an unknown class ended in a traceback")
+@pytest.mark.parametrize(
+    ("positions", "unreadable", "labels"),
+    [
+        ([0, 1, 2, 3, 4, 999], [], 6 * [0]),
+        ([0, 1, 2, 3, 4, 4], [], 6 * [0]),
+        ([0, 1, 2, 3, 4, 7], [], 6 * [0]),
+        ([0, 1, 2, 3, 4], [999], 4 * [0]),
+        ([0, 1, 2, 3, 4], [], 5 * [999]),
+        ([0, 1, 2, 3, 4], [], 5 * [-2]),
+        ([0, 1, 2, 3, 4], [], None),
+    ],
+)
+def test_a_block_that_does_not_fit_the_source_is_computed_again(
+    positions: list[int], unreadable: list[int], labels: Any, words: list[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    network, source = load_embedder(tmp_path / "net.safetensors"), open_source(str(tmp_path / "faces"))
+    with monkeypatch.context() as kept:
+        kept.setattr("shutil.rmtree", lambda *_, **__: None)
+        embed_to_file(tmp_path / "e.parquet", network, source, batch_size=5)
+    whole = pq.read_table(tmp_path / "e.parquet")
+    block = next(tmp_path.glob(".e.parquet.*.parts")) / f"{0:012d}"
+    first, head, _ = block.read_bytes().split(b"\n", 2)
+    size = 4 * network.num_features * (len(positions) - len(unreadable))
+    values = {"labels": labels, "skipped": [["key", "reason"] for _ in unreadable]}
+    record = {"positions": positions, "unreadable": unreadable, "values": values, "sizes": [size]}
+    assert json.loads(head).keys() == record.keys()
+    block.write_bytes(b"\n".join([first, json.dumps(record).encode(), bytes(size) + b"null\n"]))
+    embed_to_file(tmp_path / "e.parquet", network, source, batch_size=5)
+    assert pq.read_table(tmp_path / "e.parquet").equals(whole)

@@ -13,6 +13,7 @@ from torch import Tensor
 from facessl.core.errors import ConfigError
 from facessl.data.label_fractions import same_classes
 from facessl.data.source import Source
+from facessl.evaluation.baselines import Constant
 from facessl.evaluation.features import Features
 from facessl.evaluation.protocols._solvers import Loss
 from facessl.tasks.alignment import AlignmentArgs, AlignmentMeter
@@ -137,11 +138,13 @@ class LinearTask:
         return -found if self.kind.chosen_by.startswith("-") else found
 
     def result(self, part: Loaded, outputs: np.ndarray) -> dict[str, Any]:
-        """The meter's scores of the test images; for landmarks also `mean_shape_nme`, of training's mean landmarks."""
+        """The meter's scores of the test images; for landmarks also `constant`, those of training's mean landmarks."""
         found: dict[str, Any] = self._measured(part, [outputs]).result()
         if self._mean is not None:
-            always = np.tile(self._mean.reshape(1, -1), (len(outputs), 1))
-            found["mean_shape_nme"] = -float(np.nanmean(self.scores(part, [always])))
+            always = Constant("mean shape", {"landmarks": torch.from_numpy(self._mean * self.size - 0.5)})
+            meter = self._measured(part, [])
+            meter.add(always.repeated(len(outputs)), part.found.batch(self.size))
+            found["constant"] = always.result(meter)
         return found
 
     def _measured(self, part: Loaded, outputs: list[np.ndarray]) -> Any:

@@ -63,7 +63,7 @@ class People:
         return [number for number in np.unique(self.labels).tolist() if number >= 0]
 
     def members(self, number: int) -> np.ndarray:
-        """Rows of a group, the surest first."""
+        """Rows of a group, most confident first."""
         own = np.flatnonzero(self.labels == number)
         return own[np.argsort(-self.probabilities[own], kind="stable")]
 
