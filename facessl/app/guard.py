@@ -12,7 +12,6 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -83,7 +82,7 @@ class Guard:
             if body is None or not self._names_uploads(body):
                 return await _refuse(send, "The request names a file that was not uploaded, or is no request.")
             receive = _again(body, receive)
-        if asked:
+        if self._is_token(asked):
             send = _with_cookie(send, f"{cookie}={asked}; Path=/; HttpOnly; SameSite=Strict")
         return await self.app(scope, receive, send)
 
@@ -97,11 +96,13 @@ class Guard:
         if "/proxy=" in path or "file=http" in path:
             return "Nothing is fetched from other addresses."
         if (scope["method"], path) in _OWN or any(
-            secrets.compare_digest(given.encode(), self.door.token.encode())
-            for given in (asked, _cookie(headers.get("cookie", ""), cookie))
+            map(self._is_token, (asked, _cookie(headers.get("cookie", ""), cookie)))
         ):
             return ""
         return "This page needs its token: open the whole address that facessl app printed in its terminal."
+
+    def _is_token(self, given: str) -> bool:
+        return secrets.compare_digest(given.encode(), self.door.token.encode())
 
     def _names_uploads(self, body: bytes) -> bool:
         try:
@@ -134,11 +135,9 @@ def _hostname(url: str) -> str:
 
 
 def _cookie(header: str, name: str) -> str:
-    try:
-        found = SimpleCookie(header).get(name)
-    except CookieError:
-        return ""
-    return "" if found is None else found.value
+    """A cookie; `http.cookies` would take none after an odd one of another program of this machine."""
+    given = (part.strip().partition("=") for part in header.split(";"))
+    return next((value for key, _, value in given if key == name), "")
 
 
 def _paths(value: object) -> Iterator[object]:

@@ -61,7 +61,8 @@ def test_the_token_is_asked_for_and_kept_by_the_browser(page: Page) -> None:
     assert page.ask("/")[:1] == (403,)
     assert page.ask("/config")[0] == page.ask("/?token=wrong")[0] == 403
     status, _, cookie = page.ask(f"/{page.query}")
-    assert (status, page.ask("/config", Cookie=cookie)[0]) == (200, 200)
+    assert (status, page.ask("/config", Cookie=f"odd={{[; {cookie}")[0]) == (200, 200)
+    assert page.ask("/config?token=wrong", Cookie=cookie)[::2] == (200, "")  # a link of another site logs nobody out
 
 
 @pytest.mark.parametrize(
