@@ -187,7 +187,7 @@ def _about(kind: str, measure: str, attributes: bool) -> str:
         return f"The test images with the worst {text.format_name(measure)}, the worst first.{sides}"
     if measure == "probability":
         which = ", one of each attribute" if attributes else ""
-        return f"Wrong answers on the test part that the model was surest of{which}, the surest first."
+        return f"Wrong answers on the test part that the model was surest of{which}, the most confident first."
     return "Misclassified pairs of the test part, those farthest from the threshold first."
 
 

@@ -108,13 +108,6 @@ def test_browsers_that_name_and_look_at_once_lose_nothing(faces: Faces) -> None:
     assert People.of(faces).names[0] == "name 0"
 
 
-def test_groups_keep_their_numbers_where_one_has_lost_its_faces(faces: Faces) -> None:
-    people = People.of(faces)
-    people.regroup(Groups(faces.rows.keys, np.array([0] * 6 + [2] * 4 + [-1] * 2), np.ones(12)))
-    assert people.groups == [0, 2]
-    assert [len(people.members(number)) for number in people.groups] == [6, 4]
-
-
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
