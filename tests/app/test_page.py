@@ -29,7 +29,7 @@ api.expect.set_options(timeout=60_000)
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     if os.environ.get("GITHUB_ACTIONS") and sys.platform == "linux":
-        pytest.fail("no chromium on this machine, where CI is set", pytrace=False)
+        pytest.fail("no chromium on this machine, which GitHub installs", pytrace=False)
     pytest.skip("no chromium on this machine", allow_module_level=True)
 
 #: A file and a class whose names would run as HTML.
