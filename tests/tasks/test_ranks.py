@@ -19,6 +19,7 @@ from facessl.core import launch
 from facessl.core.types import Batch, Sample
 from facessl.data.sources.synthetic import Synthetic
 from facessl.evaluation import score
+from facessl.inference import trained_task
 from facessl.training.trainer import Trainer
 from facessl.views.photometric import Photometric
 from tests.helpers import assert_same, free_port
@@ -40,7 +41,8 @@ def in_double() -> None:
         return batch
 
     Photometric.__call__ = double  # type: ignore[method-assign]
-    score.normalize = lambda *values: normalize(*values).double()
+    for module in (score, trained_task):
+        module.normalize = lambda *values: normalize(*values).double()  # type: ignore[attr-defined]
     launch.PRECISIONS["fp32"] = ("64-true", None)
 
 
