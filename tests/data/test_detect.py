@@ -301,7 +301,7 @@ def test_a_stopped_crop_goes_on_and_other_settings_are_refused(photos: Path, tmp
     assert sorted(row["image"] for row in rows(out)) == ["a/one.jpg", "b/two.jpg"]
     again = crop(str(photos), out, size=64)
     assert (again.new_photos, again.new_faces, again.faces) == (1, 0, 2)  # the broken one, once more
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(ConfigError, match="was made with --size 64, and this call is with --size 80"):
         crop(str(photos), out, size=80)
 
 
