@@ -195,7 +195,7 @@ def _kept(file: Path, count: int, schema: pa.Schema) -> pa.Array | None:
 
 
 def _is_thumbnail(jpeg: pa.LargeBinaryScalar) -> bool:
-    """Whether a JPEG has the size of a thumbnail. ValueError: it is no JPEG."""
+    """Whether a JPEG has the size of a thumbnail. ValueError: it is not a JPEG."""
     data = jpeg.as_py()
     return len(data) <= _MAX_BYTES and simplejpeg.decode_jpeg_header(data)[:2] == (SIDE, SIDE)
 

@@ -80,7 +80,7 @@ class Guard:
         elif scope["method"] == "POST":
             body = await _body(receive)
             if body is None or not self._names_uploads(body):
-                return await _refuse(send, "The request names a file that was not uploaded, or is no request.")
+                return await _refuse(send, "The request names a file that was not uploaded, or is not valid JSON.")
             receive = _again(body, receive)
         if self._is_token(asked):
             send = _with_cookie(send, f"{cookie}={asked}; Path=/; HttpOnly; SameSite=Strict")

@@ -75,7 +75,7 @@ def group(
     array = l2_normalize(rows.array) if metric == "cosine" else rows.array
     if pca_components is not None:
         array = principal_components(array, pca_components)[0]
-    if len(rows) < 2 * min_cluster_size:  # one group is no grouping
+    if len(rows) < 2 * min_cluster_size:  # a single group says nothing
         return Groups(rows.keys, np.full(len(rows), -1, np.int64), np.zeros(len(rows)))
     algorithm = "brute" if len(rows) <= _ALL_PAIRS else "auto"
     with warnings.catch_warnings():

@@ -86,7 +86,7 @@ def test_a_request_that_names_another_file_is_refused(page: Page, path: str, met
     path = path if "/" in path else str(page.folder / path)
     body = {"data": [{"path": path, "orig_name": "x", **meta}, ["Boxes"]], "fn_index": 0, "session_hash": "one"}
     status, told, _ = page.ask(f"/gradio_api/queue/join{page.query}", body)
-    assert (status, told) == (403, "The request names a file that was not uploaded, or is no request.\n")
+    assert (status, told) == (403, "The request names a file that was not uploaded, or is not valid JSON.\n")
     body["data"] = [None, ["Boxes"]]
     assert page.ask(f"/gradio_api/queue/join{page.query}", body)[0] == 200
 
