@@ -25,9 +25,9 @@ from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card
 from tests.helpers import environment, torchrun_command
 
-#: Tells the first position of each batch, and is killed where FATAL names it.
+#: Tells the first position of each batch, and is killed where FATAL names it, once the block at 20 is there.
 PROGRAM = """
-import os, signal, sys
+import glob, os, signal, sys, time
 from facessl.cli import main
 from facessl.inference import embed_file
 real = embed_file.embedding_batches
@@ -36,6 +36,8 @@ def told(*args, batches, **options):
         for positions in batches:
             print("embedding", positions[0], file=sys.stderr, flush=True)
             if os.environ.get("FATAL") == str(positions[0]):
+                while not glob.glob(".out.parquet.*.parts/*20"):
+                    time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
             yield positions
     return real(*args, batches=each(), **options)
