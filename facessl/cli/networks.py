@@ -49,7 +49,7 @@ def cmd_regions(
     write_regions(out, method, source, count=count, seed=seed)
     found: dict[str, Any] = {}
     if scores:
-        from facessl.evaluation.region_scores import region_table, score_regions
+        from facessl.evaluation.regions import region_table, score_regions
 
         found = score_regions(method, source, count=score_images, seed=seed)
         print(region_table(found))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from facessl.core.errors import DataError, PluginError
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.data.layouts import Layout, layout
 from facessl.data.source import Source
 from facessl.metrics.bootstrap import bootstrap_mean

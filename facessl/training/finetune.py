@@ -35,9 +35,9 @@ from facessl.report.examples import SHOWN, write_examples
 from facessl.report.write import write_report
 from facessl.tasks.base import Labels
 from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
-from facessl.training.finetuned_model import FinetunedModel
 from facessl.training.optimizers import build_finetune_optimizer
 from facessl.training.run import TrainingSetup, run_job, say
+from facessl.training.task_with_ema import TaskWithEma
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
@@ -78,7 +78,7 @@ class Finetuning:
     published: dict[str, Any]
     augment: Augment
     labels: Labels
-    model: FinetunedModel
+    model: TaskWithEma
 
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
@@ -114,7 +114,7 @@ class Finetuning:
         kind = FINETUNE.plugin(arguments.pop("name"))
         labels = self.labels = Labels.of(data.train, kind.needs)
         task = kind(self.backbone, labels, **arguments)
-        self.model = FinetunedModel(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
+        self.model = TaskWithEma(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
         if hasattr(task, "check"):
             task.check(augment)
         chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
@@ -293,7 +293,7 @@ class _Selection:
         self.augment = augment
         self.config = config
 
-    def __call__(self, model: FinetunedModel, progress: Progress) -> dict[str, float]:
+    def __call__(self, model: TaskWithEma, progress: Progress) -> dict[str, float]:
         """Monitor of the trainer: the headline of the part, by its name."""
         found = _score(model.eval_task, self.source, self.augment, self.config)["headline"]
         value = math.nan if found["value"] is None else float(found["value"])

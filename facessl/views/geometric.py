@@ -10,8 +10,8 @@ import numpy as np
 
 from facessl.core.errors import ConfigError
 from facessl.core.types import Sample
-from facessl.data.crop_geometry import resize, resize_to
 from facessl.data.decode import FACTORS
+from facessl.data.frame import resize, resize_to
 from facessl.data.loader import Made
 from facessl.views.spec import View
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.crop_geometry import Frame, similarity
+from facessl.data.frame import Frame, similarity
 from facessl.data.layouts import Layout
 from facessl.data.loader import Made
 from facessl.views import degrade
