@@ -89,7 +89,7 @@ def cmd_probe(argv: list[str]) -> int:
     from facessl.data.location import redacted
     from facessl.evaluation.evaluate import evaluate
     from facessl.inference.embed import load_embedder
-    from facessl.report.results import told
+    from facessl.report.results import headline_text
 
     run, source, device, threads, out = (given.pop(k) for k in ("run", "source", "device", "threads", "out"))
     files.check_output(out)
@@ -101,7 +101,7 @@ def cmd_probe(argv: list[str]) -> int:
     found = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
     if out is not None:
         files.write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
-    print("\n".join([told(found), *found.get("notes", ())]), file=sys.stderr)
+    print("\n".join([headline_text(found), *found.get("notes", ())]), file=sys.stderr)
     print(to_json(found))
     return 0
 

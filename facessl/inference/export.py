@@ -30,12 +30,13 @@ from facessl.core.lock import only_writer
 from facessl.core.schema import read_json, to_json
 from facessl.data.loader import pixels
 from facessl.data.source import open_source
-from facessl.inference.model_card import Results, model_card
+from facessl.inference.model_card import model_card
 from facessl.inference.trained_task import Trained, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import evaluating
 from facessl.pretrained.convert import card_of
 from facessl.pretrained.load import open_backbone, weight_files
+from facessl.tasks.base import Results
 
 FORMATS = ("onnx", "timm", "hf")
 #: What `model.json` says it is.

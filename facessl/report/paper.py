@@ -23,8 +23,9 @@ from facessl.core.errors import FaceSSLError
 from facessl.core.schema import misfit, read_json
 from facessl.data.source import parse
 from facessl.report import text
-from facessl.report.folder import RunFolder, Scores
+from facessl.report.folder import RunFolder
 from facessl.report.results import protocol
+from facessl.tasks.base import Scores
 
 #: Settings that do not change what a score may be compared with.
 _FREE = (

@@ -161,7 +161,7 @@ def beside(found: Mapping[str, float], headline: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {score(value, headline['name'], unit)}" for name, value in found.items())
 
 
-def told(scores: Mapping[str, Any]) -> str:
+def headline_text(scores: Mapping[str, Any]) -> str:
     """The headline of a result as text: "accuracy 81.20 % (80.10 to 82.30 %); majority class 37.90 %"."""
     first = scores["headline"]
     name, unit = first["name"], first.get("unit") or "fraction"

@@ -236,6 +236,28 @@ class Scores(TypedDict, total=False):
     different: _Number
 
 
+class Selected(TypedDict, total=False):
+    """The weights that a fine-tuning run keeps; the last ones have no score."""
+
+    step: Required[int]
+    name: str  # of the score
+    value: _Number
+    by: str | None
+
+
+class Results(TypedDict, total=False):
+    """What `results.json` of a fine-tuning run holds."""
+
+    task: str | None
+    protocol: str | None
+    run: str
+    source: str
+    labels: str | None
+    selected: Selected | None
+    train_images: _Number
+    test: Required[Scores]
+
+
 def check_result(result: Mapping[str, Any], task: Any) -> None:
     """PluginError where `Meter.result` lacks what its contract asks for."""
     found = result.get("headline")

@@ -33,7 +33,7 @@ from facessl.models.backbone import Backbone
 from facessl.pretrained import load
 from facessl.report.examples import SHOWN, write_examples
 from facessl.report.write import write_report
-from facessl.tasks.base import Labels
+from facessl.tasks.base import Labels, Results, Selected
 from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
 from facessl.training.optimizers import build_finetune_optimizer
 from facessl.training.run import TrainingSetup, run_job, say
@@ -153,7 +153,7 @@ class Finetuning:
             return {}
         config, task = self.config, self.model.eval_task
         status = json.dumps({"finished": finished, "steps": step}).encode()
-        told: dict[str, Any] = {
+        identity = {
             "task": config.task["name"],
             "protocol": "linear (frozen)" if config.frozen else config.protocol,
             "run": self.published["run"],
@@ -163,15 +163,15 @@ class Finetuning:
         ended = {"out": str(folder), "steps": step, "finished": finished}
         if not finished:
             files.write_atomic(folder / "status.json", status)
-            return told | ended
-        chosen: dict[str, Any] = {"step": step, "by": "last"}
+            return identity | ended
+        selected: Selected = {"step": step, "by": "last"}
         if (folder / "best.json").is_file():
             file = folder / "best.safetensors"
             weights.load_exactly(task, checkpoint.read_safetensors(file)[0], file)
-            chosen = read_json(folder / "best.json", _Best) | {"by": config.select}
+            selected = read_json(folder / "best.json", _Best) | {"by": config.select}
         elif config.select != "last":
             say(f"no score of the {config.select} part was a number: the last weights are kept")
-        steps, commit = chosen["step"], environment.commit()
+        steps, commit = selected["step"], environment.commit()
         framed = framing.measure(self.data.train) if self.augment.crop == "whole" else None
         if framed:
             say(framing.sentence(framed))
@@ -183,12 +183,16 @@ class Finetuning:
         shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
         checkpoint.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
         trained = trained_task.Trained(task, task.backbone.image_size, self.augment, info)
-        found = find_mistakes(trained, self.data.test, count=SHOWN, train=self.data.train, **_pass(config))
-        test = found.scores
-        results = told | {"selected": chosen, "train_images": len(self.data.train), "test": test}
+        mistakes = find_mistakes(trained, self.data.test, count=SHOWN, train=self.data.train, **_pass(config))
+        results: Results = {
+            **identity,  # type: ignore[typeddict-item]
+            "selected": selected,
+            "train_images": len(self.data.train),
+            "test": mistakes.scores,
+        }
         files.write_atomic(folder / "results.json", to_json(results, indent=2).encode() + b"\n")
         files.write_atomic(folder / "status.json", status)
-        write_examples(folder, found)
+        write_examples(folder, mistakes)
         for sentence in write_report(folder)["notes"]:
             say(sentence)
         say(f"report: {folder / 'report.html'}")
