@@ -1,7 +1,5 @@
 """The commands that use a trained network: `regions`, `probe`, `predict`, `export`, `convert`."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys

@@ -1,7 +1,5 @@
 """The two commands that read a configuration: what differs between them before a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping

@@ -6,8 +6,6 @@ and of the resumed run, over the published ones, and has jsonargparse check the 
 and the command's dataclass then check their ranges.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

@@ -1,7 +1,5 @@
 """Checkpoints and exported weights: saved atomically, and read without running code from them."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

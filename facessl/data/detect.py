@@ -4,8 +4,6 @@ A detector is a class named like its file. It is made from a model file (None wh
 has `MIN_SCORE`, and is called as `MTCNN` is.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass

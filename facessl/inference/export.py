@@ -6,8 +6,6 @@
 are normalized RGB images (B, 3, S, S) float32 with any B; the card and `config.json` say how they are made.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

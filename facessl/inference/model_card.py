@@ -1,7 +1,5 @@
 """README.md of an exported model: what is known of it, and what its owner has to fill in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

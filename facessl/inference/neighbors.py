@@ -1,7 +1,5 @@
 """Similar faces: exact search among embeddings, by matrix product."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

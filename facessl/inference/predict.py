@@ -14,8 +14,6 @@ All coordinates are pixels of the upright photo (EXIF rotation applied), with th
 `score`, `five_points` where the detector has them, and what `Task.describe` says; `mask` is the name of its file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import glob

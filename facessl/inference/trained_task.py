@@ -1,7 +1,5 @@
 """A task that has been trained: its file, and what it predicts for images."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping

@@ -8,8 +8,6 @@ threshold is taken by Simpson's rule at a step of 1e-4 and divided by the thresh
 Differences: the curve ends at the threshold; rounding takes STAR's on 300W to 0.0501 and FaRL's on AFLW-19 to 0.0701.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

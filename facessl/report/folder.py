@@ -1,7 +1,5 @@
 """Reading a run folder: what it holds, and what it lacks. Somebody else may have made it."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import io

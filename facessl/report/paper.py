@@ -4,8 +4,6 @@ The published scores are data: `recipes/tables.yaml`, and `paper.yaml` for those
 that they belong to are those of the row's recipe.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence

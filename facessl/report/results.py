@@ -1,7 +1,5 @@
 """What the report of a fine-tuning run takes from `results.json`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Photos -> a folder of face crops, with a table that leads back to the photos."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import os

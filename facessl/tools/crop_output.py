@@ -3,8 +3,6 @@
 A photo is finished when it stands in faces.csv or skipped.csv, which is written last of all that belongs to it.
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json

@@ -4,8 +4,6 @@ The images are cut into short stretches that processes work on; this process alo
 that the shards do not depend on the number of processes or on interruptions.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Every number of a run that follows from its configuration and its images, and what is said about them."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A fine-tuning run: parts of the source, task, selection of weights, scores, files."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

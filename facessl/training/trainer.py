@@ -4,8 +4,6 @@ Order of a run: for each optimizer step, take the next batch -> photometric view
 micro-batch -> backward -> optimizer -> `after_step` -> log, measure, save where due.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time

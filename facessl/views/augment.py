@@ -1,7 +1,5 @@
 """How labeled images are augmented, as data, and the published protocols' numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Linear probing of a frozen backbone on features that are computed once."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
