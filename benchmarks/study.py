@@ -38,7 +38,7 @@ from facessl.data.loader import EvalLoader
 from facessl.data.splits import parts
 from facessl.evaluation.protocols.knn import knn
 from facessl.evaluation.protocols.linear import linear
-from facessl.evaluation.region_scores import score_regions
+from facessl.evaluation.regions import score_regions
 from facessl.methods.base import has_regions
 from facessl.metrics.bootstrap import bootstrap_mean, interval, resampled_sums
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1

@@ -10,7 +10,7 @@ import gradio as gr
 from facessl.app.workspace import GALLERY, Workspace, plainly
 from facessl.core.tables import printable
 from facessl.evaluation.mistakes import Mistakes, find_mistakes
-from facessl.report.results import caption, told
+from facessl.report.results import caption, headline_text
 from facessl.tasks.base import Example
 
 #: All faces are shown, not as many as fit, and a click enlarges one.
@@ -56,4 +56,4 @@ def _words(example: Example) -> str:
 
 def _score(mistakes: Mistakes) -> str:
     """The headline of the scores."""
-    return f"{told(mistakes.scores)}, on {mistakes.scores['images']:,} images."
+    return f"{headline_text(mistakes.scores)}, on {mistakes.scores['images']:,} images."

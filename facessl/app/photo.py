@@ -12,9 +12,8 @@ import numpy as np
 
 from facessl.app.workspace import Workspace, code, photo_input, plainly, read_photo, warn
 from facessl.core.tables import printable_lines
-from facessl.data.crop_geometry import from_box
-from facessl.data.detect import Face, detect
-from facessl.data.face_crop import MARGIN
+from facessl.data.detect import CROP_MARGIN, Face, detect
+from facessl.data.frame import from_box
 from facessl.inference import prediction_pictures, region_pictures
 from facessl.inference.predict import frame_of_face
 
@@ -140,7 +139,7 @@ def _regions(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> list[
     """For each region where it has the largest fraction (H, W), and its name."""
     method: Any = work.method
     size = method.backbone.image_size
-    frames = [from_box(face.box, size, MARGIN) for face in faces]
+    frames = [from_box(face.box, size, CROP_MARGIN) for face in faces]
     maps = region_pictures.heatmaps(method, np.stack([frame.image(image, "reflect") for frame in frames])).numpy()
     height, width = image.shape[:2]
     over = np.zeros((maps.shape[1], height, width), np.float32)

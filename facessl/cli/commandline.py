@@ -1,7 +1,5 @@
 """What the commands share: reading their words, one sentence for a wrong one, devices, help."""
 
-from __future__ import annotations
-
 import inspect
 import sys
 import threading

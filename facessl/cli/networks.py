@@ -1,7 +1,5 @@
 """The commands that use a trained network: `regions`, `probe`, `predict`, `export`, `convert`."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys
@@ -49,7 +47,7 @@ def cmd_regions(
     write_regions(out, method, source, count=count, seed=seed)
     found: dict[str, Any] = {}
     if scores:
-        from facessl.evaluation.region_scores import region_table, score_regions
+        from facessl.evaluation.regions import region_table, score_regions
 
         found = score_regions(method, source, count=score_images, seed=seed)
         print(region_table(found))
@@ -89,7 +87,7 @@ def cmd_probe(argv: list[str]) -> int:
     from facessl.data.location import redacted
     from facessl.evaluation.evaluate import evaluate
     from facessl.inference.embed import load_embedder
-    from facessl.report.results import told
+    from facessl.report.results import headline_text
 
     run, source, device, threads, out = (given.pop(k) for k in ("run", "source", "device", "threads", "out"))
     files.check_output(out)
@@ -101,7 +99,7 @@ def cmd_probe(argv: list[str]) -> int:
     found = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
     if out is not None:
         files.write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
-    print("\n".join([told(found), *found.get("notes", ())]), file=sys.stderr)
+    print("\n".join([headline_text(found), *found.get("notes", ())]), file=sys.stderr)
     print(to_json(found))
     return 0
 

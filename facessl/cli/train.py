@@ -1,7 +1,5 @@
 """The commands that train: `pretrain`, `finetune`, and `plan`, which says what a run costs."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """The two commands that read a configuration: what differs between them before a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +24,7 @@ class Command:
         default: the plug-in that stands there when none is named.
         positional: fields given without a flag, with their help.
         members: what a plug-in must have.
-        recipes_ask: whether the values of a recipe count as asked for (`RunConfig.given`).
+        recipes_ask: whether the values of a recipe count as asked for (`RunConfig.explicit`).
         preset: values so far -> values that stand below them (a protocol's published settings).
         remarks: values so far -> what is added to the help of a setting, by its name.
         switches: flags that are no settings, with their help.

@@ -1,7 +1,5 @@
 """Settings that name images and other files: absolute in a run folder, without secrets outside it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from typing import Any

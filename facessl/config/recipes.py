@@ -1,7 +1,5 @@
 """Recipes: YAML files of settings and rows of the papers' tables, shipped with the package, or a person's own files."""
 
-from __future__ import annotations
-
 import functools
 import re
 import textwrap

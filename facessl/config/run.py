@@ -69,7 +69,7 @@ class RunConfig:
         checkpoint_every: steps between checkpoints; 0: only the last one.
         log_every: steps between lines of metrics.csv.
         max_bad: fraction of unreadable images above which the run stops.
-        given: names of the settings that were asked for, dotted: defaults give way to a small source or a short run,
+        explicit: names of the settings that were asked for, dotted: defaults give way to a small source or a short run,
             these do not. Not a setting.
     """
 
@@ -93,7 +93,7 @@ class RunConfig:
     log_every: int = 20
     max_bad: float = 0.05
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    explicit: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         in_range(self, ("batch_size", "epochs", "max_steps", "max_minutes", "log_every"), above=0)
@@ -106,7 +106,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (str, int, float, bool, list, dict), as `config.yaml` holds them."""
         values: dict[str, Any] = to_plain(dataclasses.asdict(self))
-        del values["given"]
+        del values["explicit"]
         return values
 
 

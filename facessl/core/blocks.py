@@ -5,8 +5,6 @@ the work is, then a line of JSON and some bytes for each record. The same comman
 the files that are there, whatever stopped the one before.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import hashlib

@@ -1,7 +1,5 @@
 """Checkpoints and exported weights: saved atomically, and read without running code from them."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -28,15 +26,18 @@ _MOST_REPEATED = 1 << 30
 
 
 class TrainingCheckpoint(TypedDict, total=False):
-    """What loading a network from a training checkpoint needs; the rest, for resuming, is `Trainer.state`'s.
-
-    `config` is what `config.yaml` holds, `method` the network's tensors by name.
-    """
+    """What a training checkpoint holds. Loading the network needs `config` and `method`, resuming the run all of it."""
 
     format: str
     step: Required[int]
-    config: Required[dict[str, Any]]
-    method: Required[dict[str, Tensor]]
+    config: Required[dict[str, Any]]  # as in config.yaml
+    sources: dict[str, Any]  # number of images and fingerprint of each source
+    method: Required[dict[str, Tensor]]  # the network's tensors by name
+    optimizer: dict[str, Any]
+    precision: dict[str, Any]  # of the loss scaler
+    rng: list[Any]  # each rank's random states
+    unlogged: list[Any]  # each rank's loss terms since the last log line
+    skipped: list[Any]  # (key, reason) of unreadable images
 
 
 def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:

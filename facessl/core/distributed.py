@@ -1,7 +1,5 @@
 """Parts, sums and rows over the ranks of a job, the latter with gradients; their number is asked, never configured."""
 
-from __future__ import annotations
-
 import os
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """What a run ran on: versions, device, commit."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import math

@@ -3,8 +3,6 @@
 Everything that writes does it through these functions, as other programs may write to the same folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """Starting a job: device and ranks, loader processes, one error for all ranks."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import signal

@@ -1,7 +1,5 @@
 """One writer for each folder or file that a command writes."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib

@@ -3,8 +3,6 @@
 Files outside the package are plug-ins once `add` imported them (`--plugin FILE.py`).
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import functools

@@ -1,7 +1,5 @@
 """JSON of files: written without NaN, and read with the types of all fields checked."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

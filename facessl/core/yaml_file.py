@@ -1,7 +1,5 @@
 """Settings in YAML that a stranger may have written: limits on size, depth and the nodes that aliases stand for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

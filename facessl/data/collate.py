@@ -1,7 +1,5 @@
 """Samples with their views -> one batch."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

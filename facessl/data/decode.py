@@ -1,7 +1,5 @@
 """Encoded bytes -> uint8 RGB: the one place that knows JPEG, PNG, WebP, EXIF rotation, limits and corrupt files."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

@@ -1,7 +1,5 @@
 """A few of the labels: `10%` of the images, `25-per-class`, or `all`; and classes of two sources by name."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Iterable, Sequence

@@ -4,8 +4,6 @@ lie along one of its parts.
 All indices count from 0. "Left" is the image's left: in each order the first eye is the one at small x.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

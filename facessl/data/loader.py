@@ -21,17 +21,17 @@ from facessl.data.workers import worker_batches
 
 #: Sample with its labels in the first view, V views (S_v, S_v, 3) uint8, V or no parameter rows (P,) float32, V or no
 #: rows (5,) float32 of `Batch.crops`.
-Made = tuple[Sample, list[np.ndarray], list[np.ndarray], list[np.ndarray]]
+SampleViews = tuple[Sample, list[np.ndarray], list[np.ndarray], list[np.ndarray]]
 
 
-class Drawn(Protocol):
+class DrawnTransform(Protocol):
     """Makes the views of one image, of which everything random is drawn."""
 
     @property
     def reduction(self) -> Reduction | None:
         """How the image may be reduced in decoding (see `decode`); None: not at all."""
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> Made:
+    def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> SampleViews:
         """The views of `image`, (H, W, 3) uint8, written into the V arrays `out`, or into new memory if it is empty."""
 
 
@@ -42,7 +42,7 @@ class Transform(Protocol):
     def sizes(self) -> tuple[int, ...]:
         """S_v of the views that are written into `out`; empty where they bring their own memory."""
 
-    def draw(self, rng: np.random.Generator | None) -> Drawn:
+    def draw(self, rng: np.random.Generator | None) -> DrawnTransform:
         """What is random in one image's views, before the image is there; None: evaluation, nothing is."""
 
 
@@ -57,7 +57,7 @@ class OneView:
     def draw(self, rng: np.random.Generator | None) -> OneView:
         return self
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> Made:
+    def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> SampleViews:
         return sample, [self._view(image)], [], []
 
 
@@ -278,7 +278,7 @@ class _Views(Dataset[Any]):
             return error
         return batch.done()
 
-    def _readable(self, index: int, drawn: Drawn, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
+    def _readable(self, index: int, drawn: DrawnTransform, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
         """The image at `index`, or the first readable one after it."""
         tries = min(MAX_BAD_IN_ROW, len(self.source))
         for used in range(index, index + tries):

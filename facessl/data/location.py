@@ -1,7 +1,5 @@
 """Where a source lies: its address from any working folder, as others may see it, and folders inside it."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Batches on the device, ready to train on: on a GPU the next one is copied and augmented while the step runs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 

@@ -5,8 +5,6 @@ map) where it has them. `traits.json` beside the shards holds what belongs to th
 the landmarks, subsets, pairs.
 """
 
-from __future__ import annotations
-
 import json
 import reprlib
 from collections.abc import Callable

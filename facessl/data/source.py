@@ -1,7 +1,5 @@
 """What a source is, and how one is written on the command line: `NAME:PATH?option=value`."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import hashlib

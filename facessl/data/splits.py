@@ -1,7 +1,5 @@
 """Which images a protocol trains on, which it selects on and which it tests on."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import zlib

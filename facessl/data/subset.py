@@ -1,7 +1,5 @@
 """Some images of a source."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from facessl.core.types import Sample

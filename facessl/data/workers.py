@@ -1,7 +1,5 @@
 """Processes that make batches: how they start, stop, and what is said when one dies."""
 
-from __future__ import annotations
-
 import errno
 import re
 import signal

@@ -1,7 +1,5 @@
 """What an answer that does not look at the image scores: the mean shape, or the most frequent class of each pixel."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from facessl.core.errors import ConfigError
 from facessl.core.types import IGNORE_INDEX, Sample
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.data.label_fractions import places, usable
 from facessl.data.loader import pixels
 from facessl.data.source import Source, open_source

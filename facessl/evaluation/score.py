@@ -1,7 +1,5 @@
 """Scores of a task on a labeled source, by the meter that the task brings."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Small pictures of many images: thumbnails, and sheets of them with words below."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Using a trained backbone: embeddings of a source. `embedding_files` writes and reads their files."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """A source -> its file of embeddings, by one process or several ranks; a stopped command goes on where it was."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

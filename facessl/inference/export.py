@@ -6,8 +6,6 @@
 are normalized RGB images (B, 3, S, S) float32 with any B; the card and `config.json` say how they are made.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -30,12 +28,13 @@ from facessl.core.lock import only_writer
 from facessl.core.schema import read_json, to_json
 from facessl.data.loader import pixels
 from facessl.data.source import open_source
-from facessl.inference.model_card import Results, model_card
+from facessl.inference.model_card import model_card
 from facessl.inference.trained_task import Trained, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import evaluating
 from facessl.pretrained.convert import card_of
 from facessl.pretrained.load import open_backbone, weight_files
+from facessl.tasks.base import Results
 
 FORMATS = ("onnx", "timm", "hf")
 #: What `model.json` says it is.
@@ -138,7 +137,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
         return told | {"face": "one cropped face, as in the training images"}
     augment, framing = network.task.augment, network.task.card.get("framing") or {}
     if augment.crop == "five_points":
-        template = f"template {augment.template} of facessl.data.crop_geometry"
+        template = f"template {augment.template} of facessl.data.frame"
         face = f"turned, so that the five points come to the {template}"
     elif augment.crop == "box":
         face = f"the square around its box, {augment.crop_scale:g} times the longer side"
@@ -149,7 +148,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
         )
     else:
         face = "one cropped face, as in the training images"
-    warp = f"; FaRL's warp {augment.warp:g} (facessl.data.crop_geometry.Frame) follows" if augment.warp else ""
+    warp = f"; FaRL's warp {augment.warp:g} (facessl.data.frame.Frame) follows" if augment.warp else ""
     crop = {name: getattr(augment, name) for name in ("crop", "crop_scale", "template", "warp", "border")}
     return told | {"face": face + warp, "crop": crop}
 

@@ -1,7 +1,5 @@
 """How the training images frame their faces, so that `predict` shows a model photos as it was trained on."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

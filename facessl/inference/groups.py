@@ -1,7 +1,5 @@
 """Groups of similar faces, such as those of one identity: HDBSCAN, a contact sheet of each, and a table."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from dataclasses import dataclass

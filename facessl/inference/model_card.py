@@ -1,11 +1,9 @@
 """README.md of an exported model: what is known of it, and what its owner has to fill in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
-from facessl.tasks.base import Scores
+from facessl.tasks.base import Results, Scores
 
 #: How a product uses each format.
 _USE = {
@@ -68,12 +66,6 @@ people without measuring it on the people concerned.
 To be completed: the license of these weights depends on that of the training images, `{source}`, and of the weights
 that training began with.
 """
-
-
-class Results(TypedDict):
-    """What is read of `results.json`."""
-
-    test: Scores
 
 
 def model_card(

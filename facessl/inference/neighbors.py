@@ -1,7 +1,5 @@
 """Similar faces: exact search among embeddings, by matrix product."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.face_crop import face_crop
+from facessl.data.detect import largest_face
 from facessl.data.loader import pixels
 from facessl.data.sources.folder import Folder
 from facessl.inference.embed import Embeddings, embeddings, load_embedder, network_id
@@ -91,7 +89,7 @@ class _Face(Folder):
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
-        crop = face_crop(pixels(sample))
+        crop = largest_face(pixels(sample))
         if crop is None:
             raise DataError(f"no face found in {sample.key}: name a photo of one, or search without crop")
         return replace(sample, image=crop)

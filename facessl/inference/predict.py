@@ -14,8 +14,6 @@ All coordinates are pixels of the upright photo (EXIF rotation applied), with th
 `score`, `five_points` where the detector has them, and what `Task.describe` says; `mask` is the name of its file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import glob
@@ -38,9 +36,9 @@ from facessl.core.files import completed, inside, write_picture
 from facessl.core.lock import only_writer
 from facessl.core.tables import printable
 from facessl.core.types import Sample
-from facessl.data.crop_geometry import Frame, from_box
 from facessl.data.decode import ImageError, decode, read_file
 from facessl.data.detect import Face, detect, load_detector
+from facessl.data.frame import Frame, from_box
 from facessl.data.loader import check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures

@@ -1,7 +1,5 @@
 """Predictions on a photo: points joined along the parts of a face, tinted classes, a label with its bar, lists."""
 
-from __future__ import annotations
-
 import colorsys
 import functools
 import math

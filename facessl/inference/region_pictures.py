@@ -1,7 +1,5 @@
 """The regions that a method found: heatmaps of images, and pictures of them."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence

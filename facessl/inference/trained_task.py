@@ -1,7 +1,5 @@
 """A task that has been trained: its file, and what it predicts for images."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -17,7 +15,7 @@ from facessl.config.run import to_plain
 from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.core.schema import check
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.models.forward import autocast, evaluating
 from facessl.models.weights import Card, from_card, load_exactly
 from facessl.pretrained.load import TASK_FORMAT, weight_files

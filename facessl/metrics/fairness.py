@@ -4,8 +4,6 @@ A gap is above 0 even where groups do not differ: read it beside `gap_by_chance`
 the same images to groups stay below.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

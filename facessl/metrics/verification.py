@@ -5,8 +5,6 @@ Intervals resample pairs. Pairs that share a person are not independent, so the 
 Source: Huang et al., "Labeled Faces in the Wild", 2007 (ten folds; the threshold comes from the other nine).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """timm backbones behind one interface."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

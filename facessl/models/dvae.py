@@ -1,7 +1,5 @@
 """Visual tokens of DALL-E's discrete VAE (Ramesh et al., "Zero-shot text-to-image generation", ICML 2021)."""
 
-from __future__ import annotations
-
 import itertools
 from collections import OrderedDict
 from pathlib import Path

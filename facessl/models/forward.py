@@ -1,7 +1,5 @@
 """How a network is run outside its training: evaluation mode without gradients, mixed precision by name."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

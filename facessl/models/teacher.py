@@ -1,7 +1,5 @@
 """A frozen network in whose features reconstructions are compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

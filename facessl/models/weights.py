@@ -1,7 +1,5 @@
 """Weights from files: tensors compared name by name, and networks built from their cards and names."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import re

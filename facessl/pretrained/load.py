@@ -1,7 +1,5 @@
 """From a path to a network: run folders, our checkpoints and exports, and the authors' files."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The curves of a report, one line per run, as small self-contained SVG."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The answers of a fine-tuned model that its report shows: pictures and a list of them in the run folder."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The map of all faces: one page that places similar faces near each other and shows each under the pointer."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io

@@ -1,7 +1,5 @@
 """Reading a run folder: what it holds, and what it lacks. Somebody else may have made it."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import io
@@ -10,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -22,7 +20,7 @@ from facessl.core.files import read_regular
 from facessl.core.schema import finite, misfit
 from facessl.core.yaml_file import parse_yaml
 from facessl.report.examples import FOLDER, LIST, Listed
-from facessl.tasks.base import Scores
+from facessl.tasks.base import Results
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
 BOOKKEEPING = frozenset(
@@ -36,15 +34,6 @@ _MAX_PIXELS = 40_000_000
 _MOST_COLUMNS, _DEEPEST = 200, 40
 #: Numbers of this size and more are not measurements, and break sums and axes.
 _HUGE = 1e100
-
-_Number = float | None
-
-
-class _Selected(TypedDict, total=False):
-    step: Required[int]
-    name: str  # of the score; the last weights have none
-    value: _Number
-    by: str | None
 
 
 class _Named(TypedDict, total=False):
@@ -77,16 +66,6 @@ class Status(TypedDict, total=False):
     finished: bool | None
     steps: int | None
     source_images: int | None
-
-
-class Results(TypedDict, total=False):
-    """What the report reads of `results.json`."""
-
-    task: str | None
-    protocol: str | None
-    train_images: _Number
-    selected: _Selected | None
-    test: Scores | None
 
 
 @dataclass(frozen=True)

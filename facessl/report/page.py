@@ -1,7 +1,5 @@
 """How a report looks: HTML that fetches nothing and escapes whatever a run's files say, and Markdown."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ The published scores are data: `recipes/tables.yaml`, and `paper.yaml` for those
 that they belong to are those of the row's recipe.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -23,8 +21,9 @@ from facessl.core.errors import FaceSSLError
 from facessl.core.schema import misfit, read_json
 from facessl.data.source import parse
 from facessl.report import text
-from facessl.report.folder import RunFolder, Scores
+from facessl.report.folder import RunFolder
 from facessl.report.results import protocol
+from facessl.tasks.base import Scores
 
 #: Settings that do not change what a score may be compared with.
 _FREE = (

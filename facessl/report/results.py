@@ -1,7 +1,5 @@
 """What the report of a fine-tuning run takes from `results.json`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -161,7 +159,7 @@ def beside(found: Mapping[str, float], headline: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {score(value, headline['name'], unit)}" for name, value in found.items())
 
 
-def told(scores: Mapping[str, Any]) -> str:
+def headline_text(scores: Mapping[str, Any]) -> str:
     """The headline of a result as text: "accuracy 81.20 % (80.10 to 82.30 %); majority class 37.90 %"."""
     first = scores["headline"]
     name, unit = first["name"], first.get("unit") or "fraction"

@@ -1,7 +1,5 @@
 """A run folder as one page to look at, one table to paste and one JSON to read by scripts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

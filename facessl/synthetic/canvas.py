@@ -1,7 +1,5 @@
 """An image and its class map, drawn together at twice the final size for smooth edges."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

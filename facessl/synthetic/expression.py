@@ -1,7 +1,5 @@
 """The 7 basic expressions as movements of mouth, brows and lids (after the action units of FACS)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 import numpy as np

@@ -5,8 +5,6 @@ viewer, the eyes on y = 0. View plane: the head after yaw and pitch, still uprig
 (paint, light) live there. Pixels: the center of the top-left pixel is (0, 0).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From an identity and a scene to an image with its landmarks and class map."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2

@@ -1,7 +1,5 @@
 """A scene: everything that changes from image to image of an identity."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from facessl.core.errors import DataError, listed
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.data.label_fractions import places
 from facessl.data.source import Source
 from facessl.metrics.multilabel import attribute_scores

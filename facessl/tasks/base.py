@@ -13,7 +13,7 @@ from torch import Tensor
 
 from facessl.core.errors import DataError, PluginError
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.data.layouts import Layout, layout
 from facessl.data.source import Source
 from facessl.metrics.bootstrap import bootstrap_mean
@@ -234,6 +234,28 @@ class Scores(TypedDict, total=False):
     majority: _Number
     same: _Number
     different: _Number
+
+
+class Selected(TypedDict, total=False):
+    """The weights that a fine-tuning run keeps; the last ones have no score."""
+
+    step: Required[int]
+    name: str  # of the score
+    value: _Number
+    by: str | None
+
+
+class Results(TypedDict, total=False):
+    """What `results.json` of a fine-tuning run holds."""
+
+    task: str | None
+    protocol: str | None
+    run: str
+    source: str
+    labels: str | None
+    selected: Selected | None
+    train_images: _Number
+    test: Required[Scores]
 
 
 def check_result(result: Mapping[str, Any], task: Any) -> None:

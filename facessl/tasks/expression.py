@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.data.label_fractions import places, same_classes
 from facessl.data.source import Source
 from facessl.metrics.accuracy import accuracy, confusion

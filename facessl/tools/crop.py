@@ -1,7 +1,5 @@
 """Photos -> a folder of face crops, with a table that leads back to the photos."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import os
@@ -17,15 +15,14 @@ from facessl.core.distributed import launched, ranks
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
 from facessl.core.values import between, check_values
-from facessl.data.crop_geometry import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.decode import ImageError
-from facessl.data.detect import SMALLEST, Face, detect, load_detector
-from facessl.data.face_crop import MARGIN, QUALITY, SIZE, jpeg
+from facessl.data.detect import CROP_MARGIN, CROP_QUALITY, CROP_SIZE, SMALLEST, Face, detect, jpeg, load_detector
+from facessl.data.frame import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.index import cache_file
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.location import absolute
 from facessl.data.source import Source
-from facessl.tools.crop_folder import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
+from facessl.tools.crop_output import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
 from facessl.tools.phash import Near, phash
 from facessl.tools.ranks import Result, over_ranks, wait_for_others
@@ -93,7 +90,7 @@ def crop(
     source: str | Path | Source,
     out: str | Path,
     *,
-    size: int = SIZE,
+    size: int = CROP_SIZE,
     margin: float | None = None,
     align: Align = "none",
     template: Template = "farl",
@@ -106,7 +103,7 @@ def crop(
     min_sharpness: float = 0,
     dedupe: int | None = None,
     format: Literal["jpg", "png"] = "jpg",
-    quality: int = QUALITY,
+    quality: int = CROP_QUALITY,
     workers: int = 0,
     max_bad: float = 0.05,
     progress: Callable[[int, int], None] | None = None,
@@ -115,7 +112,7 @@ def crop(
 
     `facessl.crop("photos/", "faces/", align="eyes").faces`
 
-    `out` also gets faces.csv (`facessl.tools.crop_folder.COLUMNS`; itself a source, `imagelist:OUT/faces.csv`),
+    `out` also gets faces.csv (`facessl.tools.crop_output.COLUMNS`; itself a source, `imagelist:OUT/faces.csv`),
     skipped.csv (photos without a crop, and why), with `dedupe` duplicates.csv (photo, the crop that its face repeats,
     distance) and crop.json (these settings). Called again, it goes on where it was stopped.
     Under torchrun or srun the ranks share the work; the one that ends last has the numbers of all, the others none.
@@ -128,7 +125,7 @@ def crop(
             with the alignment "five-points" how much is shown relative to the template, 1 where not given.
         align: "none": upright in the photo; "eyes": turned until the eyes are level; "five-points": turned, scaled and
             shifted until eyes, nose and mouth are nearest to their places in `template`.
-        template: "farl", "celeba" or "arcface" (`facessl.data.crop_geometry.TEMPLATES`).
+        template: "farl", "celeba" or "arcface" (`facessl.data.frame.TEMPLATES`).
         all_faces: every face of a photo; else the first of `detect`, which is the largest and surest.
         detector, detector_model, min_score, smallest: as detector, model, ... in `facessl.data.detect.detect`.
         min_size: faces whose box is smaller are left out; pixels of the photo, along the longer side.
@@ -147,7 +144,7 @@ def crop(
             died.
     """
     if margin is None:
-        margin = 1.0 if align == "five-points" else MARGIN
+        margin = 1.0 if align == "five-points" else CROP_MARGIN
     settings = _Settings(
         size=size,
         margin=margin,

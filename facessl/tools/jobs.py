@@ -1,7 +1,5 @@
 """What jobs over whole folders share: an output folder with one writer, and processes."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

@@ -4,8 +4,6 @@ The images are cut into short stretches that processes work on; this process alo
 that the shards do not depend on the number of processes or on interruptions.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +20,8 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
 from facessl.core.types import Sample
 from facessl.data import records
-from facessl.data.crop_geometry import resize_to
 from facessl.data.decode import ImageError, stored_size
+from facessl.data.frame import resize_to
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions, output_folder

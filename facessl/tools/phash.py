@@ -1,7 +1,5 @@
 """Perceptual hash of an image, and the search for images whose hashes are near."""
 
-from __future__ import annotations
-
 import itertools
 from array import array
 

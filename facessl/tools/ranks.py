@@ -3,8 +3,6 @@
 One process writes straight to the output, which is its own record of what is done.
 """
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Every number of a run that follows from its configuration and its images, and what is said about them."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable
@@ -114,7 +112,7 @@ def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
 
 
 def _asked_warmup(config: PretrainConfig | FinetuneConfig) -> bool:
-    return not config.given.isdisjoint(("optim", "optim.warmup_epochs"))
+    return not config.explicit.isdisjoint(("optim", "optim.warmup_epochs"))
 
 
 def default_batch(images: int | None, ranks: int, device: str) -> int:
@@ -127,11 +125,11 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
     """The configuration with the defaults that are too large for `images` training images, and a sentence on each.
 
     Defaults are those of the published protocols, whose training sets have thousands of images. What was asked for
-    (`FinetuneConfig.given`) is never changed.
+    (`FinetuneConfig.explicit`) is never changed.
     """
     notes = []
     batch = config.batch_size
-    if "batch_size" not in config.given:
+    if "batch_size" not in config.explicit:
         most = max(images // _DEFAULT_BATCH_DIVISOR, min(images, _SMALLEST_DEFAULT_BATCH))
         batch = min(batch, max(most // world_size, 1) * world_size)
         if batch < config.batch_size:
@@ -172,7 +170,7 @@ def size_reason(config: FinetuneConfig, own: int | None) -> str:
     size = config.image_size
     if size is None:
         return "the backbone's own" if own is not None else "the default"
-    why = "as it was" if config.resume else "asked for" if "image_size" in config.given else "the protocol's"
+    why = "as it was" if config.resume else "asked for" if "image_size" in config.explicit else "the protocol's"
     if own in (None, size):
         return why
     return f"{why}; the backbone was trained at {own} px, and --image-size {own} keeps that"

@@ -1,7 +1,5 @@
 """A fine-tuning run: parts of the source, task, selection of weights, scores, files."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -33,11 +31,11 @@ from facessl.models.backbone import Backbone
 from facessl.pretrained import load
 from facessl.report.examples import SHOWN, write_examples
 from facessl.report.write import write_report
-from facessl.tasks.base import Labels
+from facessl.tasks.base import Labels, Results, Selected
 from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
-from facessl.training.finetuned_model import FinetunedModel
 from facessl.training.optimizers import build_finetune_optimizer
 from facessl.training.run import TrainingSetup, run_job, say
+from facessl.training.task_with_ema import TaskWithEma
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
@@ -78,7 +76,7 @@ class Finetuning:
     published: dict[str, Any]
     augment: Augment
     labels: Labels
-    model: FinetunedModel
+    model: TaskWithEma
 
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
@@ -114,7 +112,7 @@ class Finetuning:
         kind = FINETUNE.plugin(arguments.pop("name"))
         labels = self.labels = Labels.of(data.train, kind.needs)
         task = kind(self.backbone, labels, **arguments)
-        self.model = FinetunedModel(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
+        self.model = TaskWithEma(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
         if hasattr(task, "check"):
             task.check(augment)
         chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
@@ -153,7 +151,7 @@ class Finetuning:
             return {}
         config, task = self.config, self.model.eval_task
         status = json.dumps({"finished": finished, "steps": step}).encode()
-        told: dict[str, Any] = {
+        identity = {
             "task": config.task["name"],
             "protocol": "linear (frozen)" if config.frozen else config.protocol,
             "run": self.published["run"],
@@ -163,15 +161,15 @@ class Finetuning:
         ended = {"out": str(folder), "steps": step, "finished": finished}
         if not finished:
             files.write_atomic(folder / "status.json", status)
-            return told | ended
-        chosen: dict[str, Any] = {"step": step, "by": "last"}
+            return identity | ended
+        selected: Selected = {"step": step, "by": "last"}
         if (folder / "best.json").is_file():
             file = folder / "best.safetensors"
             weights.load_exactly(task, checkpoint.read_safetensors(file)[0], file)
-            chosen = read_json(folder / "best.json", _Best) | {"by": config.select}
+            selected = read_json(folder / "best.json", _Best) | {"by": config.select}
         elif config.select != "last":
             say(f"no score of the {config.select} part was a number: the last weights are kept")
-        steps, commit = chosen["step"], environment.commit()
+        steps, commit = selected["step"], environment.commit()
         framed = framing.measure(self.data.train) if self.augment.crop == "whole" else None
         if framed:
             say(framing.sentence(framed))
@@ -183,12 +181,16 @@ class Finetuning:
         shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
         checkpoint.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
         trained = trained_task.Trained(task, task.backbone.image_size, self.augment, info)
-        found = find_mistakes(trained, self.data.test, count=SHOWN, train=self.data.train, **_pass(config))
-        test = found.scores
-        results = told | {"selected": chosen, "train_images": len(self.data.train), "test": test}
+        mistakes = find_mistakes(trained, self.data.test, count=SHOWN, train=self.data.train, **_pass(config))
+        results: Results = {
+            **identity,  # type: ignore[typeddict-item]
+            "selected": selected,
+            "train_images": len(self.data.train),
+            "test": mistakes.scores,
+        }
         files.write_atomic(folder / "results.json", to_json(results, indent=2).encode() + b"\n")
         files.write_atomic(folder / "status.json", status)
-        write_examples(folder, found)
+        write_examples(folder, mistakes)
         for sentence in write_report(folder)["notes"]:
             say(sentence)
         say(f"report: {folder / 'report.html'}")
@@ -293,7 +295,7 @@ class _Selection:
         self.augment = augment
         self.config = config
 
-    def __call__(self, model: FinetunedModel, progress: Progress) -> dict[str, float]:
+    def __call__(self, model: TaskWithEma, progress: Progress) -> dict[str, float]:
         """Monitor of the trainer: the headline of the part, by its name."""
         found = _score(model.eval_task, self.source, self.augment, self.config)["headline"]
         value = math.nan if found["value"] is None else float(found["value"])

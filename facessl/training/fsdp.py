@@ -4,8 +4,6 @@ Every parameter is cut along its first dimension, momentum networks like their o
 needs no message. Checkpoints hold whole tensors: they do not know how many ranks wrote them, or which strategy.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a run's numbers go: metrics.csv, TensorBoard, skipped.csv."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import importlib.util

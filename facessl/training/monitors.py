@@ -1,7 +1,5 @@
 """What a run measures about itself while it trains. Nothing here changes the weights or the random state."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

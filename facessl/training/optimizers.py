@@ -1,7 +1,5 @@
 """Optimizers, parameter groups and learning-rate schedules, of pre-training and of fine-tuning."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """A pre-training run: source, method, monitors, exports, report."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 `pretrain.py` and `finetune.py` give what differs between them, as `Job` says.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

@@ -4,8 +4,6 @@ Order of a run: for each optimizer step, take the next batch -> photometric view
 micro-batch -> backward -> optimizer -> `after_step` -> log, measure, save where due.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time
@@ -104,7 +102,7 @@ class Trainer:
     # ---- state -------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything a run needs to go on bit-exactly, as tensors and plain values (collective call)."""
+        """All of `facessl.core.checkpoint.TrainingCheckpoint` but format and step (collective call)."""
         terms = [{name: value.cpu() for name, value in step.items()} for step in self._window.terms]
         ranks = gathered((_rng_state(), terms))
         return {

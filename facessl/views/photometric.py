@@ -1,7 +1,5 @@
 """Color jitter, grayscale, blur, solarization and normalization of a batch, each sample by its own parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -12,9 +12,9 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.crop_geometry import Frame, similarity
+from facessl.data.frame import Frame, similarity
 from facessl.data.layouts import Layout
-from facessl.data.loader import Made
+from facessl.data.loader import SampleViews
 from facessl.views import degrade
 from facessl.views.augment import Augment, Distribution
 from facessl.views.geometric import BOX_DRAWS, photometric_params
@@ -90,7 +90,7 @@ class Supervised:
         """The random numbers of one image; None: evaluation, only the crop."""
         return DrawnLabeled(self, rng.random(DRAWS) if rng is not None and self._train_mode else None)
 
-    def apply(self, sample: Sample, image: np.ndarray, draws: np.ndarray | None) -> Made:
+    def apply(self, sample: Sample, image: np.ndarray, draws: np.ndarray | None) -> SampleViews:
         """One sample's view or views.
 
         Args:
@@ -208,7 +208,7 @@ class DrawnLabeled:
     draws: np.ndarray | None
     reduction: ClassVar[None] = None
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
         """As `Supervised.apply`; `out` is not used, the views bring their own memory."""
         return self.views.apply(sample, image, self.draws)
 

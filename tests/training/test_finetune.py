@@ -36,7 +36,7 @@ from facessl.tasks.expression import Expression
 from facessl.training import finetune as module
 from facessl.training import run as runs
 from facessl.training.derived import cheaper_hint, derive, settle, size_reason
-from facessl.training.finetuned_model import FinetunedModel
+from facessl.training.task_with_ema import TaskWithEma
 from facessl.views.augment import Augment
 from facessl.views.supervised import Supervised
 from tests.finetune_runs import SOURCE, rows
@@ -288,7 +288,7 @@ def test_a_frozen_backbone_does_not_change_by_a_bit(tmp_path: Path) -> None:
 def test_average_of_the_weights_against_a_loop(ramp: bool) -> None:
     torch.manual_seed(0)
     labels = Labels.of(Synthetic(n=4, size=32), Expression.needs)
-    model = FinetunedModel(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6, ramp=ramp)
+    model = TaskWithEma(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6, ramp=ramp)
     twin = {n: p.detach().clone() for n, p in model.task.state_dict().items() if p.is_floating_point()}
     assert any("running_var" in name for name in twin)
     for step in range(6):

@@ -1,7 +1,5 @@
 """MTCNN: a cascade of three small networks that finds faces and five points (Zhang et al., IEEE SPL 2016)."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import itertools

@@ -1,7 +1,5 @@
 """YuNet, by OpenCV, from a model file that the user names (Wu et al., MIR 2023)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What readers of landmark and mask sets share: rows of coordinates, HRNet's tables, boxes, class maps."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Every refusal is one sentence with the file (and line), what was found there, and what is expected.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import csv

@@ -1,7 +1,5 @@
 """A person's own table of images, one per row: columns by name, what their values mean, which rows are asked for."""
 
-from __future__ import annotations
-
 import re
 from array import array
 from collections.abc import Iterable, Sequence

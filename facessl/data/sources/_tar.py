@@ -1,7 +1,5 @@
 """Where the images and captions of tar shards lie, read from the headers alone."""
 
-from __future__ import annotations
-
 import os
 import sys
 import zlib

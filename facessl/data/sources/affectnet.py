@@ -1,7 +1,5 @@
 """AffectNet: the manually annotated part, 8 or 7 expressions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from facessl.data.source import Source

@@ -1,7 +1,5 @@
 """AFLW-19: 24386 faces with 19 landmarks and their visibility."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

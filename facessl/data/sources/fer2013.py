@@ -1,7 +1,5 @@
 """FER2013: 35887 gray 48 x 48 faces in 7 expressions, from the CSV file or class folders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

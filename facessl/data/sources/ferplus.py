@@ -1,7 +1,5 @@
 """FERPlus: FER2013's images with ten votes each, 8 or 7 expressions by majority."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from facessl.data.source import TRAIN_VAL_TEST, Source

@@ -1,7 +1,5 @@
 """A folder of images, with its first level of sub-folders as labels."""
 
-from __future__ import annotations
-
 import os
 import posixpath  # names within the folder are the same on every system
 import time

@@ -1,7 +1,5 @@
 """Images named by a list: a CSV file with optional columns, or a text file with one path per line."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Iterator

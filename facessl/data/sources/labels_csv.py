@@ -1,7 +1,5 @@
 """A person's own table of images: a column each for classes, attributes, identities, groups and boxes."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A person's own masks: images and class maps with equal names, or a table that pairs them."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

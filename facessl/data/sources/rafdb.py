@@ -1,7 +1,5 @@
 """RAF-DB, basic expressions: 15339 web faces in 7 classes, original or aligned."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from facessl.core.errors import DataError

@@ -1,7 +1,5 @@
 """Choosing the penalty of a linear map without its test part."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -8,8 +8,6 @@ so that a lambda means the same for any number of images. Ridge: squared error +
 alpha = lambda N. Logistic: cross entropy + lambda / 2 |W|^2, scikit-learn's LogisticRegression with C = 1 / (lambda N).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Weighted k-nearest-neighbor classification of frozen embeddings: a label-efficient look at a backbone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Which of timm's two attentions runs: the fused kernel, or plain products with a softmax between them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Class activation maps that should mirror with the image (EAC: Zhang et al., ECCV 2022)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """The momentum (target) network: frozen copies that follow their originals by an exponential moving average."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import TypeVar

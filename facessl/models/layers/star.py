@@ -3,8 +3,6 @@
 Anisotropic attention: ADNet, Huang et al., ICCV 2021; coordinate channels: Wang et al., ICCV 2019.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple

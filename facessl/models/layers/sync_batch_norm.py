@@ -1,7 +1,5 @@
 """Batch normalization over all ranks: torch's own on CUDA, one of plain operations on a CPU, which torch's refuses."""
 
-from __future__ import annotations
-
 from itertools import chain
 
 import torch

@@ -4,8 +4,6 @@ Xiao et al., Unified Perceptual Parsing for Scene Understanding, ECCV 2018 (Sec.
 CVPR 2017; the adaptor for plain ViTs is that of FaRL's downstream protocol.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ A place is a fraction of the stored image (x of its width, y of its height). Bil
 matrix per axis, because the gradient of `grid_sample` (whose values it has) is not deterministic on a GPU.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What the families share: whole methods out of a checkpoint, ResNets, and ViTs built from the shapes of tensors."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping

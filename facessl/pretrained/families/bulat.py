@@ -3,8 +3,6 @@
 Files of github.com/1adrianb/unsupervised-face-representation: a ResNet below `module.base_net.`, without classifier.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from facessl.models import weights

@@ -3,8 +3,6 @@
 Bare CLIP checkpoints under OpenAI's names are read as well; CLIP's activation, QuickGELU, is assumed.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from facessl.models import weights

@@ -1,7 +1,5 @@
 """Checkpoints of the released FRA (github.com/zaczgao/Facial_Region_Awareness) as `FRA(variant="official")`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Also bare ViTs of it (linear probes, networks taken out of a checkpoint), told by `arch` or by the position table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

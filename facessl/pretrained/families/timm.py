@@ -1,7 +1,5 @@
 """Files under timm's names: plain ViTs, also MAE's with or without its decoder, and any model that the user names."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import timm

@@ -1,7 +1,5 @@
 """Plain ResNets of torchvision or timm, with or without a classifier."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from facessl.models import weights

@@ -3,8 +3,6 @@
 A photo is finished when it stands in faces.csv or skipped.csv, which is written last of all that belongs to it.
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json
@@ -22,7 +20,7 @@ from facessl.tools.phash import DUPLICATES, DUPLICATES_COLUMNS, Near
 FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"
 #: faces.csv: the crop, its photo, the crop's perceptual hash, the detector's box and score, the box's longer side in
 #: the photo's pixels, the sharpness (`facessl.tools.crop.sharpness`), and the two rows of the map from the photo's
-#: pixels to the crop's (`facessl.data.crop_geometry.Frame.matrix`).
+#: pixels to the crop's (`facessl.data.frame.Frame.matrix`).
 COLUMNS = (
     *("image", "original", "phash", "left", "top", "right", "bottom", "score", "size", "sharpness"),
     *("m00", "m01", "m02", "m10", "m11", "m12"),

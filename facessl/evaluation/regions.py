@@ -11,7 +11,7 @@ from torch import nn
 
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
-from facessl.data.loader import EvalLoader, Made
+from facessl.data.loader import EvalLoader, SampleViews
 from facessl.data.source import Source, open_source
 from facessl.data.splits import at_most
 from facessl.inference.region_pictures import heatmaps
@@ -109,7 +109,7 @@ class _Seeded:
         """Itself: the draws of an image are taken when it is there."""
         return self
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
         return self._view.apply(sample, image, self._rng.random(DRAWS))
 
 
