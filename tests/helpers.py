@@ -1,7 +1,5 @@
 """What several test files use."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import socket

@@ -1,7 +1,5 @@
 """Bad input through the command line: one sentence that names the value, exit status 2, nothing lost, no traceback."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

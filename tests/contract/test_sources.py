@@ -1,7 +1,5 @@
 """What every source of `facessl list sources` must do."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os

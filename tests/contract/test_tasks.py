@@ -1,7 +1,5 @@
 """What every task of `facessl list tasks` must do under each of its protocols; a new file in tasks/ is tested too."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -3,8 +3,6 @@
 Each opens with 6 images in its default split; other splits have at least 2.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 from pathlib import Path

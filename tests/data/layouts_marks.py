@@ -3,8 +3,6 @@
 Each opens with 6 images in its default split. Landmarks of other orders are taken from the drawn 68 by `ordered`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path

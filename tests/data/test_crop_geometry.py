@@ -1,7 +1,5 @@
 """Frames: points, pixels and classes move together, and come back."""
 
-from __future__ import annotations
-
 import math
 
 import cv2

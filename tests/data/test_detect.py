@@ -1,7 +1,5 @@
 """Faces in photos: found where they are, none where there is none; folders of crops that lead back to the photos."""
 
-from __future__ import annotations
-
 import csv
 import importlib
 from pathlib import Path

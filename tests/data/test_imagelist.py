@@ -1,7 +1,5 @@
 """Lists of images as people have them: CSV with columns, text files, other folders, mistakes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

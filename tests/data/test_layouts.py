@@ -1,7 +1,5 @@
 """Landmark orders: on a symmetric face, mirroring must change nothing but which side a point is on."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

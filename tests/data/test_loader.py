@@ -1,7 +1,5 @@
 """Batches: the same for every number of workers and ranks, resumable at any step, robust against bad images."""
 
-from __future__ import annotations
-
 import copy
 import multiprocessing
 import resource
@@ -39,7 +37,7 @@ class Views:
     reduction: Any = None
     rng: Any = None
 
-    def draw(self, rng: np.random.Generator | None) -> Views:
+    def draw(self, rng: np.random.Generator | None) -> Any:
         drawn = copy.copy(self)
         drawn.rng = rng
         return drawn

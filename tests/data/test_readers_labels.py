@@ -1,7 +1,5 @@
 """Readers of data sets with classes, attributes, identities and pairs: their conventions."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The same readers on broken layouts: one sentence each, with the file, what is there, and what is expected."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Readers of landmark and mask sets: conventions (sides, orders, units, splits), published counts."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any

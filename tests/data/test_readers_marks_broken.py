@@ -1,7 +1,5 @@
 """Readers of landmark and mask sets on broken layouts: one clear sentence each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Frames of videos: the right ones in any order, upright, from damaged videos as far as they go."""
 
-from __future__ import annotations
-
 import csv
 import struct
 import sys

@@ -1,7 +1,5 @@
 """The mistakes of a task whose answers are planted: the labels of synthetic faces, wrong in a few known places."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Files of embeddings: every format gives back what was written, and a file of another kind is one sentence."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """FaRL's losses against plain loops, its image tower against timm's, its dVAE and captions."""
 
-from __future__ import annotations
-
 import math
 import sys
 from typing import Any

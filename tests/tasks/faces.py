@@ -1,7 +1,5 @@
 """Synthetic faces with every member that a source can have."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Wrong words to `facessl finetune`: one sentence that names the value, exit status 2, and nothing left behind."""
 
-from __future__ import annotations
-
 import json
 import tarfile
 from pathlib import Path

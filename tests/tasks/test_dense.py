@@ -1,7 +1,5 @@
 """Alignment and parsing: losses against loops, and scores in the pixels of the stored images."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

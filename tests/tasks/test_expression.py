@@ -1,7 +1,5 @@
 """Expression under EAC: the loss of two views against loops, and what its gradient reaches."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`facessl pretrain photos/ --crop`: photos are cropped once, into the cache, and the run trains on the crops."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Shards of `facessl pack`: what comes back, the same bytes after any stop, refusals, near-duplicates."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

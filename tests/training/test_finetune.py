@@ -1,7 +1,5 @@
 """What a fine-tuning run promises: which images it sees, and which weights it keeps."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

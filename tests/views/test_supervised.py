@@ -1,7 +1,5 @@
 """Labels move with the pixels; what is drawn is what the augmentation says; presets run through a loader."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any
