@@ -28,7 +28,6 @@ CELEBA_NAMES = (
 def pixels(index: int) -> np.ndarray:
     """(48, 48, 3) uint8, one of a few synthetic faces."""
     image = Synthetic(n=4, size=48)[index % 4].image
-    assert isinstance(image, np.ndarray)
     return image
 
 

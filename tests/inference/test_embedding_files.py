@@ -41,7 +41,6 @@ def test_what_is_written_is_read_back(ending: str, tmp_path: Path) -> None:
     found = read_embeddings(tmp_path / "new" / f"e{ending}")
     np.testing.assert_array_equal(found.array, written.array)
     assert found.keys == NAMES
-    assert found.labels is not None
     assert found.label_names == ("=x", "y,z")
     assert found.labels.tolist() == [*parts[0].labels, *parts[1].labels]
     assert found.network == "fp32:ab"
