@@ -5,8 +5,6 @@ command after the other in one process group. Imports and settings are paid once
 (masks) is drawn by image here, as it would otherwise differ with the number of ranks by design.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

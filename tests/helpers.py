@@ -1,7 +1,5 @@
 """What several test files use."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import socket
@@ -105,8 +103,6 @@ def script(name: str) -> ModuleType:
     """A file of benchmarks/, imported."""
     path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

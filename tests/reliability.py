@@ -1,7 +1,5 @@
 """docs/reliability.md from the tests that are marked `fault(id, before)`: `python tests/reliability.py [--check]`."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

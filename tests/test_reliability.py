@@ -1,7 +1,5 @@
 """docs/reliability.md is what the marks of the tests say."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

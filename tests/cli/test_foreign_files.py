@@ -1,7 +1,5 @@
 """Files that somebody else wrote: commands in them are not run, and weights that are not numbers are refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tarfile

@@ -1,7 +1,5 @@
 """What every method of `facessl list methods` must do; a new file in methods/ is tested without a new test."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

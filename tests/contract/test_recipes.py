@@ -1,7 +1,5 @@
 """Every shipped recipe parses, says where it comes from, and holds the values of the table that it names."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re

@@ -59,7 +59,6 @@ def test_roles_open_the_published_parts_and_only_those_that_are_needed(listed: t
     assert (train.split, test.split) == ("train", "test")  # type: ignore[attr-defined]
     assert sorted(listed.opened) == ["test", "train"]
     found = parts("synthetic:x")
-    assert found.val is not None
     assert found.val.split == "dev"  # type: ignore[attr-defined]
     assert not found.carved
 
@@ -88,7 +87,6 @@ def test_a_list_says_its_parts_only_once_it_is_open(listed: type[Listed], monkey
     found = parts("synthetic:x")
     assert found.test.split == "test"  # type: ignore[attr-defined]
     assert found.carved
-    assert found.val is not None
     assert set(keys(found.train)) | set(keys(found.val)) == set(keys(Listed("x")))
 
 
@@ -101,7 +99,6 @@ def test_a_table_with_a_column_of_parts(tmp_path: Path) -> None:
     (tmp_path / "faces.csv").write_text("\n".join(rows))
     found = parts(f"labels_csv:{tmp_path / 'faces.csv'}")
     assert found.carved
-    assert found.val is not None
     assert (len(found.train), len(found.val), len(found.test)) == (10, 2, 4)
     assert all("test" in Path(key).name for key in keys(found.test))
 
@@ -109,7 +106,6 @@ def test_a_table_with_a_column_of_parts(tmp_path: Path) -> None:
 def test_validation_shares_no_person_with_training(listed: type[Listed]) -> None:
     listed.splits = {"train": "train", "test": "test"}  # type: ignore[attr-defined]
     found = parts("synthetic:x")
-    assert found.val is not None
     persons = [set(np.unique(part.column("identity"))) for part in (found.train, found.val)]  # type: ignore[attr-defined]
     assert not persons[0] & persons[1]
     assert len(found.val) == 20
@@ -124,7 +120,6 @@ def test_persons_that_are_the_classes_are_in_both_parts() -> None:
 def test_validation_is_not_empty_beside_a_test_part_chosen_by_hash() -> None:
     # Two checksums of the same family may exclude each other.
     found = parts("synthetic:?n=300&size=32&identities=100000")
-    assert found.val is not None
     assert 20 <= len(found.val) <= 30
     assert not set(keys(found.val)) & (set(keys(found.test)) | set(keys(found.train)))
 
@@ -147,7 +142,6 @@ def test_a_small_source_is_divided_class_by_class(tmp_path: Path) -> None:
 def test_few_labels_are_drawn_before_validation_is_carved_out(listed: type[Listed]) -> None:
     listed.splits = WITH_VAL  # type: ignore[attr-defined]
     found = parts("synthetic:x", labels="10%")
-    assert found.val is not None
     assert len(found.train) + len(found.val) == 20
     assert all(key.startswith("train/") for key in keys(found.val))
 

@@ -1,7 +1,5 @@
 """Damaged files for a reader, each within a budget of time and memory: `python -m tests.fuzz.engine MINUTES`."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """A short, fixed part of `make fuzz`: nothing but errors with a sentence comes out of a reader."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.fuzz.engine import attack

@@ -1,7 +1,5 @@
 """Embedding into a file: by several ranks that of one process, and a stopped command goes on."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

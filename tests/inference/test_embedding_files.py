@@ -1,7 +1,5 @@
 """Files of embeddings: every format gives back what was written, and a file of another kind is one sentence."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +41,6 @@ def test_what_is_written_is_read_back(ending: str, tmp_path: Path) -> None:
     found = read_embeddings(tmp_path / "new" / f"e{ending}")
     np.testing.assert_array_equal(found.array, written.array)
     assert found.keys == NAMES
-    assert found.labels is not None
     assert found.label_names == ("=x", "y,z")
     assert found.labels.tolist() == [*parts[0].labels, *parts[1].labels]
     assert found.network == "fp32:ab"

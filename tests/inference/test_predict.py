@@ -1,7 +1,5 @@
 """Predictions on photos: coordinates come back, files are the photo's own, nothing is lost on the way."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from collections.abc import Sequence

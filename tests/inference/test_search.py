@@ -1,7 +1,5 @@
 """Search, groups and their pictures."""
 
-from __future__ import annotations
-
 import csv
 import json
 import sys

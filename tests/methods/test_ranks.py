@@ -158,7 +158,6 @@ def one_norm(kind, device, rank, ranks):
     for _ in range(2):  # the second call meets statistics that have moved
         out = norm(part)
     (out * weights[mine]).sum().backward()
-    assert part.grad is not None
     assert out.dtype == part.grad.dtype == dtype
     result = {"out": out.detach(), "grad": part.grad}
     if norm.track_running_stats:

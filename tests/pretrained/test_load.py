@@ -1,7 +1,5 @@
 """From a path to a network: run folders, checkpoints, exports, the authors' files."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The map of all faces: one page that fetches nothing and runs nothing of what files say."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

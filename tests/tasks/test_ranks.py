@@ -1,7 +1,5 @@
 """`facessl finetune` on two ranks is what one process does, with measurements on the way, and ends for any backbone."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

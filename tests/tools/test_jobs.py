@@ -1,7 +1,5 @@
 """What crop and pack do alike: one writer, a killed process, nothing written outside the output folder."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """`facessl plan`: arithmetic that can be followed by hand, and that a real checkpoint agrees with."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

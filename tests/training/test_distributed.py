@@ -1,7 +1,5 @@
 """2 and 4 ranks give what one process gives on the same global batch, through the whole trainer, for every method."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """A run that is killed goes on with the same batches, views and random state: the weights are bit-exact."""
 
-from __future__ import annotations
-
 import csv
 import os
 import random

@@ -1,7 +1,5 @@
 """The loop: what it hands to a method and when, accumulation, clipping, the time limit."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
