@@ -25,7 +25,7 @@ SampleViews = tuple[Sample, list[np.ndarray], list[np.ndarray], list[np.ndarray]
 
 
 class DrawnTransform(Protocol):
-    """Makes the views of one image, of which everything random is drawn."""
+    """Makes the views of one image; everything random is drawn."""
 
     @property
     def reduction(self) -> Reduction | None:
@@ -36,8 +36,6 @@ class DrawnTransform(Protocol):
 
 
 class Transform(Protocol):
-    """Says how views are made."""
-
     @property
     def sizes(self) -> tuple[int, ...]:
         """S_v of the views that are written into `out`; empty where they bring their own memory."""
@@ -113,12 +111,11 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            batch_size: global batch size: images of one optimizer step over all ranks; rank r gets its contiguous
-                r-th part.
+            batch_size: images of one optimizer step over all ranks; rank r gets its contiguous r-th part.
             seed: of the order and the views, 0 or more.
             workers: processes that decode; 0 decodes in this process.
-            start_step: optimizer steps already done; iteration goes on there without reading what was done.
-            pin_memory: put batches into page-locked memory for the copy to a GPU.
+            start_step: optimizer steps already done, whose images are not read.
+            pin_memory: put batches into page-locked memory.
             weights: (N,) fractions that sum to 1; an epoch then draws N images by them, with replacement.
 
         Raises:
@@ -233,7 +230,7 @@ class EvalLoader:
 
 
 def _stream_workers(source: Any, workers: int, world_size: int = 1) -> int:
-    """As many workers as every rank has shards for: one more would have nothing to read."""
+    """At most as many workers as every rank has shards for."""
     if source.shards < world_size:
         raise ConfigError(
             f"a stream of {source.shards} shards cannot feed {world_size} ranks: pack it into more shards or use "

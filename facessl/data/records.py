@@ -56,7 +56,9 @@ def members(sample: Sample, stored: Size, shape: Size, label_name: str | None) -
         if (value := getattr(sample, name)) is not None:
             if name in _PIXELS and stored != shape:
                 value = _moved(value, stored, shape)
-            row[name] = _listed(np.asarray(value, kind))
+            array = np.asarray(value, kind)
+            # Of float32 the shortest decimals that give the same float32 again.
+            row[name] = (array.astype(str).astype(np.float64) if kind is np.float32 else array).tolist()
     out = {"json": _JSON.encode(row).encode()}
     if sample.label is not None:
         out["cls"] = str(int(sample.label)).encode()
@@ -74,13 +76,6 @@ def _moved(xy: np.ndarray, stored: Size, shape: Size) -> np.ndarray:
     factor = np.array([shape[1] / stored[1], shape[0] / stored[0]])
     pairs = np.asarray(xy, np.float64).reshape(-1, 2)
     return ((pairs + 0.5) * factor - 0.5).reshape(np.shape(xy))
-
-
-def _listed(value: np.ndarray) -> Any:
-    """As nested lists; of float32 the shortest decimals that give the same float32 again."""
-    if value.dtype != np.float32:
-        return value.tolist()
-    return value.astype(str).astype(np.float64).tolist()
 
 
 def header(name: bytes, size: int) -> bytes:

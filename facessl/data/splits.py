@@ -35,16 +35,12 @@ def role(name: str) -> str | None:
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:
-    """What parts are called -> `Source.splits`: roles for themselves, and names that are no role for themselves."""
+    """`Source.splits` of parts with these names, each under its role, or under its own name where it has none."""
     return {role(name) or name: role(name) or name for name in sorted(set(names))}
 
 
 def part_folders(root: Path) -> dict[str, Path]:
-    """The sub-folders of a folder that are called after a part, by role.
-
-    Raises:
-        ConfigError: two of them have the same role.
-    """
+    """The sub-folders that are called after a part, by role. ConfigError where two have the same role."""
     found: dict[str, Path] = {}
     for name in sorted(os.listdir(root)):
         which = role(name)
@@ -76,12 +72,6 @@ class Splits:
     def held_out(self) -> bool:
         """`test` was taken out of the same images as `train`: the source has no part of its own for testing."""
         return _whole(self.train) is _whole(self.test) and len(self.train) > 0
-
-
-def split_source(spec: str, test_spec: str | None = None) -> tuple[Source, Source]:
-    """Training and test source of a protocol that selects nothing. Arguments as for `parts`."""
-    found = parts(spec, test=test_spec, need_val=False)
-    return found.train, found.test
 
 
 def parts(
@@ -175,11 +165,15 @@ def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") ->
         raise ConfigError(f"{name} has too few images or persons to set some apart: name a validation source")
     # Not the checksum that chose the test part: CRCs of a name with and without a prefix differ by a constant, so the
     # part that is carved out of the remaining images could be empty.
-    ranks = [
-        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        for name in _group_names(source, groups)
-    ]
-    order = sorted(range(len(sizes)), key=ranks.__getitem__)
+    first: dict[int, str] = {}  # the smallest short key of each group's images, so that numbering does not matter
+    for i, group in enumerate(groups.tolist()):
+        key = short(source.key(i))
+        first[group] = min(first.get(group, key), key)
+
+    def rank(group: int) -> bytes:
+        return hashlib.blake2b(first[group].encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+    order = sorted(range(len(sizes)), key=rank)
     filled = np.cumsum(sizes[order])
     count = int(np.searchsorted(filled, fraction * len(groups)) + 1)
     held = np.isin(groups, order[: min(count, len(sizes) - 1)])
@@ -272,12 +266,3 @@ def _whole(source: Source) -> Source:
 
 def _nothing(source: Source) -> Subset:
     return Subset(source, np.zeros(0, np.int64))
-
-
-def _group_names(source: Source, groups: np.ndarray) -> list[str]:
-    """What each group is ranked by: the smallest short key of its images, so that numbering does not matter."""
-    names: dict[int, str] = {}
-    for i, group in enumerate(groups.tolist()):
-        name = short(source.key(i))
-        names[group] = min(names.get(group, name), name)
-    return [names[group] for group in range(len(names))]

@@ -11,7 +11,7 @@ from facessl.config.pretrain import PretrainConfig
 from facessl.core.files import write_picture
 from facessl.core.types import Progress
 from facessl.data.source import Source
-from facessl.data.splits import at_most, split_source
+from facessl.data.splits import at_most, parts
 from facessl.evaluation.protocols.knn import knn
 from facessl.inference.region_pictures import region_picture, sample_images
 from facessl.methods.base import has_regions
@@ -43,7 +43,8 @@ def build(source: Source, config: PretrainConfig, folder: Path) -> dict[str, Mon
     squares = sample_images(source, count=chosen.images, size=config.image_size)
     monitors: dict[str, Monitor] = {"spread": _Spread(squares), "regions": _Regions(squares, folder)}
     if chosen.knn is not None:
-        train, test = (at_most(part, chosen.knn_images) for part in split_source(chosen.knn, chosen.knn_test))
+        found = parts(chosen.knn, test=chosen.knn_test, need_val=False)
+        train, test = (at_most(part, chosen.knn_images) for part in (found.train, found.test))
         monitors["knn"] = _KNN(train, test, "bf16" if config.precision == "bf16" else "fp32")
     return monitors
 
