@@ -41,10 +41,7 @@ class TrainingCheckpoint(TypedDict, total=False):
 
 
 def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
-    """Save `state` as `folder/step-<step>.ckpt` and point `last.ckpt` at it; keep the newest `keep`.
-
-    The payload is tensors and plain values only, so that `read` can load it without running code.
-    """
+    """Save `state` (tensors and plain values) as `folder/step-<step>.ckpt`, also named `last.ckpt`; keep the newest."""
     path = folder / f"step-{step:08d}.ckpt"
     payload = {"format": FORMAT, "step": step, **state}
     try:

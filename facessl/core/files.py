@@ -130,11 +130,7 @@ def _not_own(name: str) -> OSError:
 
 
 def open_new(path: str | Path, *, mode: int = 0o666) -> IO[bytes]:
-    """A new file, open for writing, in the place of whatever had its name: a link is replaced, not followed.
-
-    Args:
-        mode: permissions, less those that the process's umask takes away.
-    """
+    """A new file, open for writing, in the place of whatever had its name: a link is replaced, not followed."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | _FLAGS
@@ -166,11 +162,7 @@ def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object], *, pri
 
 @contextlib.contextmanager
 def completed(path: str | Path, *, private: bool = False) -> Iterator[Path]:
-    """An empty file to write to, which becomes `path` where the block ends without an error, and is removed otherwise.
-
-    Raises:
-        DataError: the file cannot be written; an old one is untouched.
-    """
+    """An empty file to write to, which becomes `path` where the block ends without an error. DataError as above."""
     path, temporary = Path(path), temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +214,6 @@ def _remove_abandoned(folder: Path, pattern: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder that may be gone already."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -268,12 +259,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_output(path: str | Path | None, *, folder: bool = False) -> None:
-    """Check, before any work, that a file can be made at `path`, or a folder, and remove what killed calls left there.
+    """Check, before any work, that a file (or `folder`) can be made at `path`, and remove what killed calls left there.
 
-    None is fine.
-
-    Raises:
-        ConfigError: something else is there, or a folder above it may not be written to.
+    ConfigError where something else is there, or the folder above may not be written to. None is fine.
     """
     if path is None:
         return
@@ -298,7 +286,7 @@ def check_ending(path: str | Path, what: str, endings: Sequence[str]) -> None:
 
 
 def write_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 picture as .png or .jpg; the file appears only when it is complete.
+    """Write an (H, W, 3) uint8 picture as .png or .jpg, complete or not at all.
 
     Raises:
         ConfigError: another ending.

@@ -53,11 +53,7 @@ class Embeddings:
 def load_embedder(run: str | Path) -> Backbone | Embedder:
     """What `facessl embed` runs: the embedding that a run of verification was trained for, else the run's backbone.
 
-    Args:
-        run: run folder, checkpoint, exported backbone or `timm:NAME`.
-
-    Raises:
-        CheckpointError: as for `load_backbone`.
+    Arguments and errors as for `facessl.load_backbone`.
     """
     if "task" in weight_files(run):
         with contextlib.suppress(KeyError):  # a task without an embedding of its own
@@ -85,9 +81,8 @@ def embedding_batches(
 ) -> Iterator[Embeddings]:
     """Embeddings batch by batch, so that a source of any size fits in memory. Arguments as for `embed`.
 
-    An item may hold no image: the last one, which carries what was skipped after the last full batch, and any one of
-    `batches`, the positions of each batch where they are given. The results of a batch are asked for when the next one
-    is already on its way to a GPU, so that it need not wait for them. `network` is `network_id`, where it is known.
+    An item may hold no image: the last one, with what was skipped at the end, and any one of `batches` (the positions
+    of each batch). The results of a batch are asked for when the next one is on its way to a GPU.
     """
     device = next(backbone.parameters()).device
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
@@ -113,7 +108,6 @@ def embedding_batches(
 
 
 def _fetched(source: Source, network: str, batch: Batch, z: Tensor) -> Embeddings:
-    """One batch with its embeddings (B, C) brought to the host."""
     array = z.float().cpu().numpy()
     if not (finite := np.isfinite(array).all(1)).all():
         raise DataError(

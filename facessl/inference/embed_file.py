@@ -45,15 +45,14 @@ def embed_to_file(
 
     Args:
         path: as for `write_embeddings`; every rank sees its folder.
-        backbone, source, batch_size, workers, precision, max_bad: as for `facessl.embed`.
         progress: called with numbers of images of this rank, done and in total; not for a stream.
+        backbone, source, batch_size, workers, precision, max_bad: as for `facessl.embed`, errors too.
 
     Returns:
         Rows written and (key, reason) of the images that were skipped; None on the ranks that ended before the last.
 
     Raises:
         ConfigError: the source is a stream and there are several ranks, or another process writes the file.
-        DataError: more than `max_bad` of the images cannot be read, or a file cannot be written.
     """
     check_ending(path, "embeddings", ENDINGS)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}

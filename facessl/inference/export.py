@@ -55,7 +55,6 @@ class Network:
         module: in evaluation mode, on the CPU.
         predict: normalized images (B, 3, S, S) -> outputs by name.
         outputs: what `predict` returns, in words.
-        backbone: of the module.
         card: what the run says about it.
         task: where it is one.
     """
@@ -170,7 +169,6 @@ def _opened(run: Path, *, with_task: bool) -> Network:
 
 
 def _faces(backbone: Backbone) -> Tensor:
-    """(3, 3, S, S) normalized random faces."""
     source = open_source(f"synthetic:?n=3&size={max(backbone.image_size, 32)}")
     return backbone.preprocess([pixels(source[index]) for index in range(len(source))])
 
@@ -197,7 +195,7 @@ class _Positional(nn.Module):
 
 
 def _write_onnx(network: Network, names: list[str], images: Tensor, folder: Path) -> dict[str, Tensor]:
-    """Write `model.onnx` and `model.json`; returns ONNX Runtime's outputs, in batches of one and two."""
+    """Returns ONNX Runtime's outputs, in batches of one and two."""
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -247,7 +245,7 @@ def _write_onnx(network: Network, names: list[str], images: Tensor, folder: Path
 
 
 def _write_timm(backbone: Backbone, card: Mapping[str, Any], images: Tensor, folder: Path) -> dict[str, Tensor]:
-    """Write `config.json` and `model.safetensors`; returns the features that timm makes with them."""
+    """Returns the features that timm makes with the files."""
     if not timm.model_entrypoint(backbone.name).__module__.startswith("timm."):
         raise ConfigError(f"{backbone.name} is a network of facessl, which timm does not have: use --format onnx")
     size = backbone.image_size
@@ -308,10 +306,7 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _completed_folder(out: Path) -> Iterator[Path]:
-    """A folder in `out`, whose files replace those of an earlier export where the block ends without an error.
-
-    The files are moved, not the folder: `out` may be mounted, and then cannot be replaced.
-    """
+    """A folder in `out` whose files replace those of an earlier export, one by one as `out` may be mounted, at the end."""
     new, old = files.temporary_beside(out / "new"), files.temporary_beside(out / "old")
     try:
         new.mkdir()

@@ -293,7 +293,6 @@ def _groups(
 
 
 def _raw(trained: Trained, group: Sequence[_Photo], batch_size: int, precision: str) -> dict[str, np.ndarray]:
-    """`Trained.predict` of all faces of a group, one row each."""
     pairs = [(photo.image, frame) for photo in group for frame in photo.frames]
     parts = []
     for start in range(0, len(pairs), batch_size):
@@ -303,7 +302,6 @@ def _raw(trained: Trained, group: Sequence[_Photo], batch_size: int, precision: 
 
 
 def _face(face: Face) -> dict[str, Any]:
-    """Where the face is, as plain values."""
     told: dict[str, Any] = {"box": _rounded(face.box)}
     known = face.score is not None and math.isfinite(face.score)  # a detector of the user's may have none
     told["score"] = round(float(face.score), 4) if known else None
