@@ -91,8 +91,8 @@ def features(
         source: images; those of a stream are never kept.
         kind: pooled, (N, C) float32; or map, the flattened last feature map, (N, C h w) float16.
         augment: gives the crop; nothing random is done. None: the whole image.
-        flip: add the features of the mirrored view.
         cache: read and keep; False: neither.
+        flip: add the features of the mirrored view.
         batch_size, workers, precision, max_bad: as in `facessl.embed`.
 
     Raises:
@@ -125,7 +125,6 @@ def features(
 def _blocks(
     backbone: Any, loader: EvalLoader, kind: Kind, flip: bool, precision: str
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Batches and their features (B, D)."""
     device = next(backbone.parameters()).device
     for batch in loader:
         x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
@@ -169,7 +168,6 @@ def _load(file: Path) -> Features | None:
 
 
 def _collected(blocks: Iterator[tuple[Batch, np.ndarray]], loader: EvalLoader) -> Features:
-    """All features, in memory."""
     arrays: list[np.ndarray] = []
     small: dict[str, list[np.ndarray]] = {}
     for batch, block in blocks:

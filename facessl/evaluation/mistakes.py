@@ -96,10 +96,7 @@ def find_mistakes(
         trained: from `facessl.inference.trained_task.load_trained`; computed on the device its weights are on.
         source: images with the labels of the task, of verification with pairs.
         count: mistakes, at most; of attributes of each one. Also the number of typical answers.
-        batch_size: images per forward pass.
-        workers: loader processes; 0: none.
-        precision: fp32, bf16 or fp16.
-        max_bad: fraction of unreadable images above which it stops.
+        batch_size, workers, precision, max_bad: as in `facessl.embed`.
         train: training images, whose mean shape or most frequent class of each pixel is scored as well
             (`scores["constant"]`).
 
@@ -203,7 +200,7 @@ class _Shown:
 
 
 def _label(source: Source, sample: Sample, predicted: Mapping[str, Any]) -> dict[str, Any]:
-    """The label of what was predicted, where it takes a picture to show: as `prediction_pictures.draw` takes it."""
+    """The label as `prediction_pictures.draw` takes it, of tasks whose answer it takes a picture to show."""
     if "landmarks" in predicted and sample.landmarks is not None:
         known = np.ones(len(sample.landmarks), bool) if sample.visible is None else sample.visible > 0
         layout = predicted.get("layout") if known.all() else None
@@ -217,7 +214,6 @@ def _label(source: Source, sample: Sample, predicted: Mapping[str, Any]) -> dict
 
 
 def _beside(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures from left to right on white, at the height of the tallest."""
     tallest = max(picture.shape[0] for picture in pictures)
     columns: list[np.ndarray] = []
     for picture in pictures:

@@ -98,8 +98,6 @@ def labeled_images(source: Source, augment: Augment, *, size: int, seed: int) ->
 
 
 class _Seeded:
-    """Training views of an evaluation's images, which come in order and without a generator."""
-
     sizes, reduction = (), None
 
     def __init__(self, view: Supervised, seed: int) -> None:

@@ -306,7 +306,7 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _completed_folder(out: Path) -> Iterator[Path]:
-    """A folder in `out` whose files replace those of an earlier export, one by one as `out` may be mounted, at the end."""
+    """A folder in `out` whose files replace an earlier export at the end, one by one, as `out` may be mounted."""
     new, old = files.temporary_beside(out / "new"), files.temporary_beside(out / "old")
     try:
         new.mkdir()

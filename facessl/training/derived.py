@@ -161,12 +161,7 @@ def shorter_warmup(config: PretrainConfig, plan: Plan) -> str:
 
 
 def size_reason(config: FinetuneConfig, own: int | None) -> str:
-    """Why the views have the size that they have, for the start line.
-
-    Args:
-        config: of the run.
-        own: image size that the backbone was trained at; None for random weights.
-    """
+    """Why the views have their size, for the start line; `own` is the size that the backbone was trained at, if any."""
     size = config.image_size
     if size is None:
         return "the backbone's own" if own is not None else "the default"
@@ -177,10 +172,7 @@ def size_reason(config: FinetuneConfig, own: int | None) -> str:
 
 
 def cheaper_hint(task: Any, device: str) -> str | None:
-    """What makes a task with small views quicker on a CPU; None where there is nothing to say.
-
-    A task that can be cheaper says how with `cheaper(image_size)`, settings and the values that suit these views.
-    """
+    """What makes a task with small views quicker on a CPU (`Task.cheaper`); None where there is nothing to say."""
     backbone: Backbone = task.backbone
     if device != "cpu" or backbone.image_size > SMALL or not hasattr(task, "cheaper"):
         return None

@@ -36,8 +36,6 @@ Monitor = Callable[[Any, Progress], dict[str, float]]
 
 @dataclass
 class _Window:
-    """What was gathered since the last log line."""
-
     terms: list[dict[str, Tensor]] = field(default_factory=list)
     first_step: int = 0
     resumed: int = 0  # steps of an earlier process, which are in no time of this one
@@ -130,7 +128,6 @@ class Trainer:
             self._log.cut_after(self.step, self.skipped)
 
     def _resume_window(self, terms: list[dict[str, Tensor]]) -> None:
-        """The steps since the last log line of the process that was stopped."""
         here = [{name: value.to(self.fabric.device) for name, value in step.items()} for step in terms]
         self._window = _Window(here, self.step - len(here), resumed=len(here))
 
@@ -223,7 +220,6 @@ class Trainer:
     # ---- logging, measuring, saving ------------------------------------------------------------------------------
 
     def _local_row(self) -> dict[str, float]:
-        """Loss and speed since the last log line, for the progress line."""
         loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
         return {"loss": float(loss), **self._speed()}
 
@@ -311,11 +307,7 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of the current step (collective call).
-
-        Raises:
-            TrainingError: weights are not finite, or the folder is gone.
-        """
+        """Write a checkpoint of the current step (collective call). TrainingError: weights are not finite."""
         self._check_weights()
         self._check_there()
         state = self.state()

@@ -104,7 +104,7 @@ def choose(
 
 
 def _folds(made: LinearTask, learned: Loaded, folds: int, seed: int) -> np.ndarray:
-    """(N,) fold of each training image; images that belong together are in one fold, classes are dealt evenly."""
+    """(N,) folds; images that belong together are in one fold, classes are dealt evenly."""
     found = learned.found
     keys = [] if learned.source.streaming else [learned.source.key(int(i)) for i in found.index]
     groups = together(len(found), found.fields.get("identity"), found.fields.get("label"), keys)

@@ -89,12 +89,7 @@ class LinearTask:
     """A task with its training images' labels."""
 
     def __init__(self, name: str, train: Source, augment: Augment, size: int) -> None:
-        """
-        Args:
-            name: in `KINDS`.
-            train: what is learned from.
-            augment, size: crop and side in pixels of the views that the features are computed on.
-        """
+        """`name` is in `KINDS`; `augment` and `size` (pixels) are those of the views of the features."""
         self.name, self.kind, self.augment, self.size = name, KINDS[name], augment, size
         self.labels = Labels(label_names=train.label_names, attribute_names=train.attribute_names, layout=train.layout)
         self._named = bool(train.label_names)
@@ -148,7 +143,6 @@ class LinearTask:
         return found
 
     def _measured(self, part: Loaded, outputs: list[np.ndarray]) -> Any:
-        """A meter of the images of a part, once for each of the outputs."""
         meter, batch = self.kind.meter(part.source, self.labels, self.augment), part.found.batch(self.size)
         for one in outputs:
             meter.add(self.kind.predictions(torch.from_numpy(one).double(), self.size), batch)

@@ -78,10 +78,7 @@ def linear(
         lr: of adamw and sgd; None: the papers'.
         seed: of the labels, the folds and the descent.
         cache: keep the features for the next probe, and use those that are there.
-        batch_size: images per forward pass.
-        workers: loader processes; 0: none.
-        precision: of the forward pass, fp32, bf16 or fp16.
-        max_bad: fraction of unreadable images above which it stops.
+        batch_size, workers, precision, max_bad: as in `facessl.embed`.
 
     Returns:
         Scores of the test images as the task's meter has them, ready for JSON, and beside them:
@@ -219,7 +216,6 @@ def _solver_of(task: str, solver: str) -> str:
 
 
 def _order(solver: str, lambdas: Sequence[float] | None) -> tuple[float, ...]:
-    """Penalties, the largest first."""
     order = tuple(sorted(set(LAMBDAS[solver] if lambdas is None else lambdas), reverse=True))
     lowest = min(order, default=-1.0)
     if not lowest >= 0 or (lowest == 0 and solver in ("lbfgs", "ridge")):
