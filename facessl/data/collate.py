@@ -16,11 +16,7 @@ Skipped = list[tuple[str, str]]
 
 
 class Collector:
-    """Puts the samples of one batch together.
-
-    Args:
-        rows: most images that will come.
-        sizes: S_v, sides of the views in pixels; empty where `room` is not used.
+    """Puts the samples of one batch together: at most `rows`, with views of the sides `sizes` (empty: no `room`).
 
     Attributes:
         skipped: (key, reason) of images that could not be read; add to it.

@@ -62,8 +62,7 @@ def detect_all(
         device: where MTCNN runs.
 
     Returns:
-        per image its faces, the largest and surest first (side times score); none is an empty list, and what to do
-        then is the caller's choice.
+        The faces of each image, the largest and surest first (side times score).
 
     Raises:
         UnknownName: there is no such detector.

@@ -85,14 +85,10 @@ class Frame:
         return _affine(np.linalg.inv(self.matrix), self._unwarped(np.asarray(xy, np.float64)))
 
     def image(self, image: np.ndarray, border: Border = "zero") -> np.ndarray:
-        """Stored image (H, W, 3) uint8 -> view (S, S, 3) uint8; may be the image itself.
+        """Stored image (H, W, 3) uint8 RGB -> view (S, S, 3) uint8; may be the image itself.
 
-        Bilinear, filtered as much as `resize` filters where it shrinks. A frame that only resizes or mirrors the whole
-        image gives the pixels of `resize`.
-
-        Args:
-            image: RGB.
-            border: what lies outside the image: black, its edge repeated, or the image mirrored.
+        Bilinear, filtered as much as `resize` filters where it shrinks; a frame that only resizes or mirrors the whole
+        image gives the pixels of `resize`. `border`: outside lies black, the edge repeated, or the image mirrored.
         """
         height, width = image.shape[:2]
         plain = whole(width, height, self.size)
@@ -108,12 +104,9 @@ class Frame:
         return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=_BORDERS[border])
 
     def mask(self, mask: np.ndarray, image_shape: tuple[int, ...] | None = None, *, outside: int = 255) -> np.ndarray:
-        """Class map (H, W) uint8 of the stored image -> (S, S), the nearest class.
+        """Class map (H, W) uint8 of the stored image -> (S, S), the nearest class; `outside` what is not in the image.
 
-        Args:
-            mask: classes.
-            image_shape: (H, W, ...) of the stored image where the mask has another size over the same area.
-            outside: value of what lies outside the image; 255: left out.
+        `image_shape` is (H, W, ...) of the stored image where the mask has another size over the same area.
         """
         height, width = mask.shape
         to_stored = np.eye(3)
@@ -183,11 +176,10 @@ class Frame:
         return top, bottom, left, right
 
     def _shrunk(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The part of the image that is shown, with the detail that the view cannot hold removed.
+        """The part of the image that is shown, without the detail that the view cannot hold; (3, 3) to stored pixels.
 
         Whole-number shrinking is a mean of blocks; a Gaussian adds the rest, so that blocks, Gaussian and the bilinear
-        look-up have together the variance of the triangle filter that `resize` uses, (f^2 / 6) for a factor f. Returns
-        the smaller image, and (3, 3) from its pixels to stored pixels.
+        look-up have together the variance of the triangle filter that `resize` uses, (f^2 / 6) for a factor f.
         """
         linear = np.linalg.norm(self.matrix[:2, :2], axis=0)  # view pixels per stored pixel along x and y
         factors = 1 / np.maximum(linear, 1e-6)
@@ -284,12 +276,10 @@ def frame_of(
     warp: float = 0.0,
     template: Template = "farl",
 ) -> Frame:
-    """The frame of one sample.
+    """The frame of one sample with a decoded image of `image_shape` (H, W, ...).
 
     Args:
-        sample: gives `box` or `five_points` where the crop needs them.
-        image_shape: (H, W, ...) of its decoded image.
-        crop: "whole" image, square around `box`, or similarity of the `five_points`.
+        crop: "whole" image, square around the sample's `box`, or similarity of its `five_points`.
         scale: how much is shown, relative to the box, the template or the whole image.
         size, warp, template: of `Frame`, and a name in `TEMPLATES`.
 
@@ -344,9 +334,8 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 def resize_to(image: np.ndarray, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
     """The whole image (H, W, 3) uint8 -> (height, width, 3) uint8, contiguous.
 
-    Bilinear and antialiased, as Pillow and torchvision resize, to within the rounding of OpenCV. OpenCV does it
-    where both axes grow (less than torch's time); it cannot antialias, so torch does it where one shrinks (a quarter
-    of the time of OpenCV's area mean, which leaves another picture).
+    Bilinear and antialiased, as Pillow and torchvision resize, to within the rounding of OpenCV: by OpenCV where both
+    axes grow, else by torch.
 
     Args:
         out: (height, width, 3) uint8, contiguous, which is filled and returned; None: new memory, or the image itself
@@ -379,5 +368,4 @@ def _smoothing(variance: float) -> np.ndarray:
 
 
 def _affine(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """(..., 2) -> (..., 2) float64."""
     return np.asarray(xy, np.float64) @ matrix[:2, :2].T + matrix[:2, 2]

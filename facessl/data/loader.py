@@ -64,12 +64,9 @@ MAX_BAD_IN_ROW = 100
 
 
 def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str]) -> None:
-    """Compare the number of skipped images, of which `last` (key, reason) is the last, with the fraction `max_bad`,
-    which allows one where it is above 0.
+    """DataError where more of `total` images were skipped, `last` (key, reason) the last, than the fraction `max_bad`.
 
-    Raises:
-        DataError: more of the `total` images were skipped.
-        ConfigError: not a fraction.
+    Above 0 it allows one. ConfigError: not a fraction.
     """
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"max_bad = {max_bad} is out of range: give a fraction from 0 to 1")

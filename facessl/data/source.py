@@ -99,8 +99,7 @@ class Source:
             columns: field of `Sample` -> N values: label, identity and group become int64, attributes and visible
                 uint8, texts stay texts, the others become float32.
             folder: that relative names start from.
-            file: where the names were read, for errors.
-            hint: what to do where there is no image or the first is missing.
+            file, hint: where the names were read and what to do where they are wrong, for errors.
         """
         names = list(names) if folder is None else [*map(with_slashes, _stored_names(names, folder))]
         hint = f" ({hint})" if hint else ""
@@ -174,10 +173,7 @@ class Source:
     def column(self, field: str) -> np.ndarray:
         """(N, ...) values of one numeric field of every image; samples are read only where it is not in `columns`.
 
-        Of label, identity and group it is int64, -1 where the image cannot be read.
-
-        Raises:
-            ConfigError: a stream, or a source without the field.
+        Of label, identity and group it is int64, -1 where the image cannot be read. ConfigError: a stream, or no field.
         """
         if self.streaming:
             raise ConfigError(f"a stream has no {field}s by position: use shards on a disk, a folder or a list")
@@ -261,7 +257,6 @@ def short(key: str) -> str:
 
 
 def _dtype(field: str) -> type:
-    """Type of a column, as `Sample` documents it."""
     if field not in FIELDS:
         raise ValueError(f"{field} is not a field of Sample")
     return np.int64 if field in _NUMBERS else np.uint8 if field in _BYTES else np.float32
@@ -373,7 +368,6 @@ def _beside(path: str) -> str:
 
 
 def _keywords(cls: Any) -> dict[str, Any]:
-    """Keyword options of a plug-in class and their types."""
     hints = typing.get_type_hints(cls.__init__ if inspect.isclass(cls) else cls)
     return {
         name: hints.get(name, str)

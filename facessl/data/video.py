@@ -87,9 +87,7 @@ def frames_of(path: str, every: float) -> tuple[list[Frame], str]:
 def read_frame(path: str, stamp: int, key: str) -> np.ndarray:
     """The frame with a time stamp, (H, W, 3) uint8 RGB, upright. Times that rise are read fastest.
 
-    Raises:
-        ImageError: it cannot be decoded.
-        DataError: the video cannot be read any more.
+    ImageError: it cannot be decoded. DataError: the video cannot be read any more.
     """
     return _opened(path, os.getpid()).at(stamp, key)
 

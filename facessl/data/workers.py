@@ -25,12 +25,9 @@ _LOOK = 5
 
 
 def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Any]:
-    """What a dataset gives for each item of a sampler (None: for all of itself), in order.
+    """What a dataset gives for each item of a sampler (None: for all of itself), in order; errors are raised here.
 
-    The dataset gives batches, or errors, which are raised here; 0 `workers` are this process.
-
-    Raises:
-        TrainingError: a worker process died, or there is too little memory or too few open files for them.
+    TrainingError: a worker process died, or there is too little memory or too few open files for them.
     """
     if workers:
         _allow_files(_FILES + _FILES_PER_WORKER * workers)

@@ -224,8 +224,7 @@ def cached_crops(
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
     """Variance of the Laplacian of the face in `box` (4,) of an image (H, W, 3) uint8, resized to 128 pixels.
 
-    Medians of 40 faces: 370 of CelebAMask-HQ at 256 pixels, 65 of UTKFace at 112; 4 of either after a Gaussian blur
-    with a sigma of 4 pixels.
+    Medians of 40 faces: 370 of CelebAMask-HQ, 65 of UTKFace; 4 of either after a Gaussian blur with a sigma of 4.
     """
     face = from_box(box, _SHARPNESS_SIDE).image(image, "reflect")
     return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())

@@ -73,12 +73,9 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, w
 
 
 def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`work(piece)` of every piece, in order, by so many processes; 0 works in this one.
+    """`work(piece)` of every piece, in order, by so many processes; 0 works in this one. DataError: one died.
 
     `pieces` is read a few ahead of the results, so that it may depend on them.
-
-    Raises:
-        DataError: a process died.
     """
     if not workers:
         yield from map(work, pieces)

@@ -38,8 +38,7 @@ def over_ranks(
     Args:
         folder: the output folder with this process as its only writer, once the others have left it.
         about: the settings and images of the job.
-        count: number of images of the source.
-        left: positions of the images that are not written yet, rising.
+        count, left: number of images of the source, and positions of those that are not written yet, rising.
         work: position -> result.
         write: writes the images that are left, given a function as `work` that is called with rising positions.
         valid: values and number of byte strings -> whether `work` gives such.
