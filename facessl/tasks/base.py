@@ -70,11 +70,7 @@ class Labels:
 
     @classmethod
     def of(cls, source: Source, needs: frozenset[str]) -> Labels:
-        """What `source` says about itself, where a task needs it.
-
-        Raises:
-            DataError: it lacks a field that the task needs; both are named.
-        """
+        """What `source` says about itself. DataError where it lacks a field that the task needs; both are named."""
         missing = sorted(needs - source.provides)
         if missing:
             given = ", ".join(sorted(source.provides)) or "images"
@@ -172,14 +168,10 @@ def headline(
     better: Literal["higher", "lower"] = "higher",
     unit: str = "fraction",
 ) -> dict[str, Any]:
-    """The headline of `Meter.result`.
+    """The headline of `Meter.result`: a score and the low and high end of its interval.
 
-    Args:
-        name: of the score, e.g. `mean_accuracy`.
-        value: the score.
-        interval: low and high end, e.g. of `facessl.metrics.bootstrap.bootstrap_mean`.
-        better: which scores are better; the best one is kept.
-        unit: `fraction`, from 0 to 1 and shown in per cent; or the unit's name (`degrees`), `` for a plain number.
+    `better`: which scores are better; the best one is kept. `unit`: `fraction`, from 0 to 1 and shown in per cent; or
+    the unit's name (`degrees`), `` for a plain number.
     """
     return {"name": name, "value": value, "interval": list(interval), "better": better, "unit": unit}
 
@@ -326,10 +318,7 @@ class Collected:
     """Arrays with one row per image, in the order in which the images came."""
 
     def __init__(self, source: Source) -> None:
-        """
-        Args:
-            source: what is scored; its `subsets` and `group_names` give the breakdowns.
-        """
+        """`subsets` and `group_names` of the source give the breakdowns."""
         self.source = source
         self._parts: dict[str, list[np.ndarray]] = {}
 
@@ -349,14 +338,8 @@ class Collected:
         return np.concatenate(self._parts[name])
 
     def breakdown(self, values: Mapping[str, np.ndarray], better: str = "higher") -> dict[str, Any]:
-        """`subsets` (mean and interval of each published subset) and `groups` (each group, the gap, the worst).
-
-        Args:
-            values: name -> (N,) number of each image.
-            better: "higher" or "lower".
-
-        Returns:
-            Empty where the source has neither subsets nor groups.
+        """`subsets` (mean and interval of each published subset) and `groups` (each group, the gap, the worst) of
+        numbers by name, (N,) one per image. Empty where the source has neither subsets nor groups.
         """
         found: dict[str, Any] = {}
         index = self["index"]

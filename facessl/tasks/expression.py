@@ -142,14 +142,9 @@ class ExpressionMeter:
     """Accuracy, mean class accuracy, macro F1 and confusion."""
 
     def __init__(self, names: tuple[str, ...], source: Source, own: tuple[str, ...] = ()) -> None:
-        """
-        Args:
-            names: classes by index.
-            source: what is scored.
-            own: class names of its labels, where they are numbered otherwise.
+        """`own` are the class names of the source's labels where they are numbered otherwise than `names`.
 
-        Raises:
-            ConfigError: one of `own` is not among `names`.
+        ConfigError: one of `own` is not among `names`.
         """
         self.names, self.own = names, own
         places(own, names)

@@ -56,12 +56,8 @@ def place(height: int, width: int, h: int, w: int, draws: np.ndarray) -> Box:
 def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
     """Top, left, height, width in pixels of a random resized crop, as torchvision's RandomResizedCrop draws it.
 
-    Args:
-        view: its `scale` and `ratio` bound the crop.
-        height, width: of the image in pixels, 1 or more.
-        draws: (BOX_DRAWS,) uniform in 0..1.
-
-    Ten tries at an area and a log-uniform ratio; where none fits, the largest centered box of a valid ratio.
+    `view.scale` and `view.ratio` bound it, `draws` are (BOX_DRAWS,) uniform in 0..1. Ten tries at an area and a
+    log-uniform ratio; where none fits, the largest centered box of a valid ratio.
     """
     if view.whole:
         return 0, 0, height, width
@@ -152,16 +148,11 @@ class DrawnViews:
         return next((factor for factor in FACTORS if factor <= fits), 1)
 
     def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
-        """The views, their parameters, and what each view shows.
+        """The sample (with the labels of the stored image), its views, their parameters (`Column`) and `Batch.crops`.
 
         Args:
-            sample: its labels stay those of the stored image.
             image: (H, W, 3) uint8 RGB, reduced or not: boxes are fractions of its sides.
             out: V contiguous arrays (S_v, S_v, 3) uint8 to write the views into; empty takes new memory.
-
-        Returns:
-            The sample, V arrays (S_v, S_v, 3) uint8, V arrays (P,) float32 of parameters (`Column`) and V arrays (5,)
-            float32, the rows of `Batch.crops`.
         """
         views = list(out) or [np.empty((size, size, 3), np.uint8) for size in self._sizes]
         params, crops = [], []

@@ -40,14 +40,9 @@ class Photometric:
 
     @torch.no_grad()
     def apply(self, view: Tensor, params: Tensor) -> Tensor:
-        """Augment and normalize one view.
+        """Augment and normalize views (B, 3, S, S) uint8 by `params` (B, P) float32 in the columns of `Column`.
 
-        Args:
-            view: (B, 3, S, S) uint8.
-            params: (B, P) float32, columns as in `Column`.
-
-        Returns:
-            (B, 3, S, S) float32, channels-last in memory, on the view's device.
+        (B, 3, S, S) float32, channels-last in memory, on the view's device.
         """
         if view.device.type == "cpu":
             return photometric_cpu.apply(view, params.numpy(), self.mean, self.std)
@@ -132,10 +127,7 @@ def _jitter(x: Tensor, params: np.ndarray, starts: list[int]) -> None:
 def _blend(x: Tensor, operation: np.ndarray, factors: np.ndarray) -> None:
     """Brightness, contrast or saturation per sample, in place: blends with black, the mean luma or the luma.
 
-    Args:
-        x: (n, 3, S, S), 0..255.
-        operation: (n,), 0 to 2.
-        factors: (n, 3), one column per operation.
+    x is (n, 3, S, S), 0..255; `operation` (n,), 0 to 2; `factors` (n, 3), one column per operation.
     """
     if not len(x):
         return

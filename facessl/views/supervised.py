@@ -94,7 +94,6 @@ class Supervised:
         """One sample's view or views.
 
         Args:
-            sample: its labels are not changed.
             image: (H, W, 3) uint8 RGB, the decoded image at full size.
             draws: (DRAWS,) uniform in 0..1; None: only the crop.
 

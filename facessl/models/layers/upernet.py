@@ -83,11 +83,7 @@ class UPerNet(nn.Module):
         width: int = 768,
         dropout: float = 0.1,
     ) -> None:
-        """
-        Args:
-            channels, strides, width: of `UPerNeck`; 768 is FaRL's width, 64 to 128 suit a CPU.
-            out_channels, dropout: classes or landmarks; fraction of the neck's channels that are dropped per image.
-        """
+        """Arguments of `UPerNeck` (768 is FaRL's width, 64 to 128 suit a CPU), and `dropout` of the neck's channels."""
         super().__init__()
         self.neck = UPerNeck(channels, strides, width=width)
         self.dropout = nn.Dropout2d(dropout)

@@ -49,11 +49,7 @@ class Layout:
     read: Callable[[Mapping[str, Any]], dict[str, Tensor]] = tensors
 
     def build(self, state: Mapping[str, Any]) -> Method:
-        """The method of a loaded checkpoint, with its heads.
-
-        Raises:
-            CheckpointError: tensors that are missing, unknown or of another shape; they are named.
-        """
+        """The method of a loaded checkpoint, with its heads. CheckpointError names the tensors that do not fit."""
         found = self.read(state)
         try:
             method = self.make(found)
@@ -111,8 +107,6 @@ def build_vit(
     """The ViT with a class token whose sizes tensors have, with weights of its own.
 
     Args:
-        found: its tensors.
-        family: for the sentence.
         patch, positions: names of the patch embedding (C, 3, p, p) and of the position table (..., 1 + h * w, C).
         blocks: what stands before a block's number.
         heads: attention heads of a ViT of a width, as they leave no trace in a shape.
