@@ -52,12 +52,7 @@ class Command:
         return {f.name for f in dataclasses.fields(self.config) if dataclasses.is_dataclass(f.default_factory)}
 
     def plugin(self, name: str) -> Any:
-        """The plug-in's class.
-
-        Raises:
-            UnknownName: there is none of that name.
-            PluginError: it lacks members.
-        """
+        """The plug-in's class. UnknownName: there is none of that name. PluginError: it lacks members."""
         kind = plugins.find(self.folder, name)
         missing = [member for member in self.members if not hasattr(kind, member)]
         if missing:
@@ -129,8 +124,7 @@ FINETUNE = Command(
 def resolved(config: FinetuneConfig) -> dict[str, Any]:
     """Plain values of a fine-tuning configuration, with all of the protocol's crop and augmentation.
 
-    Raises:
-        UnknownName, ConfigError: a field of `augment` that there is not, or a value that it cannot have.
+    UnknownName, ConfigError: a field of `augment` that there is not, or a value that it cannot have.
     """
     from facessl.views.augment import augment_from_dict  # not above, as it imports torch
 

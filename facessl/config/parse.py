@@ -76,19 +76,14 @@ class ParsedArguments:
 
 
 def parse(argv: Sequence[str], command: Command = PRETRAIN) -> Any:
-    """Flags (and the recipes named by `--config`) -> the command's configuration; later ones win.
-
-    Raises:
-        ConfigError, UnknownName: one sentence with the value and the nearest valid name.
-    """
+    """Flags (and the recipes named by `--config`) -> the command's configuration; later ones win. Raises as `read`."""
     return configuration(read(argv, command))
 
 
 def read(argv: Sequence[str], command: Command = PRETRAIN) -> ParsedArguments:
     """Sort the words of a command line. Imports no torch, as that takes seconds.
 
-    Raises:
-        ConfigError, UnknownName: a flag or setting that there is not, a recipe or run that cannot be read.
+    ConfigError, UnknownName: a flag or setting that there is not, a recipe or run that cannot be read.
     """
     words = list(_words(argv, command))
     recipe: dict[str, Any] = {}
@@ -188,7 +183,6 @@ def _kept(folder: Path, command: Command) -> dict[str, Any]:
 
 
 def _parser(name: str, command: Command) -> Parser:
-    """The parser of a command with the settings of a method or task."""
     usage = f"facessl {command.name} {' '.join(f'[{key.upper()}]' for key in command.positional)} [flags]"
     head = (command.config.__doc__ or "").split("\n")[0]
     parser = Parser(prog=f"facessl {command.name}", usage=usage, description=head)
@@ -216,11 +210,7 @@ def _parser(name: str, command: Command) -> Parser:
 
 
 def configuration(asked: ParsedArguments) -> Any:
-    """The configuration that a command line asks for.
-
-    Raises:
-        ConfigError, UnknownName: one sentence with the value and the nearest valid name.
-    """
+    """The configuration that a command line asks for. ConfigError, UnknownName: a value that it cannot have."""
     explicit = {**flatten(asked.values)} if asked.command.recipes_ask else asked.flags
     config = _build(asked.values, asked.name, asked.parser, asked.command, explicit)
     refuse_foreign_commands(config, list(asked.flags.values()))

@@ -148,18 +148,15 @@ def curve(
     references: Mapping[str, float] | None = None,
     bottom: float | None = None,
 ) -> Markup:
-    """A line chart over training steps: a caption and inline SVG.
+    """A line chart over training steps: a `<figure>` with caption and inline SVG.
+
+    Its colors are the CSS variables --grid and --series-0 ... --series-7, and the current text color.
 
     Args:
-        title: above the chart.
         lines: at most eight; long ones are averaged into 400 bins, with the range of each bin shaded.
         unit: of the y axis, or what its values mean.
         references: name -> y of horizontal dashed lines (chance, ideal), which the caption names.
         bottom: lowest y shown, where it has a meaning (0 for fractions).
-
-    Returns:
-        `<figure>...</figure>` whose text and lines take their colors from the CSS variables --grid and
-        --series-0 ... --series-7 and from the current text color.
     """
     title = title.encode("utf-8", "backslashreplace").decode()
     style: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 8.5, "font.family": "sans-serif"}

@@ -175,11 +175,7 @@ class RunFolder:
 
 
 def read_run_folder(path: str | Path) -> RunFolder:
-    """Read what a run folder holds.
-
-    Raises:
-        CheckpointError: `path` is not a folder, or holds neither config.yaml nor metrics.csv.
-    """
+    """Read what a run folder holds. CheckpointError: not a folder, or without config.yaml and metrics.csv."""
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(

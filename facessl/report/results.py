@@ -207,7 +207,6 @@ def other_scores(run: RunFolder) -> list[str]:
 
 
 def _others(run: RunFolder) -> dict[str, str]:
-    """The cells of `other_scores`."""
     return {
         name: _cell(run.test[name], run.test[f"{name}_interval"], name, unit(run, name)) for name in other_scores(run)
     }

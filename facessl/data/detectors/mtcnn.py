@@ -29,15 +29,8 @@ PROPOSED, REFINED = 0.6, 0.7
 class MTCNN:
     """Faces of photos of any size, by torch on `device`.
 
-    The weights are those inside the `mtcnn` wheel (MIT license). That package needs TensorFlow to be imported; only
-    its files of weights are read.
-
-    Args:
-        model: None.
-        device: where the networks run.
-
-    Raises:
-        ConfigError: the `mtcnn` wheel is not installed, or a model file is named.
+    The weights are those inside the `mtcnn` wheel (MIT license), of which only these files are read. ConfigError: it is
+    not installed, or a model file is named.
     """
 
     MIN_SCORE = 0.8
@@ -145,7 +138,6 @@ class MTCNN:
 
 
 def _size(photo: np.ndarray, zoom: float) -> tuple[int, int]:
-    """Width and height of the photo after `zoom`."""
     return max(1, round(photo.shape[1] * zoom)), max(1, round(photo.shape[0] * zoom))
 
 
@@ -177,7 +169,6 @@ def _patches(halves: list[Tensor], squares: Tensor, owner: Tensor, side: int) ->
 
 
 def _bordered(photo: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-    """The photo with so many gray pixels on each side of it."""
     gray = (127.0, 127.0, 127.0)
     return np.asarray(cv2.copyMakeBorder(photo, top, bottom, left, right, cv2.BORDER_CONSTANT, value=gray))
 

@@ -79,7 +79,6 @@ class MasksFolder(Source):
 
 
 def _names(file: Path) -> tuple[str, ...]:
-    """Class names of `classes.txt`."""
     names = [line for _, line in lines(file, LAYOUT)]
     numbered = [re.fullmatch(r"(\d+)[\s:,]+(.+)", name) for name in names]
     if all(numbered):
@@ -110,7 +109,6 @@ def _flip(flip: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
 
 
 def _table(file: Path) -> list[_Row]:
-    """Rows of `index.csv`."""
     table = ImageTable(file, LAYOUT)
     split = table.find(["split"])
     parts = table.column(split) if split else [""] * len(table.where)
