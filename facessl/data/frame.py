@@ -52,16 +52,11 @@ class Frame:
     A view with `warp` keeps the whole image: view coordinates c in -1 .. 1 stay what they are as long as
     |c| <= 1 - warp, and beyond become (1 - warp) + warp tanh((|c| - (1 - warp)) / warp), each axis by itself
     (FaRL's parsing crops, after the RoI tanh-warping of Lin et al., CVPR 2019).
-
-    Attributes:
-        matrix: (3, 3) float64, stored pixels -> view pixels, before the warp; affine.
-        size: side S of the view in pixels.
-        warp: 0 (none) to 1.
     """
 
-    matrix: np.ndarray
-    size: int
-    warp: float = 0.0
+    matrix: np.ndarray  # (3, 3) float64, stored pixels -> view pixels, before the warp; affine
+    size: int  # side S of the view in pixels
+    warp: float = 0.0  # 0 (none) to 1
 
     def compose(self, matrix: np.ndarray) -> Frame:
         """This frame followed by `matrix` (3, 3), view pixels -> view pixels before the warp (see `similarity`)."""

@@ -54,19 +54,12 @@ def part_folders(root: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a source.
+    """The parts of a source."""
 
-    Attributes:
-        train: training images; empty where there are only test images and none were asked for.
-        val: images to select on; None where none were asked for.
-        test: images to test on.
-        carved: `val` was taken out of the training images.
-    """
-
-    train: Source
-    val: Source | None
-    test: Source
-    carved: bool = False
+    train: Source  # training images; empty where there are only test images and none were asked for
+    val: Source | None  # images to select on; None where none were asked for
+    test: Source  # images to test on
+    carved: bool = False  # `val` was taken out of the training images
 
     @property
     def held_out(self) -> bool:

@@ -34,24 +34,16 @@ _LAYOUT = 3
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images that could be read, in the order of their source.
+    """Features of N images that could be read, in the order of their source."""
 
-    Attributes:
-        array: (N, D) float16 or float32; mapped from a file where it is kept.
-        index: (N,) int64 positions in the source.
-        fields: field of `Sample` -> N values, of those that every image has; landmarks and boxes are those of the view,
-            and `frame` (N, 3, 3) leads to it.
-        skipped: (key, reason) of images that could not be read.
-        seconds: that the forward passes took; 0 where nothing had to be computed.
-        kept: the features were read from the cache.
-    """
-
-    array: np.ndarray
-    index: np.ndarray
+    array: np.ndarray  # (N, D) float16 or float32; mapped from a file where it is kept
+    index: np.ndarray  # (N,) int64 positions in the source
+    # Field of `Sample` -> N values, of those that every image has; landmarks and boxes are those of the view, and
+    # `frame` (N, 3, 3) leads to it
     fields: dict[str, np.ndarray]
-    skipped: tuple[tuple[str, str], ...] = ()
-    seconds: float = 0.0
-    kept: bool = False
+    skipped: tuple[tuple[str, str], ...] = ()  # (key, reason) of images that could not be read
+    seconds: float = 0.0  # that the forward passes took; 0 where nothing had to be computed
+    kept: bool = False  # the features were read from the cache
 
     def __len__(self) -> int:
         return len(self.index)

@@ -27,25 +27,17 @@ _LOW, _HIGH, _GAP = prediction_pictures.READABLE, 480, 12
 
 @dataclass(frozen=True)
 class Mistakes:
-    """The worst answers of a trained task on a source.
+    """The worst answers of a trained task on a source."""
 
-    Attributes:
-        trained: the task.
-        source: the images; `Example.index` points into it.
-        scores: of all images (`Meter.result`, and `skipped`).
-        worst: wrong answers, the worst first: the most confident ones (expression, attributes, verification), or the
-            images with the largest error (alignment, parsing). Of attributes the worst of each attribute, in their
-            order. Empty where a plug-in's meter has no `examples`.
-        typical: answers spread evenly over the source, right or wrong.
-        precision: of the forward pass.
-    """
-
-    trained: Trained
-    source: Source
-    scores: dict[str, Any]
+    trained: Trained  # the task
+    source: Source  # the images; `Example.index` points into it
+    scores: dict[str, Any]  # of all images (`Meter.result`, and `skipped`)
+    # Wrong answers, the worst first: the most confident ones (expression, attributes, verification), or the images with
+    # the largest error (alignment, parsing). Of attributes the worst of each attribute, in their order. Empty where a
+    # plug-in's meter has no `examples`.
     worst: list[Example]
-    typical: list[Example]
-    precision: str = "fp32"
+    typical: list[Example]  # answers spread evenly over the source, right or wrong
+    precision: str = "fp32"  # of the forward pass
 
     def picture(self, example: Example, *, panel: bool = True) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the part of the image that the task sees, with what it predicts drawn on it.

@@ -49,22 +49,14 @@ _FILES = ("README.md", "model.onnx.data", "model.json", "model.onnx", "model.saf
 
 @dataclass
 class Network:
-    """What is exported.
+    """What is exported."""
 
-    Attributes:
-        module: in evaluation mode, on the CPU.
-        predict: normalized images (B, 3, S, S) -> outputs by name.
-        outputs: what `predict` returns, in words.
-        card: what the run says about it.
-        task: where it is one.
-    """
-
-    module: nn.Module
-    predict: Callable[[Tensor], dict[str, Tensor]]
-    outputs: str
+    module: nn.Module  # in evaluation mode, on the CPU
+    predict: Callable[[Tensor], dict[str, Tensor]]  # normalized images (B, 3, S, S) -> outputs by name
+    outputs: str  # what `predict` returns, in words
     backbone: Backbone
-    card: Mapping[str, Any]
-    task: Trained | None = None
+    card: Mapping[str, Any]  # what the run says about it
+    task: Trained | None = None  # where it is one
 
 
 def export(run: str | Path, out: str | Path, *, format: str = "onnx", overwrite: bool = False) -> dict[str, Any]:

@@ -34,19 +34,12 @@ class TaskCard(Card, total=False):
 
 @dataclass
 class Trained:
-    """A trained task with all that is needed to use it.
+    """A trained task with all that is needed to use it."""
 
-    Attributes:
-        task: the network, in evaluation mode.
-        image_size: side of its views in pixels.
-        augment: its crop.
-        card: what its file says about it.
-    """
-
-    task: Task
-    image_size: int
-    augment: Augment
-    card: dict[str, Any]
+    task: Task  # the network, in evaluation mode
+    image_size: int  # side of its views in pixels
+    augment: Augment  # its crop
+    card: dict[str, Any]  # what its file says about it
 
     @property
     def name(self) -> str:

@@ -32,17 +32,11 @@ TASK_FORMAT = "facessl-task-1"
 
 @dataclass(frozen=True)
 class Origin:
-    """What an authors' file was taken for, or whose the network is.
+    """What an authors' file was taken for, or whose the network is."""
 
-    Attributes:
-        family: module of `facessl/pretrained/families/`.
-        authors: of the file, in words.
-        guessed: what it does not say and nobody gave ("heads", "mean", "std"): in words.
-    """
-
-    family: str
-    authors: str
-    guessed: Mapping[str, str]
+    family: str  # module of `facessl/pretrained/families/`
+    authors: str  # of the file, in words
+    guessed: Mapping[str, str]  # what it does not say and nobody gave ("heads", "mean", "std"): in words
 
 
 def weight_files(run: str | Path) -> dict[str, Path]:

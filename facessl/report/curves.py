@@ -44,20 +44,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a curve.
+    """One line of a curve."""
 
-    Attributes:
-        x, y: (n,) points; values of y that are not finite are left out.
-        color: 0 to 7, position in the page's series colors.
-        markers: draw the points, for values measured now and then.
-        band: (low, high) to be shaded, e.g. confidence intervals; each (n,).
-    """
-
+    # x, y: (n,) points; values of y that are not finite are left out.
     x: np.ndarray
     y: np.ndarray
-    color: int = 0
-    markers: bool = False
-    band: tuple[np.ndarray, np.ndarray] | None = None
+    color: int = 0  # 0 to 7, position in the page's series colors
+    markers: bool = False  # draw the points, for values measured now and then
+    band: tuple[np.ndarray, np.ndarray] | None = None  # (low, high) to be shaded, e.g. confidence intervals; each (n,).
 
 
 def groups(runs: Sequence[RunFolder]) -> list[Group]:

@@ -98,39 +98,27 @@ class Labels:
 
 @dataclass(frozen=True)
 class Example:
-    """One answer of a task beside the label.
+    """One answer of a task beside the label."""
 
-    Attributes:
-        index: position of the image in the source; of a pair both positions.
-        label, prediction: as words; empty where only a picture can show them.
-        measure: what `value` is: `probability` of the predicted answer, `cosine similarity` of a pair, or the name of
-            a score (a fraction) of the image alone.
-        value: the number.
-        attribute: the attribute that the answer is about, of tasks that answer several; else empty.
-        keys: what a person finds the image or both images by.
-    """
-
-    index: tuple[int, ...]
+    index: tuple[int, ...]  # position of the image in the source; of a pair both positions
+    # label, prediction: as words; empty where only a picture can show them.
     label: str
     prediction: str
+    # What `value` is: `probability` of the predicted answer, `cosine similarity` of a pair, or the name of a score (a
+    # fraction) of the image alone
     measure: str
-    value: float
-    attribute: str = ""
-    keys: tuple[str, ...] = ()
+    value: float  # the number
+    attribute: str = ""  # the attribute that the answer is about, of tasks that answer several; else empty
+    keys: tuple[str, ...] = ()  # what a person finds the image or both images by
 
 
 @dataclass(frozen=True)
 class Examples:
-    """All M answers that a meter has collected, one by one.
+    """All M answers that a meter has collected, one by one."""
 
-    Attributes:
-        badness: (M,) the larger, the worse the mistake; NaN for answers that are right or cannot be judged.
-        example: position of an answer -> the answer.
-        kinds: (M,) int, mistakes of each kind are ranked by themselves (attributes); None: all together.
-    """
-
-    badness: np.ndarray
-    example: Callable[[int], Example]
+    badness: np.ndarray  # (M,) the larger, the worse the mistake; NaN for answers that are right or cannot be judged
+    example: Callable[[int], Example]  # position of an answer -> the answer
+    # (M,) int, mistakes of each kind are ranked by themselves (attributes); None: all together
     kinds: np.ndarray | None = None
 
 

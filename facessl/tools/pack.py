@@ -41,26 +41,19 @@ _SEEN = 64
 
 @dataclass
 class PackSummary:
-    """What is in a folder of shards.
+    """What is in a folder of shards."""
 
-    Attributes:
-        images: number of images in the source.
-        packed, skipped, duplicates: how many of them are in the shards, cannot be read, were left out.
-        shards, bytes: number and size of the tars.
-        before: images that an earlier call had done.
-        unreadable: (key, reason), of this call.
-        finished: False on a rank whose images are done while those of others are not.
-    """
-
-    images: int
+    images: int  # number of images in the source
+    # packed, skipped, duplicates: how many of them are in the shards, cannot be read, were left out.
     packed: int = 0
     skipped: int = 0
     duplicates: int = 0
+    # shards, bytes: number and size of the tars.
     shards: int = 0
     bytes: int = 0
-    before: int = 0
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    finished: bool = True
+    before: int = 0  # images that an earlier call had done
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (key, reason), of this call
+    finished: bool = True  # False on a rank whose images are done while those of others are not
 
 
 def pack(

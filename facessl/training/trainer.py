@@ -45,27 +45,18 @@ class _Window:
 
 @dataclass
 class TrainingSetup:
-    """What a run trains, and on what.
+    """What a run trains, and on what."""
 
-    Attributes:
-        module: gives `step` and `after_step`.
-        optimizer: called with the plan once `module` is on its device in its memory format; may change it first.
-        source: training images.
-        transform: stored image -> views, in the loader's processes.
-        photometric: the part of the augmentation on the device, with the normalization.
-        monitors: by name.
-        on_measured: step, values of all monitors -> None.
-        weights: (N,) probabilities of the images; None: every image once an epoch.
-    """
-
-    module: Any
+    module: Any  # gives `step` and `after_step`
+    # Called with the plan once `module` is on its device in its memory format; may change it first
     optimizer: Callable[[Plan], torch.optim.Optimizer]
-    source: Source
-    transform: Transform
-    photometric: Callable[[Batch], Batch]
-    monitors: Mapping[str, Monitor] = field(default_factory=dict)
+    source: Source  # training images
+    transform: Transform  # stored image -> views, in the loader's processes
+    photometric: Callable[[Batch], Batch]  # the part of the augmentation on the device, with the normalization
+    monitors: Mapping[str, Monitor] = field(default_factory=dict)  # by name
+    # Step, values of all monitors -> None.
     on_measured: Callable[[int, dict[str, float]], None] = lambda step, values: None
-    weights: np.ndarray | None = None
+    weights: np.ndarray | None = None  # (N,) probabilities of the images; None: every image once an epoch
 
 
 class Trainer:

@@ -49,19 +49,12 @@ def fit_by(loss: solvers.Loss, solver: str, balanced: bool, device: torch.device
 
 @dataclass(frozen=True)
 class Chosen:
-    """The map with the best penalty, of equally good ones the largest.
+    """The map with the best penalty, of equally good ones the largest."""
 
-    Attributes:
-        outputs: (n, D) features -> (n, M).
-        at: position of the penalty.
-        scores: of all penalties; None where nothing had to be chosen.
-        images: that gave the scores, in words.
-    """
-
-    outputs: Callable[[np.ndarray], np.ndarray]
-    at: int
-    scores: list[float | None]
-    images: str
+    outputs: Callable[[np.ndarray], np.ndarray]  # (n, D) features -> (n, M)
+    at: int  # position of the penalty
+    scores: list[float | None]  # of all penalties; None where nothing had to be chosen
+    images: str  # that gave the scores, in words
 
 
 def choose(

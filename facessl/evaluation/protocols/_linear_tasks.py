@@ -25,20 +25,13 @@ from facessl.views.augment import Augment
 
 @dataclass(frozen=True)
 class Kind:
-    """A task that a linear map can have.
+    """A task that a linear map can have."""
 
-    Attributes:
-        needs: the field of `Sample` that is predicted.
-        loss: of the map.
-        chosen_by: the score that penalties are chosen by, `-` before one of which less is better.
-        meter: the task's own, with a headline that is a mean over images.
-        predictions: (N, M) float64 outputs and the side of the views in pixels -> what `Task.predict` gives.
-    """
-
-    needs: str
-    loss: Loss
-    chosen_by: str
-    meter: Callable[[Source, Labels, Augment], Any]
+    needs: str  # the field of `Sample` that is predicted
+    loss: Loss  # of the map
+    chosen_by: str  # the score that penalties are chosen by, `-` before one of which less is better
+    meter: Callable[[Source, Labels, Augment], Any]  # the task's own, with a headline that is a mean over images
+    # (N, M) float64 outputs and the side of the views in pixels -> what `Task.predict` gives
     predictions: Callable[[Tensor, int], dict[str, Tensor]]
 
 

@@ -106,15 +106,10 @@ def _pieces(length: int, width: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Path:
-    """Solutions for several penalties.
+    """Solutions for several penalties."""
 
-    Attributes:
-        basis: what the features are turned with; None: they are taken as they are.
-        maps: W (R, M) and b (M,) for every penalty.
-    """
-
-    basis: Basis | None
-    maps: list[tuple[Tensor, Tensor]]
+    basis: Basis | None  # what the features are turned with; None: they are taken as they are
+    maps: list[tuple[Tensor, Tensor]]  # W (R, M) and b (M,) for every penalty
 
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """Outputs (n, M) float32 for every penalty."""
