@@ -15,31 +15,20 @@ from facessl.core.errors import ConfigError, PluginError, UnknownName
 
 @dataclass(frozen=True)
 class Command:
-    """What differs between the commands that read a configuration.
+    """What differs between the commands that read a configuration."""
 
-    Attributes:
-        name: of the command.
-        config: its dataclass.
-        part: the field that holds a plug-in's name and values ("method", "task").
-        default: the plug-in that stands there when none is named.
-        positional: fields given without a flag, with their help.
-        members: what a plug-in must have.
-        recipes_ask: whether the values of a recipe count as asked for (`RunConfig.explicit`).
-        preset: values so far -> values that stand below them (a protocol's published settings).
-        remarks: values so far -> what is added to the help of a setting, by its name.
-        switches: flags that are no settings, with their help.
-    """
-
-    name: str
-    config: type[RunConfig]
-    part: str
-    default: str
-    positional: Mapping[str, str]
-    members: tuple[str, ...]
-    recipes_ask: bool
+    name: str  # of the command
+    config: type[RunConfig]  # its dataclass
+    part: str  # the field that holds a plug-in's name and values ("method", "task")
+    default: str  # the plug-in that stands there when none is named
+    positional: Mapping[str, str]  # fields given without a flag, with their help
+    members: tuple[str, ...]  # what a plug-in must have
+    recipes_ask: bool  # whether the values of a recipe count as asked for (`RunConfig.explicit`)
+    # values so far -> values that stand below them (a protocol's published settings)
     preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
+    # values so far -> what is added to the help of a setting, by its name
     remarks: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {}
-    switches: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, str] = field(default_factory=dict)  # flags that are no settings, with their help
 
     @property
     def folder(self) -> str:

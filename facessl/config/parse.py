@@ -37,28 +37,18 @@ _NO_SETTINGS = {"help", "config", "print_config", "views.help", *PRETRAIN.switch
 
 @dataclass(frozen=True)
 class ParsedArguments:
-    """What a command line asks for.
+    """What a command line asks for."""
 
-    Attributes:
-        command: whose it is.
-        name: of the method or task.
-        parser: with all flags of the command, those of the method or task too.
-        flags: texts by dotted names; words without a flag have the name of their field.
-        recipe: values of the recipes, later ones on top.
-        kept: values that the run began with that is gone on with.
-        help, print_config: only the help or the configuration is wanted.
-        crop: the source is photos whose faces are to be cropped first.
-    """
-
-    command: Command
-    name: str
-    parser: Parser
-    flags: dict[str, str]
-    recipe: dict[str, Any]
-    kept: dict[str, Any]
+    command: Command  # whose it is
+    name: str  # of the method or task
+    parser: Parser  # with all flags of the command, those of the method or task too
+    flags: dict[str, str]  # texts by dotted names; words without a flag have the name of their field
+    recipe: dict[str, Any]  # values of the recipes, later ones on top
+    kept: dict[str, Any]  # values that the run began with that is gone on with
+    # help, print_config: only the help or the configuration is wanted.
     help: bool
     print_config: bool
-    crop: bool
+    crop: bool  # the source is photos whose faces are to be cropped first
 
     @property
     def values(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def score_regions(method: nn.Module, source: str | Source, *, count: int = 300, 
         ConfigError: the method has no regions.
         DataError: the source has neither masks nor landmarks, or none of its images can be read.
     """
-    opened = open_source(source) if isinstance(source, str) else source
+    opened = open_source(source)
     if not {"mask", "landmarks"} & opened.provides:
         raise DataError(
             "regions are compared with masks or landmarks, and the source has neither: use masks-folder:, "

@@ -127,7 +127,7 @@ def _fetched(source: Source, network: str, batch: Batch, z: Tensor) -> Embedding
 
 def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: Any) -> Embeddings:
     """Embeddings of every readable image of a source, with keys and labels. Arguments as for `embed`."""
-    opened = open_source(source) if isinstance(source, str) else source
+    opened = open_source(source)
     parts = list(embedding_batches(backbone, opened, **options))
     skipped = tuple(pair for part in parts for pair in part.skipped)
     parts = [part for part in parts if len(part)]

@@ -88,7 +88,8 @@ def export(run: str | Path, out: str | Path, *, format: str = "onnx", overwrite:
         files.remove_temporaries(out)
         _check_replaceable(out, overwrite)
         network = _opened(Path(run), with_task=format == "onnx")
-        images = _faces(network.backbone)
+        faces = open_source(f"synthetic:?n=3&size={max(network.backbone.image_size, 32)}")
+        images = network.backbone.preprocess([pixels(faces[index]) for index in range(len(faces))])
         with evaluating(network.module):
             expected = {name: value.float() for name, value in network.predict(images).items()}
         folder = stack.enter_context(_completed_folder(out))
@@ -158,11 +159,6 @@ def _opened(run: Path, *, with_task: bool) -> Network:
 
     outputs = "(B, 3, S, S) normalized -> features (B, C), pooled, and map (B, C, h, w)."
     return Network(backbone, predict, outputs, backbone, card_of(run, backbone, origin))
-
-
-def _faces(backbone: Backbone) -> Tensor:
-    source = open_source(f"synthetic:?n=3&size={max(backbone.image_size, 32)}")
-    return backbone.preprocess([pixels(source[index]) for index in range(len(source))])
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

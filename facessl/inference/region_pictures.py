@@ -105,7 +105,7 @@ def write_regions(path: Path, method: nn.Module, source: Source | str, *, count:
 
     The method is one with regions, else ConfigError; its mode is restored. DataError where no image can be read.
     """
-    opened = open_source(source) if isinstance(source, str) else source
+    opened = open_source(source)
     backbone: Any = method.backbone
     images = sample_images(opened, count=count, size=backbone.image_size, seed=seed)
     maps = heatmaps(method, images)

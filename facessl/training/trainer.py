@@ -114,13 +114,12 @@ class Trainer:
         self._window.first_step = self.step
         if len(state["rng"]) == self.fabric.world_size:
             _set_rng_state(state["rng"][self.fabric.global_rank])
-            self._resume_window(state["unlogged"][self.fabric.global_rank])
+            # The steps since the last log line of the process that was stopped.
+            unlogged = state["unlogged"][self.fabric.global_rank]
+            terms = [{name: value.to(self.fabric.device) for name, value in step.items()} for step in unlogged]
+            self._window = _Window(terms, self.step - len(terms), resumed=len(terms))
         if self._log is not None:
             self._log.cut_after(self.step, self.skipped)
-
-    def _resume_window(self, terms: list[dict[str, Tensor]]) -> None:
-        here = [{name: value.to(self.fabric.device) for name, value in step.items()} for step in terms]
-        self._window = _Window(here, self.step - len(here), resumed=len(here))
 
     # ---- loop --------------------------------------------------------------------------------------------------
 
@@ -146,7 +145,8 @@ class Trainer:
                     self._show(line, self._write_window())
                     self._window = _Window(first_step=self.step)
                 elif line.due():  # of this rank alone: a reduction would have to be agreed on
-                    self._show(line, self._local_row())
+                    loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
+                    self._show(line, {"loss": float(loss), **self._speed()})
                 last = self.step == self.plan.total_steps
                 if self.plan.monitor_every and (self.step % self.plan.monitor_every == 0 or last):
                     self._measure()
@@ -209,10 +209,6 @@ class Trainer:
         return Progress(step, self.plan.total_steps, epoch, self.plan.steps_per_epoch)
 
     # ---- logging, measuring, saving ------------------------------------------------------------------------------
-
-    def _local_row(self) -> dict[str, float]:
-        loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
-        return {"loss": float(loss), **self._speed()}
 
     def _show(self, line: ProgressLine, row: Mapping[str, float]) -> None:
         if row:

@@ -39,7 +39,10 @@ def knn(
         test: labeled source; None classifies each image of `train` by all the others (leave-one-out).
         k: neighbors that vote.
         temperature: a neighbor's vote weighs exp(cosine / temperature).
-        batch_size, workers, precision, max_bad: as in `facessl.embed`.
+        batch_size: images per forward pass.
+        workers: loader processes; 0: none.
+        precision: of the forward pass, fp32, bf16 or fp16.
+        max_bad: fraction of unreadable images above which it stops.
 
     Returns:
         Scores of the test images as the meter of the expression task has them, ready for JSON; n_train, n_test and

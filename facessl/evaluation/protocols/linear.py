@@ -78,7 +78,10 @@ def linear(
         lr: of adamw and sgd; None: the papers'.
         seed: of the labels, the folds and the descent.
         cache: keep the features for the next probe, and use those that are there.
-        batch_size, workers, precision, max_bad: as in `facessl.embed`.
+        batch_size: images per forward pass.
+        workers: loader processes; 0: none.
+        precision: of the forward pass, fp32, bf16 or fp16.
+        max_bad: fraction of unreadable images above which it stops.
 
     Returns:
         Scores of the test images as the task's meter has them, ready for JSON, and beside them:
@@ -113,7 +116,9 @@ def linear(
     if task == "verification":
         if test.pairs is None:
             raise ConfigError("verification is measured on pairs, and the source has none: use lfw:PATH, for example")
-        return _verify(test, extracted(backbone, test, flip=flip, **options), kind)
+        found, meter = extracted(backbone, test, flip=flip, **options), VerificationMeter(test)
+        meter.add({"embeddings": torch.from_numpy(np.array(found.array))}, found.batch(1))
+        return _summary("verification", meter.result(), kind, [found])
     if flip:
         raise ConfigError("flip is for verification alone: leave it out")
     solver = _solver_of(task, solver)
@@ -151,12 +156,6 @@ def linear(
         **{"chosen_by": made.kind.chosen_by, "chosen_on": chosen.images, "at_edge": at_edge},
         "notes": [_at_edge(order, chosen.at, len((held or learned).found))] if at_edge else [],
     }
-
-
-def _verify(test: Source, found: Features, kind: Kind) -> dict[str, Any]:
-    meter = VerificationMeter(test)
-    meter.add({"embeddings": torch.from_numpy(np.array(found.array))}, found.batch(1))
-    return _summary("verification", meter.result(), kind, [found])
 
 
 def _summary(task: str, scores: dict[str, Any], kind: Kind, parts: list[Features]) -> dict[str, Any]:
