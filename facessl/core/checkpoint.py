@@ -74,9 +74,8 @@ def steps(folder: Path) -> list[Path]:
 def read(path: Path) -> dict[str, Any]:
     """Load a checkpoint (ours or an authors' .pth/.pt/.tar) on the CPU without running code from it.
 
-    Raises:
-        CheckpointError: missing, truncated, no checkpoint at all, one that asks for code to be run, or one that needs
-            far more memory than the file has bytes.
+    CheckpointError: missing, truncated, no checkpoint at all, one that asks for code to be run, or one that needs far
+    more memory than the file has bytes.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: name a run folder, a checkpoint or an exported backbone")

@@ -76,9 +76,7 @@ def rank_mean(values: Tensor, counted: Tensor) -> Tensor:
     The sum of this rank's values is divided by the ranks' mean count, so that the average over the ranks is the mean
     over the global batch. Collective call.
 
-    Args:
-        values: any shape; those that do not count may be anything finite.
-        counted: the same shape, not 0 where a value counts.
+    Values that do not count may be anything finite; `counted`, of the same shape, is not 0 where one counts.
     """
     kept = counted.to(values.dtype)
     total = kept.sum()

@@ -35,14 +35,9 @@ _TEMPORARY = re.compile(r"\.facessl-[0-9a-f]{20}\.tmp")
 
 
 def open_regular(path: str | Path, mode: str = "rb", *, most: int | None = MAX_LIST, **options: Any) -> IO[Any]:
-    """`open` for reading a file that somebody else named: neither a pipe nor a device, and of a plausible size.
+    """`open` for reading a file that somebody else named: neither a pipe nor a device, and of at most `most` bytes.
 
-    Args:
-        most: bytes of the largest file that is opened; None: any.
-        options: of `open`.
-
-    Raises:
-        OSError: as `open`, and with a `strerror` that says what else the file is.
+    OSError: as `open`, and with a `strerror` that says what else the file is.
     """
 
     def opener(name: str, _: int) -> int:
@@ -140,13 +135,8 @@ def open_new(path: str | Path, *, mode: int = 0o666) -> IO[bytes]:
 def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object], *, private: bool = False) -> None:
     """Write `data`, or let it write to the file it is given: `path` holds its old or its new content, never a part.
 
-    Args:
-        path: of the file; its folder is made where it is missing.
-        data: bytes, or what writes to an open file.
-        private: nobody but the owner may read the file.
-
-    Raises:
-        DataError: the file could not be written (disk full, no permission, no memory); the old one is untouched.
+    The folder is made; a `private` file nobody but the owner may read. DataError: the file could not be written (disk
+    full, no permission, no memory).
     """
     with completed(path, private=private) as temporary, open(temporary, "wb") as file:
         try:
@@ -286,12 +276,7 @@ def check_ending(path: str | Path, what: str, endings: Sequence[str]) -> None:
 
 
 def write_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 picture as .png or .jpg, complete or not at all.
-
-    Raises:
-        ConfigError: another ending.
-        DataError: the file cannot be written.
-    """
+    """Write an (H, W, 3) uint8 picture as .png or .jpg. ConfigError: another ending. DataError: not written."""
     check_ending(path, "picture", PICTURES)
     kind = "PNG" if Path(path).suffix == ".png" else "JPEG"
     with completed(path) as partial:  # compress_level 3 takes half the time of 6 for a tenth more

@@ -77,9 +77,7 @@ _OF_THE_FILE = frozenset(
 class ImageError(DataError):
     """One image that cannot be used: skipped and counted by the loaders.
 
-    Attributes:
-        key: what a person finds the image by.
-        reason: why, in a few words.
+    `key` is what a person finds it by, `reason` says why in a few words.
     """
 
     def __init__(self, key: str, reason: str) -> None:

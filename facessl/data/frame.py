@@ -118,10 +118,8 @@ class Frame:
     def inverse_mask(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
         """What was predicted in the view -> class map (height, width) uint8 of the stored image, 0 outside the view.
 
-        Args:
-            scores: (C, s, s) float scores, brought back bilinearly before the arg-max, or (s, s) classes, of which the
-                nearest counts. Their side s may differ from the view's: it is stretched over the same area.
-            height, width: of the stored image in pixels.
+        `scores` are (C, s, s) floats, brought back bilinearly before the arg-max, or (s, s) classes, of which the
+        nearest counts. Their side s may differ from the view's: it is stretched over the same area.
         """
         out = np.zeros((height, width), np.uint8)
         top, bottom, left, right = self._reach(height, width)
@@ -205,16 +203,10 @@ def whole(width: int, height: int, size: int) -> Frame:
 
 
 def from_box(box: Sequence[float] | np.ndarray, size: int, scale: float = 1.0) -> Frame:
-    """The square around a box's center whose side is the box's longer one times `scale`.
+    """The square around a box's center whose side is the box's longer one times `scale`; views of side `size`.
 
-    Args:
-        box: (4,) left, top, right, bottom in pixels. The center +- 100 times the `scale` of FaRL's and HRNet's lists is
-            such a box.
-        size: side of the view.
-        scale: 1.25 leaves a margin of an eighth of the box on each side.
-
-    Raises:
-        DataError: a box without area.
+    The box is (4,) left, top, right, bottom in pixels; the center +- 100 times the `scale` of FaRL's and HRNet's lists
+    is one. DataError: a box without area.
     """
     left, top, right, bottom = (float(v) for v in box)
     side = max(right - left, bottom - top) * scale
@@ -236,12 +228,10 @@ def from_eyes(box: Sequence[float] | np.ndarray, points: np.ndarray, size: int, 
 def from_five_points(points: np.ndarray, size: int, template: Template = "farl", scale: float = 1.0) -> Frame:
     """The similarity (rotation, one scale, shift) that brings five points nearest to a template in least squares.
 
-    The closed form in the plane of the estimate of Umeyama (PAMI 1991), which is what FaRL and facer use; it never
-    mirrors.
+    The closed form in the plane of the estimate of Umeyama (PAMI 1991), which FaRL and facer use; it never mirrors.
 
     Args:
         points: (5, 2) pixels, in the order of `Sample.five_points`.
-        size: side of the view.
         template: name in `TEMPLATES`.
         scale: 1.25 shows 1.25 times as much around the center, as in `from_box`.
 
@@ -304,14 +294,10 @@ def similarity(
     shift: tuple[float, float] = (0.0, 0.0),
     flip: bool = False,
 ) -> np.ndarray:
-    """(3, 3) float64 that turns and scales a view about its center, then shifts, then mirrors it.
+    """(3, 3) float64 that turns and scales a view of side `size` about its center, then shifts, then mirrors it.
 
-    Args:
-        size: side of the view in pixels.
-        rotation: degrees; positive turns clockwise as one sees it.
-        scale: above 1 enlarges.
-        shift: to the right and down, as fractions of the side.
-        flip: mirror left and right.
+    `rotation` in degrees, positive clockwise as one sees it; `scale` above 1 enlarges; `shift` to the right and down,
+    as fractions of the side.
     """
     middle, turn = (size - 1) / 2, math.radians(rotation)
     cos, sin = scale * math.cos(turn), scale * math.sin(turn)

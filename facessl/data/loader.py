@@ -157,9 +157,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Batches from `start_step` on, without end.
 
-        Raises:
-            DataError: `MAX_BAD_IN_ROW` images in a row, or all there are, cannot be read.
-            TrainingError: a worker process died.
+        DataError: `MAX_BAD_IN_ROW` images in a row, or all there are, cannot be read. TrainingError: a worker died.
         """
         return worker_batches(self._dataset, self._sampler, self._workers, self._pin_memory)
 

@@ -138,10 +138,8 @@ def parts(
 def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") -> tuple[Subset, Subset]:
     """Divide a source by hash: all but `fraction` of its images (to within one image or person), and the rest.
 
-    Persons stay together where the source provides identities and these are not its classes.
-
-    Raises:
-        ConfigError: a fraction out of range, or fewer than two images or persons in the source, called `name`.
+    Persons stay together where the source provides identities and these are not its classes. ConfigError: a fraction
+    out of range, or fewer than two images or persons in the source, called `name`.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"a validation fraction of {fraction} is out of range: give a number between 0 and 1")

@@ -19,12 +19,10 @@ IMAGES = 500
 
 
 class Constant:
-    """The same answer for every image.
+    """The same answer for every image: `name` is mean shape, or most frequent class of each pixel.
 
-    Attributes:
-        name: of the answer: mean shape, or most frequent class of each pixel.
-        answer: predictions (`Task.predict`) of one image, without the dimension of the batch: `landmarks` (L, 2), or
-            `scores` (S, S), here the number of a class for each pixel.
+    `answer` has the predictions (`Task.predict`) of one image, without the dimension of the batch: `landmarks` (L, 2),
+    or `scores` (S, S), here the number of a class for each pixel.
     """
 
     def __init__(self, name: str, answer: Mapping[str, Tensor]) -> None:

@@ -43,14 +43,8 @@ class Mistakes:
         """(H, W, 3) uint8 RGB: the part of the image that the task sees, with what it predicts drawn on it.
 
         Landmarks and masks of the labels are drawn on the same part to its right. Of a pair both images are shown, as
-        they are. Only the image of this example is computed again.
-
-        Args:
-            example: one of `worst` or `typical`.
-            panel: to the right of all, name the colors of a mask, or list the attributes that were predicted.
-
-        Raises:
-            DataError: the image can no longer be read.
+        they are. `panel`: to the right of all, name the colors of a mask, or list the attributes that were predicted.
+        DataError: the image can no longer be read.
         """
         shown = [_Shown.of(self.trained, self.source[index]) for index in example.index]
         if len(shown) > 1:

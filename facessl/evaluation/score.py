@@ -35,8 +35,6 @@ def measure(
     """The meter of a task with the answers on a source, and its scores in the stored images' coordinates.
 
     Args:
-        task: any task; its mode is put back afterwards.
-        source: labeled images.
         augment: gives the crop; nothing random is done.
         image_size: side of the views in pixels.
         batch_size, workers, precision, max_bad: as in `facessl.embed`.

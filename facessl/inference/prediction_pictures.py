@@ -35,7 +35,6 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]], *, panel: bool =
             (whether the box is shown); `landmarks` [[x, y], ...] and `layout`, the name of their order or None;
             `mask` (H, W) uint8 and `classes`, names by class; `label` and `probabilities`, name -> probability;
             `attributes`, name -> probability, of which those above 0.5 are listed.
-        panel: see below.
 
     Returns:
         (H', W', 3) uint8 RGB: the photo, enlarged by a whole number below `READABLE` pixels, and with `panel` what

@@ -31,15 +31,9 @@ _CELL = 112
 
 
 def heatmaps(method: nn.Module, images: np.ndarray, **options: Any) -> Tensor:
-    """Heatmaps of a method's regions in evaluation mode, in float32.
+    """Heatmaps of a method's regions in evaluation mode: (B, N, h, w) float32 on the CPU, sum 1 over N.
 
-    Args:
-        method: a method with regions (FRA).
-        images: (B, S, S, 3) uint8 RGB squares.
-        options: of the method's `heatmaps`, such as `prior="off"` of one with `has_prior`.
-
-    Returns:
-        (B, N, h, w) float32 on the CPU, sum 1 over N.
+    `images` are (B, S, S, 3) uint8 RGB squares, `options` those of the method's `heatmaps`, such as `prior="off"`.
 
     Raises:
         ConfigError: the method has no regions.
@@ -60,19 +54,10 @@ def heatmaps(method: nn.Module, images: np.ndarray, **options: Any) -> Tensor:
 
 
 def sample_images(source: Source, *, count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Up to `count` whole images of a source, one drawn from each of `count` equal stretches of it.
+    """Up to `count` whole images of a source, one drawn from each of `count` equal stretches; of a stream the first.
 
-    Args:
-        source: any source; a streaming one gives its first images.
-        size: side in pixels that each image is resized to.
-        seed: of the positions within the stretches.
-
-    Returns:
-        (count or fewer, size, size, 3) uint8. An unreadable image gives way to the next one of its stretch.
-
-    Raises:
-        ConfigError: `count` below 1.
-        DataError: none of the images that were tried can be read.
+    Returns (count or fewer, size, size, 3) uint8. An unreadable image gives way to the next one of its stretch.
+    ConfigError: `count` below 1. DataError: none of the images that were tried can be read.
     """
     if count < 1:
         raise ConfigError(f"{count} images cannot be shown: ask for 1 or more")

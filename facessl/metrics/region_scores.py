@@ -123,12 +123,8 @@ def landmark_errors(
 
     Args:
         features: (M, C), for example `centroids`; constant ones leave the mean shape.
-        landmarks: (M, K, 2) pixels.
-        ocular: points whose distance is the unit.
-        train: (M,) bool, images to fit on; the others are measured.
-
-    Returns:
-        (number of test images,) float64.
+        landmarks: (M, K, 2) pixels; the distance of the two `ocular` ones is the unit.
+        train: (M,) bool, images to fit on; the errors (number of the others,) are of the others.
     """
     from sklearn.linear_model import RidgeCV
 

@@ -110,9 +110,7 @@ def fit(
 
     Args:
         module: what they must fit; it may be on the meta device.
-        found: tensors of the checkpoint.
         theirs: from our names to the family's.
-        family: for the sentence.
         left_out: pattern of the family's tensors that have no place in `module`.
         own: pattern of our tensors that the family does not have.
         copy: (prefix, other prefix) of tensors that stand twice in the file, see `check_copy`.

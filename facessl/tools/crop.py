@@ -193,12 +193,8 @@ def cached_crops(
     They are made where they are not there yet: a source that has changed gets other ones. Ranks of one machine share
     the work, and each returns when all of it is done.
 
-    Returns:
-        the source of the crops, and what was done; `spec` itself and None where it is a folder that `crop` wrote.
-
-    Raises:
-        ConfigError: as `crop`, or ranks on several machines.
-        DataError: as `crop`, or no photo has a face.
+    Returns the source of the crops, and what was done; `spec` itself and None where it is a folder that `crop` wrote.
+    ConfigError: as `crop`, or ranks on several machines. DataError: as `crop`, or no photo has a face.
     """
     spec = absolute(spec)
     opened = open_with_positions(spec)

@@ -62,12 +62,7 @@ class TrainingSetup:
 class Trainer:
     """Runs a method to the end of its plan; `fit` returns True when the end was reached.
 
-    Args:
-        fabric: launched.
-        setup: what is trained, on the device.
-        plan: derived numbers.
-        folder: of the run.
-        metadata: plain values that its checkpoints also hold, by name.
+    Its checkpoints also hold `metadata`, plain values by name.
     """
 
     def __init__(

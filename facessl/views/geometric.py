@@ -32,12 +32,9 @@ Box = tuple[int, int, int, int]
 def sides(
     area: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Iterator[tuple[int, int]]:
-    """Ten tries at the sides of a box in an image of `area` pixels, as torchvision draws them.
+    """Ten tries at the sides of a box in an image of `area` pixels, as torchvision draws them; draws are (BOX_DRAWS,).
 
-    Args:
-        draws: (BOX_DRAWS,).
-        scale: range of the box's area relative to the image, uniform.
-        ratio: range of first / second side, log-uniform.
+    The box's area relative to the image is uniform in `scale`, first / second side log-uniform in `ratio`.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     tries = draws[: BOX_DRAWS - 2].tolist()
@@ -102,15 +99,7 @@ def _factor(strength: float, draw: float) -> float:
 class Geometric:
     """Crops and flips one image into its views and draws their photometric parameters.
 
-    Args:
-        views: one entry per view.
-        image_size: the run's image size in pixels; view v is `round(view.size * image_size)` square.
-
-    Attributes:
-        sizes: S_v, side of each view in pixels.
-
-    Raises:
-        ConfigError: no view, or an image size that leaves a view without pixels.
+    View v is `round(view.size * image_size)` pixels square (`sizes`). ConfigError: no view, or one without pixels.
     """
 
     def __init__(self, views: Sequence[View], image_size: int) -> None:

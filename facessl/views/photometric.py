@@ -18,10 +18,7 @@ _CHUNK = 2**25
 
 
 class Photometric:
-    """The photometric part of the views, batched, on the device that holds them.
-
-    Args:
-        mean, std: normalization, RGB in 0..1.
+    """The photometric part of the views, batched, on the device that holds them, with the normalization (RGB in 0..1).
 
     torchvision's `ColorJitter`, `RandomGrayscale`, `GaussianBlur` and `RandomSolarize`, in this order, but in float32
     throughout. A sample's result does not depend on the rest of its batch.

@@ -48,12 +48,7 @@ class MTCNN:
 
     @torch.inference_mode()
     def __call__(self, photos: Sequence[np.ndarray], *, smallest: float, min_score: float) -> list[np.ndarray]:
-        """Find the faces.
-
-        Args:
-            photos: (H, W, 3) uint8 RGB each.
-            smallest: smallest face to look for, as a fraction of a photo's long side.
-            min_score: least score of a face.
+        """The faces of photos, (H, W, 3) uint8 RGB each; `smallest` is a fraction of a photo's long side.
 
         Returns:
             per photo (n, 15) float32: left, top, right, bottom of the face (brows to chin), score, and x and y of the

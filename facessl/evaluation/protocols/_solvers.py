@@ -127,12 +127,7 @@ def ridge(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Path:
-    """Least squares with a penalty, in closed form for every penalty from one decomposition.
-
-    Args:
-        target: (N, M) numbers.
-        train, lambdas, weights, dtype, device: as in `logistic`.
-    """
+    """Least squares to (N, M) numbers, in closed form for every penalty from one decomposition; else as `logistic`."""
     basis = Basis(train, weights, dtype, device)
     y = torch.from_numpy(np.asarray(target, np.float64)).to(basis.device)
     bias = basis.weights @ y  # (M,)

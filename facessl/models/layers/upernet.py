@@ -43,11 +43,9 @@ class UPerNeck(nn.Module):
     """Pyramid pooling on the coarsest map, top-down sums, 3x3 smoothing, and a 3x3 fusion of all four levels."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int) -> None:
-        """
-        Args:
-            channels, strides: of the four maps, fine to coarse (`Backbone.pyramid_channels`, `pyramid_strides`). Equal
-                strides throughout mean a plain ViT: its maps are first brought to strides 4, 8, 16, 32.
-            width: channels of every level.
+        """`channels` and `strides` are of the four maps, fine to coarse; `width` the channels of every level.
+
+        Equal strides mean a plain ViT: its maps are first brought to strides 4, 8, 16, 32.
         """
         super().__init__()
         flat = len(set(strides)) == 1

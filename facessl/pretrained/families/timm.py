@@ -49,10 +49,8 @@ def build_named(state: dict[str, Any], name: str) -> Backbone:
     `state` has the names of timm, bare or below `state_dict` or `model`; `name` may have a tag
     (`vit_small_patch16_224.augreg_in21k`).
 
-    Raises:
-        UnknownName: timm has no such model or tag; the nearest name is given.
-        ConfigError: the library cannot use that model.
-        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
+    UnknownName: timm has no such model or tag. ConfigError: the library cannot use that model. CheckpointError names
+    the tensors that do not fit.
     """
     settings = pretrained_settings(name)
     plain = name.partition(".")[0]
