@@ -105,7 +105,7 @@ class Blocks:
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[Iterator[Found] | None]:
-        """Do the blocks of this rank that are not there; `progress` gets the positions done, and all of them."""
+        """The records of all blocks in order for the process that comes last, None for others; then removes them."""
         with only_writer(self._begun, folder=False, wait=True):
             begun, blocks = self._begun.exists(), list(self._blocks.values())
             # What was changed, or can be read by now, is done here, unless its own rank is at it.

@@ -29,7 +29,7 @@ def fit_by(loss: solvers.Loss, solver: str, balanced: bool, device: torch.device
     """What fits a path of penalties to a part; arguments as in `linear`, `descent` are lr, epochs and seed."""
 
     def fit(part: Loaded, lambdas: Sequence[float]) -> solvers.Path:
-        x, y = part.found.array, part.target
+        x, y = part.features.array, part.target
         # MPS has no float64, which the decompositions need.
         options: dict[str, Any] = {"device": device if device.type == "cuda" else "cpu"}
         if balanced:
@@ -73,15 +73,15 @@ def choose(
     images = "nothing to choose"
     if held is not None:
         solved = fit(learned, order)
-        scores = made.scores(held, solved.outputs(held.found.array))
-        images = f"{len(held.found)} validation images"
+        scores = made.scores(held, solved.outputs(held.features.array))
+        images = f"{len(held.features)} validation images"
     elif len(order) > 1:
         fold = _folds(made, learned, folds, seed)
         scores = np.empty((len(order), len(fold)))
         for part in np.unique(fold):
             outside = learned.rows(np.flatnonzero(fold == part))
             path = fit(learned.rows(np.flatnonzero(fold != part)), order)
-            scores[:, fold == part] = made.scores(outside, path.outputs(outside.found.array))
+            scores[:, fold == part] = made.scores(outside, path.outputs(outside.features.array))
         images = f"{fold.max() + 1}-fold cross-validation on training images"
     means: list[float | None] = [None]
     if scores is not None:
@@ -89,16 +89,16 @@ def choose(
         at, means = int(mean.argmax()), mean.tolist()
     if held is not None and refit:
         images += ", then fitted again on all of them and the training images"
-        array = np.concatenate([learned.found.array, held.found.array])
+        array = np.concatenate([learned.features.array, held.features.array])
         target = np.concatenate([learned.target, held.target])
-        learned, solved = replace(learned, found=replace(learned.found, array=array), target=target), None
+        learned, solved = replace(learned, features=replace(learned.features, array=array), target=target), None
     path, place = (fit(learned, (order[at],)), 0) if solved is None else (solved, at)
     return Chosen(lambda x: path.outputs(x)[place], at, means, images)
 
 
 def _folds(made: LinearTask, learned: Loaded, folds: int, seed: int) -> np.ndarray:
     """(N,) folds; images that belong together are in one fold, classes are dealt evenly."""
-    found = learned.found
+    found = learned.features
     keys = [] if learned.source.streaming else [learned.source.key(int(i)) for i in found.index]
     groups = together(len(found), found.fields.get("identity"), found.fields.get("label"), keys)
     count = int(groups.max()) + 1

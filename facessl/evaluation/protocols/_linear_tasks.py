@@ -71,11 +71,11 @@ class Loaded:
     """One part of the data: features, and the numbers (N,) or (N, M) to predict from them."""
 
     source: Source
-    found: Features
+    features: Features
     target: np.ndarray
 
     def rows(self, chosen: np.ndarray) -> Loaded:
-        return Loaded(self.source, self.found.rows(chosen), self.target[chosen])
+        return Loaded(self.source, self.features.rows(chosen), self.target[chosen])
 
 
 class LinearTask:
@@ -131,12 +131,12 @@ class LinearTask:
         if self._mean is not None:
             always = Constant("mean shape", {"landmarks": torch.from_numpy(self._mean * self.size - 0.5)})
             meter = self._measured(part, [])
-            meter.add(always.repeated(len(outputs)), part.found.batch(self.size))
+            meter.add(always.repeated(len(outputs)), part.features.batch(self.size))
             found["constant"] = always.result(meter)
         return found
 
     def _measured(self, part: Loaded, outputs: list[np.ndarray]) -> Any:
-        meter, batch = self.kind.meter(part.source, self.labels, self.augment), part.found.batch(self.size)
+        meter, batch = self.kind.meter(part.source, self.labels, self.augment), part.features.batch(self.size)
         for one in outputs:
             meter.add(self.kind.predictions(torch.from_numpy(one).double(), self.size), batch)
         return meter

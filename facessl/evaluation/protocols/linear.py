@@ -144,17 +144,17 @@ def linear(
     solving = time.perf_counter() - began
     asked = made.load(test, extracted(backbone, test, **options))  # not before everything is chosen
     began = time.perf_counter()
-    scores = made.result(asked, chosen.outputs(asked.found.array))
+    scores = made.result(asked, chosen.outputs(asked.features.array))
     solving += time.perf_counter() - began
     at_edge = len(order) > 1 and chosen.at in (0, len(order) - 1)
     return {
-        **_summary(task, scores, kind, [part.found for part in (asked, learned, held) if part is not None]),
+        **_summary(task, scores, kind, [part.features for part in (asked, learned, held) if part is not None]),
         **{"solver": solver, "labels": labels, "solve_seconds": solving},
-        **{"n_train": len(learned.found), "n_val": 0 if held is None else len(held.found)},
+        **{"n_train": len(learned.features), "n_val": 0 if held is None else len(held.features)},
         "lambda": order[chosen.at],
         "path": [{"lambda": value, "score": score} for value, score in zip(order, chosen.scores, strict=True)],
         **{"chosen_by": made.kind.chosen_by, "chosen_on": chosen.images, "at_edge": at_edge},
-        "notes": [_at_edge(order, chosen.at, len((held or learned).found))] if at_edge else [],
+        "notes": [_at_edge(order, chosen.at, len((held or learned).features))] if at_edge else [],
     }
 
 
