@@ -35,7 +35,7 @@ def role(name: str) -> str | None:
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:
-    """`Source.splits` of parts with these names, each under its role, or under its own name where it has none."""
+    """`Source.splits` of parts with these names: the role of each as key and value, its own name where it has none."""
     return {role(name) or name: role(name) or name for name in sorted(set(names))}
 
 

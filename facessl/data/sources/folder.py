@@ -47,6 +47,7 @@ class Folder(Source):
     classes_may_be_people = True
 
     def __init__(self, path: str | Path, *, recursive: bool = True, cache: bool = True) -> None:
+        """`path` is the folder, or one image; `recursive` also looks into sub-folders."""
         root = Path(path).expanduser()
         self.root = None if root.is_file() else root
         if not str(path) or not root.exists():
