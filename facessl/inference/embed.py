@@ -26,25 +26,15 @@ from facessl.views.normalize import normalize
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of N images that could be read, in the order of their source.
+    """Embeddings of N images that could be read, in the order of their source."""
 
-    Attributes:
-        array: (N, C) float32.
-        keys: what a person finds each image by.
-        index: (N,) int64 positions in the source.
-        labels: (N,) int64 class indices; None where the source has none.
-        label_names: class names by index; empty where there are none.
-        skipped: (key, reason) of images that could not be read.
-        network: what made them (`network_id`); empty where that is not known.
-    """
-
-    array: np.ndarray
-    keys: list[str]
-    index: np.ndarray
-    labels: np.ndarray | None = None
-    label_names: tuple[str, ...] = ()
-    skipped: tuple[tuple[str, str], ...] = ()
-    network: str = ""
+    array: np.ndarray  # (N, C) float32
+    keys: list[str]  # what a person finds each image by
+    index: np.ndarray  # (N,) int64 positions in the source
+    labels: np.ndarray | None = None  # (N,) int64 class indices; None where the source has none
+    label_names: tuple[str, ...] = ()  # class names by index; empty where there are none
+    skipped: tuple[tuple[str, str], ...] = ()  # (key, reason) of images that could not be read
+    network: str = ""  # what made them (`network_id`); empty where that is not known
 
     def __len__(self) -> int:
         return len(self.keys)

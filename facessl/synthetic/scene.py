@@ -86,11 +86,6 @@ def _light(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return sun, key, fill
 
 
-def _clothes(rng: np.random.Generator) -> np.ndarray:
-    tone = rng.uniform(25, 225)
-    return np.clip(tone + rng.normal(0, 1, 3) * rng.choice((8.0, 40.0)), 8, 245).astype(np.float32)
-
-
 def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits: Limits) -> Scene:
     """A picture of `identity`; draws from `rng` only."""
     label = int(rng.integers(len(EXPRESSIONS)))
@@ -127,7 +122,9 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
         cast=(1 + worst * (rng.normal(0, 0.05) * _WARM + rng.normal(0, 0.012) * _GREEN)).astype(np.float32),
         gamma=float(np.exp(worst * rng.normal(0, 0.13))),
         contrast=float(np.exp(worst * rng.normal(0, 0.08))),
-        clothes=_clothes(rng),
+        clothes=np.clip(rng.uniform(25, 225) + rng.normal(0, 1, 3) * rng.choice((8.0, 40.0)), 8, 245).astype(
+            np.float32
+        ),
         seed=int(rng.integers(2**31)),
     )
     if not limits.studio:

@@ -32,8 +32,7 @@ class Supervised:
     """Crops an image, augments it in training, and moves its labels to the view.
 
     Args:
-        augment: crop and augmentation.
-        image_size: side of the views in pixels.
+        augment, image_size: crop and augmentation, and side of the views in pixels.
         layout: order of the landmarks; None: unknown, they cannot be mirrored.
         mask_flip: class of the mirrored image by class of the image; None: unknown, masks cannot be mirrored. Classes
             without sides are `range(number of classes)`.
