@@ -23,7 +23,7 @@ class Command:
     default: str  # the plug-in that stands there when none is named
     positional: Mapping[str, str]  # fields given without a flag, with their help
     members: tuple[str, ...]  # what a plug-in must have
-    recipes_ask: bool  # whether the values of a recipe count as asked for (`RunConfig.explicit`)
+    recipes_are_explicit: bool  # whether the values of a recipe count as asked for (`RunConfig.explicit`)
     # values so far -> values that stand below them (a protocol's published settings)
     preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
     # values so far -> what is added to the help of a setting, by its name
@@ -88,7 +88,7 @@ PRETRAIN = Command(
     "fra",
     {"source": "NAME:PATH?option=value, or a path; none: synthetic faces (synthetic:)"},
     members=("Args", "needs", "views", "mean", "std", "step", "after_step"),
-    recipes_ask=False,  # a recipe is made for another length
+    recipes_are_explicit=False,  # a recipe is made for another length
     switches={
         "crop": "find the faces of the source's photos first, as `facessl crop` does by default, and train on the "
         "crops, which are kept in the cache folder"
@@ -104,7 +104,7 @@ FINETUNE = Command(
         "source": "labeled images, NAME:PATH?option=value or a path",
     },
     members=("Args", "needs", "defaults", "augments", "step", "predict", "meter", "describe"),
-    recipes_ask=True,
+    recipes_are_explicit=True,
     preset=_published,
     remarks=_augmentation,
 )

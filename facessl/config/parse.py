@@ -201,7 +201,7 @@ def _parser(name: str, command: Command) -> Parser:
 
 def configuration(asked: ParsedArguments) -> Any:
     """The configuration that a command line asks for. ConfigError, UnknownName: a value that it cannot have."""
-    explicit = {**flatten(asked.values)} if asked.command.recipes_ask else asked.flags
+    explicit = {**flatten(asked.values)} if asked.command.recipes_are_explicit else asked.flags
     config = _build(asked.values, asked.name, asked.parser, asked.command, explicit)
     refuse_foreign_commands(config, list(asked.flags.values()))
     return config
@@ -246,7 +246,7 @@ def _named(values: dict[str, Any], command: Command) -> dict[str, Any]:
     return values
 
 
-def shown(asked: ParsedArguments) -> str:
+def help_or_configuration(asked: ParsedArguments) -> str:
     """What --help or --print-config print; nothing where neither is asked for."""
     if asked.help:
         return _help(asked)

@@ -41,10 +41,12 @@ class Record(TypedDict):
 
 
 #: A record with its bytes.
-Found = tuple[Record, Sequence[bytes]]
+RecordWithData = tuple[Record, Sequence[bytes]]
 
 
-def record(positions: Sequence[int], unreadable: list[int], values: dict[str, Any], data: Sequence[bytes]) -> Found:
+def record(
+    positions: Sequence[int], unreadable: list[int], values: dict[str, Any], data: Sequence[bytes]
+) -> RecordWithData:
     """What `Blocks` is given."""
     sizes = [len(part) for part in data]
     return {"positions": list(positions), "unreadable": unreadable, "values": values, "sizes": sizes}, data
@@ -59,7 +61,7 @@ class Blocks:
         about: object,
         count: int,
         todo: Sequence[int],
-        compute: Callable[[Iterator[Sequence[int]]], Iterator[Sequence[Found]]],
+        compute: Callable[[Iterator[Sequence[int]]], Iterator[Sequence[RecordWithData]]],
         *,
         valid: Callable[[Record], bool],
         readable: Callable[[int], bool],
@@ -104,7 +106,7 @@ class Blocks:
         self._do([block for number, block in self._blocks.items() if number % world == rank], progress)
 
     @contextlib.contextmanager
-    def joined(self) -> Iterator[Iterator[Found] | None]:
+    def joined(self) -> Iterator[Iterator[RecordWithData] | None]:
         """The records of all blocks in order for the process that comes last, None for others; then removes them."""
         with only_writer(self._begun, folder=False, wait=True):
             begun, blocks = self._begun.exists(), list(self._blocks.values())

@@ -42,7 +42,7 @@ def redacted(spec: str) -> str:
     return f"{scheme}://{place}" + (f"{parameters[0]}..." if parameters else "")
 
 
-def named(spec: str) -> str:
+def shareable(spec: str) -> str:
     """`spec` as it may be published: redacted, and of a local path the last name alone."""
     return re.sub(r"(^|[:={,])/(?!/)(?:[^?&/]*/)*", r"\1", redacted(spec))
 

@@ -145,7 +145,7 @@ def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") ->
         raise ConfigError(f"a validation fraction of {fraction} is out of range: give a number between 0 and 1")
     person = source.column("identity") if "identity" in source.provides else None
     label = source.column("label") if person is not None and "label" in source.provides else None
-    groups = together(len(source), person, label, [source.key(i) for i in range(len(source))])
+    groups = inseparable_groups(len(source), person, label, [source.key(i) for i in range(len(source))])
     sizes = np.bincount(groups)
     if len(sizes) < 2:
         raise ConfigError(f"{name} has too few images or persons to set some apart: name a validation source")
@@ -166,7 +166,7 @@ def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") ->
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
 
 
-def together(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: Sequence[str]) -> np.ndarray:
+def inseparable_groups(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: Sequence[str]) -> np.ndarray:
     """(n,) int64 numbers 0, 1, ...: images with the same number must not be torn apart into two parts.
 
     Args:

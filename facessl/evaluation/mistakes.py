@@ -102,7 +102,7 @@ def find_mistakes(
         opened,
         trained.augment,
         image_size=trained.image_size,
-        beside=None if train is None else constant(task, train, trained.augment, image_size=trained.image_size),
+        baseline=None if train is None else constant(task, train, trained.augment, image_size=trained.image_size),
         batch_size=batch_size,
         workers=workers,
         precision=precision,

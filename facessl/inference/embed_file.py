@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from facessl.core.blocks import Blocks, Found, Record, record
+from facessl.core.blocks import Blocks, Record, RecordWithData, record
 from facessl.core.distributed import gathered, world_size
 from facessl.core.errors import ConfigError
 from facessl.core.files import check_ending
@@ -63,7 +63,7 @@ def embed_to_file(
     network, width = network_id(backbone, precision), backbone.num_features
     labeled, classes = "label" in source.provides, len(source.label_names) or 1 << 63
 
-    def compute(batches: Iterator[Sequence[int]]) -> Iterator[list[Found]]:
+    def compute(batches: Iterator[Sequence[int]]) -> Iterator[list[RecordWithData]]:
         asked, given = itertools.tee(batches)
         found = embedding_batches(backbone, source, max_bad=max_bad, batches=given, network=network, **options)
         for part, positions in zip(found, asked, strict=False):
@@ -98,7 +98,9 @@ def embed_to_file(
             return None if records is None else write_locked(path, _rows(records, source, width, network, max_bad))
 
 
-def _rows(records: Iterator[Found], source: Source, width: int, network: str, max_bad: float) -> Iterator[Embeddings]:
+def _rows(
+    records: Iterator[RecordWithData], source: Source, width: int, network: str, max_bad: float
+) -> Iterator[Embeddings]:
     """The batches of all blocks. DataError where more than `max_bad` of the images could not be read."""
     skipped = 0
     for found, (data,) in records:

@@ -54,7 +54,7 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
         rows=results.score_rows(run),
         without=", ".join(name for name in numbers.get("baselines", {}) if name != "random weights") or "chance",
         galleries=_galleries(run),
-        baselines=results.beside(numbers["baselines"], headline) if headline else "",
+        baselines=results.baselines_text(numbers["baselines"], headline) if headline else "",
         names=next(names for names in named if len(names) == size),
         subset_scores=dict.fromkeys(k for row in subsets for k in row if not k.endswith("_interval") and k != "images"),
     )

@@ -153,10 +153,10 @@ def unit(run: RunFolder, name: str) -> str:
     return unit if unit is not None else "fraction"
 
 
-def beside(found: Mapping[str, float], headline: Mapping[str, Any]) -> str:
+def baselines_text(values: Mapping[str, float], headline: Mapping[str, Any]) -> str:
     """Baselines as text: "majority class 37.90 %, random weights 43.20 %"."""
     unit = headline.get("unit") or "fraction"
-    return ", ".join(f"{name} {score(value, headline['name'], unit)}" for name, value in found.items())
+    return ", ".join(f"{name} {score(value, headline['name'], unit)}" for name, value in values.items())
 
 
 def headline_text(scores: Mapping[str, Any]) -> str:
@@ -164,7 +164,7 @@ def headline_text(scores: Mapping[str, Any]) -> str:
     first = scores["headline"]
     name, unit = first["name"], first.get("unit") or "fraction"
     text = f"{format_name(name)} {score(first['value'], name, unit)} ({interval(first['interval'], name, unit)})"
-    return "; ".join(filter(None, (text, beside(baselines(scores), first))))
+    return "; ".join(filter(None, (text, baselines_text(baselines(scores), first))))
 
 
 def summary(n: Mapping[str, Any], run: RunFolder) -> dict[str, str]:
@@ -175,7 +175,7 @@ def summary(n: Mapping[str, Any], run: RunFolder) -> dict[str, str]:
     return {
         "run": n["run"],
         **first,
-        "baselines": beside(n["baselines"], headline) or "-",
+        "baselines": baselines_text(n["baselines"], headline) or "-",
         **{
             format_name(other): _cell(run.test[other], run.test[f"{other}_interval"], other, unit(run, other))
             for other in other_scores(run)

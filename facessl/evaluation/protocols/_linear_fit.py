@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from facessl.core.errors import ConfigError
-from facessl.data.splits import together
+from facessl.data.splits import inseparable_groups
 from facessl.evaluation.protocols import _solvers as solvers
 from facessl.evaluation.protocols._linear_tasks import LinearTask, Loaded
 
@@ -100,7 +100,7 @@ def _folds(made: LinearTask, learned: Loaded, folds: int, seed: int) -> np.ndarr
     """(N,) folds; images that belong together are in one fold, classes are dealt evenly."""
     found = learned.features
     keys = [] if learned.source.streaming else [learned.source.key(int(i)) for i in found.index]
-    groups = together(len(found), found.fields.get("identity"), found.fields.get("label"), keys)
+    groups = inseparable_groups(len(found), found.fields.get("identity"), found.fields.get("label"), keys)
     count = int(groups.max()) + 1
     if folds < 2 or count < 2:
         raise ConfigError(
