@@ -112,12 +112,12 @@ def find_mistakes(
     worst = [] if answers is None else ranked(answers.badness, count, answers.kinds)
     typical = [] if answers is None else spread(len(answers.badness), count)
 
-    def told(position: int) -> Example:
+    def example(position: int) -> Example:
         assert answers is not None
         found = answers.example(position)
         return replace(found, keys=tuple(opened.key(index) for index in found.index))
 
-    return Mistakes(trained, opened, scores, [told(i) for i in worst], [told(i) for i in typical], precision)
+    return Mistakes(trained, opened, scores, [example(i) for i in worst], [example(i) for i in typical], precision)
 
 
 def ranked(badness: np.ndarray, count: int, kinds: np.ndarray | None = None) -> list[int]:

@@ -83,7 +83,7 @@ class _Settings:
         check_values(self, rules | {"smallest": between(0.01, 1)}, prefix="crop's ")
         if self.dedupe is not None:
             Near(self.dedupe)
-        load_detector(self.detector, self.detector_model)  # a missing model is told before any photo
+        load_detector(self.detector, self.detector_model)  # a missing model is reported before any photo
 
 
 def crop(
@@ -162,25 +162,25 @@ def crop(
         quality=quality,
     )
     opened = open_with_positions(source)
-    cropper, told = _Cropper(opened, settings), progress or (lambda done, total: None)
+    cropper, report = _Cropper(opened, settings), progress or (lambda done, total: None)
 
     def folder(path: Path) -> CropFolder:
         return CropFolder(path, vars(settings))
 
     if launched()[1] == 1:
         with output_folder(out, opened, SETTINGS, "crop") as path:
-            return _run(opened, cropper, folder(path), workers, max_bad, told)
+            return _run(opened, cropper, folder(path), workers, max_bad, report)
     written = over_ranks(
         functools.partial(output_folder, out, opened, SETTINGS, "crop", wait=True),
         (vars(settings), opened.fingerprint()),
         len(opened),
         lambda path: _left(opened, folder(path)),
         cropper,
-        lambda path, found: _run(opened, found, folder(path), 0, max_bad, told),
+        lambda path, found: _run(opened, found, folder(path), 0, max_bad, report),
         valid=_is_record,
         failed=lambda values: values["reason"] not in ("", NO_FACE, LEFT_OUT),
         workers=workers,
-        progress=told,
+        progress=report,
     )
     return written or CropSummary(len(opened), finished=False)
 
@@ -304,12 +304,12 @@ def _run(
     folder: CropFolder,
     workers: int,
     max_bad: float,
-    told: Callable[[int, int], None],
+    report: Callable[[int, int], None],
 ) -> CropSummary:
     keys = [source.key(i) for i in range(len(source))]
     base, todo, before = _base(source, keys), _left(source, folder), folder.faces
     summary = CropSummary(len(keys), new_photos=len(todo))
-    told(len(keys) - len(todo), len(keys))
+    report(len(keys) - len(todo), len(keys))
     for at, (found, images) in enumerate(in_order(crops_of, todo, workers)):
         key, reason = keys[todo[at]], found["reason"]
         summary.small += found["small"]
@@ -323,7 +323,7 @@ def _run(
                 summary.skipped.append((key, reason))
                 check_skipped(len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
             folder.skip(key, reason)
-        told(len(keys) - len(todo) + at + 1, len(keys))
+        report(len(keys) - len(todo) + at + 1, len(keys))
     summary.faces, summary.new_faces, summary.duplicates = folder.faces, folder.faces - before, folder.duplicates
     return summary
 

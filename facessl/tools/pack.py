@@ -108,10 +108,10 @@ def pack(
     if workers < 0:
         raise ConfigError(f"{workers} workers, but there must be 0 or more")
     spec = source if isinstance(source, str) else type(source).__name__
-    packer, told = _Packer(opened, settings), progress or (lambda done, total: None)
+    packer, report = _Packer(opened, settings), progress or (lambda done, total: None)
     if launched()[1] == 1:
         with output_folder(out, opened, MANIFEST, "pack") as path, Shards(path, settings, opened, spec) as shards:
-            return _run(opened, packer, shards, workers, max_bad, told)
+            return _run(opened, packer, shards, workers, max_bad, report)
 
     def left(path: Path) -> range:
         with Shards(path, settings, opened, spec) as shards:
@@ -119,7 +119,7 @@ def pack(
 
     def write(path: Path, found: Callable[[int], Result]) -> PackSummary:
         with Shards(path, settings, opened, spec) as shards:
-            return _run(opened, lambda stretch: [found(i) for i in stretch], shards, 0, max_bad, told)
+            return _run(opened, lambda stretch: [found(i) for i in stretch], shards, 0, max_bad, report)
 
     written = over_ranks(
         functools.partial(output_folder, out, opened, MANIFEST, "pack", wait=True),
@@ -131,7 +131,7 @@ def pack(
         valid=_is_record,
         failed=lambda values: bool(values["unreadable"]),
         workers=workers,
-        progress=told,
+        progress=report,
     )
     return written or PackSummary(len(opened), finished=False)
 
