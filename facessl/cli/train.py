@@ -17,8 +17,8 @@ def cmd_pretrain(argv: list[str]) -> int:
     from facessl.config import parse
 
     asked = parse.read(argv)
-    if shown := parse.shown(asked):
-        print(shown, end="")
+    if text := parse.help_or_configuration(asked):
+        print(text, end="")
         return 0
     config = parse.configuration(asked)
     note = parse.rate_note(asked, config)
@@ -60,8 +60,8 @@ def cmd_finetune(argv: list[str]) -> int:
     from facessl.config import commands, parse
 
     asked = parse.read(argv, commands.FINETUNE)
-    if shown := parse.shown(asked):
-        print(shown, end="")
+    if text := parse.help_or_configuration(asked):
+        print(text, end="")
         return 0
     config = parse.configuration(asked)
     from facessl.training.finetune import Finetuning

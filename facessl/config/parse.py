@@ -37,28 +37,18 @@ _NO_SETTINGS = {"help", "config", "print_config", "views.help", *PRETRAIN.switch
 
 @dataclass(frozen=True)
 class ParsedArguments:
-    """What a command line asks for.
+    """What a command line asks for."""
 
-    Attributes:
-        command: whose it is.
-        name: of the method or task.
-        parser: with all flags of the command, those of the method or task too.
-        flags: texts by dotted names; words without a flag have the name of their field.
-        recipe: values of the recipes, later ones on top.
-        kept: values that the run began with that is gone on with.
-        help, print_config: only the help or the configuration is wanted.
-        crop: the source is photos whose faces are to be cropped first.
-    """
-
-    command: Command
-    name: str
-    parser: Parser
-    flags: dict[str, str]
-    recipe: dict[str, Any]
-    kept: dict[str, Any]
+    command: Command  # whose it is
+    name: str  # of the method or task
+    parser: Parser  # with all flags of the command, those of the method or task too
+    flags: dict[str, str]  # texts by dotted names; words without a flag have the name of their field
+    recipe: dict[str, Any]  # values of the recipes, later ones on top
+    kept: dict[str, Any]  # values that the run began with that is gone on with
+    # help, print_config: only the help or the configuration is wanted.
     help: bool
     print_config: bool
-    crop: bool
+    crop: bool  # the source is photos whose faces are to be cropped first
 
     @property
     def values(self) -> dict[str, Any]:
@@ -76,19 +66,14 @@ class ParsedArguments:
 
 
 def parse(argv: Sequence[str], command: Command = PRETRAIN) -> Any:
-    """Flags (and the recipes named by `--config`) -> the command's configuration; later ones win.
-
-    Raises:
-        ConfigError, UnknownName: one sentence with the value and the nearest valid name.
-    """
+    """Flags (and the recipes named by `--config`) -> the command's configuration; later ones win. Raises as `read`."""
     return configuration(read(argv, command))
 
 
 def read(argv: Sequence[str], command: Command = PRETRAIN) -> ParsedArguments:
     """Sort the words of a command line. Imports no torch, as that takes seconds.
 
-    Raises:
-        ConfigError, UnknownName: a flag or setting that there is not, a recipe or run that cannot be read.
+    ConfigError, UnknownName: a flag or setting that there is not, a recipe or run that cannot be read.
     """
     words = list(_words(argv, command))
     recipe: dict[str, Any] = {}
@@ -188,7 +173,6 @@ def _kept(folder: Path, command: Command) -> dict[str, Any]:
 
 
 def _parser(name: str, command: Command) -> Parser:
-    """The parser of a command with the settings of a method or task."""
     usage = f"facessl {command.name} {' '.join(f'[{key.upper()}]' for key in command.positional)} [flags]"
     head = (command.config.__doc__ or "").split("\n")[0]
     parser = Parser(prog=f"facessl {command.name}", usage=usage, description=head)
@@ -216,12 +200,8 @@ def _parser(name: str, command: Command) -> Parser:
 
 
 def configuration(asked: ParsedArguments) -> Any:
-    """The configuration that a command line asks for.
-
-    Raises:
-        ConfigError, UnknownName: one sentence with the value and the nearest valid name.
-    """
-    explicit = {**flatten(asked.values)} if asked.command.recipes_ask else asked.flags
+    """The configuration that a command line asks for. ConfigError, UnknownName: a value that it cannot have."""
+    explicit = {**flatten(asked.values)} if asked.command.recipes_are_explicit else asked.flags
     config = _build(asked.values, asked.name, asked.parser, asked.command, explicit)
     refuse_foreign_commands(config, list(asked.flags.values()))
     return config
@@ -266,7 +246,7 @@ def _named(values: dict[str, Any], command: Command) -> dict[str, Any]:
     return values
 
 
-def shown(asked: ParsedArguments) -> str:
+def help_or_configuration(asked: ParsedArguments) -> str:
     """What --help or --print-config print; nothing where neither is asked for."""
     if asked.help:
         return _help(asked)

@@ -113,12 +113,9 @@ class RunConfig:
 def in_range(
     settings: Any, names: Iterable[str], *, above: float | None = None, most: float = math.inf, part: str = ""
 ) -> None:
-    """Check numbers of a dataclass: 0 to `most`, or greater than `above`. `part` is where they stand.
+    """ConfigError for the first number of a dataclass, at `part`, that is not in 0 to `most`, or greater than `above`.
 
     None is fine where the field's type has it.
-
-    Raises:
-        ConfigError: the first one that is out of its range, or not a number.
     """
     wanted = "0 or more" if above is None else "a positive number"
     if most < math.inf:

@@ -41,10 +41,7 @@ class TrainingCheckpoint(TypedDict, total=False):
 
 
 def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
-    """Save `state` as `folder/step-<step>.ckpt` and point `last.ckpt` at it; keep the newest `keep`.
-
-    The payload is tensors and plain values only, so that `read` can load it without running code.
-    """
+    """Save `state` (tensors and plain values) as `folder/step-<step>.ckpt`, also named `last.ckpt`; keep the newest."""
     path = folder / f"step-{step:08d}.ckpt"
     payload = {"format": FORMAT, "step": step, **state}
     try:
@@ -77,9 +74,8 @@ def steps(folder: Path) -> list[Path]:
 def read(path: Path) -> dict[str, Any]:
     """Load a checkpoint (ours or an authors' .pth/.pt/.tar) on the CPU without running code from it.
 
-    Raises:
-        CheckpointError: missing, truncated, no checkpoint at all, one that asks for code to be run, or one that needs
-            far more memory than the file has bytes.
+    CheckpointError: missing, truncated, no checkpoint at all, one that asks for code to be run, or one that needs far
+    more memory than the file has bytes.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: name a run folder, a checkpoint or an exported backbone")

@@ -103,11 +103,7 @@ def start_method() -> str:
 
 
 def use_threads(count: int | None, device: str) -> str | None:
-    """Compute with so many threads of the CPU; None keeps torch's choice.
-
-    Returns:
-        A sentence where the device is a CPU on which there are fewer free cores than threads; None elsewhere.
-    """
+    """Compute with so many CPU threads (None: torch's choice). Returns a sentence where fewer cores are free."""
     if count is not None:
         if count < 1:
             raise ConfigError(f"threads = {count} is out of range: give a positive number")

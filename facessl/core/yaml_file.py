@@ -13,11 +13,7 @@ BYTES, NODES, DEPTH = 1_000_000, 10_000, 20
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file, whose mappings have texts as keys.
-
-    Raises:
-        ConfigError: the file cannot be read, is not valid, is too large, or is nested too deep.
-    """
+    """The value in a YAML file. ConfigError: it cannot be read, is not valid, is too large, or is nested too deep."""
     return parse_yaml(read_text(path), path)
 
 

@@ -24,17 +24,11 @@ CROP_SIZE, CROP_MARGIN, CROP_QUALITY = 256, 1.3, 95
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face of an image.
+    """One face of an image."""
 
-    Attributes:
-        box: (4,) float32 left, top, right, bottom in pixels, brows to chin; may reach outside the image.
-        score: how sure, 0 to 1; not comparable between the detectors.
-        five_points: (5, 2) float32 pixels as in `Sample.five_points`.
-    """
-
-    box: np.ndarray
-    score: float
-    five_points: np.ndarray | None = None
+    box: np.ndarray  # (4,) float32 left, top, right, bottom in pixels, brows to chin; may reach outside the image
+    score: float  # how sure, 0 to 1; not comparable between the detectors
+    five_points: np.ndarray | None = None  # (5, 2) float32 pixels as in `Sample.five_points`
 
 
 def detect(image: np.ndarray, **options: Any) -> list[Face]:
@@ -62,8 +56,7 @@ def detect_all(
         device: where MTCNN runs.
 
     Returns:
-        per image its faces, the largest and surest first (side times score); none is an empty list, and what to do
-        then is the caller's choice.
+        The faces of each image, the largest and surest first (side times score).
 
     Raises:
         UnknownName: there is no such detector.

@@ -20,11 +20,6 @@ class Subset(Source):
     """
 
     def __init__(self, source: Source, positions: np.ndarray) -> None:
-        """
-        Args:
-            source: any source with random access.
-            positions: (n,) indices into it.
-        """
         self.source = source
         self.positions = np.asarray(positions, np.int64)
         for name in _UNCHANGED:

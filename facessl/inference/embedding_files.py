@@ -45,13 +45,9 @@ _FACTOR, _ALWAYS = 32, 64 << 20
 
 
 def write_embeddings(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> tuple[int, list[tuple[str, str]]]:
-    """Write embeddings as the ending of `path` says; the file appears only when it is complete.
+    """Write embeddings (all, or batches of them) as the ending .parquet, .npy or .csv of `path` says.
 
     Memory holds one row group (`ROWS` rows) at a time.
-
-    Args:
-        path: file ending in .parquet, .npy or .csv; its folder is made.
-        rows: all embeddings, or batches of them from `embedding_batches`.
 
     Returns:
         Number of rows written, and (key, reason) of the images that were skipped.
@@ -125,12 +121,10 @@ def _writer(path: Path, schema: pa.Schema, stack: contextlib.ExitStack) -> Calla
 
 
 def _names(path: Path) -> Path:
-    """The table beside an .npy file."""
     return path.with_suffix(".names.csv")
 
 
 def _wide(rows: pa.Table) -> pa.Table:
-    """A table with a column for each number of the embedding."""
     array = array_of(rows["embedding"])
     columns = {name: rows[name] for name in rows.column_names if name != "embedding"}
     return pa.table(columns | {f"e{i}": pa.array(values) for i, values in enumerate(np.ascontiguousarray(array.T))})

@@ -93,14 +93,11 @@ def _by_size(labels: np.ndarray) -> np.ndarray:
 
 
 def principal_components(array: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Centered rows (N, C) in their `count` directions of the largest variance.
+    """Centered rows (N, C) in the `count` directions of the largest variance. ConfigError: N and C are too large.
 
     Returns:
         (N, count) float32, the largest first, each with its largest entry of a direction positive; zeros beyond the
         C-th; and the fraction of the variance that they hold.
-
-    Raises:
-        ConfigError: both N and C are too large for it.
     """
     if min(array.shape) > _WIDEST:
         raise ConfigError(
@@ -132,12 +129,9 @@ def check_folder(out: Path, faces: int = 0) -> None:
 
 
 def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> int:
-    """Write `groups.csv` (path, group, probability) and a sheet of each group, `group-000.jpg` and so on.
-
-    Those that an earlier call wrote there are replaced.
+    """Write `groups.csv` (path, group, probability) and a sheet of each group, `group-000.jpg` and so on, to `out`.
 
     Args:
-        out: folder, made where it is missing.
         faces: images of a sheet at most, those with the highest membership probability; 0 writes no sheets.
 
     Returns:

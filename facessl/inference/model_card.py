@@ -71,14 +71,7 @@ that training began with.
 def model_card(
     card: Mapping[str, Any], preprocessing: Mapping[str, Any], format: str, results: Results | None = None
 ) -> str:
-    """The page as Markdown.
-
-    Args:
-        card: of the run: network, data, method or task, steps, commit.
-        preprocessing: how the input is made.
-        format: onnx, timm or hf.
-        results: of a run of `facessl finetune`.
-    """
+    """The page as Markdown, of a run's `card`, how its input is made, and the results of `facessl finetune`."""
     task, settings = card.get("task"), dict(card.get("task") or card.get("method") or {})
     name = settings.pop("name", "an unknown method")
     facts = {

@@ -31,15 +31,9 @@ _CELL = 112
 
 
 def heatmaps(method: nn.Module, images: np.ndarray, **options: Any) -> Tensor:
-    """Heatmaps of a method's regions in evaluation mode, in float32.
+    """Heatmaps of a method's regions in evaluation mode: (B, N, h, w) float32 on the CPU, sum 1 over N.
 
-    Args:
-        method: a method with regions (FRA).
-        images: (B, S, S, 3) uint8 RGB squares.
-        options: of the method's `heatmaps`, such as `prior="off"` of one with `has_prior`.
-
-    Returns:
-        (B, N, h, w) float32 on the CPU, sum 1 over N.
+    `images` are (B, S, S, 3) uint8 RGB squares, `options` those of the method's `heatmaps`, such as `prior="off"`.
 
     Raises:
         ConfigError: the method has no regions.
@@ -60,20 +54,10 @@ def heatmaps(method: nn.Module, images: np.ndarray, **options: Any) -> Tensor:
 
 
 def sample_images(source: Source, *, count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Up to `count` whole images of a source, one drawn from each of `count` equal stretches of it.
+    """Up to `count` whole images of a source, one drawn from each of `count` equal stretches; of a stream the first.
 
-    Args:
-        source: any source; a streaming one gives its first images.
-        count: images wanted, at least 1.
-        size: side in pixels that each image is resized to.
-        seed: of the positions within the stretches.
-
-    Returns:
-        (count or fewer, size, size, 3) uint8. An unreadable image gives way to the next one of its stretch.
-
-    Raises:
-        ConfigError: `count` below 1.
-        DataError: none of the images that were tried can be read.
+    Returns (count or fewer, size, size, 3) uint8. An unreadable image gives way to the next one of its stretch.
+    ConfigError: `count` below 1. DataError: none of the images that were tried can be read.
     """
     if count < 1:
         raise ConfigError(f"{count} images cannot be shown: ask for 1 or more")
@@ -102,20 +86,11 @@ def _spread(source: Any, count: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def write_regions(path: Path, method: nn.Module, source: Source | str, *, count: int = 8, seed: int = 0) -> None:
-    """Write `regions.png`: a row for each of `count` images, with the heatmaps and the arg-max regions.
+    """Write the picture `path`: a row for each of `count` images of a source, with the heatmaps and arg-max regions.
 
-    Args:
-        path: .png file.
-        method: a method with regions, from `facessl.load_method` or in training (its mode is restored).
-        source: a source, or how it is written on the command line.
-        count: rows; the images are spread over the source.
-        seed: of the choice of images.
-
-    Raises:
-        ConfigError: the method has no regions.
-        DataError: no image can be read.
+    The method is one with regions, else ConfigError; its mode is restored. DataError where no image can be read.
     """
-    opened = open_source(source) if isinstance(source, str) else source
+    opened = open_source(source)
     backbone: Any = method.backbone
     images = sample_images(opened, count=count, size=backbone.image_size, seed=seed)
     maps = heatmaps(method, images)
@@ -125,8 +100,8 @@ def write_regions(path: Path, method: nn.Module, source: Source | str, *, count:
 def region_picture(images: np.ndarray, maps: Tensor, *, max_regions: int = 16) -> np.ndarray:
     """A grid: each image, its N heatmaps on one common color scale, and its arg-max regions.
 
-    The scale runs from 0 to the largest value, but at least to twice the uniform 1/N: regions that have
-    not come alive look as flat as they are. The arg-max shows which region is ahead, be it by a hair.
+    The scale runs from 0 to the largest value, but at least to twice the uniform 1/N, so that regions that have not
+    come alive look flat.
 
     Args:
         images: (B, S, S, 3) uint8; S is the side of a cell in pixels.

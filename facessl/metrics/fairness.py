@@ -82,7 +82,6 @@ def by_group(
 
 
 def _gap_by_chance(rows: np.ndarray, members: list[np.ndarray], samples: int, seed: int) -> float:
-    """95th percentile of the gap over random assignments to groups of the same sizes."""
     rng = np.random.default_rng((seed, len(members), 1))
     every = np.concatenate(members)
     cuts = np.cumsum([len(of) for of in members])[:-1]

@@ -78,12 +78,9 @@ def verification(
 
 
 def thresholds(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | None = None) -> np.ndarray:
-    """The threshold by which `accuracy` judges each pair, the best one of the folds that the pair is not in.
+    """(P,) float64: the threshold by which `accuracy` judges each pair, the best one of the folds that it is not in.
 
-    Args and errors as in `verification`.
-
-    Returns:
-        (P,) float64; a pair is accepted where its similarity reaches it. Infinite where accepting none is best.
+    A pair is accepted where its similarity reaches it; infinite where accepting none is best. As `verification`.
     """
     similarity, same, folds = _checked(similarity, same, folds)
     curve = _Curve(similarity, same, folds)
@@ -95,7 +92,6 @@ def thresholds(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | Non
 def _checked(
     similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The arguments of `verification` as arrays; pairs without folds are dealt to ten."""
     similarity, same = as_array(similarity).astype(np.float64), as_array(same).astype(bool)
     if folds is None:
         folds = np.empty(len(same), np.int64)

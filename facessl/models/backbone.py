@@ -134,8 +134,7 @@ class Backbone(nn.Module):
 
         Raises:
             UnknownName: timm has no such model; the nearest name is given.
-            ConfigError: an option that the model does not take, a size it cannot process, a normalization that cannot
-                be, or pre-trained weights that cannot be had.
+            ConfigError: options, size, normalization or pre-trained weights that cannot be had.
         """
         super().__init__()
         settings = pretrained_settings(name)
@@ -193,17 +192,12 @@ class Backbone(nn.Module):
         return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """Four maps of one pass, fine to coarse, for dense tasks.
+        """Four maps (B, C_i, h_i, w_i) of one pass, fine to coarse, for dense tasks; C_i are `pyramid_channels`.
 
         A hierarchical model (ResNet, ConvNeXt, Swin) gives its last four stages: strides 4, 8, 16, 32, less where
         `output_stride` dilates it. A model of one stride (ViT) gives the outputs of four blocks, 3, 5, 7, 11 of 12
         and in proportion for other depths (FaRL's), all at that stride, before the last norm, which gets no gradient.
-
-        Returns:
-            four maps (B, C_i, h_i, w_i) with C_i in `pyramid_channels`.
-
-        Raises:
-            ConfigError: the model gives no four maps.
+        ConfigError: the model gives no four maps.
         """
         indices = [index for index, _, _ in self._levels()]
         return self.model.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
@@ -228,10 +222,7 @@ class Backbone(nn.Module):
         return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
 
     def checkpoint_activations(self) -> None:
-        """Compute activations inside the blocks again in the backward pass instead of keeping them, in place.
-
-        Running statistics of batch norms are updated once, as without. ConfigError: timm cannot do it for this model.
-        """
+        """Compute activations inside the blocks again in the backward pass. ConfigError: timm cannot for this model."""
         try:
             self.model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):
@@ -266,8 +257,7 @@ class Backbone(nn.Module):
     def forward_views(self, views: Sequence[Tensor]) -> Tensor:
         """V views (B, 3, S_v, S_v), normalized -> pooled embeddings (V, B, C); neighbors of equal size share a pass.
 
-        Raises:
-            ConfigError: several sizes, which the model does not take, or not before `take_any_size`.
+        ConfigError: several sizes, which the model does not take, or not before `take_any_size`.
         """
         sizes = sorted({view.shape[-1] for view in views})
         if len(sizes) > 1 and not self.any_size:
@@ -298,10 +288,8 @@ class Backbone(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (h, w))  # also where the batch is a symbol (export)
 
     def preprocess(self, images: Iterable[str | Path | Image.Image | np.ndarray] | np.ndarray) -> Tensor:
-        """Paths, PIL images or (H, W, 3) uint8 RGB arrays -> (B, 3, image_size, image_size) float32, as the evaluation
-        of this backbone sees them; one image alone is a batch of one.
-
-        The whole image is resized to the square (no crop), as in FRA's downstream protocol.
+        """Paths, PIL images or (H, W, 3) uint8 RGB arrays -> (B, 3, image_size, image_size) float32, as in evaluation:
+        the whole image is resized to the square. One image alone is a batch of one.
         """
         from facessl.data.decode import to_rgb
         from facessl.views.geometric import resize

@@ -68,11 +68,7 @@ def under(found: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def shape_of(found: Mapping[str, Tensor], name: str, family: str, sizes: int) -> tuple[int, ...]:
-    """Shape of a tensor from which sizes are read.
-
-    Raises:
-        CheckpointError: there is none, or it has not as many sizes.
-    """
+    """Shape of a tensor from which sizes are read. CheckpointError: none, or not so many `sizes`."""
     if name not in found:
         raise CheckpointError(f"this checkpoint of {family} has no tensor {name}")
     shape = tuple(found[name].shape)
@@ -84,9 +80,7 @@ def shape_of(found: Mapping[str, Tensor], name: str, family: str, sizes: int) ->
 def renamer(prefixes: Iterable[tuple[str, str]], parts: Iterable[tuple[str, str]] = ()) -> Callable[[str], str]:
     """A function from our names to a family's.
 
-    Args:
-        prefixes: (ours, theirs); the first that fits is replaced.
-        parts: (ours, theirs), replaced wherever they stand.
+    (ours, theirs): of `prefixes` the first that fits is replaced, of `parts` all wherever they stand.
     """
     begins_with, inside = tuple(prefixes), tuple(parts)
 
@@ -116,9 +110,7 @@ def fit(
 
     Args:
         module: what they must fit; it may be on the meta device.
-        found: tensors of the checkpoint.
         theirs: from our names to the family's.
-        family: for the sentence.
         left_out: pattern of the family's tensors that have no place in `module`.
         own: pattern of our tensors that the family does not have.
         copy: (prefix, other prefix) of tensors that stand twice in the file, see `check_copy`.
@@ -140,11 +132,7 @@ def fit(
 
 
 def check_copy(found: Mapping[str, Tensor], copy: str, of: str, family: str, *, values: bool = True) -> None:
-    """Compare tensors below the prefix `copy`, where there are any, with those below `of`.
-
-    Raises:
-        CheckpointError: other names or shapes, or with `values` other values; they are named.
-    """
+    """CheckpointError where tensors below `copy` have other names, shapes or `values` than those below `of`."""
     first, second = under(found, of), under(found, copy)
     if not second:
         return
@@ -200,11 +188,7 @@ def check_finite(module: nn.Module, path: str | Path) -> None:
 
 
 def resnet_name(names: Iterable[str], family: str) -> str:
-    """timm's name of the ResNet whose tensors have these names.
-
-    Raises:
-        CheckpointError: no ResNet-18, 34, 50, 101 or 152.
-    """
+    """timm's name of the ResNet-18, 34, 50, 101 or 152 whose tensors have these names; else CheckpointError."""
     found = [m for m in (re.match(r"layer([1-4])\.(\d+)\.(conv3)?", name) for name in names) if m]
     blocks = tuple(len({m[2] for m in found if m[1] == stage}) for stage in "1234")
     bottleneck = any(m[3] for m in found)
@@ -217,11 +201,7 @@ def resnet_name(names: Iterable[str], family: str) -> str:
 
 
 def from_card(card: Mapping[str, Any], file: str | Path) -> Backbone:
-    """A backbone without its weights, as the card in `file` describes it.
-
-    Raises:
-        CheckpointError: a field that is missing or cannot be used; it is named.
-    """
+    """A backbone without its weights, as the card in `file` describes it. CheckpointError names an unusable field."""
     check(card, Card, file)
     name, options = card["timm_name"], card.get("timm_options", {})
     try:
@@ -244,11 +224,7 @@ def from_export(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
 
 
 def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
-    """The same weights in a backbone with other timm options, e.g. another `output_stride`.
-
-    Raises:
-        ConfigError: an option that the model does not take, or one that changes its weights.
-    """
+    """The same weights in a backbone with other timm options (`output_stride`), else ConfigError."""
     changed = Backbone(
         backbone.name,
         image_size=backbone.image_size,
@@ -266,11 +242,7 @@ def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
 
 
 def set_image_size(backbone: Backbone, image_size: int) -> None:
-    """Let a backbone take squares of another size; a ViT's position table is interpolated (timm's resampling).
-
-    Raises:
-        ConfigError: the model cannot take that size.
-    """
+    """Let a backbone take squares of another size, else ConfigError; a ViT's position table is interpolated by timm."""
     if image_size == backbone.image_size:
         return
     if hasattr(backbone.model, "set_input_size"):

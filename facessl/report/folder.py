@@ -70,24 +70,17 @@ class Status(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run as its files tell it (`config.yaml`, `environment.json`, ...); what is missing is empty here.
-
-    Attributes:
-        table: columns of `metrics.csv`, each (rows,) float64; nan where a cell is empty.
-        skipped: (key, reason) of unreadable images, from `skipped.csv`.
-        examples: the `worst` and the `typical` answers of a fine-tuned model (`facessl.report.examples`).
-        problems: file name -> why it could not be used.
-    """
+    """One run as its files tell it (`config.yaml`, `environment.json`, ...); what is missing is empty here."""
 
     path: Path
     config: dict[str, Any]
-    table: dict[str, np.ndarray]
-    skipped: list[tuple[str, str]]
+    table: dict[str, np.ndarray]  # columns of `metrics.csv`, each (rows,) float64; nan where a cell is empty
+    skipped: list[tuple[str, str]]  # (key, reason) of unreadable images, from `skipped.csv`
     environment: dict[str, Any]
     status: dict[str, Any]
-    problems: dict[str, str]
+    problems: dict[str, str]  # file name -> why it could not be used
     results: dict[str, Any]
-    examples: dict[str, Any]
+    examples: dict[str, Any]  # the `worst` and the `typical` answers of a fine-tuned model (`facessl.report.examples`)
 
     @property
     def tuned(self) -> bool:
@@ -175,11 +168,7 @@ class RunFolder:
 
 
 def read_run_folder(path: str | Path) -> RunFolder:
-    """Read what a run folder holds.
-
-    Raises:
-        CheckpointError: `path` is not a folder, or holds neither config.yaml nor metrics.csv.
-    """
+    """Read what a run folder holds. CheckpointError: not a folder, or without config.yaml and metrics.csv."""
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(

@@ -125,11 +125,7 @@ def of_run(run: RunFolder) -> Measured | None:
 
 
 def of_file(path: Path) -> Measured:
-    """What `facessl probe --out FILE` wrote.
-
-    Raises:
-        CheckpointError: the file is something else.
-    """
+    """What `facessl probe --out FILE` wrote, else CheckpointError."""
     found = read_json(path, Probed)
     return Measured(path.stem, found["source"], found["protocol"], _scores(found), None)
 
@@ -172,7 +168,6 @@ def _line(run: Measured, row: Row, name: str, *, comparable: bool) -> dict[str, 
 
 
 def _cells(line: Mapping[str, Any]) -> dict[str, str]:
-    """A row of `compare` as text, by column."""
     digits = 3 if published()[1][line["score"].rpartition("/")[2]] == 1 or abs(line["published"]) < 1 else 2
     return {
         "run": line["run"],

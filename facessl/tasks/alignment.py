@@ -39,7 +39,7 @@ class AlignmentArgs:
         dropout: fraction of the head's channels that are dropped per image.
         coordinate_weight: of the coordinate loss.
         heatmap_weight: of the heatmap loss.
-        unit: what NME is divided by: interocular, interpupil, box or diag (`facessl.metrics.nme.normalizer`).
+        unit: what NME is divided by: interocular, interpupil, box or diag.
         thresholds: of failure rate and area under the curve; none: only the NME.
         hidden: points that are marked invisible count too, in training and in the NME, wherever they have coordinates.
     """
@@ -174,7 +174,7 @@ class Alignment(nn.Module):
 
 
 class AlignmentMeter:
-    """NME, failure rates and areas, in stored pixels."""
+    """NME (divided by `facessl.metrics.nme.normalizer`), failure rates and areas, in stored pixels."""
 
     def __init__(self, source: Source, labels: Labels, args: AlignmentArgs, augment: Augment) -> None:
         self.collected = Collected(source)

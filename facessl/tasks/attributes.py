@@ -85,8 +85,8 @@ class Attributes(nn.Module):
         self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
     ) -> dict[str, Any]:
         """The probability of each attribute."""
-        shares = predictions["probabilities"][row]
-        return {"attributes": {name: round(float(p), 4) for name, p in zip(self.names, shares, strict=True)}}
+        probabilities = predictions["probabilities"][row]
+        return {"attributes": {name: round(float(p), 4) for name, p in zip(self.names, probabilities, strict=True)}}
 
 
 class AttributesMeter:

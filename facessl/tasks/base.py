@@ -70,11 +70,7 @@ class Labels:
 
     @classmethod
     def of(cls, source: Source, needs: frozenset[str]) -> Labels:
-        """What `source` says about itself, where a task needs it.
-
-        Raises:
-            DataError: it lacks a field that the task needs; both are named.
-        """
+        """What `source` says about itself. DataError where it lacks a field that the task needs; both are named."""
         missing = sorted(needs - source.provides)
         if missing:
             given = ", ".join(sorted(source.provides)) or "images"
@@ -102,39 +98,27 @@ class Labels:
 
 @dataclass(frozen=True)
 class Example:
-    """One answer of a task beside the label.
+    """One answer of a task beside the label."""
 
-    Attributes:
-        index: position of the image in the source; of a pair both positions.
-        label, prediction: as words; empty where only a picture can show them.
-        measure: what `value` is: `probability` of the predicted answer, `cosine similarity` of a pair, or the name of
-            a score (a fraction) of the image alone.
-        value: the number.
-        attribute: the attribute that the answer is about, of tasks that answer several; else empty.
-        keys: what a person finds the image or both images by.
-    """
-
-    index: tuple[int, ...]
+    index: tuple[int, ...]  # position of the image in the source; of a pair both positions
+    # label, prediction: as words; empty where only a picture can show them.
     label: str
     prediction: str
+    # What `value` is: `probability` of the predicted answer, `cosine similarity` of a pair, or the name of a score (a
+    # fraction) of the image alone
     measure: str
-    value: float
-    attribute: str = ""
-    keys: tuple[str, ...] = ()
+    value: float  # the number
+    attribute: str = ""  # the attribute that the answer is about, of tasks that answer several; else empty
+    keys: tuple[str, ...] = ()  # what a person finds the image or both images by
 
 
 @dataclass(frozen=True)
 class Examples:
-    """All M answers that a meter has collected, one by one.
+    """All M answers that a meter has collected, one by one."""
 
-    Attributes:
-        badness: (M,) the larger, the worse the mistake; NaN for answers that are right or cannot be judged.
-        example: position of an answer -> the answer.
-        kinds: (M,) int, mistakes of each kind are ranked by themselves (attributes); None: all together.
-    """
-
-    badness: np.ndarray
-    example: Callable[[int], Example]
+    badness: np.ndarray  # (M,) the larger, the worse the mistake; NaN for answers that are right or cannot be judged
+    example: Callable[[int], Example]  # position of an answer -> the answer
+    # (M,) int, mistakes of each kind are ranked by themselves (attributes); None: all together
     kinds: np.ndarray | None = None
 
 
@@ -172,14 +156,10 @@ def headline(
     better: Literal["higher", "lower"] = "higher",
     unit: str = "fraction",
 ) -> dict[str, Any]:
-    """The headline of `Meter.result`.
+    """The headline of `Meter.result`: a score and the low and high end of its interval.
 
-    Args:
-        name: of the score, e.g. `mean_accuracy`.
-        value: the score.
-        interval: low and high end, e.g. of `facessl.metrics.bootstrap.bootstrap_mean`.
-        better: which scores are better; the best one is kept.
-        unit: `fraction`, from 0 to 1 and shown in per cent; or the unit's name (`degrees`), `` for a plain number.
+    `better`: which scores are better; the best one is kept. `unit`: `fraction`, from 0 to 1 and shown in per cent; or
+    the unit's name (`degrees`), `` for a plain number.
     """
     return {"name": name, "value": value, "interval": list(interval), "better": better, "unit": unit}
 
@@ -326,10 +306,7 @@ class Collected:
     """Arrays with one row per image, in the order in which the images came."""
 
     def __init__(self, source: Source) -> None:
-        """
-        Args:
-            source: what is scored; its `subsets` and `group_names` give the breakdowns.
-        """
+        """`subsets` and `group_names` of the source give the breakdowns."""
         self.source = source
         self._parts: dict[str, list[np.ndarray]] = {}
 
@@ -349,14 +326,8 @@ class Collected:
         return np.concatenate(self._parts[name])
 
     def breakdown(self, values: Mapping[str, np.ndarray], better: str = "higher") -> dict[str, Any]:
-        """`subsets` (mean and interval of each published subset) and `groups` (each group, the gap, the worst).
-
-        Args:
-            values: name -> (N,) number of each image.
-            better: "higher" or "lower".
-
-        Returns:
-            Empty where the source has neither subsets nor groups.
+        """`subsets` (mean and interval of each published subset) and `groups` (each group, the gap, the worst) of
+        numbers by name, (N,) one per image. Empty where the source has neither subsets nor groups.
         """
         found: dict[str, Any] = {}
         index = self["index"]

@@ -83,7 +83,7 @@ class _Settings:
         check_values(self, rules | {"smallest": between(0.01, 1)}, prefix="crop's ")
         if self.dedupe is not None:
             Near(self.dedupe)
-        load_detector(self.detector, self.detector_model)  # a missing model is told before any photo
+        load_detector(self.detector, self.detector_model)  # a missing model is reported before any photo
 
 
 def crop(
@@ -162,25 +162,25 @@ def crop(
         quality=quality,
     )
     opened = open_with_positions(source)
-    cropper, told = _Cropper(opened, settings), progress or (lambda done, total: None)
+    cropper, report = _Cropper(opened, settings), progress or (lambda done, total: None)
 
     def folder(path: Path) -> CropFolder:
         return CropFolder(path, vars(settings))
 
     if launched()[1] == 1:
         with output_folder(out, opened, SETTINGS, "crop") as path:
-            return _run(opened, cropper, folder(path), workers, max_bad, told)
+            return _run(opened, cropper, folder(path), workers, max_bad, report)
     written = over_ranks(
         functools.partial(output_folder, out, opened, SETTINGS, "crop", wait=True),
         (vars(settings), opened.fingerprint()),
         len(opened),
         lambda path: _left(opened, folder(path)),
         cropper,
-        lambda path, found: _run(opened, found, folder(path), 0, max_bad, told),
+        lambda path, found: _run(opened, found, folder(path), 0, max_bad, report),
         valid=_is_record,
         failed=lambda values: values["reason"] not in ("", NO_FACE, LEFT_OUT),
         workers=workers,
-        progress=told,
+        progress=report,
     )
     return written or CropSummary(len(opened), finished=False)
 
@@ -193,12 +193,8 @@ def cached_crops(
     They are made where they are not there yet: a source that has changed gets other ones. Ranks of one machine share
     the work, and each returns when all of it is done.
 
-    Returns:
-        the source of the crops, and what was done; `spec` itself and None where it is a folder that `crop` wrote.
-
-    Raises:
-        ConfigError: as `crop`, or ranks on several machines.
-        DataError: as `crop`, or no photo has a face.
+    Returns the source of the crops, and what was done; `spec` itself and None where it is a folder that `crop` wrote.
+    ConfigError: as `crop`, or ranks on several machines. DataError: as `crop`, or no photo has a face.
     """
     spec = absolute(spec)
     opened = open_with_positions(spec)
@@ -224,8 +220,7 @@ def cached_crops(
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
     """Variance of the Laplacian of the face in `box` (4,) of an image (H, W, 3) uint8, resized to 128 pixels.
 
-    Medians of 40 faces: 370 of CelebAMask-HQ at 256 pixels, 65 of UTKFace at 112; 4 of either after a Gaussian blur
-    with a sigma of 4 pixels.
+    Medians of 40 faces: 370 of CelebAMask-HQ, 65 of UTKFace; 4 of either after a Gaussian blur with a sigma of 4.
     """
     face = from_box(box, _SHARPNESS_SIDE).image(image, "reflect")
     return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
@@ -309,12 +304,12 @@ def _run(
     folder: CropFolder,
     workers: int,
     max_bad: float,
-    told: Callable[[int, int], None],
+    report: Callable[[int, int], None],
 ) -> CropSummary:
     keys = [source.key(i) for i in range(len(source))]
     base, todo, before = _base(source, keys), _left(source, folder), folder.faces
     summary = CropSummary(len(keys), new_photos=len(todo))
-    told(len(keys) - len(todo), len(keys))
+    report(len(keys) - len(todo), len(keys))
     for at, (found, images) in enumerate(in_order(crops_of, todo, workers)):
         key, reason = keys[todo[at]], found["reason"]
         summary.small += found["small"]
@@ -328,7 +323,7 @@ def _run(
                 summary.skipped.append((key, reason))
                 check_skipped(len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
             folder.skip(key, reason)
-        told(len(keys) - len(todo) + at + 1, len(keys))
+        report(len(keys) - len(todo) + at + 1, len(keys))
     summary.faces, summary.new_faces, summary.duplicates = folder.faces, folder.faces - before, folder.duplicates
     return summary
 

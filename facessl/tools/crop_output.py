@@ -58,7 +58,6 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _flag(name: str, value: Any) -> str:
-    """A setting as it is given on the command line."""
     flag = "--" + {"detector_model": "model"}.get(name, name).replace("_", "-")
     if value is None or value is False:
         return f"without {flag}"
@@ -108,7 +107,6 @@ class CropFolder:
         return len(self._files)
 
     def _rows(self, name: str, columns: Sequence[str]) -> list[list[str]]:
-        """Whole rows of a table of an earlier call."""
         if not (self.path / name).is_file():
             return []
         with open_regular(self.path / name, "r", newline="", encoding="utf-8", errors="replace") as file:

@@ -22,34 +22,22 @@ _WARMUP_DIVISOR = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """Derived numbers of a run, all in optimizer steps.
+    """Derived numbers of a run, all in optimizer steps."""
 
-    Attributes:
-        total_steps: length of the schedule.
-        steps_per_epoch: None where the source has no length.
-        batch_size: the global batch size, images of one step over all ranks.
-        learning_rate: step -> learning rate.
-        peak: its largest value, reached after `warmup_steps`.
-        accumulate: micro-batches per step.
-        clip_grad: largest gradient norm, 0 = no clipping.
-        log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is
-            always logged.
-        max_seconds: stop with a checkpoint after so long; None = never.
-        most_unreadable: unreadable images above which the run stops; None = no limit.
-    """
-
-    total_steps: int
-    steps_per_epoch: int | None
-    batch_size: int
-    learning_rate: Callable[[int], float]
-    accumulate: int = 1
-    clip_grad: float = 0.0
+    total_steps: int  # length of the schedule
+    steps_per_epoch: int | None  # None where the source has no length
+    batch_size: int  # the global batch size, images of one step over all ranks
+    learning_rate: Callable[[int], float]  # step -> learning rate
+    accumulate: int = 1  # micro-batches per step
+    clip_grad: float = 0.0  # largest gradient norm, 0 = no clipping
+    # log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is always
+    # logged.
     log_every: int = 20
     checkpoint_every: int = 500
     monitor_every: int = 500
-    max_seconds: float | None = None
-    most_unreadable: int | None = None
-    peak: float = 0.0
+    max_seconds: float | None = None  # stop with a checkpoint after so long; None = never
+    most_unreadable: int | None = None  # unreadable images above which the run stops; None = no limit
+    peak: float = 0.0  # largest learning rate, reached after `warmup_steps`
     warmup_steps: int = 0
 
 
@@ -161,12 +149,7 @@ def shorter_warmup(config: PretrainConfig, plan: Plan) -> str:
 
 
 def size_reason(config: FinetuneConfig, own: int | None) -> str:
-    """Why the views have the size that they have, for the start line.
-
-    Args:
-        config: of the run.
-        own: image size that the backbone was trained at; None for random weights.
-    """
+    """Why the views have their size, for the start line; `own` is the size that the backbone was trained at, if any."""
     size = config.image_size
     if size is None:
         return "the backbone's own" if own is not None else "the default"
@@ -177,10 +160,7 @@ def size_reason(config: FinetuneConfig, own: int | None) -> str:
 
 
 def cheaper_hint(task: Any, device: str) -> str | None:
-    """What makes a task with small views quicker on a CPU; None where there is nothing to say.
-
-    A task that can be cheaper says how with `cheaper(image_size)`, settings and the values that suit these views.
-    """
+    """What makes a task with small views quicker on a CPU (`Task.cheaper`); None where there is nothing to say."""
     backbone: Backbone = task.backbone
     if device != "cpu" or backbone.image_size > SMALL or not hasattr(task, "cheaper"):
         return None

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -125,7 +126,7 @@ class Finetuning:
             source=data.train,
             transform=training_view(task, labels, augment),
             photometric=Photometric(self.backbone.mean, self.backbone.std),  # type: ignore[arg-type]
-            monitors={} if chosen is None else {"selection": _Selection(folder, chosen, augment, config)},
+            monitors={} if chosen is None else {"selection": partial(_selection, folder, chosen, augment, config)},
             weights=_balance(data.train) if config.balanced else None,
         )
 
@@ -234,7 +235,6 @@ def training_view(task: Any, labels: Labels, augment: Augment) -> Supervised:
 
 
 def _parts(config: FinetuneConfig) -> Splits:
-    """What is trained, selected and tested on."""
     if not config.source:
         raise ConfigError("fine-tuning needs labeled images: facessl finetune RUN SOURCE (`synthetic:` for a trial)")
     found = parts(
@@ -258,8 +258,7 @@ def _parts(config: FinetuneConfig) -> Splits:
 def _check_readable(source: Source, part: str) -> None:
     """DataError where no file of a part is an image; of many files the first are tried.
 
-    Headers alone are read, and not through the source: nobody sees a test image before the end. Keys that name no
-    image file (drawn images, members of shards) are not looked at.
+    Headers alone are read. Keys that name no image file (drawn images, members of shards) are not looked at.
     """
     failed: ImageError | None = None
     for path in (Path(source.key(index)) for index in range(min(len(source), _TRIED))):
@@ -286,39 +285,27 @@ class _Best(TypedDict):
     value: float
 
 
-class _Selection:
-    """Scores the part that the weights are selected on, and keeps the best ones in `best.safetensors`."""
-
-    def __init__(self, folder: Path, source: Source, augment: Augment, config: FinetuneConfig) -> None:
-        self.folder = folder
-        self.source = source
-        self.augment = augment
-        self.config = config
-
-    def __call__(self, model: TaskWithEma, progress: Progress) -> dict[str, float]:
-        """Monitor of the trainer: the headline of the part, by its name."""
-        found = _score(model.eval_task, self.source, self.augment, self.config)["headline"]
-        value = math.nan if found["value"] is None else float(found["value"])
-        note = self.folder / "best.json"
-        best = read_json(note, _Best) if note.is_file() else {"step": math.inf}
-        sign = 1 if found["better"] == "higher" else -1
-        if not math.isfinite(value):
-            say(f"step {progress.step}: {found['name']} of the {self.config.select} part is not a number: not kept")
-        # The score before training is watched, not kept; a resumed run measures again what it redoes.
-        elif progress.step and (best["step"] >= progress.step or sign * value > sign * best["value"]):
-            told = {"step": progress.step, "name": found["name"], "value": value}
-            checkpoint.write_backbone(
-                note.with_suffix(".safetensors"), model.eval_task.state_dict(), told
-            )  # and the note
-        return {f"{self.config.select}_{found['name']}": value}
-
-
-def _score(task: Any, source: Source, augment: Augment, config: FinetuneConfig) -> dict[str, Any]:
-    return score.score(task, source, augment, image_size=task.backbone.image_size, **_pass(config))
+def _selection(
+    folder: Path, source: Source, augment: Augment, config: FinetuneConfig, model: TaskWithEma, progress: Progress
+) -> dict[str, float]:
+    """Monitor: scores the part that weights are selected on, and keeps the best ones in `best.safetensors`."""
+    task = model.eval_task
+    scores = score.score(task, source, augment, image_size=task.backbone.image_size, **_pass(config))
+    name, better = scores["headline"]["name"], scores["headline"]["better"]
+    value = math.nan if scores["headline"]["value"] is None else float(scores["headline"]["value"])
+    note = folder / "best.json"
+    best = read_json(note, _Best) if note.is_file() else {"step": math.inf}
+    sign = 1 if better == "higher" else -1
+    if not math.isfinite(value):
+        say(f"step {progress.step}: {name} of the {config.select} part is not a number: not kept")
+    # The score before training is watched, not kept; a resumed run measures again what it redoes.
+    elif progress.step and (best["step"] >= progress.step or sign * value > sign * best["value"]):
+        kept: _Best = {"step": progress.step, "name": name, "value": value}
+        checkpoint.write_backbone(note.with_suffix(".safetensors"), task.state_dict(), kept)  # and the note
+    return {f"{config.select}_{name}": value}
 
 
 def _pass(config: FinetuneConfig) -> dict[str, Any]:
-    """How images are scored."""
     return {
         "batch_size": max(config.batch_size, 32),
         "workers": loader_workers(config.workers),

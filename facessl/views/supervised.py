@@ -32,8 +32,7 @@ class Supervised:
     """Crops an image, augments it in training, and moves its labels to the view.
 
     Args:
-        augment: crop and augmentation.
-        image_size: side of the views in pixels.
+        augment, image_size: crop and augmentation, and side of the views in pixels.
         layout: order of the landmarks; None: unknown, they cannot be mirrored.
         mask_flip: class of the mirrored image by class of the image; None: unknown, masks cannot be mirrored. Classes
             without sides are `range(number of classes)`.
@@ -94,7 +93,6 @@ class Supervised:
         """One sample's view or views.
 
         Args:
-            sample: its labels are not changed.
             image: (H, W, 3) uint8 RGB, the decoded image at full size.
             draws: (DRAWS,) uniform in 0..1; None: only the crop.
 

@@ -10,14 +10,9 @@ from facessl.core.errors import ConfigError
 
 
 class YuNet:
-    """Faces of photos at their full size.
+    """Faces of photos at their full size, on the CPU whatever the `device`.
 
-    Args:
-        model: a YuNet .onnx file, as OpenCV's FaceDetectorYN takes it.
-        device: has no effect; it runs on the CPU.
-
-    Raises:
-        ConfigError: no file is named, it is missing, or OpenCV cannot read it as YuNet.
+    `model` is a YuNet .onnx file, as OpenCV's FaceDetectorYN takes it. ConfigError: it is not.
     """
 
     MIN_SCORE = 0.6

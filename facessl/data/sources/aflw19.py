@@ -37,11 +37,7 @@ class AFLW19(Source):
     layout = "aflw19"
 
     def __init__(self, path: str | Path, *, split: str = "train", strict: bool = True) -> None:
-        """
-        Args:
-            path: folder of the layout above.
-            strict: refuse another number of faces; a part of the set is cut in the published proportion.
-        """
+        """`strict` false: a part of the set, which is cut in the published proportion."""
         choice("aflw19", "split", split, ("train", "test"))
         root = root_folder(path, LAYOUT)
         file = find(root, [FILE], LAYOUT)

@@ -75,7 +75,6 @@ class ImageList(Source):
 
 
 def _empty(table: ImageTable, column: str, kept: np.ndarray) -> np.ndarray:
-    """Those of the rows `kept` that have no value in a column."""
     values = table.column(column)
     return np.array([at for at in kept if not values[at]], np.int64)
 

@@ -9,10 +9,7 @@ from facessl.core.precision import at_least_float32, full_precision
 def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
     """The classifier (K, C) without its bias on every cell of a map (B, C, h, w) (Zhou et al., CVPR 2016, Eq. 2).
 
-    Without gradient to the classifier.
-
-    Returns:
-        (B, K, h, w), in float32 or wider also under autocast.
+    (B, K, h, w), in float32 or wider also under autocast; without gradient to the classifier.
     """
     with full_precision(features):
         kernel = at_least_float32(weight.detach())[:, :, None, None]  # (K, C, 1, 1)
@@ -20,9 +17,6 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def flip_consistency(maps: Tensor, maps_of_flipped: Tensor) -> Tensor:
-    """Mean squared difference of the maps of images and the mirrored maps of the mirrored images, (B, K, h, w) both.
-
-    Gradients reach both sides.
-    """
+    """Mean squared difference of the maps of images and the mirrored maps of the mirrored images, (B, K, h, w) both."""
     with full_precision(maps):
         return F.mse_loss(at_least_float32(maps), at_least_float32(maps_of_flipped).flip(-1))

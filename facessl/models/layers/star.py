@@ -99,11 +99,9 @@ class StarHead(nn.Module):
         edges: Sequence[Sequence[int]],
         width: int = 256,
     ) -> None:
-        """
-        Args:
-            channels, strides: of the pyramid (`Backbone.pyramid_channels`, `pyramid_strides`).
-            points, edges: K, and `facessl.data.layouts.Layout.edges`.
-            width: channels of the neck and the blocks; 64 to 128 suit a CPU.
+        """`channels` and `strides` are of the pyramid (`Backbone.pyramid_channels`), `edges` of the landmarks' layout.
+
+        `width` channels in neck and blocks; 64 to 128 suit a CPU.
         """
         super().__init__()
         self.neck = UPerNeck(channels, strides, width=width)
@@ -135,13 +133,8 @@ def star_loss(
     Landmarks outside the image count at its edge; edges with a landmark that is not visible do not count. Differences:
     those of `shrunk_gaussians` and `edge_heatmaps`.
 
-    Args:
-        target, visible: (B, K, 2) x, y in pixels of the image, and (B, K) bool; None: all.
-        edges: those of the network.
-        image: height and width of the image, over which the maps are stretched.
-
-    Returns:
-        the loss, and its terms "star", "points", "edges" without the tens.
+    Target and visible are (B, K, 2) x, y in pixels of the image (height and width), and (B, K) bool; None: all.
+    Returns the loss, and its terms "star", "points", "edges" without the tens.
     """
     size = (maps.heatmaps.shape[-2], maps.heatmaps.shape[-1])
     whole_edges = None

@@ -11,11 +11,7 @@ from facessl.core.precision import at_least_float32, full_precision
 
 
 def places(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Where the centers of a view's rows x columns cells lie in the stored image; crops (B, 5) as in `Batch.crops`.
-
-    Returns:
-        y (B, rows) and x (B, columns).
-    """
+    """The centers of a view's cells in the stored image: y (B, rows), x (B, columns) of `Batch.crops` (B, 5)."""
     left, top, width, height, flip = crops[:, :, None].unbind(1)  # (B, 1) each
     down, right = (
         (torch.arange(cells, dtype=crops.dtype, device=crops.device) + 0.5) / cells for cells in (rows, columns)
@@ -41,12 +37,9 @@ def read(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def seen_by(maps: Tensor, theirs: Tensor, ours: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Maps (B, h, w, N) of one view, whose crops are `theirs` (B, 5), at the rows x columns cells of another view of
-    the same images, whose crops are `ours`.
+    """Maps (B, h, w, N) of a view with crops `theirs` (B, 5), at the cells of a view of the same images with `ours`.
 
-    Returns:
-        (B, R, C, N) at least float32; and (B, R, C) bool, where the center of the other view's cell lies within the
-        one view.
+    Returns (B, R, C, N) at least float32; and (B, R, C) bool, where the cell's center lies within the first view.
     """
     y, x = in_view(*places(ours, rows, columns), theirs)
     inside = ((y >= 0) & (y <= 1))[:, :, None] & ((x >= 0) & (x <= 1))[:, None]

@@ -44,11 +44,7 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The image tower up to its last norm, with CLIP's normalization.
-
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
-    """
+    """The image tower up to its last norm, with CLIP's normalization. CheckpointError names tensors that do not fit."""
     found = weights.tensors(state)
     backbone = base.build_vit(
         found,
