@@ -37,7 +37,7 @@ CASES = {
     "lewel-syncbn": (LEWEL, {"variant": "syncbn"}),
     "pcl": (PCL, {"noise": 0.0, "width": 8, "decoder_width": 16, "decoder_size": 16}),
     "mae": (MAE, MASKED),
-    "mcf": (MCF, {"teacher": "timm:resnet10t?pretrained=false", "feature_weight": 1.0, **MASKED}),
+    "mcf": (MCF, {"teacher": "timm:test_resnet?pretrained=false", "feature_weight": 1.0, **MASKED}),
     "farl": (FaRL, {"text_width": 16, "text_depth": 1, "text_heads": 2, "context": 8}),
     "simclr": (SimCLR, {}),
     "swav": (SwAV, {"prototypes": 10, "freeze_prototypes_epochs": 0}),
