@@ -185,7 +185,8 @@ def scores():
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(str(folder),), nprocs=2)
+    start = "spawn" if torch.cuda.is_available() else "fork"  # CUDA does not survive a fork
+    mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method=start)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
