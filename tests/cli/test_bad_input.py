@@ -27,7 +27,7 @@ from tests.helpers import TINY, refused, weights
 
 REST = TINY[1:]
 #: A fine-tuning run that is refused before it, or in its first step.
-TUNED = ["--backbone", "resnet10t", "--image-size", "32", "--max-steps", "1", "--workers", "0", "--device", "cpu"]
+TUNED = ["--backbone", "test_resnet", "--image-size", "32", "--max-steps", "1", "--workers", "0", "--device", "cpu"]
 
 UNWRITABLE = pytest.mark.fault(
     "B9",

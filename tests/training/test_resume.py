@@ -98,7 +98,7 @@ def test_pcl_stopped_after_every_step_weighs_its_contrasts_alike(tmp_path: Path)
     """Dynamic weight averaging needs the losses of two whole epochs, which no single part of this run has seen."""
     method = {"name": "pcl", "width": 4, "hidden": 16, "dim": 8, "decoder_width": 8, "decoder_size": 8}
     settings: dict[str, Any] = {
-        **{"source": "synthetic:?n=16&size=40", "backbone": "resnet10t", "image_size": 32, "batch_size": 8},
+        **{"source": "synthetic:?n=16&size=40", "backbone": "test_resnet", "image_size": 32, "batch_size": 8},
         **{"max_steps": 6, "log_every": 3, "workers": 0, "monitor": {"every": 0}, "method": method, "device": "cpu"},
     }
     pretrain(**settings, out=str(tmp_path / "whole"))
@@ -125,7 +125,7 @@ def test_a_run_goes_on_with_its_images_alone_wherever_they_are(
     for i in range(9):
         Path(f"photos/{i % 2}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(faces[i].image)).save(f"photos/{i % 2}/{i}.png")
-    tuned = ["finetune", "none", "photos", "--backbone", "resnet10t", "--image-size", "32", "--workers", "0"]
+    tuned = ["finetune", "none", "photos", "--backbone", "test_resnet", "--image-size", "32", "--workers", "0"]
     begun = {"run": ["pretrain", "photos", *TINY[1:], "--max-steps", "2"], "tuned": [*tuned, "--max-steps", "2"]}
     for out, words in begun.items():
         assert main([*words, "--device", "cpu", "--out", out, "--max-minutes", "1e-9"]) == 0
