@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from facessl.core.errors import DataError
 from facessl.core.types import Batch
 from facessl.data.loader import EvalLoader, OneView
 from facessl.data.source import Source, open_source
+from facessl.inference.embedding_files import Embeddings, example
 from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
@@ -24,32 +24,6 @@ from facessl.models.weights import fingerprint
 from facessl.pretrained.load import load_backbone, weight_files
 from facessl.views.geometric import resize
 from facessl.views.normalize import normalize
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Embeddings of N images that could be read, in the order of their source.
-
-    Attributes:
-        array: (N, C) float32.
-        keys: what a person finds each image by.
-        index: (N,) int64 positions in the source.
-        labels: (N,) int64 class indices; None where the source has none.
-        label_names: class names by index; empty where there are none.
-        skipped: (key, reason) of images that could not be read.
-        network: what made them (`network_id`); empty where that is not known.
-    """
-
-    array: np.ndarray
-    keys: list[str]
-    index: np.ndarray
-    labels: np.ndarray | None = None
-    label_names: tuple[str, ...] = ()
-    skipped: tuple[tuple[str, str], ...] = ()
-    network: str = ""
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 def load_embedder(run: str | Path) -> Backbone | Embedder:
@@ -152,11 +126,6 @@ def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: A
         skipped=skipped,
         network=parts[0].network,
     )
-
-
-def example(skipped: Sequence[tuple[str, str]]) -> str:
-    """The first of the images that could not be read, for the end of a sentence."""
-    return f" (the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
 
 
 def embed(
