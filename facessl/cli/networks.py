@@ -1,5 +1,8 @@
 """The commands that use a trained network: `regions`, `probe`, `predict`, `export`, `convert`."""
 
+from __future__ import annotations
+
+import functools
 import itertools
 import json
 import sys
@@ -269,9 +272,10 @@ def cmd_app(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     given = parsed_words(parser, argv, "app")
     from facessl.app.serve import serve
-    from facessl.core.launch import loader_workers
 
-    place = computing_device(given.pop("device"), given.pop("threads"))
-    cache, workers = given.pop("cache"), loader_workers(given.pop("workers"))
-    serve(**given, cache=None if cache is None else Path(cache), workers=workers, device=place)
+    device, threads, cache = given.pop("device"), given.pop("threads"), given.pop("cache")
+    place = functools.cache(lambda: computing_device(device, threads))
+    if device not in ("auto", "cpu") or threads is not None:
+        place()  # may refuse them, before the page is there
+    serve(**given, cache=None if cache is None else Path(cache), device=place)
     return 0

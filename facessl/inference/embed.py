@@ -3,7 +3,6 @@
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from facessl.core.errors import DataError
 from facessl.core.types import Batch
 from facessl.data.loader import EvalLoader, OneView
 from facessl.data.source import Source, open_source
+from facessl.inference.embedding_files import Embeddings, example
 from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
@@ -22,22 +22,6 @@ from facessl.models.weights import fingerprint
 from facessl.pretrained.load import load_backbone, weight_files
 from facessl.views.geometric import resize
 from facessl.views.normalize import normalize
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Embeddings of N images that could be read, in the order of their source."""
-
-    array: np.ndarray  # (N, C) float32
-    keys: list[str]  # what a person finds each image by
-    index: np.ndarray  # (N,) int64 positions in the source
-    labels: np.ndarray | None = None  # (N,) int64 class indices; None where the source has none
-    label_names: tuple[str, ...] = ()  # class names by index; empty where there are none
-    skipped: tuple[tuple[str, str], ...] = ()  # (key, reason) of images that could not be read
-    network: str = ""  # what made them (`network_id`); empty where that is not known
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 def load_embedder(run: str | Path) -> Backbone | Embedder:
@@ -134,11 +118,6 @@ def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: A
         skipped=skipped,
         network=parts[0].network,
     )
-
-
-def example(skipped: Sequence[tuple[str, str]]) -> str:
-    """The first of the images that could not be read, for the end of a sentence."""
-    return f" (the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
 
 
 def embed(

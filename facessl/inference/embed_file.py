@@ -17,8 +17,8 @@ from facessl.core.lock import only_writer
 from facessl.core.schema import misfit
 from facessl.data.loader import check_skipped, readable
 from facessl.data.source import Source
-from facessl.inference.embed import Embeddings, embedding_batches, network_id
-from facessl.inference.embedding_files import ENDINGS, write_embeddings, write_locked
+from facessl.inference.embed import embedding_batches, network_id
+from facessl.inference.embedding_files import ENDINGS, Embeddings, write_embeddings, write_locked
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from sklearn.cluster import HDBSCAN
 
 from facessl.core import files, tables
 from facessl.core.errors import ConfigError
 from facessl.inference.contact_sheet import Cell, sheet
-from facessl.inference.embed import Embeddings
-from facessl.inference.embedding_files import read_embeddings
+from facessl.inference.embedding_files import Embeddings, read_embeddings
 from facessl.inference.neighbors import l2_normalize
 
 Metric = Literal["cosine", "euclidean"]
@@ -65,6 +63,8 @@ def group(
         ConfigError: a number out of range.
         DataError: no embeddings there.
     """
+    from sklearn.cluster import HDBSCAN  # takes a second, which `principal_components` does not need
+
     if min_cluster_size < 2:
         raise ConfigError(f"min_cluster_size = {min_cluster_size} is out of range: give a number from 2")
     if pca_components is not None and pca_components < 1:
