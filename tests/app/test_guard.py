@@ -51,7 +51,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
             patch.setenv(name, "")  # what `prepare` sets is taken back
         (folder / "uploads").mkdir()
         prepare(str(folder / "uploads"))
-        blocks = build(Workspace(str(folder), "cpu"))
+        blocks = build(Workspace(str(folder), lambda: "cpu"))
         address = urlsplit(launch(blocks, host="127.0.0.1", port=free_port(), share=False))
         yield Page(address.netloc, f"?{address.query}", folder)
         blocks.close(verbose=False)
@@ -113,7 +113,7 @@ def test_a_linked_folder_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "app").symlink_to(tmp_path / "elsewhere")
-    options = {"models": (), "cache": None, "batch_size": 4, "workers": 0, "device": "cpu"}
+    options = {"models": (), "cache": None, "batch_size": 4, "workers": 0, "device": lambda: "cpu"}
     with pytest.raises(ConfigError, match="app is a link"):
         open_workspace(str(tmp_path / "run"), "synthetic:?n=4&size=32", **options)
     assert not list((tmp_path / "elsewhere").iterdir())

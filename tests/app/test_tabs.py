@@ -22,11 +22,15 @@ from facessl.report.folder import read_run_folder
 from facessl.tasks.base import Example, headline
 
 
+def cpu() -> str:
+    return "cpu"
+
+
 @pytest.mark.parametrize(("classes", "offered"), [(("happy", ""), True), (("happy", "Ada"), False), (("", ""), False)])
 def test_errors_are_offered_where_the_labels_are_classes_of_the_model(classes: Any, offered: bool) -> None:
     faces: Any = SimpleNamespace(classes=list(classes), source=object())
     model: Any = SimpleNamespace(task=SimpleNamespace(names=("happy", "sad")))
-    assert ("error" in map.ways_to_color(Workspace("run", "cpu", {"expression": model}, faces))) == offered
+    assert ("error" in map.ways_to_color(Workspace("run", cpu, {"expression": model}, faces))) == offered
 
 
 @pytest.mark.parametrize(
@@ -77,10 +81,10 @@ def test_a_damaged_checkpoint_is_not_a_run_without_regions(tmp_path: Path) -> No
     assert not main(
         ["pretrain", "synthetic:?n=8&size=32", "--method", "simclr", *steps, "--device", "cpu", "--out", run]
     )
-    assert "this method finds none" in str(Workspace(run, "cpu").method)
+    assert "this method finds none" in str(Workspace(run, cpu).method)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
-    assert "last.ckpt" in str(Workspace(run, "cpu").method)
+    assert "last.ckpt" in str(Workspace(run, cpu).method)
 
 
 def free(work: Workspace) -> bool:
@@ -103,7 +107,7 @@ def test_other_browsers_wait_for_a_batch_and_not_for_a_pass_over_all_faces(
 ) -> None:
     told: list[tuple[str, bool]] = []
     faces: Any = SimpleNamespace(source=object(), file=tmp_path.joinpath, rows=SimpleNamespace(keys=["face.jpg"]))
-    work = Workspace("run", "cpu", faces=faces)
+    work = Workspace("run", cpu, faces=faces)
     task = SimpleNamespace(names=("happy", "sad"), predict=lambda x: told.append(("batch", free(work))))
     model: Any = SimpleNamespace(task=task, name="expression")
     work.add(model)
@@ -119,7 +123,7 @@ def test_other_browsers_wait_for_a_batch_and_not_for_a_pass_over_all_faces(
 
     monkeypatch.setattr(map, "_predicted", passed)
     monkeypatch.setattr(map, "_mark", lambda trained: "0")
-    monkeypatch.setattr(errors, "find_mistakes", scored)
+    monkeypatch.setattr("facessl.evaluation.mistakes.find_mistakes", scored)
     assert map.predictions(work) == ["happy"]
     errors.mistakes_of(work, "expression", 4)
     assert told == 2 * [("pass", True), ("batch", False)]

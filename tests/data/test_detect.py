@@ -11,9 +11,9 @@ from PIL import Image
 
 from facessl.cli.main import main
 from facessl.core.errors import ConfigError
-from facessl.data.crop_geometry import TEMPLATES, Frame, Template, similarity
 from facessl.data.detect import Face, detect, detect_all
 from facessl.data.detectors import yunet as yunet_module
+from facessl.data.frame import TEMPLATES, Frame, Template, similarity
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools.crop import Align, crop
 

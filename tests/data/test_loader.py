@@ -17,7 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from facessl.core.errors import ConfigError, DataError, TrainingError
 from facessl.core.types import Batch, Sample
 from facessl.data import workers as worker_module
-from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, Made, OneView, TrainLoader, view_rng
+from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, OneView, SampleViews, TrainLoader, view_rng
 from facessl.data.source import Source, open_source
 from facessl.data.sources.folder import Folder
 from facessl.views.augment import Augment
@@ -42,7 +42,7 @@ class Views:
         drawn.rng = rng
         return drawn
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
         y, x = self.rng.integers(0, 8, 2)
         draw = self.rng.random(3, dtype=np.float32)
         small = np.full((4, 4, 3), image.mean() * draw[0], np.uint8)
@@ -269,7 +269,7 @@ def test_the_reduction_of_the_transform_reaches_the_decoder(tmp_path: Path) -> N
         def reduction(self, height: int, width: int) -> int:  # type: ignore[override]
             return 2
 
-        def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+        def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
             sizes.append(image.shape)
             return super().__call__(sample, image, out)
 

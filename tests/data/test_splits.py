@@ -11,7 +11,7 @@ from facessl.core.types import Sample
 from facessl.data import splits
 from facessl.data.source import Source, open_source
 from facessl.data.sources.synthetic import Synthetic
-from facessl.data.splits import Splits, Subset, carve, parts, split_source
+from facessl.data.splits import Splits, Subset, carve, parts
 
 WITH_VAL = {"train": "train", "val": "dev", "test": "test"}
 
@@ -55,7 +55,8 @@ def keys(source: object) -> list[str]:
 
 def test_roles_open_the_published_parts_and_only_those_that_are_needed(listed: type[Listed]) -> None:
     listed.splits = WITH_VAL  # type: ignore[attr-defined]
-    train, test = split_source("synthetic:x?extra=1")
+    found = parts("synthetic:x?extra=1", need_val=False)
+    train, test = found.train, found.test
     assert (train.split, test.split) == ("train", "test")  # type: ignore[attr-defined]
     assert sorted(listed.opened) == ["test", "train"]
     found = parts("synthetic:x")
@@ -65,7 +66,8 @@ def test_roles_open_the_published_parts_and_only_those_that_are_needed(listed: t
 
 def test_a_split_that_the_user_wrote_is_one_part(listed: type[Listed]) -> None:
     listed.splits = WITH_VAL  # type: ignore[attr-defined]
-    train, test = split_source("synthetic:x?split=train")
+    found = parts("synthetic:x?split=train", need_val=False)
+    train, test = found.train, found.test
     assert set(listed.opened) == {"train"}
     assert sorted(keys(train) + keys(test)) == keys(Listed("x"))
 

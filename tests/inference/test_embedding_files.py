@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facessl.core.errors import DataError
-from facessl.inference.embed import Embeddings
-from facessl.inference.embedding_files import ENDINGS, read_embeddings, write_embeddings
+from facessl.inference.embedding_files import ENDINGS, Embeddings, read_embeddings, write_embeddings
 
 NAMES = [
     "a.jpg",

@@ -17,9 +17,9 @@ from facessl.cli.main import USER_ERROR, main
 from facessl.cli.networks import NOTHING_FOUND
 from facessl.core import checkpoint
 from facessl.core.errors import ConfigError, DataError
-from facessl.data.crop_geometry import similarity
 from facessl.data.decode import decode_mask
 from facessl.data.detect import detect
+from facessl.data.frame import similarity
 from facessl.data.sources.synthetic import Synthetic
 from facessl.inference import predict as predict_module
 from facessl.inference import trained_task

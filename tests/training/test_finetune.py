@@ -35,7 +35,7 @@ from facessl.tasks.expression import Expression
 from facessl.training import finetune as module
 from facessl.training import run as runs
 from facessl.training.derived import cheaper_hint, derive, settle, size_reason
-from facessl.training.finetuned_model import FinetunedModel
+from facessl.training.task_with_ema import TaskWithEma
 from facessl.views.augment import Augment
 from facessl.views.supervised import Supervised
 from tests.finetune_runs import SOURCE, rows
@@ -222,7 +222,7 @@ def test_the_best_measurement_after_the_first_step_is_kept(
     values, scored = iter(scores), module.find_mistakes
     seen: list[dict[str, torch.Tensor]] = []
 
-    def rigged(task: Any, *_: Any) -> dict[str, Any]:
+    def rigged(task: Any, *_: Any, **options: Any) -> dict[str, Any]:
         seen.append({k: v.clone() for k, v in task.state_dict().items()})
         value = next(values)
         return {"headline": {"name": "rigged", "value": value, "interval": [value, value], "better": better}}
@@ -231,7 +231,7 @@ def test_the_best_measurement_after_the_first_step_is_kept(
         seen.append({k: v.clone() for k, v in trained.module.state_dict().items()})
         return scored(trained, *args, **options)
 
-    monkeypatch.setattr(module, "_score", rigged)
+    monkeypatch.setattr(score, "score", rigged)
     monkeypatch.setattr(module, "find_mistakes", tested)
     found = finetune(tmp_path / "run", ema=0.5)
     assert found["selected"]["step"] == best
@@ -292,7 +292,7 @@ def test_a_frozen_backbone_does_not_change_by_a_bit(tmp_path: Path) -> None:
 def test_average_of_the_weights_against_a_loop(ramp: bool) -> None:
     torch.manual_seed(0)
     labels = Labels.of(Synthetic(n=4, size=32), Expression.needs)
-    model = FinetunedModel(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6, ramp=ramp)
+    model = TaskWithEma(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6, ramp=ramp)
     twin = {n: p.detach().clone() for n, p in model.task.state_dict().items() if p.is_floating_point()}
     assert any("running_var" in name for name in twin)
     for step in range(6):
@@ -341,7 +341,7 @@ def test_scores_of_masks_of_one_class_are_null(tmp_path: Path, monkeypatch: pyte
     found = parsing_scores(matrix, names=("background", "face"))
     head = headline("mean_f1", found["mean_f1"], found["mean_f1_interval"])
     scores, scored = {"headline": head, **found}, module.find_mistakes
-    monkeypatch.setattr(module, "_score", lambda *_: scores)
+    monkeypatch.setattr(score, "score", lambda *_, **__: scores)
     monkeypatch.setattr(
         module, "find_mistakes", lambda *args, **options: replace(scored(*args, **options), scores=scores)
     )
