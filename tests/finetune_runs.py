@@ -1,7 +1,5 @@
 """A fine-tuning run of a second, for the tests of such runs."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Faces in photos: found where they are, none where there is none; folders of crops that lead back to the photos."""
 
-from __future__ import annotations
-
 import csv
 import importlib
 from pathlib import Path
@@ -13,9 +11,9 @@ from PIL import Image
 
 from facessl.cli.main import main
 from facessl.core.errors import ConfigError
-from facessl.data.crop_geometry import TEMPLATES, Frame, Template, similarity
 from facessl.data.detect import Face, detect, detect_all
 from facessl.data.detectors import yunet as yunet_module
+from facessl.data.frame import TEMPLATES, Frame, Template, similarity
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools.crop import Align, crop
 
@@ -39,8 +37,6 @@ def photo(*places: tuple[int, int, int], index: int = 0, size: tuple[int, int] =
     source, boxes = Synthetic(n=50, size=160, seed=2, **FRONTAL), []  # type: ignore[arg-type]
     for number, (left, top, side) in enumerate(places):
         face = source[index + number]
-        assert isinstance(face.image, np.ndarray)
-        assert face.landmarks is not None
         image[top : top + side, left : left + side] = cv2.resize(face.image, (side, side))
         boxes.append(box_of((face.landmarks + 0.5) * side / 160 - 0.5 + (left, top)))
     return image, boxes
@@ -60,8 +56,6 @@ def test_the_five_points_are_eyes_nose_and_mouth() -> None:
     for index in range(6):
         (face,) = detect(photo((100, 40, 200), index=index)[0])
         marks = source[index].landmarks
-        assert face.five_points is not None
-        assert marks is not None
         wanted = np.stack([marks[36:42].mean(0), marks[42:48].mean(0), marks[30], marks[48], marks[54]])
         distances.append(np.linalg.norm(face.five_points - (wanted + 0.5) * 200 / 160 + 0.5 - (100, 40), axis=1))
     mean = np.mean(distances, 0)  # where the eyes lie 60 pixels apart; the mouths of synthetic faces are harder
@@ -73,13 +67,11 @@ def test_the_five_points_are_eyes_nose_and_mouth() -> None:
 def test_a_turned_photo_has_its_face_where_it_is(turns: int) -> None:
     image, _ = photo((60, 40, 200))
     upright = detect(image)[0]
-    assert upright.five_points is not None
     (face,) = detect(np.ascontiguousarray(np.rot90(image, turns)))
     # np.rot90 counter-clockwise: (x, y) goes to (y, width - 1 - x)
     points, (height, width) = upright.five_points, image.shape[:2]
     for _ in range(turns):
         points, (height, width) = np.stack([points[:, 1], width - 1 - points[:, 0]], 1), (width, height)
-    assert face.five_points is not None
     assert np.abs(face.five_points - points).max() < 4
 
 
@@ -128,7 +120,6 @@ def test_yunet_gives_its_box_and_points_in_our_order(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(yunet_module.cv2.FaceDetectorYN, "create", lambda *_: Fake())
     (face,) = detect(np.tile(np.array([1, 2, 3], np.uint8), (20, 30, 1)), detector="yunet", model=model)
     assert face.box.tolist() == [1, 2, 11, 14]
-    assert face.five_points is not None
     assert face.five_points.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 
@@ -197,8 +188,6 @@ def test_aligned_crops_lead_back(align: Align, template: Template, degrees: floa
     crop(tmp_path / "photos", out, size=224, align=align, template=template, margin=1.5, format="png")  # type: ignore[arg-type]
     (row,) = rows(out)
     frame, (there,), (inside,) = Frame(matrix_of(row), 224), detect(image), detect(np.array(Image.open(out / "a.png")))
-    assert there.five_points is not None
-    assert inside.five_points is not None
     side = max(there.box[2:] - there.box[:2])
     assert np.abs(frame.inverse_points(inside.five_points) - there.five_points).max() < 0.06 * side
     moved = frame.points(there.five_points)

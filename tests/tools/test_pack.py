@@ -1,7 +1,5 @@
 """Shards of `facessl pack`: what comes back, the same bytes after any stop, refusals, near-duplicates."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -89,7 +87,6 @@ def test_what_lies_in_pixels_moves_along(tmp_path: Path) -> None:
     pack(source, tmp_path / "packed", size=32, workers=0)
     packed, stored = open_source(str(tmp_path / "packed"))[1], source[1]
     assert shown(packed).shape == (32, 48, 3)
-    assert packed.mask is not None
     assert packed.mask.shape == (32, 48)
     # Pixel i of the small image covers 2 i - 0.5 .. 2 i + 1.5 of the large one.
     np.testing.assert_allclose(packed.landmarks, (stored.landmarks + 0.5) / 2 - 0.5, atol=1e-4)

@@ -1,7 +1,5 @@
 """A rank that is killed ends the job with a sentence, and the run goes on with another number of ranks."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

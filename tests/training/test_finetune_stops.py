@@ -1,7 +1,5 @@
 """Fine-tuning goes on after any stop, with the same bits at its end."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
