@@ -4,7 +4,6 @@ import importlib.util
 import os
 import signal
 import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -52,14 +51,8 @@ def drawn_intervals(scores: Callable[[np.ndarray], Any], count: int, samples: in
     return np.asarray(np.percentile(found, [2.5, 97.5], axis=0).T)
 
 
-def facessl(*words: str, cwd: Path, script: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in its own process; `script` runs before it (to break things on purpose)."""
-    return subprocess.run(
-        command(*words, script=script), cwd=cwd, env=environment(**env), capture_output=True, text=True
-    )
-
-
 def command(*words: str, script: str = "") -> list[str]:
+    """The command line in its own process; `script` runs before it (to break things on purpose)."""
     program = f"import sys\n{script}\nfrom facessl.cli import main\nsys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", program, *words]
 

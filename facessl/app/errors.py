@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from facessl.app.workspace import GALLERY, Workspace, plainly
+from facessl.core.errors import DataError
 from facessl.core.tables import printable
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def tab(work: Workspace) -> None:
     gr.Markdown("Evenly spaced predictions, right or wrong")
     typical = gr.Gallery(label="Evenly spaced predictions", columns=4, **_GALLERY)
 
-    def found(task: str, count: float) -> Any:
+    def found(task: str | None, count: float) -> Any:
+        if task is None:
+            raise DataError("choose a model first")
         mistakes = mistakes_of(work, task, int(count))
         parts = [[(mistakes.picture(one), _words(one)) for one in part] for part in (mistakes.worst, mistakes.typical)]
         return _score(mistakes), *parts

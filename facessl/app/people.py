@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from facessl.app.workspace import GALLERY, Load, Workspace, code, plainly
+from facessl.app.workspace import GALLERY, Load, Workspace, code, picked, plainly
 from facessl.core.errors import many
 from facessl.inference.groups import group
 
@@ -65,14 +65,14 @@ def tab(work: Workspace) -> None:
         return *shown(), [], "", None, ""
 
     def choose(event: gr.SelectData, listed: list[list[int]]) -> Any:
-        own = listed[event.index]  # as this browser sees them: another one may have found other groups
+        own = picked(event, listed)  # as this browser sees them: another one may have found other groups
         return own, _title(len(own)), faces.thumbnails.pictures(own[:_MEMBERS]), people.name_of(own)
 
-    def rename(rows: list[int], name: str) -> Any:
+    def rename(rows: list[int], name: str | None) -> Any:
         if not rows:
             gr.Warning("Click a group first", title="")
         else:
-            people.rename(rows, " ".join(name.split()))
+            people.rename(rows, " ".join((name or "").split()))
         return shown()
 
     event = {"api_visibility": "private"}

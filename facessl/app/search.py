@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from facessl.app.faces import Faces
-from facessl.app.workspace import GALLERY, Workspace, photo_input, plainly
+from facessl.app.workspace import GALLERY, Workspace, photo_input, picked, plainly
 from facessl.core.errors import FaceSSLError
 from facessl.inference import neighbors
 
@@ -55,7 +55,7 @@ def tab(work: Workspace) -> None:
         return *_listed(faces, found.rows.tolist(), found.distances.tolist()), gr.update(visible=False), None
 
     def by_face(chosen: gr.SelectData, rows: list[int], count: int) -> Any:
-        return by_row(rows[chosen.index], count)
+        return by_row(picked(chosen, rows), count)
 
     def by_row(row: int, count: int) -> Any:
         distances, near = neighbors.nearest(faces.unit[row : row + 1], faces.unit, int(count))

@@ -7,18 +7,19 @@ import functools
 import html
 import os
 import threading
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import gradio as gr
 from safetensors import SafetensorError, safe_open
 
 from facessl.app.faces import ENDINGS, Faces, open_faces
-from facessl.app.guard import is_inside
+from facessl.app.guard import is_inside, tell_failure
 from facessl.app.people_table import People
-from facessl.core.errors import ConfigError, FaceSSLError
+from facessl.core.errors import ConfigError, DataError, FaceSSLError
 from facessl.core.tables import printable, printable_lines
 from facessl.data.decode import decode, read_file
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from facessl.inference.trained_task import Embedder, Trained
     from facessl.models.backbone import Backbone
+
+T = TypeVar("T")
 
 #: What galleries of faces have in common.
 GALLERY: dict[str, Any] = {
@@ -122,9 +125,40 @@ def plainly(function: Callable[..., Any], failed: Callable[[], Any] = gr.skip) -
             warn(str(error))
         except OSError as error:
             warn(f"operating system error: {' '.join(str(error).split())}")
+        except Exception as error:  # of ours; what fails around a handler is the request's
+            traceback.print_exc()
+            raise gr.Error("The page failed: its terminal shows why", print_exception=False, title="") from error
         return failed()
 
     return handler
+
+
+def picked(event: gr.SelectData, shown: Sequence[T]) -> T:
+    """What was clicked, of what the browser was shown.
+
+    Raises:
+        DataError: there is nothing at that place.
+    """
+    if not isinstance(event.index, int) or not 0 <= event.index < len(shown):
+        raise DataError("what was clicked is not shown any longer: reload the page")
+    return shown[event.index]
+
+
+def understood(process: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """Gradio's `process_api`, where an event that does not fit its components is one sentence, in the terminal and for
+    the browser. The page itself sends none, but others who have its address can."""
+
+    @functools.wraps(process)
+    async def processed(*given: Any, **named: Any) -> T:
+        try:
+            return await process(*given, **named)
+        except Exception as error:
+            if isinstance(error, gr.Error) and not error.print_exception:
+                raise
+            tell_failure("an event", error)
+            raise gr.Error("The event was not understood: reload the page", print_exception=False, title="") from None
+
+    return processed
 
 
 def warn(sentence: str) -> None:

@@ -173,7 +173,10 @@ class Source:
     def column(self, field: str) -> np.ndarray:
         """(N, ...) values of one numeric field of every image; samples are read only where it is not in `columns`.
 
-        Of label, identity and group it is int64, -1 where the image cannot be read. ConfigError: a stream, or no field.
+        Of label, identity and group it is int64, -1 where the image cannot be read.
+
+        Raises:
+            ConfigError: a stream, or a source without the field.
         """
         if self.streaming:
             raise ConfigError(f"a stream has no {field}s by position: use shards on a disk, a folder or a list")

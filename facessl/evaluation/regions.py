@@ -37,13 +37,18 @@ def score_regions(method: nn.Module, source: str | Source, *, count: int = 300, 
     from their content.
 
     Args:
-        method: one with regions (FRA), else ConfigError.
-        source: images with masks, landmarks or both, else DataError; at most `count` of them, spread evenly over it.
+        method: one with regions (FRA).
+        source: images with masks, landmarks or both.
+        count: at most so many of its images, spread evenly over it.
         seed: of the moves, baselines, halves and bootstrap.
 
     Returns:
         By the names of `FACES`, as `facessl.metrics.region_discovery.discover`, with the rows "full" and, of a method
         with a prior over the image, "content only" and "prior alone", and the names of the masks' classes.
+
+    Raises:
+        ConfigError: the method has no regions.
+        DataError: the source has neither masks nor landmarks, or none of its images can be read.
     """
     opened = open_source(source)
     if not {"mask", "landmarks"} & opened.provides:

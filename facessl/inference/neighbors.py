@@ -111,9 +111,14 @@ def l2_normalize(array: np.ndarray) -> np.ndarray:
 
 
 def nearest(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact nearest rows (N, C) of queries (Q, C) by cosine, both `l2_normalize`d; of equally near ones the first.
+    """Exact nearest rows by cosine; of equally near ones the first.
 
-    Returns distances 1 - cosine, (Q, k) float32, ascending, and positions (Q, k) int64; k is N where it is larger.
+    Args:
+        queries: (Q, C) of unit length (`l2_normalize`).
+        rows: (N, C) of unit length.
+
+    Returns:
+        Distances 1 - cosine, (Q, k) float32, ascending, and positions (Q, k) int64; k is N where it is larger.
     """
     k = min(k, len(rows))
     distances, chosen = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)

@@ -31,9 +31,15 @@ _CELL = 112
 
 
 def heatmaps(method: nn.Module, images: np.ndarray, **options: Any) -> Tensor:
-    """Heatmaps of a method's regions in evaluation mode: (B, N, h, w) float32 on the CPU, sum 1 over N.
+    """Heatmaps of a method's regions in evaluation mode, in float32.
 
-    `images` are (B, S, S, 3) uint8 RGB squares, `options` those of the method's `heatmaps`, such as `prior="off"`.
+    Args:
+        method: a method with regions (FRA).
+        images: (B, S, S, 3) uint8 RGB squares.
+        options: of the method's `heatmaps`, such as `prior="off"` of one with `has_prior`.
+
+    Returns:
+        (B, N, h, w) float32 on the CPU, sum 1 over N.
 
     Raises:
         ConfigError: the method has no regions.
@@ -54,10 +60,20 @@ def heatmaps(method: nn.Module, images: np.ndarray, **options: Any) -> Tensor:
 
 
 def sample_images(source: Source, *, count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Up to `count` whole images of a source, one drawn from each of `count` equal stretches; of a stream the first.
+    """Up to `count` whole images of a source, one drawn from each of `count` equal stretches of it.
 
-    Returns (count or fewer, size, size, 3) uint8. An unreadable image gives way to the next one of its stretch.
-    ConfigError: `count` below 1. DataError: none of the images that were tried can be read.
+    Args:
+        source: any source; a streaming one gives its first images.
+        count: images wanted, at least 1.
+        size: side in pixels that each image is resized to.
+        seed: of the positions within the stretches.
+
+    Returns:
+        (count or fewer, size, size, 3) uint8. An unreadable image gives way to the next one of its stretch.
+
+    Raises:
+        ConfigError: `count` below 1.
+        DataError: none of the images that were tried can be read.
     """
     if count < 1:
         raise ConfigError(f"{count} images cannot be shown: ask for 1 or more")
@@ -86,9 +102,18 @@ def _spread(source: Any, count: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def write_regions(path: Path, method: nn.Module, source: Source | str, *, count: int = 8, seed: int = 0) -> None:
-    """Write the picture `path`: a row for each of `count` images of a source, with the heatmaps and arg-max regions.
+    """Write `regions.png`: a row for each of `count` images, with the heatmaps and the arg-max regions.
 
-    The method is one with regions, else ConfigError; its mode is restored. DataError where no image can be read.
+    Args:
+        path: .png file.
+        method: a method with regions, from `facessl.load_method` or in training (its mode is restored).
+        source: a source, or how it is written on the command line.
+        count: rows; the images are spread over the source.
+        seed: of the choice of images.
+
+    Raises:
+        ConfigError: the method has no regions.
+        DataError: no image can be read.
     """
     opened = open_source(source)
     backbone: Any = method.backbone

@@ -42,9 +42,17 @@ def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000
 
 
 def confusion(predicted: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
-    """(K, K) int64 counts of (target, predicted) pairs of class indices of one shape; a row is a target class.
+    """Counts of (target, predicted) pairs.
 
-    ValueError: an index outside the K `classes`.
+    Args:
+        predicted, target: class indices of one shape, 0 to classes - 1.
+        classes: number of classes K.
+
+    Returns:
+        (K, K) int64; a row is a target class, a column a predicted one.
+
+    Raises:
+        ValueError: an index outside the classes.
     """
     predicted, target = as_array(predicted).ravel(), as_array(target).ravel()
     for name, values in (("predicted", predicted), ("target", target)):

@@ -28,9 +28,14 @@ from facessl.metrics.region_maps import BATCH, HeatmapsOf, enlarge
 
 
 def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: int) -> np.ndarray:
-    """Pixels by region and class, image by image: (M, R, L) int64 with R = count and L = classes.
+    """Pixels by region and class, image by image.
 
-    Regions and masks are (M, g, g), 0 to count - 1 and 0 to classes - 1; 255 of the masks does not count.
+    Args:
+        regions: (M, g, g) region of each pixel, 0 to count - 1.
+        masks: (M, g, g) class of each pixel, 0 to classes - 1; 255 does not count.
+
+    Returns:
+        (M, R, L) int64 with R = count and L = classes.
     """
     image, *pixel = np.nonzero(masks != IGNORE_INDEX)
     cells = (image * count + regions[image, *pixel]) * classes + masks[image, *pixel]
@@ -110,7 +115,14 @@ def _pairs(counts: np.ndarray) -> np.ndarray:
 def region_scores(
     regions: np.ndarray, masks: np.ndarray, *, count: int, classes: int, samples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """NMI, ARI and foreground IoU of all pixels together, with intervals over images; arguments of `contingency`."""
+    """NMI, ARI and foreground IoU of all pixels together, with intervals over images.
+
+    Args:
+        regions: (M, g, g) region of each pixel, 0 to count - 1.
+        masks: (M, g, g) class of each pixel; 255 does not count.
+        count, classes: numbers of regions and classes.
+        samples, seed: of the bootstrap.
+    """
     tables = contingency(regions, masks, count=count, classes=classes)
     resampled = resampled_sums(tables.reshape(len(tables), -1), samples=samples, seed=seed).reshape(-1, count, classes)
     return {score.__name__: interval(score(tables.sum(0)), score(resampled)) for score in (nmi, ari, foreground_iou)}
@@ -123,8 +135,12 @@ def landmark_errors(
 
     Args:
         features: (M, C), for example `centroids`; constant ones leave the mean shape.
-        landmarks: (M, K, 2) pixels; the distance of the two `ocular` ones is the unit.
-        train: (M,) bool, images to fit on; the errors (number of the others,) are of the others.
+        landmarks: (M, K, 2) pixels.
+        ocular: points whose distance is the unit.
+        train: (M,) bool, images to fit on; the others are measured.
+
+    Returns:
+        (number of test images,) float64.
     """
     from sklearn.linear_model import RidgeCV
 

@@ -18,7 +18,8 @@ from facessl.metrics.bootstrap import as_array, interval, known_mean, ratio, res
 class ConfusionMatrix:
     """Counts of (true class, predicted class) over pixels, image by image, so that images can be resampled.
 
-    There are K `classes`; class 0 is the background.
+    Args:
+        classes: number of classes K; class 0 is the background.
     """
 
     def __init__(self, classes: int) -> None:
@@ -26,9 +27,15 @@ class ConfusionMatrix:
         self._images: list[np.ndarray] = []
 
     def update(self, predicted: np.ndarray, truth: np.ndarray, *, ignore: int = IGNORE_INDEX) -> None:
-        """Count one image, whose class indices (H, W) are in the original image's pixels, but for `ignore` in `truth`.
+        """Count one image.
 
-        ValueError: shapes differ. DataError: a class outside 0 to classes - 1.
+        Args:
+            predicted, truth: (H, W) class indices in the original image's pixels.
+            ignore: value of `truth` whose pixels do not count.
+
+        Raises:
+            ValueError: shapes differ.
+            DataError: a class outside 0 to classes - 1.
         """
         predicted, truth = as_array(predicted), as_array(truth)
         if predicted.shape != truth.shape:

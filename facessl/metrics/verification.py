@@ -78,9 +78,12 @@ def verification(
 
 
 def thresholds(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | None = None) -> np.ndarray:
-    """(P,) float64: the threshold by which `accuracy` judges each pair, the best one of the folds that it is not in.
+    """The threshold by which `accuracy` judges each pair, the best one of the folds that the pair is not in.
 
-    A pair is accepted where its similarity reaches it; infinite where accepting none is best. As `verification`.
+    Args and errors as in `verification`.
+
+    Returns:
+        (P,) float64; a pair is accepted where its similarity reaches it. Infinite where accepting none is best.
     """
     similarity, same, folds = _checked(similarity, same, folds)
     curve = _Curve(similarity, same, folds)

@@ -192,12 +192,17 @@ class Backbone(nn.Module):
         return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """Four maps (B, C_i, h_i, w_i) of one pass, fine to coarse, for dense tasks; C_i are `pyramid_channels`.
+        """Four maps of one pass, fine to coarse, for dense tasks.
 
         A hierarchical model (ResNet, ConvNeXt, Swin) gives its last four stages: strides 4, 8, 16, 32, less where
         `output_stride` dilates it. A model of one stride (ViT) gives the outputs of four blocks, 3, 5, 7, 11 of 12
         and in proportion for other depths (FaRL's), all at that stride, before the last norm, which gets no gradient.
-        ConfigError: the model gives no four maps.
+
+        Returns:
+            four maps (B, C_i, h_i, w_i) with C_i in `pyramid_channels`.
+
+        Raises:
+            ConfigError: the model gives no four maps.
         """
         indices = [index for index, _, _ in self._levels()]
         return self.model.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
@@ -257,7 +262,8 @@ class Backbone(nn.Module):
     def forward_views(self, views: Sequence[Tensor]) -> Tensor:
         """V views (B, 3, S_v, S_v), normalized -> pooled embeddings (V, B, C); neighbors of equal size share a pass.
 
-        ConfigError: several sizes, which the model does not take, or not before `take_any_size`.
+        Raises:
+            ConfigError: several sizes, which the model does not take, or not before `take_any_size`.
         """
         sizes = sorted({view.shape[-1] for view in views})
         if len(sizes) > 1 and not self.any_size:

@@ -37,7 +37,12 @@ class Teacher:
         self.backbone: Backbone | None = None
 
     def load(self, loader: Loader, image_size: int) -> Backbone:
-        """Read the network for squares of `image_size` pixels. CheckpointError: no network. ConfigError: few blocks."""
+        """Read the network for squares of `image_size` pixels.
+
+        Raises:
+            CheckpointError: it cannot be had.
+            ConfigError: it has not enough blocks.
+        """
         try:
             backbone = loader(self.spec)
             set_image_size(backbone, image_size)

@@ -68,7 +68,11 @@ def under(found: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def shape_of(found: Mapping[str, Tensor], name: str, family: str, sizes: int) -> tuple[int, ...]:
-    """Shape of a tensor from which sizes are read. CheckpointError: none, or not so many `sizes`."""
+    """Shape of a tensor from which sizes are read.
+
+    Raises:
+        CheckpointError: there is none, or it has not as many sizes.
+    """
     if name not in found:
         raise CheckpointError(f"this checkpoint of {family} has no tensor {name}")
     shape = tuple(found[name].shape)
@@ -80,7 +84,9 @@ def shape_of(found: Mapping[str, Tensor], name: str, family: str, sizes: int) ->
 def renamer(prefixes: Iterable[tuple[str, str]], parts: Iterable[tuple[str, str]] = ()) -> Callable[[str], str]:
     """A function from our names to a family's.
 
-    (ours, theirs): of `prefixes` the first that fits is replaced, of `parts` all wherever they stand.
+    Args:
+        prefixes: (ours, theirs); the first that fits is replaced.
+        parts: (ours, theirs), replaced wherever they stand.
     """
     begins_with, inside = tuple(prefixes), tuple(parts)
 
@@ -132,7 +138,11 @@ def fit(
 
 
 def check_copy(found: Mapping[str, Tensor], copy: str, of: str, family: str, *, values: bool = True) -> None:
-    """CheckpointError where tensors below `copy` have other names, shapes or `values` than those below `of`."""
+    """Compare tensors below the prefix `copy`, where there are any, with those below `of`.
+
+    Raises:
+        CheckpointError: other names or shapes, or with `values` other values; they are named.
+    """
     first, second = under(found, of), under(found, copy)
     if not second:
         return
@@ -188,7 +198,11 @@ def check_finite(module: nn.Module, path: str | Path) -> None:
 
 
 def resnet_name(names: Iterable[str], family: str) -> str:
-    """timm's name of the ResNet-18, 34, 50, 101 or 152 whose tensors have these names; else CheckpointError."""
+    """timm's name of the ResNet whose tensors have these names.
+
+    Raises:
+        CheckpointError: no ResNet-18, 34, 50, 101 or 152.
+    """
     found = [m for m in (re.match(r"layer([1-4])\.(\d+)\.(conv3)?", name) for name in names) if m]
     blocks = tuple(len({m[2] for m in found if m[1] == stage}) for stage in "1234")
     bottleneck = any(m[3] for m in found)
@@ -201,7 +215,11 @@ def resnet_name(names: Iterable[str], family: str) -> str:
 
 
 def from_card(card: Mapping[str, Any], file: str | Path) -> Backbone:
-    """A backbone without its weights, as the card in `file` describes it. CheckpointError names an unusable field."""
+    """A backbone without its weights, as the card in `file` describes it.
+
+    Raises:
+        CheckpointError: a field that is missing or cannot be used; it is named.
+    """
     check(card, Card, file)
     name, options = card["timm_name"], card.get("timm_options", {})
     try:
@@ -224,7 +242,11 @@ def from_export(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
 
 
 def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
-    """The same weights in a backbone with other timm options (`output_stride`), else ConfigError."""
+    """The same weights in a backbone with other timm options, e.g. another `output_stride`.
+
+    Raises:
+        ConfigError: an option that the model does not take, or one that changes its weights.
+    """
     changed = Backbone(
         backbone.name,
         image_size=backbone.image_size,
@@ -242,7 +264,11 @@ def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
 
 
 def set_image_size(backbone: Backbone, image_size: int) -> None:
-    """Let a backbone take squares of another size, else ConfigError; a ViT's position table is interpolated by timm."""
+    """Let a backbone take squares of another size; a ViT's position table is interpolated (timm's resampling).
+
+    Raises:
+        ConfigError: the model cannot take that size.
+    """
     if image_size == backbone.image_size:
         return
     if hasattr(backbone.model, "set_input_size"):

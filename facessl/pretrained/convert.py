@@ -14,11 +14,16 @@ def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
     """Write the backbone of a checkpoint as safetensors under timm's names, with its card inside and beside (.json).
 
     Args:
-        path, given: as for `load.load_backbone`, errors too; `given` are `name`, `heads`, `mean` and `std`.
-        out: the .safetensors to write; nothing is overwritten (ConfigError).
+        path: as for `load.load_backbone`.
+        out: the .safetensors to write; nothing is overwritten.
+        given: `name`, `heads`, `mean` and `std` of `load.load_backbone`.
 
     Returns:
         the card; of an authors' file with `guessed`: what it does not say and nobody gave.
+
+    Raises:
+        CheckpointError, UnknownName, ConfigError: what `load.load_backbone` refuses.
+        ConfigError: `out` is no .safetensors, or it or its card exists.
     """
     path, out = Path(path), Path(out)
     if out.suffix != ".safetensors":

@@ -70,7 +70,11 @@ class Labels:
 
     @classmethod
     def of(cls, source: Source, needs: frozenset[str]) -> Labels:
-        """What `source` says about itself. DataError where it lacks a field that the task needs; both are named."""
+        """What `source` says about itself, where a task needs it.
+
+        Raises:
+            DataError: it lacks a field that the task needs; both are named.
+        """
         missing = sorted(needs - source.provides)
         if missing:
             given = ", ".join(sorted(source.provides)) or "images"
@@ -326,8 +330,14 @@ class Collected:
         return np.concatenate(self._parts[name])
 
     def breakdown(self, values: Mapping[str, np.ndarray], better: str = "higher") -> dict[str, Any]:
-        """`subsets` (mean and interval of each published subset) and `groups` (each group, the gap, the worst) of
-        numbers by name, (N,) one per image. Empty where the source has neither subsets nor groups.
+        """`subsets` (mean and interval of each published subset) and `groups` (each group, the gap, the worst).
+
+        Args:
+            values: name -> (N,) number of each image.
+            better: "higher" or "lower".
+
+        Returns:
+            Empty where the source has neither subsets nor groups.
         """
         found: dict[str, Any] = {}
         index = self["index"]

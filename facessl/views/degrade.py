@@ -27,10 +27,13 @@ def apply_gamma(image: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def occlude(image: np.ndarray, draws: np.ndarray, ellipse: bool) -> np.ndarray:
-    """A black block, or the ellipse in it, over part of a view (S, S, 3).
+    """A black block, or the ellipse in it, over part of a view.
 
-    `draws` are (4,) height, width, center x, center y. The height is 0.1..0.4 of the side, the width at most 0.1 more
-    or less than the height, and the center is anywhere: the occlusion of STAR and of FaRL's toolkit.
+    Args:
+        image: (S, S, 3).
+        draws: (4,) height, width, center x, center y. The height is 0.1..0.4 of the side, the width at most 0.1 more
+            or less than the height, and the center is anywhere: the occlusion of STAR and of FaRL's toolkit.
+        ellipse: draw an ellipse instead.
     """
     size = image.shape[0]
     height = 0.2 + 0.6 * draws[0]
@@ -49,7 +52,13 @@ def occlude(image: np.ndarray, draws: np.ndarray, ellipse: bool) -> np.ndarray:
 def erase_box(size: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]) -> Box | None:
     """Top, left, height, width of a random erasing in a view of side `size`, as torchvision's RandomErasing draws it.
 
-    `draws` are (BOX_DRAWS,), `scale` the box's area relative to the view, `ratio` height / width. None: no try fits.
+    Args:
+        draws: (BOX_DRAWS,).
+        scale: area of the box relative to the view.
+        ratio: height / width.
+
+    Returns:
+        None where no try fits into the view.
     """
     tries = sides(size * size, draws, scale, ratio)
     return next((place(size, size, h, w, draws) for h, w in tries if h < size and w < size), None)

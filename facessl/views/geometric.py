@@ -32,9 +32,12 @@ Box = tuple[int, int, int, int]
 def sides(
     area: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Iterator[tuple[int, int]]:
-    """Ten tries at the sides of a box in an image of `area` pixels, as torchvision draws them; draws are (BOX_DRAWS,).
+    """Ten tries at the sides of a box in an image of `area` pixels, as torchvision draws them.
 
-    The box's area relative to the image is uniform in `scale`, first / second side log-uniform in `ratio`.
+    Args:
+        draws: (BOX_DRAWS,).
+        scale: range of the box's area relative to the image, uniform.
+        ratio: range of first / second side, log-uniform.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     tries = draws[: BOX_DRAWS - 2].tolist()
@@ -53,8 +56,12 @@ def place(height: int, width: int, h: int, w: int, draws: np.ndarray) -> Box:
 def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
     """Top, left, height, width in pixels of a random resized crop, as torchvision's RandomResizedCrop draws it.
 
-    `view.scale` and `view.ratio` bound it, `draws` are (BOX_DRAWS,) uniform in 0..1. Ten tries at an area and a
-    log-uniform ratio; where none fits, the largest centered box of a valid ratio.
+    Args:
+        view: its `scale` and `ratio` bound the crop.
+        height, width: of the image in pixels, 1 or more.
+        draws: (BOX_DRAWS,) uniform in 0..1.
+
+    Ten tries at an area and a log-uniform ratio; where none fits, the largest centered box of a valid ratio.
     """
     if view.whole:
         return 0, 0, height, width
@@ -99,7 +106,15 @@ def _factor(strength: float, draw: float) -> float:
 class Geometric:
     """Crops and flips one image into its views and draws their photometric parameters.
 
-    View v is `round(view.size * image_size)` pixels square (`sizes`). ConfigError: no view, or one without pixels.
+    Args:
+        views: one entry per view.
+        image_size: the run's image size in pixels; view v is `round(view.size * image_size)` square.
+
+    Attributes:
+        sizes: S_v, side of each view in pixels.
+
+    Raises:
+        ConfigError: no view, or an image size that leaves a view without pixels.
     """
 
     def __init__(self, views: Sequence[View], image_size: int) -> None:

@@ -18,7 +18,10 @@ _CHUNK = 2**25
 
 
 class Photometric:
-    """The photometric part of the views, batched, on the device that holds them, with the normalization (RGB in 0..1).
+    """The photometric part of the views, batched, on the device that holds them.
+
+    Args:
+        mean, std: normalization, RGB in 0..1.
 
     torchvision's `ColorJitter`, `RandomGrayscale`, `GaussianBlur` and `RandomSolarize`, in this order, but in float32
     throughout. A sample's result does not depend on the rest of its batch.
@@ -37,9 +40,14 @@ class Photometric:
 
     @torch.no_grad()
     def apply(self, view: Tensor, params: Tensor) -> Tensor:
-        """Augment and normalize views (B, 3, S, S) uint8 by `params` (B, P) float32 in the columns of `Column`.
+        """Augment and normalize one view.
 
-        (B, 3, S, S) float32, channels-last in memory, on the view's device.
+        Args:
+            view: (B, 3, S, S) uint8.
+            params: (B, P) float32, columns as in `Column`.
+
+        Returns:
+            (B, 3, S, S) float32, channels-last in memory, on the view's device.
         """
         if view.device.type == "cpu":
             return photometric_cpu.apply(view, params.numpy(), self.mean, self.std)

@@ -19,7 +19,16 @@ _SAME = np.eye(3, 4)
 
 
 def apply(view: Tensor, params: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """`Photometric.apply` on the CPU, with its normalization."""
+    """Augment and normalize one view.
+
+    Args:
+        view: (B, 3, S, S) uint8 on the CPU.
+        params: (B, P) float32, columns as in `Column`.
+        mean, std: normalization, RGB in 0..1.
+
+    Returns:
+        (B, 3, S, S) float32, channels-last in memory.
+    """
     out = torch.empty(view.shape, memory_format=torch.channels_last)
     images, results = view.permute(0, 2, 3, 1).numpy(), out.permute(0, 2, 3, 1).numpy()  # (B, S, S, 3)
     scale = 1 / (255 * np.array(std))

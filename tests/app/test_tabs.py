@@ -15,8 +15,9 @@ pytest.importorskip("gradio", reason="the extra `app` is not installed")
 pytest.importorskip("plotly", reason="the extra `app` is not installed")
 
 from facessl.app import errors, map, training
-from facessl.app.workspace import Workspace
+from facessl.app.workspace import Workspace, picked
 from facessl.cli import main
+from facessl.core.errors import DataError
 from facessl.evaluation.mistakes import Mistakes
 from facessl.report.folder import read_run_folder
 from facessl.tasks.base import Example, headline
@@ -85,6 +86,18 @@ def test_a_damaged_checkpoint_is_not_a_run_without_regions(tmp_path: Path) -> No
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     assert "last.ckpt" in str(Workspace(run, cpu).method)
+
+
+@pytest.mark.parametrize("index", [2, -1, 10**30, "0", None, [0]])
+def test_only_what_is_shown_can_be_clicked(index: Any) -> None:
+    import gradio as gr
+
+    def clicked(index: Any) -> Any:
+        return gr.SelectData(None, {"index": index, "value": None})
+
+    assert picked(clicked(1), ["a", "b"]) == "b"
+    with pytest.raises(DataError, match="reload the page"):
+        picked(clicked(index), ["a", "b"])
 
 
 def free(work: Workspace) -> bool:

@@ -111,8 +111,11 @@ def eigen(xx: Tensor, yy: Tensor, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     in closed form, with finite gradients throughout.
 
     Of round matrices (ROUND_BELOW) and zero matrices both eigenvalues are the mean and the eigenvectors are the axes,
-    without gradient. Returns the larger and the smaller eigenvalue (at least 0), and (cosine, sine) of the larger one's
-    eigenvector; the smaller one's is (-sine, cosine).
+    without gradient.
+
+    Returns:
+        larger and smaller eigenvalue (at least 0), and (cosine, sine) of the larger one's eigenvector. The smaller
+        one's is (-sine, cosine).
     """
     middle, half = (xx + yy) / 2, (xx - yy) / 2
     square = half.square() + xy.square()

@@ -17,8 +17,12 @@ def mean_cosine(prediction: Tensor, target: Tensor) -> Tensor:
 def info_nce(queries: Tensor, keys: Tensor, temperature: Tensor | float) -> Tensor:
     """Cross-entropy of finding each query's own key among the keys of all ranks (MoCo v3, Algorithm 1; CLIP).
 
-    Queries and keys are (B, D), any type, row by row of the same images; every rank has as many. Both are normalized,
-    the cosines divided by the temperature. Returns scalar float32, the mean over this rank's queries.
+    Args:
+        queries, keys: (B, D), any type, row by row of the same images; every rank has as many. Both are normalized.
+        temperature: the cosines are divided by it.
+
+    Returns:
+        scalar float32, the mean over this rank's queries.
     """
     with full_precision(queries):
         q, k = (F.normalize(at_least_float32(v), dim=1) for v in (queries, keys))

@@ -23,8 +23,9 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor, memory: Tensor) -> Tensor:
         """State (B, N, D) of N queries -> (B, N, D).
 
-        `queries` (N, D) are added to `x` wherever it looks or is looked at; `keys` and `memory` (B, P, D) are the image
-        with and without positions.
+        Args:
+            queries: (N, D), embedding added to `x` wherever it looks or is looked at.
+            keys, memory: (B, P, D), the image with and without positions.
         """
         q = x + queries
         attended, _ = self.self_attention(q, q, x, need_weights=False)

@@ -20,9 +20,11 @@ class Mask(NamedTuple):
 
 
 def random_mask(noise: Tensor, ratio: float) -> Mask:
-    """The patches of the smallest noise (B, T), uniform numbers, stay visible (MAE, section 3).
+    """The patches of the smallest noise stay visible (MAE, section 3).
 
-    `ratio` of the patches are removed; what stays is rounded down, to at least one patch.
+    Args:
+        noise: (B, T) uniform numbers; the mask of an image depends on its row alone.
+        ratio: fraction of the patches that is removed; what stays is rounded down, to at least one patch.
     """
     order = noise.argsort(dim=1)
     restore = order.argsort(dim=1)
@@ -102,8 +104,9 @@ def run_blocks(model: Any, prefix: Tensor, patches: Tensor) -> Tensor:
 def encode_visible(model: Any, x: Tensor, keep: Tensor) -> Tensor:
     """Tokens of a timm ViT that sees only the patches `keep` (B, K) of images (B, 3, H, W); no block runs on others.
 
-    (B, P + K, C) after the last norm: P prefix tokens (the class token first), then the visible patches in the order of
-    `keep`. With every patch in its own order this is `model.forward_features(x)`.
+    Returns:
+        (B, P + K, C) after the last norm: P prefix tokens (the class token first), then the visible patches in the
+        order of `keep`. With every patch in its own order this is `model.forward_features(x)`.
     """
     prefix, patches, positions = embed_patches(model, x)
     return model.norm(run_blocks(model, prefix, take(patches + positions, keep)))

@@ -16,7 +16,8 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device,
     The first half of the channels, a multiple of 4, encodes the row, the second the column, each as interleaved sine
     and cosine of wavelengths from 2 pi to 10000 * 2 pi.
 
-    Returns (height * width, channels), rows of the map one after the other; shared by all callers, not to be changed.
+    Returns:
+        (height * width, channels), rows of the map one after the other; shared by all callers, not to be changed.
     """
     half = channels // 2
     # Made on the CPU, because Apple's GPUs have no float64.
@@ -42,8 +43,11 @@ def sincos_positions(height: int, width: int, channels: int) -> Tensor:
     The first half of the channels encodes the column, the second the row; each half holds all sines, then all
     cosines, of wavelengths from 2 pi to almost 10000 * 2 pi.
 
-    Returns (height * width, channels) float64, rows of patches one after the other. ConfigError: `channels` is not a
-    multiple of 4.
+    Returns:
+        (height * width, channels) float64, rows of patches one after the other.
+
+    Raises:
+        ConfigError: `channels` is not a multiple of 4.
     """
     if channels % 4:
         raise ConfigError(f"a sine-cosine position table needs a multiple of 4 channels, not {channels}")

@@ -133,8 +133,13 @@ def star_loss(
     Landmarks outside the image count at its edge; edges with a landmark that is not visible do not count. Differences:
     those of `shrunk_gaussians` and `edge_heatmaps`.
 
-    Target and visible are (B, K, 2) x, y in pixels of the image (height and width), and (B, K) bool; None: all.
-    Returns the loss, and its terms "star", "points", "edges" without the tens.
+    Args:
+        target, visible: (B, K, 2) x, y in pixels of the image, and (B, K) bool; None: all.
+        edges: those of the network.
+        image: height and width of the image, over which the maps are stretched.
+
+    Returns:
+        the loss, and its terms "star", "points", "edges" without the tens.
     """
     size = (maps.heatmaps.shape[-2], maps.heatmaps.shape[-1])
     whole_edges = None

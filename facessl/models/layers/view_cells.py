@@ -37,9 +37,12 @@ def read(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def seen_by(maps: Tensor, theirs: Tensor, ours: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Maps (B, h, w, N) of a view with crops `theirs` (B, 5), at the cells of a view of the same images with `ours`.
+    """Maps (B, h, w, N) of one view, whose crops are `theirs` (B, 5), at the rows x columns cells of another view of
+    the same images, whose crops are `ours`.
 
-    Returns (B, R, C, N) at least float32; and (B, R, C) bool, where the cell's center lies within the first view.
+    Returns:
+        (B, R, C, N) at least float32; and (B, R, C) bool, where the center of the other view's cell lies within the
+        one view.
     """
     y, x = in_view(*places(ours, rows, columns), theirs)
     inside = ((y >= 0) & (y <= 1))[:, :, None] & ((x >= 0) & (x <= 1))[:, None]
