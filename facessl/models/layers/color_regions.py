@@ -22,7 +22,7 @@ from facessl.core.precision import at_least_float32, full_precision
 CELLS = 24
 #: Optimizer steps, the first ones of a run, on whose views the mean face and the layout are found: a third of them for
 #: the mean of the views, for the mean of the aligned views and for the layout.
-LAYOUT_STEPS = 18
+LAYOUT_STEPS = 12
 #: Half the side of the layout in the frame of the mean face, whose half side is 1.
 _EXTENT = 1.7
 #: Side in pixels of the views in which the mean face is looked for, margin around them, side of the mean face.
@@ -97,7 +97,7 @@ class ColorRegions(nn.Module):
         return found.unflatten(1, (CELLS, CELLS))
 
     def at(self, frames: Tensor) -> Tensor:
-        """The layout in views whose faces have the frames (B, 2, 3) -> (B, CELLS, CELLS, N); its edges go on forever."""
+        """The layout in views whose faces have the frames (B, 2, 3) -> (B, CELLS, CELLS, N), its edges continued."""
         back = torch.linalg.inv(frames[:, :, :2])
         turns = torch.cat([back, -back @ frames[:, :, 2:]], -1) / _EXTENT
         maps = self.layout.permute(2, 0, 1).expand(len(frames), -1, -1, -1)
@@ -120,17 +120,18 @@ class ColorRegions(nn.Module):
         contrast = _contrast(ycc[:, :1])
         if step < 2 * LAYOUT_STEPS // 3:
             seen = inside(frames, _FACE)
-            found = {"total": read(contrast, frames, _FACE)[:, 0] * seen, "count": seen}
+            found = {"total": (read(contrast, frames, _FACE)[:, 0] * seen).sum(0), "count": seen.sum(0)}
         else:
             frames = torch.cat([frames[:, :, :2] * _EXTENT, frames[:, :, 2:]], -1)
             looks = torch.cat([ycc, contrast.clamp(-2.5, 2.5)], 1) * ycc.new_tensor(_ALIKE)[:, None, None]
             fine = read(looks, frames, 3 * CELLS, padding="border")
             places = F.avg_pool2d(fine, 3).flatten(2).transpose(1, 2)  # (B, CELLS^2, 4)
-            seen = inside(frames, CELLS).flatten(1)
-            pairs = seen[:, :, None] & seen[:, None]  # (B, CELLS^2, CELLS^2)
-            found = {"together": torch.exp(torch.cdist(places, places).square() / -2) * pairs, "pairs": pairs}
+            seen = inside(frames, CELLS).flatten(1).to(places.dtype)  # (B, CELLS^2)
+            alike = torch.cdist(places, places).square_().div_(-2).exp_()  # (B, CELLS^2, CELLS^2), large: in place
+            together = alike.mul_(seen[:, :, None]).mul_(seen[:, None]).sum(0)
+            found = {"together": together, "pairs": seen.T @ seen}
         for name, value in found.items():
-            self._noted[name] = self._noted.get(name, 0) + value.sum(0)
+            self._noted[name] = self._noted.get(name, 0) + value
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -144,16 +145,17 @@ class ColorRegions(nn.Module):
             self.total.zero_()
             self.count.zero_()
         elif step + 1 == LAYOUT_STEPS:
-            often = self.pairs >= 0.01 * self.pairs.max()
-            found = layout(torch.where(often, self.together / self.pairs.clamp_min(1), 0), self.layout.shape[-1])
+            alike = self.together / self.pairs.clamp_min(1)
+            found = layout(alike, self.pairs >= 0.01 * self.pairs.max(), self.layout.shape[-1])
             self.layout.copy_(all_reduce_sum(found * (rank() == 0)))  # machines may round differently
 
 
-def layout(alike: Tensor, regions: int) -> Tensor:
+def layout(alike: Tensor, known: Tensor, regions: int) -> Tensor:
     """Spectral clusters of places, mirrored about the middle of the frame, with soft borders.
 
     Args:
         alike: (CELLS^2, CELLS^2), how alike two places are.
+        known: (CELLS^2, CELLS^2) bool, where that is known; a place that nobody has seen joins the nearest one.
         regions: N, the number of clusters.
 
     Returns:
@@ -161,13 +163,17 @@ def layout(alike: Tensor, regions: int) -> Tensor:
     """
     from sklearn.cluster import SpectralClustering
 
-    pairs = alike.view(CELLS, CELLS, CELLS, CELLS)
-    pairs = (pairs + pairs.flip(1, 3))[:, : CELLS // 2]  # the left half, with both halves
-    halves = pairs[..., : CELLS // 2] + pairs[..., CELLS // 2 :].flip(3)
-    halves = halves.flatten(2).flatten(0, 1) + 1e-6  # connected
+    half = CELLS // 2
+    pairs = torch.where(known, alike, 0).view(CELLS, CELLS, CELLS, CELLS)
+    pairs = (pairs + pairs.flip(1, 3))[:, :half]  # the left half, with both halves
+    halves = (pairs[..., :half] + pairs[..., half:].flip(3)).reshape(CELLS * half, CELLS * half) + 1e-6  # connected
+    seen = known.diagonal().view(CELLS, CELLS)
+    seen = (seen | seen.flip(1))[:, :half].flatten()
     cluster = SpectralClustering(regions, affinity="precomputed", random_state=0)
-    left = torch.from_numpy(cluster.fit_predict(halves.cpu().double().numpy())).view(CELLS, CELLS // 2)
-    soft = F.one_hot(torch.cat([left, left.flip(1)], 1).long(), regions).to(alike).permute(2, 0, 1)
+    found = torch.from_numpy(cluster.fit_predict(halves[seen][:, seen].cpu().double().numpy())).long()
+    at = torch.cartesian_prod(torch.arange(CELLS), torch.arange(half)).float()
+    left = found[torch.cdist(at, at[seen.cpu()]).argmin(1)].view(CELLS, half)
+    soft = F.one_hot(torch.cat([left, left.flip(1)], 1), regions).to(alike).permute(2, 0, 1)
     for _ in range(_SOFTENED):
         soft = F.avg_pool2d(F.pad(soft, (1, 1, 1, 1), mode="replicate"), 3, 1)
     soft = soft.permute(1, 2, 0) + _FLOOR
