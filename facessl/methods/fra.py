@@ -352,7 +352,8 @@ class FRA(nn.Module):
         """
         crops = self._crops(batch)
         views = list(zip(batch.views, crops, strict=True))
-        shown, turns = self._turned(batch.views)
+        turns = [] if self.colors is None else self.turns(batch)
+        shown = self._turned(batch.views, turns) if turns else batch.views
         online = [self.heads(*self.backbone.forward_both(x), crop) for x, crop in zip(shown, crops, strict=True)]
         with torch.no_grad():
             target = [self._target(x, crop) for x, crop in views]
@@ -366,13 +367,12 @@ class FRA(nn.Module):
         loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return Step(loss, {name: value.detach() for name, value in terms.items()})
 
-    def _turned(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """What the online network sees of the views, and with color targets how each of them is turned, (B, 2, 3)."""
-        if self.colors is None:
-            return views, []
-        turns = [random_similarities(len(x), at_least_float32(x)) for x in views]
-        shown = [read(x, t, x.shape[-1], padding="reflection").to(x) for x, t in zip(views, turns, strict=True)]
-        return shown, turns
+    def turns(self, batch: Batch) -> list[Tensor]:
+        """How the online network sees each view with color targets: V random similarities (B, 2, 3)."""
+        return [random_similarities(len(x), at_least_float32(x)) for x in batch.views]
+
+    def _turned(self, views: list[Tensor], turns: list[Tensor]) -> list[Tensor]:
+        return [read(x, t, x.shape[-1], padding="reflection").to(x) for x, t in zip(views, turns, strict=True)]
 
     def _target(self, x: Tensor, crops: Tensor | None) -> Outputs:
         """What the target network sees in a view, and "assignments" (B, ., ., N) that the relation term learns from."""
