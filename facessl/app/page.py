@@ -85,8 +85,8 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
         raise ConfigError(f"cannot listen on {where} ({error}): name another --host or --port") from None
     except ValueError as error:  # Gradio asked its own address, in vain
         raise ConfigError(
-            f"the page does not answer on this machine ({' '.join(str(error).split())[:60]} ...): it may be too busy, or "
-            "a proxy may stand before it: try again, or take the address out of the proxy's settings"
+            f"the page does not answer on this machine ({' '.join(str(error).split())[:60]} ...): it may be too busy, "
+            "or a proxy may stand before it: try again, or take the address out of the proxy's settings"
         ) from None
     if public:
         door.public.add(urlsplit(public).hostname or "")
