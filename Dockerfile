@@ -8,10 +8,9 @@ ENV HOME=/tmp PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY facessl facessl
-RUN pip install -c constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision \
- && pip install -c constraints.txt .
-RUN useradd --create-home user && install -d -o user /work
-USER user
+RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
+RUN useradd --uid 1000 --create-home user && install -d -o user /work
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["facessl"]
 CMD ["--help"]

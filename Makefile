@@ -14,8 +14,8 @@ app: install  ## a local page to look at the demo's run and synthetic faces
 	test -f runs/demo/backbone.safetensors || $(MAKE) demo
 	$(BIN)/facessl app runs/demo 'synthetic:?n=500&size=96&seed=2'
 
-test: install  ## everything that needs no network and no data
-	$(BIN)/python -m pytest -q
+test: install  ## everything that needs no network and no data, on up to 4 cores; make test JOBS=0 for one process
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),logical) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 fuzz: install  ## damaged files for every reader: make fuzz MINUTES=20; failing inputs lie in runs/fuzz
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz.engine $(or $(MINUTES),20)

@@ -38,7 +38,7 @@ from facessl.data.loader import EvalLoader
 from facessl.data.splits import parts
 from facessl.evaluation.protocols.knn import knn
 from facessl.evaluation.protocols.linear import linear
-from facessl.evaluation.region_scores import score_regions
+from facessl.evaluation.regions import score_regions
 from facessl.methods.base import has_regions
 from facessl.metrics.bootstrap import bootstrap_mean, interval, resampled_sums
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1
@@ -69,6 +69,12 @@ RUNS = {
     "fra-official": (f"--method fra --method.variant official {_EMA} {_OPTIM}", 600_000),
     "fra-paper": (f"--method fra --method.variant paper {_EMA} {_OPTIM}", 150_000),
     "simclr": (f"--method simclr {_HEADS} {_OPTIM}", 150_000),
+    "fra-regions": ("--config fra/regions", 150_000),
+    "dino": (
+        "--method dino --method.hidden_dim 1024 --method.bottleneck_dim 128 --method.out_dim 1024 "
+        f"--method.momentum 0.99 --method.teacher_temp 0.04 --method.warmup_teacher_temp_epochs 0 {_OPTIM}",
+        150_000,
+    ),
 }
 #: Fractions of the schedule at which weights are kept.
 MARKS = 6

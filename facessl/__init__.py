@@ -16,8 +16,6 @@ facessl.export("runs/expression", "exports/expression", format="onnx")
 ```
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"

@@ -1,7 +1,5 @@
 """Shared settings of the tests: one thread (results must not depend on how busy the machine is), no network."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

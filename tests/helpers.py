@@ -1,13 +1,13 @@
 """What several test files use."""
 
-from __future__ import annotations
-
+import csv
 import importlib.util
 import os
+import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,14 +17,16 @@ import pytest
 import torch
 
 from facessl.cli import main
-from facessl.core.types import Sample
+from facessl.core import launch
+from facessl.core.types import Batch, Sample
+from facessl.views.photometric import Photometric
 
 #: Device and type that golden models run in.
 PLACES = [(d, t) for d in ("cpu", *["cuda"] * torch.cuda.is_available()) for t in (torch.float32, torch.float64)]
 
-#: A run of seconds: 10 steps of 8 synthetic faces on the smallest ResNet.
+#: A run of seconds: 10 steps of 8 synthetic faces on a ResNet of 0.5 million weights.
 TINY = [
-    "synthetic:?n=40&size=40", "--backbone", "resnet10t", "--image-size", "32", "--batch-size", "8",
+    "synthetic:?n=40&size=40", "--backbone", "test_resnet", "--image-size", "32", "--batch-size", "8",
     "--max-steps", "10", "--log-every", "1", "--checkpoint-every", "2", "--workers", "0", "--monitor.every", "0",
     "--method.hidden", "16", "--method.dim", "8", "--device", "cpu", "--optim.lr", "4",
 ]  # fmt: skip
@@ -50,14 +52,8 @@ def drawn_intervals(scores: Callable[[np.ndarray], Any], count: int, samples: in
     return np.asarray(np.percentile(found, [2.5, 97.5], axis=0).T)
 
 
-def facessl(*words: str, cwd: Path, script: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in its own process; `script` runs before it (to break things on purpose)."""
-    return subprocess.run(
-        command(*words, script=script), cwd=cwd, env=environment(**env), capture_output=True, text=True
-    )
-
-
 def command(*words: str, script: str = "") -> list[str]:
+    """The command line in its own process; `script` runs before it (to break things on purpose)."""
     program = f"import sys\n{script}\nfrom facessl.cli import main\nsys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", program, *words]
 
@@ -84,6 +80,56 @@ def torchrun_command(ranks: int) -> list[str]:
     ]  # fmt: skip
 
 
+def as_ranks(call: Callable[[], object], world: int, only: Sequence[int] = ()) -> list[int]:
+    """Exit codes of `world` processes, or `only` these ranks, that each run `call` as if torchrun had started them.
+
+    They are forked: an interpreter of its own would import torch again.
+    """
+    known = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
+    known |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    children = []
+    for rank in only or range(world):
+        children.append(os.fork())
+        if children[-1] == 0:
+            code = 1
+            try:
+                signal.alarm(300)  # one that hangs is killed
+                mine = {**known, "RANK": rank, "LOCAL_RANK": rank} if world > 1 else {}
+                os.environ |= {key: str(value) for key, value in mine.items()}
+                found = call()
+                code = found if isinstance(found, int) else 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def in_double() -> None:
+    """Views and networks are float64: what is compared is the arithmetic of ranks, not how rounding grows."""
+    real = Photometric.__call__
+
+    def double(self: Photometric, batch: Batch) -> Batch:
+        batch = real(self, batch)
+        batch.views = [view.double() for view in batch.views]
+        return batch
+
+    Photometric.__call__ = double  # type: ignore[method-assign]
+    launch.PRECISIONS["fp32"] = ("64-true", None)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(run: Path, name: str = "loss") -> list[float]:
+    return [float(row[name]) for row in read_table(run / "metrics.csv") if row[name]]
+
+
 def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
 
@@ -105,8 +151,6 @@ def script(name: str) -> ModuleType:
     """A file of benchmarks/, imported."""
     path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

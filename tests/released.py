@@ -1,7 +1,5 @@
 """Checkpoints as the authors' code names them, at small sizes: every tensor holds one number of its own."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping
 

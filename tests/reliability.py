@@ -1,14 +1,10 @@
 """docs/reliability.md from the tests that are marked `fault(id, before)`: `python tests/reliability.py [--check]`."""
 
-from __future__ import annotations
-
-import contextlib
-import io
+import ast
 import json
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,32 +42,39 @@ ends in a traceback or hangs.
 """
 
 
-class Collected:
-    """Plug-in of pytest: rows (before, now, test) by fault, of the tests that carry its mark."""
+def marked() -> dict[str, list[tuple[str, str, str]]]:
+    """Rows (before, now, test) by fault, of the tests that carry its mark."""
+    rows: dict[str, list[tuple[str, str, str]]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        named = {
+            node.targets[0].id: node.value for node in body if isinstance(node, ast.Assign) and _is_mark(node.value)
+        }
+        for test in body:
+            if not isinstance(test, ast.FunctionDef):
+                continue
+            said = ast.get_docstring(test) or test.name.removeprefix("test_").replace("_", " ")
+            for node in (node for decorator in reversed(test.decorator_list) for node in ast.walk(decorator)):
+                mark = named.get(node.id) if isinstance(node, ast.Name) else node
+                if mark is not None and _is_mark(mark):
+                    fault, before = map(ast.literal_eval, mark.args)
+                    now = ast.literal_eval(mark.keywords[0].value) if mark.keywords else said.splitlines()[0]
+                    row = before, now, f"{path.relative_to(ROOT).as_posix()}::{test.name}"
+                    if row not in rows.setdefault(fault, []):
+                        rows[fault].append(row)
+    return rows
 
-    def __init__(self) -> None:
-        self.rows: dict[str, list[tuple[str, str, str]]] = {}
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        for item in session.items:
-            for mark in item.iter_markers("fault"):
-                name = getattr(item, "originalname", item.name)
-                said = (getattr(item, "obj", None).__doc__ or name.removeprefix("test_").replace("_", " ")).strip()
-                file = item.path.relative_to(ROOT).as_posix()
-                row = mark.args[1], mark.kwargs.get("now") or said.splitlines()[0], f"{file}::{name}"
-                if row not in self.rows.setdefault(mark.args[0], []):
-                    self.rows[mark.args[0]].append(row)
+def _is_mark(node: ast.AST) -> bool:
+    """Whether it is `pytest.mark.fault(...)`."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "fault"
 
 
 def page() -> str:
     """The page as it should be. ValueError: a mark of a fault that is not in the list."""
-    tests = [p for p in (ROOT / "tests").rglob("test_*.py") if "mark.fault(" in p.read_text(encoding="utf-8")]
-    found, said = Collected(), io.StringIO()
-    with contextlib.redirect_stdout(said):
-        if pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", *map(str, sorted(tests))], [found]):
-            raise ValueError(f"the tests cannot be collected:\n{said.getvalue()}")
+    found = marked()
     faults = yaml.safe_load((ROOT / "tests" / "faults.yaml").read_text(encoding="utf-8"))
-    if unknown := found.rows.keys() - faults.keys():
+    if unknown := found.keys() - faults.keys():
         raise ValueError(f"not in tests/faults.yaml: {', '.join(sorted(unknown))}")
     out = [HEAD]
     texts = {fault: words for fault, words in faults.items() if isinstance(words, dict)}
@@ -82,7 +85,7 @@ def page() -> str:
         out += [f"## {kind}. {title}\n", "| fault | before | now | test |", "| --- | --- | --- | --- |"]
         for fault, words in faults.items():
             if fault.startswith(kind):
-                rows = found.rows.get(fault, [])
+                rows = found.get(fault, [])
                 if fault in texts:
                     rows = [*rows, (words["fault"], f"it says: {words['says']}", words["page"])]
                 rows = rows or [(words, "*open*", "")]

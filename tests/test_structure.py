@@ -1,7 +1,5 @@
 """The structure that docs/architecture.md promises: packages, public names, cheap import, file sizes."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import pkgutil

@@ -1,7 +1,5 @@
 """The notebook of the documentation gives what it shows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nbformat

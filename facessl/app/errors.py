@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from facessl.app.workspace import GALLERY, Workspace, plainly
+from facessl.core.errors import DataError
 from facessl.core.tables import printable
-from facessl.evaluation.mistakes import Mistakes, find_mistakes
-from facessl.report.results import caption, told
-from facessl.tasks.base import Example
+
+if TYPE_CHECKING:
+    from facessl.evaluation.mistakes import Mistakes
+    from facessl.tasks.base import Example
 
 #: All faces are shown, not as many as fit, and a click enlarges one.
 _GALLERY = {**GALLERY, "allow_preview": True, "height": "fit-content"}
@@ -29,7 +31,9 @@ def tab(work: Workspace) -> None:
     gr.Markdown("Evenly spaced predictions, right or wrong")
     typical = gr.Gallery(label="Evenly spaced predictions", columns=4, **_GALLERY)
 
-    def found(task: str, count: float) -> Any:
+    def found(task: str | None, count: float) -> Any:
+        if task is None:
+            raise DataError("choose a model first")
         mistakes = mistakes_of(work, task, int(count))
         parts = [[(mistakes.picture(one), _words(one)) for one in part] for part in (mistakes.worst, mistakes.typical)]
         return _score(mistakes), *parts
@@ -41,19 +45,26 @@ def tab(work: Workspace) -> None:
 
 def mistakes_of(work: Workspace, task: str, count: int) -> Mistakes:
     """The mistakes of a model on all faces."""
+    from facessl.core.launch import loader_workers
+    from facessl.evaluation.mistakes import find_mistakes
+
     faces = work.faces
     assert faces is not None
     assert faces.source is not None
     with work.pass_lock:
-        return find_mistakes(work.models[task], faces.source, count=count, workers=work.workers)
+        return find_mistakes(work.models[task], faces.source, count=count, workers=loader_workers(work.workers))
 
 
 def _words(example: Example) -> str:
     """The label, the prediction, and its score."""
+    from facessl.report.results import caption
+
     words = caption(asdict(example))
     return printable("  ".join(filter(None, (words["answer"], words["number"]))))
 
 
 def _score(mistakes: Mistakes) -> str:
     """The headline of the scores."""
-    return f"{told(mistakes.scores)}, on {mistakes.scores['images']:,} images."
+    from facessl.report.results import headline_text
+
+    return f"{headline_text(mistakes.scores)}, on {mistakes.scores['images']:,} images."

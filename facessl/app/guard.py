@@ -1,7 +1,8 @@
 """Who may talk to the page: its own address and the browsers that were given the token, and nobody else.
 
 Gradio answers every program that reaches its port. Here a request needs a host name that cannot be pointed at this
-machine by somebody else's DNS, no foreign origin, and the token; the files it names must be uploads.
+machine by somebody else's DNS, no foreign origin, and the token; it goes to what the page itself asks, and the files
+it names must be uploads. What fails all the same is one sentence, in the terminal and for whoever asked.
 """
 
 from __future__ import annotations
@@ -10,17 +11,24 @@ import ipaddress
 import json
 import secrets
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from facessl.core.tables import printable_lines
+
 #: Bytes of a request with uploads and of another one, at most; Gradio limits each file, and takes 1,000 in a request.
 _LARGEST_UPLOAD, _LARGEST = 65 << 20, 4 << 20
 #: What Gradio asks its own server when it starts, without a token; neither tells anything.
 _OWN = (("GET", "/gradio_api/startup-events"), ("HEAD", "/"))
 _UPLOAD = "/gradio_api/upload"
+#: What the page sends; Gradio takes more.
+_SENT = (_UPLOAD, *(f"/gradio_api/{name}" for name in ("queue/join", "component_server", "cancel", "reset")))
+#: What a sentence tells of an error.
+_LONGEST = 160
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -54,7 +62,7 @@ class Door:
 
 
 class Guard:
-    """ASGI middleware that answers 403 to what `Door` does not let in.
+    """ASGI middleware that answers 403 to what `Door` does not let in, and 400 to what Gradio fails at.
 
     Gradio keeps uploads apart from other files only where a request says of itself that it names a file, and fetches
     the addresses that a request names.
@@ -84,7 +92,19 @@ class Guard:
             receive = _again(body, receive)
         if self._is_token(asked):
             send = _with_cookie(send, f"{cookie}={asked}; Path=/; HttpOnly; SameSite=Strict")
-        return await self.app(scope, receive, send)
+        begun = False
+
+        async def answer(message: _Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except Exception as error:  # at a request that the page would not make
+            tell_failure(f"a request to {scope['path']}", error)
+            if not begun:
+                await _refuse(send, "The request was not understood.", 400)
 
     def _refusal(self, scope: _Message, headers: dict[str, str], asked: str, cookie: str) -> str:
         """What is wrong with a request; "" where nothing is."""
@@ -93,6 +113,8 @@ class Guard:
             return "This page is not served under that host name: open the address that facessl app printed."
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return "Requests of other pages are not answered."
+        if scope["method"] not in ("GET", "HEAD") and (scope["method"] != "POST" or path.rstrip("/") not in _SENT):
+            return "The page sends no such request."
         if "/proxy=" in path or "file=http" in path:
             return "Nothing is fetched from other addresses."
         if (scope["method"], path) in _OWN or any(
@@ -106,9 +128,16 @@ class Guard:
 
     def _names_uploads(self, body: bytes) -> bool:
         try:
-            return all(is_inside(path, self.door.folder) for path in _paths(json.loads(body or b"null")))
+            asked = json.loads(body or b"null", parse_constant=_refused)
+            return all(is_inside(path, self.door.folder) for path in _paths(asked))
         except (ValueError, RecursionError):
             return False
+
+
+def tell_failure(what: str, error: Exception) -> None:
+    """Tell in one sentence, on standard error, that something failed."""
+    reason = printable_lines(" ".join(f"{type(error).__name__}: {error}".split()))[:_LONGEST]
+    print(f"facessl app: {printable_lines(what)} was not understood ({reason})", file=sys.stderr, flush=True)
 
 
 def is_inside(path: object, folder: str | Path) -> bool:
@@ -138,6 +167,10 @@ def _cookie(header: str, name: str) -> str:
     """A cookie; `http.cookies` would take none after an odd one of another program of this machine."""
     given = (part.strip().partition("=") for part in header.split(";"))
     return next((value for key, _, value in given if key == name), "")
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is not in JSON")
 
 
 def _paths(value: object) -> Iterator[object]:
@@ -189,7 +222,7 @@ def _with_cookie(send: _Send, cookie: str) -> _Send:
     return sent
 
 
-async def _refuse(send: _Send, sentence: str) -> None:
+async def _refuse(send: _Send, sentence: str, status: int = 403) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": f"{sentence}\n".encode()})

@@ -10,22 +10,24 @@ import html
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
-import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facessl.app.faces import Faces
-from facessl.app.workspace import Workspace, plainly
+from facessl.app.workspace import Load, Workspace, plainly
 from facessl.core import files, tables
 from facessl.core.errors import DataError
-from facessl.data.loader import pixels
 from facessl.inference.groups import principal_components
 from facessl.inference.prediction_pictures import palette
-from facessl.inference.trained_task import Trained
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from facessl.inference.trained_task import Trained
 
 #: Classes with a color of their own, the largest ones.
 _COLORED = 20
@@ -81,7 +83,7 @@ def tab(work: Workspace) -> None:
                 js_on_load=_SCRIPT,
                 server_functions=[_shower(work)],
             )
-            told = gr.Markdown()
+            told = gr.Markdown("Placing the faces ...")
 
     def drawn(by: str) -> Any:
         points, variance = placed()
@@ -90,7 +92,7 @@ def tab(work: Workspace) -> None:
         return _figure(points, classes, plain=by not in colors), text
 
     color.change(plainly(drawn), [color], [plot, told], api_visibility="private")
-    work.loads.append((plainly(lambda: drawn(first)), [plot, told]))
+    work.loads.append(Load(lambda: drawn(first), [plot, told]))
 
 
 def ways_to_color(work: Workspace) -> dict[str, Callable[[], Sequence[str]]]:
@@ -118,7 +120,7 @@ def _shower(work: Workspace) -> Callable[[int], dict[str, str]]:
     def face(row: int) -> dict[str, str]:
         if not isinstance(row, int) or not 0 <= row < len(faces):
             return {"picture": "", "title": "", "path": ""}
-        picture = base64.b64encode(faces.jpeg(row)).decode()
+        picture = base64.b64encode(faces.thumbnails.jpegs([row])[0]).decode()
         title = " · ".join(text for text in (faces.classes[row], people.names[row]) if text) or f"face {row + 1}"
         return {"picture": f"data:image/jpeg;base64,{picture}", "title": title, "path": faces.path(row)}
 
@@ -176,6 +178,8 @@ def _mark(trained: Trained) -> str:
 
 
 def _predicted(trained: Trained, faces: Faces) -> list[str]:
+    from facessl.data.loader import pixels
+
     source, found = faces.source, [""] * len(faces)
     assert source is not None
     places = {source.key(i): i for i in range(len(source))}
@@ -207,6 +211,8 @@ def _errors(predicted: Sequence[str], known: Sequence[str]) -> list[str]:
 
 def _figure(points: np.ndarray, classes: Sequence[str], *, plain: bool) -> go.Figure:
     """A point per face (N, 2), a trace per class, which the legend turns on and off."""
+    import plotly.graph_objects as go
+
     names = [name for name, _ in Counter(name for name in classes if name).most_common(_COLORED)]
     place = {name: i for i, name in enumerate(names)} | {"": len(names) + 1}
     numbers = np.array([place.get(name, len(names)) for name in classes])

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 
 from facessl.app import errors, map, people, photo, search, training
 from facessl.app.guard import Door, Guard
-from facessl.app.workspace import Workspace, code
+from facessl.app.workspace import Workspace, code, plainly, understood
 from facessl.core.errors import ConfigError
 
 #: Bytes of an uploaded photo, at most.
@@ -39,8 +39,11 @@ def build(work: Workspace) -> gr.Blocks:
                     gr.Markdown(lack)
                 else:
                     tab(work)
-        for function, outputs in work.loads:
-            page.load(function, None, outputs, show_progress="minimal", api_visibility="private")
+        event = page.load
+        for load in sorted(work.loads, key=lambda load: load.slow):  # one after another, as they share a processor
+            options = {"show_progress": "minimal", "api_visibility": "private"}
+            event = event(plainly(load.function), None, load.outputs, **options).then
+    page.process_api = understood(page.process_api)
     return page
 
 

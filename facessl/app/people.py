@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from facessl.app.workspace import GALLERY, Workspace, code, plainly
+from facessl.app.workspace import GALLERY, Load, Workspace, code, picked, plainly
 from facessl.core.errors import many
 from facessl.inference.groups import group
 
@@ -43,11 +43,13 @@ def tab(work: Workspace) -> None:
     @people.locked
     def shown() -> Any:
         people.read()
-        cells, rows = [], []
-        for number in people.groups[:_GROUPS]:
-            own = people.members(number)
-            rows.append(own.tolist())
-            cells.append((faces.thumbnail(int(own[0])), f"{people.name(number) or f'group {number}'} · {len(own)}"))
+        numbers = people.groups[:_GROUPS]
+        rows = [people.members(number).tolist() for number in numbers]
+        pictures = faces.thumbnails.pictures([own[0] for own in rows])
+        cells = [
+            (picture, f"{people.name(number) or f'group {number}'} · {len(own)}")
+            for picture, number, own in zip(pictures, numbers, rows, strict=True)
+        ]
         grouped = int((people.labels >= 0).sum())
         text = f"{many(len(people.groups), 'group')} of {grouped:,} faces; {len(faces) - grouped:,} in none."
         if len(people.groups) > _GROUPS:
@@ -63,14 +65,14 @@ def tab(work: Workspace) -> None:
         return *shown(), [], "", None, ""
 
     def choose(event: gr.SelectData, listed: list[list[int]]) -> Any:
-        own = listed[event.index]  # as this browser sees them: another one may have found other groups
-        return own, _title(len(own)), [faces.thumbnail(row) for row in own[:_MEMBERS]], people.name_of(own)
+        own = picked(event, listed)  # as this browser sees them: another one may have found other groups
+        return own, _title(len(own)), faces.thumbnails.pictures(own[:_MEMBERS]), people.name_of(own)
 
-    def rename(rows: list[int], name: str) -> Any:
+    def rename(rows: list[int], name: str | None) -> Any:
         if not rows:
             gr.Warning("Click a group first", title="")
         else:
-            people.rename(rows, " ".join(name.split()))
+            people.rename(rows, " ".join((name or "").split()))
         return shown()
 
     event = {"api_visibility": "private"}
@@ -79,7 +81,7 @@ def tab(work: Workspace) -> None:
     gallery.select(plainly(choose), [listed], [chosen, title, members, name], show_progress="minimal", **event)
     for press in (save.click, name.submit):
         press(plainly(rename), [chosen, name], groups, show_progress="minimal", **event)
-    work.loads.append((plainly(shown), groups))
+    work.loads.append(Load(shown, groups))
 
 
 def _title(count: int) -> str:

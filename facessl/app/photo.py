@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import gradio as gr
 import numpy as np
 
-from facessl.app.workspace import Workspace, code, photo_input, plainly, read_photo, warn
+from facessl.app.workspace import Load, Workspace, code, photo_input, plainly, read_photo, warn
 from facessl.core.tables import printable_lines
-from facessl.data.crop_geometry import from_box
-from facessl.data.detect import Face, detect
-from facessl.data.face_crop import MARGIN
-from facessl.inference import prediction_pictures, region_pictures
-from facessl.inference.predict import frame_of_face
+from facessl.data.detect import CROP_MARGIN, detect
+from facessl.inference import prediction_pictures
+
+if TYPE_CHECKING:
+    from facessl.data.detect import Face
 
 #: Pixels of the longer side of a photo that is shown, and of faces whose regions are shown, at most.
 _SIDE, _FACES = 1024, 8
@@ -36,23 +36,19 @@ def tab(work: Workspace) -> None:
     """Build the tab."""
     layers = ["Boxes", *(layer for task, layer in _TASKS.items() if task in work.models)]
     missing = [task for task in _TASKS if task not in work.models]
-    regions = not isinstance(work.method, str)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             photo = photo_input(label="Photo: drop, paste or webcam", height=320, elem_id="photo-photo")
-            shown = gr.CheckboxGroup(layers + ["Regions"] * regions, value=layers, label="Show")
+            shown = gr.CheckboxGroup(layers, value=layers, label="Show")
             if missing:
                 gr.Markdown(
                     f"Not shown: {', '.join(missing)}. Train a model with `facessl finetune {code(work.run)} SOURCE "
                     f"--task {missing[0]}` and open the page with `--models`.",
                 )
-            if not regions:
-                gr.Markdown(f"No regions: {html.escape(printable_lines(str(work.method)), quote=False)}.")
+            told = gr.Markdown("Loading the network ...")
         with gr.Column(scale=3, min_width=320):
             picture = gr.Image(label="Faces", interactive=False, format="png", buttons=["download", "fullscreen"])
-            overlay = gr.AnnotatedImage(
-                label="Regions: point at one in the list", format="png", visible=False, color_map=_colors(work)
-            )
+            overlay = gr.AnnotatedImage(label="Regions: point at one in the list", format="png", visible=False)
             table = gr.Dataframe(
                 headers=["face", "side", "score", *(t for t in ("expression", "attributes") if t in work.models)],
                 label="Faces",
@@ -62,6 +58,14 @@ def tab(work: Workspace) -> None:
                 visible=False,
             )
     found = gr.State(None, time_to_live=3600)
+
+    def regions() -> Any:
+        with work.lock:
+            colors = _colors(work)
+        if isinstance(colors, str):
+            text = f"No regions: {html.escape(printable_lines(colors), quote=False)}."
+            return gr.skip(), gr.skip(), gr.update(value=text)
+        return gr.update(choices=[*layers, "Regions"]), gr.update(color_map=colors), gr.update(visible=False)
 
     def read(photo: Any, layers: list[str]) -> Any:
         if photo is None:
@@ -95,6 +99,7 @@ def tab(work: Workspace) -> None:
     event = {"show_progress": "minimal", "api_visibility": "private"}
     photo.change(plainly(read, lambda: (None, *_nothing())), [photo, shown], [found, *results], **event)
     shown.change(plainly(show), [found, shown], results, **event)
+    work.loads.append(Load(regions, [shown, overlay, told], slow=True))
 
 
 def _nothing() -> tuple[Any, ...]:
@@ -112,6 +117,8 @@ def _shrunk(image: np.ndarray) -> np.ndarray:
 
 def _described(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> list[dict[str, Any]]:
     """What all models say of each face, as `prediction_pictures.draw` takes it."""
+    from facessl.inference.predict import frame_of_face
+
     height, width = image.shape[:2]
     told: list[dict[str, Any]] = [{"box": face.box.tolist(), "score": face.score, "framed": True} for face in faces]
     for trained in work.models.values():
@@ -124,11 +131,13 @@ def _described(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> lis
     return told
 
 
-def _colors(work: Workspace) -> dict[str, str]:
-    """The color of each region, as in the other pictures of regions."""
+def _colors(work: Workspace) -> dict[str, str] | str:
+    """The color of each region, as in the other pictures of regions; a sentence where there are none."""
+    from facessl.inference import region_pictures
+
     method: Any = work.method
     if isinstance(method, str):
-        return {}
+        return method
     size = method.backbone.image_size
     count = region_pictures.heatmaps(method, np.zeros((1, size, size, 3), np.uint8)).shape[1]
     return {
@@ -138,9 +147,12 @@ def _colors(work: Workspace) -> dict[str, str]:
 
 def _regions(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> list[tuple[np.ndarray, str]]:
     """For each region where it has the largest fraction (H, W), and its name."""
+    from facessl.data.frame import from_box
+    from facessl.inference import region_pictures
+
     method: Any = work.method
     size = method.backbone.image_size
-    frames = [from_box(face.box, size, MARGIN) for face in faces]
+    frames = [from_box(face.box, size, CROP_MARGIN) for face in faces]
     maps = region_pictures.heatmaps(method, np.stack([frame.image(image, "reflect") for frame in frames])).numpy()
     height, width = image.shape[:2]
     over = np.zeros((maps.shape[1], height, width), np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from facessl.app.faces import Faces
-from facessl.app.workspace import GALLERY, Workspace, photo_input, plainly
+from facessl.app.workspace import GALLERY, Workspace, photo_input, picked, plainly
 from facessl.core.errors import FaceSSLError
 from facessl.inference import neighbors
 
@@ -55,11 +55,12 @@ def tab(work: Workspace) -> None:
         return *_listed(faces, found.rows.tolist(), found.distances.tolist()), gr.update(visible=False), None
 
     def by_face(chosen: gr.SelectData, rows: list[int], count: int) -> Any:
-        return by_row(rows[chosen.index], count)
+        return by_row(picked(chosen, rows), count)
 
     def by_row(row: int, count: int) -> Any:
         distances, near = neighbors.nearest(faces.unit[row : row + 1], faces.unit, int(count))
-        query = gr.update(value=faces.thumbnail(row), visible=True, label=f"Searched for: {faces.name(row)}")
+        (picture,) = faces.thumbnails.pictures([row])
+        query = gr.update(value=picture, visible=True, label=f"Searched for: {faces.name(row)}")
         return *_listed(faces, near[0].tolist(), distances[0].tolist()), query, row
 
     def again(photo: Any, crop: bool, count: int, row: int | None) -> Any:
@@ -75,7 +76,8 @@ def tab(work: Workspace) -> None:
 
 def _listed(faces: Faces, rows: list[int], distances: list[float]) -> tuple[Any, ...]:
     """The rows, their pictures, and the table."""
-    cells = [(faces.thumbnail(row), f"{away:.3f}") for row, away in zip(rows, distances, strict=True)]
+    pictures = faces.thumbnails.pictures(rows)
+    cells = [(picture, f"{away:.3f}") for picture, away in zip(pictures, distances, strict=True)]
     lines = [
         [str(rank), f"{away:.4f}", faces.path(row)]
         for rank, (row, away) in enumerate(zip(rows, distances, strict=True), 1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from markupsafe import Markup
 
-from facessl.app.workspace import Workspace, plainly
-from facessl.report import curves
-from facessl.report.folder import RunFolder, read_run_folder
+from facessl.app.workspace import Load, Workspace, plainly
+
+if TYPE_CHECKING:
+    from facessl.report.folder import RunFolder
 
 #: Seconds between two looks at a run that trains.
 _EVERY = 5.0
@@ -24,18 +25,17 @@ _CSS = """
 
 def tab(work: Workspace) -> None:
     """Build the tab."""
-    run = read_run_folder(work.run)
-    told = gr.Markdown()
-    with gr.Column(visible=bool(run.pictures())) as history:
+    told = gr.Markdown("Loading ...")
+    with gr.Column(visible=False) as history:
         step = gr.Slider(0, 1, step=1, value=0, label="Regions over time: picture")
         regions = gr.Image(show_label=False, interactive=False, format="png", buttons=["fullscreen"])
     charts = gr.HTML(css_template="", padding=False)
-    timer = gr.Timer(_EVERY, active=not _ended(run))
+    timer = gr.Timer(_EVERY, active=False)
 
     newest = gr.State(0)  # place of the last picture that the slider knows
 
     def shown(at: float, before: int) -> Any:
-        run = read_run_folder(work.run)
+        run = _read(work)
         pictures = run.pictures()
         last = max(len(pictures) - 1, 0)
         place = place_of(at, before, last)
@@ -50,13 +50,20 @@ def tab(work: Workspace) -> None:
         )
 
     def picture(at: float) -> Any:
-        return _picture(read_run_folder(work.run), int(at))
+        return _picture(_read(work), int(at))
 
     event = {"show_progress": "hidden", "api_visibility": "private"}
     outputs = [told, charts, history, step, regions, timer, newest]
     timer.tick(plainly(shown), [step, newest], outputs, **event)
     step.release(plainly(picture), [step], [regions], **event)
-    work.loads.append((plainly(lambda: shown(0, 0)), outputs))
+    work.loads.append(Load(lambda: shown(0, 0), outputs, slow=True))
+
+
+def _read(work: Workspace) -> RunFolder:
+    """The files of the run."""
+    with work.lock:  # which threads that import torch take turns at
+        from facessl.report.folder import read_run_folder
+    return read_run_folder(work.run)
 
 
 def place_of(at: float, before: int, last: int) -> int:
@@ -89,6 +96,8 @@ def total_steps(run: RunFolder) -> int | None:
 
 def _charts(run: RunFolder) -> Markup:
     """All curves, which the report draws alike."""
+    from facessl.report import curves
+
     style = Markup("<style>{}</style>").format(Markup(_CSS))
     parts = [
         Markup("<h3>{}</h3><div class='charts'>{}</div>").format(group.title, Markup("").join(group.charts))

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 import os
 import threading
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import gradio as gr
-from torch import nn
+from safetensors import SafetensorError, safe_open
 
 from facessl.app.faces import ENDINGS, Faces, open_faces
-from facessl.app.guard import is_inside
+from facessl.app.guard import is_inside, tell_failure
 from facessl.app.people_table import People
-from facessl.core.errors import ConfigError, FaceSSLError
+from facessl.core.errors import ConfigError, DataError, FaceSSLError
 from facessl.core.tables import printable, printable_lines
 from facessl.data.decode import decode, read_file
-from facessl.inference.embed import load_embedder
-from facessl.inference.trained_task import Embedder, Trained, load_trained
-from facessl.methods.base import has_regions
-from facessl.models.backbone import Backbone
-from facessl.pretrained.load import load_method, weight_files
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from facessl.inference.trained_task import Embedder, Trained
+    from facessl.models.backbone import Backbone
+
+T = TypeVar("T")
 
 #: What galleries of faces have in common.
 GALLERY: dict[str, Any] = {
@@ -39,29 +44,37 @@ GALLERY: dict[str, Any] = {
 }
 
 
+class Load(NamedTuple):
+    """What fills some components of a tab when a browser opens the page."""
+
+    function: Callable[[], Any]
+    outputs: list[Any]
+    slow: bool = False  # imports torch, so that others go first
+
+
 @dataclass
 class Workspace:
     """What the page was opened with.
 
     Attributes:
         run: run folder, checkpoint, exported backbone or timm:NAME.
-        device: of the networks.
+        device: gives the device of the networks; it imports torch.
         models: trained tasks, by the name of the task.
         faces: None where the page was opened without a source.
-        workers: loader processes.
+        workers: loader processes; None: as many as there are cores besides this one's.
         people: the groups of the faces and their names; None without faces.
-        loads: (function, outputs) of the tabs, called when a browser opens the page.
-        lock: held while a network computes a batch, as several browsers may ask at once.
+        loads: what the tabs show when a browser opens the page.
+        lock: held while a network is read or computes a batch, as several browsers may ask at once.
         pass_lock: held during a pass over all faces, so that two do not slow each other down.
     """
 
     run: str
-    device: str
+    device: Callable[[], str]
     models: dict[str, Trained] = field(default_factory=dict)
     faces: Faces | None = None
-    workers: int = 0
+    workers: int | None = 0
     people: People | None = None
-    loads: list[tuple[Callable[..., Any], list[Any]]] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
     lock: Any = field(default_factory=threading.RLock)
     pass_lock: Any = field(default_factory=threading.Lock)
 
@@ -80,18 +93,23 @@ class Workspace:
 
     @functools.cached_property
     def embedder(self) -> Backbone | Embedder:
-        """What embeds a photo."""
-        return load_embedder(self.run).to(self.device)
+        """What embeds a photo; asked for under `lock`."""
+        from facessl.inference.embed import load_embedder
+
+        return load_embedder(self.run).to(self.device())
 
     @functools.cached_property
     def method(self) -> nn.Module | str:
-        """The method of the run where it has regions, else a sentence that says why there are none."""
+        """The method of the run where it has regions, else a sentence that says why there are none; under `lock`."""
+        from facessl.methods.base import has_regions
+        from facessl.pretrained.load import load_method
+
         try:
             method: Any = load_method(self.run)
         except FaceSSLError as error:
             return str(error)
         if has_regions(method):
-            return method.to(self.device)
+            return method.to(self.device())
         return "this method finds none; `facessl pretrain SOURCE --config fra/regions` trains one that does"
 
 
@@ -107,9 +125,40 @@ def plainly(function: Callable[..., Any], failed: Callable[[], Any] = gr.skip) -
             warn(str(error))
         except OSError as error:
             warn(f"operating system error: {' '.join(str(error).split())}")
+        except Exception as error:  # of ours; what fails around a handler is the request's
+            traceback.print_exc()
+            raise gr.Error("The page failed: its terminal shows why", print_exception=False, title="") from error
         return failed()
 
     return handler
+
+
+def picked(event: gr.SelectData, shown: Sequence[T]) -> T:
+    """What was clicked, of what the browser was shown.
+
+    Raises:
+        DataError: there is nothing at that place.
+    """
+    if not isinstance(event.index, int) or not 0 <= event.index < len(shown):
+        raise DataError("what was clicked is not shown any longer: reload the page")
+    return shown[event.index]
+
+
+def understood(process: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """Gradio's `process_api`, where an event that does not fit its components is one sentence, in the terminal and for
+    the browser. The page itself sends none, but others who have its address can."""
+
+    @functools.wraps(process)
+    async def processed(*given: Any, **named: Any) -> T:
+        try:
+            return await process(*given, **named)
+        except Exception as error:
+            if isinstance(error, gr.Error) and not error.print_exception:
+                raise
+            tell_failure("an event", error)
+            raise gr.Error("The event was not understood: reload the page", print_exception=False, title="") from None
+
+    return processed
 
 
 def warn(sentence: str) -> None:
@@ -156,22 +205,26 @@ def open_workspace(
     models: Sequence[str],
     cache: Path | None,
     batch_size: int,
-    workers: int,
-    device: str,
+    workers: int | None,
+    device: Callable[[], str],
 ) -> Workspace:
     """Read what the page is opened with; arguments as for `facessl.app.serve.serve`.
+
+    Torch and timm, which take seconds to import, are so only where a network is needed now.
 
     Raises:
         ConfigError: two models of a task, or no folder for the cache.
         CheckpointError, DataError: no network or no faces there.
     """
-    own = [run] if "task" in weight_files(run) else []
+    own = [run] if _is_task(run) else []
     work = Workspace(run, device, workers=workers)
     for path in [*own, *models]:
+        from facessl.inference.trained_task import load_trained
+
         model = load_trained(path)
         if model.name in work.models:
             raise ConfigError(f"{path} is a second model of {model.name}: name one of each task with --models")
-        model.module.to(device)
+        model.module.to(device())
         work.add(model)
     if source is None:
         if not own and not Path(run).is_dir():
@@ -185,3 +238,20 @@ def open_workspace(
     work.faces = open_faces(source, lambda: work.embedder, folder, batch_size=batch_size, workers=workers)
     work.people = People.of(work.faces)
     return work
+
+
+def _is_task(run: str) -> bool:
+    """Whether a run is one of `facessl finetune`; the usual run of `facessl pretrain` is known without torch."""
+    path = Path(run)
+    if not path.is_dir() and path.suffix != ".safetensors":
+        return False
+    if path.is_dir() and not (path / "model.safetensors").is_file():
+        backbone = path / "backbone.safetensors"
+        if not backbone.is_file():
+            return False
+        with contextlib.suppress(SafetensorError, OSError), safe_open(backbone, "np") as weights:
+            if '"facessl-backbone-1"' in (weights.metadata() or {}).get("card", ""):
+                return False
+    from facessl.pretrained.load import weight_files  # which tells what is wrong with a file
+
+    return "task" in weight_files(run)

@@ -1,7 +1,5 @@
 """What the commands share: reading their words, one sentence for a wrong one, devices, help."""
 
-from __future__ import annotations
-
 import inspect
 import sys
 import threading
@@ -46,11 +44,7 @@ _PROBE = ("help", "protocol", "test", "val", "labels", "baseline", "threads", "d
 
 
 def refuse_other_protocols(argv: list[str], name: str) -> None:
-    """A flag of `facessl probe` that the protocol does not have; one that has it is named. Imports no torch.
-
-    Raises:
-        UnknownName, ConfigError: there is no such protocol or flag, or it is another protocol's.
-    """
+    """UnknownName or ConfigError for a flag of `facessl probe` that the protocol does not have. Imports no torch."""
     own = plugins.keywords("evaluation.protocols", name)
     for flag in (_underscored(w)[2:].partition("=")[0] for w in argv if w.startswith("--")):
         if flag in own or flag in _PROBE:

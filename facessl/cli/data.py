@@ -1,7 +1,5 @@
 """Commands that make data sets: `crop` and `pack`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Literal

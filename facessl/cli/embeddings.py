@@ -1,7 +1,5 @@
 """The commands that make embeddings and use them: `embed`, `search`, `group`, `map`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The command line. Thin: each command reads its flags, calls the library and prints; `cmd_x` is `facessl x`."""
 
-from __future__ import annotations
-
 import json
 import sys
 import threading

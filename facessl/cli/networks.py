@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sys
@@ -49,7 +50,7 @@ def cmd_regions(
     write_regions(out, method, source, count=count, seed=seed)
     found: dict[str, Any] = {}
     if scores:
-        from facessl.evaluation.region_scores import region_table, score_regions
+        from facessl.evaluation.regions import region_table, score_regions
 
         found = score_regions(method, source, count=score_images, seed=seed)
         print(region_table(found))
@@ -89,7 +90,7 @@ def cmd_probe(argv: list[str]) -> int:
     from facessl.data.location import redacted
     from facessl.evaluation.evaluate import evaluate
     from facessl.inference.embed import load_embedder
-    from facessl.report.results import told
+    from facessl.report.results import headline_text
 
     run, source, device, threads, out = (given.pop(k) for k in ("run", "source", "device", "threads", "out"))
     files.check_output(out)
@@ -101,7 +102,7 @@ def cmd_probe(argv: list[str]) -> int:
     found = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
     if out is not None:
         files.write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
-    print("\n".join([told(found), *found.get("notes", ())]), file=sys.stderr)
+    print("\n".join([headline_text(found), *found.get("notes", ())]), file=sys.stderr)
     print(to_json(found))
     return 0
 
@@ -271,9 +272,10 @@ def cmd_app(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     given = parsed_words(parser, argv, "app")
     from facessl.app.serve import serve
-    from facessl.core.launch import loader_workers
 
-    place = computing_device(given.pop("device"), given.pop("threads"))
-    cache, workers = given.pop("cache"), loader_workers(given.pop("workers"))
-    serve(**given, cache=None if cache is None else Path(cache), workers=workers, device=place)
+    device, threads, cache = given.pop("device"), given.pop("threads"), given.pop("cache")
+    place = functools.cache(lambda: computing_device(device, threads))
+    if device not in ("auto", "cpu") or threads is not None:
+        place()  # may refuse them, before the page is there
+    serve(**given, cache=None if cache is None else Path(cache), device=place)
     return 0

@@ -1,7 +1,5 @@
 """The commands that train: `pretrain`, `finetune`, and `plan`, which says what a run costs."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -19,8 +17,8 @@ def cmd_pretrain(argv: list[str]) -> int:
     from facessl.config import parse
 
     asked = parse.read(argv)
-    if shown := parse.shown(asked):
-        print(shown, end="")
+    if text := parse.help_or_configuration(asked):
+        print(text, end="")
         return 0
     config = parse.configuration(asked)
     note = parse.rate_note(asked, config)
@@ -62,8 +60,8 @@ def cmd_finetune(argv: list[str]) -> int:
     from facessl.config import commands, parse
 
     asked = parse.read(argv, commands.FINETUNE)
-    if shown := parse.shown(asked):
-        print(shown, end="")
+    if text := parse.help_or_configuration(asked):
+        print(text, end="")
         return 0
     config = parse.configuration(asked)
     from facessl.training.finetune import Finetuning

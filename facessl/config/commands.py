@@ -1,7 +1,5 @@
 """The two commands that read a configuration: what differs between them before a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
@@ -17,31 +15,20 @@ from facessl.core.errors import ConfigError, PluginError, UnknownName
 
 @dataclass(frozen=True)
 class Command:
-    """What differs between the commands that read a configuration.
+    """What differs between the commands that read a configuration."""
 
-    Attributes:
-        name: of the command.
-        config: its dataclass.
-        part: the field that holds a plug-in's name and values ("method", "task").
-        default: the plug-in that stands there when none is named.
-        positional: fields given without a flag, with their help.
-        members: what a plug-in must have.
-        recipes_ask: whether the values of a recipe count as asked for (`RunConfig.given`).
-        preset: values so far -> values that stand below them (a protocol's published settings).
-        remarks: values so far -> what is added to the help of a setting, by its name.
-        switches: flags that are no settings, with their help.
-    """
-
-    name: str
-    config: type[RunConfig]
-    part: str
-    default: str
-    positional: Mapping[str, str]
-    members: tuple[str, ...]
-    recipes_ask: bool
+    name: str  # of the command
+    config: type[RunConfig]  # its dataclass
+    part: str  # the field that holds a plug-in's name and values ("method", "task")
+    default: str  # the plug-in that stands there when none is named
+    positional: Mapping[str, str]  # fields given without a flag, with their help
+    members: tuple[str, ...]  # what a plug-in must have
+    recipes_are_explicit: bool  # whether the values of a recipe count as asked for (`RunConfig.explicit`)
+    # values so far -> values that stand below them (a protocol's published settings)
     preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
+    # values so far -> what is added to the help of a setting, by its name
     remarks: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {}
-    switches: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, str] = field(default_factory=dict)  # flags that are no settings, with their help
 
     @property
     def folder(self) -> str:
@@ -54,12 +41,7 @@ class Command:
         return {f.name for f in dataclasses.fields(self.config) if dataclasses.is_dataclass(f.default_factory)}
 
     def plugin(self, name: str) -> Any:
-        """The plug-in's class.
-
-        Raises:
-            UnknownName: there is none of that name.
-            PluginError: it lacks members.
-        """
+        """The plug-in's class. UnknownName: there is none of that name. PluginError: it lacks members."""
         kind = plugins.find(self.folder, name)
         missing = [member for member in self.members if not hasattr(kind, member)]
         if missing:
@@ -106,7 +88,7 @@ PRETRAIN = Command(
     "fra",
     {"source": "NAME:PATH?option=value, or a path; none: synthetic faces (synthetic:)"},
     members=("Args", "needs", "views", "mean", "std", "step", "after_step"),
-    recipes_ask=False,  # a recipe is made for another length
+    recipes_are_explicit=False,  # a recipe is made for another length
     switches={
         "crop": "find the faces of the source's photos first, as `facessl crop` does by default, and train on the "
         "crops, which are kept in the cache folder"
@@ -122,7 +104,7 @@ FINETUNE = Command(
         "source": "labeled images, NAME:PATH?option=value or a path",
     },
     members=("Args", "needs", "defaults", "augments", "step", "predict", "meter", "describe"),
-    recipes_ask=True,
+    recipes_are_explicit=True,
     preset=_published,
     remarks=_augmentation,
 )
@@ -131,8 +113,7 @@ FINETUNE = Command(
 def resolved(config: FinetuneConfig) -> dict[str, Any]:
     """Plain values of a fine-tuning configuration, with all of the protocol's crop and augmentation.
 
-    Raises:
-        UnknownName, ConfigError: a field of `augment` that there is not, or a value that it cannot have.
+    UnknownName, ConfigError: a field of `augment` that there is not, or a value that it cannot have.
     """
     from facessl.views.augment import augment_from_dict  # not above, as it imports torch
 

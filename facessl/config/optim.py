@@ -1,7 +1,5 @@
 """Optimizers and schedules of both kinds of run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 

@@ -6,8 +6,6 @@ and of the resumed run, over the published ones, and has jsonargparse check the 
 and the command's dataclass then check their ranges.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses
@@ -38,29 +36,19 @@ _NO_SETTINGS = {"help", "config", "print_config", "views.help", *PRETRAIN.switch
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a command line asks for.
+class ParsedArguments:
+    """What a command line asks for."""
 
-    Attributes:
-        command: whose it is.
-        name: of the method or task.
-        parser: with all flags of the command, those of the method or task too.
-        flags: texts by dotted names; words without a flag have the name of their field.
-        recipe: values of the recipes, later ones on top.
-        kept: values that the run began with that is gone on with.
-        help, print_config: only the help or the configuration is wanted.
-        crop: the source is photos whose faces are to be cropped first.
-    """
-
-    command: Command
-    name: str
-    parser: Parser
-    flags: dict[str, str]
-    recipe: dict[str, Any]
-    kept: dict[str, Any]
+    command: Command  # whose it is
+    name: str  # of the method or task
+    parser: Parser  # with all flags of the command, those of the method or task too
+    flags: dict[str, str]  # texts by dotted names; words without a flag have the name of their field
+    recipe: dict[str, Any]  # values of the recipes, later ones on top
+    kept: dict[str, Any]  # values that the run began with that is gone on with
+    # help, print_config: only the help or the configuration is wanted.
     help: bool
     print_config: bool
-    crop: bool
+    crop: bool  # the source is photos whose faces are to be cropped first
 
     @property
     def values(self) -> dict[str, Any]:
@@ -78,19 +66,14 @@ class Asked:
 
 
 def parse(argv: Sequence[str], command: Command = PRETRAIN) -> Any:
-    """Flags (and the recipes named by `--config`) -> the command's configuration; later ones win.
-
-    Raises:
-        ConfigError, UnknownName: one sentence with the value and the nearest valid name.
-    """
+    """Flags (and the recipes named by `--config`) -> the command's configuration; later ones win. Raises as `read`."""
     return configuration(read(argv, command))
 
 
-def read(argv: Sequence[str], command: Command = PRETRAIN) -> Asked:
+def read(argv: Sequence[str], command: Command = PRETRAIN) -> ParsedArguments:
     """Sort the words of a command line. Imports no torch, as that takes seconds.
 
-    Raises:
-        ConfigError, UnknownName: a flag or setting that there is not, a recipe or run that cannot be read.
+    ConfigError, UnknownName: a flag or setting that there is not, a recipe or run that cannot be read.
     """
     words = list(_words(argv, command))
     recipe: dict[str, Any] = {}
@@ -113,7 +96,7 @@ def read(argv: Sequence[str], command: Command = PRETRAIN) -> Asked:
     parser = _parser(name, command)
     flags = _flags(words, parser, command)
     wanted = [flags.pop(name, "false").lower() in ("true", "yes") for name in ("help", "print_config", "crop")]
-    return Asked(command, name, parser, flags, recipe, kept, *wanted)
+    return ParsedArguments(command, name, parser, flags, recipe, kept, *wanted)
 
 
 class _Word(NamedTuple):
@@ -190,7 +173,6 @@ def _kept(folder: Path, command: Command) -> dict[str, Any]:
 
 
 def _parser(name: str, command: Command) -> Parser:
-    """The parser of a command with the settings of a method or task."""
     usage = f"facessl {command.name} {' '.join(f'[{key.upper()}]' for key in command.positional)} [flags]"
     head = (command.config.__doc__ or "").split("\n")[0]
     parser = Parser(prog=f"facessl {command.name}", usage=usage, description=head)
@@ -202,7 +184,7 @@ def _parser(name: str, command: Command) -> Parser:
     parser.add_argument(f"--{part}.name", default=name, help=which)
     parser.add_class_arguments(plugins.settings(command.folder, str(name)), part, instantiate=False)
     own = set(command.config.__annotations__)
-    hidden = {*command.positional, part, "given"}
+    hidden = {*command.positional, part, "explicit"}
     parser.add_class_arguments(RunConfig, skip={*hidden, *own}, as_group=False)
     inherited = {field.name for field in dataclasses.fields(RunConfig)} - own
     parser.add_class_arguments(command.config, skip={*hidden, *inherited}, as_group=False)
@@ -217,14 +199,10 @@ def _parser(name: str, command: Command) -> Parser:
     return parser
 
 
-def configuration(asked: Asked) -> Any:
-    """The configuration that a command line asks for.
-
-    Raises:
-        ConfigError, UnknownName: one sentence with the value and the nearest valid name.
-    """
-    given = {**flatten(asked.values)} if asked.command.recipes_ask else asked.flags
-    config = _build(asked.values, asked.name, asked.parser, asked.command, given)
+def configuration(asked: ParsedArguments) -> Any:
+    """The configuration that a command line asks for. ConfigError, UnknownName: a value that it cannot have."""
+    explicit = {**flatten(asked.values)} if asked.command.recipes_are_explicit else asked.flags
+    config = _build(asked.values, asked.name, asked.parser, asked.command, explicit)
     refuse_foreign_commands(config, list(asked.flags.values()))
     return config
 
@@ -236,7 +214,7 @@ def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
     return _build(values, name, _parser(name, command), command, flatten(values))
 
 
-def _build(values: dict[str, Any], name: str, parser: Parser, command: Command, given: Mapping[str, Any]) -> Any:
+def _build(values: dict[str, Any], name: str, parser: Parser, command: Command, explicit: Mapping[str, Any]) -> Any:
     actions = [action for action in parser._actions if action.dest not in _NO_SETTINGS]
     known = {action.dest: getattr(action, "_typehint", action.type) for action in actions}
     for key, value in flatten(values).items():
@@ -252,12 +230,12 @@ def _build(values: dict[str, Any], name: str, parser: Parser, command: Command, 
         parsed = parser.instantiate(parser.parse_object(copy.deepcopy(values), defaults=True))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(readable(error, parser)) from None
-    named = {field.name for field in dataclasses.fields(command.config)} - {"given", command.part}
+    named = {field.name for field in dataclasses.fields(command.config)} - {"explicit", command.part}
     fields = {field: parsed[field] for field in named if parsed[field] is not None}
     arguments = {key: value for key, value in vars(parsed[command.part]).items() if key != "name"}
     args = plugins.settings(command.folder, name)(**arguments)
     fields[command.part] = {"name": name, **dataclasses.asdict(args)}
-    return command.config(**fields, given=frozenset(given))
+    return command.config(**fields, explicit=frozenset(explicit))
 
 
 def _named(values: dict[str, Any], command: Command) -> dict[str, Any]:
@@ -268,7 +246,7 @@ def _named(values: dict[str, Any], command: Command) -> dict[str, Any]:
     return values
 
 
-def shown(asked: Asked) -> str:
+def help_or_configuration(asked: ParsedArguments) -> str:
     """What --help or --print-config print; nothing where neither is asked for."""
     if asked.help:
         return _help(asked)
@@ -279,7 +257,7 @@ def shown(asked: Asked) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def _help(asked: Asked) -> str:
+def _help(asked: ParsedArguments) -> str:
     """Every flag of a command, with the values that the plug-in, protocol and recipe have that are asked for."""
     command, name, parser = asked.command, asked.name, asked.parser
     values = merge(asked.values, {command.part: {"name": name}})
@@ -310,7 +288,7 @@ def _lookup(values: Any, dotted: str) -> Any:
     return values
 
 
-def rate_note(asked: Asked, config: PretrainConfig) -> str | None:
+def rate_note(asked: ParsedArguments, config: PretrainConfig) -> str | None:
     """A sentence where flags change the batch of a recipe and the learning rate would have to follow by hand."""
     meant = asked.recipe.get("batch_size")
     return None if meant is None or "optim.lr" in asked.flags else unscaled_rate(config, meant)

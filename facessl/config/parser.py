@@ -1,7 +1,5 @@
 """The parser of every command: help as people write flags, and errors in one sentence."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import types

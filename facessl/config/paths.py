@@ -1,12 +1,10 @@
 """Settings that name images and other files: absolute in a run folder, without secrets outside it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from facessl.data.location import absolute, named, redacted
+from facessl.data.location import absolute, redacted, shareable
 
 #: Settings that name images, and settings that name other files.
 SOURCES, FILES = ("source", "test", "val", "knn", "knn_test"), ("run", "teacher", "decoder_checkpoint", "dvae")
@@ -28,7 +26,7 @@ def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def published(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as checkpoints and cards hold them: of sources no credentials and no folders of this machine."""
-    return changed(values, dict.fromkeys((*SOURCES, "run"), named))
+    return changed(values, dict.fromkeys((*SOURCES, "run"), shareable))
 
 
 def changed(values: Mapping[str, Any], by_name: Mapping[str, Callable[[str], str]]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Configuration of a pre-training run: what `facessl pretrain` takes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

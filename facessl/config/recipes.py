@@ -1,7 +1,5 @@
 """Recipes: YAML files of settings and rows of the papers' tables, shipped with the package, or a person's own files."""
 
-from __future__ import annotations
-
 import functools
 import re
 import textwrap
@@ -24,10 +22,7 @@ def read_recipe(name: str, *, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings of a recipe, by path or by its shipped name (with or without `recipes/` and `.yaml`).
 
     Its key `base` names a recipe that it changes; everything else is a field of `RunConfig` or `FinetuneConfig`.
-
-    Args:
-        name: of the recipe.
-        derived: the recipes that have it as their base, so that a circle is seen.
+    `derived` are the recipes that have it as their base, so that a circle is seen.
 
     Raises:
         UnknownName: there is none of that name.
@@ -41,11 +36,9 @@ def read_recipe(name: str, *, derived: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a recipe with its comments, by path or by its shipped name.
+    """The YAML of a recipe with its comments, by path or by its shipped name. UnknownName: there is none.
 
-    Raises:
-        UnknownName: there is none of that name.
-        ConfigError: the file cannot be read, or is too large to be a recipe.
+    ConfigError: the file cannot be read, or is too large to be a recipe.
     """
     short = name.removeprefix("recipes/").removesuffix(".yaml")
     path = Path(name)
@@ -121,7 +114,6 @@ def _wrapped(text: str) -> str:
 
 
 def _told(text: str, field: str) -> str:
-    """A field of a recipe's header, in one line."""
     found = re.search(rf"^# {field}: +(.*(?:\n#  .*)*)", text, re.MULTILINE)
     assert found, f"a shipped recipe lacks `# {field}:`"
     return re.sub(r"\s*\\?\n#\s+", " ", found[1])

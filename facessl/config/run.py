@@ -69,7 +69,7 @@ class RunConfig:
         checkpoint_every: steps between checkpoints; 0: only the last one.
         log_every: steps between lines of metrics.csv.
         max_bad: fraction of unreadable images above which the run stops.
-        given: names of the settings that were asked for, dotted: defaults give way to a small source or a short run,
+        explicit: names of the settings that were asked for, dotted: defaults give way to a small source or a short run,
             these do not. Not a setting.
     """
 
@@ -93,7 +93,7 @@ class RunConfig:
     log_every: int = 20
     max_bad: float = 0.05
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    explicit: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         in_range(self, ("batch_size", "epochs", "max_steps", "max_minutes", "log_every"), above=0)
@@ -106,19 +106,16 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (str, int, float, bool, list, dict), as `config.yaml` holds them."""
         values: dict[str, Any] = to_plain(dataclasses.asdict(self))
-        del values["given"]
+        del values["explicit"]
         return values
 
 
 def in_range(
     settings: Any, names: Iterable[str], *, above: float | None = None, most: float = math.inf, part: str = ""
 ) -> None:
-    """Check numbers of a dataclass: 0 to `most`, or greater than `above`. `part` is where they stand.
+    """ConfigError for the first number of a dataclass, at `part`, that is not in 0 to `most`, or greater than `above`.
 
     None is fine where the field's type has it.
-
-    Raises:
-        ConfigError: the first one that is out of its range, or not a number.
     """
     wanted = "0 or more" if above is None else "a positive number"
     if most < math.inf:

@@ -5,8 +5,6 @@ the work is, then a line of JSON and some bytes for each record. The same comman
 the files that are there, whatever stopped the one before.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import hashlib
@@ -43,10 +41,12 @@ class Record(TypedDict):
 
 
 #: A record with its bytes.
-Found = tuple[Record, Sequence[bytes]]
+RecordWithData = tuple[Record, Sequence[bytes]]
 
 
-def record(positions: Sequence[int], unreadable: list[int], values: dict[str, Any], data: Sequence[bytes]) -> Found:
+def record(
+    positions: Sequence[int], unreadable: list[int], values: dict[str, Any], data: Sequence[bytes]
+) -> RecordWithData:
     """What `Blocks` is given."""
     sizes = [len(part) for part in data]
     return {"positions": list(positions), "unreadable": unreadable, "values": values, "sizes": sizes}, data
@@ -61,7 +61,7 @@ class Blocks:
         about: object,
         count: int,
         todo: Sequence[int],
-        compute: Callable[[Iterator[Sequence[int]]], Iterator[Sequence[Found]]],
+        compute: Callable[[Iterator[Sequence[int]]], Iterator[Sequence[RecordWithData]]],
         *,
         valid: Callable[[Record], bool],
         readable: Callable[[int], bool],
@@ -93,12 +93,7 @@ class Blocks:
         }
 
     def begin(self) -> None:
-        """Make the folder. No process may come here after another has joined the blocks.
-
-        Raises:
-            ConfigError: the folder is a link.
-            DataError: it cannot be made.
-        """
+        """Make the folder; not after another process has joined the blocks. ConfigError: it is a link. DataError."""
         if self._folder.is_symlink():
             raise ConfigError(f"{self._folder} is a link, which is not written through: remove it")
         with writing(self._folder):
@@ -106,20 +101,13 @@ class Blocks:
             self._begun.touch()
 
     def work(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Do the blocks of this rank that are not there. DataError where a file cannot be written.
-
-        Args:
-            progress: called with numbers of positions of this rank, done and in total.
-        """
+        """Do the blocks of this rank that are not there; `progress` gets the numbers of positions done and in total."""
         rank, world = launched()
         self._do([block for number, block in self._blocks.items() if number % world == rank], progress)
 
     @contextlib.contextmanager
-    def joined(self) -> Iterator[Iterator[Found] | None]:
-        """The records of all blocks in order for the process that comes here last, None for the others.
-
-        The blocks are removed where the `with` block ends without an error.
-        """
+    def joined(self) -> Iterator[Iterator[RecordWithData] | None]:
+        """The records of all blocks in order for the process that comes last, None for others; then removes them."""
         with only_writer(self._begun, folder=False, wait=True):
             begun, blocks = self._begun.exists(), list(self._blocks.values())
             # What was changed, or can be read by now, is done here, unless its own rank is at it.
@@ -223,7 +211,6 @@ class Blocks:
 
 
 def _rising(positions: list[int], of: Container[int]) -> bool:
-    """Whether the positions rise and are some of others."""
     return all(itertools.starmap(operator.lt, itertools.pairwise(positions))) and all(p in of for p in positions)
 
 

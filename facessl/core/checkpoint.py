@@ -1,7 +1,5 @@
 """Checkpoints and exported weights: saved atomically, and read without running code from them."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -28,22 +26,22 @@ _MOST_REPEATED = 1 << 30
 
 
 class TrainingCheckpoint(TypedDict, total=False):
-    """What loading a network from a training checkpoint needs; the rest, for resuming, is `Trainer.state`'s.
-
-    `config` is what `config.yaml` holds, `method` the network's tensors by name.
-    """
+    """What a training checkpoint holds. Loading the network needs `config` and `method`, resuming the run all of it."""
 
     format: str
     step: Required[int]
-    config: Required[dict[str, Any]]
-    method: Required[dict[str, Tensor]]
+    config: Required[dict[str, Any]]  # as in config.yaml
+    sources: dict[str, Any]  # number of images and fingerprint of each source
+    method: Required[dict[str, Tensor]]  # the network's tensors by name
+    optimizer: dict[str, Any]
+    precision: dict[str, Any]  # of the loss scaler
+    rng: list[Any]  # each rank's random states
+    unlogged: list[Any]  # each rank's loss terms since the last log line
+    skipped: list[Any]  # (key, reason) of unreadable images
 
 
 def save_run(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
-    """Save `state` as `folder/step-<step>.ckpt` and point `last.ckpt` at it; keep the newest `keep`.
-
-    The payload is tensors and plain values only, so that `read` can load it without running code.
-    """
+    """Save `state` (tensors and plain values) as `folder/step-<step>.ckpt`, also named `last.ckpt`; keep the newest."""
     path = folder / f"step-{step:08d}.ckpt"
     payload = {"format": FORMAT, "step": step, **state}
     try:
@@ -76,9 +74,8 @@ def steps(folder: Path) -> list[Path]:
 def read(path: Path) -> dict[str, Any]:
     """Load a checkpoint (ours or an authors' .pth/.pt/.tar) on the CPU without running code from it.
 
-    Raises:
-        CheckpointError: missing, truncated, no checkpoint at all, one that asks for code to be run, or one that needs
-            far more memory than the file has bytes.
+    CheckpointError: missing, truncated, no checkpoint at all, one that asks for code to be run, or one that needs far
+    more memory than the file has bytes.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: name a run folder, a checkpoint or an exported backbone")

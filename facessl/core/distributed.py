@@ -1,7 +1,5 @@
 """Parts, sums and rows over the ranks of a job, the latter with gradients; their number is asked, never configured."""
 
-from __future__ import annotations
-
 import os
 from typing import Any, TypeVar
 
@@ -61,9 +59,8 @@ def totals(*counts: int) -> list[int]:
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum of `x` (any shape, the same on every rank) over the ranks; `x` itself with one rank.
 
-    The backward pass gives the gradient of the *sum* of the ranks' losses. DistributedDataParallel then
-    divides by the number of ranks, so a loss that averages over its own samples ends up with the gradient
-    of the average over the global batch.
+    The backward pass gives the gradient of the *sum* of the ranks' losses, which DistributedDataParallel divides by
+    the number of ranks.
     """
     return x if world_size() == 1 else functional.all_reduce(x)
 
@@ -76,13 +73,10 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 def rank_mean(values: Tensor, counted: Tensor) -> Tensor:
     """Mean of the values that count, so that N ranks equal one process; 0 where none counts.
 
-    The sum of this rank's values is divided by the ranks' mean count: the average over the ranks, which
-    DistributedDataParallel and the trainer's log take, is the mean over the global batch. A mean over this rank's own
-    count would weigh the values of a rank with few of them more. Collective call.
+    The sum of this rank's values is divided by the ranks' mean count, so that the average over the ranks is the mean
+    over the global batch. Collective call.
 
-    Args:
-        values: any shape; those that do not count may be anything finite.
-        counted: the same shape, not 0 where a value counts.
+    Values that do not count may be anything finite; `counted`, of the same shape, is not 0 where one counts.
     """
     kept = counted.to(values.dtype)
     total = kept.sum()

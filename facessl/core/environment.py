@@ -1,6 +1,4 @@
-"""What a run ran on: versions, device, commit."""
-
-from __future__ import annotations
+"""What a run ran on: versions, device, commit. Torch, which takes a second, is imported by what asks it."""
 
 import contextlib
 import importlib.metadata
@@ -13,8 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from facessl.core.errors import ConfigError, UnknownName, many
 
@@ -38,6 +34,8 @@ OPTIONAL = {
 
 def describe() -> dict[str, Any]:
     """Versions, processor, device and commit, as plain values."""
+    import torch
+
     return {
         "facessl": version("facessl"),
         "commit": commit(),
@@ -56,7 +54,7 @@ def check() -> dict[str, Any]:
     return describe() | {
         "device": default_device(),
         "bf16": bf16_support(),
-        "fp16": "yes" if torch.cuda.is_available() or torch.backends.mps.is_available() else "no (needs a GPU)",
+        "fp16": "no (needs a GPU)" if default_device() == "cpu" else "yes",
         "torch.compile": "yes" if any(map(shutil.which, ("cc", "g++", "cl"))) else "no (needs a C++ compiler)",
         "optional": {name: version(name) or f"absent: no {use}" for name, use in OPTIONAL.items()},
         "free disk here": f"{free:.0f} GiB",
@@ -105,11 +103,9 @@ def start_method() -> str:
 
 
 def use_threads(count: int | None, device: str) -> str | None:
-    """Compute with so many threads of the CPU; None keeps torch's choice.
+    """Compute with so many CPU threads (None: torch's choice). Returns a sentence where fewer cores are free."""
+    import torch
 
-    Returns:
-        A sentence where the device is a CPU on which there are fewer free cores than threads; None elsewhere.
-    """
     if count is not None:
         if count < 1:
             raise ConfigError(f"threads = {count} is out of range: give a positive number")
@@ -126,6 +122,8 @@ def use_threads(count: int | None, device: str) -> str | None:
 
 def default_device() -> str:
     """cuda, mps or cpu: the best that is here."""
+    import torch
+
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -143,6 +141,8 @@ def device_of(name: str) -> str:
 
 def bf16_support() -> str:
     """Whether bf16 works and whether it is fast here."""
+    import torch
+
     if torch.cuda.is_available():
         return "yes" if torch.cuda.is_bf16_supported() else "no"
     if torch.backends.mps.is_available():

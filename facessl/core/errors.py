@@ -1,7 +1,5 @@
 """Errors that a user can cause, beside `data.decode.ImageError`: the command line prints the sentence and exits 2."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Sequence
 

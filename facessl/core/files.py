@@ -3,8 +3,6 @@
 Everything that writes does it through these functions, as other programs may write to the same folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -37,14 +35,9 @@ _TEMPORARY = re.compile(r"\.facessl-[0-9a-f]{20}\.tmp")
 
 
 def open_regular(path: str | Path, mode: str = "rb", *, most: int | None = MAX_LIST, **options: Any) -> IO[Any]:
-    """`open` for reading a file that somebody else named: neither a pipe nor a device, and of a plausible size.
+    """`open` for reading a file that somebody else named: neither a pipe nor a device, and of at most `most` bytes.
 
-    Args:
-        most: bytes of the largest file that is opened; None: any.
-        options: of `open`.
-
-    Raises:
-        OSError: as `open`, and with a `strerror` that says what else the file is.
+    OSError: as `open`, and with a `strerror` that says what else the file is.
     """
 
     def opener(name: str, _: int) -> int:
@@ -132,11 +125,7 @@ def _not_own(name: str) -> OSError:
 
 
 def open_new(path: str | Path, *, mode: int = 0o666) -> IO[bytes]:
-    """A new file, open for writing, in the place of whatever had its name: a link is replaced, not followed.
-
-    Args:
-        mode: permissions, less those that the process's umask takes away.
-    """
+    """A new file, open for writing, in the place of whatever had its name: a link is replaced, not followed."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | _FLAGS
@@ -146,13 +135,8 @@ def open_new(path: str | Path, *, mode: int = 0o666) -> IO[bytes]:
 def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object], *, private: bool = False) -> None:
     """Write `data`, or let it write to the file it is given: `path` holds its old or its new content, never a part.
 
-    Args:
-        path: of the file; its folder is made where it is missing.
-        data: bytes, or what writes to an open file.
-        private: nobody but the owner may read the file.
-
-    Raises:
-        DataError: the file could not be written (disk full, no permission, no memory); the old one is untouched.
+    The folder is made; a `private` file nobody but the owner may read. DataError: the file could not be written (disk
+    full, no permission, no memory).
     """
     with completed(path, private=private) as temporary, open(temporary, "wb") as file:
         try:
@@ -168,11 +152,7 @@ def write_atomic(path: Path, data: bytes | Callable[[IO[bytes]], object], *, pri
 
 @contextlib.contextmanager
 def completed(path: str | Path, *, private: bool = False) -> Iterator[Path]:
-    """An empty file to write to, which becomes `path` where the block ends without an error, and is removed otherwise.
-
-    Raises:
-        DataError: the file cannot be written; an old one is untouched.
-    """
+    """An empty file to write to, which becomes `path` where the block ends without an error. DataError as above."""
     path, temporary = Path(path), temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +204,6 @@ def _remove_abandoned(folder: Path, pattern: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder that may be gone already."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -270,12 +249,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_output(path: str | Path | None, *, folder: bool = False) -> None:
-    """Check, before any work, that a file can be made at `path`, or a folder, and remove what killed calls left there.
+    """Check, before any work, that a file (or `folder`) can be made at `path`, and remove what killed calls left there.
 
-    None is fine.
-
-    Raises:
-        ConfigError: something else is there, or a folder above it may not be written to.
+    ConfigError where something else is there, or the folder above may not be written to. None is fine.
     """
     if path is None:
         return
@@ -300,12 +276,7 @@ def check_ending(path: str | Path, what: str, endings: Sequence[str]) -> None:
 
 
 def write_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 picture as .png or .jpg; the file appears only when it is complete.
-
-    Raises:
-        ConfigError: another ending.
-        DataError: the file cannot be written.
-    """
+    """Write an (H, W, 3) uint8 picture as .png or .jpg. ConfigError: another ending. DataError: not written."""
     check_ending(path, "picture", PICTURES)
     kind = "PNG" if Path(path).suffix == ".png" else "JPEG"
     with completed(path) as partial:  # compress_level 3 takes half the time of 6 for a tenth more

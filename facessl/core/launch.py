@@ -1,7 +1,5 @@
 """Starting a job: device and ranks, loader processes, one error for all ranks."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import signal
@@ -27,11 +25,7 @@ TIMEOUT = timedelta(hours=1)
 
 
 def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
-    """Fabric on the device and ranks of this process, launched.
-
-    Raises:
-        ConfigError: a device that is not there, or fp16 on a CPU.
-    """
+    """Fabric on the device and ranks of this process, launched. ConfigError: no such device, or fp16 on a CPU."""
     for noisy in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     device = environment.device_of(device)
@@ -66,12 +60,8 @@ def loader_workers(asked: int | None) -> int:
 
 
 def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
-    """`build()` on every rank: first on rank 0, then on the first rank of every node, then on the others.
-
-    What the first call leaves in a cache (the index of a source) is so built once, whether the nodes share it or not.
-
-    Raises:
-        FaceSSLError: what `build` raised, on every rank.
+    """`build()` on every rank: first on rank 0, then on the first rank of every node, then on the others, so that what
+    it leaves in a cache is made once. A FaceSSLError of one rank is raised on all.
     """
     if fabric.world_size == 1:
         return build()
@@ -93,11 +83,9 @@ def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
 def expected_errors(
     again: str = "go on with --resume --out RUN, on any number of ranks that divides the batch",
 ) -> Iterator[None]:
-    """What is expected to go wrong while networks run becomes a `FaceSSLError`, which ends all ranks.
+    """Expected failures while networks run become a `FaceSSLError` of one sentence, which ends all ranks.
 
-    Such an error leaves the process group, so that the launcher ends the other ranks instead of a hang. A batch that is
-    too small for batch norm, and a broken connection to another rank, are one sentence; the latter says how to go on,
-    `again`.
+    After a broken connection the sentence says how to go on, `again`.
     """
     try:
         yield

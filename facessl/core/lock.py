@@ -1,7 +1,5 @@
 """One writer for each folder or file that a command writes."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib
@@ -32,12 +30,10 @@ def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> 
     """Make a folder and keep others from writing to it until the block ends; or do so for one file.
 
     The lock on `.lock` in the folder, or on `.NAME.lock` beside the file, is the system's and goes with the process,
-    however it dies; processes that it forks do not hold it (as those of the package filelock do). It is removed at the
-    end, and so is a folder in which nothing was written. `wait`: for the other process's end.
+    however it dies; forked processes do not hold it. It is removed at the end, and so is a folder in which nothing was
+    written. `wait`: for the other process's end.
 
-    Raises:
-        ConfigError: the folder cannot be made.
-        InUse: another writer is there, whose PID and host are named.
+    ConfigError: the folder cannot be made. InUse: another writer is there, whose PID and host are named.
     """
     out = Path(out)
     place = out if folder else out.parent

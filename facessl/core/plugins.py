@@ -3,8 +3,6 @@
 Files outside the package are plug-ins once `add` imported them (`--plugin FILE.py`).
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import functools
@@ -29,8 +27,7 @@ _MEMBER = {"tasks": "meter", "methods": "after_step", "data.sources": "fingerpri
 def add(file: str | Path) -> None:
     """Import the method, source or task in a file outside the package, which is then found by the file's name.
 
-    Raises:
-        PluginError: it is not a Python file, cannot be imported, has no such class, or has a name that is taken.
+    PluginError: it is not a Python file, cannot be imported, has no such class, or has a name that is taken.
     """
     path = Path(file).expanduser().resolve()
     name = path.stem
@@ -73,10 +70,7 @@ def _imported(path: Path) -> ModuleType:
 
 
 def names(folder: str) -> tuple[str, ...]:
-    """Names of the plug-ins in `facessl/<folder>` ("methods", "data.sources", ...) and of those added to it, sorted.
-
-    `base` and files that begin with an underscore are shared parts, not plug-ins.
-    """
+    """Names of the plug-ins in `facessl/<folder>` ("methods", "data.sources", ...) and of those added to it, sorted."""
     return tuple(sorted({*_inside(folder), *(name for place, name in _outside if place == folder)}))
 
 
@@ -87,11 +81,7 @@ def _inside(folder: str) -> set[str]:
 
 
 def module(folder: str, name: str) -> ModuleType:
-    """The module `facessl/<folder>/<name>.py`.
-
-    Raises:
-        UnknownName: no such file; the message gives the nearest valid name.
-    """
+    """The module `facessl/<folder>/<name>.py`. UnknownName, with the nearest valid name, where there is none."""
     _refuse_unknown(folder, name)
     return _outside.get((folder, name)) or importlib.import_module(f"facessl.{folder}.{name}")
 
@@ -127,13 +117,10 @@ def keywords(folder: str, name: str) -> set[str]:
 
 
 def settings(folder: str, name: str) -> Any:
-    """The class `Args` of a plug-in without importing its file, which would import torch and timm: seconds.
+    """The class `Args` of a plug-in, mostly without importing its file, which takes seconds. UnknownName as `module`.
 
     The file is run up to that class, without imports of anything but the standard library, `facessl.core.errors` and
-    `facessl.core.values`, and without what needs the others. Where the class does, the whole file is imported.
-
-    Raises:
-        UnknownName: no such file.
+    `facessl.core.values`. Where the class needs others, the whole file is imported.
     """
     tree, node = _parsed(folder, name)
     assigned = (s for s in getattr(node, "body", ()) if isinstance(s, ast.Assign | ast.AnnAssign) and s.value)
@@ -160,9 +147,7 @@ def _light(statement: ast.Import | ast.ImportFrom) -> bool:
 def find(folder: str, name: str) -> Any:
     """The class in `facessl/<folder>/<name>.py` whose name is the file's name, case and underscores aside.
 
-    Raises:
-        UnknownName: no such file; the message gives the nearest valid name.
-        PluginError: the file has no such class.
+    UnknownName where there is no such file, PluginError where it has no such class.
     """
     found = _named_like(module(folder, name), name)
     if found is None:

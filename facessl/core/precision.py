@@ -1,7 +1,5 @@
 """Number formats of the forward pass, and the precision of what must not run in 16 bits."""
 
-from __future__ import annotations
-
 import contextlib
 
 import torch

@@ -1,7 +1,5 @@
 """JSON of files: written without NaN, and read with the types of all fields checked."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -91,7 +89,6 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a class."""
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(_bounded(value))
     if kind is int:

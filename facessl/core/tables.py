@@ -1,7 +1,5 @@
 """Texts in tables: names of files as terminals, CSV, JSON, Parquet and HTML can hold them, and back."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

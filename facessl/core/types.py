@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 #: Value of a mask whose pixels losses and scores leave out.
 IGNORE_INDEX = 255
@@ -110,6 +112,8 @@ class Batch:
 
     def _map(self, fn: Callable[[Any], Any], lists: tuple[str, ...] = ("views", "crops")) -> Batch:
         """`fn` of every tensor, also of those in `lists`."""
+        from torch import Tensor
+
         out: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)

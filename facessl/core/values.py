@@ -1,7 +1,5 @@
 """Checks of hyper-parameters. Imports nothing large, so that a plug-in's `Args` can be read without torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from types import NoneType

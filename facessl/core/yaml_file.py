@@ -1,7 +1,5 @@
 """Settings in YAML that a stranger may have written: limits on size, depth and the nodes that aliases stand for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,7 @@ BYTES, NODES, DEPTH = 1_000_000, 10_000, 20
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file, whose mappings have texts as keys.
-
-    Raises:
-        ConfigError: the file cannot be read, is not valid, is too large, or is nested too deep.
-    """
+    """The value in a YAML file. ConfigError: it cannot be read, is not valid, is too large, or is nested too deep."""
     return parse_yaml(read_text(path), path)
 
 

@@ -1,4 +1,4 @@
-"""From stored images to batches: sources (`NAME:PATH`), parts, decoding, crop geometry, face detection, and the loader,
-which skips what `decode` cannot read.
+"""From stored images to batches: sources (`NAME:PATH`), parts, decoding, crops (`frame`), face detection, and the
+loader, which skips what `decode` cannot read.
 May import synthetic and core.
 """

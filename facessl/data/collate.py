@@ -1,7 +1,5 @@
 """Samples with their views -> one batch."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
@@ -18,11 +16,7 @@ Skipped = list[tuple[str, str]]
 
 
 class Collector:
-    """Puts the samples of one batch together.
-
-    Args:
-        rows: most images that will come.
-        sizes: S_v, sides of the views in pixels; empty where `room` is not used.
+    """Puts the samples of one batch together: at most `rows`, with views of the sides `sizes` (empty: no `room`).
 
     Attributes:
         skipped: (key, reason) of images that could not be read; add to it.
@@ -50,10 +44,9 @@ class Collector:
         params: list[np.ndarray],
         crops: Sequence[np.ndarray] = (),
     ) -> None:
-        """One image: its position, fields, V views (S_v, S_v, 3) uint8 and V or no parameter rows (P,) float32.
+        """One image: its position and its `facessl.data.loader.SampleViews`.
 
-        Likewise V or no rows (5,) float32 of `Batch.crops`. The views are those of `room` for every image of the batch,
-        or for none.
+        The views are those of `room` for every image of the batch, or for none.
         """
         sample.image = b""  # only what surrounds it is needed from here on
         self._index.append(index)
@@ -67,7 +60,11 @@ class Collector:
 
     def done(self) -> Batch:
         """The batch; views are (B, 3, S, S) uint8 in channels-last memory."""
-        views = [memory[: len(self)] for memory in self._memory] or [_stack(v) for v in zip(*self._views, strict=True)]
+        views = [memory[: len(self)] for memory in self._memory]
+        if not views:
+            for arrays in zip(*self._views, strict=True):
+                views.append(_memory((len(self), *arrays[0].shape)))
+                np.stack(arrays, out=views[-1].numpy())
         return Batch(
             views=[view.permute(0, 3, 1, 2) for view in views],
             params=[torch.from_numpy(np.stack(rows)) for rows in zip(*self._params, strict=True)],
@@ -91,13 +88,6 @@ def _memory(shape: tuple[int, ...]) -> Tensor:
             Path("/dev/shm", name).unlink(missing_ok=True)
         raise
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
-    """B arrays (S, S, 3) uint8 -> (B, S, S, 3)."""
-    out = _memory((len(arrays), *arrays[0].shape))
-    np.stack(arrays, out=out.numpy())
-    return out
 
 
 def _field(values: list[Any]) -> Any:

@@ -1,7 +1,5 @@
 """Encoded bytes -> uint8 RGB: the one place that knows JPEG, PNG, WebP, EXIF rotation, limits and corrupt files."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io
@@ -79,9 +77,7 @@ _OF_THE_FILE = frozenset(
 class ImageError(DataError):
     """One image that cannot be used: skipped and counted by the loaders.
 
-    Attributes:
-        key: what a person finds the image by.
-        reason: why, in a few words.
+    `key` is what a person finds it by, `reason` says why in a few words.
     """
 
     def __init__(self, key: str, reason: str) -> None:
@@ -298,10 +294,7 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _parsing(key: str, reason: str, *, tell: bool = False) -> Iterator[None]:
-    """Pillow warns about damage and large images on stderr; here both are either accepted or an ImageError.
-
-    `tell` adds Pillow's words to the reason.
-    """
+    """Damage and large images, of which Pillow warns, are accepted or an ImageError; `tell` adds Pillow's words."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -332,7 +325,6 @@ def _decode_pillow(data: bytes, key: str) -> np.ndarray:
 
 
 def _finish(image: Image.Image, key: str) -> np.ndarray:
-    """Load a lazily opened PIL image and bring it to upright 8-bit RGB."""
     held = 1 if image.mode in ("1", "L", "P") else 4
     check_size(*image.size, key, held + 6 + (0 if image.format in _STREAMED else _DECODER))
     with _parsing(key, "damaged", tell=True):

@@ -4,8 +4,6 @@ A detector is a class named like its file. It is made from a model file (None wh
 has `MIN_SCORE`, and is called as `MTCNN` is.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,26 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 
 from facessl.core import plugins
 
 #: Smallest face that is looked for, as a fraction of the long side.
 SMALLEST = 0.04
+#: A face as `facessl crop` stores it by default: side in pixels, side over the longer side of its box, JPEG quality.
+CROP_SIZE, CROP_MARGIN, CROP_QUALITY = 256, 1.3, 95
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face of an image.
+    """One face of an image."""
 
-    Attributes:
-        box: (4,) float32 left, top, right, bottom in pixels, brows to chin; may reach outside the image.
-        score: how sure, 0 to 1; not comparable between the detectors.
-        five_points: (5, 2) float32 pixels as in `Sample.five_points`.
-    """
-
-    box: np.ndarray
-    score: float
-    five_points: np.ndarray | None = None
+    box: np.ndarray  # (4,) float32 left, top, right, bottom in pixels, brows to chin; may reach outside the image
+    score: float  # how sure, 0 to 1; not comparable between the detectors
+    five_points: np.ndarray | None = None  # (5, 2) float32 pixels as in `Sample.five_points`
 
 
 def detect(image: np.ndarray, **options: Any) -> list[Face]:
@@ -60,8 +55,7 @@ def detect_all(
         device: where MTCNN runs.
 
     Returns:
-        per image its faces, the largest and surest first (side times score); none is an empty list, and what to do
-        then is the caller's choice.
+        The faces of each image, the largest and surest first (side times score).
 
     Raises:
         UnknownName: there is no such detector.
@@ -82,6 +76,19 @@ def detect_all(
         ]
         for found in rows
     ]
+
+
+def largest_face(image: np.ndarray) -> bytes | None:
+    """The largest face of an image (H, W, 3) uint8 as the JPEG that `facessl crop` writes; None without a face."""
+    from facessl.data.frame import from_box  # imports torch
+
+    faces = detect(image)
+    return jpeg(from_box(faces[0].box, CROP_SIZE, CROP_MARGIN).image(image, "reflect")) if faces else None
+
+
+def jpeg(crop: np.ndarray, quality: int = CROP_QUALITY) -> bytes:
+    """An (H, W, 3) uint8 crop as a JPEG without chroma subsampling."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(crop), quality=quality, colorspace="RGB", colorsubsampling="444")
 
 
 @functools.lru_cache(maxsize=2)

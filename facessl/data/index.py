@@ -1,7 +1,6 @@
 """Tables that a source looks its images up in: a few numpy arrays, mapped from one cached file.
 
-A list of a million Python strings costs 100 MB in every worker, because counting references touches the
-pages that a fork shares. Arrays over a mapped file cost no worker anything.
+A million Python strings cost 100 MB in every worker, as counting references touches the pages that a fork shares.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """A few of the labels: `10%` of the images, `25-per-class`, or `all`; and classes of two sources by name."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -28,9 +26,6 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
         spec: `all`; a percentage such as `1%` or `10%`: of each class where the source has class labels, at least one
             image of each, and of all images otherwise; or a number such as `25-per-class`.
         seed: of the choice.
-
-    Returns:
-        `source` itself for `all`, else a part of it in the order of the source.
 
     Raises:
         ConfigError: another text, more images than a class has, a number per class without classes, or a stream.
@@ -78,14 +73,10 @@ class _People(Subset):
 
 
 def usable(source: Source, needs: Iterable[str]) -> Source:
-    """What a task can use of a source: the images of which it knows the fields.
+    """The images of a source (a stream: all) of which the fields that a task needs are known.
 
     Images without a label or identity are left out with a DataWarning, and the classes of a folder stand for the
     identities that it does not have.
-
-    Args:
-        source: with random access, or a stream, which is returned as it is.
-        needs: fields of `Sample` that the task needs.
     """
     if source.streaming:
         return source
@@ -107,12 +98,9 @@ def usable(source: Source, needs: Iterable[str]) -> Source:
 
 
 def same_classes(labels: np.ndarray, names: tuple[str, ...], wanted: tuple[str, ...], part: str = "test") -> np.ndarray:
-    """Labels of one source in the class indices of another; two folders may number their classes differently.
+    """Labels (N,) into `names` as indices into `wanted`; where one source has no names, the numbers mean the same.
 
-    Args:
-        labels: (N,) class indices into `names`.
-        names, wanted: class names of the two sources; where one has none, the numbers mean the same.
-        part: what the first source is, for the ConfigError where it has a class that `wanted` lacks.
+    ConfigError where `part`, the first source, has a class that `wanted` lacks.
     """
     if names == wanted or not (names and wanted):
         return labels

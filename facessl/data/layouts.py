@@ -4,8 +4,6 @@ lie along one of its parts.
 All indices count from 0. "Left" is the image's left: in each order the first eye is the one at small x.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,24 +12,18 @@ from facessl.core.errors import UnknownName
 
 @dataclass(frozen=True)
 class Layout:
-    """One order of landmarks.
+    """One order of landmarks."""
 
-    Attributes:
-        name: what sources and recipes call it.
-        points: number of landmarks K.
-        flip: K indices; landmark i of an image is landmark flip[i] of the mirrored image. Its own inverse.
-        ocular: outer corners of the left and of the right eye (the inter-ocular unit of NME).
-        pupils: landmarks whose mean is the left pupil, and those of the right one (the inter-pupil unit); None: the
-            order has no pupils.
-        edges: the landmarks along each part of the face; a closed edge ends with its first landmark. Those of ibug68
-            and wflw98 are STAR's; aflw19 and lapa106, which STAR does not use, follow the same parts.
-    """
-
-    name: str
-    points: int
+    name: str  # what sources and recipes call it
+    points: int  # number of landmarks K
+    # K indices; landmark i of an image is landmark flip[i] of the mirrored image. Its own inverse.
     flip: tuple[int, ...]
-    ocular: tuple[int, int]
+    ocular: tuple[int, int]  # outer corners of the left and of the right eye (the inter-ocular unit of NME)
+    # Landmarks whose mean is the left pupil, and those of the right one (the inter-pupil unit); None: the order has no
+    # pupils.
     pupils: tuple[tuple[int, ...], tuple[int, ...]] | None
+    # The landmarks along each part of the face; a closed edge ends with its first landmark. Those of ibug68 and wflw98
+    # are STAR's; aflw19 and lapa106, which STAR does not use, follow the same parts.
     edges: tuple[tuple[int, ...], ...]
 
 

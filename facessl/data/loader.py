@@ -21,28 +21,26 @@ from facessl.data.workers import worker_batches
 
 #: Sample with its labels in the first view, V views (S_v, S_v, 3) uint8, V or no parameter rows (P,) float32, V or no
 #: rows (5,) float32 of `Batch.crops`.
-Made = tuple[Sample, list[np.ndarray], list[np.ndarray], list[np.ndarray]]
+SampleViews = tuple[Sample, list[np.ndarray], list[np.ndarray], list[np.ndarray]]
 
 
-class Drawn(Protocol):
-    """Makes the views of one image, of which everything random is drawn."""
+class DrawnTransform(Protocol):
+    """Makes the views of one image; everything random is drawn."""
 
     @property
     def reduction(self) -> Reduction | None:
         """How the image may be reduced in decoding (see `decode`); None: not at all."""
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> Made:
+    def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> SampleViews:
         """The views of `image`, (H, W, 3) uint8, written into the V arrays `out`, or into new memory if it is empty."""
 
 
 class Transform(Protocol):
-    """Says how views are made."""
-
     @property
     def sizes(self) -> tuple[int, ...]:
         """S_v of the views that are written into `out`; empty where they bring their own memory."""
 
-    def draw(self, rng: np.random.Generator | None) -> Drawn:
+    def draw(self, rng: np.random.Generator | None) -> DrawnTransform:
         """What is random in one image's views, before the image is there; None: evaluation, nothing is."""
 
 
@@ -57,7 +55,7 @@ class OneView:
     def draw(self, rng: np.random.Generator | None) -> OneView:
         return self
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> Made:
+    def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> SampleViews:
         return sample, [self._view(image)], [], []
 
 
@@ -66,12 +64,9 @@ MAX_BAD_IN_ROW = 100
 
 
 def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str]) -> None:
-    """Compare the number of skipped images, of which `last` (key, reason) is the last, with the fraction `max_bad`,
-    which allows one where it is above 0.
+    """DataError where more of `total` images were skipped, `last` (key, reason) the last, than the fraction `max_bad`.
 
-    Raises:
-        DataError: more of the `total` images were skipped.
-        ConfigError: not a fraction.
+    Above 0 it allows one. ConfigError: not a fraction.
     """
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"max_bad = {max_bad} is out of range: give a fraction from 0 to 1")
@@ -113,12 +108,11 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            batch_size: global batch size: images of one optimizer step over all ranks; rank r gets its contiguous
-                r-th part.
+            batch_size: images of one optimizer step over all ranks; rank r gets its contiguous r-th part.
             seed: of the order and the views, 0 or more.
             workers: processes that decode; 0 decodes in this process.
-            start_step: optimizer steps already done; iteration goes on there without reading what was done.
-            pin_memory: put batches into page-locked memory for the copy to a GPU.
+            start_step: optimizer steps already done, whose images are not read.
+            pin_memory: put batches into page-locked memory.
             weights: (N,) fractions that sum to 1; an epoch then draws N images by them, with replacement.
 
         Raises:
@@ -163,9 +157,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Batches from `start_step` on, without end.
 
-        Raises:
-            DataError: `MAX_BAD_IN_ROW` images in a row, or all there are, cannot be read.
-            TrainingError: a worker process died.
+        DataError: `MAX_BAD_IN_ROW` images in a row, or all there are, cannot be read. TrainingError: a worker died.
         """
         return worker_batches(self._dataset, self._sampler, self._workers, self._pin_memory)
 
@@ -233,7 +225,7 @@ class EvalLoader:
 
 
 def _stream_workers(source: Any, workers: int, world_size: int = 1) -> int:
-    """As many workers as every rank has shards for: one more would have nothing to read."""
+    """At most as many workers as every rank has shards for."""
     if source.shards < world_size:
         raise ConfigError(
             f"a stream of {source.shards} shards cannot feed {world_size} ranks: pack it into more shards or use "
@@ -278,7 +270,7 @@ class _Views(Dataset[Any]):
             return error
         return batch.done()
 
-    def _readable(self, index: int, drawn: Drawn, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
+    def _readable(self, index: int, drawn: DrawnTransform, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
         """The image at `index`, or the first readable one after it."""
         tries = min(MAX_BAD_IN_ROW, len(self.source))
         for used in range(index, index + tries):

@@ -1,17 +1,13 @@
 """Where a source lies: its address from any working folder, as others may see it, and folders inside it."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
 
 from facessl.core.errors import ConfigError, FaceSSLError
 from facessl.core.tables import with_slashes
-from facessl.data.source import Source, parse
+from facessl.data.source import STREAM, Source, parse
 from facessl.data.subset import Subset
-
-_REMOTE = re.compile(r"^(pipe:|[a-z]+://)")
 
 
 def absolute(spec: str) -> str:
@@ -22,7 +18,7 @@ def absolute(spec: str) -> str:
         name, path, options = parse(spec)
     except FaceSSLError:  # told where the source is opened
         return spec
-    if not path or path.startswith("{") or _REMOTE.match(path):
+    if not path or path.startswith("{") or STREAM.match(path):
         return spec
     head = next(h for h in (f"{name}:", f"{name.replace('_', '-')}:", "") if spec.startswith(h + path))
     typed = [f"{key}={_absolute(value) if key == 'root' else value}" for key, value in options.items()]
@@ -46,7 +42,7 @@ def redacted(spec: str) -> str:
     return f"{scheme}://{place}" + (f"{parameters[0]}..." if parameters else "")
 
 
-def named(spec: str) -> str:
+def shareable(spec: str) -> str:
     """`spec` as it may be published: redacted, and of a local path the last name alone."""
     return re.sub(r"(^|[:={,])/(?!/)(?:[^?&/]*/)*", r"\1", redacted(spec))
 

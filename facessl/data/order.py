@@ -1,7 +1,5 @@
 """In which order a source is visited, and which generator belongs to an image, by seed, epoch and position."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

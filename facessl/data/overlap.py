@@ -1,7 +1,5 @@
 """Images of the test part that are among the training images."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Iterator

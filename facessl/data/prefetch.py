@@ -1,7 +1,5 @@
 """Batches on the device, ready to train on: on a GPU the next one is copied and augmented while the step runs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,22 +12,16 @@ from facessl.core.types import Batch
 class Prefetcher:
     """Batches on a device, after `finish`, in the order they come in.
 
-    On a GPU the copy and `finish` of the next batch run on a stream of their own, and their kernels are queued before
-    those of the step: the step waits for neither, not even where it waits for the device itself (fp16). One batch more
-    is in memory, and one more than is trained on is taken from `batches`; neither changes a result, as a loader starts
-    anew from the step that a run resumes at. On other devices a batch is copied and finished when it is asked for.
+    On a GPU the copy and `finish` of the next batch run on a stream of their own, queued before the step: the step
+    waits for neither. One batch more is in memory, and one more than is trained on is taken from `batches`. On other
+    devices a batch is copied and finished when it is asked for.
 
     Attributes:
         waited: seconds spent waiting for `batches` so far.
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device, finish: Callable[[Batch], Batch]) -> None:
-        """
-        Args:
-            batches: on the host (best in page-locked memory), or on the device already.
-            device: where they are used.
-            finish: the photometric part of the views; it may not change its input.
-        """
+        """`finish` is the photometric part of the views; it may not change its input."""
         self.waited = 0.0
         self._batches, self._device, self._finish = batches, device, finish
         self._stream: torch.cuda.Stream | None = None

@@ -5,8 +5,6 @@ map) where it has them. `traits.json` beside the shards holds what belongs to th
 the landmarks, subsets, pairs.
 """
 
-from __future__ import annotations
-
 import json
 import reprlib
 from collections.abc import Callable
@@ -58,7 +56,9 @@ def members(sample: Sample, stored: Size, shape: Size, label_name: str | None) -
         if (value := getattr(sample, name)) is not None:
             if name in _PIXELS and stored != shape:
                 value = _moved(value, stored, shape)
-            row[name] = _listed(np.asarray(value, kind))
+            array = np.asarray(value, kind)
+            # Of float32 the shortest decimals that give the same float32 again.
+            row[name] = (array.astype(str).astype(np.float64) if kind is np.float32 else array).tolist()
     out = {"json": _JSON.encode(row).encode()}
     if sample.label is not None:
         out["cls"] = str(int(sample.label)).encode()
@@ -78,18 +78,10 @@ def _moved(xy: np.ndarray, stored: Size, shape: Size) -> np.ndarray:
     return ((pairs + 0.5) * factor - 0.5).reshape(np.shape(xy))
 
 
-def _listed(value: np.ndarray) -> Any:
-    """As nested lists; of float32 the shortest decimals that give the same float32 again."""
-    if value.dtype != np.float32:
-        return value.tolist()
-    return value.astype(str).astype(np.float64).tolist()
-
-
 def header(name: bytes, size: int) -> bytes:
-    """The 512 bytes in front of a member of a tar (POSIX ustar), without owner and time.
+    """The 512 bytes in front of a member of a tar (POSIX ustar), without owner and time; ten times `tarfile`'s speed.
 
-    `tarfile` takes ten times as long; the writer makes two to five of these for each image. The name has at most 100
-    bytes, and the size is below 8 GiB.
+    The name has at most 100 bytes, and the size is below 8 GiB.
     """
     digits = b"%011o" % size
     total = _CONSTANT + sum(name) + sum(digits)
@@ -129,15 +121,10 @@ def traits(source: Source) -> dict[str, Any]:
 
 
 def read_traits(folder: Path, numbers: Callable[[], np.ndarray] | None) -> dict[str, Any]:
-    """Attributes of a source that reads shards of `folder`; none where it has no `traits.json`.
+    """Attributes of a source that reads shards of `folder`; none where it has no `traits.json`. DataError: damaged.
 
-    Args:
-        folder: of the shards.
-        numbers: called for the (n,) int64 positions that the shards' images had in the packed source. A subset or pair
-            is kept as far as its images are among them. None: leave them out (a stream has no positions).
-
-    Raises:
-        DataError: the file cannot be understood.
+    `numbers` gives the (n,) int64 positions that the shards' images had in the packed source: subsets and pairs are
+    kept as far as their images are among them. None (a stream): without those.
     """
     file = folder / TRAITS
     try:

@@ -1,7 +1,5 @@
 """What a source is, and how one is written on the command line: `NAME:PATH?option=value`."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import hashlib
@@ -34,7 +32,8 @@ _NUMBERS = frozenset({"label", "identity", "group"})
 _BYTES = frozenset({"attributes", "visible"})
 #: Images whose whole content is in a fingerprint.
 _LOOKED_AT = 8
-_STREAM = re.compile(r"^(pipe:|[a-z]+://)")
+#: How a stream begins: a command or a URL.
+STREAM = re.compile(r"^(pipe:|[a-z]+://)")
 _LISTS, _TARS = (".csv", ".tsv", ".txt", ".lst"), (".tar", ".tar.gz", ".tgz")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -43,10 +42,9 @@ _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 class Source:
     """Images by position. A plug-in in `data/sources/` is a subclass that takes its path first, then keyword options.
 
-    It finds the names of its images and what is known of each, and calls `Source.__init__` with them. It overrides
-    `image` where the images are not files, `__getitem__` where an image has more files than its own, and `__len__`,
-    `name` and `values` where it keeps its lists itself. It raises ConfigError for an option's value that it does not
-    know, and DataError for a file that is missing or not as expected.
+    It calls `Source.__init__` with the names of its images and what is known of each. It overrides `image` where the
+    images are not files, `__getitem__` where an image has more files than its own, and `__len__`, `name` and `values`
+    where it keeps its lists itself. It raises ConfigError for an option's value, and DataError for a file.
 
     Options that mean the same in every source: `split` is the part to open; `strict` refuses a part of a published set
     (false takes it); `cache` keeps the list of files in the user's cache folder; `image` is the column of paths of a
@@ -101,8 +99,7 @@ class Source:
             columns: field of `Sample` -> N values: label, identity and group become int64, attributes and visible
                 uint8, texts stay texts, the others become float32.
             folder: that relative names start from.
-            file: where the names were read, for errors.
-            hint: what to do where there is no image or the first is missing.
+            file, hint: where the names were read and what to do where they are wrong, for errors.
         """
         names = list(names) if folder is None else [*map(with_slashes, _stored_names(names, folder))]
         hint = f" ({hint})" if hint else ""
@@ -134,7 +131,7 @@ class Source:
         sample = Sample(self.image(index), key=self.key(index))
         for field in self.columns:
             if field == "text":
-                sample.text = self._text(index)
+                sample.text = self._table.text("text", index).decode()
             else:
                 value = self._table[field][index]
                 setattr(sample, field, int(value) if field in _NUMBERS else value)
@@ -170,11 +167,8 @@ class Source:
     def values(self, field: str) -> np.ndarray:
         """(N, ...) values of a field in `columns`."""
         if field == "text":
-            return np.array([self._text(i) for i in range(len(self))], object)
+            return np.array([self._table.text("text", i).decode() for i in range(len(self))], object)
         return self._table[field]
-
-    def _text(self, index: int) -> str:
-        return self._table.text("text", index).decode()
 
     def column(self, field: str) -> np.ndarray:
         """(N, ...) values of one numeric field of every image; samples are read only where it is not in `columns`.
@@ -201,8 +195,8 @@ class Source:
     def fingerprint(self) -> str:
         """Hexadecimal digits that change with what can be learned from the source.
 
-        They cover the names (`inner_name`) and sizes of the images in their order, class names, labels and all other
-        `columns`, and a few images whole. They are the same on another machine, in another folder and at another time.
+        They cover the names (`inner_name`) and sizes of the images in their order, class names, all `columns`, and a
+        few images whole. They are the same on another machine and in another folder.
         """
         digest = hashlib.blake2b(digest_size=16)
 
@@ -266,7 +260,6 @@ def short(key: str) -> str:
 
 
 def _dtype(field: str) -> type:
-    """Type of a column, as `Sample` documents it."""
     if field not in FIELDS:
         raise ValueError(f"{field} is not a field of Sample")
     return np.int64 if field in _NUMBERS else np.uint8 if field in _BYTES else np.float32
@@ -325,7 +318,7 @@ def _split_name(spec: str) -> tuple[str, str]:
     bare, question, options = spec.partition("?")
     if bare.replace("-", "_") in known:
         return bare.replace("-", "_"), question + options
-    if _STREAM.match(spec):
+    if STREAM.match(spec):
         return "webdataset", spec
     # One letter is a Windows drive; a slash or dot before the colon belongs to a path.
     if colon and len(head) > 1 and re.fullmatch(r"[\w-]+", head):
@@ -338,7 +331,7 @@ def _split_options(name: str, path: str) -> tuple[str, dict[str, str]]:
         return path, {}
     before, _, query = path.rpartition("?")
     pairs = [part.partition("=") for part in query.split("&") if part]
-    if _STREAM.match(before):
+    if STREAM.match(before):
         # The query of a URL is its own unless it holds one of our options.
         ours = _keywords(plugins.find("data.sources", name))
         if not any(key in ours for key, _, _ in pairs):
@@ -356,7 +349,7 @@ def _recognize(path: str) -> str:
     full, low = os.path.expanduser(path), path.lower()
     if os.path.isdir(full):
         return "webdataset" if os.path.isfile(os.path.join(full, "pack.json")) else "folder"  # of `facessl pack`
-    if _STREAM.match(path) or low.endswith(_TARS):
+    if STREAM.match(path) or low.endswith(_TARS):
         return "webdataset"
     if not os.path.exists(full):
         raise DataError(f"no such file or folder: {path}{_beside(full)}")
@@ -378,7 +371,6 @@ def _beside(path: str) -> str:
 
 
 def _keywords(cls: Any) -> dict[str, Any]:
-    """Keyword options of a plug-in class and their types."""
     hints = typing.get_type_hints(cls.__init__ if inspect.isclass(cls) else cls)
     return {
         name: hints.get(name, str)

@@ -1,7 +1,5 @@
 """Which images a protocol trains on, which it selects on and which it tests on."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import zlib
@@ -37,16 +35,12 @@ def role(name: str) -> str | None:
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:
-    """What parts are called -> `Source.splits`: roles for themselves, and names that are no role for themselves."""
+    """`Source.splits` of parts with these names: the role of each as key and value, its own name where it has none."""
     return {role(name) or name: role(name) or name for name in sorted(set(names))}
 
 
 def part_folders(root: Path) -> dict[str, Path]:
-    """The sub-folders of a folder that are called after a part, by role.
-
-    Raises:
-        ConfigError: two of them have the same role.
-    """
+    """The sub-folders that are called after a part, by role. ConfigError where two have the same role."""
     found: dict[str, Path] = {}
     for name in sorted(os.listdir(root)):
         which = role(name)
@@ -60,30 +54,17 @@ def part_folders(root: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a source.
+    """The parts of a source."""
 
-    Attributes:
-        train: training images; empty where there are only test images and none were asked for.
-        val: images to select on; None where none were asked for.
-        test: images to test on.
-        carved: `val` was taken out of the training images.
-    """
-
-    train: Source
-    val: Source | None
-    test: Source
-    carved: bool = False
+    train: Source  # training images; empty where there are only test images and none were asked for
+    val: Source | None  # images to select on; None where none were asked for
+    test: Source  # images to test on
+    carved: bool = False  # `val` was taken out of the training images
 
     @property
     def held_out(self) -> bool:
         """`test` was taken out of the same images as `train`: the source has no part of its own for testing."""
         return _whole(self.train) is _whole(self.test) and len(self.train) > 0
-
-
-def split_source(spec: str, test_spec: str | None = None) -> tuple[Source, Source]:
-    """Training and test source of a protocol that selects nothing. Arguments as for `parts`."""
-    found = parts(spec, test=test_spec, need_val=False)
-    return found.train, found.test
 
 
 def parts(
@@ -155,40 +136,37 @@ def parts(
 
 
 def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") -> tuple[Subset, Subset]:
-    """Divide a source by hash: all but `fraction` of its images, and the rest.
+    """Divide a source by hash: all but `fraction` of its images (to within one image or person), and the rest.
 
-    Persons stay together where the source provides identities and these are not its classes.
-
-    Args:
-        source: with random access.
-        fraction: of the images, above 0 and below 1; met to within one image or person.
-        name: of the source, for errors.
-
-    Raises:
-        ConfigError: a fraction out of range, or fewer than two images or persons.
+    Persons stay together where the source provides identities and these are not its classes. ConfigError: a fraction
+    out of range, or fewer than two images or persons in the source, called `name`.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"a validation fraction of {fraction} is out of range: give a number between 0 and 1")
     person = source.column("identity") if "identity" in source.provides else None
     label = source.column("label") if person is not None and "label" in source.provides else None
-    groups = together(len(source), person, label, [source.key(i) for i in range(len(source))])
+    groups = inseparable_groups(len(source), person, label, [source.key(i) for i in range(len(source))])
     sizes = np.bincount(groups)
     if len(sizes) < 2:
         raise ConfigError(f"{name} has too few images or persons to set some apart: name a validation source")
     # Not the checksum that chose the test part: CRCs of a name with and without a prefix differ by a constant, so the
     # part that is carved out of the remaining images could be empty.
-    ranks = [
-        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        for name in _group_names(source, groups)
-    ]
-    order = sorted(range(len(sizes)), key=ranks.__getitem__)
+    first: dict[int, str] = {}  # the smallest short key of each group's images, so that numbering does not matter
+    for i, group in enumerate(groups.tolist()):
+        key = short(source.key(i))
+        first[group] = min(first.get(group, key), key)
+
+    def rank(group: int) -> bytes:
+        return hashlib.blake2b(first[group].encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+    order = sorted(range(len(sizes)), key=rank)
     filled = np.cumsum(sizes[order])
     count = int(np.searchsorted(filled, fraction * len(groups)) + 1)
     held = np.isin(groups, order[: min(count, len(sizes) - 1)])
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
 
 
-def together(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: Sequence[str]) -> np.ndarray:
+def inseparable_groups(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: Sequence[str]) -> np.ndarray:
     """(n,) int64 numbers 0, 1, ...: images with the same number must not be torn apart into two parts.
 
     Args:
@@ -274,12 +252,3 @@ def _whole(source: Source) -> Source:
 
 def _nothing(source: Source) -> Subset:
     return Subset(source, np.zeros(0, np.int64))
-
-
-def _group_names(source: Source, groups: np.ndarray) -> list[str]:
-    """What each group is ranked by: the smallest short key of its images, so that numbering does not matter."""
-    names: dict[int, str] = {}
-    for i, group in enumerate(groups.tolist()):
-        name = short(source.key(i))
-        names[group] = min(names.get(group, name), name)
-    return [names[group] for group in range(len(names))]

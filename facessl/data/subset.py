@@ -1,7 +1,5 @@
 """Some images of a source."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from facessl.core.types import Sample
@@ -22,11 +20,6 @@ class Subset(Source):
     """
 
     def __init__(self, source: Source, positions: np.ndarray) -> None:
-        """
-        Args:
-            source: any source with random access.
-            positions: (n,) indices into it.
-        """
         self.source = source
         self.positions = np.asarray(positions, np.int64)
         for name in _UNCHANGED:

@@ -55,14 +55,10 @@ def clock(seconds: float) -> str:
 
 
 def frames_of(path: str, every: float) -> tuple[list[Frame], str]:
-    """The first frame of each interval of `every` seconds of a video, without decoding it.
+    """The first frame of each interval of `every` seconds of a video, by time, without decoding it.
 
-    Returns:
-        the frames, by time, and what is wrong with the video ("" where nothing is): it ends with what it has.
-
-    Raises:
-        ConfigError: PyAV is not installed.
-        DataError: the file cannot be read as a video.
+    With what is wrong with it ("" where nothing is): it then ends with what it has. ConfigError: PyAV is not installed.
+    DataError: the file cannot be read as a video.
     """
     film = _Film(path)
     stamps, broken = film.stamps()
@@ -87,9 +83,7 @@ def frames_of(path: str, every: float) -> tuple[list[Frame], str]:
 def read_frame(path: str, stamp: int, key: str) -> np.ndarray:
     """The frame with a time stamp, (H, W, 3) uint8 RGB, upright. Times that rise are read fastest.
 
-    Raises:
-        ImageError: it cannot be decoded.
-        DataError: the video cannot be read any more.
+    ImageError: it cannot be decoded. DataError: the video cannot be read any more.
     """
     return _opened(path, os.getpid()).at(stamp, key)
 
@@ -103,9 +97,7 @@ def _opened(path: str, process: int) -> _Film:
 class _Film:
     """The first video stream of a file.
 
-    Attributes:
-        unit: seconds of one unit of its time stamps.
-        length: seconds from its start to its end as the file says; 0 where it does not.
+    `unit`: seconds of one unit of its time stamps; `length`: seconds of all as the file says, 0 where it does not.
     """
 
     def __init__(self, path: str) -> None:

@@ -1,7 +1,5 @@
 """Processes that make batches: how they start, stop, and what is said when one dies."""
 
-from __future__ import annotations
-
 import errno
 import re
 import signal
@@ -27,12 +25,9 @@ _LOOK = 5
 
 
 def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Any]:
-    """What a dataset gives for each item of a sampler (None: for all of itself), in order.
+    """What a dataset gives for each item of a sampler (None: for all of itself), in order; errors are raised here.
 
-    The dataset gives batches, or errors, which are raised here; 0 `workers` are this process.
-
-    Raises:
-        TrainingError: a worker process died, or there is too little memory or too few open files for them.
+    TrainingError: a worker process died, or there is too little memory or too few open files for them.
     """
     if workers:
         _allow_files(_FILES + _FILES_PER_WORKER * workers)
@@ -40,7 +35,7 @@ def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -
         dataset,
         batch_size=None,  # an item is a batch already
         sampler=sampler,
-        collate_fn=_as_is,
+        collate_fn=_identity,
         num_workers=workers,
         worker_init_fn=_start_worker,
         multiprocessing_context=start_method() if workers else None,
@@ -120,9 +115,7 @@ def _death(error: RuntimeError | OSError) -> TrainingError | None:
         )
     if "DataLoader timed out" in said:
         return TrainingError(f"no batch came from the loader processes for {_TIMEOUT // 60} minutes: use fewer workers")
-    if not re.search(r"DataLoader worker \(pid", said):
-        return None
-    return _died(said.splitlines()[0])
+    return _died(said.splitlines()[0]) if "DataLoader worker (pid" in said else None
 
 
 def _died(reason: str) -> TrainingError:
@@ -132,7 +125,7 @@ def _died(reason: str) -> TrainingError:
     )
 
 
-def _as_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item
 
 

@@ -1,7 +1,5 @@
 """What an answer that does not look at the image scores: the mean shape, or the most frequent class of each pixel."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,12 +19,10 @@ IMAGES = 500
 
 
 class Constant:
-    """The same answer for every image.
+    """The same answer for every image: `name` is mean shape, or most frequent class of each pixel.
 
-    Attributes:
-        name: of the answer: mean shape, or most frequent class of each pixel.
-        answer: predictions (`Task.predict`) of one image, without the dimension of the batch: `landmarks` (L, 2), or
-            `scores` (S, S), here the number of a class for each pixel.
+    `answer` has the predictions (`Task.predict`) of one image, without the dimension of the batch: `landmarks` (L, 2),
+    or `scores` (S, S), here the number of a class for each pixel.
     """
 
     def __init__(self, name: str, answer: Mapping[str, Tensor]) -> None:
@@ -43,14 +39,8 @@ class Constant:
 
 
 def constant(task: Any, train: Source, augment: Augment, *, image_size: int, max_bad: float = 1) -> Constant | None:
-    """The answer to a task with landmarks or masks that does not look at the image; None for other tasks.
-
-    Args:
-        task: with landmarks it is their mean place in the view, with masks the most frequent class of each pixel.
-        train: training images.
-        augment: gives the crop.
-        image_size: side of the views in pixels.
-        max_bad: as in `facessl.embed`.
+    """The answer that does not look at the image: the mean shape of landmarks in the view, of masks the most frequent
+    class of each pixel; None for other tasks. Measured on the training images in their crop by `augment`.
     """
     if not {"landmarks", "mask"} & task.needs or not len(train):
         return None

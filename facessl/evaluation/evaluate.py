@@ -1,7 +1,5 @@
 """Evaluating a frozen backbone by the name of a protocol."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from typing import Any

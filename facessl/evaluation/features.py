@@ -34,24 +34,16 @@ _LAYOUT = 3
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images that could be read, in the order of their source.
+    """Features of N images that could be read, in the order of their source."""
 
-    Attributes:
-        array: (N, D) float16 or float32; mapped from a file where it is kept.
-        index: (N,) int64 positions in the source.
-        fields: field of `Sample` -> N values, of those that every image has; landmarks and boxes are those of the view,
-            and `frame` (N, 3, 3) leads to it.
-        skipped: (key, reason) of images that could not be read.
-        seconds: that the forward passes took; 0 where nothing had to be computed.
-        kept: the features were read from the cache.
-    """
-
-    array: np.ndarray
-    index: np.ndarray
+    array: np.ndarray  # (N, D) float16 or float32; mapped from a file where it is kept
+    index: np.ndarray  # (N,) int64 positions in the source
+    # Field of `Sample` -> N values, of those that every image has; landmarks and boxes are those of the view, and
+    # `frame` (N, 3, 3) leads to it
     fields: dict[str, np.ndarray]
-    skipped: tuple[tuple[str, str], ...] = ()
-    seconds: float = 0.0
-    kept: bool = False
+    skipped: tuple[tuple[str, str], ...] = ()  # (key, reason) of images that could not be read
+    seconds: float = 0.0  # that the forward passes took; 0 where nothing had to be computed
+    kept: bool = False  # the features were read from the cache
 
     def __len__(self) -> int:
         return len(self.index)
@@ -91,8 +83,8 @@ def features(
         source: images; those of a stream are never kept.
         kind: pooled, (N, C) float32; or map, the flattened last feature map, (N, C h w) float16.
         augment: gives the crop; nothing random is done. None: the whole image.
-        flip: add the features of the mirrored view.
         cache: read and keep; False: neither.
+        flip: add the features of the mirrored view.
         batch_size, workers, precision, max_bad: as in `facessl.embed`.
 
     Raises:
@@ -125,7 +117,6 @@ def features(
 def _blocks(
     backbone: Any, loader: EvalLoader, kind: Kind, flip: bool, precision: str
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Batches and their features (B, D)."""
     device = next(backbone.parameters()).device
     for batch in loader:
         x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
@@ -169,7 +160,6 @@ def _load(file: Path) -> Features | None:
 
 
 def _collected(blocks: Iterator[tuple[Batch, np.ndarray]], loader: EvalLoader) -> Features:
-    """All features, in memory."""
     arrays: list[np.ndarray] = []
     small: dict[str, list[np.ndarray]] = {}
     for batch, block in blocks:

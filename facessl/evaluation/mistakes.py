@@ -11,7 +11,7 @@ import numpy as np
 
 from facessl.core.errors import ConfigError
 from facessl.core.types import IGNORE_INDEX, Sample
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.data.label_fractions import places, usable
 from facessl.data.loader import pixels
 from facessl.data.source import Source, open_source
@@ -27,38 +27,24 @@ _LOW, _HIGH, _GAP = prediction_pictures.READABLE, 480, 12
 
 @dataclass(frozen=True)
 class Mistakes:
-    """The worst answers of a trained task on a source.
+    """The worst answers of a trained task on a source."""
 
-    Attributes:
-        trained: the task.
-        source: the images; `Example.index` points into it.
-        scores: of all images (`Meter.result`, and `skipped`).
-        worst: wrong answers, the worst first: the most confident ones (expression, attributes, verification), or the
-            images with the largest error (alignment, parsing). Of attributes the worst of each attribute, in their
-            order. Empty where a plug-in's meter has no `examples`.
-        typical: answers spread evenly over the source, right or wrong.
-        precision: of the forward pass.
-    """
-
-    trained: Trained
-    source: Source
-    scores: dict[str, Any]
+    trained: Trained  # the task
+    source: Source  # the images; `Example.index` points into it
+    scores: dict[str, Any]  # of all images (`Meter.result`, and `skipped`)
+    # Wrong answers, the worst first: the most confident ones (expression, attributes, verification), or the images with
+    # the largest error (alignment, parsing). Of attributes the worst of each attribute, in their order. Empty where a
+    # plug-in's meter has no `examples`.
     worst: list[Example]
-    typical: list[Example]
-    precision: str = "fp32"
+    typical: list[Example]  # answers spread evenly over the source, right or wrong
+    precision: str = "fp32"  # of the forward pass
 
     def picture(self, example: Example, *, panel: bool = True) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the part of the image that the task sees, with what it predicts drawn on it.
 
         Landmarks and masks of the labels are drawn on the same part to its right. Of a pair both images are shown, as
-        they are. Only the image of this example is computed again.
-
-        Args:
-            example: one of `worst` or `typical`.
-            panel: to the right of all, name the colors of a mask, or list the attributes that were predicted.
-
-        Raises:
-            DataError: the image can no longer be read.
+        they are. `panel`: to the right of all, name the colors of a mask, or list the attributes that were predicted.
+        DataError: the image can no longer be read.
         """
         shown = [_Shown.of(self.trained, self.source[index]) for index in example.index]
         if len(shown) > 1:
@@ -96,10 +82,7 @@ def find_mistakes(
         trained: from `facessl.inference.trained_task.load_trained`; computed on the device its weights are on.
         source: images with the labels of the task, of verification with pairs.
         count: mistakes, at most; of attributes of each one. Also the number of typical answers.
-        batch_size: images per forward pass.
-        workers: loader processes; 0: none.
-        precision: fp32, bf16 or fp16.
-        max_bad: fraction of unreadable images above which it stops.
+        batch_size, workers, precision, max_bad: as in `facessl.embed`.
         train: training images, whose mean shape or most frequent class of each pixel is scored as well
             (`scores["constant"]`).
 
@@ -119,7 +102,7 @@ def find_mistakes(
         opened,
         trained.augment,
         image_size=trained.image_size,
-        beside=None if train is None else constant(task, train, trained.augment, image_size=trained.image_size),
+        baseline=None if train is None else constant(task, train, trained.augment, image_size=trained.image_size),
         batch_size=batch_size,
         workers=workers,
         precision=precision,
@@ -129,12 +112,12 @@ def find_mistakes(
     worst = [] if answers is None else ranked(answers.badness, count, answers.kinds)
     typical = [] if answers is None else spread(len(answers.badness), count)
 
-    def told(position: int) -> Example:
+    def example(position: int) -> Example:
         assert answers is not None
         found = answers.example(position)
         return replace(found, keys=tuple(opened.key(index) for index in found.index))
 
-    return Mistakes(trained, opened, scores, [told(i) for i in worst], [told(i) for i in typical], precision)
+    return Mistakes(trained, opened, scores, [example(i) for i in worst], [example(i) for i in typical], precision)
 
 
 def ranked(badness: np.ndarray, count: int, kinds: np.ndarray | None = None) -> list[int]:
@@ -203,7 +186,7 @@ class _Shown:
 
 
 def _label(source: Source, sample: Sample, predicted: Mapping[str, Any]) -> dict[str, Any]:
-    """The label of what was predicted, where it takes a picture to show: as `prediction_pictures.draw` takes it."""
+    """The label as `prediction_pictures.draw` takes it, of tasks whose answer it takes a picture to show."""
     if "landmarks" in predicted and sample.landmarks is not None:
         known = np.ones(len(sample.landmarks), bool) if sample.visible is None else sample.visible > 0
         layout = predicted.get("layout") if known.all() else None
@@ -217,7 +200,6 @@ def _label(source: Source, sample: Sample, predicted: Mapping[str, Any]) -> dict
 
 
 def _beside(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures from left to right on white, at the height of the tallest."""
     tallest = max(picture.shape[0] for picture in pictures)
     columns: list[np.ndarray] = []
     for picture in pictures:

@@ -1,7 +1,5 @@
 """Scores of a task on a labeled source, by the meter that the task brings."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -32,21 +30,19 @@ def measure(
     workers: int = 0,
     precision: str = "fp32",
     max_bad: float = 1,
-    beside: Constant | None = None,
+    baseline: Constant | None = None,
 ) -> tuple[Meter, dict[str, Any]]:
     """The meter of a task with the answers on a source, and its scores in the stored images' coordinates.
 
     Args:
-        task: any task; its mode is put back afterwards.
-        source: labeled images.
         augment: gives the crop; nothing random is done.
         image_size: side of the views in pixels.
         batch_size, workers, precision, max_bad: as in `facessl.embed`.
-        beside: an answer that is scored on the same images.
+        baseline: an answer that is scored on the same images.
 
     Returns:
         The meter, and its `result` with `skipped`, the number of images that could not be read, and with `constant`
-        where there is a `beside` (`Constant.result`).
+        where there is a `baseline` (`Constant.result`).
 
     Raises:
         DataError: no image could be read.
@@ -65,15 +61,15 @@ def measure(
         with evaluating(task), autocast(device, precision):
             found: dict[str, Tensor] = task.predict(x)
         meter.add(found, batch)
-        if beside and beside.answer.keys() == found.keys():  # a plug-in may predict something else
+        if baseline and baseline.answer.keys() == found.keys():  # a plug-in may predict something else
             other = other or task.meter(source, augment)
-            other.add(beside.repeated(len(batch)), batch)
+            other.add(baseline.repeated(len(batch)), batch)
         seen += len(batch)
     if not seen:
         first = ": ".join(loader.skipped[0]) if loader.skipped else "it has none"
         raise DataError(f"no image that was to be scored could be read (the first: {first}): correct the paths")
     result: dict[str, Any] = {**meter.result(), "skipped": len(loader.skipped)}
     check_result(result, task)
-    if beside and other:
-        result["constant"] = beside.result(other)
+    if baseline and other:
+        result["constant"] = baseline.result(other)
     return meter, result

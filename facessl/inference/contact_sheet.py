@@ -1,7 +1,5 @@
 """Small pictures of many images: thumbnails, and sheets of them with words below."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Sequence
@@ -33,10 +31,9 @@ class Cell(NamedTuple):
 
 
 def thumbnails(paths: Sequence[str], side: int) -> list[Image.Image]:
-    """Squares of `side` pixels, each with a whole image in its middle; gray with a word where it cannot be read.
+    """Squares of `side` pixels, each with the whole image in its middle; gray with a word where it cannot be read.
 
-    Args:
-        paths: of image files, or of a tar followed by the name of a member.
+    `paths` name image files, or a tar followed by the name of a member.
     """
     packed = _packed(paths)
     with ThreadPoolExecutor(environment.cores()) as pool:
@@ -86,13 +83,7 @@ def _thumbnail(path: str, side: int, packed: tuple[str, Member] | None) -> Image
 
 
 def sheet(cells: Sequence[Cell], *, title: str = "", columns: int = 8, side: int = 128) -> np.ndarray:
-    """(H, W, 3) uint8: the images of the cells on white, row by row, with their words below and a title above.
-
-    Args:
-        cells: at least one.
-        columns: images per row, at most.
-        side: of an image in pixels.
-    """
+    """(H, W, 3) uint8: the cells' images, `side` pixels each, in rows on white, with their words below and a title."""
     letters, line = font(_LETTER), round(1.4 * _LETTER)
     columns = min(columns, len(cells))
     head = 2 * line if title else 0
@@ -113,7 +104,6 @@ def sheet(cells: Sequence[Cell], *, title: str = "", columns: int = 8, side: int
 
 
 def _fitting(words: str, width: int) -> str:
-    """The text, without its middle where it is wider than so many pixels."""
     words = "".join(letter if letter.isprintable() else "?" for letter in printable(words))
     letters, kept = font(_LETTER), len(words)
     words = words if kept <= width else words[: width // 2] + words[-(width // 2) :]  # a letter is wider than a pixel

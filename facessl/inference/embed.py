@@ -1,11 +1,8 @@
 """Using a trained backbone: embeddings of a source. `embedding_files` writes and reads their files."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from facessl.core.errors import DataError
 from facessl.core.types import Batch
 from facessl.data.loader import EvalLoader, OneView
 from facessl.data.source import Source, open_source
+from facessl.inference.embedding_files import Embeddings, example
 from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast, evaluating
@@ -26,40 +24,10 @@ from facessl.views.geometric import resize
 from facessl.views.normalize import normalize
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """Embeddings of N images that could be read, in the order of their source.
-
-    Attributes:
-        array: (N, C) float32.
-        keys: what a person finds each image by.
-        index: (N,) int64 positions in the source.
-        labels: (N,) int64 class indices; None where the source has none.
-        label_names: class names by index; empty where there are none.
-        skipped: (key, reason) of images that could not be read.
-        network: what made them (`network_id`); empty where that is not known.
-    """
-
-    array: np.ndarray
-    keys: list[str]
-    index: np.ndarray
-    labels: np.ndarray | None = None
-    label_names: tuple[str, ...] = ()
-    skipped: tuple[tuple[str, str], ...] = ()
-    network: str = ""
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
 def load_embedder(run: str | Path) -> Backbone | Embedder:
     """What `facessl embed` runs: the embedding that a run of verification was trained for, else the run's backbone.
 
-    Args:
-        run: run folder, checkpoint, exported backbone or `timm:NAME`.
-
-    Raises:
-        CheckpointError: as for `load_backbone`.
+    Arguments and errors as for `facessl.load_backbone`.
     """
     if "task" in weight_files(run):
         with contextlib.suppress(KeyError):  # a task without an embedding of its own
@@ -87,9 +55,8 @@ def embedding_batches(
 ) -> Iterator[Embeddings]:
     """Embeddings batch by batch, so that a source of any size fits in memory. Arguments as for `embed`.
 
-    An item may hold no image: the last one, which carries what was skipped after the last full batch, and any one of
-    `batches`, the positions of each batch where they are given. The results of a batch are asked for when the next one
-    is already on its way to a GPU, so that it need not wait for them. `network` is `network_id`, where it is known.
+    An item may hold no image: the last one, with what was skipped at the end, and any one of `batches` (the positions
+    of each batch). The results of a batch are asked for when the next one is on its way to a GPU.
     """
     device = next(backbone.parameters()).device
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
@@ -115,7 +82,6 @@ def embedding_batches(
 
 
 def _fetched(source: Source, network: str, batch: Batch, z: Tensor) -> Embeddings:
-    """One batch with its embeddings (B, C) brought to the host."""
     array = z.float().cpu().numpy()
     if not (finite := np.isfinite(array).all(1)).all():
         raise DataError(
@@ -135,7 +101,7 @@ def _fetched(source: Source, network: str, batch: Batch, z: Tensor) -> Embedding
 
 def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: Any) -> Embeddings:
     """Embeddings of every readable image of a source, with keys and labels. Arguments as for `embed`."""
-    opened = open_source(source) if isinstance(source, str) else source
+    opened = open_source(source)
     parts = list(embedding_batches(backbone, opened, **options))
     skipped = tuple(pair for part in parts for pair in part.skipped)
     parts = [part for part in parts if len(part)]
@@ -152,11 +118,6 @@ def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: A
         skipped=skipped,
         network=parts[0].network,
     )
-
-
-def example(skipped: Sequence[tuple[str, str]]) -> str:
-    """The first of the images that could not be read, for the end of a sentence."""
-    return f" (the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
 
 
 def embed(

@@ -1,7 +1,5 @@
 """A source -> its file of embeddings, by one process or several ranks; a stopped command goes on where it was."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools
@@ -11,7 +9,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from facessl.core.blocks import Blocks, Found, Record, record
+from facessl.core.blocks import Blocks, Record, RecordWithData, record
 from facessl.core.distributed import gathered, world_size
 from facessl.core.errors import ConfigError
 from facessl.core.files import check_ending
@@ -19,8 +17,8 @@ from facessl.core.lock import only_writer
 from facessl.core.schema import misfit
 from facessl.data.loader import check_skipped, readable
 from facessl.data.source import Source
-from facessl.inference.embed import Embeddings, embedding_batches, network_id
-from facessl.inference.embedding_files import ENDINGS, write_embeddings, write_locked
+from facessl.inference.embed import embedding_batches, network_id
+from facessl.inference.embedding_files import ENDINGS, Embeddings, write_embeddings, write_locked
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
@@ -47,15 +45,14 @@ def embed_to_file(
 
     Args:
         path: as for `write_embeddings`; every rank sees its folder.
-        backbone, source, batch_size, workers, precision, max_bad: as for `facessl.embed`.
         progress: called with numbers of images of this rank, done and in total; not for a stream.
+        backbone, source, batch_size, workers, precision, max_bad: as for `facessl.embed`, errors too.
 
     Returns:
         Rows written and (key, reason) of the images that were skipped; None on the ranks that ended before the last.
 
     Raises:
         ConfigError: the source is a stream and there are several ranks, or another process writes the file.
-        DataError: more than `max_bad` of the images cannot be read, or a file cannot be written.
     """
     check_ending(path, "embeddings", ENDINGS)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
@@ -66,7 +63,7 @@ def embed_to_file(
     network, width = network_id(backbone, precision), backbone.num_features
     labeled, classes = "label" in source.provides, len(source.label_names) or 1 << 63
 
-    def compute(batches: Iterator[Sequence[int]]) -> Iterator[list[Found]]:
+    def compute(batches: Iterator[Sequence[int]]) -> Iterator[list[RecordWithData]]:
         asked, given = itertools.tee(batches)
         found = embedding_batches(backbone, source, max_bad=max_bad, batches=given, network=network, **options)
         for part, positions in zip(found, asked, strict=False):
@@ -101,7 +98,9 @@ def embed_to_file(
             return None if records is None else write_locked(path, _rows(records, source, width, network, max_bad))
 
 
-def _rows(records: Iterator[Found], source: Source, width: int, network: str, max_bad: float) -> Iterator[Embeddings]:
+def _rows(
+    records: Iterator[RecordWithData], source: Source, width: int, network: str, max_bad: float
+) -> Iterator[Embeddings]:
     """The batches of all blocks. DataError where more than `max_bad` of the images could not be read."""
     skipped = 0
     for found, (data,) in records:

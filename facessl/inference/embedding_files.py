@@ -16,7 +16,8 @@ import io
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +30,6 @@ import pyarrow.parquet as pq
 from facessl.core import files, tables
 from facessl.core.errors import DataError
 from facessl.core.lock import only_writer
-from facessl.inference.embed import Embeddings, example
 
 #: Rows of a row group of a Parquet file, at least.
 ROWS = 2048
@@ -44,14 +44,41 @@ _COLUMNS = (*_TEXTS, "label", "embedding")
 _FACTOR, _ALWAYS = 32, 64 << 20
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of N images that could be read, in the order of their source.
+
+    Attributes:
+        array: (N, C) float32.
+        keys: what a person finds each image by.
+        index: (N,) int64 positions in the source.
+        labels: (N,) int64 class indices; None where the source has none.
+        label_names: class names by index; empty where there are none.
+        skipped: (key, reason) of images that could not be read.
+        network: what made them (`network_id`); empty where that is not known.
+    """
+
+    array: np.ndarray
+    keys: list[str]
+    index: np.ndarray
+    labels: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    network: str = ""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def example(skipped: Sequence[tuple[str, str]]) -> str:
+    """The first of the images that could not be read, for the end of a sentence."""
+    return f" (the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+
+
 def write_embeddings(path: str | Path, rows: Embeddings | Iterable[Embeddings]) -> tuple[int, list[tuple[str, str]]]:
-    """Write embeddings as the ending of `path` says; the file appears only when it is complete.
+    """Write embeddings (all, or batches of them) as the ending .parquet, .npy or .csv of `path` says.
 
     Memory holds one row group (`ROWS` rows) at a time.
-
-    Args:
-        path: file ending in .parquet, .npy or .csv; its folder is made.
-        rows: all embeddings, or batches of them from `embedding_batches`.
 
     Returns:
         Number of rows written, and (key, reason) of the images that were skipped.
@@ -125,12 +152,10 @@ def _writer(path: Path, schema: pa.Schema, stack: contextlib.ExitStack) -> Calla
 
 
 def _names(path: Path) -> Path:
-    """The table beside an .npy file."""
     return path.with_suffix(".names.csv")
 
 
 def _wide(rows: pa.Table) -> pa.Table:
-    """A table with a column for each number of the embedding."""
     array = array_of(rows["embedding"])
     columns = {name: rows[name] for name in rows.column_names if name != "embedding"}
     return pa.table(columns | {f"e{i}": pa.array(values) for i, values in enumerate(np.ascontiguousarray(array.T))})

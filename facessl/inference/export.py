@@ -6,8 +6,6 @@
 are normalized RGB images (B, 3, S, S) float32 with any B; the card and `config.json` say how they are made.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -30,12 +28,13 @@ from facessl.core.lock import only_writer
 from facessl.core.schema import read_json, to_json
 from facessl.data.loader import pixels
 from facessl.data.source import open_source
-from facessl.inference.model_card import Results, model_card
+from facessl.inference.model_card import model_card
 from facessl.inference.trained_task import Trained, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import evaluating
 from facessl.pretrained.convert import card_of
 from facessl.pretrained.load import open_backbone, weight_files
+from facessl.tasks.base import Results
 
 FORMATS = ("onnx", "timm", "hf")
 #: What `model.json` says it is.
@@ -50,23 +49,14 @@ _FILES = ("README.md", "model.onnx.data", "model.json", "model.onnx", "model.saf
 
 @dataclass
 class Network:
-    """What is exported.
+    """What is exported."""
 
-    Attributes:
-        module: in evaluation mode, on the CPU.
-        predict: normalized images (B, 3, S, S) -> outputs by name.
-        outputs: what `predict` returns, in words.
-        backbone: of the module.
-        card: what the run says about it.
-        task: where it is one.
-    """
-
-    module: nn.Module
-    predict: Callable[[Tensor], dict[str, Tensor]]
-    outputs: str
+    module: nn.Module  # in evaluation mode, on the CPU
+    predict: Callable[[Tensor], dict[str, Tensor]]  # normalized images (B, 3, S, S) -> outputs by name
+    outputs: str  # what `predict` returns, in words
     backbone: Backbone
-    card: Mapping[str, Any]
-    task: Trained | None = None
+    card: Mapping[str, Any]  # what the run says about it
+    task: Trained | None = None  # where it is one
 
 
 def export(run: str | Path, out: str | Path, *, format: str = "onnx", overwrite: bool = False) -> dict[str, Any]:
@@ -98,7 +88,8 @@ def export(run: str | Path, out: str | Path, *, format: str = "onnx", overwrite:
         files.remove_temporaries(out)
         _check_replaceable(out, overwrite)
         network = _opened(Path(run), with_task=format == "onnx")
-        images = _faces(network.backbone)
+        faces = open_source(f"synthetic:?n=3&size={max(network.backbone.image_size, 32)}")
+        images = network.backbone.preprocess([pixels(faces[index]) for index in range(len(faces))])
         with evaluating(network.module):
             expected = {name: value.float() for name, value in network.predict(images).items()}
         folder = stack.enter_context(_completed_folder(out))
@@ -138,7 +129,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
         return told | {"face": "one cropped face, as in the training images"}
     augment, framing = network.task.augment, network.task.card.get("framing") or {}
     if augment.crop == "five_points":
-        template = f"template {augment.template} of facessl.data.crop_geometry"
+        template = f"template {augment.template} of facessl.data.frame"
         face = f"turned, so that the five points come to the {template}"
     elif augment.crop == "box":
         face = f"the square around its box, {augment.crop_scale:g} times the longer side"
@@ -149,7 +140,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
         )
     else:
         face = "one cropped face, as in the training images"
-    warp = f"; FaRL's warp {augment.warp:g} (facessl.data.crop_geometry.Frame) follows" if augment.warp else ""
+    warp = f"; FaRL's warp {augment.warp:g} (facessl.data.frame.Frame) follows" if augment.warp else ""
     crop = {name: getattr(augment, name) for name in ("crop", "crop_scale", "template", "warp", "border")}
     return told | {"face": face + warp, "crop": crop}
 
@@ -168,12 +159,6 @@ def _opened(run: Path, *, with_task: bool) -> Network:
 
     outputs = "(B, 3, S, S) normalized -> features (B, C), pooled, and map (B, C, h, w)."
     return Network(backbone, predict, outputs, backbone, card_of(run, backbone, origin))
-
-
-def _faces(backbone: Backbone) -> Tensor:
-    """(3, 3, S, S) normalized random faces."""
-    source = open_source(f"synthetic:?n=3&size={max(backbone.image_size, 32)}")
-    return backbone.preprocess([pixels(source[index]) for index in range(len(source))])
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
@@ -198,7 +183,7 @@ class _Positional(nn.Module):
 
 
 def _write_onnx(network: Network, names: list[str], images: Tensor, folder: Path) -> dict[str, Tensor]:
-    """Write `model.onnx` and `model.json`; returns ONNX Runtime's outputs, in batches of one and two."""
+    """Returns ONNX Runtime's outputs, in batches of one and two."""
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -248,7 +233,7 @@ def _write_onnx(network: Network, names: list[str], images: Tensor, folder: Path
 
 
 def _write_timm(backbone: Backbone, card: Mapping[str, Any], images: Tensor, folder: Path) -> dict[str, Tensor]:
-    """Write `config.json` and `model.safetensors`; returns the features that timm makes with them."""
+    """Returns the features that timm makes with the files."""
     if not timm.model_entrypoint(backbone.name).__module__.startswith("timm."):
         raise ConfigError(f"{backbone.name} is a network of facessl, which timm does not have: use --format onnx")
     size = backbone.image_size
@@ -309,10 +294,7 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _completed_folder(out: Path) -> Iterator[Path]:
-    """A folder in `out`, whose files replace those of an earlier export where the block ends without an error.
-
-    The files are moved, not the folder: `out` may be mounted, and then cannot be replaced.
-    """
+    """A folder in `out` whose files replace an earlier export at the end, one by one, as `out` may be mounted."""
     new, old = files.temporary_beside(out / "new"), files.temporary_beside(out / "old")
     try:
         new.mkdir()

@@ -1,7 +1,5 @@
 """How the training images frame their faces, so that `predict` shows a model photos as it was trained on."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -21,8 +19,8 @@ _SMALLEST = 0.2
 def measure(source: Source) -> dict[str, Any]:
     """Where the default detector finds the faces of images spread over a source: medians over those with a face.
 
-    On 50 images each, margin and lift are 1.03 and 0.12 for RAF-DB's aligned images (47 with a face), 1.12 and 0.08 for
-    UTKFace's (50), 1.67 and 0.24 for CelebAMask-HQ (50), 2.10 and 0.31 for CelebA's aligned ones (50).
+    Margin and lift are 1.03 and 0.12 for RAF-DB's aligned images, 1.12 and 0.08 for UTKFace's, 1.67 and 0.24 for
+    CelebAMask-HQ, 2.10 and 0.31 for CelebA's aligned ones (50 images each).
 
     Returns:
         `faces` and `images`, their numbers, and where there are `FEWEST` faces `margin`, the side of the image (that of

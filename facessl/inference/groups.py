@@ -1,7 +1,5 @@
 """Groups of similar faces, such as those of one identity: HDBSCAN, a contact sheet of each, and a table."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from dataclasses import dataclass
@@ -9,13 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from sklearn.cluster import HDBSCAN
 
 from facessl.core import files, tables
 from facessl.core.errors import ConfigError
 from facessl.inference.contact_sheet import Cell, sheet
-from facessl.inference.embed import Embeddings
-from facessl.inference.embedding_files import read_embeddings
+from facessl.inference.embedding_files import Embeddings, read_embeddings
 from facessl.inference.neighbors import l2_normalize
 
 Metric = Literal["cosine", "euclidean"]
@@ -67,6 +63,8 @@ def group(
         ConfigError: a number out of range.
         DataError: no embeddings there.
     """
+    from sklearn.cluster import HDBSCAN  # takes a second, which `principal_components` does not need
+
     if min_cluster_size < 2:
         raise ConfigError(f"min_cluster_size = {min_cluster_size} is out of range: give a number from 2")
     if pca_components is not None and pca_components < 1:
@@ -95,14 +93,11 @@ def _by_size(labels: np.ndarray) -> np.ndarray:
 
 
 def principal_components(array: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Centered rows (N, C) in their `count` directions of the largest variance.
+    """Centered rows (N, C) in the `count` directions of the largest variance. ConfigError: N and C are too large.
 
     Returns:
         (N, count) float32, the largest first, each with its largest entry of a direction positive; zeros beyond the
         C-th; and the fraction of the variance that they hold.
-
-    Raises:
-        ConfigError: both N and C are too large for it.
     """
     if min(array.shape) > _WIDEST:
         raise ConfigError(
@@ -134,12 +129,9 @@ def check_folder(out: Path, faces: int = 0) -> None:
 
 
 def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> int:
-    """Write `groups.csv` (path, group, probability) and a sheet of each group, `group-000.jpg` and so on.
-
-    Those that an earlier call wrote there are replaced.
+    """Write `groups.csv` (path, group, probability) and a sheet of each group, `group-000.jpg` and so on, to `out`.
 
     Args:
-        out: folder, made where it is missing.
         faces: images of a sheet at most, those with the highest membership probability; 0 writes no sheets.
 
     Returns:

@@ -1,11 +1,9 @@
 """README.md of an exported model: what is known of it, and what its owner has to fill in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
-from facessl.tasks.base import Scores
+from facessl.tasks.base import Results, Scores
 
 #: How a product uses each format.
 _USE = {
@@ -70,23 +68,10 @@ that training began with.
 """
 
 
-class Results(TypedDict):
-    """What is read of `results.json`."""
-
-    test: Scores
-
-
 def model_card(
     card: Mapping[str, Any], preprocessing: Mapping[str, Any], format: str, results: Results | None = None
 ) -> str:
-    """The page as Markdown.
-
-    Args:
-        card: of the run: network, data, method or task, steps, commit.
-        preprocessing: how the input is made.
-        format: onnx, timm or hf.
-        results: of a run of `facessl finetune`.
-    """
+    """The page as Markdown, of a run's `card`, how its input is made, and the results of `facessl finetune`."""
     task, settings = card.get("task"), dict(card.get("task") or card.get("method") or {})
     name = settings.pop("name", "an unknown method")
     facts = {

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.face_crop import face_crop
-from facessl.data.loader import pixels
 from facessl.data.sources.folder import Folder
-from facessl.inference.embed import Embeddings, embeddings, load_embedder, network_id
-from facessl.inference.embedding_files import read_embeddings
-from facessl.inference.trained_task import Embedder
-from facessl.models.backbone import Backbone
+from facessl.inference.embedding_files import Embeddings, read_embeddings
+
+if TYPE_CHECKING:
+    from facessl.inference.trained_task import Embedder
+    from facessl.models.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,14 @@ def search(
         ConfigError: `k` is below 1, or another network made the embeddings.
         CheckpointError, DataError: no network, embeddings or readable photo there, or no face to crop.
     """
+    from facessl.inference.embed import embeddings, load_embedder, network_id  # torch and timm, seconds
+
     if k < 1:
         raise ConfigError(f"k = {k} is out of range: give a number from 1")
     check_photo(photo)
     file = "the file of embeddings" if isinstance(among, Embeddings) else str(among)
     rows = among if isinstance(among, Embeddings) else read_embeddings(among)
-    network = run if isinstance(run, Backbone | Embedder) else load_embedder(run)
+    network = load_embedder(run) if isinstance(run, str | Path) else run
     precision, _, made_by = rows.network.partition(":")
     if not made_by:
         raise ConfigError(f"{file} does not say which network made it: write it with `facessl embed`")
@@ -90,8 +92,11 @@ class _Face(Folder):
         super().__init__(photo, cache=False)
 
     def __getitem__(self, index: int) -> Sample:
+        from facessl.data.detect import largest_face
+        from facessl.data.loader import pixels
+
         sample = super().__getitem__(index)
-        crop = face_crop(pixels(sample))
+        crop = largest_face(pixels(sample))
         if crop is None:
             raise DataError(f"no face found in {sample.key}: name a photo of one, or search without crop")
         return replace(sample, image=crop)

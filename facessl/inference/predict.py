@@ -14,8 +14,6 @@ All coordinates are pixels of the upright photo (EXIF rotation applied), with th
 `score`, `five_points` where the detector has them, and what `Task.describe` says; `mask` is the name of its file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import glob
@@ -38,9 +36,9 @@ from facessl.core.files import completed, inside, write_picture
 from facessl.core.lock import only_writer
 from facessl.core.tables import printable
 from facessl.core.types import Sample
-from facessl.data.crop_geometry import Frame, from_box
 from facessl.data.decode import ImageError, decode, read_file
 from facessl.data.detect import Face, detect, load_detector
+from facessl.data.frame import Frame, from_box
 from facessl.data.loader import check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures
@@ -80,7 +78,7 @@ class Prediction:
 class _Photo:
     """A decoded photo whose faces wait for their batch."""
 
-    found: Prediction
+    prediction: Prediction
     name: str
     image: np.ndarray
     faces: Sequence[Face]
@@ -256,7 +254,7 @@ def _free(name: str, photo: str, out: Path, taken: set[str], inputs: set[str], o
 
 def _groups(
     trained: Trained,
-    found: Sequence[Prediction],
+    predictions: Sequence[Prediction],
     names: Sequence[str],
     find: Detector | None,
     cut: Callable[..., Frame],
@@ -266,14 +264,14 @@ def _groups(
 ) -> Iterator[list[_Photo]]:
     """Readable photos, together until they fill a batch of faces; without any face a photo still comes along."""
     group: list[_Photo] = []
-    for photo, name in zip(found, names, strict=True):
+    for photo, name in zip(predictions, names, strict=True):
         if not photo.read:
             continue
         try:
             image = decode(read_file(photo.photo), key=photo.photo)
         except ImageError as error:
             photo.read, photo.note = False, str(error)
-            bad = sum(not one.read for one in found)
+            bad = sum(not one.read for one in predictions)
             if bad < total:  # where none can be read, the caller says so
                 check_skipped(bad, total, max_bad, (error.key, error.reason))
             continue
@@ -295,7 +293,6 @@ def _groups(
 
 
 def _raw(trained: Trained, group: Sequence[_Photo], batch_size: int, precision: str) -> dict[str, np.ndarray]:
-    """`Trained.predict` of all faces of a group, one row each."""
     pairs = [(photo.image, frame) for photo in group for frame in photo.frames]
     parts = []
     for start in range(0, len(pairs), batch_size):
@@ -305,7 +302,6 @@ def _raw(trained: Trained, group: Sequence[_Photo], batch_size: int, precision: 
 
 
 def _face(face: Face) -> dict[str, Any]:
-    """Where the face is, as plain values."""
     told: dict[str, Any] = {"box": _rounded(face.box)}
     known = face.score is not None and math.isfinite(face.score)  # a detector of the user's may have none
     told["score"] = round(float(face.score), 4) if known else None
@@ -325,25 +321,25 @@ def _write(
     photo: _Photo, described: Sequence[dict[str, Any]], out: Path, task: str, *, draw: bool, framed: bool
 ) -> None:
     """JSON, masks and picture of one photo; fills in its `Prediction`."""
-    found = photo.found
+    prediction = photo.prediction
     masks: dict[Path, Image.Image] = {}
     for number, face in enumerate(described, 1):
-        found.faces.append(dict(face))
+        prediction.faces.append(dict(face))
         if "mask" in face:
             file = out / f"{photo.name}.mask{f'-{number}' if number > 1 else ''}.png"
             masks[file] = Image.fromarray(face["mask"].astype(np.uint8))
             masks[file].putpalette(
                 np.asarray(prediction_pictures.class_colors(len(face["classes"])), np.uint8).tobytes()
             )
-            found.faces[-1]["mask"] = file.name
+            prediction.faces[-1]["mask"] = file.name
     content = {
         "format": FORMAT,
-        "photo": printable(found.photo),
+        "photo": printable(prediction.photo),
         "task": task,
         "width": photo.image.shape[1],
         "height": photo.image.shape[0],
-        "note": found.note,
-        "faces": found.faces,
+        "note": prediction.note,
+        "faces": prediction.faces,
     }
     head, picture = inside(out, f"{photo.name}.json"), out / f"{photo.name}.png"
     # First, so that after an interruption the other files are known to belong to this photo.
@@ -352,9 +348,9 @@ def _write(
     for file, mask in masks.items():
         with completed(file) as partial:
             mask.save(partial, format="PNG")
-    found.files = [head, *masks]
+    prediction.files = [head, *masks]
     if draw:
         write_picture(
             picture, prediction_pictures.draw(photo.image, [{**face, "framed": framed} for face in described])
         )
-        found.files.append(picture)
+        prediction.files.append(picture)

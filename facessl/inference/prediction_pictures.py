@@ -1,7 +1,5 @@
 """Predictions on a photo: points joined along the parts of a face, tinted classes, a label with its bar, lists."""
 
-from __future__ import annotations
-
 import colorsys
 import functools
 import math
@@ -37,7 +35,6 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]], *, panel: bool =
             (whether the box is shown); `landmarks` [[x, y], ...] and `layout`, the name of their order or None;
             `mask` (H, W) uint8 and `classes`, names by class; `label` and `probabilities`, name -> probability;
             `attributes`, name -> probability, of which those above 0.5 are listed.
-        panel: see below.
 
     Returns:
         (H', W', 3) uint8 RGB: the photo, enlarged by a whole number below `READABLE` pixels, and with `panel` what
@@ -100,7 +97,6 @@ def overlay(
 
 
 def _moved(pixels: Any, factor: int) -> np.ndarray:
-    """Coordinates, a box as its two corners (2, 2) or points (K, 2), in the enlarged picture."""
     return (np.asarray(pixels, np.float64).reshape(-1, 2) + 0.5) * factor - 0.5
 
 
@@ -111,7 +107,6 @@ def _fixed(points: np.ndarray) -> np.ndarray:
 
 
 def _lines(canvas: np.ndarray, lines: Sequence[np.ndarray], thickness: int, *, closed: bool = False) -> None:
-    """Light lines with a dark outline, in place; all outlines lie below all lines."""
     fixed = [_fixed(line) for line in lines]
     for color, width in ((_DARK, thickness + min(thickness, 2)), (_LINE, thickness)):
         cv2.polylines(canvas, fixed, closed, color, width, cv2.LINE_AA, _FRACTION)
@@ -159,12 +154,11 @@ def _tag(picture: Image.Image, face: Mapping[str, Any], box: np.ndarray, number:
 
 
 def _letter(picture: Image.Image) -> float:
-    """Height of the panel's letters in pixels."""
     return max(13.0, min(picture.size) / 24)
 
 
 def _panel_rows(faces: Sequence[Mapping[str, Any]]) -> list[tuple[Color | None, str]]:
-    """(color of a swatch or None, words) of the panel's lines."""
+    """(color of a swatch or None, words) of each line."""
     rows: list[tuple[Color | None, str]] = []
     masked = [face for face in faces if "mask" in face]
     if masked:

@@ -1,7 +1,5 @@
 """The regions that a method found: heatmaps of images, and pictures of them."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -117,7 +115,7 @@ def write_regions(path: Path, method: nn.Module, source: Source | str, *, count:
         ConfigError: the method has no regions.
         DataError: no image can be read.
     """
-    opened = open_source(source) if isinstance(source, str) else source
+    opened = open_source(source)
     backbone: Any = method.backbone
     images = sample_images(opened, count=count, size=backbone.image_size, seed=seed)
     maps = heatmaps(method, images)
@@ -127,8 +125,8 @@ def write_regions(path: Path, method: nn.Module, source: Source | str, *, count:
 def region_picture(images: np.ndarray, maps: Tensor, *, max_regions: int = 16) -> np.ndarray:
     """A grid: each image, its N heatmaps on one common color scale, and its arg-max regions.
 
-    The scale runs from 0 to the largest value, but at least to twice the uniform 1/N: regions that have
-    not come alive look as flat as they are. The arg-max shows which region is ahead, be it by a hair.
+    The scale runs from 0 to the largest value, but at least to twice the uniform 1/N, so that regions that have not
+    come alive look flat.
 
     Args:
         images: (B, S, S, 3) uint8; S is the side of a cell in pixels.

@@ -1,7 +1,5 @@
 """A task that has been trained: its file, and what it predicts for images."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -17,7 +15,7 @@ from facessl.config.run import to_plain
 from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.core.schema import check
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.models.forward import autocast, evaluating
 from facessl.models.weights import Card, from_card, load_exactly
 from facessl.pretrained.load import TASK_FORMAT, weight_files
@@ -36,19 +34,12 @@ class TaskCard(Card, total=False):
 
 @dataclass
 class Trained:
-    """A trained task with all that is needed to use it.
+    """A trained task with all that is needed to use it."""
 
-    Attributes:
-        task: the network, in evaluation mode.
-        image_size: side of its views in pixels.
-        augment: its crop.
-        card: what its file says about it.
-    """
-
-    task: Task
-    image_size: int
-    augment: Augment
-    card: dict[str, Any]
+    task: Task  # the network, in evaluation mode
+    image_size: int  # side of its views in pixels
+    augment: Augment  # its crop
+    card: dict[str, Any]  # what its file says about it
 
     @property
     def name(self) -> str:
@@ -62,15 +53,12 @@ class Trained:
         return module
 
     def predict(self, images: list[np.ndarray], frames: list[Frame], *, precision: str = "fp32") -> dict[str, Any]:
-        """Raw predictions of images.
+        """Arrays with one row per image (`Task.predict`), which `Task.describe` turns into the image's own pixels.
 
         Args:
             images: (H, W, 3) uint8 RGB, of any sizes.
             frames: the crop of each.
             precision: fp32, bf16 or fp16.
-
-        Returns:
-            Arrays with one row per image (`Task.predict`); `Task.describe` turns a row into the image's own pixels.
         """
         border = self.augment.border
         views = np.stack([frame.image(image, border) for frame, image in zip(frames, images, strict=True)])
@@ -151,13 +139,8 @@ def card(
 
 
 def load_trained(path: str | Path) -> Trained:
-    """A trained task in evaluation mode.
-
-    Args:
-        path: run folder of `facessl finetune`, or its `model.safetensors` under any name.
-
-    Raises:
-        CheckpointError: there is none, or it is of another kind.
+    """The trained task in a run folder of `facessl finetune`, or in its `model.safetensors` under any name, in
+    evaluation mode. CheckpointError: there is none, or it is of another kind.
     """
     there = weight_files(path)
     if "task" not in there:

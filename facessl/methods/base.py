@@ -1,7 +1,5 @@
 """What a method is. Nothing here is inherited: a method is any `nn.Module` with these members."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from facessl.core.types import Batch, Progress, Step

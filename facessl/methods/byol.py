@@ -1,7 +1,5 @@
 """BYOL (arXiv:2006.07733): an online network predicts the target network's projection of another view."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

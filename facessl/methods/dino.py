@@ -1,7 +1,5 @@
 """DINO (arXiv:2104.14294): every crop predicts what a momentum network, the teacher, says of the global crops."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Distillation of a frozen network: a student learns its pooled embedding and its feature map, without labels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """FaRL (arXiv:2112.03109): faces and their captions contrasted, and hidden patches predicted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """LEWEL (arXiv:2203.14898): the projector's pixels say where to look; aligned and global embeddings are predicted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 

@@ -1,7 +1,5 @@
 """MAE (arXiv:2111.06377): the pixels of hidden patches from the visible ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """MCF (arXiv:2309.03575): masked images reconstructed in a frozen network's features; class tokens contrasted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal

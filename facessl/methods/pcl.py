@@ -1,7 +1,5 @@
 """PCL (arXiv:2211.13490): face-aware and pose features reconstruct a face and its mirror image, each contrasted."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

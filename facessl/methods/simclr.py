@@ -1,7 +1,5 @@
 """SimCLR (arXiv:2002.05709): projections of two views of an image find each other among those of all other images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """SwAV (arXiv:2006.09882): every view of an image predicts the balanced cluster assignment of another view."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

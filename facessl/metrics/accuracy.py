@@ -1,7 +1,5 @@
 """Accuracy of a classifier, overall and per class, macro F1 and confusion, with bootstrap intervals."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Has the representation collapsed? Numbers that need no labels, and the sentences of a report."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -4,8 +4,6 @@ A gap is above 0 even where groups do not differ: read it beside `gap_by_chance`
 the same images to groups stay below.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,7 +82,6 @@ def by_group(
 
 
 def _gap_by_chance(rows: np.ndarray, members: list[np.ndarray], samples: int, seed: int) -> float:
-    """95th percentile of the gap over random assignments to groups of the same sizes."""
     rng = np.random.default_rng((seed, len(members), 1))
     every = np.concatenate(members)
     cuts = np.cumsum([len(of) for of in members])[:-1]

@@ -1,7 +1,5 @@
 """Are the regions alive, and of what kind? Scalars of heatmaps (B, N, h, w) whose values sum to 1 over N."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

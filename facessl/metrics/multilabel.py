@@ -4,8 +4,6 @@ Attributes are unbalanced, so balanced accuracy and average precision stand besi
 accuracy over attributes at sigmoid >= 0.5.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -8,8 +8,6 @@ threshold is taken by Simpson's rule at a step of 1e-4 and divided by the thresh
 Differences: the curve ends at the threshold; rounding takes STAR's on 300W to 0.0501 and FaRL's on AFLW-19 to 0.0701.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +26,7 @@ def nme(
 
     Args:
         predicted, truth: (N, K, 2) points, both in the same pixels.
-        unit: (N,) lengths in the same pixels: `eye_distance`, `box_size` or `box_diagonal`; or one for all.
+        unit: (N,) lengths in the same pixels (`normalizer`); or one for all.
         visible: (N, K), 0 where a point is not annotated and does not count; None: all count.
 
     Returns:
@@ -54,6 +52,24 @@ def nme(
         )
     divisor = np.where(total > 0, total * np.where(total > 0, lengths, 1.0), np.nan)
     return distance.sum(1) / divisor
+
+
+def normalizer(
+    unit: str, truth: np.ndarray, *, eyes: Sequence[int | Sequence[int]] | None, boxes: np.ndarray | None
+) -> np.ndarray:
+    """What errors are divided by, by the name that papers use (`task.unit`): (N,) pixels.
+
+    Args:
+        unit: interocular or interpupil (`eye_distance` of the outer corners, or of the pupils), box (`box_size`), or
+            diag (`box_diagonal`).
+        truth: (N, K, 2) points.
+        eyes: indices of both corners, or of both pupils; box and diag need none.
+        boxes: (N, 4); the others need none.
+    """
+    if eyes is not None:
+        return eye_distance(truth, *eyes)
+    assert boxes is not None
+    return {"box": box_size, "diag": box_diagonal}[unit](boxes)
 
 
 def eye_distance(truth: np.ndarray, first: int | Sequence[int], second: int | Sequence[int]) -> np.ndarray:

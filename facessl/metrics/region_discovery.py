@@ -7,8 +7,6 @@ color, of color and position, a fixed grid, the label map of the mean face (whic
 heatmaps' own grid (which know each image's mask).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

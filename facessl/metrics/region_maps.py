@@ -3,8 +3,6 @@
 Each of the latter is a function images (M, S, S, 3) uint8 -> regions (M, g, g).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

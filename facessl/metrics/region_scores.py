@@ -3,8 +3,6 @@
 A table (R, L) counts pixels by region and by true class. Its scores take tables with any leading axes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

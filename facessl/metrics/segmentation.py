@@ -4,8 +4,6 @@ Source: the released scorer of FaRL (Zheng et al., CVPR 2022): pixels of the who
 pixels, fill one matrix; F1 of a class comes from that matrix, the mean leaves the background out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ Intervals resample pairs. Pairs that share a person are not independent, so the 
 Source: Huang et al., "Labeled Faces in the Wild", 2007 (ten folds; the threshold comes from the other nine).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -97,7 +95,6 @@ def thresholds(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | Non
 def _checked(
     similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The arguments of `verification` as arrays; pairs without folds are dealt to ten."""
     similarity, same = as_array(similarity).astype(np.float64), as_array(same).astype(bool)
     if folds is None:
         folds = np.empty(len(same), np.int64)

@@ -1,7 +1,5 @@
 """timm backbones behind one interface."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os
@@ -136,8 +134,7 @@ class Backbone(nn.Module):
 
         Raises:
             UnknownName: timm has no such model; the nearest name is given.
-            ConfigError: an option that the model does not take, a size it cannot process, a normalization that cannot
-                be, or pre-trained weights that cannot be had.
+            ConfigError: options, size, normalization or pre-trained weights that cannot be had.
         """
         super().__init__()
         settings = pretrained_settings(name)
@@ -230,10 +227,7 @@ class Backbone(nn.Module):
         return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
 
     def checkpoint_activations(self) -> None:
-        """Compute activations inside the blocks again in the backward pass instead of keeping them, in place.
-
-        Running statistics of batch norms are updated once, as without. ConfigError: timm cannot do it for this model.
-        """
+        """Compute activations inside the blocks again in the backward pass. ConfigError: timm cannot for this model."""
         try:
             self.model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):
@@ -300,10 +294,8 @@ class Backbone(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (h, w))  # also where the batch is a symbol (export)
 
     def preprocess(self, images: Iterable[str | Path | Image.Image | np.ndarray] | np.ndarray) -> Tensor:
-        """Paths, PIL images or (H, W, 3) uint8 RGB arrays -> (B, 3, image_size, image_size) float32, as the evaluation
-        of this backbone sees them; one image alone is a batch of one.
-
-        The whole image is resized to the square (no crop), as in FRA's downstream protocol.
+        """Paths, PIL images or (H, W, 3) uint8 RGB arrays -> (B, 3, image_size, image_size) float32, as in evaluation:
+        the whole image is resized to the square. One image alone is a batch of one.
         """
         from facessl.data.decode import to_rgb
         from facessl.views.geometric import resize

@@ -1,7 +1,5 @@
 """Visual tokens of DALL-E's discrete VAE (Ramesh et al., "Zero-shot text-to-image generation", ICML 2021)."""
 
-from __future__ import annotations
-
 import itertools
 from collections import OrderedDict
 from pathlib import Path
@@ -54,10 +52,9 @@ class DVAEEncoder(nn.Module):
 
 
 class VisualTokens:
-    """Tokens of images by a frozen encoder.
+    """Tokens of images by a frozen encoder, whose file is read at the first use (or by `load`).
 
-    Not an `nn.Module`, so that it is in no state dict. The file is read at the first use (or by `load`), so that a
-    trained method can be opened without it.
+    Not an `nn.Module`, so that it is in no state dict.
     """
 
     def __init__(self, path: str, *, vocabulary: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -3,8 +3,6 @@
 Importing this file registers it with timm. Its keys are those of the released checkpoints below `module.encoder.`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from timm.models import register_model

@@ -1,7 +1,5 @@
 """How a network is run outside its training: evaluation mode without gradients, mixed precision by name."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,10 +13,7 @@ from facessl.core.precision import PRECISIONS
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """`module` in evaluation mode without gradients; every sub-module's own mode comes back afterwards.
-
-    Not in inference mode: tensors that a module caches there could not be trained with later.
-    """
+    """`module` in evaluation mode without gradients; every sub-module's own mode comes back afterwards."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:

@@ -1,7 +1,5 @@
 """Decoder of masked autoencoders: visible tokens and mask tokens to pixels of every patch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """A frozen network in whose features reconstructions are compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +17,7 @@ Loader = Callable[[str], Backbone]
 class Teacher:
     """Features of a frozen network after some of its blocks.
 
-    No `nn.Module`: it belongs to no state dict, optimizer or batch-norm conversion. It is read by `load`, before
-    training, so that a trained method can be opened where its teacher is not.
+    No `nn.Module`: it belongs to no state dict, optimizer or batch-norm conversion; `load` reads it before training.
     """
 
     def __init__(
@@ -74,13 +71,9 @@ class Teacher:
         return chosen
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        """Features of images; gradients pass to `x`.
+        """Features of images x (B, 3, S, S), normalized by `mean` and `std`; gradients pass to `x`.
 
-        Args:
-            x: (B, 3, S, S), normalized by `mean` and `std`.
-
-        Returns:
-            one tensor (B, T, C) per block: prefix tokens (class token), then patches; T cells of a map elsewhere.
+        One tensor (B, T, C) per block: prefix tokens (class token), then patches; T cells of a map elsewhere.
         """
         backbone, x = self._placed(x)
         return self._features(backbone, x)

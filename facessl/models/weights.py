@@ -1,7 +1,5 @@
 """Weights from files: tensors compared name by name, and networks built from their cards and names."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import re
@@ -118,9 +116,7 @@ def fit(
 
     Args:
         module: what they must fit; it may be on the meta device.
-        found: tensors of the checkpoint.
         theirs: from our names to the family's.
-        family: for the sentence.
         left_out: pattern of the family's tensors that have no place in `module`.
         own: pattern of our tensors that the family does not have.
         copy: (prefix, other prefix) of tensors that stand twice in the file, see `check_copy`.

@@ -1,7 +1,5 @@
 """Any checkpoint that can be loaded -> `backbone.safetensors` and its card."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From a path to a network: run folders, our checkpoints and exports, and the authors' files."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -34,30 +32,17 @@ TASK_FORMAT = "facessl-task-1"
 
 @dataclass(frozen=True)
 class Origin:
-    """What an authors' file was taken for, or whose the network is.
+    """What an authors' file was taken for, or whose the network is."""
 
-    Attributes:
-        family: module of `facessl/pretrained/families/`.
-        authors: of the file, in words.
-        guessed: what it does not say and nobody gave ("heads", "mean", "std"): in words.
-    """
-
-    family: str
-    authors: str
-    guessed: Mapping[str, str]
+    family: str  # module of `facessl/pretrained/families/`
+    authors: str  # of the file, in words
+    guessed: Mapping[str, str]  # what it does not say and nobody gave ("heads", "mean", "std"): in words
 
 
 def weight_files(run: str | Path) -> dict[str, Path]:
-    """The .safetensors files of a run, of an export for timm or transformers, or of one path, by what they hold.
+    """The .safetensors files of a run, an export for timm or transformers, or of one path, by what they hold.
 
-    Args:
-        run: folder or file, of any name; a network of timm has none.
-
-    Returns:
-        `task`, `backbone` (by the card of facessl in them) or `authors` (no card) -> file.
-
-    Raises:
-        CheckpointError: a damaged file.
+    `task`, `backbone` (by the card of facessl in them) or `authors` (no card) -> file. CheckpointError: damaged.
     """
     path, found = Path(run), {}
     for file in (path / "model.safetensors", path / "backbone.safetensors") if path.is_dir() else (path,):
@@ -106,8 +91,7 @@ def load_method(path: str | Path) -> Method:
         path: run folder, its .ckpt, or an authors' checkpoint of a method this library has.
 
     Raises:
-        CheckpointError: missing, damaged, of no known kind, without a method, or with keys that do not match (they are
-            named).
+        CheckpointError: missing, damaged, of no known kind, without a method, or with keys that do not match.
     """
     if str(path).startswith(TIMM) or Path(path).suffix == ".safetensors":
         raise CheckpointError(f"{path} is a backbone without its method: name a run folder of `facessl pretrain`")
@@ -314,11 +298,7 @@ def _name_it(path: Path, state: Mapping[str, Any]) -> str:
 def family_of(path: Path, state: Mapping[str, Any]) -> tuple[Any, str, Mapping[str, Any]]:
     """The module of `facessl/pretrained/families` whose checkpoint `state`, read from `path`, is or holds.
 
-    Returns:
-        the module; the prefix below which the checkpoint holds its network (`weights.networks`); what is below it.
-
-    Raises:
-        CheckpointError: of no known kind.
+    With the prefix below which it holds its network (`weights.networks`), and what is below it. CheckpointError: none.
     """
     known = plugins.names("pretrained.families")
     for prefix, part in networks(state):

@@ -1,7 +1,5 @@
 """The curves of a report, one line per run, as small self-contained SVG."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -46,20 +44,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a curve.
+    """One line of a curve."""
 
-    Attributes:
-        x, y: (n,) points; values of y that are not finite are left out.
-        color: 0 to 7, position in the page's series colors.
-        markers: draw the points, for values measured now and then.
-        band: (low, high) to be shaded, e.g. confidence intervals; each (n,).
-    """
-
+    # x, y: (n,) points; values of y that are not finite are left out.
     x: np.ndarray
     y: np.ndarray
-    color: int = 0
-    markers: bool = False
-    band: tuple[np.ndarray, np.ndarray] | None = None
+    color: int = 0  # 0 to 7, position in the page's series colors
+    markers: bool = False  # draw the points, for values measured now and then
+    band: tuple[np.ndarray, np.ndarray] | None = None  # (low, high) to be shaded, e.g. confidence intervals; each (n,).
 
 
 def groups(runs: Sequence[RunFolder]) -> list[Group]:
@@ -150,18 +142,15 @@ def curve(
     references: Mapping[str, float] | None = None,
     bottom: float | None = None,
 ) -> Markup:
-    """A line chart over training steps: a caption and inline SVG.
+    """A line chart over training steps: a `<figure>` with caption and inline SVG.
+
+    Its colors are the CSS variables --grid and --series-0 ... --series-7, and the current text color.
 
     Args:
-        title: above the chart.
         lines: at most eight; long ones are averaged into 400 bins, with the range of each bin shaded.
         unit: of the y axis, or what its values mean.
         references: name -> y of horizontal dashed lines (chance, ideal), which the caption names.
         bottom: lowest y shown, where it has a meaning (0 for fractions).
-
-    Returns:
-        `<figure>...</figure>` whose text and lines take their colors from the CSS variables --grid and
-        --series-0 ... --series-7 and from the current text color.
     """
     title = title.encode("utf-8", "backslashreplace").decode()
     style: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 8.5, "font.family": "sans-serif"}

@@ -1,7 +1,5 @@
 """The answers of a fine-tuned model that its report shows: pictures and a list of them in the run folder."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from collections.abc import Sequence
@@ -42,10 +40,9 @@ class Listed(TypedDict, total=False):
 
 
 def write_examples(folder: Path, found: Mistakes) -> None:
-    """Write `examples/`: `examples.json`, and a JPEG for each of the worst and the typical answers.
+    """Write `examples/`: `examples.json`, and a JPEG for each of the worst and typical answers that can be read.
 
-    Of attributes it has the worst answer of each, at most `SHOWN` of them. An image that can no longer be read is left
-    out.
+    Of attributes it has the worst answer of each, at most `SHOWN` of them.
     """
     place = folder / FOLDER
     if place.is_symlink():  # replaced, not written through

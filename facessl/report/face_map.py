@@ -1,7 +1,5 @@
 """The map of all faces: one page that places similar faces near each other and shows each under the pointer."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io
@@ -16,8 +14,7 @@ from PIL import Image
 from facessl.core import files, tables
 from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.inference.contact_sheet import thumbnails
-from facessl.inference.embed import Embeddings
-from facessl.inference.embedding_files import read_embeddings
+from facessl.inference.embedding_files import Embeddings, read_embeddings
 from facessl.inference.groups import principal_components
 from facessl.inference.neighbors import l2_normalize
 from facessl.inference.prediction_pictures import palette

@@ -1,7 +1,5 @@
 """Reading a run folder: what it holds, and what it lacks. Somebody else may have made it."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import io
@@ -10,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -22,7 +20,7 @@ from facessl.core.files import read_regular
 from facessl.core.schema import finite, misfit
 from facessl.core.yaml_file import parse_yaml
 from facessl.report.examples import FOLDER, LIST, Listed
-from facessl.tasks.base import Scores
+from facessl.tasks.base import Results
 
 #: Columns of metrics.csv that are neither a loss term nor a monitor.
 BOOKKEEPING = frozenset(
@@ -36,15 +34,6 @@ _MAX_PIXELS = 40_000_000
 _MOST_COLUMNS, _DEEPEST = 200, 40
 #: Numbers of this size and more are not measurements, and break sums and axes.
 _HUGE = 1e100
-
-_Number = float | None
-
-
-class _Selected(TypedDict, total=False):
-    step: Required[int]
-    name: str  # of the score; the last weights have none
-    value: _Number
-    by: str | None
 
 
 class _Named(TypedDict, total=False):
@@ -79,36 +68,19 @@ class Status(TypedDict, total=False):
     source_images: int | None
 
 
-class Results(TypedDict, total=False):
-    """What the report reads of `results.json`."""
-
-    task: str | None
-    protocol: str | None
-    train_images: _Number
-    selected: _Selected | None
-    test: Scores | None
-
-
 @dataclass(frozen=True)
 class RunFolder:
-    """One run as its files tell it (`config.yaml`, `environment.json`, ...); what is missing is empty here.
-
-    Attributes:
-        table: columns of `metrics.csv`, each (rows,) float64; nan where a cell is empty.
-        skipped: (key, reason) of unreadable images, from `skipped.csv`.
-        examples: the `worst` and the `typical` answers of a fine-tuned model (`facessl.report.examples`).
-        problems: file name -> why it could not be used.
-    """
+    """One run as its files tell it (`config.yaml`, `environment.json`, ...); what is missing is empty here."""
 
     path: Path
     config: dict[str, Any]
-    table: dict[str, np.ndarray]
-    skipped: list[tuple[str, str]]
+    table: dict[str, np.ndarray]  # columns of `metrics.csv`, each (rows,) float64; nan where a cell is empty
+    skipped: list[tuple[str, str]]  # (key, reason) of unreadable images, from `skipped.csv`
     environment: dict[str, Any]
     status: dict[str, Any]
-    problems: dict[str, str]
+    problems: dict[str, str]  # file name -> why it could not be used
     results: dict[str, Any]
-    examples: dict[str, Any]
+    examples: dict[str, Any]  # the `worst` and the `typical` answers of a fine-tuned model (`facessl.report.examples`)
 
     @property
     def tuned(self) -> bool:
@@ -196,11 +168,7 @@ class RunFolder:
 
 
 def read_run_folder(path: str | Path) -> RunFolder:
-    """Read what a run folder holds.
-
-    Raises:
-        CheckpointError: `path` is not a folder, or holds neither config.yaml nor metrics.csv.
-    """
+    """Read what a run folder holds. CheckpointError: not a folder, or without config.yaml and metrics.csv."""
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(

@@ -1,7 +1,5 @@
 """How a report looks: HTML that fetches nothing and escapes whatever a run's files say, and Markdown."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence
@@ -26,13 +24,7 @@ Numbers = Mapping[str, Any]
 
 
 def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | None) -> str:
-    """The page of one run.
-
-    Args:
-        run: of `facessl pretrain` or `facessl finetune`.
-        numbers: its headline (`facessl.report.write.headline`).
-        published: published scores beside its own (`facessl.report.paper.section`).
-    """
+    """The page of one run, with its headline (`facessl.report.write.headline`) and `paper.section`."""
     kind = " on ".join(str(numbers[k]) for k in ("task" if run.tuned else "method", "backbone") if numbers[k]) or "Run"
     kind = kind[:1].upper() + kind[1:] if run.tuned else kind
     test, headline = run.test, numbers.get("headline") or {}
@@ -62,7 +54,7 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
         rows=results.score_rows(run),
         without=", ".join(name for name in numbers.get("baselines", {}) if name != "random weights") or "chance",
         galleries=_galleries(run),
-        baselines=results.beside(numbers["baselines"], headline) if headline else "",
+        baselines=results.baselines_text(numbers["baselines"], headline) if headline else "",
         names=next(names for names in named if len(names) == size),
         subset_scores=dict.fromkeys(k for row in subsets for k in row if not k.endswith("_interval") and k != "images"),
     )
@@ -76,10 +68,7 @@ def comparison_html(
 ) -> str:
     """The page that compares runs: a table for each task, curves on common axes, settings that differ, regions.
 
-    Args:
-        runs, numbers: as in `run_html`.
-        differing: of each group of comparable runs their positions, and the settings in which they differ.
-        published: as in `run_html`.
+    `differing` are, of each group of comparable runs, their positions and the settings in which they differ.
     """
     return render(
         "comparison.html",
@@ -178,7 +167,6 @@ def _galleries(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _about(kind: str, measure: str, attributes: bool) -> str:
-    """What a gallery shows."""
     dense = measure not in ("probability", "cosine similarity")
     sides = " Left what was predicted, right the label." if dense else ""
     if kind == "typical":
@@ -192,7 +180,6 @@ def _about(kind: str, measure: str, attributes: bool) -> str:
 
 
 def _summary(n: Numbers) -> dict[str, str]:
-    """A pre-training run's row in the table that compares runs, by column."""
     per_class = n["knn"] and n["knn"]["mean_class_accuracy"]
     return {
         "run": n["run"],
@@ -226,7 +213,6 @@ def _knn_details(knn: Mapping[str, Any]) -> str:
 
 
 def _problems(runs: Sequence[RunFolder]) -> str:
-    """Why curves are missing."""
     return "; ".join(f"{run.name}/metrics.csv {p}" for run in runs if (p := run.problems.get("metrics.csv")))
 
 

@@ -4,8 +4,6 @@ The published scores are data: `recipes/tables.yaml`, and `paper.yaml` for those
 that they belong to are those of the row's recipe.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -23,8 +21,9 @@ from facessl.core.errors import FaceSSLError
 from facessl.core.schema import misfit, read_json
 from facessl.data.source import parse
 from facessl.report import text
-from facessl.report.folder import RunFolder, Scores
+from facessl.report.folder import RunFolder
 from facessl.report.results import protocol
+from facessl.tasks.base import Scores
 
 #: Settings that do not change what a score may be compared with.
 _FREE = (
@@ -126,11 +125,7 @@ def of_run(run: RunFolder) -> Measured | None:
 
 
 def of_file(path: Path) -> Measured:
-    """What `facessl probe --out FILE` wrote.
-
-    Raises:
-        CheckpointError: the file is something else.
-    """
+    """What `facessl probe --out FILE` wrote, else CheckpointError."""
     found = read_json(path, Probed)
     return Measured(path.stem, found["source"], found["protocol"], _scores(found), None)
 
@@ -173,7 +168,6 @@ def _line(run: Measured, row: Row, name: str, *, comparable: bool) -> dict[str, 
 
 
 def _cells(line: Mapping[str, Any]) -> dict[str, str]:
-    """A row of `compare` as text, by column."""
     digits = 3 if published()[1][line["score"].rpartition("/")[2]] == 1 or abs(line["published"]) < 1 else 2
     return {
         "run": line["run"],

@@ -1,7 +1,5 @@
 """What the report of a fine-tuning run takes from `results.json`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -155,30 +153,33 @@ def unit(run: RunFolder, name: str) -> str:
     return unit if unit is not None else "fraction"
 
 
-def beside(found: Mapping[str, float], headline: Mapping[str, Any]) -> str:
+def baselines_text(values: Mapping[str, float], headline: Mapping[str, Any]) -> str:
     """Baselines as text: "majority class 37.90 %, random weights 43.20 %"."""
     unit = headline.get("unit") or "fraction"
-    return ", ".join(f"{name} {score(value, headline['name'], unit)}" for name, value in found.items())
+    return ", ".join(f"{name} {score(value, headline['name'], unit)}" for name, value in values.items())
 
 
-def told(scores: Mapping[str, Any]) -> str:
+def headline_text(scores: Mapping[str, Any]) -> str:
     """The headline of a result as text: "accuracy 81.20 % (80.10 to 82.30 %); majority class 37.90 %"."""
     first = scores["headline"]
     name, unit = first["name"], first.get("unit") or "fraction"
     text = f"{format_name(name)} {score(first['value'], name, unit)} ({interval(first['interval'], name, unit)})"
-    return "; ".join(filter(None, (text, beside(baselines(scores), first))))
+    return "; ".join(filter(None, (text, baselines_text(baselines(scores), first))))
 
 
 def summary(n: Mapping[str, Any], run: RunFolder) -> dict[str, str]:
     """A fine-tuning run's row in the table that compares runs of its task, by column."""
     headline = n["headline"] or {"name": ""}
-    name, unit = headline["name"], headline.get("unit") or "fraction"
-    first = {format_name(name) or "score": _cell(headline.get("value"), headline.get("interval"), name, unit)}
+    name, own_unit = headline["name"], headline.get("unit") or "fraction"
+    first = {format_name(name) or "score": _cell(headline.get("value"), headline.get("interval"), name, own_unit)}
     return {
         "run": n["run"],
         **first,
-        "baselines": beside(n["baselines"], headline) or "-",
-        **{format_name(other): cell for other, cell in _others(run).items()},
+        "baselines": baselines_text(n["baselines"], headline) or "-",
+        **{
+            format_name(other): _cell(run.test[other], run.test[f"{other}_interval"], other, unit(run, other))
+            for other in other_scores(run)
+        },
         "protocol": format_value(n["protocol"]),
         "backbone": format_value(n["backbone"]),
         "started from": format_value(n["started_from"]),
@@ -206,13 +207,6 @@ def other_scores(run: RunFolder) -> list[str]:
     """Names of the scores with an interval beside the headline's, the first three."""
     first = (run.test.get("headline") or {}).get("name")
     return [name for name in run.test if f"{name}_interval" in run.test and name != first][:3]
-
-
-def _others(run: RunFolder) -> dict[str, str]:
-    """The cells of `other_scores`."""
-    return {
-        name: _cell(run.test[name], run.test[f"{name}_interval"], name, unit(run, name)) for name in other_scores(run)
-    }
 
 
 def _cell(value: Any, near: Any, name: str, unit: str) -> str:

@@ -1,7 +1,5 @@
 """A run folder as one page to look at, one table to paste and one JSON to read by scripts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,11 +57,8 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, compare
 def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
     """Write `report.html`, `report.md` and `report.json` of a run, finished or not; arguments and errors as `report`.
 
-    The page is self-contained (pictures and curves inside, no script, nothing fetched) and readable in dark
-    and light. What the folder lacks is named in its section.
-
-    Returns:
-        The headline numbers of report.json.
+    The page is self-contained (nothing fetched, no script); what the folder lacks is named in its section. Returns
+    the headline numbers of report.json.
     """
     folder = read_run_folder(run)
     page = _page_path(out, folder.path / "report.html")
@@ -76,8 +71,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, An
 def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[str, Any]:
     """Write the report of each run, and one page, table and JSON that compare them; arguments and errors as `report`.
 
-    Returns:
-        `{"runs": [headline of each], "page": path}`.
+    Returns `{"runs": [headline of each], "page": path}`.
     """
     folders = [read_run_folder(run) for run in runs]
     places = [folder.path.resolve() for folder in folders]
@@ -126,7 +120,6 @@ def headline(run: RunFolder) -> dict[str, Any]:
 
 
 def _common(run: RunFolder) -> dict[str, Any]:
-    """The numbers of every kind of run."""
     logged, steps = run.last("step"), run.status.get("steps")  # it may have been stopped between two log lines
     steps = logged if steps is None else steps
     ratio = steps / logged if steps and logged and logged >= 1 else 1

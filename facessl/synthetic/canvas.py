@@ -1,7 +1,5 @@
 """An image and its class map, drawn together at twice the final size for smooth edges."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2
@@ -123,9 +121,7 @@ class Canvas:
     ) -> None:
         """Translucent paint: filled polygons (`width` 0) or strokes, softened by `blur` (standard deviation).
 
-        Args:
-            alpha: opacity, one for all shapes or one for each.
-            clip: (2S, 2S) uint8 coverage outside which nothing is painted.
+        `alpha` is one opacity, or one for each shape; nothing is painted outside `clip` (2S, 2S) uint8.
         """
         box = self.box(shapes, 3 * (blur * self.unit) + width * self.unit)
         if box is None:
@@ -155,10 +151,7 @@ class Canvas:
         return max(1, round(width * self.unit * SUPER))
 
     def box(self, shapes: Shapes, margin: float) -> tuple[int, int, int, int] | None:
-        """Canvas rows and columns (x0, y0, x1, y1) that hold the shapes and a margin; None if outside the image.
-
-        The margin is in pixels of the final image.
-        """
+        """Canvas rows and columns (x0, y0, x1, y1) that hold the shapes and a margin in pixels of the final image."""
         every = shapes.reshape(-1, 2) if isinstance(shapes, np.ndarray) else np.concatenate(shapes)
         low_x, low_y = every.min(0).tolist()
         high_x, high_y = every.max(0).tolist()

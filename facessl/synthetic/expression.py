@@ -1,7 +1,5 @@
 """The 7 basic expressions as movements of mouth, brows and lids (after the action units of FACS)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -11,38 +9,23 @@ EXPRESSIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust"
 
 @dataclass(frozen=True)
 class Expression:
-    """How far each part has moved; 0 at rest, about 1 at full strength.
+    """How far each part has moved; 0 at rest, about 1 at full strength."""
 
-    Attributes:
-        jaw: the jaw drops (AU 26, 27).
-        stretch: the mouth widens (AU 20); negative purses it.
-        corner: the mouth corners rise (AU 12); negative lowers them (AU 15).
-        upper: the upper lip rises (AU 10).
-        lower: the lower lip drops and shows the teeth (AU 16, 25).
-        press: the lips get thin (AU 23, 24); negative pouts.
-        inner, outer: inner and outer ends of the brows rise (AU 1, 2).
-        furrow: the brows draw together (AU 4).
-        lid: the upper lids rise (AU 5); -1 closes the eyes.
-        squint: the lower lids rise (AU 7).
-        wrinkle: the nose wrinkles (AU 9).
-        cheek: the cheeks rise and the fold beside the mouth deepens (AU 6).
-        skew: left minus right difference of the mouth.
-    """
-
-    jaw: float = 0.0
-    stretch: float = 0.0
-    corner: float = 0.0
-    upper: float = 0.0
-    lower: float = 0.0
-    press: float = 0.0
+    jaw: float = 0.0  # the jaw drops (AU 26, 27)
+    stretch: float = 0.0  # the mouth widens (AU 20); negative purses it
+    corner: float = 0.0  # the mouth corners rise (AU 12); negative lowers them (AU 15)
+    upper: float = 0.0  # the upper lip rises (AU 10)
+    lower: float = 0.0  # the lower lip drops and shows the teeth (AU 16, 25)
+    press: float = 0.0  # the lips get thin (AU 23, 24); negative pouts
+    # inner, outer: inner and outer ends of the brows rise (AU 1, 2).
     inner: float = 0.0
     outer: float = 0.0
-    furrow: float = 0.0
-    lid: float = 0.0
-    squint: float = 0.0
-    wrinkle: float = 0.0
-    cheek: float = 0.0
-    skew: float = 0.0
+    furrow: float = 0.0  # the brows draw together (AU 4)
+    lid: float = 0.0  # the upper lids rise (AU 5); -1 closes the eyes
+    squint: float = 0.0  # the lower lids rise (AU 7)
+    wrinkle: float = 0.0  # the nose wrinkles (AU 9)
+    cheek: float = 0.0  # the cheeks rise and the fold beside the mouth deepens (AU 6)
+    skew: float = 0.0  # left minus right difference of the mouth
 
 
 _VARIANTS: dict[str, tuple[Expression, ...]] = {

@@ -1,7 +1,5 @@
 """Eyes and brows."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

@@ -1,7 +1,5 @@
 """Body, ears, nose, mouth, folds and spots of the skin."""
 
-from __future__ import annotations
-
 import functools
 
 import cv2

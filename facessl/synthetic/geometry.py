@@ -5,8 +5,6 @@ viewer, the eyes on y = 0. View plane: the head after yaw and pitch, still uprig
 (paint, light) live there. Pixels: the center of the top-left pixel is (0, 0).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import dataclass
@@ -56,19 +54,14 @@ def ribbon(line: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the head is and how it is turned.
+    """Where the head is and how it is turned."""
 
-    Attributes:
-        yaw, pitch, roll: degrees; positive turns the nose to the image's right, lifts it, and turns the face clockwise.
-        unit: pixels per head unit.
-        center: pixel on which the view plane's origin falls.
-    """
-
+    # yaw, pitch, roll: degrees; positive turns the nose to the image's right, lifts it, and turns the face clockwise.
     yaw: float
     pitch: float
     roll: float
-    unit: float
-    center: tuple[float, float]
+    unit: float  # pixels per head unit
+    center: tuple[float, float]  # pixel on which the view plane's origin falls
 
     @functools.cached_property
     def rotation(self) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Hair and beards: a cap around the skull, bounded by the hairline, under strands that follow the skull."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

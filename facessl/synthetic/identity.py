@@ -1,7 +1,5 @@
 """An identity: everything that stays the same in all images of one person."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 `left` and `right` are those of the image throughout, for a face that looks at the camera.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Around the face: the backdrop before it is drawn, lens and sensor after."""
 
-from __future__ import annotations
-
 import functools
 
 import cv2

@@ -1,7 +1,5 @@
 """From an identity and a scene to an image with its landmarks and class map."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2
@@ -15,17 +13,11 @@ from facessl.synthetic.scene import Scene
 
 @dataclass(frozen=True)
 class Picture:
-    """A synthetic face.
+    """A synthetic face."""
 
-    Attributes:
-        image: (S, S, 3) uint8 RGB.
-        mask: (S, S) uint8, 11 classes in LaPa order.
-        landmarks: (68, 2) float32 in pixels, iBUG order.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    landmarks: np.ndarray
+    image: np.ndarray  # (S, S, 3) uint8 RGB
+    mask: np.ndarray  # (S, S) uint8, 11 classes in LaPa order
+    landmarks: np.ndarray  # (68, 2) float32 in pixels, iBUG order
 
 
 def render(who: Identity, scene: Scene, size: int) -> Picture:

@@ -1,7 +1,5 @@
 """A scene: everything that changes from image to image of an identity."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 
@@ -20,11 +18,7 @@ _WARM, _GREEN = np.array([1.0, 0.1, -1.0]), np.array([-0.5, 1.0, -0.5])  # axes 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user may choose about the scenes; angles in degrees, zoom a factor, the rest from 0 to 1.
-
-    Attributes:
-        studio: one light, one backdrop, one set of clothes, no accessories and a straight look in all pictures.
-    """
+    """What the user may choose about the scenes; angles in degrees, zoom a factor, the rest from 0 to 1."""
 
     yaw: float = 40.0
     pitch: float = 20.0
@@ -32,45 +26,36 @@ class Limits:
     occlusion: float = 0.12
     degrade: float = 1.0
     zoom: float = 1.0
+    # One light, one backdrop, one set of clothes, no accessories and a straight look in all pictures
     studio: bool = False
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Pose, expression, light, accessories and camera of one image.
+    """Pose, expression, light, accessories and camera of one image."""
 
-    Attributes:
-        label: index of the expression in `EXPRESSIONS`.
-        sun: (3,) direction to the main light in the upright view frame.
-        key, fill: RGB strengths of the main light and of the light from all around.
-        glasses: "none", "clear" or "dark".
-        backdrop, hat, occluder: one of `BACKDROPS`; of `HATS` and of `OCCLUDERS`, or "none".
-        beard, moustache, makeup: 0 to 1, as worn today.
-        gaze: (2,) direction of the eyes, -1 to 1, right and down.
-        blur: standard deviation in pixels of an image 128 pixels wide; motion: (2,) pixels of the same.
-        noise: standard deviation of the sensor noise, 0..255.
-        cast: (3,) color gains; gamma, contrast: of the tone curve.
-    """
-
-    label: int
+    label: int  # index of the expression in `EXPRESSIONS`
     expression: Expression
     camera: Camera
-    sun: np.ndarray
+    sun: np.ndarray  # (3,) direction to the main light in the upright view frame
+    # key, fill: RGB strengths of the main light and of the light from all around.
     key: np.ndarray
     fill: np.ndarray
+    # backdrop, hat, occluder: one of `BACKDROPS`; of `HATS` and of `OCCLUDERS`, or "none".
     backdrop: str
-    glasses: str
+    glasses: str  # "none", "clear" or "dark"
     hat: str
+    # beard, moustache, makeup: 0 to 1, as worn today.
     beard: float
     moustache: float
     makeup: float
     earrings: bool
-    gaze: tuple[float, float]
+    gaze: tuple[float, float]  # (2,) direction of the eyes, -1 to 1, right and down
     occluder: str
-    blur: float
+    blur: float  # standard deviation in pixels of an image 128 pixels wide; motion: (2,) pixels of the same
     motion: tuple[float, float]
-    noise: float
-    cast: np.ndarray
+    noise: float  # standard deviation of the sensor noise, 0..255
+    cast: np.ndarray  # (3,) color gains; gamma, contrast: of the tone curve
     gamma: float
     contrast: float
     clothes: np.ndarray
@@ -99,11 +84,6 @@ def _light(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray
     key = (1.0 - 0.56 * ratio) * np.array([1 + warmth, 1, 1 - warmth], np.float32)
     fill = (0.21 + 0.46 * ratio) * np.array([1 - 0.7 * warmth, 1, 1 + 0.7 * warmth], np.float32)
     return sun, key, fill
-
-
-def _clothes(rng: np.random.Generator) -> np.ndarray:
-    tone = rng.uniform(25, 225)
-    return np.clip(tone + rng.normal(0, 1, 3) * rng.choice((8.0, 40.0)), 8, 245).astype(np.float32)
 
 
 def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits: Limits) -> Scene:
@@ -142,7 +122,9 @@ def sample_scene(rng: np.random.Generator, identity: Identity, size: int, limits
         cast=(1 + worst * (rng.normal(0, 0.05) * _WARM + rng.normal(0, 0.012) * _GREEN)).astype(np.float32),
         gamma=float(np.exp(worst * rng.normal(0, 0.13))),
         contrast=float(np.exp(worst * rng.normal(0, 0.08))),
-        clothes=_clothes(rng),
+        clothes=np.clip(rng.uniform(25, 225) + rng.normal(0, 1, 3) * rng.choice((8.0, 40.0)), 8, 245).astype(
+            np.float32
+        ),
         seed=int(rng.integers(2**31)),
     )
     if not limits.studio:

@@ -4,8 +4,6 @@ Both are sums of axis-parallel Gaussian blobs on a coarse grid, computed as one 
 brings them into the image.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

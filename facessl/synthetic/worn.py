@@ -1,7 +1,5 @@
 """Glasses, hats and things that hide a part of the face: background in the class map, as LaPa has no class for them."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from facessl.synthetic.canvas import Canvas, tint

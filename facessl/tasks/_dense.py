@@ -1,7 +1,5 @@
 """What the tasks on a feature pyramid share."""
 
-from __future__ import annotations
-
 import torch
 
 from facessl.models.backbone import Backbone

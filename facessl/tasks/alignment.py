@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.data.source import Source
 from facessl.metrics import nme
 from facessl.models.backbone import Backbone
@@ -174,25 +174,26 @@ class Alignment(nn.Module):
 
 
 class AlignmentMeter:
-    """NME, failure rates and areas, in stored pixels."""
+    """NME (divided by `facessl.metrics.nme.normalizer`), failure rates and areas, in stored pixels."""
 
     def __init__(self, source: Source, labels: Labels, args: AlignmentArgs, augment: Augment) -> None:
         self.collected = Collected(source)
         self.args = args
         self.warp = augment.warp
-        self.order = labels.order
         if "landmarks" not in source.provides:
             raise DataError("the test images have no landmarks: name a source that gives them with --test")
         own = source.layout
         if own is not None and labels.layout is not None and own != labels.layout:
             raise DataError(f"the landmarks of the test images ({own}) are not those of training ({labels.layout})")
-        if args.unit in ("interocular", "interpupil") and self.order is None:
+        order = labels.order
+        if args.unit in ("interocular", "interpupil") and order is None:
             raise ConfigError(
                 f"task.unit = {args.unit} needs to know which landmarks are eyes: name the order of the source with "
                 "layout=ibug68 (or wflw98, aflw19, lapa106), or use task.unit = box"
             )
-        if args.unit == "interpupil" and self.order is not None and self.order.pupils is None:
-            raise ConfigError(f"the landmarks {self.order.name} have no pupils: use task.unit = interocular")
+        if args.unit == "interpupil" and order is not None and order.pupils is None:
+            raise ConfigError(f"the landmarks {order.name} have no pupils: use task.unit = interocular")
+        self.eyes = {} if order is None else {"interocular": order.ocular, "interpupil": order.pupils}
 
     def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
         """Predictions of one batch; both they and the truth go back through the frames."""
@@ -213,7 +214,9 @@ class AlignmentMeter:
         """(N,) normalized mean error of each image."""
         truth = self.collected["target"]
         visible = self.collected.get("visible")
-        return nme.nme(self.collected["predicted"], truth, unit=self._lengths(truth, visible), visible=visible)
+        name, eyes = self.args.unit, self.eyes.get(self.args.unit)
+        unit = nme.normalizer(name, truth, eyes=eyes, boxes=None if eyes else self._boxes(truth, visible))
+        return nme.nme(self.collected["predicted"], truth, unit=unit, visible=visible)
 
     def examples(self) -> Examples:
         """One answer per image, by its error."""
@@ -223,18 +226,6 @@ class AlignmentMeter:
             return Example((int(index[row]),), "", "", f"nme_{self.args.unit}", float(errors[row]))
 
         return Examples(errors, example)
-
-    def _lengths(self, truth: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
-        """(N,) lengths in pixels that errors are divided by."""
-        unit = self.args.unit
-        if unit == "box":
-            return nme.box_size(self._boxes(truth, visible))
-        if unit == "diag":
-            return nme.box_diagonal(self._boxes(truth, visible))
-        assert self.order is not None
-        eyes = self.order.ocular if unit == "interocular" else self.order.pupils
-        assert eyes is not None
-        return nme.eye_distance(truth, *eyes)
 
     def _boxes(self, truth: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
         """(N, 4) the data set's own boxes where it has them, else those of the landmarks that count."""

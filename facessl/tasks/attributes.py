@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from facessl.core.errors import DataError, listed
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.data.label_fractions import places
 from facessl.data.source import Source
 from facessl.metrics.multilabel import attribute_scores
@@ -85,8 +85,8 @@ class Attributes(nn.Module):
         self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
     ) -> dict[str, Any]:
         """The probability of each attribute."""
-        shares = predictions["probabilities"][row]
-        return {"attributes": {name: round(float(p), 4) for name, p in zip(self.names, shares, strict=True)}}
+        probabilities = predictions["probabilities"][row]
+        return {"attributes": {name: round(float(p), 4) for name, p in zip(self.names, probabilities, strict=True)}}
 
 
 class AttributesMeter:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from facessl.core.errors import DataError, PluginError
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.data.layouts import Layout, layout
 from facessl.data.source import Source
 from facessl.metrics.bootstrap import bootstrap_mean
@@ -102,39 +102,27 @@ class Labels:
 
 @dataclass(frozen=True)
 class Example:
-    """One answer of a task beside the label.
+    """One answer of a task beside the label."""
 
-    Attributes:
-        index: position of the image in the source; of a pair both positions.
-        label, prediction: as words; empty where only a picture can show them.
-        measure: what `value` is: `probability` of the predicted answer, `cosine similarity` of a pair, or the name of
-            a score (a fraction) of the image alone.
-        value: the number.
-        attribute: the attribute that the answer is about, of tasks that answer several; else empty.
-        keys: what a person finds the image or both images by.
-    """
-
-    index: tuple[int, ...]
+    index: tuple[int, ...]  # position of the image in the source; of a pair both positions
+    # label, prediction: as words; empty where only a picture can show them.
     label: str
     prediction: str
+    # What `value` is: `probability` of the predicted answer, `cosine similarity` of a pair, or the name of a score (a
+    # fraction) of the image alone
     measure: str
-    value: float
-    attribute: str = ""
-    keys: tuple[str, ...] = ()
+    value: float  # the number
+    attribute: str = ""  # the attribute that the answer is about, of tasks that answer several; else empty
+    keys: tuple[str, ...] = ()  # what a person finds the image or both images by
 
 
 @dataclass(frozen=True)
 class Examples:
-    """All M answers that a meter has collected, one by one.
+    """All M answers that a meter has collected, one by one."""
 
-    Attributes:
-        badness: (M,) the larger, the worse the mistake; NaN for answers that are right or cannot be judged.
-        example: position of an answer -> the answer.
-        kinds: (M,) int, mistakes of each kind are ranked by themselves (attributes); None: all together.
-    """
-
-    badness: np.ndarray
-    example: Callable[[int], Example]
+    badness: np.ndarray  # (M,) the larger, the worse the mistake; NaN for answers that are right or cannot be judged
+    example: Callable[[int], Example]  # position of an answer -> the answer
+    # (M,) int, mistakes of each kind are ranked by themselves (attributes); None: all together
     kinds: np.ndarray | None = None
 
 
@@ -172,14 +160,10 @@ def headline(
     better: Literal["higher", "lower"] = "higher",
     unit: str = "fraction",
 ) -> dict[str, Any]:
-    """The headline of `Meter.result`.
+    """The headline of `Meter.result`: a score and the low and high end of its interval.
 
-    Args:
-        name: of the score, e.g. `mean_accuracy`.
-        value: the score.
-        interval: low and high end, e.g. of `facessl.metrics.bootstrap.bootstrap_mean`.
-        better: which scores are better; the best one is kept.
-        unit: `fraction`, from 0 to 1 and shown in per cent; or the unit's name (`degrees`), `` for a plain number.
+    `better`: which scores are better; the best one is kept. `unit`: `fraction`, from 0 to 1 and shown in per cent; or
+    the unit's name (`degrees`), `` for a plain number.
     """
     return {"name": name, "value": value, "interval": list(interval), "better": better, "unit": unit}
 
@@ -234,6 +218,28 @@ class Scores(TypedDict, total=False):
     majority: _Number
     same: _Number
     different: _Number
+
+
+class Selected(TypedDict, total=False):
+    """The weights that a fine-tuning run keeps; the last ones have no score."""
+
+    step: Required[int]
+    name: str  # of the score
+    value: _Number
+    by: str | None
+
+
+class Results(TypedDict, total=False):
+    """What `results.json` of a fine-tuning run holds."""
+
+    task: str | None
+    protocol: str | None
+    run: str
+    source: str
+    labels: str | None
+    selected: Selected | None
+    train_images: _Number
+    test: Required[Scores]
 
 
 def check_result(result: Mapping[str, Any], task: Any) -> None:
@@ -304,10 +310,7 @@ class Collected:
     """Arrays with one row per image, in the order in which the images came."""
 
     def __init__(self, source: Source) -> None:
-        """
-        Args:
-            source: what is scored; its `subsets` and `group_names` give the breakdowns.
-        """
+        """`subsets` and `group_names` of the source give the breakdowns."""
         self.source = source
         self._parts: dict[str, list[np.ndarray]] = {}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.crop_geometry import Frame
+from facessl.data.frame import Frame
 from facessl.data.label_fractions import places, same_classes
 from facessl.data.source import Source
 from facessl.metrics.accuracy import accuracy, confusion
@@ -131,10 +131,10 @@ class Expression(nn.Module):
         self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
     ) -> dict[str, Any]:
         """The likeliest class and the probability of each."""
-        shares = predictions["probabilities"][row]
+        probabilities = predictions["probabilities"][row]
         return {
-            "label": self.names[int(shares.argmax())],
-            "probabilities": {name: round(float(p), 4) for name, p in zip(self.names, shares, strict=True)},
+            "label": self.names[int(probabilities.argmax())],
+            "probabilities": {name: round(float(p), 4) for name, p in zip(self.names, probabilities, strict=True)},
         }
 
 
@@ -142,14 +142,9 @@ class ExpressionMeter:
     """Accuracy, mean class accuracy, macro F1 and confusion."""
 
     def __init__(self, names: tuple[str, ...], source: Source, own: tuple[str, ...] = ()) -> None:
-        """
-        Args:
-            names: classes by index.
-            source: what is scored.
-            own: class names of its labels, where they are numbered otherwise.
+        """`own` are the class names of the source's labels where they are numbered otherwise than `names`.
 
-        Raises:
-            ConfigError: one of `own` is not among `names`.
+        ConfigError: one of `own` is not among `names`.
         """
         self.names, self.own = names, own
         places(own, names)
@@ -187,7 +182,7 @@ class ExpressionMeter:
             "headline": headline("accuracy", scores["accuracy"], scores["accuracy_interval"]),
             **scores,
             "majority_class": float(np.bincount(target).max() / len(target)),
-            "per_class": {self.names[c]: share for c, share in scores["per_class"].items()},
+            "per_class": {self.names[c]: value for c, value in scores["per_class"].items()},
             **({"class_names": list(self.names), "confusion": cells} if cells else {}),
             **self.collected.breakdown({"accuracy": self.per_image()}),
             "images": len(target),

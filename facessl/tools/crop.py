@@ -1,7 +1,5 @@
 """Photos -> a folder of face crops, with a table that leads back to the photos."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import os
@@ -17,15 +15,14 @@ from facessl.core.distributed import launched, ranks
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
 from facessl.core.values import between, check_values
-from facessl.data.crop_geometry import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.decode import ImageError
-from facessl.data.detect import SMALLEST, Face, detect, load_detector
-from facessl.data.face_crop import MARGIN, QUALITY, SIZE, jpeg
+from facessl.data.detect import CROP_MARGIN, CROP_QUALITY, CROP_SIZE, SMALLEST, Face, detect, jpeg, load_detector
+from facessl.data.frame import Frame, Template, from_box, from_eyes, from_five_points
 from facessl.data.index import cache_file
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.location import absolute
 from facessl.data.source import Source
-from facessl.tools.crop_folder import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
+from facessl.tools.crop_output import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
 from facessl.tools.phash import Near, phash
 from facessl.tools.ranks import Result, over_ranks, wait_for_others
@@ -86,14 +83,14 @@ class _Settings:
         check_values(self, rules | {"smallest": between(0.01, 1)}, prefix="crop's ")
         if self.dedupe is not None:
             Near(self.dedupe)
-        load_detector(self.detector, self.detector_model)  # a missing model is told before any photo
+        load_detector(self.detector, self.detector_model)  # a missing model is reported before any photo
 
 
 def crop(
     source: str | Path | Source,
     out: str | Path,
     *,
-    size: int = SIZE,
+    size: int = CROP_SIZE,
     margin: float | None = None,
     align: Align = "none",
     template: Template = "farl",
@@ -106,7 +103,7 @@ def crop(
     min_sharpness: float = 0,
     dedupe: int | None = None,
     format: Literal["jpg", "png"] = "jpg",
-    quality: int = QUALITY,
+    quality: int = CROP_QUALITY,
     workers: int = 0,
     max_bad: float = 0.05,
     progress: Callable[[int, int], None] | None = None,
@@ -115,7 +112,7 @@ def crop(
 
     `facessl.crop("photos/", "faces/", align="eyes").faces`
 
-    `out` also gets faces.csv (`facessl.tools.crop_folder.COLUMNS`; itself a source, `imagelist:OUT/faces.csv`),
+    `out` also gets faces.csv (`facessl.tools.crop_output.COLUMNS`; itself a source, `imagelist:OUT/faces.csv`),
     skipped.csv (photos without a crop, and why), with `dedupe` duplicates.csv (photo, the crop that its face repeats,
     distance) and crop.json (these settings). Called again, it goes on where it was stopped.
     Under torchrun or srun the ranks share the work; the one that ends last has the numbers of all, the others none.
@@ -128,7 +125,7 @@ def crop(
             with the alignment "five-points" how much is shown relative to the template, 1 where not given.
         align: "none": upright in the photo; "eyes": turned until the eyes are level; "five-points": turned, scaled and
             shifted until eyes, nose and mouth are nearest to their places in `template`.
-        template: "farl", "celeba" or "arcface" (`facessl.data.crop_geometry.TEMPLATES`).
+        template: "farl", "celeba" or "arcface" (`facessl.data.frame.TEMPLATES`).
         all_faces: every face of a photo; else the first of `detect`, which is the largest and surest.
         detector, detector_model, min_score, smallest: as detector, model, ... in `facessl.data.detect.detect`.
         min_size: faces whose box is smaller are left out; pixels of the photo, along the longer side.
@@ -147,7 +144,7 @@ def crop(
             died.
     """
     if margin is None:
-        margin = 1.0 if align == "five-points" else MARGIN
+        margin = 1.0 if align == "five-points" else CROP_MARGIN
     settings = _Settings(
         size=size,
         margin=margin,
@@ -165,25 +162,25 @@ def crop(
         quality=quality,
     )
     opened = open_with_positions(source)
-    cropper, told = _Cropper(opened, settings), progress or (lambda done, total: None)
+    cropper, report = _Cropper(opened, settings), progress or (lambda done, total: None)
 
     def folder(path: Path) -> CropFolder:
         return CropFolder(path, vars(settings))
 
     if launched()[1] == 1:
         with output_folder(out, opened, SETTINGS, "crop") as path:
-            return _run(opened, cropper, folder(path), workers, max_bad, told)
+            return _run(opened, cropper, folder(path), workers, max_bad, report)
     written = over_ranks(
         functools.partial(output_folder, out, opened, SETTINGS, "crop", wait=True),
         (vars(settings), opened.fingerprint()),
         len(opened),
         lambda path: _left(opened, folder(path)),
         cropper,
-        lambda path, found: _run(opened, found, folder(path), 0, max_bad, told),
+        lambda path, found: _run(opened, found, folder(path), 0, max_bad, report),
         valid=_is_record,
         failed=lambda values: values["reason"] not in ("", NO_FACE, LEFT_OUT),
         workers=workers,
-        progress=told,
+        progress=report,
     )
     return written or CropSummary(len(opened), finished=False)
 
@@ -196,12 +193,8 @@ def cached_crops(
     They are made where they are not there yet: a source that has changed gets other ones. Ranks of one machine share
     the work, and each returns when all of it is done.
 
-    Returns:
-        the source of the crops, and what was done; `spec` itself and None where it is a folder that `crop` wrote.
-
-    Raises:
-        ConfigError: as `crop`, or ranks on several machines.
-        DataError: as `crop`, or no photo has a face.
+    Returns the source of the crops, and what was done; `spec` itself and None where it is a folder that `crop` wrote.
+    ConfigError: as `crop`, or ranks on several machines. DataError: as `crop`, or no photo has a face.
     """
     spec = absolute(spec)
     opened = open_with_positions(spec)
@@ -227,8 +220,7 @@ def cached_crops(
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
     """Variance of the Laplacian of the face in `box` (4,) of an image (H, W, 3) uint8, resized to 128 pixels.
 
-    Medians of 40 faces: 370 of CelebAMask-HQ at 256 pixels, 65 of UTKFace at 112; 4 of either after a Gaussian blur
-    with a sigma of 4 pixels.
+    Medians of 40 faces: 370 of CelebAMask-HQ, 65 of UTKFace; 4 of either after a Gaussian blur with a sigma of 4.
     """
     face = from_box(box, _SHARPNESS_SIDE).image(image, "reflect")
     return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
@@ -312,12 +304,12 @@ def _run(
     folder: CropFolder,
     workers: int,
     max_bad: float,
-    told: Callable[[int, int], None],
+    report: Callable[[int, int], None],
 ) -> CropSummary:
     keys = [source.key(i) for i in range(len(source))]
     base, todo, before = _base(source, keys), _left(source, folder), folder.faces
     summary = CropSummary(len(keys), new_photos=len(todo))
-    told(len(keys) - len(todo), len(keys))
+    report(len(keys) - len(todo), len(keys))
     for at, (found, images) in enumerate(in_order(crops_of, todo, workers)):
         key, reason = keys[todo[at]], found["reason"]
         summary.small += found["small"]
@@ -331,7 +323,7 @@ def _run(
                 summary.skipped.append((key, reason))
                 check_skipped(len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
             folder.skip(key, reason)
-        told(len(keys) - len(todo) + at + 1, len(keys))
+        report(len(keys) - len(todo) + at + 1, len(keys))
     summary.faces, summary.new_faces, summary.duplicates = folder.faces, folder.faces - before, folder.duplicates
     return summary
 

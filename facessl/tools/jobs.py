@@ -1,7 +1,5 @@
 """What jobs over whole folders share: an output folder with one writer, and processes."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os
@@ -46,9 +44,7 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, w
 
     Args:
         out: new, empty, or a folder that has the file `manifest` of an earlier call.
-        source: what the job reads; the folder must not lie inside it.
-        manifest: name of the file.
-        job: name of the job, for messages.
+        source: what the job called `job` reads; the folder must not lie inside it.
         wait: until another process has left the folder: this one is a rank (`facessl.tools.ranks`), and the job may go
             on after it has left.
 
@@ -75,12 +71,9 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, w
 
 
 def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`work(piece)` of every piece, in order, by so many processes; 0 works in this one.
+    """`work(piece)` of every piece, in order, by so many processes; 0 works in this one. DataError: one died.
 
     `pieces` is read a few ahead of the results, so that it may depend on them.
-
-    Raises:
-        DataError: a process died.
     """
     if not workers:
         yield from map(work, pieces)

@@ -4,8 +4,6 @@ The images are cut into short stretches that processes work on; this process alo
 that the shards do not depend on the number of processes or on interruptions.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +20,8 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
 from facessl.core.types import Sample
 from facessl.data import records
-from facessl.data.crop_geometry import resize_to
 from facessl.data.decode import ImageError, stored_size
+from facessl.data.frame import resize_to
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
@@ -43,26 +41,19 @@ _SEEN = 64
 
 @dataclass
 class PackSummary:
-    """What is in a folder of shards.
+    """What is in a folder of shards."""
 
-    Attributes:
-        images: number of images in the source.
-        packed, skipped, duplicates: how many of them are in the shards, cannot be read, were left out.
-        shards, bytes: number and size of the tars.
-        before: images that an earlier call had done.
-        unreadable: (key, reason), of this call.
-        finished: False on a rank whose images are done while those of others are not.
-    """
-
-    images: int
+    images: int  # number of images in the source
+    # packed, skipped, duplicates: how many of them are in the shards, cannot be read, were left out.
     packed: int = 0
     skipped: int = 0
     duplicates: int = 0
+    # shards, bytes: number and size of the tars.
     shards: int = 0
     bytes: int = 0
-    before: int = 0
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    finished: bool = True
+    before: int = 0  # images that an earlier call had done
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (key, reason), of this call
+    finished: bool = True  # False on a rank whose images are done while those of others are not
 
 
 def pack(
@@ -117,10 +108,10 @@ def pack(
     if workers < 0:
         raise ConfigError(f"{workers} workers, but there must be 0 or more")
     spec = source if isinstance(source, str) else type(source).__name__
-    packer, told = _Packer(opened, settings), progress or (lambda done, total: None)
+    packer, report = _Packer(opened, settings), progress or (lambda done, total: None)
     if launched()[1] == 1:
         with output_folder(out, opened, MANIFEST, "pack") as path, Shards(path, settings, opened, spec) as shards:
-            return _run(opened, packer, shards, workers, max_bad, told)
+            return _run(opened, packer, shards, workers, max_bad, report)
 
     def left(path: Path) -> range:
         with Shards(path, settings, opened, spec) as shards:
@@ -128,7 +119,7 @@ def pack(
 
     def write(path: Path, found: Callable[[int], Result]) -> PackSummary:
         with Shards(path, settings, opened, spec) as shards:
-            return _run(opened, lambda stretch: [found(i) for i in stretch], shards, 0, max_bad, told)
+            return _run(opened, lambda stretch: [found(i) for i in stretch], shards, 0, max_bad, report)
 
     written = over_ranks(
         functools.partial(output_folder, out, opened, MANIFEST, "pack", wait=True),
@@ -140,7 +131,7 @@ def pack(
         valid=_is_record,
         failed=lambda values: bool(values["unreadable"]),
         workers=workers,
-        progress=told,
+        progress=report,
     )
     return written or PackSummary(len(opened), finished=False)
 

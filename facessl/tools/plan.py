@@ -4,8 +4,6 @@ Parameters are counted on torch's meta device. The images per second of a GPU ar
 them. docs/scaling.md says where every constant comes from.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from dataclasses import KW_ONLY, dataclass, replace

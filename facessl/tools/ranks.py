@@ -3,8 +3,6 @@
 One process writes straight to the output, which is its own record of what is done.
 """
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from facessl.core.blocks import Blocks, Found, record, remove_blocks
+from facessl.core.blocks import Blocks, RecordWithData, record, remove_blocks
 from facessl.tools.jobs import BLOCKS, in_order
 
 T = TypeVar("T")
@@ -40,8 +38,7 @@ def over_ranks(
     Args:
         folder: the output folder with this process as its only writer, once the others have left it.
         about: the settings and images of the job.
-        count: number of images of the source.
-        left: positions of the images that are not written yet, rising.
+        count, left: number of images of the source, and positions of those that are not written yet, rising.
         work: position -> result.
         write: writes the images that are left, given a function as `work` that is called with rising positions.
         valid: values and number of byte strings -> whether `work` gives such.
@@ -51,7 +48,7 @@ def over_ranks(
         What `write` does, on the rank that ended last; None on the others.
     """
 
-    def compute(pieces: Iterator[Sequence[int]]) -> Iterator[list[Found]]:
+    def compute(pieces: Iterator[Sequence[int]]) -> Iterator[list[RecordWithData]]:
         for results in in_order(functools.partial(_each, work), pieces, workers):
             yield [record([i], [i] if failed(values) else [], values, data) for i, values, data in results]
 

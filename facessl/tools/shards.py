@@ -71,15 +71,9 @@ class Shards:
     """
 
     def __init__(self, path: Path, settings: Settings, source: Source, spec: str) -> None:
-        """
-        Args:
-            path: folder, empty or with a `pack.json` of the same settings and source.
-            settings, source: of the pack.
-            spec: the source as a person wrote it.
+        """`path` is empty or has a `pack.json` of the same settings, source and `spec`; else ConfigError.
 
-        Raises:
-            ConfigError: the folder is of other settings.
-            DataError: files in it were changed or are missing.
+        DataError: files in it were changed or are missing.
         """
         self.path, self._source, (self._limit, self._in_bytes) = path, source, settings.limit()
         self._file: IO[bytes] | None = None  # the shard in work, its checksum, bytes and images
@@ -208,11 +202,8 @@ class Shards:
 def verify(path: str | Path) -> dict[str, Any]:
     """Compare every shard of a folder of `facessl pack` with its checksum.
 
-    Returns:
-        `shards`, `images`, `bytes` and `complete` (whether pack came to its end).
-
-    Raises:
-        DataError: a shard is damaged, missing or not of this pack, or `pack.json` is missing or damaged.
+    Returns `shards`, `images`, `bytes` and `complete` (whether pack came to its end). DataError: a shard is damaged,
+    missing or not of this pack, or `pack.json` is missing or damaged.
     """
     folder = Path(path).expanduser()
     known = _read(folder)
@@ -281,7 +272,6 @@ def _manifest(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keys(source: Source) -> str:
-    """SHA-256 of the names of all images."""
     found = hashlib.sha256()
     for index in range(len(source)):
         found.update(os.fsencode(source.key(index)) + b"\0")

@@ -1,7 +1,5 @@
 """Every number of a run that follows from its configuration and its images, and what is said about them."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable
@@ -24,34 +22,22 @@ _WARMUP_DIVISOR = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """Derived numbers of a run, all in optimizer steps.
+    """Derived numbers of a run, all in optimizer steps."""
 
-    Attributes:
-        total_steps: length of the schedule.
-        steps_per_epoch: None where the source has no length.
-        batch_size: the global batch size, images of one step over all ranks.
-        learning_rate: step -> learning rate.
-        peak: its largest value, reached after `warmup_steps`.
-        accumulate: micro-batches per step.
-        clip_grad: largest gradient norm, 0 = no clipping.
-        log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is
-            always logged.
-        max_seconds: stop with a checkpoint after so long; None = never.
-        most_unreadable: unreadable images above which the run stops; None = no limit.
-    """
-
-    total_steps: int
-    steps_per_epoch: int | None
-    batch_size: int
-    learning_rate: Callable[[int], float]
-    accumulate: int = 1
-    clip_grad: float = 0.0
+    total_steps: int  # length of the schedule
+    steps_per_epoch: int | None  # None where the source has no length
+    batch_size: int  # the global batch size, images of one step over all ranks
+    learning_rate: Callable[[int], float]  # step -> learning rate
+    accumulate: int = 1  # micro-batches per step
+    clip_grad: float = 0.0  # largest gradient norm, 0 = no clipping
+    # log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is always
+    # logged.
     log_every: int = 20
     checkpoint_every: int = 500
     monitor_every: int = 500
-    max_seconds: float | None = None
-    most_unreadable: int | None = None
-    peak: float = 0.0
+    max_seconds: float | None = None  # stop with a checkpoint after so long; None = never
+    most_unreadable: int | None = None  # unreadable images above which the run stops; None = no limit
+    peak: float = 0.0  # largest learning rate, reached after `warmup_steps`
     warmup_steps: int = 0
 
 
@@ -114,7 +100,7 @@ def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
 
 
 def _asked_warmup(config: PretrainConfig | FinetuneConfig) -> bool:
-    return not config.given.isdisjoint(("optim", "optim.warmup_epochs"))
+    return not config.explicit.isdisjoint(("optim", "optim.warmup_epochs"))
 
 
 def default_batch(images: int | None, ranks: int, device: str) -> int:
@@ -127,11 +113,11 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
     """The configuration with the defaults that are too large for `images` training images, and a sentence on each.
 
     Defaults are those of the published protocols, whose training sets have thousands of images. What was asked for
-    (`FinetuneConfig.given`) is never changed.
+    (`FinetuneConfig.explicit`) is never changed.
     """
     notes = []
     batch = config.batch_size
-    if "batch_size" not in config.given:
+    if "batch_size" not in config.explicit:
         most = max(images // _DEFAULT_BATCH_DIVISOR, min(images, _SMALLEST_DEFAULT_BATCH))
         batch = min(batch, max(most // world_size, 1) * world_size)
         if batch < config.batch_size:
@@ -163,26 +149,18 @@ def shorter_warmup(config: PretrainConfig, plan: Plan) -> str:
 
 
 def size_reason(config: FinetuneConfig, own: int | None) -> str:
-    """Why the views have the size that they have, for the start line.
-
-    Args:
-        config: of the run.
-        own: image size that the backbone was trained at; None for random weights.
-    """
+    """Why the views have their size, for the start line; `own` is the size that the backbone was trained at, if any."""
     size = config.image_size
     if size is None:
         return "the backbone's own" if own is not None else "the default"
-    why = "as it was" if config.resume else "asked for" if "image_size" in config.given else "the protocol's"
+    why = "as it was" if config.resume else "asked for" if "image_size" in config.explicit else "the protocol's"
     if own in (None, size):
         return why
     return f"{why}; the backbone was trained at {own} px, and --image-size {own} keeps that"
 
 
 def cheaper_hint(task: Any, device: str) -> str | None:
-    """What makes a task with small views quicker on a CPU; None where there is nothing to say.
-
-    A task that can be cheaper says how with `cheaper(image_size)`, settings and the values that suit these views.
-    """
+    """What makes a task with small views quicker on a CPU (`Task.cheaper`); None where there is nothing to say."""
     backbone: Backbone = task.backbone
     if device != "cpu" or backbone.image_size > SMALL or not hasattr(task, "cheaper"):
         return None

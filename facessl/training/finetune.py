@@ -1,9 +1,8 @@
 """A fine-tuning run: parts of the source, task, selection of weights, scores, files."""
 
-from __future__ import annotations
-
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -33,11 +32,11 @@ from facessl.models.backbone import Backbone
 from facessl.pretrained import load
 from facessl.report.examples import SHOWN, write_examples
 from facessl.report.write import write_report
-from facessl.tasks.base import Labels
+from facessl.tasks.base import Labels, Results, Selected
 from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
-from facessl.training.finetuned_model import FinetunedModel
 from facessl.training.optimizers import build_finetune_optimizer
 from facessl.training.run import TrainingSetup, run_job, say
+from facessl.training.task_with_ema import TaskWithEma
 from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
@@ -78,7 +77,7 @@ class Finetuning:
     published: dict[str, Any]
     augment: Augment
     labels: Labels
-    model: FinetunedModel
+    model: TaskWithEma
 
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
@@ -114,7 +113,7 @@ class Finetuning:
         kind = FINETUNE.plugin(arguments.pop("name"))
         labels = self.labels = Labels.of(data.train, kind.needs)
         task = kind(self.backbone, labels, **arguments)
-        self.model = FinetunedModel(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
+        self.model = TaskWithEma(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
         if hasattr(task, "check"):
             task.check(augment)
         chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
@@ -127,7 +126,7 @@ class Finetuning:
             source=data.train,
             transform=training_view(task, labels, augment),
             photometric=Photometric(self.backbone.mean, self.backbone.std),  # type: ignore[arg-type]
-            monitors={} if chosen is None else {"selection": _Selection(folder, chosen, augment, config)},
+            monitors={} if chosen is None else {"selection": partial(_selection, folder, chosen, augment, config)},
             weights=_balance(data.train) if config.balanced else None,
         )
 
@@ -153,7 +152,7 @@ class Finetuning:
             return {}
         config, task = self.config, self.model.eval_task
         status = json.dumps({"finished": finished, "steps": step}).encode()
-        told: dict[str, Any] = {
+        identity = {
             "task": config.task["name"],
             "protocol": "linear (frozen)" if config.frozen else config.protocol,
             "run": self.published["run"],
@@ -163,15 +162,15 @@ class Finetuning:
         ended = {"out": str(folder), "steps": step, "finished": finished}
         if not finished:
             files.write_atomic(folder / "status.json", status)
-            return told | ended
-        chosen: dict[str, Any] = {"step": step, "by": "last"}
+            return identity | ended
+        selected: Selected = {"step": step, "by": "last"}
         if (folder / "best.json").is_file():
             file = folder / "best.safetensors"
             weights.load_exactly(task, checkpoint.read_safetensors(file)[0], file)
-            chosen = read_json(folder / "best.json", _Best) | {"by": config.select}
+            selected = read_json(folder / "best.json", _Best) | {"by": config.select}
         elif config.select != "last":
             say(f"no score of the {config.select} part was a number: the last weights are kept")
-        steps, commit = chosen["step"], environment.commit()
+        steps, commit = selected["step"], environment.commit()
         framed = framing.measure(self.data.train) if self.augment.crop == "whole" else None
         if framed:
             say(framing.sentence(framed))
@@ -183,12 +182,16 @@ class Finetuning:
         shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
         checkpoint.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
         trained = trained_task.Trained(task, task.backbone.image_size, self.augment, info)
-        found = find_mistakes(trained, self.data.test, count=SHOWN, train=self.data.train, **_pass(config))
-        test = found.scores
-        results = told | {"selected": chosen, "train_images": len(self.data.train), "test": test}
+        mistakes = find_mistakes(trained, self.data.test, count=SHOWN, train=self.data.train, **_pass(config))
+        results: Results = {
+            **identity,  # type: ignore[typeddict-item]
+            "selected": selected,
+            "train_images": len(self.data.train),
+            "test": mistakes.scores,
+        }
         files.write_atomic(folder / "results.json", to_json(results, indent=2).encode() + b"\n")
         files.write_atomic(folder / "status.json", status)
-        write_examples(folder, found)
+        write_examples(folder, mistakes)
         for sentence in write_report(folder)["notes"]:
             say(sentence)
         say(f"report: {folder / 'report.html'}")
@@ -232,7 +235,6 @@ def training_view(task: Any, labels: Labels, augment: Augment) -> Supervised:
 
 
 def _parts(config: FinetuneConfig) -> Splits:
-    """What is trained, selected and tested on."""
     if not config.source:
         raise ConfigError("fine-tuning needs labeled images: facessl finetune RUN SOURCE (`synthetic:` for a trial)")
     found = parts(
@@ -256,8 +258,7 @@ def _parts(config: FinetuneConfig) -> Splits:
 def _check_readable(source: Source, part: str) -> None:
     """DataError where no file of a part is an image; of many files the first are tried.
 
-    Headers alone are read, and not through the source: nobody sees a test image before the end. Keys that name no
-    image file (drawn images, members of shards) are not looked at.
+    Headers alone are read. Keys that name no image file (drawn images, members of shards) are not looked at.
     """
     failed: ImageError | None = None
     for path in (Path(source.key(index)) for index in range(min(len(source), _TRIED))):
@@ -284,39 +285,27 @@ class _Best(TypedDict):
     value: float
 
 
-class _Selection:
-    """Scores the part that the weights are selected on, and keeps the best ones in `best.safetensors`."""
-
-    def __init__(self, folder: Path, source: Source, augment: Augment, config: FinetuneConfig) -> None:
-        self.folder = folder
-        self.source = source
-        self.augment = augment
-        self.config = config
-
-    def __call__(self, model: FinetunedModel, progress: Progress) -> dict[str, float]:
-        """Monitor of the trainer: the headline of the part, by its name."""
-        found = _score(model.eval_task, self.source, self.augment, self.config)["headline"]
-        value = math.nan if found["value"] is None else float(found["value"])
-        note = self.folder / "best.json"
-        best = read_json(note, _Best) if note.is_file() else {"step": math.inf}
-        sign = 1 if found["better"] == "higher" else -1
-        if not math.isfinite(value):
-            say(f"step {progress.step}: {found['name']} of the {self.config.select} part is not a number: not kept")
-        # The score before training is watched, not kept; a resumed run measures again what it redoes.
-        elif progress.step and (best["step"] >= progress.step or sign * value > sign * best["value"]):
-            told = {"step": progress.step, "name": found["name"], "value": value}
-            checkpoint.write_backbone(
-                note.with_suffix(".safetensors"), model.eval_task.state_dict(), told
-            )  # and the note
-        return {f"{self.config.select}_{found['name']}": value}
-
-
-def _score(task: Any, source: Source, augment: Augment, config: FinetuneConfig) -> dict[str, Any]:
-    return score.score(task, source, augment, image_size=task.backbone.image_size, **_pass(config))
+def _selection(
+    folder: Path, source: Source, augment: Augment, config: FinetuneConfig, model: TaskWithEma, progress: Progress
+) -> dict[str, float]:
+    """Monitor: scores the part that weights are selected on, and keeps the best ones in `best.safetensors`."""
+    task = model.eval_task
+    scores = score.score(task, source, augment, image_size=task.backbone.image_size, **_pass(config))
+    name, better = scores["headline"]["name"], scores["headline"]["better"]
+    value = math.nan if scores["headline"]["value"] is None else float(scores["headline"]["value"])
+    note = folder / "best.json"
+    best = read_json(note, _Best) if note.is_file() else {"step": math.inf}
+    sign = 1 if better == "higher" else -1
+    if not math.isfinite(value):
+        say(f"step {progress.step}: {name} of the {config.select} part is not a number: not kept")
+    # The score before training is watched, not kept; a resumed run measures again what it redoes.
+    elif progress.step and (best["step"] >= progress.step or sign * value > sign * best["value"]):
+        kept: _Best = {"step": progress.step, "name": name, "value": value}
+        checkpoint.write_backbone(note.with_suffix(".safetensors"), task.state_dict(), kept)  # and the note
+    return {f"{config.select}_{name}": value}
 
 
 def _pass(config: FinetuneConfig) -> dict[str, Any]:
-    """How images are scored."""
     return {
         "batch_size": max(config.batch_size, 32),
         "workers": loader_workers(config.workers),

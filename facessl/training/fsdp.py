@@ -4,8 +4,6 @@ Every parameter is cut along its first dimension, momentum networks like their o
 needs no message. Checkpoints hold whole tensors: they do not know how many ranks wrote them, or which strategy.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -23,11 +21,7 @@ UNIT = 1_000_000
 
 
 def check(settings: PretrainConfig, compiled: bool) -> None:
-    """Refuse what is not known to work sharded.
-
-    Raises:
-        ConfigError: LARS, fp16 or compilation.
-    """
+    """ConfigError for LARS, fp16 and compilation, which are not known to work sharded."""
     if settings.optim.name == "lars":
         raise ConfigError(
             "strategy fsdp cannot use lars, whose rate needs the norm of whole tensors: use --optim.name adamw, or ddp"
@@ -42,10 +36,7 @@ def shard(module: nn.Module, mesh: Any) -> None:
     """Spread the parameters of `module` over the ranks of a one-dimensional mesh, in place.
 
     Blocks (children of a Sequential or a list with `UNIT` parameters or more) are gathered one at a time; what is left
-    is gathered for the whole step, since methods use it directly.
-
-    Raises:
-        ConfigError: a parameter that is a single number, which FSDP cannot cut.
+    is gathered for the whole step. ConfigError: a parameter that is a single number, which FSDP cannot cut.
     """
     scalars = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
     if scalars:

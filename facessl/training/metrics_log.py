@@ -1,7 +1,5 @@
 """Where a run's numbers go: metrics.csv, TensorBoard, skipped.csv."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import importlib.util
@@ -20,19 +18,13 @@ from facessl.core.tables import csv_row
 
 
 class MetricsLog:
-    """Rows of numbers by step. A new column rewrites the file.
+    """Rows of numbers by step; a new column rewrites the file. TrainingError where a file cannot be written.
 
     A resumed run drops the rows that it will redo, and those that a crash or a full disk has torn.
-
-    Raises:
-        TrainingError: of every method, where its file cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
-        """
-        Args:
-            folder: of the run. Without the package tensorboard its `tb/` is not written, which is said here, once.
-        """
+        """Without the package tensorboard the run's `tb/` is not written, which is said here, once."""
         self.folder = folder
         self.path = folder / "metrics.csv"
         self._rows = _read(self.path)
@@ -59,10 +51,7 @@ class MetricsLog:
                 self._board.log_metrics({k: float(v) for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
     def cut_after(self, step: int, skipped: Mapping[str, str]) -> None:
-        """Forget rows of later steps, as the run that wrote them was stopped before its next checkpoint.
-
-        `skipped` are the unreadable images, key and reason, that the checkpoint had seen.
-        """
+        """Forget rows of later steps; `skipped` (key -> reason) are the unreadable images before."""
         self._rows = [row for row in self._rows if float(row["step"]) <= step]
         self._began = time.monotonic() - _seconds(self._rows)
         if self._columns:

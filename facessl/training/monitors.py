@@ -1,7 +1,6 @@
 """What a run measures about itself while it trains. Nothing here changes the weights or the random state."""
 
-from __future__ import annotations
-
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from facessl.config.pretrain import PretrainConfig
 from facessl.core.files import write_picture
 from facessl.core.types import Progress
 from facessl.data.source import Source
-from facessl.data.splits import at_most, split_source
+from facessl.data.splits import at_most, parts
 from facessl.evaluation.protocols.knn import knn
 from facessl.inference.region_pictures import region_picture, sample_images
 from facessl.methods.base import has_regions
@@ -36,76 +35,44 @@ ROWS, CELL = 4, 64
 def build(source: Source, config: PretrainConfig, folder: Path) -> dict[str, Monitor]:
     """The monitors of a run by name; each is called as `monitor(method, progress)` in eval mode without gradients.
 
-    Args:
-        source: the training source; some of its images, fixed for the run, give spread and region usage.
-        config: of the run.
-        folder: where region pictures of each measurement go.
+    Fixed images of the training source give spread and region usage; pictures of regions go to `folder`.
     """
     chosen = config.monitor
     squares = sample_images(source, count=chosen.images, size=config.image_size)
-    monitors: dict[str, Monitor] = {"spread": _Spread(squares), "regions": _Regions(squares, folder)}
+    monitors: dict[str, Monitor] = {"spread": partial(_spread, squares), "regions": partial(_regions, squares, folder)}
     if chosen.knn is not None:
-        train, test = (at_most(part, chosen.knn_images) for part in split_source(chosen.knn, chosen.knn_test))
-        monitors["knn"] = _KNN(train, test, "bf16" if config.precision == "bf16" else "fp32")
+        found = parts(chosen.knn, test=chosen.knn_test, need_val=False)
+        train, test = (at_most(part, chosen.knn_images) for part in (found.train, found.test))
+        monitors["knn"] = partial(_knn, train, test, "bf16" if config.precision == "bf16" else "fp32")
     return monitors
 
 
-class _Spread:
+def _spread(squares: np.ndarray, method: Any, progress: Progress) -> dict[str, float]:
     """Standard deviation and effective rank of the embeddings of fixed images."""
-
-    def __init__(self, squares: np.ndarray) -> None:
-        self.squares = squares
-
-    def __call__(self, method: Any, progress: Progress) -> dict[str, float]:
-        embeddings = torch.cat([method.backbone(x) for x in _batches(method, self.squares)]).float()  # (M, C)
-        return {
-            "embedding_std": float(embedding_std(embeddings)),
-            "effective_rank": float(effective_rank(embeddings)),
-        }
+    embeddings = torch.cat([method.backbone(x) for x in _batches(method, squares)]).float()  # (M, C)
+    return {"embedding_std": float(embedding_std(embeddings)), "effective_rank": float(effective_rank(embeddings))}
 
 
-class _Regions:
+def _regions(squares: np.ndarray, folder: Path, method: Any, progress: Progress) -> dict[str, float]:
     """Use, sharpness and kind of the heatmaps of fixed images, and a small picture of them."""
-
-    def __init__(self, squares: np.ndarray, folder: Path) -> None:
-        self.squares = squares
-        self.folder = folder
-
-    def __call__(self, method: Any, progress: Progress) -> dict[str, float]:
-        if not has_regions(method):
-            return {}
-        maps = torch.cat([method.heatmaps(x).float() for x in _batches(method, self.squares)])  # (M, N, h, w)
-        shown = np.stack([resize(image, CELL) for image in self.squares[:ROWS]])
-        picture = region_picture(shown, maps[:ROWS].cpu())
-        write_picture(self.folder / f"step-{progress.step:08d}.png", picture)
-        return {
-            "usage_entropy": float(usage_entropy(maps)),
-            "sharpness": float(sharpness(maps)),
-            "winning_regions": float(winning_regions(maps)),
-            "image_information": float(image_information(maps)),
-            "position_information": float(position_information(maps)),
-        }
+    if not has_regions(method):
+        return {}
+    maps = torch.cat([method.heatmaps(x).float() for x in _batches(method, squares)])  # (M, N, h, w)
+    shown = np.stack([resize(image, CELL) for image in squares[:ROWS]])
+    write_picture(folder / f"step-{progress.step:08d}.png", region_picture(shown, maps[:ROWS].cpu()))
+    scores = (usage_entropy, sharpness, winning_regions, image_information, position_information)
+    return {score.__name__: float(score(maps)) for score in scores}
 
 
-class _KNN:
-    """k-NN accuracy on labeled images."""
-
-    def __init__(self, train: Source, test: Source, precision: str) -> None:
-        self.train = train
-        self.test = test
-        self.precision = precision
-
-    def __call__(self, method: Any, progress: Progress) -> dict[str, float]:
-        result = knn(
-            method.backbone, self.train, self.test, k=min(20, len(self.train)), precision=self.precision, max_bad=1
-        )
-        low, high = result["accuracy_interval"]
-        return {
-            "knn_accuracy": result["accuracy"],
-            "knn_accuracy_low": low,
-            "knn_accuracy_high": high,
-            "knn_mean_class_accuracy": result["mean_class_accuracy"],
-        }
+def _knn(train: Source, test: Source, precision: str, method: Any, progress: Progress) -> dict[str, float]:
+    result = knn(method.backbone, train, test, k=min(20, len(train)), precision=precision, max_bad=1)
+    low, high = result["accuracy_interval"]
+    return {
+        "knn_accuracy": result["accuracy"],
+        "knn_accuracy_low": low,
+        "knn_accuracy_high": high,
+        "knn_mean_class_accuracy": result["mean_class_accuracy"],
+    }
 
 
 def _batches(method: Any, squares: np.ndarray, size: int = 64) -> list[Tensor]:

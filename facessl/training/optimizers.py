@@ -1,7 +1,5 @@
 """Optimizers, parameter groups and learning-rate schedules, of pre-training and of fine-tuning."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,10 +21,8 @@ class LARS(torch.optim.Optimizer):
         d = trust * |w| / |g + weight_decay * w| * (g + weight_decay * w)
 
     and 1 * (g + weight_decay * w) otherwise; then v <- momentum * v + d, w <- w - lr * v. Groups with
-    `adapt=False` (biases, norms, one-dimensional parameters) take plain momentum steps. Nothing is read back from the
-    device. On a GPU all tensors of a group are updated together, to launch few kernels (one per tensor remains: torch
-    multiplies by rates that stay on the device one at a time); on a CPU one after the other, while they are in its
-    caches. Both give the same numbers.
+    `adapt=False` (biases, norms, one-dimensional parameters) take plain momentum steps. On a GPU all tensors of a group
+    are updated together, without reading anything back; on a CPU one after the other, while they are in its caches.
 
     Differences from the optimizer in FRA's release: there the denominator is |g| + weight_decay * |w| + 1e-8, the
     learning rate is inside the momentum buffer, a tensor of zero norm does not move, and exclusion goes by names, so
@@ -106,8 +102,7 @@ def build_optimizer(module: nn.Module, optim: PretrainOptim, lr: float) -> torch
 def fused_on_cpu(groups: list[dict[str, Any]]) -> bool | None:
     """`fused` of torch's Adam and AdamW for these parameter groups: True on a CPU, else torch's choice.
 
-    torch's choice on a CPU is a loop with a temporary per operation, five times as slow. On a GPU it stays: with the
-    fused kernel fp16's loss scaling and gradient clipping exclude one another.
+    torch's choice on a CPU is five times as slow. On a GPU the fused kernel would exclude clipping with fp16.
     """
     return True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
 
@@ -118,12 +113,7 @@ def build_finetune_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.opt
     Every group carries `lr_scale`, its learning rate over `optim.lr`: of the longest name in `optim.lrs` that the
     parameter's begins with and, in the backbone, `optim.layer_decay` to the power of its layer's distance from the end.
 
-    Args:
-        task: its children are the parts: `backbone`, `head`.
-        optim: settings.
-
-    Raises:
-        UnknownName: `optim.lrs` names no module of the task.
+    UnknownName: `optim.lrs` names no module of the task (`backbone`, `head`).
     """
     scales = _scales(task, optim)
     groups: list[dict[str, Any]] = []
@@ -141,7 +131,6 @@ def build_finetune_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.opt
 
 
 def _scales(task: nn.Module, optim: FinetuneOptim) -> dict[int, float]:
-    """Learning rate of each parameter, by its id, over `optim.lr`."""
     modules = dict(task.named_modules())
     for name in optim.lrs:
         if name not in modules:

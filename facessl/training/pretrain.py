@@ -1,7 +1,5 @@
 """A pre-training run: source, method, monitors, exports, report."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -183,11 +181,7 @@ def _check_needs(method: Method, source: Source, config: PretrainConfig) -> None
 
 
 def check_views(kind: type[Method], config: PretrainConfig) -> None:
-    """Refuse a number of views that the method cannot use.
-
-    Raises:
-        ConfigError: too few or too many.
-    """
+    """ConfigError for a number of views that the method cannot use."""
     own = len(kind.views)
     fewest, most = getattr(kind, "view_count", (own, own))
     given = len(config.views or ())
@@ -200,11 +194,7 @@ def check_views(kind: type[Method], config: PretrainConfig) -> None:
 
 
 def check_accumulation(method: Method, config: PretrainConfig, world_size: int) -> None:
-    """Refuse what would silently be another loss, or leave images out.
-
-    Raises:
-        ConfigError: a loss that spans the batch, or a batch that does not divide.
-    """
+    """ConfigError for what would silently be another loss (one that spans the batch), or does not divide the batch."""
     parts = config.accumulate
     if parts == 1:
         return

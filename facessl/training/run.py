@@ -3,8 +3,6 @@
 `pretrain.py` and `finetune.py` give what differs between them, as `Job` says.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys
@@ -62,14 +60,7 @@ class Job(Protocol):
 
 
 def run_job(job: Job) -> Any:
-    """Run a job, a new or a resumed one; every rank of a distributed job calls this.
-
-    Returns:
-        What `job.finish` does.
-
-    Raises:
-        FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
-    """
+    """Run a job, a new or a resumed one, on every rank of a distributed job. Returns what `job.finish` does."""
     with expected_errors(), warnings.catch_warnings(), contextlib.ExitStack() as lock:
         warnings.filterwarnings("ignore", module="lightning.*")
         asked = job.config
@@ -140,7 +131,6 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
 
 
 def _marks(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
-    """Number of images and fingerprint of each source."""
     return {
         part: {"images": None if source.streaming else len(source), "fingerprint": source.fingerprint()}
         for part, source in sources.items()

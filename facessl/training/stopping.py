@@ -15,20 +15,15 @@ from torch import Tensor
 class Stopping:
     """Whether to stop, the same on every rank after every step; as a context manager it catches SIGINT and SIGTERM.
 
-    A first signal asks for a stop, a second one interrupts at once. With several ranks what they ask for is summed up
-    behind the work of a step and read one step later, so that a GPU never waits for the answer; all of them stop after
-    the step that follows the one in which the first asked.
+    A first signal asks for a stop, a second one interrupts at once. What several ranks ask for is summed up behind the
+    work of a step and read one step later, so that a GPU never waits: all stop after the step that follows.
 
     Attributes:
         reason: why the run stops, once agreed on; None = go on.
     """
 
     def __init__(self, device: torch.device, world_size: int) -> None:
-        """
-        Args:
-            device: of the process group's tensors.
-            world_size: number of ranks.
-        """
+        """`device` is that of the process group's tensors."""
         self.reason: str | None = None
         self._device, self._world_size = device, world_size
         self._asked: str | None = None
@@ -41,11 +36,7 @@ class Stopping:
         self._asked = self._asked or reason
 
     def agree(self, *, at_once: bool = False) -> None:
-        """Sets `reason`; collective call, after every step.
-
-        Args:
-            at_once: wait for what the ranks ask for now, instead of taking what they asked for at the last call.
-        """
+        """Sets `reason`; collective call, after every step. `at_once`: wait for what the ranks ask for now."""
         if self._world_size == 1:
             self.reason = self._asked
             return

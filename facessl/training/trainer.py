@@ -4,8 +4,6 @@ Order of a run: for each optimizer step, take the next batch -> photometric view
 micro-batch -> backward -> optimizer -> `after_step` -> log, measure, save where due.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time
@@ -38,8 +36,6 @@ Monitor = Callable[[Any, Progress], dict[str, float]]
 
 @dataclass
 class _Window:
-    """What was gathered since the last log line."""
-
     terms: list[dict[str, Tensor]] = field(default_factory=list)
     first_step: int = 0
     resumed: int = 0  # steps of an earlier process, which are in no time of this one
@@ -49,38 +45,24 @@ class _Window:
 
 @dataclass
 class TrainingSetup:
-    """What a run trains, and on what.
+    """What a run trains, and on what."""
 
-    Attributes:
-        module: gives `step` and `after_step`.
-        optimizer: called with the plan once `module` is on its device in its memory format; may change it first.
-        source: training images.
-        transform: stored image -> views, in the loader's processes.
-        photometric: the part of the augmentation on the device, with the normalization.
-        monitors: by name.
-        on_measured: step, values of all monitors -> None.
-        weights: (N,) probabilities of the images; None: every image once an epoch.
-    """
-
-    module: Any
+    module: Any  # gives `step` and `after_step`
+    # Called with the plan once `module` is on its device in its memory format; may change it first
     optimizer: Callable[[Plan], torch.optim.Optimizer]
-    source: Source
-    transform: Transform
-    photometric: Callable[[Batch], Batch]
-    monitors: Mapping[str, Monitor] = field(default_factory=dict)
+    source: Source  # training images
+    transform: Transform  # stored image -> views, in the loader's processes
+    photometric: Callable[[Batch], Batch]  # the part of the augmentation on the device, with the normalization
+    monitors: Mapping[str, Monitor] = field(default_factory=dict)  # by name
+    # Step, values of all monitors -> None.
     on_measured: Callable[[int, dict[str, float]], None] = lambda step, values: None
-    weights: np.ndarray | None = None
+    weights: np.ndarray | None = None  # (N,) probabilities of the images; None: every image once an epoch
 
 
 class Trainer:
     """Runs a method to the end of its plan; `fit` returns True when the end was reached.
 
-    Args:
-        fabric: launched.
-        setup: what is trained, on the device.
-        plan: derived numbers.
-        folder: of the run.
-        metadata: plain values that its checkpoints also hold, by name.
+    Its checkpoints also hold `metadata`, plain values by name.
     """
 
     def __init__(
@@ -104,7 +86,7 @@ class Trainer:
     # ---- state -------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything a run needs to go on bit-exactly, as tensors and plain values (collective call)."""
+        """All of `facessl.core.checkpoint.TrainingCheckpoint` but format and step (collective call)."""
         terms = [{name: value.cpu() for name, value in step.items()} for step in self._window.terms]
         ranks = gathered((_rng_state(), terms))
         return {
@@ -127,14 +109,12 @@ class Trainer:
         self._window.first_step = self.step
         if len(state["rng"]) == self.fabric.world_size:
             _set_rng_state(state["rng"][self.fabric.global_rank])
-            self._resume_window(state["unlogged"][self.fabric.global_rank])
+            # The steps since the last log line of the process that was stopped.
+            unlogged = state["unlogged"][self.fabric.global_rank]
+            terms = [{name: value.to(self.fabric.device) for name, value in step.items()} for step in unlogged]
+            self._window = _Window(terms, self.step - len(terms), resumed=len(terms))
         if self._log is not None:
             self._log.cut_after(self.step, self.skipped)
-
-    def _resume_window(self, terms: list[dict[str, Tensor]]) -> None:
-        """The steps since the last log line of the process that was stopped."""
-        here = [{name: value.to(self.fabric.device) for name, value in step.items()} for step in terms]
-        self._window = _Window(here, self.step - len(here), resumed=len(here))
 
     # ---- loop --------------------------------------------------------------------------------------------------
 
@@ -160,7 +140,8 @@ class Trainer:
                     self._show(line, self._write_window())
                     self._window = _Window(first_step=self.step)
                 elif line.due():  # of this rank alone: a reduction would have to be agreed on
-                    self._show(line, self._local_row())
+                    loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
+                    self._show(line, {"loss": float(loss), **self._speed()})
                 last = self.step == self.plan.total_steps
                 if self.plan.monitor_every and (self.step % self.plan.monitor_every == 0 or last):
                     self._measure()
@@ -223,11 +204,6 @@ class Trainer:
         return Progress(step, self.plan.total_steps, epoch, self.plan.steps_per_epoch)
 
     # ---- logging, measuring, saving ------------------------------------------------------------------------------
-
-    def _local_row(self) -> dict[str, float]:
-        """Loss and speed since the last log line, for the progress line."""
-        loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
-        return {"loss": float(loss), **self._speed()}
 
     def _show(self, line: ProgressLine, row: Mapping[str, float]) -> None:
         if row:
@@ -313,11 +289,7 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of the current step (collective call).
-
-        Raises:
-            TrainingError: weights are not finite, or the folder is gone.
-        """
+        """Write a checkpoint of the current step (collective call). TrainingError: weights are not finite."""
         self._check_weights()
         self._check_there()
         state = self.state()

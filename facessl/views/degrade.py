@@ -3,8 +3,6 @@
 A draw is uniform in 0..1. Noise over all pixels comes from a generator seeded by one draw.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from facessl.core.errors import ConfigError
 from facessl.core.types import Sample
-from facessl.data.crop_geometry import resize, resize_to
 from facessl.data.decode import FACTORS
-from facessl.data.loader import Made
+from facessl.data.frame import resize, resize_to
+from facessl.data.loader import SampleViews
 from facessl.views.spec import View
 
 #: Draws of a random box: area and log-ratio of each of ten tries, top, left.
@@ -127,13 +127,13 @@ class Geometric:
                 f"image size {image_size} gives a view of {min(self.sizes)} pixels: use a larger image size"
             )
 
-    def draw(self, rng: np.random.Generator | None) -> Drawn:
+    def draw(self, rng: np.random.Generator | None) -> DrawnViews:
         """The random numbers of every view of one image, before it is decoded."""
         assert rng is not None, "these views are for training"
-        return Drawn(self.views, self.sizes, rng.random((len(self.views), DRAWS)))
+        return DrawnViews(self.views, self.sizes, rng.random((len(self.views), DRAWS)))
 
 
-class Drawn:
+class DrawnViews:
     """V views with their random numbers (V, DRAWS)."""
 
     __slots__ = ("_draws", "_sizes", "_views")
@@ -151,17 +151,12 @@ class Drawn:
         )
         return next((factor for factor in FACTORS if factor <= fits), 1)
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
-        """The views, their parameters, and what each view shows.
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
+        """The sample (with the labels of the stored image), its views, their parameters (`Column`) and `Batch.crops`.
 
         Args:
-            sample: its labels stay those of the stored image.
             image: (H, W, 3) uint8 RGB, reduced or not: boxes are fractions of its sides.
             out: V contiguous arrays (S_v, S_v, 3) uint8 to write the views into; empty takes new memory.
-
-        Returns:
-            The sample, V arrays (S_v, S_v, 3) uint8, V arrays (P,) float32 of parameters (`Column`) and V arrays (5,)
-            float32, the rows of `Batch.crops`.
         """
         views = list(out) or [np.empty((size, size, 3), np.uint8) for size in self._sizes]
         params, crops = [], []

@@ -1,7 +1,5 @@
 """Normalization of images, and the means and standard deviations (RGB in 0..1) of known training sets."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Color jitter, grayscale, blur, solarization and normalization of a batch, each sample by its own parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,10 +132,7 @@ def _jitter(x: Tensor, params: np.ndarray, starts: list[int]) -> None:
 def _blend(x: Tensor, operation: np.ndarray, factors: np.ndarray) -> None:
     """Brightness, contrast or saturation per sample, in place: blends with black, the mean luma or the luma.
 
-    Args:
-        x: (n, 3, S, S), 0..255.
-        operation: (n,), 0 to 2.
-        factors: (n, 3), one column per operation.
+    x is (n, 3, S, S), 0..255; `operation` (n,), 0 to 2; `factors` (n, 3), one column per operation.
     """
     if not len(x):
         return

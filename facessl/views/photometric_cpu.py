@@ -5,8 +5,6 @@ matrices and applied in one pass, as long as no value has to be clipped at 0 or 
 an affine map.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2

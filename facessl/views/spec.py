@@ -1,7 +1,5 @@
 """A view as data: what a paper's augmentation table says, one line each."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass

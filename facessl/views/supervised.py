@@ -12,9 +12,9 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.crop_geometry import Frame, similarity
+from facessl.data.frame import Frame, similarity
 from facessl.data.layouts import Layout
-from facessl.data.loader import Made
+from facessl.data.loader import SampleViews
 from facessl.views import degrade
 from facessl.views.augment import Augment, Distribution
 from facessl.views.geometric import BOX_DRAWS, photometric_params
@@ -32,8 +32,7 @@ class Supervised:
     """Crops an image, augments it in training, and moves its labels to the view.
 
     Args:
-        augment: crop and augmentation.
-        image_size: side of the views in pixels.
+        augment, image_size: crop and augmentation, and side of the views in pixels.
         layout: order of the landmarks; None: unknown, they cannot be mirrored.
         mask_flip: class of the mirrored image by class of the image; None: unknown, masks cannot be mirrored. Classes
             without sides are `range(number of classes)`.
@@ -90,11 +89,10 @@ class Supervised:
         """The random numbers of one image; None: evaluation, only the crop."""
         return DrawnLabeled(self, rng.random(DRAWS) if rng is not None and self._train_mode else None)
 
-    def apply(self, sample: Sample, image: np.ndarray, draws: np.ndarray | None) -> Made:
+    def apply(self, sample: Sample, image: np.ndarray, draws: np.ndarray | None) -> SampleViews:
         """One sample's view or views.
 
         Args:
-            sample: its labels are not changed.
             image: (H, W, 3) uint8 RGB, the decoded image at full size.
             draws: (DRAWS,) uniform in 0..1; None: only the crop.
 
@@ -208,7 +206,7 @@ class DrawnLabeled:
     draws: np.ndarray | None
     reduction: ClassVar[None] = None
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
         """As `Supervised.apply`; `out` is not used, the views bring their own memory."""
         return self.views.apply(sample, image, self.draws)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from PIL import Image
 from facessl.app.faces import Faces, open_faces
 from facessl.app.people_table import People
 from facessl.app.serve import prepare
+from facessl.app.thumbnails import Thumbnails
 from facessl.core.errors import ConfigError, DataError
 from facessl.inference.embed import load_embedder
 from facessl.inference.groups import Groups
@@ -38,15 +41,35 @@ def faces(network: Any, tmp_path: Path) -> Faces:
 def test_a_source_is_embedded_and_thumbnailed_once(
     faces: Faces, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("facessl.app.faces.embed_to_file", lambda *_, **__: pytest.fail("embedded again"))
-    monkeypatch.setattr("facessl.app.faces._made", lambda *_: pytest.fail("thumbnails made again"))
+    jpegs = faces.thumbnails.jpegs(range(12))  # asked for before they are made
+    faces.thumbnails.make(lambda: True)  # the page ends at once
+    assert not faces.thumbnails.complete
+    faces.thumbnails.make()
+    monkeypatch.setattr("facessl.inference.embed_file.embed_to_file", lambda *_, **__: pytest.fail("embedded again"))
+    monkeypatch.setattr(Thumbnails, "_made", lambda *_: pytest.fail("thumbnails made again"))
     again = open_faces(SOURCE, lambda: network, tmp_path / "app")
+    again.thumbnails.make()
     np.testing.assert_array_equal(again.rows.array, faces.rows.array)
-    assert again.jpegs.equals(faces.jpegs)
-    shown = np.asarray(faces.thumbnail(3).resize((32, 32)), float)
-    assert np.abs(shown - faces.source[3].image).mean() < 12  # type: ignore[index]
+    assert again.thumbnails.jpegs(range(12)) == faces.thumbnails.jpegs(range(12)) == jpegs
+    (picture,) = faces.thumbnails.pictures([3])
+    assert np.abs(np.asarray(picture.resize((32, 32)), float) - faces.source[3].image).mean() < 12  # type: ignore[index]
     table = open_faces(str(faces.file("parquet")), lambda: pytest.fail("no network is needed"), tmp_path)
     assert table.classes == faces.classes
+
+
+def test_embeddings_are_opened_without_the_libraries_of_networks(faces: Faces, tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="the extra `app` is not installed")
+    code = f"""
+import sys
+from facessl.app.serve import prepare
+prepare({str(tmp_path)!r})
+from facessl.app.page import build
+from facessl.app.workspace import open_workspace
+options = dict(models=(), cache=None, batch_size=4, workers=None, device=None)
+build(open_workspace({str(tmp_path)!r}, {str(faces.file("parquet"))!r}, **options))
+print({{"torch", "timm", "sklearn", "plotly.graph_objects"}} & set(sys.modules))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_thumbnails_of_other_embeddings_are_made_anew(faces: Faces, network: Any, tmp_path: Path) -> None:
@@ -56,21 +79,25 @@ def test_thumbnails_of_other_embeddings_are_made_anew(faces: Faces, network: Any
         Image.new("RGB", (32, 32), (shade, shade, shade)).save(pictures / "one.png")
         Image.new("RGB", (32, 32)).save(pictures / "two.png")
         other = open_faces(str(pictures), lambda: network, tmp_path / "app")
-        assert abs(int(np.asarray(other.thumbnail(0))[64, 64, 0]) - shade) < 5
+        other.thumbnails.make()
+        assert abs(int(np.asarray(other.thumbnails.pictures([0])[0])[64, 64, 0]) - shade) < 5
 
 
 @pytest.mark.parametrize("forged", ["large", "no JPEG", "missing", "of another type", "compressed"])
 def test_forged_thumbnails_are_made_anew(faces: Faces, network: Any, tmp_path: Path, forged: str) -> None:
-    file = faces.file("thumbnails.parquet")
+    faces.thumbnails.make()
+    file, jpegs = faces.file("thumbnails.parquet"), faces.thumbnails.jpegs(range(12))
     large = simplejpeg.encode_jpeg(np.zeros((4000, 4000, 3), np.uint8))
-    first = {"large": large, "no JPEG": b"\xff\xd8", "missing": None}.get(forged, faces.jpeg(0))
+    first = {"large": large, "no JPEG": b"\xff\xd8", "missing": None}.get(forged, jpegs[0])
     kind = pa.binary() if forged == "of another type" else pa.large_binary()
     schema = pa.schema([("jpeg", kind)], metadata=pq.read_schema(file).metadata)
-    table = pa.table([pa.array([first, *faces.jpegs.to_pylist()[1:]], kind)], schema=schema)
+    table = pa.table([pa.array([first, *jpegs[1:]], kind)], schema=schema)
     packed = {"compression": "zstd"} if forged == "compressed" else {"compression": "none", "use_dictionary": False}
     pq.write_table(table, file, **packed)
-    assert open_faces(SOURCE, lambda: network, tmp_path / "app").jpegs.equals(faces.jpegs)
-    assert pq.read_table(file)["jpeg"].combine_chunks().equals(faces.jpegs)
+    again = open_faces(SOURCE, lambda: network, tmp_path / "app").thumbnails
+    assert not again.complete
+    again.make()
+    assert pq.read_table(file)["jpeg"].to_pylist() == again.jpegs(range(12)) == jpegs
 
 
 def test_names_survive_a_restart_and_new_groups(faces: Faces) -> None:

@@ -51,7 +51,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
             patch.setenv(name, "")  # what `prepare` sets is taken back
         (folder / "uploads").mkdir()
         prepare(str(folder / "uploads"))
-        blocks = build(Workspace(str(folder), "cpu"))
+        blocks = build(Workspace(str(folder), lambda: "cpu"))
         address = urlsplit(launch(blocks, host="127.0.0.1", port=free_port(), share=False))
         yield Page(address.netloc, f"?{address.query}", folder)
         blocks.close(verbose=False)
@@ -91,6 +91,31 @@ def test_a_request_that_names_another_file_is_refused(page: Page, path: str, met
     assert page.ask(f"/gradio_api/queue/join{page.query}", body)[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("queue/join", {"fn_index": 99, "data": []}),
+        ("queue/join", {"fn_index": 10**30, "data": []}),
+        ("queue/join", {"fn_index": 0, "data": []}),
+        ("queue/join", {"fn_index": 0, "data": ["x", ["Boxes"]]}),
+        ("queue/join", {"fn_index": 0, "data": [None, [10**400]]}),
+        ("queue/join", {"fn_index": 0, "data": [{"path": 7}, 12]}),
+        ("queue/join", {"fn_index": 0, "data": [float("nan"), ["Boxes"]]}),
+        ("component_server", {"component_id": 999, "fn_name": "face", "data": 0}),
+        ("run/predict", {"fn_index": 0, "data": []}),
+    ],
+)
+def test_a_forged_request_is_one_sentence(page: Page, path: str, body: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    session = "".join(character for character in json.dumps(body) if character.isalnum())[:40]
+    status, told, _ = page.ask(f"/gradio_api/{path}{page.query}", {**body, "session_hash": session})
+    if status == 200:  # what came of an event is asked for
+        told = page.ask(f"/gradio_api/queue/data{page.query}&session_hash={session}")[1]
+    assert "was not understood" in told or status == 403
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert printed.count("facessl app: ") == printed.count("\n") == (status != 403)
+
+
 def test_a_photo_is_an_upload_whoever_asks(page: Page) -> None:
     import gradio as gr
     from gradio.data_classes import ImageData
@@ -113,7 +138,7 @@ def test_a_linked_folder_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "app").symlink_to(tmp_path / "elsewhere")
-    options = {"models": (), "cache": None, "batch_size": 4, "workers": 0, "device": "cpu"}
+    options = {"models": (), "cache": None, "batch_size": 4, "workers": 0, "device": lambda: "cpu"}
     with pytest.raises(ConfigError, match="app is a link"):
         open_workspace(str(tmp_path / "run"), "synthetic:?n=4&size=32", **options)
     assert not list((tmp_path / "elsewhere").iterdir())

@@ -15,18 +15,23 @@ pytest.importorskip("gradio", reason="the extra `app` is not installed")
 pytest.importorskip("plotly", reason="the extra `app` is not installed")
 
 from facessl.app import errors, map, training
-from facessl.app.workspace import Workspace
+from facessl.app.workspace import Workspace, picked
 from facessl.cli import main
+from facessl.core.errors import DataError
 from facessl.evaluation.mistakes import Mistakes
 from facessl.report.folder import read_run_folder
 from facessl.tasks.base import Example, headline
+
+
+def cpu() -> str:
+    return "cpu"
 
 
 @pytest.mark.parametrize(("classes", "offered"), [(("happy", ""), True), (("happy", "Ada"), False), (("", ""), False)])
 def test_errors_are_offered_where_the_labels_are_classes_of_the_model(classes: Any, offered: bool) -> None:
     faces: Any = SimpleNamespace(classes=list(classes), source=object())
     model: Any = SimpleNamespace(task=SimpleNamespace(names=("happy", "sad")))
-    assert ("error" in map.ways_to_color(Workspace("run", "cpu", {"expression": model}, faces))) == offered
+    assert ("error" in map.ways_to_color(Workspace("run", cpu, {"expression": model}, faces))) == offered
 
 
 @pytest.mark.parametrize(
@@ -77,10 +82,22 @@ def test_a_damaged_checkpoint_is_not_a_run_without_regions(tmp_path: Path) -> No
     assert not main(
         ["pretrain", "synthetic:?n=8&size=32", "--method", "simclr", *steps, "--device", "cpu", "--out", run]
     )
-    assert "this method finds none" in str(Workspace(run, "cpu").method)
+    assert "this method finds none" in str(Workspace(run, cpu).method)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
-    assert "last.ckpt" in str(Workspace(run, "cpu").method)
+    assert "last.ckpt" in str(Workspace(run, cpu).method)
+
+
+@pytest.mark.parametrize("index", [2, -1, 10**30, "0", None, [0]])
+def test_only_what_is_shown_can_be_clicked(index: Any) -> None:
+    import gradio as gr
+
+    def clicked(index: Any) -> Any:
+        return gr.SelectData(None, {"index": index, "value": None})
+
+    assert picked(clicked(1), ["a", "b"]) == "b"
+    with pytest.raises(DataError, match="reload the page"):
+        picked(clicked(index), ["a", "b"])
 
 
 def free(work: Workspace) -> bool:
@@ -103,7 +120,7 @@ def test_other_browsers_wait_for_a_batch_and_not_for_a_pass_over_all_faces(
 ) -> None:
     told: list[tuple[str, bool]] = []
     faces: Any = SimpleNamespace(source=object(), file=tmp_path.joinpath, rows=SimpleNamespace(keys=["face.jpg"]))
-    work = Workspace("run", "cpu", faces=faces)
+    work = Workspace("run", cpu, faces=faces)
     task = SimpleNamespace(names=("happy", "sad"), predict=lambda x: told.append(("batch", free(work))))
     model: Any = SimpleNamespace(task=task, name="expression")
     work.add(model)
@@ -119,7 +136,7 @@ def test_other_browsers_wait_for_a_batch_and_not_for_a_pass_over_all_faces(
 
     monkeypatch.setattr(map, "_predicted", passed)
     monkeypatch.setattr(map, "_mark", lambda trained: "0")
-    monkeypatch.setattr(errors, "find_mistakes", scored)
+    monkeypatch.setattr("facessl.evaluation.mistakes.find_mistakes", scored)
     assert map.predictions(work) == ["happy"]
     errors.mistakes_of(work, "expression", 4)
     assert told == 2 * [("pass", True), ("batch", False)]

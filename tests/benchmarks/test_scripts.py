@@ -1,7 +1,5 @@
 """The benchmarks' scripts run, and what they say is true. They measure how fast things are; no test judges that."""
 
-from __future__ import annotations
-
 import json
 from argparse import Namespace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files that somebody else wrote: commands in them are not run, and weights that are not numbers are refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tarfile
@@ -13,7 +11,7 @@ from PIL import Image
 
 from facessl.cli import main
 from facessl.core import checkpoint
-from facessl.data.location import named, redacted
+from facessl.data.location import redacted, shareable
 from facessl.data.source import open_source
 from tests.helpers import TINY
 
@@ -106,7 +104,7 @@ def test_credentials_of_a_source_stay_in_the_private_settings(
     ],
 )
 def test_what_is_published_of_a_source(spec: str, told: str) -> None:
-    assert named(spec) == told
+    assert shareable(spec) == told
 
 
 @pytest.mark.fault("E9", "a number of thousands of digits in config.yaml ended `--resume` in a traceback")

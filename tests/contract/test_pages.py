@@ -1,7 +1,5 @@
 """Code of README and docs works as it is printed; what a task's file lacks is one sentence."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import re

@@ -1,18 +1,16 @@
 """Every shipped recipe parses, says where it comes from, and holds the values of the table that it names."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from facessl.config import parse as config_parse
 from facessl.config import recipes
-from facessl.config.commands import FINETUNE
-from facessl.config.finetune import FinetuneConfig
+from facessl.config.commands import FINETUNE, PRETRAIN
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.data.source import parse
@@ -29,32 +27,31 @@ def test_recipe_is_valid_and_has_its_header(name: str) -> None:
         assert field in text, f"{name} lacks {field}"
     assert f"--config {name} " in text.replace("\n", " "), "the command must be the recipe's own"
     assert len(recipes.recipe_summary(name)) > 20, "the first line is what `facessl list recipes` prints"
-    if name in DOWNSTREAM:
-        assert config_parse.from_dict(tuned(name).to_dict(), FINETUNE) == tuned(name)
-    else:
-        parsed = config_parse.parse(["--config", name])
-        assert config_parse.from_dict(parsed.to_dict()) == parsed
+    assert config_parse.from_dict(parsed(name).to_dict(), command(name)) == parsed(name)
+
+
+def command(name: str) -> Any:
+    return FINETUNE if name in DOWNSTREAM else PRETRAIN
 
 
 @functools.cache
-def tuned(name: str) -> FinetuneConfig:
-    parsed: FinetuneConfig = config_parse.parse(["--config", name], command=FINETUNE)
-    return parsed
+def parsed(name: str) -> Any:
+    return config_parse.parse(["--config", name], command=command(name))
 
 
 @pytest.mark.parametrize("name", DOWNSTREAM)
 def test_downstream_recipe_never_runs_on_synthetic_faces_or_tunes_on_test_images_in_silence(name: str) -> None:
-    parsed = tuned(name)
-    source, _, options = parse(parsed.source)
+    config = parsed(name)
+    source, _, options = parse(config.source)
     reader = plugins.find("data.sources", source)
     assert {"train", "test"} <= set(reader.splits)
     assert "split" not in options
-    plugins.find("tasks", parsed.task["name"]).defaults[parsed.protocol]
+    plugins.find("tasks", config.task["name"]).defaults[config.protocol]
     comments = [line[1:] for line in recipes.recipe_text(name).splitlines() if line.startswith("#")]
     header = " ".join(" ".join(comments).split())
-    assert (parsed.select == "test") == ("select: test" in header), "select: test must be said in the header"
+    assert (config.select == "test") == ("select: test" in header), "select: test must be said in the header"
     published = name.count("/") > 1
-    assert (parsed.run != "none") == published, "a published row names the backbone it needs"
+    assert (config.run != "none") == published, "a published row names the backbone it needs"
 
 
 #: Data set and protocol -> (protocol, epochs, batch, pixels, select, frozen, balanced, what is special in the task).
@@ -82,7 +79,7 @@ PROTOCOLS = {
 
 @pytest.mark.parametrize("row", PROTOCOLS)
 def test_downstream_protocol_has_its_published_values(row: str) -> None:
-    c = tuned(f"downstream/{row}")
+    c = parsed(f"downstream/{row}")
     *values, task = PROTOCOLS[row]
     assert [c.protocol, c.epochs, c.batch_size, c.image_size, c.select, c.frozen, c.balanced] == values
     assert {key: c.task[key] for key in task} == task
@@ -107,7 +104,7 @@ def test_downstream_protocol_has_its_published_values(row: str) -> None:
     ],
 )
 def test_downstream_protocol_has_its_published_crop_and_augmentation(row: str, published: augment.Augment) -> None:
-    c = tuned(f"downstream/{row}")
+    c = parsed(f"downstream/{row}")
     preset = plugins.find("tasks", c.task["name"]).augments[c.protocol]
     assert dataclasses.replace(preset, **c.augment) == published
 
@@ -143,7 +140,7 @@ TABLES = {
 def test_ablation_recipe_has_its_row_by_the_release_and_by_the_paper(row: str, variant: str) -> None:
     *settings, score = TABLES[row]
     name = f"fra/ablation/{row}" + ("-paper" if variant == "paper" else "")
-    m = config_parse.parse(["--config", name]).method
+    m = parsed(name).method
     found = [(m["use_global"], m["use_local"], m["use_relation"]), m["num_regions"], m["lambda_c"], m["lambda_r"]]
     assert [*found, m["decoder_layers"]] == settings
     assert m["variant"] == variant
@@ -214,11 +211,11 @@ def test_a_strangers_yaml_is_refused_in_one_sentence(tmp_path: Path, text: str, 
 
 @pytest.mark.parametrize("name", ["fra/vggface2-r50", "fra/vggface2-r50-official", "byol/vggface2-r50"])
 def test_published_schedule(name: str) -> None:
-    parsed = config_parse.parse(["--config", name])
-    assert {k: getattr(parsed, k) for k in SCHEDULE} == SCHEDULE
-    assert {k: getattr(parsed.optim, k) for k in LARS} == LARS
-    assert parsed.backbone.name == "resnet50"
-    plan = derive(parsed, 512 * 100)
+    config = parsed(name)
+    assert {k: getattr(config, k) for k in SCHEDULE} == SCHEDULE
+    assert {k: getattr(config.optim, k) for k in LARS} == LARS
+    assert config.backbone.name == "resnet50"
+    plan = derive(config, 512 * 100)
     assert plan.total_steps == 50 * 100
     assert plan.learning_rate(10 * 100 - 1) == pytest.approx(0.9)
     assert plan.learning_rate(0) == pytest.approx(0.9 / 1000)

@@ -1,7 +1,5 @@
 """What every source of `facessl list sources` must do."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os
@@ -81,6 +79,8 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
 def test_gives_samples_with_what_it_promises(source: Source) -> None:
     assert len(source) == 6
     assert source.provides <= FIELDS
+    assert set(source.splits) <= {"train", "val", "test"}
+    assert not source.splits or "split" in inspect.signature(type(source)).parameters
     for i in range(len(source)):
         sample = source[i]
         assert isinstance(sample, Sample)
@@ -96,38 +96,16 @@ def test_gives_samples_with_what_it_promises(source: Source) -> None:
             assert sample.attributes.shape == (len(source.attribute_names),)  # type: ignore[union-attr]
 
 
-def test_splits_are_roles_that_the_option_opens(source: Source) -> None:
-    splits = source.splits
-    assert set(splits) <= {"train", "val", "test"}
-    assert not splits or "split" in inspect.signature(type(source)).parameters
-
-
-#: Fields that each source knows of all its images without opening one.
+#: Fields, and the sources that know them of all their images without opening one.
 COLUMNS = {
-    "affectnet": {"label", "box"},
-    "aflw19": {"landmarks", "visible", "box"},
-    "celeba": {"attributes", "identity", "five_points", "group"},
-    "celebamaskhq": set(),
-    "fer2013": {"label"},
-    "ferplus": {"label"},
-    "folder": {"label"},
-    "imagelist": {"label"},
-    "labels_csv": {"label", "attributes", "identity", "group", "box"},
-    "laionface": set(),
-    "landmarks_csv": {"landmarks", "box"},
-    "lapa": set(),
-    "lfw": {"identity"},
-    "masks_folder": set(),
-    "pairs_csv": set(),
-    "points": {"landmarks", "box"},
-    "rafdb": {"label"},
-    "synthetic": {"label", "identity"},
-    "utkface": {"label", "attributes", "group"},
-    "vggface2": {"label", "identity"},
-    "video": set(),
-    "w300": {"landmarks", "box"},
-    "webdataset": {"label"},
-    "wflw": {"landmarks", "box"},
+    "label": "affectnet fer2013 ferplus folder imagelist labels_csv rafdb synthetic utkface vggface2 webdataset",
+    "identity": "celeba labels_csv lfw synthetic vggface2",
+    "attributes": "celeba labels_csv utkface",
+    "group": "celeba labels_csv utkface",
+    "landmarks": "aflw19 landmarks_csv points w300 wflw",
+    "box": "affectnet aflw19 labels_csv landmarks_csv points w300 wflw",
+    "five_points": "celeba",
+    "visible": "aflw19",
 }
 
 
@@ -135,7 +113,7 @@ COLUMNS = {
 def test_promised_columns_are_the_samples_values(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Class balance and label subsets ask for them; 300,000 images are not opened for that."""
     source = open_source(EXAMPLES[name](tmp_path))
-    assert source.columns == COLUMNS[name]
+    assert source.columns == {field for field, names in COLUMNS.items() if name in names.split()}
     assert {"label", "identity", "group"} & source.provides <= source.columns
     samples = [source[i] for i in range(6)]
     monkeypatch.setattr(type(source), "__getitem__", lambda self, index: pytest.fail("an image was read"))
@@ -200,19 +178,13 @@ def test_pairs_name_items(source: Source) -> None:
     assert folds is None or len(folds) == len(same)
 
 
-def test_keys_are_unique_and_reading_is_repeatable(source: Source) -> None:
-    assert len({source[i].key for i in range(6)}) == 6
-    assert [source.key(i) for i in range(6)] == [source[i].key for i in range(6)]
-    first, second = source[3].image, source[3].image
-    assert all(np.array_equal(first, image) for image in (second, source.image(3), Subset(source, [3]).image(0)))
-
-
-def test_survives_the_way_to_a_worker(source: Source) -> None:
+def test_keys_are_unique_and_reading_is_repeatable_also_in_a_worker(source: Source) -> None:
     twin = pickle.loads(pickle.dumps(source))
-    assert twin[5].key == source[5].key
-
-
-def test_refuses_positions_outside(source: Source) -> None:
+    keys = [source[i].key for i in range(6)]
+    assert len(set(keys)) == 6
+    assert [source.key(i) for i in range(6)] == [twin[i].key for i in range(6)] == keys
+    first = source[3].image
+    assert all(np.array_equal(first, image) for image in (twin[3].image, source.image(3), Subset(source, [3]).image(0)))
     for read in (source.__getitem__, source.key):
         with pytest.raises(IndexError):
             read(6)

@@ -1,7 +1,5 @@
 """Checkpoints: atomic, two kept, and what is broken or hostile is refused in one sentence."""
 
-from __future__ import annotations
-
 import errno
 import os
 import pickle

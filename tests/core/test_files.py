@@ -1,7 +1,5 @@
 """What a killed process leaves is removed, and nothing else; what is not written to stays as it is."""
 
-from __future__ import annotations
-
 import multiprocessing
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Two processes never write one folder."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

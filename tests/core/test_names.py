@@ -1,7 +1,5 @@
 """Names of files in tables: what is written is read back, whatever the bytes."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Lines of progress where the output is not a terminal: by time, from the first step on."""
 
-from __future__ import annotations
-
 import pytest
 
 from facessl.core import progress

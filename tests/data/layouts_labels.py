@@ -3,8 +3,6 @@
 Each opens with 6 images in its default split; other splits have at least 2.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 from pathlib import Path
@@ -30,7 +28,6 @@ CELEBA_NAMES = (
 def pixels(index: int) -> np.ndarray:
     """(48, 48, 3) uint8, one of a few synthetic faces."""
     image = Synthetic(n=4, size=48)[index % 4].image
-    assert isinstance(image, np.ndarray)
     return image
 
 

@@ -3,8 +3,6 @@
 Each opens with 6 images in its default split. Landmarks of other orders are taken from the drawn 68 by `ordered`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +26,6 @@ CELEBA_PARTS = {
 def drawn(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image (48, 48, 3), 68 landmarks and mask (48, 48) of a drawn, upright face."""
     sample = Synthetic(n=8, size=SIDE, yaw=0, pitch=0, roll=0, occlusion=0)[index % 8]
-    assert isinstance(sample.image, np.ndarray)
-    assert sample.landmarks is not None
-    assert sample.mask is not None
     return sample.image, sample.landmarks, sample.mask
 
 

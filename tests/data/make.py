@@ -1,7 +1,5 @@
 """Small images and tar shards for the tests of this folder."""
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

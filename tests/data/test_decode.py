@@ -1,7 +1,5 @@
 """Every kind of image a person may have, good and bad."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,8 +1,5 @@
 """Faces in photos: found where they are, none where there is none; folders of crops that lead back to the photos."""
 
-from __future__ import annotations
-
-import csv
 import importlib
 from pathlib import Path
 
@@ -13,11 +10,12 @@ from PIL import Image
 
 from facessl.cli.main import main
 from facessl.core.errors import ConfigError
-from facessl.data.crop_geometry import TEMPLATES, Frame, Template, similarity
 from facessl.data.detect import Face, detect, detect_all
 from facessl.data.detectors import yunet as yunet_module
+from facessl.data.frame import TEMPLATES, Frame, Template, similarity
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools.crop import Align, crop
+from tests.helpers import read_table
 
 crop_module = importlib.import_module("facessl.tools.crop")
 FRONTAL = {"yaw": 10.0, "pitch": 8.0, "roll": 8.0, "occlusion": 0.0, "degrade": 0.2}
@@ -39,8 +37,6 @@ def photo(*places: tuple[int, int, int], index: int = 0, size: tuple[int, int] =
     source, boxes = Synthetic(n=50, size=160, seed=2, **FRONTAL), []  # type: ignore[arg-type]
     for number, (left, top, side) in enumerate(places):
         face = source[index + number]
-        assert isinstance(face.image, np.ndarray)
-        assert face.landmarks is not None
         image[top : top + side, left : left + side] = cv2.resize(face.image, (side, side))
         boxes.append(box_of((face.landmarks + 0.5) * side / 160 - 0.5 + (left, top)))
     return image, boxes
@@ -60,8 +56,6 @@ def test_the_five_points_are_eyes_nose_and_mouth() -> None:
     for index in range(6):
         (face,) = detect(photo((100, 40, 200), index=index)[0])
         marks = source[index].landmarks
-        assert face.five_points is not None
-        assert marks is not None
         wanted = np.stack([marks[36:42].mean(0), marks[42:48].mean(0), marks[30], marks[48], marks[54]])
         distances.append(np.linalg.norm(face.five_points - (wanted + 0.5) * 200 / 160 + 0.5 - (100, 40), axis=1))
     mean = np.mean(distances, 0)  # where the eyes lie 60 pixels apart; the mouths of synthetic faces are harder
@@ -73,13 +67,11 @@ def test_the_five_points_are_eyes_nose_and_mouth() -> None:
 def test_a_turned_photo_has_its_face_where_it_is(turns: int) -> None:
     image, _ = photo((60, 40, 200))
     upright = detect(image)[0]
-    assert upright.five_points is not None
     (face,) = detect(np.ascontiguousarray(np.rot90(image, turns)))
     # np.rot90 counter-clockwise: (x, y) goes to (y, width - 1 - x)
     points, (height, width) = upright.five_points, image.shape[:2]
     for _ in range(turns):
         points, (height, width) = np.stack([points[:, 1], width - 1 - points[:, 0]], 1), (width, height)
-    assert face.five_points is not None
     assert np.abs(face.five_points - points).max() < 4
 
 
@@ -128,7 +120,6 @@ def test_yunet_gives_its_box_and_points_in_our_order(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(yunet_module.cv2.FaceDetectorYN, "create", lambda *_: Fake())
     (face,) = detect(np.tile(np.array([1, 2, 3], np.uint8), (20, 30, 1)), detector="yunet", model=model)
     assert face.box.tolist() == [1, 2, 11, 14]
-    assert face.five_points is not None
     assert face.five_points.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 
@@ -156,11 +147,6 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def rows(out: Path) -> list[dict[str, str]]:
-    with open(out / "faces.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def matrix_of(row: dict[str, str]) -> np.ndarray:
     return np.array([*(float(row[f"m{i}{j}"]) for i in range(2) for j in range(3)), 0, 0, 1]).reshape(3, 3)
 
@@ -172,8 +158,8 @@ def test_crops_lie_in_the_same_sub_folders_and_lead_back(photos: Path, tmp_path:
     assert [Path(key).name for key in summary.without_face] == ["empty.png"]
     assert [Path(key).name for key, _ in summary.skipped] == ["broken.jpg"]
     assert "broken.jpg" in (out / "skipped.csv").read_text()
-    assert sorted(row["image"] for row in rows(out)) == ["a/one.png", "b/two.png"]
-    for row in rows(out):
+    assert sorted(row["image"] for row in read_table(out / "faces.csv")) == ["a/one.png", "b/two.png"]
+    for row in read_table(out / "faces.csv"):
         matrix = matrix_of(row)
         found = np.array(Image.open(out / row["image"]))
         again = Frame(matrix, 96).image(np.array(Image.open(row["original"])), "reflect")
@@ -195,10 +181,8 @@ def test_aligned_crops_lead_back(align: Align, template: Template, degrees: floa
     Image.fromarray(image).save(tmp_path / "photos" / "a.png")
     out = tmp_path / "out"
     crop(tmp_path / "photos", out, size=224, align=align, template=template, margin=1.5, format="png")  # type: ignore[arg-type]
-    (row,) = rows(out)
+    (row,) = read_table(out / "faces.csv")
     frame, (there,), (inside,) = Frame(matrix_of(row), 224), detect(image), detect(np.array(Image.open(out / "a.png")))
-    assert there.five_points is not None
-    assert inside.five_points is not None
     side = max(there.box[2:] - there.box[:2])
     assert np.abs(frame.inverse_points(inside.five_points) - there.five_points).max() < 0.06 * side
     moved = frame.points(there.five_points)
@@ -230,7 +214,7 @@ def test_every_face_of_a_photo_where_asked(photos: Path, tmp_path: Path, looked:
     out = tmp_path / "faces"
     Image.open(photos / "a" / "one.png").save(photos / "a" / "one.bmp")
     assert crop(str(photos), out, size=64, all_faces=True).faces == 6
-    names = {row["image"] for row in rows(out)}
+    names = {row["image"] for row in read_table(out / "faces.csv")}
     both = {"a/one.jpg", "a/one-2.jpg", "a/one.png.jpg", "a/one.png-2.jpg"}
     assert names == {*both, "b/two.jpg", "b/two-2.jpg"}
     assert all((out / name).is_file() for name in names)
@@ -257,13 +241,14 @@ def test_small_and_blurred_faces_are_left_out_and_counted(tmp_path: Path, monkey
     monkeypatch.setattr(crop_module, "detect", lambda *_, **__: faces)
     first = crop(tmp_path / "photos", tmp_path / "all", all_faces=True)
     assert (first.faces, first.small, first.blurred) == (4, 0, 0)
-    values = {Path(row["image"]).stem: (float(row["size"]), float(row["sharpness"])) for row in rows(tmp_path / "all")}
+    rows = read_table(tmp_path / "all" / "faces.csv")
+    values = {Path(row["image"]).stem: (float(row["size"]), float(row["sharpness"])) for row in rows}
     assert values["sharp"][0] == values["blurred"][0] == 130
     assert values["sharp"][1] > 4 * values["blurred"][1]
     limit = 2 * values["blurred"][1]
     found = crop(tmp_path / "photos", tmp_path / "some", all_faces=True, min_size=100, min_sharpness=limit)
     assert (found.faces, found.small, found.blurred) == (1, 2, 1)
-    assert [row["image"] for row in rows(tmp_path / "some")] == ["sharp.jpg"]
+    assert [row["image"] for row in read_table(tmp_path / "some" / "faces.csv")] == ["sharp.jpg"]
     again = crop(tmp_path / "photos", tmp_path / "some", all_faces=True, min_size=100, min_sharpness=limit)
     assert (again.new_photos, again.without_face, again.skipped) == (0, [], [])
 
@@ -298,7 +283,7 @@ def test_a_stopped_crop_goes_on_and_other_settings_are_refused(photos: Path, tmp
     summary = crop(str(photos), out, size=64)
     assert (summary.new_photos, summary.new_faces) == (2, 1)
     assert len(looked) == 1  # of the two photos that were left, one is broken
-    assert sorted(row["image"] for row in rows(out)) == ["a/one.jpg", "b/two.jpg"]
+    assert sorted(row["image"] for row in read_table(out / "faces.csv")) == ["a/one.jpg", "b/two.jpg"]
     again = crop(str(photos), out, size=64)
     assert (again.new_photos, again.new_faces, again.faces) == (1, 0, 2)  # the broken one, once more
     with pytest.raises(ConfigError, match="was made with --size 64, and this call is with --size 80"):

@@ -1,7 +1,5 @@
 """A folder of photos: what is found, what is a label, and when the cached list is trusted."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Landmark orders: on a symmetric face, mirroring must change nothing but which side a point is on."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -82,7 +80,6 @@ def test_units_are_measured_between_the_two_sides(name: str) -> None:
     left, right = order.ocular
     assert order.flip[left] == right
     assert face[left, 0] == face[:, 0][[left, right]].min() == pytest.approx(-28)
-    assert order.pupils is not None
     sides = [face[list(indices)].mean(0) for indices in order.pupils]
     np.testing.assert_allclose(sides, [[-20, -15], [20, -15]], atol=1e-9)
 
@@ -92,7 +89,6 @@ def test_ibug68_mirrors_drawn_faces_on_themselves() -> None:
     order, gaps = layout("ibug68"), []
     for i in range(len(source)):
         marks = source[i].landmarks
-        assert marks is not None
         left, right = marks[list(order.ocular)]
         width = float(left[0] + right[0]) + 1  # mirror about the middle between the eyes
         gaps.append(np.abs(mirror(marks, order, width) - marks).max() / (right[0] - left[0]))

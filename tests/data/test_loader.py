@@ -1,7 +1,5 @@
 """Batches: the same for every number of workers and ranks, resumable at any step, robust against bad images."""
 
-from __future__ import annotations
-
 import copy
 import multiprocessing
 import resource
@@ -19,7 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from facessl.core.errors import ConfigError, DataError, TrainingError
 from facessl.core.types import Batch, Sample
 from facessl.data import workers as worker_module
-from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, Made, OneView, TrainLoader, view_rng
+from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, OneView, SampleViews, TrainLoader, view_rng
 from facessl.data.source import Source, open_source
 from facessl.data.sources.folder import Folder
 from facessl.views.augment import Augment
@@ -39,12 +37,12 @@ class Views:
     reduction: Any = None
     rng: Any = None
 
-    def draw(self, rng: np.random.Generator | None) -> Views:
+    def draw(self, rng: np.random.Generator | None) -> Any:
         drawn = copy.copy(self)
         drawn.rng = rng
         return drawn
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
         y, x = self.rng.integers(0, 8, 2)
         draw = self.rng.random(3, dtype=np.float32)
         small = np.full((4, 4, 3), image.mean() * draw[0], np.uint8)
@@ -170,8 +168,6 @@ def test_layout_of_a_batch(workers: int) -> None:
     assert all(v.dtype == torch.uint8 and v.is_contiguous(memory_format=torch.channels_last) for v in batch.views)
     assert [tuple(p.shape) for p in batch.params] == [(4, 3), (4, 1)]
     assert batch.keys == [f"image {i}" for i in batch.index]
-    assert batch.label is not None
-    assert batch.landmarks is not None
     assert batch.label.tolist() == [i % 2 for i in batch.index]
     assert batch.landmarks[:, 0, 0].tolist() == batch.index.tolist()
     assert batch.text is None
@@ -273,7 +269,7 @@ def test_the_reduction_of_the_transform_reaches_the_decoder(tmp_path: Path) -> N
         def reduction(self, height: int, width: int) -> int:  # type: ignore[override]
             return 2
 
-        def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+        def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
             sizes.append(image.shape)
             return super().__call__(sample, image, out)
 

@@ -1,7 +1,5 @@
 """Readers of landmark and mask sets: conventions (sides, orders, units, splits), published counts."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any
@@ -275,13 +273,6 @@ def test_masks_are_never_colors(tmp_path: Path) -> None:
 
 
 # Published counts
-
-
-def test_strict_readers_refuse_a_part_and_take_the_whole(tmp_path: Path) -> None:
-    for name in ("wflw", "w300", "aflw19", "lapa", "celebamaskhq"):
-        spec = getattr(marks, f"build_{name}")(tmp_path / name)
-        with pytest.raises(FaceSSLError, match=r"where the published set has \d+.*strict=false"):
-            open_source(spec.replace("strict=false", "strict=true"))
 
 
 def test_whole_wflw_test_list(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """How a source is written on the command line."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

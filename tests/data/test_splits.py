@@ -11,7 +11,7 @@ from facessl.core.types import Sample
 from facessl.data import splits
 from facessl.data.source import Source, open_source
 from facessl.data.sources.synthetic import Synthetic
-from facessl.data.splits import Splits, Subset, carve, parts, split_source
+from facessl.data.splits import Splits, Subset, carve, parts
 
 WITH_VAL = {"train": "train", "val": "dev", "test": "test"}
 
@@ -55,18 +55,19 @@ def keys(source: object) -> list[str]:
 
 def test_roles_open_the_published_parts_and_only_those_that_are_needed(listed: type[Listed]) -> None:
     listed.splits = WITH_VAL  # type: ignore[attr-defined]
-    train, test = split_source("synthetic:x?extra=1")
+    found = parts("synthetic:x?extra=1", need_val=False)
+    train, test = found.train, found.test
     assert (train.split, test.split) == ("train", "test")  # type: ignore[attr-defined]
     assert sorted(listed.opened) == ["test", "train"]
     found = parts("synthetic:x")
-    assert found.val is not None
     assert found.val.split == "dev"  # type: ignore[attr-defined]
     assert not found.carved
 
 
 def test_a_split_that_the_user_wrote_is_one_part(listed: type[Listed]) -> None:
     listed.splits = WITH_VAL  # type: ignore[attr-defined]
-    train, test = split_source("synthetic:x?split=train")
+    found = parts("synthetic:x?split=train", need_val=False)
+    train, test = found.train, found.test
     assert set(listed.opened) == {"train"}
     assert sorted(keys(train) + keys(test)) == keys(Listed("x"))
 
@@ -88,7 +89,6 @@ def test_a_list_says_its_parts_only_once_it_is_open(listed: type[Listed], monkey
     found = parts("synthetic:x")
     assert found.test.split == "test"  # type: ignore[attr-defined]
     assert found.carved
-    assert found.val is not None
     assert set(keys(found.train)) | set(keys(found.val)) == set(keys(Listed("x")))
 
 
@@ -101,7 +101,6 @@ def test_a_table_with_a_column_of_parts(tmp_path: Path) -> None:
     (tmp_path / "faces.csv").write_text("\n".join(rows))
     found = parts(f"labels_csv:{tmp_path / 'faces.csv'}")
     assert found.carved
-    assert found.val is not None
     assert (len(found.train), len(found.val), len(found.test)) == (10, 2, 4)
     assert all("test" in Path(key).name for key in keys(found.test))
 
@@ -109,7 +108,6 @@ def test_a_table_with_a_column_of_parts(tmp_path: Path) -> None:
 def test_validation_shares_no_person_with_training(listed: type[Listed]) -> None:
     listed.splits = {"train": "train", "test": "test"}  # type: ignore[attr-defined]
     found = parts("synthetic:x")
-    assert found.val is not None
     persons = [set(np.unique(part.column("identity"))) for part in (found.train, found.val)]  # type: ignore[attr-defined]
     assert not persons[0] & persons[1]
     assert len(found.val) == 20
@@ -124,7 +122,6 @@ def test_persons_that_are_the_classes_are_in_both_parts() -> None:
 def test_validation_is_not_empty_beside_a_test_part_chosen_by_hash() -> None:
     # Two checksums of the same family may exclude each other.
     found = parts("synthetic:?n=300&size=32&identities=100000")
-    assert found.val is not None
     assert 20 <= len(found.val) <= 30
     assert not set(keys(found.val)) & (set(keys(found.test)) | set(keys(found.train)))
 
@@ -147,7 +144,6 @@ def test_a_small_source_is_divided_class_by_class(tmp_path: Path) -> None:
 def test_few_labels_are_drawn_before_validation_is_carved_out(listed: type[Listed]) -> None:
     listed.splits = WITH_VAL  # type: ignore[attr-defined]
     found = parts("synthetic:x", labels="10%")
-    assert found.val is not None
     assert len(found.train) + len(found.val) == 20
     assert all(key.startswith("train/") for key in keys(found.val))
 

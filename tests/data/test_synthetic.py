@@ -1,7 +1,5 @@
 """The synthetic faces: truthful labels, reproducible pictures, clear errors."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import subprocess

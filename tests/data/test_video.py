@@ -1,8 +1,5 @@
 """Frames of videos: the right ones in any order, upright, from damaged videos as far as they go."""
 
-from __future__ import annotations
-
-import csv
 import struct
 import sys
 from pathlib import Path
@@ -19,11 +16,11 @@ from facessl.data.source import Source, open_source
 from facessl.data.video import clock, interval
 from facessl.tools import crop as crop_module
 from tests.data.make import film, folder, jpeg, shades
+from tests.helpers import read_table
 
 
 def shade(source: Source, index: int) -> float:
     image = source[index].image
-    assert isinstance(image, np.ndarray)
     return (float(image.mean()) - 10) / 20
 
 
@@ -58,7 +55,6 @@ def test_a_film_of_a_phone_is_upright(tmp_path: Path) -> None:
     at = data.index(whole, data.index(b"tkhd"))
     path.write_bytes(data[:at] + turned + data[at + 36 :])
     shown = open_source(str(path)).image(0)
-    assert isinstance(shown, np.ndarray)
     assert shown.shape == (64, 48, 3)
     assert shown[8, 40, 0] > 200  # clockwise by a quarter: at the upper right
     assert shown[8, 8, 0] < 50
@@ -127,8 +123,7 @@ def test_crops_of_a_film_are_called_after_their_times(
     out = tmp_path / "faces"
     words = ["crop", str(path.parent), "--every", "2s", "--out", str(out), "--size", "32", "--workers", workers]
     assert main(words) == 0
-    with open(out / "faces.csv", newline="") as file:
-        rows = {row["image"]: row["original"] for row in csv.DictReader(file)}
+    rows = {row["image"]: row["original"] for row in read_table(out / "faces.csv")}
     assert rows == {f"a.mp4/00h00m{time}s000.jpg": f"{path}/00h00m{time}s000" for time in ("00", "02")}
     assert np.asarray(Image.open(out / "a.mp4/00h00m02s000.jpg")).mean() == pytest.approx(50, abs=4)
     assert main(["crop", "synthetic:?n=2", "--every", "1s", "--out", str(out)]) == 2

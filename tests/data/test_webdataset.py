@@ -1,7 +1,5 @@
 """Tar shards: the same samples as the WebDataset library gives, by position and as a stream."""
 
-from __future__ import annotations
-
 import contextlib
 import http.server
 import json

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from facessl.core.errors import ConfigError, DataWarning
 from facessl.data.source import open_source
-from facessl.data.splits import at_most, split_source
+from facessl.data.splits import at_most, parts
 from facessl.evaluation.evaluate import evaluate
 from facessl.evaluation.protocols import knn as module
 from facessl.evaluation.protocols.knn import classify, knn
@@ -77,7 +77,8 @@ def test_more_neighbors_than_images_are_refused(clusters: Clusters, k: int, test
 
 def test_classes_are_matched_by_name(faces: Path, backbone: Backbone) -> None:
     # Alone, "light" is class 0 of the test folder, which is "dark" in training.
-    train, test = split_source(str(faces))
+    found = parts(str(faces), need_val=False)
+    train, test = found.train, found.test
     assert knn(backbone, train, test, k=3)["per_class"] == {"light": 1.0, "mid": 1.0}
     with pytest.raises(ConfigError, match="lacks: dark"):
         knn(backbone, test, train, k=3)
@@ -93,7 +94,8 @@ def test_split_by_key_survives_moving_the_folder(faces: Path, tmp_path: Path) ->
     for place in (faces / "train", tmp_path / "moved"):
         if place.name == "moved":
             (faces / "train").rename(place)
-        train, test = split_source(str(place))
+        found = parts(str(place), need_val=False)
+        train, test = found.train, found.test
         assert len(train) + len(test) == 24
         names.append([test[i].key.removeprefix(str(place)) for i in range(len(test))])
     assert names[0] == names[1] != []

@@ -39,7 +39,6 @@ def data() -> Data:
 
 def standardized(path: _solvers.Path, at: int) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients (D, M) and intercepts (M,) for standardized features."""
-    assert path.basis is not None
     weight, bias = path.maps[at]
     return (path.basis._vectors @ weight).numpy(), bias.numpy()
 

@@ -1,7 +1,5 @@
 """The mistakes of a task whose answers are planted: the labels of synthetic faces, wrong in a few known places."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -112,7 +110,6 @@ def test_masks_are_ranked_by_the_mean_f1_of_the_image() -> None:
 
 
 def test_wrong_pairs_are_ranked_by_their_distance_from_the_threshold() -> None:
-    assert SOURCE.pairs is not None
     who = torch.from_numpy(SOURCE.column("identity"))
     embeddings = torch.eye(3)[who]
     embeddings[0] = torch.eye(3)[(who[0] + 1) % 3]  # looks like the next person

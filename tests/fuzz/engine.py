@@ -1,7 +1,6 @@
 """Damaged files for a reader, each within a budget of time and memory: `python -m tests.fuzz.engine MINUTES`."""
 
-from __future__ import annotations
-
+import functools
 import itertools
 import json
 import multiprocessing
@@ -100,6 +99,7 @@ def attack(
     Returns:
         How many were tried, and the first failure whose `key` is not in `known`.
     """
+    _warm()
     with tempfile.TemporaryDirectory() as folder:
         child = multiprocessing.get_context("fork").Process(
             target=_attack, args=(reader, Path(folder), count, number, known, shrink)
@@ -113,6 +113,15 @@ def attack(
         return tried, Failure(said, key, (Path(folder) / "input").read_bytes()) if said else None
 
 
+QUIET = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck), "report_multiple_bugs": False}
+
+
+@functools.cache
+def _warm() -> None:
+    """Have Hypothesis make its tables here, once: each forked process would make them anew."""
+    settings(max_examples=25, phases=[Phase.generate], **QUIET)(given(inputs(bytes(99)))(lambda mutated: None))()
+
+
 def _attack(reader: str, folder: Path, count: int, number: int, known: frozenset[str], shrink: bool) -> None:
     """Leaves the last `input` in the folder, and in `end` how many there were and what went wrong."""
     (folder / "case").mkdir()
@@ -124,15 +133,9 @@ def _attack(reader: str, folder: Path, count: int, number: int, known: frozenset
         os._exit(0)
 
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
-    quiet = {
-        "database": None,
-        "deadline": None,
-        "suppress_health_check": list(HealthCheck),
-        "report_multiple_bugs": False,
-    }
 
     @seed(number)
-    @settings(max_examples=count, phases=phases, **quiet)
+    @settings(max_examples=count, phases=phases, **QUIET)
     @given(inputs(case.valid))
     def check(mutated: bytes) -> None:
         nonlocal tried

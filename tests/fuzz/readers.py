@@ -1,7 +1,5 @@
 """Every reader of bytes that somebody else wrote: a valid file, and the call that reads it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import struct

@@ -1,7 +1,5 @@
 """Tests of the code that only a GPU runs. `FACESSL_TEST_DEVICE=cpu` tries the tests themselves where there is none."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Views, embeddings and predictions on the GPU against those of the CPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every method on the GPU: mixed precision against float32, and a step that never waits for the device."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The trainer on the GPU: resume, compiled backbones, converted batch norms, FSDP, and steps without a wait."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import time

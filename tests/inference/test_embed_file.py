@@ -1,10 +1,11 @@
 """Embedding into a file: by several ranks that of one process, and a stopped command goes on."""
 
-from __future__ import annotations
-
 import json
+import os
 import re
-import subprocess
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from facessl.cli import main
 from facessl.core import checkpoint
 from facessl.core.errors import ConfigError, DataError
 from facessl.data.source import open_source
@@ -23,30 +25,13 @@ from facessl.inference.embed_file import embed_to_file
 from facessl.inference.embedding_files import write_embeddings
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card
-from tests.helpers import environment, torchrun_command
-
-#: Tells the first position of each batch, and is killed where FATAL names it.
-PROGRAM = """
-import os, signal, sys
-from facessl.cli import main
-from facessl.inference import embed_file
-real = embed_file.embedding_batches
-def told(*args, batches, **options):
-    def each():
-        for positions in batches:
-            print("embedding", positions[0], file=sys.stderr, flush=True)
-            if os.environ.get("FATAL") == str(positions[0]):
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield positions
-    return real(*args, batches=each(), **options)
-embed_file.embedding_batches = told
-sys.exit(main(sys.argv[1:]))
-"""
+from tests.helpers import as_ranks
 
 
 @pytest.fixture
-def words(tmp_path: Path) -> list[str]:
-    """`embed` without its --out: a tiny network, 40 images in two classes, one of them unreadable."""
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`embed` without its --out, in its folder: a tiny network, 40 images in two classes, one of them unreadable."""
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     backbone = Backbone("test_resnet", image_size=32).eval()
     card = backbone_card(backbone, method={"name": "byol"}, source="faces", steps=1, commit="")
@@ -57,36 +42,46 @@ def words(tmp_path: Path) -> list[str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(file)
     (tmp_path / "faces" / "b" / "03\udce9.png").write_text("no image")
-    (tmp_path / "program.py").write_text(PROGRAM)
     return ["embed", "net.safetensors", "faces", "--batch-size", "5", "--workers", "0", "--device", "cpu"]
 
 
-def run(words: list[str], cwd: Path, ranks: int, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [*torchrun_command(ranks), "program.py", *words]
-    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True)
-
-
-def test_killed_ranks_go_on_as_fewer_and_write_the_file_of_one_process(words: list[str], tmp_path: Path) -> None:
+def test_killed_ranks_go_on_as_fewer_and_write_the_file_of_one_process(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     network, source = load_embedder(tmp_path / "net.safetensors"), open_source(str(tmp_path / "faces"))
     write_embeddings(tmp_path / "one.parquet", embedding_batches(network, source, batch_size=5))
+    fatal, real = [25], embed_file.embedding_batches
+
+    def told(*args: Any, batches: Any, **options: Any) -> Any:
+        def each() -> Iterator[Any]:
+            for positions in batches:
+                print("embedding", positions[0], file=sys.stderr)
+                if positions[0] in fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield positions
+
+        return real(*args, batches=each(), **options)
+
+    monkeypatch.setattr(embed_file, "embedding_batches", told)
     words += ["--out", "out.parquet"]
-    stopped = run(words, tmp_path, 4, FATAL="25")
-    assert stopped.returncode != 0
+    assert -signal.SIGKILL in as_ranks(lambda: main(words), 4)
     assert not (tmp_path / "out.parquet").exists()
     done = {int(block.name) for block in tmp_path.glob(".out.parquet.*.parts/*") if block.name.isdecimal()}
     assert 20 in done
-    again = run(words, tmp_path, 2)
-    assert again.returncode == 0, again.stderr
-    assert {int(start) for start in re.findall(r"embedding (\d+)", again.stderr)} == {*range(0, 40, 5)} - done
-    (line,) = again.stdout.splitlines()
+    fatal.clear()
+    capfd.readouterr()
+    assert as_ranks(lambda: main(words), 2) == [0, 0]
+    out, err = capfd.readouterr()
+    assert {int(start) for start in re.findall(r"embedding (\d+)", err)} == {*range(0, 40, 5)} - done
+    (line,) = out.splitlines()
     assert '"images": 39, "skipped": 1' in line
-    assert again.stderr.count("skipped faces/b") == 1
-    one, out = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "out"))
-    assert out.schema.equals(one.schema, check_metadata=True)
-    columns = [[Path(path).name for path in table["path"].to_pylist()] for table in (one, out)]
+    assert err.count("skipped faces/b") == 1
+    one, two = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "out"))
+    assert two.schema.equals(one.schema, check_metadata=True)
+    columns = [[Path(path).name for path in table["path"].to_pylist()] for table in (one, two)]
     assert columns[0] == columns[1]
-    assert out["label_name"].equals(one["label_name"])
-    np.testing.assert_allclose(np.stack(out["embedding"].to_numpy()), np.stack(one["embedding"].to_numpy()), atol=1e-6)
+    assert two["label_name"].equals(one["label_name"])
+    np.testing.assert_allclose(np.stack(two["embedding"].to_numpy()), np.stack(one["embedding"].to_numpy()), atol=1e-6)
     assert not list(tmp_path.glob(".out*"))
 
 
@@ -141,7 +136,6 @@ def test_a_corrected_image_and_a_lost_block_are_embedded_again(
 def test_what_lies_beside_the_file_is_checked(
     values: Any, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     network, source, out = load_embedder("net.safetensors"), open_source("faces/a"), tmp_path / "e.parquet"
     with monkeypatch.context() as kept:
         kept.setattr("shutil.rmtree", lambda *_, **__: None)

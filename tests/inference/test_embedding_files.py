@@ -1,7 +1,5 @@
 """Files of embeddings: every format gives back what was written, and a file of another kind is one sentence."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facessl.core.errors import DataError
-from facessl.inference.embed import Embeddings
-from facessl.inference.embedding_files import ENDINGS, read_embeddings, write_embeddings
+from facessl.inference.embedding_files import ENDINGS, Embeddings, read_embeddings, write_embeddings
 
 NAMES = [
     "a.jpg",
@@ -43,7 +40,6 @@ def test_what_is_written_is_read_back(ending: str, tmp_path: Path) -> None:
     found = read_embeddings(tmp_path / "new" / f"e{ending}")
     np.testing.assert_array_equal(found.array, written.array)
     assert found.keys == NAMES
-    assert found.labels is not None
     assert found.label_names == ("=x", "y,z")
     assert found.labels.tolist() == [*parts[0].labels, *parts[1].labels]
     assert found.network == "fp32:ab"

@@ -1,7 +1,5 @@
 """Exported networks: they compute what torch does, load without facessl, and are complete or absent."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import json

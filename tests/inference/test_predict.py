@@ -1,9 +1,6 @@
 """Predictions on photos: coordinates come back, files are the photo's own, nothing is lost on the way."""
 
-from __future__ import annotations
-
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +17,9 @@ from facessl.cli.main import USER_ERROR, main
 from facessl.cli.networks import NOTHING_FOUND
 from facessl.core import checkpoint
 from facessl.core.errors import ConfigError, DataError
-from facessl.data.crop_geometry import similarity
 from facessl.data.decode import decode_mask
 from facessl.data.detect import detect
+from facessl.data.frame import similarity
 from facessl.data.sources.synthetic import Synthetic
 from facessl.inference import predict as predict_module
 from facessl.inference import trained_task
@@ -35,7 +32,7 @@ from facessl.tasks.base import Labels
 from facessl.tasks.expression import Expression
 from facessl.tasks.parsing import Parsing
 from facessl.views.augment import Augment
-from tests.helpers import environment, torchrun_command
+from tests.helpers import as_ranks
 
 SIZE = 96
 MARKED = (36, 45, 57)  # an eye's outer corner, the other one's, the lower lip
@@ -274,7 +271,7 @@ def test_foreign_files_stay_and_overwrite_spares_photos(tmp_path: Path) -> None:
 
 def test_masks_are_class_numbers_in_the_photos_size(tmp_path: Path) -> None:
     image, _, face = marked_face(0)
-    backbone = Backbone("resnet10t", image_size=64)
+    backbone = Backbone("test_resnet", image_size=64)
     labels = Labels(mask_names=("background", "skin", "hair"))
     task = Parsing(backbone, labels, width=16)
     trained = Trained(task, 64, Augment(), {"task": {"name": "parsing"}})  # type: ignore[arg-type]
@@ -291,7 +288,7 @@ def test_masks_are_class_numbers_in_the_photos_size(tmp_path: Path) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Folder of a finished run: an expression model with random weights."""
-    backbone = Backbone("resnet10t", image_size=32)
+    backbone = Backbone("test_resnet", image_size=32)
     labels = Labels(label_names=("calm", "glad"))
     task = Expression(backbone, labels)
     settings = {"task": {"name": "expression"}, "protocol": "finetune", "image_size": 32, "run": "none", "source": "s"}
@@ -322,18 +319,15 @@ def test_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["predict", str(run), str(bad), "--no-crop", "--out", out]) == USER_ERROR
 
 
-def test_ranks_predict_a_part_of_the_photos_each(run: Path, tmp_path: Path) -> None:
+def test_ranks_predict_a_part_of_the_photos_each(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for index, name in enumerate("abcde"):
         saved(marked_face(index)[0], tmp_path / "photos" / f"{name}.png")
-    words = ["predict", str(run), "photos", "--no-crop", "--device", "cpu", "--out"]
-    done = subprocess.run(
-        [*torchrun_command(2), "-m", "facessl", *words, "two"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(done.stdout) == {"photos": 5, "faces": 5, "out": "two", "skipped": 0}, done.stderr
+    words = ["predict", str(run), "photos", "--no-crop", "--device", "cpu", "--out", "two"]
+    assert as_ranks(lambda: main(words), 2) == [0, 0]
+    assert json.loads(capfd.readouterr().out) == {"photos": 5, "faces": 5, "out": "two", "skipped": 0}
     predict(run, tmp_path / "photos", crop=False, out=tmp_path / "one")
     for name in "abcde":
         (face,) = told(tmp_path / "two" / f"{name}.json")["faces"]

@@ -1,7 +1,5 @@
 """Pictures of predictions: things are drawn where they belong, and words do not cover faces or leave the picture."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

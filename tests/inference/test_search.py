@@ -1,7 +1,5 @@
 """Search, groups and their pictures."""
 
-from __future__ import annotations
-
 import csv
 import json
 import sys
@@ -17,8 +15,8 @@ import facessl
 from facessl.cli.main import main
 from facessl.core import checkpoint, tables
 from facessl.core.errors import ConfigError, DataError
-from facessl.inference.embed import Embeddings, embeddings
-from facessl.inference.embedding_files import read_embeddings, write_embeddings
+from facessl.inference.embed import embeddings
+from facessl.inference.embedding_files import Embeddings, read_embeddings, write_embeddings
 from facessl.inference.groups import Groups, group, principal_components, write_groups
 from facessl.inference.neighbors import l2_normalize, nearest, search
 from facessl.models.backbone import Backbone

@@ -1,7 +1,5 @@
 """Vectors that the released code gave on formula-made weights and inputs: ../shared/golden, made as its README says."""
 
-from __future__ import annotations
-
 import json
 import zlib
 from pathlib import Path

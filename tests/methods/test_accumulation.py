@@ -1,7 +1,5 @@
 """Micro-batches have the loss of their batch, unless the method says that its loss spans the batch."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

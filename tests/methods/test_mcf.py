@@ -20,7 +20,7 @@ from facessl.pretrained.families.base import usual_heads
 from facessl.pretrained.load import load_backbone
 
 SMALL = {"hidden": 16, "dim": 8, "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
-SMALL |= {"teacher": "timm:resnet10t?pretrained=false"}
+SMALL |= {"teacher": "timm:test_resnet?pretrained=false"}
 VIT = {"patch_size": 8, "embed_dim": 24, "num_heads": 2}
 
 
@@ -135,8 +135,8 @@ def test_usual_heads_are_those_of_the_named_vits(name):
 
 
 def test_own_export_is_a_teacher_at_another_size_with_its_own_normalization(tmp_path):
-    backbone = Backbone("resnet10t", image_size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).eval()
-    card = {"timm_name": "resnet10t", "image_size": 64, "mean": backbone.mean, "std": backbone.std}
+    backbone = Backbone("test_resnet", image_size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).eval()
+    card = {"timm_name": "test_resnet", "image_size": 64, "mean": backbone.mean, "std": backbone.std}
     checkpoint.write_backbone(tmp_path / "backbone.safetensors", backbone.model.state_dict(), card)
     pixels = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MCF.mean, MCF.std))

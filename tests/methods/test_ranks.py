@@ -38,7 +38,7 @@ CASES = {
     "lewel-syncbn": (LEWEL, {"variant": "syncbn"}),
     "pcl": (PCL, {"noise": 0.0, "width": 8, "decoder_width": 16, "decoder_size": 16}),
     "mae": (MAE, MASKED),
-    "mcf": (MCF, {"teacher": "timm:resnet10t?pretrained=false", "feature_weight": 1.0, **MASKED}),
+    "mcf": (MCF, {"teacher": "timm:test_resnet?pretrained=false", "feature_weight": 1.0, **MASKED}),
     "farl": (FaRL, {"text_width": 16, "text_depth": 1, "text_heads": 2, "context": 8}),
     "simclr": (SimCLR, {}),
     "swav": (SwAV, {"prototypes": 10, "freeze_prototypes_epochs": 0}),
@@ -162,7 +162,6 @@ def one_norm(kind, device, rank, ranks):
     for _ in range(2):  # the second call meets statistics that have moved
         out = norm(part)
     (out * weights[mine]).sum().backward()
-    assert part.grad is not None
     assert out.dtype == part.grad.dtype == dtype
     result = {"out": out.detach(), "grad": part.grad}
     if norm.track_running_stats:
@@ -190,7 +189,8 @@ def scores():
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(str(folder),), nprocs=2)
+    start = "spawn" if torch.cuda.is_available() else "fork"  # CUDA does not survive a fork
+    mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method=start)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

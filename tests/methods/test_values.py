@@ -1,7 +1,5 @@
 """Hyper-parameters that cannot work are refused in one sentence."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

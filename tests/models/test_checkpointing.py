@@ -1,7 +1,5 @@
 """Activations that are computed twice: less memory, the same gradients and statistics."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

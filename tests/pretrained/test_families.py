@@ -1,7 +1,5 @@
 """Checkpoints of every family: recognized, read to the last tensor, or refused with the tensors named."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """From a path to a network: run folders, checkpoints, exports, the authors' files."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil
@@ -92,7 +90,7 @@ def test_checkpoints_of_others_code_are_read(prefix: str, name: str | None, tmp_
         ({"timm_name": 5}, "timm_name is 5 instead of a text"),
         ({"timm_name": "hf-hub:a/b"}, "hf-hub:a/b"),
         ({"timm_options": [1]}, "timm_options is a list instead of an object"),
-        ({"timm_options": {"pretrained": True}}, "timm_options.pretrained is not a property of resnet10t"),
+        ({"timm_options": {"pretrained": True}}, "timm_options.pretrained is not a property of test_resnet"),
         ({"timm_options": {"checkpoint_path": "/dev/zero"}}, "timm_options.checkpoint_path"),
         ({"timm_options": {"output_stride": "x"}}, "output_stride"),
     ],

@@ -1,7 +1,5 @@
 """The map of all faces: one page that fetches nothing and runs nothing of what files say."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -18,7 +16,7 @@ from facessl.core import tables
 from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.data.source import open_source
 from facessl.inference.contact_sheet import thumbnails
-from facessl.inference.embed import Embeddings
+from facessl.inference.embedding_files import Embeddings
 from facessl.report import face_map
 from facessl.report.face_map import write_map
 from facessl.tools.pack import pack

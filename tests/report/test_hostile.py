@@ -1,7 +1,5 @@
 """A run folder that somebody else wrote: nothing in it becomes markup, and wrong values are named or left out."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

@@ -1,7 +1,5 @@
 """Published scores: the data agree with the recipes, and a run is compared with what it may be compared with."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -145,7 +145,6 @@ def test_a_long_curve_is_averaged_and_keeps_its_range(run: Path) -> None:
     svg = curve("Loss", [Line(np.arange(len(y)), y)])
     assert len(svg) < 100_000
     path = re.search(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: var\(--series-0\)', svg)
-    assert path is not None
     heights = {float(v) for v in re.findall(r"[ML] [\d.]+ ([\d.]+)", path[1])}
     assert max(heights) - min(heights) < 1  # every bin averages to a half; the band holds 0 and 1
 

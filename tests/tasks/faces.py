@@ -1,7 +1,5 @@
 """Synthetic faces with every member that a source can have."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,6 @@ class Faces(Synthetic):
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
         points = sample.landmarks
-        assert points is not None
         eyes = points[36:42].mean(0), points[42:48].mean(0)
         sample.five_points = np.stack([*eyes, points[30], points[48], points[54]]).astype(np.float32)
         return sample

@@ -1,7 +1,5 @@
 """Wrong words to `facessl finetune`: one sentence that names the value, exit status 2, and nothing left behind."""
 
-from __future__ import annotations
-
 import json
 import tarfile
 from pathlib import Path
@@ -33,7 +31,6 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for folder in (root, root / "kinds" / f"kind {i % 2}", root / "others" / f"other {i % 2}"):
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.asarray(sample.image)).save(folder / f"{i}.png")
-        assert sample.landmarks is not None
         rows.append(f"{i}.png," + ",".join(f"{v:.2f}" for v in sample.landmarks.ravel()))
         (root / f"{i}.cls").write_text(str(i % 2))
     (root / "points.csv").write_text("\n".join(rows) + "\n")

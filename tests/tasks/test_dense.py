@@ -1,7 +1,5 @@
 """Alignment and parsing: losses against loops, and scores in the pixels of the stored images."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 
 from facessl.core.errors import DataError
 from facessl.core.types import Batch, Progress, Sample
-from facessl.data.crop_geometry import Frame, similarity
+from facessl.data.frame import Frame, similarity
 from facessl.data.loader import EvalLoader, TrainLoader
 from facessl.models.backbone import Backbone
 from facessl.tasks.alignment import Alignment, AlignmentArgs, AlignmentMeter
@@ -91,7 +89,6 @@ class Turned(Supervised):
     def _frame_of(self, sample: Sample, image: np.ndarray) -> Frame:
         _, height, width = 0, *image.shape[:2]
         plain, *_ = super().draw(None)(sample, image)
-        assert plain.frame is not None
         assert height == width
         return Frame(plain.frame.astype(np.float64), self.size, self.augment.warp)
 
@@ -113,7 +110,6 @@ def test_the_moved_truth_has_no_error_in_the_stored_image(unit: Any, crop: Augme
     meter = AlignmentMeter(source, IBUG, AlignmentArgs(unit=unit), crop)
     off = AlignmentMeter(source, IBUG, AlignmentArgs(unit=unit), crop)
     for batch in EvalLoader(source, view, batch_size=3):
-        assert batch.landmarks is not None
         meter.add({"landmarks": batch.landmarks}, batch)
         off.add({"landmarks": batch.landmarks + torch.tensor([1.0, 0.0])}, batch)
     assert meter.per_image().max() < 1e-4
@@ -122,8 +118,6 @@ def test_the_moved_truth_has_no_error_in_the_stored_image(unit: Any, crop: Augme
         expected = []
         for i in range(7):
             marks, box = source[i].landmarks, source[i].box
-            assert marks is not None
-            assert box is not None
             length = {
                 "interocular": float(np.linalg.norm(marks[36] - marks[45])),
                 "box": math.sqrt((box[2] - box[0]) * (box[3] - box[1])),
@@ -139,7 +133,6 @@ def test_points_that_are_not_annotated_do_not_count_even_where_they_are_nan() ->
 
         def __getitem__(self, index: int) -> Sample:
             sample = super().__getitem__(index)
-            assert sample.landmarks is not None
             hidden = np.arange(68) % 5 == 2
             sample.landmarks = np.where(hidden[:, None], np.nan, sample.landmarks)
             sample.visible = (~hidden).astype(np.uint8)
@@ -149,7 +142,6 @@ def test_points_that_are_not_annotated_do_not_count_even_where_they_are_nan() ->
     for unit in ("box", "diag", "interocular"):
         meter = AlignmentMeter(source, IBUG, AlignmentArgs(unit=unit), Augment())  # type: ignore[arg-type]
         for batch in EvalLoader(source, Supervised(Augment(), SIZE, train=False), batch_size=2):
-            assert batch.landmarks is not None
             meter.add({"landmarks": batch.landmarks.nan_to_num(0)}, batch)
         assert meter.result()["headline"]["value"] < 1e-4, unit
 
@@ -163,14 +155,12 @@ def test_points_marked_invisible_count_where_it_is_asked_for(hidden: bool) -> No
 
         def __getitem__(self, index: int) -> Sample:
             sample = super().__getitem__(index)
-            assert sample.landmarks is not None
             sample.landmarks[67] = np.nan
             sample.visible = (np.arange(68) < 30).astype(np.uint8)
             return sample
 
     source = Partly(n=2, size=SIZE)
     (batch,) = EvalLoader(source, Supervised(Augment(), SIZE, train=False), batch_size=2)
-    assert batch.landmarks is not None
     off = torch.zeros(68, 2)
     off[40:60, 0] = 1.0  # a pixel, on points that are marked invisible
     args = AlignmentArgs(unit="diag", hidden=hidden, thresholds=())
@@ -212,7 +202,6 @@ def test_oracle_scores_give_the_mask_back(crop: Augment) -> None:
     crop = crop if crop.crop == "whole" or crop.warp else Augment(crop=crop.crop, crop_scale=3.0)
     meter = ParsingMeter(source.mask_names, source, crop)
     for batch in EvalLoader(source, Supervised(crop, size, train=False), batch_size=2):
-        assert batch.mask is not None
         classes = batch.mask.long().where(batch.mask != 255, 0)
         meter.add({"scores": torch.nn.functional.one_hot(classes, 11).permute(0, 3, 1, 2).float()}, batch)
     found = meter.result()
@@ -243,7 +232,6 @@ def test_what_lies_outside_the_image_is_background_as_in_farl(outside: Any) -> N
     class Partly(Faces):
         def __getitem__(self, index: int) -> Sample:
             sample = super().__getitem__(index)
-            assert sample.mask is not None
             sample.mask = np.full_like(sample.mask, 3)
             sample.mask[:, :12] = 255
             return sample
@@ -254,7 +242,6 @@ def test_what_lies_outside_the_image_is_background_as_in_farl(outside: Any) -> N
     crop = Augment(crop_scale=2.0, flip=1.0)
     view = finetune.training_view(task, labels, crop)
     batch = next(iter(TrainLoader(source, view, batch_size=2, seed=0)))
-    assert batch.mask is not None
     mirrored, beyond = 2, 0 if outside == "background" else 255  # brows have sides
     inside = batch.mask[:, 8:24, 8:24]
     assert (inside[..., 10:] == 255).all()

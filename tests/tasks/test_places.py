@@ -1,7 +1,5 @@
 """A test part may lack classes, or number them otherwise: they are matched by name."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

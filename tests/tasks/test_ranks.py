@@ -1,12 +1,7 @@
 """`facessl finetune` on two ranks is what one process does, with measurements on the way, and ends for any backbone."""
 
-from __future__ import annotations
-
-import csv
 import json
 import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +10,17 @@ import pytest
 import torch
 
 from facessl.cli import main
-from facessl.core import launch
-from facessl.core.types import Batch, Sample
+from facessl.core.types import Sample
 from facessl.data.sources.synthetic import Synthetic
 from facessl.evaluation import score
 from facessl.inference import trained_task
 from facessl.training.trainer import Trainer
-from facessl.views.photometric import Photometric
-from tests.helpers import assert_same, free_port
+from tests.helpers import as_ranks, assert_same, in_double, losses
 
 WORDS = [
     "finetune", "none", "synthetic:?n=40&size=64", "--image-size", "64", "--batch-size", "6", "--epochs", "2",
     "--workers", "0", "--device", "cpu", "--optim.warmup-epochs", "0", "--ema", "0.9", "--log-every", "1",
 ]  # fmt: skip
-SECONDS = 300
-
-
-def in_double() -> None:
-    """What is compared is the arithmetic of the ranks, not how rounding grows through batch norm."""
-    real, normalize = Photometric.__call__, score.normalize
-
-    def double(self: Photometric, batch: Batch) -> Batch:
-        batch = real(self, batch)
-        batch.views = [view.double() for view in batch.views]
-        return batch
-
-    Photometric.__call__ = double  # type: ignore[method-assign]
-    for module in (score, trained_task):
-        module.normalize = lambda *values: normalize(*values).double()  # type: ignore[attr-defined]
-    launch.PRECISIONS["fp32"] = ("64-true", None)
 
 
 def with_hidden_points() -> None:
@@ -59,51 +36,27 @@ def with_hidden_points() -> None:
     Synthetic.__getitem__ = some  # type: ignore[method-assign]
 
 
-def started(folder: Path, words: list[str], rank: int, world: int, port: int, double: bool) -> int:
-    """Process id of one rank; it writes its weights to `rank-N.pt` (forked: a new interpreter would import torch)."""
-    child = os.fork()
-    if child:
-        return child
-    code = 99
-    try:
-        with open(folder / f"rank-{rank}.log", "w") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        if world > 1:
-            known = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-            known |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-            os.environ.update({k: str(v) for k, v in known.items()})
+def run(folder: Path, words: list[str], world: int, double: bool = False) -> list[dict[str, Any]]:
+    """Weights of every rank at the end of a run on `world` ranks."""
+    folder.mkdir()
+    normalize = score.normalize
+
+    def rank() -> int:
         if double:
             in_double()
+            for module in (score, trained_task):
+                module.normalize = lambda *values: normalize(*values).double()  # type: ignore[attr-defined]
             with_hidden_points()
         save = Trainer.save
 
         def saving(self: Trainer) -> None:
             save(self)
-            torch.save(self.method.state_dict(), folder / f"rank-{rank}.pt")  # type: ignore[attr-defined]
+            torch.save(self.method.state_dict(), folder / f"rank-{os.environ.get('RANK', 0)}.pt")  # type: ignore[attr-defined]
 
         Trainer.save = saving  # type: ignore[method-assign]
-        code = main([*words, "--out", str(folder / "run")])
-    finally:
-        os._exit(code)
+        return main([*words, "--out", str(folder / "run")])
 
-
-def run(folder: Path, words: list[str], world: int, double: bool = False) -> list[dict[str, Any]]:
-    """Weights of every rank at the end of a run on `world` ranks."""
-    folder.mkdir()
-    port = free_port()
-    children = {started(folder, words, rank, world, port, double): rank for rank in range(world)}
-    until, codes = time.monotonic() + SECONDS, {}
-    while len(codes) < world and time.monotonic() < until and not any(codes.values()):
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid in children:
-            codes[pid] = os.waitstatus_to_exitcode(status)
-        time.sleep(0.05)
-    for pid in children.keys() - codes.keys():
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    logs = "\n".join((folder / f"rank-{rank}.log").read_text()[-3000:] for rank in range(world))
-    assert list(codes.values()) == [0] * world, f"{codes}: ranks that are missing hung\n{logs}"
+    assert as_ranks(rank, world) == [0] * world
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
@@ -132,9 +85,8 @@ def test_two_ranks_equal_one_process(case: str, tmp_path: Path) -> None:
     found = [json.loads((tmp_path / name / "run" / "results.json").read_text()) for name in ("one", "two")]
     value = found[0]["test"]["headline"]["value"]
     assert value == pytest.approx(found[1]["test"]["headline"]["value"], rel=1e-6)
-    with open(tmp_path / "one" / "run" / "metrics.csv") as a, open(tmp_path / "two" / "run" / "metrics.csv") as b:
-        losses = [[float(row["loss"]) for row in csv.DictReader(file) if row["loss"]] for file in (a, b)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6), "what is logged is the mean over the ranks"
+    one_losses, two_losses = (losses(tmp_path / name / "run") for name in ("one", "two"))
+    assert one_losses == pytest.approx(two_losses, rel=1e-6), "what is logged is the mean over the ranks"
     assert found[0]["selected"]["step"] == found[1]["selected"]["step"]
 
 

@@ -1,7 +1,5 @@
 """Verification: CosFace against loops, and scores from pairs."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

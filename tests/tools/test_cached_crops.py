@@ -1,7 +1,5 @@
 """`facessl pretrain photos/ --crop`: photos are cropped once, into the cache, and the run trains on the crops."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ from facessl.data.source import open_source
 from facessl.tools import crop as crop_module
 from facessl.tools.crop import cached_crops, crop
 from tests.data.make import folder, jpeg
-from tests.helpers import TINY
-from tests.tools.test_jobs import as_ranks
+from tests.helpers import TINY, as_ranks
 
 
 @pytest.fixture
@@ -56,7 +53,6 @@ def test_changed_photos_get_other_crops_and_a_folder_of_crops_is_taken_as_it_is(
     (photos / "a" / "new.jpg").write_bytes(jpeg(99))
     second, done = cached_crops(str(photos))
     assert first != second
-    assert done is not None
     assert (done.faces, done.new_faces) == (11, 11)
     crop(photos, tmp_path / "faces", size=64)
     assert cached_crops(str(tmp_path / "faces")) == (str(tmp_path / "faces"), None)
@@ -70,13 +66,12 @@ def test_photos_without_a_face_are_one_sentence(photos: Path, monkeypatch: pytes
 
 
 def test_every_rank_waits_for_the_crops_of_all(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def job(out: Path) -> None:
+    def job() -> None:
         crops, done = cached_crops(str(photos))
-        assert done is not None
         assert done.faces == len(open_source(crops)) == 10
 
     for _ in range(2):
-        assert as_ranks(job, tmp_path, 3) == [0, 0, 0]
+        assert as_ranks(job, 3) == [0, 0, 0]
     (crops,) = (tmp_path / "cache" / "facessl").glob("crops-*/")
     assert not list(crops.glob(".ranks*"))
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):

@@ -1,15 +1,12 @@
 """What crop and pack do alike: one writer, a killed process, nothing written outside the output folder."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import multiprocessing
 import os
 import signal
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from facessl.tools.crop import crop as crop_photos
 from facessl.tools.jobs import in_order, output_folder
 from facessl.tools.pack import pack
 from tests.core.test_lock import held
+from tests.helpers import as_ranks
 
 COUNT = 12
 
@@ -187,36 +185,17 @@ def test_crops_of_odd_names_are_read_back(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(again[i].image for i in range(len(again)))
 
 
-def as_ranks(job: Job, out: Path, world: int, only: Sequence[int] = (), **options: Any) -> list[int]:
-    """The job by so many processes, as a launcher starts them, or `only` these; what each of them came to."""
-    children = []
-    for rank in only or range(world):
-        children.append(os.fork())
-        if children[-1] == 0:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-            code = 1
-            try:
-                job(out, **options)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
 def test_ranks_write_what_one_process_writes_also_when_one_is_killed(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job(tmp_path / "one")
     monkeypatch.setattr(Faces, "deadly", True)
-    assert as_ranks(job, tmp_path / "out", 4) == [0, -signal.SIGKILL, 0, 0]
+    assert as_ranks(partial(job, tmp_path / "out"), 4) == [0, -signal.SIGKILL, 0, 0]
     assert not list((tmp_path / "out").glob("*.tar"))
-    assert as_ranks(job, tmp_path / "out", 4) == [0, -signal.SIGKILL, 0, 0]
+    assert as_ranks(partial(job, tmp_path / "out"), 4) == [0, -signal.SIGKILL, 0, 0]
     monkeypatch.setattr(Faces, "deadly", False)
     for _ in range(2):  # the second time there is nothing left to do
-        assert as_ranks(job, tmp_path / "out", 4) == [0, 0, 0, 0]
+        assert as_ranks(partial(job, tmp_path / "out"), 4) == [0, 0, 0, 0]
         assert written(tmp_path / "out") == written(tmp_path / "one")
 
 
@@ -231,7 +210,7 @@ def test_a_rank_that_is_overtaken_by_the_one_that_writes_leaves_nothing(
 ) -> None:
     job(tmp_path / "one")
     out, waiting = tmp_path / "out", [0]
-    assert -signal.SIGKILL in as_ranks(job, out, 2, progress=kill_writer)
+    assert -signal.SIGKILL in as_ranks(partial(job, out, progress=kill_writer), 2)
     assert len(list(out.glob(".ranks.*.parts/0*"))) == 3
 
     @contextlib.contextmanager
@@ -239,7 +218,7 @@ def test_a_rank_that_is_overtaken_by_the_one_that_writes_leaves_nothing(
         with output_folder(*args, **options) as path:
             yield path
         if waiting:  # rank 1 has seen what is left, and rank 0 does all of it
-            assert as_ranks(job, out, 2, only=[waiting.pop()]) == [0]
+            assert as_ranks(partial(job, out), 2, only=[waiting.pop()]) == [0]
 
     for module in (crop_module, pack_module):
         monkeypatch.setattr(module, "output_folder", overtaken)
@@ -252,7 +231,7 @@ def test_a_rank_that_is_overtaken_by_the_one_that_writes_leaves_nothing(
 @pytest.mark.fault("E16", "what the ranks had left, up to the size of the images, stayed in the output for ever")
 def test_one_process_that_ends_the_job_of_ranks_removes_their_files(job: Job, tmp_path: Path) -> None:
     job(tmp_path / "one")
-    as_ranks(job, tmp_path / "out", 2, progress=kill_writer)
+    as_ranks(partial(job, tmp_path / "out", progress=kill_writer), 2)
     job(tmp_path / "out")
     assert written(tmp_path / "out") == written(tmp_path / "one")
 
@@ -262,13 +241,13 @@ def test_one_process_that_ends_the_job_of_ranks_removes_their_files(job: Job, tm
 def test_what_a_rank_left_is_checked(values: Any, job: Job, tmp_path: Path) -> None:
     job(tmp_path / "one")
     out = tmp_path / "out"
-    as_ranks(job, out, 2, progress=kill_writer)
+    as_ranks(partial(job, out, progress=kill_writer), 2)
     (block,) = out.glob(f".ranks.*.parts/{0:012d}")
     about, line, rest = block.read_bytes().split(b"\n", 2)
     head = json.loads(line)
     changed = json.dumps({**head, "values": values}).encode()
     block.write_bytes(b"\n".join([about, changed, rest]))
-    assert as_ranks(job, out, 2) == [0, 0]
+    assert as_ranks(partial(job, out), 2) == [0, 0]
     assert written(out) == written(tmp_path / "one")
 
 
@@ -276,11 +255,11 @@ def test_what_a_rank_left_is_checked(values: Any, job: Job, tmp_path: Path) -> N
 def test_an_image_that_was_corrected_is_read_again(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job(tmp_path / "one")
     monkeypatch.setattr(Faces, "damaged", True)
-    assert 1 in as_ranks(job, tmp_path / "out", 2, max_bad=0)
+    assert 1 in as_ranks(partial(job, tmp_path / "out", max_bad=0), 2)
     with pytest.raises(DataError, match="1 image of 12 cannot be read"):
         job(tmp_path / "single", max_bad=0)
     monkeypatch.setattr(Faces, "damaged", False)
-    assert as_ranks(job, tmp_path / "out", 2, max_bad=0) == [0, 0]
+    assert as_ranks(partial(job, tmp_path / "out", max_bad=0), 2) == [0, 0]
     job(tmp_path / "single", max_bad=0)
     assert written(tmp_path / "out") == written(tmp_path / "single") == written(tmp_path / "one")
 
@@ -293,7 +272,7 @@ def test_one_rank_tells_the_result(command: str, job: Job, tmp_path: Path, capfd
     for i in range(4):
         Image.fromarray(np.full((32, 32, 3), 60 * i, np.uint8)).save(photos / f"{i}.png")
     for _ in range(2):  # the second time there is nothing left to do
-        as_ranks(lambda out: main([command, str(photos), "--out", str(out), "--workers", "0"]), tmp_path / "out", 3)
+        as_ranks(lambda: main([command, str(photos), "--out", str(tmp_path / "out"), "--workers", "0"]), 3)
         (told,) = map(json.loads, capfd.readouterr().out.splitlines())
         assert told[{"crop": "faces", "pack": "packed"}[command]] == 4
 

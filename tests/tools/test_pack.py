@@ -1,8 +1,5 @@
 """Shards of `facessl pack`: what comes back, the same bytes after any stop, refusals, near-duplicates."""
 
-from __future__ import annotations
-
-import csv
 import json
 import os
 import shutil
@@ -24,6 +21,7 @@ from facessl.tools.pack import pack
 from facessl.tools.phash import Near, phash
 from facessl.tools.shards import verify
 from tests.contract.test_sources import EXAMPLES
+from tests.helpers import read_table
 
 COUNT = 12
 
@@ -89,7 +87,6 @@ def test_what_lies_in_pixels_moves_along(tmp_path: Path) -> None:
     pack(source, tmp_path / "packed", size=32, workers=0)
     packed, stored = open_source(str(tmp_path / "packed"))[1], source[1]
     assert shown(packed).shape == (32, 48, 3)
-    assert packed.mask is not None
     assert packed.mask.shape == (32, 48)
     # Pixel i of the small image covers 2 i - 0.5 .. 2 i + 1.5 of the large one.
     np.testing.assert_allclose(packed.landmarks, (stored.landmarks + 0.5) / 2 - 0.5, atol=1e-4)
@@ -111,9 +108,9 @@ def test_shards_do_not_depend_on_workers_or_stops(faces: Path, tmp_path: Path, m
     expected = content(tmp_path / "whole")
     again = pack(source, tmp_path / "whole", workers=0, max_bad=0.5, **settings)
     assert (again.before, again.packed, content(tmp_path / "whole")) == (COUNT + 2, COUNT, expected)
-    assert [row["key"] for row in table(tmp_path / "whole/skipped.csv")] == [str(tmp_path / "faces/a/1.jpg")]
+    assert [row["key"] for row in read_table(tmp_path / "whole/skipped.csv")] == [str(tmp_path / "faces/a/1.jpg")]
     names = [(Path(row["key"]).name, Path(row["duplicate_of"]).name, row["distance"])
-             for row in table(tmp_path / "whole/duplicates.csv")]  # fmt: skip
+             for row in read_table(tmp_path / "whole/duplicates.csv")]  # fmt: skip
     assert names == [("00.jpg", "0.jpg", "0")]
 
     monkeypatch.setattr(os, "fsync", lambda _: None)
@@ -131,11 +128,6 @@ def test_shards_do_not_depend_on_workers_or_stops(faces: Path, tmp_path: Path, m
         assert content(tmp_path / "stopped") == expected, f"stopped after {steps} steps"
         shutil.rmtree(tmp_path / "stopped")
     assert 20 < steps < 99
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 class Stop(Exception):

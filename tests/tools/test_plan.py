@@ -1,7 +1,5 @@
 """`facessl plan`: arithmetic that can be followed by hand, and that a real checkpoint agrees with."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -18,7 +16,8 @@ from facessl.pretrained import load
 from facessl.tools import plan
 from facessl.training import optimizers
 
-PRETRAINING = [name for name in recipes.recipes() if not name.startswith("downstream/")]
+#: Rows of FRA's ablations have the network of fra/vggface2-r50.
+PRETRAINING = [name for name in recipes.recipes() if not name.startswith("downstream/") and "/ablation/" not in name]
 
 
 def planned(recipe: str, **options: Any) -> dict[str, Any]:

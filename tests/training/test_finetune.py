@@ -1,7 +1,5 @@
 """What a fine-tuning run promises: which images it sees, and which weights it keeps."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace
@@ -30,23 +28,30 @@ from facessl.inference import trained_task
 from facessl.metrics.segmentation import ConfusionMatrix, parsing_scores
 from facessl.models.backbone import Backbone
 from facessl.pretrained import load
+from facessl.report.write import write_report
 from facessl.tasks.alignment import Alignment
 from facessl.tasks.base import Labels, headline
 from facessl.tasks.expression import Expression
 from facessl.training import finetune as module
 from facessl.training import run as runs
 from facessl.training.derived import cheaper_hint, derive, settle, size_reason
-from facessl.training.finetuned_model import FinetunedModel
+from facessl.training.task_with_ema import TaskWithEma
 from facessl.views.augment import Augment
 from facessl.views.supervised import Supervised
-from tests.finetune_runs import SOURCE, rows
-from tests.helpers import assert_same
+from tests.finetune_runs import SOURCE
+from tests.helpers import assert_same, read_table
 
 #: The same through the library.
 VALUES: dict[str, Any] = {
     **{"source": SOURCE, "backbone": "test_resnet", "image_size": 32, "batch_size": 8, "epochs": 3, "workers": 0},
     **{"device": "cpu", "log_every": 1, "optim": {"warmup_epochs": 0, "lr": 0.01}},
 }
+
+
+@pytest.fixture(autouse=True)
+def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of a run takes longer than its steps."""
+    monkeypatch.setattr(module, "write_report", lambda folder: {"notes": []})
 
 
 def finetune(out: Path, **values: Any) -> dict[str, Any]:
@@ -88,7 +93,8 @@ def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monk
     else:
         assert not read["before"] & test
     assert found["train_images"] == (len(whole.train) if select != "val" else 44)
-    steps = [r["step"] for r in rows(tmp_path / "run") if any(v for k, v in r.items() if k.startswith("monitor/"))]
+    rows = read_table(tmp_path / "run" / "metrics.csv")
+    steps = [r["step"] for r in rows if any(v for k, v in r.items() if k.startswith("monitor/"))]
     assert steps == {"val": ["0", "5", "10"], "last": [], "test": ["0", "6", "12"]}[select]
 
 
@@ -185,7 +191,6 @@ def test_help_shows_the_values_of_the_task(capsys: pytest.CaptureFixture[str]) -
 def test_a_cpu_is_told_of_cheaper_settings_for_small_views() -> None:
     task: Any = Alignment(Backbone("test_resnet", image_size=64), Labels(points=68, layout="ibug68"))
     said = cheaper_hint(task, "cpu")
-    assert said is not None
     assert "--task.width 64 --task.heatmap-size 16" in said
     assert cheaper_hint(task, "cuda") is None
     small: Any = Alignment(Backbone("test_resnet", image_size=64), task.labels, width=64, heatmap_size=16)
@@ -218,7 +223,7 @@ def test_the_best_measurement_after_the_first_step_is_kept(
     values, scored = iter(scores), module.find_mistakes
     seen: list[dict[str, torch.Tensor]] = []
 
-    def rigged(task: Any, *_: Any) -> dict[str, Any]:
+    def rigged(task: Any, *_: Any, **options: Any) -> dict[str, Any]:
         seen.append({k: v.clone() for k, v in task.state_dict().items()})
         value = next(values)
         return {"headline": {"name": "rigged", "value": value, "interval": [value, value], "better": better}}
@@ -227,7 +232,7 @@ def test_the_best_measurement_after_the_first_step_is_kept(
         seen.append({k: v.clone() for k, v in trained.module.state_dict().items()})
         return scored(trained, *args, **options)
 
-    monkeypatch.setattr(module, "_score", rigged)
+    monkeypatch.setattr(score, "score", rigged)
     monkeypatch.setattr(module, "find_mistakes", tested)
     found = finetune(tmp_path / "run", ema=0.5)
     assert found["selected"]["step"] == best
@@ -288,7 +293,7 @@ def test_a_frozen_backbone_does_not_change_by_a_bit(tmp_path: Path) -> None:
 def test_average_of_the_weights_against_a_loop(ramp: bool) -> None:
     torch.manual_seed(0)
     labels = Labels.of(Synthetic(n=4, size=32), Expression.needs)
-    model = FinetunedModel(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6, ramp=ramp)
+    model = TaskWithEma(Expression(Backbone("test_resnet", image_size=32), labels), ema=0.6, ramp=ramp)
     twin = {n: p.detach().clone() for n, p in model.task.state_dict().items() if p.is_floating_point()}
     assert any("running_var" in name for name in twin)
     for step in range(6):
@@ -337,10 +342,11 @@ def test_scores_of_masks_of_one_class_are_null(tmp_path: Path, monkeypatch: pyte
     found = parsing_scores(matrix, names=("background", "face"))
     head = headline("mean_f1", found["mean_f1"], found["mean_f1_interval"])
     scores, scored = {"headline": head, **found}, module.find_mistakes
-    monkeypatch.setattr(module, "_score", lambda *_: scores)
+    monkeypatch.setattr(score, "score", lambda *_, **__: scores)
     monkeypatch.setattr(
         module, "find_mistakes", lambda *args, **options: replace(scored(*args, **options), scores=scores)
     )
     finetune(tmp_path / "run", max_steps=1, select="val")
+    write_report(tmp_path / "run")
     test = json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)["test"]
     assert (test["mean_f1"], test["headline"]["interval"], test["mean_iou"]) == (None, [None, None], 1.0)

@@ -1,7 +1,5 @@
 """LARS against its formula; rates by part and depth, weight decay and schedules against values worked out by hand."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

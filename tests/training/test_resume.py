@@ -1,14 +1,12 @@
 """A run that is killed goes on with the same batches, views and random state: the weights are bit-exact."""
 
-from __future__ import annotations
-
-import csv
 import os
 import random
 import shutil
 import signal
-import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,75 +17,76 @@ from PIL import Image
 from facessl.cli import main
 from facessl.data.source import open_source
 from facessl.training.pretrain import pretrain
-from tests.helpers import TINY, assert_same, command, environment, facessl, weights
-
-SLOW_DISK = """
-import os, time
-real = os.fsync
-def fsync(handle):
-    name = os.readlink(f"/proc/self/fd/{handle}")
-    if "/checkpoints/.facessl-" in name:
-        open(os.environ["MARK"], "a").close()
-        time.sleep(30)
-    real(handle)
-os.fsync = fsync
-"""
-
-SLOW_STEPS = """
-import time
 from facessl.training.trainer import Trainer
-real = Trainer._one_step
-def one_step(self, *rest):
-    time.sleep(0.3)
-    real(self, *rest)
-Trainer._one_step = one_step
-"""
+from tests.helpers import TINY, assert_same, losses, weights
 
 
-def start(words: list[str], cwd: Path, script: str = "", **env: str) -> subprocess.Popen[bytes]:
-    """A run of its own process group."""
-    return subprocess.Popen(
-        command(*words, script=script),
-        cwd=cwd,
-        env=environment(**env),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def slow_steps() -> None:
+    real = Trainer._one_step
+    Trainer._one_step = lambda *values: (time.sleep(0.3), real(*values))  # type: ignore[assignment, method-assign]
 
 
-def kill_when(process: subprocess.Popen[bytes], ready: Path, after: float = 0.0) -> None:
+def slow_disk(mark: Path) -> None:
+    """The first checkpoint that is written leaves a mark, and takes long."""
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if "/checkpoints/.facessl-" in os.readlink(f"/proc/self/fd/{handle}"):
+            mark.touch()
+            time.sleep(30)
+        real(handle)
+
+    os.fsync = fsync  # type: ignore[assignment]
+
+
+def start(words: list[str], slow: Callable[[], None]) -> int:
+    """Process id, and process group, of a run; forked, as a new interpreter would import torch again."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setsid()
+            slow()
+            code = main(words)
+        finally:
+            os._exit(code)
+    return child
+
+
+def wait_for(path: Path, child: int) -> None:
     until = time.monotonic() + 300
-    while not ready.exists():
-        assert process.poll() is None, f"the run ended before {ready.name} appeared"
+    while not path.exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), f"the run ended before {path.name} appeared"
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def kill_when(child: int, ready: Path, after: float = 0.0) -> None:
+    wait_for(ready, child)
     time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole")
-    done = facessl("pretrain", *TINY, "--out", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return weights(folder / "run")
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["pretrain", *TINY, "--out", str(run)]) == 0
+    return weights(run)
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_killed_run_ends_with_the_same_bits(whole: dict[str, object], tmp_path: Path, workers: str) -> None:
     run, mark = tmp_path / "run", tmp_path / "mark"
-    words = ["pretrain", *TINY, "--workers", workers, "--out", "run"]
+    words = ["pretrain", *TINY, "--workers", workers, "--out", str(run)]
     moment = random.Random(workers).uniform(0, 0.6)
-    kill_when(start(words, tmp_path, SLOW_STEPS), run / "checkpoints" / "step-00000002.ckpt", moment)
-    kill_when(start([*words, "--resume"], tmp_path, SLOW_DISK, MARK=str(mark)), mark)
+    kill_when(start(words, slow_steps), run / "checkpoints" / "step-00000002.ckpt", moment)
+    kill_when(start([*words, "--resume"], partial(slow_disk, mark)), mark)
     assert list((run / "checkpoints").glob(".*.tmp")), "the kill was meant to hit a checkpoint in the middle"
-    kill_when(start([*words, "--resume"], tmp_path, SLOW_STEPS), run / "checkpoints" / "step-00000006.ckpt", moment)
+    kill_when(start([*words, "--resume"], slow_steps), run / "checkpoints" / "step-00000006.ckpt", moment)
     other = "2" if workers == "0" else "0"
-    done = facessl("pretrain", "--resume", "--out", "run", "--workers", other, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert main(["pretrain", "--resume", "--out", str(run), "--workers", other]) == 0
     assert_same(weights(run), whole)
     steps = [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == [str(s) for s in range(1, 11)], "metrics.csv must neither lose nor repeat a step"
@@ -100,7 +99,7 @@ def test_pcl_stopped_after_every_step_weighs_its_contrasts_alike(tmp_path: Path)
     """Dynamic weight averaging needs the losses of two whole epochs, which no single part of this run has seen."""
     method = {"name": "pcl", "width": 4, "hidden": 16, "dim": 8, "decoder_width": 8, "decoder_size": 8}
     settings: dict[str, Any] = {
-        **{"source": "synthetic:?n=16&size=40", "backbone": "resnet10t", "image_size": 32, "batch_size": 8},
+        **{"source": "synthetic:?n=16&size=40", "backbone": "test_resnet", "image_size": 32, "batch_size": 8},
         **{"max_steps": 6, "log_every": 3, "workers": 0, "monitor": {"every": 0}, "method": method, "device": "cpu"},
     }
     pretrain(**settings, out=str(tmp_path / "whole"))
@@ -110,11 +109,6 @@ def test_pcl_stopped_after_every_step_weighs_its_contrasts_alike(tmp_path: Path)
     assert_same(weights(tmp_path / "parts"), whole)
     assert (whole["balance.means"] > 0).all(), "two epochs are complete"
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-
-
-def losses(run: Path) -> list[tuple[str, str]]:
-    with open(run / "metrics.csv", newline="") as file:
-        return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
 
 
 @pytest.mark.fault("A4", "a run whose images had changed went on with another schedule, without a word")
@@ -127,7 +121,7 @@ def test_a_run_goes_on_with_its_images_alone_wherever_they_are(
     for i in range(9):
         Path(f"photos/{i % 2}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(faces[i].image)).save(f"photos/{i % 2}/{i}.png")
-    tuned = ["finetune", "none", "photos", "--backbone", "resnet10t", "--image-size", "32", "--workers", "0"]
+    tuned = ["finetune", "none", "photos", "--backbone", "test_resnet", "--image-size", "32", "--workers", "0"]
     begun = {"run": ["pretrain", "photos", *TINY[1:], "--max-steps", "2"], "tuned": [*tuned, "--max-steps", "2"]}
     for out, words in begun.items():
         assert main([*words, "--device", "cpu", "--out", out, "--max-minutes", "1e-9"]) == 0
@@ -151,15 +145,11 @@ def test_a_run_goes_on_with_its_images_alone_wherever_they_are(
 
 
 def test_sigterm_to_all_processes_saves_and_exits(whole: dict[str, object], tmp_path: Path) -> None:
-    words = ["pretrain", *TINY, "--out", "run", "--checkpoint-every", "0", "--workers", "1"]
-    process = start(words, tmp_path, SLOW_STEPS)
-    until = time.monotonic() + 300
-    while not (tmp_path / "run" / "metrics.csv").exists():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGTERM)  # as `timeout`, and SLURM before it takes a node away
-    assert process.wait(60) == 0
-    assert 0 < weights(tmp_path / "run")["step"] < 10
-    done = facessl("pretrain", "--resume", "--out", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_same(weights(tmp_path / "run"), whole)
+    run = tmp_path / "run"
+    child = start(["pretrain", *TINY, "--out", str(run), "--checkpoint-every", "0", "--workers", "1"], slow_steps)
+    wait_for(run / "metrics.csv", child)
+    os.killpg(child, signal.SIGTERM)  # as `timeout`, and SLURM before it takes a node away
+    assert os.waitpid(child, 0)[1] == 0
+    assert 0 < weights(run)["step"] < 10
+    assert main(["pretrain", "--resume", "--out", str(run)]) == 0
+    assert_same(weights(run), whole)

@@ -1,7 +1,5 @@
 """Crops and parameters of the views: what is drawn, from what generator, and how well it is resampled."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2

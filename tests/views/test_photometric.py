@@ -1,7 +1,5 @@
 """Every photometric operation against torchvision's on the same parameters, and independence of the batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import cv2

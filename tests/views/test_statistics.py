@@ -4,8 +4,6 @@ Two samples pass a Kolmogorov-Smirnov test unless their distributions differ; th
 thousand tests of equal distributions would fail, and the seeds were not chosen.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

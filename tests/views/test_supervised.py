@@ -1,7 +1,5 @@
 """Labels move with the pixels; what is drawn is what the augmentation says; presets run through a loader."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.crop_geometry import Frame, resize
+from facessl.data.frame import Frame, resize
 from facessl.data.layouts import layout
 from facessl.data.loader import EvalLoader, TrainLoader
 from facessl.views import augment as presets
@@ -48,7 +46,6 @@ def face() -> Sample:
 
 
 def pixels(sample: Sample) -> np.ndarray:
-    assert isinstance(sample.image, np.ndarray)
     return sample.image
 
 
@@ -65,11 +62,9 @@ def draw(augment: Augment, face: Sample, seed: int) -> tuple[Sample, list[np.nda
 def test_predictions_in_the_view_come_back_to_the_original(face: Sample, crop: Any, warp: float) -> None:
     for seed in range(8):
         moved, _, _ = draw(replace(STRONG, crop=crop, warp=warp), face, seed)
-        assert moved.frame is not None
         assert moved.frame.dtype == np.float32
         back = Frame(moved.frame.astype(float), SIZE, warp).inverse_points(moved.landmarks)  # type: ignore[arg-type]
         flipped = np.linalg.det(moved.frame) < 0
-        assert face.landmarks is not None
         target = face.landmarks[list(IBUG.flip)] if flipped else face.landmarks
         assert np.abs(back - target).max() < 0.02
 
@@ -79,12 +74,9 @@ def test_a_flip_swaps_every_label_with_a_side(face: Sample) -> None:
     moved, mirrored, _ = draw(Augment(flip=1.0), face, 0)
     assert np.array_equal(mirrored[0], plain[0][:, ::-1])
     flip = list(IBUG.flip)
-    assert moved.landmarks is not None
-    assert still.landmarks is not None
     assert moved.landmarks[:, 0] == pytest.approx(SIZE - 1 - still.landmarks[flip, 0], abs=1e-4)
     assert (moved.landmarks[36:42, 0] < moved.landmarks[42:48, 0].min()).all()  # eyes of the image's left stay there
     assert np.array_equal(moved.visible, still.visible[flip])  # type: ignore[index, arg-type]
-    assert moved.five_points is not None
     assert moved.five_points[0, 0] < moved.five_points[1, 0]
     assert moved.five_points[3, 0] < moved.five_points[4, 0]
     assert np.array_equal(moved.mask, np.array(SIDES)[still.mask[:, ::-1]])  # type: ignore[index, arg-type]
@@ -93,7 +85,6 @@ def test_a_flip_swaps_every_label_with_a_side(face: Sample) -> None:
 
 
 def test_a_turn_to_the_right_raises_the_roll(face: Sample) -> None:
-    assert face.landmarks is not None
     eyes = face.landmarks[[36, 45]]
     for seed in range(6):
         moved, _, _ = draw(Augment(rotation=40), face, seed)
@@ -105,13 +96,11 @@ def test_a_turn_to_the_right_raises_the_roll(face: Sample) -> None:
 def test_mask_and_image_stay_on_each_other(face: Sample) -> None:
     """Away from the classes' edges, every pixel has the color of its class."""
     flat = np.random.default_rng(0).integers(40, 256, (11, 3)).astype(np.uint8)
-    assert face.mask is not None
     sample = replace(face, image=flat[face.mask])
     for seed in range(6):
         moved, views, *_ = known(replace(STRONG, flip=0.0, border="edge")).draw(np.random.default_rng(seed))(
             sample, flat[face.mask]
         )
-        assert moved.mask is not None
         inner = cv2.erode(moved.mask, np.ones((5, 5))) == cv2.dilate(moved.mask, np.ones((5, 5)))
         inner &= moved.mask != 255
         assert inner.mean() > 0.1
@@ -131,7 +120,6 @@ def test_a_mask_that_the_task_does_not_need_is_left_out_and_nothing_else_changes
 
 
 def test_a_mask_of_another_size_covers_the_same_area(face: Sample) -> None:
-    assert face.mask is not None
     half = replace(face, mask=face.mask[::2, ::2])
     small, *_ = known(Augment()).draw(None)(half, pixels(face))
     assert np.array_equal(small.mask, half.mask)  # 128 pixels in a view of 64, a mask of 64
@@ -268,9 +256,7 @@ def test_presets_run_through_the_loaders(name: str) -> None:
     batch = next(iter(TrainLoader(source, known(augment, 48, needs=needs), batch_size=6, seed=0)))
     assert len(batch.views) == len(batch.params) == (2 if augment.pairs else 1)
     assert batch.views[0].shape == (6, 3, 48, 48)
-    assert batch.frame is not None
     assert batch.frame.dtype == torch.float32
-    assert batch.mask is not None
     assert batch.mask.shape == (6, 48, 48)
     evaluation = next(iter(EvalLoader(source, known(augment, 48, train=False), batch_size=6)))
     assert len(evaluation.views) == 1

@@ -1,7 +1,5 @@
 """MTCNN: a cascade of three small networks that finds faces and five points (Zhang et al., IEEE SPL 2016)."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import itertools
@@ -31,15 +29,8 @@ PROPOSED, REFINED = 0.6, 0.7
 class MTCNN:
     """Faces of photos of any size, by torch on `device`.
 
-    The weights are those inside the `mtcnn` wheel (MIT license). That package needs TensorFlow to be imported; only
-    its files of weights are read.
-
-    Args:
-        model: None.
-        device: where the networks run.
-
-    Raises:
-        ConfigError: the `mtcnn` wheel is not installed, or a model file is named.
+    The weights are those inside the `mtcnn` wheel (MIT license), of which only these files are read. ConfigError: it is
+    not installed, or a model file is named.
     """
 
     MIN_SCORE = 0.8
@@ -57,12 +48,7 @@ class MTCNN:
 
     @torch.inference_mode()
     def __call__(self, photos: Sequence[np.ndarray], *, smallest: float, min_score: float) -> list[np.ndarray]:
-        """Find the faces.
-
-        Args:
-            photos: (H, W, 3) uint8 RGB each.
-            smallest: smallest face to look for, as a fraction of a photo's long side.
-            min_score: least score of a face.
+        """The faces of photos, (H, W, 3) uint8 RGB each; `smallest` is a fraction of a photo's long side.
 
         Returns:
             per photo (n, 15) float32: left, top, right, bottom of the face (brows to chin), score, and x and y of the
@@ -147,7 +133,6 @@ class MTCNN:
 
 
 def _size(photo: np.ndarray, zoom: float) -> tuple[int, int]:
-    """Width and height of the photo after `zoom`."""
     return max(1, round(photo.shape[1] * zoom)), max(1, round(photo.shape[0] * zoom))
 
 
@@ -179,7 +164,6 @@ def _patches(halves: list[Tensor], squares: Tensor, owner: Tensor, side: int) ->
 
 
 def _bordered(photo: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-    """The photo with so many gray pixels on each side of it."""
     gray = (127.0, 127.0, 127.0)
     return np.asarray(cv2.copyMakeBorder(photo, top, bottom, left, right, cv2.BORDER_CONSTANT, value=gray))
 

@@ -1,7 +1,5 @@
 """YuNet, by OpenCV, from a model file that the user names (Wu et al., MIR 2023)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +10,9 @@ from facessl.core.errors import ConfigError
 
 
 class YuNet:
-    """Faces of photos at their full size.
+    """Faces of photos at their full size, on the CPU whatever the `device`.
 
-    Args:
-        model: a YuNet .onnx file, as OpenCV's FaceDetectorYN takes it.
-        device: has no effect; it runs on the CPU.
-
-    Raises:
-        ConfigError: no file is named, it is missing, or OpenCV cannot read it as YuNet.
+    `model` is a YuNet .onnx file, as OpenCV's FaceDetectorYN takes it. ConfigError: it is not.
     """
 
     MIN_SCORE = 0.6

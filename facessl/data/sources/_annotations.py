@@ -1,7 +1,5 @@
 """What readers of landmark and mask sets share: rows of coordinates, HRNet's tables, boxes, class maps."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,13 +29,10 @@ def numbers(cells: Sequence[str], where: str, what: str) -> np.ndarray:
 def hrnet_table(file: Path, points: int, layout: str, shift: float = 0.0) -> tuple[list[str], np.ndarray, np.ndarray]:
     """One of the tables that HRNet published and FaRL reads: image_name, scale, center_w, center_h, x, y, x, y, ...
 
-    `shift` pixels are subtracted from all coordinates and centers.
+    `shift` pixels are subtracted from all coordinates and centers. DataError: of another form.
 
     Returns:
         N image names; landmarks (N, K, 2); boxes (N, 4), the square of side 200 scale around the center.
-
-    Raises:
-        DataError: another header or number of columns, or a value that is not a number.
     """
     rows = csv_rows(file, layout)
     where, header = next(rows, (str(file), []))
@@ -59,11 +54,8 @@ def pts_faces(folder: Path, layout: str, start: int, points: int | None) -> tupl
 
     `start` is the coordinate of the center of the top-left pixel in the files.
 
-    Returns:
-        N file names; landmarks (N, K, 2) in pixels from 0.
-
-    Raises:
-        DataError: a file without its image, of another form, or with another number of points.
+    Returns N file names and landmarks (N, K, 2) in pixels from 0. DataError: a file without its image, of another
+    form, or with another number of points.
     """
     names, marks = [], []
     images = names_by_stem(folder, EXTENSIONS)
@@ -92,10 +84,7 @@ def check_layout(file: Path, points: int, name: str | None) -> None:
 
 
 def square_around(points: np.ndarray) -> np.ndarray:
-    """Points (..., K, 2) -> (..., 4), the square with the center and the longer side of their bounding box.
-
-    HRNet's centers and scales are made this way, so this is the box of a set that brings none.
-    """
+    """Points (..., K, 2) -> (..., 4), the square with the center and the longer side of their bounding box."""
     low, high = points.min(-2), points.max(-2)
     center, half = (low + high) / 2, (high - low).max(-1, keepdims=True) / 2
     return np.concatenate([center - half, center + half], -1)
@@ -107,10 +96,7 @@ def read_mask(file: str) -> np.ndarray:
 
 
 def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:
-    """The mask at its image's size: as it is, or enlarged by a whole number (1024 px images with 512 px masks).
-
-    ImageError where the sizes do not fit.
-    """
+    """The mask at its image's size, enlarged by a whole number if at all. ImageError where the sizes do not fit."""
     height, width = stored_size(image, key=key)
     (down, rest_y), (across, rest_x) = divmod(height, mask.shape[0]), divmod(width, mask.shape[1])
     if rest_y or rest_x or down != across:

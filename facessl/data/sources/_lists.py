@@ -3,8 +3,6 @@
 Every refusal is one sentence with the file (and line), what was found there, and what is expected.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import csv
@@ -37,10 +35,7 @@ def root_folder(path: str | Path, layout: str) -> Path:
 
 
 def find(root: Path, names: Sequence[str], layout: str) -> Path:
-    """The first of `names` (relative, "." for `root` itself) that exists below `root`, file or folder.
-
-    DataError where none does: names the first, and `layout` of `expected`.
-    """
+    """The first of `names` (relative, "." for `root` itself) that exists below `root`. DataError where none does."""
     found = find_any(root, names)
     if found is None:
         raise DataError(f"{root / names[0]} is missing ({layout})")
@@ -79,10 +74,7 @@ def _text(file: Path, layout: str) -> Iterator[IO[str]]:
 
 
 def lines(file: Path, layout: str) -> Iterator[tuple[str, str]]:
-    """Lines of a text file that are not empty, stripped, with their place ("FILE, line N").
-
-    DataError where the file cannot be read.
-    """
+    """Lines of a text file that are not empty, stripped, with their place ("FILE, line N")."""
     with _text(file, layout) as text:
         for number, line in enumerate(text, 1):
             if line := line.strip():
@@ -90,10 +82,7 @@ def lines(file: Path, layout: str) -> Iterator[tuple[str, str]]:
 
 
 def text_rows(file: Path, width: int, layout: str, *, skip: int = 0) -> Iterator[tuple[str, list[str]]]:
-    """Rows of `width` values that are separated by blanks, with their place, after `skip` lines of a header.
-
-    DataError where the file cannot be read or a row has another number of values.
-    """
+    """Rows of `width` values that are separated by blanks, with their place, after `skip` lines of a header."""
     for at, (where, line) in enumerate(lines(file, layout)):
         if at < skip:
             continue
@@ -112,7 +101,6 @@ def csv_rows(file: Path, layout: str, *, strip: bool = True) -> Iterator[tuple[s
     """Rows of a CSV file that are not empty, with their place; the first one may be a header.
 
     Cells are separated by the first of comma, semicolon, tab and bar that its first row has (tab first in a .tsv).
-    DataError where the file cannot be read.
     """
     marks = "\t,;|" if file.suffix.lower() == ".tsv" else ",;\t|"
     try:

@@ -1,7 +1,5 @@
 """A person's own table of images, one per row: columns by name, what their values mean, which rows are asked for."""
 
-from __future__ import annotations
-
 import re
 from array import array
 from collections.abc import Iterable, Sequence
@@ -41,15 +39,10 @@ class ImageTable:
     """
 
     def __init__(self, file: Path, layout: str, rows: Iterable[tuple[str, list[str]]] | None = None) -> None:
-        """
-        Args:
-            file: a CSV (or .tsv) file with a header.
-            layout: of `expected`.
-            rows: place and cells of the header and of every row; None reads the file.
+        """`rows` are place and cells of the header and of every row; None reads them from the file, with a header.
 
-        Raises:
-            DataError: the file cannot be read or is empty, a row is longer or shorter than the header, or a coordinate
-                is not a number.
+        DataError: it cannot be read or is empty, a row is longer or shorter than the header, or a coordinate is no
+        number.
         """
         self.file = file
         rows = iter(csv_rows(file, layout, strip=False) if rows is None else rows)
@@ -98,10 +91,7 @@ class ImageTable:
     def rows(self, split: str | None, reader: str) -> np.ndarray:
         """Positions of the rows of one part: a role, or a value of the column `split`; all for None.
 
-        Raises:
-            DataError: there is no row at all.
-            ConfigError: no such split.
-            UnknownName: there is no column `split`.
+        DataError: there is no row. ConfigError, UnknownName: no such split, or no column `split`.
         """
         if not self.where:
             raise DataError(f"{self.file} has no row below its header")

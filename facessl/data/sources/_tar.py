@@ -1,7 +1,5 @@
 """Where the images and captions of tar shards lie, read from the headers alone."""
 
-from __future__ import annotations
-
 import os
 import sys
 import zlib
@@ -41,9 +39,8 @@ class Member(NamedTuple):
 def members(path: Path) -> Iterator[Member]:
     """Regular files of an uncompressed tar (ustar, GNU or PAX), in order.
 
-    Python's `tarfile` takes 43 us per member (one core), which is over two minutes for a million images with
-    captions; reading only what an offset needs takes 6 us. `tests/data/test_webdataset.py` compares the two.
-    DataError where the file is not a tar, or compressed, truncated or damaged.
+    Reading only what an offset needs takes a seventh of the time of Python's `tarfile`, to which
+    `tests/data/test_webdataset.py` compares it. DataError: not a tar, or compressed, truncated or damaged.
     """
     with open_regular(path, most=sys.maxsize, buffering=0) as file:
         descriptor, end = file.fileno(), os.fstat(file.fileno()).st_size
@@ -134,8 +131,7 @@ def shard_index(paths: list[Path], cache: bool) -> Table:
         image of each shard), `image` (n, 2) and, where any image has them, the other `PARTS` (n, 2): offset
         and size in bytes, offset -1 where that image has none.
 
-    Raises:
-        DataError: a shard that is not a tar, truncated, or without images.
+    DataError: a shard that is not a tar, truncated, or without images.
     """
     state = [[str(path), (status := path.stat()).st_size, status.st_mtime_ns] for path in paths]
     file = cache_file("webdataset", str(_LAYOUT), *(str(path) for path in paths))

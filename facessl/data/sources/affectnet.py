@@ -1,7 +1,5 @@
 """AffectNet: the manually annotated part, 8 or 7 expressions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from facessl.data.source import Source
@@ -46,11 +44,7 @@ class AffectNet(Source):
     splits = SPLITS
 
     def __init__(self, path: str | Path, *, split: str = "train", classes: int = 8, strict: bool = True) -> None:
-        """
-        Args:
-            path: folder of one of the layouts above.
-            classes: 8, or 7 without contempt.
-        """
+        """`classes` is 8, or 7 without contempt."""
         lists.choice("affectnet", "split", split, LISTS)
         lists.choice("affectnet", "classes", classes, (8, 7))
         root = lists.root_folder(path, LAYOUT)

@@ -1,7 +1,5 @@
 """AFLW-19: 24386 faces with 19 landmarks and their visibility."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +37,7 @@ class AFLW19(Source):
     layout = "aflw19"
 
     def __init__(self, path: str | Path, *, split: str = "train", strict: bool = True) -> None:
-        """
-        Args:
-            path: folder of the layout above.
-            strict: refuse another number of faces; a part of the set is cut in the published proportion.
-        """
+        """`strict` false: a part of the set, which is cut in the published proportion."""
         choice("aflw19", "split", split, ("train", "test"))
         root = root_folder(path, LAYOUT)
         file = find(root, [FILE], LAYOUT)

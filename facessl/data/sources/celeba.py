@@ -1,7 +1,5 @@
 """CelebA: 202599 aligned faces with 40 attributes, identities and five points."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """CelebAMask-HQ: 30000 faces with a 19-class mask."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

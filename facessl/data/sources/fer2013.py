@@ -1,7 +1,5 @@
 """FER2013: 35887 gray 48 x 48 faces in 7 expressions, from the CSV file or class folders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +39,7 @@ class FER2013(Source):
     label_names = CLASSES
 
     def __init__(self, path: str | Path, *, split: str = "train", strict: bool = True) -> None:
-        """
-        Args:
-            path: the CSV file, or a folder of the layout above.
-        """
+        """`path` is the CSV file, or a folder."""
         choice("fer2013", "split", split, USAGES)
         root = Path(path).expanduser()
         if not str(path) or not root.exists():
@@ -113,7 +108,6 @@ class FER2013(Source):
 
 
 def _checked(where: str, row: bytes, at: list[int]) -> tuple[int, str]:
-    """Label and use of a row; `at` has the places of emotion, pixels and Usage."""
     cells = row.split(b",")
     check_width(where, len(cells), len(_COLUMNS))
     label = whole(cells[at[0]].decode(errors="replace"), where, "emotion", 0, len(CLASSES) - 1)

@@ -1,7 +1,5 @@
 """FERPlus: FER2013's images with ten votes each, 8 or 7 expressions by majority."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from facessl.data.source import TRAIN_VAL_TEST, Source
@@ -35,11 +33,7 @@ class FERPlus(Source):
     splits = TRAIN_VAL_TEST
 
     def __init__(self, path: str | Path, *, split: str = "train", classes: int = 8, strict: bool = True) -> None:
-        """
-        Args:
-            path: folder of the layout above.
-            classes: 8, or 7 without contempt.
-        """
+        """`classes` is 8, or 7 without contempt."""
         lists.choice("ferplus", "split", split, FOLDERS)
         lists.choice("ferplus", "classes", classes, (8, 7))
         root, name = lists.root_folder(path, LAYOUT), FOLDERS[split]
@@ -60,11 +54,7 @@ class FERPlus(Source):
 
 
 def majority(votes: list[int]) -> int | None:
-    """Class that has more than half of the votes once single votes are dropped; None where there is none.
-
-    Args:
-        votes: for the 8 classes, unknown, and not a face.
-    """
+    """Class that has more than half of the votes (of 8 classes, unknown, not a face) without single ones; or None."""
     votes = [vote if vote > 1 else 0 for vote in votes]
     most = max(votes)
     winner = votes.index(most)

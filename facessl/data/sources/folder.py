@@ -1,7 +1,5 @@
 """A folder of images, with its first level of sub-folders as labels."""
 
-from __future__ import annotations
-
 import os
 import posixpath  # names within the folder are the same on every system
 import time
@@ -49,11 +47,7 @@ class Folder(Source):
     classes_may_be_people = True
 
     def __init__(self, path: str | Path, *, recursive: bool = True, cache: bool = True) -> None:
-        """
-        Args:
-            path: the folder, or one image.
-            recursive: also look into sub-folders.
-        """
+        """`path` is the folder, or one image; `recursive` also looks into sub-folders."""
         root = Path(path).expanduser()
         self.root = None if root.is_file() else root
         if not str(path) or not root.exists():
@@ -76,7 +70,6 @@ class Folder(Source):
         self.provides = self.columns = frozenset({"label"} if self.label_names else ())
 
     def _tell_left_out(self) -> None:
-        """A warning with the number of pictures by ending that nothing here reads."""
         endings = Counter(self._table["other"].tobytes().decode().split())
         if not endings:
             return
@@ -109,7 +102,6 @@ class Folder(Source):
         return np.repeat(self._table["label"], np.diff(self._table["first"])).astype(np.int64)
 
     def _row(self, index: int) -> int:
-        """The folder that image `index` is in."""
         return int(self._table["first"].searchsorted(index, side="right")) - 1
 
 

@@ -1,7 +1,5 @@
 """Images named by a list: a CSV file with optional columns, or a text file with one path per line."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Iterator
@@ -77,7 +75,6 @@ class ImageList(Source):
 
 
 def _empty(table: ImageTable, column: str, kept: np.ndarray) -> np.ndarray:
-    """Those of the rows `kept` that have no value in a column."""
     values = table.column(column)
     return np.array([at for at in kept if not values[at]], np.int64)
 

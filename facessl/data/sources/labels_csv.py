@@ -1,7 +1,5 @@
 """A person's own table of images: a column each for classes, attributes, identities, groups and boxes."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -115,7 +113,6 @@ def _attributes(table: ImageTable, asked: str, reserved: set[str | None]) -> tup
 
 
 def _bits(table: ImageTable, name: str) -> np.ndarray:
-    """(N,) uint8 of a column of zeros and ones."""
     values = table.column(name)
     odd = next((at for at, value in enumerate(values) if value not in ("0", "1")), None)
     if odd is not None:

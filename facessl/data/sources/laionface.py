@@ -1,7 +1,5 @@
 """LAION-Face: pairs of face image and caption in img2dataset's tar shards, as FaRL and MCF use them."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A person's own landmarks: a table with one face a row."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """LaPa: 22176 faces with an 11-class mask and 106 landmarks."""
 
-from __future__ import annotations
-
 import functools
 import warnings
 from pathlib import Path

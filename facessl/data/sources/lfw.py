@@ -1,7 +1,5 @@
 """LFW: Labeled Faces in the Wild as verification pairs in ten folds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A person's own masks: images and class maps with equal names, or a table that pairs them."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
@@ -61,7 +59,13 @@ class MasksFolder(Source):
         self.mask_names = _names(self._names_file)
         self.mask_flip = _flip(flip, self.mask_names)
         index = find_any(root, ["index.csv"])
-        rows = _table(index) if index else _files(root)
+        if index:
+            table = ImageTable(index, LAYOUT)
+            column = table.find(["split"])
+            part_of = table.column(column) if column else [""] * len(table.where)
+            rows = list(map(_Row, table.column("image"), table.column("mask"), part_of))
+        else:
+            rows = _files(root)
         parts = {row.part for row in rows if row.part}
         self.splits = roles(parts)
         if split is not None:
@@ -81,7 +85,6 @@ class MasksFolder(Source):
 
 
 def _names(file: Path) -> tuple[str, ...]:
-    """Class names of `classes.txt`."""
     names = [line for _, line in lines(file, LAYOUT)]
     numbered = [re.fullmatch(r"(\d+)[\s:,]+(.+)", name) for name in names]
     if all(numbered):
@@ -109,14 +112,6 @@ def _flip(flip: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
             f"from 0 to {len(names) - 1} as 4:5,6:7"
         )
     return swapped(len(names), numbers)
-
-
-def _table(file: Path) -> list[_Row]:
-    """Rows of `index.csv`."""
-    table = ImageTable(file, LAYOUT)
-    split = table.find(["split"])
-    parts = table.column(split) if split else [""] * len(table.where)
-    return [_Row(*row) for row in zip(table.column("image"), table.column("mask"), parts, strict=True)]
 
 
 def _files(root: Path) -> list[_Row]:

@@ -1,7 +1,5 @@
 """A person's own verification pairs: two images per row, and whether they show one person."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

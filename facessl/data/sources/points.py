@@ -1,7 +1,5 @@
 """A person's own landmarks as .pts files beside the images, in the format of 300-W."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

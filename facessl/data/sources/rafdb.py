@@ -1,7 +1,5 @@
 """RAF-DB, basic expressions: 15339 web faces in 7 classes, original or aligned."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from facessl.core.errors import DataError
@@ -33,11 +31,7 @@ class RAFDB(Source):
     splits = TRAIN_TEST
 
     def __init__(self, path: str | Path, *, split: str = "train", images: str = "aligned", strict: bool = True) -> None:
-        """
-        Args:
-            path: folder of the layout above.
-            images: aligned or original.
-        """
+        """`images` is aligned or original."""
         choice("rafdb", "split", split, SIZES)
         choice("rafdb", "images", images, ("aligned", "original"))
         root = root_folder(path, LAYOUT)

@@ -1,7 +1,5 @@
 """Synthetic faces with every label: the embedded source for demo, tests and documentation (see docs/synthetic.png)."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """UTKFace: more than 20000 faces whose file names say age, gender and race; the groups of fairness breakdowns."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """VGGFace2: 3.31 million loosely cropped faces of 9131 persons, the images that FRA is trained on."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

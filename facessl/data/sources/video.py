@@ -1,7 +1,5 @@
 """Frames of a video, or of the videos of a folder beside its images."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path

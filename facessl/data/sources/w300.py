@@ -1,7 +1,5 @@
 """300-W: 3148 training and 689 test faces with 68 landmarks, from .pts files or HRNet's tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

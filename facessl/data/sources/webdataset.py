@@ -109,7 +109,6 @@ class WebDataset(Source):
             vars(self).update(records.read_traits(Path(self._paths[0]).parent, self._numbers))
 
     def _lacking(self, part: str) -> int:
-        """How many images have no such member."""
         return int((self._table[part][:, 0] < 0).sum()) if part in self._table.columns else len(self)
 
     def __len__(self) -> int:
@@ -228,7 +227,6 @@ class WebDataset(Source):
 
 
 def _why(error: Exception) -> str:
-    """An error of the library's pipeline in a few words."""
     text = str(error.args[0] if error.args else error)
     status = re.search(r"exit (\d+)", text)
     if status:

@@ -1,7 +1,5 @@
 """WFLW: 10000 faces with 98 landmarks, from the raw lists or HRNet's tables."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Choosing the penalty of a linear map without its test part."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +8,7 @@ import numpy as np
 import torch
 
 from facessl.core.errors import ConfigError
-from facessl.data.splits import together
+from facessl.data.splits import inseparable_groups
 from facessl.evaluation.protocols import _solvers as solvers
 from facessl.evaluation.protocols._linear_tasks import LinearTask, Loaded
 
@@ -31,7 +29,7 @@ def fit_by(loss: solvers.Loss, solver: str, balanced: bool, device: torch.device
     """What fits a path of penalties to a part; arguments as in `linear`, `descent` are lr, epochs and seed."""
 
     def fit(part: Loaded, lambdas: Sequence[float]) -> solvers.Path:
-        x, y = part.found.array, part.target
+        x, y = part.features.array, part.target
         # MPS has no float64, which the decompositions need.
         options: dict[str, Any] = {"device": device if device.type == "cuda" else "cpu"}
         if balanced:
@@ -51,19 +49,12 @@ def fit_by(loss: solvers.Loss, solver: str, balanced: bool, device: torch.device
 
 @dataclass(frozen=True)
 class Chosen:
-    """The map with the best penalty, of equally good ones the largest.
+    """The map with the best penalty, of equally good ones the largest."""
 
-    Attributes:
-        outputs: (n, D) features -> (n, M).
-        at: position of the penalty.
-        scores: of all penalties; None where nothing had to be chosen.
-        images: that gave the scores, in words.
-    """
-
-    outputs: Callable[[np.ndarray], np.ndarray]
-    at: int
-    scores: list[float | None]
-    images: str
+    outputs: Callable[[np.ndarray], np.ndarray]  # (n, D) features -> (n, M)
+    at: int  # position of the penalty
+    scores: list[float | None]  # of all penalties; None where nothing had to be chosen
+    images: str  # that gave the scores, in words
 
 
 def choose(
@@ -82,15 +73,15 @@ def choose(
     images = "nothing to choose"
     if held is not None:
         solved = fit(learned, order)
-        scores = made.scores(held, solved.outputs(held.found.array))
-        images = f"{len(held.found)} validation images"
+        scores = made.scores(held, solved.outputs(held.features.array))
+        images = f"{len(held.features)} validation images"
     elif len(order) > 1:
         fold = _folds(made, learned, folds, seed)
         scores = np.empty((len(order), len(fold)))
         for part in np.unique(fold):
             outside = learned.rows(np.flatnonzero(fold == part))
             path = fit(learned.rows(np.flatnonzero(fold != part)), order)
-            scores[:, fold == part] = made.scores(outside, path.outputs(outside.found.array))
+            scores[:, fold == part] = made.scores(outside, path.outputs(outside.features.array))
         images = f"{fold.max() + 1}-fold cross-validation on training images"
     means: list[float | None] = [None]
     if scores is not None:
@@ -98,18 +89,18 @@ def choose(
         at, means = int(mean.argmax()), mean.tolist()
     if held is not None and refit:
         images += ", then fitted again on all of them and the training images"
-        array = np.concatenate([learned.found.array, held.found.array])
+        array = np.concatenate([learned.features.array, held.features.array])
         target = np.concatenate([learned.target, held.target])
-        learned, solved = replace(learned, found=replace(learned.found, array=array), target=target), None
+        learned, solved = replace(learned, features=replace(learned.features, array=array), target=target), None
     path, place = (fit(learned, (order[at],)), 0) if solved is None else (solved, at)
     return Chosen(lambda x: path.outputs(x)[place], at, means, images)
 
 
 def _folds(made: LinearTask, learned: Loaded, folds: int, seed: int) -> np.ndarray:
-    """(N,) fold of each training image; images that belong together are in one fold, classes are dealt evenly."""
-    found = learned.found
+    """(N,) folds; images that belong together are in one fold, classes are dealt evenly."""
+    found = learned.features
     keys = [] if learned.source.streaming else [learned.source.key(int(i)) for i in found.index]
-    groups = together(len(found), found.fields.get("identity"), found.fields.get("label"), keys)
+    groups = inseparable_groups(len(found), found.fields.get("identity"), found.fields.get("label"), keys)
     count = int(groups.max()) + 1
     if folds < 2 or count < 2:
         raise ConfigError(

@@ -25,20 +25,13 @@ from facessl.views.augment import Augment
 
 @dataclass(frozen=True)
 class Kind:
-    """A task that a linear map can have.
+    """A task that a linear map can have."""
 
-    Attributes:
-        needs: the field of `Sample` that is predicted.
-        loss: of the map.
-        chosen_by: the score that penalties are chosen by, `-` before one of which less is better.
-        meter: the task's own, with a headline that is a mean over images.
-        predictions: (N, M) float64 outputs and the side of the views in pixels -> what `Task.predict` gives.
-    """
-
-    needs: str
-    loss: Loss
-    chosen_by: str
-    meter: Callable[[Source, Labels, Augment], Any]
+    needs: str  # the field of `Sample` that is predicted
+    loss: Loss  # of the map
+    chosen_by: str  # the score that penalties are chosen by, `-` before one of which less is better
+    meter: Callable[[Source, Labels, Augment], Any]  # the task's own, with a headline that is a mean over images
+    # (N, M) float64 outputs and the side of the views in pixels -> what `Task.predict` gives
     predictions: Callable[[Tensor, int], dict[str, Tensor]]
 
 
@@ -78,23 +71,18 @@ class Loaded:
     """One part of the data: features, and the numbers (N,) or (N, M) to predict from them."""
 
     source: Source
-    found: Features
+    features: Features
     target: np.ndarray
 
     def rows(self, chosen: np.ndarray) -> Loaded:
-        return Loaded(self.source, self.found.rows(chosen), self.target[chosen])
+        return Loaded(self.source, self.features.rows(chosen), self.target[chosen])
 
 
 class LinearTask:
     """A task with its training images' labels."""
 
     def __init__(self, name: str, train: Source, augment: Augment, size: int) -> None:
-        """
-        Args:
-            name: in `KINDS`.
-            train: what is learned from.
-            augment, size: crop and side in pixels of the views that the features are computed on.
-        """
+        """`name` is in `KINDS`; `augment` and `size` (pixels) are those of the views of the features."""
         self.name, self.kind, self.augment, self.size = name, KINDS[name], augment, size
         self.labels = Labels(label_names=train.label_names, attribute_names=train.attribute_names, layout=train.layout)
         self._named = bool(train.label_names)
@@ -143,13 +131,12 @@ class LinearTask:
         if self._mean is not None:
             always = Constant("mean shape", {"landmarks": torch.from_numpy(self._mean * self.size - 0.5)})
             meter = self._measured(part, [])
-            meter.add(always.repeated(len(outputs)), part.found.batch(self.size))
+            meter.add(always.repeated(len(outputs)), part.features.batch(self.size))
             found["constant"] = always.result(meter)
         return found
 
     def _measured(self, part: Loaded, outputs: list[np.ndarray]) -> Any:
-        """A meter of the images of a part, once for each of the outputs."""
-        meter, batch = self.kind.meter(part.source, self.labels, self.augment), part.found.batch(self.size)
+        meter, batch = self.kind.meter(part.source, self.labels, self.augment), part.features.batch(self.size)
         for one in outputs:
             meter.add(self.kind.predictions(torch.from_numpy(one).double(), self.size), batch)
         return meter

@@ -1,7 +1,5 @@
 """Weighted k-nearest-neighbor classification of frozen embeddings: a label-efficient look at a backbone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -107,21 +105,13 @@ def classify(
     temperature: float = 0.07,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Class of each test embedding by a weighted vote of its k nearest training embeddings.
+    """(N,) int64 class of each test embedding, on the CPU: a weighted vote of its k nearest training embeddings.
 
-    Args:
-        train: (M, C) embeddings, any length.
-        labels: (M,) int64 class indices.
-        test: (N, C) embeddings; None for leave-one-out over `train`.
-        k: neighbors, at most M (M - 1 for leave-one-out).
-        temperature: a vote weighs exp(cosine / temperature).
-        device: where the similarities are computed, a few test rows at a time.
-
-    Returns:
-        (N,) int64 predicted class indices, on the CPU.
+    Embeddings are (M, C) with labels (M,), and (N, C), of any length; `test` None is leave-one-out over `train`. A vote
+    weighs exp(cosine / temperature). The similarities are computed on `device`, a few test rows at a time.
 
     Raises:
-        ConfigError: k outside 1..M, or a temperature that is not positive.
+        ConfigError: k outside 1..M (M - 1 for leave-one-out), or a temperature that is not positive.
     """
     available = len(train) - (test is None)
     if not 1 <= k <= available:

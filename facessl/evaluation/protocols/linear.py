@@ -1,7 +1,5 @@
 """Linear probing of a frozen backbone on features that are computed once."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,7 +8,7 @@ import numpy as np
 import torch
 
 from facessl.core.errors import ConfigError, UnknownName
-from facessl.data.crop_geometry import Crop
+from facessl.data.frame import Crop
 from facessl.data.label_fractions import fewer_labels, usable
 from facessl.data.source import Source
 from facessl.evaluation.features import Features, Kind
@@ -70,7 +68,7 @@ def linear(
         labels: all, a percentage such as `10%`, or `25-per-class`, of the training images.
         balanced: classes count alike in the loss.
         features: pooled embedding or flattened map; auto: the map for alignment.
-        crop: what the backbone sees (`facessl.data.crop_geometry.frame_of`); auto: the box for alignment where every
+        crop: what the backbone sees (`facessl.data.frame.frame_of`); auto: the box for alignment where every
             source has one, else the whole image.
         crop_scale: side of that crop over the longer side of the box.
         flip: verification: add the embedding of the mirrored image.
@@ -118,7 +116,9 @@ def linear(
     if task == "verification":
         if test.pairs is None:
             raise ConfigError("verification is measured on pairs, and the source has none: use lfw:PATH, for example")
-        return _verify(test, extracted(backbone, test, flip=flip, **options), kind)
+        found, meter = extracted(backbone, test, flip=flip, **options), VerificationMeter(test)
+        meter.add({"embeddings": torch.from_numpy(np.array(found.array))}, found.batch(1))
+        return _summary("verification", meter.result(), kind, [found])
     if flip:
         raise ConfigError("flip is for verification alone: leave it out")
     solver = _solver_of(task, solver)
@@ -144,24 +144,18 @@ def linear(
     solving = time.perf_counter() - began
     asked = made.load(test, extracted(backbone, test, **options))  # not before everything is chosen
     began = time.perf_counter()
-    scores = made.result(asked, chosen.outputs(asked.found.array))
+    scores = made.result(asked, chosen.outputs(asked.features.array))
     solving += time.perf_counter() - began
     at_edge = len(order) > 1 and chosen.at in (0, len(order) - 1)
     return {
-        **_summary(task, scores, kind, [part.found for part in (asked, learned, held) if part is not None]),
+        **_summary(task, scores, kind, [part.features for part in (asked, learned, held) if part is not None]),
         **{"solver": solver, "labels": labels, "solve_seconds": solving},
-        **{"n_train": len(learned.found), "n_val": 0 if held is None else len(held.found)},
+        **{"n_train": len(learned.features), "n_val": 0 if held is None else len(held.features)},
         "lambda": order[chosen.at],
         "path": [{"lambda": value, "score": score} for value, score in zip(order, chosen.scores, strict=True)],
         **{"chosen_by": made.kind.chosen_by, "chosen_on": chosen.images, "at_edge": at_edge},
-        "notes": [_at_edge(order, chosen.at, len((held or learned).found))] if at_edge else [],
+        "notes": [_at_edge(order, chosen.at, len((held or learned).features))] if at_edge else [],
     }
-
-
-def _verify(test: Source, found: Features, kind: Kind) -> dict[str, Any]:
-    meter = VerificationMeter(test)
-    meter.add({"embeddings": torch.from_numpy(np.array(found.array))}, found.batch(1))
-    return _summary("verification", meter.result(), kind, [found])
 
 
 def _summary(task: str, scores: dict[str, Any], kind: Kind, parts: list[Features]) -> dict[str, Any]:
@@ -221,7 +215,6 @@ def _solver_of(task: str, solver: str) -> str:
 
 
 def _order(solver: str, lambdas: Sequence[float] | None) -> tuple[float, ...]:
-    """Penalties, the largest first."""
     order = tuple(sorted(set(LAMBDAS[solver] if lambdas is None else lambdas), reverse=True))
     lowest = min(order, default=-1.0)
     if not lowest >= 0 or (lowest == 0 and solver in ("lbfgs", "ridge")):

@@ -1,7 +1,5 @@
 """Class activation maps that should mirror with the image (EAC: Zhang et al., ECCV 2022)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,9 +20,6 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def flip_consistency(maps: Tensor, maps_of_flipped: Tensor) -> Tensor:
-    """Mean squared difference of the maps of images and the mirrored maps of the mirrored images, (B, K, h, w) both.
-
-    Gradients reach both sides.
-    """
+    """Mean squared difference of the maps of images and the mirrored maps of the mirrored images, (B, K, h, w) both."""
     with full_precision(maps):
         return F.mse_loss(at_least_float32(maps), at_least_float32(maps_of_flipped).flip(-1))

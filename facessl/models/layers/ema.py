@@ -1,7 +1,5 @@
 """The momentum (target) network: frozen copies that follow their originals by an exponential moving average."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import TypeVar
@@ -30,7 +28,7 @@ class MomentumUpdate:
     """target <- m target + (1 - m) online, over all parameters in one multi-tensor call.
 
     By default parameters only: batch-norm statistics of the target come from its own forward pass in training mode, as
-    in BYOL and the released FRA. The lists are made at the first call, after device moves and SyncBN conversion.
+    in BYOL and the released FRA. Lists are made at the first call, after device moves and SyncBN conversion.
     """
 
     def __init__(self, *pairs: tuple[nn.Module, nn.Module], buffers: bool = False) -> None:

@@ -1,7 +1,5 @@
 """Landmarks to heatmaps and back. Points are (x, y); the center of the top-left cell or pixel is (0, 0)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,8 +1,6 @@
 """Losses of landmark networks. Pure, in float32 or wider also under autocast; points are (x, y), the center of cell
 (0, 0) is (0, 0). `visible` is (B, K), True where a landmark counts; None: all do. Nothing visible gives 0."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

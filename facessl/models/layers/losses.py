@@ -1,7 +1,5 @@
 """Pure functions that two or more methods use. All run in float32, also under autocast."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

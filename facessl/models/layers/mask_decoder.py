@@ -1,7 +1,5 @@
 """Transformer decoder from learnable queries and an image's features to one mask embedding per query."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from facessl.models.layers.positions import sine_positions

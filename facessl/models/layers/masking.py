@@ -1,7 +1,5 @@
 """Random masks over the patches of an image, and a ViT that sees the visible patches only."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

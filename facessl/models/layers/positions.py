@@ -1,7 +1,5 @@
 """Fixed position encodings."""
 
-from __future__ import annotations
-
 import functools
 import math
 

@@ -3,8 +3,6 @@
 Anisotropic attention: ADNet, Huang et al., ICCV 2021; coordinate channels: Wang et al., ICCV 2019.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -101,11 +99,9 @@ class StarHead(nn.Module):
         edges: Sequence[Sequence[int]],
         width: int = 256,
     ) -> None:
-        """
-        Args:
-            channels, strides: of the pyramid (`Backbone.pyramid_channels`, `pyramid_strides`).
-            points, edges: K, and `facessl.data.layouts.Layout.edges`.
-            width: channels of the neck and the blocks; 64 to 128 suit a CPU.
+        """`channels` and `strides` are of the pyramid (`Backbone.pyramid_channels`), `edges` of the landmarks' layout.
+
+        `width` channels in neck and blocks; 64 to 128 suit a CPU.
         """
         super().__init__()
         self.neck = UPerNeck(channels, strides, width=width)

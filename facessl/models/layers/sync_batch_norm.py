@@ -1,7 +1,5 @@
 """Batch normalization over all ranks: torch's own on CUDA, one of plain operations on a CPU, which torch's refuses."""
 
-from __future__ import annotations
-
 from itertools import chain
 
 import torch
@@ -49,7 +47,6 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
-        """Moves the running statistics towards mean and unbiased variance (C,) of the global batch."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)

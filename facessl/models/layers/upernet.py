@@ -4,8 +4,6 @@ Xiao et al., Unified Perceptual Parsing for Scene Understanding, ECCV 2018 (Sec.
 CVPR 2017; the adaptor for plain ViTs is that of FaRL's downstream protocol.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -45,11 +43,9 @@ class UPerNeck(nn.Module):
     """Pyramid pooling on the coarsest map, top-down sums, 3x3 smoothing, and a 3x3 fusion of all four levels."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int) -> None:
-        """
-        Args:
-            channels, strides: of the four maps, fine to coarse (`Backbone.pyramid_channels`, `pyramid_strides`). Equal
-                strides throughout mean a plain ViT: its maps are first brought to strides 4, 8, 16, 32.
-            width: channels of every level.
+        """`channels` and `strides` are of the four maps, fine to coarse; `width` the channels of every level.
+
+        Equal strides mean a plain ViT: its maps are first brought to strides 4, 8, 16, 32.
         """
         super().__init__()
         flat = len(set(strides)) == 1
@@ -85,11 +81,7 @@ class UPerNet(nn.Module):
         width: int = 768,
         dropout: float = 0.1,
     ) -> None:
-        """
-        Args:
-            channels, strides, width: of `UPerNeck`; 768 is FaRL's width, 64 to 128 suit a CPU.
-            out_channels, dropout: classes or landmarks; fraction of the neck's channels that are dropped per image.
-        """
+        """Arguments of `UPerNeck` (768 is FaRL's width, 64 to 128 suit a CPU), and `dropout` of the neck's channels."""
         super().__init__()
         self.neck = UPerNeck(channels, strides, width=width)
         self.dropout = nn.Dropout2d(dropout)

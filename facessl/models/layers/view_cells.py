@@ -4,8 +4,6 @@ A place is a fraction of the stored image (x of its width, y of its height). Bil
 matrix per axis, because the gradient of `grid_sample` (whose values it has) is not deterministic on a GPU.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -13,11 +11,7 @@ from facessl.core.precision import at_least_float32, full_precision
 
 
 def places(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Where the centers of a view's rows x columns cells lie in the stored image; crops (B, 5) as in `Batch.crops`.
-
-    Returns:
-        y (B, rows) and x (B, columns).
-    """
+    """The centers of a view's cells in the stored image: y (B, rows), x (B, columns) of `Batch.crops` (B, 5)."""
     left, top, width, height, flip = crops[:, :, None].unbind(1)  # (B, 1) each
     down, right = (
         (torch.arange(cells, dtype=crops.dtype, device=crops.device) + 0.5) / cells for cells in (rows, columns)

@@ -1,7 +1,5 @@
 """What the families share: whole methods out of a checkpoint, ResNets, and ViTs built from the shapes of tensors."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -34,28 +32,16 @@ SIXTEEN_HEADS = (1152, 1280, 1408, 1664)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint of a whole method is read; a family takes `build` and `build_backbone` from it.
+    """How a checkpoint of a whole method is read; a family takes `build` and `build_backbone` from it."""
 
-    Attributes:
-        family: for sentences.
-        make: a fresh method for the tensors of a checkpoint.
-        theirs: from our names to the family's.
-        kept: `left_out`, `own` and `copy` of `facessl.models.weights.fit`.
-        read: the tensors of a loaded checkpoint.
-    """
-
-    family: str
-    make: Callable[[Mapping[str, Tensor]], Method]
-    theirs: Callable[[str], str]
-    kept: Mapping[str, Any]
-    read: Callable[[Mapping[str, Any]], dict[str, Tensor]] = tensors
+    family: str  # for sentences
+    make: Callable[[Mapping[str, Tensor]], Method]  # a fresh method for the tensors of a checkpoint
+    theirs: Callable[[str], str]  # from our names to the family's
+    kept: Mapping[str, Any]  # `left_out`, `own` and `copy` of `facessl.models.weights.fit`
+    read: Callable[[Mapping[str, Any]], dict[str, Tensor]] = tensors  # the tensors of a loaded checkpoint
 
     def build(self, state: Mapping[str, Any]) -> Method:
-        """The method of a loaded checkpoint, with its heads.
-
-        Raises:
-            CheckpointError: tensors that are missing, unknown or of another shape; they are named.
-        """
+        """The method of a loaded checkpoint, with its heads. CheckpointError names the tensors that do not fit."""
         found = self.read(state)
         try:
             method = self.make(found)
@@ -113,8 +99,6 @@ def build_vit(
     """The ViT with a class token whose sizes tensors have, with weights of its own.
 
     Args:
-        found: its tensors.
-        family: for the sentence.
         patch, positions: names of the patch embedding (C, 3, p, p) and of the position table (..., 1 + h * w, C).
         blocks: what stands before a block's number.
         heads: attention heads of a ViT of a width, as they leave no trace in a shape.

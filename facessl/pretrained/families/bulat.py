@@ -3,8 +3,6 @@
 Files of github.com/1adrianb/unsupervised-face-representation: a ResNet below `module.base_net.`, without classifier.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from facessl.models import weights
@@ -23,9 +21,5 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The ResNet; SwAV's projector and prototypes are left out.
-
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
-    """
+    """The ResNet, without SwAV's projector and prototypes. CheckpointError names the tensors that do not fit."""
     return base.plain_resnet(state, FAMILY, PREFIX, LEFT_OUT, mean=IMAGENET_MEAN, std=SWAV_STD)

@@ -3,8 +3,6 @@
 Bare CLIP checkpoints under OpenAI's names are read as well; CLIP's activation, QuickGELU, is assumed.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from facessl.models import weights
@@ -46,11 +44,7 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The image tower up to its last norm, with CLIP's normalization.
-
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
-    """
+    """The image tower up to its last norm, with CLIP's normalization. CheckpointError names tensors that do not fit."""
     found = weights.tensors(state)
     backbone = base.build_vit(
         found,

@@ -1,7 +1,5 @@
 """Checkpoints of the released FRA (github.com/zaczgao/Facial_Region_Awareness) as `FRA(variant="official")`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,13 +48,10 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def infer(found: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Backbone and method of a checkpoint, told from the shapes of its tensors.
+    """Backbone (timm's name) and keywords of `FRA`, told from the shapes of a checkpoint's tensors.
 
-    Returns:
-        timm's name of the backbone; keywords of `FRA`. The number of attention heads leaves no trace in a shape: 8.
-
-    Raises:
-        CheckpointError: a backbone that is not a ResNet-18/34/50/101/152, or a part of FRA that is missing.
+    The number of attention heads leaves no trace in a shape: 8. CheckpointError: a backbone that is not a
+    ResNet-18/34/50/101/152, or a part of FRA that is missing.
     """
     name = weights.resnet_name(weights.under(found, "online_net.backbone."), FAMILY)
     queries = weights.shape_of(found, "online_net.neck.proj_attn.query_embed.weight", FAMILY, 2)

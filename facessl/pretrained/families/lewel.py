@@ -1,7 +1,5 @@
 """LEWEL-B's checkpoints, those of its own release (github.com/LayneH/LEWEL) and those of FRA's training code."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

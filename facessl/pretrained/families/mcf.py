@@ -1,7 +1,5 @@
 """Checkpoints of the released MCF (github.com/nomewang/MCF)."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

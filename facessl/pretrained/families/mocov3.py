@@ -3,8 +3,6 @@
 Also bare ViTs of it (linear probes, networks taken out of a checkpoint), told by `arch` or by the position table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,9 +53,7 @@ def is_bare(state: Mapping[str, Any]) -> bool:
 def build_backbone(state: dict[str, Any]) -> Backbone:
     """The online network without its projector, with ImageNet's normalization; ViTs up to ViT-B have 12 heads.
 
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape, also in the momentum network, which
-            must have the same; they are named.
+    CheckpointError names the tensors that do not fit, also in the momentum network, which must have the same.
     """
     found = weights.tensors(state)
     prefix, left_out = (PREFIX, LEFT_OUT) if weights.under(found, PREFIX) else ("", _LEFT_OUT_BARE)

@@ -1,7 +1,5 @@
 """Checkpoints of the released PCL (github.com/DreamMr/PCL): its 64-pixel network, branches, heads and decoder."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Files under timm's names: plain ViTs, also MAE's with or without its decoder, and any model that the user names."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import timm
@@ -28,8 +26,7 @@ def matches(state: dict[str, Any]) -> bool:
 def build_backbone(state: dict[str, Any]) -> Backbone:
     """The ViT without its classifier, with ImageNet's normalization and the usual heads for its width; see `guessed`.
 
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
+    CheckpointError names the tensors that do not fit.
     """
     found = weights.tensors(state)
     backbone = base.build_vit(found, FAMILY)
@@ -49,15 +46,11 @@ def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:
 def build_named(state: dict[str, Any], name: str) -> Backbone:
     """The model without its classifier, with the normalization of timm's own weights of that name.
 
-    Args:
-        state: a loaded file: names as timm has them, bare or below `state_dict` or `model`, with or without
-            the prefixes of `weights.tensors` and `weights.networks`.
-        name: timm's name, with a tag (`vit_small_patch16_224.augreg_in21k`) or without: those of timm's first weights.
+    `state` has the names of timm, bare or below `state_dict` or `model`; `name` may have a tag
+    (`vit_small_patch16_224.augreg_in21k`).
 
-    Raises:
-        UnknownName: timm has no such model or tag; the nearest name is given.
-        ConfigError: the library cannot use that model.
-        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
+    UnknownName: timm has no such model or tag. ConfigError: the library cannot use that model. CheckpointError names
+    the tensors that do not fit.
     """
     settings = pretrained_settings(name)
     plain = name.partition(".")[0]

@@ -1,7 +1,5 @@
 """Plain ResNets of torchvision or timm, with or without a classifier."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from facessl.models import weights
@@ -18,11 +16,7 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
-    """The ResNet without its classifier, with ImageNet's normalization.
-
-    Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape; they are named.
-    """
+    """The ResNet without classifier, with ImageNet's normalization. CheckpointError names what does not fit."""
     return base.plain_resnet(state, FAMILY, left_out=LEFT_OUT)
 
 

@@ -1,7 +1,5 @@
 """The attention that a CPU runs in 16 bits."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -52,16 +52,11 @@ class Frame:
     A view with `warp` keeps the whole image: view coordinates c in -1 .. 1 stay what they are as long as
     |c| <= 1 - warp, and beyond become (1 - warp) + warp tanh((|c| - (1 - warp)) / warp), each axis by itself
     (FaRL's parsing crops, after the RoI tanh-warping of Lin et al., CVPR 2019).
-
-    Attributes:
-        matrix: (3, 3) float64, stored pixels -> view pixels, before the warp; affine.
-        size: side S of the view in pixels.
-        warp: 0 (none) to 1.
     """
 
-    matrix: np.ndarray
-    size: int
-    warp: float = 0.0
+    matrix: np.ndarray  # (3, 3) float64, stored pixels -> view pixels, before the warp; affine
+    size: int  # side S of the view in pixels
+    warp: float = 0.0  # 0 (none) to 1
 
     def compose(self, matrix: np.ndarray) -> Frame:
         """This frame followed by `matrix` (3, 3), view pixels -> view pixels before the warp (see `similarity`)."""
@@ -85,14 +80,10 @@ class Frame:
         return _affine(np.linalg.inv(self.matrix), self._unwarped(np.asarray(xy, np.float64)))
 
     def image(self, image: np.ndarray, border: Border = "zero") -> np.ndarray:
-        """Stored image (H, W, 3) uint8 -> view (S, S, 3) uint8; may be the image itself.
+        """Stored image (H, W, 3) uint8 RGB -> view (S, S, 3) uint8; may be the image itself.
 
-        Bilinear, filtered as much as `resize` filters where it shrinks. A frame that only resizes or mirrors the whole
-        image gives the pixels of `resize`.
-
-        Args:
-            image: RGB.
-            border: what lies outside the image: black, its edge repeated, or the image mirrored.
+        Bilinear, filtered as much as `resize` filters where it shrinks; a frame that only resizes or mirrors the whole
+        image gives the pixels of `resize`. `border`: outside lies black, the edge repeated, or the image mirrored.
         """
         height, width = image.shape[:2]
         plain = whole(width, height, self.size)
@@ -108,12 +99,9 @@ class Frame:
         return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=_BORDERS[border])
 
     def mask(self, mask: np.ndarray, image_shape: tuple[int, ...] | None = None, *, outside: int = 255) -> np.ndarray:
-        """Class map (H, W) uint8 of the stored image -> (S, S), the nearest class.
+        """Class map (H, W) uint8 of the stored image -> (S, S), the nearest class; `outside` what is not in the image.
 
-        Args:
-            mask: classes.
-            image_shape: (H, W, ...) of the stored image where the mask has another size over the same area.
-            outside: value of what lies outside the image; 255: left out.
+        `image_shape` is (H, W, ...) of the stored image where the mask has another size over the same area.
         """
         height, width = mask.shape
         to_stored = np.eye(3)
@@ -130,10 +118,8 @@ class Frame:
     def inverse_mask(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
         """What was predicted in the view -> class map (height, width) uint8 of the stored image, 0 outside the view.
 
-        Args:
-            scores: (C, s, s) float scores, brought back bilinearly before the arg-max, or (s, s) classes, of which the
-                nearest counts. Their side s may differ from the view's: it is stretched over the same area.
-            height, width: of the stored image in pixels.
+        `scores` are (C, s, s) floats, brought back bilinearly before the arg-max, or (s, s) classes, of which the
+        nearest counts. Their side s may differ from the view's: it is stretched over the same area.
         """
         out = np.zeros((height, width), np.uint8)
         top, bottom, left, right = self._reach(height, width)
@@ -183,11 +169,10 @@ class Frame:
         return top, bottom, left, right
 
     def _shrunk(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The part of the image that is shown, with the detail that the view cannot hold removed.
+        """The part of the image that is shown, without the detail that the view cannot hold; (3, 3) to stored pixels.
 
         Whole-number shrinking is a mean of blocks; a Gaussian adds the rest, so that blocks, Gaussian and the bilinear
-        look-up have together the variance of the triangle filter that `resize` uses, (f^2 / 6) for a factor f. Returns
-        the smaller image, and (3, 3) from its pixels to stored pixels.
+        look-up have together the variance of the triangle filter that `resize` uses, (f^2 / 6) for a factor f.
         """
         linear = np.linalg.norm(self.matrix[:2, :2], axis=0)  # view pixels per stored pixel along x and y
         factors = 1 / np.maximum(linear, 1e-6)
@@ -218,16 +203,10 @@ def whole(width: int, height: int, size: int) -> Frame:
 
 
 def from_box(box: Sequence[float] | np.ndarray, size: int, scale: float = 1.0) -> Frame:
-    """The square around a box's center whose side is the box's longer one times `scale`.
+    """The square around a box's center whose side is the box's longer one times `scale`; views of side `size`.
 
-    Args:
-        box: (4,) left, top, right, bottom in pixels. The center +- 100 times the `scale` of FaRL's and HRNet's lists is
-            such a box.
-        size: side of the view.
-        scale: 1.25 leaves a margin of an eighth of the box on each side.
-
-    Raises:
-        DataError: a box without area.
+    The box is (4,) left, top, right, bottom in pixels; the center +- 100 times the `scale` of FaRL's and HRNet's lists
+    is one. DataError: a box without area.
     """
     left, top, right, bottom = (float(v) for v in box)
     side = max(right - left, bottom - top) * scale
@@ -249,12 +228,10 @@ def from_eyes(box: Sequence[float] | np.ndarray, points: np.ndarray, size: int, 
 def from_five_points(points: np.ndarray, size: int, template: Template = "farl", scale: float = 1.0) -> Frame:
     """The similarity (rotation, one scale, shift) that brings five points nearest to a template in least squares.
 
-    The closed form in the plane of the estimate of Umeyama (PAMI 1991), which is what FaRL and facer use; it never
-    mirrors.
+    The closed form in the plane of the estimate of Umeyama (PAMI 1991), which FaRL and facer use; it never mirrors.
 
     Args:
         points: (5, 2) pixels, in the order of `Sample.five_points`.
-        size: side of the view.
         template: name in `TEMPLATES`.
         scale: 1.25 shows 1.25 times as much around the center, as in `from_box`.
 
@@ -284,12 +261,10 @@ def frame_of(
     warp: float = 0.0,
     template: Template = "farl",
 ) -> Frame:
-    """The frame of one sample.
+    """The frame of one sample with a decoded image of `image_shape` (H, W, ...).
 
     Args:
-        sample: gives `box` or `five_points` where the crop needs them.
-        image_shape: (H, W, ...) of its decoded image.
-        crop: "whole" image, square around `box`, or similarity of the `five_points`.
+        crop: "whole" image, square around the sample's `box`, or similarity of its `five_points`.
         scale: how much is shown, relative to the box, the template or the whole image.
         size, warp, template: of `Frame`, and a name in `TEMPLATES`.
 
@@ -319,14 +294,10 @@ def similarity(
     shift: tuple[float, float] = (0.0, 0.0),
     flip: bool = False,
 ) -> np.ndarray:
-    """(3, 3) float64 that turns and scales a view about its center, then shifts, then mirrors it.
+    """(3, 3) float64 that turns and scales a view of side `size` about its center, then shifts, then mirrors it.
 
-    Args:
-        size: side of the view in pixels.
-        rotation: degrees; positive turns clockwise as one sees it.
-        scale: above 1 enlarges.
-        shift: to the right and down, as fractions of the side.
-        flip: mirror left and right.
+    `rotation` in degrees, positive clockwise as one sees it; `scale` above 1 enlarges; `shift` to the right and down,
+    as fractions of the side.
     """
     middle, turn = (size - 1) / 2, math.radians(rotation)
     cos, sin = scale * math.cos(turn), scale * math.sin(turn)
@@ -344,9 +315,8 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 def resize_to(image: np.ndarray, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
     """The whole image (H, W, 3) uint8 -> (height, width, 3) uint8, contiguous.
 
-    Bilinear and antialiased, as Pillow and torchvision resize, to within the rounding of OpenCV. OpenCV does it
-    where both axes grow (less than torch's time); it cannot antialias, so torch does it where one shrinks (a quarter
-    of the time of OpenCV's area mean, which leaves another picture).
+    Bilinear and antialiased, as Pillow and torchvision resize, to within the rounding of OpenCV: by OpenCV where both
+    axes grow, else by torch.
 
     Args:
         out: (height, width, 3) uint8, contiguous, which is filled and returned; None: new memory, or the image itself
@@ -379,5 +349,4 @@ def _smoothing(variance: float) -> np.ndarray:
 
 
 def _affine(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """(..., 2) -> (..., 2) float64."""
     return np.asarray(xy, np.float64) @ matrix[:2, :2].T + matrix[:2, 2]

@@ -9,7 +9,7 @@ from PIL import Image
 from facessl.core.errors import DataError
 from facessl.data.sources.masks_folder import MasksFolder
 from facessl.data.sources.synthetic import Synthetic
-from facessl.evaluation.region_scores import FACES, labeled_images, region_table, score_regions
+from facessl.evaluation.regions import FACES, labeled_images, region_table, score_regions
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
 

@@ -1,7 +1,5 @@
 """Frames: points, pixels and classes move together, and come back."""
 
-from __future__ import annotations
-
 import math
 
 import cv2
@@ -10,7 +8,7 @@ import pytest
 
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
-from facessl.data.crop_geometry import TEMPLATES, Frame, frame_of, from_box, from_five_points, resize, similarity, whole
+from facessl.data.frame import TEMPLATES, Frame, frame_of, from_box, from_five_points, resize, similarity, whole
 from facessl.data.sources.synthetic import Synthetic
 
 SIZE = 96
@@ -33,7 +31,6 @@ def five_of(points: np.ndarray) -> np.ndarray:
 
 def frames(face: Sample) -> list[Frame]:
     """Every crop, then turned, scaled, shifted and mirrored, with and without warp."""
-    assert face.landmarks is not None
     five = five_of(face.landmarks)
     crops = [whole(160, 160, SIZE), from_box(box_of(face.landmarks), SIZE, 1.25), from_five_points(five, SIZE)]
     moves = [np.eye(3), similarity(SIZE, rotation=30, scale=0.8, shift=(0.05, -0.1), flip=True)]
@@ -43,7 +40,6 @@ def frames(face: Sample) -> list[Frame]:
 def test_points_come_back_to_where_they_were(faces: list[Sample]) -> None:
     for face in faces:
         for frame in frames(face):
-            assert face.landmarks is not None
             back = frame.inverse_points(frame.points(face.landmarks))
             assert np.abs(back - face.landmarks).max() < 1e-3
             # float32 is what a batch carries.
@@ -55,7 +51,6 @@ def test_points_come_back_to_where_they_were(faces: list[Sample]) -> None:
 def test_a_dot_on_a_landmark_is_found_at_the_moved_landmark(faces: list[Sample]) -> None:
     for face in faces[:2]:
         for frame in frames(face):
-            assert face.landmarks is not None
             for x, y in face.landmarks[::11]:
                 sharp = np.zeros((160, 160, 3), np.uint8)
                 grid = np.mgrid[:160, :160]
@@ -143,7 +138,6 @@ def test_a_shrinking_crop_of_a_part_has_no_offset() -> None:
 
 def test_inverse_mask_gives_back_the_classes_of_the_original(faces: list[Sample]) -> None:
     face = faces[0]
-    assert face.mask is not None
     for frame in [f for f in frames(face) if not f.warp]:
         big = Frame(np.diag((4.0, 4.0, 1.0)) @ frame.matrix + np.array([(0, 0, 1.5), (0, 0, 1.5), (0, 0, 0)]), 4 * SIZE)
         view = big.mask(face.mask)

@@ -11,7 +11,7 @@ from torch import nn
 
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
-from facessl.data.loader import EvalLoader, Made
+from facessl.data.loader import EvalLoader, SampleViews
 from facessl.data.source import Source, open_source
 from facessl.data.splits import at_most
 from facessl.inference.region_pictures import heatmaps
@@ -50,7 +50,7 @@ def score_regions(method: nn.Module, source: str | Source, *, count: int = 300, 
         ConfigError: the method has no regions.
         DataError: the source has neither masks nor landmarks, or none of its images can be read.
     """
-    opened = open_source(source) if isinstance(source, str) else source
+    opened = open_source(source)
     if not {"mask", "landmarks"} & opened.provides:
         raise DataError(
             "regions are compared with masks or landmarks, and the source has neither: use masks-folder:, "
@@ -98,8 +98,6 @@ def labeled_images(source: Source, augment: Augment, *, size: int, seed: int) ->
 
 
 class _Seeded:
-    """Training views of an evaluation's images, which come in order and without a generator."""
-
     sizes, reduction = (), None
 
     def __init__(self, view: Supervised, seed: int) -> None:
@@ -109,7 +107,7 @@ class _Seeded:
         """Itself: the draws of an image are taken when it is there."""
         return self
 
-    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> Made:
+    def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
         return self._view.apply(sample, image, self._rng.random(DRAWS))
 
 

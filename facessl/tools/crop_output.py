@@ -3,8 +3,6 @@
 A photo is finished when it stands in faces.csv or skipped.csv, which is written last of all that belongs to it.
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json
@@ -22,7 +20,7 @@ from facessl.tools.phash import DUPLICATES, DUPLICATES_COLUMNS, Near
 FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"
 #: faces.csv: the crop, its photo, the crop's perceptual hash, the detector's box and score, the box's longer side in
 #: the photo's pixels, the sharpness (`facessl.tools.crop.sharpness`), and the two rows of the map from the photo's
-#: pixels to the crop's (`facessl.data.crop_geometry.Frame.matrix`).
+#: pixels to the crop's (`facessl.data.frame.Frame.matrix`).
 COLUMNS = (
     *("image", "original", "phash", "left", "top", "right", "bottom", "score", "size", "sharpness"),
     *("m00", "m01", "m02", "m10", "m11", "m12"),
@@ -60,7 +58,6 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _flag(name: str, value: Any) -> str:
-    """A setting as it is given on the command line."""
     flag = "--" + {"detector_model": "model"}.get(name, name).replace("_", "-")
     if value is None or value is False:
         return f"without {flag}"
@@ -110,7 +107,6 @@ class CropFolder:
         return len(self._files)
 
     def _rows(self, name: str, columns: Sequence[str]) -> list[list[str]]:
-        """Whole rows of a table of an earlier call."""
         if not (self.path / name).is_file():
             return []
         with open_regular(self.path / name, "r", newline="", encoding="utf-8", errors="replace") as file:

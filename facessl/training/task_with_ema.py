@@ -12,7 +12,7 @@ from facessl.models.backbone import Backbone
 from facessl.models.layers.ema import MomentumUpdate, frozen_copy
 
 
-class FinetunedModel(nn.Module):
+class TaskWithEma(nn.Module):
     """What the trainer trains: a task, its average where one is kept, its backbone frozen where it shall be.
 
     Attributes:
@@ -45,7 +45,7 @@ class FinetunedModel(nn.Module):
         """The task that is evaluated and kept: the average where there is one."""
         return self.task if self.average is None else self.average
 
-    def train(self, mode: bool = True) -> FinetunedModel:
+    def train(self, mode: bool = True) -> TaskWithEma:
         """Training mode; a frozen backbone and the average stay in evaluation mode."""
         super().train(mode)
         if self.frozen:
