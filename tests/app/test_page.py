@@ -112,28 +112,23 @@ def served(folder: Path) -> Iterator[Served]:
 def browser() -> Iterator[Any]:
     with api.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
+        yield browser.new_context()  # which keeps the scripts of the page from one window to the next
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def window(browser: Any, served: Served) -> Iterator[Window]:
-    """One window for all tests, as what opening the page takes is most of their time."""
-    window = opened(browser, served)
-    yield window
-    window.page.close()
-
-
 @pytest.fixture
-def page(window: Window) -> Iterator[Any]:
-    """The page, on which no error, no request to others and no name that ran as HTML may be seen after a test."""
+def page(browser: Any, served: Served) -> Iterator[Any]:
+    """The page in a window of its own, without errors, requests to others, or a name that ran as HTML."""
+    window = opened(browser, served)
     yield window.page
     assert window.page.evaluate("window.hit") is None
     assert window.wrong == []
+    window.page.close()
 
 
 def opened(browser: Any, served: Served) -> Window:
-    page, wrong = browser.new_page(viewport={"width": 1300, "height": 900}), []
+    page, wrong = browser.new_page(), []
+    page.set_viewport_size({"width": 1300, "height": 900})
     page.set_default_timeout(60_000)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
@@ -161,13 +156,11 @@ def test_a_photo_shows_its_faces_and_their_regions(page: Any, folder: Path) -> N
 def test_a_bad_photo_is_one_sentence(page: Any, folder: Path, tab: str, name: str, sentence: str) -> None:
     turn_to(page, tab)
     page.set_input_files(f"#{tab.lower()}-photo input[type=file]", folder / name)
-    toast = page.get_by_test_id("toast-body").last
+    toast = page.get_by_test_id("toast-body")
     api.expect(toast).to_contain_text(sentence)
     told = toast.inner_text()
     assert str(folder) not in told  # the user's name of it, not that of the uploaded copy
     assert "/tmp" not in told
-    page.get_by_test_id("toast-close").last.click()
-    page.get_by_label("Clear").locator("visible=true").click()  # the photo, for the next one
 
 
 def test_search_finds_the_photo_itself_and_goes_on_from_a_face(page: Any, folder: Path) -> None:
@@ -194,7 +187,7 @@ def test_names_of_people_are_kept_and_seen_by_another_browser(page: Any, browser
     page.get_by_label("Name").fill("<b>=Ada</b>")
     page.get_by_role("button", name="Save").click()
     page.locator("#people-groups .caption-label").filter(has_text="<b>=Ada</b>").wait_for()
-    other = opened(browser, served)
+    other = opened(browser.browser, served)
     turn_to(other.page, "People")
     other.page.locator("#people-groups .caption-label").filter(has_text="<b>=Ada</b>").wait_for()
     other.page.close()
