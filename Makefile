@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo app test fuzz reliability lint types format install clean docs docs-serve check-docs
+.PHONY: demo app test fuzz reliability lint types format install clean docs docs-serve check-docs screenshots
 
 demo: install  ## the main job on the embedded synthetic faces: runs/demo/report.html
 	rm -rf runs/demo
@@ -54,3 +54,6 @@ docs-serve: install  ## the same at http://127.0.0.1:8000, rebuilt as files chan
 
 check-docs: install  ## runs every command of the guides and compares the output that they show
 	$(BIN)/python docs/check.py
+
+screenshots: install  ## docs/app-*.png anew, in Debian's chromium
+	$(BIN)/python docs/_screenshots.py

@@ -1,8 +1,5 @@
 """A fine-tuning run of a second, for the tests of such runs."""
 
-import csv
-from pathlib import Path
-
 SOURCE = "synthetic:?n=60&size=48"
 #: A run of a second: 5 steps an epoch.
 WORDS = [
@@ -10,8 +7,3 @@ WORDS = [
     "--epochs", "3", "--workers", "0", "--device", "cpu", "--log-every", "1", "--optim.warmup-epochs", "0",
     "--optim.lr", "0.01",
 ]  # fmt: skip
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with open(run / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))

@@ -1,5 +1,6 @@
 """What several test files use."""
 
+import csv
 import importlib.util
 import os
 import signal
@@ -117,6 +118,16 @@ def in_double() -> None:
 
     Photometric.__call__ = double  # type: ignore[method-assign]
     launch.PRECISIONS["fp32"] = ("64-true", None)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(run: Path, name: str = "loss") -> list[float]:
+    return [float(row[name]) for row in read_table(run / "metrics.csv") if row[name]]
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -82,6 +82,8 @@ class Guard:
         asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if refusal := self._refusal(scope, headers, asked, cookie):
             return await _refuse(send, refusal)
+        if (scope["method"], scope["path"]) == ("HEAD", "/"):  # Gradio's own, which it waits for but 3 s
+            return await _refuse(send, "", 200)
         if scope["path"].rstrip("/") == _UPLOAD:
             if not _is_short(headers):
                 return await _refuse(send, f"At most {_LARGEST_UPLOAD >> 20} MB are uploaded at a time.")
@@ -92,6 +94,10 @@ class Guard:
             receive = _again(body, receive)
         if self._is_token(asked):
             send = _with_cookie(send, f"{cookie}={asked}; Path=/; HttpOnly; SameSite=Strict")
+        return await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        """Gradio's answer; where it fails, a sentence."""
         begun = False
 
         async def answer(message: _Message) -> None:

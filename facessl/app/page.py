@@ -17,6 +17,11 @@ from facessl.core.errors import ConfigError
 
 #: Bytes of an uploaded photo, at most.
 _LARGEST = "64mb"
+#: Captions of pictures can be read to their end, also on a phone.
+_CSS = """
+.caption-label { white-space: normal !important; }
+@media (max-width: 640px) { .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; } }
+"""
 _FONTS = ("system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 
 
@@ -60,6 +65,7 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
             server_name=host,
             server_port=port,
             share=share,
+            css=_CSS,
             theme=gr.themes.Default(font=fonts, font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"]),
             allowed_paths=[],
             app_kwargs={"middleware": [Middleware(Guard, door)]},
@@ -77,6 +83,11 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
     except OSError as error:
         where = f"{host}:{port}" if port else host
         raise ConfigError(f"cannot listen on {where} ({error}): name another --host or --port") from None
+    except ValueError as error:  # Gradio asked its own address, in vain
+        raise ConfigError(
+            f"the page does not answer on this machine ({' '.join(str(error).split())[:60]} ...): it may be too busy, "
+            "or a proxy may stand before it: try again, or take the address out of the proxy's settings"
+        ) from None
     if public:
         door.public.add(urlsplit(public).hostname or "")
     return f"{(public or local).rstrip('/')}/?token={door.token}"

@@ -56,7 +56,7 @@ def tab(work: Workspace) -> None:
             text += f" The {_GROUPS} largest are shown."
         if not people.file.exists():
             text = "Not grouped yet."
-        return cells, f"{text} Names and groups are kept in `{code(str(people.file))}`.", rows
+        return cells, f"{text} Names and groups are kept in `{code(str(people.file))}`", rows
 
     def regroup(least: int) -> Any:
         with busy:

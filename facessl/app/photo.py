@@ -35,6 +35,7 @@ _TASKS = {"alignment": "Landmarks", "parsing": "Parts", "expression": "Expressio
 def tab(work: Workspace) -> None:
     """Build the tab."""
     layers = ["Boxes", *(layer for task, layer in _TASKS.items() if task in work.models)]
+    told = [task for task in ("expression", "attributes") if task in work.models]
     missing = [task for task in _TASKS if task not in work.models]
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -45,12 +46,12 @@ def tab(work: Workspace) -> None:
                     f"Not shown: {', '.join(missing)}. Train a model with `facessl finetune {code(work.run)} SOURCE "
                     f"--task {missing[0]}` and open the page with `--models`.",
                 )
-            told = gr.Markdown("Loading the network ...")
+            loading = gr.Markdown("Loading the network ...")
         with gr.Column(scale=3, min_width=320):
             picture = gr.Image(label="Faces", interactive=False, format="png", buttons=["download", "fullscreen"])
             overlay = gr.AnnotatedImage(label="Regions: point at one in the list", format="png", visible=False)
             table = gr.Dataframe(
-                headers=["face", "side", "score", *(t for t in ("expression", "attributes") if t in work.models)],
+                headers=["#", "side", "score", *told],
                 label="Faces",
                 interactive=False,
                 datatype="str",
@@ -99,7 +100,7 @@ def tab(work: Workspace) -> None:
     event = {"show_progress": "minimal", "api_visibility": "private"}
     photo.change(plainly(read, lambda: (None, *_nothing())), [photo, shown], [found, *results], **event)
     shown.change(plainly(show), [found, shown], results, **event)
-    work.loads.append(Load(regions, [shown, overlay, told], slow=True))
+    work.loads.append(Load(regions, [shown, overlay, loading], slow=True))
 
 
 def _nothing() -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FRACTION, FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers import view_cells
-from facessl.models.layers.color_regions import LAYOUT_STEPS, ColorRegions
+from facessl.models.layers.color_regions import LAYOUT_STEPS, ColorRegions, inside, random_similarities, read
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.losses import mean_cosine, sinkhorn
@@ -64,8 +64,9 @@ class FRAArgs:
             "across": the student's of one view and the teacher's of the other one, where both show the same place.
             "both": the mean of the two terms. "across" and "both" are this project's.
         targets: what the relation term learns from. "network": the target network's balanced assignments (section
-            3.2). "color": regions that each view's colors and its place in the stored image give without a network
-            (`facessl.models.layers.color_regions`); this project's, for faces that lie about alike in stored images.
+            3.2). "color": regions that each view's colors give without a network, around the mean face
+            (`facessl.models.layers.color_regions`), while the online network sees the view turned, enlarged or made
+            smaller; this project's, for views of whole faces that lie about alike. `relation` is "within" then.
         frame_prior: weight of a learned table (N, 12, 12) over the stored image that is added to the cosines of every
             cell; 0 (the paper) leaves it out. This project's, for faces that lie about alike in the stored images.
         decoder_layers: layers of the mask decoder (Table 8), 1 in the paper and 2 in the released code; 0 is BYOL.
@@ -128,6 +129,11 @@ class FRAArgs:
                 "num_regions hidden dim decoder_heads decoder_feed_forward": FROM_1,
             },
         )
+        if self.targets == "color" and (self.relation != "within" or self.frame_prior):
+            raise ConfigError(
+                f"targets=color compares a view with itself and knows no frame, but relation is {self.relation} and "
+                f"frame_prior is {self.frame_prior:g}: set relation=within and frame_prior=0"
+            )
         if self.decoder_width % (4 * self.decoder_heads):
             raise ConfigError(
                 f"decoder_width is {self.decoder_width}: give a multiple of 4 x decoder_heads, {4 * self.decoder_heads}"
@@ -333,7 +339,7 @@ class FRA(nn.Module):
     @property
     def has_prior(self) -> bool:
         """Whether `heatmaps` have a prior that can be turned off or shown alone."""
-        return self.has_regions and (self.args.frame_prior > 0 or self.colors is not None)
+        return self.has_regions and self.args.frame_prior > 0
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of two views (B, 3, S, S), Eq. 8.
@@ -342,22 +348,31 @@ class FRA(nn.Module):
         directions), `semantic_relation` and `me_max` (sums over both views; means in "official"), `decorrelation`.
 
         Raises:
-            DataError: no `batch.crops`, though the relation is not "within", has color targets or there is a prior.
+            DataError: no `batch.crops`, though the relation is not "within" or there is a prior.
         """
         crops = self._crops(batch)
         views = list(zip(batch.views, crops, strict=True))
-        online = [self.heads(*self.backbone.forward_both(x), crop) for x, crop in views]
+        turns = [] if self.colors is None else self.turns(batch)
+        shown = self._turned(batch.views, turns) if turns else batch.views
+        online = [self.heads(*self.backbone.forward_both(x), crop) for x, crop in zip(shown, crops, strict=True)]
         with torch.no_grad():
             target = [self._target(x, crop) for x, crop in views]
         training = self.training and torch.is_grad_enabled()
         if training and self.heads.averaged and self.has_regions:
             self._update_prototypes(online, target)
         if self.colors is not None and training and progress.step < LAYOUT_STEPS:
-            for x, crop in views:
-                self.colors.note(self._colors(x), crop)
-        terms = self._consistency(online, target) | self._relation(online, target, crops)
+            for x in batch.views:
+                self.colors.note(self._colors(x), progress.step)
+        terms = self._consistency(online, target) | self._relation(online, target, crops, turns)
         loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return Step(loss, {name: value.detach() for name, value in terms.items()})
+
+    def turns(self, batch: Batch) -> list[Tensor]:
+        """How the online network sees each view with color targets: V random similarities (B, 2, 3)."""
+        return [random_similarities(len(x), at_least_float32(x)) for x in batch.views]
+
+    def _turned(self, views: list[Tensor], turns: list[Tensor]) -> list[Tensor]:
+        return [read(x, t, x.shape[-1], padding="reflection").to(x) for x, t in zip(views, turns, strict=True)]
 
     def _target(self, x: Tensor, crops: Tensor | None) -> Outputs:
         """What the target network sees in a view, and "assignments" (B, ., ., N) that the relation term learns from."""
@@ -365,8 +380,8 @@ class FRA(nn.Module):
         learned = self.weights.keys() - {"semantic_relation", "me_max"}
         if self.colors is None or learned or self.heads.averaged:
             out = self.target_heads(*self.target_backbone.forward_both(x), crops)
-        if self.colors is not None and crops is not None:
-            out["assignments"] = self.colors(self._colors(x), crops)
+        if self.colors is not None:
+            out["assignments"] = self.colors(self._colors(x))
         elif "semantic_relation" in self.weights:
             out["assignments"] = self._balanced(out["similarity"])
         return out
@@ -377,17 +392,14 @@ class FRA(nn.Module):
 
     def _crops(self, batch: Batch) -> list[Any]:
         """`batch.crops` where something needs them, else None for each view."""
-        compared = (self.args.relation, self.args.targets) != ("within", "network") and (
-            "semantic_relation" in self.weights
-        )
+        compared = self.args.relation != "within" and "semantic_relation" in self.weights
         if not (compared or (self.args.frame_prior and self.has_regions)):
             return [None] * len(batch.views)
         if len(batch.crops) != len(batch.views):
             raise DataError(
-                f"FRA with relation={self.args.relation}, targets={self.args.targets} and "
-                f"frame_prior={self.args.frame_prior} needs to know what each view shows, but the batch has no crops: "
-                "make views with facessl.views.geometric.Geometric in a TrainLoader, or use relation=within, "
-                "targets=network and frame_prior=0"
+                f"FRA with relation={self.args.relation} and frame_prior={self.args.frame_prior} needs to know what "
+                "each view shows, but the batch has no crops: make views with facessl.views.geometric.Geometric in a "
+                "TrainLoader, or use relation=within and frame_prior=0"
             )
         return batch.crops
 
@@ -409,7 +421,9 @@ class FRA(nn.Module):
         rules = self.args.rules
         return torch.stack([rules.cosine_offset - rules.cosine_scale * mean_cosine(p, z) for p, z in pairs]).sum()
 
-    def _relation(self, online: list[Outputs], target: list[Outputs], crops: list[Any]) -> dict[str, Tensor]:
+    def _relation(
+        self, online: list[Outputs], target: list[Outputs], crops: list[Any], turns: list[Tensor]
+    ) -> dict[str, Tensor]:
         """Eq. 3's cross-entropy, within views or across them, and ME-MAX: every view in both networks."""
         if "semantic_relation" not in self.weights:
             return {}
@@ -419,8 +433,8 @@ class FRA(nn.Module):
         if self.args.relation != "across":
             if self.colors is None:
                 terms.append([cross_entropy(s, t).mean() for s, t in zip(students, teachers, strict=True)])
-            else:  # on a grid of their own
-                terms.append([across(*pair) for pair in zip(students, teachers, crops, crops, strict=True)])
+            else:
+                terms.append([turned(*pair) for pair in zip(students, teachers, turns, strict=True)])
         if self.args.relation != "within":
             pairs = zip(students, teachers[::-1], crops, crops[::-1], strict=True)
             terms.append([across(*pair) for pair in pairs])
@@ -447,7 +461,7 @@ class FRA(nn.Module):
         """Moves the target network, and the prototypes where mask embeddings are averaged over the batch."""
         self._follow(self.ema_momentum(progress))
         if self.colors is not None and progress.step < LAYOUT_STEPS:
-            self.colors.update(last=progress.step + 1 == LAYOUT_STEPS)
+            self.colors.update(progress.step)
         if self._prototypes:
             self.heads.prototype.copy_(self._prototypes[0])
             self.target_heads.prototype.copy_(self._prototypes[1])
@@ -463,23 +477,20 @@ class FRA(nn.Module):
 
         Call it in evaluation mode. Averaged mask embeddings are replaced by the running prototype, which is zero before
         the first step (uniform heatmaps). A prior takes `x` for the stored image; `prior` leaves it out
-        ("off": content only) or shows nothing else ("alone"). With `targets="color"` the layout is the prior, and the
-        image's own colors correct the heatmaps, which have the cells of `ColorRegions`. ConfigError where there are no
-        regions (only the global term is on), or no prior to show alone.
+        ("off": content only) or shows nothing else ("alone"). With `targets="color"` the image's own
+        colors correct the heatmaps, which have the cells of `ColorRegions`. ConfigError where there are no regions
+        (only the global term is on), or no prior to show alone.
         """
         if not self.has_regions:
             raise ConfigError("this FRA has no heatmaps: its local and relation terms are off; turn one on")
         if prior == "alone" and not self.has_prior:
             raise ConfigError("this FRA has no prior to show alone: its frame_prior is 0")
-        whole = at_least_float32(x.new_tensor([[0, 0, 1, 1, 0]])).expand(len(x), -1)
-        if self.colors is not None and prior == "alone":
-            return self.colors.at(whole).permute(0, 3, 1, 2)
         features = self.backbone.forward_features(x)
         similarity = self.heads.similarity(features, self.heads.stored_embedding(features), prior=prior)
         maps = self.heads.heatmaps(similarity)  # (B, hw, N)
         if self.colors is not None:
             content = maps.unflatten(1, features.shape[2:])
-            return self.colors(self._colors(x), whole, content, place=prior == "added").permute(0, 3, 1, 2)
+            return self.colors(self._colors(x), content).permute(0, 3, 1, 2)
         return maps.transpose(1, 2).unflatten(2, features.shape[2:])
 
 
@@ -502,6 +513,23 @@ def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Te
     """
     target, shared = view_cells.seen_by(teacher, theirs, ours, *student.shape[1:3])
     return rank_mean(cross_entropy(student, target), shared)
+
+
+def turned(student: Tensor, teacher: Tensor, turns: Tensor) -> Tensor:
+    """The mean of Eq. 2 over the cells of a turned view whose center the view shows, with the mean of the view's
+    assignments over four places of the cell.
+
+    Args:
+        student: (B, h, h, N) float32, logits of the turned view.
+        teacher: (B, R, R, N) float32, probabilities of the view.
+        turns: (B, 2, 3), as `affine_grid` takes them.
+
+    Returns:
+        scalar float32, over the cells of all ranks (`rank_mean`); 0 where no cell shows the view.
+    """
+    h = student.shape[1]
+    target = F.avg_pool2d(read(teacher.permute(0, 3, 1, 2), turns, 2 * h, padding="border"), 2)
+    return rank_mean(cross_entropy(student, target.permute(0, 2, 3, 1)), inside(turns, h))
 
 
 def me_max(assignments: Tensor) -> Tensor:

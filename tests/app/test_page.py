@@ -46,18 +46,25 @@ class Served(NamedTuple):
     run: Path
 
 
+class Window(NamedTuple):
+    """A page in the browser, and what went wrong on it."""
+
+    page: Any
+    wrong: list[str]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 faces of two classes, a photo of two faces, one of none, a broken one, a run and a model."""
+    """30 faces of two classes, a photo of two faces, one of none, a broken one, a run and a model."""
     folder = tmp_path_factory.mktemp("page")
-    source = open_source("synthetic:?n=42&size=96&seed=3")
+    source = open_source("synthetic:?n=32&size=96&seed=3")
     faces = [Image.fromarray(source[i].image) for i in range(len(source))]
-    for number, face in enumerate(faces[:40]):
+    for number, face in enumerate(faces[:30]):
         place = folder / "faces" / ("calm" if number % 2 else CLASS)
         place.mkdir(parents=True, exist_ok=True)
         face.save(place / (FILE if number == 4 else f"{number:02d}.jpg"), quality=95)
     two = Image.new("RGB", (420, 240), (90, 110, 120))
-    for number, face in enumerate(faces[40:]):
+    for number, face in enumerate(faces[30:]):
         two.paste(face.resize((192, 192)), (12 + 204 * number, 24))
     two.save(folder / "two.png")
     Image.new("RGB", (200, 160), (90, 110, 120)).save(folder / "none <b>.png")
@@ -105,7 +112,7 @@ def served(folder: Path) -> Iterator[Served]:
 def browser() -> Iterator[Any]:
     with api.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
+        yield browser.new_context()  # which keeps the scripts of the page from one window to the next
         browser.close()
 
 
@@ -119,13 +126,9 @@ def page(browser: Any, served: Served) -> Iterator[Any]:
     window.page.close()
 
 
-class Window(NamedTuple):
-    page: Any
-    wrong: list[str]
-
-
 def opened(browser: Any, served: Served) -> Window:
-    page, wrong = browser.new_page(viewport={"width": 1300, "height": 900}), []
+    page, wrong = browser.new_page(), []
+    page.set_viewport_size({"width": 1300, "height": 900})
     page.set_default_timeout(60_000)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
@@ -140,6 +143,7 @@ def turn_to(page: Any, tab: str) -> None:
 
 
 def test_a_photo_shows_its_faces_and_their_regions(page: Any, folder: Path) -> None:
+    turn_to(page, "Photo")
     page.set_input_files("#photo-photo input[type=file]", folder / "two.png")
     api.expect(page.get_by_role("gridcell").filter(has_text="px")).to_have_count(2)
     assert page.get_by_text("region 1").count() == 0
@@ -154,8 +158,9 @@ def test_a_bad_photo_is_one_sentence(page: Any, folder: Path, tab: str, name: st
     page.set_input_files(f"#{tab.lower()}-photo input[type=file]", folder / name)
     toast = page.get_by_test_id("toast-body")
     api.expect(toast).to_contain_text(sentence)
-    assert str(folder) not in toast.inner_text()  # the user's name of it, not that of the uploaded copy
-    assert "/tmp" not in toast.inner_text()
+    told = toast.inner_text()
+    assert str(folder) not in told  # the user's name of it, not that of the uploaded copy
+    assert "/tmp" not in told
 
 
 def test_search_finds_the_photo_itself_and_goes_on_from_a_face(page: Any, folder: Path) -> None:
@@ -182,7 +187,7 @@ def test_names_of_people_are_kept_and_seen_by_another_browser(page: Any, browser
     page.get_by_label("Name").fill("<b>=Ada</b>")
     page.get_by_role("button", name="Save").click()
     page.locator("#people-groups .caption-label").filter(has_text="<b>=Ada</b>").wait_for()
-    other = opened(browser, served)
+    other = opened(browser.browser, served)
     turn_to(other.page, "People")
     other.page.locator("#people-groups .caption-label").filter(has_text="<b>=Ada</b>").wait_for()
     other.page.close()
@@ -208,7 +213,7 @@ def test_the_map_shows_the_face_of_a_point(page: Any) -> None:
 def test_mistakes_are_shown_with_label_and_prediction(page: Any) -> None:
     turn_to(page, "Errors")
     page.get_by_role("button", name="Find mistakes").click()
-    page.get_by_text("on 40 images").wait_for()
+    page.get_by_text("on 30 images").wait_for()
     page.get_by_text(", predicted ").first.wait_for()
 
 

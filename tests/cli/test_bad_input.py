@@ -1,7 +1,6 @@
 """Bad input through the command line: one sentence that names the value, exit status 2, nothing lost, no traceback."""
 
 import contextlib
-import csv
 import json
 import re
 import shutil
@@ -23,7 +22,7 @@ from facessl.data.source import open_source
 from facessl.training import pretrain
 from facessl.training.derived import derive
 from facessl.training.trainer import Trainer
-from tests.helpers import TINY, refused, weights
+from tests.helpers import TINY, read_table, refused, weights
 
 REST = TINY[1:]
 #: A fine-tuning run that is refused before it, or in its first step.
@@ -210,8 +209,7 @@ def test_awkward_images_are_used_or_skipped_and_listed(tmp_path: Path) -> None:
     Image.new("1", (20000, 20000)).save(folder / "bad-20000x20000.png")
     words = ["pretrain", str(folder), *REST, "--max-steps", "2", "--batch-size", "21", "--max-bad", "0.3"]
     assert main([*words, "--out", str(run)]) == 0
-    with open(run / "skipped.csv", newline="") as file:
-        skipped = {row["key"] for row in csv.DictReader(file)}
+    skipped = {row["key"] for row in read_table(run / "skipped.csv")}
     assert skipped == {str(path) for path in folder.glob("bad-*")}
     page = (run / "report.html").read_text()
     assert all(Path(key).name in page for key in skipped)

@@ -1,6 +1,5 @@
 """Faces in photos: found where they are, none where there is none; folders of crops that lead back to the photos."""
 
-import csv
 import importlib
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from facessl.data.detectors import yunet as yunet_module
 from facessl.data.frame import TEMPLATES, Frame, Template, similarity
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools.crop import Align, crop
+from tests.helpers import read_table
 
 crop_module = importlib.import_module("facessl.tools.crop")
 FRONTAL = {"yaw": 10.0, "pitch": 8.0, "roll": 8.0, "occlusion": 0.0, "degrade": 0.2}
@@ -147,11 +147,6 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def rows(out: Path) -> list[dict[str, str]]:
-    with open(out / "faces.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def matrix_of(row: dict[str, str]) -> np.ndarray:
     return np.array([*(float(row[f"m{i}{j}"]) for i in range(2) for j in range(3)), 0, 0, 1]).reshape(3, 3)
 
@@ -163,8 +158,8 @@ def test_crops_lie_in_the_same_sub_folders_and_lead_back(photos: Path, tmp_path:
     assert [Path(key).name for key in summary.without_face] == ["empty.png"]
     assert [Path(key).name for key, _ in summary.skipped] == ["broken.jpg"]
     assert "broken.jpg" in (out / "skipped.csv").read_text()
-    assert sorted(row["image"] for row in rows(out)) == ["a/one.png", "b/two.png"]
-    for row in rows(out):
+    assert sorted(row["image"] for row in read_table(out / "faces.csv")) == ["a/one.png", "b/two.png"]
+    for row in read_table(out / "faces.csv"):
         matrix = matrix_of(row)
         found = np.array(Image.open(out / row["image"]))
         again = Frame(matrix, 96).image(np.array(Image.open(row["original"])), "reflect")
@@ -186,7 +181,7 @@ def test_aligned_crops_lead_back(align: Align, template: Template, degrees: floa
     Image.fromarray(image).save(tmp_path / "photos" / "a.png")
     out = tmp_path / "out"
     crop(tmp_path / "photos", out, size=224, align=align, template=template, margin=1.5, format="png")  # type: ignore[arg-type]
-    (row,) = rows(out)
+    (row,) = read_table(out / "faces.csv")
     frame, (there,), (inside,) = Frame(matrix_of(row), 224), detect(image), detect(np.array(Image.open(out / "a.png")))
     side = max(there.box[2:] - there.box[:2])
     assert np.abs(frame.inverse_points(inside.five_points) - there.five_points).max() < 0.06 * side
@@ -219,7 +214,7 @@ def test_every_face_of_a_photo_where_asked(photos: Path, tmp_path: Path, looked:
     out = tmp_path / "faces"
     Image.open(photos / "a" / "one.png").save(photos / "a" / "one.bmp")
     assert crop(str(photos), out, size=64, all_faces=True).faces == 6
-    names = {row["image"] for row in rows(out)}
+    names = {row["image"] for row in read_table(out / "faces.csv")}
     both = {"a/one.jpg", "a/one-2.jpg", "a/one.png.jpg", "a/one.png-2.jpg"}
     assert names == {*both, "b/two.jpg", "b/two-2.jpg"}
     assert all((out / name).is_file() for name in names)
@@ -246,13 +241,14 @@ def test_small_and_blurred_faces_are_left_out_and_counted(tmp_path: Path, monkey
     monkeypatch.setattr(crop_module, "detect", lambda *_, **__: faces)
     first = crop(tmp_path / "photos", tmp_path / "all", all_faces=True)
     assert (first.faces, first.small, first.blurred) == (4, 0, 0)
-    values = {Path(row["image"]).stem: (float(row["size"]), float(row["sharpness"])) for row in rows(tmp_path / "all")}
+    rows = read_table(tmp_path / "all" / "faces.csv")
+    values = {Path(row["image"]).stem: (float(row["size"]), float(row["sharpness"])) for row in rows}
     assert values["sharp"][0] == values["blurred"][0] == 130
     assert values["sharp"][1] > 4 * values["blurred"][1]
     limit = 2 * values["blurred"][1]
     found = crop(tmp_path / "photos", tmp_path / "some", all_faces=True, min_size=100, min_sharpness=limit)
     assert (found.faces, found.small, found.blurred) == (1, 2, 1)
-    assert [row["image"] for row in rows(tmp_path / "some")] == ["sharp.jpg"]
+    assert [row["image"] for row in read_table(tmp_path / "some" / "faces.csv")] == ["sharp.jpg"]
     again = crop(tmp_path / "photos", tmp_path / "some", all_faces=True, min_size=100, min_sharpness=limit)
     assert (again.new_photos, again.without_face, again.skipped) == (0, [], [])
 
@@ -287,7 +283,7 @@ def test_a_stopped_crop_goes_on_and_other_settings_are_refused(photos: Path, tmp
     summary = crop(str(photos), out, size=64)
     assert (summary.new_photos, summary.new_faces) == (2, 1)
     assert len(looked) == 1  # of the two photos that were left, one is broken
-    assert sorted(row["image"] for row in rows(out)) == ["a/one.jpg", "b/two.jpg"]
+    assert sorted(row["image"] for row in read_table(out / "faces.csv")) == ["a/one.jpg", "b/two.jpg"]
     again = crop(str(photos), out, size=64)
     assert (again.new_photos, again.new_faces, again.faces) == (1, 0, 2)  # the broken one, once more
     with pytest.raises(ConfigError, match="was made with --size 64, and this call is with --size 80"):

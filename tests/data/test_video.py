@@ -1,6 +1,5 @@
 """Frames of videos: the right ones in any order, upright, from damaged videos as far as they go."""
 
-import csv
 import struct
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from facessl.data.source import Source, open_source
 from facessl.data.video import clock, interval
 from facessl.tools import crop as crop_module
 from tests.data.make import film, folder, jpeg, shades
+from tests.helpers import read_table
 
 
 def shade(source: Source, index: int) -> float:
@@ -123,8 +123,7 @@ def test_crops_of_a_film_are_called_after_their_times(
     out = tmp_path / "faces"
     words = ["crop", str(path.parent), "--every", "2s", "--out", str(out), "--size", "32", "--workers", workers]
     assert main(words) == 0
-    with open(out / "faces.csv", newline="") as file:
-        rows = {row["image"]: row["original"] for row in csv.DictReader(file)}
+    rows = {row["image"]: row["original"] for row in read_table(out / "faces.csv")}
     assert rows == {f"a.mp4/00h00m{time}s000.jpg": f"{path}/00h00m{time}s000" for time in ("00", "02")}
     assert np.asarray(Image.open(out / "a.mp4/00h00m02s000.jpg")).mean() == pytest.approx(50, abs=4)
     assert main(["crop", "synthetic:?n=2", "--every", "1s", "--out", str(out)]) == 2

@@ -21,6 +21,7 @@ from facessl.methods.pcl import PCL
 from facessl.methods.simclr import SimCLR
 from facessl.methods.swav import SwAV
 from facessl.models.backbone import Backbone
+from facessl.models.layers.color_regions import random_similarities
 from facessl.models.layers.losses import sinkhorn
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 from facessl.pretrained.load import load_backbone
@@ -113,6 +114,9 @@ def prepared(case, dtype, mine):
     if masked:
         noise = torch.rand(2, 16, 16, generator=generator)  # two masks of 16 images of 16 patches
         method.noise = lambda batch: tuple(noise[:, batch.index]) if case == "mcf" else noise[0, batch.index]
+    if case == "fra-color":
+        turns = random_similarities(32, x).view(2, 16, 2, 3)
+        method.turns = lambda batch: [*turns[:, batch.index]]
     if case == "pcl":
         views += [view.roll(shift, -1).flip(-1) for shift in (9, 30) for view in views] + views[:1]
     place = torch.rand(2, 16, 5, generator=torch.Generator().manual_seed(5))

@@ -1,6 +1,5 @@
 """`facessl finetune` on two ranks is what one process does, with measurements on the way, and ends for any backbone."""
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -16,7 +15,7 @@ from facessl.data.sources.synthetic import Synthetic
 from facessl.evaluation import score
 from facessl.inference import trained_task
 from facessl.training.trainer import Trainer
-from tests.helpers import as_ranks, assert_same, in_double
+from tests.helpers import as_ranks, assert_same, in_double, losses
 
 WORDS = [
     "finetune", "none", "synthetic:?n=40&size=64", "--image-size", "64", "--batch-size", "6", "--epochs", "2",
@@ -86,9 +85,8 @@ def test_two_ranks_equal_one_process(case: str, tmp_path: Path) -> None:
     found = [json.loads((tmp_path / name / "run" / "results.json").read_text()) for name in ("one", "two")]
     value = found[0]["test"]["headline"]["value"]
     assert value == pytest.approx(found[1]["test"]["headline"]["value"], rel=1e-6)
-    with open(tmp_path / "one" / "run" / "metrics.csv") as a, open(tmp_path / "two" / "run" / "metrics.csv") as b:
-        losses = [[float(row["loss"]) for row in csv.DictReader(file) if row["loss"]] for file in (a, b)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6), "what is logged is the mean over the ranks"
+    one_losses, two_losses = (losses(tmp_path / name / "run") for name in ("one", "two"))
+    assert one_losses == pytest.approx(two_losses, rel=1e-6), "what is logged is the mean over the ranks"
     assert found[0]["selected"]["step"] == found[1]["selected"]["step"]
 
 

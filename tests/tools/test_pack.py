@@ -1,6 +1,5 @@
 """Shards of `facessl pack`: what comes back, the same bytes after any stop, refusals, near-duplicates."""
 
-import csv
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from facessl.tools.pack import pack
 from facessl.tools.phash import Near, phash
 from facessl.tools.shards import verify
 from tests.contract.test_sources import EXAMPLES
+from tests.helpers import read_table
 
 COUNT = 12
 
@@ -108,9 +108,9 @@ def test_shards_do_not_depend_on_workers_or_stops(faces: Path, tmp_path: Path, m
     expected = content(tmp_path / "whole")
     again = pack(source, tmp_path / "whole", workers=0, max_bad=0.5, **settings)
     assert (again.before, again.packed, content(tmp_path / "whole")) == (COUNT + 2, COUNT, expected)
-    assert [row["key"] for row in table(tmp_path / "whole/skipped.csv")] == [str(tmp_path / "faces/a/1.jpg")]
+    assert [row["key"] for row in read_table(tmp_path / "whole/skipped.csv")] == [str(tmp_path / "faces/a/1.jpg")]
     names = [(Path(row["key"]).name, Path(row["duplicate_of"]).name, row["distance"])
-             for row in table(tmp_path / "whole/duplicates.csv")]  # fmt: skip
+             for row in read_table(tmp_path / "whole/duplicates.csv")]  # fmt: skip
     assert names == [("00.jpg", "0.jpg", "0")]
 
     monkeypatch.setattr(os, "fsync", lambda _: None)
@@ -128,11 +128,6 @@ def test_shards_do_not_depend_on_workers_or_stops(faces: Path, tmp_path: Path, m
         assert content(tmp_path / "stopped") == expected, f"stopped after {steps} steps"
         shutil.rmtree(tmp_path / "stopped")
     assert 20 < steps < 99
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 class Stop(Exception):

@@ -1,6 +1,5 @@
 """4 ranks give what one process gives on the same global batch, through the whole trainer, for every method."""
 
-import csv
 import os
 import shutil
 from dataclasses import replace
@@ -29,7 +28,7 @@ from facessl.methods.mcf import MCF
 from facessl.training import fsdp
 from facessl.training.pretrain import Pretraining
 from facessl.training.run import run_job
-from tests.helpers import TINY, as_ranks, assert_same, in_double, weights
+from tests.helpers import TINY, as_ranks, assert_same, in_double, losses, weights
 
 #: What the smallest networks need to be told; dropout and PCL's noise are drawn by rank.
 SMALL = ["--method.hidden", "24", "--method.dim", "16"]
@@ -115,11 +114,6 @@ def train(folder: Path, faces: list[Sample], configs: list[PretrainConfig]) -> N
     os.chdir(folder)
     for config in configs:
         run_job(Pretraining(config))
-
-
-def losses(run: Path, name: str = "loss") -> list[float]:
-    with open(run / "metrics.csv") as file:
-        return [float(row[name]) for row in csv.DictReader(file)]
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:

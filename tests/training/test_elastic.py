@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from facessl.cli import main
-from tests.helpers import TINY, environment, torchrun_command
+from tests.helpers import TINY, environment, losses, torchrun_command
 
 #: Each rank tells its process; a little slower than TINY, so that there is a step to be killed in.
 PROGRAM = """
@@ -50,12 +50,6 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str, folder: P
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen in {seconds} s: {said(folder)}"
         time.sleep(0.05)
-
-
-def losses(run: Path) -> list[float]:
-    head, *rows = (run / "metrics.csv").read_text().splitlines()
-    column = head.split(",").index("loss")
-    return [float(row.split(",")[column]) for row in rows]
 
 
 def test_a_killed_rank_ends_the_job_and_one_process_goes_on(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ from facessl.training.derived import cheaper_hint, derive, settle, size_reason
 from facessl.training.task_with_ema import TaskWithEma
 from facessl.views.augment import Augment
 from facessl.views.supervised import Supervised
-from tests.finetune_runs import SOURCE, rows
-from tests.helpers import assert_same
+from tests.finetune_runs import SOURCE
+from tests.helpers import assert_same, read_table
 
 #: The same through the library.
 VALUES: dict[str, Any] = {
@@ -93,7 +93,8 @@ def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monk
     else:
         assert not read["before"] & test
     assert found["train_images"] == (len(whole.train) if select != "val" else 44)
-    steps = [r["step"] for r in rows(tmp_path / "run") if any(v for k, v in r.items() if k.startswith("monitor/"))]
+    rows = read_table(tmp_path / "run" / "metrics.csv")
+    steps = [r["step"] for r in rows if any(v for k, v in r.items() if k.startswith("monitor/"))]
     assert steps == {"val": ["0", "5", "10"], "last": [], "test": ["0", "6", "12"]}[select]
 
 

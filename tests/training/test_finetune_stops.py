@@ -15,8 +15,8 @@ from facessl.cli import main
 from facessl.core import checkpoint
 from facessl.training import finetune
 from facessl.training.trainer import Trainer
-from tests.finetune_runs import WORDS, rows
-from tests.helpers import assert_same, weights
+from tests.finetune_runs import WORDS
+from tests.helpers import assert_same, read_table, weights
 
 #: Attributes: dropout and batch norm in the head; an average; uneven draws; a measurement every five steps.
 STOPPED = [
@@ -57,7 +57,8 @@ def same_end(run: Path, whole: Path) -> None:
     assert_same(load_file(run / "model.safetensors"), load_file(whole / "model.safetensors"))
     for name in ("best.json", "results.json"):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
-    assert [r["step"] for r in rows(run)] == [r["step"] for r in rows(whole)]
+    first, second = ([row["step"] for row in read_table(folder / "metrics.csv")] for folder in (run, whole))
+    assert first == second
 
 
 def test_killed_run_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_interrupted_run_says_so_in_its_last_line(
     told = json.loads(out.splitlines()[-1])
     assert (told["finished"], told["steps"], told["out"]) == (False, 2, str(tmp_path / "run"))
     assert "step 1/15" in err, "the first step is shown, however rarely steps are logged"
-    assert [row["step"] for row in rows(tmp_path / "run") if row.get("loss")] == ["1"]
+    assert [row["step"] for row in read_table(tmp_path / "run" / "metrics.csv") if row.get("loss")] == ["1"]
 
 
 def test_resume_reads_the_task_before_its_flags(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """A run that is killed goes on with the same batches, views and random state: the weights are bit-exact."""
 
-import csv
 import os
 import random
 import shutil
@@ -19,7 +18,7 @@ from facessl.cli import main
 from facessl.data.source import open_source
 from facessl.training.pretrain import pretrain
 from facessl.training.trainer import Trainer
-from tests.helpers import TINY, assert_same, weights
+from tests.helpers import TINY, assert_same, losses, weights
 
 
 def slow_steps() -> None:
@@ -110,11 +109,6 @@ def test_pcl_stopped_after_every_step_weighs_its_contrasts_alike(tmp_path: Path)
     assert_same(weights(tmp_path / "parts"), whole)
     assert (whole["balance.means"] > 0).all(), "two epochs are complete"
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-
-
-def losses(run: Path) -> list[tuple[str, str]]:
-    with open(run / "metrics.csv", newline="") as file:
-        return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
 
 
 @pytest.mark.fault("A4", "a run whose images had changed went on with another schedule, without a word")

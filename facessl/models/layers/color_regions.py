@@ -1,12 +1,15 @@
-"""Regions of a face from colors alone: the layout of the face in its frame, and each view's own colors.
+"""Regions of a face from colors alone: where the face is in a view, the layout of its regions, and the view's colors.
 
-A probabilistic index map (Jojic and Caspi, "Capturing image structure with probabilistic index maps", CVPR 2004): all
-images have the same regions at about the same places, and each image has its own color for each of them. Here the
-layout is not learned by EM but found at once: two places of the frame belong together if they often have the same color
-in the same image, whatever color that is (hair is as dark above as beside the face). No labels.
+Three steps, none of which uses a label. Congealing (Learned-Miller, "Data driven image models through continuous joint
+alignment", PAMI 2006, here with one similarity per view): the mean face is looked for in every view. Spectral
+clustering: two places of the face's frame belong together if they often look alike in the same view, whatever color
+that is. A probabilistic index map (Jojic and Caspi, CVPR 2004): all views have this layout, moved with the face, and
+each view has its own color for each region, which moves the borders to where its colors change.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -14,93 +17,145 @@ from torch.nn import functional as F
 
 from facessl.core.distributed import all_reduce_sum, rank
 from facessl.core.precision import at_least_float32, full_precision
-from facessl.models.layers import view_cells
 
 #: Rows and columns of the layout, and of the maps that are found in a view.
-CELLS = 16
-#: Optimizer steps, the first ones of a run, whose images the layout is found on.
-LAYOUT_STEPS = 16
-#: Distance of two colors (0 to 1 per channel) that counts as the same, as the standard deviation of a Gaussian.
-SAME_COLOR = 0.1
+CELLS = 24
+#: Optimizer steps, the first ones of a run, on whose views the mean face and the layout are found: a third of them for
+#: the mean of the views, for the mean of the aligned views and for the layout.
+LAYOUT_STEPS = 12
+#: Half the side of the layout in the frame of the mean face, whose half side is 1.
+_EXTENT = 1.7
+#: Side in pixels of the views in which the mean face is looked for, margin around them, side of the mean face.
+_SIDE, _MARGIN, _FACE = 24, 6, 48
+#: Sizes of the face's frame beside the view's, and angles in degrees, that are tried; all positions are.
+_SCALES = (0.5, 0.56, 0.63, 0.71, 0.8, 0.9, 1.0, 1.12)
+_ANGLES = (-14.0, -7.0, 0.0, 7.0, 14.0)
+#: What the squares of the shift (in half sides), the log of the scale and the angle (in 15 degrees) cost, in units of
+#: the correlation.
+_SHIFTED, _SCALED, _TURNED = 1.0, 0.1, 0.03
+#: Weights of Y, Cb, Cr and local contrast in the distance of two places, which look alike below 1.
+_ALIKE = (0.0, 30.0, 30.0, 1.2)
 #: Rounds of EM on a view's colors; how much a cell's color weighs against its place (neighbors are not independent).
-ROUNDS, COLOR_WEIGHT = 5, 0.2
+ROUNDS, COLOR_WEIGHT = 5, 0.3
 #: The prior of a region's variance of color: a standard deviation, and how many cells it weighs like.
 DEVIATION, PRIOR_WEIGHT = 0.06, 2.0
 #: Soft borders of the layout: how often a cell becomes the mean of the 3 x 3 around it, and what every region is given.
-_SOFTENED, _FLOOR = 3, 0.02
+_SOFTENED, _FLOOR = 6, 0.02
+#: Y, Cb, Cr of RGB (ITU-R 601).
+_YCC = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 
 
 class ColorRegions(nn.Module):
-    """Finds the layout on the first images, then regions in every view; until then every region is as likely.
+    """Finds the mean face and the layout on the first views, then regions in every view; until then all are as likely.
+
+    Faces have to lie about alike in the views: upright, in the middle, half to once the size of the commonest ones.
 
     Buffers:
-        layout: (CELLS, CELLS, N), how likely each region is at each place of the stored image; rows sum to 1.
-        together, pairs: (CELLS^2, CELLS^2), how alike the colors of two places were, summed, and over how many views.
+        face: (48, 48), local contrast of the mean face, over its frame.
+        layout: (CELLS, CELLS, N), how likely each region is at each place around the mean face; rows sum to 1.
+        total, count: (48, 48), the contrast of views over the frame, summed, and over how many views.
+        together, pairs: (CELLS^2, CELLS^2), how alike two places were, summed, and in how many views both are seen.
     """
 
+    face: Tensor
     layout: Tensor
+    total: Tensor
+    count: Tensor
     together: Tensor
     pairs: Tensor
 
     def __init__(self, regions: int) -> None:
         """`regions` is N."""
         super().__init__()
+        self.face = nn.Buffer(torch.zeros(_FACE, _FACE))
         self.layout = nn.Buffer(torch.full((CELLS, CELLS, regions), 1 / regions))
-        self.together = nn.Buffer(torch.zeros(CELLS**2, CELLS**2))
-        self.pairs = nn.Buffer(torch.zeros(CELLS**2, CELLS**2))
-        self._noted: tuple[Tensor, Tensor] | None = None  # what `update` adds to them
+        for name in ("total", "count"):
+            self.register_buffer(name, torch.zeros(_FACE, _FACE))
+        for name in ("together", "pairs"):
+            self.register_buffer(name, torch.zeros(CELLS**2, CELLS**2))
+        self._noted: dict[str, Tensor] = {}  # what `update` adds to the last four
 
     @torch.no_grad()
-    def forward(self, colors: Tensor, crops: Tensor, content: Tensor | None = None, *, place: bool = True) -> Tensor:
-        """Regions of a view from its colors and a prior: the layout, a network's map, or their geometric mean.
+    def forward(self, colors: Tensor, content: Tensor | None = None) -> Tensor:
+        """Regions of a view from its colors and a prior: the layout where the face is, or what a network sees.
 
         Args:
             colors: (B, 3, S, S) in 0..1, but for a constant.
-            crops: (B, 5), what the view shows.
-            content: (B, h, w, N), sum 1 over N, what a network sees in the view; None: nothing.
-            place: whether the layout counts.
+            content: (B, h, w, N), sum 1 over N, what a network sees in the view; None: the layout.
 
         Returns:
             (B, CELLS, CELLS, N), sum 1 over N.
         """
-        priors = [self.at(crops)] if place else []
-        if content is not None:
-            whole = _frame(crops)
-            priors.append(view_cells.read(content, *view_cells.places(whole, CELLS, CELLS)) + _FLOOR)
-        prior = torch.stack([p.log() for p in priors]).mean(0).softmax(-1)
-        return by_color(_cells(colors).flatten(1, 2), prior.flatten(1, 2)).unflatten(1, (CELLS, CELLS))
+        if content is None:
+            prior = self.at(self.align(colors))
+        else:
+            maps = at_least_float32(content).permute(0, 3, 1, 2)
+            prior = F.interpolate(maps, (CELLS, CELLS), mode="bilinear").permute(0, 2, 3, 1) + _FLOOR
+            prior = prior / prior.sum(-1, keepdim=True)
+        cells = F.adaptive_avg_pool2d(_ycc(colors), CELLS)
+        found = by_color(cells.flatten(2).transpose(1, 2), prior.flatten(1, 2))  # (B, CELLS^2, N)
+        return found.unflatten(1, (CELLS, CELLS))
 
-    def at(self, crops: Tensor) -> Tensor:
-        """The layout at the places that views show: crops (B, 5) -> (B, CELLS, CELLS, N)."""
-        return view_cells.read(self.layout.expand(len(crops), -1, -1, -1), *view_cells.places(crops, CELLS, CELLS))
-
-    @torch.no_grad()
-    def note(self, colors: Tensor, crops: Tensor) -> None:
-        """Notes which places of the frame have the same color in a view; arguments as in `forward`."""
-        cells = view_cells.seen_by(_cells(colors), crops, _frame(crops), CELLS, CELLS)
-        seen, shown = (x.flatten(1, 2) for x in cells)
-        both = (shown[:, :, None] & shown[:, None]).to(seen.dtype)  # (B, CELLS^2, CELLS^2)
-        alike = torch.exp(torch.cdist(seen, seen).square() / (-2 * SAME_COLOR**2))
-        together, pairs = self._noted or (0, 0)
-        self._noted = together + (alike * both).sum(0), pairs + both.sum(0)
+    def at(self, frames: Tensor) -> Tensor:
+        """The layout in views whose faces have the frames (B, 2, 3) -> (B, CELLS, CELLS, N), its edges continued."""
+        back = torch.linalg.inv(frames[:, :, :2])
+        turns = torch.cat([back, -back @ frames[:, :, 2:]], -1) / _EXTENT
+        maps = self.layout.permute(2, 0, 1).expand(len(frames), -1, -1, -1)
+        return read(maps, turns, CELLS, padding="border").permute(0, 2, 3, 1)
 
     @torch.no_grad()
-    def update(self, *, last: bool) -> None:
-        """Adds what was noted on all ranks, and finds the layout where it is the last. Collective call."""
-        if self._noted is not None:
-            for total, noted in zip((self.together, self.pairs), self._noted, strict=True):
-                total += all_reduce_sum(noted)
-            self._noted = None
-        if last:
-            found = layout(self.together / self.pairs.clamp_min(1), self.layout.shape[-1])
+    def align(self, colors: Tensor) -> Tensor:
+        """Frames (B, 2, 3) of the faces in views (B, 3, S, S): what `affine_grid` takes to show the view in the frame
+        of the mean face. The view itself as long as there is no mean face."""
+        whole = torch.eye(2, 3, dtype=self.face.dtype, device=colors.device).expand(len(colors), -1, -1)
+        if not self.face.any():
+            return whole
+        with full_precision(colors):
+            return _find(_contrast(F.interpolate(_ycc(colors)[:, :1], (_SIDE, _SIDE), mode="area")), self.face)
+
+    @torch.no_grad()
+    def note(self, colors: Tensor, step: int) -> None:
+        """Notes, in the steps before `LAYOUT_STEPS`, what the views (B, 3, S, S) show over the face's frame."""
+        frames, ycc = self.align(colors), _ycc(colors)
+        contrast = _contrast(ycc[:, :1])
+        if step < 2 * LAYOUT_STEPS // 3:
+            seen = inside(frames, _FACE)
+            found = {"total": (read(contrast, frames, _FACE)[:, 0] * seen).sum(0), "count": seen.sum(0)}
+        else:
+            frames = torch.cat([frames[:, :, :2] * _EXTENT, frames[:, :, 2:]], -1)
+            looks = torch.cat([ycc, contrast.clamp(-2.5, 2.5)], 1) * ycc.new_tensor(_ALIKE)[:, None, None]
+            fine = read(looks, frames, 3 * CELLS, padding="border")
+            places = F.avg_pool2d(fine, 3).flatten(2).transpose(1, 2)  # (B, CELLS^2, 4)
+            seen = inside(frames, CELLS).flatten(1).to(places.dtype)  # (B, CELLS^2)
+            alike = torch.cdist(places, places).square_().div_(-2).exp_()  # (B, CELLS^2, CELLS^2), large: in place
+            together = alike.mul_(seen[:, :, None]).mul_(seen[:, None]).sum(0)
+            found = {"together": together, "pairs": seen.T @ seen}
+        for name, value in found.items():
+            self._noted[name] = self._noted.get(name, 0) + value
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Adds what was noted in a step on all ranks; ends a third of the steps with its result. Collective call."""
+        for name in sorted(self._noted):
+            self.get_buffer(name).add_(all_reduce_sum(self._noted[name]))
+        self._noted = {}
+        if step + 1 in (LAYOUT_STEPS // 3, 2 * LAYOUT_STEPS // 3):
+            mean = self.total / self.count.clamp_min(1)
+            self.face.copy_((mean + mean.flip(1)) / 2)
+            self.total.zero_()
+            self.count.zero_()
+        elif step + 1 == LAYOUT_STEPS:
+            alike = self.together / self.pairs.clamp_min(1)
+            found = layout(alike, self.pairs >= 0.01 * self.pairs.max(), self.layout.shape[-1])
             self.layout.copy_(all_reduce_sum(found * (rank() == 0)))  # machines may round differently
 
 
-def layout(alike: Tensor, regions: int) -> Tensor:
+def layout(alike: Tensor, known: Tensor, regions: int) -> Tensor:
     """Spectral clusters of places, mirrored about the middle of the frame, with soft borders.
 
     Args:
-        alike: (CELLS^2, CELLS^2), how often two places have the same color.
+        alike: (CELLS^2, CELLS^2), how alike two places are.
+        known: (CELLS^2, CELLS^2) bool, where that is known; a place that nobody has seen joins the nearest one.
         regions: N, the number of clusters.
 
     Returns:
@@ -108,12 +163,17 @@ def layout(alike: Tensor, regions: int) -> Tensor:
     """
     from sklearn.cluster import SpectralClustering
 
-    halves = alike.view(CELLS, CELLS, CELLS, CELLS)
-    halves = halves + halves.flip(1)
-    halves = (halves + halves.flip(3))[:, : CELLS // 2, :, : CELLS // 2].flatten(2).flatten(0, 1) + 1e-6  # connected
+    half = CELLS // 2
+    pairs = torch.where(known, alike, 0).view(CELLS, CELLS, CELLS, CELLS)
+    pairs = (pairs + pairs.flip(1, 3))[:, :half]  # the left half, with both halves
+    halves = (pairs[..., :half] + pairs[..., half:].flip(3)).reshape(CELLS * half, CELLS * half) + 1e-6  # connected
+    seen = known.diagonal().view(CELLS, CELLS)
+    seen = (seen | seen.flip(1))[:, :half].flatten()
     cluster = SpectralClustering(regions, affinity="precomputed", random_state=0)
-    left = torch.from_numpy(cluster.fit_predict(halves.cpu().double().numpy())).view(CELLS, CELLS // 2)
-    soft = F.one_hot(torch.cat([left, left.flip(1)], 1).long(), regions).to(alike).permute(2, 0, 1)  # (N, 16, 16)
+    found = torch.from_numpy(cluster.fit_predict(halves[seen][:, seen].cpu().double().numpy())).long()
+    at = torch.cartesian_prod(torch.arange(CELLS), torch.arange(half)).float()
+    left = found[torch.cdist(at, at[seen.cpu()]).argmin(1)].view(CELLS, half)
+    soft = F.one_hot(torch.cat([left, left.flip(1)], 1), regions).to(alike).permute(2, 0, 1)
     for _ in range(_SOFTENED):
         soft = F.avg_pool2d(F.pad(soft, (1, 1, 1, 1), mode="replicate"), 3, 1)
     soft = soft.permute(1, 2, 0) + _FLOOR
@@ -144,13 +204,83 @@ def by_color(colors: Tensor, prior: Tensor) -> Tensor:
     return q
 
 
-def _cells(colors: Tensor) -> Tensor:
-    """(B, 3, S, S) -> (B, CELLS, CELLS, 3), averaged."""
-    return F.adaptive_avg_pool2d(at_least_float32(colors), CELLS).permute(0, 2, 3, 1)
+def similarities(scale: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
+    """Matrices (B, 2, 3) for `affine_grid` of scale (B,), angle (B,) in degrees and shift (B, 2) in half sides."""
+    cos, sin = scale * torch.cos(angle * math.pi / 180), scale * torch.sin(angle * math.pi / 180)
+    return torch.stack([torch.stack([cos, -sin, shift[:, 0]], -1), torch.stack([sin, cos, shift[:, 1]], -1)], 1)
 
 
-def _frame(crops: Tensor) -> Tensor:
-    """Crops (B, 5) of the whole image, as many as there are in another."""
-    whole = torch.zeros_like(crops)
-    whole[:, 2:4] = 1
-    return whole
+def random_similarities(count: int, like: Tensor) -> Tensor:
+    """Matrices (count, 2, 3) of views 0.7 to 1.6 times as large as the ones they are taken from, turned by up to 20
+    degrees, whose edges are at most a tenth of a side farther out or in than centered ones'."""
+    u = torch.rand(4, count, dtype=like.dtype, device=like.device)
+    scale = torch.exp(math.log(0.7) + u[0] * math.log(1.6 / 0.7))
+    return similarities(scale, 40 * u[1] - 20, ((2 * u[2:] - 1) * ((1 - scale).abs() + 0.2)).mT)
+
+
+def read(maps: Tensor, turns: Tensor, size: int, padding: str = "zeros") -> Tensor:
+    """Maps (B, C, h, w) in views that are turned: (B, 2, 3) -> (B, C, size, size), bilinear, at least float32."""
+    with full_precision(maps):
+        grid = F.affine_grid(turns, [len(turns), 1, size, size], align_corners=False)
+        return F.grid_sample(at_least_float32(maps).to(grid), grid, padding_mode=padding, align_corners=False)
+
+
+def inside(turns: Tensor, size: int) -> Tensor:
+    """(B, 2, 3) -> (B, size, size) bool, where the cells of a turned view show what it is taken from."""
+    grid = F.affine_grid(turns, [len(turns), 1, size, size], align_corners=False)
+    return (grid.abs() <= 1).all(-1)
+
+
+def _ycc(colors: Tensor) -> Tensor:
+    """RGB (B, 3, S, S) -> Y, Cb, Cr, at least float32."""
+    with full_precision(colors):
+        colors = at_least_float32(colors)
+        return torch.einsum("bchw,yc->byhw", colors, colors.new_tensor(_YCC))
+
+
+def _contrast(luma: Tensor) -> Tensor:
+    """(B, 1, S, S) less its mean around each place (a third of the side), over its deviation there."""
+    window = int(luma.shape[-1] * 0.35) // 2 * 2 + 1
+
+    def around(x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(x, (window // 2,) * 4, mode="reflect"), window, 1)
+
+    difference = luma - around(luma)
+    return difference / (around(difference.square()).sqrt() + 0.03)
+
+
+def _find(contrast: Tensor, face: Tensor) -> Tensor:
+    """Where the mean face is: the similarity of the highest normalized cross-correlation, less what it costs.
+
+    Args:
+        contrast: (B, 1, _SIDE, _SIDE).
+        face: (48, 48).
+
+    Returns:
+        (B, 2, 3), as `ColorRegions.align`.
+    """
+    across = (torch.arange(_FACE, device=face.device) + 0.5) / _FACE * 2 - 1
+    inner = ((across / 0.62).square() + ((across[:, None] - 0.05) / 0.75).square() < 1).to(face)  # without hair
+    padded = F.pad(contrast, (_MARGIN,) * 4, mode="reflect")
+    angles = face.new_tensor(_ANGLES)
+    best = face.new_full((len(contrast),), -torch.inf)
+    frames = face.new_zeros(len(contrast), 2, 3)
+    for scale in _SCALES:
+        k = math.ceil(_SIDE * scale) // 2 * 2 + 1  # pixels that the frame covers, about
+        turns = similarities(face.new_full(angles.shape, k / (_SIDE * scale)), -angles, face.new_zeros(len(angles), 2))
+        values, weights = (read(x.expand(len(angles), 1, -1, -1), turns, k) for x in (face, inner))
+        values = (values - (values * weights).sum((2, 3), True) / weights.sum((2, 3), True)) * weights
+        values = values / values.square().sum((2, 3), True).sqrt()
+        mask = weights[len(angles) // 2, None] / weights[len(angles) // 2].sum()  # nearly round: one for all angles
+        mean, square = F.conv2d(padded, mask), F.conv2d(padded.square(), mask)
+        spread = ((square - mean.square()).clamp_min(1e-4) * weights[len(angles) // 2].sum()).sqrt()
+        score = F.conv2d(padded, values) / spread  # (B, angles, rows, columns)
+        at = (torch.arange(score.shape[-1], device=face.device) + k / 2 - _MARGIN) / _SIDE * 2 - 1  # centers
+        costs = _SHIFTED * (at[:, None].square() + at.square()) + _SCALED * math.log(scale) ** 2
+        score = score - costs - _TURNED * (angles / 15).square()[:, None, None]
+        value, where = score.flatten(1).max(1)
+        angle, row, column = torch.unravel_index(where, score.shape[1:])
+        found = similarities(face.new_full(value.shape, scale), angles[angle], torch.stack([at[column], at[row]], -1))
+        better = value > best
+        best, frames = torch.where(better, value, best), torch.where(better[:, None, None], found, frames)
+    return frames
