@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from facessl.core.tables import printable_lines
+from facessl.core.tables import printable
 
 #: Bytes of a request with uploads and of another one, at most; Gradio limits each file, and takes 1,000 in a request.
 _LARGEST_UPLOAD, _LARGEST = 65 << 20, 4 << 20
@@ -142,8 +142,8 @@ class Guard:
 
 def tell_failure(what: str, error: Exception) -> None:
     """Tell in one sentence, on standard error, that something failed."""
-    reason = printable_lines(" ".join(f"{type(error).__name__}: {error}".split()))[:_LONGEST]
-    print(f"facessl app: {printable_lines(what)} was not understood ({reason})", file=sys.stderr, flush=True)
+    what, reason = (printable(text)[:_LONGEST] for text in (what, f"{type(error).__name__}: {error}"))
+    print(f"facessl app: {what} was not understood ({reason})", file=sys.stderr, flush=True)
 
 
 def is_inside(path: object, folder: str | Path) -> bool:

@@ -135,10 +135,10 @@ def _making_thumbnails(faces: Faces | None) -> Iterator[None]:
         except FaceSSLError as error:
             print(f"facessl app: thumbnails are not kept: {error}", file=sys.stderr)
 
-    thread = threading.Thread(target=make)
+    thread = threading.Thread(target=make, daemon=True)  # it may be waiting for the lock of another page
     thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(timeout=5)

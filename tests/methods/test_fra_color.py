@@ -1,5 +1,6 @@
 """FRA's targets from colors: where the face is, the layout, EM on a view's colors against plain loops, and the step."""
 
+import copy
 import math
 
 import pytest
@@ -124,9 +125,15 @@ def test_targets_are_the_same_under_autocast(found):
     """On a nearly flat picture in 16 bits, distances that are differences of large numbers would all be noise."""
     generator = torch.Generator().manual_seed(5)
     image = 4 + 0.02 * torch.randn(4, 3, 64, 64, generator=generator)
-    expected = found(image)
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(found(image), expected)
+    regions = copy.deepcopy(found)
+    regions.face.copy_(faces(torch.eye(2, 3)[None], size=48)[0, 0])
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            regions.note(image, LAYOUT_STEPS - 1)
+            results.append({"targets": regions(image), **regions._noted})
+        regions._noted = {}
+    torch.testing.assert_close(results[1], results[0])
 
 
 def laid_out(model, seed=0):
@@ -182,7 +189,14 @@ def test_face_and_layout_are_found_once_and_carried_along():
         model.after_step(progress)
         assert torch.equal(model.colors.face, before[0]) == (step + 1 not in (LAYOUT_STEPS // 3, 2 * LAYOUT_STEPS // 3))
         assert torch.equal(model.colors.layout, before[1]) == (step + 1 != LAYOUT_STEPS)
-    assert model.colors.pairs.max() <= LAYOUT_STEPS // 3 * 2 * 3
+        if step == LAYOUT_STEPS - 3:  # a checkpoint in between
+            resumed = build(**COLOR)
+            resumed.load_state_dict(model.state_dict())
+        elif step > LAYOUT_STEPS - 3:
+            resumed.step(batch, progress)
+            resumed.after_step(progress)
+    assert torch.equal(resumed.colors.layout, model.colors.layout)
+    assert not model.colors.pairs.any()
     other = build(**COLOR, seed=1)
     other.load_state_dict(model.state_dict())
     x = batch.views[0]
@@ -204,7 +218,15 @@ def test_heatmaps_are_content_corrected_by_the_images_colors():
     assert not model.has_prior
 
 
-@pytest.mark.parametrize("values", [{"relation": "across"}, {"frame_prior": 0.5}])
-def test_what_turned_views_cannot_have_is_refused(values):
-    with pytest.raises(ConfigError, match=r"targets=color.*relation=within and frame_prior=0"):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"relation": "across"}, "set relation=within and frame_prior=0"),
+        ({"frame_prior": 0.5}, "set relation=within and frame_prior=0"),
+        ({"lambda_r": 0, "use_global": True}, "the relation term, which is off"),
+        ({"num_regions": 300}, "finds at most 288"),
+    ],
+)
+def test_what_color_targets_cannot_have_is_refused(values, message):
+    with pytest.raises(ConfigError, match=rf"targets=color.*{message}"):
         build(**COLOR | values)

@@ -20,9 +20,13 @@ from facessl.core.precision import at_least_float32, full_precision
 
 #: Rows and columns of the layout, and of the maps that are found in a view.
 CELLS = 24
+#: Regions that a layout can have; its half frame has so many places.
+MOST_REGIONS = CELLS**2 // 2
 #: Optimizer steps, the first ones of a run, on whose views the mean face and the layout are found: a third of them for
 #: the mean of the views, for the mean of the aligned views and for the layout.
 LAYOUT_STEPS = 12
+#: Views whose places are compared at once, which takes 1.3 MB a view.
+_AT_ONCE = 32
 #: Half the side of the layout in the frame of the mean face, whose half side is 1.
 _EXTENT = 1.7
 #: Side in pixels of the views in which the mean face is looked for, margin around them, side of the mean face.
@@ -48,7 +52,8 @@ _YCC = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 class ColorRegions(nn.Module):
     """Finds the mean face and the layout on the first views, then regions in every view; until then all are as likely.
 
-    Faces have to lie about alike in the views: upright, in the middle, half to once the size of the commonest ones.
+    Faces have to lie about alike in the views: upright, centered, and 0.5 to 1 times as large as most. The best place
+    for the mean face is always taken, so that a view without a face, or one whose face is missed, has a wrong layout.
 
     Buffers:
         face: (48, 48), local contrast of the mean face, over its frame.
@@ -86,14 +91,15 @@ class ColorRegions(nn.Module):
         Returns:
             (B, CELLS, CELLS, N), sum 1 over N.
         """
-        if content is None:
-            prior = self.at(self.align(colors))
-        else:
-            maps = at_least_float32(content).permute(0, 3, 1, 2)
-            prior = F.interpolate(maps, (CELLS, CELLS), mode="bilinear").permute(0, 2, 3, 1) + _FLOOR
-            prior = prior / prior.sum(-1, keepdim=True)
-        cells = F.adaptive_avg_pool2d(_ycc(colors), CELLS)
-        found = by_color(cells.flatten(2).transpose(1, 2), prior.flatten(1, 2))  # (B, CELLS^2, N)
+        with full_precision(colors):
+            if content is None:
+                prior = self.at(self.align(colors))
+            else:
+                maps = at_least_float32(content).permute(0, 3, 1, 2)
+                prior = F.interpolate(maps, (CELLS, CELLS), mode="bilinear").permute(0, 2, 3, 1) + _FLOOR
+                prior = prior / prior.sum(-1, keepdim=True)
+            cells = F.adaptive_avg_pool2d(_ycc(colors), CELLS)
+            found = by_color(cells.flatten(2).transpose(1, 2), prior.flatten(1, 2))  # (B, CELLS^2, N)
         return found.unflatten(1, (CELLS, CELLS))
 
     def at(self, frames: Tensor) -> Tensor:
@@ -116,6 +122,11 @@ class ColorRegions(nn.Module):
     @torch.no_grad()
     def note(self, colors: Tensor, step: int) -> None:
         """Notes, in the steps before `LAYOUT_STEPS`, what the views (B, 3, S, S) show over the face's frame."""
+        with full_precision(colors):
+            for part in colors.split(_AT_ONCE):
+                self._note(part, step)
+
+    def _note(self, colors: Tensor, step: int) -> None:
         frames, ycc = self.align(colors), _ycc(colors)
         contrast = _contrast(ycc[:, :1])
         if step < 2 * LAYOUT_STEPS // 3:
@@ -127,7 +138,7 @@ class ColorRegions(nn.Module):
             fine = read(looks, frames, 3 * CELLS, padding="border")
             places = F.avg_pool2d(fine, 3).flatten(2).transpose(1, 2)  # (B, CELLS^2, 4)
             seen = inside(frames, CELLS).flatten(1).to(places.dtype)  # (B, CELLS^2)
-            alike = torch.cdist(places, places).square_().div_(-2).exp_()  # (B, CELLS^2, CELLS^2), large: in place
+            alike = torch.cdist(places, places).square_().div_(-2).exp_()  # (B, CELLS^2, CELLS^2)
             together = alike.mul_(seen[:, :, None]).mul_(seen[:, None]).sum(0)
             found = {"together": together, "pairs": seen.T @ seen}
         for name, value in found.items():
@@ -148,6 +159,8 @@ class ColorRegions(nn.Module):
             alike = self.together / self.pairs.clamp_min(1)
             found = layout(alike, self.pairs >= 0.01 * self.pairs.max(), self.layout.shape[-1])
             self.layout.copy_(all_reduce_sum(found * (rank() == 0)))  # machines may round differently
+            self.together.zero_()
+            self.pairs.zero_()
 
 
 def layout(alike: Tensor, known: Tensor, regions: int) -> Tensor:
@@ -211,8 +224,9 @@ def similarities(scale: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
 
 
 def random_similarities(count: int, like: Tensor) -> Tensor:
-    """Matrices (count, 2, 3) of views 0.7 to 1.6 times as large as the ones they are taken from, turned by up to 20
-    degrees, whose edges are at most a tenth of a side farther out or in than centered ones'."""
+    """Matrices (count, 2, 3) of views that show 0.7 to 1.6 times the side of the ones they are taken from, so that a
+    face is 1.43 to 0.62 times as large there, turned by up to 20 degrees. They lie where one fits into the other, or up
+    to a tenth of a side beyond."""
     u = torch.rand(4, count, dtype=like.dtype, device=like.device)
     scale = torch.exp(math.log(0.7) + u[0] * math.log(1.6 / 0.7))
     return similarities(scale, 40 * u[1] - 20, ((2 * u[2:] - 1) * ((1 - scale).abs() + 0.2)).mT)
