@@ -140,6 +140,7 @@ def test_the_python_of_readme_and_product_guide_runs_and_so_do_the_commands_of_e
         "synthetic:?n=16&size=40", backbone="test_resnet", image_size=32, batch_size=8, max_steps=2, workers=0,
         device="cpu", monitor={"every": 0}, out="runs/mine",
     )  # fmt: skip
+    Path("runs/regions").symlink_to("mine")
     for number in range(24):
         face = Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8))
         place = Path("labeled", "happy" if number % 2 else "sad")
