@@ -17,14 +17,7 @@ from facessl.core.types import Batch, Progress, Step
 from facessl.core.values import FRACTION, FROM_0, FROM_1, POSITIVE, check_values
 from facessl.models.backbone import Backbone
 from facessl.models.layers import view_cells
-from facessl.models.layers.color_regions import (
-    LAYOUT_STEPS,
-    MOST_REGIONS,
-    ColorRegions,
-    inside,
-    random_similarities,
-    read,
-)
+from facessl.models.layers.color_regions import LAYOUT_STEPS, ColorRegions, inside, random_similarities, read
 from facessl.models.layers.ema import MomentumUpdate, cosine_momentum, frozen_copy
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.losses import mean_cosine, sinkhorn
@@ -50,6 +43,10 @@ VARIANTS = {
     "paper": Variant(1, 0.0, None, "image", False, 1.0, 0.0, 1.0),
     "official": Variant(2, 0.02, 1.0, "batch", True, 2.0, 2.0, 0.5),
 }
+
+
+#: Regions of `targets="color"` at most: half the cells of `ColorRegions`, of which a layout consists.
+MOST_COLOR_REGIONS = 288
 
 
 @dataclass(frozen=True)
@@ -138,8 +135,8 @@ class FRAArgs:
         )
         if self.targets == "color" and not (self.use_relation and self.lambda_r):
             raise ConfigError("targets=color is of the relation term, which is off: turn it on, or use targets=network")
-        if self.targets == "color" and self.num_regions > MOST_REGIONS:
-            raise ConfigError(f"num_regions is {self.num_regions}: targets=color finds at most {MOST_REGIONS}")
+        if self.targets == "color" and self.num_regions > MOST_COLOR_REGIONS:
+            raise ConfigError(f"num_regions is {self.num_regions}: targets=color finds at most {MOST_COLOR_REGIONS}")
         if self.targets == "color" and (self.relation != "within" or self.frame_prior):
             raise ConfigError(
                 f"targets=color compares a view with itself and knows no frame, but relation is {self.relation} and "

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from facessl.core import plugins
 from facessl.core.errors import ConfigError
 from facessl.core.types import Progress
 from facessl.models.layers import color_regions
@@ -224,9 +225,9 @@ def test_heatmaps_are_content_corrected_by_the_images_colors():
         ({"relation": "across"}, "set relation=within and frame_prior=0"),
         ({"frame_prior": 0.5}, "set relation=within and frame_prior=0"),
         ({"lambda_r": 0, "use_global": True}, "the relation term, which is off"),
-        ({"num_regions": 300}, "finds at most 288"),
+        ({"num_regions": CELLS**2 // 2 + 1}, f"finds at most {CELLS**2 // 2}"),
     ],
 )
 def test_what_color_targets_cannot_have_is_refused(values, message):
     with pytest.raises(ConfigError, match=rf"targets=color.*{message}"):
-        build(**COLOR | values)
+        plugins.settings("methods", "fra")(**COLOR | values)

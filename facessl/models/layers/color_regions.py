@@ -20,8 +20,6 @@ from facessl.core.precision import at_least_float32, full_precision
 
 #: Rows and columns of the layout, and of the maps that are found in a view.
 CELLS = 24
-#: Regions that a layout can have; its half frame has so many places.
-MOST_REGIONS = CELLS**2 // 2
 #: Optimizer steps, the first ones of a run, on whose views the mean face and the layout are found: a third of them for
 #: the mean of the views, for the mean of the aligned views and for the layout.
 LAYOUT_STEPS = 12
