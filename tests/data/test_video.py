@@ -92,7 +92,7 @@ def test_what_is_no_film_is_one_sentence_and_left_out_of_a_folder(tmp_path: Path
             open_source(str(tmp_path / f"{name}.mp4"))
     with pytest.warns(DataWarning, match=r"left out: cannot read the video") as told:
         assert len(open_source(f"video:{tmp_path}")) == 2
-    assert len(told) == 4
+    assert sum(issubclass(warning.category, DataWarning) for warning in told) == 4
 
 
 def test_frames_that_cannot_be_decoded_are_unreadable_images(tmp_path: Path) -> None:
