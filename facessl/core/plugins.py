@@ -147,7 +147,7 @@ def _light(statement: ast.Import | ast.ImportFrom) -> bool:
 def find(folder: str, name: str) -> Any:
     """The class in `facessl/<folder>/<name>.py` whose name is the file's name, case and underscores aside.
 
-    UnknownName where there is no such file, PluginError where it has no such class.
+    UnknownName where the file is missing, PluginError where its class is.
     """
     found = _named_like(module(folder, name), name)
     if found is None:

@@ -91,7 +91,7 @@ class ImageTable:
     def rows(self, split: str | None, reader: str) -> np.ndarray:
         """Positions of the rows of one part: a role, or a value of the column `split`; all for None.
 
-        DataError: there is no row. ConfigError, UnknownName: no such split, or no column `split`.
+        DataError: the table has no rows. ConfigError, UnknownName: the split, or the column `split`, is missing.
         """
         if not self.where:
             raise DataError(f"{self.file} has no row below its header")

@@ -110,7 +110,7 @@ class ColorRegions(nn.Module):
     @torch.no_grad()
     def align(self, colors: Tensor) -> Tensor:
         """Frames (B, 2, 3) of the faces in views (B, 3, S, S): what `affine_grid` takes to show the view in the frame
-        of the mean face. The view itself as long as there is no mean face."""
+        of the mean face. The view itself until the mean face is found."""
         whole = torch.eye(2, 3, dtype=self.face.dtype, device=colors.device).expand(len(colors), -1, -1)
         if not self.face.any():
             return whole
