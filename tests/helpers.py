@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import multiprocessing
 import os
 import signal
 import socket
@@ -80,31 +81,43 @@ def torchrun_command(ranks: int) -> list[str]:
     ]  # fmt: skip
 
 
-def as_ranks(call: Callable[[], object], world: int, only: Sequence[int] = ()) -> list[int]:
-    """Exit codes of `world` processes, or `only` these ranks, that each run `call` as if torchrun had started them.
+#: How processes that train are started, since torch may refuse autograd, and CUDA anything, in a fork of a process that
+#: has used it: forks of one that has imported what they need and done nothing.
+UNUSED = multiprocessing.get_context("forkserver")
+UNUSED.set_forkserver_preload(["pytest", "open_clip", "facessl.training.finetune", "facessl.training.pretrain"])
+#: Forks of the test, with what it has patched.
+PATCHED = multiprocessing.get_context("fork")
 
-    They are forked: an interpreter of its own would import torch again.
-    """
+
+def as_ranks(call: Callable[[], object], world: int, only: Sequence[int] = (), start: Any = PATCHED) -> list[int]:
+    """Exit codes of `world` processes, or `only` these ranks, that each run `call` as if torchrun had started them."""
     known = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
     known |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     children = []
     for rank in only or range(world):
-        children.append(os.fork())
-        if children[-1] == 0:
-            code = 1
-            try:
-                signal.alarm(300)  # one that hangs is killed
-                mine = {**known, "RANK": rank, "LOCAL_RANK": rank} if world > 1 else {}
-                os.environ |= {key: str(value) for key, value in mine.items()}
-                found = call()
-                code = found if isinstance(found, int) else 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        mine = {**known, "RANK": rank, "LOCAL_RANK": rank} if world > 1 else {}
+        environ = {**os.environ, **{key: str(value) for key, value in mine.items()}}
+        children.append(start.Process(target=_run, args=(call, environ)))
+        children[-1].start()
+    for child in children:
+        child.join()
+    return [child.exitcode for child in children]
+
+
+def _run(call: Callable[[], object], environ: dict[str, str]) -> None:
+    code = 1
+    try:
+        signal.alarm(300)  # one that hangs is killed
+        torch.set_num_threads(1)
+        os.environ |= environ
+        found = call()
+        code = found if isinstance(found, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def in_double() -> None:

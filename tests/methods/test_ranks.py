@@ -25,6 +25,7 @@ from facessl.models.layers.color_regions import random_similarities
 from facessl.models.layers.losses import sinkhorn
 from facessl.models.layers.sync_batch_norm import convert_sync_batchnorm
 from facessl.pretrained.load import load_backbone
+from tests.helpers import UNUSED
 
 DECODER = {"decoder_width": 32, "decoder_heads": 2, "decoder_feed_forward": 16, "dropout": 0.0}
 MASKED = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -189,8 +190,7 @@ def scores():
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    start = "spawn" if torch.cuda.is_available() else "fork"  # CUDA does not survive a fork
-    mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method=start)
+    mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method=UNUSED.get_start_method())
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from facessl.data.sources.synthetic import Synthetic
 from facessl.evaluation import score
 from facessl.inference import trained_task
 from facessl.training.trainer import Trainer
-from tests.helpers import as_ranks, assert_same, in_double, losses
+from tests.helpers import UNUSED, as_ranks, assert_same, in_double, losses
 
 WORDS = [
     "finetune", "none", "synthetic:?n=40&size=64", "--image-size", "64", "--batch-size", "6", "--epochs", "2",
@@ -36,27 +37,27 @@ def with_hidden_points() -> None:
     Synthetic.__getitem__ = some  # type: ignore[method-assign]
 
 
+def fine_tune(folder: Path, words: list[str], double: bool) -> int:
+    """One rank; its weights at the end are `rank-R.pt`."""
+    normalize, save = score.normalize, Trainer.save
+    if double:
+        in_double()
+        for module in (score, trained_task):
+            module.normalize = lambda *values: normalize(*values).double()  # type: ignore[attr-defined]
+        with_hidden_points()
+
+    def saving(self: Trainer) -> None:
+        save(self)
+        torch.save(self.method.state_dict(), folder / f"rank-{os.environ.get('RANK', 0)}.pt")  # type: ignore[attr-defined]
+
+    Trainer.save = saving  # type: ignore[method-assign]
+    return main([*words, "--out", str(folder / "run")])
+
+
 def run(folder: Path, words: list[str], world: int, double: bool = False) -> list[dict[str, Any]]:
     """Weights of every rank at the end of a run on `world` ranks."""
     folder.mkdir()
-    normalize = score.normalize
-
-    def rank() -> int:
-        if double:
-            in_double()
-            for module in (score, trained_task):
-                module.normalize = lambda *values: normalize(*values).double()  # type: ignore[attr-defined]
-            with_hidden_points()
-        save = Trainer.save
-
-        def saving(self: Trainer) -> None:
-            save(self)
-            torch.save(self.method.state_dict(), folder / f"rank-{os.environ.get('RANK', 0)}.pt")  # type: ignore[attr-defined]
-
-        Trainer.save = saving  # type: ignore[method-assign]
-        return main([*words, "--out", str(folder / "run")])
-
-    assert as_ranks(rank, world) == [0] * world
+    assert as_ranks(partial(fine_tune, folder, words, double), world, start=UNUSED) == [0] * world
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world)]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from facessl.core import checkpoint
 from facessl.training import finetune
 from facessl.training.trainer import Trainer
 from tests.finetune_runs import WORDS
-from tests.helpers import assert_same, read_table, weights
+from tests.helpers import UNUSED, as_ranks, assert_same, read_table, weights
 
 #: Attributes: dropout and batch norm in the head; an average; uneven draws; a measurement every five steps.
 STOPPED = [
@@ -24,24 +25,30 @@ STOPPED = [
 ]  # fmt: skip
 
 
-def killed(words: list[str], where: str, target: Any, when: Callable[..., bool]) -> None:
-    """Run `words` in a process of its own that is killed as it is about to call `target.where` and `when` holds."""
-    child = os.fork()  # not a new interpreter: that would import torch again
-    if child == 0:
-        real = getattr(target, where)
+#: What a run is about to call as it is killed, and with which arguments.
+MOMENTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
+    "third step": (Trainer, "_one_step", lambda trainer, *_: trainer.step == 3),
+    "between the best weights and their score": (checkpoint, "write_atomic", lambda path, _: path.name == "best.json"),
+    "last scores": (finetune.Finetuning, "finish", lambda *_: True),
+}
 
-        def fatal(*values: Any, **named: Any) -> Any:
-            if when(*values):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*values, **named)
 
-        setattr(target, where, fatal)
-        try:
-            main(words)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the run ended by itself"
+def killed(words: list[str], moment: str) -> None:
+    """Run `words` in a process of its own that is killed at this moment."""
+    assert as_ranks(partial(_run, words, moment), 1, start=UNUSED) == [-signal.SIGKILL], "the run ended by itself"
+
+
+def _run(words: list[str], moment: str) -> int:
+    target, name, when = MOMENTS[moment]
+    real = getattr(target, name)
+
+    def fatal(*values: Any, **named: Any) -> Any:
+        if when(*values):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*values, **named)
+
+    setattr(target, name, fatal)
+    return main(words)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +71,11 @@ def same_end(run: Path, whole: Path) -> None:
 def test_killed_run_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = [*STOPPED, "--out", str(run)]
-    killed(words, "_one_step", Trainer, lambda trainer, *_: trainer.step == 3)
+    killed(words, "third step")
     assert weights(run)["step"] == 2
-    # Between the best weights and the note that tells their score, and while the last scores are taken.
-    killed([*words, "--resume"], "write_atomic", checkpoint, lambda path, _: path.name == "best.json")
+    killed([*words, "--resume"], "between the best weights and their score")
     assert (run / "best.safetensors").is_file()
-    killed([*words, "--resume"], "finish", finetune.Finetuning, lambda *_: True)
+    killed([*words, "--resume"], "last scores")
     assert not (run / "status.json").exists()
     assert main(["finetune", "--resume", "--out", str(run)]) == 0  # its settings come from the folder
     same_end(run, whole)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from facessl.cli import main
 from facessl.data.source import open_source
 from facessl.training.pretrain import pretrain
 from facessl.training.trainer import Trainer
-from tests.helpers import TINY, assert_same, losses, weights
+from tests.helpers import TINY, UNUSED, assert_same, losses, weights
 
 
 def slow_steps() -> None:
@@ -39,33 +40,36 @@ def slow_disk(mark: Path) -> None:
     os.fsync = fsync  # type: ignore[assignment]
 
 
-def start(words: list[str], slow: Callable[[], None]) -> int:
-    """Process id, and process group, of a run; forked, as a new interpreter would import torch again."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setsid()
-            slow()
-            code = main(words)
-        finally:
-            os._exit(code)
+def start(words: list[str], slow: Callable[[], None]) -> ForkServerProcess:
+    """A run in a process, and process group, of its own."""
+    child = UNUSED.Process(target=_run, args=(words, slow))
+    child.start()
     return child
 
 
-def wait_for(path: Path, child: int) -> None:
+def _run(words: list[str], slow: Callable[[], None]) -> None:
+    code = 1
+    try:
+        os.setsid()
+        slow()
+        code = main(words)
+    finally:
+        os._exit(code)
+
+
+def wait_for(path: Path, child: ForkServerProcess) -> None:
     until = time.monotonic() + 300
     while not path.exists():
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), f"the run ended before {path.name} appeared"
+        assert child.exitcode is None, f"the run ended before {path.name} appeared"
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
-def kill_when(child: int, ready: Path, after: float = 0.0) -> None:
+def kill_when(child: ForkServerProcess, ready: Path, after: float = 0.0) -> None:
     wait_for(ready, child)
     time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    child.kill()
+    child.join()
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +152,9 @@ def test_sigterm_to_all_processes_saves_and_exits(whole: dict[str, object], tmp_
     run = tmp_path / "run"
     child = start(["pretrain", *TINY, "--out", str(run), "--checkpoint-every", "0", "--workers", "1"], slow_steps)
     wait_for(run / "metrics.csv", child)
-    os.killpg(child, signal.SIGTERM)  # as `timeout`, and SLURM before it takes a node away
-    assert os.waitpid(child, 0)[1] == 0
+    os.killpg(child.pid, signal.SIGTERM)  # as `timeout`, and SLURM before it takes a node away
+    child.join()
+    assert child.exitcode == 0
     assert 0 < weights(run)["step"] < 10
     assert main(["pretrain", "--resume", "--out", str(run)]) == 0
     assert_same(weights(run), whole)

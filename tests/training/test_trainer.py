@@ -171,7 +171,9 @@ def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(one_of_two_ranks, (tmp_path, free_port()), nprocs=2, start_method="fork")
+    torch.multiprocessing.start_processes(
+        one_of_two_ranks, (tmp_path, free_port()), nprocs=2, start_method="forkserver"
+    )
     (zero, why), (one, signalled) = ((tmp_path / f"rank-{rank}").read_text().split(" ", 1) for rank in (0, 1))
     assert int(zero) == int(one) <= 6, "within two steps of the signal"
     assert (why, signalled) == ("another rank stopped", "SIGTERM")
