@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ from facessl.metrics.bootstrap import bootstrap_mean, interval, resampled_sums
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1
 from facessl.models.backbone import Backbone
 from facessl.models.forward import evaluating
-from facessl.pretrained.load import build_method
+from facessl.pretrained.load import backbone_card, build_method
 from facessl.report.folder import read_run_folder
 from facessl.tasks.alignment import AlignmentMeter
 from facessl.tasks.attributes import AttributesMeter
@@ -206,6 +207,23 @@ def image_by_image() -> Iterator[list[list[float]]]:
         yield found
 
 
+def fine_tuned_landmarks(backbone: Backbone, data: Path) -> dict[str, Any]:
+    """NME of 68 landmarks after ten epochs of the whole network, heatmaps and coordinates."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "backbone.safetensors"
+        card = backbone_card(backbone, method={"name": "study"}, source=str(data), steps=None, commit="")
+        checkpoint.write_backbone(path, backbone.model.state_dict(), card)
+        with image_by_image() as each:
+            result = facessl.finetune(
+                str(path),
+                f"landmarks-csv:{data}/landmarks/landmarks.csv?layout=ibug68",
+                **{"epochs": 10, "image_size": backbone.image_size, "select": "last", "precision": "bf16"},
+                **{"threads": 1, "workers": 0, "out": f"{folder}/run", "log_every": 50},
+                task={"name": "alignment", "width": 64, "heatmap_size": 16},
+            )
+    return {**result["test"]["headline"], "per_image": each[-1], "images": len(each[-1])}
+
+
 def parsing(backbone: Backbone, data: Path) -> dict[str, Any]:
     """Mean F1 over 19 classes at 64 x 64 pixels, of a ridge regression from each cell to the classes of its pixels."""
     found = parts(f"masks-folder:{data}/parsing", need_val=False)
@@ -253,12 +271,15 @@ def cells(backbone: Backbone, source: Any) -> tuple[np.ndarray, np.ndarray]:
 SCORES: dict[str, Score] = {
     "expression k-NN": by_protocol("{}/expression", knn),
     "expression linear": by_protocol("{}/expression", linear),
-    "expression linear, 1 % of the labels": by_protocol("{}/expression", linear, labels="1%"),
-    "expression linear, 10 % of the labels": by_protocol("{}/expression", linear, labels="10%"),
+    **{
+        f"expression linear, {percent} % of the labels": by_protocol("{}/expression", linear, labels=f"{percent}%")
+        for percent in ("0.5", "1", "5", "10", "50")
+    },
     "CelebA attributes, linear": by_protocol("labels-csv:{}/attributes/celeba/attributes.csv?attributes=*", linear),
     "landmarks, linear": by_protocol(
         "landmarks-csv:{}/landmarks/landmarks.csv?layout=ibug68", linear, task="alignment"
     ),
+    "landmarks, fine-tuned": fine_tuned_landmarks,
     "parsing, linear": parsing,
     "verification": by_protocol(
         "pairs-csv:{}/verification/pairs.csv?root={}/attributes/celeba", linear, task="verification"
