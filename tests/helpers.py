@@ -53,6 +53,12 @@ def drawn_intervals(scores: Callable[[np.ndarray], Any], count: int, samples: in
     return np.asarray(np.percentile(found, [2.5, 97.5], axis=0).T)
 
 
+def lacking(made: object, protocol: Any) -> list[str]:
+    """Members of a protocol that an object has not. `isinstance` does not see the parts of an `nn.Module`."""
+    names = {*protocol.__annotations__, *(name for name in vars(protocol) if not name.startswith("_"))}
+    return sorted(name for name in names if not hasattr(made, name))
+
+
 def command(*words: str, script: str = "") -> list[str]:
     """The command line in its own process; `script` runs before it (to break things on purpose)."""
     program = f"import sys\n{script}\nfrom facessl.cli import main\nsys.exit(main(sys.argv[1:]))"

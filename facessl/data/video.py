@@ -110,11 +110,11 @@ class _Film:
             self._file = open_regular(path, most=None)
         except OSError as error:
             raise DataError(f"cannot read the video {path}: {error.strerror or error}") from None
-        options = {"format_whitelist": _FORMATS}
+        options: dict[str, Any] = {"container_options": {"format_whitelist": _FORMATS}, "buffer_size": 1 << 20}
+        if int(av.__version__.split(".")[0]) < 19:  # later ones take metadata of any encoding, and no such option
+            options["metadata_errors"] = "replace"
         try:
-            self._container: Any = av.open(
-                self._file, container_options=options, metadata_errors="replace", buffer_size=1 << 20
-            )
+            self._container: Any = av.open(self._file, **options)
             self._stream: Any = self._container.streams.best("video")
         except self._errors:
             self._stream = None

@@ -1,13 +1,12 @@
 """What a method is. Nothing here is inherited: a method is any `nn.Module` with these members."""
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 from facessl.core.types import Batch, Progress, Step
 from facessl.models.backbone import Backbone
 from facessl.views.spec import View
 
 
-@runtime_checkable
 class Method(Protocol):
     """A self-supervised method: `nn.Module`, built as `Method(backbone, **vars(args))`, all keyword-only.
 

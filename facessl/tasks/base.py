@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Required, TypedDict, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Required, TypedDict
 
 import numpy as np
 import torch
@@ -258,7 +258,6 @@ def check_result(result: Mapping[str, Any], task: Any) -> None:
         raise PluginError(f"the scores of the task {type(task).__name__} (Meter.result) have {wrong}")
 
 
-@runtime_checkable
 class Task(Protocol):
     """A downstream task: `nn.Module`, built as `Task(backbone, labels, **vars(args))`, in a file of its name.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import joblib
+import lz4.frame
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -223,7 +224,8 @@ def _load(net: nn.Sequential, name: str) -> None:
     file = Path(str(spec.origin)).parent / "assets" / "weights" / f"{name}.lz4" if spec and spec.origin else Path(name)
     if not file.is_file():
         raise ConfigError("the face detector's weights are missing: pip install mtcnn, or name another detector")
-    arrays = [torch.from_numpy(array) for array in joblib.load(file)]
+    with lz4.frame.open(file) as opened:  # joblib would leave it open, which Python 3.13 tells as a traceback
+        arrays = [torch.from_numpy(array) for array in joblib.load(opened)]
     body = [p for layer in list(net)[:-1] for p in layer.parameters()]
     heads = arrays[len(body) :]
     arrays = [*arrays[: len(body)], torch.cat(heads[::2], -1), torch.cat(heads[1::2])]
