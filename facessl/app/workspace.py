@@ -193,7 +193,7 @@ def photo_input(**options: Any) -> Any:
 
 
 def read_photo(photo: tuple[str, str]) -> Any:
-    """(H, W, 3) uint8 of an uploaded photo. DataError: it cannot be read; its own name is told."""
+    """(H, W, 3) uint8 of an uploaded photo. DataError, with the name of the upload: it cannot be read."""
     path, name = photo
     return decode(read_file(path), key=Path(name).name)
 

@@ -70,7 +70,7 @@ def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _augmentation(values: Mapping[str, Any]) -> Mapping[str, str]:
-    """What `augment` changes, told in its help."""
+    """What `augment` changes, for its help."""
     published = FINETUNE.plugin(values["task"]["name"]).augments[values.get("protocol") or FinetuneConfig.protocol]
     changed = [f.name for f in dataclasses.fields(published) if getattr(published, f.name) != f.default]
     told = [f"{name}: {_rounded(getattr(published, name))}" for name in changed]

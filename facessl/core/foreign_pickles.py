@@ -23,7 +23,7 @@ class _DType:
 
     def __init__(self, code: str, *_: object) -> None:
         if not isinstance(code, str) or not _NUMBER.fullmatch(code):
-            raise UnpicklingError(f"a numpy type {str(code)[:40]!r}, which is no number's and refused")
+            raise UnpicklingError(f"a numpy type {str(code)[:40]!r} is not a number's, and is refused")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:

@@ -154,7 +154,8 @@ def check_copy(found: Mapping[str, Tensor], copy: str, of: str, family: str, *, 
     wrong = sorted(copy + n for n in {*(first.keys() ^ second.keys()), *different})
     if wrong:
         raise CheckpointError(
-            f"{len(wrong)} tensors of this checkpoint of {family} are no copies of those below {of}: {_some(wrong)}"
+            f"{len(wrong)} tensors of this checkpoint of {family} differ from those below {of}, which they should equal"
+            f": {_some(wrong)}"
         )
 
 

@@ -27,7 +27,9 @@ def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
     """
     path, out = Path(path), Path(out)
     if out.suffix != ".safetensors":
-        raise ConfigError(f"--out {out} is no .safetensors file: name one, e.g. {out.with_suffix('.safetensors').name}")
+        raise ConfigError(
+            f"--out {out} is not a .safetensors file: name one, e.g. {out.with_suffix('.safetensors').name}"
+        )
     for file in (out, out.with_suffix(".json")):
         if file.exists():
             raise ConfigError(f"{file} exists and is not overwritten: choose another --out, or move it away")

@@ -158,7 +158,7 @@ class ExpressionMeter:
         self.collected.add(batch, predicted=probabilities.argmax(1), probability=probabilities.amax(1), target=target)
 
     def per_image(self) -> np.ndarray:
-        """(N,) 1 where an image was told right, else 0."""
+        """(N,) 1 where an image was classified correctly, else 0."""
         return (self.collected["predicted"] == self.collected["target"]).astype(float)
 
     def examples(self) -> Examples:
