@@ -196,7 +196,7 @@ def test_convert_writes_what_load_backbone_reads(tmp_path: Path, capsys: pytest.
     assert card["source"] == "authors' checkpoint farl.pth"
     assert main(["convert", str(path), "--out", str(out)]) == 2
     assert "not overwritten" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"no \.safetensors"):
+    with pytest.raises(ConfigError, match=r"not a \.safetensors"):
         convert(path, tmp_path / "product.pth")
 
 
