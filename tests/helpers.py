@@ -87,12 +87,14 @@ def torchrun_command(ranks: int) -> list[str]:
     ]  # fmt: skip
 
 
+FORKS = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
 #: How processes that train are started, since torch may refuse autograd, and CUDA anything, in a fork of a process that
 #: has used it: forks of one that has imported what they need and done nothing.
-UNUSED = multiprocessing.get_context("forkserver")
-UNUSED.set_forkserver_preload(["pytest", "open_clip", "facessl.training.finetune", "facessl.training.pretrain"])
+UNUSED: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
+if FORKS:
+    UNUSED.set_forkserver_preload(["pytest", "open_clip", "facessl.training.finetune", "facessl.training.pretrain"])
 #: Forks of the test, with what it has patched.
-PATCHED = multiprocessing.get_context("fork")
+PATCHED: Any = multiprocessing.get_context("fork" if FORKS else "spawn")
 
 
 def as_ranks(call: Callable[[], object], world: int, only: Sequence[int] = (), start: Any = PATCHED) -> list[int]:

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def slow_disk(mark: Path) -> None:
     os.fsync = fsync  # type: ignore[assignment]
 
 
-def start(words: list[str], slow: Callable[[], None]) -> ForkServerProcess:
+def start(words: list[str], slow: Callable[[], None]) -> BaseProcess:
     """A run in a process, and process group, of its own."""
     child = UNUSED.Process(target=_run, args=(words, slow))
     child.start()
@@ -57,7 +57,7 @@ def _run(words: list[str], slow: Callable[[], None]) -> None:
         os._exit(code)
 
 
-def wait_for(path: Path, child: ForkServerProcess) -> None:
+def wait_for(path: Path, child: BaseProcess) -> None:
     until = time.monotonic() + 300
     while not path.exists():
         assert child.exitcode is None, f"the run ended before {path.name} appeared"
@@ -65,7 +65,7 @@ def wait_for(path: Path, child: ForkServerProcess) -> None:
         time.sleep(0.01)
 
 
-def kill_when(child: ForkServerProcess, ready: Path, after: float = 0.0) -> None:
+def kill_when(child: BaseProcess, ready: Path, after: float = 0.0) -> None:
     wait_for(ready, child)
     time.sleep(after)
     child.kill()

@@ -19,7 +19,7 @@ from facessl.core.types import Batch, Progress, Step
 from facessl.training.derived import Plan
 from facessl.training.metrics_log import MetricsLog
 from facessl.training.trainer import Trainer, TrainingSetup
-from tests.helpers import free_port
+from tests.helpers import UNUSED, free_port
 
 
 class Recorder(nn.Module):
@@ -172,7 +172,7 @@ def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(
-        one_of_two_ranks, (tmp_path, free_port()), nprocs=2, start_method="forkserver"
+        one_of_two_ranks, (tmp_path, free_port()), nprocs=2, start_method=UNUSED.get_start_method()
     )
     (zero, why), (one, signalled) = ((tmp_path / f"rank-{rank}").read_text().split(" ", 1) for rank in (0, 1))
     assert int(zero) == int(one) <= 6, "within two steps of the signal"
