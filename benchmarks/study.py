@@ -313,7 +313,7 @@ def tables(out: Path) -> str:
     rows = [["score", *(f"{name} ({seen[name]:,} images)" if seen[name] else "random weights" for name in found)]]
     for score in SCORES:
         rows.append([score, *(cell(last[name].get(score)) for name in found)])
-    text = table(rows) + "\n\nDifferences on the same test images, 95 % paired bootstrap intervals (of landmarks, lower is better):\n\n"
+    text = table(rows) + "\n\nPaired differences, 95 % bootstrap intervals (landmarks: lower is better):\n\n"
     pairs = [(a, b) for b in ("random", "byol") for a in found if a not in ("random", b) and b in found]
     rows = [["score", *(f"{a} - {b}" for a, b in pairs)]]
     for score in SCORES:
