@@ -176,18 +176,18 @@ def measured(path: Path, measure: Callable[[], dict[str, Any]]) -> None:
 Score = Callable[[Backbone, Path], dict[str, Any]]
 
 
-def by_protocol(source: str, protocol: Callable[..., Any], **options: Any) -> Score:
-    """A score of the package's own protocols, with its numbers image by image."""
+def by_protocol(source: str, protocol: Callable[..., Any], labels: str = "all", **options: Any) -> Score:
+    """A score of the package's own protocols on so many of the training labels, with its numbers image by image."""
 
     def score(backbone: Backbone, data: Path) -> dict[str, Any]:
         trains = options.get("task") != "verification"
-        chooses = protocol is linear and trains and options.get("labels", "all") == "all"
-        given = {"need_val": chooses, "need_train": trains, "labels": options.get("labels", "all")}
-        found = parts(source.replace("{}", str(data)), **given)
+        chooses = protocol is linear and trains and labels == "all"
+        found = parts(source.replace("{}", str(data)), need_val=chooses, need_train=trains, labels=labels)
         extra = {"val": found.val} if protocol is linear else {}
         with image_by_image() as each:
             result = protocol(backbone, found.train, found.test, **extra, **options)
-        return {**result["headline"], "per_image": those_of(result["headline"], each), "images": result["n_test"]}
+        images = {"images": result["n_test"], "training_images": result["n_train"]}
+        return {**result["headline"], "per_image": those_of(result["headline"], each), **images}
 
     return score
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -169,9 +170,10 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 
 def script(name: str) -> ModuleType:
-    """A file of benchmarks/, imported."""
+    """A file of benchmarks/, imported as Python runs it: its neighbors can be imported."""
     path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with mock.patch.object(sys, "path", [str(path.parent), *sys.path]):
+        spec.loader.exec_module(module)
     return module

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from facessl.models.backbone import Backbone
 from facessl.report.folder import read_run_folder
 from tests.helpers import script
 
@@ -49,3 +50,9 @@ def test_smoke_table_passes_only_what_rose(rows: list[str], verdicts: list[str],
     (tmp_path / "metrics.csv").write_text("\n".join([head, *rows]) + "\n")
     last = script("results").smoke_table([read_run_folder(tmp_path)]).splitlines()[-1]
     assert [cell.strip() for cell in last.strip("|").split("|")][-3:] == verdicts
+
+
+def test_study_takes_a_fraction_of_the_labels_once(tmp_path: Path) -> None:
+    study = script("study")
+    score = study.by_protocol("synthetic:?n=60&size=32&label=expression", study.linear, labels="50%", cache=False)
+    assert score(Backbone("test_resnet", image_size=32), tmp_path)["training_images"] in range(20, 28)

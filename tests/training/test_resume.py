@@ -17,6 +17,7 @@ from PIL import Image
 
 from facessl.cli import main
 from facessl.data.source import open_source
+from facessl.models.layers.color_regions import LAYOUT_STEPS
 from facessl.training.pretrain import pretrain
 from facessl.training.trainer import Trainer
 from tests.helpers import TINY, UNUSED, assert_same, losses, weights
@@ -102,17 +103,31 @@ def test_killed_run_ends_with_the_same_bits(whole: dict[str, object], tmp_path: 
 def test_pcl_stopped_after_every_step_weighs_its_contrasts_alike(tmp_path: Path) -> None:
     """Dynamic weight averaging needs the losses of two whole epochs, which no single part of this run has seen."""
     method = {"name": "pcl", "width": 4, "hidden": 16, "dim": 8, "decoder_width": 8, "decoder_size": 8}
+    stop_after_first_steps(tmp_path, 5, 6, method)
+    whole = weights(tmp_path / "whole")
+    assert (whole["balance.means"] > 0).all(), "two epochs are complete"
+
+
+def test_layout_of_a_stopped_run_is_that_of_the_whole_run(tmp_path: Path) -> None:
+    """`targets: color` finds its layout from the first `LAYOUT_STEPS` batches, and the network learns after them."""
+    method = {"name": "fra", "variant": "official", "targets": "color", "num_regions": 3, "mask_embeddings": "free"}
+    sizes = {"hidden": 16, "dim": 8, "memax_weight": 0.0, "use_global": False, "use_local": False}
+    stop_after_first_steps(tmp_path, 2, LAYOUT_STEPS + 2, method | sizes)
+    assert (weights(tmp_path / "whole")["colors.layout"] > 0).all(), "the layout was found"
+
+
+def stop_after_first_steps(folder: Path, stops: int, steps: int, method: dict[str, Any]) -> None:
+    """A run that stops after each of its first steps equals the whole run, bit for bit."""
     settings: dict[str, Any] = {
         **{"source": "synthetic:?n=16&size=40", "backbone": "test_resnet", "image_size": 32, "batch_size": 8},
-        **{"max_steps": 6, "log_every": 3, "workers": 0, "monitor": {"every": 0}, "method": method, "device": "cpu"},
+        **{"max_steps": steps, "log_every": 3, "workers": 0, "monitor": {"every": 0}, "method": method},
     }
-    pretrain(**settings, out=str(tmp_path / "whole"))
-    for part in range(6):
-        pretrain(**settings, out=str(tmp_path / "parts"), max_minutes=1e-9, resume=part > 0)
-    whole = weights(tmp_path / "whole")
-    assert_same(weights(tmp_path / "parts"), whole)
-    assert (whole["balance.means"] > 0).all(), "two epochs are complete"
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    pretrain(**settings, device="cpu", out=str(folder / "whole"))
+    for part in range(stops):
+        pretrain(**settings, device="cpu", out=str(folder / "parts"), max_minutes=1e-9, resume=part > 0)
+    pretrain(**settings, device="cpu", out=str(folder / "parts"), resume=True)
+    assert_same(weights(folder / "parts"), weights(folder / "whole"))
+    assert losses(folder / "parts") == losses(folder / "whole")
 
 
 @pytest.mark.fault("A4", "a run whose images had changed went on with another schedule, without a word")
