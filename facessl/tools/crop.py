@@ -1,12 +1,11 @@
 """Photos -> a folder of face crops, with a table that leads back to the photos."""
 
 import functools
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
@@ -14,20 +13,19 @@ import numpy as np
 from facessl.core.distributed import launched, ranks
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
-from facessl.core.values import between, check_values
 from facessl.data.decode import ImageError
-from facessl.data.detect import CROP_MARGIN, CROP_QUALITY, CROP_SIZE, SMALLEST, Face, detect, jpeg, load_detector
-from facessl.data.frame import Frame, Template, from_box, from_eyes, from_five_points
+from facessl.data.detect import Face, detect, jpeg, load_detector
+from facessl.data.frame import Frame, from_box, from_eyes, from_five_points
 from facessl.data.index import cache_file
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.location import absolute
 from facessl.data.source import Source
 from facessl.tools.crop_output import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
-from facessl.tools.phash import Near, phash
+from facessl.tools.options import CropOptions, output_settings
+from facessl.tools.phash import phash
 from facessl.tools.ranks import Result, over_ranks, wait_for_others
 
-Align = Literal["none", "eyes", "five-points"]
 #: Side of the square around a face's box in which its sharpness is measured.
 _SHARPNESS_SIDE = 128
 
@@ -61,52 +59,12 @@ class CropSummary:
     finished: bool = True
 
 
-@dataclass(frozen=True)
-class _Settings:
-    size: int
-    margin: float
-    align: Align
-    template: Template
-    all_faces: bool
-    detector: str
-    detector_model: str | None
-    min_score: float | None
-    smallest: float
-    min_size: float
-    min_sharpness: float
-    dedupe: int | None
-    format: Literal["jpg", "png"]
-    quality: int
-
-    def __post_init__(self) -> None:
-        rules = {"size": between(8, 4096), "margin": between(0.1, 10), "quality": between(1, 100)}
-        check_values(self, rules | {"smallest": between(0.01, 1)}, prefix="crop's ")
-        if self.dedupe is not None:
-            Near(self.dedupe)
-        load_detector(self.detector, self.detector_model)  # a missing model is reported before any photo
-
-
 def crop(
     source: str | Path | Source,
     out: str | Path,
     *,
-    size: int = CROP_SIZE,
-    margin: float | None = None,
-    align: Align = "none",
-    template: Template = "farl",
-    all_faces: bool = False,
-    detector: str = "mtcnn",
-    detector_model: str | Path | None = None,
-    min_score: float | None = None,
-    smallest: float = SMALLEST,
-    min_size: float = 0,
-    min_sharpness: float = 0,
-    dedupe: int | None = None,
-    format: Literal["jpg", "png"] = "jpg",
-    quality: int = CROP_QUALITY,
-    workers: int = 0,
-    max_bad: float = 0.05,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> CropSummary:
     """Find the faces of every photo, cut squares around them, and write them below `out` in the source's sub-folders.
 
@@ -114,72 +72,42 @@ def crop(
 
     `out` also gets faces.csv (`facessl.tools.crop_output.COLUMNS`; itself a source, `imagelist:OUT/faces.csv`),
     skipped.csv (photos without a crop, and why), with `dedupe` duplicates.csv (photo, the crop that its face repeats,
-    distance) and crop.json (these settings). Called again, it goes on where it was stopped.
+    distance) and crop.json (these settings). Called again, it goes on where it was stopped. A photo is mirrored where
+    a crop reaches beyond it.
     Under torchrun or srun the ranks share the work; the one that ends last has the numbers of all, the others none.
 
     Args:
         source: photos, `NAME:PATH?option=value` or a folder.
         out: a folder that is new, empty, or from an earlier call with the same settings.
-        size: side of the crops in pixels. The photo is mirrored where a crop reaches beyond it.
-        margin: side of the crop relative to the longer side of the face's box (brows to chin), 1.3 where not given;
-            with the alignment "five-points" how much is shown relative to the template, 1 where not given.
-        align: "none": upright in the photo; "eyes": turned until the eyes are level; "five-points": turned, scaled and
-            shifted until eyes, nose and mouth are nearest to their places in `template`.
-        template: "farl", "celeba" or "arcface" (`facessl.data.frame.TEMPLATES`).
-        all_faces: every face of a photo; else the first of `detect`, which is the largest and surest.
-        detector, detector_model, min_score, smallest: as detector, model, ... in `facessl.data.detect.detect`.
-        min_size: faces whose box is smaller are left out; pixels of the photo, along the longer side.
-        min_sharpness: faces that are less sharp (`sharpness`) are left out.
-        dedupe: leave out faces whose crop has a perceptual hash (`facessl.tools.phash`) that differs in at most so many
-            of 64 bits from an earlier one; 0 to 10, of which 4 finds copies and hardly anything else; None keeps all.
-        format: "jpg" or "png".
-        quality: of JPEGs, 1 to 100.
-        workers: processes; 0 works in this one.
-        max_bad: fraction of unreadable photos above which it stops.
         progress: called with the numbers of photos done and in total, first with those of earlier calls.
+        options: fields of `facessl.tools.options.CropOptions`.
 
     Raises:
         ConfigError: a stream, settings that cannot work, or an `out` that is in use or has something else in it.
         DataError: the source or more than `max_bad` of its photos cannot be read, `out` cannot be written, or a process
             died.
     """
-    if margin is None:
-        margin = 1.0 if align == "five-points" else CROP_MARGIN
-    settings = _Settings(
-        size=size,
-        margin=margin,
-        align=align,
-        template=template,
-        all_faces=all_faces,
-        detector=detector,
-        detector_model=None if detector_model is None else str(detector_model),
-        min_score=min_score,
-        smallest=smallest,
-        min_size=min_size,
-        min_sharpness=min_sharpness,
-        dedupe=dedupe,
-        format=format,
-        quality=quality,
-    )
-    opened = open_with_positions(source)
-    cropper, report = _Cropper(opened, settings), progress or (lambda done, total: None)
+    resolved = CropOptions(**options).resolved()
+    load_detector(resolved.detector, resolved.detector_model)  # a missing model is reported before any photo
+    settings, opened = output_settings(resolved), open_with_positions(source)
+    cropper, report = _Cropper(opened, resolved), progress or (lambda done, total: None)
 
-    def folder(path: Path) -> CropFolder:
-        return CropFolder(path, vars(settings))
+    def write(path: Path, crops_of: Callable[[int], Result], workers: int = 0) -> CropSummary:
+        return _run(opened, crops_of, CropFolder(path, settings), workers, resolved.max_bad, report)
 
     if launched()[1] == 1:
         with output_folder(out, opened, SETTINGS, "crop") as path:
-            return _run(opened, cropper, folder(path), workers, max_bad, report)
+            return write(path, cropper, resolved.workers)
     written = over_ranks(
         functools.partial(output_folder, out, opened, SETTINGS, "crop", wait=True),
-        (vars(settings), opened.fingerprint()),
+        (settings, opened.fingerprint()),
         len(opened),
-        lambda path: _left(opened, folder(path)),
+        lambda path: _left(opened, CropFolder(path, settings)),
         cropper,
-        lambda path, found: _run(opened, found, folder(path), 0, max_bad, report),
+        write,
         valid=_is_record,
         failed=lambda values: values["reason"] not in ("", NO_FACE, LEFT_OUT),
-        workers=workers,
+        workers=resolved.workers,
         progress=report,
     )
     return written or CropSummary(len(opened), finished=False)
@@ -207,8 +135,7 @@ def cached_crops(
             "photos cannot be cropped by ranks on several machines, which may not see the same cache folder: run "
             "`facessl crop` into a folder that all of them see, and name that"
         )
-    defaults = {name: p.default for name, p in inspect.signature(crop).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    out = cache_file("crops", spec, opened.fingerprint(), repr(defaults)).with_suffix("")
+    out = cache_file("crops", spec, opened.fingerprint(), repr(CropOptions())).with_suffix("")
     out.parent.mkdir(parents=True, exist_ok=True)
     while not (done := crop(opened, out, workers=workers, max_bad=max_bad, progress=progress)).finished:
         wait_for_others(out)
@@ -248,11 +175,11 @@ def _is_record(values: Any, images: int) -> bool:
 class _Cropper:
     """One photo -> its crops, as `_Record` and the encoded images. Runs in any process."""
 
-    def __init__(self, source: Source, settings: _Settings) -> None:
-        self.source, self.settings = source, settings
+    def __init__(self, source: Source, options: CropOptions) -> None:
+        self.source, self.options = source, options
 
     def __call__(self, index: int) -> Result:
-        s, crops, small, blurred = self.settings, [], 0, 0
+        s, crops, small, blurred = self.options, [], 0, 0
         try:
             image = pixels(self.source[index])
         except ImageError as error:
@@ -271,7 +198,8 @@ class _Cropper:
         return values, [crop.data for crop in crops]
 
     def _frame(self, face: Face) -> Frame:
-        s, points = self.settings, face.five_points
+        s, points = self.options, face.five_points
+        assert s.margin is not None
         if s.align == "none":
             return from_box(face.box, s.size, s.margin)
         if points is None:
@@ -283,7 +211,7 @@ class _Cropper:
         return from_five_points(points, s.size, s.template, s.margin)
 
     def _crop(self, image: np.ndarray, face: Face, size: float, sharp: float) -> Crop:
-        s, frame = self.settings, self._frame(face)
+        s, frame = self.options, self._frame(face)
         crop = frame.image(image, "reflect")
         if s.format == "jpg":
             data = jpeg(crop, s.quality)

@@ -25,9 +25,10 @@ from facessl.data.frame import resize_to
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
+from facessl.tools.options import PackOptions, output_settings
 from facessl.tools.phash import phash
 from facessl.tools.ranks import Result, over_ranks
-from facessl.tools.shards import MANIFEST, SKIPPED, Settings, Shards
+from facessl.tools.shards import MANIFEST, SKIPPED, Shards
 
 #: Bytes and images that one stretch has at most: large enough that handing it over costs little, and that what is ahead
 #: keeps the processes at work while a shard is brought to the disk.
@@ -60,14 +61,8 @@ def pack(
     source: str | Source,
     out: str | Path,
     *,
-    size: int = 256,
-    quality: int = 90,
-    copy: bool = False,
-    shard_size: str | int = 2000,
-    workers: int | None = None,
-    dedupe: int | None = None,
-    max_bad: float = 0.05,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> PackSummary:
     """Write a source as `out/shard-000000.tar`, ..., which `webdataset:out` reads back.
 
@@ -85,15 +80,8 @@ def pack(
     Args:
         source: any source with positions.
         out: a folder that is new, empty, or from an earlier call with the same settings.
-        size: shorter side of larger images in pixels, antialiased; smaller images are not enlarged; 0: no resizing.
-        quality: of the JPEGs (4:2:0), 1 to 100.
-        copy: keep the encoded bytes as they are instead; images that the source draws become PNG.
-        shard_size: images per shard, or its size as "500MB" or "2GB".
-        workers: processes; None: one per core; 0 works in this one.
-        dedupe: leave out images whose perceptual hash (`facessl.tools.phash`) differs in at most so many of 64 bits
-            from an earlier one; 0 to 10, of which 4 finds copies and hardly anything else; None keeps all.
-        max_bad: fraction of unreadable images above which it stops.
         progress: called with the numbers of images done and in total, first with those of earlier calls.
+        options: fields of `facessl.tools.options.PackOptions`.
 
     Raises:
         ConfigError: a stream, settings that cannot work or that changed, or an `out` that is in use or has something
@@ -101,9 +89,9 @@ def pack(
         DataError: the source cannot be read, too many unreadable images, `out` cannot be written or was changed, or a
             process died.
     """
-    settings = Settings(0 if copy else size, 0 if copy else quality, copy, str(shard_size), dedupe)
-    opened = open_with_positions(source)
-    workers = environment.cores() if workers is None else workers
+    settings = PackOptions(**options).resolved()
+    opened, max_bad = open_with_positions(source), settings.max_bad
+    workers = environment.cores() if settings.workers is None else settings.workers
     check_skipped(0, 0, max_bad, ("", ""))
     if workers < 0:
         raise ConfigError(f"{workers} workers, but there must be 0 or more")
@@ -123,7 +111,7 @@ def pack(
 
     written = over_ranks(
         functools.partial(output_folder, out, opened, MANIFEST, "pack", wait=True),
-        (vars(settings), opened.fingerprint()),
+        (output_settings(settings), opened.fingerprint()),
         len(opened),
         left,
         packer.one,
@@ -151,7 +139,7 @@ def _is_record(values: Any, parts: int) -> bool:
 class _Packer:
     """A range of positions in the source -> their images, ready to be written. Runs in any process."""
 
-    def __init__(self, source: Source, settings: Settings) -> None:
+    def __init__(self, source: Source, settings: PackOptions) -> None:
         self.source, self.settings = source, settings
         # A JPEG decoded at 1/2, 1/4 or 1/8 has rounded-up sides, by which points would be wrong.
         self._scaled = bool(settings.size) and not records.has_pixels(source)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +19,10 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import open_new, open_own, open_regular, read_regular, sync, sync_folder, write_atomic
 from facessl.core.schema import to_json
 from facessl.core.tables import csv_row
-from facessl.core.values import between, check_values
 from facessl.data import records
 from facessl.data.location import redacted
 from facessl.data.source import Source
+from facessl.tools.options import PackOptions, output_settings
 from facessl.tools.phash import DUPLICATES, DUPLICATES_COLUMNS, Near
 
 MANIFEST, SKIPPED, HASHES = "pack.json", "skipped.csv", ".hashes"
@@ -32,32 +31,6 @@ _HASH = np.dtype([("value", "<u8"), ("index", "<i8")])
 _COUNTS = ("next", "packed", "skipped", "duplicates")
 _UNITS = {"MB": 10**6, "GB": 10**9}
 _VERSION = 1
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides about the bytes of the shards; see `facessl.tools.pack.pack`."""
-
-    size: int
-    quality: int
-    copy: bool
-    shard_size: str
-    dedupe: int | None
-
-    def __post_init__(self) -> None:
-        check_values(self, {"size": between(0, 8192), "quality": between(0 if self.copy else 1, 100)}, prefix="pack's ")
-        self.limit()
-        if self.dedupe is not None:
-            Near(self.dedupe)
-
-    def limit(self) -> tuple[int, bool]:
-        """The shard size as a number, and whether it counts bytes. ConfigError where it is neither."""
-        match = re.fullmatch(r"(\d+)\s*(MB|GB)?", self.shard_size.strip(), re.IGNORECASE)
-        if not match or not int(match[1]):
-            raise ConfigError(
-                f"shard_size={self.shard_size} cannot be used: give a number of images (2000) or a size (500MB, 2GB)"
-            )
-        return int(match[1]) * _UNITS.get((match[2] or "").upper(), 1), bool(match[2])
 
 
 class Shards:
@@ -70,23 +43,23 @@ class Shards:
         finished: name, images, bytes and sha256 of each finished shard.
     """
 
-    def __init__(self, path: Path, settings: Settings, source: Source, spec: str) -> None:
-        """`path` is empty or has a `pack.json` of the same settings, source and `spec`; else ConfigError.
+    def __init__(self, path: Path, options: PackOptions, source: Source, spec: str) -> None:
+        """`path` is empty or has a `pack.json` of the same options, source and `spec`; else ConfigError.
 
         DataError: files in it were changed or are missing.
         """
-        self.path, self._source, (self._limit, self._in_bytes) = path, source, settings.limit()
+        self.path, self._source, (self._limit, self._in_bytes) = path, source, _limit(options.shard_size)
         self._file: IO[bytes] | None = None  # the shard in work, its checksum, bytes and images
         self._sum, self._written, self._inside = hashlib.sha256(), 0, 0
         traits = json.dumps(records.traits(source)).encode()
         about = {"source": redacted(spec), "images": len(source), "keys": _keys(source)}
-        wanted = {**asdict(settings), **about, "traits": hashlib.sha256(traits).hexdigest()}
+        wanted = {**output_settings(options), **about, "traits": hashlib.sha256(traits).hexdigest()}
         self._manifest = _manifest(self.path, wanted)
         self._tables: dict[str, int] = self._manifest["tables"]
         self._pending: dict[str, list[bytes]] = {name: [] for name in self._tables}
         self.finished: list[dict[str, Any]] = self._manifest["shards"]
         self.next, self.packed, self.skipped, self.duplicates = (self._manifest[name] for name in _COUNTS)
-        self._near = None if settings.dedupe is None else Near(settings.dedupe)
+        self._near = None if options.dedupe is None else Near(options.dedupe)
         self._recover(traits)
 
     def __enter__(self) -> Shards:
@@ -197,6 +170,16 @@ class Shards:
 
     def _part(self) -> Path:
         return self.path / f".{_name(len(self.finished))}.part"
+
+
+def _limit(shard_size: str) -> tuple[int, bool]:
+    """The shard size as a number, and whether it counts bytes. ConfigError where it is neither."""
+    match = re.fullmatch(r"(\d+)\s*(MB|GB)?", shard_size.strip(), re.IGNORECASE)
+    if not match or not int(match[1]):
+        raise ConfigError(
+            f"shard_size={shard_size} cannot be used: give a number of images (2000) or a size (500MB, 2GB)"
+        )
+    return int(match[1]) * _UNITS.get((match[2] or "").upper(), 1), bool(match[2])
 
 
 def verify(path: str | Path) -> dict[str, Any]:
