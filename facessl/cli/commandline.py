@@ -13,27 +13,27 @@ from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataWarning, UnknownName
 
 
-def call(name: str, command: Callable[..., int], words: list[str]) -> int:
+def call(name: str, command: Callable[..., int], argv: list[str]) -> int:
     """Run command `name` with its arguments; return the exit status."""
     if "argv" in inspect.signature(command).parameters:
-        return command(words)
+        return command(argv)
     parser = Parser(prog=f"facessl {name}", description=summary(command))
     lists = [n for n, p in inspect.signature(command).parameters.items() if str(p.annotation).startswith("list[")]
     parser.add_function_arguments(command, as_positional=True, as_group=False, skip=set(lists))
     for field in lists:  # behind the other positional arguments, as in `facessl predict RUN PHOTO...`
         parser.add_argument(field, nargs="+", type=str, help="one or more")
-    return command(**parsed_words(parser, words, name))
+    return command(**parsed_words(parser, argv, name))
 
 
-def parsed_words(parser: Parser, words: list[str], name: str) -> dict[str, Any]:
+def parsed_words(parser: Parser, argv: list[str], name: str) -> dict[str, Any]:
     """Values of the flags of command `name`. ConfigError, UnknownName: a flag or value that is not valid."""
-    words = with_true([underscored(w) for w in words], parser)
+    argv = with_true([underscored(w) for w in argv], parser)
     known = {a.dest for a in parser._actions}
-    for flag in (w[2:].partition("=")[0] for w in words if w.startswith("--")):
+    for flag in (w[2:].partition("=")[0] for w in argv if w.startswith("--")):
         if flag not in known:
             raise UnknownName("option", dashed(flag), map(dashed, known))
     try:
-        parsed = parser.instantiate(parser.parse_args(words))
+        parsed = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise ConfigError(f"{readable(error, parser)} (see facessl {name} --help)") from None
     return {k: v for k, v in vars(parsed).items() if k != "config"}

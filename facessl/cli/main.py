@@ -26,22 +26,22 @@ USER_ERROR = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `facessl`; return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
     warnings.formatwarning = one_sentence
     threading.excepthook = thread_error
     try:
-        words = _without_plugins(words)
-        if not words or words[0] in ("-h", "--help"):
+        arguments = _without_plugins(arguments)
+        if not arguments or arguments[0] in ("-h", "--help"):
             print(overview(COMMANDS))
             return 0
-        if words[0] == "--version":
+        if arguments[0] == "--version":
             from facessl.core import environment
 
             print(environment.version("facessl"))
             return 0
-        if words[0] not in COMMANDS:
-            raise UnknownName("command", words[0], COMMANDS)
-        return call(words[0], COMMANDS[words[0]], words[1:])
+        if arguments[0] not in COMMANDS:
+            raise UnknownName("command", arguments[0], COMMANDS)
+        return call(arguments[0], COMMANDS[arguments[0]], arguments[1:])
     except FaceSSLError as error:
         print(f"facessl: {printable_lines(str(error))}", file=sys.stderr)
         return USER_ERROR
@@ -50,23 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except OSError as error:  # where nobody could foresee it, such as no folder for temporary files
+    except OSError as error:  # unforeseen, such as no folder for temporary files
         print(f"facessl: the system refuses: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
 
 
-def _without_plugins(words: list[str]) -> list[str]:
-    """Import the files of `--plugin FILE.py`; return the words after them.
+def _without_plugins(arguments: list[str]) -> list[str]:
+    """Import the files of `--plugin FILE.py`; return the arguments after them.
 
     They precede the command, where no `*` of the shell can put a file's name, and no recipe or run can name them.
     """
-    while words and words[0].partition("=")[0] == "--plugin":
-        file = words[0].partition("=")[2] or "".join(words[1:2])
+    while arguments and arguments[0].partition("=")[0] == "--plugin":
+        file = arguments[0].partition("=")[2] or "".join(arguments[1:2])
         plugins.add(file)
-        words = words[1 if "=" in words[0] else 2 :]
-    if any(word.partition("=")[0] == "--plugin" for word in words):
+        arguments = arguments[1 if "=" in arguments[0] else 2 :]
+    if any(word.partition("=")[0] == "--plugin" for word in arguments):
         raise PluginError("--plugin stands before the command: facessl --plugin FILE.py COMMAND ...")
-    return words
+    return arguments
 
 
 def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["paper"] | None = None) -> int:

@@ -65,8 +65,7 @@ def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
             f"protocol {protocol} does not train {values['task']['name']}: use {' or '.join(sorted(task.defaults))}"
             + (f", or `facessl probe --protocol {protocol}`" if protocol in probes else "")
         )
-    defaults: Mapping[str, Any] = task.defaults[protocol]
-    return defaults
+    return task.defaults[protocol]
 
 
 def _augmentation(values: Mapping[str, Any]) -> Mapping[str, str]:
@@ -125,5 +124,4 @@ def resolved(config: FinetuneConfig) -> dict[str, Any]:
         augment = augment_from_dict(published | config.augment)
     except TypeError as error:
         raise ConfigError(f"augment {dict(config.augment)} has a value of the wrong kind: {error}") from None
-    values: dict[str, Any] = to_plain({**config.to_dict(), "augment": dataclasses.asdict(augment)})
-    return values
+    return to_plain({**config.to_dict(), "augment": dataclasses.asdict(augment)})

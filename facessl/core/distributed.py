@@ -102,9 +102,7 @@ class _AllGatherRows(torch.autograd.Function):
 
 
 def all_gather_rows(x: Tensor) -> Tensor:
-    """(B, ...) of every rank, B the same on each, -> (W * B, ...) in the order of the ranks; gradients as in
-    `all_reduce_sum`."""
+    """Rows (B, ...) of all W ranks -> (W * B, ...) in their order; gradients as in `all_reduce_sum`."""
     if world_size() == 1:
         return x
-    gathered: Tensor = _AllGatherRows.apply(x.contiguous())
-    return gathered
+    return _AllGatherRows.apply(x.contiguous())

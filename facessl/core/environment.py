@@ -77,7 +77,7 @@ def commit() -> str:
 def cores() -> int:
     """Number of cores that this process may use, within the limit of its container."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+    with contextlib.suppress(OSError, ValueError):  # "max" without a limit
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split())
         allowed = min(allowed, max(1, math.ceil(quota / period)))
     return allowed

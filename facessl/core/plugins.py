@@ -161,7 +161,7 @@ def find(folder: str, name: str) -> Any:
 def _named_like(owner: ModuleType, name: str) -> Any:
     """The class or function of a module that is named like its file, case and underscores aside; None without one."""
     wanted = name.replace("_", "").lower()
-    own = {
+    defined = {
         key.lower(): value for key, value in vars(owner).items() if getattr(value, "__module__", "") == owner.__name__
     }
-    return own.get(wanted)
+    return defined.get(wanted)

@@ -28,13 +28,13 @@ class Sample:
     """One image as a source gives it, before views.
 
     Attributes:
-        image: encoded file content (bytes), or (H, W, 3) uint8 RGB where the source draws its images.
+        image: encoded file content (bytes), or (H, W, 3) uint8 RGB if the source renders its images.
         key: name of the image: a path, that of a shard followed by its member's name, or `shard.tar/member.jpg` of a
             stream.
         label: class index (int).
         text: caption.
         landmarks: (K, 2) float32, x and y in pixels; the center of the top-left pixel is (0, 0).
-        visible: (K,) uint8, 1 where a landmark is annotated; None: all are.
+        visible: (K,) uint8, 1 for annotated landmarks; None: all are.
         mask: (H, W) uint8 class map; 255 (`IGNORE_INDEX`) is left out of losses and scores.
         identity: person index.
         attributes: (A,) uint8, 0 or 1.
@@ -74,7 +74,7 @@ class Batch:
         index: (B,) int64, positions of the images in their source.
         keys: B keys of the images.
         skipped: (key, reason) of images that could not be read and were replaced.
-        label: (B,) int64; None where the source has none, like those that follow.
+        label: (B,) int64; None if the source has none, like those that follow.
         text: B strings.
         landmarks: (B, K, 2) float32.
         mask: (B, H, W) uint8.
@@ -145,7 +145,7 @@ class Progress(NamedTuple):
         step: optimizer steps done so far (0 during the first).
         total_steps: optimizer steps of the whole run.
         epoch: completed passes over the source.
-        steps_per_epoch: None where the source has no length.
+        steps_per_epoch: None if the source has no length.
     """
 
     step: int

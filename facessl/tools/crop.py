@@ -1,4 +1,4 @@
-"""Photos -> a folder of face crops, with a table that leads back to the photos."""
+"""Photos -> a folder of face crops, with a table that names the photo of each."""
 
 import functools
 import os
@@ -32,19 +32,19 @@ _SHARPNESS_SIDE = 128
 
 @dataclass
 class CropSummary:
-    """What `crop` did.
+    """Result of `crop`.
 
     Attributes:
         photos: number of photos in the source.
-        new_photos: of those, the ones that this call looked at.
+        new_photos: number of photos that this call processed.
         faces: number of crops in the folder.
-        new_faces: of those, the ones that this call added.
+        new_faces: number of crops that this call added.
         duplicates: number of faces left out as near-duplicates, by all calls.
         small: number of faces that this call left out for their size.
         blurred: number of faces that this call left out for their sharpness.
         without_face: photos in which this call found no face.
-        skipped: (photo, reason) of those that this call could not read.
-        finished: False on a rank whose photos are done while those of others are not.
+        skipped: (photo, reason) of unreadable photos of this call.
+        finished: False on a rank that is done before others.
     """
 
     photos: int
@@ -72,7 +72,7 @@ def crop(
 
     `out` also gets faces.csv (`facessl.tools.crop_output.COLUMNS`; itself a source, `imagelist:OUT/faces.csv`),
     skipped.csv (photos without a crop, and why), with `dedupe` duplicates.csv (photo, the crop that its face repeats,
-    distance) and crop.json (these settings). Called again, it goes on where it was stopped. A photo is mirrored where
+    distance) and crop.json (these settings). Called again, it continues after a stop. A photo is mirrored where
     a crop reaches beyond it.
     Under torchrun or srun the ranks share the work; the one that ends last has the numbers of all, the others none.
 
@@ -116,12 +116,12 @@ def crop(
 def cached_crops(
     spec: str, *, workers: int = 0, max_bad: float = 0.05, progress: Callable[[int, int], None] | None = None
 ) -> tuple[str, CropSummary | None]:
-    """The crops of a source's photos by the default settings of `crop`, in the user's cache folder.
+    """Crop a source's photos with the default options into the user's cache folder, unless they are there.
 
-    They are made where they are not there yet: a source that has changed gets other ones. Ranks of one machine share
-    the work, and each returns when all of it is done.
+    A source that has changed gets other crops. Ranks of one machine share the work, and each returns when all of it is
+    done.
 
-    Returns the source of the crops, and what was done; `spec` itself and None where it is a folder that `crop` wrote.
+    Returns the source of the crops and a summary; `spec` itself and None for a folder that `crop` wrote.
     ConfigError: as `crop`, or ranks on several machines. DataError: as `crop`, or no photo has a face.
     """
     spec = absolute(spec)
@@ -137,38 +137,38 @@ def cached_crops(
         )
     out = cache_file("crops", spec, opened.fingerprint(), repr(CropOptions())).with_suffix("")
     out.parent.mkdir(parents=True, exist_ok=True)
-    while not (done := crop(opened, out, workers=workers, max_bad=max_bad, progress=progress)).finished:
+    while not (summary := crop(opened, out, workers=workers, max_bad=max_bad, progress=progress)).finished:
         wait_for_others(out)
-    if not done.faces:
-        raise DataError(f"no face was found in the {done.photos} photos of {spec}: name photos of people")
-    return str(out), done
+    if not summary.faces:
+        raise DataError(f"no face was found in the {summary.photos} photos of {spec}: name photos of people")
+    return str(out), summary
 
 
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
     """Variance of the Laplacian of the face in `box` (4,) of an image (H, W, 3) uint8, resized to 128 pixels.
 
-    Medians of 40 faces: 370 of CelebAMask-HQ, 65 of UTKFace; 4 of either after a Gaussian blur with a sigma of 4.
+    Medians of 40 faces: 370 in CelebAMask-HQ, 65 in UTKFace; 4 in both after a Gaussian blur with a sigma of 4.
     """
     face = from_box(box, _SHARPNESS_SIDE).image(image, "reflect")
     return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
 class _Record(TypedDict):
-    """What is known of a photo's crops: why there are none, faces that were left out, hash and numbers of each."""
+    """Crops of a photo as plain values."""
 
-    reason: str
-    small: int
+    reason: str  # why it has no crop
+    small: int  # faces left out
     blurred: int
-    rows: list[tuple[Any, list[float]]]
+    rows: list[tuple[Any, list[float]]]  # hash and numbers of each crop
 
 
 def _is_record(values: Any, images: int) -> bool:
-    """Whether values that were read are those of so many crops."""
+    """Whether `values` are a `_Record` of `images` crops."""
     if misfit(values, _Record) or values.keys() != _Record.__annotations__.keys() or len(values["rows"]) != images:
         return False
     return all(
-        type(found) is int and 0 <= found < 1 << 64 and len(numbers) == len(COLUMNS) - 3
-        for found, numbers in values["rows"]
+        type(value) is int and 0 <= value < 1 << 64 and len(numbers) == len(COLUMNS) - 3
+        for value, numbers in values["rows"]
     )
 
 
@@ -238,12 +238,13 @@ def _run(
     base, todo, before = _base(source, keys), _left(source, folder), folder.faces
     summary = CropSummary(len(keys), new_photos=len(todo))
     report(len(keys) - len(todo), len(keys))
-    for at, (found, images) in enumerate(in_order(crops_of, todo, workers)):
-        key, reason = keys[todo[at]], found["reason"]
-        summary.small += found["small"]
-        summary.blurred += found["blurred"]
+    for number, (record, images) in enumerate(in_order(crops_of, todo, workers)):
+        key, reason = keys[todo[number]], record["reason"]
+        summary.small += record["small"]
+        summary.blurred += record["blurred"]
         if images:
-            folder.add(key, _relative(key, base), [Crop(i, *row) for i, row in zip(images, found["rows"], strict=True)])
+            crops = [Crop(image, *row) for image, row in zip(images, record["rows"], strict=True)]
+            folder.add(key, _relative(key, base), crops)
         else:
             if reason == NO_FACE:
                 summary.without_face.append(key)
@@ -251,13 +252,13 @@ def _run(
                 summary.skipped.append((key, reason))
                 check_skipped(len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
             folder.skip(key, reason)
-        report(len(keys) - len(todo) + at + 1, len(keys))
+        report(len(keys) - len(todo) + number + 1, len(keys))
     summary.faces, summary.new_faces, summary.duplicates = folder.faces, folder.faces - before, folder.duplicates
     return summary
 
 
 def _base(source: Source, keys: list[str]) -> str:
-    """The folder that the crops' sub-folders are relative to."""
+    """Folder to which the crops' sub-folders are relative."""
     if getattr(source, "root", None) is not None:
         return str(source.root)  # type: ignore[attr-defined]
     try:
@@ -267,6 +268,6 @@ def _base(source: Source, keys: list[str]) -> str:
 
 
 def _relative(key: str, base: str) -> str:
-    """Name of a photo below `base`, never one that leaves it."""
+    """Path of a photo relative to `base`, never outside it."""
     path = PurePath(os.path.relpath(key, base) if base else key)
     return "/".join(part for part in path.parts if part not in ("..", ".", path.anchor)) or "photo"
