@@ -194,11 +194,7 @@ class Trainer:
     @property
     def progress(self) -> Progress:
         """Current position in the run."""
-        return self._progress_at(self.step)
-
-    def _progress_at(self, step: int) -> Progress:
-        epoch = step // self.plan.steps_per_epoch if self.plan.steps_per_epoch else 0
-        return Progress(step, self.plan.total_steps, epoch, self.plan.steps_per_epoch)
+        return self.plan.progress(self.step)
 
     # ---- logging, measuring, saving ------------------------------------------------------------------------------
 
@@ -224,7 +220,7 @@ class Trainer:
         row |= {"lr": self.plan.learning_rate(self.step - 1), **speed}
         ema = getattr(self.method, "ema_momentum", None)
         if ema is not None:
-            row["momentum"] = float(ema(self._progress_at(self.step - 1)))
+            row["momentum"] = float(ema(self.plan.progress(self.step - 1)))
         if self._log is not None:
             self._log.write(self._row_head() | row)
         return row
