@@ -47,7 +47,7 @@ _NEARLY_ONE = 1 - 1e-7
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Where the pixels of a square view come from.
+    """The map from stored pixels to those of a square view.
 
     A view with `warp` keeps the whole image: view coordinates c in -1 .. 1 stay what they are as long as
     |c| <= 1 - warp, and beyond become (1 - warp) + warp tanh((|c| - (1 - warp)) / warp), each axis by itself
@@ -116,7 +116,7 @@ class Frame:
         return out
 
     def inverse_mask(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
-        """What was predicted in the view -> class map (height, width) uint8 of the stored image, 0 outside the view.
+        """Predictions in the view -> class map (height, width) uint8 of the stored image, 0 outside the view.
 
         `scores` are (C, s, s) floats, brought back bilinearly before the arg-max, or (s, s) classes, of which the
         nearest counts. Their side s may differ from the view's: it is stretched over the same area.
@@ -320,7 +320,7 @@ def resize_to(image: np.ndarray, height: int, width: int, out: np.ndarray | None
 
     Args:
         out: (height, width, 3) uint8, contiguous, which is filled and returned; None: new memory, or the image itself
-            where it has the size.
+            if it has the size.
     """
     h, w = image.shape[:2]
     if (h, w) == (height, width) and out is None:

@@ -31,7 +31,7 @@ class Table:
     offsets). Pickling a table that lies in a file sends only the file's name.
 
     Attributes:
-        columns: numpy arrays, read-only where they are mapped.
+        columns: numpy arrays, read-only if they are mapped.
         note: JSON values; a saved table has a `stamp` of its own among them.
         file: the file behind the arrays; None: they are in memory.
     """
@@ -70,7 +70,7 @@ class Table:
 
 
 def load(file: Path) -> Table | None:
-    """Map a table; None where there is no such file or it is damaged."""
+    """Map a table; None if there is no such file or it is damaged."""
     try:
         # safetensors' own reader copies; the layout (8 bytes, JSON, arrays) is simple enough to map.
         raw = np.asarray(np.memmap(file, np.uint8, mode="r"))
@@ -97,7 +97,7 @@ def texts(name: str, items: Iterable[bytes]) -> dict[str, np.ndarray]:
 
 
 def cache_file(kind: str, *identity: str) -> Path:
-    """Where the table of a source lies: `$XDG_CACHE_HOME/facessl/` or `~/.cache/facessl/`."""
+    """Path of a source's table: in `$XDG_CACHE_HOME/facessl/` or `~/.cache/facessl/`."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     name = hashlib.sha256("\0".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return Path(base) / "facessl" / f"{kind}-{name}.safetensors"
@@ -105,8 +105,8 @@ def cache_file(kind: str, *identity: str) -> Path:
 
 def class_order(names: Iterable[str]) -> list[str]:
     """Class names in the order of their labels: by number where all are numbers, else alphabetically."""
-    found = set(names)
-    return sorted(found, key=int if all(name.isdecimal() for name in found) else str)
+    unique = set(names)
+    return sorted(unique, key=int if all(name.isdecimal() for name in unique) else str)
 
 
 def _reopen(file: Path, note: dict[str, Any]) -> Table:

@@ -100,15 +100,15 @@ def usable(source: Source, needs: Iterable[str]) -> Source:
 def same_classes(labels: np.ndarray, names: tuple[str, ...], wanted: tuple[str, ...], part: str = "test") -> np.ndarray:
     """Labels (N,) into `names` as indices into `wanted`; where one source has no names, the numbers mean the same.
 
-    ConfigError where `part`, the first source, has a class that `wanted` lacks.
+    ConfigError if `part`, the first source, has a class that `wanted` lacks.
     """
     if names == wanted or not (names and wanted):
         return labels
-    return places(names, wanted, "classes", part)[labels]
+    return class_mapping(names, wanted, "classes", part)[labels]
 
 
-def places(names: Sequence[str], wanted: Sequence[str], what: str = "classes", part: str = "test") -> np.ndarray:
-    """(len(names),) int64 position in `wanted` of each of `names`; ConfigError where it lacks one."""
+def class_mapping(names: Sequence[str], wanted: Sequence[str], what: str = "classes", part: str = "test") -> np.ndarray:
+    """Return the (len(names),) int64 position in `wanted` of each of `names`; ConfigError if one is missing."""
     index = {name: i for i, name in enumerate(wanted)}
     if unknown := sorted(set(names) - set(index)):
         raise ConfigError(

@@ -29,10 +29,10 @@ class Subset(Source):
             place = np.full(len(source), -1, np.int64)
             place[self.positions] = np.arange(len(self.positions))
             inside = place[source.pairs]  # (P, 2)
-            kept = (inside >= 0).all(1)
-            self.pairs = inside[kept]
-            self.same = None if source.same is None else source.same[kept]
-            self.folds = None if source.folds is None else source.folds[kept]
+            complete = (inside >= 0).all(1)
+            self.pairs = inside[complete]
+            self.same = None if source.same is None else source.same[complete]
+            self.folds = None if source.folds is None else source.folds[complete]
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -25,7 +25,7 @@ _LOOK = 5
 
 
 def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Any]:
-    """What a dataset gives for each item of a sampler (None: for all of itself), in order; errors are raised here.
+    """Yield what a dataset gives for each item of a sampler (None: for all of itself), in order; raise its errors.
 
     TrainingError: a worker process died, or there is too little memory or too few open files for them.
     """
@@ -66,23 +66,23 @@ def _looked_after(batches: Any) -> None:
     in whatever runs, such as a checkpoint that is being saved, and is deaf while the workers start."""
     signal_handling._remove_worker_pids(id(batches))
     batches._worker_pids_set = False
-    get = batches._try_get_data  # looks at the workers where it has waited in vain
+    get = batches._try_get_data  # looks at the workers if it has waited in vain
 
     def wait(timeout: float) -> tuple[bool, Any]:
         end = time.monotonic() + timeout
         while True:
             try:
-                found = get(_LOOK)
+                batch = get(_LOOK)
             except (ConnectionError, EOFError) as error:  # it died while it handed over a batch
                 raise _died(str(error) or "it hung up") from None
-            if found[0] or time.monotonic() >= end:
-                return found
+            if batch[0] or time.monotonic() >= end:
+                return batch
 
     batches._try_get_data = wait
 
 
 def _allow_files(needed: int) -> None:
-    """Raise the limit of open files: a worker that meets it leaves the main process waiting. TrainingError where it
+    """Raise the limit of open files: a worker that meets it leaves the main process waiting. TrainingError if it
     cannot be raised."""
     if sys.platform == "win32":
         return
@@ -101,21 +101,21 @@ def _allow_files(needed: int) -> None:
 
 
 def _death(error: RuntimeError | OSError) -> TrainingError | None:
-    """What to tell a person where `error` says that a loader process failed; None where it says something else."""
-    said = str(error)
-    if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE) or re.search("Too many open files|ancdata", said):
+    """Return an error with a fix if `error` says that a loader process failed, else None."""
+    message = str(error)
+    if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE) or re.search("Too many open files|ancdata", message):
         return TrainingError(
             "the loader processes need more open files than are allowed: raise the limit (ulimit -n 4096), or use "
             "fewer workers"
         )
-    if "Caught" in said and re.search(r"shared memory|</torch_\w+> to the right size", said):
+    if "Caught" in message and re.search(r"shared memory|</torch_\w+> to the right size", message):
         return TrainingError(
             "the loader processes have too little shared memory (/dev/shm, or ulimit -f): enlarge it (docker run "
             "--shm-size 8g), or use fewer workers or a smaller batch"
         )
-    if "DataLoader timed out" in said:
+    if "DataLoader timed out" in message:
         return TrainingError(f"no batch came from the loader processes for {_TIMEOUT // 60} minutes: use fewer workers")
-    return _died(said.splitlines()[0]) if "DataLoader worker (pid" in said else None
+    return _died(message.splitlines()[0]) if "DataLoader worker (pid" in message else None
 
 
 def _died(reason: str) -> TrainingError:

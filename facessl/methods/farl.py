@@ -203,7 +203,7 @@ class FaRL(nn.Module):
         return torch.rand(len(batch), self.grid[0] * self.grid[1], device=batch.views[0].device)
 
     def removed(self, noise: Tensor) -> Tensor:
-        """Which patches are hidden, as many in every image: noise (B, T) -> (B, T) bool."""
+        """The hidden patches, as many in every image: noise (B, T) -> (B, T) bool."""
         if self.args.masking == "block":
             cells = noise.unflatten(1, self.grid).unsqueeze(1)  # (B, 1, h, w)
             noise = F.avg_pool2d(cells, 5, stride=1, padding=2, count_include_pad=False).flatten(1)
@@ -240,7 +240,7 @@ class FaRL(nn.Module):
             self._follow(self.ema_momentum(progress))
 
     def ema_momentum(self, progress: Progress) -> float:
-        """Momentum of the momentum tower now; 1 where there is none."""
+        """Momentum of the momentum tower now; 1 if there is none."""
         return cosine_momentum(self.args.momentum, progress.fraction) if self.tokens is None else 1.0
 
 

@@ -45,7 +45,7 @@ def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: 
 def nmi(tables: np.ndarray) -> np.ndarray:
     """(..., R, L) -> (...) normalized mutual information: 2 I(region; class) / (H(region) + H(class)).
 
-    0 where regions say nothing about the class, 1 where they are the classes (also where there is one of each).
+    0 if regions say nothing about the class, 1 if they are the classes (also where there is one of each).
     """
     joint = ratio(tables, tables.sum((-2, -1), keepdims=True))
     parts = _entropy(joint.sum(-1)) + _entropy(joint.sum(-2))
@@ -98,8 +98,8 @@ def best_regions(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     union = tables.sum(1, keepdims=True) + tables.sum(0) - tables
     iou = ratio(tables, union)
-    found = np.where(tables.sum(0) > 0, iou.max(0), np.nan)
-    return iou.argmax(0), found
+    best_iou = np.where(tables.sum(0) > 0, iou.max(0), np.nan)
+    return iou.argmax(0), best_iou
 
 
 def _entropy(fractions: np.ndarray) -> np.ndarray:
@@ -164,7 +164,7 @@ class Similarity:
     shift: tuple[float, float] = (0.05, -0.05)  # right and down, as fractions of the image's side
 
     def sources(self, size: int) -> tuple[Tensor, np.ndarray]:
-        """Where each pixel of the moved image comes from: (1, size, size, 2) in -1..1 over the image's edges, and
+        """Origin of each pixel of the moved image: (1, size, size, 2) in -1..1 over the image's edges, and
         (size, size) bool, whether that lies inside the image."""
         a = math.radians(self.angle)
         back = np.array([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]]) / self.scale

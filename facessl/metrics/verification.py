@@ -17,7 +17,7 @@ _FOLDS = 10  # where the pairs come without
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosines of (P, C) embeddings, row by row: (P,) float64; 0 where an embedding is zero."""
+    """Cosines of (P, C) embeddings, row by row: (P,) float64; 0 if an embedding is zero."""
     a, b = (as_array(x).astype(np.float64) for x in (first, second))
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.nan_to_num(ratio((a * b).sum(1), lengths), nan=0.0)
@@ -36,7 +36,7 @@ def verification(
 
     Args:
         similarity: (P,), larger is more alike (`cosine`).
-        same: (P,), 1 where both images show one person.
+        same: (P,), 1 if both images show one person.
         folds: (P,) fold of each pair; None: ten folds, dealt in turn among same and among different pairs.
         fars: false accept rates.
         samples, seed: of the bootstrap, which chooses the thresholds anew in every resample.
@@ -49,7 +49,7 @@ def verification(
         accuracy: mean over the folds; the threshold of a fold is the best one of the others.
         roc_auc: area under the ROC curve.
         eer: rate at which false accepts and false rejects are equal.
-        tar@far=RATE: fraction of same pairs accepted at each false accept rate; None where the different pairs are too
+        tar@far=RATE: fraction of same pairs accepted at each false accept rate; None if the different pairs are too
             few for a single false accept at that rate.
 
     Raises:
@@ -83,7 +83,7 @@ def thresholds(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | Non
     Args and errors as in `verification`.
 
     Returns:
-        (P,) float64; a pair is accepted where its similarity reaches it. Infinite where accepting none is best.
+        (P,) float64; a pair is accepted where its similarity reaches it. Infinite if accepting none is best.
     """
     similarity, same, folds = _checked(similarity, same, folds)
     curve = _Curve(similarity, same, folds)
@@ -151,7 +151,7 @@ class _Curve:
         return np.stack(columns, axis=1)
 
     def fold_accuracies(self, counts: np.ndarray) -> np.ndarray:
-        """(r, P) counts of pairs -> (r, F) accuracy of each fold, NaN where a resample has no pair of it."""
+        """(r, P) counts of pairs -> (r, F) accuracy of each fold, NaN if a resample has no pair of it."""
         rows = np.arange(len(counts))
         return np.stack([ratio(right[rows, step], size[:, -1]) for step, right, size in self.chosen(counts)], axis=1)
 

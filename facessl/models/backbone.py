@@ -31,7 +31,7 @@ _ANSWER = 3
 
 
 class Settings(NamedTuple):
-    """How timm's pre-trained weights of a model want their images: RGB in 0..1, side in pixels."""
+    """Preprocessing of timm's pre-trained weights of a model: RGB in 0..1, side in pixels."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -39,14 +39,14 @@ class Settings(NamedTuple):
 
 
 def pretrained_settings(name: str) -> Settings:
-    """Those of timm's pre-trained weights `name`, ImageNet's where timm has none. UnknownName: no such model or tag."""
+    """Settings of timm's pre-trained weights `name`, or ImageNet's. UnknownName: no such model or tag."""
     plain, dot, _ = name.partition(".")
     if not timm.is_model(plain):
         raise UnknownName("backbone", name, timm.list_models())
     if dot and name not in (tagged := timm.list_pretrained(f"{plain}.*")):
         raise UnknownName("backbone", name, tagged or [plain])
-    found = timm.get_pretrained_cfg(name)
-    return Settings() if found is None else Settings(tuple(found.mean), tuple(found.std), found.input_size[-1])
+    config = timm.get_pretrained_cfg(name)
+    return Settings() if config is None else Settings(tuple(config.mean), tuple(config.std), config.input_size[-1])
 
 
 #: Options of `timm.create_model` that read another file or address than the model's own, or tell what they hold.
@@ -73,7 +73,7 @@ def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _offline_without_server() -> Iterator[None]:
-    """Where the server of pre-trained weights cannot be reached, look in the cache only, instead of trying for long."""
+    """Look in the cache only if the server of pre-trained weights cannot be reached, instead of trying for long."""
     hub = huggingface_hub.constants
     host = hub.ENDPOINT.partition("://")[2].partition("/")[0].partition(":")[0]
     before = hub.HF_HUB_OFFLINE
@@ -173,10 +173,10 @@ class Backbone(nn.Module):
 
     @property
     def pooling(self) -> str:
-        """How the embedding comes from the map, in timm's words: "avg", "token" (the class token) or another."""
+        """Pooling of the map to the embedding in timm's words: "avg", "token" (the class token) or another."""
         head = getattr(self.model, "head", None)
-        found = getattr(self.model, "global_pool", None) or getattr(head, "global_pool", "avg")
-        return str(getattr(found, "pool_type", found))
+        pool = getattr(self.model, "global_pool", None) or getattr(head, "global_pool", "avg")
+        return str(getattr(pool, "pool_type", pool))
 
     def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Feature map (B, C, h, w) and pooled embedding (B, C) of one pass; x (B, 3, H, W) normalized."""
@@ -275,7 +275,7 @@ class Backbone(nn.Module):
         return torch.cat([self(torch.cat(group)) for group in groups]).unflatten(0, (len(views), -1))
 
     def check_size(self) -> None:
-        """ConfigError where a ViT would lose an edge of its images: their side is not a multiple of its patch."""
+        """ConfigError if a ViT would lose an edge of its images: their side is not a multiple of its patch."""
         embed = getattr(self.model, "patch_embed", None)
         over = self.image_size % self.stride
         if over and not getattr(embed, "dynamic_img_pad", True):

@@ -98,7 +98,7 @@ def pcl_facecycle(
     cache_dir: Any = None,
     num_classes: int = 0,
 ) -> FaceCycle:
-    """What `timm.create_model` calls; RuntimeError for pre-trained weights, which do not exist, or a classifier."""
+    """Entry point of `timm.create_model`. RuntimeError for pre-trained weights, which do not exist, or a classifier."""
     if pretrained or num_classes:
         raise RuntimeError("it has neither pre-trained weights nor a classifier")
     return FaceCycle()

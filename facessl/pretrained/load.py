@@ -32,7 +32,7 @@ TASK_FORMAT = "facessl-task-1"
 
 @dataclass(frozen=True)
 class Origin:
-    """What an authors' file was taken for, or whose the network is."""
+    """The recognized family of an authors' file, or the authors of a network."""
 
     family: str  # module of `facessl/pretrained/families/`
     authors: str  # of the file, in words
@@ -44,13 +44,13 @@ def weight_files(run: str | Path) -> dict[str, Path]:
 
     `task`, `backbone` (by the card of facessl in them) or `authors` (no card) -> file. CheckpointError: damaged.
     """
-    path, found = Path(run), {}
+    path, files = Path(run), {}
     for file in (path / "model.safetensors", path / "backbone.safetensors") if path.is_dir() else (path,):
         if file.suffix == ".safetensors" and file.is_file():
             card = checkpoint.read_safetensors(file, card_only=True)[1]
             kind = "task" if card.get("format") == TASK_FORMAT else "backbone" if "timm_name" in card else "authors"
-            found[kind] = file
-    return found
+            files[kind] = file
+    return files
 
 
 def build_method(config: PretrainConfig, *, fresh: bool = True) -> Method:
@@ -123,7 +123,7 @@ def _own_method(path: Path, state: Mapping[str, Any]) -> Method:
 
 
 def _ready(method: Method, path: Path) -> Method:
-    """`method` in eval mode. CheckpointError where its values are not finite."""
+    """`method` in eval mode. CheckpointError if its values are not finite."""
     module: nn.Module = method  # type: ignore[assignment]
     module.eval()
     check_finite(module, path)
@@ -145,7 +145,7 @@ def load_backbone(
             its keys and told on standard error (`facessl/pretrained/families/`), with what had to be guessed; or
             `timm:NAME`, a network of timm with its pre-trained weights (downloads once) and their mean, std and image
             size; `timm:NAME?pretrained=false&seed=0` has random weights.
-        name: of the timm model whose weights an authors' file holds, where they are of no family.
+        name: of the timm model whose weights an authors' file holds, if they are of no family.
         heads: attention heads of an authors' ViT: no shape tells them.
         mean, std: normalization that an authors' file wants, RGB in 0..1.
 
@@ -162,15 +162,15 @@ def open_backbone(run: str | Path, **given: Any) -> tuple[Backbone, Origin | Non
     """The backbone as `load_backbone` gives it, and what an authors' file was taken for (None for our own)."""
     path = Path(run)
     given = {key: value for key, value in given.items() if value is not None}
-    there = weight_files(run)
+    files = weight_files(run)
     origin, backbone = None, None
     if str(run).startswith(TIMM):
         backbone = _from_timm(str(run))
-    elif file := there.get("backbone"):
+    elif file := files.get("backbone"):
         backbone = from_export(file, *checkpoint.read_safetensors(file))
-    elif file := there.get("authors"):
+    elif file := files.get("authors"):
         backbone, origin = _from_authors(file, checkpoint.read_safetensors(file)[0], given)
-    elif "task" in there and path.is_file():
+    elif "task" in files and path.is_file():
         raise CheckpointError(f"{run} is a fine-tuned task: name its run folder, or the backbone.safetensors in it")
     elif path.is_dir():
         backbone = load_method(path).backbone
@@ -207,15 +207,15 @@ def _from_timm(text: str) -> Backbone:
 
 
 def card(method: Method, config: PretrainConfig, *, steps: int, commit: str) -> dict[str, Any]:
-    """What `backbone.json` says: all that is needed to use the weights."""
-    told = published(located({"method": config.method, "source": config.source}))
-    return backbone_card(method.backbone, **told, steps=steps, commit=commit)
+    """Content of `backbone.json`: all that is needed to use the weights."""
+    origin = published(located({"method": config.method, "source": config.source}))
+    return backbone_card(method.backbone, **origin, steps=steps, commit=commit)
 
 
 def backbone_card(
     backbone: Backbone, *, method: Mapping[str, Any], source: str, steps: int | None, commit: str
 ) -> dict[str, Any]:
-    """The card of any backbone; `steps` is None where they are not known."""
+    """The card of any backbone; `steps` is None if they are not known."""
     return {
         "format": "facessl-backbone-1",
         "timm_name": backbone.name,
@@ -256,7 +256,7 @@ def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]
 
 
 def _as_given(backbone: Backbone, given: Mapping[str, Any]) -> Backbone:
-    """With the attention heads and the normalization that somebody knows."""
+    """Apply the given attention heads and normalization."""
     if (heads := given.get("heads")) is not None:
         if not hasattr(backbone.model, "blocks") or not hasattr(backbone.model.blocks[0], "attn"):
             raise ConfigError(f"heads = {heads} is for ViTs and this file holds a {backbone.name}: leave it out")
@@ -277,7 +277,7 @@ def _name(family: Any) -> str:
 
 
 def _read_by(family: Any, build: Callable[..., Any], path: Path, state: Mapping[str, Any]) -> Any:
-    """What `build` of a family makes of a file, or what to do with one that does not fit."""
+    """Call `build` of a family; CheckpointError says what to do with a file that does not fit."""
     try:
         return build(state)
     except CheckpointError as error:
@@ -313,7 +313,7 @@ def family_of(path: Path, state: Mapping[str, Any]) -> tuple[Any, str, Mapping[s
 
 
 def _say(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any]) -> None:
-    """What a file was taken for and what was guessed, on standard error."""
+    """Print the recognized family of a file and the guessed settings to standard error."""
     options = ", ".join(f"{key} {value}" for key, value in backbone.timm_options.items())
     network = f"{backbone.name}{f' ({options})' if options else ''} at {backbone.image_size} px"
     text = f"{path.name}: a checkpoint of {origin.authors}, {network}"
@@ -331,7 +331,7 @@ def _say(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any
 
 
 def checkpoint_of(path: Path) -> Path:
-    """The newest checkpoint of a run folder; a file is itself. Raises CheckpointError where there is none."""
+    """The newest checkpoint of a run folder; a file is itself. Raises CheckpointError if there is none."""
     if path.is_file():
         return path
     last = path / "checkpoints" / "last.ckpt"

@@ -1,4 +1,4 @@
-"""What the tasks on a feature pyramid share."""
+"""Settings and helpers of the tasks on a feature pyramid."""
 
 import torch
 

@@ -127,11 +127,11 @@ class Alignment(nn.Module):
         x = batch.views[0]
         size = (x.shape[-2], x.shape[-1])
         visible = _counted(batch, self.args)
-        found = self.head(self.backbone.forward_pyramid(x))
+        outputs = self.head(self.backbone.forward_pyramid(x))
         if self.args.head == "star":
-            loss, terms = star_loss(found, batch.landmarks, visible, edges=self.edges, image=size)
+            loss, terms = star_loss(outputs, batch.landmarks, visible, edges=self.edges, image=size)
             return Step(loss, {name: term.detach() for name, term in terms.items()})
-        logits = at_least_float32(found)
+        logits = at_least_float32(outputs)
         points = self._decoded(logits.sigmoid(), size)
         coordinate = coordinate_l2(points, batch.landmarks, visible, size=size)
         side = self.args.heatmap_size or size[0] // 4
@@ -150,15 +150,15 @@ class Alignment(nn.Module):
 
     def cheaper(self, image_size: int) -> dict[str, Any]:
         """Settings for small views."""
-        found = {"width": NARROW} if self.args.width > NARROW else {}
+        settings = {"width": NARROW} if self.args.width > NARROW else {}
         if self.args.head == "farl" and (self.args.heatmap_size or 0) > image_size // 4:
-            found["heatmap_size"] = image_size // 4
-        return found
+            settings["heatmap_size"] = image_size // 4
+        return settings
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalized -> landmarks (B, K, 2) in pixels of the view."""
-        found = self.head(self.backbone.forward_pyramid(x))
-        heat = found.heatmaps if self.args.head == "star" else at_least_float32(found).sigmoid()
+        outputs = self.head(self.backbone.forward_pyramid(x))
+        heat = outputs.heatmaps if self.args.head == "star" else at_least_float32(outputs).sigmoid()
         return {"landmarks": self._decoded(heat, (x.shape[-2], x.shape[-1]))}
 
     def meter(self, source: Source, augment: Augment) -> AlignmentMeter:
@@ -199,9 +199,9 @@ class AlignmentMeter:
         """Predictions of one batch; both they and the truth go back through the frames."""
         assert batch.landmarks is not None
         assert batch.frame is not None
-        found, known = predictions["landmarks"].shape[1], batch.landmarks.shape[1]
-        if found != known:
-            raise DataError(f"the test images have {known} landmarks and those of training {found}")
+        predicted, known = predictions["landmarks"].shape[1], batch.landmarks.shape[1]
+        if predicted != known:
+            raise DataError(f"the test images have {known} landmarks and those of training {predicted}")
         size = batch.views[0].shape[-1]
         frames = [Frame(matrix, size, self.warp) for matrix in batch.frame.cpu().double().numpy()]
         moved = {}
@@ -228,7 +228,7 @@ class AlignmentMeter:
         return Examples(errors, example)
 
     def _boxes(self, truth: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
-        """(N, 4) the data set's own boxes where it has them, else those of the landmarks that count."""
+        """(N, 4) the data set's own boxes if it has them, else those of the landmarks that count."""
         source = self.collected.source
         if "box" in source.provides:
             positions, rows = np.unique(self.collected["index"], return_inverse=True)
@@ -242,18 +242,18 @@ class AlignmentMeter:
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `nme_<unit>`."""
         errors = self.per_image()
-        found = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds)
+        scores = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds)
         name = f"nme_{self.args.unit}"
         return {
-            "headline": headline(name, found[name], found[f"{name}_interval"], better="lower"),
-            **found,
+            "headline": headline(name, scores[name], scores[f"{name}_interval"], better="lower"),
+            **scores,
             **self.collected.breakdown({name: errors}, "lower"),
             "images": len(errors),
         }
 
 
 def _counted(batch: Batch, args: AlignmentArgs) -> Tensor | None:
-    """(B, K), 1 where a landmark counts; None: all do."""
+    """(B, K), 1 if a landmark counts; None: all do."""
     if not args.hidden or batch.landmarks is None:
         return batch.visible
     return batch.landmarks.isfinite().all(-1)

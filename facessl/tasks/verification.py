@@ -147,10 +147,10 @@ class VerificationMeter:
         assert read.pairs is not None
         assert read.same is not None
         assert self.source.pairs is not None
-        found = verification(similarity, read.same, read.folds)
+        scores = verification(similarity, read.same, read.folds)
         return {
-            "headline": headline("accuracy", found["accuracy"], found["accuracy_interval"]),
-            **found,
+            "headline": headline("accuracy", scores["accuracy"], scores["accuracy_interval"]),
+            **scores,
             "pairs_left_out": len(self.source.pairs) - len(read.pairs),
             "images": len(read),
         }

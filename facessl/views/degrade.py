@@ -58,7 +58,7 @@ def erase_box(size: int, draws: np.ndarray, scale: tuple[float, float], ratio: t
         ratio: height / width.
 
     Returns:
-        None where no try fits into the view.
+        None if no try fits into the view.
     """
     tries = sides(size * size, draws, scale, ratio)
     return next((place(size, size, h, w, draws) for h, w in tries if h < size and w < size), None)

@@ -61,7 +61,7 @@ def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
         height, width: of the image in pixels, 1 or more.
         draws: (BOX_DRAWS,) uniform in 0..1.
 
-    Ten tries at an area and a log-uniform ratio; where none fits, the largest centered box of a valid ratio.
+    Ten tries at an area and a log-uniform ratio; if none fits, the largest centered box of a valid ratio.
     """
     if view.whole:
         return 0, 0, height, width
@@ -142,7 +142,7 @@ class DrawnViews:
         self._views, self._sizes, self._draws = views, sizes, draws
 
     def reduction(self, height: int, width: int) -> int:
-        """By how much (1, 2, 4 or 8) an image of this size may be reduced in decoding; see `MARGIN`."""
+        """Allowed reduction of an image of this size in decoding: 1, 2, 4 or 8; see `MARGIN`."""
         if min(height, width) < FACTORS[-1] * MARGIN * max(self._sizes):  # no crop of that view can be large enough
             return 1
         fits = min(

@@ -104,9 +104,9 @@ class MTCNN:
             inside = (corner + CELL <= limit[owner]).all(1)  # not in what fills up a smaller photo of the batch
             owner, y, x, corner = owner[inside], y[inside], x[inside], corner[inside]
             window = torch.cat([corner, corner + CELL], 1) + maps[owner, :4, y, x] * CELL
-            found = window / torch.tensor(scales, device=self.device)[owner, None] - shift[owner]
-            keep = batched_nms(found, score[owner, y, x], owner, 0.5)
-            boxes.append(found[keep])
+            candidates = window / torch.tensor(scales, device=self.device)[owner, None] - shift[owner]
+            keep = batched_nms(candidates, score[owner, y, x], owner, 0.5)
+            boxes.append(candidates[keep])
             scores.append(score[owner, y, x][keep])
             owners.append(owner[keep])
         if not boxes:
@@ -150,7 +150,7 @@ def _halves(photos: list[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 def _patches(halves: list[Tensor], squares: Tensor, owner: Tensor, side: int) -> Tensor:
-    """Squares (n, 4) cut out as (n, 3, side, side), each from the size of its photo where it is 2 to 4 times as large.
+    """Squares (n, 4) cut out as (n, 3, side, side), each from the size of its photo if it is 2 to 4 times as large.
 
     A large square out of the whole photo costs most: one sample for each of its pixels.
     """
@@ -177,14 +177,14 @@ def _squares(boxes: Tensor) -> Tensor:
 
 def _distinct(rows: np.ndarray) -> list[int]:
     """Indices of rows (n, 15) that no better row covers by 0.7 of the smaller box, the best first."""
-    kept: list[int] = []
+    best: list[int] = []
     area = (rows[:, 2] - rows[:, 0]) * (rows[:, 3] - rows[:, 1])
     for index in np.argsort(-rows[:, 4], kind="stable"):
-        low, high = np.maximum(rows[index, :2], rows[kept, :2]), np.minimum(rows[index, 2:4], rows[kept, 2:4])
+        low, high = np.maximum(rows[index, :2], rows[best, :2]), np.minimum(rows[index, 2:4], rows[best, 2:4])
         inner = (high - low).clip(0).prod(1)
-        if (inner <= 0.7 * np.minimum(area[index], area[kept])).all():
-            kept.append(int(index))
-    return kept
+        if (inner <= 0.7 * np.minimum(area[index], area[best])).all():
+            best.append(int(index))
+    return best
 
 
 class _Transposed(nn.Module):

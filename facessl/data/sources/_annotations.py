@@ -1,4 +1,4 @@
-"""What readers of landmark and mask sets share: rows of coordinates, HRNet's tables, boxes, class maps."""
+"""Helpers for readers of landmark and mask sets: rows of coordinates, HRNet's tables, boxes, class maps."""
 
 import re
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def pts_faces(folder: Path, layout: str, start: int, points: int | None) -> tupl
 
 
 def check_layout(file: Path, points: int, name: str | None) -> None:
-    """ConfigError where landmarks of a file are not as many as the layout `name` has; UnknownName for no layout."""
+    """ConfigError if landmarks of a file are not as many as the layout `name` has; UnknownName for no layout."""
     if name is not None and (wanted := landmark_layout(name).points) != points:
         raise ConfigError(f"{file} has {points} landmarks, but the layout {name} has {wanted}")
 
@@ -96,7 +96,7 @@ def read_mask(file: str) -> np.ndarray:
 
 
 def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:
-    """The mask at its image's size, enlarged by a whole number if at all. ImageError where the sizes do not fit."""
+    """The mask at its image's size, enlarged by a whole number if at all. ImageError if the sizes do not fit."""
     height, width = stored_size(image, key=key)
     (down, rest_y), (across, rest_x) = divmod(height, mask.shape[0]), divmod(width, mask.shape[1])
     if rest_y or rest_x or down != across:
@@ -105,9 +105,9 @@ def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:
 
 
 def give_mask(sample: Sample, file: str, classes: int, where: str) -> None:
-    """Give a sample, of which the image is encoded, the mask in a file. ImageError as `read_mask` and `fitted`.
+    """Give a sample, with an encoded image, the mask in a file. ImageError as `read_mask` and `fitted`.
 
-    DataError where the mask has other numbers than those of the `classes`, which `where` names, and 255.
+    DataError if the mask has a number that is neither one of the `classes` that `where` names, nor 255.
     """
     assert isinstance(sample.image, bytes)
     mask = read_mask(file)
@@ -118,10 +118,10 @@ def give_mask(sample: Sample, file: str, classes: int, where: str) -> None:
 
 
 def side_pairs(names: Sequence[str]) -> tuple[int, ...] | None:
-    """Which class each class becomes in a mirrored image, from names that differ in a side only.
+    """The class that each class becomes in a mirrored image, from names that differ in a side only.
 
     Sides are `left` and `right` anywhere in a name, `l_` and `r_` in front, and a number behind that is the class's
-    own (`eye_4` and `eye_5`), if exactly two names are the same otherwise. None where no two names are a pair.
+    own (`eye_4` and `eye_5`), if exactly two names are the same otherwise. None if no two names are a pair.
     """
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names):

@@ -102,7 +102,7 @@ class CelebAMaskHQ(Source):
         super().__init__([f"{i}.jpg" for i in sorted(chosen)], folder=images, file=file, hint=LAYOUT)
 
     def __getitem__(self, index: int) -> Sample:
-        """Face `index` with its mask. Raises ImageError where one of its files cannot be read or none is there."""
+        """Face `index` with its mask. Raises ImageError if one of its files cannot be read or none is there."""
         sample = super().__getitem__(index)
         assert isinstance(sample.image, bytes)
         number = int(Path(sample.key).stem)

@@ -73,7 +73,7 @@ class Folder(Source):
         endings = Counter(self._table["other"].tobytes().decode().split())
         if not endings:
             return
-        told = ", ".join(f"{many(count, 'file')} ending in {ending}" for ending, count in endings.most_common())
+        kinds = ", ".join(f"{many(count, 'file')} ending in {ending}" for ending, count in endings.most_common())
         cure = "convert them to JPEG"
         if not endings.keys().isdisjoint((".heic", ".heif")):
             cure = "install pillow-heif, which reads .heic and .heif, or " + cure
@@ -81,7 +81,7 @@ class Folder(Source):
             cure = f"write video:{self.root}?every=1s for frames of the videos" + (
                 "" if endings.keys() <= {*FILMS} else f", and of the others {cure}"
             )
-        warnings.warn(f"{self.root}: left out {told}: {cure}", DataWarning, stacklevel=3)
+        warnings.warn(f"{self.root}: left out {kinds}: {cure}", DataWarning, stacklevel=3)
 
     def __len__(self) -> int:
         return self._count

@@ -33,10 +33,10 @@ class LaionFace(WebDataset):
         if not folders:
             folders = sorted(root.glob("split_[0-9]*")) or [root]
         tars = [names_by_stem(folder, (".tar",)) if folder.is_dir() else {} for folder in folders]
-        for folder, found in zip(folders, tars, strict=True):
-            if not found:
+        for folder, names in zip(folders, tars, strict=True):
+            if not names:
                 raise DataError(f"{folder} is missing or holds no tar ({LAYOUT})")
-        paths = [folder / name for folder, found in zip(folders, tars, strict=True) for name in found.values()]
+        paths = [folder / name for folder, names in zip(folders, tars, strict=True) for name in names.values()]
         self._paths = [os.path.abspath(path) for path in paths]
         # Every part counts its tars from 00000: the part's name has to be in the key.
         self._index([path.relative_to(root).as_posix() for path in paths], cache)

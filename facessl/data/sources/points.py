@@ -41,9 +41,9 @@ class Points(Source):
         names: list[str] = []
         points: list[np.ndarray] = []
         for folder in sorted({file.parent for file in inside.rglob("*.[pP][tT][sS]")}):
-            found, marks = pts_faces(folder, LAYOUT, start, points[0].shape[1] if points else None)
-            names += [str(folder.relative_to(root) / name) for name in found]
-            points += [marks] if found else []
+            in_folder, marks = pts_faces(folder, LAYOUT, start, points[0].shape[1] if points else None)
+            names += [str(folder.relative_to(root) / name) for name in in_folder]
+            points += [marks] if in_folder else []
         if not names:
             raise DataError(f"no .pts file in {inside} ({LAYOUT})")
         landmarks = np.concatenate(points)

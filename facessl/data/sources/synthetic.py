@@ -153,7 +153,7 @@ class Synthetic(Source):
         return np.array([person if by_identity else scene.label for person, _, scene in plans], np.int64)
 
     def fingerprint(self) -> str:
-        """Of the options, which all images follow from, and of two images."""
+        """Digits that depend on the options, which determine all images, and on two images."""
         digest = hashlib.blake2b(repr(self._options).encode(), digest_size=16)
         for index in (0, self.n - 1):
             digest.update(np.ascontiguousarray(self[index].image).tobytes())
@@ -187,7 +187,7 @@ class Synthetic(Source):
         )
 
 
-#: Option -> least and largest value; whole numbers where these are.
+#: Option -> least and largest value; whole numbers if these are.
 _RANGES = {
     "n": (1, 10_000_000),
     "seed": (0, 2**32 - 1),

@@ -45,12 +45,12 @@ class Video(Source):
         stamps: list[int] = []
         owners: list[int] = []
         for index in range(len(files)):
-            name, found = files.inner_name(index), [("", _IMAGE)]
+            name, frames = files.inner_name(index), [("", _IMAGE)]
             if self.root is None or name.lower().endswith(FILMS):
-                found = [(f"/{clock(frame.seconds)}", frame.stamp) for frame in self._frames(files.name(index), step)]
-            names += [name + time for time, _ in found]
-            stamps += [stamp for _, stamp in found]
-            owners += [index] * len(found)
+                frames = [(f"/{clock(frame.seconds)}", frame.stamp) for frame in self._frames(files.name(index), step)]
+            names += [name + time for time, _ in frames]
+            stamps += [stamp for _, stamp in frames]
+            owners += [index] * len(frames)
         self._stamps = np.array(stamps, np.int64)
         columns = {"label": files.values("label")[owners]} if files.label_names else None
         self.label_names = files.label_names

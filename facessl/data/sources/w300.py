@@ -66,7 +66,7 @@ class W300(Source):
         Args:
             path: folder of the layout above.
             split: train, full, common or challenge.
-            format: pts, csv, or auto: the tables where they are there.
+            format: pts, csv, or auto: the tables if they are there.
         """
         lists.choice("w300", "split", split, SIZES)
         lists.choice("w300", "format", format, ("auto", "pts", "csv"))
@@ -113,8 +113,8 @@ def _pts(base: Path, part: str) -> tuple[Path, _Part]:
     points = []
     for folder in FOLDERS[part]:
         inside = lists.find(base, [folder], LAYOUT)
-        found, marks = pts_faces(inside, LAYOUT, 1, POINTS)
-        names += [f"{folder}/{name}" for name in found]
+        in_folder, marks = pts_faces(inside, LAYOUT, 1, POINTS)
+        names += [f"{folder}/{name}" for name in in_folder]
         points.append(marks.reshape(-1, POINTS, 2))
     table = np.concatenate(points)
     return inside, (names, table, square_around(table))

@@ -1,5 +1,5 @@
 """Losses of landmark networks. Pure, in float32 or wider also under autocast; points are (x, y), the center of cell
-(0, 0) is (0, 0). `visible` is (B, K), True where a landmark counts; None: all do. Nothing visible gives 0."""
+(0, 0) is (0, 0). `visible` is (B, K), True if a landmark counts; None: all do. Nothing visible gives 0."""
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ def eigen(xx: Tensor, yy: Tensor, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def masked_mean(values: Tensor, visible: Tensor | None) -> Tensor:
-    """Mean of (B, K) values over the visible landmarks of all ranks' batches (`rank_mean`); 0 where there is none."""
+    """Mean of (B, K) values over the visible landmarks of all ranks' batches (`rank_mean`); 0 if there is none."""
     return values.mean() if visible is None else rank_mean(values, visible)
 
 

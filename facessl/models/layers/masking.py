@@ -12,11 +12,11 @@ from facessl.models.layers.positions import sincos_positions
 
 
 class Mask(NamedTuple):
-    """Which K of T patches an encoder sees, for each of B images."""
+    """The K of T patches that an encoder sees, for each of B images."""
 
     keep: Tensor  # (B, K) int64, positions of the visible patches, in the order in which they enter the encoder
     restore: Tensor  # (B, T) int64, where in the sequence "visible, then removed" each patch stands
-    removed: Tensor  # (B, T) bool, True where the patch is hidden
+    removed: Tensor  # (B, T) bool, True if the patch is hidden
 
 
 def random_mask(noise: Tensor, ratio: float) -> Mask:
@@ -67,7 +67,7 @@ def check_maskable(model: nn.Module, name: str) -> None:
 @torch.no_grad()
 def fix_positions(model: Any, *, pretrained: bool = False) -> None:
     """Replace a ViT's position table by the fixed sine-cosine one (MAE, appendix A.1), zero for its prefix tokens;
-    ConfigError where it has `pretrained` weights, whose own table would be lost."""
+    ConfigError if it has `pretrained` weights, whose own table would be lost."""
     if pretrained:
         raise ConfigError(
             "the pre-trained backbone's position table would be overwritten by the fixed one (method.positions = "

@@ -18,7 +18,7 @@ from facessl.models.layers.upernet import ConvNorm, UPerNeck
 
 
 class StarMaps(NamedTuple):
-    """What the head gives, in float32 or wider, all of one size (h, w)."""
+    """Outputs of the head, in float32 or wider, all of one size (h, w)."""
 
     heatmaps: Tensor  # (B, K, h, w), not negative, gated: `star` and `soft_argmax` take them
     points: Tensor  # (B, K, h, w) in 0..1, a blob on each landmark

@@ -1,4 +1,4 @@
-"""What the families share: whole methods out of a checkpoint, ResNets, and ViTs built from the shapes of tensors."""
+"""Helpers of the families: whole methods out of a checkpoint, ResNets, and ViTs built from the shapes of tensors."""
 
 import math
 from collections import Counter
@@ -32,12 +32,12 @@ SIXTEEN_HEADS = (1152, 1280, 1408, 1664)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint of a whole method is read; a family takes `build` and `build_backbone` from it."""
+    """Reader of a checkpoint of a whole method; a family takes `build` and `build_backbone` from it."""
 
     family: str  # for sentences
     make: Callable[[Mapping[str, Tensor]], Method]  # a fresh method for the tensors of a checkpoint
-    theirs: Callable[[str], str]  # from our names to the family's
-    kept: Mapping[str, Any]  # `left_out`, `own` and `copy` of `facessl.models.weights.fit`
+    rename: Callable[[str], str]  # from the names of this library to the family's
+    fit_options: Mapping[str, Any]  # `left_out`, `own` and `copy` of `facessl.models.weights.fit`
     read: Callable[[Mapping[str, Any]], dict[str, Tensor]] = tensors  # the tensors of a loaded checkpoint
 
     def build(self, state: Mapping[str, Any]) -> Method:
@@ -50,7 +50,8 @@ class Layout:
                 f"the shapes of this checkpoint of {self.family} do not go together: {error}"
             ) from None
         module = cast(nn.Module, method)
-        module.load_state_dict(fit(module, found, self.theirs, self.family, **self.kept), strict="own" not in self.kept)
+        fitted = fit(module, found, self.rename, self.family, **self.fit_options)
+        module.load_state_dict(fitted, strict="own" not in self.fit_options)
         return method
 
     def build_backbone(self, state: Mapping[str, Any]) -> Backbone:
@@ -103,7 +104,7 @@ def build_vit(
         blocks: what stands before a block's number.
         heads: attention heads of a ViT of a width, as they leave no trace in a shape.
         name: a ViT-B/16 of timm to be taken; None: the plain ViT of this width and depth, else ViT-B/16.
-        normalization: `mean` and `std`; ImageNet's where they are left out.
+        normalization: `mean` and `std`; ImageNet's if they are left out.
 
     Raises:
         CheckpointError: a missing tensor, a table of no square, or sizes that make no ViT.
@@ -132,6 +133,6 @@ def build_vit(
 
 
 def guessed_normalization(backbone: Backbone) -> dict[str, str]:
-    """What `guessed` of a family says where mean and std are ImageNet's for want of a better one."""
+    """Entries of a family's `guessed` for a mean and std that are assumed to be ImageNet's."""
     usual = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     return {key: f"ImageNet's {key}" for key, value in usual.items() if getattr(backbone, key) == value}

@@ -27,8 +27,8 @@ _NECK = (
     ("decoder.norm.", "proj_attn.transformer.decoder.norm."),
     ("decoder.layers.", "proj_attn.transformer.decoder.layers."),
 )
-#: From our names to the released ones, without DistributedDataParallel's `module.`.
-theirs = weights.renamer(
+#: From the names of this library to the released ones, without DistributedDataParallel's `module.`.
+rename = weights.renamer(
     (
         ("backbone.model.", "online_net.backbone."),
         ("target_backbone.model.", "target_net.backbone."),
@@ -90,5 +90,5 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 #: `FRA(variant="official")`.
-_layout = base.Layout(FAMILY, _fresh, theirs, kept=base.FRA_ADDS, read=_tensors)
+_layout = base.Layout(FAMILY, _fresh, rename, fit_options=base.FRA_ADDS, read=_tensors)
 build, build_backbone = _layout.build, _layout.build_backbone

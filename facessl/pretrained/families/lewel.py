@@ -13,7 +13,7 @@ from facessl.pretrained.families import base
 from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 FAMILY = "LEWEL"
-_theirs = weights.renamer(
+_rename = weights.renamer(
     (
         ("backbone.model.", "online_net.backbone."),
         ("target_backbone.model.", "target_net.backbone."),
@@ -35,7 +35,7 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def _fresh(found: Mapping[str, Tensor]) -> Method:
-    """With the 4 heads of the released scripts (they leave no trace in a shape), and their EMAN variant.
+    """Build LEWEL with the 4 heads of the released scripts (no shape depends on them) and their EMAN variant.
 
     Normalization is ImageNet's, as in LEWEL's release, and VGGFace2's for a checkpoint of FRA's training code.
     """
@@ -46,5 +46,5 @@ def _fresh(found: Mapping[str, Tensor]) -> Method:
     return LEWEL(Backbone(name, mean=mean, std=std), hidden=hidden, dim=dim)
 
 
-_layout = base.Layout(FAMILY, _fresh, _theirs, kept=base.FRA_ADDS)
+_layout = base.Layout(FAMILY, _fresh, _rename, fit_options=base.FRA_ADDS)
 build, build_backbone = _layout.build, _layout.build_backbone

@@ -13,7 +13,7 @@ from facessl.models import weights
 from facessl.pretrained.families import base
 
 FAMILY = "MCF"
-_theirs = weights.renamer(
+_rename = weights.renamer(
     (
         ("backbone.model.", "online_encoder."),
         ("target_backbone.model.", "target_encoder."),
@@ -34,9 +34,9 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def _fresh(found: Mapping[str, Tensor]) -> Method:
-    """As `MCF(variant="official")`.
+    """Build `MCF(variant="official")`.
 
-    The decoder's 16 attention heads leave no trace in a shape; the frozen network is named anew where it trains on.
+    No shape depends on the decoder's 16 attention heads; the frozen network is named again to continue training.
     """
     backbone = base.build_vit(weights.under(found, "online_encoder."), FAMILY, mean=MCF.mean, std=MCF.std)
     width = weights.shape_of(found, "decoder_embed.weight", FAMILY, 2)[0]
@@ -48,5 +48,5 @@ def _fresh(found: Mapping[str, Tensor]) -> Method:
 
 
 #: The decoder's fixed position table is made anew; the frozen network is not part of the method.
-_layout = base.Layout(FAMILY, _fresh, _theirs, kept={"left_out": r"decoder_pos_embed$|perceptual_loss\."})
+_layout = base.Layout(FAMILY, _fresh, _rename, fit_options={"left_out": r"decoder_pos_embed$|perceptual_loss\."})
 build, build_backbone = _layout.build, _layout.build_backbone
