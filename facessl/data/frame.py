@@ -122,7 +122,7 @@ class Frame:
         nearest counts. Their side s may differ from the view's: it is stretched over the same area.
         """
         out = np.zeros((height, width), np.uint8)
-        top, bottom, left, right = self._reach(height, width)
+        top, bottom, left, right = self._visible_region(height, width)
         if top >= bottom or left >= right:
             return out
         grid = np.stack(np.meshgrid(np.arange(left, right), np.arange(top, bottom)), -1)  # (h, w, 2)
@@ -159,7 +159,7 @@ class Frame:
         y = inverse[1, 0] * side + inverse[1, 2] + (inverse[1, 1] * side)[:, None]
         return x, y
 
-    def _reach(self, height: int, width: int, margin: int = 1) -> tuple[int, int, int, int]:
+    def _visible_region(self, height: int, width: int, margin: int = 1) -> tuple[int, int, int, int]:
         """Rows top .. bottom and columns left .. right of a stored image that the view can show."""
         ends = np.array([(x, y) for x in (-0.5, self.size - 0.5) for y in (-0.5, self.size - 0.5)])
         corners = self.inverse_points(ends)
@@ -180,7 +180,7 @@ class Frame:
             return image, np.eye(3)
         # Two blocks or more per pixel of the view, so that the look-up between them matters little.
         blocks = np.maximum(np.floor(factors / 2 + 1e-6), 1).astype(int)
-        top, bottom, left, right = self._reach(image.shape[0], image.shape[1], 4 * int(blocks.max()))
+        top, bottom, left, right = self._visible_region(image.shape[0], image.shape[1], 4 * int(blocks.max()))
         part = image[top:bottom, left:right]
         if part.size == 0:
             return image, np.eye(3)

@@ -5,6 +5,7 @@ A million Python strings cost 100 MB in every worker, as counting references tou
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -58,13 +59,11 @@ class Table:
         partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return self
-        try:
             save_file(table.columns, partial, metadata={"note": json.dumps(table.note)})
             partial.replace(file)
         except Exception:  # safetensors has errors of its own for a full disk; a cache may fail, a run may not
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             return self
         return load(file) or self
 

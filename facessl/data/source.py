@@ -30,8 +30,8 @@ TRAIN_VAL_TEST = {"train": "train", "val": "val", "test": "test"}
 
 _NUMBERS = frozenset({"label", "identity", "group"})
 _BYTES = frozenset({"attributes", "visible"})
-#: Images whose whole content is in a fingerprint.
-_LOOKED_AT = 8
+#: Number of images whose content is in a fingerprint.
+_SAMPLED = 8
 #: How a stream begins: a command or a URL.
 STREAM = re.compile(r"^(pipe:|[a-z]+://)")
 _LISTS, _TARS = (".csv", ".tsv", ".txt", ".lst"), (".tar", ".tar.gz", ".tgz")
@@ -186,10 +186,8 @@ class Source:
             return self.values(field)
         numbers = np.full(len(self), -1, np.int64)
         for i in range(len(self)):
-            try:
+            with contextlib.suppress(ImageError):  # an unreadable image is skipped later, whichever part it is in
                 numbers[i] = getattr(self[i], field)
-            except ImageError:  # an unreadable image is skipped later, whichever part it is in
-                continue
         return numbers
 
     def fingerprint(self) -> str:
@@ -213,7 +211,7 @@ class Source:
             add((self.inner_name(i), self.size(i)))
         for column in sorted(self.columns):
             add(self.values(column))
-        for i in np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).round().astype(int)).tolist() if len(self) else ():
+        for i in np.unique(np.linspace(0, len(self) - 1, _SAMPLED).round().astype(int)).tolist() if len(self) else ():
             try:
                 sample = self[i]
             except ImageError:
@@ -352,7 +350,7 @@ def _recognize(path: str) -> str:
     if STREAM.match(path) or low.endswith(_TARS):
         return "webdataset"
     if not os.path.exists(full):
-        raise DataError(f"no such file or folder: {path}{_beside(full)}")
+        raise DataError(f"no such file or folder: {path}{_similar_path(full)}")
     if low.endswith(_LISTS):
         return "imagelist"
     if low.endswith((*EXTENSIONS, *FILMS)):
@@ -361,7 +359,7 @@ def _recognize(path: str) -> str:
     raise DataError(f"{path} is not a folder, tar or list: name what it is as NAME:{path} with NAME one of {known}")
 
 
-def _beside(path: str) -> str:
+def _similar_path(path: str) -> str:
     """End of the sentence on a missing path: a similar name, or what to give."""
     above, name = os.path.split(path.rstrip("/"))
     if not os.path.isdir(above or "."):

@@ -120,7 +120,7 @@ def parts(
     if "train" not in own and need_train:
         raise ConfigError(f"{redacted(spec)} has images to test on and none to train on: name a source to train on")
     tested = usable(open_source(own["test"]), needs)
-    train = fewer_labels(usable(open_source(own["train"]), needs), labels, seed) if "train" in own else _nothing(tested)
+    train = fewer_labels(usable(open_source(own["train"]), needs), labels, seed) if "train" in own else _empty(tested)
     if val is not None:
         return Splits(train, usable(open_source(_part_of(val, "val")), needs), tested)
     if not need_val:
@@ -229,7 +229,7 @@ def _spec(name: str, path: str | Path, options: Mapping[str, Any]) -> str:
 def _held_out(name: str, source: Source, needs: Iterable[str], need_train: bool) -> tuple[Source, Source]:
     """Four fifths and one fifth of a source (`name`, for errors) by the hash of the keys."""
     if source.pairs is not None and not need_train:
-        return _nothing(source), source
+        return _empty(source), source
     if source.streaming:
         raise ConfigError(f"{name} is a stream and cannot be split: name a test source with --test")
     keys = (short(source.key(i)).encode("utf-8", "surrogateescape") for i in range(len(source)))
@@ -250,5 +250,5 @@ def _whole(source: Source) -> Source:
     return _whole(source.source) if isinstance(source, Subset) else source
 
 
-def _nothing(source: Source) -> Subset:
+def _empty(source: Source) -> Subset:
     return Subset(source, np.zeros(0, np.int64))

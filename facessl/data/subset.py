@@ -6,7 +6,7 @@ from facessl.core.types import Sample
 from facessl.data.source import Source
 
 #: Members that mean the same in every part of a source.
-_UNCHANGED = (
+_SHARED = (
     *("provides", "columns", "label_names", "attribute_names", "group_names"),
     *("layout", "mask_names", "mask_flip", "classes_may_be_people"),
 )
@@ -22,7 +22,7 @@ class Subset(Source):
     def __init__(self, source: Source, positions: np.ndarray) -> None:
         self.source = source
         self.positions = np.asarray(positions, np.int64)
-        for name in _UNCHANGED:
+        for name in _SHARED:
             setattr(self, name, getattr(source, name))
         self.subsets = {n: np.flatnonzero(np.isin(self.positions, part)) for n, part in source.subsets.items()}
         if source.pairs is not None:

@@ -18,10 +18,10 @@ from facessl.core.errors import FaceSSLError, TrainingError
 
 #: Open files that this process and each worker may need: every tensor of a batch on its way is one.
 _FILES, _FILES_PER_WORKER = 64, 48
-#: Seconds without a batch after which the loader processes are given up.
+#: Seconds to wait for a batch.
 _TIMEOUT = 1200
-#: Seconds between two looks at whether the loader processes live.
-_LOOK = 5
+#: Seconds between two checks that the loader processes live.
+_POLL = 5
 
 
 def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Any]:
@@ -48,20 +48,20 @@ def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -
     try:
         batches = iter(loader)
         if workers:
-            _looked_after(batches)
+            _watch_workers(batches)
         for batch in batches:
             if isinstance(batch, FaceSSLError):
                 raise batch
             yield batch
     except (RuntimeError, OSError) as error:
-        raise _death(error) or error from None
+        raise _worker_error(error) or error from None
     finally:
         for worker in getattr(batches, "_workers", ()):  # PyTorch waits for them when the process ends
             batches._shutdown_workers()
             worker.kill()
 
 
-def _looked_after(batches: Any) -> None:
+def _watch_workers(batches: Any) -> None:
     """Deaths of workers are found while a batch is waited for, and nowhere else: PyTorch's signal handler raises them
     in whatever runs, such as a checkpoint that is being saved, and is deaf while the workers start."""
     signal_handling._remove_worker_pids(id(batches))
@@ -72,9 +72,9 @@ def _looked_after(batches: Any) -> None:
         end = time.monotonic() + timeout
         while True:
             try:
-                batch = get(_LOOK)
+                batch = get(_POLL)
             except (ConnectionError, EOFError) as error:  # it died while it handed over a batch
-                raise _died(str(error) or "it hung up") from None
+                raise _worker_died(str(error) or "it hung up") from None
             if batch[0] or time.monotonic() >= end:
                 return batch
 
@@ -100,7 +100,7 @@ def _allow_files(needed: int) -> None:
         ) from None
 
 
-def _death(error: RuntimeError | OSError) -> TrainingError | None:
+def _worker_error(error: RuntimeError | OSError) -> TrainingError | None:
     """Return an error with a fix if `error` says that a loader process failed, else None."""
     message = str(error)
     if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE) or re.search("Too many open files|ancdata", message):
@@ -115,10 +115,10 @@ def _death(error: RuntimeError | OSError) -> TrainingError | None:
         )
     if "DataLoader timed out" in message:
         return TrainingError(f"no batch came from the loader processes for {_TIMEOUT // 60} minutes: use fewer workers")
-    return _died(message.splitlines()[0]) if "DataLoader worker (pid" in message else None
+    return _worker_died(message.splitlines()[0]) if "DataLoader worker (pid" in message else None
 
 
-def _died(reason: str) -> TrainingError:
+def _worker_died(reason: str) -> TrainingError:
     return TrainingError(
         f"a loader process died ({reason}): most often memory ran out, or shared memory (/dev/shm) did; use fewer "
         "workers or a smaller batch"

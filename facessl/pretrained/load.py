@@ -103,7 +103,7 @@ def load_method(path: str | Path) -> Method:
     if not hasattr(family, "build"):
         raise CheckpointError(f"{path} is a checkpoint of {family.FAMILY}, read without heads: use load_backbone")
     method = _read_by(family, family.build, path, part)
-    _say(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
+    _print_origin(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
     return _ready(method, path)
 
 
@@ -249,13 +249,13 @@ def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]
         backbone = _read_by(module, module.build_backbone, path, state)
         guessed = module.guessed(state, backbone) if hasattr(module, "guessed") else {}
         family, authors = _name(module), module.FAMILY + (f" below {prefix}" if prefix else "")
-    backbone = _as_given(backbone, given)
+    backbone = _with_settings(backbone, given)
     origin = Origin(family, authors, {key: words for key, words in guessed.items() if key not in given})
-    _say(path, origin, backbone, given)
+    _print_origin(path, origin, backbone, given)
     return backbone, origin
 
 
-def _as_given(backbone: Backbone, given: Mapping[str, Any]) -> Backbone:
+def _with_settings(backbone: Backbone, given: Mapping[str, Any]) -> Backbone:
     """Apply the given attention heads and normalization."""
     if (heads := given.get("heads")) is not None:
         if not hasattr(backbone.model, "blocks") or not hasattr(backbone.model.blocks[0], "attn"):
@@ -283,11 +283,11 @@ def _read_by(family: Any, build: Callable[..., Any], path: Path, state: Mapping[
     except CheckpointError as error:
         fix = "use the file as its authors published it"
         if _name(family) in ("timm", "torchvision"):
-            fix = _name_it(path, state) + ", else get the file again"
+            fix = _name_hint(path, state) + ", else get the file again"
         raise CheckpointError(f"{path}: {error}; {fix}") from None
 
 
-def _name_it(path: Path, state: Mapping[str, Any]) -> str:
+def _name_hint(path: Path, state: Mapping[str, Any]) -> str:
     name = state["arch"] if isinstance(state.get("arch"), str) else "NAME"
     return (
         f"if it holds another model of timm, name that: `facessl convert {path} --name {name}`, or "
@@ -308,11 +308,11 @@ def family_of(path: Path, state: Mapping[str, Any]) -> tuple[Any, str, Mapping[s
                 return family, prefix, part
     keys = ", ".join(map(str, list(tensors(state) or state)[:4])) or "none"
     raise CheckpointError(
-        f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys}): {_name_it(path, state)}"
+        f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys}): {_name_hint(path, state)}"
     )
 
 
-def _say(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any]) -> None:
+def _print_origin(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any]) -> None:
     """Print the recognized family of a file and the guessed settings to standard error."""
     options = ", ".join(f"{key} {value}" for key, value in backbone.timm_options.items())
     network = f"{backbone.name}{f' ({options})' if options else ''} at {backbone.image_size} px"

@@ -17,7 +17,7 @@ from facessl.data.frame import Frame
 from facessl.data.source import Source
 from facessl.metrics import nme
 from facessl.models.backbone import Backbone
-from facessl.models.layers.heatmaps import gaussian_heatmaps, soft_argmax, to_heatmap, to_image
+from facessl.models.layers.heatmaps import gaussian_heatmaps, rescale, soft_argmax
 from facessl.models.layers.landmark_losses import coordinate_l2, heatmap_bce
 from facessl.models.layers.star import StarHead, star_loss
 from facessl.models.layers.upernet import UPerNet
@@ -138,7 +138,7 @@ class Alignment(nn.Module):
         cells, sigma = (side, side), self.args.sigma
         if logits.shape[-2:] != cells:
             logits = F.interpolate(logits, size=cells, mode="bilinear", align_corners=False)
-        target = to_heatmap(batch.landmarks, size, cells)
+        target = rescale(batch.landmarks, size, cells)
         truth = gaussian_heatmaps(target, cells, sigma=sigma, radius=4 * sigma, visible=visible)
         heatmap = heatmap_bce(logits, truth, visible=visible)
         loss = self.args.coordinate_weight * coordinate + self.args.heatmap_weight * heatmap
@@ -146,7 +146,7 @@ class Alignment(nn.Module):
 
     def _decoded(self, heat: Tensor, size: tuple[int, int]) -> Tensor:
         """Activations (B, K, s, s) -> points (B, K, 2) in pixels of the view."""
-        return to_image(soft_argmax(heat), size, (heat.shape[-2], heat.shape[-1]))
+        return rescale(soft_argmax(heat), (heat.shape[-2], heat.shape[-1]), size)
 
     def cheaper(self, image_size: int) -> dict[str, Any]:
         """Settings for small views."""

@@ -63,13 +63,13 @@ class Folder(Source):
             name = os.fsencode(root.name)
             self._table = _table([_Row(b"", 0, False, name, np.array([len(name)], np.int64))])
         self._count = int(self._table["first"][-1])
-        self._tell_left_out()
+        self._warn_of_others()
         if not self._count:
-            raise DataError(_nothing_found(root))
+            raise DataError(_no_image_message(root))
         self.label_names = tuple(self._table.note["label_names"])
         self.provides = self.columns = frozenset({"label"} if self.label_names else ())
 
-    def _tell_left_out(self) -> None:
+    def _warn_of_others(self) -> None:
         endings = Counter(self._table["other"].tobytes().decode().split())
         if not endings:
             return
@@ -222,7 +222,7 @@ def _table(rows: list[_Row]) -> Table:
     return Table(columns, {"label_names": list(number)})
 
 
-def _nothing_found(root: Path) -> str:
+def _no_image_message(root: Path) -> str:
     accepted = ", ".join(EXTENSIONS)
     if any(root.glob("*.tar")):
         return f"the folder {root} holds tar files and no images: name them as {root}/*.tar"

@@ -120,8 +120,8 @@ class Synthetic(Source):
             self.provides = self.provides | {"group"}
         self.n, self.seed, self.side, self.identities = n, seed, size, identities
         self._limits = Limits(yaw, pitch, roll, occlusion, degrade, zoom, studio)
-        self._room = keep * 2**20 // (4 * size * size)  # samples: an image has three bytes a pixel, a mask one
-        self._kept: dict[int, Sample] = {}
+        self._capacity = keep * 2**20 // (4 * size * size)  # samples: an image has three bytes a pixel, a mask one
+        self._cache: dict[int, Sample] = {}
 
     def __len__(self) -> int:
         return self.n
@@ -134,18 +134,18 @@ class Synthetic(Source):
     def __getitem__(self, index: int) -> Sample:
         """Image `index`. Its arrays are shared: do not write to them."""
         key = self.key(index)
-        if index in self._kept:
-            return replace(self._kept[index])
+        if index in self._cache:
+            return replace(self._cache[index])
         sample = self._draw(index, key)
-        if len(self._kept) < self._room:
-            self._kept[index] = replace(sample)
+        if len(self._cache) < self._capacity:
+            self._cache[index] = replace(sample)
         return sample
 
     def image(self, index: int) -> bytes | np.ndarray:
         return self[index].image
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}}
+        return {**self.__dict__, "_cache": {}}
 
     def values(self, field: str) -> np.ndarray:
         by_identity = field == "identity" or self._by_identity

@@ -182,7 +182,7 @@ class WebDataset(Source):
         ]
         if buffer:
             stages.append(wds.shuffle(buffer, rng=random.Random(mixing)))
-        label = functools.cache(self._told)
+        label = functools.cache(self._display_name)
         try:
             for raw in wds.DataPipeline(*stages):
                 if not records.parsed(raw.get("json", b"")):
@@ -192,9 +192,9 @@ class WebDataset(Source):
             raise
         except Exception as error:  # tarfile, OSError, subprocess: whatever a stream can break with
             shard = next((a for a in error.args if isinstance(a, str) and a in self._paths), self._paths[0])
-            raise DataError(f"cannot read the shard {label(shard)}: {_why(error).replace(shard, 'it')}") from None
+            raise DataError(f"cannot read the shard {label(shard)}: {_reason(error).replace(shard, 'it')}") from None
 
-    def _told(self, shard: str) -> str:
+    def _display_name(self, shard: str) -> str:
         """Name of a shard of a stream in keys and errors: a command by its position, a URL without credentials."""
         if shard.startswith("pipe:"):
             return f"pipe:... ({self._paths.index(shard) + 1} of {len(self._paths)})"
@@ -226,7 +226,7 @@ class WebDataset(Source):
         return data
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = str(error.args[0] if error.args else error)
     status = re.search(r"exit (\d+)", text)
     if status:
@@ -242,7 +242,7 @@ def _expand(path: str, remote: bool) -> list[str]:
     if not remote and os.path.isdir(full):
         full = os.path.join(glob.escape(full), "*.tar")
     shown = redacted(path)
-    if (count := _braced(full)) > _MAX_SHARDS:
+    if (count := _count_expanded(full)) > _MAX_SHARDS:
         raise DataError(f"{shown} names {count:,} shards, more than {_MAX_SHARDS:,}: name those that there are")
     try:
         names = wds.shardlists.expand_urls(full)
@@ -264,7 +264,7 @@ def _expand(path: str, remote: bool) -> list[str]:
     return [os.path.abspath(shard) for shard in shards]
 
 
-def _braced(path: str) -> int:
+def _count_expanded(path: str) -> int:
     """Number of names that the braces of a path make, or more."""
     count = 1
     while match := re.search(r"\{([^{}]*)\}", path):
