@@ -136,12 +136,8 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
 def decode_mask(data: bytes, *, key: str) -> np.ndarray:
     """Decode a class map, (H, W) uint8: the stored numbers, a palette's too, and never its colors.
 
-    Args:
-        data: content of a PNG, BMP or GIF file: gray, palette, 1 bit, or RGB(A) whose three channels are equal.
-        key: name of the mask, for the error.
-
-    Raises:
-        ImageError: not such a file, a JPEG (its numbers are not those that were stored), colors, numbers above 255.
+    `data` is a PNG, BMP or GIF file: gray, palette, 1 bit, or RGB(A) whose three channels are equal. ImageError, with
+    the name `key`: another file, a JPEG (which changes the numbers), colors, numbers above 255.
     """
     if not data:
         raise ImageError(key, "the file is empty")
@@ -293,7 +289,7 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _parsing(key: str, reason: str, *, tell: bool = False) -> Iterator[None]:
-    """Damage and large images, of which Pillow warns, are accepted or an ImageError; `tell` adds Pillow's words."""
+    """Accept damage and large images, of which Pillow warns, or raise ImageError; `tell` adds Pillow's words."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -226,17 +226,11 @@ def from_eyes(box: Sequence[float] | np.ndarray, points: np.ndarray, size: int, 
 
 
 def from_five_points(points: np.ndarray, size: int, template: Template = "farl", scale: float = 1.0) -> Frame:
-    """The similarity (rotation, one scale, shift) that brings five points nearest to a template in least squares.
+    """The similarity (rotation, one scale, shift) that brings `Sample.five_points` (5, 2) nearest to a template in
+    least squares; a `scale` of 1.25 shows 1.25 times as much around the center, as in `from_box`.
 
     The closed form in the plane of the estimate of Umeyama (PAMI 1991), which FaRL and facer use; it never mirrors.
-
-    Args:
-        points: (5, 2) pixels, in the order of `Sample.five_points`.
-        template: name in `TEMPLATES`.
-        scale: 1.25 shows 1.25 times as much around the center, as in `from_box`.
-
-    Raises:
-        DataError: points that are missing or all the same.
+    DataError: points that are missing or all the same.
     """
     target = ((TEMPLATES[template] - 0.5) / scale + 0.5) * size - 0.5
     # A similarity of the plane is w = a z + b in complex numbers.

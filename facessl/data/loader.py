@@ -81,7 +81,7 @@ def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str
 
 
 class TrainLoader:
-    """Batches without end, the same whatever the number of workers and ranks.
+    """Endless batches that do not depend on the number of workers and ranks.
 
     Epoch e visits the source in a permutation drawn from (seed, e); the rest that does not fill a batch is left
     out. The views of an image depend on (seed, epoch, index) alone. An unreadable image is replaced by the next

@@ -16,7 +16,7 @@ def absolute(spec: str) -> str:
         return _absolute(spec)
     try:
         name, path, options = parse(spec)
-    except FaceSSLError:  # told where the source is opened
+    except FaceSSLError:  # reported when the source is opened
         return spec
     if not path or path.startswith("{") or STREAM.match(path):
         return spec

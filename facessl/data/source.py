@@ -149,7 +149,7 @@ class Source:
         return name if self._folder is None else os.path.join(self._folder, name)
 
     def inner_name(self, index: int) -> str:
-        """The name of image `index` within its source, the same wherever the source lies."""
+        """The name of image `index` within its source, independent of the location of the source."""
         name = os.fsdecode(self._table.text("name", index))
         return short(name) if os.path.isabs(name) else name
 
@@ -186,7 +186,7 @@ class Source:
             return self.values(field)
         numbers = np.full(len(self), -1, np.int64)
         for i in range(len(self)):
-            with contextlib.suppress(ImageError):  # an unreadable image is skipped later, whichever part it is in
+            with contextlib.suppress(ImageError):  # an unreadable image is skipped later in any part
                 numbers[i] = getattr(self[i], field)
         return numbers
 
@@ -253,7 +253,7 @@ def _stored_names(names: Iterable[str], folder: str | Path) -> list[str]:
 
 
 def short(key: str) -> str:
-    """The last two parts of an image's key: its name wherever the folder lies."""
+    """The last two parts of an image's key, which do not depend on the location of the folder."""
     return "/".join(PurePosixPath(key.replace("\\", "/")).parts[-2:])
 
 

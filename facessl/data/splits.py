@@ -17,7 +17,7 @@ from facessl.data.location import redacted
 from facessl.data.source import Source, open_source, parse, short
 from facessl.data.subset import Subset
 
-#: Role -> what folders and values of a column `split` are called that have it, whatever their case.
+#: Role -> names of folders and values of a column `split` with that role, in any case.
 ROLES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -56,8 +56,8 @@ def part_folders(root: Path) -> dict[str, Path]:
 class Splits:
     """The parts of a source."""
 
-    train: Source  # training images; empty if there are only test images and none were asked for
-    val: Source | None  # images to select on; None if none were asked for
+    train: Source  # training images; empty if there are only test images and none are needed
+    val: Source | None  # images to select on; None if none are needed
     test: Source  # images to test on
     carved: bool = False  # `val` was taken out of the training images
 
@@ -167,12 +167,10 @@ def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") ->
 
 
 def inseparable_groups(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: Sequence[str]) -> np.ndarray:
-    """(n,) int64 numbers 0, 1, ...: images with the same number must not be torn apart into two parts.
+    """(n,) int64 numbers 0, 1, ...: images with the same number must stay in one part.
 
-    Args:
-        person: (n,) identities, -1 if unknown; None: none are known.
-        label: (n,) classes; identities that are the classes bind nothing together.
-        keys: of the images; faces of one photo have one key. Empty: every image is alone.
+    These are images of one `person` (n,), -1 if unknown, unless these identities are the classes `label` (n,), or
+    faces of one photo, which have one of `keys` (empty: none).
     """
     alone = np.unique(keys, return_inverse=True)[1] if len(keys) else np.arange(n)
     if person is not None and label is not None:
@@ -237,7 +235,7 @@ def _held_out(name: str, source: Source, needs: Iterable[str], need_train: bool)
     is_test = rank < _TEST * 2**32
     if len(source) < _SMALL and "label" in needs and "label" in source.provides:
         label = source.column("label")
-        for members in (np.flatnonzero(label == one) for one in np.unique(label)):
+        for members in (np.flatnonzero(label == value) for value in np.unique(label)):
             if len(members) >= 1 / _TEST:
                 last = np.sort(rank[members])[round(_TEST * len(members)) - 1]
                 is_test[members] = rank[members] <= last  # faces of one photo have one rank

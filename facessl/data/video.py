@@ -20,7 +20,7 @@ from facessl.data.decode import DAMAGED, ImageError, check_size
 FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".3gp")
 #: FFmpeg's readers of these; others open files that a video names, or fetch them.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,asf"
-#: A frame that is this much later than what was asked for is another one, in seconds. AVI's times are not exact.
+#: Seconds by which a frame may be later than requested. AVI's times are not exact.
 _TOLERANCE = 0.2
 #: Seconds that are decoded rather than jumped over.
 _NEAR = 4.0
@@ -90,7 +90,7 @@ def read_frame(path: str, stamp: int, key: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _opened(path: str, process: int) -> _Film:
-    """The video that this process reads; a forked one opens it anew, as they would share the place in the file."""
+    """The video of this process; a forked one opens it again, as both would share the position in the file."""
     return _Film(path)
 
 

@@ -1,4 +1,4 @@
-"""Processes that make batches: how they start, stop, and what is said when one dies."""
+"""Loader processes: starting, stopping, and errors when one dies."""
 
 import errno
 import re
@@ -62,18 +62,18 @@ def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -
 
 
 def _watch_workers(batches: Any) -> None:
-    """Deaths of workers are found while a batch is waited for, and nowhere else: PyTorch's signal handler raises them
-    in whatever runs, such as a checkpoint that is being saved, and is deaf while the workers start."""
+    """Detect dead workers only while waiting for a batch: PyTorch's signal handler raises in any code, such as the
+    saving of a checkpoint, and does not work while the workers start."""
     signal_handling._remove_worker_pids(id(batches))
     batches._worker_pids_set = False
-    get = batches._try_get_data  # looks at the workers if it has waited in vain
+    get = batches._try_get_data  # checks the workers after a timeout
 
     def wait(timeout: float) -> tuple[bool, Any]:
         end = time.monotonic() + timeout
         while True:
             try:
                 batch = get(_POLL)
-            except (ConnectionError, EOFError) as error:  # it died while it handed over a batch
+            except (ConnectionError, EOFError) as error:  # it died while sending a batch
                 raise _worker_died(str(error) or "it hung up") from None
             if batch[0] or time.monotonic() >= end:
                 return batch
@@ -130,8 +130,8 @@ def _identity(item: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread per worker. Stop signals are the main process's business: `timeout` and SLURM send them to every
-    process, and a worker that obeyed would end the run before it can save. One that is told to stop has a minute."""
+    """Use one thread per worker. Only the main process handles stop signals: `timeout` and SLURM send them to every
+    process, and a worker that stops would end the run before it can save. A stopped worker has a minute."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

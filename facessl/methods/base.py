@@ -29,7 +29,7 @@ class Method(Protocol):
             out. Absent: none.
         has_prior (bool): whether `heatmaps` add a prior over the image and take `prior="off"` (content only) and
             `prior="alone"`; absent: they do not.
-        has_regions (bool): whether `heatmaps` works with these settings; absent: it does wherever it exists.
+        has_regions (bool): whether `heatmaps` works with these settings; absent: it does.
 
     Methods:
         step(batch, progress): the loss of one (micro-)batch. It changes nothing besides batch-norm statistics and, in

@@ -16,7 +16,7 @@ from facessl.models.teacher import Loader, Teacher
 from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 from facessl.views.spec import View
 
-#: Crops of which teacher and student see the same, with a change of colors.
+#: One crop, which teacher and student both see, with a change of colors.
 DISTILL_VIEWS = (View(scale=(0.4, 1.0)),)
 
 

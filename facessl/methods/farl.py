@@ -229,7 +229,9 @@ class FaRL(nn.Module):
         with torch.no_grad():
             features = self.target_backbone.model.forward_features(x)[:, self.backbone.prefix_tokens :]
         with full_precision(x):
-            target = standardize(at_least_float32(features))  # (B, T, C)
+            features = at_least_float32(features)  # (B, T, C)
+            variance, mean = torch.var_mean(features, dim=1, keepdim=True, unbiased=False)  # over an image's patches
+            target = (features - mean) / (variance + 1e-6).sqrt()
             return F.mse_loss(predicted, torch.take_along_dim(target, at[:, :, None], 1))
 
     @torch.no_grad()
@@ -242,12 +244,6 @@ class FaRL(nn.Module):
     def ema_momentum(self, progress: Progress) -> float:
         """Momentum of the momentum tower now; 1 if there is none."""
         return cosine_momentum(self.args.momentum, progress.fraction) if self.tokens is None else 1.0
-
-
-def standardize(features: Tensor) -> Tensor:
-    """Features (B, T, C) with mean 0 and variance 1 over the T patches of each image, for each channel."""
-    variance, mean = torch.var_mean(features, dim=1, keepdim=True, unbiased=False)
-    return (features - mean) / (variance + 1e-6).sqrt()
 
 
 def _init_weights(module: nn.Module) -> None:

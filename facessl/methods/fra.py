@@ -192,7 +192,7 @@ class FRAArgs:
         return out
 
 
-#: Outputs of one network for one view, as far as a term needs them:
+#: Outputs of one network for one view that the terms need:
 #: "z" (B, D), global embedding; "similarity" (B, h, w, N) float32, S with N last; "regions" (B, N, D), facial
 #: embeddings z^m; "mask_embedding" (N, D) float32, detached, only where mask embeddings are averaged over the batch.
 Outputs = dict[str, Tensor]
@@ -206,7 +206,7 @@ PRIOR_STD = 0.1
 
 
 class RegionHeads(nn.Module):
-    """Projectors and mask decoder that follow the backbone in both networks, as far as the terms need them."""
+    """Projectors and mask decoder that follow the backbone in both networks, if a term needs them."""
 
     def __init__(self, features: int, args: FRAArgs) -> None:
         """`features` is C, the channels of the backbone's map and embedding."""
@@ -510,14 +510,12 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def across(student: Tensor, teacher: Tensor, crops: Tensor, other_crops: Tensor) -> Tensor:
-    """Mean of Eq. 2 over the cells of a view whose center another view shows, with that view's assignments there.
+    """Mean of Eq. 2 over the cells of a view whose center another view shows, with that view's assignments there; over
+    the cells of all ranks (`rank_mean`), 0 if no cell is shown by both.
 
     Args:
         student, teacher: (B, h, w, N) float32, logits of the view and probabilities of the other view.
         crops, other_crops: (B, 5), crops of the view and of the other view (`Batch.crops`).
-
-    Returns:
-        scalar float32, over the cells of all ranks (`rank_mean`); 0 if no cell is shown by both.
     """
     target, shared = view_cells.seen_by(teacher, other_crops, crops, *student.shape[1:3])
     return rank_mean(cross_entropy(student, target), shared)
@@ -525,15 +523,11 @@ def across(student: Tensor, teacher: Tensor, crops: Tensor, other_crops: Tensor)
 
 def turned(student: Tensor, teacher: Tensor, turns: Tensor) -> Tensor:
     """Mean of Eq. 2 over the cells of a turned view whose center the view shows, with the mean of the view's
-    assignments over four points of the cell.
+    assignments over four points of the cell; over the cells of all ranks (`rank_mean`), 0 if no cell shows the view.
 
     Args:
-        student: (B, h, h, N) float32, logits of the turned view.
-        teacher: (B, R, R, N) float32, probabilities of the view.
+        student, teacher: (B, h, h, N), (B, R, R, N) float32, logits of the turned view, probabilities of the view.
         turns: (B, 2, 3), as `affine_grid` takes them.
-
-    Returns:
-        scalar float32, over the cells of all ranks (`rank_mean`); 0 if no cell shows the view.
     """
     h = student.shape[1]
     target = F.avg_pool2d(read(teacher.permute(0, 3, 1, 2), turns, 2 * h, padding="border"), 2)

@@ -109,7 +109,7 @@ class Queue(nn.Module):
         self._pending = None
 
     def local_rows(self) -> Tensor:
-        """The rows this rank stands for, (K, about L / W, D): those of all ranks together are the whole queue."""
+        """This rank's part of the queue, (K, about L / W, D)."""
         return self.rows[:, rank() :: world_size()]
 
     def is_full(self) -> Tensor:

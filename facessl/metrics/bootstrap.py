@@ -70,7 +70,7 @@ def resampled_counts(n: int, *, samples: int = 1000, seed: int | tuple[int, ...]
 
 
 def interval(value: float | np.ndarray, resampled: np.ndarray) -> Interval:
-    """A value and the percentile interval of its (samples,) resampled values, of which NaN ones do not count."""
+    """A value and the percentile interval of its (samples,) resampled values, without NaN ones."""
     known = resampled[~np.isnan(resampled)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))

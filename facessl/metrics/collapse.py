@@ -6,7 +6,7 @@ from torch import Tensor
 
 #: Below this embedding spread (1 = healthy, 0 = all embeddings equal) a run is called collapsed.
 COLLAPSED_STD = 0.1
-#: Below so many regions in use (exp of the entropy of the mean heatmap), the regions are called collapsed.
+#: Below this number of regions in use (exp of the entropy of the mean heatmap), they are called collapsed.
 COLLAPSED_USAGE = 1.5
 
 

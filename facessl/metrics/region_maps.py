@@ -62,16 +62,10 @@ def one_hot(regions: np.ndarray, count: int) -> np.ndarray:
 
 
 def color_clusters(images: np.ndarray, *, count: int, grid: int, position: bool, seed: int) -> Partition:
-    """k-means of the pixels' colors, or of color and position, fitted on all images together.
+    """Fit k-means with `count` clusters on the colors, or with `position` the colors and positions, of the pixels of
+    all images (M, S, S, 3) uint8, averaged down to a grid of side g.
 
     Color channels and coordinates run from 0 to 1 and weigh the same.
-
-    Args:
-        images: (M, S, S, 3) uint8.
-        count: clusters.
-        grid: side g of the regions; images are averaged down to it.
-        position: whether the place of a pixel counts too.
-        seed: of the fit.
     """
     from sklearn.cluster import KMeans
 

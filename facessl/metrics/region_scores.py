@@ -28,15 +28,8 @@ from facessl.metrics.region_maps import BATCH, HeatmapsOf, enlarge
 
 
 def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: int) -> np.ndarray:
-    """Pixels by region and class, image by image.
-
-    Args:
-        regions: (M, g, g) region of each pixel, 0 to count - 1.
-        masks: (M, g, g) class of each pixel, 0 to classes - 1; 255 does not count.
-
-    Returns:
-        (M, R, L) int64 with R = count and L = classes.
-    """
+    """Count pixels by region and class: (M, g, g) regions, 0 to R - 1, and (M, g, g) masks, 0 to L - 1 or 255, which
+    does not count -> (M, R, L) int64 with R = count and L = classes."""
     image, *pixel = np.nonzero(masks != IGNORE_INDEX)
     cells = (image * count + regions[image, *pixel]) * classes + masks[image, *pixel]
     return np.bincount(cells, minlength=len(masks) * count * classes).reshape(len(masks), count, classes)
@@ -115,14 +108,8 @@ def _pairs(counts: np.ndarray) -> np.ndarray:
 def region_scores(
     regions: np.ndarray, masks: np.ndarray, *, count: int, classes: int, samples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """NMI, ARI and foreground IoU of all pixels together, with intervals over images.
-
-    Args:
-        regions: (M, g, g) region of each pixel, 0 to count - 1.
-        masks: (M, g, g) class of each pixel; 255 does not count.
-        count, classes: numbers of regions and classes.
-        samples, seed: of the bootstrap.
-    """
+    """NMI, ARI and foreground IoU of all pixels together, with intervals over images; arguments as in `contingency`,
+    and `samples` and `seed` of the bootstrap."""
     tables = contingency(regions, masks, count=count, classes=classes)
     resampled = resampled_sums(tables.reshape(len(tables), -1), samples=samples, seed=seed).reshape(-1, count, classes)
     return {score.__name__: interval(score(tables.sum(0)), score(resampled)) for score in (nmi, ari, foreground_iou)}
@@ -131,16 +118,10 @@ def region_scores(
 def landmark_errors(
     features: np.ndarray, landmarks: np.ndarray, *, ocular: tuple[int, int], train: np.ndarray
 ) -> np.ndarray:
-    """NME of landmarks regressed linearly from features; the ridge strength is chosen by leave-one-out in training.
+    """NME of landmarks (M, K, 2) pixels, regressed linearly from features (M, C), such as `centroids`, on the images
+    `train` (M,) bool, for each of the others, float64; `ocular` are the points whose distance is the unit.
 
-    Args:
-        features: (M, C), for example `centroids`; constant ones leave the mean shape.
-        landmarks: (M, K, 2) pixels.
-        ocular: points whose distance is the unit.
-        train: (M,) bool, images to fit on; the others are measured.
-
-    Returns:
-        (number of test images,) float64.
+    The ridge strength is chosen by leave-one-out in training; constant features leave the mean shape.
     """
     from sklearn.linear_model import RidgeCV
 

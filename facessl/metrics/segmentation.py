@@ -16,25 +16,16 @@ from facessl.metrics.bootstrap import as_array, interval, known_mean, ratio, res
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over pixels, image by image, so that images can be resampled.
-
-    Args:
-        classes: number of classes K; class 0 is the background.
-    """
+    """Counts of (true, predicted) class pairs, 0 the background, by image, so that images can be resampled."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
         self._images: list[np.ndarray] = []
 
     def update(self, predicted: np.ndarray, truth: np.ndarray) -> None:
-        """Count one image.
+        """Count one image: (H, W) class indices in the original image's pixels; 255 in `truth` does not count.
 
-        Args:
-            predicted, truth: (H, W) class indices in the original image's pixels; 255 in `truth` does not count.
-
-        Raises:
-            ValueError: shapes differ.
-            DataError: a class outside 0 to classes - 1.
+        ValueError: shapes differ. DataError: a class outside 0 to K - 1.
         """
         predicted, truth = as_array(predicted), as_array(truth)
         if predicted.shape != truth.shape:
@@ -82,11 +73,7 @@ def pixel_accuracy(matrix: np.ndarray) -> np.ndarray:
 
 
 def parsing_scores(matrix: ConfusionMatrix, *, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Scores of all images that `matrix` has counted.
-
-    Args:
-        matrix: one update per image.
-        names: K class names; empty: the indices.
+    """Scores of all images that `matrix` has counted; `names` are the K class names, empty: the indices.
 
     Returns:
         Fractions, ready for JSON, the first three with NAME_interval [low, high] (95 %, over images):

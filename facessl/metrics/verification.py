@@ -39,7 +39,7 @@ def verification(
         same: (P,), 1 if both images show one person.
         folds: (P,) fold of each pair; None: ten folds, dealt in turn among same and among different pairs.
         fars: false accept rates.
-        samples, seed: of the bootstrap, which chooses the thresholds anew in every resample.
+        samples, seed: of the bootstrap, which chooses new thresholds in every resample.
 
     Returns:
         Fractions, ready for JSON, from accuracy on with NAME_interval [low, high] (95 %, over pairs):
@@ -58,8 +58,8 @@ def verification(
     """
     similarity, same, folds = _checked(similarity, same, folds)
     curve = _Curve(similarity, same, folds)
-    every = np.ones((1, len(same)))
-    accuracies, point = curve.fold_accuracies(every)[0], curve.rates(every, fars)[0]
+    all_pairs = np.ones((1, len(same)))
+    accuracies, point = curve.fold_accuracies(all_pairs)[0], curve.rates(all_pairs, fars)[0]
     resampled, resampled_accuracy = [], []
     for counts in resampled_counts(len(same), samples=samples, seed=seed):
         resampled.append(curve.rates(counts, fars))
@@ -78,13 +78,8 @@ def verification(
 
 
 def thresholds(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | None = None) -> np.ndarray:
-    """The threshold by which `accuracy` judges each pair, the best one of the folds that the pair is not in.
-
-    Args and errors as in `verification`.
-
-    Returns:
-        (P,) float64; a pair is accepted where its similarity reaches it. Infinite if accepting none is best.
-    """
+    """(P,) float64 threshold of each pair for `accuracy`, which its similarity has to reach: the best one of the other
+    folds, infinite if accepting none is best. Arguments and errors as in `verification`."""
     similarity, same, folds = _checked(similarity, same, folds)
     curve = _Curve(similarity, same, folds)
     steps = [step[0] for step, _, _ in curve.chosen(np.ones((1, len(same))))]

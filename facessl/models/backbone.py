@@ -18,7 +18,7 @@ from PIL import Image
 from timm.layers import Format, to_2tuple
 from torch import Tensor, nn
 
-import facessl.models.facecycle  # noqa: F401 (tells timm of PCL's own network)
+import facessl.models.facecycle  # noqa: F401 (registers PCL's own network with timm)
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.sync_batch_norm import spans_ranks
@@ -102,8 +102,8 @@ class Backbone(nn.Module):
 
     Attributes:
         name: timm model name.
-        timm_options: what it was asked to be built with.
-        model_args: what timm was told.
+        timm_options: options given by the user.
+        model_args: options passed to timm.
         num_features: C, channels of the map and of the embedding.
         stride: pixels of the image per cell of the map.
         image_size: side in pixels that `preprocess` makes.
@@ -138,7 +138,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         settings = pretrained_settings(name)
-        own = settings if pretrained else Settings()
+        defaults = settings if pretrained else Settings()
         if not 1 <= image_size <= MAX_SIZE:
             raise ConfigError(f"image size {image_size} is out of range: give 1 to {MAX_SIZE} pixels")
         options = dict(timm_options)
@@ -152,7 +152,7 @@ class Backbone(nn.Module):
         self.model_args = options
         self.any_size = False
         self.image_size = image_size
-        self.set_normalization(own.mean if mean is None else mean, own.std if std is None else std)
+        self.set_normalization(defaults.mean if mean is None else mean, defaults.std if std is None else std)
         self.num_features: int = self.model.num_features
         self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
         patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
@@ -198,11 +198,7 @@ class Backbone(nn.Module):
         `output_stride` dilates it. A model of one stride (ViT) gives the outputs of four blocks, 3, 5, 7, 11 of 12
         and in proportion for other depths (FaRL's), all at that stride, before the last norm, which gets no gradient.
 
-        Returns:
-            four maps (B, C_i, h_i, w_i) with C_i in `pyramid_channels`.
-
-        Raises:
-            ConfigError: the model gives no four maps.
+        Returns four maps (B, C_i, h_i, w_i) with C_i in `pyramid_channels`. ConfigError: the model has none.
         """
         indices = [index for index, _, _ in self._levels()]
         return self.model.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
@@ -219,12 +215,12 @@ class Backbone(nn.Module):
 
     def _levels(self) -> list[tuple[int, int, int]]:
         """(index for timm, channels, stride) of the four maps."""
-        every = [(i, int(f["num_chs"]), int(f["reduction"])) for i, f in enumerate(self.model.feature_info)]
-        if not hasattr(self.model, "forward_intermediates") or len(every) < 4:
+        levels = [(i, int(f["num_chs"]), int(f["reduction"])) for i, f in enumerate(self.model.feature_info)]
+        if not hasattr(self.model, "forward_intermediates") or len(levels) < 4:
             raise ConfigError(f"backbone {self.name} has no four feature maps for dense tasks: use a ResNet or a ViT")
-        if every[0][2] < every[-1][2]:
-            return every[-4:]
-        return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
+        if levels[0][2] < levels[-1][2]:
+            return levels[-4:]
+        return [levels[round(len(levels) * part / 12) - 1] for part in (4, 6, 8, 12)]
 
     def checkpoint_activations(self) -> None:
         """Compute activations inside the blocks again in the backward pass. ConfigError: timm cannot for this model."""
@@ -262,8 +258,7 @@ class Backbone(nn.Module):
     def forward_views(self, views: Sequence[Tensor]) -> Tensor:
         """V views (B, 3, S_v, S_v), normalized -> pooled embeddings (V, B, C); neighbors of equal size share a pass.
 
-        Raises:
-            ConfigError: several sizes, which the model does not take, or not before `take_any_size`.
+        ConfigError: several sizes, which the model does not take, or not before `take_any_size`.
         """
         sizes = sorted({view.shape[-1] for view in views})
         if len(sizes) > 1 and not self.any_size:

@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
 
 
 def _pair(sizes: tuple[int, int, int], kernel: int, stride: int, attention: bool = False) -> nn.Sequential:
-    """Two convolutions with LeakyReLU; the first has `kernel` and `stride`; attention stands between them."""
+    """Two convolutions with LeakyReLU; the first has `kernel` and `stride`; optional attention between them."""
     first, middle, last = sizes
     layers = [nn.Conv2d(first, middle, kernel, stride, kernel // 2), nn.LeakyReLU(SLOPE)]
     layers += [ChannelAttention(middle)] if attention else []

@@ -39,9 +39,7 @@ class Teacher:
     def load(self, loader: Loader, image_size: int) -> Backbone:
         """Read the network for squares of `image_size` pixels.
 
-        Raises:
-            CheckpointError: it cannot be had.
-            ConfigError: it has not enough blocks.
+        CheckpointError: it cannot be had. ConfigError: it has not enough blocks.
         """
         try:
             backbone = loader(self.spec)

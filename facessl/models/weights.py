@@ -68,11 +68,7 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def shape_of(state: Mapping[str, Tensor], name: str, family: str, sizes: int) -> tuple[int, ...]:
-    """Shape of a tensor from which sizes are read.
-
-    Raises:
-        CheckpointError: there is none, or it has not as many sizes.
-    """
+    """Shape of a tensor. CheckpointError: it is missing, or has not as many `sizes`."""
     if name not in state:
         raise CheckpointError(f"this checkpoint of {family} has no tensor {name}")
     shape = tuple(state[name].shape)
@@ -139,16 +135,15 @@ def fit(
 def check_copy(state: Mapping[str, Tensor], copy: str, original: str, family: str, *, values: bool = True) -> None:
     """Compare the tensors below the prefix `copy`, if any, with those below `original`.
 
-    Raises:
-        CheckpointError: other names or shapes, or with `values` other values; they are named.
+    CheckpointError: other names or shapes, or with `values` other values; they are named.
     """
     first, second = under(state, original), under(state, copy)
     if not second:
         return
 
     def equal(name: str) -> bool:
-        one, other = first[name], second[name]
-        return one.shape == other.shape and (not values or torch.equal(one, other))
+        first_tensor, second_tensor = first[name], second[name]
+        return first_tensor.shape == second_tensor.shape and (not values or torch.equal(first_tensor, second_tensor))
 
     common = first.keys() & second.keys()
     if wrong := sorted(copy + n for n in first.keys() | second.keys() if n not in common or not equal(n)):
@@ -199,11 +194,7 @@ def check_finite(module: nn.Module, path: str | Path) -> None:
 
 
 def resnet_name(names: Iterable[str], family: str) -> str:
-    """timm's name of the ResNet whose tensors have these names.
-
-    Raises:
-        CheckpointError: no ResNet-18, 34, 50, 101 or 152.
-    """
+    """timm's name of the ResNet whose tensors have these names. CheckpointError: no ResNet-18, 34, 50, 101 or 152."""
     matches = [m for m in (re.match(r"layer([1-4])\.(\d+)\.(conv3)?", name) for name in names) if m]
     blocks = tuple(len({m[2] for m in matches if m[1] == stage}) for stage in "1234")
     bottleneck = any(m[3] for m in matches)
@@ -216,11 +207,7 @@ def resnet_name(names: Iterable[str], family: str) -> str:
 
 
 def from_card(card: Mapping[str, Any], file: str | Path) -> Backbone:
-    """A backbone without its weights, as the card in `file` describes it.
-
-    Raises:
-        CheckpointError: a field that is missing or cannot be used; it is named.
-    """
+    """A backbone without its weights, from the card in `file`. CheckpointError names a field that cannot be used."""
     check(card, Card, file)
     name, options = card["timm_name"], card.get("timm_options", {})
     try:
@@ -245,8 +232,7 @@ def from_export(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
 def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
     """The same weights in a backbone with other timm options, e.g. another `output_stride`.
 
-    Raises:
-        ConfigError: an option that the model does not take, or one that changes its weights.
+    ConfigError: an option that the model does not take, or one that changes its weights.
     """
     changed = Backbone(
         backbone.name,
@@ -267,8 +253,7 @@ def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
 def set_image_size(backbone: Backbone, image_size: int) -> None:
     """Let a backbone take squares of another size; a ViT's position table is interpolated (timm's resampling).
 
-    Raises:
-        ConfigError: the model cannot take that size.
+    ConfigError: the model cannot take that size.
     """
     if image_size == backbone.image_size:
         return

@@ -19,7 +19,7 @@ def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
         given: `name`, `heads`, `mean` and `std` of `load.load_backbone`.
 
     Returns:
-        the card; of an authors' file with `guessed`: what it does not say and nobody gave.
+        the card; of an authors' file with `guessed`: settings that neither it nor the caller gives.
 
     Raises:
         CheckpointError, UnknownName, ConfigError: what `load.load_backbone` refuses.

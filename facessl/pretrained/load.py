@@ -24,7 +24,7 @@ from facessl.pretrained.families.timm import build_named
 #: How `Backbone.preprocess` makes the square, in the words of `timm.data.create_transform`: the whole image, resized by
 #: Pillow's BILINEAR.
 RESIZE = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
-#: What stands before the name of a network of timm.
+#: Prefix of the name of a network of timm.
 TIMM = "timm:"
 #: `format` in the card of a fine-tuned task.
 TASK_FORMAT = "facessl-task-1"
@@ -36,7 +36,7 @@ class Origin:
 
     family: str  # module of `facessl/pretrained/families/`
     authors: str  # of the file, in words
-    guessed: Mapping[str, str]  # what it does not say and nobody gave ("heads", "mean", "std"): in words
+    guessed: Mapping[str, str]  # "heads", "mean", "std" that neither the file nor the user gives: in words
 
 
 def weight_files(run: str | Path) -> dict[str, Path]:
@@ -76,7 +76,7 @@ def build_method(config: PretrainConfig, *, fresh: bool = True) -> Method:
 
 
 def normalization(config: PretrainConfig) -> tuple[Any, Any]:
-    """Mean and std of a run: those that were asked for, else those of its pre-trained weights, else the method's."""
+    """Mean and std of a run: those of its configuration, of its pre-trained weights, or of the method."""
     pretrained = config.backbone.pretrained
     own: Any = (
         pretrained_settings(config.backbone.name) if pretrained else plugins.find("methods", config.method["name"])
@@ -142,11 +142,11 @@ def load_backbone(
 
     Args:
         run: run folder, our .ckpt, .safetensors or export for timm, or an authors' file, whose family is recognized by
-            its keys and told on standard error (`facessl/pretrained/families/`), with what had to be guessed; or
+            its keys and printed to standard error (`facessl/pretrained/families/`), with guessed settings; or
             `timm:NAME`, a network of timm with its pre-trained weights (downloads once) and their mean, std and image
             size; `timm:NAME?pretrained=false&seed=0` has random weights.
         name: of the timm model whose weights an authors' file holds, if they are of no family.
-        heads: attention heads of an authors' ViT: no shape tells them.
+        heads: attention heads of an authors' ViT: no shape depends on them.
         mean, std: normalization that an authors' file wants, RGB in 0..1.
 
     Raises:

@@ -22,7 +22,7 @@ from facessl.models.layers.landmark_losses import coordinate_l2, heatmap_bce
 from facessl.models.layers.star import StarHead, star_loss
 from facessl.models.layers.upernet import UPerNet
 from facessl.tasks._dense import FARL, FARL_OPTIM, NARROW, freeze_unreached
-from facessl.tasks.base import Collected, Example, Examples, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, Predictions, headline
 from facessl.views.augment import FARL_ALIGNMENT, STAR_ALIGNMENT, Augment
 
 
@@ -165,9 +165,7 @@ class Alignment(nn.Module):
         """Scores on `source` in the pixels of its stored images."""
         return AlignmentMeter(source, self.labels, self.args, augment)
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]:
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]:
         """`landmarks` [[x, y], ...] in pixels of the stored image, and the name of their order."""
         points = frame.inverse_points(predictions["landmarks"][row])
         return {"layout": self.labels.layout, "landmarks": [[round(float(v), 2) for v in p] for p in points]}
@@ -235,8 +233,8 @@ class AlignmentMeter:
             return np.stack([source[int(i)].box for i in positions])[rows]  # type: ignore[misc]
         boxes = []
         for row, points in enumerate(truth):
-            seen = points if visible is None or not visible[row].any() else points[visible[row] > 0]
-            boxes.append(np.concatenate([seen.min(0), seen.max(0)]))
+            visible_points = points if visible is None or not visible[row].any() else points[visible[row] > 0]
+            boxes.append(np.concatenate([visible_points.min(0), visible_points.max(0)]))
         return np.stack(boxes)
 
     def result(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from facessl.data.label_fractions import class_mapping
 from facessl.data.source import Source
 from facessl.metrics.multilabel import attribute_scores
 from facessl.models.backbone import Backbone
-from facessl.tasks.base import Collected, Example, Examples, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, Predictions, headline
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
 
 
@@ -81,9 +81,7 @@ class Attributes(nn.Module):
         """Scores on `source`, whose attributes must be among those of the training images."""
         return AttributesMeter(self.names, source)
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]:
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]:
         """The probability of each attribute."""
         probabilities = predictions["probabilities"][row]
         return {"attributes": {name: round(float(p), 4) for name, p in zip(self.names, probabilities, strict=True)}}

@@ -20,6 +20,8 @@ from facessl.metrics.fairness import by_group
 from facessl.models.backbone import Backbone
 from facessl.views.augment import Augment
 
+#: Outputs of `Task.predict` by name, with a row per image.
+Predictions = Mapping[str, np.ndarray]
 #: How a person's own labels are named on the command line.
 _OWN = {
     "label": "labels-csv:FILE?label=COLUMN or a folder with one sub-folder per class",
@@ -277,7 +279,7 @@ class Task(Protocol):
         describe(predictions, row, frame, height, width): one image's prediction in its own pixels, as plain values
             and, for masks, arrays.
         check(augment): raises ConfigError if the loss cannot be computed on such views. Optional.
-        cheaper(image_size): settings that make it cheaper for small views, told on a CPU. Optional.
+        cheaper(image_size): settings that make it cheaper for small views, suggested on a CPU. Optional.
 
     A file without one of these that is not optional is refused by name, and so are scores without what `Meter.result`
     asks for. docs/extending.md has a whole task.
@@ -295,9 +297,7 @@ class Task(Protocol):
 
     def meter(self, source: Source, augment: Augment) -> Meter: ...
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]: ...
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]: ...
 
 
 class Collected:

@@ -19,10 +19,10 @@ from facessl.data.source import Source
 from facessl.metrics.accuracy import accuracy, confusion
 from facessl.models.backbone import Backbone
 from facessl.models.layers.cam import class_activation_maps, flip_consistency
-from facessl.tasks.base import Collected, Example, Examples, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, Predictions, headline
 from facessl.views.augment import EAC_EXPRESSION, FRA_EXPRESSION, Augment
 
-#: Classes of which the confusion is still told.
+#: Largest number of classes with a confusion matrix in the result.
 _CONFUSION = 100
 
 
@@ -127,9 +127,7 @@ class Expression(nn.Module):
             raise DataError(f"the test source has no classes; those of training are {listed(self.names)}")
         return ExpressionMeter(self.names, source, tuple(source.label_names))
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]:
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]:
         """The likeliest class and the probability of each."""
         probabilities = predictions["probabilities"][row]
         return {

@@ -21,7 +21,7 @@ from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_score
 from facessl.models.backbone import Backbone
 from facessl.models.layers.upernet import UPerNet
 from facessl.tasks._dense import FARL, FARL_OPTIM, NARROW, freeze_unreached
-from facessl.tasks.base import Collected, Example, Examples, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, Predictions, headline
 from facessl.views.augment import FARL_PARSING_CELEBAM, Augment
 
 
@@ -110,9 +110,7 @@ class Parsing(nn.Module):
         """Scores on `source`, in the pixels of its stored images."""
         return ParsingMeter(self.names, source, augment)
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]:
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]:
         """`mask` (height, width) uint8 of the stored image, class names, and the share of each class."""
         mask = frame.inverse_mask(predictions["scores"][row], height, width)
         share = np.bincount(mask.ravel(), minlength=len(self.names)) / mask.size

@@ -18,7 +18,7 @@ from facessl.data.source import Source
 from facessl.data.subset import Subset
 from facessl.metrics.verification import cosine, thresholds, verification
 from facessl.models.backbone import Backbone
-from facessl.tasks.base import Collected, Example, Examples, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, Predictions, headline
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
 
 
@@ -99,9 +99,7 @@ class Verification(nn.Module):
             )
         return VerificationMeter(source)
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]:
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]:
         """The embedding."""
         return {"embedding": [round(float(v), 6) for v in predictions["embeddings"][row]]}
 
@@ -140,7 +138,7 @@ class VerificationMeter:
         return Examples(np.where(accepted == same, np.nan, np.abs(similarity - limits)), example)
 
     def result(self) -> dict[str, Any]:
-        """Scores with intervals; headline `accuracy`. Pairs of which an image could not be read are left out."""
+        """Scores with intervals; headline `accuracy`. Pairs with an unreadable image are left out."""
         read, pairs, same, similarity = self._compared()
         assert self.source.pairs is not None
         scores = verification(similarity, same, read.folds)

@@ -40,15 +40,8 @@ class Photometric:
 
     @torch.no_grad()
     def apply(self, view: Tensor, params: Tensor) -> Tensor:
-        """Augment and normalize one view.
-
-        Args:
-            view: (B, 3, S, S) uint8.
-            params: (B, P) float32, columns as in `Column`.
-
-        Returns:
-            (B, 3, S, S) float32, channels-last in memory, on the view's device.
-        """
+        """Augment and normalize one view (B, 3, S, S) uint8 by `params` (B, P) float32 (`Column`) -> (B, 3, S, S)
+        float32, channels-last in memory, on the view's device."""
         if view.device.type == "cpu":
             return photometric_cpu.apply(view, params.numpy(), self.mean, self.std)
         return self.apply_batched(view, params)

@@ -36,7 +36,7 @@ class Supervised:
         layout: order of the landmarks; None: unknown, they cannot be mirrored.
         mask_flip: class of the mirrored image by class of the image; None: unknown, masks cannot be mirrored. Classes
             without sides are `range(number of classes)`.
-        needs: label fields that the task uses; None: whichever there are. Landmarks and masks that cannot be mirrored
+        needs: label fields that the task uses; None: all there are. Landmarks and masks that cannot be mirrored
             are an error if they are named, and None in training if they are not. A mask that is not named is None
             in evaluation too.
         train: False: only the crop, whether there is a generator or not.
@@ -44,7 +44,7 @@ class Supervised:
         mean, std: normalization, for what erasing fills in.
 
     Raises:
-        ConfigError: flips are asked for, but labels that the task needs cannot be mirrored; no pixels.
+        ConfigError: flips are set, but labels that the task needs cannot be mirrored; no pixels.
     """
 
     sizes = ()

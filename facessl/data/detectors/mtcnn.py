@@ -119,7 +119,8 @@ class MTCNN:
         self, index: int, halves: list[Tensor], boxes: Tensor, owner: Tensor, side: int, least: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes as the second or third network sees them: moved ones above `least`, owners, scores, points."""
-        squares = _squares(boxes)
+        center, side_half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) / 2
+        squares = torch.cat([center - side_half, center + side_half], 1)  # around the boxes, as long as the longer side
         out = self.networks[index](_patches(halves, squares, owner, side))
         scores = out[:, -2:].softmax(1)[:, 1]
         size = (squares[:, 2:] - squares[:, :2]).repeat(1, 2)
@@ -167,12 +168,6 @@ def _patches(halves: list[Tensor], squares: Tensor, owner: Tensor, side: int) ->
 def _bordered(photo: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
     gray = (127.0, 127.0, 127.0)
     return np.asarray(cv2.copyMakeBorder(photo, top, bottom, left, right, cv2.BORDER_CONSTANT, value=gray))
-
-
-def _squares(boxes: Tensor) -> Tensor:
-    """(n, 4) squares around the same centers, as long as the longer side."""
-    center, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) / 2
-    return torch.cat([center - side, center + side], 1)
 
 
 def _distinct(rows: np.ndarray) -> list[int]:
@@ -224,7 +219,7 @@ def _load(net: nn.Sequential, name: str) -> None:
     file = Path(str(spec.origin)).parent / "assets" / "weights" / f"{name}.lz4" if spec and spec.origin else Path(name)
     if not file.is_file():
         raise ConfigError("the face detector's weights are missing: pip install mtcnn, or name another detector")
-    with lz4.frame.open(file) as opened:  # joblib would leave it open, which Python 3.13 tells as a traceback
+    with lz4.frame.open(file) as opened:  # joblib would leave it open, which Python 3.13 reports as a traceback
         arrays = [torch.from_numpy(array) for array in joblib.load(opened)]
     body = [p for layer in list(net)[:-1] for p in layer.parameters()]
     heads = arrays[len(body) :]

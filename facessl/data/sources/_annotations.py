@@ -79,8 +79,8 @@ def pts_faces(folder: Path, layout: str, start: int, points: int | None) -> tupl
 
 def check_layout(file: Path, points: int, name: str | None) -> None:
     """ConfigError if landmarks of a file are not as many as the layout `name` has; UnknownName for no layout."""
-    if name is not None and (wanted := landmark_layout(name).points) != points:
-        raise ConfigError(f"{file} has {points} landmarks, but the layout {name} has {wanted}")
+    if name is not None and (expected := landmark_layout(name).points) != points:
+        raise ConfigError(f"{file} has {points} landmarks, but the layout {name} has {expected}")
 
 
 def square_around(points: np.ndarray) -> np.ndarray:

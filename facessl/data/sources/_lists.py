@@ -147,9 +147,9 @@ def counted(where: str | Path, what: str, count: int, published: int | Sequence[
     if count == 0:
         raise DataError(f"{where} has no {what}")
     if strict and count not in sizes:
-        wanted = " or ".join(map(str, sizes))
+        expected = " or ".join(map(str, sizes))
         raise DataError(
-            f"{where} has {count} {what} where the published set has {wanted}: "
+            f"{where} has {count} {what} where the published set has {expected}: "
             "get the whole set, or use a part of it with strict=false"
         )
 

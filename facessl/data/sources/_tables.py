@@ -1,4 +1,4 @@
-"""A person's own table of images, one per row: columns by name, what their values mean, which rows are asked for."""
+"""Tables of images, one per row: columns by name, the meaning of their values, and the rows of a part."""
 
 import itertools
 import re
@@ -16,7 +16,7 @@ from facessl.data.source import stored
 from facessl.data.sources._lists import box_of_size, check_width, choice, csv_rows, real, whole
 from facessl.data.splits import role, roles
 
-#: Columns that hold paths of images, whatever their case, first match first.
+#: Names of columns of image paths in any case, first match first.
 _IMAGE = ("image", "path", "file", "filename", "file_name", "image_path", "img", "image_id")
 _BOXES = (("left", "top", "right", "bottom"), ("xmin", "ymin", "xmax", "ymax"), ("x", "y", "w", "h"))
 _NUMBER = re.compile(r"[+-]?\d+")
@@ -35,7 +35,7 @@ class ImageTable:
         header: names of its columns.
         where: place of each of the N rows ("FILE, line 2").
         cells: column -> its N cells as they stand there, but for those of `points`.
-        points: (N, K, 2) float64, the columns x0, y0, x1, y1, ... as far as they go; NaN if a cell is empty.
+        points: (N, K, 2) float64, the columns x0, y0, x1, y1, ... without a gap; NaN if a cell is empty.
         splits: as `Source.splits`.
     """
 

@@ -40,11 +40,7 @@ class CelebA(Source):
     def __init__(
         self, path: str | Path, *, split: str = "train", group: str | None = None, strict: bool = True
     ) -> None:
-        """
-        Args:
-            path: folder of the layout above.
-            group: attribute (as "Male") that divides the images into two groups.
-        """
+        """`group` is an attribute (as "Male") that divides the images into two groups."""
         lists.choice("celeba", "split", split, SIZES)
         root = lists.root_folder(path, LAYOUT)
         images = lists.find(root, ["img_align_celeba", "Img/img_align_celeba"], LAYOUT)
@@ -119,11 +115,11 @@ def _values(
     """Names of `width` columns, and what `value(cell, where, column)` makes of their cells, of each of the images."""
     header, rows = _table(file, 1 + width)
     called = header or ["identity"]
-    wanted = set(names)
+    requested = set(names)
     by_name = {
         name: [value(cell, where, column) for cell, column in zip(cells, called, strict=True)]
         for where, (name, *cells) in rows
-        if name in wanted
+        if name in requested
     }
     lacking = next((name for name in names if name not in by_name), None)
     if lacking is not None:

@@ -71,7 +71,6 @@ class CelebAMaskHQ(Source):
     ) -> None:
         """
         Args:
-            path: folder of the layout above.
             order: numbers of the classes: official (the set's g_mask.py) or farl.
             partition: official divides by the original index (g_partition.py); celeba by CelebA's own
                 list_eval_partition.txt, as FaRL does. They may differ in one image at each border.

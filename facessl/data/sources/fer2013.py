@@ -30,7 +30,7 @@ class FER2013(Source):
     Expected: `fer2013.csv` (or `icml_face_data.csv`) with a label 0..6, 2304 gray values separated by blanks, and the
     use (Training, PublicTest, PrivateTest: train, val, test); or class folders by name or number, `train/angry/*.jpg`.
     Asserted: columns, labels, number of pixels, and 28709 / 3589 / 3589 images (folders may hold 7178 test images).
-    Opening scans the CSV file for its lines; pixels are read when an image is asked for.
+    Opening scans the CSV file for its lines; pixels are read on access.
 
     Attributes:
         splits: those that are there.

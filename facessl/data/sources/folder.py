@@ -28,7 +28,7 @@ _TICK_NS = 2_000_000_000
 
 
 class Folder(Source):
-    """Every image file below a folder, in the order of their paths; a warning tells how many of other kinds there are.
+    """Every image file below a folder, in the order of their paths; a warning counts those of other kinds.
 
     The list of files is kept in the user's cache. A later start only asks every sub-folder for its time of
     change and lists again those that changed. Hidden files and folders, `@eaDir` and the like are left out; links to
@@ -64,8 +64,10 @@ class Folder(Source):
             self._table = _table([_Row(b"", 0, False, name, np.array([len(name)], np.int64))])
         self._count = int(self._table["first"][-1])
         self._warn_of_others()
+        if not self._count and any(root.glob("*.tar")):
+            raise DataError(f"the folder {root} holds tar files and no images: name them as {root}/*.tar")
         if not self._count:
-            raise DataError(_no_image_message(root))
+            raise DataError(f"no image in the folder {root} or below it (looked for {', '.join(EXTENSIONS)})")
         self.label_names = tuple(self._table.note["label_names"])
         self.provides = self.columns = frozenset({"label"} if self.label_names else ())
 
@@ -220,10 +222,3 @@ def _table(rows: list[_Row]) -> Table:
         "name.ends": np.concatenate([[0], np.cumsum(np.concatenate([row.lengths for row in rows]))]).astype(np.int64),
     }
     return Table(columns, {"label_names": list(number)})
-
-
-def _no_image_message(root: Path) -> str:
-    accepted = ", ".join(EXTENSIONS)
-    if any(root.glob("*.tar")):
-        return f"the folder {root} holds tar files and no images: name them as {root}/*.tar"
-    return f"no image in the folder {root} or below it (looked for {accepted})"

@@ -15,7 +15,7 @@ from facessl.data.sources._lists import lines
 from facessl.data.sources._tables import ImageTable
 
 LAYOUT = "imagelist expects a CSV file with a header and a column of image paths, or a text file with one path per line"
-#: Columns that are looked for, whatever their case, first match first.
+#: Names of columns in any case, first match first.
 _LABEL = ("label", "class", "expression")
 _TEXT = ("text", "caption")
 _IDENTITY = ("identity", "person", "subject")

@@ -1,4 +1,4 @@
-"""A person's own table of images: a column each for classes, attributes, identities, groups and boxes."""
+"""Tables of images with columns of classes, attributes, identities, groups and boxes."""
 
 import re
 from pathlib import Path
@@ -44,7 +44,7 @@ class LabelsCsv(Source):
             split: take only rows with this value in the column `split`; None takes all.
             label, identity, group: columns with these values.
             classes: how many classes `label` has. None: as many as there are names, or the largest number and 1; one
-                that is far above the next is refused, as a slip of the pen would make many empty classes.
+                that is far above the next is refused, as a typing error would make many empty classes.
             attributes: columns, separated by commas or semicolons; "*" takes every column that is 0 or 1 in all rows.
         """
         table = ImageTable(Path(path).expanduser(), LAYOUT)
@@ -114,7 +114,7 @@ def _attributes(table: ImageTable, option: str, reserved: set[str | None]) -> tu
 
 def _bits(table: ImageTable, name: str) -> np.ndarray:
     values = table.column(name)
-    odd = next((at for at, value in enumerate(values) if value not in ("0", "1")), None)
+    odd = next((row for row, value in enumerate(values) if value not in ("0", "1")), None)
     if odd is not None:
         raise DataError(f"{table.where[odd]}: {name} is {values[odd]!r}, not 0 or 1")
     return np.array(values, np.uint8)

@@ -23,11 +23,7 @@ class LaionFace(WebDataset):
     """
 
     def __init__(self, path: str | Path, *, parts: str = "all", cache: bool = True) -> None:
-        """
-        Args:
-            path: the folder.
-            parts: "all", "20m" (the 13 parts of the published subset), or numbers of parts ("0,2,5").
-        """
+        """`parts` is "all", "20m" (the 13 parts of the published subset), or numbers of parts ("0,2,5")."""
         root = root_folder(path, LAYOUT)
         folders = [root / f"split_{part:05d}" for part in _parts(parts)]
         if not folders:

@@ -1,4 +1,4 @@
-"""A person's own landmarks: a table with one face a row."""
+"""Tables of landmarks, one face per row."""
 
 import re
 import warnings

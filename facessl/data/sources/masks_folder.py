@@ -1,4 +1,4 @@
-"""A person's own masks: images and class maps with equal names, or a table that pairs them."""
+"""Images and class maps with equal names, or a table that pairs them."""
 
 import os
 import re
@@ -40,7 +40,6 @@ class MasksFolder(Source):
     def __init__(self, path: str | Path, *, split: str | None = None, flip: str = "auto") -> None:
         """
         Args:
-            path: folder of the layout above.
             split: train, val or test (of `index.csv`: any value of its column); None: all images.
             flip: classes that change places in a mirrored image, as `4:5,6:7`; none; or auto: pairs of names that
                 differ in left/right, in l_/r_ in front, or in their own number behind (`eye_4`, `eye_5`).
@@ -79,9 +78,9 @@ def _names(file: Path) -> tuple[str, ...]:
     names = [line for _, line in lines(file, LAYOUT)]
     numbered = [re.fullmatch(r"(\d+)[\s:,]+(.+)", name) for name in names]
     if all(numbered):
-        for at, match in enumerate(numbered):
-            if match and int(match[1]) != at:
-                raise DataError(f"{file} names the class {match[1]} where {at} is expected: count from 0 without gaps")
+        for i, match in enumerate(numbered):
+            if match and int(match[1]) != i:
+                raise DataError(f"{file} names the class {match[1]} where {i} is expected: count from 0 without gaps")
         names = [match[2] for match in numbered if match]
     if len(names) < 2 or len(set(names)) != len(names) or len(names) > 255:
         raise DataError(f"{file} must name 2 to 255 different classes, one a line, but names {len(set(names))}")

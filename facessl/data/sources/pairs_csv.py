@@ -1,4 +1,4 @@
-"""A person's own verification pairs: two images per row, and whether they show one person."""
+"""Tables of verification pairs: two images per row, and whether they show one person."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A person's own landmarks as .pts files beside the images, in the format of 300-W."""
+"""Landmarks as .pts files beside the images, in the format of 300-W."""
 
 from pathlib import Path
 
@@ -29,7 +29,6 @@ class Points(Source):
     ) -> None:
         """
         Args:
-            path: the folder.
             split: train, val or test, where there are folders with such names; None: all.
             start: coordinate of the center of the top-left pixel: 1 (as 300-W counts) or 0.
             layout: order of the landmarks, a name of `facessl.data.layouts` (ibug68, wflw98, aflw19, lapa106).

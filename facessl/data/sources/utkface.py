@@ -50,7 +50,6 @@ class UTKFace(Source):
     ) -> None:
         """
         Args:
-            path: folder with the images.
             label, group: race, gender or age (three bands: below 18, to 59, from 60).
             strict: refuse other names; False leaves such images out.
         """
@@ -73,8 +72,8 @@ def _rows(root: Path, strict: bool) -> dict[str, tuple[str, int, int, int]]:
     folder = Folder(root)
     rows: dict[str, tuple[str, int, int, int]] = {}
     odd = []
-    for at in range(len(folder)):
-        name = folder.inner_name(at)
+    for i in range(len(folder)):
+        name = folder.inner_name(i)
         match = _NAME.fullmatch(os.path.basename(name))
         if match:
             rows.setdefault(match["stem"], (name, int(match[2]), int(match[3]), int(match[4])))

@@ -24,7 +24,7 @@ class Video(Source):
     """The first frame of each interval of a video; of a folder its images as well, with labels as `folder:` has them.
 
     The frame at 83.5 s of clips/clip.mp4 is called clips/clip.mp4/00h01m23s500. Every video is read once, without
-    decoding it, to learn the times of its frames. A warning tells of a damaged video, which ends with what it has; one
+    decoding it, to learn the times of its frames. A damaged video is used up to the damage, with a warning; one
     without any frame is left out of a folder.
 
     Attributes:
@@ -43,16 +43,16 @@ class Video(Source):
         self.root = files.root
         names: list[str] = []
         stamps: list[int] = []
-        owners: list[int] = []
+        files_of_frames: list[int] = []
         for index in range(len(files)):
             name, frames = files.inner_name(index), [("", _IMAGE)]
             if self.root is None or name.lower().endswith(FILMS):
                 frames = [(f"/{clock(frame.seconds)}", frame.stamp) for frame in self._frames(files.name(index), step)]
             names += [name + time for time, _ in frames]
             stamps += [stamp for _, stamp in frames]
-            owners += [index] * len(frames)
+            files_of_frames += [index] * len(frames)
         self._stamps = np.array(stamps, np.int64)
-        columns = {"label": files.values("label")[owners]} if files.label_names else None
+        columns = {"label": files.values("label")[files_of_frames]} if files.label_names else None
         self.label_names = files.label_names
         super().__init__(names, columns, file=path)
         self._folder = str(files.root or Path(path).expanduser().parent)

@@ -78,7 +78,7 @@ class WebDataset(Source):
             vars(self).update(records.read_traits(Path(self._paths[0]).parent, None))
 
     def _index(self, names: list[str], cache: bool) -> None:
-        """Look up what lies where in `_paths`, which are called `names` wherever they lie."""
+        """Index the members of `_paths`, which are called `names` in every location."""
         self._names = names
         self._open: dict[int, int] = {}
         self._table = shard_index([Path(p).absolute() for p in self._paths], cache)
@@ -190,7 +190,7 @@ class WebDataset(Source):
                 yield _sample(raw, f"{os.path.basename(label(raw['__url__']))}/{raw['__key__']}")
         except DataError:
             raise
-        except Exception as error:  # tarfile, OSError, subprocess: whatever a stream can break with
+        except Exception as error:  # tarfile, OSError, subprocess: any error of a stream
             shard = next((a for a in error.args if isinstance(a, str) and a in self._paths), self._paths[0])
             raise DataError(f"cannot read the shard {label(shard)}: {_reason(error).replace(shard, 'it')}") from None
 
@@ -315,7 +315,7 @@ def _grouped_members(shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any
                         parts[name] = member.read() if member else b""
         except DataError:
             raise
-        except Exception as error:  # whatever a stream can break with
+        except Exception as error:  # any error of a stream
             error.args = (*error.args, url)
             raise
         yield from _raw_samples(parts, url)

@@ -166,7 +166,7 @@ def layout(alike: Tensor, known: Tensor, regions: int) -> Tensor:
 
     Args:
         alike: (CELLS^2, CELLS^2), how alike two places are.
-        known: (CELLS^2, CELLS^2) bool, where that is known; a place that nobody has seen joins the nearest one.
+        known: (CELLS^2, CELLS^2) bool, whether that is known; a place without data joins the nearest one.
         regions: N, the number of clusters.
 
     Returns:
@@ -192,15 +192,8 @@ def layout(alike: Tensor, known: Tensor, regions: int) -> Tensor:
 
 
 def by_color(colors: Tensor, prior: Tensor) -> Tensor:
-    """EM for one Gaussian per region and image (diagonal covariance) with a given prior at each cell.
-
-    Args:
-        colors: (B, P, C) of the cells of each image.
-        prior: (B, P, N) positive, sum 1 over N.
-
-    Returns:
-        (B, P, N) probabilities; the prior if it is the same everywhere.
-    """
+    """EM for one Gaussian per region and image (diagonal covariance) with a given prior at each cell: colors (B, P, C)
+    and prior (B, P, N), positive, sum 1 over N -> (B, P, N) probabilities; the prior if it is the same everywhere."""
     with full_precision(colors):  # the distances are differences of large numbers
         colors = colors - colors.mean(1, keepdim=True)
         q, square, log_prior = prior, colors.square(), prior.log()
@@ -262,15 +255,8 @@ def _contrast(luma: Tensor) -> Tensor:
 
 
 def _find(contrast: Tensor, face: Tensor) -> Tensor:
-    """Find the mean face: the similarity with the highest normalized cross-correlation less its cost.
-
-    Args:
-        contrast: (B, 1, _SIDE, _SIDE).
-        face: (48, 48).
-
-    Returns:
-        (B, 2, 3), as `ColorRegions.align`.
-    """
+    """Find the mean face (48, 48) in views (B, 1, _SIDE, _SIDE): similarities (B, 2, 3), as of `ColorRegions.align`, of
+    the highest normalized cross-correlation less their cost."""
     across = (torch.arange(_FACE, device=face.device) + 0.5) / _FACE * 2 - 1
     inner = ((across / 0.62).square() + ((across[:, None] - 0.05) / 0.75).square() < 1).to(face)  # without hair
     padded = F.pad(contrast, (_MARGIN,) * 4, mode="reflect")

@@ -15,17 +15,13 @@ class Mask(NamedTuple):
     """The K of T patches that an encoder sees, for each of B images."""
 
     keep: Tensor  # (B, K) int64, positions of the visible patches, in the order in which they enter the encoder
-    restore: Tensor  # (B, T) int64, where in the sequence "visible, then removed" each patch stands
+    restore: Tensor  # (B, T) int64, position of each patch in the sequence "visible, then removed"
     removed: Tensor  # (B, T) bool, True if the patch is hidden
 
 
 def random_mask(noise: Tensor, ratio: float) -> Mask:
-    """The patches of the smallest noise stay visible (MAE, section 3).
-
-    Args:
-        noise: (B, T) uniform numbers; the mask of an image depends on its row alone.
-        ratio: fraction of the patches that is removed; what stays is rounded down, to at least one patch.
-    """
+    """Keep the patches of the smallest uniform noise (B, T) visible (MAE, section 3); the fraction `ratio` is removed,
+    the number of visible patches rounded down, to at least one."""
     order = noise.argsort(dim=1)
     restore = order.argsort(dim=1)
     count = max(1, int(noise.shape[1] * (1 - ratio)))
@@ -104,9 +100,8 @@ def run_blocks(model: Any, prefix: Tensor, patches: Tensor) -> Tensor:
 def encode_visible(model: Any, x: Tensor, keep: Tensor) -> Tensor:
     """Tokens of a timm ViT that sees only the patches `keep` (B, K) of images (B, 3, H, W); no block runs on others.
 
-    Returns:
-        (B, P + K, C) after the last norm: P prefix tokens (the class token first), then the visible patches in the
-        order of `keep`. With every patch in its own order this is `model.forward_features(x)`.
+    (B, P + K, C) after the last norm: P prefix tokens (the class token first), then the visible patches in the order of
+    `keep`. With every patch in its own order this is `model.forward_features(x)`.
     """
     prefix, patches, positions = embed_patches(model, x)
     return model.norm(run_blocks(model, prefix, take(patches + positions, keep)))

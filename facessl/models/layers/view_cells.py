@@ -38,11 +38,8 @@ def read(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 def seen_by(maps: Tensor, crops: Tensor, other_crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Read maps (B, h, w, N) of a view, with `crops` (B, 5), at the rows x columns cells of another view of the same
-    images, with `other_crops`.
-
-    Returns:
-        (B, R, C, N) at least float32; and (B, R, C) bool, True if the view shows the center of the other's cell.
-    """
+    images, with `other_crops` -> (B, R, C, N) at least float32, and (B, R, C) bool, whether the view shows that cell's
+    center."""
     y, x = in_view(*cell_centers(other_crops, rows, columns), crops)
     inside = ((y >= 0) & (y <= 1))[:, :, None] & ((x >= 0) & (x <= 1))[:, None]
     return read(maps, y, x), inside

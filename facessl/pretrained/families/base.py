@@ -101,7 +101,7 @@ def build_vit(
 
     Args:
         patch, positions: names of the patch embedding (C, 3, p, p) and of the position table (..., 1 + h * w, C).
-        blocks: what stands before a block's number.
+        blocks: prefix of a block's number.
         heads: attention heads of a ViT of a width, as they leave no trace in a shape.
         name: a ViT-B/16 of timm to be taken; None: the plain ViT of this width and depth, else ViT-B/16.
         normalization: `mean` and `std`; ImageNet's if they are left out.

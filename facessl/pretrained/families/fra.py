@@ -48,7 +48,7 @@ def matches(state: dict[str, Any]) -> bool:
 
 
 def infer(found: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Backbone (timm's name) and keywords of `FRA`, told from the shapes of a checkpoint's tensors.
+    """Backbone (timm's name) and keywords of `FRA` from the shapes of a checkpoint's tensors.
 
     The number of attention heads leaves no trace in a shape: 8. CheckpointError: a backbone that is not a
     ResNet-18/34/50/101/152, or a part of FRA that is missing.

@@ -47,6 +47,6 @@ def _fresh(found: Mapping[str, Tensor]) -> Method:
     return MCF(backbone, variant="official", decoder_heads=math.gcd(width, 16), **heads)
 
 
-#: The decoder's fixed position table is made anew; the frozen network is not part of the method.
+#: The decoder's fixed position table is computed; the frozen network is not part of the method.
 _layout = base.Layout(FAMILY, _fresh, _rename, fit_options={"left_out": r"decoder_pos_embed$|perceptual_loss\."})
 build, build_backbone = _layout.build, _layout.build_backbone

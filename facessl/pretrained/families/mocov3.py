@@ -1,6 +1,6 @@
 """Checkpoints of MoCo v3 (github.com/facebookresearch/moco-v3), ViTs and ResNets: the online network.
 
-Also bare ViTs of it (linear probes, networks taken out of a checkpoint), told by `arch` or by the position table.
+Also bare ViTs of it (linear probes, networks taken out of a checkpoint), recognized by `arch` or the position table.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from facessl.models.layers.positions import sincos_positions
 from facessl.pretrained.families import base
 
 FAMILY = "MoCo v3"
-#: What stands before the names of the online network in a file of the pre-training.
+#: Prefix of the online network in a file of the pre-training.
 PREFIX = "base_encoder."
 LEFT_OUT = rf"base_encoder\.(head|fc)\.{weights.MLP}|momentum_encoder\.|predictor\.{weights.MLP}"
 #: In a bare file: the classifier, or the projector.
@@ -46,8 +46,8 @@ def is_bare(state: Mapping[str, Any]) -> bool:
     if side < 2 or side * side != table.shape[1] - 1:
         return False
     columns, rows = sincos_positions(side, side, table.shape[-1]).chunk(2, dim=1)
-    wanted = torch.cat([torch.zeros(1, table.shape[-1]), torch.cat([rows, columns], dim=1).float()])
-    return torch.allclose(table[0].float(), wanted, atol=1e-3)
+    expected = torch.cat([torch.zeros(1, table.shape[-1]), torch.cat([rows, columns], dim=1).float()])
+    return torch.allclose(table[0].float(), expected, atol=1e-3)
 
 
 def build_backbone(state: dict[str, Any]) -> Backbone:

@@ -40,6 +40,6 @@ def _fresh(_: Mapping[str, Tensor]) -> Method:
     return PCL(Backbone("pcl_facecycle", image_size=64, mean=PCL.mean, std=PCL.std))
 
 
-#: The means that weigh the contrasts are no tensors there; they start anew.
+#: The means that weigh the contrasts are not in the file; they start from zero.
 _layout = base.Layout(FAMILY, _fresh, _rename, fit_options={"own": r"balance\."})
 build, build_backbone = _layout.build, _layout.build_backbone

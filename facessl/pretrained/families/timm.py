@@ -19,7 +19,7 @@ LEFT_OUT = (
 
 
 def matches(state: dict[str, Any]) -> bool:
-    """Whether `state`, a loaded checkpoint, has a ViT's tensors without a prefix, and is not told to be MoCo v3's."""
+    """Whether `state`, a loaded checkpoint, has a ViT's tensors without a prefix, and is not MoCo v3's."""
     return weights.begins(state, r"blocks\.\d+\.attn\.qkv\.") and not mocov3.is_bare(state)
 
 
