@@ -85,7 +85,7 @@ def discover(
         )
     train = np.random.default_rng(seed).permutation(len(images)) < len(images) // 2
     batches = [images[i : i + maps.BATCH] for i in range(0, len(images), maps.BATCH)]
-    heatmaps = {name: np.concatenate([as_array(of(b)) for b in batches]) for name, of in variants.items()}
+    heatmaps = {name: np.concatenate([as_array(make(b)) for b in batches]) for name, make in variants.items()}
     own = next(iter(heatmaps.values()))
     N, cells = own.shape[1], own.shape[2:]
     candidates = [

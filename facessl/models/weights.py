@@ -97,7 +97,7 @@ def renamer(prefixes: Sequence[tuple[str, str]], parts: Sequence[tuple[str, str]
 
 def fit(
     module: nn.Module,
-    found: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     rename: Callable[[str], str],
     family: str,
     *,
@@ -109,7 +109,7 @@ def fit(
 
     Args:
         module: the network that they must fit; it may be on the meta device.
-        found: the tensors of the file.
+        tensors: those of the file, by name.
         rename: from the names of `module` to the family's.
         left_out: pattern of the family's tensors that have no place in `module`.
         own: pattern of the tensors of `module` that the family does not have.
@@ -124,12 +124,12 @@ def fit(
     """
     state = {n: v for n, v in module.state_dict().items() if own is None or not re.match(own, n)}
     expected = {rename(n): v for n, v in state.items()}
-    used = {n: v for n, v in found.items() if n in expected or left_out is None or not re.match(left_out, n)}
+    used = {n: v for n, v in tensors.items() if n in expected or left_out is None or not re.match(left_out, n)}
     if wrong := _misfit(expected, used, _core_shape):
         raise CheckpointError(f"tensors of this checkpoint of {family} do not fit: {wrong}")
     if copy is not None:
-        check_copy(found, *copy, family)
-    return {name: found[rename(name)].reshape(value.shape).to(value.dtype) for name, value in state.items()}
+        check_copy(tensors, *copy, family)
+    return {name: tensors[rename(name)].reshape(value.shape).to(value.dtype) for name, value in state.items()}
 
 
 def check_copy(state: Mapping[str, Tensor], copy: str, original: str, family: str, *, values: bool = True) -> None:

@@ -101,12 +101,12 @@ class Synthetic(Source):
             raise ConfigError(
                 f"the source 'synthetic' draws its images and takes no path, but got {path!r}; leave it out"
             )
-        given = {name: value for name, value in locals().items() if name not in ("self", "path", "__class__")}
-        self._options = given | {"keep": None}  # how many are kept changes no image
+        options = {name: value for name, value in locals().items() if name not in ("self", "path", "__class__")}
+        self._options = options | {"keep": None}  # how many are kept changes no image
         for name, (low, high) in _RANGES.items():
-            if not low <= given[name] <= high:
+            if not low <= options[name] <= high:
                 kind = "whole number" if isinstance(high, int) else "number"
-                raise ConfigError(f"synthetic: {name} must be a {kind} from {low} to {high:g}, not {given[name]!r}")
+                raise ConfigError(f"synthetic: {name} must be a {kind} from {low} to {high:g}, not {options[name]!r}")
         choice("synthetic", "label", label, ("expression", "identity"))
         self._by_identity, self._captions, self._group = label == "identity", captions, None
         if self._by_identity:

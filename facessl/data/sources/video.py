@@ -41,20 +41,18 @@ class Video(Source):
         step = interval(every)
         files = _Files(path, recursive=recursive, cache=cache)
         self.root = files.root
-        names: list[str] = []
-        stamps: list[int] = []
-        files_of_frames: list[int] = []
+        rows: list[tuple[str, int, int]] = []  # name, time stamp, index of the file
         for index in range(len(files)):
-            name, frames = files.inner_name(index), [("", _IMAGE)]
+            name = files.inner_name(index)
             if self.root is None or name.lower().endswith(FILMS):
-                frames = [(f"/{clock(frame.seconds)}", frame.stamp) for frame in self._frames(files.name(index), step)]
-            names += [name + time for time, _ in frames]
-            stamps += [stamp for _, stamp in frames]
-            files_of_frames += [index] * len(frames)
-        self._stamps = np.array(stamps, np.int64)
-        columns = {"label": files.values("label")[files_of_frames]} if files.label_names else None
+                frames = self._frames(files.name(index), step)
+                rows += [(f"{name}/{clock(frame.seconds)}", frame.stamp, index) for frame in frames]
+            else:
+                rows.append((name, _IMAGE, index))
+        self._stamps = np.array([stamp for _, stamp, _ in rows], np.int64)
         self.label_names = files.label_names
-        super().__init__(names, columns, file=path)
+        columns = {"label": files.values("label")[[index for *_, index in rows]]} if files.label_names else None
+        super().__init__([name for name, *_ in rows], columns, file=path)
         self._folder = str(files.root or Path(path).expanduser().parent)
 
     def _frames(self, film: str, step: float) -> list[Frame]:

@@ -42,15 +42,15 @@ class Layout:
 
     def build(self, state: Mapping[str, Any]) -> Method:
         """The method of a loaded checkpoint, with its heads. CheckpointError names the tensors that do not fit."""
-        found = self.read(state)
+        weights = self.read(state)
         try:
-            method = self.make(found)
+            method = self.make(weights)
         except ConfigError as error:
             raise CheckpointError(
                 f"the shapes of this checkpoint of {self.family} do not go together: {error}"
             ) from None
         module = cast(nn.Module, method)
-        fitted = fit(module, found, self.rename, self.family, **self.fit_options)
+        fitted = fit(module, weights, self.rename, self.family, **self.fit_options)
         module.load_state_dict(fitted, strict="own" not in self.fit_options)
         return method
 
@@ -63,9 +63,9 @@ def plain_resnet(
     state: Mapping[str, Any], family: str, prefix: str = "", left_out: str | None = None, **normalization: Any
 ) -> Backbone:
     """The ResNet whose tensors stand below `prefix`; errors as in `Layout.build`, arguments as in `fit`."""
-    found = tensors(state)
-    backbone = Backbone(resnet_name(under(found, prefix), family), **normalization)
-    backbone.model.load_state_dict(fit(backbone.model, found, lambda n: prefix + n, family, left_out=left_out))
+    weights = tensors(state)
+    backbone = Backbone(resnet_name(under(weights, prefix), family), **normalization)
+    backbone.model.load_state_dict(fit(backbone.model, weights, lambda n: prefix + n, family, left_out=left_out))
     return backbone
 
 
@@ -74,9 +74,9 @@ def usual_heads(width: int) -> int:
     return 16 if width in SIXTEEN_HEADS else max(1, width // 64)
 
 
-def _mlp_ratio(found: Mapping[str, Tensor], width: int, blocks: str = "blocks.") -> float:
+def _mlp_ratio(weights: Mapping[str, Tensor], width: int, blocks: str = "blocks.") -> float:
     """Hidden over outer channels of the blocks' MLPs, 4 where they do not say; most blocks decide."""
-    own = under(found, blocks).items()
+    own = under(weights, blocks).items()
     sizes = Counter(v.shape[0] for n, v in own if n.endswith(".mlp.fc1.bias"))
     sizes += Counter(v.shape[1] for n, v in own if n.endswith(".mlp.fc2.weight") and v.ndim == 2)
     if not sizes:
@@ -87,7 +87,7 @@ def _mlp_ratio(found: Mapping[str, Tensor], width: int, blocks: str = "blocks.")
 
 
 def build_vit(
-    found: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     family: str,
     *,
     patch: str = "patch_embed.proj.weight",
@@ -109,20 +109,20 @@ def build_vit(
     Raises:
         CheckpointError: a missing tensor, a table of no square, or sizes that make no ViT.
     """
-    width, _, side, _ = shape_of(found, patch, family, 4)
-    if positions not in found:
+    width, _, side, _ = shape_of(weights, patch, family, 4)
+    if positions not in weights:
         raise CheckpointError(f"this checkpoint of {family} has no tensor {positions}")
-    shape = tuple(found[positions].shape)
+    shape = tuple(weights[positions].shape)
     grid = math.isqrt(max(shape[-2] - 1, 0)) if len(shape) > 1 else 0
     if grid < 1 or grid * grid != shape[-2] - 1:
         raise CheckpointError(f"tensor {positions} of this checkpoint of {family} is of another shape: {shape}")
-    depth = len({n.removeprefix(blocks).split(".")[0] for n in found if n.startswith(blocks)})
+    depth = len({n.removeprefix(blocks).split(".")[0] for n in weights if n.startswith(blocks)})
     size, usual_side = "base", 16
     if name is None and (known := [s for s, (w, d, _) in SIZES.items() if (w, d) == (width, depth)]):
         size = known[0]
         usual_side = next(p for p in (side, 16, 14) if timm.is_model(f"vit_{size}_patch{p}_224"))
     usual = (usual_side, *SIZES[size], 4)
-    own: tuple[Any, ...] = (side, width, depth, heads(width), _mlp_ratio(found, width, blocks))
+    own: tuple[Any, ...] = (side, width, depth, heads(width), _mlp_ratio(weights, width, blocks))
     keys = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
     options = {key: value for key, value, other in zip(keys, own, usual, strict=True) if value != other}
     name = name or f"vit_{size}_patch{usual_side}_224"

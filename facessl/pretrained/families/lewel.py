@@ -34,15 +34,15 @@ def matches(state: dict[str, Any]) -> bool:
     )
 
 
-def _fresh(found: Mapping[str, Tensor]) -> Method:
+def _fresh(tensors: Mapping[str, Tensor]) -> Method:
     """Build LEWEL with the 4 heads of the released scripts (no shape depends on them) and their EMAN variant.
 
     Normalization is ImageNet's, as in LEWEL's release, and VGGFace2's for a checkpoint of FRA's training code.
     """
-    hidden = weights.shape_of(found, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0]
-    dim = weights.shape_of(found, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0]
-    mean, std = (LEWEL.mean, LEWEL.std) if "center" in found else (IMAGENET_MEAN, IMAGENET_STD)
-    name = weights.resnet_name(weights.under(found, "online_net.backbone."), FAMILY)
+    hidden = weights.shape_of(tensors, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0]
+    dim = weights.shape_of(tensors, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0]
+    mean, std = (LEWEL.mean, LEWEL.std) if "center" in tensors else (IMAGENET_MEAN, IMAGENET_STD)
+    name = weights.resnet_name(weights.under(tensors, "online_net.backbone."), FAMILY)
     return LEWEL(Backbone(name, mean=mean, std=std), hidden=hidden, dim=dim)
 
 

@@ -33,16 +33,16 @@ def matches(state: dict[str, Any]) -> bool:
     return weights.begins(state, r"online_encoder\.blocks\.")
 
 
-def _fresh(found: Mapping[str, Tensor]) -> Method:
+def _fresh(tensors: Mapping[str, Tensor]) -> Method:
     """Build `MCF(variant="official")`.
 
     No shape depends on the decoder's 16 attention heads; the frozen network is named again to continue training.
     """
-    backbone = base.build_vit(weights.under(found, "online_encoder."), FAMILY, mean=MCF.mean, std=MCF.std)
-    width = weights.shape_of(found, "decoder_embed.weight", FAMILY, 2)[0]
-    depth = len({n.split(".")[1] for n in found if re.match(r"decoder_blocks\.\d+\.", n)})
-    hidden = weights.shape_of(found, "online_encoder.fc.0.weight", FAMILY, 2)[0]
-    dim = weights.shape_of(found, "online_encoder.fc.3.weight", FAMILY, 2)[0]
+    backbone = base.build_vit(weights.under(tensors, "online_encoder."), FAMILY, mean=MCF.mean, std=MCF.std)
+    width = weights.shape_of(tensors, "decoder_embed.weight", FAMILY, 2)[0]
+    depth = len({n.split(".")[1] for n in tensors if re.match(r"decoder_blocks\.\d+\.", n)})
+    hidden = weights.shape_of(tensors, "online_encoder.fc.0.weight", FAMILY, 2)[0]
+    dim = weights.shape_of(tensors, "online_encoder.fc.3.weight", FAMILY, 2)[0]
     heads = {"decoder_width": width, "decoder_depth": depth, "hidden": hidden, "dim": dim}
     return MCF(backbone, variant="official", decoder_heads=math.gcd(width, 16), **heads)
 

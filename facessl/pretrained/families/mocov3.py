@@ -34,12 +34,12 @@ def is_bare(state: Mapping[str, Any]) -> bool:
     Either the file says so under `arch`, or its position table is MoCo v3's: sines and cosines like those of MAE, but
     the first half of the channels encodes the row (the order of `meshgrid` there), and zeros for the class token.
     """
-    found = weights.tensors(state)
-    if not any(name.startswith("blocks.") and ".attn.qkv." in name for name in found):
+    tensors = weights.tensors(state)
+    if not any(name.startswith("blocks.") and ".attn.qkv." in name for name in tensors):
         return False
     if isinstance(state.get("state_dict"), Mapping) and state.get("arch") in NAMES:
         return True
-    table = found.get("pos_embed")
+    table = tensors.get("pos_embed")
     if table is None or table.ndim != 3 or table.shape[0] != 1 or table.shape[-1] % 4:
         return False
     side = round((table.shape[1] - 1) ** 0.5)
@@ -55,15 +55,15 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
 
     CheckpointError names the tensors that do not fit, also in the momentum network, which must have the same.
     """
-    found = weights.tensors(state)
-    prefix, left_out = (PREFIX, LEFT_OUT) if weights.under(found, PREFIX) else ("", _LEFT_OUT_BARE)
-    if weights.under(found, prefix + "blocks."):
+    tensors = weights.tensors(state)
+    prefix, left_out = (PREFIX, LEFT_OUT) if weights.under(tensors, PREFIX) else ("", _LEFT_OUT_BARE)
+    if weights.under(tensors, prefix + "blocks."):
         backbone = base.build_vit(
-            weights.under(found, prefix), FAMILY, heads=lambda width: 12 if width <= 768 else base.usual_heads(width)
+            weights.under(tensors, prefix), FAMILY, heads=lambda width: 12 if width <= 768 else base.usual_heads(width)
         )
-        fitted = weights.fit(backbone.model, found, lambda name: prefix + name, FAMILY, left_out=left_out)
+        fitted = weights.fit(backbone.model, tensors, lambda name: prefix + name, FAMILY, left_out=left_out)
         backbone.model.load_state_dict(fitted)
     else:
         backbone = base.plain_resnet(state, FAMILY, prefix, left_out)
-    weights.check_copy(found, "momentum_encoder.", PREFIX, FAMILY, values=False)
+    weights.check_copy(tensors, "momentum_encoder.", PREFIX, FAMILY, values=False)
     return backbone

@@ -28,9 +28,9 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
 
     CheckpointError names the tensors that do not fit.
     """
-    found = weights.tensors(state)
-    backbone = base.build_vit(found, FAMILY)
-    backbone.model.load_state_dict(weights.fit(backbone.model, found, str, FAMILY, left_out=LEFT_OUT))
+    tensors = weights.tensors(state)
+    backbone = base.build_vit(tensors, FAMILY)
+    backbone.model.load_state_dict(weights.fit(backbone.model, tensors, str, FAMILY, left_out=LEFT_OUT))
     return backbone
 
 
@@ -61,18 +61,18 @@ def build_named(state: dict[str, Any], name: str) -> Backbone:
         raise ConfigError(f"timm's {name} cannot be built without a classifier: {error}") from None
     classifier = whole.state_dict().keys() - bare.state_dict().keys()
     parts = [weights.tensors(part) for _, part in weights.networks(state)]
-    found = next((part for part in parts if part.keys() & bare.state_dict().keys()), parts[0])
-    size = _image_size(bare, found) or settings.image_size
+    tensors = next((part for part in parts if part.keys() & bare.state_dict().keys()), parts[0])
+    size = _image_size(bare, tensors) or settings.image_size
     backbone = Backbone(plain, image_size=size, mean=settings.mean, std=settings.std)
-    features = {n: v for n, v in found.items() if n not in classifier}
+    features = {n: v for n, v in tensors.items() if n not in classifier}
     backbone.model.load_state_dict(weights.fit(backbone.model, features, str, f"timm's {plain}"))
     return backbone
 
 
-def _image_size(model: Any, found: dict[str, Tensor]) -> int | None:
+def _image_size(model: Any, tensors: dict[str, Tensor]) -> int | None:
     """Side in pixels of the position table in the file; None for a network without one, or of no square."""
     embed: Any = getattr(model, "patch_embed", None)
-    own, table = getattr(model, "pos_embed", None), found.get("pos_embed")
+    own, table = getattr(model, "pos_embed", None), tensors.get("pos_embed")
     grid = getattr(embed, "grid_size", None)
     if grid is None or own is None or table is None or (own.ndim, table.ndim) != (3, 3):
         return None
