@@ -200,7 +200,7 @@ def test_nothing_readable_is_one_sentence(n: int, tried: int, workers: int) -> N
 @pytest.mark.fault("E2", "one that was killed while a checkpoint was saved was a traceback from there")
 def test_a_worker_that_dies_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that dies is one sentence where a batch is waited for, and nothing elsewhere."""
-    monkeypatch.setattr(worker_module, "_LOOK", 0.1)
+    monkeypatch.setattr(worker_module, "_POLL", 0.1)
     batches = iter(loader(Records(18), workers=1))
     next(batches)
     for worker in multiprocessing.active_children():
