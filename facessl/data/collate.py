@@ -44,7 +44,7 @@ class Collector:
 
         The views are those of `view_buffers` for every image of the batch, or for none.
         """
-        sample.image = b""  # only what surrounds it is needed from here on
+        sample.image = b""  # only its fields are needed from here on
         self._rows.append((index, sample, views, params, crops))
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ def _memory(shape: tuple[int, ...]) -> Tensor:
     """Allocate uint8; in a loader process in shared memory, which goes to the main process without a copy."""
     if torch.utils.data.get_worker_info() is None or not math.prod(shape):
         return torch.empty(shape, dtype=torch.uint8)
-    # As torch's own collation does; `Tensor.share_memory_` would copy what is not there yet.
+    # As in torch's own collation; `Tensor.share_memory_` would copy the memory before it is filled.
     try:
         storage = torch.UntypedStorage._new_shared(math.prod(shape))
     except RuntimeError as error:

@@ -46,7 +46,7 @@ MAX_PIXELS = 178_956_970
 MAX_BYTES = 1 << 30
 #: Bytes of the largest image file that is read.
 MAX_FILE = 256 << 20
-#: "use" takes what can be decoded of a damaged JPEG; otherwise it counts as unreadable.
+#: "use" takes the decodable part of a damaged JPEG; otherwise it counts as unreadable.
 DAMAGED = os.environ.get("FACESSL_DAMAGED", "refuse")
 #: By how much a JPEG can be reduced in decoding: libjpeg-turbo is fast for these, slower than no scaling for others.
 FACTORS = (8, 4, 2)

@@ -44,7 +44,7 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
     order = np.random.default_rng((seed, 1)).permutation(len(source))
     chosen = []
     for label in np.unique(classes[classes >= 0]).tolist():
-        members = order[classes[order] == label]  # the first few of one fixed order: that is what nests
+        members = order[classes[order] == label]  # the first ones of a fixed order, so that subsets nest
         count = max(1, round(fraction * len(members))) if each is None else each
         if count > len(members):
             name = source.label_names[label] if label < len(source.label_names) else str(label)

@@ -14,7 +14,7 @@ from facessl.core.errors import UnknownName
 class Layout:
     """One order of landmarks."""
 
-    name: str  # what sources and recipes call it
+    name: str  # in sources and recipes
     points: int  # number of landmarks K
     # K indices; landmark i of an image is landmark flip[i] of the mirrored image. Its own inverse.
     flip: tuple[int, ...]

@@ -31,7 +31,7 @@ class Prefetcher:
         self._next: Batch | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
-            self._stream.wait_stream(torch.cuda.current_stream(device))  # what `batches` reads may still be on its way
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # inputs of `batches` may still be in transfer
 
     def __iter__(self) -> Iterator[Batch]:
         return self

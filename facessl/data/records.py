@@ -104,7 +104,7 @@ def archived(name: str, parts: dict[str, bytes]) -> list[bytes]:
     return out
 
 
-#: What closes a tar.
+#: The end of a tar.
 END = bytes(2 * _BLOCK)
 
 

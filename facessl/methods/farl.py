@@ -106,7 +106,7 @@ class TextTower(nn.Module):
         """B sentences -> (B, D)."""
         tower = self.transformer
         tokens = self.tokenizer(list(texts))  # (B, context)
-        # What follows a sentence's end, the largest of its tokens, cannot change its feature and is left out.
+        # Tokens after a sentence's end, its largest token, cannot change its feature and are left out.
         length = int(tokens.argmax(1).max()) + 1
         device = tower.token_embedding.weight.device
         tokens = tokens[:, :length].contiguous()

@@ -49,7 +49,7 @@ def pretrained_settings(name: str) -> Settings:
     return Settings() if config is None else Settings(tuple(config.mean), tuple(config.std), config.input_size[-1])
 
 
-#: Options of `timm.create_model` that read another file or address than the model's own, or tell what they hold.
+#: Options of `timm.create_model` that read another file or address than the model's own, or describe its content.
 _ELSEWHERE = re.compile(r"pretrained.*|cache_dir|.*(path|file|url|hub_id|overlay)|scriptable|exportable|no_jit")
 
 
@@ -251,7 +251,7 @@ class Backbone(nn.Module):
             self.any_size = not getattr(embed, "strict_img_size", False)
             return
         self.any_size = True
-        self.model.dynamic_img_size = True  # what timm sets at construction for `dynamic_img_size=True`
+        self.model.dynamic_img_size = True  # as timm's constructor does for `dynamic_img_size=True`
         embed.strict_img_size, embed.dynamic_img_pad, embed.flatten = False, True, False
         embed.output_fmt = Format.NHWC
 

@@ -27,7 +27,7 @@ RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
 MLP = r"\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)$"
 
 
-#: What others' code puts before the names of a network.
+#: Prefixes of a network's names in other code.
 _PREFIXES = ("backbone.", "model.", "encoder.")
 
 

@@ -7,7 +7,7 @@ from facessl.models.forward import evaluating
 
 #: Width of a head that suits a CPU.
 NARROW = 64
-#: What FaRL's two dense protocols have in common.
+#: Common settings of FaRL's two dense protocols.
 FARL = {"image_size": 448, "batch_size": 40, "ema": 0.999}
 FARL_OPTIM = {"lr": 1e-4, "weight_decay": 1e-5, "warmup_epochs": 0, "schedule": "step", "milestones": [200]}
 

@@ -110,7 +110,7 @@ class Example:
     measure: str
     value: float  # the number
     attribute: str = ""  # the attribute that the answer is about, of tasks that answer several; else empty
-    keys: tuple[str, ...] = ()  # what a person finds the image or both images by
+    keys: tuple[str, ...] = ()  # of the image or both images
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class MTCNN:
             score = maps[:, 4:].softmax(1)[:, 1]
             owner, y, x = torch.where(score > PROPOSED)
             corner = torch.stack([x, y], 1) * STRIDE
-            inside = (corner + CELL <= limit[owner]).all(1)  # not in what fills up a smaller photo of the batch
+            inside = (corner + CELL <= limit[owner]).all(1)  # not in the padding of a smaller photo
             owner, y, x, corner = owner[inside], y[inside], x[inside], corner[inside]
             window = torch.cat([corner, corner + CELL], 1) + maps[owner, :4, y, x] * CELL
             candidates = window / torch.tensor(scales, device=self.device)[owner, None] - shift[owner]

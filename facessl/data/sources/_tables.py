@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"[+-]?\d+")
 _MAX_CLASSES = 10_000_000
 #: Longer numbers of identities are names.
 _DIGITS = 18
-#: What programs write into a cell that has no value.
+#: Cells that programs write for a missing value.
 _NO_VALUE = frozenset(("nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL"))
 
 

@@ -205,7 +205,7 @@ def _table(rows: list[_Row]) -> Table:
     counts = [len(row.lengths) for row in rows]
     paths = [os.fsdecode(row.folder).split("/") if n else [] for row, n in zip(rows, counts, strict=True)]
     tops = {path[0] for path in paths if path}
-    level = int(len(tops) > 1 and all(map(role, tops)))  # train and test are not classes, but what is in them
+    level = int(len(tops) > 1 and all(map(role, tops)))  # train and test are not classes, but their sub-folders
     classes = [path[level] if len(path) > level else "" for path in paths]
     classes = [printable(name) for name in classes]
     names = class_order(top for top in classes if top)

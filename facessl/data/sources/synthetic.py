@@ -23,7 +23,7 @@ ATTRIBUTES = (
     *("earrings", "bald", "long_hair", "curly_hair", "fringe", "gray_hair", "dark_hair", "young", "aged"),
     *("freckles", "turned", "occluded", "blurred"),
 )
-#: What a caption says of each expression.
+#: Words of a caption for each expression.
 _MOODS = ("neutral", "happy", "surprised", "sad", "angry", "disgusted", "frightened")
 #: Attribute -> its words, before the face, behind "with" and at the end of a caption.
 _BEFORE = {"young": "young", "aged": "old", "bald": "bald"}

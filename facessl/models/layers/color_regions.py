@@ -32,7 +32,7 @@ _SIDE, _MARGIN, _FACE = 24, 6, 48
 #: Sizes of the face's frame beside the view's, and angles in degrees, that are tried; all positions are.
 _SCALES = (0.5, 0.56, 0.63, 0.71, 0.8, 0.9, 1.0, 1.12)
 _ANGLES = (-14.0, -7.0, 0.0, 7.0, 14.0)
-#: What the squares of the shift (in half sides), the log of the scale and the angle (in 15 degrees) cost, in units of
+#: Costs of the squares of the shift (in half sides), the log of the scale and the angle (in 15 degrees), in units of
 #: the correlation.
 _SHIFTED, _SCALED, _TURNED = 1.0, 0.1, 0.03
 #: Weights of Y, Cb, Cr and local contrast in the distance of two places, which look alike below 1.
@@ -41,7 +41,7 @@ _ALIKE = (0.0, 30.0, 30.0, 1.2)
 ROUNDS, COLOR_WEIGHT = 5, 0.3
 #: The prior of a region's variance of color: a standard deviation, and how many cells it weighs like.
 DEVIATION, PRIOR_WEIGHT = 0.06, 2.0
-#: Soft borders of the layout: how often a cell becomes the mean of the 3 x 3 around it, and what every region is given.
+#: Soft borders of the layout: times that a cell becomes the mean of the 3 x 3 around it, and least value of a region.
 _SOFTENED, _FLOOR = 6, 0.02
 #: Y, Cb, Cr of RGB (ITU-R 601).
 _YCC = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
@@ -76,7 +76,7 @@ class ColorRegions(nn.Module):
             self.register_buffer(name, torch.zeros(_FACE, _FACE))
         for name in ("together", "pairs"):
             self.register_buffer(name, torch.zeros(CELLS**2, CELLS**2))
-        self._sums: dict[str, Tensor] = {}  # what `update` adds to the last four
+        self._sums: dict[str, Tensor] = {}  # of a step, which `update` adds to the last four buffers
 
     @torch.no_grad()
     def forward(self, colors: Tensor, content: Tensor | None = None) -> Tensor:

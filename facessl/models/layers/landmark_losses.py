@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from facessl.core.distributed import rank_mean
 from facessl.core.precision import at_least_float32, full_precision
 
-#: Constants of the adaptive wing loss, and what cells near a landmark or an edge weigh beside the others.
+#: Constants of the adaptive wing loss, and the weight of cells near a landmark or an edge.
 OMEGA, THETA, ALPHA, NEAR_WEIGHT = 14.0, 0.5, 2.1, 11.0
-#: Where STAR's distance turns from quadratic to linear; what is added to eigenvalues, and the least divisor there.
+#: Distance at which STAR's loss turns from quadratic to linear; least divisor, also added to eigenvalues.
 TURN, EPSILON = 0.01, 1e-5
 #: Matrices whose eigenvalues differ by less than this fraction of their sum count as round.
 ROUND_BELOW = 1e-3

@@ -15,7 +15,7 @@ from facessl.models.backbone import Backbone
 from facessl.models.weights import fit, resnet_name, shape_of, tensors, under
 from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
-#: What FRA's training code adds to a checkpoint: a copy of the online backbone, and a center that stays zero.
+#: Additions of FRA's training code to a checkpoint: a copy of the online backbone, and a center that stays zero.
 FRA_ADDS = {"left_out": r"encoder_q\.|center$", "copy": ("encoder_q.", "online_net.backbone.")}
 
 #: timm's plain ViTs: channels, blocks, heads.
