@@ -24,7 +24,7 @@ from facessl.metrics.bootstrap import (
     with_intervals,
 )
 from facessl.metrics.nme import eye_distance, nme
-from facessl.metrics.region_maps import BATCH, HeatmapsOf, enlarge
+from facessl.metrics.region_maps import BATCH, HeatmapsOf
 
 
 def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: int) -> np.ndarray:
@@ -195,7 +195,8 @@ def consistency(
         moved = warp.apply(pixels).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         still = heatmaps_of(batch) if before is None else before[start : start + BATCH]
         stored, after = (
-            enlarge(torch.tensor(as_array(x), dtype=torch.float32), grid) for x in (still, heatmaps_of(moved))
+            F.interpolate(torch.tensor(as_array(x), dtype=torch.float32), size=(grid, grid), mode="bilinear")
+            for x in (still, heatmaps_of(moved))
         )  # (B, N, g, g)
         actual, expected, fixed = (m.argmax(1).numpy()[:, inside] for m in (after, warp.apply(stored), stored))
         agree.append((actual == expected).mean(1))

@@ -131,8 +131,7 @@ class Meter(Protocol):
     """
 
     def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
-        """Predictions of one batch (`Task.predict`), and the batch that they were made for."""
-        ...
+        """Add predictions (`Task.predict`) of one batch."""
 
     def result(self) -> dict[str, Any]:
         """Scores ready for JSON, by name:

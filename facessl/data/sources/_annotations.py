@@ -10,6 +10,7 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import IGNORE_INDEX, Sample
 from facessl.data.decode import EXTENSIONS, ImageError, decode_mask, read_file, stored_size
 from facessl.data.layouts import layout as landmark_layout
+from facessl.data.layouts import swapped
 from facessl.data.sources._lists import check_width, csv_rows, lines, names_by_stem, real
 
 _HRNET_HEAD = ["image_name", "scale", "center_w", "center_h"]
@@ -132,11 +133,3 @@ def side_pairs(names: Sequence[str]) -> tuple[int, ...] | None:
             groups.setdefault(plain, []).append(index)
     pairs = [group for group in groups.values() if len(group) == 2]
     return swapped(len(names), pairs) if pairs else None
-
-
-def swapped(classes: int, pairs: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """0, 1, ..., classes - 1 with the two classes of each pair exchanged."""
-    flip = list(range(classes))
-    for a, b in pairs:
-        flip[a], flip[b] = b, a
-    return tuple(flip)

@@ -9,8 +9,9 @@ import numpy as np
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
 from facessl.data.decode import read_file
+from facessl.data.layouts import swapped
 from facessl.data.source import TRAIN_VAL_TEST, Source
-from facessl.data.sources._annotations import give_mask, numbers, square_around, swapped
+from facessl.data.sources._annotations import give_mask, numbers, square_around
 from facessl.data.sources._lists import choice, counted, expected, find, names_by_stem, part_folder, root_folder
 
 POINTS = 106

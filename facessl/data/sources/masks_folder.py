@@ -7,8 +7,9 @@ from pathlib import Path
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
 from facessl.data.decode import EXTENSIONS
+from facessl.data.layouts import swapped
 from facessl.data.source import Source
-from facessl.data.sources._annotations import give_mask, side_pairs, swapped
+from facessl.data.sources._annotations import give_mask, side_pairs
 from facessl.data.sources._lists import expected, find, find_any, lines, names_by_stem, root_folder
 from facessl.data.sources._tables import ImageTable
 from facessl.data.splits import part_folders, role, roles

@@ -8,8 +8,8 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.core.types import Sample
+from facessl.data.layouts import swapped
 from facessl.data.source import Source
-from facessl.data.sources._annotations import swapped
 from facessl.data.sources._lists import choice
 from facessl.data.sources.lapa import CLASSES
 from facessl.synthetic.expression import EXPRESSIONS
