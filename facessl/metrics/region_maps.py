@@ -22,7 +22,7 @@ _FITTED = 50_000  # pixels, about, that k-means is fitted on, as many of each im
 
 
 def winners(heatmaps: Any, size: int, *, mode: str = "bilinear") -> np.ndarray:
-    """Arg-max on a finer grid: (M, N, h, w) -> (M, size, size) int64; `mode` is "bilinear" or "nearest-exact" (blocks)."""
+    """Arg-max on a finer grid: (M, N, h, w) -> (M, size, size) int64; `mode` is "bilinear" or "nearest-exact"."""
     batches = (as_array(heatmaps[i : i + BATCH]) for i in range(0, len(heatmaps), BATCH))
     maps = (F.interpolate(torch.tensor(b, dtype=torch.float32), size=(size, size), mode=mode) for b in batches)
     return np.concatenate([m.argmax(1).numpy() for m in maps])
