@@ -130,10 +130,12 @@ def _check_folder(folder: Path) -> None:
 
 
 def _embed(file: Path, backbone: Backbone | Embedder, source: Source, options: dict[str, Any]) -> None:
-    """Embed a source; what a stopped call has done is taken."""
+    """Embed a source, in a folder that only the owner may open if it is new; what a stopped call has done is taken."""
     from facessl.core.launch import loader_workers
     from facessl.inference.embed_file import embed_to_file
 
     options |= {"workers": loader_workers(options.pop("workers", 0))}
+    with files.writing(file.parent):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ProgressLine("face") as progress:
-        embed_to_file(file, backbone, source, progress=progress, **options)
+        embed_to_file(file, backbone, source, private=True, progress=progress, **options)

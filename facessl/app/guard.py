@@ -27,6 +27,8 @@ _OWN = (("GET", "/gradio_api/startup-events"), ("HEAD", "/"))
 _UPLOAD = "/gradio_api/upload"
 #: What the page sends; Gradio takes more.
 _SENT = (_UPLOAD, *(f"/gradio_api/{name}" for name in ("queue/join", "component_server", "cancel", "reset")))
+#: The browser fetches nothing from other addresses, whatever the page shows. Gradio's own page has inline scripts.
+_POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'"
 #: What a sentence tells of an error.
 _LONGEST = 160
 
@@ -53,7 +55,7 @@ class Door:
 
     def opens(self, host: str) -> bool:
         """Whether a host name, which may have a port, is one of this page."""
-        name = _hostname(f"//{host}")
+        name = _part(f"//{host}", "hostname")
         if name in {"127.0.0.1", "localhost", "::1", self.host.lower(), *self.public}:
             return True
         if not is_address(self.host, "is_unspecified"):
@@ -92,9 +94,11 @@ class Guard:
             if body is None or not self._names_uploads(body):
                 return await _refuse(send, "The request names a file that was not uploaded, or is not valid JSON.")
             receive = _again(body, receive)
+        more = [(b"content-security-policy", _POLICY)]
         if self._is_token(asked):
-            send = _with_cookie(send, f"{cookie}={asked}; Path=/; HttpOnly; SameSite=Strict")
-        return await self._answer(scope, receive, send)
+            told = f"{cookie}={asked}; Path=/; HttpOnly; SameSite=Strict"
+            more += [(b"set-cookie", told.encode()), (b"referrer-policy", b"same-origin")]
+        return await self._answer(scope, receive, _with_headers(send, more))
 
     async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Gradio's answer; where it fails, a sentence."""
@@ -117,7 +121,7 @@ class Guard:
         host, origin, path = headers.get("host", ""), headers.get("origin"), scope["path"]
         if not self.door.opens(host):
             return "This page is not served under that host name: open the address that facessl app printed."
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _part(origin, "netloc") != host.lower():
             return "Requests of other pages are not answered."
         if scope["method"] not in ("GET", "HEAD") and (scope["method"] != "POST" or path.rstrip("/") not in _SENT):
             return "The page sends no such request."
@@ -162,9 +166,10 @@ def is_address(host: str, kind: str) -> bool:
         return False
 
 
-def _hostname(url: str) -> str:
+def _part(url: str, name: str) -> str:
+    """A part of a URL ("hostname", "netloc") in lowercase; "" where there is none."""
     try:
-        return urlsplit(url).hostname or ""
+        return (getattr(urlsplit(url), name) or "").lower()
     except ValueError:
         return ""
 
@@ -218,11 +223,10 @@ def _again(body: bytes, receive: _Receive) -> _Receive:
     return received
 
 
-def _with_cookie(send: _Send, cookie: str) -> _Send:
+def _with_headers(send: _Send, more: list[tuple[bytes, bytes]]) -> _Send:
     async def sent(message: _Message) -> None:
         if message["type"] == "http.response.start":
-            headers = [(b"set-cookie", cookie.encode()), (b"referrer-policy", b"same-origin")]
-            message["headers"] = [*message.get("headers", ()), *headers]
+            message["headers"] = [*message.get("headers", ()), *more]
         await send(message)
 
     return sent

@@ -154,7 +154,7 @@ def predictions(work: Workspace) -> list[str]:
         told = _kept(file, paths, {"", *task.names})
         if told is None:
             told = _predicted(trained, faces)
-            with files.completed(file) as partial:
+            with files.completed(file, private=True) as partial:
                 pq.write_table(pa.table({"path": paths, "prediction": told}), partial)
     return told
 

@@ -139,5 +139,5 @@ class People:
         lines = [tables.csv_row(*_HEAD)]
         for row, key in enumerate(self.faces.rows.keys):
             lines.append(tables.csv_row(key, int(labels[row]), round(float(probabilities[row]), 4), names[row]))
-        files.write_atomic(self.file, b"".join(lines))
+        files.write_atomic(self.file, b"".join(lines), private=True)
         self.labels, self.probabilities, self.names = labels, probabilities, names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ import gradio as gr
 import numpy as np
 
 from facessl.app.workspace import Load, Workspace, code, photo_input, plainly, read_photo, warn
-from facessl.core.tables import printable_lines
 from facessl.data.detect import CROP_MARGIN, detect
 from facessl.inference import prediction_pictures
 
@@ -64,8 +62,7 @@ def tab(work: Workspace) -> None:
         with work.lock:
             colors = _colors(work)
         if isinstance(colors, str):
-            text = f"No regions: {html.escape(printable_lines(colors), quote=False)}."
-            return gr.skip(), gr.skip(), gr.update(value=text)
+            return gr.skip(), gr.skip(), gr.update(value=f"No regions: {colors}.")
         return gr.update(choices=[*layers, "Regions"]), gr.update(color_map=colors), gr.update(visible=False)
 
     def read(photo: Any, layers: list[str]) -> Any:
@@ -133,7 +130,7 @@ def _described(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> lis
 
 
 def _colors(work: Workspace) -> dict[str, str] | str:
-    """The color of each region, as in the other pictures of regions; a sentence where there are none."""
+    """The color of each region, as in the other pictures of regions; Markdown that says why there are none."""
     from facessl.inference import region_pictures
 
     method: Any = work.method

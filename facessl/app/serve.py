@@ -112,14 +112,19 @@ def serve(
             who = "everybody on the internet" if share else "everybody on your network"
             print(f"facessl app: {who} who has this address sees all faces and can rename them", file=sys.stderr)
         end = threading.Event()
-        previous: Any = signal.signal(signal.SIGTERM, lambda *_: end.set())
+        previous: dict[Any, Any] = {}
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP, and nohup ignores it
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, lambda *_: end.set())
         try:
             with _making_thumbnails(work.faces):
                 end.wait()
         except KeyboardInterrupt:
             print(file=sys.stderr)
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
             page.close(verbose=False)
 
 

@@ -84,7 +84,7 @@ class Thumbnails:
         count = len(self._rows)
         with (
             ProgressLine("thumbnail") as progress,
-            files.completed(self.file) as partial,
+            files.completed(self.file, private=True) as partial,
             pq.ParquetWriter(partial, self._schema, compression="none", use_dictionary=False) as writer,
         ):
             for start in range(0, count, PART):

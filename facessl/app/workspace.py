@@ -100,14 +100,14 @@ class Workspace:
 
     @functools.cached_property
     def method(self) -> nn.Module | str:
-        """The method of the run where it has regions, else a sentence that says why there are none; under `lock`."""
+        """The method of the run where it has regions, else Markdown that says why there are none; under `lock`."""
         from facessl.methods.base import has_regions
         from facessl.pretrained.load import load_method
 
         try:
             method: Any = load_method(self.run)
         except FaceSSLError as error:
-            return str(error)
+            return f"`{code(str(error))}`"
         if has_regions(method):
             return method.to(self.device())
         return "this method finds none; `facessl pretrain SOURCE --config fra/regions` trains one that does"

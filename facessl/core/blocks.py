@@ -97,7 +97,7 @@ class Blocks:
         if self._folder.is_symlink():
             raise ConfigError(f"{self._folder} is a link, which is not written through: remove it")
         with writing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._begun.touch()
 
     def work(self, progress: Callable[[int, int], None] | None = None) -> None:

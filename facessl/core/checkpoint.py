@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from facessl.core.errors import CheckpointError, DataError
 from facessl.core.files import temporary_beside, write_atomic
-from facessl.core.foreign_pickles import SAFE_GLOBALS
+from facessl.core.foreign_pickles import stand_ins
 from facessl.core.schema import check, read_json, to_json
+from facessl.core.yaml_file import DEPTH, NODES
 
 FORMAT = "facessl-run-1"
 #: Bytes of a tensor that may repeat the numbers of a smaller file.
@@ -85,7 +87,7 @@ def read(path: Path) -> dict[str, Any]:
         return read_safetensors(path)[0]
     _refuse_compressed(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
+        with warnings.catch_warnings(), stand_ins():
             warnings.simplefilter("ignore")  # remarks on foreign pickles; what matters is raised
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -95,8 +97,8 @@ def read(path: Path) -> dict[str, Any]:
                 f"checkpoint {path} asks for {asked.group(1)} to be run on loading and was refused: "
                 "re-save it as a plain state dict, or use another file"
             ) from None
-        numpy = re.search(r"a numpy .*? refused", str(error))
-        why = f"holds {numpy[0]}" if numpy else "is damaged or not a checkpoint"
+        part = re.search(r"^an? .* refused", str(error), re.MULTILINE)
+        why = f"holds {part[0]}" if part else "is damaged or not a checkpoint"
         raise CheckpointError(f"checkpoint {path} cannot be read, it {why}: {_instead(path)}") from None
     except Exception as error:  # foreign bytes make torch raise almost anything
         reason = " ".join(str(error).split())[:160]
@@ -126,8 +128,14 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def _refuse_expanded(value: Any, path: Path) -> None:
-    """CheckpointError where a large tensor repeats the same few numbers more often than the file has bytes."""
+    """CheckpointError where a large tensor repeats the same few numbers, or lists and dicts the same few values, more
+    often than the file has bytes."""
     size = path.stat().st_size
+    if not _is_within(value, size):
+        raise CheckpointError(
+            f"checkpoint {path} repeats its values more often than it has bytes ({size:,}): re-save it as a plain "
+            "state dict, or use another file"
+        )
     for tensor in _tensors(value):
         needed = tensor.numel() * tensor.element_size()
         if tensor.layout is torch.strided and needed > max(size, _MOST_REPEATED):
@@ -151,6 +159,20 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             waiting += item.values() if isinstance(item, dict) else item
 
 
+def _is_within(value: Any, nodes: int, depth: int = sys.maxsize) -> bool:
+    """Whether `value` has at most `nodes` keys and values, repeated ones counted again, nested at most `depth` deep."""
+    waiting = [(value, 1)]
+    while waiting:
+        item, level = waiting.pop()
+        nodes -= 1
+        if nodes < 0 or level > depth:
+            return False
+        if isinstance(item, dict | list | tuple):
+            parts = [*item, *item.values()] if isinstance(item, dict) else item
+            waiting += ((part, level + 1) for part in parts)
+    return True
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """Load a training checkpoint of this library; anything else is refused."""
     state = read(path)
@@ -163,6 +185,11 @@ def check_run(state: Mapping[str, Any], path: Path) -> None:
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a facessl training checkpoint (no mark {FORMAT!r} in it)")
     check(state, TrainingCheckpoint, path)
+    if not _is_within(state["config"], NODES, DEPTH):
+        raise CheckpointError(
+            f"{path} was not written by facessl, or was changed: config has more than {NODES:,} values, or is nested "
+            f"more than {DEPTH} deep"
+        )
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:

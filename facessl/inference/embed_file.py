@@ -18,7 +18,7 @@ from facessl.core.schema import misfit
 from facessl.data.loader import check_skipped, readable
 from facessl.data.source import Source
 from facessl.inference.embed import embedding_batches, network_id
-from facessl.inference.embedding_files import ENDINGS, Embeddings, write_embeddings, write_locked
+from facessl.inference.embedding_files import ENDINGS, Embeddings, write_locked
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
@@ -39,12 +39,14 @@ def embed_to_file(
     workers: int = 0,
     precision: str = "fp32",
     max_bad: float = 0.05,
+    private: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, list[tuple[str, str]]] | None:
     """Write the embeddings of a source. Every rank of a job calls this, and the last one to end writes the file.
 
     Args:
         path: as for `write_embeddings`; every rank sees its folder.
+        private: nobody but the owner may read the file.
         progress: called with numbers of images of this rank, done and in total; not for a stream.
         backbone, source, batch_size, workers, precision, max_bad: as for `facessl.embed`, errors too.
 
@@ -59,7 +61,9 @@ def embed_to_file(
     if source.streaming and world_size() > 1:
         raise ConfigError("a stream cannot be split over ranks: use shards on a disk, or one process")
     if source.streaming:
-        return write_embeddings(path, embedding_batches(backbone, source, max_bad=max_bad, **options))
+        batches = embedding_batches(backbone, source, max_bad=max_bad, **options)
+        with only_writer(path, folder=False):
+            return write_locked(path, batches, private=private)
     network, width = network_id(backbone, precision), backbone.num_features
     labeled, classes = "label" in source.provides, len(source.label_names) or 1 << 63
 
@@ -95,7 +99,9 @@ def embed_to_file(
         gathered(None)  # a rank that came later could find the work done, and begin again
         blocks.work(progress)
         with blocks.joined() as records:
-            return None if records is None else write_locked(path, _rows(records, source, width, network, max_bad))
+            if records is None:
+                return None
+            return write_locked(path, _rows(records, source, width, network, max_bad), private=private)
 
 
 def _rows(

@@ -92,7 +92,7 @@ def write_embeddings(path: str | Path, rows: Embeddings | Iterable[Embeddings]) 
         return write_locked(Path(path), [rows] if isinstance(rows, Embeddings) else rows)
 
 
-def write_locked(path: Path, rows: Iterable[Embeddings]) -> tuple[int, list[tuple[str, str]]]:
+def write_locked(path: Path, rows: Iterable[Embeddings], *, private: bool = False) -> tuple[int, list[tuple[str, str]]]:
     """`write_embeddings` for a caller that is the file's only writer already."""
     written = 0
     skipped: list[tuple[str, str]] = []
@@ -104,7 +104,7 @@ def write_locked(path: Path, rows: Iterable[Embeddings]) -> tuple[int, list[tupl
                 skipped.extend(part.skipped)
                 waiting += [_table(part, path.suffix)] if len(part) else []
             if waiting and (part is None or sum(map(len, waiting)) >= ROWS):
-                write = write or _writer(path, waiting[0].schema, stack)
+                write = write or _writer(path, waiting[0].schema, stack, private)
                 write(pa.concat_tables(waiting))
                 written += sum(map(len, waiting))
                 waiting.clear()
@@ -128,12 +128,12 @@ def _table(part: Embeddings, suffix: str) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({NETWORK: part.network.encode()})
 
 
-def _writer(path: Path, schema: pa.Schema, stack: contextlib.ExitStack) -> Callable[[pa.Table], object]:
+def _writer(path: Path, schema: pa.Schema, stack: contextlib.ExitStack, private: bool) -> Callable[[pa.Table], object]:
     """What writes tables of this schema to `path`, which appears when `stack` is closed without an error."""
     if path.suffix == ".npy":
-        names = stack.enter_context(files.completed(_names(path)))
+        names = stack.enter_context(files.completed(_names(path), private=private))
         table = stack.enter_context(pa_csv.CSVWriter(names, schema.remove(schema.get_field_index("embedding"))))
-        partial = stack.enter_context(files.completed(path))
+        partial = stack.enter_context(files.completed(path, private=private))
         array = stack.enter_context(_Npy(partial))
 
         def write(rows: pa.Table) -> None:
@@ -141,7 +141,7 @@ def _writer(path: Path, schema: pa.Schema, stack: contextlib.ExitStack) -> Calla
             array.append(array_of(rows["embedding"]))
 
         return write
-    partial = stack.enter_context(files.completed(path))
+    partial = stack.enter_context(files.completed(path, private=private))
     if path.suffix == ".csv":
         wide = stack.enter_context(pa_csv.CSVWriter(partial, _wide(schema.empty_table()).schema))
         return lambda rows: wide.write_table(_wide(rows))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +57,20 @@ def test_a_source_is_embedded_and_thumbnailed_once(
     assert np.abs(np.asarray(picture.resize((32, 32)), float) - faces.source[3].image).mean() < 12  # type: ignore[index]
     table = open_faces(str(faces.file("parquet")), lambda: pytest.fail("no network is needed"), tmp_path)
     assert table.classes == faces.classes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_what_the_page_writes_is_its_owners(faces: Faces, network: Any, tmp_path: Path) -> None:
+    faces.thumbnails.make()
+    People.of(faces).rename([0], "Ada")
+    assert stat.S_IMODE(faces.folder.stat().st_mode) == 0o700
+    own = faces.folder / "mine"
+    own.mkdir(mode=0o755)
+    open_faces(SOURCE, lambda: network, own)
+    assert stat.S_IMODE(own.stat().st_mode) == 0o755
+    written = [file for file in faces.folder.rglob("*") if file.is_file()]
+    assert {file.name.partition(".")[2] for file in written} == {"parquet", "thumbnails.parquet", "people.csv"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in written} == {0o600}
 
 
 def test_embeddings_are_opened_without_the_libraries_of_networks(faces: Faces, tmp_path: Path) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,7 +24,7 @@ pytest.importorskip("plotly", reason="the extra `app` is not installed")
 
 from facessl.app.guard import Door
 from facessl.app.page import build, launch
-from facessl.app.serve import prepare
+from facessl.app.serve import prepare, serve
 from facessl.app.workspace import Workspace, open_workspace, photo_input
 from facessl.core.errors import ConfigError
 
@@ -65,12 +69,21 @@ def test_the_token_is_asked_for_and_kept_by_the_browser(page: Page) -> None:
     assert page.ask("/config?token=wrong", Cookie=cookie)[::2] == (200, "")  # a link of another site logs nobody out
 
 
+def test_the_browser_is_told_to_fetch_nothing_from_other_addresses(page: Page) -> None:
+    with contextlib.closing(http.client.HTTPConnection(page.host, timeout=30)) as connection:
+        connection.request("GET", f"/{page.query}")
+        policy = connection.getresponse().getheader("content-security-policy") or ""
+    assert policy.startswith("default-src 'self' ")
+    assert "http" not in policy
+
+
 @pytest.mark.parametrize(
     ("path", "headers"),
     [
         ("/config", {"Host": "rebound.example:7860"}),
         ("/config", {"Origin": "http://localhost:3000"}),
         ("/config", {"Origin": "null"}),
+        ("/config", {"Origin": "http://["}),
         ("/gradio_api/file=https://example.com/a.png", {}),
         ("/gradio_api/proxy=https://example.com/a.png", {}),
     ],
@@ -142,6 +155,29 @@ def test_a_linked_folder_is_not_written_through(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="app is a link"):
         open_workspace(str(tmp_path / "run"), "synthetic:?n=4&size=32", **options)
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_uploads_are_removed_when_the_page_is_told_to_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(signal, name) or os.name == "nt":
+        pytest.skip("Windows has no such signal")
+    made: list[Path] = []
+
+    def launched(*_: Any, **__: Any) -> str:
+        made[0].joinpath("upload.png").touch()
+        threading.Timer(0.5, os.kill, (os.getpid(), getattr(signal, name))).start()
+        return ""
+
+    monkeypatch.setattr("facessl.app.serve.prepare", lambda folder: made.append(Path(folder)))
+    monkeypatch.setattr("facessl.app.workspace.open_workspace", lambda *_, **__: SimpleNamespace(faces=None))
+    monkeypatch.setattr("facessl.app.page.build", lambda _: SimpleNamespace(close=lambda **_: None))
+    monkeypatch.setattr("facessl.app.page.launch", launched)
+    before = signal.signal(getattr(signal, name), lambda *_: pytest.fail(f"{name} is not handled"))
+    try:
+        serve("run")
+        assert not made[0].exists()
+    finally:
+        signal.signal(getattr(signal, name), before)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ pytest.importorskip("plotly", reason="the extra `app` is not installed")
 from facessl.app import errors, map, training
 from facessl.app.workspace import Workspace, picked
 from facessl.cli import main
-from facessl.core.errors import DataError
+from facessl.core.errors import CheckpointError, DataError
 from facessl.evaluation.mistakes import Mistakes
 from facessl.report.folder import read_run_folder
 from facessl.tasks.base import Example, headline
@@ -86,6 +86,16 @@ def test_a_damaged_checkpoint_is_not_a_run_without_regions(tmp_path: Path) -> No
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     assert "last.ckpt" in str(Workspace(run, cpu).method)
+
+
+def test_what_a_checkpoint_says_is_not_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(run: str) -> None:
+        raise CheckpointError("method '`![x](http://example.com/a.png)<img src=x>\n\n![y](y)' is not known")
+
+    monkeypatch.setattr("facessl.pretrained.load.load_method", refuse)
+    told = Workspace("run", cpu).method
+    assert isinstance(told, str)
+    assert (told[0], told.count("`"), told[-1], "\n" in told) == ("`", 2, "`", False)
 
 
 @pytest.mark.parametrize("index", [2, -1, 10**30, "0", None, [0]])
