@@ -23,7 +23,7 @@ from facessl.data.detect import Face
 from facessl.data.source import open_source
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools import crop as crop_module
-from facessl.tools import pack as pack_module
+from facessl.tools import ranks
 from facessl.tools.crop import crop as crop_photos
 from facessl.tools.jobs import in_order, output_folder
 from facessl.tools.pack import pack
@@ -220,8 +220,7 @@ def test_a_rank_that_is_overtaken_by_the_one_that_writes_leaves_nothing(
         if waiting:  # rank 1 has seen what is left, and rank 0 does all of it
             assert as_ranks(partial(job, out), 2, only=[waiting.pop()]) == [0]
 
-    for module in (crop_module, pack_module):
-        monkeypatch.setattr(module, "output_folder", overtaken)
+    monkeypatch.setattr(ranks, "output_folder", overtaken)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     job(out)
