@@ -28,7 +28,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from facessl.core import files, tables
-from facessl.core.errors import DataError
+from facessl.core.errors import DataError, instead_of
 from facessl.core.lock import only_writer
 
 #: Rows of a row group of a Parquet file, at least.
@@ -203,7 +203,8 @@ def read_embeddings(path: str | Path) -> Embeddings:
             (network,) = set(table["network"].to_pylist())  # ValueError: of several networks
         labels, names = _labels(path, table)
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename} does not exist: name a file that `facessl embed` wrote") from None
+        advice = instead_of(error.filename, "name a file that `facessl embed` wrote")
+        raise DataError(f"{error.filename} does not exist: {advice}") from None
     except MemoryError:
         raise DataError(f"{path} does not fit in memory: embed fewer images, or use a larger machine") from None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
