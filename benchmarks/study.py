@@ -28,8 +28,10 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from results import fill, table
 from sklearn.linear_model import Ridge
+from torch import nn
 
 import facessl
 from facessl.config.parse import from_dict
@@ -149,6 +151,10 @@ def evaluate_run(run: Path, data: Path) -> None:
     if not marks:
         print(f"{run}: no weights yet")
         return
+    for kind in DESCRIPTORS:
+        for name in SCORES.keys() - {_TUNED, *_ON_MAP}:  # their pooled features are their maps
+            at = run.parent / kind / "0" / f"{name}.json"
+            measured(at, lambda name=name, kind=kind: SCORES[name](Descriptor(kind), data))
     torch.manual_seed(0)
     fresh = build_method(from_dict(checkpoint.read_run(marks[0])["config"])).backbone
     for name, score in SCORES.items():
@@ -176,8 +182,13 @@ def measured(path: Path, measure: Callable[[], dict[str, Any]]) -> None:
 Score = Callable[[Backbone, Path], dict[str, Any]]
 
 
-def by_protocol(source: str, protocol: Callable[..., Any], labels: str = "all", **options: Any) -> Score:
-    """A score of the package's own protocols on so many of the training labels, with its numbers image by image."""
+def by_protocol(
+    source: str, protocol: Callable[..., Any], labels: str = "all", figure: str = "", **options: Any
+) -> Score:
+    """A score of the package's own protocols on so many of the training labels, with its numbers image by image.
+
+    `figure`: the score's name, where it is not the headline; without numbers image by image.
+    """
 
     def score(backbone: Backbone, data: Path) -> dict[str, Any]:
         trains = options.get("task") != "verification"
@@ -187,6 +198,9 @@ def by_protocol(source: str, protocol: Callable[..., Any], labels: str = "all", 
         with image_by_image() as each:
             result = protocol(backbone, found.train, found.test, **extra, **options)
         images = {"images": result["n_test"], "training_images": result["n_train"]}
+        if figure:
+            value = {"name": figure, "value": result[figure], "interval": result[f"{figure}_interval"]}
+            return {**value, "better": "higher", "per_image": None, **images}
         return {**result["headline"], "per_image": those_of(result["headline"], each), **images}
 
     return score
@@ -230,6 +244,43 @@ def fine_tuned_landmarks(backbone: Backbone, data: Path) -> dict[str, Any]:
             )
     found = those_of(result["test"]["headline"], each)
     return {**result["test"]["headline"], "per_image": found, "images": len(found or ())}
+
+
+class Descriptor(nn.Module):
+    """Features that nobody trained, in the place of a backbone: the floor that pre-training has to leave behind.
+
+    `pixels` are 16 x 16 gray values, a map of one channel. `hog` are histograms of 9 orientations in cells of 8 x 8
+    pixels, each normalized by the energy of the four blocks of 2 x 2 cells around it and clipped at 0.2 (Dalal &
+    Triggs, CVPR 2005): a map of 36 channels and 8 x 8 cells of a 64-pixel image.
+    """
+
+    mean, std, image_size = (0.0,) * 3, (1.0,) * 3, 64
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.name = self.timm_options = kind  # what the cache of features knows a network by
+        self.model = nn.BatchNorm2d(1)  # has a device
+        self.num_features = 256 if kind == "pixels" else 36 * 64
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        gray = x.float().mean(1, keepdim=True)  # (B, 1, 64, 64) in 0..1
+        if self.name == "pixels":
+            return F.avg_pool2d(gray, 4)
+        padded = F.pad(gray, (1,) * 4, mode="replicate")
+        dx, dy = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2], padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+        place = torch.atan2(dy, dx) / torch.pi * 9  # in bins of 20 degrees; the sign does not count
+        distance = (place - torch.arange(9, device=x.device).view(9, 1, 1)).remainder(9)
+        share = (1 - torch.minimum(distance, 9 - distance)).clamp_min(0)  # between the two nearest bins
+        cells = F.avg_pool2d(share * torch.hypot(dx, dy), 8)  # (B, 9, 8, 8)
+        energy = F.avg_pool2d(F.pad(cells.square().sum(1, keepdim=True), (1,) * 4, mode="replicate"), 2, 1)
+        corners = [energy[..., i : i + 8, j : j + 8] for i in (0, 1) for j in (0, 1)]  # blocks, (B, 1, 9, 9)
+        return torch.cat([(cells / (corner * 4 + 1e-5).sqrt()).clamp_max(0.2) for corner in corners], 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_features(x).flatten(1)
+
+
+DESCRIPTORS = {"pixels": "16 x 16 gray pixels", "hog": "HOG"}
 
 
 def parsing(backbone: Backbone, data: Path) -> dict[str, Any]:
@@ -276,6 +327,8 @@ def cells(backbone: Backbone, source: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(features), np.concatenate(masks)
 
 
+_TUNED = "landmarks, fine-tuned"
+_ON_MAP = ("expression linear, on the map", "CelebA attributes, linear on the map")
 SCORES: dict[str, Score] = {
     "expression k-NN": by_protocol("{}/expression", knn),
     "expression linear": by_protocol("{}/expression", linear),
@@ -283,11 +336,14 @@ SCORES: dict[str, Score] = {
         f"expression linear, {percent} % of the labels": by_protocol("{}/expression", linear, labels=f"{percent}%")
         for percent in ("0.5", "1", "5", "10", "50")
     },
+    "expression linear, mean over classes": by_protocol("{}/expression", linear, figure="mean_class_accuracy"),
+    _ON_MAP[0]: by_protocol("{}/expression", linear, features="map"),
     "CelebA attributes, linear": by_protocol("labels-csv:{}/attributes/celeba/attributes.csv?attributes=*", linear),
+    _ON_MAP[1]: by_protocol("labels-csv:{}/attributes/celeba/attributes.csv?attributes=*", linear, features="map"),
     "landmarks, linear": by_protocol(
         "landmarks-csv:{}/landmarks/landmarks.csv?layout=ibug68", linear, task="alignment"
     ),
-    "landmarks, fine-tuned": fine_tuned_landmarks,
+    _TUNED: fine_tuned_landmarks,
     "parsing, linear": parsing,
     "verification": by_protocol(
         "pairs-csv:{}/verification/pairs.csv?root={}/attributes/celeba", linear, task="verification"
@@ -297,7 +353,7 @@ SCORES: dict[str, Score] = {
 
 def read_scores(run: Path) -> dict[int, dict[str, Any]]:
     """Steps -> scores by name."""
-    at = run if run.name == "random" else run / "scores"
+    at = run if run.name in ("random", *DESCRIPTORS) else run / "scores"
     return {
         int(folder.name): {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
         for folder in sorted(at.glob("*"))
@@ -306,22 +362,23 @@ def read_scores(run: Path) -> dict[int, dict[str, Any]]:
 
 def tables(out: Path) -> str:
     """Scores of the last weights, paired differences against random weights and BYOL, and the curves."""
-    found = {name: read_scores(out / name) for name in ("random", *RUNS) if (out / name).is_dir()}
+    found = {name: read_scores(out / name) for name in (*DESCRIPTORS, "random", *RUNS) if (out / name).is_dir()}
     found = {name: scores for name, scores in found.items() if scores}
     last = {name: scores[max(scores)] for name, scores in found.items()}
     seen = {name: images_seen(out / name) for name in found}
-    rows = [["score", *(f"{name} ({seen[name]:,} images)" if seen[name] else "random weights" for name in found)]]
+    titles = {**DESCRIPTORS, "random": "random weights"}
+    rows = [["score", *(titles.get(name, f"{name} ({seen[name]:,} images)") for name in found)]]
     for score in SCORES:
         rows.append([score, *(cell(last[name].get(score)) for name in found)])
     text = table(rows) + "\n\nPaired differences, 95 % bootstrap intervals (landmarks: lower is better):\n\n"
-    pairs = [(a, b) for b in ("random", "byol") for a in found if a not in ("random", b) and b in found]
+    pairs = [(a, b) for b in ("hog", "random", "byol") for a in found if b in found and a in RUNS and a != b]
     rows = [["score", *(f"{a} - {b}" for a, b in pairs)]]
     for score in SCORES:
         rows.append([score, *(difference(last[a].get(score), last[b].get(score)) for a, b in pairs)])
     text += table(rows) + "\n\nOver the images seen:\n\n"
     rows = [["run", "score", *(f"{k}/{MARKS}" for k in range(1, MARKS + 1))]]
     for name, scores in found.items():
-        for score in ("expression k-NN", "expression linear") if name != "random" else ():
+        for score in ("expression k-NN", "expression linear") if name in RUNS else ():
             cells_of = [f"{one[score]['value']:.3f}" for _, one in sorted(scores.items()) if score in one]
             rows.append([name, score, *(cells_of + ["-"] * MARKS)[:MARKS]])
     return text + table(rows)

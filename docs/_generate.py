@@ -34,7 +34,8 @@ BESIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 CLASSES = {
     "api": {
         "Networks and results": """models.backbone.Backbone training.pretrain.Result tools.crop.CropSummary
-            inference.neighbors.Neighbors inference.groups.Groups inference.predict.Prediction""",
+            tools.options.CropOptions inference.neighbors.Neighbors inference.groups.Groups
+            inference.predict.Prediction""",
         "Errors": """core.errors.FaceSSLError core.errors.ConfigError core.errors.DataError core.errors.CheckpointError
             core.errors.PluginError core.errors.TrainingError core.errors.UnknownName""",
     },

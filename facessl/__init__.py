@@ -11,12 +11,15 @@ similar = facessl.search("runs/mine", "photo.jpg", "embeddings.parquet")  # of `
 groups = facessl.group("embeddings.parquet")
 scores = facessl.evaluate(backbone, "labeled/", protocol="knn")
 tuned = facessl.finetune("runs/mine", "labeled/", task="expression", out="runs/expression")
-found = facessl.predict("runs/expression", ["photo.jpg"], out="predictions")
+predictions = facessl.predict("runs/expression", ["photo.jpg"], out="predictions")
 facessl.export("runs/expression", "exports/expression", format="onnx")
 ```
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
+
+from facessl.core import plugins
 
 __version__ = "0.2.0"
 
@@ -47,35 +50,16 @@ _HOME = {
     "search": "facessl.inference.neighbors",
 }
 
-__all__ = [
-    "crop",
-    "embed",
-    "evaluate",
-    "export",
-    "finetune",
-    "group",
-    "list_methods",
-    "list_recipes",
-    "list_sources",
-    "load_backbone",
-    "load_method",
-    "predict",
-    "pretrain",
-    "search",
-]
+__all__ = [*_HOME, "list_methods", "list_recipes", "list_sources"]
 
 
 def list_methods() -> tuple[str, ...]:
     """Names of the pre-training methods."""
-    from facessl.core import plugins
-
     return plugins.names("methods")
 
 
 def list_sources() -> tuple[str, ...]:
     """Names of the sources, as in `NAME:PATH`."""
-    from facessl.core import plugins
-
     return plugins.names("data.sources")
 
 
@@ -86,9 +70,7 @@ def list_recipes() -> tuple[str, ...]:
     return recipes()
 
 
-def __getattr__(name: str) -> Any:  # imports torch only when it is needed
+def __getattr__(name: str) -> Any:  # imports torch only if it is needed
     if name in _HOME:
-        import importlib
-
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'facessl' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What the commands share: reading their words, one sentence for a wrong one, devices, help."""
+"""Shared by the commands: parsing, one-sentence errors, devices, help."""
 
 import inspect
 import sys
@@ -8,32 +8,32 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
-from facessl.config.parser import Parser, dashed, readable, with_true
+from facessl.config.parser import Parser, dashed, readable, underscored, with_true
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataWarning, UnknownName
 
 
-def call(name: str, command: Callable[..., int], words: list[str]) -> int:
-    """Run command `name` with the words behind it; returns the exit status."""
+def call(name: str, command: Callable[..., int], argv: list[str]) -> int:
+    """Run command `name` with its arguments; return the exit status."""
     if "argv" in inspect.signature(command).parameters:
-        return command(words)
+        return command(argv)
     parser = Parser(prog=f"facessl {name}", description=summary(command))
     lists = [n for n, p in inspect.signature(command).parameters.items() if str(p.annotation).startswith("list[")]
     parser.add_function_arguments(command, as_positional=True, as_group=False, skip=set(lists))
-    for many in lists:  # behind the other positional words, as in `facessl predict RUN PHOTO...`
-        parser.add_argument(many, nargs="+", type=str, help="one or more")
-    return command(**parsed_words(parser, words, name))
+    for field in lists:  # behind the other positional arguments, as in `facessl predict RUN PHOTO...`
+        parser.add_argument(field, nargs="+", type=str, help="one or more")
+    return command(**parsed_words(parser, argv, name))
 
 
-def parsed_words(parser: Parser, words: list[str], name: str) -> dict[str, Any]:
-    """Values of the flags of command `name`; a wrong one is one sentence."""
-    words = with_true([_underscored(w) for w in words], parser)
+def parsed_words(parser: Parser, argv: list[str], name: str) -> dict[str, Any]:
+    """Values of the flags of command `name`. ConfigError, UnknownName: a flag or value that is not valid."""
+    argv = with_true([underscored(w) for w in argv], parser)
     known = {a.dest for a in parser._actions}
-    for flag in (w[2:].partition("=")[0] for w in words if w.startswith("--")):
+    for flag in (w[2:].partition("=")[0] for w in argv if w.startswith("--")):
         if flag not in known:
             raise UnknownName("option", dashed(flag), map(dashed, known))
     try:
-        parsed = parser.instantiate(parser.parse_args(words))
+        parsed = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise ConfigError(f"{readable(error, parser)} (see facessl {name} --help)") from None
     return {k: v for k, v in vars(parsed).items() if k != "config"}
@@ -44,9 +44,9 @@ _PROBE = ("help", "protocol", "test", "val", "labels", "baseline", "threads", "d
 
 
 def refuse_other_protocols(argv: list[str], name: str) -> None:
-    """UnknownName or ConfigError for a flag of `facessl probe` that the protocol does not have. Imports no torch."""
+    """Raise UnknownName or ConfigError for a flag that protocol `name` does not have. Imports no torch."""
     own = plugins.keywords("evaluation.protocols", name)
-    for flag in (_underscored(w)[2:].partition("=")[0] for w in argv if w.startswith("--")):
+    for flag in (underscored(w)[2:].partition("=")[0] for w in argv if w.startswith("--")):
         if flag in own or flag in _PROBE:
             continue
         every = plugins.names("evaluation.protocols")
@@ -59,32 +59,25 @@ def refuse_other_protocols(argv: list[str], name: str) -> None:
 
 
 def listed(what: str, part: str = "") -> list[tuple[str, str]]:
-    """Names with `part` in them and what each is, of methods, sources, tasks, protocols or recipes."""
+    """(name, summary) of the methods, sources, tasks, protocols or recipes with `part` in their names."""
     if what == "recipes":
         from facessl.config.recipes import recipe_summary, recipes
 
         return [(name, recipe_summary(name)) for name in recipes() if part in name]
     folder = {"sources": "data.sources", "protocols": "evaluation.protocols"}.get(what, what)
-    found = [(name, plugins.summary(folder, name)) for name in plugins.names(folder)]
+    summaries = {name: plugins.summary(folder, name) for name in plugins.names(folder)}
     if what == "sources":
-        found = [(name.replace("_", "-"), told) for name, told in found]
+        summaries = {name.replace("_", "-"): text for name, text in summaries.items()}
     if what == "protocols":
-        tasks = {task: plugins.find("tasks", task).defaults for task in plugins.names("tasks")}
-        for trained in dict.fromkeys(protocol for own in tasks.values() for protocol in own):
-            having = ", ".join(task for task, own in tasks.items() if trained in own)
-            found.append((trained, f"`facessl finetune --protocol {trained}`: {having}"))
-    return [pair for pair in found if part in pair[0]]
-
-
-def _underscored(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    key, equals, value = word.partition("=")
-    return "--" + key[2:].replace("-", "_") + equals + value
+        defaults = {task: plugins.find("tasks", task).defaults for task in plugins.names("tasks")}
+        for protocol in dict.fromkeys(name for protocols in defaults.values() for name in protocols):
+            tasks = ", ".join(task for task, protocols in defaults.items() if protocol in protocols)
+            summaries[protocol] = f"`facessl finetune --protocol {protocol}`: {tasks}"
+    return [(name, text) for name, text in summaries.items() if part in name]
 
 
 def overview(commands: dict[str, Callable[..., int]]) -> str:
-    """What `facessl --help` prints."""
+    """Text of `facessl --help`."""
     lines = ["Face representations learned without labels.", "", "usage: facessl COMMAND ...", ""]
     lines += [f"  {name:10} {summary(command)}" for name, command in commands.items()]
     return "\n".join([*lines, "", "facessl COMMAND --help tells the flags of each."])
@@ -93,15 +86,16 @@ def overview(commands: dict[str, Callable[..., int]]) -> str:
 def one_sentence(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """What a warning prints: of ours the sentence, of others' the place, too."""
-    told = f"facessl: {message}\n"
-    return told if issubclass(category, DataWarning) else f"{filename}:{lineno}: {category.__name__}: {message}\n"
+    """Text of a warning, with its place unless it is a `DataWarning`."""
+    if issubclass(category, DataWarning):
+        return f"facessl: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
-def thread_error(told: threading.ExceptHookArgs) -> None:
-    """What an error that ends a thread prints: nothing of a disk, which the main thread hears of and tells."""
-    if not issubclass(told.exc_type, OSError):
-        threading.__excepthook__(told)
+def thread_error(error: threading.ExceptHookArgs) -> None:
+    """Print an error that ends a thread, but no OSError, which the main thread reports."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
 
 
 def summary(command: Callable[..., int]) -> str:
@@ -110,7 +104,7 @@ def summary(command: Callable[..., int]) -> str:
 
 
 def computing_device(name: str, threads: int | None) -> str:
-    """The device that is meant, after the number of CPU threads is set and told where there are too many."""
+    """Set the number of CPU threads, with a hint if it is too large; return the device of `name`."""
     from facessl.core import environment
 
     if hint := environment.use_threads(threads, name):
@@ -119,7 +113,7 @@ def computing_device(name: str, threads: int | None) -> str:
 
 
 def list_skipped(skipped: list[tuple[str, str]]) -> None:
-    """Tell the first (key, reason) of what was left out, on standard error."""
+    """Print the first (key, reason) of skipped images to standard error."""
     from facessl.core.tables import printable_lines
 
     for key, reason in skipped[:10]:

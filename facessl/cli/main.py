@@ -1,4 +1,4 @@
-"""The command line. Thin: each command reads its flags, calls the library and prints; `cmd_x` is `facessl x`."""
+"""The command line: each command parses its flags, calls the library and prints; `cmd_x` is `facessl x`."""
 
 import json
 import sys
@@ -25,23 +25,23 @@ USER_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `facessl`; returns the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Entry point of `facessl`; return the exit status."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
     warnings.formatwarning = one_sentence
     threading.excepthook = thread_error
     try:
-        words = _without_plugins(words)
-        if not words or words[0] in ("-h", "--help"):
+        arguments = _without_plugins(arguments)
+        if not arguments or arguments[0] in ("-h", "--help"):
             print(overview(COMMANDS))
             return 0
-        if words[0] == "--version":
+        if arguments[0] == "--version":
             from facessl.core import environment
 
             print(environment.version("facessl"))
             return 0
-        if words[0] not in COMMANDS:
-            raise UnknownName("command", words[0], COMMANDS)
-        return call(words[0], COMMANDS[words[0]], words[1:])
+        if arguments[0] not in COMMANDS:
+            raise UnknownName("command", arguments[0], COMMANDS)
+        return call(arguments[0], COMMANDS[arguments[0]], arguments[1:])
     except FaceSSLError as error:
         print(f"facessl: {printable_lines(str(error))}", file=sys.stderr)
         return USER_ERROR
@@ -50,23 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except OSError as error:  # where nobody could foresee it, such as no folder for temporary files
+    except OSError as error:  # unforeseen, such as no folder for temporary files
         print(f"facessl: the system refuses: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
 
 
-def _without_plugins(words: list[str]) -> list[str]:
-    """The words after `--plugin FILE.py`, whose files are imported.
+def _without_plugins(arguments: list[str]) -> list[str]:
+    """Import the files of `--plugin FILE.py`; return the arguments after them.
 
-    They stand before the command, where no `*` of the shell can put a file's name, and in no recipe or run.
+    They precede the command, where no `*` of the shell can put a file's name, and no recipe or run can name them.
     """
-    while words and words[0].partition("=")[0] == "--plugin":
-        file = words[0].partition("=")[2] or "".join(words[1:2])
+    while arguments and arguments[0].partition("=")[0] == "--plugin":
+        file = arguments[0].partition("=")[2] or "".join(arguments[1:2])
         plugins.add(file)
-        words = words[1 if "=" in words[0] else 2 :]
-    if any(word.partition("=")[0] == "--plugin" for word in words):
+        arguments = arguments[1 if "=" in arguments[0] else 2 :]
+    if any(word.partition("=")[0] == "--plugin" for word in arguments):
         raise PluginError("--plugin stands before the command: facessl --plugin FILE.py COMMAND ...")
-    return words
+    return arguments
 
 
 def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["paper"] | None = None) -> int:
@@ -83,13 +83,13 @@ def cmd_report(runs: list[Path], out: Path | None = None, compare: Literal["pape
     from facessl.report.write import report
 
     files.check_output(out)
-    found = report(runs, out=out, compare=compare)
-    page = Path(found.get("page") or out or Path(runs[0]) / "report.html")
+    result = report(runs, out=out, compare=compare)
+    page = Path(result.get("page") or out or Path(runs[0]) / "report.html")
     if page.is_file():
         print(f"report: {page}", file=sys.stderr)
     if compare is not None:
-        print(paper.table(found["paper"]))
-    print(json.dumps(found))
+        print(paper.table(result["paper"]))
+    print(json.dumps(result))
     return 0
 
 
@@ -100,18 +100,19 @@ def cmd_list(argv: list[str]) -> int:
     parser.add_argument("what", nargs="?", metavar="WHAT", help=f"one of {', '.join(kinds)}")
     parser.add_argument("filter", nargs="?", metavar="FILTER", help="print only the names that contain this text")
     parser.add_argument("--show", metavar="NAME", help="print the YAML of one recipe, e.g. fra/vggface2-r50")
-    given = parsed_words(parser, argv, "list")
-    if given["show"] is not None:
+    options = parsed_words(parser, argv, "list")
+    what = options["what"]
+    if options["show"] is not None:
         from facessl.config.recipes import recipe_text
 
-        print(recipe_text(given["show"]), end="")
-    elif given["what"] is None:
+        print(recipe_text(options["show"]), end="")
+    elif what is None:
         print("facessl list WHAT [FILTER] lists one of: " + ", ".join(kinds))
-    elif given["what"] not in kinds:
-        raise UnknownName("kind of name", given["what"], kinds)
+    elif what not in kinds:
+        raise UnknownName("kind of name", what, kinds)
     else:
-        for name, told in listed(given["what"], given["filter"] or ""):
-            print(f"{name:{40 if given['what'] == 'recipes' else 14}} {told}")
+        for name, text in listed(what, options["filter"] or ""):
+            print(f"{name:{40 if what == 'recipes' else 14}} {text}")
     return 0
 
 
@@ -123,8 +124,8 @@ def cmd_check(as_json: bool = False) -> int:
     """
     from facessl.core import environment
 
-    found = environment.check()
-    print(json.dumps(found) if as_json else yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
+    facts = environment.check()
+    print(json.dumps(facts) if as_json else yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).rstrip())
     return 0
 
 

@@ -16,18 +16,18 @@ def cmd_pretrain(argv: list[str]) -> int:
     """Learn a face backbone from unlabeled images."""
     from facessl.config import parse
 
-    asked = parse.read(argv)
-    if text := parse.help_or_configuration(asked):
+    arguments = parse.read(argv)
+    if text := parse.help_or_configuration(arguments):
         print(text, end="")
         return 0
-    config = parse.configuration(asked)
-    note = parse.rate_note(asked, config)
+    config = parse.configuration(arguments)
+    note = parse.rate_note(arguments, config)
     if note and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(note, file=sys.stderr)
     from facessl.training.pretrain import Pretraining  # only here, as torch takes seconds
     from facessl.training.run import run_job
 
-    if asked.crop:
+    if arguments.crop:
         config = dataclasses.replace(config, source=_crops(config))
     result = run_job(Pretraining(config))
     if result.headline:
@@ -36,7 +36,7 @@ def cmd_pretrain(argv: list[str]) -> int:
 
 
 def _crops(config: PretrainConfig) -> str:
-    """The source of the crops of a run's photos, which are made where they are not there yet."""
+    """Crop the photos of a run unless they are cropped already; return the source of the crops."""
     from facessl.core.distributed import launched
     from facessl.core.launch import loader_workers
     from facessl.core.progress import ProgressLine
@@ -46,12 +46,12 @@ def _crops(config: PretrainConfig) -> str:
     first = launched()[0] == 0
     with ProgressLine("photo", enabled=first) as progress:
         workers = loader_workers(config.workers)
-        source, done = cached_crops(config.source, workers=workers, max_bad=config.max_bad, progress=progress)
-    if first and done is None:
+        source, crops = cached_crops(config.source, workers=workers, max_bad=config.max_bad, progress=progress)
+    if first and crops is None:
         say(f"{source} has crops already")
-    elif first and done:
-        list_skipped([*done.skipped, *((photo, "no face found") for photo in done.without_face)])
-        say(f"{many(done.faces, 'face')} of {many(done.photos, 'photo')} -> {source}")
+    elif first and crops:
+        list_skipped([*crops.skipped, *((photo, "no face found") for photo in crops.without_face)])
+        say(f"{many(crops.faces, 'face')} of {many(crops.photos, 'photo')} -> {source}")
     return source
 
 
@@ -59,11 +59,11 @@ def cmd_finetune(argv: list[str]) -> int:
     """Fine-tune a backbone for a task, and score it; the last line is JSON."""
     from facessl.config import commands, parse
 
-    asked = parse.read(argv, commands.FINETUNE)
-    if text := parse.help_or_configuration(asked):
+    arguments = parse.read(argv, commands.FINETUNE)
+    if text := parse.help_or_configuration(arguments):
         print(text, end="")
         return 0
-    config = parse.configuration(asked)
+    config = parse.configuration(arguments)
     from facessl.training.finetune import Finetuning
     from facessl.training.run import run_job
 
@@ -74,8 +74,8 @@ def cmd_finetune(argv: list[str]) -> int:
         raise
     if results:
         test = results.get("test", {})
-        kept = {k: v for k, v in test.items() if not isinstance(v, (dict, list)) or k in ("headline", "groups")}
-        print(to_json({k: v for k, v in results.items() if k != "test"} | kept))
+        scores = {k: v for k, v in test.items() if not isinstance(v, (dict, list)) or k in ("headline", "groups")}
+        print(to_json({k: v for k, v in results.items() if k != "test"} | scores))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The two commands that read a configuration: what differs between them before a run."""
+"""The two commands that read a configuration."""
 
 import dataclasses
 import sys
@@ -15,18 +15,18 @@ from facessl.core.errors import ConfigError, PluginError, UnknownName
 
 @dataclass(frozen=True)
 class Command:
-    """What differs between the commands that read a configuration."""
+    """A command that reads a configuration."""
 
-    name: str  # of the command
-    config: type[RunConfig]  # its dataclass
-    part: str  # the field that holds a plug-in's name and values ("method", "task")
-    default: str  # the plug-in that stands there when none is named
-    positional: Mapping[str, str]  # fields given without a flag, with their help
-    members: tuple[str, ...]  # what a plug-in must have
-    recipes_are_explicit: bool  # whether the values of a recipe count as asked for (`RunConfig.explicit`)
-    # values so far -> values that stand below them (a protocol's published settings)
+    name: str
+    config: type[RunConfig]
+    part: str  # field with a plug-in's name and values ("method", "task")
+    default: str  # name of the default plug-in
+    positional: Mapping[str, str]  # fields without a flag, with their help
+    members: tuple[str, ...]  # required members of a plug-in
+    recipes_are_explicit: bool  # whether the values of a recipe are explicit (`RunConfig.explicit`)
+    # values -> defaults below them (a protocol's published settings)
     preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
-    # values so far -> what is added to the help of a setting, by its name
+    # values -> additions to the help, by setting
     remarks: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {}
     switches: Mapping[str, str] = field(default_factory=dict)  # flags that are no settings, with their help
 
@@ -37,11 +37,11 @@ class Command:
 
     @property
     def groups(self) -> set[str]:
-        """Settings that hold others."""
+        """Fields that are dataclasses."""
         return {f.name for f in dataclasses.fields(self.config) if dataclasses.is_dataclass(f.default_factory)}
 
     def plugin(self, name: str) -> Any:
-        """The plug-in's class. UnknownName: there is none of that name. PluginError: it lacks members."""
+        """Class of a plug-in. UnknownName: there is no such plug-in. PluginError: it lacks members."""
         kind = plugins.find(self.folder, name)
         missing = [member for member in self.members if not hasattr(kind, member)]
         if missing:
@@ -53,28 +53,27 @@ class Command:
 
 
 def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of the published protocol of a task."""
+    """Published settings of a task's protocol."""
     protocol = values.get("protocol") or FinetuneConfig.protocol
     task = FINETUNE.plugin(values["task"]["name"])
     if protocol not in task.defaults:
-        trained = {p for t in plugins.names("tasks") for p in plugins.find("tasks", t).defaults}
-        probed = plugins.names("evaluation.protocols")
-        if protocol not in (every := {*probed, *trained}):
-            raise UnknownName("protocol", protocol, every)
+        probes = plugins.names("evaluation.protocols")
+        known = {*probes, *(p for t in plugins.names("tasks") for p in plugins.find("tasks", t).defaults)}
+        if protocol not in known:
+            raise UnknownName("protocol", protocol, known)
         raise ConfigError(
             f"protocol {protocol} does not train {values['task']['name']}: use {' or '.join(sorted(task.defaults))}"
-            + (f", or `facessl probe --protocol {protocol}`" if protocol in probed else "")
+            + (f", or `facessl probe --protocol {protocol}`" if protocol in probes else "")
         )
-    defaults: Mapping[str, Any] = task.defaults[protocol]
-    return defaults
+    return task.defaults[protocol]
 
 
 def _augmentation(values: Mapping[str, Any]) -> Mapping[str, str]:
-    """What `augment` changes, for its help."""
+    """Published augmentation of a protocol, for the help of `augment`."""
     published = FINETUNE.plugin(values["task"]["name"]).augments[values.get("protocol") or FinetuneConfig.protocol]
     changed = [f.name for f in dataclasses.fields(published) if getattr(published, f.name) != f.default]
-    told = [f"{name}: {_rounded(getattr(published, name))}" for name in changed]
-    return {"augment": f"those of the protocol are {{{', '.join(told)}}}"}
+    texts = [f"{name}: {_rounded(getattr(published, name))}" for name in changed]
+    return {"augment": f"those of the protocol are {{{', '.join(texts)}}}"}
 
 
 def _rounded(value: Any) -> Any:
@@ -111,9 +110,9 @@ FINETUNE = Command(
 
 
 def resolved(config: FinetuneConfig) -> dict[str, Any]:
-    """Plain values of a fine-tuning configuration, with all of the protocol's crop and augmentation.
+    """Plain values of a fine-tuning configuration, with the protocol's whole crop and augmentation.
 
-    UnknownName, ConfigError: a field of `augment` that there is not, or a value that it cannot have.
+    UnknownName, ConfigError: an unknown field of `augment`, or a value that is not valid.
     """
     from facessl.views.augment import augment_from_dict  # not above, as it imports torch
 
@@ -125,5 +124,4 @@ def resolved(config: FinetuneConfig) -> dict[str, Any]:
         augment = augment_from_dict(published | config.augment)
     except TypeError as error:
         raise ConfigError(f"augment {dict(config.augment)} has a value of the wrong kind: {error}") from None
-    values: dict[str, Any] = to_plain({**config.to_dict(), "augment": dataclasses.asdict(augment)})
-    return values
+    return to_plain({**config.to_dict(), "augment": dataclasses.asdict(augment)})

@@ -1,4 +1,4 @@
-"""Configuration of a fine-tuning run: what `facessl finetune` takes."""
+"""Configuration of a fine-tuning run, the settings of `facessl finetune`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,6 +61,6 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        in_range(self, ("eval_every",), above=0)
+        in_range(self, ("eval_every",), positive=True)
         in_range(self, ("ema",), most=1)
         in_range(self, ("val_fraction",), most=0.9)

@@ -101,7 +101,7 @@ class FinetuneOptim:
                 raise ConfigError(f"optim.lrs.{part} = {rate} is out of range: give 0 or more")
 
     def peak(self, batch_size: int) -> float:
-        """Largest learning rate of a run; the batch size does not count."""
+        """Largest learning rate of a run, at any batch size."""
         return self.lr
 
     @property

@@ -1,27 +1,27 @@
-"""Words of a command line, recipes and plain values -> a command's configuration.
+"""Command lines, recipes and plain values -> a command's configuration.
 
-The way of `--method.num-regions 16`: `read` sorts the words once (flags by their dotted names, recipes, the run that
-is resumed) and picks the method, whose `Args` become flags; `configuration` lays the flags over the values of recipes
-and of the resumed run, over the published ones, and has jsonargparse check the types of all of them together; `Args`
-and the command's dataclass then check their ranges.
+`read` sorts the flags by their dotted names, reads the recipes and the resumed run, and picks the method, whose `Args`
+become flags. `configuration` merges the published values, those of the resumed run, the recipes and the flags, later
+ones on top, and has jsonargparse check all types; `Args` and the command's dataclass check the ranges.
 """
 
 import contextlib
 import copy
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
 
 from facessl.config.commands import PRETRAIN, Command, resolved
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.parser import Parser, dashed, is_bool, readable
+from facessl.config.parser import Parser, dashed, readable, underscored, with_true
 from facessl.config.pretrain import PretrainConfig, unscaled_rate
 from facessl.config.recipes import read_recipe, refuse_foreign_commands
 from facessl.config.run import RunConfig, flatten, merge
@@ -31,20 +31,22 @@ from facessl.core.yaml_file import parse_yaml, read_yaml
 
 #: Fields whose inner keys are free, or that are lists: they are checked where they are used.
 _FREE = ("views", "backbone.options.", "augment", "optim.lrs")
+#: Flags that are no settings and may stand alone.
+_SWITCHES = ("help", "print_config", *PRETRAIN.switches)
 #: Flags of the command line alone.
-_NO_SETTINGS = {"help", "config", "print_config", "views.help", *PRETRAIN.switches}
+_NO_SETTINGS = {"config", "views.help", *_SWITCHES}
 
 
 @dataclass(frozen=True)
 class ParsedArguments:
-    """What a command line asks for."""
+    """A command line, sorted."""
 
-    command: Command  # whose it is
+    command: Command
     name: str  # of the method or task
     parser: Parser  # with all flags of the command, those of the method or task too
-    flags: dict[str, str]  # texts by dotted names; words without a flag have the name of their field
+    flags: dict[str, str]  # texts by dotted names; positional words have the name of their field
     recipe: dict[str, Any]  # values of the recipes, later ones on top
-    kept: dict[str, Any]  # values that the run began with that is gone on with
+    saved: dict[str, Any]  # settings of the resumed run
     # help, print_config: only the help or the configuration is wanted.
     help: bool
     print_config: bool
@@ -52,8 +54,8 @@ class ParsedArguments:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Plain values of all of it; those of flags are texts still."""
-        values = merge(self.kept, self.recipe)
+        """Plain values by name, nested; those of flags are still texts."""
+        values = merge(self.saved, self.recipe)
         for name, text in self.flags.items():
             value: Any = text
             if name in self.command.groups and text.lstrip().startswith("{"):
@@ -73,83 +75,66 @@ def parse(argv: Sequence[str], command: Command = PRETRAIN) -> Any:
 def read(argv: Sequence[str], command: Command = PRETRAIN) -> ParsedArguments:
     """Sort the words of a command line. Imports no torch, as that takes seconds.
 
-    ConfigError, UnknownName: a flag or setting that there is not, a recipe or run that cannot be read.
+    ConfigError, UnknownName: an unknown flag or setting, or a recipe or run that cannot be read.
     """
+    argv = ["--help" if word == "-h" else underscored(word) for word in argv]
     words = list(_words(argv, command))
     recipe: dict[str, Any] = {}
-    for word in words:
-        if word.flag == "config":
-            recipe = merge(recipe, _named(read_recipe(word.text or ""), command))
-    last = {word.flag: word.text for word in words}
+    for flag, text in words:
+        if flag == "config":
+            recipe = merge(recipe, _named(read_recipe(text or ""), command))
+    last = dict(words)
     resume = str(last["resume"]).lower() not in ("false", "no") if "resume" in last else recipe.get("resume")
     out = last.get("out") or recipe.get("out")
-    kept = _kept(Path(out), command) if resume and out else {}
+    saved = _saved_settings(Path(out), command) if resume and out else {}
     part = f"{command.part}.name"
     name = last[part] or "" if part in last else recipe.get(command.part, {}).get("name")
-    own = kept.get(command.part, {}).get("name")
-    if name is not None and own not in (None, name):
+    saved_name = saved.get(command.part, {}).get("name")
+    if name is not None and saved_name not in (None, name):
         raise ConfigError(
-            f"{out} was started with other settings ({part}: {own!r} -> {name!r}): resume with the old ones, or "
+            f"{out} was started with other settings ({part}: {saved_name!r} -> {name!r}): resume with the old ones, or "
             "start a new run with another --out"
         )
-    name = name if name is not None else own or command.default
+    name = name if name is not None else saved_name or command.default
     parser = _parser(name, command)
-    flags = _flags(words, parser, command)
-    wanted = [flags.pop(name, "false").lower() in ("true", "yes") for name in ("help", "print_config", "crop")]
-    return ParsedArguments(command, name, parser, flags, recipe, kept, *wanted)
+    flags = _flags(_words(with_true(argv, parser, _SWITCHES), command), parser, command)
+    switches = [flags.pop(name, "false").lower() in ("true", "yes") for name in _SWITCHES]
+    return ParsedArguments(command, name, parser, flags, recipe, saved, *switches)
 
 
-class _Word(NamedTuple):
-    """A flag's dotted name (None for a word without one) and its text; `apart`: as two words, not `--flag=text`."""
-
-    flag: str | None
-    text: str | None
-    apart: bool = True
-
-
-def _words(argv: Sequence[str], command: Command) -> Iterator[_Word]:
+def _words(argv: Sequence[str], command: Command) -> Iterator[tuple[str | None, str | None]]:
+    """(dotted name, text) of each flag; the name of a positional word and the text of a bare flag are None."""
     short = {command.part: f"{command.part}.name", "backbone": "backbone.name"}
-    rest = ["--help" if word == "-h" else word for word in argv]
+    rest = list(argv)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            yield _Word(None, word)
+            yield None, word
             continue
         name, equals, text = word[2:].partition("=")
-        name = name.replace("-", "_")
         if name.startswith("views."):
             raise ConfigError(
                 f"--{name} cannot be set alone: views is a list, one entry per view; give all of it, in a recipe or as "
                 "--views '[{scale: [0.08, 1.0], blur: 1.0}, {scale: [0.08, 1.0], blur: 0.1, solarize: 0.2}]'"
             )
         follows = not equals and rest and not rest[0].startswith("--")
-        yield _Word(short.get(name, name), text if equals else rest.pop(0) if follows else None, not equals)
+        yield short.get(name, name), text if equals else rest.pop(0) if follows else None
 
 
-def _flags(words: Sequence[_Word], parser: Parser, command: Command) -> dict[str, str]:
-    """Texts by dotted names. A switch may stand alone; what follows it is then a word of its own."""
+def _flags(words: Iterator[tuple[str | None, str | None]], parser: Parser, command: Command) -> dict[str, str]:
+    """Texts by dotted names. ConfigError, UnknownName: a word that the command does not have."""
     flags: dict[str, str] = {}
     known = {action.dest for action in parser._actions}
-    places = iter(command.positional)
-
-    def place(word: str) -> None:
-        name = next(places, None)
-        if name is None or (word.startswith("-") and not word[1:2].isdigit()):
-            raise ConfigError(f"unrecognized arguments: {word}")
-        if word:
-            flags[name] = word
-
-    for flag, text, apart in words:
+    positional = iter(command.positional)
+    for flag, text in words:
         if flag is None:
-            place(str(text))
+            field = next(positional, None)
+            if field is None or re.match(r"-(?!\d)", str(text)):
+                raise ConfigError(f"unrecognized arguments: {text}")
+            if text:
+                flags[field] = text
         elif flag not in known and not flag.startswith(_FREE):
             raise UnknownName("option", dashed(flag), map(dashed, known - _NO_SETTINGS))
-        elif (
-            flag in {*parser.switches, *command.switches, "help", "print_config"} and apart and not is_bool(text or "")
-        ):
-            flags[flag] = "true"
-            if text is not None:
-                place(text)
         elif text is None:
             raise ConfigError(f"{dashed(flag)} needs a value: write it behind the flag")
         elif flag != "config":
@@ -157,19 +142,19 @@ def _flags(words: Sequence[_Word], parser: Parser, command: Command) -> dict[str
     return flags
 
 
-def _kept(folder: Path, command: Command) -> dict[str, Any]:
-    """The settings that the run in `folder` began with; none where it has not begun."""
+def _saved_settings(folder: Path, command: Command) -> dict[str, Any]:
+    """Settings that the run in `folder` began with; {} before its beginning."""
     file = folder / "config.yaml"
     if not file.is_file():
         return {}
     try:
-        kept: dict[str, Any] = read_yaml(file)
-        kept[command.part]["name"]
+        settings: dict[str, Any] = read_yaml(file)
+        settings[command.part]["name"]
     except (ConfigError, KeyError, TypeError):
         raise ConfigError(
             f"{file} is damaged, or is not of `facessl {command.name}`: start a new run with another --out"
         ) from None
-    return kept
+    return settings
 
 
 def _parser(name: str, command: Command) -> Parser:
@@ -199,16 +184,16 @@ def _parser(name: str, command: Command) -> Parser:
     return parser
 
 
-def configuration(asked: ParsedArguments) -> Any:
-    """The configuration that a command line asks for. ConfigError, UnknownName: a value that it cannot have."""
-    explicit = {**flatten(asked.values)} if asked.command.recipes_are_explicit else asked.flags
-    config = _build(asked.values, asked.name, asked.parser, asked.command, explicit)
-    refuse_foreign_commands(config, list(asked.flags.values()))
+def configuration(arguments: ParsedArguments) -> Any:
+    """The configuration of a command line. ConfigError, UnknownName: a value that is not valid."""
+    explicit = {**flatten(arguments.values)} if arguments.command.recipes_are_explicit else arguments.flags
+    config = _build(arguments.values, arguments.name, arguments.parser, arguments.command, explicit)
+    refuse_foreign_commands(config, list(arguments.flags.values()))
     return config
 
 
 def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
-    """A configuration from plain values, e.g. those of a run's `config.yaml`."""
+    """Configuration from plain values, such as those of a run's `config.yaml`."""
     values = _named(dict(values), command)
     name = values.get(command.part, {}).get("name", command.default)
     return _build(values, name, _parser(name, command), command, flatten(values))
@@ -246,35 +231,35 @@ def _named(values: dict[str, Any], command: Command) -> dict[str, Any]:
     return values
 
 
-def help_or_configuration(asked: ParsedArguments) -> str:
-    """What --help or --print-config print; nothing where neither is asked for."""
-    if asked.help:
-        return _help(asked)
-    if not asked.print_config:
+def help_or_configuration(arguments: ParsedArguments) -> str:
+    """Text of --help or --print-config; "" without them."""
+    if arguments.help:
+        return _help(arguments)
+    if not arguments.print_config:
         return ""
-    config = configuration(asked)
+    config = configuration(arguments)
     values = resolved(config) if isinstance(config, FinetuneConfig) else config.to_dict()
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def _help(asked: ParsedArguments) -> str:
-    """Every flag of a command, with the values that the plug-in, protocol and recipe have that are asked for."""
-    command, name, parser = asked.command, asked.name, asked.parser
-    values = merge(asked.values, {command.part: {"name": name}})
-    below = command.preset({**values, command.part: {"name": name}})
-    used = merge(below, values)
+def _help(arguments: ParsedArguments) -> str:
+    """Every flag of a command, with the defaults of the plug-in, protocol and recipe."""
+    command, name, parser = arguments.command, arguments.name, arguments.parser
+    values = merge(arguments.values, {command.part: {"name": name}})
+    preset = command.preset(values)
+    used = merge(preset, values)
     remarks = command.remarks(used)
     for action in parser._actions:
-        found = _lookup(used, action.dest)
-        if found is None or (isinstance(found, Mapping) and not action.dest.startswith(_FREE)):
-            found = action.default
-        if found is not action.default or isinstance(found, tuple):
-            parser.set_defaults({action.dest: list(found) if isinstance(found, tuple) else found})
+        value = _lookup(used, action.dest)
+        if value is None or (isinstance(value, Mapping) and not action.dest.startswith(_FREE)):
+            value = action.default
+        if value is not action.default or isinstance(value, tuple):
+            parser.set_defaults({action.dest: list(value) if isinstance(value, tuple) else value})
         if action.dest in remarks:
             action.help = f"{str(action.help).removesuffix('.')}; {remarks[action.dest]}"
     others = ", ".join(n for n in plugins.names(command.folder) if n != name)
     protocol = f" --protocol {used['protocol']}" if used.get("protocol") else ""
-    which = f"The {'defaults' if below else f'flags --{command.part}.*'} below are those of --{command.part} {name}"
+    which = f"The {'defaults' if preset else f'flags --{command.part}.*'} below are those of --{command.part} {name}"
     parser.description = (
         f"{parser.description} {which}{protocol}; they depend on the {command.part}: `facessl {command.name} "
         f"--{command.part} NAME --help` shows those of {others}."
@@ -288,7 +273,7 @@ def _lookup(values: Any, dotted: str) -> Any:
     return values
 
 
-def rate_note(asked: ParsedArguments, config: PretrainConfig) -> str | None:
-    """A sentence where flags change the batch of a recipe and the learning rate would have to follow by hand."""
-    meant = asked.recipe.get("batch_size")
-    return None if meant is None or "optim.lr" in asked.flags else unscaled_rate(config, meant)
+def rate_note(arguments: ParsedArguments, config: PretrainConfig) -> str | None:
+    """A warning if flags change a recipe's batch size but not its learning rate, which is not scaled."""
+    recipe_batch = arguments.recipe.get("batch_size")
+    return None if recipe_batch is None or "optim.lr" in arguments.flags else unscaled_rate(config, recipe_batch)

@@ -1,4 +1,4 @@
-"""Settings that name images and other files: absolute in a run folder, without secrets outside it."""
+"""Settings that name files: absolute in a run folder, without secrets outside it."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ SOURCES, FILES = ("source", "test", "val", "knn", "knn_test"), ("run", "teacher"
 
 
 def located(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with absolute paths, so that they mean the same in another working folder."""
+    """Settings with absolute paths, valid in any working folder."""
 
     def file(name: str) -> str:
         return absolute(name) if name != "none" and os.path.exists(os.path.expanduser(name)) else name
@@ -20,17 +20,17 @@ def located(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings whose sources have no commands and credentials."""
+    """Settings without commands and credentials in sources."""
     return changed(values, dict.fromkeys(SOURCES, redacted))
 
 
 def published(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as checkpoints and cards hold them: of sources no credentials and no folders of this machine."""
+    """Settings of checkpoints and cards: no credentials and no folders of this machine in sources."""
     return changed(values, dict.fromkeys((*SOURCES, "run"), shareable))
 
 
 def changed(values: Mapping[str, Any], by_name: Mapping[str, Callable[[str], str]]) -> dict[str, Any]:
-    """Nested settings with a function applied to the texts of these names."""
+    """Apply a function by name to the texts of nested settings."""
     out = dict(values)
     for name, value in values.items():
         if isinstance(value, Mapping):

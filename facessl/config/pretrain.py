@@ -1,4 +1,4 @@
-"""Configuration of a pre-training run: what `facessl pretrain` takes."""
+"""Configuration of a pre-training run, the settings of `facessl pretrain`."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from facessl.views.spec import View
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """What is measured while training; none of it changes the training.
+    """Measurements during training, which they do not change.
 
     Attributes:
         every: steps between measurements; 0: none.
@@ -72,19 +72,20 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        in_range(self, ("accumulate",), above=0)
+        in_range(self, ("accumulate",), positive=True)
         if self.std is not None and not all(0 < value < math.inf for value in self.std):
             raise ConfigError(f"std = {list(self.std)} is out of range: give three positive numbers")
         if self.batch_size is not None and self.batch_size % self.accumulate:
             raise ConfigError(f"batch size {self.batch_size} cannot be cut in {self.accumulate} equal micro-batches")
 
 
-def unscaled_rate(config: PretrainConfig, meant: int) -> str | None:
-    """A sentence where `config` has another batch than `meant`, that of its recipe, and the same learning rate."""
-    o = config.optim
-    if o.reference_batch is not None or config.batch_size in (None, meant):
+def unscaled_rate(config: PretrainConfig, recipe_batch: int) -> str | None:
+    """A warning if the batch size is not the recipe's but the learning rate is; None otherwise."""
+    optim = config.optim
+    if optim.reference_batch is not None or config.batch_size in (None, recipe_batch):
         return None
     return (
-        f"batch {config.batch_size} instead of the recipe's {meant}, and optim.lr stays {o.lr:g}, as reference_batch "
-        "is null: see the recipe's source for its rule and set --optim.lr (SimCLR: 0.075 times the root of the batch)"
+        f"batch {config.batch_size} instead of the recipe's {recipe_batch}, and optim.lr stays {optim.lr:g}, as "
+        "reference_batch is null: see the recipe's source for its rule and set --optim.lr (SimCLR: 0.075 times the "
+        "root of the batch)"
     )

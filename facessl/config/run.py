@@ -1,4 +1,4 @@
-"""What the configurations of both kinds of run share: their common fields, and plain values to and from them.
+"""Settings of both kinds of run, and functions on plain values.
 
 Nothing rewrites a configuration after parsing. Values that follow from others (scaled learning rate, warm-up steps)
 are computed once, in `facessl.training.derived`, and logged.
@@ -44,7 +44,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings that every kind of run has.
+    """Settings of every kind of run.
 
     Attributes:
         source: images, `NAME:PATH?option=value` or a path.
@@ -96,9 +96,8 @@ class RunConfig:
     explicit: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        in_range(self, ("batch_size", "epochs", "max_steps", "max_minutes", "log_every"), above=0)
-        in_range(self, ("image_size",), above=0, most=LARGEST)
-        in_range(self, ("threads",), above=0)
+        in_range(self, ("batch_size", "epochs", "max_steps", "max_minutes", "log_every", "threads"), positive=True)
+        in_range(self, ("image_size",), positive=True, most=LARGEST)
         in_range(self, ("checkpoint_every", "clip_grad", "workers"))
         in_range(self, ("seed",), most=2**32 - 1)
         in_range(self, ("max_bad",), most=1)
@@ -111,33 +110,33 @@ class RunConfig:
 
 
 def in_range(
-    settings: Any, names: Iterable[str], *, above: float | None = None, most: float = math.inf, part: str = ""
+    settings: Any, names: Iterable[str], *, positive: bool = False, most: float = math.inf, part: str = ""
 ) -> None:
-    """ConfigError for the first number of a dataclass, at `part`, that is not in 0 to `most`, or greater than `above`.
+    """Raise ConfigError for the first field of `settings` that is not in 0 to `most`, or not `positive`.
 
-    None is fine where the field's type has it.
+    None is valid if the field's type has it. `part` precedes the name in the message.
     """
-    wanted = "0 or more" if above is None else "a positive number"
+    valid = "a positive number" if positive else "0 or more"
     if most < math.inf:
-        wanted = f"a number from {0 if above is None else 1} to {most}"
+        valid = f"a number from {int(positive)} to {most}"
     types = {field.name: str(field.type) for field in dataclasses.fields(settings)}
     for name in names:
         value = getattr(settings, name)
         if value is None and "None" in types[name]:
             continue
-        if value is None or not (0 if above is None else math.nextafter(above, math.inf)) <= value <= most:
-            raise ConfigError(f"{part}{name} = {value} is out of range: give {wanted}")
+        if value is None or not 0 <= value <= most or (positive and value == 0):
+            raise ConfigError(f"{part}{name} = {value} is out of range: give {valid}")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Dotted keys in which two configurations (plain dicts) would train differently, as `key: old -> new`."""
+    """Settings in which two configurations (plain dicts) train differently, as `key: old -> new`."""
     a, b = (flatten(to_plain(values)) for values in (old, new))
     keys = sorted(k for k in a.keys() | b.keys() if not FREE_ON_RESUME & {k, k.split(".")[0]})
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys if a.get(k) != b.get(k)]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
+    """Nested settings by dotted name."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -148,7 +147,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with those of `over` on top."""
+    """Nested settings of `base`, overridden by those of `over`."""
     out = dict(base)
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):

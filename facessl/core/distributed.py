@@ -1,4 +1,4 @@
-"""Parts, sums and rows over the ranks of a job, the latter with gradients; their number is asked, never configured."""
+"""Collectives over the ranks of a job, whose number is asked, never configured."""
 
 import os
 from typing import Any, TypeVar
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Number of ranks of the running job; 1 where `torch.distributed` is not initialized."""
+    """Number of ranks of the running job; 1 if `torch.distributed` is not initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this rank, from 0; 0 where `torch.distributed` is not initialized."""
+    """Number of this rank, from 0; 0 if `torch.distributed` is not initialized."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -39,12 +39,12 @@ def launched() -> tuple[int, int]:
 
 
 def own_part(count: int) -> slice:
-    """The contiguous part of `count` things that this rank works on; all of them with one rank."""
+    """Contiguous part of `count` items that this rank works on; all of them with one rank."""
     return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
 
 
 def gathered(value: T) -> list[T]:
-    """The values of all ranks, which are pickled. Collective call: no rank leaves before all have come."""
+    """Values of all ranks, which are pickled. Collective call: returns once all ranks have called it."""
     parts: list[Any] = [value] * world_size()
     if len(parts) > 1:
         dist.all_gather_object(parts, value)
@@ -71,18 +71,18 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 
 
 def rank_mean(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of the values that count, so that N ranks equal one process; 0 where none counts.
+    """Mean of the counted values, so that N ranks equal one process; 0 if none is counted.
 
     The sum of this rank's values is divided by the ranks' mean count, so that the average over the ranks is the mean
     over the global batch. Collective call.
 
-    Values that do not count may be anything finite; `counted`, of the same shape, is not 0 where one counts.
+    `counted` has the shape of `values` and is 0 at those to leave out, which must be finite.
     """
-    kept = counted.to(values.dtype)
-    total = kept.sum()
+    mask = counted.to(values.dtype)
+    total = mask.sum()
     if (ranks := world_size()) > 1:
         dist.all_reduce(total)  # of a count: nothing to differentiate
-    return (values * kept).sum() * ranks / total.clamp_min(1)
+    return (values * mask).sum() * ranks / total.clamp_min(1)
 
 
 class _AllGatherRows(torch.autograd.Function):
@@ -102,9 +102,7 @@ class _AllGatherRows(torch.autograd.Function):
 
 
 def all_gather_rows(x: Tensor) -> Tensor:
-    """(B, ...) of every rank, B the same on each, -> (W * B, ...) in the order of the ranks; gradients as in
-    `all_reduce_sum`."""
+    """Rows (B, ...) of all W ranks -> (W * B, ...) in their order; gradients as in `all_reduce_sum`."""
     if world_size() == 1:
         return x
-    gathered: Tensor = _AllGatherRows.apply(x.contiguous())
-    return gathered
+    return _AllGatherRows.apply(x.contiguous())

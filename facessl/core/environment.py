@@ -1,4 +1,4 @@
-"""What a run ran on: versions, device, commit. Torch, which takes a second, is imported by what asks it."""
+"""Versions, device and commit of a run. Torch, which takes a second, is imported by the functions that need it."""
 
 import contextlib
 import importlib.metadata
@@ -15,14 +15,8 @@ from typing import Any
 from facessl.core.errors import ConfigError, UnknownName, many
 
 PARTS = (
-    "torch",
-    "torchvision",
-    "timm",
-    "lightning-fabric",
-    "numpy",
-    "opencv-python-headless",
-    "simplejpeg",
-    "webdataset",
+    *("torch", "torchvision", "timm", "lightning-fabric"),
+    *("numpy", "opencv-python-headless", "simplejpeg", "webdataset"),
 )
 OPTIONAL = {
     "open_clip_torch": "FaRL (pip install 'facessl[farl]')",
@@ -49,7 +43,7 @@ def describe() -> dict[str, Any]:
 
 
 def check() -> dict[str, Any]:
-    """`describe` plus what works here: bf16, fp16, optional parts."""
+    """`describe` with the device and the features that work here: bf16, fp16, optional packages."""
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     return describe() | {
         "device": default_device(),
@@ -62,7 +56,7 @@ def check() -> dict[str, Any]:
 
 
 def version(name: str) -> str | None:
-    """Installed version of a distribution; None where it is absent."""
+    """Installed version of a distribution; None if it is absent."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -70,7 +64,7 @@ def version(name: str) -> str | None:
 
 
 def commit() -> str:
-    """Git commit of the package's own checkout, with `+changes` where it has any; "" outside a checkout."""
+    """Git commit of the package's own checkout, with `+changes` if it has any; "" outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return ""
@@ -81,47 +75,48 @@ def commit() -> str:
 
 
 def cores() -> int:
-    """Cores this process may use, within the limit of its container."""
+    """Number of cores that this process may use, within the limit of its container."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+    with contextlib.suppress(OSError, ValueError):  # "max" without a limit
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split())
         allowed = min(allowed, max(1, math.ceil(quota / period)))
     return allowed
 
 
 def start_method() -> str:
-    """How processes of the loader, `crop` and `pack` start: fork on Linux, spawn elsewhere, or `$FACESSL_START_METHOD`.
+    """Start method of worker processes: fork on Linux, spawn elsewhere, or `$FACESSL_START_METHOD`.
 
     fork starts in milliseconds and shares the source; such a process runs no CUDA and one thread, so the locks that a
-    fork can leave behind are never taken. ConfigError for another word.
+    fork can leave behind are never taken. ConfigError: the variable has another value.
     """
-    there = multiprocessing.get_all_start_methods()
+    valid = multiprocessing.get_all_start_methods()
     name = os.environ.get("FACESSL_START_METHOD") or ("fork" if sys.platform == "linux" else "spawn")
-    if name not in there:
-        raise ConfigError(f"FACESSL_START_METHOD={name} is not a way to start a process here: use {', '.join(there)}")
+    if name not in valid:
+        raise ConfigError(f"FACESSL_START_METHOD={name} is not a way to start a process here: use {', '.join(valid)}")
     return name
 
 
 def use_threads(count: int | None, device: str) -> str | None:
-    """Compute with so many CPU threads (None: torch's choice). Returns a sentence where fewer cores are free."""
+    """Set the number of CPU threads (None: torch's choice). Return a hint if fewer cores are free."""
     import torch
 
     if count is not None:
         if count < 1:
             raise ConfigError(f"threads = {count} is out of range: give a positive number")
         torch.set_num_threads(count)
-    threads, there = torch.get_num_threads(), cores()
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if device_of(device) != "cpu" or threads == 1 or threads <= max(1, there - round(busy)):
+    threads, total = torch.get_num_threads(), cores()
+    busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
+    free = max(1, total - busy)
+    if device_of(device) != "cpu" or threads <= free:
         return None
     return (
-        f"hint: torch computes with {threads} threads, and of the {many(there, 'core')} here "
-        f"{min(there, round(busy))} are busy: --threads {max(1, there - round(busy))} may be several times as fast"
+        f"hint: torch computes with {threads} threads, and of the {many(total, 'core')} here "
+        f"{min(total, busy)} are busy: --threads {free} may be several times as fast"
     )
 
 
 def default_device() -> str:
-    """cuda, mps or cpu: the best that is here."""
+    """Best available device: cuda, mps or cpu."""
     import torch
 
     if torch.cuda.is_available():
@@ -130,7 +125,7 @@ def default_device() -> str:
 
 
 def device_of(name: str) -> str:
-    """The device that is meant by auto, cpu, cuda or mps. UnknownName, or ConfigError where torch does not see it."""
+    """Device of auto, cpu, cuda or mps. UnknownName: another name. ConfigError: torch does not see it."""
     if name not in ("auto", "cpu", "cuda", "mps"):
         raise UnknownName("device", name, ("auto", "cpu", "cuda", "mps"))
     best = default_device()
@@ -140,7 +135,7 @@ def device_of(name: str) -> str:
 
 
 def bf16_support() -> str:
-    """Whether bf16 works and whether it is fast here."""
+    """Whether bf16 works, and whether it is fast."""
     import torch
 
     if torch.cuda.is_available():

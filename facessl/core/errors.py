@@ -1,4 +1,4 @@
-"""Errors that a user can cause, beside `data.decode.ImageError`: the command line prints the sentence and exits 2."""
+"""Errors of users, beside `data.decode.ImageError`: the command line prints the sentence and exits 2."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ class ConfigError(FaceSSLError):
 
 
 class PluginError(FaceSSLError):
-    """A method, task, source or protocol whose file lacks what its contract asks for."""
+    """A method, task, source or protocol that does not meet its contract."""
 
 
 class DataError(FaceSSLError):
@@ -37,11 +37,11 @@ class CheckpointError(FaceSSLError):
 
 
 class TrainingError(FaceSSLError):
-    """A run that cannot go on (a loss that is not finite, too many unreadable images)."""
+    """A run that cannot continue (a loss that is not finite, too many unreadable images)."""
 
 
 class DataWarning(UserWarning):
-    """Something odd in a source that can be used all the same; the command line prints the sentence alone."""
+    """An anomaly in a usable source; the command line prints the sentence alone."""
 
 
 def many(count: int, noun: str) -> str:
@@ -50,6 +50,6 @@ def many(count: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """Names for a sentence: the first few, and how many there are."""
+    """First few names of a list, with their number if there are more."""
     shown = ", ".join(names[:most]) or "none"
     return f"{shown}, ... {len(names)} in all" if len(names) > most else shown

@@ -1,4 +1,4 @@
-"""Starting a job: device and ranks, loader processes, one error for all ranks."""
+"""Start of a job: device and ranks, loader processes, one error for all ranks."""
 
 import contextlib
 import logging
@@ -19,30 +19,29 @@ from facessl.core.precision import PRECISIONS
 
 T = TypeVar("T")
 
-#: Of a collective. Ranks wait so long for rank 0's first index of a large source; one that dies is noticed by the
-#: launcher.
+#: Timeout of a collective: rank 0 may index a large source first. The launcher notices a rank that dies.
 TIMEOUT = timedelta(hours=1)
 
 
 def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
-    """Fabric on the device and ranks of this process, launched. ConfigError: no such device, or fp16 on a CPU."""
+    """Launch Fabric on the device and ranks of this process. ConfigError: no such device, or fp16 on a CPU."""
     for noisy in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     device = environment.device_of(device)
     if precision == "fp16" and device == "cpu":
         raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or fp32 on a CPU")
     world, local = ranks()
-    over: Any = "auto"
+    fabric_strategy: Any = "auto"
     if world > 1 and strategy == "fsdp":
-        # Sharded by `fsdp.shard`, before the optimizer is made: Fabric has nothing left to do.
-        over = ModelParallelStrategy(lambda module, mesh: module, world, 1, timeout=TIMEOUT)
+        # Sharded by `fsdp.shard`, before the optimizer is built: Fabric has nothing left to do.
+        fabric_strategy = ModelParallelStrategy(lambda module, mesh: module, world, 1, timeout=TIMEOUT)
     elif world > 1:
-        over = DDPStrategy(broadcast_buffers=False, timeout=TIMEOUT)
+        fabric_strategy = DDPStrategy(broadcast_buffers=False, timeout=TIMEOUT)
     fabric = Fabric(
         accelerator=device,
-        devices=local if world > 1 else 1,
-        num_nodes=world // local if world > 1 else 1,
-        strategy=over,
+        devices=local,
+        num_nodes=world // local,
+        strategy=fabric_strategy,
         precision=PRECISIONS[precision][0],  # type: ignore[arg-type]
         # Fabric would take a batch script of SLURM for one of its tasks.
         plugins=[] if world > 1 else [LightningEnvironment()],
@@ -51,17 +50,15 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
     return fabric
 
 
-def loader_workers(asked: int | None) -> int:
-    """Loader processes of this rank."""
-    if asked is not None:
-        return asked
-    _, local = ranks()
-    return max(0, min(8, environment.cores() // local - 1))
+def loader_workers(workers: int | None) -> int:
+    """Number of loader processes of this rank; None: from its cores."""
+    return max(0, min(8, environment.cores() // ranks()[1] - 1)) if workers is None else workers
 
 
 def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
-    """`build()` on every rank: first on rank 0, then on the first rank of every node, then on the others, so that what
-    it leaves in a cache is made once. A FaceSSLError of one rank is raised on all.
+    """`build()` on rank 0, then on the first rank of every node, then on the others, so that caches are filled once.
+
+    A FaceSSLError of one rank is raised on all.
     """
     if fabric.world_size == 1:
         return build()
@@ -83,9 +80,9 @@ def one_after_another(fabric: Fabric, build: Callable[[], T]) -> T:
 def expected_errors(
     again: str = "go on with --resume --out RUN, on any number of ranks that divides the batch",
 ) -> Iterator[None]:
-    """Expected failures while networks run become a `FaceSSLError` of one sentence, which ends all ranks.
+    """Turn expected failures of a job into a `FaceSSLError`, which ends all ranks.
 
-    After a broken connection the sentence says how to go on, `again`.
+    `again` says how to continue after a broken connection.
     """
     try:
         yield

@@ -13,11 +13,11 @@ from typing import IO, Any
 from facessl.core.errors import ConfigError
 from facessl.core.files import open_own
 
-#: (process, lock file) that are held here: the system's lock keeps other processes out, not this one.
+#: (process, lock file) held by this process, which the system's lock does not keep out.
 _HELD: dict[tuple[int, Path], object] = {}
-#: On Windows the byte of the lock's file that is locked, far behind its text, as locked bytes cannot be read there.
+#: Locked byte of the file on Windows, where locked bytes cannot be read: far behind the text.
 _BYTE = 1 << 30
-#: Seconds between two tries where the system cannot wait for a lock.
+#: Seconds between two attempts on Windows, which cannot wait for a lock.
 _AGAIN = 0.2
 
 
@@ -27,56 +27,56 @@ class InUse(ConfigError):
 
 @contextlib.contextmanager
 def only_writer(out: str | Path, *, folder: bool = True, wait: bool = False) -> Iterator[None]:
-    """Make a folder and keep others from writing to it until the block ends; or do so for one file.
+    """Create a folder and lock it, or one file, against other writers until the block ends.
 
     The lock on `.lock` in the folder, or on `.NAME.lock` beside the file, is the system's and goes with the process,
-    however it dies; forked processes do not hold it. It is removed at the end, and so is a folder in which nothing was
-    written. `wait`: for the other process's end.
+    however it dies; forked processes do not hold it. Its file is removed at the end, with a folder that stayed empty.
+    `wait`: until the other process ends.
 
-    ConfigError: the folder cannot be made. InUse: another writer is there, whose PID and host are named.
+    ConfigError: the folder cannot be created. InUse: another process writes, whose PID and host are named.
     """
     out = Path(out)
-    place = out if folder else out.parent
-    lock = place / ".lock" if folder else place / f".{out.name}.lock"
-    made = [path for path in (place, *place.parents) if not path.exists()]
-    fails, own, process = "made", object(), f"process {os.getpid()} on {socket.gethostname()}"
+    parent = out if folder else out.parent
+    lock = parent / ".lock" if folder else parent / f".{out.name}.lock"
+    created = [path for path in (parent, *parent.parents) if not path.exists()]
+    failure, own, process = "made", object(), f"process {os.getpid()} on {socket.gethostname()}"
     with contextlib.ExitStack() as held:
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            fails = "used"
-            key = os.getpid(), place.resolve() / lock.name
+            parent.mkdir(parents=True, exist_ok=True)
+            failure = "used"
+            key = os.getpid(), parent.resolve() / lock.name
             if _HELD.setdefault(key, own) is not own:  # opening and closing its file would free the lock
-                raise _written(out, process)
+                raise _in_use(out, process)
             held.callback(_HELD.pop, key)
-            file, free = _locked(lock, wait)
+            file, is_ours = _open_locked(lock, wait)
         except OSError as error:
             raise ConfigError(
-                f"--out {out} cannot be {fails} ({error.strerror or error}): name a {'folder' if folder else 'file'} "
+                f"--out {out} cannot be {failure} ({error.strerror or error}): name a {'folder' if folder else 'file'} "
                 "where you may write"
             ) from None
         held.enter_context(file)
-        if not free:
+        if not is_ours:
             file.seek(0)
-            raise _written(out, file.read())
+            raise _in_use(out, file.read())
         file.truncate(0)
         print(process, end="", file=file, flush=True)
         try:
             yield
         finally:
-            if os.name == "nt":  # a file that is open, here or by who waits for it, cannot be removed there
+            if os.name == "nt":  # where an open file cannot be removed
                 file.close()
             with contextlib.suppress(OSError):  # the folder may have been moved, or have other files in it
                 lock.unlink()
-                for path in made:
+                for path in created:
                     path.rmdir()
 
 
-def _written(out: Path, by: str) -> InUse:
+def _in_use(out: Path, by: str) -> InUse:
     return InUse(f"{out} is being written by {by}: wait until it ends, or choose another --out")
 
 
-def _locked(path: Path, wait: bool) -> tuple[IO[str], bool]:
-    """The lock's file and whether it is ours now; anew where its last holder has removed it in between."""
+def _open_locked(path: Path, wait: bool) -> tuple[IO[str], bool]:
+    """Open the lock's file; return it and whether it is locked by us. Opened again if its holder removed it."""
     while True:
         file = open_own(path, "a+")
         if not _lock(file, wait):
@@ -88,8 +88,8 @@ def _locked(path: Path, wait: bool) -> tuple[IO[str], bool]:
 
 
 def _lock(file: IO[str], wait: bool) -> bool:
-    """Lock a file; False where another process has. True, too, on file systems that have no locks."""
-    try:  # imported by name, as mypy knows either module on its own system alone
+    """Lock a file; False if another process has. File systems without locks count as locked."""
+    try:  # imported by name, as mypy knows each module on its own system only
         fcntl: Any = importlib.import_module("fcntl")
     except ModuleNotFoundError:
         return _lock_on_windows(file, wait)
@@ -101,7 +101,7 @@ def _lock(file: IO[str], wait: bool) -> bool:
 
 
 def _lock_on_windows(file: IO[str], wait: bool) -> bool:
-    """As `_lock`. The system frees the byte when the file is closed or the process ends."""
+    """`_lock` on Windows, which frees the byte when the file is closed or the process ends."""
     msvcrt: Any = importlib.import_module("msvcrt")
     while True:
         file.seek(_BYTE)

@@ -20,14 +20,14 @@ from facessl.core.errors import PluginError, UnknownName
 
 #: Modules of files outside the package, by folder and name.
 _outside: dict[tuple[str, str], ModuleType] = {}
-#: Folder -> a member by which its classes are known.
+#: Folder -> a member that its classes have.
 _MEMBER = {"tasks": "meter", "methods": "after_step", "data.sources": "fingerprint"}
 
 
 def add(file: str | Path) -> None:
-    """Import the method, source or task in a file outside the package, which is then found by the file's name.
+    """Import the method, source or task of a file outside the package, and register it by the file's name.
 
-    PluginError: it is not a Python file, cannot be imported, has no such class, or has a name that is taken.
+    PluginError: not a Python file, cannot be imported, has no such class, or its name is taken.
     """
     path = Path(file).expanduser().resolve()
     name = path.stem
@@ -35,53 +35,53 @@ def add(file: str | Path) -> None:
         raise PluginError(f"{file} is not a Python file whose name is an identifier, such as my_method.py")
     known = sys.modules.get(name)
     spec = None if known else importlib.util.find_spec(name)
-    own = str(path) == (known.__file__ if known else spec and spec.origin)
-    if ((known or spec) and not own) or any(name in _inside(folder) for folder in _MEMBER):
+    is_same = str(path) == (known.__file__ if known else spec and spec.origin)
+    if ((known or spec) and not is_same) or any(name in _inside(folder) for folder in _MEMBER):
         raise PluginError(f"{file}: the name {name!r} is taken: rename the file and its class")
     try:
-        found = known or _imported(path)
+        imported = known or _import(path)
     except Exception as error:
         lines = [f", line {f.lineno}" for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        where = lines[-1] if lines else ""
-        raise PluginError(f"{file} cannot be imported: {type(error).__name__}: {error}{where}") from None
-    kind = _named_like(found, name)
+        line = lines[-1] if lines else ""
+        raise PluginError(f"{file} cannot be imported: {type(error).__name__}: {error}{line}") from None
+    kind = _named_like(imported, name)
     folder = next((folder for folder, member in _MEMBER.items() if hasattr(kind, member)), None)
     if folder is None:
         raise PluginError(
             f"{file} defines no method, source or task {name.replace('_', '')!r}, named like the file (case and "
             "underscores aside): docs/extending.md shows one of each"
         )
-    _outside[folder, name] = found
+    _outside[folder, name] = imported
 
 
-def _imported(path: Path) -> ModuleType:
-    """The module of this very file: neither a folder nor a compiled file of its name, nor what lies beside it."""
-    found = ModuleType(path.stem)
-    found.__file__ = str(path)
-    sys.modules[path.stem] = found
+def _import(path: Path) -> ModuleType:
+    """Import exactly this file: no folder or compiled file of its name, and nothing beside it."""
+    imported = ModuleType(path.stem)
+    imported.__file__ = str(path)
+    sys.modules[path.stem] = imported
     if sys.platform != "linux":
-        sys.path.append(str(path.parent))  # processes are spawned there, and import it by its name
+        sys.path.append(str(path.parent))  # spawned processes import it by its name
     try:
-        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(found))
+        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(imported))
     except BaseException:
         del sys.modules[path.stem]
         raise
-    return found
+    return imported
 
 
 def names(folder: str) -> tuple[str, ...]:
-    """Names of the plug-ins in `facessl/<folder>` ("methods", "data.sources", ...) and of those added to it, sorted."""
-    return tuple(sorted({*_inside(folder), *(name for place, name in _outside if place == folder)}))
+    """Sorted names of the plug-ins of a folder ("methods", "data.sources", ...), those outside the package included."""
+    return tuple(sorted({*_inside(folder), *(name for other, name in _outside if other == folder)}))
 
 
 def _inside(folder: str) -> set[str]:
     package = importlib.import_module(f"facessl.{folder}")
-    found = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
-    return {name for name in found if name != "base" and not name.startswith("_")}
+    modules = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
+    return {name for name in modules if name != "base" and not name.startswith("_")}
 
 
 def module(folder: str, name: str) -> ModuleType:
-    """The module `facessl/<folder>/<name>.py`. UnknownName, with the nearest valid name, where there is none."""
+    """Module of a plug-in, `facessl/<folder>/<name>.py`. UnknownName: there is none."""
     _refuse_unknown(folder, name)
     return _outside.get((folder, name)) or importlib.import_module(f"facessl.{folder}.{name}")
 
@@ -92,7 +92,7 @@ def _refuse_unknown(folder: str, name: str) -> None:
 
 
 def _parsed(folder: str, name: str) -> tuple[ast.Module, Any]:
-    """A plug-in's file, parsed and not run, and its class or function in it. UnknownName where there is no file."""
+    """A plug-in's file, parsed but not run, and its class or function. UnknownName: there is no such file."""
     _refuse_unknown(folder, name)
     if (folder, name) in _outside:
         file = Path(str(_outside[folder, name].__file__))
@@ -100,8 +100,8 @@ def _parsed(folder: str, name: str) -> tuple[ast.Module, Any]:
         file = Path(importlib.import_module(f"facessl.{folder}").__path__[0]) / f"{name}.py"
     tree = ast.parse(file.read_text(encoding="utf-8"))
     wanted = name.replace("_", "")
-    found = (n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name.lower() == wanted)
-    return tree, next(found, None)
+    nodes = (n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name.lower() == wanted)
+    return tree, next(nodes, None)
 
 
 def summary(folder: str, name: str) -> str:
@@ -119,8 +119,8 @@ def keywords(folder: str, name: str) -> set[str]:
 def settings(folder: str, name: str) -> Any:
     """The class `Args` of a plug-in, mostly without importing its file, which takes seconds. UnknownName as `module`.
 
-    The file is run up to that class, without imports of anything but the standard library, `facessl.core.errors` and
-    `facessl.core.values`. Where the class needs others, the whole file is imported.
+    The file is run up to that class, importing only the standard library, `facessl.core.errors` and
+    `facessl.core.values`. If the class needs more, the whole file is imported.
     """
     tree, node = _parsed(folder, name)
     assigned = (s for s in getattr(node, "body", ()) if isinstance(s, ast.Assign | ast.AnnAssign) and s.value)
@@ -147,21 +147,21 @@ def _light(statement: ast.Import | ast.ImportFrom) -> bool:
 def find(folder: str, name: str) -> Any:
     """The class in `facessl/<folder>/<name>.py` whose name is the file's name, case and underscores aside.
 
-    UnknownName where the file is missing, PluginError where its class is.
+    UnknownName: the file is missing. PluginError: its class is missing.
     """
-    found = _named_like(module(folder, name), name)
-    if found is None:
+    kind = _named_like(module(folder, name), name)
+    if kind is None:
         raise PluginError(
             f"facessl/{folder.replace('.', '/')}/{name}.py defines no class or function {name.replace('_', '')!r}, "
             "named like the file (case and underscores aside)"
         )
-    return found
+    return kind
 
 
 def _named_like(owner: ModuleType, name: str) -> Any:
-    """What the module itself defines under the name of its file, case and underscores aside; None without it."""
+    """The class or function of a module that is named like its file, case and underscores aside; None without one."""
     wanted = name.replace("_", "").lower()
-    own = {
+    defined = {
         key.lower(): value for key, value in vars(owner).items() if getattr(value, "__module__", "") == owner.__name__
     }
-    return own.get(wanted)
+    return defined.get(wanted)

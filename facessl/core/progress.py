@@ -1,4 +1,4 @@
-"""How far a command is: a bar drawn by rich, or plain lines where the output is not a terminal."""
+"""Progress of a command: a bar of rich, or plain lines if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-#: A line is shown so often at the latest, as soon as a step ends.
+#: Seconds between two plain lines.
 EVERY_S = 10.0
 
 
 class ProgressLine:
-    """Context manager that shows on standard error how much is done and, from the second call on, the ETA."""
+    """Context manager that shows progress on standard error, with the ETA from the second call on."""
 
     def __init__(self, unit: str, *, enabled: bool = True) -> None:
         self.unit = unit
@@ -37,11 +37,11 @@ class ProgressLine:
             self._live.stop()
 
     def due(self) -> bool:
-        """Whether nothing was shown for `EVERY_S` seconds."""
+        """Whether the last output is `EVERY_S` seconds old."""
         return self.enabled and self._began is not None and time.monotonic() - self._shown >= EVERY_S
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
-        """Show that `done` of `total` units are done; without a `text` with their number per second."""
+        """Show that `done` of `total` units are done, with `text` or the units per second."""
         if not self.enabled:
             return
         now = time.monotonic()

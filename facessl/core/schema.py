@@ -1,8 +1,9 @@
-"""JSON of files: written without NaN, and read with the types of all fields checked."""
+"""JSON files: written without NaN, read with the types of all fields checked."""
 
 import dataclasses
 import json
 import math
+import sys
 import typing
 from pathlib import Path
 from types import UnionType
@@ -42,40 +43,40 @@ def finite(value: Any) -> Any:
 
 
 def check(value: Any, kind: Any, file: str | Path) -> None:
-    """CheckpointError, with the name of the field, where a value from `file` is not of the type `kind`."""
-    if wrong := misfit(value, kind):
-        raise CheckpointError(f"{file} was not written by facessl, or was changed: {wrong}")
+    """Raise CheckpointError with the name of the first field of `value`, read from `file`, of another type."""
+    if reason := misfit(value, kind):
+        raise CheckpointError(f"{file} was not written by facessl, or was changed: {reason}")
 
 
 def misfit(value: Any, kind: Any, name: str = "") -> str | None:
-    """What is wrong with the first part of `value` that does not have its type; None where all parts have it.
+    """Describe the first part of `value` that is not of its type; None if all are.
 
     Args:
         value: from a JSON file.
-        kind: a TypedDict, whose objects may have other fields as well (with total=False the Required ones must be
-            there); a dataclass, whose objects may not; `dict[str, T]`, `list[T]`, `tuple[T, T]` (a list of that
-            length), a Literal, a union, Any, or a class. `float` takes every finite number.
+        kind: a TypedDict, whose objects may have more fields (with total=False the Required ones are needed); a
+            dataclass, whose objects may not; `dict[str, T]`, `list[T]`, `tuple[T, T]` (a list of that length), a
+            Literal, a union, Any, or a class. `float` takes every finite number.
         name: of the value, dotted.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Required:
         return misfit(value, parts[0], name)
     if origin in (Union, UnionType):
-        wrong = [misfit(value, part, name) for part in parts]
-        return None if None in wrong else wrong[0]
+        reasons = [misfit(value, part, name) for part in parts]
+        return None if None in reasons else reasons[0]
     fields: list[tuple[str, Any, Any]] = []
     if kind is Any or (origin is Literal and value in parts):
         return None
     if typing.is_typeddict(kind) and isinstance(value, dict):
         hints = typing.get_type_hints(kind, include_extras=True)
-        needed = {key for key, part in hints.items() if kind.__total__ or get_origin(part) is Required}
-        if missing := sorted(needed - value.keys()):
+        required = {key for key, part in hints.items() if kind.__total__ or get_origin(part) is Required}
+        if missing := sorted(required - value.keys()):
             return f"{name or 'it'} has no {missing[0]}"
         fields = [(key, value[key], part) for key, part in hints.items() if key in value]
     elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = typing.get_type_hints(kind)
-        if odd := sorted(value.keys() - hints.keys()):
-            return f"{name or 'it'} has the unknown field {odd[0]}"
+        if unknown := sorted(value.keys() - hints.keys()):
+            return f"{name or 'it'} has the unknown field {unknown[0]}"
         fields = [(key, item, hints[key]) for key, item in value.items()]
     elif origin is dict and isinstance(value, dict):
         fields = [(str(key), item, parts[1]) for key, item in value.items()]
@@ -85,19 +86,15 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
         fields = [(str(i), item, part) for i, (item, part) in enumerate(zip(value, parts, strict=True))]
     elif not _is(value, kind):
         return f"{name or 'it'} is {_shown(value)} instead of {_word(kind)}"
-    return next((w for key, item, part in fields if (w := misfit(item, part, f"{name}.{key}".lstrip(".")))), None)
+    return next((r for key, item, part in fields if (r := misfit(item, part, f"{name}.{key}".lstrip(".")))), None)
 
 
 def _is(value: Any, kind: Any) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(_bounded(value))
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(kind, type) and not typing.is_typeddict(kind) and isinstance(value, kind)
-
-
-def _bounded(value: float) -> float:
-    return math.inf if isinstance(value, int) and abs(value) > 2**1000 else value
 
 
 def _word(kind: Any) -> str:

@@ -1,4 +1,4 @@
-"""Texts in tables: names of files as terminals, CSV, JSON, Parquet and HTML can hold them, and back."""
+"""File names in tables: escaped for terminals, CSV, JSON, Parquet and HTML, and read back."""
 
 import csv
 import io
@@ -6,28 +6,27 @@ import os
 import re
 from typing import Any
 
-#: A byte that is not UTF-8 (as `os.fsdecode` gives it), and what a terminal obeys: control characters, and those that
-#: turn the direction of writing.
+#: Bytes that are not UTF-8 (as `os.fsdecode` decodes them), control characters and those of the writing direction.
 _RAW = "[\udc80-\udcff\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
-#: What `printable` writes for them after a backslash.
+#: Their codes, which `printable` writes after a backslash.
 _CODE = "x(?:[01][0-9a-f]|7f|[89a-f][0-9a-f])|u(?:00[89][0-9a-f]|202[a-e]|206[6-9])"
 _ODD = re.compile(rf"(\\*)({_RAW}|{_CODE})")
 _ESCAPED = re.compile(rf"(\\+)({_CODE})")
-#: What spreadsheets run as a formula, with the quotes in front that keep them from it.
+#: Text that spreadsheets run as a formula, after any quotes that prevent it.
 _FORMULA = re.compile(r"'*\s*[=+\-@＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def with_slashes(path: str) -> str:
-    """A path as it is written in keys, tables and cards, which are the same on every system."""
+    """A path with `/`, as keys, tables and cards have it on every system."""
     return path if os.sep == "/" else path.replace(os.sep, "/")
 
 
 def printable(name: str) -> str:
-    r"""A file's name as text that a terminal, CSV, JSON, Parquet and HTML can hold.
+    r"""Escape a file's name for terminals, CSV, JSON, Parquet and HTML.
 
-    Its bytes that are not UTF-8 and its control characters are written as `\xfc` and `\x1b`, others that a terminal
-    obeys as `\u202e`; `from_printable` reads them back.
+    Bytes that are not UTF-8 and control characters become `\xfc` and `\x1b`, those of the writing direction `\u202e`;
+    `from_printable` reads them back.
     """
 
     def escaped(match: re.Match[str]) -> str:
@@ -41,12 +40,12 @@ def printable(name: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """A message for a terminal, whose ends of lines and names that are `printable` already stay."""
+    """Escape a message for a terminal, except line breaks and names that are `printable` already."""
     return "\n".join(re.sub(_RAW, lambda match: printable(match[0]), line) for line in text.split("\n"))
 
 
 def from_printable(text: str) -> str:
-    """The name that `printable` wrote as `text`."""
+    """Invert `printable`."""
 
     def read(match: re.Match[str]) -> str:
         slashes, odd = match.groups()
@@ -59,13 +58,13 @@ def from_printable(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """`text` in a table: `printable`, and with a `'` in front where a spreadsheet would run it as a formula."""
+    """Escape a table's text: `printable`, with a leading `'` if a spreadsheet would run it as a formula."""
     cell = printable(text)
     return "'" + cell if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
 
 
 def csv_row(*values: object) -> bytes:
-    """A line of CSV; texts as `csv_cell` writes them, quoted where one holds what separates cells in some countries."""
+    """A line of CSV with `csv_cell` texts, quoted if one has a `;`, which separates cells in some countries."""
     text = io.StringIO()
     cells = [csv_cell(value) if isinstance(value, str) else value for value in values]
     separated = any(";" in str(cell) for cell in cells)
@@ -75,5 +74,5 @@ def csv_row(*values: object) -> bytes:
 
 
 def from_csv(cell: str) -> str:
-    """The text that `csv_row` wrote as `cell`."""
+    """Invert `csv_cell`."""
     return from_printable(cell.removeprefix("'") if _FORMULA.match(cell) else cell)

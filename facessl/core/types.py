@@ -1,4 +1,4 @@
-"""What flows through the library: one `Sample` from a source, one `Batch` to a method, one `Step` back."""
+"""Data types of the pipeline: one `Sample` from a source, one `Batch` to a method, one `Step` back."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Sample:
     """One image as a source gives it, before views.
 
     Attributes:
-        image: encoded file content (bytes), or (H, W, 3) uint8 RGB where the source draws its images.
-        key: what a person finds the image by: a path, that of a shard followed by its member's name, or
-            `shard.tar/member.jpg` of a stream.
+        image: encoded file content (bytes), or (H, W, 3) uint8 RGB if the source renders its images.
+        key: name of the image: a path, that of a shard followed by its member's name, or `shard.tar/member.jpg` of a
+            stream.
         label: class index (int).
         text: caption.
         landmarks: (K, 2) float32, x and y in pixels; the center of the top-left pixel is (0, 0).
-        visible: (K,) uint8, 1 where a landmark is annotated; None: all are.
+        visible: (K,) uint8, 1 for annotated landmarks; None: all are.
         mask: (H, W) uint8 class map; 255 (`IGNORE_INDEX`) is left out of losses and scores.
         identity: person index.
         attributes: (A,) uint8, 0 or 1.
@@ -74,7 +74,7 @@ class Batch:
         index: (B,) int64, positions of the images in their source.
         keys: B keys of the images.
         skipped: (key, reason) of images that could not be read and were replaced.
-        label: (B,) int64; None where the source has none, like those that follow.
+        label: (B,) int64; None if the source has none, like those that follow.
         text: B strings.
         landmarks: (B, K, 2) float32.
         mask: (B, H, W) uint8.
@@ -86,9 +86,8 @@ class Batch:
         five_points: (B, 5, 2) float32.
         group: (B,) int64.
         frame: (B, 3, 3) float32.
-        crops: V tensors (B, 5) float32, what each view shows: left, top, width, height as fractions of the stored
-            image's width and height, and 1 where it is flipped. Empty where the views were not cut by
-            `facessl.views.geometric`.
+        crops: V tensors (B, 5) float32, crop box of each view: left, top, width, height as fractions of the stored
+            image's width and height, and 1 if it is flipped. Empty unless `facessl.views.geometric` cut the views.
     """
 
     views: list[Tensor]
@@ -111,7 +110,7 @@ class Batch:
     crops: list[Tensor] = field(default_factory=list)
 
     def _map(self, fn: Callable[[Any], Any], lists: tuple[str, ...] = ("views", "crops")) -> Batch:
-        """`fn` of every tensor, also of those in `lists`."""
+        """Apply `fn` to every tensor, also to those in `lists`."""
         from torch import Tensor
 
         out: dict[str, Any] = {}
@@ -140,13 +139,13 @@ class Batch:
 
 
 class Progress(NamedTuple):
-    """Where the run stands. (A tuple: Fabric casts the fields of what it hands on, and cannot do so in a frozen class.)
+    """Position in a run. (A tuple: Fabric casts the fields of arguments, which a frozen dataclass does not allow.)
 
     Attributes:
         step: optimizer steps done so far (0 during the first).
         total_steps: optimizer steps of the whole run.
         epoch: completed passes over the source.
-        steps_per_epoch: None where the source has no length.
+        steps_per_epoch: None if the source has no length.
     """
 
     step: int
@@ -155,13 +154,13 @@ class Progress(NamedTuple):
     steps_per_epoch: int | None = None
 
     def first_steps(self, epochs: float) -> int:
-        """Steps of so many epochs at the start of the run: at most a third of it, as on a source without a length."""
+        """Steps of the first `epochs`, at most a third of the run; a third if the source has no length."""
         most = self.total_steps // 3 if epochs else 0
         return most if self.steps_per_epoch is None else min(most, round(epochs * self.steps_per_epoch))
 
     @property
     def fraction(self) -> float:
-        """Fraction of the run that is done, 0 to 1."""
+        """Completed fraction of the run, 0 to 1."""
         return self.step / max(1, self.total_steps)
 
 

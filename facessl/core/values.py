@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from facessl.core.errors import ConfigError
 
-#: What a hyper-parameter must fulfil, and what to give instead.
+#: Check of a hyper-parameter, and its valid values in words.
 Rule = tuple[Callable[[Any], bool], str]
 FRACTION: Rule = (lambda v: 0 <= v <= 1, "a number from 0 to 1")
 INNER_FRACTION: Rule = (lambda v: 0 < v < 1, "a fraction between 0 and 1")
@@ -18,15 +18,15 @@ RANGE: Rule = (lambda v: len(v) == 2 and 0 < v[0] <= v[1] < math.inf, "(low, hig
 
 
 def between(low: float, high: float) -> Rule:
-    """The rule of a number from `low` to `high`."""
+    """Rule of a number from `low` to `high`."""
     return lambda v: low <= v <= high, f"a number from {low} to {high}"
 
 
 def check_values(args: Any, rules: Mapping[str, Rule], *, prefix: str = "") -> None:
-    """ConfigError for the first value of a dataclass that its field's `Literal` does not list, or that breaks a rule.
+    """Raise ConfigError for the first value of a dataclass outside its field's `Literal`, or that breaks a rule.
 
     `rules` maps names of fields, separated by blanks, to the rule of all of them; None passes every rule.
-    `prefix` goes before the name in the message.
+    `prefix` precedes the name in the message.
     """
     for name, hint in get_type_hints(type(args)).items():
         known = [choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)]

@@ -1,4 +1,4 @@
-"""Settings in YAML that a stranger may have written: limits on size, depth and the nodes that aliases stand for."""
+"""Untrusted YAML: limits on size, depth and the nodes that aliases expand to."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,17 @@ import yaml
 from facessl.core.errors import ConfigError
 from facessl.core.files import read_regular
 
-#: More than any recipe or configuration has.
+#: Limits, above those of any recipe or configuration.
 BYTES, NODES, DEPTH = 1_000_000, 10_000, 20
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file. ConfigError: it cannot be read, is not valid, is too large, or is nested too deep."""
+    """Value of a YAML file. ConfigError: it cannot be read, is not valid, is too large, or is nested too deep."""
     return parse_yaml(read_text(path), path)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of settings. ConfigError where it cannot be read or has more than `BYTES`."""
+    """Text of a settings file. ConfigError: it cannot be read, or has more than `BYTES`."""
     try:
         return read_regular(path, most=BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -26,7 +26,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str, name: str | Path) -> Any:
-    """The value of a YAML text, read from the file or setting `name`; errors as of `read_yaml`."""
+    """Value of a YAML text from the file or setting `name`; errors as in `read_yaml`."""
     try:
         return _Limited(text).get_single_data()
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, a number of thousands of digits
@@ -36,7 +36,7 @@ def parse_yaml(text: str, name: str | Path) -> Any:
 
 
 class _Limited(yaml.SafeLoader):
-    """Counts an alias (`*name`) as all that it repeats: a few lines of them can stand for billions of values."""
+    """Loader that counts an alias (`*name`) as all nodes that it repeats, which may be billions."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -16,7 +16,7 @@ Skipped = list[tuple[str, str]]
 
 
 class Collector:
-    """Puts the samples of one batch together: at most `rows`, with views of the sides `sizes` (empty: no `room`).
+    """Collects the samples of one batch: at most `rows`, with views of the sides `sizes` (empty: no `view_buffers`).
 
     Attributes:
         skipped: (key, reason) of images that could not be read; add to it.
@@ -24,17 +24,13 @@ class Collector:
 
     def __init__(self, rows: int, sizes: Sequence[int]) -> None:
         self.skipped: Skipped = []
-        self._samples: list[Sample] = []
-        self._index: list[int] = []
         self._memory = [_memory((rows, size, size, 3)) for size in sizes]
-        self._room = [tensor.numpy() for tensor in self._memory]
-        self._views: list[list[np.ndarray]] = []
-        self._params: list[list[np.ndarray]] = []
-        self._crops: list[Sequence[np.ndarray]] = []
+        self._arrays = [tensor.numpy() for tensor in self._memory]
+        self._rows: list[tuple[int, Sample, list[np.ndarray], list[np.ndarray], Sequence[np.ndarray]]] = []
 
-    def room(self) -> list[np.ndarray]:
-        """V arrays (S_v, S_v, 3) uint8 in the batch's own memory, to be filled and then handed to `add` as views."""
-        return [array[len(self)] for array in self._room]
+    def view_buffers(self) -> list[np.ndarray]:
+        """Return V arrays (S_v, S_v, 3) uint8 in the batch's own memory, to be filled and passed to `add` as views."""
+        return [array[len(self)] for array in self._arrays]
 
     def add(
         self,
@@ -44,43 +40,40 @@ class Collector:
         params: list[np.ndarray],
         crops: Sequence[np.ndarray] = (),
     ) -> None:
-        """One image: its position and its `facessl.data.loader.SampleViews`.
+        """Add one image: its position and its `facessl.data.loader.SampleViews`.
 
-        The views are those of `room` for every image of the batch, or for none.
+        The views are those of `view_buffers` for every image of the batch, or for none.
         """
-        sample.image = b""  # only what surrounds it is needed from here on
-        self._index.append(index)
-        self._samples.append(sample)
-        self._views.append(views)
-        self._params.append(params)
-        self._crops.append(crops)
+        sample.image = b""  # only its fields are needed from here on
+        self._rows.append((index, sample, views, params, crops))
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._rows)
 
-    def done(self) -> Batch:
-        """The batch; views are (B, 3, S, S) uint8 in channels-last memory."""
-        views = [memory[: len(self)] for memory in self._memory]
-        if not views:
-            for arrays in zip(*self._views, strict=True):
-                views.append(_memory((len(self), *arrays[0].shape)))
-                np.stack(arrays, out=views[-1].numpy())
+    def batch(self) -> Batch:
+        """Return the batch; views are (B, 3, S, S) uint8 in channels-last memory."""
+        index, samples, views, params, crops = zip(*self._rows, strict=True) if self._rows else [()] * 5
+        tensors = [memory[: len(self)] for memory in self._memory]
+        if not tensors:
+            for arrays in zip(*views, strict=True):
+                tensors.append(_memory((len(self), *arrays[0].shape)))
+                np.stack(arrays, out=tensors[-1].numpy())
         return Batch(
-            views=[view.permute(0, 3, 1, 2) for view in views],
-            params=[torch.from_numpy(np.stack(rows)) for rows in zip(*self._params, strict=True)],
-            index=torch.tensor(self._index, dtype=torch.int64),
-            crops=[torch.from_numpy(np.stack(rows)) for rows in zip(*self._crops, strict=True)],
-            keys=[sample.key for sample in self._samples],
+            views=[view.permute(0, 3, 1, 2) for view in tensors],
+            params=[torch.from_numpy(np.stack(rows)) for rows in zip(*params, strict=True)],
+            index=torch.tensor(index, dtype=torch.int64),
+            crops=[torch.from_numpy(np.stack(rows)) for rows in zip(*crops, strict=True)],
+            keys=[sample.key for sample in samples],
             skipped=self.skipped,
-            **{name: _field([getattr(sample, name) for sample in self._samples]) for name in FIELDS},
+            **{name: _field([getattr(sample, name) for sample in samples]) for name in FIELDS},
         )
 
 
 def _memory(shape: tuple[int, ...]) -> Tensor:
-    """uint8 of a shape; in a loader process it is shared memory, which goes to the main process without a copy."""
+    """Allocate uint8; in a loader process in shared memory, which goes to the main process without a copy."""
     if torch.utils.data.get_worker_info() is None or not math.prod(shape):
         return torch.empty(shape, dtype=torch.uint8)
-    # As torch's own collation does; `Tensor.share_memory_` would copy what is not there yet.
+    # As in torch's own collation; `Tensor.share_memory_` would copy the memory before it is filled.
     try:
         storage = torch.UntypedStorage._new_shared(math.prod(shape))
     except RuntimeError as error:
@@ -91,12 +84,12 @@ def _memory(shape: tuple[int, ...]) -> Tensor:
 
 
 def _field(values: list[Any]) -> Any:
-    """One optional field of a batch; None where a sample lacks it or the shapes differ."""
+    """One optional field of a batch; None if a sample lacks it or the shapes differ."""
     if not values or any(value is None for value in values):
         return None
     if isinstance(values[0], str):
         return values
     if isinstance(values[0], np.ndarray):
-        same = len({value.shape for value in values}) == 1
-        return torch.from_numpy(np.stack(values)) if same else None
+        one_shape = len({value.shape for value in values}) == 1
+        return torch.from_numpy(np.stack(values)) if one_shape else None
     return torch.tensor(values, dtype=torch.int64)

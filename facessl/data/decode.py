@@ -46,7 +46,7 @@ MAX_PIXELS = 178_956_970
 MAX_BYTES = 1 << 30
 #: Bytes of the largest image file that is read.
 MAX_FILE = 256 << 20
-#: "use" takes what can be decoded of a damaged JPEG; otherwise it counts as unreadable.
+#: "use" takes the decodable part of a damaged JPEG; otherwise it counts as unreadable.
 DAMAGED = os.environ.get("FACESSL_DAMAGED", "refuse")
 #: By how much a JPEG can be reduced in decoding: libjpeg-turbo is fast for these, slower than no scaling for others.
 FACTORS = (8, 4, 2)
@@ -75,9 +75,9 @@ _OF_THE_FILE = frozenset(
 
 
 class ImageError(DataError):
-    """One image that cannot be used: skipped and counted by the loaders.
+    """One image that cannot be used, which the loaders skip and count.
 
-    `key` is what a person finds it by, `reason` says why in a few words.
+    `key` is the name by which a person finds it, `reason` says why in a few words.
     """
 
     def __init__(self, key: str, reason: str) -> None:
@@ -89,7 +89,7 @@ class ImageError(DataError):
 
 
 def unreadable(key: str, error: OSError) -> DataError:
-    """An image that is skipped where the file is to blame, and where the system is, an error that ends the work."""
+    """Return ImageError if the file is to blame, else (an error of the system) DataError, which ends the work."""
     reason = error.strerror or str(error)
     if error.errno in _OF_THE_FILE:
         return ImageError(key, reason)
@@ -99,7 +99,7 @@ def unreadable(key: str, error: OSError) -> DataError:
     return DataError(f"cannot read {key}: {reason}, which is an error of the system, not of the image: {cure}")
 
 
-#: Height and width of an upright image -> 1, 2, 4 or 8: by how much a JPEG of that size may be reduced in decoding.
+#: Height and width of an upright image -> allowed reduction of a JPEG in decoding: 1, 2, 4 or 8.
 Reduction = Callable[[int, int], int]
 
 
@@ -111,8 +111,8 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
         key: name of the image, for the error.
         min_side: a JPEG may be decoded to 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps this
             many pixels, which is faster; None decodes at full size.
-        reduction: the same, decided image by image from its size; it goes before `min_side`. A side of n pixels
-            becomes one of n / factor, rounded up.
+        reduction: the reduction by the image's size, instead of `min_side`. A side of n pixels becomes n / factor,
+            rounded up.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous. EXIF rotation is applied, transparency lies on white, 16-bit values
@@ -136,12 +136,8 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
 def decode_mask(data: bytes, *, key: str) -> np.ndarray:
     """Decode a class map, (H, W) uint8: the stored numbers, a palette's too, and never its colors.
 
-    Args:
-        data: content of a PNG, BMP or GIF file: gray, palette, 1 bit, or RGB(A) whose three channels are equal.
-        key: name of the mask, for the error.
-
-    Raises:
-        ImageError: not such a file, a JPEG (its numbers are not those that were stored), colors, numbers above 255.
+    `data` is a PNG, BMP or GIF file: gray, palette, 1 bit, or RGB(A) whose three channels are equal. ImageError, with
+    the name `key`: another file, a JPEG (which changes the numbers), colors, numbers above 255.
     """
     if not data:
         raise ImageError(key, "the file is empty")
@@ -166,7 +162,7 @@ def decode_mask(data: bytes, *, key: str) -> np.ndarray:
 
 
 def stored_size(data: bytes, *, key: str) -> tuple[int, int]:
-    """Height and width that `decode` would give, from the header alone. Raises ImageError where there is none."""
+    """Height and width that `decode` would give, from the header alone. Raises ImageError if there is none."""
     header = _jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else None
     if header is not None:
         return header.upright
@@ -182,11 +178,10 @@ def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     Raises ImageError as `decode`, and for an array of another shape or type.
     """
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-            raise ImageError(
-                f"array {image.shape} {image.dtype}", "an array must be uint8 (H, W), (H, W, 3) RGB or (H, W, 4) RGBA"
-            )
-        image = image if image.ndim == 3 and image.shape[2] == 3 else _to_array(Image.fromarray(image))
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
+            reason = "an array must be uint8 (H, W), (H, W, 3) RGB or (H, W, 4) RGBA"
+            raise ImageError(f"array {image.shape} {image.dtype}", reason)
+        image = image if image.shape[2:] == (3,) else _to_array(Image.fromarray(image))
         check_size(image.shape[1], image.shape[0], f"array {image.shape}")
         return np.ascontiguousarray(image)
     if isinstance(image, Image.Image):
@@ -195,23 +190,23 @@ def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 
 
 def read_file(path: str | Path) -> bytes:
-    """Content of an image file. ImageError where it is missing or cannot be used; DataError where the system fails."""
+    """Content of an image file. ImageError if it is missing or cannot be used; DataError if the system fails."""
     try:
         return read_regular(path, most=MAX_FILE)
     except OSError as error:
         raise unreadable(str(path), error) from None
 
 
-def _to_min_side(min_side: int) -> Reduction:
-    return lambda height, width: next((f for f in FACTORS if min(height, width) >= f * min_side), 1)
-
-
 def _no_memory(key: str) -> DataError:
     return DataError(f"not enough memory to decode {key}: use fewer --workers, or scale it down")
 
 
+def _to_min_side(min_side: int) -> Reduction:
+    return lambda height, width: next((f for f in FACTORS if min(height, width) >= f * min_side), 1)
+
+
 class _Header(NamedTuple):
-    """What is known of an image before it is decoded; `orientation` is EXIF's, 1 to 8."""
+    """An image's header; `orientation` is EXIF's, 1 to 8."""
 
     height: int
     width: int
@@ -226,7 +221,7 @@ class _Header(NamedTuple):
 
 
 def _decode_jpeg(data: bytes, key: str, reduction: Reduction | None) -> np.ndarray | None:
-    """The fast path; None where Pillow has to look (CMYK, unusual)."""
+    """The fast path; None if Pillow has to look (CMYK, unusual)."""
     header = _jpeg_header(data)
     if header is None:
         return None
@@ -253,7 +248,7 @@ def _decode_jpeg(data: bytes, key: str, reduction: Reduction | None) -> np.ndarr
 
 
 def _jpeg_header(data: bytes) -> _Header | None:
-    """None where Pillow has to look (damaged, unusual)."""
+    """None if Pillow has to look (damaged, unusual)."""
     position, tagged = 2, False
     while data[position : position + 1] == b"\xff" and position + 9 < len(data):
         marker = data[position + 1]
@@ -274,10 +269,10 @@ def _jpeg_header(data: bytes) -> _Header | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation (1-8) as Pillow finds it; 1 where the EXIF block is damaged."""
+    """EXIF orientation (1-8) as Pillow finds it; 1 if the EXIF block is damaged."""
     with contextlib.suppress(ImageError), _parsing("", ""):
-        found = image.getexif().get(0x0112, 1)
-        return found if found in range(1, 9) else 1
+        orientation = image.getexif().get(0x0112, 1)
+        return orientation if orientation in range(1, 9) else 1
     return 1
 
 
@@ -294,7 +289,7 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _parsing(key: str, reason: str, *, tell: bool = False) -> Iterator[None]:
-    """Damage and large images, of which Pillow warns, are accepted or an ImageError; `tell` adds Pillow's words."""
+    """Accept damage and large images, of which Pillow warns, or raise ImageError; `tell` adds Pillow's words."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -304,8 +299,8 @@ def _parsing(key: str, reason: str, *, tell: bool = False) -> Iterator[None]:
         except MemoryError:
             raise _no_memory(key) from None
         except Image.DecompressionBombError as error:
-            found = re.search(r"\d+", str(error))
-            pixels = f"{int(found[0]):,} pixels are" if found else "that is"
+            number = re.search(r"\d+", str(error))
+            pixels = f"{int(number[0]):,} pixels are" if number else "that is"
             raise ImageError(key, f"{pixels} more than {MAX_PIXELS:,}: scale it down first") from None
         except Exception as error:  # Pillow's parsers raise nearly any class on damaged bytes
             raise ImageError(key, f"{reason} ({error})" if tell else reason) from None
@@ -359,7 +354,7 @@ def _strip_to_array(image: Image.Image) -> np.ndarray:
 
 
 def check_size(width: int, height: int, key: str, each: int = 3, *, least: int = MIN_SIDE) -> None:
-    """ImageError where a side is shorter than `least`, or decoding with `each` bytes per pixel takes too much."""
+    """ImageError if a side is shorter than `least`, or decoding with `each` bytes per pixel takes too much."""
     if width * height > MAX_PIXELS:
         raise ImageError(key, f"{width}x{height} is more than {MAX_PIXELS:,} pixels: scale it down first")
     if width * height * each > MAX_BYTES:

@@ -1,6 +1,6 @@
 """Faces in photos that are not cropped: one question to any of the detectors in `data/detectors`.
 
-A detector is a class named like its file. It is made from a model file (None where the user names none) and a device,
+A detector is a class named like its file. It is made from a model file (None if the user names none) and a device,
 has `MIN_SCORE`, and is called as `MTCNN` is.
 """
 
@@ -65,16 +65,16 @@ def detect_all(
     ask = functools.partial(find, min_score=find.MIN_SCORE if min_score is None else min_score, smallest=smallest)
     rows = ask(images)
     for turns in (1, 3, 2):  # counter-clockwise
-        if missed := [index for index, found in enumerate(rows) if not len(found)]:
+        if missed := [index for index, faces in enumerate(rows) if not len(faces)]:
             turned = ask([np.ascontiguousarray(np.rot90(images[index], turns)) for index in missed])
-            for index, found in zip(missed, turned, strict=True):
-                rows[index] = _turned_back(found, turns, images[index].shape[:2])
+            for index, faces in zip(missed, turned, strict=True):
+                rows[index] = _turned_back(faces, turns, images[index].shape[:2])
     return [
         [
             Face(row[:4].astype(np.float32), float(row[4]), row[5:].reshape(5, 2).astype(np.float32))
-            for row in sorted(found, key=lambda row: -max(row[2] - row[0], row[3] - row[1]) * row[4])
+            for row in sorted(faces, key=lambda row: -max(row[2] - row[0], row[3] - row[1]) * row[4])
         ]
-        for found in rows
+        for faces in rows
     ]
 
 

@@ -47,7 +47,7 @@ _NEARLY_ONE = 1 - 1e-7
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Where the pixels of a square view come from.
+    """The map from stored pixels to those of a square view.
 
     A view with `warp` keeps the whole image: view coordinates c in -1 .. 1 stay what they are as long as
     |c| <= 1 - warp, and beyond become (1 - warp) + warp tanh((|c| - (1 - warp)) / warp), each axis by itself
@@ -116,13 +116,13 @@ class Frame:
         return out
 
     def inverse_mask(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
-        """What was predicted in the view -> class map (height, width) uint8 of the stored image, 0 outside the view.
+        """Predictions in the view -> class map (height, width) uint8 of the stored image, 0 outside the view.
 
         `scores` are (C, s, s) floats, brought back bilinearly before the arg-max, or (s, s) classes, of which the
         nearest counts. Their side s may differ from the view's: it is stretched over the same area.
         """
         out = np.zeros((height, width), np.uint8)
-        top, bottom, left, right = self._reach(height, width)
+        top, bottom, left, right = self._visible_region(height, width)
         if top >= bottom or left >= right:
             return out
         grid = np.stack(np.meshgrid(np.arange(left, right), np.arange(top, bottom)), -1)  # (h, w, 2)
@@ -159,7 +159,7 @@ class Frame:
         y = inverse[1, 0] * side + inverse[1, 2] + (inverse[1, 1] * side)[:, None]
         return x, y
 
-    def _reach(self, height: int, width: int, margin: int = 1) -> tuple[int, int, int, int]:
+    def _visible_region(self, height: int, width: int, margin: int = 1) -> tuple[int, int, int, int]:
         """Rows top .. bottom and columns left .. right of a stored image that the view can show."""
         ends = np.array([(x, y) for x in (-0.5, self.size - 0.5) for y in (-0.5, self.size - 0.5)])
         corners = self.inverse_points(ends)
@@ -180,7 +180,7 @@ class Frame:
             return image, np.eye(3)
         # Two blocks or more per pixel of the view, so that the look-up between them matters little.
         blocks = np.maximum(np.floor(factors / 2 + 1e-6), 1).astype(int)
-        top, bottom, left, right = self._reach(image.shape[0], image.shape[1], 4 * int(blocks.max()))
+        top, bottom, left, right = self._visible_region(image.shape[0], image.shape[1], 4 * int(blocks.max()))
         part = image[top:bottom, left:right]
         if part.size == 0:
             return image, np.eye(3)
@@ -226,17 +226,11 @@ def from_eyes(box: Sequence[float] | np.ndarray, points: np.ndarray, size: int, 
 
 
 def from_five_points(points: np.ndarray, size: int, template: Template = "farl", scale: float = 1.0) -> Frame:
-    """The similarity (rotation, one scale, shift) that brings five points nearest to a template in least squares.
+    """The similarity (rotation, one scale, shift) that brings `Sample.five_points` (5, 2) nearest to a template in
+    least squares; a `scale` of 1.25 shows 1.25 times as much around the center, as in `from_box`.
 
     The closed form in the plane of the estimate of Umeyama (PAMI 1991), which FaRL and facer use; it never mirrors.
-
-    Args:
-        points: (5, 2) pixels, in the order of `Sample.five_points`.
-        template: name in `TEMPLATES`.
-        scale: 1.25 shows 1.25 times as much around the center, as in `from_box`.
-
-    Raises:
-        DataError: points that are missing or all the same.
+    DataError: points that are missing or all the same.
     """
     target = ((TEMPLATES[template] - 0.5) / scale + 0.5) * size - 0.5
     # A similarity of the plane is w = a z + b in complex numbers.
@@ -320,7 +314,7 @@ def resize_to(image: np.ndarray, height: int, width: int, out: np.ndarray | None
 
     Args:
         out: (height, width, 3) uint8, contiguous, which is filled and returned; None: new memory, or the image itself
-            where it has the size.
+            if it has the size.
     """
     h, w = image.shape[:2]
     if (h, w) == (height, width) and out is None:

@@ -5,6 +5,7 @@ A million Python strings cost 100 MB in every worker, as counting references tou
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ class Table:
     offsets). Pickling a table that lies in a file sends only the file's name.
 
     Attributes:
-        columns: numpy arrays, read-only where they are mapped.
+        columns: numpy arrays, read-only if they are mapped.
         note: JSON values; a saved table has a `stamp` of its own among them.
         file: the file behind the arrays; None: they are in memory.
     """
@@ -58,19 +59,17 @@ class Table:
         partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return self
-        try:
             save_file(table.columns, partial, metadata={"note": json.dumps(table.note)})
             partial.replace(file)
         except Exception:  # safetensors has errors of its own for a full disk; a cache may fail, a run may not
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             return self
         return load(file) or self
 
 
 def load(file: Path) -> Table | None:
-    """Map a table; None where there is no such file or it is damaged."""
+    """Map a table; None if there is no such file or it is damaged."""
     try:
         # safetensors' own reader copies; the layout (8 bytes, JSON, arrays) is simple enough to map.
         raw = np.asarray(np.memmap(file, np.uint8, mode="r"))
@@ -97,7 +96,7 @@ def texts(name: str, items: Iterable[bytes]) -> dict[str, np.ndarray]:
 
 
 def cache_file(kind: str, *identity: str) -> Path:
-    """Where the table of a source lies: `$XDG_CACHE_HOME/facessl/` or `~/.cache/facessl/`."""
+    """Path of a source's table: in `$XDG_CACHE_HOME/facessl/` or `~/.cache/facessl/`."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     name = hashlib.sha256("\0".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return Path(base) / "facessl" / f"{kind}-{name}.safetensors"
@@ -105,8 +104,8 @@ def cache_file(kind: str, *identity: str) -> Path:
 
 def class_order(names: Iterable[str]) -> list[str]:
     """Class names in the order of their labels: by number where all are numbers, else alphabetically."""
-    found = set(names)
-    return sorted(found, key=int if all(name.isdecimal() for name in found) else str)
+    unique = set(names)
+    return sorted(unique, key=int if all(name.isdecimal() for name in unique) else str)
 
 
 def _reopen(file: Path, note: dict[str, Any]) -> Table:

@@ -17,9 +17,7 @@ _EACH = re.compile(r"(\d+)-per-class")
 
 
 def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
-    """The images whose labels may be used.
-
-    Nested: for one seed, 1 % is inside 10 %, and 5 images per class are inside 25 per class.
+    """The images whose labels may be used; for one seed, 1 % is inside 10 %, 5 per class are inside 25 per class.
 
     Args:
         source: with random access (unless all are taken).
@@ -46,7 +44,7 @@ def fewer_labels(source: Source, spec: str = "all", seed: int = 0) -> Source:
     order = np.random.default_rng((seed, 1)).permutation(len(source))
     chosen = []
     for label in np.unique(classes[classes >= 0]).tolist():
-        members = order[classes[order] == label]  # the first few of one fixed order: that is what nests
+        members = order[classes[order] == label]  # the first ones of a fixed order, so that subsets nest
         count = max(1, round(fraction * len(members))) if each is None else each
         if count > len(members):
             name = source.label_names[label] if label < len(source.label_names) else str(label)
@@ -73,7 +71,7 @@ class _People(Subset):
 
 
 def usable(source: Source, needs: Iterable[str]) -> Source:
-    """The images of a source (a stream: all) of which the fields that a task needs are known.
+    """The images of a source (a stream: all) whose fields that a task needs are known.
 
     Images without a label or identity are left out with a DataWarning, and the classes of a folder stand for the
     identities that it does not have.
@@ -97,22 +95,22 @@ def usable(source: Source, needs: Iterable[str]) -> Source:
     return source
 
 
-def same_classes(labels: np.ndarray, names: tuple[str, ...], wanted: tuple[str, ...], part: str = "test") -> np.ndarray:
-    """Labels (N,) into `names` as indices into `wanted`; where one source has no names, the numbers mean the same.
+def same_classes(labels: np.ndarray, names: tuple[str, ...], target: tuple[str, ...], part: str = "test") -> np.ndarray:
+    """Labels (N,) into `names` as indices into `target`; if one source has no names, the numbers mean the same.
 
-    ConfigError where `part`, the first source, has a class that `wanted` lacks.
+    ConfigError if `part`, the first source, has a class that `target` lacks.
     """
-    if names == wanted or not (names and wanted):
+    if names == target or not (names and target):
         return labels
-    return places(names, wanted, "classes", part)[labels]
+    return class_mapping(names, target, "classes", part)[labels]
 
 
-def places(names: Sequence[str], wanted: Sequence[str], what: str = "classes", part: str = "test") -> np.ndarray:
-    """(len(names),) int64 position in `wanted` of each of `names`; ConfigError where it lacks one."""
-    index = {name: i for i, name in enumerate(wanted)}
+def class_mapping(names: Sequence[str], target: Sequence[str], what: str = "classes", part: str = "test") -> np.ndarray:
+    """Return the (len(names),) int64 position in `target` of each of `names`; ConfigError if one is missing."""
+    index = {name: i for i, name in enumerate(target)}
     if unknown := sorted(set(names) - set(index)):
         raise ConfigError(
-            f"the {part} source has {what} that training lacks: {listed(unknown)} (it has {listed(wanted)})"
+            f"the {part} source has {what} that training lacks: {listed(unknown)} (it has {listed(target)})"
         )
     return np.array([index[name] for name in names], np.int64)
 

@@ -4,7 +4,7 @@ lie along one of its parts.
 All indices count from 0. "Left" is the image's left: in each order the first eye is the one at small x.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from facessl.core.errors import UnknownName
@@ -14,7 +14,7 @@ from facessl.core.errors import UnknownName
 class Layout:
     """One order of landmarks."""
 
-    name: str  # what sources and recipes call it
+    name: str  # in sources and recipes
     points: int  # number of landmarks K
     # K indices; landmark i of an image is landmark flip[i] of the mirrored image. Its own inverse.
     flip: tuple[int, ...]
@@ -49,13 +49,16 @@ def _ring(first: int, last: int) -> tuple[int, ...]:
     return (*_to(first, last), first)
 
 
-def _flip(points: int, pairs: Iterable[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[int, ...]:
-    """The permutation that swaps the two runs of each pair, element by element; other points stay."""
-    flip = list(range(points))
-    for left, right in pairs:
-        for i, j in zip(left, right, strict=True):
-            flip[i], flip[j] = j, i
+def swapped(count: int, pairs: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """0, 1, ..., count - 1 with the two numbers of each pair exchanged."""
+    flip = list(range(count))
+    for i, j in pairs:
+        flip[i], flip[j] = j, i
     return tuple(flip)
+
+
+def _flip(points: int, runs: Iterable[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[int, ...]:
+    return swapped(points, (pair for left, right in runs for pair in zip(left, right, strict=True)))
 
 
 # Runs of points on the left, each with the run that mirrors it. The structure of each order stands beside them.

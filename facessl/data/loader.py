@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,23 +27,23 @@ SampleViews = tuple[Sample, list[np.ndarray], list[np.ndarray], list[np.ndarray]
 
 
 class DrawnTransform(Protocol):
-    """Makes the views of one image; everything random is drawn."""
+    """The transform of one image, with its random numbers drawn."""
 
     @property
     def reduction(self) -> Reduction | None:
-        """How the image may be reduced in decoding (see `decode`); None: not at all."""
+        """Allowed reduction of the image in decoding (see `decode`); None: no reduction."""
 
     def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> SampleViews:
-        """The views of `image`, (H, W, 3) uint8, written into the V arrays `out`, or into new memory if it is empty."""
+        """Make views of `image`, (H, W, 3) uint8, in the V arrays `out`, or in new memory if it is empty."""
 
 
 class Transform(Protocol):
     @property
     def sizes(self) -> tuple[int, ...]:
-        """S_v of the views that are written into `out`; empty where they bring their own memory."""
+        """Sides S_v of the views that are written into `out`; empty if the views have their own memory."""
 
     def draw(self, rng: np.random.Generator | None) -> DrawnTransform:
-        """What is random in one image's views, before the image is there; None: evaluation, nothing is."""
+        """Draw the random numbers of one image's views, before it is decoded; None: evaluation, nothing is random."""
 
 
 class OneView:
@@ -64,9 +66,9 @@ MAX_BAD_IN_ROW = 100
 
 
 def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str]) -> None:
-    """DataError where more of `total` images were skipped, `last` (key, reason) the last, than the fraction `max_bad`.
+    """Raise DataError if more than the fraction `max_bad` of `total` images were skipped; above 0 it allows one.
 
-    Above 0 it allows one. ConfigError: not a fraction.
+    `last` is (key, reason) of the last one. ConfigError: not a fraction.
     """
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"max_bad = {max_bad} is out of range: give a fraction from 0 to 1")
@@ -79,7 +81,7 @@ def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str
 
 
 class TrainLoader:
-    """Batches without end, the same whatever the number of workers and ranks.
+    """Endless batches that do not depend on the number of workers and ranks.
 
     Epoch e visits the source in a permutation drawn from (seed, e); the rest that does not fill a batch is left
     out. The views of an image depend on (seed, epoch, index) alone. An unreadable image is replaced by the next
@@ -87,9 +89,6 @@ class TrainLoader:
 
     A stream has no positions: `Batch.index` is -1, its order comes from the source's own buffer shuffle, and it depends
     on the number of workers and ranks.
-
-    Attributes:
-        steps_per_epoch: optimizer steps of one pass; None for a stream.
     """
 
     def __init__(
@@ -132,15 +131,13 @@ class TrainLoader:
             raise ConfigError(
                 f"a batch of {batch_size} images cannot be split evenly over {world_size} ranks: use {fitting}"
             )
-        self.steps_per_epoch: int | None = None
-        self._local = batch_size // world_size
         if source.streaming:
             if start_step:
                 raise ConfigError(
                     f"cannot resume at step {start_step} of a stream: exact resume needs random access "
                     "(tar files on a disk, or a folder)"
                 )
-            self._dataset: Any = _Stream(source, transform, self._local, seed, rank, world_size)
+            self._dataset: Any = _Stream(source, transform, batch_size // world_size, seed, rank, world_size)
             self._sampler = None
             workers = _stream_workers(source, workers, world_size)
         else:
@@ -149,7 +146,6 @@ class TrainLoader:
                     f"a batch of {batch_size} images is larger than the source, which has {len(source)}: use a "
                     f"batch size of {len(source) // world_size * world_size or 1} or less"
                 )
-            self.steps_per_epoch = len(source) // batch_size
             self._dataset = _Views(source, transform, seed)
             self._sampler = Order(len(source), batch_size, seed, rank, world_size, start_step, weights)
         self._workers, self._pin_memory = workers, pin_memory
@@ -199,29 +195,29 @@ class EvalLoader:
             workers = _stream_workers(source, workers)
         else:
             self._dataset = _Once(source, transform)
-            n = len(source)
-            every = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
-            self._sampler = every if batches is None else batches
+            positions = range(len(source))
+            in_order = [positions[start : start + batch_size] for start in positions[::batch_size]]
+            self._sampler = in_order if batches is None else batches
         self._workers, self._pin_memory = workers, pin_memory
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches with one view and no `params`; `Batch.skipped` is what was left out since the last one.
+        """Batches with one view and no `params`; `Batch.skipped` lists the images left out since the last one.
 
         Raises:
             DataError: more than `max_bad` of the images cannot be read, of a stream after its end.
         """
         self.skipped = []
-        told = seen = 0
+        reported = read = 0
         for batch in worker_batches(self._dataset, self._sampler, self._workers, self._pin_memory):
             self.skipped += batch.skipped
             if self._total is not None and batch.skipped:
                 check_skipped(len(self.skipped), self._total, self._max_bad, self.skipped[-1])
             if len(batch) or self._empty:
-                seen += len(batch)
-                batch.skipped, told = self.skipped[told:], len(self.skipped)
+                read += len(batch)
+                batch.skipped, reported = self.skipped[reported:], len(self.skipped)
                 yield batch
         if self._total is None and self.skipped:
-            check_skipped(len(self.skipped), seen + len(self.skipped), self._max_bad, self.skipped[-1])
+            check_skipped(len(self.skipped), read + len(self.skipped), self._max_bad, self.skipped[-1])
 
 
 def _stream_workers(source: Any, workers: int, world_size: int = 1) -> int:
@@ -243,32 +239,33 @@ def pixels(sample: Sample, min_side: int | None = None, reduction: Reduction | N
 
 def readable(source: Source, index: int) -> bool:
     """Whether an image of a source can be decoded."""
-    try:
+    with contextlib.suppress(ImageError):
         pixels(source[index])
-    except ImageError:
-        return False
-    return True
+        return True
+    return False
 
 
+@dataclass(eq=False)
 class _Views(Dataset[Any]):
     """One item is one whole training batch."""
 
-    def __init__(self, source: Source, transform: Transform, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+    source: Source
+    transform: Transform
+    seed: int
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch | FaceSSLError:
         epoch, indices = item
-        batch = Collector(len(indices), self.transform.sizes)
+        collector = Collector(len(indices), self.transform.sizes)
         try:
             for index in indices.tolist():
-                # The generator of the position that was asked for: a substitute that is also in this batch in
-                # its own right does not get the same views twice.
+                # The generator of the requested position: a substitute that is also in this batch in its own right
+                # does not get the same views twice.
                 drawn = self.transform.draw(view_rng(self.seed, epoch, index))
-                used, sample, image = self._readable(index, drawn, batch.skipped)
-                batch.add(used, *drawn(sample, image, batch.room()))
+                used, sample, image = self._readable(index, drawn, collector.skipped)
+                collector.add(used, *drawn(sample, image, collector.view_buffers()))
         except FaceSSLError as error:
             return error
-        return batch.done()
+        return collector.batch()
 
     def _readable(self, index: int, drawn: DrawnTransform, skipped: Skipped) -> tuple[int, Sample, np.ndarray]:
         """The image at `index`, or the first readable one after it."""
@@ -284,45 +281,42 @@ class _Views(Dataset[Any]):
         raise DataError(f"{tries} images in a row could not be read: {last}")
 
 
+@dataclass(eq=False)
 class _Once(Dataset[Any]):
     """One item is one evaluation batch, without its unreadable images."""
 
-    def __init__(self, source: Source, transform: Transform) -> None:
-        self.source, self.transform = source, transform
+    source: Source
+    transform: Transform
 
     def __getitem__(self, indices: Sequence[int]) -> Batch | FaceSSLError:
-        batch, drawn = Collector(len(indices), self.transform.sizes), self.transform.draw(None)
+        collector, drawn = Collector(len(indices), self.transform.sizes), self.transform.draw(None)
         try:
             for index in indices:
                 try:
                     sample = self.source[index]
                     image = pixels(sample, reduction=drawn.reduction)
                 except ImageError as error:
-                    batch.skipped.append((error.key, error.reason))
+                    collector.skipped.append((error.key, error.reason))
                     continue
-                batch.add(index, *drawn(sample, image, batch.room()))
+                collector.add(index, *drawn(sample, image, collector.view_buffers()))
         except FaceSSLError as error:
             return error
-        return batch.done()
+        return collector.batch()
 
 
+@dataclass(eq=False)
 class _Stream(IterableDataset[Any]):
-    """Batches of a streaming source: without end where there is a seed, else one pass."""
+    """Batches of a streaming source: without end with a seed, else one pass."""
 
-    def __init__(
-        self,
-        source: Any,
-        transform: Transform,
-        batch_size: int,
-        seed: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.source, self.transform, self.batch_size, self.seed = source, transform, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+    source: Source
+    transform: Transform
+    batch_size: int
+    seed: int | None = None
+    rank: int = 0
+    world_size: int = 1
 
     def __iter__(self) -> Iterator[Batch | FaceSSLError]:
-        batch, bad = Collector(self.batch_size, self.transform.sizes), 0
+        collector, bad = Collector(self.batch_size, self.transform.sizes), 0
         try:
             for rng, sample in self._samples():
                 drawn = self.transform.draw(rng)
@@ -330,20 +324,20 @@ class _Stream(IterableDataset[Any]):
                     image = pixels(sample, reduction=drawn.reduction)
                 except ImageError as error:
                     bad += 1
-                    batch.skipped.append((error.key, error.reason))
+                    collector.skipped.append((error.key, error.reason))
                     if bad == MAX_BAD_IN_ROW:
                         raise DataError(f"{bad} images in a row could not be read: {error}") from None
                     continue
                 bad = 0
-                batch.add(-1, *drawn(sample, image, batch.room()))
-                if len(batch) == self.batch_size:
-                    yield batch.done()
-                    batch = Collector(self.batch_size, self.transform.sizes)
+                collector.add(-1, *drawn(sample, image, collector.view_buffers()))
+                if len(collector) == self.batch_size:
+                    yield collector.batch()
+                    collector = Collector(self.batch_size, self.transform.sizes)
         except FaceSSLError as error:
             yield error
             return
-        if len(batch) or batch.skipped:
-            yield batch.done()
+        if len(collector) or collector.skipped:
+            yield collector.batch()
 
     def _samples(self) -> Iterator[tuple[np.random.Generator | None, Sample]]:
         info = torch.utils.data.get_worker_info()

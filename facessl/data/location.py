@@ -1,4 +1,4 @@
-"""Where a source lies: its address from any working folder, as others may see it, and folders inside it."""
+"""The location of a source: its absolute address, without secrets, and folders inside it."""
 
 import os
 import re
@@ -16,7 +16,7 @@ def absolute(spec: str) -> str:
         return _absolute(spec)
     try:
         name, path, options = parse(spec)
-    except FaceSSLError:  # told where the source is opened
+    except FaceSSLError:  # reported when the source is opened
         return spec
     if not path or path.startswith("{") or STREAM.match(path):
         return spec
@@ -48,7 +48,7 @@ def shareable(spec: str) -> str:
 
 
 def refuse_inside(folder: Path, source: Source, what: str) -> None:
-    """ConfigError where `folder`, for `what`, lies in a folder all of whose images `source` or its whole takes."""
+    """ConfigError if `folder`, for `what`, lies in a folder all of whose images `source` or its whole takes."""
     whole = source.source if isinstance(source, Subset) else source
     root = getattr(whole, "root", None)
     if root is not None and folder.expanduser().resolve().is_relative_to(Path(root).resolve()):

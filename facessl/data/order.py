@@ -1,4 +1,4 @@
-"""In which order a source is visited, and which generator belongs to an image, by seed, epoch and position."""
+"""The order in which a source is visited, and the generator of an image, by seed, epoch and position."""
 
 from collections.abc import Iterator
 
@@ -20,8 +20,8 @@ class Order(Sampler[tuple[int, np.ndarray]]):
         weights: np.ndarray | None = None,
     ) -> None:
         self.n, self.batch_size, self.seed, self.start_step, self.weights = n, batch_size, seed, start_step, weights
-        local = batch_size // world_size
-        self.part = slice(rank * local, (rank + 1) * local)
+        rank_size = batch_size // world_size
+        self.part = slice(rank * rank_size, (rank + 1) * rank_size)
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         epoch, step = divmod(self.start_step, self.n // self.batch_size)

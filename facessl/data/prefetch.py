@@ -1,5 +1,6 @@
 """Batches on the device, ready to train on: on a GPU the next one is copied and augmented while the step runs."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,25 +11,27 @@ from facessl.core.types import Batch
 
 
 class Prefetcher:
-    """Batches on a device, after `finish`, in the order they come in.
+    """Batches on a device, after `on_device_transform`, in order.
 
-    On a GPU the copy and `finish` of the next batch run on a stream of their own, queued before the step: the step
-    waits for neither. One batch more is in memory, and one more than is trained on is taken from `batches`. On other
-    devices a batch is copied and finished when it is asked for.
+    On a GPU the next batch is copied and transformed on a stream of its own, queued before the step, which waits for
+    neither. One batch more is in memory, and one more than is trained on is taken from `batches`. On other devices a
+    batch is copied and transformed when it is requested.
 
     Attributes:
         waited: seconds spent waiting for `batches` so far.
     """
 
-    def __init__(self, batches: Iterator[Batch], device: torch.device, finish: Callable[[Batch], Batch]) -> None:
-        """`finish` is the photometric part of the views; it may not change its input."""
+    def __init__(
+        self, batches: Iterator[Batch], device: torch.device, on_device_transform: Callable[[Batch], Batch]
+    ) -> None:
+        """`on_device_transform` is the photometric part of the views; it may not change its input."""
         self.waited = 0.0
-        self._batches, self._device, self._finish = batches, device, finish
+        self._batches, self._device, self._transform = batches, device, on_device_transform
         self._stream: torch.cuda.Stream | None = None
         self._next: Batch | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
-            self._stream.wait_stream(torch.cuda.current_stream(device))  # what `batches` reads may still be on its way
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # inputs of `batches` may still be in transfer
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -36,33 +39,31 @@ class Prefetcher:
     def __next__(self) -> Batch:
         """The next batch, for use on the device's current stream."""
         if self._stream is None:
-            return self._made()
-        batch = self._made_aside() if self._next is None else self._next
+            return self._fetch()
+        batch = self._fetch_on_stream() if self._next is None else self._next
         main = torch.cuda.current_stream(self._device)
         main.wait_stream(self._stream)
         for tensor in _tensors(batch):
             if tensor.is_cuda:  # its memory belongs to the other stream, which may use it again only after this one
                 tensor.record_stream(main)
         try:
-            self._next = self._made_aside()
+            self._next = self._fetch_on_stream()
         except StopIteration:
             self._next = None
         return batch
 
-    def _made(self) -> Batch:
+    def _fetch(self) -> Batch:
         began = time.perf_counter()
         batch = next(self._batches)
         self.waited += time.perf_counter() - began
-        return self._finish(batch.to(self._device))
+        return self._transform(batch.to(self._device))
 
-    def _made_aside(self) -> Batch:
+    def _fetch_on_stream(self) -> Batch:
         with torch.cuda.stream(self._stream):
-            return self._made()
+            return self._fetch()
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    found: list[Tensor] = []
-    for name in batch.__slots__:
-        value = getattr(batch, name)
-        found += [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, Tensor)]
-    return found
+    values = [getattr(batch, name) for name in batch.__slots__]
+    parts = itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
+    return [part for part in parts if isinstance(part, Tensor)]

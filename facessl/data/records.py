@@ -1,7 +1,7 @@
-"""What a packed image carries beside its pixels, written by `facessl pack` and read back by the webdataset source.
+"""Fields of a packed image beside its pixels, written by `facessl pack` and read back by the webdataset source.
 
 One sample is the members `NAME.jpg`, `NAME.json`, and `NAME.cls` (label), `NAME.txt` (caption), `NAME.mask.png` (class
-map) where it has them. `traits.json` beside the shards holds what belongs to the whole set: class names, the order of
+map) if it has them. `traits.json` beside the shards holds what belongs to the whole set: class names, the order of
 the landmarks, subsets, pairs.
 """
 
@@ -21,7 +21,7 @@ from facessl.data.layouts import layout
 from facessl.data.source import Source
 
 Size = tuple[int, int]
-#: Key of the JSON that tells a packed sample from other people's, and its version.
+#: Key of the JSON that marks a packed sample, and its version.
 MARK, VERSION = "facessl", 1
 TRAITS = "traits.json"
 #: Fields of `Sample` in the JSON: arrays by their type, and plain numbers. Label, text and mask have their own members.
@@ -104,27 +104,27 @@ def archived(name: str, parts: dict[str, bytes]) -> list[bytes]:
     return out
 
 
-#: What closes a tar.
+#: The end of a tar.
 END = bytes(2 * _BLOCK)
 
 
 def traits(source: Source) -> dict[str, Any]:
-    """What belongs to a whole source, as JSON values; positions are those in the source."""
-    found: dict[str, Any] = {"provides": sorted(source.provides), "layout": source.layout}
-    found |= {name: list(getattr(source, name)) for name in _NAMES}
-    found["mask_flip"] = None if source.mask_flip is None else list(source.mask_flip)
-    found["subsets"] = {name: at.tolist() for name, at in source.subsets.items()}
+    """Attributes of a whole source as JSON values; positions are those in the source."""
+    values: dict[str, Any] = {"provides": sorted(source.provides), "layout": source.layout}
+    values |= {name: list(getattr(source, name)) for name in _NAMES}
+    values["mask_flip"] = None if source.mask_flip is None else list(source.mask_flip)
+    values["subsets"] = {name: at.tolist() for name, at in source.subsets.items()}
     for name in ("pairs", "same", "folds"):
         value = getattr(source, name)
-        found[name] = None if value is None else value.tolist()
-    return found
+        values[name] = None if value is None else value.tolist()
+    return values
 
 
 def read_traits(folder: Path, numbers: Callable[[], np.ndarray] | None) -> dict[str, Any]:
-    """Attributes of a source that reads shards of `folder`; none where it has no `traits.json`. DataError: damaged.
+    """Attributes of a source that reads shards of `folder`; none if it has no `traits.json`. DataError: damaged.
 
     `numbers` gives the (n,) int64 positions that the shards' images had in the packed source: subsets and pairs are
-    kept as far as their images are among them. None (a stream): without those.
+    kept for images that are among them. None (a stream): without subsets and pairs.
     """
     file = folder / TRAITS
     try:
@@ -136,7 +136,7 @@ def read_traits(folder: Path, numbers: Callable[[], np.ndarray] | None) -> dict[
             out |= _positions(known, numbers())
     except FileNotFoundError:
         return {}
-    except Exception as error:  # whatever a file of another shape can break with
+    except Exception as error:  # any error of a file with another structure
         raise DataError(f"{file} cannot be read ({type(error).__name__}: {error}): pack the set again") from None
     return {name: value for name, value in out.items() if value is not None and len(value)}
 
@@ -148,9 +148,9 @@ def _positions(known: dict[str, Any], numbers: np.ndarray) -> dict[str, Any]:
 
     def at(positions: Any) -> np.ndarray:
         """Positions in the shards, -1 for images that are not there."""
-        wanted = np.array(positions, np.int64)
-        found = np.searchsorted(ordered, wanted).clip(0, len(ordered) - 1)
-        return np.where(ordered[found] == wanted, place[found], -1)
+        requested = np.array(positions, np.int64)
+        nearest = np.searchsorted(ordered, requested).clip(0, len(ordered) - 1)
+        return np.where(ordered[nearest] == requested, place[nearest], -1)
 
     out: dict[str, Any] = {}
     if known["subsets"]:
@@ -165,7 +165,7 @@ def _positions(known: dict[str, Any], numbers: np.ndarray) -> dict[str, Any]:
 
 
 def object_in(data: bytes) -> dict[str, Any]:
-    """The JSON object that `data` is; an empty one where it is something else."""
+    """Parse a JSON object; an empty one if `data` is something else."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -174,7 +174,7 @@ def object_in(data: bytes) -> dict[str, Any]:
 
 
 def parsed(data: bytes) -> dict[str, Any] | None:
-    """The JSON of a packed sample; None where it is other people's."""
+    """The JSON of a packed sample; None for any other."""
     row = object_in(data)
     return row if MARK in row else None
 
@@ -185,7 +185,7 @@ def fields(row: dict[str, Any]) -> frozenset[str]:
 
 
 def restore(sample: Sample, row: dict[str, Any]) -> None:
-    """Give `sample` the fields of its JSON. DataError where one is damaged."""
+    """Give `sample` the fields of its JSON. DataError if one is damaged."""
     try:
         for name in fields(row):
             value = row[name]

@@ -1,4 +1,4 @@
-"""What a source is, and how one is written on the command line: `NAME:PATH?option=value`."""
+"""Sources of images, and how they are written on the command line: `NAME:PATH?option=value`."""
 
 import contextlib
 import difflib
@@ -30,8 +30,8 @@ TRAIN_VAL_TEST = {"train": "train", "val": "val", "test": "test"}
 
 _NUMBERS = frozenset({"label", "identity", "group"})
 _BYTES = frozenset({"attributes", "visible"})
-#: Images whose whole content is in a fingerprint.
-_LOOKED_AT = 8
+#: Number of images whose content is in a fingerprint.
+_SAMPLED = 8
 #: How a stream begins: a command or a URL.
 STREAM = re.compile(r"^(pipe:|[a-z]+://)")
 _LISTS, _TARS = (".csv", ".tsv", ".txt", ".lst"), (".tar", ".tar.gz", ".tgz")
@@ -53,9 +53,9 @@ class Source:
     Attributes:
         provides: the optional fields of `Sample` that every item carries.
         columns: those of them that `column` knows without reading an image.
-        label_names: class names in the order of the labels; empty where there are none. A label -1 is unknown.
+        label_names: class names in the order of the labels; empty if there are none. A label -1 is unknown.
         classes_may_be_people: whether a task that needs identities may take the labels for them.
-        attribute_names: names of the attribute columns; empty where there are none.
+        attribute_names: names of the attribute columns; empty if there are none.
         group_names: names of the groups of `Sample.group`.
         splits: role (train, val, test) -> value of the option `split` that opens it.
         subsets: name -> (n,) positions in this split of a published test subset (WFLW's "pose", 300W's "challenge").
@@ -63,7 +63,7 @@ class Source:
         mask_names: names of the mask's classes by index, 0 first.
         mask_flip: class of the mirrored image by class of the image; None: classes have no sides.
         pairs: (P, 2) int64 positions of verification pairs; same: (P,) bool; folds: (P,) int64.
-        streaming: True where only iteration is possible (pipe, URL): no length, no exact resume, but a method `stream`.
+        streaming: True if only iteration is possible (pipe, URL): no length, no exact resume, but a method `stream`.
         shards: of a stream: parts that ranks and loader workers can read at the same time.
     """
 
@@ -99,7 +99,7 @@ class Source:
             columns: field of `Sample` -> N values: label, identity and group become int64, attributes and visible
                 uint8, texts stay texts, the others become float32.
             folder: that relative names start from.
-            file, hint: where the names were read and what to do where they are wrong, for errors.
+            file, hint: where the names were read and what to do if they are wrong, for errors.
         """
         names = list(names) if folder is None else [*map(with_slashes, _stored_names(names, folder))]
         hint = f" ({hint})" if hint else ""
@@ -110,13 +110,13 @@ class Source:
         table = texts("name", map(os.fsencode, names))
         if not table["name"].all():
             raise DataError(f"{file} names {next(name for name in names if chr(0) in name)!r}: no file has a NUL byte")
-        for field, given in (columns or {}).items():
-            if len(given) != len(names):
-                raise DataError(f"{file} has {len(names)} images but {len(given)} values for {field}")
+        for field, values in (columns or {}).items():
+            if len(values) != len(names):
+                raise DataError(f"{file} has {len(names)} images but {len(values)} values for {field}")
             if field == "text":
-                table |= texts("text", (text.encode("utf-8", "replace") for text in given))
+                table |= texts("text", (text.encode("utf-8", "replace") for text in values))
             else:
-                table[field] = np.asarray(given, _dtype(field))
+                table[field] = np.asarray(values, _dtype(field))
         self._table = Table(table, {})
         self.columns = frozenset(columns or ())
         self.provides = self.provides | self.columns
@@ -127,7 +127,7 @@ class Source:
         return len(self._table["name.ends"]) - 1
 
     def __getitem__(self, index: int) -> Sample:
-        """Image `index`, mostly as encoded bytes, with its fields. ImageError where it cannot be read."""
+        """Image `index`, mostly as encoded bytes, with its fields. ImageError if it cannot be read."""
         sample = Sample(self.image(index), key=self.key(index))
         for field in self.columns:
             if field == "text":
@@ -138,18 +138,18 @@ class Source:
         return sample
 
     def key(self, index: int) -> str:
-        """What a person finds image `index` by; the image itself is not read. IndexError outside 0 .. N - 1."""
+        """The name by which a person finds image `index`, without reading it. IndexError outside 0 .. N - 1."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         return self.name(index)
 
     def name(self, index: int) -> str:
-        """As `key`, for a valid position: the path of the image's file."""
+        """The path of the image's file, for a valid position."""
         name = os.fsdecode(self._table.text("name", index))
         return name if self._folder is None else os.path.join(self._folder, name)
 
     def inner_name(self, index: int) -> str:
-        """The name of image `index` within its source, the same wherever the source lies."""
+        """The name of image `index` within its source, independent of the location of the source."""
         name = os.fsdecode(self._table.text("name", index))
         return short(name) if os.path.isabs(name) else name
 
@@ -158,7 +158,7 @@ class Source:
         return read_file(self.key(index))
 
     def size(self, index: int) -> int:
-        """Bytes of the file of image `index`; 0 where it is not a file or is missing."""
+        """Bytes of the file of image `index`; 0 if it is not a file or is missing."""
         try:
             return os.stat(self.name(index)).st_size
         except (OSError, ValueError):
@@ -171,9 +171,9 @@ class Source:
         return self._table[field]
 
     def column(self, field: str) -> np.ndarray:
-        """(N, ...) values of one numeric field of every image; samples are read only where it is not in `columns`.
+        """(N, ...) values of one numeric field of every image; samples are read only if it is not in `columns`.
 
-        Of label, identity and group it is int64, -1 where the image cannot be read.
+        Of label, identity and group it is int64, -1 if the image cannot be read.
 
         Raises:
             ConfigError: a stream, or a source without the field.
@@ -184,13 +184,11 @@ class Source:
             raise ConfigError(f"the source has no {field} of its images, which is needed here")
         if field in self.columns:
             return self.values(field)
-        found = np.full(len(self), -1, np.int64)
+        numbers = np.full(len(self), -1, np.int64)
         for i in range(len(self)):
-            try:
-                found[i] = getattr(self[i], field)
-            except ImageError:  # an unreadable image is skipped later, whichever part it is in
-                continue
-        return found
+            with contextlib.suppress(ImageError):  # an unreadable image is skipped later in any part
+                numbers[i] = getattr(self[i], field)
+        return numbers
 
     def fingerprint(self) -> str:
         """Hexadecimal digits that change with what can be learned from the source.
@@ -213,7 +211,7 @@ class Source:
             add((self.inner_name(i), self.size(i)))
         for column in sorted(self.columns):
             add(self.values(column))
-        for i in np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).round().astype(int)).tolist() if len(self) else ():
+        for i in np.unique(np.linspace(0, len(self) - 1, _SAMPLED).round().astype(int)).tolist() if len(self) else ():
             try:
                 sample = self[i]
             except ImageError:
@@ -225,14 +223,14 @@ class Source:
         return digest.hexdigest()
 
     def stream(self, *, seed: int | None, epoch: int, rank: int, world_size: int) -> Iterator[Sample]:
-        """Of a stream: one pass over the samples of this rank and loader worker; seed None keeps the stored order."""
+        """One pass of a stream over the samples of this rank and loader worker; seed None keeps the stored order."""
         raise NotImplementedError
 
 
 def stored(name: str, folder: str | Path) -> str | None:
-    """The file below a folder that a name in a list means; None where there is none.
+    """The file below a folder that a name in a list means; None if there is none.
 
-    It may be what `tables.csv_row` wrote so, have no blanks at its ends, slashes for backslashes, or other accents.
+    Undoes what `tables.csv_row` wrote; the file may have no blanks at its ends, slashes for backslashes, other accents.
     """
     for text in dict.fromkeys(read for way in (name, name.strip()) for read in (from_csv(way), way)):
         for path in dict.fromkeys((text, text.replace("\\", "/"))):
@@ -243,19 +241,19 @@ def stored(name: str, folder: str | Path) -> str | None:
 
 
 def _stored_names(names: Iterable[str], folder: str | Path) -> list[str]:
-    """`stored` of the names that may need it; of those with accents alone the first tells whether all do."""
-    found, accents = [], None
+    """Apply `stored` to the names that may need it; of names with accents only the first decides for all."""
+    paths, accents = [], None
     for name in names:
         odd = "\\" in name or name[:1] == "'" or name != name.strip()
         if not odd and not name.isascii():
             accents = stored(name, folder) != name if accents is None else accents
             odd = accents
-        found.append((stored(name, folder) or name) if odd else name)
-    return found
+        paths.append((stored(name, folder) or name) if odd else name)
+    return paths
 
 
 def short(key: str) -> str:
-    """The last two parts of an image's key: its name wherever the folder lies."""
+    """The last two parts of an image's key, which do not depend on the location of the folder."""
     return "/".join(PurePosixPath(key.replace("\\", "/")).parts[-2:])
 
 
@@ -310,7 +308,7 @@ def _exists(path: str) -> bool:
 
 
 def _split_name(spec: str) -> tuple[str, str]:
-    """Plug-in name ("" where none is written) and the rest."""
+    """Plug-in name ("" if none is written) and the rest."""
     known = plugins.names("data.sources")
     head, colon, rest = spec.partition(":")
     if colon and head.replace("-", "_") in known:
@@ -333,8 +331,8 @@ def _split_options(name: str, path: str) -> tuple[str, dict[str, str]]:
     pairs = [part.partition("=") for part in query.split("&") if part]
     if STREAM.match(before):
         # The query of a URL is its own unless it holds one of our options.
-        ours = _keywords(plugins.find("data.sources", name))
-        if not any(key in ours for key, _, _ in pairs):
+        options = _keywords(plugins.find("data.sources", name))
+        if not any(key in options for key, _, _ in pairs):
             return path, {}
     for key, equals, _ in pairs:
         if not equals:
@@ -352,7 +350,7 @@ def _recognize(path: str) -> str:
     if STREAM.match(path) or low.endswith(_TARS):
         return "webdataset"
     if not os.path.exists(full):
-        raise DataError(f"no such file or folder: {path}{_beside(full)}")
+        raise DataError(f"no such file or folder: {path}{_similar_path(full)}")
     if low.endswith(_LISTS):
         return "imagelist"
     if low.endswith((*EXTENSIONS, *FILMS)):
@@ -361,8 +359,8 @@ def _recognize(path: str) -> str:
     raise DataError(f"{path} is not a folder, tar or list: name what it is as NAME:{path} with NAME one of {known}")
 
 
-def _beside(path: str) -> str:
-    """The end of the sentence on a path that is not there: what is called like it, or what to give."""
+def _similar_path(path: str) -> str:
+    """End of the sentence on a missing path: a similar name, or what to give."""
     above, name = os.path.split(path.rstrip("/"))
     if not os.path.isdir(above or "."):
         return f" ({above} is not there, either): name a folder of images, a list, a tar, or NAME:PATH"

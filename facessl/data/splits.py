@@ -1,4 +1,4 @@
-"""Which images a protocol trains on, which it selects on and which it tests on."""
+"""Training, validation and test images of a protocol."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from facessl.data.location import redacted
 from facessl.data.source import Source, open_source, parse, short
 from facessl.data.subset import Subset
 
-#: Role -> what folders and values of a column `split` are called that have it, whatever their case.
+#: Role -> names of folders and values of a column `split` with that role, in any case.
 ROLES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -30,34 +30,34 @@ _ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 
 
 def role(name: str) -> str | None:
-    """The part of a data set (train, val or test) that something is called after; None: after none."""
+    """The part of a data set (train, val or test) that `name` stands for, or None."""
     return _ROLE_OF.get(name.strip().lower())
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:
-    """`Source.splits` of parts with these names: the role of each as key and value, its own name where it has none."""
+    """`Source.splits` of parts with these names: the role of each as key and value, its own name if it has none."""
     return {role(name) or name: role(name) or name for name in sorted(set(names))}
 
 
 def part_folders(root: Path) -> dict[str, Path]:
-    """The sub-folders that are called after a part, by role. ConfigError where two have the same role."""
-    found: dict[str, Path] = {}
+    """The sub-folders that are called after a part, by role. ConfigError if two have the same role."""
+    folders: dict[str, Path] = {}
     for name in sorted(os.listdir(root)):
-        which = role(name)
-        if which is None or not (root / name).is_dir():
+        part = role(name)
+        if part is None or not (root / name).is_dir():
             continue
-        if which in found:
-            raise ConfigError(f"{found[which]} and {root / name} are both called after the {which} part: rename one")
-        found[which] = root / name
-    return found
+        if part in folders:
+            raise ConfigError(f"{folders[part]} and {root / name} are both called after the {part} part: rename one")
+        folders[part] = root / name
+    return folders
 
 
 @dataclass(frozen=True)
 class Splits:
     """The parts of a source."""
 
-    train: Source  # training images; empty where there are only test images and none were asked for
-    val: Source | None  # images to select on; None where none were asked for
+    train: Source  # training images; empty if there are only test images and none are needed
+    val: Source | None  # images to select on; None if none are needed
     test: Source  # images to test on
     carved: bool = False  # `val` was taken out of the training images
 
@@ -81,13 +81,13 @@ def parts(
 ) -> Splits:
     """Training, validation and test source.
 
-    The test part is `test` where it is given; else the part that the source itself has for testing (the role `test`
+    The test part is `test` if it is given; else the part that the source itself has for testing (the role `test`
     of its `splits`, or of the folders `train` and `test` in a folder; `val` where there is no `test`); else one fifth
     of the images, by a hash of each image's key: the last two parts of its path, so that the split survives moving
     the folder. Where classes are needed and there are fewer than `_SMALL` images, it is one fifth of every class that
     has five images or more. A source that is written with `split=` is one part and is divided by the hash.
 
-    The validation part is `val` where it is given; else the source's own; else `val_fraction` of the training images,
+    The validation part is `val` if it is given; else the source's own; else `val_fraction` of the training images,
     by another hash of the key, or of the identity where the source provides it, so that no person is in both (unless
     the identity is what is classified). It is never taken from the test part.
 
@@ -120,7 +120,7 @@ def parts(
     if "train" not in own and need_train:
         raise ConfigError(f"{redacted(spec)} has images to test on and none to train on: name a source to train on")
     tested = usable(open_source(own["test"]), needs)
-    train = fewer_labels(usable(open_source(own["train"]), needs), labels, seed) if "train" in own else _nothing(tested)
+    train = fewer_labels(usable(open_source(own["train"]), needs), labels, seed) if "train" in own else _empty(tested)
     if val is not None:
         return Splits(train, usable(open_source(_part_of(val, "val")), needs), tested)
     if not need_val:
@@ -167,12 +167,10 @@ def carve(source: Source, fraction: float = 0.1, *, name: str = "the source") ->
 
 
 def inseparable_groups(n: int, person: np.ndarray | None, label: np.ndarray | None, keys: Sequence[str]) -> np.ndarray:
-    """(n,) int64 numbers 0, 1, ...: images with the same number must not be torn apart into two parts.
+    """(n,) int64 numbers 0, 1, ...: images with the same number must stay in one part.
 
-    Args:
-        person: (n,) identities, -1 where unknown; None: none are known.
-        label: (n,) classes; identities that are the classes bind nothing together.
-        keys: of the images; faces of one photo have one key. Empty: every image is alone.
+    These are images of one `person` (n,), -1 if unknown, unless these identities are the classes `label` (n,), or
+    faces of one photo, which have one of `keys` (empty: none).
     """
     alone = np.unique(keys, return_inverse=True)[1] if len(keys) else np.arange(n)
     if person is not None and label is not None:
@@ -185,14 +183,14 @@ def inseparable_groups(n: int, person: np.ndarray | None, label: np.ndarray | No
 
 
 def at_most(source: Source, count: int) -> Source:
-    """`source`, or `count` images spread evenly over it where it has more."""
+    """`source`, or `count` images spread evenly over it if it has more."""
     if source.streaming or len(source) <= count:
         return source
     return Subset(source, np.linspace(0, len(source) - 1, count).round())
 
 
 def _parts_of(spec: str) -> tuple[dict[str, str], str | Source]:
-    """How each part that the source itself has is opened, by role, and how all of it is (it may have been opened)."""
+    """Return how to open each part that the source itself has, by role, and all of it (or the opened source)."""
     name, path, options = parse(spec)
     if "split" in options:  # a part that the user chose
         return {}, spec
@@ -216,9 +214,9 @@ def _parts_of(spec: str) -> tuple[dict[str, str], str | Source]:
 
 
 def _part_of(spec: str, role: str) -> str | Source:
-    """The part of that role where the source `spec` has one, else all of it."""
-    found, whole = _parts_of(spec)
-    return found.get(role, whole)
+    """The part of the source `spec` with that role, or all of it if it has none."""
+    parts, whole = _parts_of(spec)
+    return parts.get(role, whole)
 
 
 def _spec(name: str, path: str | Path, options: Mapping[str, Any]) -> str:
@@ -229,7 +227,7 @@ def _spec(name: str, path: str | Path, options: Mapping[str, Any]) -> str:
 def _held_out(name: str, source: Source, needs: Iterable[str], need_train: bool) -> tuple[Source, Source]:
     """Four fifths and one fifth of a source (`name`, for errors) by the hash of the keys."""
     if source.pairs is not None and not need_train:
-        return _nothing(source), source
+        return _empty(source), source
     if source.streaming:
         raise ConfigError(f"{name} is a stream and cannot be split: name a test source with --test")
     keys = (short(source.key(i)).encode("utf-8", "surrogateescape") for i in range(len(source)))
@@ -237,7 +235,7 @@ def _held_out(name: str, source: Source, needs: Iterable[str], need_train: bool)
     is_test = rank < _TEST * 2**32
     if len(source) < _SMALL and "label" in needs and "label" in source.provides:
         label = source.column("label")
-        for members in (np.flatnonzero(label == one) for one in np.unique(label)):
+        for members in (np.flatnonzero(label == value) for value in np.unique(label)):
             if len(members) >= 1 / _TEST:
                 last = np.sort(rank[members])[round(_TEST * len(members)) - 1]
                 is_test[members] = rank[members] <= last  # faces of one photo have one rank
@@ -250,5 +248,5 @@ def _whole(source: Source) -> Source:
     return _whole(source.source) if isinstance(source, Subset) else source
 
 
-def _nothing(source: Source) -> Subset:
+def _empty(source: Source) -> Subset:
     return Subset(source, np.zeros(0, np.int64))

@@ -6,7 +6,7 @@ from facessl.core.types import Sample
 from facessl.data.source import Source
 
 #: Members that mean the same in every part of a source.
-_UNCHANGED = (
+_SHARED = (
     *("provides", "columns", "label_names", "attribute_names", "group_names"),
     *("layout", "mask_names", "mask_flip", "classes_may_be_people"),
 )
@@ -22,17 +22,17 @@ class Subset(Source):
     def __init__(self, source: Source, positions: np.ndarray) -> None:
         self.source = source
         self.positions = np.asarray(positions, np.int64)
-        for name in _UNCHANGED:
+        for name in _SHARED:
             setattr(self, name, getattr(source, name))
         self.subsets = {n: np.flatnonzero(np.isin(self.positions, part)) for n, part in source.subsets.items()}
         if source.pairs is not None:
             place = np.full(len(source), -1, np.int64)
             place[self.positions] = np.arange(len(self.positions))
             inside = place[source.pairs]  # (P, 2)
-            kept = (inside >= 0).all(1)
-            self.pairs = inside[kept]
-            self.same = None if source.same is None else source.same[kept]
-            self.folds = None if source.folds is None else source.folds[kept]
+            complete = (inside >= 0).all(1)
+            self.pairs = inside[complete]
+            self.same = None if source.same is None else source.same[complete]
+            self.folds = None if source.folds is None else source.folds[complete]
 
     def __len__(self) -> int:
         return len(self.positions)

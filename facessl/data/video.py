@@ -20,7 +20,7 @@ from facessl.data.decode import DAMAGED, ImageError, check_size
 FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".3gp")
 #: FFmpeg's readers of these; others open files that a video names, or fetch them.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,asf"
-#: A frame that is this much later than what was asked for is another one, in seconds. AVI's times are not exact.
+#: Seconds by which a frame may be later than requested. AVI's times are not exact.
 _TOLERANCE = 0.2
 #: Seconds that are decoded rather than jumped over.
 _NEAR = 4.0
@@ -57,7 +57,7 @@ def clock(seconds: float) -> str:
 def frames_of(path: str, every: float) -> tuple[list[Frame], str]:
     """The first frame of each interval of `every` seconds of a video, by time, without decoding it.
 
-    With what is wrong with it ("" where nothing is): it then ends with what it has. ConfigError: PyAV is not installed.
+    With what is wrong with it ("" if nothing is): it then ends with what it has. ConfigError: PyAV is not installed.
     DataError: the file cannot be read as a video.
     """
     film = _Film(path)
@@ -75,8 +75,8 @@ def frames_of(path: str, every: float) -> tuple[list[Frame], str]:
             following = ((seconds + unit / 2) // every + 1) * every
     last, length, wrong = (stamps[-1] - start) * unit, film.length, ""
     if broken or length - last > max(_CUT_SECONDS, _CUT_FRACTION * length):
-        told = f" of {clock(length)}" if length > last else ""
-        wrong = f"the video {path} is damaged, and ends at {clock(last)}{told}"
+        total = f" of {clock(length)}" if length > last else ""
+        wrong = f"the video {path} is damaged, and ends at {clock(last)}{total}"
     return chosen, wrong
 
 
@@ -90,14 +90,14 @@ def read_frame(path: str, stamp: int, key: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _opened(path: str, process: int) -> _Film:
-    """The video that this process reads; a forked one opens it anew, as they would share the place in the file."""
+    """The video of this process; a forked one opens it again, as both would share the position in the file."""
     return _Film(path)
 
 
 class _Film:
     """The first video stream of a file.
 
-    `unit`: seconds of one unit of its time stamps; `length`: seconds of all as the file says, 0 where it does not.
+    `unit`: seconds of one unit of its time stamps; `length`: seconds of all as the file says, 0 if it does not.
     """
 
     def __init__(self, path: str) -> None:
@@ -140,17 +140,17 @@ class _Film:
 
     def stamps(self) -> tuple[list[int], bool]:
         """Time stamps of all frames, in the file's order, and whether the file breaks off with an error."""
-        found: list[int] = []
+        stamps: list[int] = []
         try:
             for packet in self._container.demux(self._stream):
                 if packet.is_corrupt:
-                    return found, True
+                    return stamps, True
                 stamp = packet.dts if packet.pts is None else packet.pts
                 if stamp is not None and packet.size and not packet.is_discard:
-                    found.append(stamp)
+                    stamps.append(stamp)
         except self._errors:
-            return found, True
-        return found, False
+            return stamps, True
+        return stamps, False
 
     def at(self, stamp: int, key: str) -> np.ndarray:
         """See `read_frame`."""
@@ -171,17 +171,17 @@ class _Film:
 
     def _from_before(self, stamp: int) -> Iterator[tuple[int, Any]]:
         """Frames from a key frame on that lies before the time stamp, where the file has one."""
-        found: Iterator[tuple[int, Any]] = iter(())
+        frames: Iterator[tuple[int, Any]] = iter(())
         for earlier in (0.0, *_EARLIER):
             with contextlib.suppress(*self._errors):
                 self._container.seek(stamp - round(earlier / self.unit), stream=self._stream)
-            found = self._decoded()
-            first = next(found, None)
+            frames = self._decoded()
+            first = next(frames, None)
             if first is not None:
-                found = itertools.chain([first], found)
+                frames = itertools.chain([first], frames)
                 if first[0] <= stamp:
                     break
-        return found
+        return frames
 
     def _decoded(self) -> Iterator[tuple[int, Any]]:
         """Time stamps and frames from where the video was sought; packets that cannot be decoded are left out."""

@@ -1,4 +1,4 @@
-"""Processes that make batches: how they start, stop, and what is said when one dies."""
+"""Loader processes: starting, stopping, and errors when one dies."""
 
 import errno
 import re
@@ -18,14 +18,14 @@ from facessl.core.errors import FaceSSLError, TrainingError
 
 #: Open files that this process and each worker may need: every tensor of a batch on its way is one.
 _FILES, _FILES_PER_WORKER = 64, 48
-#: Seconds without a batch after which the loader processes are given up.
+#: Seconds to wait for a batch.
 _TIMEOUT = 1200
-#: Seconds between two looks at whether the loader processes live.
-_LOOK = 5
+#: Seconds between two checks that the loader processes live.
+_POLL = 5
 
 
 def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -> Iterator[Any]:
-    """What a dataset gives for each item of a sampler (None: for all of itself), in order; errors are raised here.
+    """Yield what a dataset gives for each item of a sampler (None: for all of itself), in order; raise its errors.
 
     TrainingError: a worker process died, or there is too little memory or too few open files for them.
     """
@@ -48,41 +48,41 @@ def worker_batches(dataset: Any, sampler: Any, workers: int, pin_memory: bool) -
     try:
         batches = iter(loader)
         if workers:
-            _looked_after(batches)
+            _watch_workers(batches)
         for batch in batches:
             if isinstance(batch, FaceSSLError):
                 raise batch
             yield batch
     except (RuntimeError, OSError) as error:
-        raise _death(error) or error from None
+        raise _worker_error(error) or error from None
     finally:
         for worker in getattr(batches, "_workers", ()):  # PyTorch waits for them when the process ends
             batches._shutdown_workers()
             worker.kill()
 
 
-def _looked_after(batches: Any) -> None:
-    """Deaths of workers are found while a batch is waited for, and nowhere else: PyTorch's signal handler raises them
-    in whatever runs, such as a checkpoint that is being saved, and is deaf while the workers start."""
+def _watch_workers(batches: Any) -> None:
+    """Detect dead workers only while waiting for a batch: PyTorch's signal handler raises in any code, such as the
+    saving of a checkpoint, and does not work while the workers start."""
     signal_handling._remove_worker_pids(id(batches))
     batches._worker_pids_set = False
-    get = batches._try_get_data  # looks at the workers where it has waited in vain
+    get = batches._try_get_data  # checks the workers after a timeout
 
     def wait(timeout: float) -> tuple[bool, Any]:
         end = time.monotonic() + timeout
         while True:
             try:
-                found = get(_LOOK)
-            except (ConnectionError, EOFError) as error:  # it died while it handed over a batch
-                raise _died(str(error) or "it hung up") from None
-            if found[0] or time.monotonic() >= end:
-                return found
+                batch = get(_POLL)
+            except (ConnectionError, EOFError) as error:  # it died while sending a batch
+                raise _worker_died(str(error) or "it hung up") from None
+            if batch[0] or time.monotonic() >= end:
+                return batch
 
     batches._try_get_data = wait
 
 
 def _allow_files(needed: int) -> None:
-    """Raise the limit of open files: a worker that meets it leaves the main process waiting. TrainingError where it
+    """Raise the limit of open files: a worker that meets it leaves the main process waiting. TrainingError if it
     cannot be raised."""
     if sys.platform == "win32":
         return
@@ -100,25 +100,25 @@ def _allow_files(needed: int) -> None:
         ) from None
 
 
-def _death(error: RuntimeError | OSError) -> TrainingError | None:
-    """What to tell a person where `error` says that a loader process failed; None where it says something else."""
-    said = str(error)
-    if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE) or re.search("Too many open files|ancdata", said):
+def _worker_error(error: RuntimeError | OSError) -> TrainingError | None:
+    """Return an error with a fix if `error` says that a loader process failed, else None."""
+    message = str(error)
+    if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE) or re.search("Too many open files|ancdata", message):
         return TrainingError(
             "the loader processes need more open files than are allowed: raise the limit (ulimit -n 4096), or use "
             "fewer workers"
         )
-    if "Caught" in said and re.search(r"shared memory|</torch_\w+> to the right size", said):
+    if "Caught" in message and re.search(r"shared memory|</torch_\w+> to the right size", message):
         return TrainingError(
             "the loader processes have too little shared memory (/dev/shm, or ulimit -f): enlarge it (docker run "
             "--shm-size 8g), or use fewer workers or a smaller batch"
         )
-    if "DataLoader timed out" in said:
+    if "DataLoader timed out" in message:
         return TrainingError(f"no batch came from the loader processes for {_TIMEOUT // 60} minutes: use fewer workers")
-    return _died(said.splitlines()[0]) if "DataLoader worker (pid" in said else None
+    return _worker_died(message.splitlines()[0]) if "DataLoader worker (pid" in message else None
 
 
-def _died(reason: str) -> TrainingError:
+def _worker_died(reason: str) -> TrainingError:
     return TrainingError(
         f"a loader process died ({reason}): most often memory ran out, or shared memory (/dev/shm) did; use fewer "
         "workers or a smaller batch"
@@ -130,8 +130,8 @@ def _identity(item: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread per worker. Stop signals are the main process's business: `timeout` and SLURM send them to every
-    process, and a worker that obeyed would end the run before it can save. One that is told to stop has a minute."""
+    """Use one thread per worker. Only the main process handles stop signals: `timeout` and SLURM send them to every
+    process, and a worker that stops would end the run before it can save. A stopped worker has a minute."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,7 +12,7 @@ import numpy as np
 from facessl.core.errors import ConfigError
 from facessl.core.types import IGNORE_INDEX, Sample
 from facessl.data.frame import Frame
-from facessl.data.label_fractions import places, usable
+from facessl.data.label_fractions import class_mapping, usable
 from facessl.data.loader import pixels
 from facessl.data.source import Source, open_source
 from facessl.evaluation.baselines import constant
@@ -194,7 +194,7 @@ def _label(source: Source, sample: Sample, predicted: Mapping[str, Any]) -> dict
     if "mask" in predicted and sample.mask is not None:
         names = predicted["classes"]
         classes = np.zeros(256, np.uint8)
-        classes[: len(source.mask_names)] = places(source.mask_names, names, "mask classes")
+        classes[: len(source.mask_names)] = class_mapping(source.mask_names, names, "mask classes")
         return {"mask": np.where(sample.mask == IGNORE_INDEX, 0, classes[sample.mask]), "classes": names}
     return {}
 

@@ -123,7 +123,7 @@ def card(
         "format": TASK_FORMAT,
         "task": settings["task"],
         "protocol": settings["protocol"],
-        "labels": labels.to_dict(),
+        "labels": to_plain(dataclasses.asdict(labels)),
         "augment": to_plain(dataclasses.asdict(augment)),
         "framing": framing,  # of faces in whole images (`facessl.inference.framing`)
         "timm_name": backbone.name,

@@ -1,4 +1,4 @@
-"""What a method is. Nothing here is inherited: a method is any `nn.Module` with these members."""
+"""The interface of a method. Nothing here is inherited: a method is any `nn.Module` with these members."""
 
 from typing import Any, ClassVar, Protocol
 
@@ -21,7 +21,7 @@ class Method(Protocol):
         backbone: the online backbone that the run exports.
         view_count (tuple[int, int | None]): fewest and most views (None: no limit) that `step` takes; absent: as many
             as `views`.
-        patches_only (bool): True where the method leaves patches out, so that only a ViT can be its backbone; absent:
+        patches_only (bool): True if the method leaves patches out, so that only a ViT can be its backbone; absent:
             any.
         batch_wide (str): what of the loss spans the batch ("the negatives"), so that the mean over micro-batches is
             another loss; absent: the loss is a mean over images.
@@ -29,7 +29,7 @@ class Method(Protocol):
             out. Absent: none.
         has_prior (bool): whether `heatmaps` add a prior over the image and take `prior="off"` (content only) and
             `prior="alone"`; absent: they do not.
-        has_regions (bool): whether `heatmaps` works with these settings; absent: it does wherever it exists.
+        has_regions (bool): whether `heatmaps` works with these settings; absent: it does.
 
     Methods:
         step(batch, progress): the loss of one (micro-)batch. It changes nothing besides batch-norm statistics and, in

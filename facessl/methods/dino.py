@@ -132,13 +132,13 @@ class DINO(nn.Module):
         self.target_head = frozen_copy(self.head)
         self.center = nn.Buffer(torch.zeros(args.out_dim))
         self._follow = MomentumUpdate((self.backbone, self.target_backbone), (self.head, self.target_head))
-        self._noted: list[Tensor] = []  # sum of the teacher's mean logits over the micro-batches, and their number
+        self._logit_sums: list[Tensor] = []  # of the teacher's mean logits over the micro-batches, and their number
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         """Loss of V >= 2 views (B, 3, S_v, S_v), the first two of them the global crops.
 
         Logs `self_distillation`, the loss, and `target_entropy`, that of the targets: ln K where all outputs are alike
-        (too high a temperature), 0 where they have collapsed to one.
+        (too high a temperature), 0 if they have collapsed to one.
         """
         views, frozen = batch.views, self.args.frozen(progress)
         student = self.head(self.backbone.forward_views(views).flatten(0, 1), frozen=frozen)  # (VB, K)
@@ -151,17 +151,17 @@ class DINO(nn.Module):
             loss = distillation(predictions, targets)
             entropy = torch.special.entr(targets).sum(-1).mean()
         if self.training and torch.is_grad_enabled():
-            noted = torch.cat([teacher.mean((0, 1)), teacher.new_ones(1)])  # (K + 1,)
-            self._noted = [self._noted[0] + noted] if self._noted else [noted]
+            logits = torch.cat([teacher.mean((0, 1)), teacher.new_ones(1)])  # (K + 1,)
+            self._logit_sums = [sum(self._logit_sums, logits)]
         return Step(loss, {"self_distillation": loss.detach(), "target_entropy": entropy})
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
         """Moves the teacher, and the center by the mean logits of all ranks."""
         self._follow(self.ema_momentum(progress))
-        if self._noted:
-            noted = all_reduce_mean(self._noted.pop())
-            self.center.lerp_((noted[:-1] / noted[-1]).to(self.center), 1 - self.args.center_momentum)
+        if self._logit_sums:
+            sums = all_reduce_mean(self._logit_sums.pop())
+            self.center.lerp_((sums[:-1] / sums[-1]).to(self.center), 1 - self.args.center_momentum)
 
     def ema_momentum(self, progress: Progress) -> float:
         """Momentum of the teacher now."""

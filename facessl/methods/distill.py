@@ -16,7 +16,7 @@ from facessl.models.teacher import Loader, Teacher
 from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 from facessl.views.spec import View
 
-#: Crops of which teacher and student see the same, with a change of colors.
+#: One crop, which teacher and student both see, with a change of colors.
 DISTILL_VIEWS = (View(scale=(0.4, 1.0)),)
 
 
@@ -97,19 +97,19 @@ class Distill(nn.Module):
             terms["pooled_distance"] = self._distance(self.pooled_projection(pooled), target_pooled)
         if self.map_projection is not None:
             grid = (min(features.shape[2], target_map.shape[2]), min(features.shape[3], target_map.shape[3]))
-            ours, theirs = (F.adaptive_avg_pool2d(m, grid) for m in (self.map_projection(features), target_map))
-            terms["map_distance"] = self._distance(ours, theirs)
+            student, teacher = (F.adaptive_avg_pool2d(m, grid) for m in (self.map_projection(features), target_map))
+            terms["map_distance"] = self._distance(student, teacher)
         weights = {"pooled_distance": self.args.pooled_weight, "map_distance": self.args.map_weight}
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         return Step(loss, {name: value.detach() for name, value in terms.items()})
 
-    def _distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean distance of features (B, W, ...) -> scalar, at least float32."""
-        with full_precision(ours):
-            ours, theirs = (at_least_float32(f.movedim(1, -1)) for f in (ours, theirs))  # (B, ..., W)
+        with full_precision(student):
+            student, teacher = (at_least_float32(f.movedim(1, -1)) for f in (student, teacher))  # (B, ..., W)
             if self.args.distance == "cosine":
-                return 1 - F.cosine_similarity(ours, theirs, dim=-1).mean()
-            return F.mse_loss(ours, F.layer_norm(theirs, theirs.shape[-1:]))
+                return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
+            return F.mse_loss(student, F.layer_norm(teacher, teacher.shape[-1:]))
 
     def after_step(self, progress: Progress) -> None:
         """Nothing to move."""

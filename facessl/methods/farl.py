@@ -106,7 +106,7 @@ class TextTower(nn.Module):
         """B sentences -> (B, D)."""
         tower = self.transformer
         tokens = self.tokenizer(list(texts))  # (B, context)
-        # What follows a sentence's end, the largest of its tokens, cannot change its feature and is left out.
+        # Tokens after a sentence's end, its largest token, cannot change its feature and are left out.
         length = int(tokens.argmax(1).max()) + 1
         device = tower.token_embedding.weight.device
         tokens = tokens[:, :length].contiguous()
@@ -203,7 +203,7 @@ class FaRL(nn.Module):
         return torch.rand(len(batch), self.grid[0] * self.grid[1], device=batch.views[0].device)
 
     def removed(self, noise: Tensor) -> Tensor:
-        """Which patches are hidden, as many in every image: noise (B, T) -> (B, T) bool."""
+        """The hidden patches, as many in every image: noise (B, T) -> (B, T) bool."""
         if self.args.masking == "block":
             cells = noise.unflatten(1, self.grid).unsqueeze(1)  # (B, 1, h, w)
             noise = F.avg_pool2d(cells, 5, stride=1, padding=2, count_include_pad=False).flatten(1)
@@ -229,7 +229,9 @@ class FaRL(nn.Module):
         with torch.no_grad():
             features = self.target_backbone.model.forward_features(x)[:, self.backbone.prefix_tokens :]
         with full_precision(x):
-            target = standardize(at_least_float32(features))  # (B, T, C)
+            features = at_least_float32(features)  # (B, T, C)
+            variance, mean = torch.var_mean(features, dim=1, keepdim=True, unbiased=False)  # over an image's patches
+            target = (features - mean) / (variance + 1e-6).sqrt()
             return F.mse_loss(predicted, torch.take_along_dim(target, at[:, :, None], 1))
 
     @torch.no_grad()
@@ -240,14 +242,8 @@ class FaRL(nn.Module):
             self._follow(self.ema_momentum(progress))
 
     def ema_momentum(self, progress: Progress) -> float:
-        """Momentum of the momentum tower now; 1 where there is none."""
+        """Momentum of the momentum tower now; 1 if there is none."""
         return cosine_momentum(self.args.momentum, progress.fraction) if self.tokens is None else 1.0
-
-
-def standardize(features: Tensor) -> Tensor:
-    """Features (B, T, C) with mean 0 and variance 1 over the T patches of each image, for each channel."""
-    variance, mean = torch.var_mean(features, dim=1, keepdim=True, unbiased=False)
-    return (features - mean) / (variance + 1e-6).sqrt()
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -27,7 +27,7 @@ from facessl.views.spec import FRA_VIEWS, View
 
 
 class Variant(NamedTuple):
-    """Where the paper and the released code part; the first four are defaults of `FRAArgs`."""
+    """Differences between the paper and the released code; the first four are defaults of `FRAArgs`."""
 
     decoder_layers: int
     decorrelation_weight: float
@@ -82,7 +82,7 @@ class FRAArgs:
         mask_embeddings: "image": every image and view has its own (section 3.2); "batch": their average over the
             batch and all ranks, in `heatmaps` a running average of it; "free" (this project's): N learned vectors
             without a mask decoder. None: "image" in the paper's variant, "batch" in the official one.
-        query_std: standard deviation of the initial queries (of the mask embeddings where they are "free"). Open in
+        query_std: standard deviation of the initial queries (of the mask embeddings if they are "free"). Open in
             the paper.
         memax_weight: weight of ME-MAX beside the cross-entropy of Eq. 3. Open in the paper.
         sinkhorn_iterations: rounds of Sinkhorn-Knopp on the target assignments. Open in the paper.
@@ -149,7 +149,7 @@ class FRAArgs:
 
     @property
     def rules(self) -> Variant:
-        """What the variant fixes."""
+        """Values fixed by the variant."""
         return VARIANTS[self.variant]
 
     @property
@@ -168,7 +168,7 @@ class FRAArgs:
         return (self.mask_embeddings or self.rules.mask_embeddings) == "batch"
 
     def weights(self) -> dict[str, float]:
-        """Terms that are on, by their name in the logs, with their weight in the loss; ConfigError where none is."""
+        """Terms that are on, by their name in the logs, with their weight in the loss; ConfigError if none is."""
         with_regions = self.mask_embeddings == "free" or self.layers > 0
         with_global = self.use_global and self.lambda_c > 0
         with_local = self.use_local and self.lambda_c < 1 and with_regions
@@ -192,7 +192,7 @@ class FRAArgs:
         return out
 
 
-#: Outputs of one network for one view, as far as a term needs them:
+#: Outputs of one network for one view that the terms need:
 #: "z" (B, D), global embedding; "similarity" (B, h, w, N) float32, S with N last; "regions" (B, N, D), facial
 #: embeddings z^m; "mask_embedding" (N, D) float32, detached, only where mask embeddings are averaged over the batch.
 Outputs = dict[str, Tensor]
@@ -206,7 +206,7 @@ PRIOR_STD = 0.1
 
 
 class RegionHeads(nn.Module):
-    """Projectors and mask decoder that follow the backbone in both networks, as far as the terms need them."""
+    """Projectors and mask decoder that follow the backbone in both networks, if a term needs them."""
 
     def __init__(self, features: int, args: FRAArgs) -> None:
         """`features` is C, the channels of the backbone's map and embedding."""
@@ -283,12 +283,12 @@ class RegionHeads(nn.Module):
         return table.expand_as(cosines) if prior == "alone" else cosines + table
 
     def _prior(self, features: Tensor, crops: Tensor | None) -> Tensor:
-        """The table at the places of a view's cells: (B, C, h, w) and (B, 5) or None -> (B, hw, N), or (1, hw, N)."""
+        """The table at the centers of a view's cells: (B, C, h, w) and (B, 5) or None -> (B, hw, N), or (1, hw, N)."""
         if crops is None:
             crops = at_least_float32(self.prior.new_zeros(1, 5))
             crops[:, 2:4] = 1
         table = self.prior.permute(1, 2, 0).expand(len(crops), -1, -1, -1)  # (N, 12, 12) -> (B, 12, 12, N)
-        return view_cells.read(table, *view_cells.places(crops, *features.shape[2:])).flatten(1, 2)
+        return view_cells.read(table, *view_cells.cell_centers(crops, *features.shape[2:])).flatten(1, 2)
 
     def heatmaps(self, similarity: Tensor) -> Tensor:
         """M: softmax of S (B, hw, N) over the N regions -> (B, hw, N)."""
@@ -370,20 +370,20 @@ class FRA(nn.Module):
             self._update_prototypes(online, target)
         if self.colors is not None and training and progress.step < LAYOUT_STEPS:
             for x in batch.views:
-                self.colors.note(self._colors(x), progress.step)
+                self.colors.add(self._colors(x), progress.step)
         terms = self._consistency(online, target) | self._relation(online, target, crops, turns)
         loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return Step(loss, {name: value.detach() for name, value in terms.items()})
 
     def turns(self, batch: Batch) -> list[Tensor]:
-        """How the online network sees each view with color targets: V random similarities (B, 2, 3)."""
+        """Draw V random similarities (B, 2, 3), by which the online network sees each view with color targets."""
         return [random_similarities(len(x), at_least_float32(x)) for x in batch.views]
 
     def _turned(self, views: list[Tensor], turns: list[Tensor]) -> list[Tensor]:
         return [read(x, t, x.shape[-1], padding="reflection").to(x) for x, t in zip(views, turns, strict=True)]
 
     def _target(self, x: Tensor, crops: Tensor | None) -> Outputs:
-        """What the target network sees in a view, and "assignments" (B, ., ., N) that the relation term learns from."""
+        """Outputs of the target network for a view, and "assignments" (B, ., ., N), targets of the relation term."""
         out: Outputs = {}
         learned = self.weights.keys() - {"semantic_relation", "me_max"}
         if self.colors is None or learned or self.heads.averaged:
@@ -486,7 +486,7 @@ class FRA(nn.Module):
         Call it in evaluation mode. Averaged mask embeddings are replaced by the running prototype, which is zero before
         the first step (uniform heatmaps). A prior takes `x` for the stored image; `prior` leaves it out
         ("off": content only) or shows nothing else ("alone"). With `targets="color"` the image's own
-        colors correct the heatmaps, which have the cells of `ColorRegions`. ConfigError where there are no regions
+        colors correct the heatmaps, which have the cells of `ColorRegions`. ConfigError if there are no regions
         (only the global term is on), or no prior to show alone.
         """
         if not self.has_regions:
@@ -509,31 +509,25 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return shifted.exp().sum(-1).log() - (target * shifted).sum(-1)
 
 
-def across(student: Tensor, teacher: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
-    """The mean of Eq. 2 over the cells of a view whose center another view shows, with that view's assignments there.
+def across(student: Tensor, teacher: Tensor, crops: Tensor, other_crops: Tensor) -> Tensor:
+    """Mean of Eq. 2 over the cells of a view whose center another view shows, with that view's assignments there; over
+    the cells of all ranks (`rank_mean`), 0 if no cell is shown by both.
 
     Args:
-        student, teacher: (B, h, w, N) float32, logits of the one view and probabilities of the other view.
-        ours, theirs: (B, 5), crops of the one and of the other view (`Batch.crops`).
-
-    Returns:
-        scalar float32, over the cells of all ranks (`rank_mean`); 0 where no cell is shown by both.
+        student, teacher: (B, h, w, N) float32, logits of the view and probabilities of the other view.
+        crops, other_crops: (B, 5), crops of the view and of the other view (`Batch.crops`).
     """
-    target, shared = view_cells.seen_by(teacher, theirs, ours, *student.shape[1:3])
+    target, shared = view_cells.seen_by(teacher, other_crops, crops, *student.shape[1:3])
     return rank_mean(cross_entropy(student, target), shared)
 
 
 def turned(student: Tensor, teacher: Tensor, turns: Tensor) -> Tensor:
-    """The mean of Eq. 2 over the cells of a turned view whose center the view shows, with the mean of the view's
-    assignments over four places of the cell.
+    """Mean of Eq. 2 over the cells of a turned view whose center the view shows, with the mean of the view's
+    assignments over four points of the cell; over the cells of all ranks (`rank_mean`), 0 if no cell shows the view.
 
     Args:
-        student: (B, h, h, N) float32, logits of the turned view.
-        teacher: (B, R, R, N) float32, probabilities of the view.
+        student, teacher: (B, h, h, N), (B, R, R, N) float32, logits of the turned view, probabilities of the view.
         turns: (B, 2, 3), as `affine_grid` takes them.
-
-    Returns:
-        scalar float32, over the cells of all ranks (`rank_mean`); 0 where no cell shows the view.
     """
     h = student.shape[1]
     target = F.avg_pool2d(read(teacher.permute(0, 3, 1, 2), turns, 2 * h, padding="border"), 2)
@@ -542,7 +536,7 @@ def turned(student: Tensor, teacher: Tensor, turns: Tensor) -> Tensor:
 
 def me_max(assignments: Tensor) -> Tensor:
     """ln N minus the entropy of the mean assignment over all ranks, of which (P, N) float32 are this rank's (MSN's mean
-    entropy maximization); 0 where all N regions are used alike."""
+    entropy maximization); 0 if all N regions are used alike."""
     mean = all_reduce_mean(assignments.mean(0))  # (N,)
     # sum of p ln(N p), plus 1 - sum of p = 0: keeps digits that "ln N - H" loses near the uniform distribution.
     return (torch.special.xlogy(mean, mean * len(mean)) - mean + 1 / len(mean)).sum()

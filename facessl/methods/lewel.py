@@ -58,7 +58,7 @@ class AlignedHeads(nn.Module):
     """Projector and slot projector that follow the backbone in both networks."""
 
     def __init__(self, features: int, args: LEWELArgs) -> None:
-        """`features` is C, the channels of the backbone's map; ConfigError where `args.heads` does not divide it."""
+        """`features` is C, the channels of the backbone's map; ConfigError if `args.heads` does not divide it."""
         super().__init__()
         if features % args.heads:
             raise ConfigError(f"heads is {args.heads}: give a divisor of the backbone's channels, {features}")
@@ -127,7 +127,7 @@ class LEWEL(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As in `nn.Module`; the target of "eman" stays in evaluation mode and uses the averaged statistics."""
+        """Set the mode; the target of "eman" stays in evaluation mode and uses the averaged statistics."""
         super().train(mode)
         if self.args.variant == "eman":
             self.target_backbone.eval()

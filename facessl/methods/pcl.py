@@ -177,7 +177,7 @@ class PCL(nn.Module):
         balanced = torch.stack([terms["face_contrast"], terms["pose_contrast"]])
         weights = self.balance.weights(progress.epoch)
         if self.training and torch.is_grad_enabled():
-            self.balance.note(balanced)
+            self.balance.add(balanced)
         loss = terms["reconstruction"] + terms["orthogonality"] + (weights * balanced).sum()
         logs = {name: value.detach() for name, value in terms.items()}
         return Step(loss, logs | {"face_weight": weights[0], "pose_weight": weights[1]})
@@ -200,8 +200,8 @@ class PCL(nn.Module):
         return {"reconstruction": torch.stack(losses).sum(), "orthogonality": orthogonal[0] + orthogonal[1]}
 
     def after_step(self, progress: Progress) -> None:
-        """Adds the contrastive losses to the means that their weights come from."""
-        self.balance.move(progress.epoch)
+        """Add the contrastive losses to the means that their weights come from."""
+        self.balance.update(progress.epoch)
 
 
 def orthogonality(face: Tensor, pose: Tensor) -> Tensor:
@@ -331,7 +331,7 @@ class LossBalance(nn.Module):
         self.sums = nn.Buffer(torch.zeros(count + 1))  # of the steps of the epoch that runs, and their number
         self.means = nn.Buffer(torch.zeros(2, count))  # of the last epoch and of the one before; 0: none yet
         self.epoch = nn.Buffer(torch.zeros((), dtype=torch.int64))
-        self._noted: list[Tensor] = []  # sum over the micro-batches, and their number
+        self._pending: list[Tensor] = []  # sum over the micro-batches, and their number
 
     def weights(self, epoch: int) -> Tensor:
         """(n,) weights of a step in `epoch` (epochs completed before it)."""
@@ -342,19 +342,18 @@ class LossBalance(nn.Module):
         return torch.where(before > 0, weights, torch.ones_like(weights))
 
     @torch.no_grad()
-    def note(self, losses: Tensor) -> None:
-        """Keeps the losses (n,) of a micro-batch for `move`."""
-        noted = torch.cat([losses.detach(), torch.ones_like(losses[:1])])
-        self._noted = [self._noted[0] + noted] if self._noted else [noted]
+    def add(self, losses: Tensor) -> None:
+        """Keep the losses (n,) of a micro-batch for `update`."""
+        self._pending = [sum(self._pending, torch.cat([losses.detach(), torch.ones_like(losses[:1])]))]
 
     @torch.no_grad()
-    def move(self, epoch: int) -> None:
-        """Adds what was noted to the mean of `epoch`; collective."""
-        if not self._noted:
+    def update(self, epoch: int) -> None:
+        """Add the losses of a step to the mean of `epoch`. Collective call."""
+        if not self._pending:
             return
-        noted = all_reduce_mean(self._noted.pop())
+        step = all_reduce_mean(self._pending.pop())
         self.means.copy_(self._means(epoch))
-        self.sums.mul_(self.epoch >= epoch).add_(noted / noted[-1])
+        self.sums.mul_(self.epoch >= epoch).add_(step / step[-1])
         self.epoch.fill_(epoch)
 
     def _means(self, epoch: int) -> Tensor:

@@ -74,19 +74,16 @@ class SimCLR(nn.Module):
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Normalized temperature-scaled cross-entropy (Eq. 1) of this rank's 2B views among the 2WB of all W ranks, from
-    projections (B, D) of the two views, in the same order of images; B is the same on every rank.
-
-    Returns:
-        scalar loss, the mean over this rank's views, and the fraction of them whose nearest other view is their
-        partner, without gradient.
+    projections (B, D) of the two views, in the same order of images; B is the same on every rank. Returns the scalar
+    mean over this rank's views, and the fraction of them whose nearest other view is their partner, without gradient.
     """
     count = len(z1)
     with full_precision(z1):
         own = F.normalize(at_least_float32(torch.stack([z1, z2], 1)), dim=-1)  # (B, 2, D)
-        every = all_gather_rows(own).flatten(0, 1)  # (WB, 2, D) -> (2WB, D), the views of an image side by side
-        logits = own.flatten(0, 1) @ every.t() / temperature  # (2B, 2WB)
+        gathered = all_gather_rows(own).flatten(0, 1)  # (WB, 2, D) -> (2WB, D), the views of an image side by side
+        logits = own.flatten(0, 1) @ gathered.t() / temperature  # (2B, 2WB)
         place = torch.arange(2 * count, device=z1.device)  # row of `own`
-        self_place = 2 * count * rank() + place  # the same view among `every`
+        self_place = 2 * count * rank() + place  # the same view among `gathered`
         logits = logits.scatter(1, self_place[:, None], float("-inf"))
         partner = self_place ^ 1  # images start at even places, so that 2i and 2i + 1 are partners
         loss = F.cross_entropy(logits, partner)

@@ -75,8 +75,8 @@ class SwAVArgs:
 class Queue(nn.Module):
     """The last L rows of K parallel sets (SwAV: one set per view that is assigned), over all ranks.
 
-    Every rank holds all rows, so that a run may go on with another number of ranks. `note` gathers rows during a step,
-    `move` puts them in.
+    Every rank holds all rows, so that a run may go on with another number of ranks. `add` gathers rows during a step,
+    `update` puts them in.
     """
 
     def __init__(self, sets: int, length: int, dim: int) -> None:
@@ -89,27 +89,27 @@ class Queue(nn.Module):
         self._pending: Tensor | None = None
 
     @torch.no_grad()
-    def note(self, rows: Tensor) -> None:
-        """Keeps (K, B, D) rows of this rank for `move`; never more than L of them, however often it is called."""
+    def add(self, rows: Tensor) -> None:
+        """Keep (K, B, D) rows of this rank for `update`; at most L of them over any number of calls."""
         rows = at_least_float32(rows.detach())
         joined = rows if self._pending is None else torch.cat([self._pending, rows], 1)  # (K, B + ..., D)
         self._pending = joined[:, -self.length :]
 
     @torch.no_grad()
-    def move(self) -> None:
-        """Puts in what all ranks noted, in the order of the ranks (collective call where something was noted)."""
+    def update(self) -> None:
+        """Put in the added rows of all ranks, in the order of the ranks. Collective call if rows were added."""
         if self._pending is None:
             return
         fresh = all_gather_rows(self._pending.transpose(0, 1))[-self.length :].transpose(0, 1)  # (K, W * B, D)
         count = fresh.shape[1]
-        places = (self.position + torch.arange(count, device=fresh.device)) % self.length
-        self.rows.index_copy_(1, places, fresh.to(self.rows.dtype))
+        positions = (self.position + torch.arange(count, device=fresh.device)) % self.length
+        self.rows.index_copy_(1, positions, fresh.to(self.rows.dtype))
         self.position.copy_((self.position + count) % self.length)
         self.filled.copy_((self.filled + count).clamp_max(self.length))
         self._pending = None
 
     def local_rows(self) -> Tensor:
-        """The rows this rank stands for, (K, about L / W, D): those of all ranks together are the whole queue."""
+        """This rank's part of the queue, (K, about L / W, D)."""
         return self.rows[:, rank() :: world_size()]
 
     def is_full(self) -> Tensor:
@@ -163,7 +163,7 @@ class SwAV(nn.Module):
             and self.queue is not None
             and self.args.queue_runs(progress.step, progress.epoch)
         ):
-            self.queue.note(z[:ASSIGNED])
+            self.queue.add(z[:ASSIGNED])
         return Step(loss, {"swapped_prediction": loss.detach(), "prototypes_used": used})
 
     def _project(self, views: list[Tensor]) -> Tensor:
@@ -174,7 +174,7 @@ class SwAV(nn.Module):
 
     @torch.no_grad()
     def _queued_scores(self, progress: Progress) -> Tensor | None:
-        """Scores of this rank's part of the queue, (2, l, K); None where the queue does not run."""
+        """Scores of this rank's part of the queue, (2, l, K); None if the queue does not run."""
         if self.queue is None or not self.args.queue_runs(progress.step, progress.epoch):
             return None
         return self.queue.local_rows() @ self.prototypes.t()
@@ -205,7 +205,7 @@ class SwAV(nn.Module):
         """Brings the prototypes back to length 1 and moves the queue."""
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
         if self.queue is not None:
-            self.queue.move()
+            self.queue.update()
 
     def schedule(self, progress: Progress) -> str:
         """The freezing of the prototypes, in steps of this run."""

@@ -42,17 +42,9 @@ def accuracy(predicted: np.ndarray, target: np.ndarray, *, resamples: int = 2000
 
 
 def confusion(predicted: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
-    """Counts of (target, predicted) pairs.
+    """Count pairs of class indices of one shape -> (K, K) int64, rows are targets, columns predictions.
 
-    Args:
-        predicted, target: class indices of one shape, 0 to classes - 1.
-        classes: number of classes K.
-
-    Returns:
-        (K, K) int64; a row is a target class, a column a predicted one.
-
-    Raises:
-        ValueError: an index outside the classes.
+    ValueError: an index outside 0 to K - 1.
     """
     predicted, target = as_array(predicted).ravel(), as_array(target).ravel()
     for name, values in (("predicted", predicted), ("target", target)):

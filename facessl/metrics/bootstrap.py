@@ -17,7 +17,7 @@ _CHUNK = 2**18
 
 
 class Interval(NamedTuple):
-    """A number and its 95 % bootstrap interval; all three NaN where the number is undefined."""
+    """A number and its 95 % bootstrap interval; all three NaN if the number is undefined."""
 
     value: float
     low: float
@@ -37,18 +37,18 @@ def mean_rows(values: np.ndarray) -> np.ndarray:
 
 
 def mean_of(sums: np.ndarray) -> np.ndarray:
-    """(..., 2) sums of `mean_rows` -> (...) means; NaN where nothing counts."""
+    """(..., 2) sums of `mean_rows` -> (...) means; NaN if nothing counts."""
     return ratio(sums[..., 0], sums[..., 1])
 
 
 def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """top / bottom in float64, NaN where the bottom is 0; any shapes that broadcast."""
+    """top / bottom in float64, NaN if the bottom is 0; any shapes that broadcast."""
     top, bottom = np.broadcast_arrays(np.asarray(top, np.float64), np.asarray(bottom, np.float64))
     return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
 
 
 def known_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of the numbers that are not NaN; NaN where all are."""
+    """Mean over the last axis of the numbers that are not NaN; NaN if all are."""
     known = ~np.isnan(values)
     return ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
 
@@ -60,7 +60,7 @@ def resampled_sums(rows: np.ndarray, *, samples: int = 1000, seed: int | tuple[i
 
 
 def resampled_counts(n: int, *, samples: int = 1000, seed: int | tuple[int, ...] = 0) -> Iterator[np.ndarray]:
-    """How often each resample holds each of n images: pieces (r, n) float64 of a (samples, n) matrix, in order."""
+    """Counts of each of n images in each resample: pieces (r, n) float64 of a (samples, n) matrix, in order."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // n)
     for start in range(0, samples, step):
@@ -70,7 +70,7 @@ def resampled_counts(n: int, *, samples: int = 1000, seed: int | tuple[int, ...]
 
 
 def interval(value: float | np.ndarray, resampled: np.ndarray) -> Interval:
-    """A value and the percentile interval of its (samples,) resampled values, of which NaN ones do not count."""
+    """A value and the percentile interval of its (samples,) resampled values, without NaN ones."""
     known = resampled[~np.isnan(resampled)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))

@@ -1,4 +1,4 @@
-"""Has the representation collapsed? Numbers that need no labels, and the sentences of a report."""
+"""Signs of collapse: numbers that need no labels, and the sentences of a report."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 #: Below this embedding spread (1 = healthy, 0 = all embeddings equal) a run is called collapsed.
 COLLAPSED_STD = 0.1
-#: Below so many regions in use (exp of the entropy of the mean heatmap), the regions are called collapsed.
+#: Below this number of regions in use (exp of the entropy of the mean heatmap), they are called collapsed.
 COLLAPSED_USAGE = 1.5
 
 
@@ -34,7 +34,7 @@ def effective_rank(z: Tensor) -> Tensor:
 
 
 def verdicts(values: dict[str, float]) -> list[str]:
-    """Sentences about what has collapsed, by the measured values; empty where nothing has."""
+    """Sentences about what has collapsed, by the measured values; empty if nothing has."""
     sentences = []
     spread = values.get("embedding_std")
     if spread is not None and not spread >= COLLAPSED_STD:

@@ -23,7 +23,6 @@ def by_group(
     *,
     larger_is_better: bool = True,
     samples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Break the mean of a number per image down by group.
 
@@ -32,19 +31,19 @@ def by_group(
         groups: (N,) index into `names`; negative: unknown.
         names: of the groups.
         larger_is_better: False for errors; decides which group is the worst.
-        samples, seed: of the bootstrap and of the random assignments.
+        samples: of the bootstrap and of the random assignments.
 
     Returns:
         Ready for JSON:
 
         groups: of every name its images (that have a value), value, interval [low, high] (95 %, over the group's
-            images; None as the value where it has none), and counted: False where it has fewer than `MIN_COUNT` images
+            images; None as the value if it has none), and counted: False if it has fewer than `MIN_COUNT` images
             and is left out of gap and worst.
         gap: largest minus smallest value of the counted groups, with gap_interval [low, high] (images resampled within
-            groups); None where fewer than two groups count.
+            groups); None if fewer than two groups count.
         gap_by_chance: 95th percentile of the gap when images are assigned to the counted groups at random.
-        worst: name of the counted group with the poorest value; None where none counts.
-        note: a sentence on what the gap leaves out; empty where it leaves out nothing.
+        worst: name of the counted group with the poorest value; None if none counts.
+        note: a sentence on what the gap leaves out; empty if it leaves out nothing.
 
     Raises:
         DataError: a group index without a name.
@@ -52,21 +51,22 @@ def by_group(
     groups, rows = as_array(groups).astype(np.int64), mean_rows(as_array(values))
     if len(groups) and groups.max() >= len(names):
         raise DataError(f"group {groups.max()} has no name: there are {len(names)}, {', '.join(names)}")
-    members = [np.flatnonzero((rows[:, 1] > 0) & (groups == code)) for code in range(len(names))]
+    rows_by_group = [rows[(rows[:, 1] > 0) & (groups == code)] for code in range(len(names))]
     out: list[dict[str, Any]] = []
     counted, resampled = [], []
-    for k, (name, of) in enumerate(zip(names, members, strict=True)):
-        again = mean_of(resampled_sums(rows[of], samples=samples, seed=(seed, k))) if len(of) else np.empty(0)
-        value, low, high = (None if np.isnan(x) else x for x in interval(mean_of(rows[of].sum(0)), again))
-        row = {"name": name, "images": len(of), "value": value, "interval": [low, high]}
-        out.append(row | {"counted": len(of) >= MIN_COUNT})
-        if len(of) >= MIN_COUNT:
+    for k, (name, group) in enumerate(zip(names, rows_by_group, strict=True)):
+        means = mean_of(resampled_sums(group, samples=samples, seed=(0, k))) if len(group) else np.empty(0)
+        value, low, high = (None if np.isnan(x) else x for x in interval(mean_of(group.sum(0)), means))
+        is_counted = len(group) >= MIN_COUNT
+        row = {"name": name, "images": len(group), "value": value, "interval": [low, high], "counted": is_counted}
+        out.append(row)
+        if is_counted:
             counted.append(k)
-            resampled.append(again)
+            resampled.append(means)
     gap, by_chance = None, None
     if len(counted) > 1:
         gap = interval(np.ptp([out[k]["value"] for k in counted]), np.ptp(resampled, axis=0))
-        by_chance = _gap_by_chance(rows, [members[k] for k in counted], samples, seed)
+        by_chance = _gap_by_chance([rows_by_group[k] for k in counted], samples)
     few = ", ".join(f"{row['name']} ({row['images']})" for row in out if not row["counted"])
     notes = [f"left out of the gap, fewer than {MIN_COUNT} images or no value: {few}"] if few else []
     notes += [f"{unknown} images have no group"] if (unknown := int((groups < 0).sum())) else []
@@ -81,11 +81,9 @@ def by_group(
     }
 
 
-def _gap_by_chance(rows: np.ndarray, members: list[np.ndarray], samples: int, seed: int) -> float:
-    rng = np.random.default_rng((seed, len(members), 1))
-    every = np.concatenate(members)
-    cuts = np.cumsum([len(of) for of in members])[:-1]
-    gaps = [
-        np.ptp([mean_of(rows[part].sum(0)) for part in np.split(rng.permutation(every), cuts)]) for _ in range(samples)
-    ]
+def _gap_by_chance(groups: list[np.ndarray], samples: int) -> float:
+    rng = np.random.default_rng((0, len(groups), 1))
+    rows, cuts = np.concatenate(groups), np.cumsum([len(group) for group in groups])[:-1]
+    orders = (rng.permutation(len(rows)) for _ in range(samples))
+    gaps = [np.ptp([mean_of(part.sum(0)) for part in np.split(rows[order], cuts)]) for order in orders]
     return float(np.nanpercentile(gaps, 95))

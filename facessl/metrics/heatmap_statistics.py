@@ -1,4 +1,4 @@
-"""Are the regions alive, and of what kind? Scalars of heatmaps (B, N, h, w) whose values sum to 1 over N."""
+"""Statistics of learned regions: scalars of heatmaps (B, N, h, w) whose values sum to 1 over N."""
 
 import torch
 from torch import Tensor
@@ -14,31 +14,31 @@ def usage_entropy(heatmaps: Tensor) -> Tensor:
 
 
 def sharpness(heatmaps: Tensor) -> Tensor:
-    """How decided pixels are, from 1/N (uniform) to 1 (one region each): the mean of each pixel's largest value."""
+    """Mean of each pixel's largest value, from 1/N (uniform) to 1 (one region each)."""
     return heatmaps.float().amax(dim=1).mean()
 
 
 def winning_regions(heatmaps: Tensor, *, fraction: float = 0.01) -> Tensor:
-    """How many regions (0 to N, an integer scalar) are the largest on at least a `fraction` of all pixels."""
+    """Number of regions (0 to N, an integer scalar) that are the largest on at least a `fraction` of all pixels."""
     winners = heatmaps.argmax(dim=1).flatten()  # (B h w,)
     counts = torch.bincount(winners, minlength=heatmaps.shape[1])
     return (counts >= fraction * winners.numel()).sum()
 
 
 def image_information(heatmaps: Tensor) -> Tensor:
-    """How far the image decides the region: mutual information of region and image over the region's entropy.
+    """Mutual information of region and image over the region's entropy.
 
     Heatmaps are read as p(region | image, cell), all images and cells alike. From 0 (every image uses the regions
-    alike) to 1 (every image is one region: image clusters, not parts of a face); 0 where one region takes everything.
+    alike) to 1 (every image is one region: image clusters, not parts of a face); 0 if one region takes everything.
     """
     return _information(heatmaps.float().mean(dim=(2, 3)))
 
 
 def position_information(heatmaps: Tensor) -> Tensor:
-    """How far the cell decides the region: mutual information of region and cell over the region's entropy.
+    """Mutual information of region and cell over the region's entropy.
 
     Heatmaps are read as in `image_information`. From 0 (every cell uses the regions alike) to 1 (every cell has one
-    region in all images: a fixed partition of the picture); 0 where one region takes everything.
+    region in all images: a fixed partition of the picture); 0 if one region takes everything.
     """
     return _information(heatmaps.float().mean(dim=0).flatten(1).T)
 

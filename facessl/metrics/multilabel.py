@@ -13,24 +13,16 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.metrics.bootstrap import as_array, interval, known_mean, ratio, resampled_sums, with_intervals
 
 
-def attribute_scores(
-    probabilities: np.ndarray,
-    target: np.ndarray,
-    *,
-    names: Sequence[str] = (),
-    samples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
+def attribute_scores(probabilities: np.ndarray, target: np.ndarray, *, names: Sequence[str] = ()) -> dict[str, Any]:
     """Scores of N images and A attributes.
 
     Args:
         probabilities: (N, A) sigmoids of the outputs; 0.5 and more answer "yes".
         target: (N, A), 0 or 1.
         names: A names; empty: the indices.
-        samples, seed: of the bootstrap.
 
     Returns:
-        Fractions, ready for JSON, None where the images show only one value of every attribute:
+        Fractions, ready for JSON, None if the images show only one value of every attribute:
 
         images: number of images.
         majority: mean accuracy of always answering each attribute's commoner value among these images.
@@ -57,7 +49,7 @@ def attribute_scores(
     # Columns of each image: right, has it, right and has it.
     rows = np.concatenate([right, truth, right & truth], axis=1)
     total = rows.sum(0, dtype=np.float64)
-    resampled = resampled_sums(rows, samples=samples, seed=seed)
+    resampled = resampled_sums(rows)
     positives = total[A : 2 * A] / N
     both = np.flatnonzero(truth.any(0) & ~truth.all(0))
     precision = [average_precision_score(truth[:, a], probabilities[:, a]) for a in both]

@@ -27,10 +27,10 @@ def nme(
     Args:
         predicted, truth: (N, K, 2) points, both in the same pixels.
         unit: (N,) lengths in the same pixels (`normalizer`); or one for all.
-        visible: (N, K), 0 where a point is not annotated and does not count; None: all count.
+        visible: (N, K), 0 if a point is not annotated and does not count; None: all count.
 
     Returns:
-        (N,) float64, 0.05 is 5 %; NaN where an image has no point that counts.
+        (N,) float64, 0.05 is 5 %; NaN if an image has no point that counts.
 
     Raises:
         ValueError: points that are not both (N, K, 2).
@@ -57,7 +57,7 @@ def nme(
 def normalizer(
     unit: str, truth: np.ndarray, *, eyes: Sequence[int | Sequence[int]] | None, boxes: np.ndarray | None
 ) -> np.ndarray:
-    """What errors are divided by, by the name that papers use (`task.unit`): (N,) pixels.
+    """Unit of the errors by the name that papers use (`task.unit`): (N,) pixels.
 
     Args:
         unit: interocular or interpupil (`eye_distance` of the outer corners, or of the pupils), box (`box_size`), or
@@ -101,7 +101,7 @@ def _sides(box: np.ndarray) -> np.ndarray:
 
 
 def _areas(errors: np.ndarray, threshold: float) -> np.ndarray:
-    """What each image adds to the area under the cumulative error distribution, over the threshold: (N,).
+    """Contribution of each image to the area under the cumulative error distribution, over the threshold: (N,).
 
     An image's own curve jumps from 0 to 1 at its error, so that its area is the sum of Simpson's weights behind it.
     """
@@ -116,21 +116,13 @@ def _areas(errors: np.ndarray, threshold: float) -> np.ndarray:
     return np.where(np.isnan(errors), np.nan, behind[np.searchsorted(places, errors)])
 
 
-def landmark_scores(
-    errors: np.ndarray,
-    *,
-    unit: str,
-    thresholds: Sequence[float] = (0.10,),
-    samples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
+def landmark_scores(errors: np.ndarray, *, unit: str, thresholds: Sequence[float] = (0.10,)) -> dict[str, Any]:
     """Scores of the errors that `nme` returns, with 95 % bootstrap intervals over images.
 
     Args:
         errors: (N,); NaN ones do not count.
         unit: name of the unit: interocular, interpupil, box, diag.
         thresholds: of failure rate and area; none where only the NME is reported.
-        samples, seed: of the bootstrap.
 
     Returns:
         Ready for JSON, each with NAME_interval [low, high]: nme_interocular (mean over images, 0.05 is 5 %); fr@0.10,
@@ -148,7 +140,7 @@ def landmark_scores(
     columns |= {f"fr@{_name(t)}": np.where(np.isnan(errors), np.nan, errors > t) for t in thresholds}
     columns |= {f"auc@{_name(t)}": _areas(errors, t) for t in thresholds}
     rows = np.stack([mean_rows(column) for column in columns.values()], axis=1)  # (N, columns, 2)
-    resampled = resampled_sums(rows.reshape(len(rows), -1), samples=samples, seed=seed).reshape(-1, len(columns), 2)
+    resampled = resampled_sums(rows.reshape(len(rows), -1)).reshape(-1, len(columns), 2)
     means, resampled_means = mean_of(rows.sum(0)), mean_of(resampled)
     return with_intervals({name: interval(means[i], resampled_means[:, i]) for i, name in enumerate(columns)})
 

@@ -41,7 +41,7 @@ class _Candidate:
     count: int
     features: np.ndarray | None = None  # (M, C) for landmarks; None: not measured
     heatmaps_of: maps.HeatmapsOf | None = None  # for consistency; None: not measured
-    heatmaps: np.ndarray | None = None  # those of the images, where they are known
+    heatmaps: np.ndarray | None = None  # those of the images, if they are known
 
 
 def discover(
@@ -71,8 +71,8 @@ def discover(
         images, regions, heatmap [h, w], grid, landmark_test_images, and rows: a list of dicts with name, nmi_image and
         nmi_position (`dependence`) and, each with its NAME_interval [low, high], nmi, ari, foreground_iou (masks),
         nme_interocular (landmarks; that of "one region" is the mean shape's), consistency with its by_chance and
-        unmoved; None where a row has no such number; parts (masks): for each class the region that overlaps it best and
-        their IoU, None where no pixel has the class.
+        unmoved; None if a row has no such number; parts (masks): for each class the region that overlaps it best and
+        their IoU, None if no pixel has the class.
 
     Raises:
         DataError: numbers of images that differ, or fewer than 4 images.
@@ -85,12 +85,12 @@ def discover(
         )
     train = np.random.default_rng(seed).permutation(len(images)) < len(images) // 2
     batches = [images[i : i + maps.BATCH] for i in range(0, len(images), maps.BATCH)]
-    found = {name: np.concatenate([as_array(of(b)) for b in batches]) for name, of in variants.items()}
-    own = next(iter(found.values()))
+    heatmaps = {name: np.concatenate([as_array(make(b)) for b in batches]) for name, make in variants.items()}
+    own = next(iter(heatmaps.values()))
     N, cells = own.shape[1], own.shape[2:]
     candidates = [
         _Candidate(name, maps.winners(own, GRID), N, maps.centroids(own), variants[name], own)
-        for name, own in found.items()
+        for name, own in heatmaps.items()
     ]
     candidates += [_mean_map(own, train), *_floors(images, N, seed)]
     truth = None if masks is None else maps.on_grid(masks, GRID)
@@ -142,7 +142,7 @@ def _mean_map(heatmaps: np.ndarray, train: np.ndarray) -> _Candidate:
 
 
 def _floors(images: np.ndarray, count: int, seed: int) -> list[_Candidate]:
-    """What needs neither training nor labels."""
+    """Baselines that need neither training nor labels."""
     color, place = (
         maps.color_clusters(images, count=count, grid=GRID, position=position, seed=seed) for position in (False, True)
     )
@@ -159,7 +159,7 @@ def _floors(images: np.ndarray, count: int, seed: int) -> list[_Candidate]:
 
 
 def _ceilings(truth: np.ndarray, classes: int, cells: tuple[int, int]) -> list[_Candidate]:
-    """What knows the labels: interpolated fractions bound interpolated heatmaps, the majority bounds whole cells."""
+    """Upper bounds from labels: interpolated fractions for interpolated heatmaps, the majority for whole cells."""
     mean = maps.fixed(maps.mean_face(truth, classes))
     fractions = maps.class_fractions(truth, classes, cells)
     name, majority = f"ceiling {cells[0]}x{cells[1]}", maps.winners(fractions, GRID, mode="nearest-exact")

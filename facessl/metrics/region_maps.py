@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from facessl.metrics.bootstrap import as_array
 
@@ -23,14 +22,10 @@ _FITTED = 50_000  # pixels, about, that k-means is fitted on, as many of each im
 
 
 def winners(heatmaps: Any, size: int, *, mode: str = "bilinear") -> np.ndarray:
-    """Arg-max regions on a finer grid: (M, N, h, w) -> (M, size, size) int64; `mode` as in `enlarge`."""
-    parts = (as_array(heatmaps[i : i + BATCH]) for i in range(0, len(heatmaps), BATCH))
-    return np.concatenate([enlarge(torch.tensor(p, dtype=torch.float32), size, mode).argmax(1).numpy() for p in parts])
-
-
-def enlarge(maps: Tensor, size: int, mode: str = "bilinear") -> Tensor:
-    """(B, N, h, w) -> (B, N, size, size), interpolated ("bilinear") or each cell a block ("nearest-exact")."""
-    return F.interpolate(maps, size=(size, size), mode=mode)
+    """Arg-max on a finer grid: (M, N, h, w) -> (M, size, size) int64; `mode` is "bilinear" or "nearest-exact"."""
+    batches = (as_array(heatmaps[i : i + BATCH]) for i in range(0, len(heatmaps), BATCH))
+    maps = (F.interpolate(torch.tensor(b, dtype=torch.float32), size=(size, size), mode=mode) for b in batches)
+    return np.concatenate([m.argmax(1).numpy() for m in maps])
 
 
 def on_grid(masks: np.ndarray, size: int) -> np.ndarray:
@@ -62,16 +57,10 @@ def one_hot(regions: np.ndarray, count: int) -> np.ndarray:
 
 
 def color_clusters(images: np.ndarray, *, count: int, grid: int, position: bool, seed: int) -> Partition:
-    """k-means of the pixels' colors, or of color and position, fitted on all images together.
+    """Fit k-means with `count` clusters on the colors, or with `position` the colors and positions, of the pixels of
+    all images (M, S, S, 3) uint8, averaged down to a grid of side g.
 
     Color channels and coordinates run from 0 to 1 and weigh the same.
-
-    Args:
-        images: (M, S, S, 3) uint8.
-        count: clusters.
-        grid: side g of the regions; images are averaged down to it.
-        position: whether the place of a pixel counts too.
-        seed: of the fit.
     """
     from sklearn.cluster import KMeans
 

@@ -24,19 +24,12 @@ from facessl.metrics.bootstrap import (
     with_intervals,
 )
 from facessl.metrics.nme import eye_distance, nme
-from facessl.metrics.region_maps import BATCH, HeatmapsOf, enlarge
+from facessl.metrics.region_maps import BATCH, HeatmapsOf
 
 
 def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: int) -> np.ndarray:
-    """Pixels by region and class, image by image.
-
-    Args:
-        regions: (M, g, g) region of each pixel, 0 to count - 1.
-        masks: (M, g, g) class of each pixel, 0 to classes - 1; 255 does not count.
-
-    Returns:
-        (M, R, L) int64 with R = count and L = classes.
-    """
+    """Count pixels by region and class: (M, g, g) regions, 0 to R - 1, and (M, g, g) masks, 0 to L - 1 or 255, which
+    does not count -> (M, R, L) int64 with R = count and L = classes."""
     image, *pixel = np.nonzero(masks != IGNORE_INDEX)
     cells = (image * count + regions[image, *pixel]) * classes + masks[image, *pixel]
     return np.bincount(cells, minlength=len(masks) * count * classes).reshape(len(masks), count, classes)
@@ -45,7 +38,7 @@ def contingency(regions: np.ndarray, masks: np.ndarray, *, count: int, classes: 
 def nmi(tables: np.ndarray) -> np.ndarray:
     """(..., R, L) -> (...) normalized mutual information: 2 I(region; class) / (H(region) + H(class)).
 
-    0 where regions say nothing about the class, 1 where they are the classes (also where there is one of each).
+    0 if regions say nothing about the class, 1 if they are the classes (also where there is one of each).
     """
     joint = ratio(tables, tables.sum((-2, -1), keepdims=True))
     parts = _entropy(joint.sum(-1)) + _entropy(joint.sum(-2))
@@ -98,8 +91,8 @@ def best_regions(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     union = tables.sum(1, keepdims=True) + tables.sum(0) - tables
     iou = ratio(tables, union)
-    found = np.where(tables.sum(0) > 0, iou.max(0), np.nan)
-    return iou.argmax(0), found
+    best_iou = np.where(tables.sum(0) > 0, iou.max(0), np.nan)
+    return iou.argmax(0), best_iou
 
 
 def _entropy(fractions: np.ndarray) -> np.ndarray:
@@ -115,14 +108,8 @@ def _pairs(counts: np.ndarray) -> np.ndarray:
 def region_scores(
     regions: np.ndarray, masks: np.ndarray, *, count: int, classes: int, samples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """NMI, ARI and foreground IoU of all pixels together, with intervals over images.
-
-    Args:
-        regions: (M, g, g) region of each pixel, 0 to count - 1.
-        masks: (M, g, g) class of each pixel; 255 does not count.
-        count, classes: numbers of regions and classes.
-        samples, seed: of the bootstrap.
-    """
+    """NMI, ARI and foreground IoU of all pixels together, with intervals over images; arguments as in `contingency`,
+    and `samples` and `seed` of the bootstrap."""
     tables = contingency(regions, masks, count=count, classes=classes)
     resampled = resampled_sums(tables.reshape(len(tables), -1), samples=samples, seed=seed).reshape(-1, count, classes)
     return {score.__name__: interval(score(tables.sum(0)), score(resampled)) for score in (nmi, ari, foreground_iou)}
@@ -131,16 +118,10 @@ def region_scores(
 def landmark_errors(
     features: np.ndarray, landmarks: np.ndarray, *, ocular: tuple[int, int], train: np.ndarray
 ) -> np.ndarray:
-    """NME of landmarks regressed linearly from features; the ridge strength is chosen by leave-one-out in training.
+    """NME of landmarks (M, K, 2) pixels, regressed linearly from features (M, C), such as `centroids`, on the images
+    `train` (M,) bool, for each of the others, float64; `ocular` are the points whose distance is the unit.
 
-    Args:
-        features: (M, C), for example `centroids`; constant ones leave the mean shape.
-        landmarks: (M, K, 2) pixels.
-        ocular: points whose distance is the unit.
-        train: (M,) bool, images to fit on; the others are measured.
-
-    Returns:
-        (number of test images,) float64.
+    The ridge strength is chosen by leave-one-out in training; constant features leave the mean shape.
     """
     from sklearn.linear_model import RidgeCV
 
@@ -164,7 +145,7 @@ class Similarity:
     shift: tuple[float, float] = (0.05, -0.05)  # right and down, as fractions of the image's side
 
     def sources(self, size: int) -> tuple[Tensor, np.ndarray]:
-        """Where each pixel of the moved image comes from: (1, size, size, 2) in -1..1 over the image's edges, and
+        """Origin of each pixel of the moved image: (1, size, size, 2) in -1..1 over the image's edges, and
         (size, size) bool, whether that lies inside the image."""
         a = math.radians(self.angle)
         back = np.array([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]]) / self.scale
@@ -214,7 +195,8 @@ def consistency(
         moved = warp.apply(pixels).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         still = heatmaps_of(batch) if before is None else before[start : start + BATCH]
         stored, after = (
-            enlarge(torch.tensor(as_array(x), dtype=torch.float32), grid) for x in (still, heatmaps_of(moved))
+            F.interpolate(torch.tensor(as_array(x), dtype=torch.float32), size=(grid, grid), mode="bilinear")
+            for x in (still, heatmaps_of(moved))
         )  # (B, N, g, g)
         actual, expected, fixed = (m.argmax(1).numpy()[:, inside] for m in (after, warp.apply(stored), stored))
         agree.append((actual == expected).mean(1))

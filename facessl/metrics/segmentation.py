@@ -16,37 +16,26 @@ from facessl.metrics.bootstrap import as_array, interval, known_mean, ratio, res
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over pixels, image by image, so that images can be resampled.
-
-    Args:
-        classes: number of classes K; class 0 is the background.
-    """
+    """Counts of (true, predicted) class pairs, 0 the background, by image, so that images can be resampled."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
         self._images: list[np.ndarray] = []
 
-    def update(self, predicted: np.ndarray, truth: np.ndarray, *, ignore: int = IGNORE_INDEX) -> None:
-        """Count one image.
+    def update(self, predicted: np.ndarray, truth: np.ndarray) -> None:
+        """Count one image: (H, W) class indices in the original image's pixels; 255 in `truth` does not count.
 
-        Args:
-            predicted, truth: (H, W) class indices in the original image's pixels.
-            ignore: value of `truth` whose pixels do not count.
-
-        Raises:
-            ValueError: shapes differ.
-            DataError: a class outside 0 to classes - 1.
+        ValueError: shapes differ. DataError: a class outside 0 to K - 1.
         """
         predicted, truth = as_array(predicted), as_array(truth)
         if predicted.shape != truth.shape:
             raise ValueError(f"the prediction is {predicted.shape} and the mask {truth.shape}: map it back first")
-        counted = truth != ignore
+        counted = truth != IGNORE_INDEX
         try:
             counts = confusion(predicted[counted], truth[counted], self.classes)
         except ValueError as error:
-            raise DataError(
-                f"image {len(self)} of the parsing scores: {error}; check the number of classes or mark pixels {ignore}"
-            ) from None
+            fix = f"check the number of classes or mark pixels {IGNORE_INDEX}"
+            raise DataError(f"image {len(self)} of the parsing scores: {error}; {fix}") from None
         self._images.append(counts.astype(np.int32))
 
     def __len__(self) -> int:
@@ -83,15 +72,8 @@ def pixel_accuracy(matrix: np.ndarray) -> np.ndarray:
     return ratio(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
 
 
-def parsing_scores(
-    matrix: ConfusionMatrix, *, names: Sequence[str] = (), samples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
-    """Scores of all images that `matrix` has counted.
-
-    Args:
-        matrix: one update per image.
-        names: K class names; empty: the indices.
-        samples, seed: of the bootstrap.
+def parsing_scores(matrix: ConfusionMatrix, *, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Scores of all images that `matrix` has counted; `names` are the K class names, empty: the indices.
 
     Returns:
         Fractions, ready for JSON, the first three with NAME_interval [low, high] (95 %, over images):
@@ -112,7 +94,7 @@ def parsing_scores(
     if len(names) != K:
         raise DataError(f"{len(names)} class names for {K} classes: {', '.join(names)}")
     total = matrix.total()
-    resampled = resampled_sums(rows, samples=samples, seed=seed).reshape(-1, K, K)
+    resampled = resampled_sums(rows).reshape(-1, K, K)
     means = {score.__name__: interval(score(total), score(resampled)) for score in (mean_f1, mean_iou, pixel_accuracy)}
     each = [None if np.isnan(f1) else float(f1) for f1 in f1_per_class(total)]
     return {"images": len(matrix), **with_intervals(means), "f1": dict(zip(names, each, strict=True))}

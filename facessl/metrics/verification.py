@@ -17,7 +17,7 @@ _FOLDS = 10  # where the pairs come without
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosines of (P, C) embeddings, row by row: (P,) float64; 0 where an embedding is zero."""
+    """Cosines of (P, C) embeddings, row by row: (P,) float64; 0 if an embedding is zero."""
     a, b = (as_array(x).astype(np.float64) for x in (first, second))
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.nan_to_num(ratio((a * b).sum(1), lengths), nan=0.0)
@@ -36,10 +36,10 @@ def verification(
 
     Args:
         similarity: (P,), larger is more alike (`cosine`).
-        same: (P,), 1 where both images show one person.
+        same: (P,), 1 if both images show one person.
         folds: (P,) fold of each pair; None: ten folds, dealt in turn among same and among different pairs.
         fars: false accept rates.
-        samples, seed: of the bootstrap, which chooses the thresholds anew in every resample.
+        samples, seed: of the bootstrap, which chooses new thresholds in every resample.
 
     Returns:
         Fractions, ready for JSON, from accuracy on with NAME_interval [low, high] (95 %, over pairs):
@@ -49,7 +49,7 @@ def verification(
         accuracy: mean over the folds; the threshold of a fold is the best one of the others.
         roc_auc: area under the ROC curve.
         eer: rate at which false accepts and false rejects are equal.
-        tar@far=RATE: fraction of same pairs accepted at each false accept rate; None where the different pairs are too
+        tar@far=RATE: fraction of same pairs accepted at each false accept rate; None if the different pairs are too
             few for a single false accept at that rate.
 
     Raises:
@@ -58,8 +58,8 @@ def verification(
     """
     similarity, same, folds = _checked(similarity, same, folds)
     curve = _Curve(similarity, same, folds)
-    every = np.ones((1, len(same)))
-    accuracies, point = curve.fold_accuracies(every)[0], curve.rates(every, fars)[0]
+    all_pairs = np.ones((1, len(same)))
+    accuracies, point = curve.fold_accuracies(all_pairs)[0], curve.rates(all_pairs, fars)[0]
     resampled, resampled_accuracy = [], []
     for counts in resampled_counts(len(same), samples=samples, seed=seed):
         resampled.append(curve.rates(counts, fars))
@@ -78,13 +78,8 @@ def verification(
 
 
 def thresholds(similarity: np.ndarray, same: np.ndarray, folds: np.ndarray | None = None) -> np.ndarray:
-    """The threshold by which `accuracy` judges each pair, the best one of the folds that the pair is not in.
-
-    Args and errors as in `verification`.
-
-    Returns:
-        (P,) float64; a pair is accepted where its similarity reaches it. Infinite where accepting none is best.
-    """
+    """(P,) float64 threshold of each pair for `accuracy`, which its similarity has to reach: the best one of the other
+    folds, infinite if accepting none is best. Arguments and errors as in `verification`."""
     similarity, same, folds = _checked(similarity, same, folds)
     curve = _Curve(similarity, same, folds)
     steps = [step[0] for step, _, _ in curve.chosen(np.ones((1, len(same))))]
@@ -151,7 +146,7 @@ class _Curve:
         return np.stack(columns, axis=1)
 
     def fold_accuracies(self, counts: np.ndarray) -> np.ndarray:
-        """(r, P) counts of pairs -> (r, F) accuracy of each fold, NaN where a resample has no pair of it."""
+        """(r, P) counts of pairs -> (r, F) accuracy of each fold, NaN if a resample has no pair of it."""
         rows = np.arange(len(counts))
         return np.stack([ratio(right[rows, step], size[:, -1]) for step, right, size in self.chosen(counts)], axis=1)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from timm.layers import Format, to_2tuple
 from torch import Tensor, nn
 
-import facessl.models.facecycle  # noqa: F401 (tells timm of PCL's own network)
+import facessl.models.facecycle  # noqa: F401 (registers PCL's own network with timm)
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.sync_batch_norm import spans_ranks
@@ -31,7 +31,7 @@ _ANSWER = 3
 
 
 class Settings(NamedTuple):
-    """How timm's pre-trained weights of a model want their images: RGB in 0..1, side in pixels."""
+    """Preprocessing of timm's pre-trained weights of a model: RGB in 0..1, side in pixels."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -39,17 +39,17 @@ class Settings(NamedTuple):
 
 
 def pretrained_settings(name: str) -> Settings:
-    """Those of timm's pre-trained weights `name`, ImageNet's where timm has none. UnknownName: no such model or tag."""
+    """Settings of timm's pre-trained weights `name`, or ImageNet's. UnknownName: no such model or tag."""
     plain, dot, _ = name.partition(".")
     if not timm.is_model(plain):
         raise UnknownName("backbone", name, timm.list_models())
     if dot and name not in (tagged := timm.list_pretrained(f"{plain}.*")):
         raise UnknownName("backbone", name, tagged or [plain])
-    found = timm.get_pretrained_cfg(name)
-    return Settings() if found is None else Settings(tuple(found.mean), tuple(found.std), found.input_size[-1])
+    config = timm.get_pretrained_cfg(name)
+    return Settings() if config is None else Settings(tuple(config.mean), tuple(config.std), config.input_size[-1])
 
 
-#: Options of `timm.create_model` that read another file or address than the model's own, or tell what they hold.
+#: Options of `timm.create_model` that read another file or address than the model's own, or describe its content.
 _ELSEWHERE = re.compile(r"pretrained.*|cache_dir|.*(path|file|url|hub_id|overlay)|scriptable|exportable|no_jit")
 
 
@@ -73,7 +73,7 @@ def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _offline_without_server() -> Iterator[None]:
-    """Where the server of pre-trained weights cannot be reached, look in the cache only, instead of trying for long."""
+    """Look in the cache only if the server of pre-trained weights cannot be reached, instead of trying for long."""
     hub = huggingface_hub.constants
     host = hub.ENDPOINT.partition("://")[2].partition("/")[0].partition(":")[0]
     before = hub.HF_HUB_OFFLINE
@@ -102,8 +102,8 @@ class Backbone(nn.Module):
 
     Attributes:
         name: timm model name.
-        timm_options: what it was asked to be built with.
-        model_args: what timm was told.
+        timm_options: options given by the user.
+        model_args: options passed to timm.
         num_features: C, channels of the map and of the embedding.
         stride: pixels of the image per cell of the map.
         image_size: side in pixels that `preprocess` makes.
@@ -138,7 +138,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         settings = pretrained_settings(name)
-        own = settings if pretrained else Settings()
+        defaults = settings if pretrained else Settings()
         if not 1 <= image_size <= MAX_SIZE:
             raise ConfigError(f"image size {image_size} is out of range: give 1 to {MAX_SIZE} pixels")
         options = dict(timm_options)
@@ -152,7 +152,7 @@ class Backbone(nn.Module):
         self.model_args = options
         self.any_size = False
         self.image_size = image_size
-        self.set_normalization(own.mean if mean is None else mean, own.std if std is None else std)
+        self.set_normalization(defaults.mean if mean is None else mean, defaults.std if std is None else std)
         self.num_features: int = self.model.num_features
         self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
         patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
@@ -173,10 +173,10 @@ class Backbone(nn.Module):
 
     @property
     def pooling(self) -> str:
-        """How the embedding comes from the map, in timm's words: "avg", "token" (the class token) or another."""
+        """Pooling of the map to the embedding in timm's words: "avg", "token" (the class token) or another."""
         head = getattr(self.model, "head", None)
-        found = getattr(self.model, "global_pool", None) or getattr(head, "global_pool", "avg")
-        return str(getattr(found, "pool_type", found))
+        pool = getattr(self.model, "global_pool", None) or getattr(head, "global_pool", "avg")
+        return str(getattr(pool, "pool_type", pool))
 
     def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Feature map (B, C, h, w) and pooled embedding (B, C) of one pass; x (B, 3, H, W) normalized."""
@@ -198,11 +198,7 @@ class Backbone(nn.Module):
         `output_stride` dilates it. A model of one stride (ViT) gives the outputs of four blocks, 3, 5, 7, 11 of 12
         and in proportion for other depths (FaRL's), all at that stride, before the last norm, which gets no gradient.
 
-        Returns:
-            four maps (B, C_i, h_i, w_i) with C_i in `pyramid_channels`.
-
-        Raises:
-            ConfigError: the model gives no four maps.
+        Returns four maps (B, C_i, h_i, w_i) with C_i in `pyramid_channels`. ConfigError: the model has none.
         """
         indices = [index for index, _, _ in self._levels()]
         return self.model.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
@@ -219,12 +215,12 @@ class Backbone(nn.Module):
 
     def _levels(self) -> list[tuple[int, int, int]]:
         """(index for timm, channels, stride) of the four maps."""
-        every = [(i, int(f["num_chs"]), int(f["reduction"])) for i, f in enumerate(self.model.feature_info)]
-        if not hasattr(self.model, "forward_intermediates") or len(every) < 4:
+        levels = [(i, int(f["num_chs"]), int(f["reduction"])) for i, f in enumerate(self.model.feature_info)]
+        if not hasattr(self.model, "forward_intermediates") or len(levels) < 4:
             raise ConfigError(f"backbone {self.name} has no four feature maps for dense tasks: use a ResNet or a ViT")
-        if every[0][2] < every[-1][2]:
-            return every[-4:]
-        return [every[round(len(every) * part / 12) - 1] for part in (4, 6, 8, 12)]
+        if levels[0][2] < levels[-1][2]:
+            return levels[-4:]
+        return [levels[round(len(levels) * part / 12) - 1] for part in (4, 6, 8, 12)]
 
     def checkpoint_activations(self) -> None:
         """Compute activations inside the blocks again in the backward pass. ConfigError: timm cannot for this model."""
@@ -255,15 +251,14 @@ class Backbone(nn.Module):
             self.any_size = not getattr(embed, "strict_img_size", False)
             return
         self.any_size = True
-        self.model.dynamic_img_size = True  # what timm sets at construction for `dynamic_img_size=True`
+        self.model.dynamic_img_size = True  # as timm's constructor does for `dynamic_img_size=True`
         embed.strict_img_size, embed.dynamic_img_pad, embed.flatten = False, True, False
         embed.output_fmt = Format.NHWC
 
     def forward_views(self, views: Sequence[Tensor]) -> Tensor:
         """V views (B, 3, S_v, S_v), normalized -> pooled embeddings (V, B, C); neighbors of equal size share a pass.
 
-        Raises:
-            ConfigError: several sizes, which the model does not take, or not before `take_any_size`.
+        ConfigError: several sizes, which the model does not take, or not before `take_any_size`.
         """
         sizes = sorted({view.shape[-1] for view in views})
         if len(sizes) > 1 and not self.any_size:
@@ -275,7 +270,7 @@ class Backbone(nn.Module):
         return torch.cat([self(torch.cat(group)) for group in groups]).unflatten(0, (len(views), -1))
 
     def check_size(self) -> None:
-        """ConfigError where a ViT would lose an edge of its images: their side is not a multiple of its patch."""
+        """ConfigError if a ViT would lose an edge of its images: their side is not a multiple of its patch."""
         embed = getattr(self.model, "patch_embed", None)
         over = self.image_size % self.stride
         if over and not getattr(embed, "dynamic_img_pad", True):

@@ -64,7 +64,7 @@ class VisualTokens:
         self.encoder: DVAEEncoder | None = None
 
     def load(self) -> DVAEEncoder:
-        """The encoder, frozen and in evaluation mode; CheckpointError where the file does not fit."""
+        """The encoder, frozen and in evaluation mode; CheckpointError if the file does not fit."""
         if self.encoder is None:
             state = checkpoint.read(Path(self.path))
             tensors = {_our_name(name): value for name, value in weights.tensors(state).items()}

@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
 
 
 def _pair(sizes: tuple[int, int, int], kernel: int, stride: int, attention: bool = False) -> nn.Sequential:
-    """Two convolutions with LeakyReLU; the first has `kernel` and `stride`; attention stands between them."""
+    """Two convolutions with LeakyReLU; the first has `kernel` and `stride`; optional attention between them."""
     first, middle, last = sizes
     layers = [nn.Conv2d(first, middle, kernel, stride, kernel // 2), nn.LeakyReLU(SLOPE)]
     layers += [ChannelAttention(middle)] if attention else []
@@ -98,7 +98,7 @@ def pcl_facecycle(
     cache_dir: Any = None,
     num_classes: int = 0,
 ) -> FaceCycle:
-    """What `timm.create_model` calls; RuntimeError for pre-trained weights, which do not exist, or a classifier."""
+    """Entry point of `timm.create_model`. RuntimeError for pre-trained weights, which do not exist, or a classifier."""
     if pretrained or num_classes:
         raise RuntimeError("it has neither pre-trained weights nor a classifier")
     return FaceCycle()

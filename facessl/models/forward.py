@@ -1,4 +1,4 @@
-"""How a network is run outside its training: evaluation mode without gradients, mixed precision by name."""
+"""Running a network outside its training: evaluation mode without gradients, mixed precision by name."""
 
 import contextlib
 from collections.abc import Iterator

@@ -39,9 +39,7 @@ class Teacher:
     def load(self, loader: Loader, image_size: int) -> Backbone:
         """Read the network for squares of `image_size` pixels.
 
-        Raises:
-            CheckpointError: it cannot be had.
-            ConfigError: it has not enough blocks.
+        CheckpointError: it cannot be had. ConfigError: it has not enough blocks.
         """
         try:
             backbone = loader(self.spec)
@@ -76,7 +74,14 @@ class Teacher:
         One tensor (B, T, C) per block: prefix tokens (class token), then patches; T cells of a map elsewhere.
         """
         backbone, x = self._placed(x)
-        return self._features(backbone, x)
+        model: Any = backbone.model
+        prefixes = {"return_prefix_tokens": True} if backbone.prefix_tokens else {}
+        maps = model.forward_intermediates(
+            x, self.indices(backbone), intermediates_only=True, stop_early=True, output_fmt="NCHW", **prefixes
+        )
+        if not backbone.prefix_tokens:
+            return [features.flatten(2).transpose(1, 2) for features in maps]  # (B, C, h, w) -> (B, hw, C)
+        return [torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1) for patches, prefix in maps]
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, C, h, w) and pooled embedding (B, C) of images as for a call."""
@@ -91,22 +96,8 @@ class Teacher:
         parameter = next(backbone.parameters())
         if parameter.device != x.device or parameter.dtype != torch.promote_types(x.dtype, torch.float32):
             backbone.to(x.device, torch.promote_types(x.dtype, torch.float32))
-        return backbone, self._renormalized(x, backbone)
-
-    def _features(self, backbone: Backbone, x: Tensor) -> list[Tensor]:
-        model: Any = backbone.model
-        found = model.forward_intermediates(
-            x, self.indices(backbone), intermediates_only=True, stop_early=True, output_fmt="NCHW",
-            **({"return_prefix_tokens": True} if backbone.prefix_tokens else {}),
-        )  # fmt: skip
-        if not backbone.prefix_tokens:
-            return [features.flatten(2).transpose(1, 2) for features in found]  # (B, C, h, w) -> (B, hw, C)
-        return [torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1) for patches, prefix in found]
-
-    def _renormalized(self, x: Tensor, backbone: Backbone) -> Tensor:
-        """`x` as the teacher was trained to see it."""
         if (self.mean, self.std) == (backbone.mean, backbone.std):
-            return x
-        own = zip(self.mean, self.std, backbone.mean, backbone.std, strict=True)
-        scale, shift = zip(*((s / ts, (m - tm) / ts) for m, s, tm, ts in own), strict=True)
-        return x * x.new_tensor(scale).view(1, 3, 1, 1) + x.new_tensor(shift).view(1, 3, 1, 1)
+            return backbone, x
+        channels = zip(self.mean, self.std, backbone.mean, backbone.std, strict=True)
+        scale, shift = zip(*((s / ts, (m - tm) / ts) for m, s, tm, ts in channels), strict=True)
+        return backbone, x * x.new_tensor(scale).view(1, 3, 1, 1) + x.new_tensor(shift).view(1, 3, 1, 1)

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
@@ -27,12 +27,12 @@ RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
 MLP = r"\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)$"
 
 
-#: What others' code puts before the names of a network.
+#: Prefixes of a network's names in other code.
 _PREFIXES = ("backbone.", "model.", "encoder.")
 
 
 class Card(TypedDict, total=False):
-    """What a file of weights says of the network, as far as it is needed to build it."""
+    """Fields of a card that are needed to build the network."""
 
     timm_name: Required[str]
     timm_options: dict[str, Any]
@@ -49,11 +49,11 @@ def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def networks(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """A loaded checkpoint and what it holds below the prefixes of others' code, each with its prefix."""
+    """Yield a loaded checkpoint and the networks below the prefixes of other code in it, each with its prefix."""
     yield prefix, dict(state)
-    found = tensors(state)
+    own = tensors(state)
     for outer in _PREFIXES:
-        if below := under(found, outer):
+        if below := under(own, outer):
             yield from networks({**state, "state_dict": below}, prefix + outer)
 
 
@@ -62,64 +62,58 @@ def begins(state: Mapping[str, Any], pattern: str) -> bool:
     return any(re.match(pattern, name) for name in tensors(state))
 
 
-def under(found: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """What stands below `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def shape_of(found: Mapping[str, Tensor], name: str, family: str, sizes: int) -> tuple[int, ...]:
-    """Shape of a tensor from which sizes are read.
-
-    Raises:
-        CheckpointError: there is none, or it has not as many sizes.
-    """
-    if name not in found:
+def shape_of(state: Mapping[str, Tensor], name: str, family: str, sizes: int) -> tuple[int, ...]:
+    """Shape of a tensor. CheckpointError: it is missing, or has not as many `sizes`."""
+    if name not in state:
         raise CheckpointError(f"this checkpoint of {family} has no tensor {name}")
-    shape = tuple(found[name].shape)
+    shape = tuple(state[name].shape)
     if len(shape) != sizes:
         raise CheckpointError(f"tensor {name} of this checkpoint of {family} has the shape {shape}")
     return shape
 
 
-def renamer(prefixes: Iterable[tuple[str, str]], parts: Iterable[tuple[str, str]] = ()) -> Callable[[str], str]:
-    """A function from our names to a family's.
+def renamer(prefixes: Sequence[tuple[str, str]], parts: Sequence[tuple[str, str]] = ()) -> Callable[[str], str]:
+    """Return a function from the names of this library to those of a family.
 
     Args:
-        prefixes: (ours, theirs); the first that fits is replaced.
-        parts: (ours, theirs), replaced wherever they stand.
+        prefixes: (prefix, its replacement); the first that fits is replaced.
+        parts: (part, its replacement), replaced everywhere.
     """
-    begins_with, inside = tuple(prefixes), tuple(parts)
 
-    def theirs(name: str) -> str:
-        for ours, other in begins_with:
-            if name.startswith(ours):
-                name = other + name.removeprefix(ours)
-                break
-        for ours, other in inside:
-            name = name.replace(ours, other)
+    def rename(name: str) -> str:
+        prefix, replacement = next((pair for pair in prefixes if name.startswith(pair[0])), ("", ""))
+        name = replacement + name.removeprefix(prefix)
+        for part, replacement in parts:
+            name = name.replace(part, replacement)
         return name
 
-    return theirs
+    return rename
 
 
 def fit(
     module: nn.Module,
-    found: Mapping[str, Tensor],
-    theirs: Callable[[str], str],
+    tensors: Mapping[str, Tensor],
+    rename: Callable[[str], str],
     family: str,
     *,
     left_out: str | None = None,
     own: str | None = None,
     copy: tuple[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of `found` under our names, every one of them accounted for.
+    """Return the tensors of a family's file under the names of `module`, every one of them accounted for.
 
     Args:
-        module: what they must fit; it may be on the meta device.
-        theirs: from our names to the family's.
+        module: the network that they must fit; it may be on the meta device.
+        tensors: those of the file, by name.
+        rename: from the names of `module` to the family's.
         left_out: pattern of the family's tensors that have no place in `module`.
-        own: pattern of our tensors that the family does not have.
-        copy: (prefix, other prefix) of tensors that stand twice in the file, see `check_copy`.
+        own: pattern of the tensors of `module` that the family does not have.
+        copy: (prefix, original prefix) of tensors that are in the file twice, see `check_copy`.
 
     Returns:
         float tensors in the types of `module`; sizes of 1 at the beginning or end of a shape may differ (a 1x1
@@ -128,55 +122,56 @@ def fit(
     Raises:
         CheckpointError: tensors that are missing, unknown or of another shape; they are named as in the checkpoint.
     """
-    state = {theirs(n): (n, v) for n, v in module.state_dict().items() if own is None or not re.match(own, n)}
-    kept = {n: v for n, v in found.items() if n in state or left_out is None or not re.match(left_out, n)}
-    if wrong := _misfit({name: value for name, (_, value) in state.items()}, kept, _core):
+    state = {n: v for n, v in module.state_dict().items() if own is None or not re.match(own, n)}
+    expected = {rename(n): v for n, v in state.items()}
+    used = {n: v for n, v in tensors.items() if n in expected or left_out is None or not re.match(left_out, n)}
+    if wrong := _misfit(expected, used, _core_shape):
         raise CheckpointError(f"tensors of this checkpoint of {family} do not fit: {wrong}")
     if copy is not None:
-        check_copy(found, *copy, family)
-    return {ours: found[name].reshape(value.shape).to(value.dtype) for name, (ours, value) in state.items()}
+        check_copy(tensors, *copy, family)
+    return {name: tensors[rename(name)].reshape(value.shape).to(value.dtype) for name, value in state.items()}
 
 
-def check_copy(found: Mapping[str, Tensor], copy: str, of: str, family: str, *, values: bool = True) -> None:
-    """Compare tensors below the prefix `copy`, where there are any, with those below `of`.
+def check_copy(state: Mapping[str, Tensor], copy: str, original: str, family: str, *, values: bool = True) -> None:
+    """Compare the tensors below the prefix `copy`, if any, with those below `original`.
 
-    Raises:
-        CheckpointError: other names or shapes, or with `values` other values; they are named.
+    CheckpointError: other names or shapes, or with `values` other values; they are named.
     """
-    first, second = under(found, of), under(found, copy)
+    first, second = under(state, original), under(state, copy)
     if not second:
         return
-    different = [
-        name
-        for name in first.keys() & second.keys()
-        if first[name].shape != second[name].shape or (values and not torch.equal(first[name], second[name]))
-    ]
-    wrong = sorted(copy + n for n in {*(first.keys() ^ second.keys()), *different})
-    if wrong:
+
+    def equal(name: str) -> bool:
+        first_tensor, second_tensor = first[name], second[name]
+        return first_tensor.shape == second_tensor.shape and (not values or torch.equal(first_tensor, second_tensor))
+
+    common = first.keys() & second.keys()
+    if wrong := sorted(copy + n for n in first.keys() | second.keys() if n not in common or not equal(n)):
         raise CheckpointError(
-            f"{len(wrong)} tensors of this checkpoint of {family} differ from those below {of}, which they should equal"
-            f": {_some(wrong)}"
+            f"{len(wrong)} tensors of this checkpoint of {family} differ from those below {original}, which they "
+            f"should equal: {_first_names(wrong)}"
         )
 
 
-def _misfit(own: Mapping[str, Tensor], found: Mapping[str, Any], size: Callable[[Any], Any]) -> str:
-    """What of `found` does not fit `own`, in words; empty where everything does."""
+def _misfit(own: Mapping[str, Tensor], state: Mapping[str, Any], size: Callable[[Any], Any]) -> str:
+    """Describe what in `state` does not fit `own`; empty if everything does."""
     resized = [
-        f"{name} {tuple(getattr(found[name], 'shape', ()))} instead of {tuple(value.shape)}"
+        f"{name} {tuple(getattr(state[name], 'shape', ()))} instead of {tuple(value.shape)}"
         for name, value in own.items()
-        if name in found and size(found[name]) != size(value)
+        if name in state and size(state[name]) != size(value)
     ]
-    wrong = {"missing": own.keys() - found.keys(), "unknown": found.keys() - own.keys(), "of another shape": resized}
-    return "; ".join(f"{len(names)} {how}: {_some(sorted(map(str, names)))}" for how, names in wrong.items() if names)
+    wrong = {"missing": own.keys() - state.keys(), "unknown": state.keys() - own.keys(), "of another shape": resized}
+    lists = {kind: sorted(map(str, names)) for kind, names in wrong.items() if names}
+    return "; ".join(f"{len(names)} {kind}: {_first_names(names)}" for kind, names in lists.items())
 
 
-def _core(value: Tensor) -> list[int]:
+def _core_shape(value: Tensor) -> list[int]:
     """The shape without sizes of 1 at its ends."""
-    kept = [i for i, size in enumerate(value.shape) if size != 1]
-    return list(value.shape[kept[0] : kept[-1] + 1]) if kept else []
+    large = [i for i, size in enumerate(value.shape) if size != 1]
+    return list(value.shape[large[0] : large[-1] + 1]) if large else []
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
@@ -188,7 +183,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Any], path: str | Path, 
 
 
 def check_finite(module: nn.Module, path: str | Path) -> None:
-    """CheckpointError where weights or statistics are not numbers: everything made with them would be wrong."""
+    """CheckpointError if weights or statistics are not numbers: everything made with them would be wrong."""
     floating = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
     bad = [name for name, value in floating.items() if not bool(value.isfinite().all())]
     if bad:
@@ -199,14 +194,10 @@ def check_finite(module: nn.Module, path: str | Path) -> None:
 
 
 def resnet_name(names: Iterable[str], family: str) -> str:
-    """timm's name of the ResNet whose tensors have these names.
-
-    Raises:
-        CheckpointError: no ResNet-18, 34, 50, 101 or 152.
-    """
-    found = [m for m in (re.match(r"layer([1-4])\.(\d+)\.(conv3)?", name) for name in names) if m]
-    blocks = tuple(len({m[2] for m in found if m[1] == stage}) for stage in "1234")
-    bottleneck = any(m[3] for m in found)
+    """timm's name of the ResNet whose tensors have these names. CheckpointError: no ResNet-18, 34, 50, 101 or 152."""
+    matches = [m for m in (re.match(r"layer([1-4])\.(\d+)\.(conv3)?", name) for name in names) if m]
+    blocks = tuple(len({m[2] for m in matches if m[1] == stage}) for stage in "1234")
+    bottleneck = any(m[3] for m in matches)
     if (bottleneck, blocks) not in RESNETS:
         raise CheckpointError(
             f"this checkpoint of {family} has {blocks} {'bottleneck' if bottleneck else 'basic'} blocks: "
@@ -216,11 +207,7 @@ def resnet_name(names: Iterable[str], family: str) -> str:
 
 
 def from_card(card: Mapping[str, Any], file: str | Path) -> Backbone:
-    """A backbone without its weights, as the card in `file` describes it.
-
-    Raises:
-        CheckpointError: a field that is missing or cannot be used; it is named.
-    """
+    """A backbone without its weights, from the card in `file`. CheckpointError names a field that cannot be used."""
     check(card, Card, file)
     name, options = card["timm_name"], card.get("timm_options", {})
     try:
@@ -236,7 +223,7 @@ def from_card(card: Mapping[str, Any], file: str | Path) -> Backbone:
 
 
 def from_export(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> Backbone:
-    """The backbone of an export, tensors and card read from `path`. CheckpointError where they do not fit."""
+    """The backbone of an export, tensors and card read from `path`. CheckpointError if they do not fit."""
     backbone = from_card(card, path)
     load_exactly(backbone.model, state, path)
     return backbone
@@ -245,8 +232,7 @@ def from_export(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
 def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
     """The same weights in a backbone with other timm options, e.g. another `output_stride`.
 
-    Raises:
-        ConfigError: an option that the model does not take, or one that changes its weights.
+    ConfigError: an option that the model does not take, or one that changes its weights.
     """
     changed = Backbone(
         backbone.name,
@@ -267,8 +253,7 @@ def with_options(backbone: Backbone, options: Mapping[str, Any]) -> Backbone:
 def set_image_size(backbone: Backbone, image_size: int) -> None:
     """Let a backbone take squares of another size; a ViT's position table is interpolated (timm's resampling).
 
-    Raises:
-        ConfigError: the model cannot take that size.
+    ConfigError: the model cannot take that size.
     """
     if image_size == backbone.image_size:
         return

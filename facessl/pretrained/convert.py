@@ -19,7 +19,7 @@ def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
         given: `name`, `heads`, `mean` and `std` of `load.load_backbone`.
 
     Returns:
-        the card; of an authors' file with `guessed`: what it does not say and nobody gave.
+        the card; of an authors' file with `guessed`: settings that neither it nor the caller gives.
 
     Raises:
         CheckpointError, UnknownName, ConfigError: what `load.load_backbone` refuses.
@@ -40,7 +40,7 @@ def convert(path: str | Path, out: str | Path, **given: Any) -> dict[str, Any]:
 
 
 def card_of(path: Path, backbone: Backbone, origin: load.Origin | None) -> dict[str, Any]:
-    """That of the run or export, or one that says whose checkpoint it was."""
+    """Return the card of the run or export, or one that names the authors of the checkpoint."""
     if str(path).startswith(load.TIMM):
         method = {"name": "timm", "authors": "timm"}
         return load.backbone_card(backbone, method=method, source=str(path), steps=None, commit=environment.commit())

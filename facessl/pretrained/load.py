@@ -24,7 +24,7 @@ from facessl.pretrained.families.timm import build_named
 #: How `Backbone.preprocess` makes the square, in the words of `timm.data.create_transform`: the whole image, resized by
 #: Pillow's BILINEAR.
 RESIZE = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
-#: What stands before the name of a network of timm.
+#: Prefix of the name of a network of timm.
 TIMM = "timm:"
 #: `format` in the card of a fine-tuned task.
 TASK_FORMAT = "facessl-task-1"
@@ -32,11 +32,11 @@ TASK_FORMAT = "facessl-task-1"
 
 @dataclass(frozen=True)
 class Origin:
-    """What an authors' file was taken for, or whose the network is."""
+    """The recognized family of an authors' file, or the authors of a network."""
 
     family: str  # module of `facessl/pretrained/families/`
     authors: str  # of the file, in words
-    guessed: Mapping[str, str]  # what it does not say and nobody gave ("heads", "mean", "std"): in words
+    guessed: Mapping[str, str]  # "heads", "mean", "std" that neither the file nor the user gives: in words
 
 
 def weight_files(run: str | Path) -> dict[str, Path]:
@@ -44,13 +44,13 @@ def weight_files(run: str | Path) -> dict[str, Path]:
 
     `task`, `backbone` (by the card of facessl in them) or `authors` (no card) -> file. CheckpointError: damaged.
     """
-    path, found = Path(run), {}
+    path, files = Path(run), {}
     for file in (path / "model.safetensors", path / "backbone.safetensors") if path.is_dir() else (path,):
         if file.suffix == ".safetensors" and file.is_file():
             card = checkpoint.read_safetensors(file, card_only=True)[1]
             kind = "task" if card.get("format") == TASK_FORMAT else "backbone" if "timm_name" in card else "authors"
-            found[kind] = file
-    return found
+            files[kind] = file
+    return files
 
 
 def build_method(config: PretrainConfig, *, fresh: bool = True) -> Method:
@@ -76,7 +76,7 @@ def build_method(config: PretrainConfig, *, fresh: bool = True) -> Method:
 
 
 def normalization(config: PretrainConfig) -> tuple[Any, Any]:
-    """Mean and std of a run: those that were asked for, else those of its pre-trained weights, else the method's."""
+    """Mean and std of a run: those of its configuration, of its pre-trained weights, or of the method."""
     pretrained = config.backbone.pretrained
     own: Any = (
         pretrained_settings(config.backbone.name) if pretrained else plugins.find("methods", config.method["name"])
@@ -103,7 +103,7 @@ def load_method(path: str | Path) -> Method:
     if not hasattr(family, "build"):
         raise CheckpointError(f"{path} is a checkpoint of {family.FAMILY}, read without heads: use load_backbone")
     method = _read_by(family, family.build, path, part)
-    _say(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
+    _print_origin(path, Origin(_name(family), family.FAMILY, {}), method.backbone, {})
     return _ready(method, path)
 
 
@@ -123,7 +123,7 @@ def _own_method(path: Path, state: Mapping[str, Any]) -> Method:
 
 
 def _ready(method: Method, path: Path) -> Method:
-    """`method` in eval mode. CheckpointError where its values are not finite."""
+    """`method` in eval mode. CheckpointError if its values are not finite."""
     module: nn.Module = method  # type: ignore[assignment]
     module.eval()
     check_finite(module, path)
@@ -142,11 +142,11 @@ def load_backbone(
 
     Args:
         run: run folder, our .ckpt, .safetensors or export for timm, or an authors' file, whose family is recognized by
-            its keys and told on standard error (`facessl/pretrained/families/`), with what had to be guessed; or
+            its keys and printed to standard error (`facessl/pretrained/families/`), with guessed settings; or
             `timm:NAME`, a network of timm with its pre-trained weights (downloads once) and their mean, std and image
             size; `timm:NAME?pretrained=false&seed=0` has random weights.
-        name: of the timm model whose weights an authors' file holds, where they are of no family.
-        heads: attention heads of an authors' ViT: no shape tells them.
+        name: of the timm model whose weights an authors' file holds, if they are of no family.
+        heads: attention heads of an authors' ViT: no shape depends on them.
         mean, std: normalization that an authors' file wants, RGB in 0..1.
 
     Raises:
@@ -162,15 +162,15 @@ def open_backbone(run: str | Path, **given: Any) -> tuple[Backbone, Origin | Non
     """The backbone as `load_backbone` gives it, and what an authors' file was taken for (None for our own)."""
     path = Path(run)
     given = {key: value for key, value in given.items() if value is not None}
-    there = weight_files(run)
+    files = weight_files(run)
     origin, backbone = None, None
     if str(run).startswith(TIMM):
         backbone = _from_timm(str(run))
-    elif file := there.get("backbone"):
+    elif file := files.get("backbone"):
         backbone = from_export(file, *checkpoint.read_safetensors(file))
-    elif file := there.get("authors"):
+    elif file := files.get("authors"):
         backbone, origin = _from_authors(file, checkpoint.read_safetensors(file)[0], given)
-    elif "task" in there and path.is_file():
+    elif "task" in files and path.is_file():
         raise CheckpointError(f"{run} is a fine-tuned task: name its run folder, or the backbone.safetensors in it")
     elif path.is_dir():
         backbone = load_method(path).backbone
@@ -207,15 +207,15 @@ def _from_timm(text: str) -> Backbone:
 
 
 def card(method: Method, config: PretrainConfig, *, steps: int, commit: str) -> dict[str, Any]:
-    """What `backbone.json` says: all that is needed to use the weights."""
-    told = published(located({"method": config.method, "source": config.source}))
-    return backbone_card(method.backbone, **told, steps=steps, commit=commit)
+    """Content of `backbone.json`: all that is needed to use the weights."""
+    origin = published(located({"method": config.method, "source": config.source}))
+    return backbone_card(method.backbone, **origin, steps=steps, commit=commit)
 
 
 def backbone_card(
     backbone: Backbone, *, method: Mapping[str, Any], source: str, steps: int | None, commit: str
 ) -> dict[str, Any]:
-    """The card of any backbone; `steps` is None where they are not known."""
+    """The card of any backbone; `steps` is None if they are not known."""
     return {
         "format": "facessl-backbone-1",
         "timm_name": backbone.name,
@@ -249,14 +249,14 @@ def _from_authors(path: Path, state: Mapping[str, Any], given: Mapping[str, Any]
         backbone = _read_by(module, module.build_backbone, path, state)
         guessed = module.guessed(state, backbone) if hasattr(module, "guessed") else {}
         family, authors = _name(module), module.FAMILY + (f" below {prefix}" if prefix else "")
-    backbone = _as_given(backbone, given)
+    backbone = _with_settings(backbone, given)
     origin = Origin(family, authors, {key: words for key, words in guessed.items() if key not in given})
-    _say(path, origin, backbone, given)
+    _print_origin(path, origin, backbone, given)
     return backbone, origin
 
 
-def _as_given(backbone: Backbone, given: Mapping[str, Any]) -> Backbone:
-    """With the attention heads and the normalization that somebody knows."""
+def _with_settings(backbone: Backbone, given: Mapping[str, Any]) -> Backbone:
+    """Apply the given attention heads and normalization."""
     if (heads := given.get("heads")) is not None:
         if not hasattr(backbone.model, "blocks") or not hasattr(backbone.model.blocks[0], "attn"):
             raise ConfigError(f"heads = {heads} is for ViTs and this file holds a {backbone.name}: leave it out")
@@ -277,17 +277,17 @@ def _name(family: Any) -> str:
 
 
 def _read_by(family: Any, build: Callable[..., Any], path: Path, state: Mapping[str, Any]) -> Any:
-    """What `build` of a family makes of a file, or what to do with one that does not fit."""
+    """Call `build` of a family; CheckpointError says what to do with a file that does not fit."""
     try:
         return build(state)
     except CheckpointError as error:
         fix = "use the file as its authors published it"
         if _name(family) in ("timm", "torchvision"):
-            fix = _name_it(path, state) + ", else get the file again"
+            fix = _name_hint(path, state) + ", else get the file again"
         raise CheckpointError(f"{path}: {error}; {fix}") from None
 
 
-def _name_it(path: Path, state: Mapping[str, Any]) -> str:
+def _name_hint(path: Path, state: Mapping[str, Any]) -> str:
     name = state["arch"] if isinstance(state.get("arch"), str) else "NAME"
     return (
         f"if it holds another model of timm, name that: `facessl convert {path} --name {name}`, or "
@@ -308,12 +308,12 @@ def family_of(path: Path, state: Mapping[str, Any]) -> tuple[Any, str, Mapping[s
                 return family, prefix, part
     keys = ", ".join(map(str, list(tensors(state) or state)[:4])) or "none"
     raise CheckpointError(
-        f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys}): {_name_it(path, state)}"
+        f"{path} is of no known kind (families: {', '.join(known)}; its first keys: {keys}): {_name_hint(path, state)}"
     )
 
 
-def _say(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any]) -> None:
-    """What a file was taken for and what was guessed, on standard error."""
+def _print_origin(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any]) -> None:
+    """Print the recognized family of a file and the guessed settings to standard error."""
     options = ", ".join(f"{key} {value}" for key, value in backbone.timm_options.items())
     network = f"{backbone.name}{f' ({options})' if options else ''} at {backbone.image_size} px"
     text = f"{path.name}: a checkpoint of {origin.authors}, {network}"
@@ -331,7 +331,7 @@ def _say(path: Path, origin: Origin, backbone: Backbone, given: Mapping[str, Any
 
 
 def checkpoint_of(path: Path) -> Path:
-    """The newest checkpoint of a run folder; a file is itself. Raises CheckpointError where there is none."""
+    """The newest checkpoint of a run folder; a file is itself. Raises CheckpointError if there is none."""
     if path.is_file():
         return path
     last = path / "checkpoints" / "last.ckpt"

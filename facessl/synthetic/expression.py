@@ -9,7 +9,7 @@ EXPRESSIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust"
 
 @dataclass(frozen=True)
 class Expression:
-    """How far each part has moved; 0 at rest, about 1 at full strength."""
+    """Movement of each part; 0 at rest, about 1 at full strength."""
 
     jaw: float = 0.0  # the jaw drops (AU 26, 27)
     stretch: float = 0.0  # the mouth widens (AU 20); negative purses it

@@ -54,7 +54,7 @@ def ribbon(line: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the head is and how it is turned."""
+    """Position and rotation of the head."""
 
     # yaw, pitch, roll: degrees; positive turns the nose to the image's right, lifts it, and turns the face clockwise.
     yaw: float

@@ -71,7 +71,7 @@ def _window(canvas: Canvas) -> np.ndarray:
 
 
 def draw_hair_back(canvas: Canvas) -> None:
-    """What falls behind the neck, or stands behind the head."""
+    """Draw the hair behind the neck or the head."""
     cam, who = canvas.cam, canvas.who
     if who.long_hair:
         wavy = who.hair_style == "wavy"

@@ -102,8 +102,8 @@ def _shape(rng: np.random.Generator, m: float, age: float) -> dict[str, float]:
     return {name: mean + dev * float(k) for (name, (mean, dev)), k in zip(spread.items(), z, strict=True)}
 
 
-def _palette(rng: np.random.Generator, melanin: float, gray: float) -> tuple[np.ndarray, ...]:
-    """Skin, hair, brow, iris and lip colors that go together."""
+def _palette(rng: np.random.Generator, melanin: float, gray: float) -> dict[str, np.ndarray]:
+    """Colors that go together, by their names in `Identity`."""
     k = melanin * (len(_SKIN) - 1)
     low = min(int(k), len(_SKIN) - 2)
     skin = _SKIN[low] + (k - low) * (_SKIN[low + 1] - _SKIN[low])
@@ -119,7 +119,8 @@ def _palette(rng: np.random.Generator, melanin: float, gray: float) -> tuple[np.
     iris = _IRIS[int(rng.integers(0, 2 + round(4 * fair)))] * rng.uniform(0.85, 1.15)
     rose = np.array([186, 92, 90], np.float32) * (1 - 0.45 * melanin)
     lips = skin * 0.5 + rose * 0.5 + rng.normal(0, 4, 3)
-    return tuple(np.clip(c, 0, 255).astype(np.float32) for c in (skin, hair, brow, iris, lips))
+    colors = {"skin": skin, "hair": hair, "brow_color": brow, "iris": iris, "lips": lips}
+    return {name: np.clip(color, 0, 255).astype(np.float32) for name, color in colors.items()}
 
 
 def _hair_style(rng: np.random.Generator, m: float, age: float, melanin: float) -> str:
@@ -147,7 +148,7 @@ def sample_identity(seed: int, index: int) -> Identity:
     age = float(np.clip(rng.beta(1.6, 1.9), 0, 1))
     melanin = float(rng.uniform())
     gray = float(np.clip((age - 0.55) * 2.6 + rng.normal(0, 0.25), 0, 1)) if age > 0.5 else 0.0
-    skin, hair, brow, iris, lips = _palette(rng, melanin, gray)
+    colors = _palette(rng, melanin, gray)
     style = _hair_style(rng, m, age, melanin)
     grown = m > 0.55 and age > 0.22
     beard = float(rng.choice((0.0, 0.25, 0.6, 1.0), p=(0.45, 0.2, 0.15, 0.2))) if grown else 0.0
@@ -157,11 +158,7 @@ def sample_identity(seed: int, index: int) -> Identity:
         masculinity=m,
         age=age,
         melanin=melanin,
-        skin=skin,
-        hair=hair,
-        brow_color=brow,
-        iris=iris,
-        lips=lips,
+        **colors,
         hair_style=style,
         fringe=fringe,
         parting=float(rng.uniform(-0.6, 0.6)),

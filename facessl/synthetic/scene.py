@@ -18,7 +18,7 @@ _WARM, _GREEN = np.array([1.0, 0.1, -1.0]), np.array([-0.5, 1.0, -0.5])  # axes 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user may choose about the scenes; angles in degrees, zoom a factor, the rest from 0 to 1."""
+    """The user's options for scenes; angles in degrees, zoom a factor, the rest from 0 to 1."""
 
     yaw: float = 40.0
     pitch: float = 20.0

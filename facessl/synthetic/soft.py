@@ -71,7 +71,7 @@ class Blobs:
 
 
 def _bumps(head: Head, camera: Camera) -> Blobs:
-    """What stands out from the ellipsoid: height in head units."""
+    """Heights above the ellipsoid in head units."""
     s, e, b = head.shape, head.expression, Blobs(head, camera)
     ex, ey, ny, my = s["eye_x"], s["eye_y"], s["nose_y"], s["mouth_y"]
     b.pair(ex, ey - 0.02, 0.20, 0.12, -0.085)

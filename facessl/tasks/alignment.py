@@ -17,12 +17,12 @@ from facessl.data.frame import Frame
 from facessl.data.source import Source
 from facessl.metrics import nme
 from facessl.models.backbone import Backbone
-from facessl.models.layers.heatmaps import gaussian_heatmaps, soft_argmax, to_heatmap, to_image
+from facessl.models.layers.heatmaps import gaussian_heatmaps, rescale, soft_argmax
 from facessl.models.layers.landmark_losses import coordinate_l2, heatmap_bce
 from facessl.models.layers.star import StarHead, star_loss
 from facessl.models.layers.upernet import UPerNet
 from facessl.tasks._dense import FARL, FARL_OPTIM, NARROW, freeze_unreached
-from facessl.tasks.base import Collected, Example, Examples, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, Predictions, headline
 from facessl.views.augment import FARL_ALIGNMENT, STAR_ALIGNMENT, Augment
 
 
@@ -127,18 +127,18 @@ class Alignment(nn.Module):
         x = batch.views[0]
         size = (x.shape[-2], x.shape[-1])
         visible = _counted(batch, self.args)
-        found = self.head(self.backbone.forward_pyramid(x))
+        outputs = self.head(self.backbone.forward_pyramid(x))
         if self.args.head == "star":
-            loss, terms = star_loss(found, batch.landmarks, visible, edges=self.edges, image=size)
+            loss, terms = star_loss(outputs, batch.landmarks, visible, edges=self.edges, image=size)
             return Step(loss, {name: term.detach() for name, term in terms.items()})
-        logits = at_least_float32(found)
+        logits = at_least_float32(outputs)
         points = self._decoded(logits.sigmoid(), size)
         coordinate = coordinate_l2(points, batch.landmarks, visible, size=size)
         side = self.args.heatmap_size or size[0] // 4
         cells, sigma = (side, side), self.args.sigma
         if logits.shape[-2:] != cells:
             logits = F.interpolate(logits, size=cells, mode="bilinear", align_corners=False)
-        target = to_heatmap(batch.landmarks, size, cells)
+        target = rescale(batch.landmarks, size, cells)
         truth = gaussian_heatmaps(target, cells, sigma=sigma, radius=4 * sigma, visible=visible)
         heatmap = heatmap_bce(logits, truth, visible=visible)
         loss = self.args.coordinate_weight * coordinate + self.args.heatmap_weight * heatmap
@@ -146,28 +146,26 @@ class Alignment(nn.Module):
 
     def _decoded(self, heat: Tensor, size: tuple[int, int]) -> Tensor:
         """Activations (B, K, s, s) -> points (B, K, 2) in pixels of the view."""
-        return to_image(soft_argmax(heat), size, (heat.shape[-2], heat.shape[-1]))
+        return rescale(soft_argmax(heat), (heat.shape[-2], heat.shape[-1]), size)
 
     def cheaper(self, image_size: int) -> dict[str, Any]:
         """Settings for small views."""
-        found = {"width": NARROW} if self.args.width > NARROW else {}
+        settings = {"width": NARROW} if self.args.width > NARROW else {}
         if self.args.head == "farl" and (self.args.heatmap_size or 0) > image_size // 4:
-            found["heatmap_size"] = image_size // 4
-        return found
+            settings["heatmap_size"] = image_size // 4
+        return settings
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) normalized -> landmarks (B, K, 2) in pixels of the view."""
-        found = self.head(self.backbone.forward_pyramid(x))
-        heat = found.heatmaps if self.args.head == "star" else at_least_float32(found).sigmoid()
+        outputs = self.head(self.backbone.forward_pyramid(x))
+        heat = outputs.heatmaps if self.args.head == "star" else at_least_float32(outputs).sigmoid()
         return {"landmarks": self._decoded(heat, (x.shape[-2], x.shape[-1]))}
 
     def meter(self, source: Source, augment: Augment) -> AlignmentMeter:
         """Scores on `source` in the pixels of its stored images."""
         return AlignmentMeter(source, self.labels, self.args, augment)
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]:
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]:
         """`landmarks` [[x, y], ...] in pixels of the stored image, and the name of their order."""
         points = frame.inverse_points(predictions["landmarks"][row])
         return {"layout": self.labels.layout, "landmarks": [[round(float(v), 2) for v in p] for p in points]}
@@ -199,9 +197,9 @@ class AlignmentMeter:
         """Predictions of one batch; both they and the truth go back through the frames."""
         assert batch.landmarks is not None
         assert batch.frame is not None
-        found, known = predictions["landmarks"].shape[1], batch.landmarks.shape[1]
-        if found != known:
-            raise DataError(f"the test images have {known} landmarks and those of training {found}")
+        predicted, known = predictions["landmarks"].shape[1], batch.landmarks.shape[1]
+        if predicted != known:
+            raise DataError(f"the test images have {known} landmarks and those of training {predicted}")
         size = batch.views[0].shape[-1]
         frames = [Frame(matrix, size, self.warp) for matrix in batch.frame.cpu().double().numpy()]
         moved = {}
@@ -228,32 +226,32 @@ class AlignmentMeter:
         return Examples(errors, example)
 
     def _boxes(self, truth: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
-        """(N, 4) the data set's own boxes where it has them, else those of the landmarks that count."""
+        """(N, 4) the data set's own boxes if it has them, else those of the landmarks that count."""
         source = self.collected.source
         if "box" in source.provides:
             positions, rows = np.unique(self.collected["index"], return_inverse=True)
             return np.stack([source[int(i)].box for i in positions])[rows]  # type: ignore[misc]
         boxes = []
         for row, points in enumerate(truth):
-            seen = points if visible is None or not visible[row].any() else points[visible[row] > 0]
-            boxes.append(np.concatenate([seen.min(0), seen.max(0)]))
+            visible_points = points if visible is None or not visible[row].any() else points[visible[row] > 0]
+            boxes.append(np.concatenate([visible_points.min(0), visible_points.max(0)]))
         return np.stack(boxes)
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `nme_<unit>`."""
         errors = self.per_image()
-        found = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds)
+        scores = nme.landmark_scores(errors, unit=self.args.unit, thresholds=self.args.thresholds)
         name = f"nme_{self.args.unit}"
         return {
-            "headline": headline(name, found[name], found[f"{name}_interval"], better="lower"),
-            **found,
+            "headline": headline(name, scores[name], scores[f"{name}_interval"], better="lower"),
+            **scores,
             **self.collected.breakdown({name: errors}, "lower"),
             "images": len(errors),
         }
 
 
 def _counted(batch: Batch, args: AlignmentArgs) -> Tensor | None:
-    """(B, K), 1 where a landmark counts; None: all do."""
+    """(B, K), 1 if a landmark counts; None: all do."""
     if not args.hidden or batch.landmarks is None:
         return batch.visible
     return batch.landmarks.isfinite().all(-1)

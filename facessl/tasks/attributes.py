@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from facessl.core.errors import DataError, listed
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
-from facessl.data.label_fractions import places
+from facessl.data.label_fractions import class_mapping
 from facessl.data.source import Source
 from facessl.metrics.multilabel import attribute_scores
 from facessl.models.backbone import Backbone
-from facessl.tasks.base import Collected, Example, Examples, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, Predictions, headline
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
 
 
@@ -81,9 +81,7 @@ class Attributes(nn.Module):
         """Scores on `source`, whose attributes must be among those of the training images."""
         return AttributesMeter(self.names, source)
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]:
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]:
         """The probability of each attribute."""
         probabilities = predictions["probabilities"][row]
         return {"attributes": {name: round(float(p), 4) for name, p in zip(self.names, probabilities, strict=True)}}
@@ -96,45 +94,38 @@ class AttributesMeter:
         if not source.attribute_names:
             raise DataError(f"the test source has no attributes; those of training are {listed(names)}")
         self.names = tuple(source.attribute_names)
-        self.place = places(self.names, names, "attributes")
+        self.columns = class_mapping(self.names, names, "attributes")
         self.collected = Collected(source)
 
     def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
         """Predictions of one batch."""
-        self.collected.add(batch, predicted=predictions["probabilities"][:, self.place], target=batch.attributes)
-
-    def _right(self) -> np.ndarray:
-        """(N, A) bool."""
-        right: np.ndarray = (self.collected["predicted"] >= 0.5) == (self.collected["target"] > 0)
-        return right
+        self.collected.add(batch, predicted=predictions["probabilities"][:, self.columns], target=batch.attributes)
 
     def per_image(self) -> np.ndarray:
         """(N,) fraction of right answers on each image."""
-        return self._right().mean(1)
+        return ((self.collected["predicted"] >= 0.5) == (self.collected["target"] > 0)).mean(1)
 
     def examples(self) -> Examples:
         """One answer per image and attribute; the wrong ones of an attribute by their probability."""
-        index, target, predicted = (self.collected[name] for name in ("index", "target", "predicted"))
-        sure = np.where(predicted >= 0.5, predicted, 1 - predicted)  # (N, A)
+        index, probability = self.collected["index"], self.collected["predicted"]
+        target, answer = self.collected["target"] > 0, probability >= 0.5  # (N, A)
+        confidence = np.where(answer, probability, 1 - probability)
         count = len(self.names)
 
         def example(position: int) -> Example:
             row, column = divmod(position, count)
-            label, answer = (
-                ("no", "yes")[int(target[row, column] > 0)],
-                ("no", "yes")[int(predicted[row, column] >= 0.5)],
-            )
-            value = float(sure[row, column])
-            return Example((int(index[row]),), label, answer, "probability", value, attribute=self.names[column])
+            label, prediction = (("no", "yes")[int(values[row, column])] for values in (target, answer))
+            value = float(confidence[row, column])
+            return Example((int(index[row]),), label, prediction, "probability", value, self.names[column])
 
-        badness = np.where(self._right(), np.nan, sure)
+        badness = np.where(answer == target, np.nan, confidence)
         return Examples(badness.ravel(), example, kinds=np.tile(np.arange(count), len(index)))
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `mean_accuracy`."""
-        found = attribute_scores(self.collected["predicted"], self.collected["target"], names=self.names)
+        scores = attribute_scores(self.collected["predicted"], self.collected["target"], names=self.names)
         return {
-            "headline": headline("mean_accuracy", found["mean_accuracy"], found["mean_accuracy_interval"]),
-            **found,
+            "headline": headline("mean_accuracy", scores["mean_accuracy"], scores["mean_accuracy_interval"]),
+            **scores,
             **self.collected.breakdown({"mean_accuracy": self.per_image()}),
         }

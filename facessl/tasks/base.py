@@ -1,8 +1,7 @@
-"""What a downstream task is. Nothing here is inherited: a task is any `nn.Module` with these members."""
+"""The interface of a downstream task. Nothing here is inherited: a task is any `nn.Module` with these members."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Required, TypedDict
@@ -21,6 +20,8 @@ from facessl.metrics.fairness import by_group
 from facessl.models.backbone import Backbone
 from facessl.views.augment import Augment
 
+#: Outputs of `Task.predict` by name, with a row per image.
+Predictions = Mapping[str, np.ndarray]
 #: How a person's own labels are named on the command line.
 _OWN = {
     "label": "labels-csv:FILE?label=COLUMN or a folder with one sub-folder per class",
@@ -33,7 +34,7 @@ _OWN = {
 
 @dataclass(frozen=True)
 class Labels:
-    """What a task has to know about its training images; kept in the card of a trained model.
+    """Labels of the training images, kept in the card of a trained model.
 
     Attributes:
         label_names: classes of an expression source, by index.
@@ -55,12 +56,8 @@ class Labels:
 
     @property
     def order(self) -> Layout | None:
-        """The landmarks' order, where it is known."""
+        """The landmarks' order, if it is known."""
         return layout(self.layout) if self.layout else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a card."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Labels:
@@ -70,17 +67,17 @@ class Labels:
 
     @classmethod
     def of(cls, source: Source, needs: frozenset[str]) -> Labels:
-        """What `source` says about itself, where a task needs it.
+        """Labels of `source` that a task needs.
 
         Raises:
             DataError: it lacks a field that the task needs; both are named.
         """
         missing = sorted(needs - source.provides)
         if missing:
-            given = ", ".join(sorted(source.provides)) or "images"
+            provided = ", ".join(sorted(source.provides)) or "images"
             ways = "; ".join(_OWN[field] for field in missing if field in _OWN)
             raise DataError(
-                f"the task needs {', '.join(missing)} for every image, and the source has only {given}"
+                f"the task needs {', '.join(missing)} for every image, and the source has only {provided}"
                 + (f": your own come from {ways}" if ways else "")
             )
         points, identities = 0, 0
@@ -105,7 +102,7 @@ class Example:
     """One answer of a task beside the label."""
 
     index: tuple[int, ...]  # position of the image in the source; of a pair both positions
-    # label, prediction: as words; empty where only a picture can show them.
+    # label, prediction: as words; empty if only a picture can show them.
     label: str
     prediction: str
     # What `value` is: `probability` of the predicted answer, `cosine similarity` of a pair, or the name of a score (a
@@ -113,7 +110,7 @@ class Example:
     measure: str
     value: float  # the number
     attribute: str = ""  # the attribute that the answer is about, of tasks that answer several; else empty
-    keys: tuple[str, ...] = ()  # what a person finds the image or both images by
+    keys: tuple[str, ...] = ()  # of the image or both images
 
 
 @dataclass(frozen=True)
@@ -134,8 +131,7 @@ class Meter(Protocol):
     """
 
     def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
-        """Predictions of one batch (`Task.predict`), and the batch that they were made for."""
-        ...
+        """Add predictions (`Task.predict`) of one batch."""
 
     def result(self) -> dict[str, Any]:
         """Scores ready for JSON, by name:
@@ -201,7 +197,7 @@ class _Constant(TypedDict):
 
 
 class Scores(TypedDict, total=False):
-    """What reports read of `Meter.result` in files, which somebody else may have written."""
+    """Fields of `Meter.result` that reports read from files, which somebody else may have written."""
 
     headline: _Headline | None
     images: _Number
@@ -230,7 +226,7 @@ class Selected(TypedDict, total=False):
 
 
 class Results(TypedDict, total=False):
-    """What `results.json` of a fine-tuning run holds."""
+    """Content of a fine-tuning run's `results.json`."""
 
     task: str | None
     protocol: str | None
@@ -243,15 +239,15 @@ class Results(TypedDict, total=False):
 
 
 def check_result(result: Mapping[str, Any], task: Any) -> None:
-    """PluginError where `Meter.result` lacks what its contract asks for."""
-    found = result.get("headline")
+    """PluginError if `Meter.result` lacks what its contract asks for."""
+    headline_of = result.get("headline")
     wrong = None
-    if not isinstance(found, Mapping) or not {"name", "value", "interval", "better"} <= found.keys():
+    if not isinstance(headline_of, Mapping) or not {"name", "value", "interval", "better"} <= headline_of.keys():
         wrong = "no headline with name, value, interval and better (facessl.tasks.base.headline makes it)"
-    elif found["better"] not in ("higher", "lower"):
-        wrong = f"a headline whose better is {found['better']!r}: higher or lower"
-    elif found["name"] not in result:
-        wrong = f"no {found['name']}, the score of its headline, under that name"
+    elif headline_of["better"] not in ("higher", "lower"):
+        wrong = f"a headline whose better is {headline_of['better']!r}: higher or lower"
+    elif headline_of["name"] not in result:
+        wrong = f"no {headline_of['name']}, the score of its headline, under that name"
     elif "images" not in result:
         wrong = "no number of images"
     if wrong:
@@ -263,10 +259,10 @@ class Task(Protocol):
 
     Attributes:
         Args: frozen dataclass of its settings, each with a default; they become flags (`--task.NAME`).
-        needs: fields of `Batch` that its loss or meter reads (a mask is moved to the view only where it is named); a
+        needs: fields of `Batch` that its loss or meter reads (a mask is moved to the view only if it is named); a
             source that lacks one is refused (`Labels.of`).
         defaults: protocol -> settings of `FinetuneConfig` of the published protocol, as plain values; `finetune` is
-            the protocol that runs where none is named. {} takes the settings of `FinetuneConfig` itself.
+            the protocol that runs if none is named. {} takes the settings of `FinetuneConfig` itself.
         augments: the same protocols -> their published crop and augmentation.
         backbone: what is fine-tuned; further children are its parts (`neck`, `head`), which `optim.lrs` names.
         mask_outside (int): class that a training view's pixels outside the image have. Optional; 255, ignored, without
@@ -281,8 +277,8 @@ class Task(Protocol):
             which cannot be scored is refused then.
         describe(predictions, row, frame, height, width): one image's prediction in its own pixels, as plain values
             and, for masks, arrays.
-        check(augment): raises ConfigError where the loss cannot be computed on such views. Optional.
-        cheaper(image_size): settings that make it cheaper for small views, told on a CPU. Optional.
+        check(augment): raises ConfigError if the loss cannot be computed on such views. Optional.
+        cheaper(image_size): settings that make it cheaper for small views, suggested on a CPU. Optional.
 
     A file without one of these that is not optional is refused by name, and so are scores without what `Meter.result`
     asks for. docs/extending.md has a whole task.
@@ -300,9 +296,7 @@ class Task(Protocol):
 
     def meter(self, source: Source, augment: Augment) -> Meter: ...
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]: ...
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]: ...
 
 
 class Collected:
@@ -321,7 +315,7 @@ class Collected:
                 self._parts.setdefault(name, []).append(array)
 
     def get(self, name: str) -> np.ndarray | None:
-        """A column, or None where no image had it."""
+        """A column, or None if no image had it."""
         return self[name] if name in self._parts else None
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -336,9 +330,9 @@ class Collected:
             better: "higher" or "lower".
 
         Returns:
-            Empty where the source has neither subsets nor groups.
+            Empty if the source has neither subsets nor groups.
         """
-        found: dict[str, Any] = {}
+        breakdown: dict[str, Any] = {}
         index = self["index"]
         for subset, positions in self.source.subsets.items():
             rows = np.isin(index, positions)
@@ -347,12 +341,12 @@ class Collected:
                 for name, numbers in values.items():
                     value, low, high = bootstrap_mean(numbers[rows])
                     scores |= {name: value, f"{name}_interval": [low, high]}
-                found.setdefault("subsets", {})[subset] = {"images": int(rows.sum()), **scores}
+                breakdown.setdefault("subsets", {})[subset] = {"images": int(rows.sum()), **scores}
         names = self.source.group_names
         groups = self.get("group")
         if names and groups is not None:
-            found["groups"] = {
+            breakdown["groups"] = {
                 name: by_group(numbers, groups, names, larger_is_better=better == "higher")
                 for name, numbers in values.items()
             }
-        return found
+        return breakdown

@@ -14,15 +14,15 @@ from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
 from facessl.data.frame import Frame
-from facessl.data.label_fractions import places, same_classes
+from facessl.data.label_fractions import class_mapping, same_classes
 from facessl.data.source import Source
 from facessl.metrics.accuracy import accuracy, confusion
 from facessl.models.backbone import Backbone
 from facessl.models.layers.cam import class_activation_maps, flip_consistency
-from facessl.tasks.base import Collected, Example, Examples, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, Predictions, headline
 from facessl.views.augment import EAC_EXPRESSION, FRA_EXPRESSION, Augment
 
-#: Classes of which the confusion is still told.
+#: Largest number of classes with a confusion matrix in the result.
 _CONFUSION = 100
 
 
@@ -89,7 +89,7 @@ class Expression(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def check(self, augment: Augment) -> None:
-        """ConfigError where consistency and pairs of views do not go together."""
+        """ConfigError if consistency and pairs of views do not go together."""
         if self.args.consistency > 0 and not augment.pairs:
             raise ConfigError(
                 f"task.consistency = {self.args.consistency:g} needs the mirrored image as a second view: use "
@@ -112,7 +112,7 @@ class Expression(nn.Module):
         mirrored = self.backbone.forward_features(batch.views[1])
         logits = self.head(pooled)
         cross_entropy = F.cross_entropy(at_least_float32(logits), batch.label, label_smoothing=self.args.smoothing)
-        maps = [class_activation_maps(found, self.head.weight) for found in (features, mirrored)]  # (B, K, h, w) each
+        maps = [class_activation_maps(m, self.head.weight) for m in (features, mirrored)]  # (B, K, h, w) each
         consistency = flip_consistency(*maps)
         loss = cross_entropy + self.args.consistency * consistency
         return Step(loss, {"cross_entropy": cross_entropy.detach(), "attention_consistency": consistency.detach()})
@@ -127,9 +127,7 @@ class Expression(nn.Module):
             raise DataError(f"the test source has no classes; those of training are {listed(self.names)}")
         return ExpressionMeter(self.names, source, tuple(source.label_names))
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]:
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]:
         """The likeliest class and the probability of each."""
         probabilities = predictions["probabilities"][row]
         return {
@@ -142,12 +140,12 @@ class ExpressionMeter:
     """Accuracy, mean class accuracy, macro F1 and confusion."""
 
     def __init__(self, names: tuple[str, ...], source: Source, own: tuple[str, ...] = ()) -> None:
-        """`own` are the class names of the source's labels where they are numbered otherwise than `names`.
+        """`own` are the class names of the source's labels if they are numbered otherwise than `names`.
 
         ConfigError: one of `own` is not among `names`.
         """
         self.names, self.own = names, own
-        places(own, names)
+        class_mapping(own, names)
         self.collected = Collected(source)
 
     def add(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
@@ -158,20 +156,19 @@ class ExpressionMeter:
         self.collected.add(batch, predicted=probabilities.argmax(1), probability=probabilities.amax(1), target=target)
 
     def per_image(self) -> np.ndarray:
-        """(N,) 1 where an image was classified correctly, else 0."""
+        """(N,) 1 if an image was classified correctly, else 0."""
         return (self.collected["predicted"] == self.collected["target"]).astype(float)
 
     def examples(self) -> Examples:
         """One answer per image; the wrong ones by their probability."""
-        index, predicted, target, sure = (
-            self.collected[name] for name in ("index", "predicted", "target", "probability")
-        )
+        columns = ("index", "predicted", "target", "probability")
+        index, predicted, target, probability = map(self.collected.__getitem__, columns)
 
         def example(row: int) -> Example:
             names = (self.names[int(target[row])], self.names[int(predicted[row])])
-            return Example((int(index[row]),), *names, "probability", float(sure[row]))
+            return Example((int(index[row]),), *names, "probability", float(probability[row]))
 
-        return Examples(np.where(predicted != target, sure, np.nan), example)
+        return Examples(np.where(predicted != target, probability, np.nan), example)
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `accuracy` (top-1, as the papers report it)."""

@@ -15,13 +15,13 @@ from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import IGNORE_INDEX, Batch, Progress, Step
 from facessl.data.frame import Frame
-from facessl.data.label_fractions import places
+from facessl.data.label_fractions import class_mapping
 from facessl.data.source import Source
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores
 from facessl.models.backbone import Backbone
 from facessl.models.layers.upernet import UPerNet
 from facessl.tasks._dense import FARL, FARL_OPTIM, NARROW, freeze_unreached
-from facessl.tasks.base import Collected, Example, Examples, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, Predictions, headline
 from facessl.views.augment import FARL_PARSING_CELEBAM, Augment
 
 
@@ -110,9 +110,7 @@ class Parsing(nn.Module):
         """Scores on `source`, in the pixels of its stored images."""
         return ParsingMeter(self.names, source, augment)
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]:
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]:
         """`mask` (height, width) uint8 of the stored image, class names, and the share of each class."""
         mask = frame.inverse_mask(predictions["scores"][row], height, width)
         share = np.bincount(mask.ravel(), minlength=len(self.names)) / mask.size
@@ -131,9 +129,10 @@ class ParsingMeter:
         if not own:
             raise DataError(f"the test source has no masks; the classes of training are {listed(names)}")
         self.names = names
-        self.place = np.arange(256)  # class of training by value of a mask
-        self.place[: len(own)] = places(own, names, "mask classes")
-        self.place[len(own) : IGNORE_INDEX] = IGNORE_INDEX - 1 if own != names else np.arange(len(own), IGNORE_INDEX)
+        self.training_class = np.arange(256)  # by value of a mask
+        self.training_class[: len(own)] = class_mapping(own, names, "mask classes")
+        if own != names:
+            self.training_class[len(own) : IGNORE_INDEX] = IGNORE_INDEX - 1
         self.source = source
         self.warp = augment.warp
         self.matrix = ConfusionMatrix(len(names))
@@ -148,7 +147,7 @@ class ParsingMeter:
             truth = self.source[i].mask
             assert truth is not None
             predicted = Frame(matrix, size, self.warp).inverse_mask(row, *truth.shape)
-            self.matrix.update(predicted, self.place[truth], ignore=IGNORE_INDEX)
+            self.matrix.update(predicted, self.training_class[truth])
         self.collected.add(batch)
 
     def examples(self) -> Examples:
@@ -162,10 +161,9 @@ class ParsingMeter:
 
     def result(self) -> dict[str, Any]:
         """Scores with intervals; headline `mean_f1`."""
-        found = parsing_scores(self.matrix, names=self.names)
-        per_image = mean_f1(self.matrix.per_image)
+        scores = parsing_scores(self.matrix, names=self.names)
         return {
-            "headline": headline("mean_f1", found["mean_f1"], found["mean_f1_interval"]),
-            **found,
-            **self.collected.breakdown({"mean_f1_per_image": per_image}),
+            "headline": headline("mean_f1", scores["mean_f1"], scores["mean_f1_interval"]),
+            **scores,
+            **self.collected.breakdown({"mean_f1_per_image": mean_f1(self.matrix.per_image)}),
         }

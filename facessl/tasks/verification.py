@@ -18,7 +18,7 @@ from facessl.data.source import Source
 from facessl.data.subset import Subset
 from facessl.metrics.verification import cosine, thresholds, verification
 from facessl.models.backbone import Backbone
-from facessl.tasks.base import Collected, Example, Examples, Labels, headline
+from facessl.tasks.base import Collected, Example, Examples, Labels, Predictions, headline
 from facessl.views.augment import FRA_ATTRIBUTES, Augment
 
 
@@ -99,9 +99,7 @@ class Verification(nn.Module):
             )
         return VerificationMeter(source)
 
-    def describe(
-        self, predictions: Mapping[str, np.ndarray], row: int, frame: Frame, height: int, width: int
-    ) -> dict[str, Any]:
+    def describe(self, predictions: Predictions, row: int, frame: Frame, height: int, width: int) -> dict[str, Any]:
         """The embedding."""
         return {"embedding": [round(float(v), 6) for v in predictions["embeddings"][row]]}
 
@@ -117,40 +115,36 @@ class VerificationMeter:
         """Embeddings of one batch."""
         self.collected.add(batch, embeddings=predictions["embeddings"])
 
-    def _compared(self) -> tuple[Subset, np.ndarray]:
-        """The images that could be read, and the cosine of each of their pairs (P,)."""
+    def _compared(self) -> tuple[Subset, np.ndarray, np.ndarray, np.ndarray]:
+        """The images that could be read, their pairs (P, 2), whether these show one person, and their cosines (P,)."""
         z = self.collected["embeddings"]
         read = Subset(self.source, self.collected["index"])
         assert read.pairs is not None
-        first, second = read.pairs.T
-        return read, cosine(z[first], z[second])
+        assert read.same is not None
+        return read, read.pairs, read.same.astype(bool), cosine(*(z[images] for images in read.pairs.T))
 
     def examples(self) -> Examples:
         """One answer per pair; the wrong ones by how far their cosine lies from the threshold of their fold."""
-        read, similarity = self._compared()
-        assert read.pairs is not None
-        assert read.same is not None
-        same, pairs = read.same.astype(bool), read.positions[read.pairs]  # (P, 2) in the source
+        read, pairs, same, similarity = self._compared()
+        positions = read.positions[pairs]  # (P, 2) in the source
         limits = thresholds(similarity, same, read.folds)
         accepted = similarity >= limits
 
         def example(row: int) -> Example:
             names = ("different persons", "same person")
             label, answer = names[int(same[row])], names[int(accepted[row])]
-            return Example(tuple(pairs[row].tolist()), label, answer, "cosine similarity", float(similarity[row]))
+            return Example(tuple(positions[row].tolist()), label, answer, "cosine similarity", float(similarity[row]))
 
         return Examples(np.where(accepted == same, np.nan, np.abs(similarity - limits)), example)
 
     def result(self) -> dict[str, Any]:
-        """Scores with intervals; headline `accuracy`. Pairs of which an image could not be read are left out."""
-        read, similarity = self._compared()
-        assert read.pairs is not None
-        assert read.same is not None
+        """Scores with intervals; headline `accuracy`. Pairs with an unreadable image are left out."""
+        read, pairs, same, similarity = self._compared()
         assert self.source.pairs is not None
-        found = verification(similarity, read.same, read.folds)
+        scores = verification(similarity, same, read.folds)
         return {
-            "headline": headline("accuracy", found["accuracy"], found["accuracy_interval"]),
-            **found,
-            "pairs_left_out": len(self.source.pairs) - len(read.pairs),
+            "headline": headline("accuracy", scores["accuracy"], scores["accuracy_interval"]),
+            **scores,
+            "pairs_left_out": len(self.source.pairs) - len(pairs),
             "images": len(read),
         }

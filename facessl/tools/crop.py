@@ -1,12 +1,11 @@
-"""Photos -> a folder of face crops, with a table that leads back to the photos."""
+"""Photos -> a folder of face crops, with a table that names the photo of each."""
 
 import functools
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
@@ -14,39 +13,38 @@ import numpy as np
 from facessl.core.distributed import launched, ranks
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
-from facessl.core.values import between, check_values
 from facessl.data.decode import ImageError
-from facessl.data.detect import CROP_MARGIN, CROP_QUALITY, CROP_SIZE, SMALLEST, Face, detect, jpeg, load_detector
-from facessl.data.frame import Frame, Template, from_box, from_eyes, from_five_points
+from facessl.data.detect import Face, detect, jpeg, load_detector
+from facessl.data.frame import Frame, from_box, from_eyes, from_five_points
 from facessl.data.index import cache_file
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.location import absolute
 from facessl.data.source import Source
 from facessl.tools.crop_output import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
-from facessl.tools.phash import Near, phash
+from facessl.tools.options import CropOptions, output_settings
+from facessl.tools.phash import phash
 from facessl.tools.ranks import Result, over_ranks, wait_for_others
 
-Align = Literal["none", "eyes", "five-points"]
 #: Side of the square around a face's box in which its sharpness is measured.
 _SHARPNESS_SIDE = 128
 
 
 @dataclass
 class CropSummary:
-    """What `crop` did.
+    """Result of `crop`.
 
     Attributes:
         photos: number of photos in the source.
-        new_photos: of those, the ones that this call looked at.
+        new_photos: number of photos that this call processed.
         faces: number of crops in the folder.
-        new_faces: of those, the ones that this call added.
+        new_faces: number of crops that this call added.
         duplicates: number of faces left out as near-duplicates, by all calls.
         small: number of faces that this call left out for their size.
         blurred: number of faces that this call left out for their sharpness.
         without_face: photos in which this call found no face.
-        skipped: (photo, reason) of those that this call could not read.
-        finished: False on a rank whose photos are done while those of others are not.
+        skipped: (photo, reason) of unreadable photos of this call.
+        finished: False on a rank that is done before others.
     """
 
     photos: int
@@ -61,52 +59,12 @@ class CropSummary:
     finished: bool = True
 
 
-@dataclass(frozen=True)
-class _Settings:
-    size: int
-    margin: float
-    align: Align
-    template: Template
-    all_faces: bool
-    detector: str
-    detector_model: str | None
-    min_score: float | None
-    smallest: float
-    min_size: float
-    min_sharpness: float
-    dedupe: int | None
-    format: Literal["jpg", "png"]
-    quality: int
-
-    def __post_init__(self) -> None:
-        rules = {"size": between(8, 4096), "margin": between(0.1, 10), "quality": between(1, 100)}
-        check_values(self, rules | {"smallest": between(0.01, 1)}, prefix="crop's ")
-        if self.dedupe is not None:
-            Near(self.dedupe)
-        load_detector(self.detector, self.detector_model)  # a missing model is reported before any photo
-
-
 def crop(
     source: str | Path | Source,
     out: str | Path,
     *,
-    size: int = CROP_SIZE,
-    margin: float | None = None,
-    align: Align = "none",
-    template: Template = "farl",
-    all_faces: bool = False,
-    detector: str = "mtcnn",
-    detector_model: str | Path | None = None,
-    min_score: float | None = None,
-    smallest: float = SMALLEST,
-    min_size: float = 0,
-    min_sharpness: float = 0,
-    dedupe: int | None = None,
-    format: Literal["jpg", "png"] = "jpg",
-    quality: int = CROP_QUALITY,
-    workers: int = 0,
-    max_bad: float = 0.05,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> CropSummary:
     """Find the faces of every photo, cut squares around them, and write them below `out` in the source's sub-folders.
 
@@ -114,72 +72,42 @@ def crop(
 
     `out` also gets faces.csv (`facessl.tools.crop_output.COLUMNS`; itself a source, `imagelist:OUT/faces.csv`),
     skipped.csv (photos without a crop, and why), with `dedupe` duplicates.csv (photo, the crop that its face repeats,
-    distance) and crop.json (these settings). Called again, it goes on where it was stopped.
+    distance) and crop.json (these settings). Called again, it continues after a stop. A photo is mirrored where
+    a crop reaches beyond it.
     Under torchrun or srun the ranks share the work; the one that ends last has the numbers of all, the others none.
 
     Args:
         source: photos, `NAME:PATH?option=value` or a folder.
         out: a folder that is new, empty, or from an earlier call with the same settings.
-        size: side of the crops in pixels. The photo is mirrored where a crop reaches beyond it.
-        margin: side of the crop relative to the longer side of the face's box (brows to chin), 1.3 where not given;
-            with the alignment "five-points" how much is shown relative to the template, 1 where not given.
-        align: "none": upright in the photo; "eyes": turned until the eyes are level; "five-points": turned, scaled and
-            shifted until eyes, nose and mouth are nearest to their places in `template`.
-        template: "farl", "celeba" or "arcface" (`facessl.data.frame.TEMPLATES`).
-        all_faces: every face of a photo; else the first of `detect`, which is the largest and surest.
-        detector, detector_model, min_score, smallest: as detector, model, ... in `facessl.data.detect.detect`.
-        min_size: faces whose box is smaller are left out; pixels of the photo, along the longer side.
-        min_sharpness: faces that are less sharp (`sharpness`) are left out.
-        dedupe: leave out faces whose crop has a perceptual hash (`facessl.tools.phash`) that differs in at most so many
-            of 64 bits from an earlier one; 0 to 10, of which 4 finds copies and hardly anything else; None keeps all.
-        format: "jpg" or "png".
-        quality: of JPEGs, 1 to 100.
-        workers: processes; 0 works in this one.
-        max_bad: fraction of unreadable photos above which it stops.
         progress: called with the numbers of photos done and in total, first with those of earlier calls.
+        options: fields of `facessl.tools.options.CropOptions`.
 
     Raises:
         ConfigError: a stream, settings that cannot work, or an `out` that is in use or has something else in it.
         DataError: the source or more than `max_bad` of its photos cannot be read, `out` cannot be written, or a process
             died.
     """
-    if margin is None:
-        margin = 1.0 if align == "five-points" else CROP_MARGIN
-    settings = _Settings(
-        size=size,
-        margin=margin,
-        align=align,
-        template=template,
-        all_faces=all_faces,
-        detector=detector,
-        detector_model=None if detector_model is None else str(detector_model),
-        min_score=min_score,
-        smallest=smallest,
-        min_size=min_size,
-        min_sharpness=min_sharpness,
-        dedupe=dedupe,
-        format=format,
-        quality=quality,
-    )
-    opened = open_with_positions(source)
-    cropper, report = _Cropper(opened, settings), progress or (lambda done, total: None)
+    resolved = CropOptions(**options).resolved()
+    load_detector(resolved.detector, resolved.detector_model)  # a missing model is reported before any photo
+    settings, opened = output_settings(resolved), open_with_positions(source)
+    cropper, report = _Cropper(opened, resolved), progress or (lambda done, total: None)
 
-    def folder(path: Path) -> CropFolder:
-        return CropFolder(path, vars(settings))
+    def write(path: Path, crops_of: Callable[[int], Result], workers: int = 0) -> CropSummary:
+        return _run(opened, crops_of, CropFolder(path, settings), workers, resolved.max_bad, report)
 
     if launched()[1] == 1:
         with output_folder(out, opened, SETTINGS, "crop") as path:
-            return _run(opened, cropper, folder(path), workers, max_bad, report)
+            return write(path, cropper, resolved.workers)
     written = over_ranks(
         functools.partial(output_folder, out, opened, SETTINGS, "crop", wait=True),
-        (vars(settings), opened.fingerprint()),
+        (settings, opened.fingerprint()),
         len(opened),
-        lambda path: _left(opened, folder(path)),
+        lambda path: _left(opened, CropFolder(path, settings)),
         cropper,
-        lambda path, found: _run(opened, found, folder(path), 0, max_bad, report),
+        write,
         valid=_is_record,
         failed=lambda values: values["reason"] not in ("", NO_FACE, LEFT_OUT),
-        workers=workers,
+        workers=resolved.workers,
         progress=report,
     )
     return written or CropSummary(len(opened), finished=False)
@@ -188,12 +116,12 @@ def crop(
 def cached_crops(
     spec: str, *, workers: int = 0, max_bad: float = 0.05, progress: Callable[[int, int], None] | None = None
 ) -> tuple[str, CropSummary | None]:
-    """The crops of a source's photos by the default settings of `crop`, in the user's cache folder.
+    """Crop a source's photos with the default options into the user's cache folder, unless they are there.
 
-    They are made where they are not there yet: a source that has changed gets other ones. Ranks of one machine share
-    the work, and each returns when all of it is done.
+    A source that has changed gets other crops. Ranks of one machine share the work, and each returns when all of it is
+    done.
 
-    Returns the source of the crops, and what was done; `spec` itself and None where it is a folder that `crop` wrote.
+    Returns the source of the crops and a summary; `spec` itself and None for a folder that `crop` wrote.
     ConfigError: as `crop`, or ranks on several machines. DataError: as `crop`, or no photo has a face.
     """
     spec = absolute(spec)
@@ -207,52 +135,51 @@ def cached_crops(
             "photos cannot be cropped by ranks on several machines, which may not see the same cache folder: run "
             "`facessl crop` into a folder that all of them see, and name that"
         )
-    defaults = {name: p.default for name, p in inspect.signature(crop).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    out = cache_file("crops", spec, opened.fingerprint(), repr(defaults)).with_suffix("")
+    out = cache_file("crops", spec, opened.fingerprint(), repr(CropOptions())).with_suffix("")
     out.parent.mkdir(parents=True, exist_ok=True)
-    while not (done := crop(opened, out, workers=workers, max_bad=max_bad, progress=progress)).finished:
+    while not (summary := crop(opened, out, workers=workers, max_bad=max_bad, progress=progress)).finished:
         wait_for_others(out)
-    if not done.faces:
-        raise DataError(f"no face was found in the {done.photos} photos of {spec}: name photos of people")
-    return str(out), done
+    if not summary.faces:
+        raise DataError(f"no face was found in the {summary.photos} photos of {spec}: name photos of people")
+    return str(out), summary
 
 
 def sharpness(image: np.ndarray, box: np.ndarray) -> float:
     """Variance of the Laplacian of the face in `box` (4,) of an image (H, W, 3) uint8, resized to 128 pixels.
 
-    Medians of 40 faces: 370 of CelebAMask-HQ, 65 of UTKFace; 4 of either after a Gaussian blur with a sigma of 4.
+    Medians of 40 faces: 370 in CelebAMask-HQ, 65 in UTKFace; 4 in both after a Gaussian blur with a sigma of 4.
     """
     face = from_box(box, _SHARPNESS_SIDE).image(image, "reflect")
     return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
 class _Record(TypedDict):
-    """What is known of a photo's crops: why there are none, faces that were left out, hash and numbers of each."""
+    """Crops of a photo as plain values."""
 
-    reason: str
-    small: int
+    reason: str  # why it has no crop
+    small: int  # faces left out
     blurred: int
-    rows: list[tuple[Any, list[float]]]
+    rows: list[tuple[Any, list[float]]]  # hash and numbers of each crop
 
 
 def _is_record(values: Any, images: int) -> bool:
-    """Whether values that were read are those of so many crops."""
+    """Whether `values` are a `_Record` of `images` crops."""
     if misfit(values, _Record) or values.keys() != _Record.__annotations__.keys() or len(values["rows"]) != images:
         return False
     return all(
-        type(found) is int and 0 <= found < 1 << 64 and len(numbers) == len(COLUMNS) - 3
-        for found, numbers in values["rows"]
+        type(value) is int and 0 <= value < 1 << 64 and len(numbers) == len(COLUMNS) - 3
+        for value, numbers in values["rows"]
     )
 
 
 class _Cropper:
     """One photo -> its crops, as `_Record` and the encoded images. Runs in any process."""
 
-    def __init__(self, source: Source, settings: _Settings) -> None:
-        self.source, self.settings = source, settings
+    def __init__(self, source: Source, options: CropOptions) -> None:
+        self.source, self.options = source, options
 
     def __call__(self, index: int) -> Result:
-        s, crops, small, blurred = self.settings, [], 0, 0
+        s, crops, small, blurred = self.options, [], 0, 0
         try:
             image = pixels(self.source[index])
         except ImageError as error:
@@ -271,7 +198,8 @@ class _Cropper:
         return values, [crop.data for crop in crops]
 
     def _frame(self, face: Face) -> Frame:
-        s, points = self.settings, face.five_points
+        s, points = self.options, face.five_points
+        assert s.margin is not None
         if s.align == "none":
             return from_box(face.box, s.size, s.margin)
         if points is None:
@@ -283,7 +211,7 @@ class _Cropper:
         return from_five_points(points, s.size, s.template, s.margin)
 
     def _crop(self, image: np.ndarray, face: Face, size: float, sharp: float) -> Crop:
-        s, frame = self.settings, self._frame(face)
+        s, frame = self.options, self._frame(face)
         crop = frame.image(image, "reflect")
         if s.format == "jpg":
             data = jpeg(crop, s.quality)
@@ -310,12 +238,13 @@ def _run(
     base, todo, before = _base(source, keys), _left(source, folder), folder.faces
     summary = CropSummary(len(keys), new_photos=len(todo))
     report(len(keys) - len(todo), len(keys))
-    for at, (found, images) in enumerate(in_order(crops_of, todo, workers)):
-        key, reason = keys[todo[at]], found["reason"]
-        summary.small += found["small"]
-        summary.blurred += found["blurred"]
+    for number, (record, images) in enumerate(in_order(crops_of, todo, workers)):
+        key, reason = keys[todo[number]], record["reason"]
+        summary.small += record["small"]
+        summary.blurred += record["blurred"]
         if images:
-            folder.add(key, _relative(key, base), [Crop(i, *row) for i, row in zip(images, found["rows"], strict=True)])
+            crops = [Crop(image, *row) for image, row in zip(images, record["rows"], strict=True)]
+            folder.add(key, _relative(key, base), crops)
         else:
             if reason == NO_FACE:
                 summary.without_face.append(key)
@@ -323,13 +252,13 @@ def _run(
                 summary.skipped.append((key, reason))
                 check_skipped(len(summary.skipped), len(keys), max_bad, summary.skipped[-1])
             folder.skip(key, reason)
-        report(len(keys) - len(todo) + at + 1, len(keys))
+        report(len(keys) - len(todo) + number + 1, len(keys))
     summary.faces, summary.new_faces, summary.duplicates = folder.faces, folder.faces - before, folder.duplicates
     return summary
 
 
 def _base(source: Source, keys: list[str]) -> str:
-    """The folder that the crops' sub-folders are relative to."""
+    """Folder to which the crops' sub-folders are relative."""
     if getattr(source, "root", None) is not None:
         return str(source.root)  # type: ignore[attr-defined]
     try:
@@ -339,6 +268,6 @@ def _base(source: Source, keys: list[str]) -> str:
 
 
 def _relative(key: str, base: str) -> str:
-    """Name of a photo below `base`, never one that leaves it."""
+    """Path of a photo relative to `base`, never outside it."""
     path = PurePath(os.path.relpath(key, base) if base else key)
     return "/".join(part for part in path.parts if part not in ("..", ".", path.anchor)) or "photo"

@@ -1,6 +1,6 @@
-"""The folder that `facessl crop` writes: crops, tables, and the settings by which a stopped call goes on.
+"""Output folder of `facessl crop`: crops, tables, and the settings of a stopped call.
 
-A photo is finished when it stands in faces.csv or skipped.csv, which is written last of all that belongs to it.
+A photo is finished when it is in faces.csv or skipped.csv, which are written after its crops.
 """
 
 import csv
@@ -28,10 +28,11 @@ COLUMNS = (
 _SKIPPED_COLUMNS = ("key", "reason")
 NO_FACE, LEFT_OUT, DUPLICATE = "no face found", "too small or blurred", "near-duplicate"
 _FINAL = (NO_FACE, LEFT_OUT, DUPLICATE)
+_HASH = "[0-9a-f]{16}"
 
 
 class Crop(NamedTuple):
-    """A crop as it is stored, its hash, and the numbers of its row from `left` on."""
+    """An encoded crop, its hash, and the numbers of its row from `left` on."""
 
     data: bytes
     hash: int
@@ -39,21 +40,18 @@ class Crop(NamedTuple):
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """ConfigError, which names the flags that differ, where the folder `path` is of other settings."""
+    """Raise ConfigError with the flags that differ if the folder `path` has other settings."""
     try:
-        known = json.loads(read_regular(path / SETTINGS))
+        stored = json.loads(read_regular(path / SETTINGS))
     except (ValueError, RecursionError):
-        known = None
-    if not isinstance(known, dict) or known.keys() != settings.keys():
+        stored = None
+    if not isinstance(stored, dict) or stored.keys() != settings.keys():
         raise ConfigError(f"{path / SETTINGS} does not hold the settings of this version: name another folder")
-    made, now = (
-        [_flag(name, values[name]) for name in settings if known[name] != settings[name]]
-        for values in (known, settings)
-    )
-    if made:
+    changed = [name for name in settings if stored[name] != settings[name]]
+    before, now = (", ".join(_flag(name, values[name]) for name in changed) for values in (stored, settings))
+    if changed:
         raise ConfigError(
-            f"{path} was made {', '.join(made)}, and this call is {', '.join(now)}: use the same flags, or name "
-            "another folder"
+            f"{path} was made {before}, and this call is {now}: use the same flags, or name another folder"
         )
 
 
@@ -65,15 +63,15 @@ def _flag(name: str, value: Any) -> str:
 
 
 class CropFolder:
-    """The folder of crops and its tables.
+    """Folder of crops and its tables.
 
     Attributes:
-        done: keys of the photos that are finished.
+        done: keys of the finished photos.
         faces, duplicates: numbers of crops and of faces left out as near-duplicates.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """ConfigError where the folder is of other settings."""
+        """ConfigError: the folder has other settings."""
         self.path, self._format = path, settings["format"]
         self._near = None if settings["dedupe"] is None else Near(settings["dedupe"])
         if (path / SETTINGS).is_file():
@@ -81,23 +79,21 @@ class CropFolder:
         else:
             write_atomic(path / SETTINGS, (json.dumps(dict(settings), indent=1) + "\n").encode())
         rows = self._rows(FACES, COLUMNS)
-        # The photo that was being written when the last call stopped may lack some of its faces.
-        torn = {row[1] for row in rows if not ((path / row[0]).is_file() and re.fullmatch("[0-9a-f]{16}", row[2]))}
-        rows = [row for row in rows if row[1] not in torn]
-        # A photo that could not be read may have been corrected, or its disk: it is tried again.
+        # The last photo of a stopped call may lack some of its faces.
+        incomplete = {row[1] for row in rows if not ((path / row[0]).is_file() and re.fullmatch(_HASH, row[2]))}
+        rows = [row for row in rows if row[1] not in incomplete]
+        # Unreadable photos are tried again.
         skipped = [row for row in self._rows(SKIPPED, _SKIPPED_COLUMNS) if row[1] in _FINAL]
         self.done = {row[1] for row in rows} | {row[0] for row in skipped}
         duplicates = [row for row in self._rows(DUPLICATES, DUPLICATES_COLUMNS) if row[0] in self.done]
-        tables: list[tuple[str, Sequence[str], list[list[str]]]] = [
-            (FACES, COLUMNS, rows),
-            (SKIPPED, _SKIPPED_COLUMNS, skipped),
-            *([(DUPLICATES, DUPLICATES_COLUMNS, duplicates)] if self._near else []),
-        ]
-        for name, columns, kept in tables:
-            write_atomic(path / name, b"".join(csv_row(*row) for row in (columns, *kept)))
+        tables = {FACES: [COLUMNS, *rows], SKIPPED: [_SKIPPED_COLUMNS, *skipped]}
+        if self._near:
+            tables[DUPLICATES] = [DUPLICATES_COLUMNS, *duplicates]
+        for name, lines in tables.items():
+            write_atomic(path / name, b"".join(csv_row(*line) for line in lines))
         self.duplicates = len(duplicates)
         self._files = [row[0] for row in rows]
-        self._taken = set(self._files)
+        self._names = set(self._files)
         if self._near:
             for owner, row in enumerate(rows):
                 self._near.add(int(row[2], 16), owner)
@@ -114,50 +110,50 @@ class CropFolder:
         return [[*map(from_csv, row)] for row in rows]
 
     def _append(self, name: str, rows: list[list[Any]]) -> None:
-        """All rows of a photo in one write, so that a stop leaves all or none of them."""
+        """Write all rows of a photo at once, so that a stop leaves all or none of them."""
         with open_own(self.path / name, "ab") as file:
             file.write(b"".join(csv_row(*row) for row in rows))
 
     def skip(self, key: str, reason: str) -> None:
-        """A photo without a crop."""
+        """Record a photo without a crop."""
         self._append(SKIPPED, [[key, reason]])
 
     def add(self, key: str, name: str, crops: Sequence[Crop]) -> None:
-        """Write those of a photo's crops that repeat no earlier one: NAME.jpg, NAME-2.jpg, ..."""
-        kept: list[Crop] = []
-        repeated: list[tuple[int, int]] = []
+        """Write the crops of a photo that are no near-duplicates: NAME.jpg, NAME-2.jpg, ..."""
+        unique: list[Crop] = []
+        duplicates: list[tuple[int, int]] = []
         for crop in crops:
-            found = self._near.find(crop.hash) if self._near else None
-            if found is not None:
-                repeated.append(found)
+            duplicate = self._near.find(crop.hash) if self._near else None
+            if duplicate is not None:
+                duplicates.append(duplicate)
                 continue
             if self._near:
-                self._near.add(crop.hash, self.faces + len(kept))
-            kept.append(crop)
-        files = self._names(name, len(kept))
+                self._near.add(crop.hash, self.faces + len(unique))
+            unique.append(crop)
+        files = self._new_names(name, len(unique))
         rows: list[list[Any]] = []
-        for file, crop in zip(files, kept, strict=True):
+        for file, crop in zip(files, unique, strict=True):
             path = inside(self.path, file)
             path.parent.mkdir(parents=True, exist_ok=True)
             with open_new(path) as image:
                 image.write(crop.data)
             rows.append([file, key, f"{crop.hash:016x}", *(f"{value:.12g}" for value in crop.numbers)])
         self._files += files
-        if repeated:
-            self._append(DUPLICATES, [[key, self._files[owner], distance] for owner, distance in repeated])
-            self.duplicates += len(repeated)
+        if duplicates:
+            self._append(DUPLICATES, [[key, self._files[owner], distance] for owner, distance in duplicates])
+            self.duplicates += len(duplicates)
         if rows:
             self._append(FACES, rows)
         else:
             self.skip(key, DUPLICATE)
 
-    def _names(self, name: str, count: int) -> list[str]:
-        """Names of so many crops of a photo, which no other photo has."""
+    def _new_names(self, name: str, count: int) -> list[str]:
+        """Unused names of `count` crops of a photo."""
         stem = os.path.splitext(name)[0]
         for number in itertools.count(1):
             files = [f"{stem}{f'-{n}' if n else ''}.{self._format}" for n in (0, *range(2, count + 1))][:count]
-            if self._taken.isdisjoint(files):
+            if self._names.isdisjoint(files):
                 break
             stem = name if number == 1 else f"{name}_{number}"  # a.jpg beside a.png
-        self._taken.update(files)
+        self._names.update(files)
         return files

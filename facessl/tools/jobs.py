@@ -1,4 +1,4 @@
-"""What jobs over whole folders share: an output folder with one writer, and processes."""
+"""Shared by `crop` and `pack`: an output folder with one writer, and worker processes."""
 
 import contextlib
 import multiprocessing
@@ -24,14 +24,14 @@ from facessl.core.lock import only_writer
 from facessl.data.location import refuse_inside
 from facessl.data.source import Source, open_source
 
-#: Name of the blocks that ranks leave in the output folder (`facessl.core.blocks`).
+#: Name of the ranks' blocks in the output folder (`facessl.core.blocks`).
 BLOCKS = "ranks"
-#: Pieces per process that are in work or wait to be written.
+#: Pieces per process that are queued, in work or wait to be written.
 _AHEAD = 4
 
 
 def open_with_positions(source: str | Path | Source) -> Source:
-    """The source of a job. ConfigError for a stream, which has no positions to go on from."""
+    """Open the source of a job. ConfigError: a stream, which has no positions to resume from."""
     opened = open_source(str(source) if isinstance(source, Path) else source)
     if opened.streaming:
         raise ConfigError("a stream has no positions to go on from: use files on a disk")
@@ -40,13 +40,13 @@ def open_with_positions(source: str | Path | Source) -> Source:
 
 @contextlib.contextmanager
 def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, wait: bool = False) -> Iterator[Path]:
-    """The output folder of a job, made where it is missing, with this process as its only writer.
+    """Create and lock the output folder of a job.
 
     Args:
-        out: new, empty, or a folder that has the file `manifest` of an earlier call.
-        source: what the job called `job` reads; the folder must not lie inside it.
-        wait: until another process has left the folder: this one is a rank (`facessl.tools.ranks`), and the job may go
-            on after it has left.
+        out: new, empty, or a folder with the file `manifest` of an earlier call.
+        source: images of the job called `job`; the folder must not lie inside it.
+        wait: for a process that uses the folder; this one is a rank (`facessl.tools.ranks`), and others may continue
+            the job.
 
     Raises:
         ConfigError: the folder is a file, inside the source, has other files in it, or is in use.
@@ -71,9 +71,9 @@ def output_folder(out: str | Path, source: Source, manifest: str, job: str, *, w
 
 
 def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`work(piece)` of every piece, in order, by so many processes; 0 works in this one. DataError: one died.
+    """Yield `work(piece)` of every piece in order, computed by worker processes, or here if 0. DataError: one died.
 
-    `pieces` is read a few ahead of the results, so that it may depend on them.
+    `pieces` is read only a few ahead of the results, so it may depend on them.
     """
     if not workers:
         yield from map(work, pieces)
@@ -82,7 +82,7 @@ def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) ->
     idle: SimpleQueue[Connection] = SimpleQueue()
     processes = []
     for _ in range(workers):
-        # Each has a pipe of its own: one that is killed while it writes ends its pipe, and blocks none that others use.
+        # Each has its own pipe: one that is killed while writing breaks no pipe of others.
         ours, theirs = context.Pipe()
         processes.append(context.Process(target=_serve, args=(work, theirs), daemon=True))
         processes[-1].start()
@@ -105,7 +105,7 @@ def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) ->
             raise error
         return result
 
-    threads = ThreadPoolExecutor(workers)  # that empty the pipes while the results before are used
+    threads = ThreadPoolExecutor(workers)  # empty the pipes while earlier results are used
     waiting: deque[Future[Any]] = deque()
     try:
         for piece in pieces:
@@ -124,23 +124,22 @@ def in_order(work: Callable[[Any], Any], pieces: Iterable[Any], workers: int) ->
 
 
 def _serve(work: Callable[[Any], Any], connection: Connection) -> None:
-    """Work on pieces until told to stop. One thread per process; the main process decides about Ctrl-C; nobody
-    outlives it."""
+    """Work on pieces until None comes, with one thread; Ctrl-C is left to the main process, whose end ends this one."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     answer: tuple[Any, Exception | None]
-    while (given := connection.recv()) is not None:
+    while (message := connection.recv()) is not None:
         try:
-            answer = work(*given), None
+            answer = work(*message), None
         except Exception as error:
             answer = None, error
         connection.send(answer)
 
 
-def _leave_with_parent() -> None:
-    """A parent that was killed leaves its processes waiting for work for ever."""
+def _exit_with_parent() -> None:
+    """End this process with its parent, which may be killed without closing the pipe."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

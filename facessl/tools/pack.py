@@ -1,7 +1,7 @@
 """Any source -> tar shards of resized, re-encoded images: parallel, resumable at any moment, with checksums.
 
-The images are cut into short stretches that processes work on; this process alone writes, in the source's order, so
-that the shards do not depend on the number of processes or on interruptions.
+Processes encode short ranges of images; this one alone writes, in the source's order, so that the shards do not depend
+on the number of processes or on interruptions.
 """
 
 import functools
@@ -25,75 +25,59 @@ from facessl.data.frame import resize_to
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions, output_folder
+from facessl.tools.options import PackOptions, output_settings
 from facessl.tools.phash import phash
 from facessl.tools.ranks import Result, over_ranks
-from facessl.tools.shards import MANIFEST, SKIPPED, Settings, Shards
+from facessl.tools.shards import MANIFEST, SKIPPED, Shards
 
-#: Bytes and images that one stretch has at most: large enough that handing it over costs little, and that what is ahead
-#: keeps the processes at work while a shard is brought to the disk.
-_STRETCH = 2 << 20
-_LONGEST = 512
-#: Endings of copied images by their first bytes; others are stored anew.
+#: Most bytes and images of a range: large enough to keep the processes busy while a shard is synced to the disk.
+_RANGE_BYTES, _RANGE_IMAGES = 2 << 20, 512
+#: Endings of copied images by their first bytes; others are encoded again.
 _ENDINGS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"BM", "bmp"))
-#: Pixels that a copied JPEG is decoded to at least, to see that it is whole and for its hash.
-_SEEN = 64
+#: Smallest side in pixels to which a copied JPEG is decoded, for its hash and to check that it is complete.
+_CHECK_SIZE = 64
 
 
 @dataclass
 class PackSummary:
-    """What is in a folder of shards."""
+    """Content of a folder of shards."""
 
     images: int  # number of images in the source
-    # packed, skipped, duplicates: how many of them are in the shards, cannot be read, were left out.
     packed: int = 0
-    skipped: int = 0
-    duplicates: int = 0
-    # shards, bytes: number and size of the tars.
-    shards: int = 0
-    bytes: int = 0
-    before: int = 0  # images that an earlier call had done
+    skipped: int = 0  # unreadable images
+    duplicates: int = 0  # images left out as near-duplicates
+    shards: int = 0  # number of tars
+    bytes: int = 0  # size of the tars
+    before: int = 0  # images of earlier calls
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (key, reason), of this call
-    finished: bool = True  # False on a rank whose images are done while those of others are not
+    finished: bool = True  # False on a rank that is done before others
 
 
 def pack(
     source: str | Source,
     out: str | Path,
     *,
-    size: int = 256,
-    quality: int = 90,
-    copy: bool = False,
-    shard_size: str | int = 2000,
-    workers: int | None = None,
-    dedupe: int | None = None,
-    max_bad: float = 0.05,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> PackSummary:
     """Write a source as `out/shard-000000.tar`, ..., which `webdataset:out` reads back.
 
-    Kept of every image: pixels, label, caption, identity, landmarks (with `visible`), box, five points, mask,
+    Stored of every image: pixels, label, caption, identity, landmarks (with `visible`), box, five points, mask,
     attributes, pose, group and the key; of the source: names of classes, attributes, groups and mask classes, the
-    landmarks' layout, subsets and pairs (as far as their images are packed). What lies in pixels moves along when an
-    image is resized. Lost: EXIF and color profiles, unless the files are copied; transparency becomes white; `splits`,
+    landmarks' layout, subsets and pairs (as far as their images are packed). Labels in pixels are resized with the
+    image. Lost: EXIF and color profiles, unless the files are copied; transparency becomes white; `splits`,
     because one split is packed at a time.
 
     `out` also gets `pack.json` (settings, shards, their SHA-256), `traits.json`, `skipped.csv` (key, reason) and
-    `duplicates.csv` (key, duplicate_of, distance). The same call goes on where it was stopped, and the files are the
-    same whatever was stopped and whatever the number of workers. Under torchrun or srun the ranks share the work; the
+    `duplicates.csv` (key, duplicate_of, distance). The same call continues after a stop, and the files depend
+    neither on stops nor on the number of workers. Under torchrun or srun the ranks share the work; the
     one that ends last has the numbers of all, the others none.
 
     Args:
         source: any source with positions.
         out: a folder that is new, empty, or from an earlier call with the same settings.
-        size: shorter side of larger images in pixels, antialiased; smaller images are not enlarged; 0: no resizing.
-        quality: of the JPEGs (4:2:0), 1 to 100.
-        copy: keep the encoded bytes as they are instead; images that the source draws become PNG.
-        shard_size: images per shard, or its size as "500MB" or "2GB".
-        workers: processes; None: one per core; 0 works in this one.
-        dedupe: leave out images whose perceptual hash (`facessl.tools.phash`) differs in at most so many of 64 bits
-            from an earlier one; 0 to 10, of which 4 finds copies and hardly anything else; None keeps all.
-        max_bad: fraction of unreadable images above which it stops.
         progress: called with the numbers of images done and in total, first with those of earlier calls.
+        options: fields of `facessl.tools.options.PackOptions`.
 
     Raises:
         ConfigError: a stream, settings that cannot work or that changed, or an `out` that is in use or has something
@@ -101,9 +85,9 @@ def pack(
         DataError: the source cannot be read, too many unreadable images, `out` cannot be written or was changed, or a
             process died.
     """
-    settings = Settings(0 if copy else size, 0 if copy else quality, copy, str(shard_size), dedupe)
-    opened = open_with_positions(source)
-    workers = environment.cores() if workers is None else workers
+    settings = PackOptions(**options).resolved()
+    opened, max_bad = open_with_positions(source), settings.max_bad
+    workers = environment.cores() if settings.workers is None else settings.workers
     check_skipped(0, 0, max_bad, ("", ""))
     if workers < 0:
         raise ConfigError(f"{workers} workers, but there must be 0 or more")
@@ -117,13 +101,13 @@ def pack(
         with Shards(path, settings, opened, spec) as shards:
             return range(shards.next, len(opened))
 
-    def write(path: Path, found: Callable[[int], Result]) -> PackSummary:
+    def write(path: Path, image_of: Callable[[int], Result]) -> PackSummary:
         with Shards(path, settings, opened, spec) as shards:
-            return _run(opened, lambda stretch: [found(i) for i in stretch], shards, 0, max_bad, report)
+            return _run(opened, lambda positions: [*map(image_of, positions)], shards, 0, max_bad, report)
 
     written = over_ranks(
         functools.partial(output_folder, out, opened, MANIFEST, "pack", wait=True),
-        (vars(settings), opened.fingerprint()),
+        (output_settings(settings), opened.fingerprint()),
         len(opened),
         left,
         packer.one,
@@ -137,11 +121,10 @@ def pack(
 
 
 class _Record(TypedDict):
-    """What is known of an image beside its members in a tar: its hash where hashes are wanted; (key, reason) where it
-    cannot be read."""
+    """An image without its members in a tar."""
 
-    hash: Any
-    unreadable: tuple[str, str] | None
+    hash: Any  # 0 without `dedupe`
+    unreadable: tuple[str, str] | None  # (key, reason)
 
 
 def _is_record(values: Any, parts: int) -> bool:
@@ -149,19 +132,19 @@ def _is_record(values: Any, parts: int) -> bool:
 
 
 class _Packer:
-    """A range of positions in the source -> their images, ready to be written. Runs in any process."""
+    """Range of positions -> their encoded images. Runs in any process."""
 
-    def __init__(self, source: Source, settings: Settings) -> None:
+    def __init__(self, source: Source, settings: PackOptions) -> None:
         self.source, self.settings = source, settings
-        # A JPEG decoded at 1/2, 1/4 or 1/8 has rounded-up sides, by which points would be wrong.
+        # A JPEG decoded at 1/2, 1/4 or 1/8 has rounded-up sides, which would displace points.
         self._scaled = bool(settings.size) and not records.has_pixels(source)
         self._names = tuple(source.label_names)
 
-    def __call__(self, stretch: range) -> list[Result]:
-        return [self.one(index) for index in stretch]
+    def __call__(self, positions: range) -> list[Result]:
+        return [self.one(index) for index in positions]
 
     def one(self, index: int) -> Result:
-        """An image, as `_Record` and its members as they stand in a tar."""
+        """Encode an image: a `_Record` and its members in a tar."""
         try:
             sample = self.source[index]
             image, stored = self._image(sample)
@@ -176,11 +159,11 @@ class _Packer:
         return {"hash": value, "unreadable": None}, [b"".join(records.archived(f"{index:09d}", parts))]
 
     def _image(self, sample: Sample) -> tuple[np.ndarray, tuple[int, int]]:
-        """The image resized, and the height and width it is stored with."""
+        """The resized image, and the height and width of the stored one."""
         size, data = self.settings.size, sample.image
-        image = pixels(sample, _SEEN if self.settings.copy else size if self._scaled else None)
+        image = pixels(sample, _CHECK_SIZE if self.settings.copy else size if self._scaled else None)
         exact = isinstance(data, np.ndarray) or not (self.settings.copy or self._scaled)
-        exact = exact or min(image.shape[:2]) < (size or _SEEN)  # smaller than a reduced one would be
+        exact = exact or min(image.shape[:2]) < (size or _CHECK_SIZE)  # smaller than a reduced one would be
         height, width = image.shape[:2] if exact else stored_size(bytes(data), key=sample.key)
         if size and min(height, width) > size:
             image = resize_to(image, *(max(1, round(side * size / min(height, width))) for side in (height, width)))
@@ -214,8 +197,8 @@ def _run(
     total, index, length = len(source), shards.next, 8
     summary = PackSummary(total, before=index)
 
-    def stretches() -> Iterator[range]:
-        """Stretches of the present length."""
+    def ranges() -> Iterator[range]:
+        """Ranges of the current length."""
         start = summary.before
         while start < total:
             stop = min(start + length, total)
@@ -223,7 +206,7 @@ def _run(
             start = stop
 
     progress(index, total)
-    for images in in_order(packed, stretches(), workers):
+    for images in in_order(packed, ranges(), workers):
         for image, (members,) in images:
             if image["unreadable"]:
                 key, reason = image["unreadable"]
@@ -234,7 +217,7 @@ def _run(
                 shards.add(index, members, image["hash"])
             index += 1
         size = sum(len(members) for _, (members,) in images)
-        length = max(1, min(_LONGEST, _STRETCH * len(images) // max(1, size)))
+        length = max(1, min(_RANGE_IMAGES, _RANGE_BYTES * len(images) // max(1, size)))
         progress(index, total)
     shards.finish(total)
     if not shards.packed:

@@ -1,4 +1,4 @@
-"""Perceptual hash of an image, and the search for images whose hashes are near."""
+"""Perceptual hash of an image, and the search for near-duplicates."""
 
 import itertools
 from array import array
@@ -9,16 +9,16 @@ import numpy as np
 from facessl.core.errors import ConfigError
 
 BITS = 64
-#: Largest distance that is searched: bands of 64 / 11 bits still leave out most of the images.
+#: Largest distance that can be searched: bands of 64 / 11 bits still exclude most of the images.
 MAX_DISTANCE = 10
-#: Distance up to which images are copies and hardly anything else.
+#: Distance up to which nearly all pairs are copies.
 COPIES = 4
-#: What the jobs that leave out near-duplicates say about them.
+#: Table of near-duplicates that jobs leave out.
 DUPLICATES, DUPLICATES_COLUMNS = "duplicates.csv", ("key", "duplicate_of", "distance")
-_SIDE, _KEPT = 32, 8
+_SIDE = 32
 
-_FREQUENCIES, _PIXELS = np.arange(1, _KEPT + 1)[:, None], np.arange(_SIDE)[None]
-#: (8, 32): frequencies 1 .. 8 of the DCT-II of 32 values; their scale does not matter to the signs.
+_FREQUENCIES, _PIXELS = np.arange(1, 9)[:, None], np.arange(_SIDE)[None]
+#: (8, 32): frequencies 1 .. 8 of the DCT-II of 32 values; the hash does not depend on their scale.
 _DCT = np.cos(np.pi * _FREQUENCIES * (2 * _PIXELS + 1) / (2 * _SIDE)).astype(np.float32)
 _PLACES = np.uint64(1) << np.arange(BITS, dtype=np.uint64)
 
@@ -37,7 +37,7 @@ def phash(image: np.ndarray) -> int:
 
 
 class Near:
-    """Hashes in the order in which they were added, and which of them lies within `distance` bits of another.
+    """Index of hashes that finds the nearest one within `distance` bits.
 
     Two hashes that differ in at most d bits agree in at least one of d + 1 bands of the 64 bits, so only hashes with an
     equal band are compared. Memory: about 12 (d + 1) bytes per hash. ConfigError above `MAX_DISTANCE`.
@@ -54,21 +54,21 @@ class Near:
         self._owners: list[dict[int, array[int]]] = [{} for _ in self._bands]
 
     def find(self, value: int) -> tuple[int, int] | None:
-        """(owner, distance) of the nearest hash within the distance, the smallest owner of several; None: no such."""
+        """(owner, distance) of the nearest hash within `distance`, with the smallest owner; None: there is none."""
         best: tuple[int, int] | None = None
         for (low, mask), hashes, owners in zip(self._bands, self._hashes, self._owners, strict=True):
             bucket = hashes.get(value >> low & mask)
             if bucket is None:
                 continue
-            apart = np.bitwise_count(np.frombuffer(bucket, np.uint64) ^ np.uint64(value))
-            at = int(apart.argmin())  # the first of several
-            found = (int(apart[at]), owners[value >> low & mask][at])
-            if found[0] <= self.distance and (best is None or found < best):
-                best = found
+            distances = np.bitwise_count(np.frombuffer(bucket, np.uint64) ^ np.uint64(value))
+            index = int(distances.argmin())  # the first of several
+            nearest = (int(distances[index]), owners[value >> low & mask][index])
+            if nearest[0] <= self.distance and (best is None or nearest < best):
+                best = nearest
         return None if best is None else (best[1], best[0])
 
     def add(self, value: int, owner: int) -> None:
-        """Remember a hash; owners must rise."""
+        """Add a hash; owners must ascend."""
         for (low, mask), hashes, owners in zip(self._bands, self._hashes, self._owners, strict=True):
             band = value >> low & mask
             if band not in hashes:

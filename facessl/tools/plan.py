@@ -34,7 +34,7 @@ SETS = {"vggface2": 3_141_890, "laionface": 20_000_000}
 
 @dataclass(frozen=True)
 class Options:
-    """What a plan is made for.
+    """Options of `plan`.
 
     Attributes:
         recipe: name of `facessl list recipes`, or a YAML file.
@@ -69,7 +69,7 @@ class Options:
 
 
 def plan(options: Options) -> dict[str, Any]:
-    """Every number of a plan, as plain values; None: not known, as no rates were given."""
+    """Compute the numbers of a plan as plain values; None: not known without rates."""
     rates, gpus = read_rates(options.gpu_images_per_second), options.gpus
     settings, count = _settings(options)
     derived, batch, passes = derive(settings, count), settings.batch_size or 0, settings.accumulate
@@ -79,7 +79,7 @@ def plan(options: Options) -> dict[str, Any]:
     compute = passes * pass_seconds(batch / gpus / passes, rates)
     norms = network["norm_messages"] * options.norm_microseconds * 1e-6
     all_reduce = network["all_reduce_bytes"] * 8 / (options.link_gbit * 1e9)
-    # The input runs beside the step. Gradients can be reduced beside the backward pass; what a norm waits for cannot.
+    # Reading overlaps with the step, and the reduction of gradients with the backward pass, but not that of norms.
     reading = batch / (gpus * options.cores_per_gpu * per_core)
     step = max(compute + norms + all_reduce, reading)
     hours, rate = derived.total_steps * step / 3600, batch / step
@@ -98,7 +98,7 @@ def plan(options: Options) -> dict[str, Any]:
 
 
 def read_rates(text: str | float | None) -> dict[int, float]:
-    """`1200` -> {256: 1200.0}; `8:400,64:1200` -> {8: 400.0, 64: 1200.0}; None -> {}. ConfigError for anything else."""
+    """`1200` -> {256: 1200.0}; `8:400,64:1200` -> {8: 400.0, 64: 1200.0}; None -> {}. ConfigError: another text."""
     parts = [] if text is None else [part.rpartition(":") for part in str(text).split(",")]
     with contextlib.suppress(ValueError):
         rates = {int(batch) if colon else MEASURED_BATCH: float(rate) for batch, colon, rate in parts}
@@ -110,7 +110,7 @@ def read_rates(text: str | float | None) -> dict[int, float]:
 
 
 def pass_seconds(images: float, rates: dict[int, float]) -> float:
-    """Seconds of a pass by `rates` (images per pass -> images/s), a line between them; nan without rates."""
+    """Seconds of a pass, interpolated from `rates` (images per pass -> images/s); nan without rates."""
     if not rates:
         return math.nan
     largest, times = max(rates), {batch: batch / rates[batch] for batch in sorted(rates)}
@@ -119,7 +119,7 @@ def pass_seconds(images: float, rates: dict[int, float]) -> float:
 
 
 def _settings(options: Options) -> tuple[PretrainConfig, int]:
-    """The recipe with the options' changes, and the number of its images."""
+    """The recipe, changed by the options, and the number of its images."""
     name, recipe = options.recipe, recipes.read_recipe(options.recipe)
     if "task" in recipe:
         raise ConfigError(f"{name} is a recipe of fine-tuning: plan takes those of pretrain (facessl list recipes)")
@@ -138,26 +138,26 @@ def _settings(options: Options) -> tuple[PretrainConfig, int]:
 
 
 def _network(settings: PretrainConfig, gpus: int) -> tuple[dict[str, Any], list[int]]:
-    """What is counted on the network, bytes in float32; and the sides of its views in pixels."""
-    unread: frozenset[str] = getattr(plugins.find("methods", settings.method["name"]), "initial", frozenset())
-    method = {key: value for key, value in settings.method.items() if key not in unread}
+    """Counts of the network, bytes in float32; and the sides of its views in pixels."""
+    initial: frozenset[str] = getattr(plugins.find("methods", settings.method["name"]), "initial", frozenset())
+    method = {key: value for key, value in settings.method.items() if key not in initial}
     backbone = replace(settings.backbone, pretrained=False)
     with torch.device("meta"):
         module: Any = load.build_method(replace(settings, method=method, backbone=backbone))
     views = [round(view.size * settings.image_size) for view in settings.views or module.views]
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    # Of each view a message forward, and one backward where the network is trained.
+    # One message of each view forward, and one backward if the network is trained.
     messages = len(views) * sum(1 + any(p.requires_grad for p in norm.parameters()) for norm in norms)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    kept = sum(t.numel() for t in module.state_dict().values())
+    stored = sum(t.numel() for t in module.state_dict().values())
     states = 1 if settings.optim.name == "lars" else 2
     return {
         "parameters": trained,
         "batch_norms": len(norms),
         "norm_messages": messages * settings.accumulate if settings.sync_batch_norm and gpus > 1 else 0,
-        "checkpoint_bytes": 4 * (kept + states * trained),
+        "checkpoint_bytes": 4 * (stored + states * trained),
         # Gradients twice with several ranks, as DDP copies them into buckets.
-        "memory_bytes_without_activations": 4 * (kept + (1 + (gpus > 1) + states) * trained),
+        "memory_bytes_without_activations": 4 * (stored + (1 + (gpus > 1) + states) * trained),
         "all_reduce_bytes": round(2 * (gpus - 1) / gpus * 4 * trained),
     }, views
 
@@ -182,17 +182,17 @@ def _warnings(settings: PretrainConfig, plan: dict[str, Any], cores_per_gpu: flo
     elif plan["decoding_cores"] > 0.999 * cores_per_gpu * gpus:
         needed = cores_per_gpu * plan["batch"] / plan["images_per_second"] / plan["compute_seconds_per_step"]
         warnings.append(f"the GPUs wait for the loader: give each GPU {math.ceil(needed)} cores")
-    meant = recipes.read_recipe(plan["recipe"]).get("batch_size") or batch
-    if (kept := unscaled_rate(settings, meant)) is not None:
-        warnings.append(kept)
-    elif max(batch / meant, meant / batch) >= 4:
-        warnings.append(f"the recipe is for batch {meant}: {batch} with a rate of {rate:.3g} was not tried")
+    recipe_batch = recipes.read_recipe(plan["recipe"]).get("batch_size") or batch
+    if (warning := unscaled_rate(settings, recipe_batch)) is not None:
+        warnings.append(warning)
+    elif max(batch / recipe_batch, recipe_batch / batch) >= 4:
+        warnings.append(f"the recipe is for batch {recipe_batch}: {batch} with a rate of {rate:.3g} was not tried")
     return warnings
 
 
 def table(plan: dict[str, Any]) -> str:
-    """A plan for people: a line for each number and each warning."""
+    """Table of a plan: a line for each number and each warning."""
     forms = {float: ",.6g", int: ",", str: ""}
-    known = {k: "not known" if v is None else format(v, forms[type(v)]) for k, v in plan.items() if k != "warnings"}
-    lines = [f"{key.replace('_', ' '):34} {text:>18}" for key, text in known.items()]
+    texts = {k: "not known" if v is None else format(v, forms[type(v)]) for k, v in plan.items() if k != "warnings"}
+    lines = [f"{key.replace('_', ' '):34} {text:>18}" for key, text in texts.items()]
     return "\n".join([*lines, *(f"warning: {text}" for text in plan["warnings"])])

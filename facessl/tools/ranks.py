@@ -1,7 +1,4 @@
-"""Jobs on folders under torchrun or srun: each rank does blocks of images, and the last one to end writes the output.
-
-One process writes straight to the output, which is its own record of what is done.
-"""
+"""Jobs on folders under torchrun or srun: each rank computes blocks of images, and the last one writes the output."""
 
 import functools
 import time
@@ -16,7 +13,7 @@ from facessl.tools.jobs import BLOCKS, in_order
 T = TypeVar("T")
 #: One image's result as plain values and bytes.
 Result = tuple[dict[str, Any], Sequence[bytes]]
-#: Images that a process is given at once.
+#: Images passed to a process at once.
 _PIECE = 4
 
 
@@ -33,19 +30,19 @@ def over_ranks(
     workers: int,
     progress: Callable[[int, int], None],
 ) -> T | None:
-    """Do a job's part of this rank; the last rank also writes the output.
+    """Compute this rank's part of a job; the last rank also writes the output.
 
     Args:
-        folder: the output folder with this process as its only writer, once the others have left it.
-        about: the settings and images of the job.
-        count, left: number of images of the source, and positions of those that are not written yet, rising.
+        folder: waits for the lock of the output folder.
+        about: settings and images of the job.
+        count, left: number of images of the source, and ascending positions of those that are not written yet.
         work: position -> result.
-        write: writes the images that are left, given a function as `work` that is called with rising positions.
-        valid: values and number of byte strings -> whether `work` gives such.
-        failed: values -> whether the image could not be read; it is then tried again.
+        write: writes the remaining images, given a function like `work` for ascending positions.
+        valid: values and number of byte strings -> whether they could come from `work`.
+        failed: values -> whether the image is unreadable; it is then tried again.
 
     Returns:
-        What `write` does, on the rank that ended last; None on the others.
+        The result of `write` on the rank that ends last; None on the others.
     """
 
     def compute(pieces: Iterator[Sequence[int]]) -> Iterator[list[RecordWithData]]:
@@ -63,7 +60,7 @@ def over_ranks(
             count,
             todo,
             compute,
-            valid=lambda found: len(found["positions"]) == 1 and valid(found["values"], len(found["sizes"])),
+            valid=lambda head: len(head["positions"]) == 1 and valid(head["values"], len(head["sizes"])),
             readable=lambda index: not failed(work(index)[0]),
             piece=_PIECE,
         )
@@ -73,15 +70,17 @@ def over_ranks(
         if records is None:
             return None
 
-        def known(index: int) -> Result:
-            one = next((one for one in records if one[0]["positions"] == [index]), None)
-            return (one[0]["values"], one[1]) if one else work(index)  # a crop that was removed meanwhile
+        def computed(index: int) -> Result:
+            for head, data in records:
+                if head["positions"] == [index]:
+                    return head["values"], data
+            return work(index)  # a crop was removed meanwhile
 
-        return write(path, known)
+        return write(path, computed)
 
 
 def wait_for_others(path: Path) -> None:
-    """Wait until the last rank has written what all have left in the folder `path`."""
+    """Wait until the last rank has written the output in the folder `path`."""
     while any(path.glob(f".{BLOCKS}.*.parts")):
         time.sleep(0.5)
 

@@ -1,7 +1,7 @@
-"""The folder that `facessl pack` writes: shards, tables, and the manifest by which a stopped call goes on.
+"""Output folder of `facessl pack`: shards, tables, and the manifest of a stopped call.
 
-A shard becomes valid in three steps: its bytes and the rows of the tables are on the disk; `pack.json` names it; it
-gets its name. What a stop leaves between them is finished or thrown away by the next call.
+A shard becomes valid in three steps: its bytes and the rows of the tables are synced; `pack.json` lists it; it is
+renamed. The next call finishes or discards what a stop leaves between them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +19,10 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import open_new, open_own, open_regular, read_regular, sync, sync_folder, write_atomic
 from facessl.core.schema import to_json
 from facessl.core.tables import csv_row
-from facessl.core.values import between, check_values
 from facessl.data import records
 from facessl.data.location import redacted
 from facessl.data.source import Source
+from facessl.tools.options import PackOptions, output_settings
 from facessl.tools.phash import DUPLICATES, DUPLICATES_COLUMNS, Near
 
 MANIFEST, SKIPPED, HASHES = "pack.json", "skipped.csv", ".hashes"
@@ -34,59 +33,32 @@ _UNITS = {"MB": 10**6, "GB": 10**9}
 _VERSION = 1
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides about the bytes of the shards; see `facessl.tools.pack.pack`."""
-
-    size: int
-    quality: int
-    copy: bool
-    shard_size: str
-    dedupe: int | None
-
-    def __post_init__(self) -> None:
-        check_values(self, {"size": between(0, 8192), "quality": between(0 if self.copy else 1, 100)}, prefix="pack's ")
-        self.limit()
-        if self.dedupe is not None:
-            Near(self.dedupe)
-
-    def limit(self) -> tuple[int, bool]:
-        """The shard size as a number, and whether it counts bytes. ConfigError where it is neither."""
-        match = re.fullmatch(r"(\d+)\s*(MB|GB)?", self.shard_size.strip(), re.IGNORECASE)
-        if not match or not int(match[1]):
-            raise ConfigError(
-                f"shard_size={self.shard_size} cannot be used: give a number of images (2000) or a size (500MB, 2GB)"
-            )
-        return int(match[1]) * _UNITS.get((match[2] or "").upper(), 1), bool(match[2])
-
-
 class Shards:
-    """Context manager that takes images in order and writes them into shards.
+    """Context manager that writes images, given in order, into shards.
 
     Attributes:
         path: the folder.
-        next: position in the source of the first image that is in no finished shard yet.
+        next: position of the first image that is in no finished shard.
         packed, skipped, duplicates: numbers of images, unfinished shards included.
         finished: name, images, bytes and sha256 of each finished shard.
     """
 
-    def __init__(self, path: Path, settings: Settings, source: Source, spec: str) -> None:
-        """`path` is empty or has a `pack.json` of the same settings, source and `spec`; else ConfigError.
+    def __init__(self, path: Path, options: PackOptions, source: Source, spec: str) -> None:
+        """`path` is empty or has a `pack.json` of the same options, source and `spec`; else ConfigError.
 
         DataError: files in it were changed or are missing.
         """
-        self.path, self._source, (self._limit, self._in_bytes) = path, source, settings.limit()
-        self._file: IO[bytes] | None = None  # the shard in work, its checksum, bytes and images
+        self.path, self._source, (self._limit, self._in_bytes) = path, source, _limit(options.shard_size)
+        self._file: IO[bytes] | None = None  # current shard, its checksum, bytes and images
         self._sum, self._written, self._inside = hashlib.sha256(), 0, 0
         traits = json.dumps(records.traits(source)).encode()
-        about = {"source": redacted(spec), "images": len(source), "keys": _keys(source)}
-        wanted = {**asdict(settings), **about, "traits": hashlib.sha256(traits).hexdigest()}
-        self._manifest = _manifest(self.path, wanted)
+        settings = output_settings(options) | {"source": redacted(spec), "images": len(source), "keys": _keys(source)}
+        self._manifest = _manifest(path, settings | {"traits": hashlib.sha256(traits).hexdigest()})
         self._tables: dict[str, int] = self._manifest["tables"]
         self._pending: dict[str, list[bytes]] = {name: [] for name in self._tables}
         self.finished: list[dict[str, Any]] = self._manifest["shards"]
         self.next, self.packed, self.skipped, self.duplicates = (self._manifest[name] for name in _COUNTS)
-        self._near = None if settings.dedupe is None else Near(settings.dedupe)
+        self._near = None if options.dedupe is None else Near(options.dedupe)
         self._recover(traits)
 
     def __enter__(self) -> Shards:
@@ -97,10 +69,10 @@ class Shards:
             self._file.close()
 
     def add(self, index: int, members: bytes, value: int) -> None:
-        """The image at position `index`: members as they stand in a tar, and the hash where duplicates are left out."""
-        found = self._near.find(value) if self._near else None
-        if found is not None:
-            row = csv_row(self._source.key(index), self._source.key(found[0]), found[1])
+        """Add the image at position `index`: its members in a tar, and its hash if duplicates are left out."""
+        duplicate = self._near.find(value) if self._near else None
+        if duplicate is not None:
+            row = csv_row(self._source.key(index), self._source.key(duplicate[0]), duplicate[1])
             self._pending[DUPLICATES].append(row)
             self.duplicates += 1
             return
@@ -119,12 +91,12 @@ class Shards:
             self._commit(index + 1)
 
     def skip(self, key: str, reason: str) -> None:
-        """An image that cannot be read."""
+        """Record an unreadable image."""
         self._pending[SKIPPED].append(csv_row(key, reason))
         self.skipped += 1
 
     def finish(self, total: int) -> None:
-        """After the last image: `total` of them were given."""
+        """Commit the last shard of `total` images."""
         if self.next < total:
             self._commit(total)
 
@@ -159,7 +131,7 @@ class Shards:
             self._name_last(part)
 
     def _name_last(self, part: Path) -> None:
-        """Give the shard that was written last its name."""
+        """Rename the last shard."""
         final = self.path / self.finished[-1]["name"]
         if final.exists():
             raise ConfigError(f"{final} exists and is not of this pack: remove it")
@@ -167,7 +139,7 @@ class Shards:
         sync_folder(self.path)
 
     def _recover(self, traits: bytes) -> None:
-        """Bring the folder to the state that the manifest describes."""
+        """Restore the state of the manifest."""
         changed = "{} was changed or is missing: put it back, or pack into another folder"
         if self.finished and not (self.path / (last := self.finished[-1])["name"]).exists():
             part = self.path / f".{last['name']}.part"
@@ -177,13 +149,13 @@ class Shards:
             file = self.path / shard["name"]
             if not file.is_file() or file.stat().st_size != shard["bytes"]:
                 raise DataError(changed.format(file))
-        for name, known in self._tables.items():
+        for name, size in self._tables.items():
             file = self.path / name
-            if known and (not file.is_file() or file.stat().st_size < known):
+            if size and (not file.is_file() or file.stat().st_size < size):
                 raise DataError(changed.format(file))
             with open_own(file, "ab") as table:
-                table.truncate(known)
-                if not known and _HEADERS[name]:
+                table.truncate(size)
+                if not size and _HEADERS[name]:
                     table.write(_HEADERS[name])
                     sync(table)
         if not (self.path / records.TRAITS).is_file():
@@ -199,15 +171,25 @@ class Shards:
         return self.path / f".{_name(len(self.finished))}.part"
 
 
+def _limit(shard_size: str) -> tuple[int, bool]:
+    """The shard size as a number, and whether it counts bytes. ConfigError: it is neither."""
+    match = re.fullmatch(r"(\d+)\s*(MB|GB)?", shard_size.strip(), re.IGNORECASE)
+    if not match or not int(match[1]):
+        raise ConfigError(
+            f"shard_size={shard_size} cannot be used: give a number of images (2000) or a size (500MB, 2GB)"
+        )
+    return int(match[1]) * _UNITS.get((match[2] or "").upper(), 1), bool(match[2])
+
+
 def verify(path: str | Path) -> dict[str, Any]:
     """Compare every shard of a folder of `facessl pack` with its checksum.
 
-    Returns `shards`, `images`, `bytes` and `complete` (whether pack came to its end). DataError: a shard is damaged,
-    missing or not of this pack, or `pack.json` is missing or damaged.
+    Returns `shards`, `images`, `bytes` and `complete` (whether pack ended). DataError: a shard is damaged, missing or
+    not of this pack, or `pack.json` is missing or damaged.
     """
     folder = Path(path).expanduser()
-    known = _read(folder)
-    shards, damaged = known["shards"], []
+    manifest = _read(folder)
+    shards, damaged = manifest["shards"], []
     for shard in shards:
         try:
             with open_regular(folder / shard["name"], most=None) as file:
@@ -221,8 +203,8 @@ def verify(path: str | Path) -> dict[str, Any]:
         raise DataError(
             f"{len(damaged)} shards of {path} are missing, damaged or not of its pack: {', '.join(damaged[:5])}{more}"
         )
-    size, complete = sum(shard["bytes"] for shard in shards), known["next"] == known["settings"]["images"]
-    return {"shards": len(shards), "images": known["packed"], "bytes": size, "complete": complete}
+    size, complete = sum(shard["bytes"] for shard in shards), manifest["next"] == manifest["settings"]["images"]
+    return {"shards": len(shards), "images": manifest["packed"], "bytes": size, "complete": complete}
 
 
 def _name(number: int) -> str:
@@ -230,49 +212,51 @@ def _name(number: int) -> str:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """The manifest; names and sizes in it are those that a pack writes."""
+    """Read and check the manifest."""
     file = folder / MANIFEST
     try:
-        known: dict[str, Any] = json.loads(read_regular(file))
-        shards, tables = known["shards"], known["tables"]
-        wanted = {SKIPPED, DUPLICATES} | ({HASHES} if known["settings"]["dedupe"] is not None else set())
-        numbers = [*(known[name] for name in _COUNTS), known["settings"]["images"], *tables.values()]
+        manifest: dict[str, Any] = json.loads(read_regular(file))
+        shards, tables, settings = manifest["shards"], manifest["tables"], manifest["settings"]
+        numbers = [*(manifest[name] for name in _COUNTS), settings["images"], *tables.values()]
         numbers += [shard[key] for shard in shards for key in ("images", "bytes")]
         names = [_name(number) for number in range(len(shards))]
-        right = known["facessl_pack"] == _VERSION and tables.keys() == wanted
-        right = right and [shard["name"] for shard in shards] == names
-        if not right or not all(type(number) is int and number >= 0 for number in numbers):
+        valid = manifest["facessl_pack"] == _VERSION and tables.keys() == set(_table_names(settings))
+        valid = valid and [shard["name"] for shard in shards] == names
+        if not valid or not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError
-        return known
+        return manifest
     except FileNotFoundError:
         raise DataError(f"{folder} has no {MANIFEST}: name a folder that `facessl pack` wrote") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{file} is not of `facessl pack`, or damaged: name a folder that it wrote") from None
 
 
-def _manifest(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a folder, a new one where it has none. ConfigError where `wanted` has changed."""
+def _table_names(settings: dict[str, Any]) -> tuple[str, ...]:
+    return (SKIPPED, DUPLICATES) if settings["dedupe"] is None else (SKIPPED, DUPLICATES, HASHES)
+
+
+def _manifest(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Read the manifest of a folder, or write a new one. ConfigError: `settings` have changed."""
     if not (path / MANIFEST).is_file():
-        tables = dict.fromkeys((SKIPPED, DUPLICATES, *((HASHES,) if wanted["dedupe"] is not None else ())), 0)
-        counts = dict.fromkeys(_COUNTS, 0)
-        new = {"facessl_pack": _VERSION, "settings": wanted, **counts, "tables": tables, "shards": []}
+        tables, counts = dict.fromkeys(_table_names(settings), 0), dict.fromkeys(_COUNTS, 0)
+        new = {"facessl_pack": _VERSION, "settings": settings, **counts, "tables": tables, "shards": []}
         write_atomic(path / MANIFEST, to_json(new, indent=1).encode())
         return new
-    known = _read(path)
-    for name, value in wanted.items():
-        before = known["settings"].get(name)
+    manifest = _read(path)
+    for name, value in settings.items():
+        before = manifest["settings"].get(name)
         if before != value:
             raise ConfigError(
-                f"the files or labels of {wanted['source']} have changed since {path} was begun: name another folder"
+                f"the files or labels of {settings['source']} have changed since {path} was begun: name another folder"
                 if name in ("keys", "traits")
                 else f"{path} was begun with {name}={before}, and now it is {name}={value}: use the same, or name "
                 "another folder"
             )
-    return known
+    return manifest
 
 
 def _keys(source: Source) -> str:
-    found = hashlib.sha256()
+    checksum = hashlib.sha256()
     for index in range(len(source)):
-        found.update(os.fsencode(source.key(index)) + b"\0")
-    return found.hexdigest()
+        checksum.update(os.fsencode(source.key(index)) + b"\0")
+    return checksum.hexdigest()

@@ -1,4 +1,4 @@
-"""Every number of a run that follows from its configuration and its images, and what is said about them."""
+"""Numbers of a run derived from its configuration and its images, and notes on them."""
 
 import dataclasses
 import math
@@ -9,14 +9,13 @@ from typing import Any
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError, many
-from facessl.models.backbone import Backbone
 from facessl.training.optimizers import schedule
 
-#: Views of at most so many pixels do not need the heads that protocols for 448 px publish.
+#: Largest views in pixels that do not need the heads that protocols for 448 px publish.
 SMALL = 128
-#: A batch that nobody asked for is at most a quarter of the training images, but not below 8 of them.
+#: A default batch is at most a quarter of the training images, but not below 8 of them.
 _DEFAULT_BATCH_DIVISOR, _SMALLEST_DEFAULT_BATCH = 4, 8
-#: A warm-up that nobody asked for is at most a fifth of the run.
+#: A default warm-up is at most a fifth of the run.
 _WARMUP_DIVISOR = 5
 
 
@@ -25,28 +24,26 @@ class Plan:
     """Derived numbers of a run, all in optimizer steps."""
 
     total_steps: int  # length of the schedule
-    steps_per_epoch: int | None  # None where the source has no length
+    steps_per_epoch: int | None  # None if the source has no length
     batch_size: int  # the global batch size, images of one step over all ranks
     learning_rate: Callable[[int], float]  # step -> learning rate
     accumulate: int = 1  # micro-batches per step
     clip_grad: float = 0.0  # largest gradient norm, 0 = no clipping
-    # log_every, checkpoint_every, monitor_every: steps; 0 = never (checkpoint: only the last). The first step is always
-    # logged.
-    log_every: int = 20
-    checkpoint_every: int = 500
-    monitor_every: int = 500
-    max_seconds: float | None = None  # stop with a checkpoint after so long; None = never
+    log_every: int = 20  # the first step is always logged
+    checkpoint_every: int = 500  # 0 = only the last step
+    monitor_every: int = 500  # 0 = never
+    max_seconds: float | None = None  # stop with a checkpoint after this time; None = never
     most_unreadable: int | None = None  # unreadable images above which the run stops; None = no limit
     peak: float = 0.0  # largest learning rate, reached after `warmup_steps`
     warmup_steps: int = 0
 
 
 def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
-    """The plan of a configuration with a batch size, for so many training images; None: a stream without a length.
+    """Derive the plan of a configuration from the number of training images; None: a stream without a length.
 
     Raises:
-        ConfigError: a batch larger than the source, no length to derive the schedule from, or a warm-up longer than
-            the run that was asked for; a recipe's is then a fifth of the run.
+        ConfigError: a batch larger than the source, no length to derive the schedule from, or an explicit warm-up
+            longer than the run; a recipe's is then a fifth of the run.
     """
     batch, epochs = config.batch_size, config.optim.warmup_epochs
     assert batch is not None
@@ -68,7 +65,7 @@ def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
         )
     else:
         warmup = round(epochs * (per_epoch or 0))
-    if warmup > total and _asked_warmup(config):
+    if warmup > total and _has_explicit_warmup(config):
         raise ConfigError(
             f"optim.warmup_epochs = {epochs:g} is {warmup} steps, but the run has {total}: use "
             f"--optim.warmup-epochs {total // _WARMUP_DIVISOR / (per_epoch or 1):.2g} or less, or train longer"
@@ -76,10 +73,10 @@ def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
     warmup = total // _WARMUP_DIVISOR if warmup > total else warmup
     peak = config.optim.peak(batch)
     if isinstance(config, PretrainConfig):
-        accumulate, measured = config.accumulate, config.monitor.every
+        accumulate, monitor_every = config.accumulate, config.monitor.every
     else:
         accumulate = 1
-        measured = 0 if config.select == "last" else max(1, round(config.eval_every * (per_epoch or 0)))
+        monitor_every = 0 if config.select == "last" else max(1, round(config.eval_every * (per_epoch or 0)))
     return Plan(
         total_steps=total,
         steps_per_epoch=per_epoch,
@@ -93,27 +90,27 @@ def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
         clip_grad=config.clip_grad,
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
-        monitor_every=measured,
+        monitor_every=monitor_every,
         max_seconds=config.max_minutes * 60 if config.max_minutes else None,
         most_unreadable=None if images is None else math.ceil(config.max_bad * images),
     )
 
 
-def _asked_warmup(config: PretrainConfig | FinetuneConfig) -> bool:
+def _has_explicit_warmup(config: PretrainConfig | FinetuneConfig) -> bool:
     return not config.explicit.isdisjoint(("optim", "optim.warmup_epochs"))
 
 
 def default_batch(images: int | None, ranks: int, device: str) -> int:
-    """Images of a pre-training step where nobody asked for a number: what fits the device, at most the source."""
-    wanted = 256 * ranks if device == "cuda" else 32
-    return max(1, min(wanted, wanted if images is None else images) // ranks) * ranks
+    """Default batch size of pre-training: what fits the device, at most the source."""
+    batch = 256 * ranks if device == "cuda" else 32
+    return max(1, (batch if images is None else min(batch, images)) // ranks) * ranks
 
 
-def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[FinetuneConfig, list[str]]:
-    """The configuration with the defaults that are too large for `images` training images, and a sentence on each.
+def adapt_defaults(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[FinetuneConfig, list[str]]:
+    """Reduce the defaults that are too large for `images` training images; return a note on each change.
 
-    Defaults are those of the published protocols, whose training sets have thousands of images. What was asked for
-    (`FinetuneConfig.explicit`) is never changed.
+    Defaults are those of the published protocols, whose training sets have thousands of images. Explicit settings
+    (`FinetuneConfig.explicit`) are never changed.
     """
     notes = []
     batch = config.batch_size
@@ -128,7 +125,7 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
     per_epoch = images // batch
     most, epochs = (config.max_steps or config.epochs * per_epoch) // _WARMUP_DIVISOR, config.optim.warmup_epochs
     steps = round(epochs * per_epoch)
-    if steps > most and not _asked_warmup(config):
+    if steps > most and not _has_explicit_warmup(config):
         epochs = most / per_epoch
         notes.append(
             f"{many(most, 'step')} of warm-up, at most a fifth of the run, instead of the protocol's {steps} "
@@ -139,31 +136,31 @@ def settle(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[Fi
 
 
 def shorter_warmup(config: PretrainConfig, plan: Plan) -> str:
-    """What is said behind the warm-up of a run that is too short for it."""
-    epochs = config.optim.warmup_epochs
-    asked = 10 if epochs is None else epochs
-    if plan.warmup_steps >= round(asked * (plan.steps_per_epoch or plan.total_steps)):
+    """Note on a warm-up that was shortened to the run; "" otherwise."""
+    epochs, origin = config.optim.warmup_epochs, "recipe"
+    if epochs is None:
+        epochs, origin = 10, "default"
+    if plan.warmup_steps >= round(epochs * (plan.steps_per_epoch or plan.total_steps)):
         return ""
-    usual = f"{'default' if epochs is None else 'recipe'}: {asked:g} epoch{'' if asked == 1 else 's'}"
-    return f" ({usual}, but at most a fifth of the run; --optim.warmup-epochs sets it)"
+    length = f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+    return f" ({origin}: {length}, but at most a fifth of the run; --optim.warmup-epochs sets it)"
 
 
 def size_reason(config: FinetuneConfig, own: int | None) -> str:
-    """Why the views have their size, for the start line; `own` is the size that the backbone was trained at, if any."""
+    """Origin of the image size; `own` is the size that the backbone was trained at, if any."""
     size = config.image_size
     if size is None:
         return "the backbone's own" if own is not None else "the default"
-    why = "as it was" if config.resume else "asked for" if "image_size" in config.explicit else "the protocol's"
+    origin = "as it was" if config.resume else "asked for" if "image_size" in config.explicit else "the protocol's"
     if own in (None, size):
-        return why
-    return f"{why}; the backbone was trained at {own} px, and --image-size {own} keeps that"
+        return origin
+    return f"{origin}; the backbone was trained at {own} px, and --image-size {own} keeps that"
 
 
 def cheaper_hint(task: Any, device: str) -> str | None:
-    """What makes a task with small views quicker on a CPU (`Task.cheaper`); None where there is nothing to say."""
-    backbone: Backbone = task.backbone
-    if device != "cpu" or backbone.image_size > SMALL or not hasattr(task, "cheaper"):
+    """Hint at settings that make a task with small views faster on a CPU (`Task.cheaper`), if any."""
+    size: int = task.backbone.image_size
+    if device != "cpu" or size > SMALL or not hasattr(task, "cheaper"):
         return None
-    values: dict[str, Any] = task.cheaper(backbone.image_size)
-    flags = " ".join(f"--task.{name.replace('_', '-')} {value}" for name, value in values.items())
-    return f"hint: on a CPU a step is much quicker with {flags}, enough for {backbone.image_size} px" if flags else None
+    flags = " ".join(f"--task.{name.replace('_', '-')} {value}" for name, value in task.cheaper(size).items())
+    return f"hint: on a CPU a step is much quicker with {flags}, enough for {size} px" if flags else None

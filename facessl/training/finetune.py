@@ -1,4 +1,4 @@
-"""A fine-tuning run: parts of the source, task, selection of weights, scores, files."""
+"""Fine-tuning: parts of the source, task, selection of weights, scores, files."""
 
 import json
 import math
@@ -33,7 +33,7 @@ from facessl.pretrained import load
 from facessl.report.examples import SHOWN, write_examples
 from facessl.report.write import write_report
 from facessl.tasks.base import Labels, Results, Selected
-from facessl.training.derived import Plan, cheaper_hint, settle, size_reason
+from facessl.training.derived import Plan, adapt_defaults, cheaper_hint, size_reason
 from facessl.training.optimizers import build_finetune_optimizer
 from facessl.training.run import TrainingSetup, run_job, say
 from facessl.training.task_with_ema import TaskWithEma
@@ -41,8 +41,8 @@ from facessl.views.augment import Augment, augment_from_dict
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
 
-#: Files of a part of which one must be an image; what a larger part has behind them is seen when it is scored.
-_TRIED = 200
+#: Number of files of a part of which one must be an image.
+_CHECKED = 200
 
 
 def finetune(run: str = "none", source: str = "", **settings: Any) -> dict[str, Any]:
@@ -56,19 +56,18 @@ def finetune(run: str = "none", source: str = "", **settings: Any) -> dict[str, 
         settings: fields of `facessl.config.finetune.FinetuneConfig`; `task` may be a plain name or a dict.
 
     Returns:
-        What `results.json` holds (`test`: the scores on the test part) with `out`, the run folder, and `finished`.
-        A run that was stopped before its end has no scores.
+        Values of `results.json` (`test`: the scores on the test part) with `out`, the run folder, and `finished`.
+        A run that was stopped has no scores.
 
     Raises:
         FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
     """
     config = parse.from_dict({**settings, "run": run, "source": source}, FINETUNE)
-    results: dict[str, Any] = run_job(Finetuning(config))
-    return results
+    return run_job(Finetuning(config))
 
 
 class Finetuning:
-    """What a fine-tuning run gives to `run_job`, as `facessl.training.run.Job` says."""
+    """A fine-tuning `facessl.training.run.Job`."""
 
     backbone: Backbone
     own_size: int | None
@@ -89,11 +88,11 @@ class Finetuning:
             self.backbone.checkpoint_activations()
         return f"{self.config.task['name']}-{self.backbone.name}"
 
-    def settle(self, fabric: Fabric) -> dict[str, Any]:
+    def resolve_config(self, fabric: Fabric) -> dict[str, Any]:
         self.data = one_after_another(fabric, lambda: _parts(self.config))
         if fabric.is_global_zero:
             warn_of_overlap(self.data.train, self.data.test)
-        self.config, self.notes = settle(self.config, len(self.data.train), fabric.world_size)
+        self.config, self.notes = adapt_defaults(self.config, len(self.data.train), fabric.world_size)
         backbone = self.backbone
         self.resolved = resolved(self.config) | {
             "image_size": backbone.image_size,
@@ -116,9 +115,9 @@ class Finetuning:
         self.model = TaskWithEma(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
         if hasattr(task, "check"):
             task.check(augment)
-        chosen = {"val": data.val, "test": data.test, "last": None}[config.select]
-        for part in (data.test, chosen or data.test):
-            task.meter(part, augment)  # what cannot be scored is said now, not after hours of training
+        selection = {"val": data.val, "test": data.test, "last": None}[config.select]
+        for part in (data.test, selection or data.test):
+            task.meter(part, augment)  # raises now, not after hours of training
             _check_readable(part, "test" if part is data.test else "validation")
         return TrainingSetup(
             module=self.model,
@@ -126,20 +125,20 @@ class Finetuning:
             source=data.train,
             transform=training_view(task, labels, augment),
             photometric=Photometric(self.backbone.mean, self.backbone.std),  # type: ignore[arg-type]
-            monitors={} if chosen is None else {"selection": partial(_selection, folder, chosen, augment, config)},
+            monitors={} if selection is None else {"selection": partial(_select, folder, selection, augment, config)},
             weights=_balance(data.train) if config.balanced else None,
         )
 
     def begin(self, plan: Plan, folder: Path, *, fresh: bool) -> list[str]:
         if fresh:
-            for stale in ("best.json", "best.safetensors"):  # of a run that was stopped before its first checkpoint
-                (folder / stale).unlink(missing_ok=True)
+            for name in ("best.json", "best.safetensors"):  # of a run that was stopped before its first checkpoint
+                (folder / name).unlink(missing_ok=True)
         config, data, backbone = self.config, self.data, self.backbone
-        held = "none set apart" if data.val is None else f"{len(data.val)}{' of the training images' * data.carved}"
+        val = "none set apart" if data.val is None else f"{len(data.val)}{' of the training images' * data.carved}"
         head = (
             f"{config.task['name']} ({config.protocol}) on {backbone.name}, {backbone.image_size} px "
             f"({size_reason(config, self.own_size)}) -> {folder}\n"
-            f"{many(len(data.train), 'image')} to train on, validation {held}, test {len(data.test)}; "
+            f"{many(len(data.train), 'image')} to train on, validation {val}, test {len(data.test)}; "
             f"{many(plan.total_steps, 'step')} of {many(plan.batch_size, 'image')}, {plan.steps_per_epoch} an epoch"
         )
         device = next(self.model.parameters()).device
@@ -147,7 +146,7 @@ class Finetuning:
         return [head, *self.notes, *filter(None, [hint])]
 
     def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> dict[str, Any]:
-        """Scores on the test part with the weights that were selected, and every file of the run."""
+        """Score the selected weights on the test part, and write every file of the run."""
         if not fabric.is_global_zero:
             return {}
         config, task = self.config, self.model.eval_task
@@ -171,18 +170,18 @@ class Finetuning:
         elif config.select != "last":
             say(f"no score of the {config.select} part was a number: the last weights are kept")
         steps, commit = selected["step"], environment.commit()
-        framed = framing.measure(self.data.train) if self.augment.crop == "whole" else None
-        if framed:
-            say(framing.sentence(framed))
-        info = trained_task.card(
-            task, self.labels, self.published, self.augment, steps=steps, commit=commit, framing=framed
+        frame = framing.measure(self.data.train) if self.augment.crop == "whole" else None
+        if frame:
+            say(framing.sentence(frame))
+        card = trained_task.card(
+            task, self.labels, self.published, self.augment, steps=steps, commit=commit, framing=frame
         )
-        checkpoint.write_backbone(folder / "model.safetensors", task.state_dict(), info)
-        shipped = {k: v for k, v in info.items() if k not in ("labels", "augment", "framing", "format")}
-        shipped |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
-        checkpoint.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), shipped)
-        trained = trained_task.Trained(task, task.backbone.image_size, self.augment, info)
-        mistakes = find_mistakes(trained, self.data.test, count=SHOWN, train=self.data.train, **_pass(config))
+        checkpoint.write_backbone(folder / "model.safetensors", task.state_dict(), card)
+        backbone_card = {k: v for k, v in card.items() if k not in ("labels", "augment", "framing", "format")}
+        backbone_card |= {"format": "facessl-backbone-1", "num_features": task.backbone.num_features}
+        checkpoint.write_backbone(folder / "backbone.safetensors", task.backbone.model.state_dict(), backbone_card)
+        trained = trained_task.Trained(task, task.backbone.image_size, self.augment, card)
+        mistakes = find_mistakes(trained, self.data.test, count=SHOWN, train=self.data.train, **_scoring(config))
         results: Results = {
             **identity,  # type: ignore[typeddict-item]
             "selected": selected,
@@ -199,18 +198,18 @@ class Finetuning:
 
 
 def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
-    """The backbone that is fine-tuned, trainable, at the size of the run; and the size it was trained at, if any."""
-    size, chosen = config.image_size, config.backbone
+    """The trainable backbone at the size of the run; and the size that it was trained at, if any."""
+    size, settings = config.image_size, config.backbone
     if config.run == "none":
         torch.manual_seed(config.seed)
-        backbone = Backbone(chosen.name, image_size=size or 224, pretrained=chosen.pretrained, **chosen.options)
+        backbone = Backbone(settings.name, image_size=size or 224, pretrained=settings.pretrained, **settings.options)
         backbone.check_size()
-        if chosen.pretrained:
+        if settings.pretrained:
             say(f"pre-trained weights of timm; images are normalized by mean {backbone.mean} and std {backbone.std}")
         return backbone, None
     backbone = load.load_backbone(config.run)
-    if chosen.options:
-        backbone = weights.with_options(backbone, chosen.options)
+    if settings.options:
+        backbone = weights.with_options(backbone, settings.options)
     backbone.requires_grad_(True)
     own = backbone.image_size
     if size is not None:
@@ -237,7 +236,7 @@ def training_view(task: Any, labels: Labels, augment: Augment) -> Supervised:
 def _parts(config: FinetuneConfig) -> Splits:
     if not config.source:
         raise ConfigError("fine-tuning needs labeled images: facessl finetune RUN SOURCE (`synthetic:` for a trial)")
-    found = parts(
+    splits = parts(
         config.source,
         test=config.test,
         val=config.val,
@@ -247,50 +246,50 @@ def _parts(config: FinetuneConfig) -> Splits:
         seed=config.seed,
         needs=FINETUNE.plugin(config.task["name"]).needs,
     )
-    if any(part is not None and part.streaming for part in (found.train, found.val, found.test)):
+    if any(part is not None and part.streaming for part in (splits.train, splits.val, splits.test)):
         raise ConfigError(
             f"fine-tuning needs images by position, and a part of {config.source} is a stream: use a folder, a list or "
             "shards on a disk"
         )
-    return found
+    return splits
 
 
 def _check_readable(source: Source, part: str) -> None:
-    """DataError where no file of a part is an image; of many files the first are tried.
+    """Raise DataError if no file of a small part is an image, by the headers.
 
-    Headers alone are read. Keys that name no image file (drawn images, members of shards) are not looked at.
+    Keys that name no image file (synthetic images, members of shards) are not checked.
     """
-    failed: ImageError | None = None
-    for path in (Path(source.key(index)) for index in range(min(len(source), _TRIED))):
+    first_error: ImageError | None = None
+    for path in (Path(source.key(index)) for index in range(min(len(source), _CHECKED))):
         if path.suffix.lower() not in EXTENSIONS or not path.parent.is_dir():
             return
         try:
             stored_size(read_file(path), key=str(path))
             return
         except ImageError as error:
-            failed = failed or error
-    if failed is not None and len(source) <= _TRIED:
+            first_error = first_error or error
+    if first_error is not None and len(source) <= _CHECKED:
         which = f"the first of {len(source)}" if len(source) > 1 else "its only one"
         raise DataError(
-            f"no image of the {part} part can be read ({which}: {failed.key}: {failed.reason}): correct the paths, or "
-            f"name other images with --{'test' if part == 'test' else 'val'}"
+            f"no image of the {part} part can be read ({which}: {first_error.key}: {first_error.reason}): correct the "
+            f"paths, or name other images with --{'test' if part == 'test' else 'val'}"
         )
 
 
 class _Best(TypedDict):
-    """What `best.json` says of the weights that are kept."""
+    """`best.json`, on the weights in `best.safetensors`."""
 
     step: int
     name: str
     value: float
 
 
-def _selection(
+def _select(
     folder: Path, source: Source, augment: Augment, config: FinetuneConfig, model: TaskWithEma, progress: Progress
 ) -> dict[str, float]:
-    """Monitor: scores the part that weights are selected on, and keeps the best ones in `best.safetensors`."""
+    """Monitor that scores the selection part and saves the best weights as `best.safetensors`."""
     task = model.eval_task
-    scores = score.score(task, source, augment, image_size=task.backbone.image_size, **_pass(config))
+    scores = score.score(task, source, augment, image_size=task.backbone.image_size, **_scoring(config))
     name, better = scores["headline"]["name"], scores["headline"]["better"]
     value = math.nan if scores["headline"]["value"] is None else float(scores["headline"]["value"])
     note = folder / "best.json"
@@ -298,14 +297,14 @@ def _selection(
     sign = 1 if better == "higher" else -1
     if not math.isfinite(value):
         say(f"step {progress.step}: {name} of the {config.select} part is not a number: not kept")
-    # The score before training is watched, not kept; a resumed run measures again what it redoes.
+    # The score before training selects nothing; a resumed run repeats later measurements.
     elif progress.step and (best["step"] >= progress.step or sign * value > sign * best["value"]):
-        kept: _Best = {"step": progress.step, "name": name, "value": value}
-        checkpoint.write_backbone(note.with_suffix(".safetensors"), task.state_dict(), kept)  # and the note
+        selected: _Best = {"step": progress.step, "name": name, "value": value}
+        checkpoint.write_backbone(note.with_suffix(".safetensors"), task.state_dict(), selected)  # and the note
     return {f"{config.select}_{name}": value}
 
 
-def _pass(config: FinetuneConfig) -> dict[str, Any]:
+def _scoring(config: FinetuneConfig) -> dict[str, Any]:
     return {
         "batch_size": max(config.batch_size, 32),
         "workers": loader_workers(config.workers),
@@ -315,9 +314,8 @@ def _pass(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def _balance(source: Source) -> np.ndarray:
-    """(N,) weights with which every class is drawn equally often."""
+    """(N,) probabilities of the images that make all classes equally frequent."""
     labels = source.column("label")
     counts = np.bincount(labels[labels >= 0])
     weights = np.where(labels >= 0, 1 / counts[labels.clip(0)], 0)
-    total: np.ndarray = weights / weights.sum()
-    return total
+    return weights / weights.sum()

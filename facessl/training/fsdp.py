@@ -1,7 +1,7 @@
 """Fully sharded data parallel (FSDP2): parameters, gradients and optimizer state are spread over the ranks.
 
-Every parameter is cut along its first dimension, momentum networks like their originals, so that the moving average
-needs no message. Checkpoints hold whole tensors: they do not know how many ranks wrote them, or which strategy.
+Every parameter is split along its first dimension, momentum networks like their originals, so that the EMA needs no
+communication. Checkpoints hold whole tensors, whatever the strategy and the number of ranks.
 """
 
 import functools
@@ -16,12 +16,12 @@ from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError
 from facessl.core.types import Step
 
-#: Parameters from which on a block is gathered and freed by itself; smaller ones go with what they are in.
+#: Fewest parameters of a block that is gathered and freed by itself.
 UNIT = 1_000_000
 
 
 def check(settings: PretrainConfig, compiled: bool) -> None:
-    """ConfigError for LARS, fp16 and compilation, which are not known to work sharded."""
+    """Raise ConfigError for LARS, fp16 and compilation, which are not known to work sharded."""
     if settings.optim.name == "lars":
         raise ConfigError(
             "strategy fsdp cannot use lars, whose rate needs the norm of whole tensors: use --optim.name adamw, or ddp"
@@ -35,8 +35,8 @@ def check(settings: PretrainConfig, compiled: bool) -> None:
 def shard(module: nn.Module, mesh: Any) -> None:
     """Spread the parameters of `module` over the ranks of a one-dimensional mesh, in place.
 
-    Blocks (children of a Sequential or a list with `UNIT` parameters or more) are gathered one at a time; what is left
-    is gathered for the whole step. ConfigError: a parameter that is a single number, which FSDP cannot cut.
+    Blocks (children of a Sequential or a list with `UNIT` parameters or more) are gathered one at a time, the rest for
+    the whole step. ConfigError: a parameter is a single number, which FSDP cannot split.
     """
     scalars = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
     if scalars:
@@ -55,29 +55,29 @@ def shard(module: nn.Module, mesh: Any) -> None:
 
 @functools.cache
 def _show_loss() -> None:
-    """Let FSDP find the loss in what `step` returns: it learns of the backward pass from hooks on tensors."""
+    """Let FSDP find the loss in a `Step`, on whose tensors it puts the hooks of the backward pass."""
     pytree.register_pytree_node(
         Step, lambda step: ([step.loss, step.logs], None), lambda parts, _: Step(*parts), serialized_type_name="Step"
     )
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = []
+    blocks: list[nn.Module] = []
     for child in module.children():
         if isinstance(module, (nn.Sequential, nn.ModuleList)) and sum(p.numel() for p in child.parameters()) >= UNIT:
-            found.append(child)
+            blocks.append(child)
         else:
-            found += _blocks(child)
-    return found
+            blocks += _blocks(child)
+    return blocks
 
 
 def is_sharded(value: object) -> bool:
-    """Whether `value` is a tensor of which this rank has a part only."""
+    """Whether `value` is a tensor of which this rank has only a part."""
     return hasattr(value, "full_tensor")
 
 
 def whole(value: Any) -> Any:
-    """`value` (a state dict, or anything in one) with whole tensors for sharded ones; collective call."""
+    """`value` (a state dict, or anything in one) with its sharded tensors gathered; collective call."""
     if is_sharded(value):
         return value.full_tensor()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.csv, TensorBoard, skipped.csv."""
+"""Logs of a run: metrics.csv, TensorBoard, skipped.csv."""
 
 import contextlib
 import csv
@@ -18,13 +18,13 @@ from facessl.core.tables import csv_row
 
 
 class MetricsLog:
-    """Rows of numbers by step; a new column rewrites the file. TrainingError where a file cannot be written.
+    """Rows of numbers by step; a new column rewrites the file. TrainingError: a file cannot be written.
 
-    A resumed run drops the rows that it will redo, and those that a crash or a full disk has torn.
+    A resumed run drops rows that it repeats, and rows that a crash or a full disk left incomplete.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Without the package tensorboard the run's `tb/` is not written, which is said here, once."""
+        """Print a note if the package tensorboard, which writes `tb/`, is missing."""
         self.folder = folder
         self.path = folder / "metrics.csv"
         self._rows = _read(self.path)
@@ -37,21 +37,21 @@ class MetricsLog:
             print("no TensorBoard log: pip install 'facessl[tensorboard]' for one", file=sys.stderr, flush=True)
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Append a row with at least `step`; `seconds` of training so far, over all resumed parts, is added."""
+        """Append a row with at least `step`; adds `seconds` of training, resumed parts included."""
         values = {"step": row["step"], "seconds": round(time.monotonic() - self._began, 3), **row}
         self._rows.append({name: str(v) if isinstance(v, int) else f"{v:.8g}" for name, v in values.items()})
-        fresh = [name for name in values if name not in self._columns]
-        self._columns += fresh
-        if fresh:
+        new_columns = [name for name in values if name not in self._columns]
+        self._columns += new_columns
+        if new_columns:
             self._rewrite()
         else:
             _append(self.path, [[self._rows[-1].get(name, "") for name in self._columns]])
         if self._board is not None:
-            with _told(self.folder / "tb"):
+            with _writing(self.folder / "tb"):
                 self._board.log_metrics({k: float(v) for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
     def cut_after(self, step: int, skipped: Mapping[str, str]) -> None:
-        """Forget rows of later steps; `skipped` (key -> reason) are the unreadable images before."""
+        """Drop rows of later steps; `skipped` (key -> reason) are the unreadable images up to `step`."""
         self._rows = [row for row in self._rows if float(row["step"]) <= step]
         self._began = time.monotonic() - _seconds(self._rows)
         if self._columns:
@@ -60,21 +60,21 @@ class MetricsLog:
         if skipped:
             self.skipped(skipped)
 
-    def skipped(self, fresh: Mapping[str, str]) -> None:
+    def skipped(self, images: Mapping[str, str]) -> None:
         """Append unreadable images to skipped.csv."""
         path = self.folder / "skipped.csv"
-        _append(path, [*([] if path.is_file() else [("key", "reason")]), *fresh.items()])
+        _append(path, [*([] if path.is_file() else [("key", "reason")]), *images.items()])
 
     def flush(self) -> None:
-        """Hand the TensorBoard events to the disk."""
+        """Write the TensorBoard events to the disk."""
         if self._board is not None:
-            with _told(self.folder / "tb"):
+            with _writing(self.folder / "tb"):
                 self._board.save()
 
     def close(self) -> None:
         """Flush and release the files."""
         if self._board is not None:
-            with _told(self.folder / "tb"):
+            with _writing(self.folder / "tb"):
                 self._board.finalize("success")
 
     def _rewrite(self) -> None:
@@ -86,7 +86,7 @@ class MetricsLog:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    """Whole rows of a table with a step; a row that is not is left out."""
+    """Complete rows of a table that have a step."""
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -96,7 +96,7 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _cells(line: str) -> list[str]:
-    """The cells of one line, none of a torn one: a stray quote in it takes no other line along."""
+    """Cells of one line, parsed alone because of stray quotes; none if it is incomplete."""
     try:
         return next(csv.reader([line]), []) if line.endswith("\n") else []
     except csv.Error:
@@ -115,13 +115,13 @@ def _seconds(rows: Iterable[Mapping[str, str]]) -> float:
 
 
 def _append(path: Path, rows: Iterable[Iterable[str]]) -> None:
-    with _told(path), open_own(path, "ab") as file:
+    with _writing(path), open_own(path, "ab") as file:
         file.write(b"".join(csv_row(*row) for row in rows))
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """One sentence where a file cannot be written; TensorBoard reports it as a ValueError."""
+def _writing(path: Path) -> Iterator[None]:
+    """Turn errors of writing, which TensorBoard reports as a ValueError, into a TrainingError."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What a run measures about itself while it trains. Nothing here changes the weights or the random state."""
+"""Measurements during pre-training, which do not change the weights or the random state."""
 
 from functools import partial
 from pathlib import Path
@@ -28,21 +28,21 @@ from facessl.training.trainer import Monitor
 from facessl.views.geometric import resize
 from facessl.views.normalize import normalize
 
-#: Images in a picture of the regions, and their side in pixels there.
+#: Images in a picture of the regions, and their side in pixels.
 ROWS, CELL = 4, 64
 
 
 def build(source: Source, config: PretrainConfig, folder: Path) -> dict[str, Monitor]:
-    """The monitors of a run by name; each is called as `monitor(method, progress)` in eval mode without gradients.
+    """Build the monitors of a run; each is called as `monitor(method, progress)` in eval mode without gradients.
 
     Fixed images of the training source give spread and region usage; pictures of regions go to `folder`.
     """
-    chosen = config.monitor
-    squares = sample_images(source, count=chosen.images, size=config.image_size)
+    settings = config.monitor
+    squares = sample_images(source, count=settings.images, size=config.image_size)
     monitors: dict[str, Monitor] = {"spread": partial(_spread, squares), "regions": partial(_regions, squares, folder)}
-    if chosen.knn is not None:
-        found = parts(chosen.knn, test=chosen.knn_test, need_val=False)
-        train, test = (at_most(part, chosen.knn_images) for part in (found.train, found.test))
+    if settings.knn is not None:
+        splits = parts(settings.knn, test=settings.knn_test, need_val=False)
+        train, test = (at_most(part, settings.knn_images) for part in (splits.train, splits.test))
         monitors["knn"] = partial(_knn, train, test, "bf16" if config.precision == "bf16" else "fp32")
     return monitors
 
@@ -54,14 +54,14 @@ def _spread(squares: np.ndarray, method: Any, progress: Progress) -> dict[str, f
 
 
 def _regions(squares: np.ndarray, folder: Path, method: Any, progress: Progress) -> dict[str, float]:
-    """Use, sharpness and kind of the heatmaps of fixed images, and a small picture of them."""
+    """Statistics of the heatmaps of fixed images, and a small picture of them."""
     if not has_regions(method):
         return {}
     maps = torch.cat([method.heatmaps(x).float() for x in _batches(method, squares)])  # (M, N, h, w)
     shown = np.stack([resize(image, CELL) for image in squares[:ROWS]])
     write_picture(folder / f"step-{progress.step:08d}.png", region_picture(shown, maps[:ROWS].cpu()))
-    scores = (usage_entropy, sharpness, winning_regions, image_information, position_information)
-    return {score.__name__: float(score(maps)) for score in scores}
+    statistics = (usage_entropy, sharpness, winning_regions, image_information, position_information)
+    return {statistic.__name__: float(statistic(maps)) for statistic in statistics}
 
 
 def _knn(train: Source, test: Source, precision: str, method: Any, progress: Progress) -> dict[str, float]:
@@ -76,8 +76,8 @@ def _knn(train: Source, test: Source, precision: str, method: Any, progress: Pro
 
 
 def _batches(method: Any, squares: np.ndarray, size: int = 64) -> list[Tensor]:
-    """Normalized (<= 64, 3, S, S) pieces of (M, S, S, 3) uint8 squares, on the method's device."""
+    """Normalized batches (<= 64, 3, S, S) of (M, S, S, 3) uint8 squares, on the method's device."""
     backbone = method.backbone
     device = next(backbone.parameters()).device
-    pieces = [torch.from_numpy(squares[i : i + size]).permute(0, 3, 1, 2) for i in range(0, len(squares), size)]
-    return [normalize(p.to(device), backbone.mean, backbone.std) for p in pieces]
+    batches = torch.from_numpy(squares).permute(0, 3, 1, 2).split(size)
+    return [normalize(batch.to(device), backbone.mean, backbone.std) for batch in batches]

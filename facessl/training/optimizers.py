@@ -37,12 +37,12 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; there is no `closure`."""
+        """Update every parameter that has a gradient; `closure` is not used."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             on_cpu = all(p.device.type == "cpu" for p in params)
-            for together in [[p] for p in params] if on_cpu else [params]:
-                self._update(group, together)
+            for tensors in [[p] for p in params] if on_cpu else [params]:
+                self._update(group, tensors)
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
@@ -69,30 +69,30 @@ def parameter_groups(module: nn.Module, weight_decay: float, *, tables: bool = T
     everything else of one dimension or none; without `tables` also the position tables and tokens that a network of
     timm names in `no_weight_decay`, which the released code of pre-training (MAE, MoCo v3, CLIP) decays.
     """
-    plain: list[Tensor] = []
-    decayed: list[Tensor] = []
+    decay: list[Tensor] = []
+    no_decay: list[Tensor] = []
     seen: set[int] = set()
-    spared: set[int] = set()
+    skip: set[int] = set()
     for owner in module.modules():
         is_norm = "norm" in type(owner).__name__.lower()
-        if not tables and callable(listed := getattr(owner, "no_weight_decay", None)):
-            names = listed()
-            spared |= {id(p) for name, p in owner.named_parameters() if name in names}
+        if not tables and callable(no_weight_decay := getattr(owner, "no_weight_decay", None)):
+            names = no_weight_decay()
+            skip |= {id(p) for name, p in owner.named_parameters() if name in names}
         for name, parameter in owner.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            excluded = is_norm or parameter.ndim <= 1 or name == "bias" or id(parameter) in spared
-            (plain if excluded else decayed).append(parameter)
+            excluded = is_norm or parameter.ndim <= 1 or name == "bias" or id(parameter) in skip
+            (no_decay if excluded else decay).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": weight_decay, "adapt": True},
-        {"params": plain, "weight_decay": 0.0, "adapt": False},
+        {"params": decay, "weight_decay": weight_decay, "adapt": True},
+        {"params": no_decay, "weight_decay": 0.0, "adapt": False},
     ]
     return [g for g in groups if g["params"]]
 
 
 def build_optimizer(module: nn.Module, optim: PretrainOptim, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of a pre-training run; `lr` is the derived (scaled) peak learning rate."""
+    """Build the optimizer of a pre-training run; `lr` is the derived (scaled) peak learning rate."""
     groups = parameter_groups(module, optim.weight_decay)
     if optim.name == "lars":
         return LARS(groups, lr=lr, momentum=optim.momentum, trust=optim.trust)
@@ -100,18 +100,18 @@ def build_optimizer(module: nn.Module, optim: PretrainOptim, lr: float) -> torch
 
 
 def fused_on_cpu(groups: list[dict[str, Any]]) -> bool | None:
-    """`fused` of torch's Adam and AdamW for these parameter groups: True on a CPU, else torch's choice.
+    """`fused` of torch's Adam and AdamW: True on a CPU, else torch's default.
 
-    torch's choice on a CPU is five times as slow. On a GPU the fused kernel would exclude clipping with fp16.
+    torch's default on a CPU is five times as slow. On a GPU the fused kernel would exclude clipping with fp16.
     """
     return True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
 
 
 def build_finetune_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.optim.Optimizer:
-    """The optimizer of a fine-tuning run.
+    """Build the optimizer of a fine-tuning run.
 
-    Every group carries `lr_scale`, its learning rate over `optim.lr`: of the longest name in `optim.lrs` that the
-    parameter's begins with and, in the backbone, `optim.layer_decay` to the power of its layer's distance from the end.
+    Every group has `lr_scale`, its learning rate over `optim.lr`: from the longest prefix of the parameter's name in
+    `optim.lrs`, times `optim.layer_decay` to the power of its layer's distance from the end of the backbone.
 
     UnknownName: `optim.lrs` names no module of the task (`backbone`, `head`).
     """
@@ -121,11 +121,11 @@ def build_finetune_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.opt
         if optim.decay_norms:
             group["weight_decay"] = optim.weight_decay
         for scale in sorted({scales[id(p)] for p in group["params"]}):
-            chosen = [p for p in group["params"] if scales[id(p)] == scale]
-            groups.append({**group, "params": chosen, "lr_scale": scale})
+            params = [p for p in group["params"] if scales[id(p)] == scale]
+            groups.append({**group, "params": params, "lr_scale": scale})
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
-    if optim.name == "adam":  # weight decay inside the gradient, as its published users have it
+    if optim.name == "adam":  # weight decay inside the gradient, as published
         return torch.optim.Adam(groups, lr=optim.lr, betas=optim.betas, fused=fused_on_cpu(groups))
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused_on_cpu(groups))
 
@@ -143,8 +143,8 @@ def _scales(task: nn.Module, optim: FinetuneOptim) -> dict[int, float]:
         depth = {id(p): last - layers[name] for name, p in backbone.model.named_parameters()}
     scales = {}
     for name, parameter in task.named_parameters():
-        own = max((part for part in optim.lrs if name.startswith(part + ".")), key=len, default=None)
-        rate = optim.lr if own is None else optim.lrs[own]
+        prefix = max((part for part in optim.lrs if name.startswith(part + ".")), key=len, default=None)
+        rate = optim.lr if prefix is None else optim.lrs[prefix]
         scales[id(parameter)] = rate / optim.lr * optim.layer_decay ** depth.get(id(parameter), 0)
     return scales
 
@@ -159,7 +159,7 @@ def schedule(
 ) -> Callable[[int], float]:
     """Learning rate by optimizer step (0 = the first).
 
-    The warm-up is linear from peak / warmup_steps. `cosine` is half a one, to `final_lr` at `total_steps`; `step` and
+    The warm-up is linear from peak / warmup_steps. `cosine` ends at `final_lr` after `total_steps`; `step` and
     `exponential` count whole epochs, warm-up included.
     """
 

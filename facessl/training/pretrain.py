@@ -1,4 +1,4 @@
-"""A pre-training run: source, method, monitors, exports, report."""
+"""Pre-training: source, method, monitors, exports, report."""
 
 import dataclasses
 import json
@@ -31,12 +31,12 @@ from facessl.views.photometric import Photometric
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left behind.
+    """Result of a run.
 
     Attributes:
         folder: the run folder.
         steps: optimizer steps done.
-        finished: False where it was stopped before its end and can be resumed.
+        finished: False if it was stopped and can be resumed.
         headline: the report's headline numbers.
     """
 
@@ -61,13 +61,13 @@ def pretrain(source: str | None = None, **settings: Any) -> Result:
     Raises:
         FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
     """
-    values = dict(settings) | ({"source": source} if source is not None else {})
-    result: Result = run_job(Pretraining(from_dict(values)))
-    return result
+    if source is not None:
+        settings["source"] = source
+    return run_job(Pretraining(from_dict(settings)))
 
 
 class Pretraining:
-    """What a pre-training run gives to `run_job`, as `facessl.training.run.Job` says."""
+    """A pre-training `facessl.training.run.Job`."""
 
     source: Source
     method: Any
@@ -78,18 +78,18 @@ class Pretraining:
     def name(self) -> str:
         return f"{self.config.method['name']}-{self.config.backbone.name}"
 
-    def settle(self, fabric: Fabric) -> dict[str, Any]:
-        asked = self.config
-        kind = PRETRAIN.plugin(asked.method["name"])
-        source = self.source = one_after_another(fabric, lambda: open_source(asked.source))
+    def resolve_config(self, fabric: Fabric) -> dict[str, Any]:
+        config = self.config
+        kind = PRETRAIN.plugin(config.method["name"])
+        source = self.source = one_after_another(fabric, lambda: open_source(config.source))
         images = None if source.streaming else len(source)
-        mean, std = load.normalization(asked)
+        mean, std = load.normalization(config)
         self.config = dataclasses.replace(
-            asked,
+            config,
             mean=mean,
             std=std,
-            views=list(asked.views or kind.views),
-            batch_size=asked.batch_size or default_batch(images, fabric.world_size, fabric.device.type),
+            views=list(config.views or kind.views),
+            batch_size=config.batch_size or default_batch(images, fabric.world_size, fabric.device.type),
         )
         return self.config.to_dict()
 
@@ -116,16 +116,14 @@ class Pretraining:
                 fsdp.shard(self.method, fabric.strategy.device_mesh["data_parallel"])  # type: ignore[attr-defined]
             return optimizers.build_optimizer(self.method, config.optim, plan.learning_rate(0))
 
-        measured = {}
-        if config.monitor.every and fabric.is_global_zero and not sharded:
-            measured = monitors.build(self.source, config, folder / "regions")
+        monitor = config.monitor.every and fabric.is_global_zero and not sharded
         return TrainingSetup(
             module=method,
             optimizer=optimizer,
             source=self.source,
             transform=Geometric(config.views, config.image_size),  # type: ignore[arg-type]
             photometric=Photometric(config.mean, config.std),  # type: ignore[arg-type]
-            monitors=measured,
+            monitors=monitors.build(self.source, config, folder / "regions") if monitor else {},
             on_measured=_report_verdicts,
         )
 
@@ -147,16 +145,16 @@ class Pretraining:
     def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> Result:
         method: Any = self.method
         source = self.source
-        if self._is_sharded(fabric):  # what is exported and drawn is a whole network, on one rank
+        if self._is_sharded(fabric):  # one rank exports the whole network
             state = fsdp.whole(method.state_dict())
             method = load.build_method(self.config, fresh=False)
             method.load_state_dict(state)
         if not fabric.is_global_zero:
             return Result(folder, step, finished, {})
-        told = {"finished": finished, "steps": step, "source_images": None if source.streaming else len(source)}
-        files.write_atomic(folder / "status.json", json.dumps(told).encode())
-        info = load.card(method, self.config, steps=step, commit=environment.commit())
-        checkpoint.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), info)
+        status = {"finished": finished, "steps": step, "source_images": None if source.streaming else len(source)}
+        files.write_atomic(folder / "status.json", json.dumps(status).encode())
+        card = load.card(method, self.config, steps=step, commit=environment.commit())
+        checkpoint.write_backbone(folder / "backbone.safetensors", method.backbone.model.state_dict(), card)
         if has_regions(method):
             write_regions(folder / "regions.png", method, source)
         headline = write_report(folder)
@@ -166,7 +164,7 @@ class Pretraining:
         return Result(folder, step, finished, headline)
 
     def _is_sharded(self, fabric: Fabric) -> bool:
-        """Whether every rank has a part of the network only; nothing is then measured during training."""
+        """Whether every rank has only a part of the network; monitors do not run then."""
         return self.config.strategy == "fsdp" and fabric.world_size > 1
 
 
@@ -181,20 +179,19 @@ def _check_needs(method: Method, source: Source, config: PretrainConfig) -> None
 
 
 def check_views(kind: type[Method], config: PretrainConfig) -> None:
-    """ConfigError for a number of views that the method cannot use."""
-    own = len(kind.views)
-    fewest, most = getattr(kind, "view_count", (own, own))
-    given = len(config.views or ())
-    if given < fewest or (most is not None and given > most):
-        wanted = many(fewest, "view") if fewest == most else f"{fewest} views or more"
+    """Raise ConfigError for a number of views that the method cannot use."""
+    default = len(kind.views)
+    fewest, most = getattr(kind, "view_count", (default, default))
+    count = len(config.views or ())
+    if count < fewest or (most is not None and count > most):
+        valid = many(fewest, "view") if fewest == most else f"{fewest} views or more"
         raise ConfigError(
-            f"method {config.method['name']} takes {wanted}, but --views has {given}: leave --views out, "
-            f"or give {wanted}"
+            f"method {config.method['name']} takes {valid}, but --views has {count}: leave --views out, or give {valid}"
         )
 
 
 def check_accumulation(method: Method, config: PretrainConfig, world_size: int) -> None:
-    """ConfigError for what would silently be another loss (one that spans the batch), or does not divide the batch."""
+    """Raise ConfigError for micro-batches that would change the loss, or that do not divide the batch."""
     parts = config.accumulate
     if parts == 1:
         return
@@ -205,10 +202,10 @@ def check_accumulation(method: Method, config: PretrainConfig, world_size: int) 
             f"a batch of {batch} images on {world_size} ranks cannot be cut in {parts} equal micro-batches: use "
             f"{fitting}"
         )
-    wide = getattr(method, "batch_wide", "")
-    if wide and not config.accumulate_approximate:
+    batch_wide = getattr(method, "batch_wide", "")
+    if batch_wide and not config.accumulate_approximate:
         raise ConfigError(
-            f"accumulate = {parts} would change the loss of {config.method['name']}: {wide} would span "
+            f"accumulate = {parts} would change the loss of {config.method['name']}: {batch_wide} would span "
             f"{batch // parts} images instead of {batch}; use more GPUs or a smaller batch, or accept it with "
             "--accumulate-approximate"
         )

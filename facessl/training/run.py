@@ -1,9 +1,7 @@
-"""A run of any kind: folder, resume, training.
-
-`pretrain.py` and `finetune.py` give what differs between them, as `Job` says.
-"""
+"""A run of any kind: folder, resume, training. `pretrain.py` and `finetune.py` define its `Job`."""
 
 import contextlib
+import itertools
 import json
 import sys
 import warnings
@@ -32,61 +30,61 @@ from facessl.training.trainer import Trainer, TrainingSetup
 
 
 class Job(Protocol):
-    """What differs between the kinds of run; the methods are called in this order.
+    """Differences between the kinds of run; the methods are called in this order.
 
     Attributes:
-        config: a `RunConfig` as it was asked for; after `settle` without open settings.
+        config: a `RunConfig`, complete after `resolve_config`.
     """
 
     config: Any
 
     def name(self) -> str:
-        """Reads the network, where it is a trained one. Returns the run folder's name, where nobody chose one."""
+        """Read a trained network, if any. Return the default name of the run folder."""
 
-    def settle(self, fabric: Fabric) -> dict[str, Any]:
-        """Opens the images and settles `config`. Returns its plain values, as `config.yaml` holds them."""
+    def resolve_config(self, fabric: Fabric) -> dict[str, Any]:
+        """Open the images and complete `config`. Return its plain values, as in `config.yaml`."""
 
     def sources(self) -> dict[str, Source]:
-        """The images that the run depends on, by the name of their part."""
+        """Images that the run depends on, by the name of their part."""
 
     def build(self, fabric: Fabric, folder: Path, *, fresh: bool) -> TrainingSetup:
-        """What is trained. The random state is that of the seed. `fresh`: not resumed."""
+        """Build the model and its data, with the random state of the seed. `fresh`: not resumed."""
 
     def begin(self, plan: Plan, folder: Path, *, fresh: bool) -> list[str]:
-        """On the first rank before the first step. Returns what is said about the run."""
+        """Return messages about the run, on the first rank before the first step."""
 
     def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> Any:
-        """On every rank after the last step. Returns the result of the run."""
+        """Return the result of the run, on every rank after the last step."""
 
 
 def run_job(job: Job) -> Any:
-    """Run a job, a new or a resumed one, on every rank of a distributed job. Returns what `job.finish` does."""
+    """Run or resume a job on every rank. Return the result of `job.finish`."""
     with expected_errors(), warnings.catch_warnings(), contextlib.ExitStack() as lock:
         warnings.filterwarnings("ignore", module="lightning.*")
-        asked = job.config
-        fabric = start_fabric(asked.device, asked.precision, getattr(asked, "strategy", "auto"))
-        hint = environment.use_threads(asked.threads, asked.device)
+        config = job.config
+        fabric = start_fabric(config.device, config.precision, getattr(config, "strategy", "auto"))
+        hint = environment.use_threads(config.threads, config.device)
         if hint and fabric.is_global_zero:
             say(hint)
-        folder = _folder(asked.out, asked.resume, job.name(), fabric)
-        _check_folder(folder, resume=asked.resume)
-        one_after_another(fabric, lambda: fabric.is_global_zero and lock.enter_context(_claimed(folder)))
-        _check_folder(folder, resume=asked.resume)  # another process may have written it in between
+        folder = _folder(config.out, config.resume, job.name(), fabric)
+        _check_folder(folder, resume=config.resume)
+        one_after_another(fabric, lambda: fabric.is_global_zero and lock.enter_context(_locked(folder)))
+        _check_folder(folder, resume=config.resume)  # another process may have written it in between
         return _run_job(job, fabric, folder)
 
 
 def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
     last = folder / "checkpoints" / "last.ckpt"
-    # Without a checkpoint a resumed run begins again.
+    # Without a checkpoint a resumed run starts again.
     saved = checkpoint.read_run(last) if job.config.resume and last.is_file() else None
-    resolved = located(job.settle(fabric))
+    resolved = located(job.resolve_config(fabric))
     config = job.config
     sources = job.sources()
     for source in () if config.resume else sources.values():
         refuse_inside(folder, source, "the run")
-    marks = fabric.broadcast(_marks(sources) if fabric.is_global_zero else {})
+    fingerprints = fabric.broadcast(_fingerprints(sources) if fabric.is_global_zero else {})
     if saved:
-        _refuse_changes(saved, resolved, marks, folder)
+        _refuse_changes(saved, resolved, fingerprints, folder)
     fabric.seed_everything(config.seed, workers=False, verbose=False)
     setup = job.build(fabric, folder, fresh=not saved)
     plan = derive(config, None if setup.source.streaming else len(setup.source))
@@ -96,8 +94,8 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
     module.to(fabric.device)
     if config.sync_batch_norm and fabric.world_size > 1:
         convert_sync_batchnorm(module)
-    trainer = Trainer(fabric, setup, plan, folder, {"config": published(resolved), "sources": marks})
-    if fabric.world_size > 1:  # dropout differs between the ranks, also where other ranks go on than began
+    trainer = Trainer(fabric, setup, plan, folder, {"config": published(resolved), "sources": fingerprints})
+    if fabric.world_size > 1:  # dropout differs between the ranks, also after a resume on another number of them
         torch.manual_seed(config.seed + fabric.global_rank + (saved["step"] * fabric.world_size if saved else 0))
     if saved:
         trainer.load_state(saved)
@@ -108,8 +106,8 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
             say(line)
         if saved:
             step = f"step {trainer.step:,} of {plan.total_steps:,}"
-            more = trainer.step < plan.total_steps
-            say(f"going on from {step}" if more else f"the run is already finished at {step}; rewriting its results")
+            done = trainer.step >= plan.total_steps
+            say(f"the run is already finished at {step}; rewriting its results" if done else f"going on from {step}")
     batches = TrainLoader(
         setup.source,
         setup.transform,
@@ -130,80 +128,77 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
     return result
 
 
-def _marks(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
+def _fingerprints(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
     return {
         part: {"images": None if source.streaming else len(source), "fingerprint": source.fingerprint()}
         for part, source in sources.items()
     }
 
 
-def _refuse_changes(saved: Mapping[str, Any], resolved: dict[str, Any], marks: Mapping[str, Any], folder: Path) -> None:
-    """ConfigError where a run would go on with other images or settings; the images may have moved."""
-    rest = "resume with the old ones, or start a new run with another --out"
+def _refuse_changes(
+    saved: Mapping[str, Any], resolved: dict[str, Any], fingerprints: Mapping[str, Any], folder: Path
+) -> None:
+    """Raise ConfigError if a run would be resumed with other images or settings; the images may have moved."""
+    advice = "resume with the old ones, or start a new run with another --out"
     before, new = saved.get("sources", {}), published(resolved)
-    parts = [_changed_part(part, before.get(part), marks.get(part)) for part in {**before, **marks}]
+    parts = [_changed_part(part, before.get(part), fingerprints.get(part)) for part in {**before, **fingerprints}]
     if changed := "; ".join(filter(None, parts)):
-        raise ConfigError(f"{folder} was started with other images ({changed}): {rest}")
-    if found := differences(saved["config"] | {name: new[name] for name in SOURCES if name in new}, new):
-        raise ConfigError(f"{folder} was started with other settings ({'; '.join(found)}): {rest}")
+        raise ConfigError(f"{folder} was started with other images ({changed}): {advice}")
+    if changes := differences(saved["config"] | {name: new[name] for name in SOURCES if name in new}, new):
+        raise ConfigError(f"{folder} was started with other settings ({'; '.join(changes)}): {advice}")
 
 
 def _changed_part(part: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
-    """What changed in a part of the images; "" where nothing did."""
+    """Change in a part of the images; "" if there is none."""
     if before == now:
         return ""
-    counts = [mark["images"] if mark else 0 for mark in (before, now)]
-    if counts[0] != counts[1]:
-        return f"{part}: {counts[0]} images -> {counts[1]}"
-    return f"{part}: names, sizes, order, labels or contents of its {counts[0]} images changed"
+    old, new = (fingerprint["images"] if fingerprint else 0 for fingerprint in (before, now))
+    if old != new:
+        return f"{part}: {old} images -> {new}"
+    return f"{part}: names, sizes, order, labels or contents of its {old} images changed"
 
 
 def _write_config(folder: Path, resolved: Mapping[str, Any], *, fresh: bool) -> None:
-    """`config.yaml`: the settings that the run began with, and where its images now are."""
+    """Write `config.yaml`: the settings that the run began with, and the present places of its images."""
     path = folder / "config.yaml"
     if not fresh and path.is_file():
-        known = read_yaml(path)
-        moved = known | {name: resolved[name] for name in SOURCES if name in resolved}
-        if moved == known:
+        before = read_yaml(path)
+        resolved = before | {name: resolved[name] for name in SOURCES if name in resolved}
+        if resolved == before:
             return
-        resolved = moved
     text = yaml.safe_dump({**resolved, "resume": False}, sort_keys=False).encode()
     files.write_atomic(path, text, private=without_secrets(resolved) != resolved)
 
 
 def say(text: str) -> None:
-    """A line for people, on standard error so that standard output stays readable by scripts."""
+    """Print a line to standard error, as scripts read standard output."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _folder(out: str | None, resume: bool, name: str, fabric: Fabric) -> Path:
-    """`out`, or `runs/<name>`, numbered where taken; the same on every rank."""
+    """`out`, or `runs/<name>`, numbered if taken; the same on every rank."""
     if out is not None:
         return Path(out)
     if resume:
         raise ConfigError("--resume needs --out RUN: the folder of the run to go on with")
-    base = Path("runs") / name
-    folder, number = base, 1
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return Path(fabric.broadcast(str(folder)))
+    folders = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return Path(fabric.broadcast(str(next(folder for folder in folders if not folder.exists()))))
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """The folder with this process as its only writer, without what processes that were killed left unfinished."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the folder, and remove temporary files of processes that were killed."""
     with only_writer(folder):
         files.remove_temporaries(folder, folder / "checkpoints", folder / "regions")
         yield
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
-    """ConfigError where a run cannot be resumed from a folder, or begun there: none is ever overwritten.
+    """Raise ConfigError if a run cannot be resumed from a folder or started there; none is ever overwritten.
 
-    DataError where a link in it leads elsewhere.
+    DataError: a link in it leads elsewhere.
     """
-    for name in ("checkpoints", "regions", "tb"):  # a link there would have the files of another run changed
+    for name in ("checkpoints", "regions", "tb"):  # links that would change the files of another run
         files.inside(folder, f"{name}/file")
     last = folder / "checkpoints" / "last.ckpt"
     if resume:

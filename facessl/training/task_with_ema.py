@@ -1,4 +1,4 @@
-"""A task while it is trained: average of the weights, frozen backbone."""
+"""A task in training: EMA of the weights, frozen backbone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from facessl.models.layers.ema import MomentumUpdate, frozen_copy
 
 
 class TaskWithEma(nn.Module):
-    """What the trainer trains: a task, its average where one is kept, its backbone frozen where it shall be.
+    """A task, with an optional EMA of its weights and an optionally frozen backbone.
 
     Attributes:
-        task: the weights that the optimizer moves.
-        average: their exponential average, batch-norm statistics and other floating buffers included, as in STAR's
-            release (FaRL's is not in its repository); counters are copied. None without one. With `ramp` its momentum
-            is min(ema, (1 + t) / (10 + t)) at update t: a short run would otherwise stay near its first weights.
+        task: the trained weights.
+        average: their EMA, batch-norm statistics and other floating buffers included, as in STAR's release (FaRL's is
+            not in its repository); counters are copied. None without one. With `ramp` its momentum is
+            min(ema, (1 + t) / (10 + t)) at update t: a short run would otherwise stay near its first weights.
     """
 
     def __init__(self, task: nn.Module, *, ema: float = 0.0, ramp: bool = True, frozen: bool = False) -> None:
@@ -36,13 +36,12 @@ class TaskWithEma(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone of the weights that count."""
-        backbone: Backbone = self.eval_task.backbone
-        return backbone
+        """Backbone of `eval_task`."""
+        return self.eval_task.backbone
 
     @property
     def eval_task(self) -> Any:
-        """The task that is evaluated and kept: the average where there is one."""
+        """The task that is evaluated and saved: the average, if any."""
         return self.task if self.average is None else self.average
 
     def train(self, mode: bool = True) -> TaskWithEma:
@@ -55,13 +54,12 @@ class TaskWithEma(nn.Module):
         return self
 
     def step(self, batch: Batch, progress: Progress) -> Step:
-        """The task's loss of one batch."""
-        result: Step = self.task.step(batch, progress)
-        return result
+        """Loss of the task for one batch."""
+        return self.task.step(batch, progress)
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
-        """Moves the average."""
+        """Update the average."""
         if self._follow is not None:
             start = (1 + progress.step) / (10 + progress.step) if self.ramp else 1.0
             self._follow(min(self.ema, start))

@@ -1,7 +1,7 @@
-"""The one training loop, on Lightning Fabric. It knows no method: a method gives `step` and `after_step`.
+"""The training loop, on Lightning Fabric, of any method with `step` and `after_step`.
 
-Order of a run: for each optimizer step, take the next batch -> photometric views on the device -> `step` of each
-micro-batch -> backward -> optimizer -> `after_step` -> log, measure, save where due.
+An optimizer step: next batch -> photometric views on the device -> `step` of each micro-batch -> backward -> optimizer
+-> `after_step` -> log, measure, save if due.
 """
 
 import math
@@ -38,21 +38,21 @@ Monitor = Callable[[Any, Progress], dict[str, float]]
 class _Window:
     terms: list[dict[str, Tensor]] = field(default_factory=list)
     first_step: int = 0
-    resumed: int = 0  # steps of an earlier process, which are in no time of this one
+    resumed: int = 0  # steps of an earlier process, not in `started` and `waited`
     waited: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
 
 @dataclass
 class TrainingSetup:
-    """What a run trains, and on what."""
+    """Model and data of a run."""
 
-    module: Any  # gives `step` and `after_step`
-    # Called with the plan once `module` is on its device in its memory format; may change it first
+    module: Any  # has `step` and `after_step`
+    # Called with the plan once `module` is on its device in its memory format; may change `module`.
     optimizer: Callable[[Plan], torch.optim.Optimizer]
     source: Source  # training images
     transform: Transform  # stored image -> views, in the loader's processes
-    photometric: Callable[[Batch], Batch]  # the part of the augmentation on the device, with the normalization
+    photometric: Callable[[Batch], Batch]  # augmentation on the device, with the normalization
     monitors: Mapping[str, Monitor] = field(default_factory=dict)  # by name
     # Step, values of all monitors -> None.
     on_measured: Callable[[int, dict[str, float]], None] = lambda step, values: None
@@ -60,10 +60,7 @@ class TrainingSetup:
 
 
 class Trainer:
-    """Runs a method to the end of its plan; `fit` returns True when the end was reached.
-
-    Its checkpoints also hold `metadata`, plain values by name.
-    """
+    """Trains a method to the end of its plan; checkpoints also hold `metadata`, plain values by name."""
 
     def __init__(
         self, fabric: Fabric, setup: TrainingSetup, plan: Plan, folder: Path, metadata: Mapping[str, Any]
@@ -86,7 +83,7 @@ class Trainer:
     # ---- state -------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """All of `facessl.core.checkpoint.TrainingCheckpoint` but format and step (collective call)."""
+        """Fields of `facessl.core.checkpoint.TrainingCheckpoint` except format and step (collective call)."""
         terms = [{name: value.cpu() for name, value in step.items()} for step in self._window.terms]
         ranks = gathered((_rng_state(), terms))
         return {
@@ -100,7 +97,7 @@ class Trainer:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state` of a run with the same configuration (collective call)."""
+        """Continue from the `state` of a run with the same configuration (collective call)."""
         fsdp.load_module(self.method, state["method"])
         fsdp.load_optimizer(self.optimizer, state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
@@ -109,7 +106,7 @@ class Trainer:
         self._window.first_step = self.step
         if len(state["rng"]) == self.fabric.world_size:
             _set_rng_state(state["rng"][self.fabric.global_rank])
-            # The steps since the last log line of the process that was stopped.
+            # Steps that the stopped process had not logged.
             unlogged = state["unlogged"][self.fabric.global_rank]
             terms = [{name: value.to(self.fabric.device) for name, value in step.items()} for step in unlogged]
             self._window = _Window(terms, self.step - len(terms), resumed=len(terms))
@@ -119,13 +116,13 @@ class Trainer:
     # ---- loop --------------------------------------------------------------------------------------------------
 
     def fit(self, batches: Iterator[Batch]) -> bool:
-        """Train from the current step to the end of the plan, or to a stop signal or the time limit.
+        """Train to the end of the plan, a stop signal or the time limit. Return whether the end was reached.
 
         Raises:
             TrainingError: a loss term is not finite, or too many images are unreadable. The last checkpoint stays.
         """
         began = time.perf_counter()
-        if self.step == 0 and self._log is not None:  # a run that was stopped before its first checkpoint begins again
+        if self.step == 0 and self._log is not None:  # a run that was stopped before its first checkpoint starts again
             self._log.cut_after(-1, {})
         self._window.started = time.perf_counter()
         ready = Prefetcher(batches, self.fabric.device, self.setup.photometric)
@@ -139,7 +136,7 @@ class Trainer:
                 if self.step % self.plan.log_every == 0 or self.step in (1, self.plan.total_steps):
                     self._show(line, self._write_window())
                     self._window = _Window(first_step=self.step)
-                elif line.due():  # of this rank alone: a reduction would have to be agreed on
+                elif line.due():  # without a reduction, as other ranks may not be due
                     loss = torch.stack([terms["loss"] for terms in self._window.terms]).mean()
                     self._show(line, {"loss": float(loss), **self._speed()})
                 last = self.step == self.plan.total_steps
@@ -159,36 +156,36 @@ class Trainer:
 
     @property
     def stop_reason(self) -> str | None:
-        """Why `fit` ended before the plan did; None if it did not."""
+        """Why `fit` stopped early; None if it did not."""
         return self._stopping.reason
 
     def _one_step(self, batches: Prefetcher) -> None:
         waited = batches.waited
         batch = next(batches)
         self._window.waited += batches.waited - waited
-        self.note_skipped(batch.skipped)
+        self._record_skipped(batch.skipped)
         rate = self.plan.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         size = len(batch) // self.plan.accumulate
-        gathered: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         for part in range(self.plan.accumulate):
-            piece = batch if self.plan.accumulate == 1 else batch.slice(part * size, (part + 1) * size)
+            micro_batch = batch if self.plan.accumulate == 1 else batch.slice(part * size, (part + 1) * size)
             with self.fabric.no_backward_sync(self._wrapped, enabled=part + 1 < self.plan.accumulate):
                 # Without a strategy that wraps the module (one process), Fabric runs `step` outside its precision.
                 with self.fabric.autocast():
-                    result = self._wrapped.step(piece, self.progress)
+                    result = self._wrapped.step(micro_batch, self.progress)
                 self.fabric.backward(result.loss / self.plan.accumulate)
             for name, value in {"loss": result.loss.detach(), **result.logs}.items():
-                gathered[name] = gathered.get(name, 0) + value.float() / self.plan.accumulate
-        self._window.terms.append(gathered)
+                terms[name] = terms.get(name, 0) + value.float() / self.plan.accumulate
+        self._window.terms.append(terms)
         if self.fabric.device.type == "cpu":
             self._check_finite(only_last=True)
         if self.plan.clip_grad:
             norm = self.fabric.clip_gradients(
                 self._wrapped, self._optimizer, max_norm=self.plan.clip_grad, error_if_nonfinite=False
             )
-            gathered["grad_norm"] = fsdp.whole(norm)
+            terms["grad_norm"] = fsdp.whole(norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.method.after_step(self.progress)  # the k-th update (from 0) has the momentum of k / total, as in BYOL
@@ -196,7 +193,7 @@ class Trainer:
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands now."""
+        """Current position in the run."""
         return self._progress_at(self.step)
 
     def _progress_at(self, step: int) -> Progress:
@@ -222,8 +219,8 @@ class Trainer:
         speed, terms = self._speed(), self._window.terms
         names = list(terms[0])
         means = torch.stack([torch.stack([t[n] for n in names]) for t in terms]).mean(0)  # (terms,)
-        over_ranks: Any = self.fabric.all_reduce(means, reduce_op="mean")
-        row = dict(zip(names, over_ranks.tolist(), strict=True))
+        global_means: Any = self.fabric.all_reduce(means, reduce_op="mean")
+        row = dict(zip(names, global_means.tolist(), strict=True))
         row |= {"lr": self.plan.learning_rate(self.step - 1), **speed}
         ema = getattr(self.method, "ema_momentum", None)
         if ema is not None:
@@ -239,14 +236,14 @@ class Trainer:
     def _measure(self) -> None:
         if not self.plan.monitor_every:
             return
-        self._check_there()
+        self._check_folder()
         values: dict[str, float] = {}
         if self.setup.monitors and self.fabric.is_global_zero:  # the others wait at the barrier
-            kept = _rng_state()
+            rng_state = _rng_state()
             with evaluating(self.method):
                 for monitor in self.setup.monitors.values():
                     values |= monitor(self.method, self.progress)
-            _set_rng_state(kept)
+            _set_rng_state(rng_state)
             if self._log is not None:
                 self._log.write(self._row_head() | {f"monitor/{k}": v for k, v in values.items()})
             self.setup.on_measured(self.step, values)
@@ -267,31 +264,31 @@ class Trainer:
         raise self._diverged(f"step {step}: {' and '.join(bad) or names[column]} is not finite")
 
     def _check_weights(self) -> None:
-        """A loss may be finite when the update after it was not."""
+        """Raise TrainingError if weights are not finite, as may happen after a finite loss."""
         parameters = {name: p.detach() for name, p in self.method.named_parameters() if not fsdp.is_sharded(p)}
         if not parameters:
             return
         finite = torch.stack([p.isfinite().all() for p in parameters.values()]).tolist()
-        bad = [name for name, fine in zip(parameters, finite, strict=True) if not fine]
+        bad = [name for name, is_finite in zip(parameters, finite, strict=True) if not is_finite]
         if bad:
             raise self._diverged(f"step {self.step}: the weights {bad[0]} are not finite")
 
-    def _check_there(self) -> None:
-        """A folder that was moved is not made again, as it would hold half a run."""
+    def _check_folder(self) -> None:
+        """Raise TrainingError if the folder was moved: a new one would hold half a run."""
         if self.fabric.is_global_zero and not self.folder.is_dir():
             raise TrainingError(f"the run folder {self.folder} is gone: put it back, then go on with --resume")
 
-    def _diverged(self, what: str) -> TrainingError:
+    def _diverged(self, reason: str) -> TrainingError:
         saved = checkpoint.steps(self.folder / "checkpoints")
-        kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been written"
+        last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been written"
         return TrainingError(
-            f"{what}; {kept}: lower --optim.lr, set --clip-grad 1, or use --precision bf16 instead of fp16"
+            f"{reason}; {last}: lower --optim.lr, set --clip-grad 1, or use --precision bf16 instead of fp16"
         )
 
     def save(self) -> None:
         """Write a checkpoint of the current step (collective call). TrainingError: weights are not finite."""
         self._check_weights()
-        self._check_there()
+        self._check_folder()
         state = self.state()
         if self.fabric.is_global_zero:
             checkpoint.save_run(self.folder / "checkpoints", self.step, state)
@@ -299,16 +296,16 @@ class Trainer:
                 self._log.flush()
         self.fabric.barrier()
 
-    def note_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
-        """Count and list unreadable images (key, reason). TrainingError where they are too many."""
-        fresh = {key: reason for key, reason in skipped if key not in self.skipped}
-        if not fresh:
+    def _record_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Count and list unreadable images (key, reason). TrainingError: they are too many."""
+        new = {key: reason for key, reason in skipped if key not in self.skipped}
+        if not new:
             return
-        self.skipped |= fresh
+        self.skipped |= new
         if self._log is not None:
-            self._log.skipped(fresh)
+            self._log.skipped(new)
         if self.plan.most_unreadable is not None and len(self.skipped) > self.plan.most_unreadable:
-            key, reason = next(iter(fresh.items()))
+            key, reason = next(iter(new.items()))
             raise TrainingError(
                 f"{len(self.skipped)} images could not be read, more than the {self.plan.most_unreadable} that max_bad "
                 f"allows (the last: {key}: {reason}): see {self.folder / 'skipped.csv'}, remove them or raise --max-bad"

@@ -1,4 +1,4 @@
-"""How labeled images are augmented, as data, and the published protocols' numbers."""
+"""Augmentation of labeled images as data, and the published protocols' numbers."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Distribution = Literal["uniform", "normal"]
 
 @dataclass(frozen=True)
 class Augment:
-    """How a labeled image becomes a view. The defaults are the whole image, unchanged.
+    """Augmentation of a labeled image to a view. The defaults are the whole image, unchanged.
 
     All geometry is one bilinear warp of the stored pixels; the pixels are degraded in the order of the fields, with
     jitter, grayscale and blur on the device (`facessl.views.photometric`). Probabilities are those of training; a view

@@ -1,4 +1,4 @@
-"""Pixel degradations of a view in the worker: uint8 in, uint8 out, every random number handed in.
+"""Pixel degradations of a view in the worker: uint8 in, uint8 out, random numbers as arguments.
 
 A draw is uniform in 0..1. Noise over all pixels comes from a generator seeded by one draw.
 """
@@ -27,13 +27,9 @@ def apply_gamma(image: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def occlude(image: np.ndarray, draws: np.ndarray, ellipse: bool) -> np.ndarray:
-    """A black block, or the ellipse in it, over part of a view.
+    """Draw a black block, or the `ellipse` in it, over part of a view (S, S, 3), as STAR and FaRL's toolkit do.
 
-    Args:
-        image: (S, S, 3).
-        draws: (4,) height, width, center x, center y. The height is 0.1..0.4 of the side, the width at most 0.1 more
-            or less than the height, and the center is anywhere: the occlusion of STAR and of FaRL's toolkit.
-        ellipse: draw an ellipse instead.
+    `draws` (4,) are height (0.1..0.4 of the side), width (at most 0.1 more or less) and center x, y (anywhere).
     """
     size = image.shape[0]
     height = 0.2 + 0.6 * draws[0]
@@ -50,16 +46,8 @@ def occlude(image: np.ndarray, draws: np.ndarray, ellipse: bool) -> np.ndarray:
 
 
 def erase_box(size: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]) -> Box | None:
-    """Top, left, height, width of a random erasing in a view of side `size`, as torchvision's RandomErasing draws it.
-
-    Args:
-        draws: (BOX_DRAWS,).
-        scale: area of the box relative to the view.
-        ratio: height / width.
-
-    Returns:
-        None where no try fits into the view.
-    """
+    """Top, left, height, width of a random erasing in a view of side `size`, as torchvision's RandomErasing draws it
+    by `draws` (BOX_DRAWS,); `scale` is its area relative to the view, `ratio` height / width. None if no try fits."""
     tries = sides(size * size, draws, scale, ratio)
     return next((place(size, size, h, w, draws) for h, w in tries if h < size and w < size), None)
 

@@ -32,13 +32,8 @@ Box = tuple[int, int, int, int]
 def sides(
     area: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Iterator[tuple[int, int]]:
-    """Ten tries at the sides of a box in an image of `area` pixels, as torchvision draws them.
-
-    Args:
-        draws: (BOX_DRAWS,).
-        scale: range of the box's area relative to the image, uniform.
-        ratio: range of first / second side, log-uniform.
-    """
+    """Ten tries at the sides of a box in an image of `area` pixels, as torchvision draws them, by `draws` (BOX_DRAWS,):
+    its area relative to the image is uniform in `scale`, first / second side log-uniform in `ratio`."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     tries = draws[: BOX_DRAWS - 2].tolist()
     for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
@@ -56,12 +51,8 @@ def place(height: int, width: int, h: int, w: int, draws: np.ndarray) -> Box:
 def crop_box(view: View, height: int, width: int, draws: np.ndarray) -> Box:
     """Top, left, height, width in pixels of a random resized crop, as torchvision's RandomResizedCrop draws it.
 
-    Args:
-        view: its `scale` and `ratio` bound the crop.
-        height, width: of the image in pixels, 1 or more.
-        draws: (BOX_DRAWS,) uniform in 0..1.
-
-    Ten tries at an area and a log-uniform ratio; where none fits, the largest centered box of a valid ratio.
+    Ten tries at an area and a log-uniform ratio by `draws` (BOX_DRAWS,), uniform in 0..1; if none fits, the largest
+    centered box of a valid ratio.
     """
     if view.whole:
         return 0, 0, height, width
@@ -142,7 +133,7 @@ class DrawnViews:
         self._views, self._sizes, self._draws = views, sizes, draws
 
     def reduction(self, height: int, width: int) -> int:
-        """By how much (1, 2, 4 or 8) an image of this size may be reduced in decoding; see `MARGIN`."""
+        """Allowed reduction of an image of this size in decoding: 1, 2, 4 or 8; see `MARGIN`."""
         if min(height, width) < FACTORS[-1] * MARGIN * max(self._sizes):  # no crop of that view can be large enough
             return 1
         fits = min(

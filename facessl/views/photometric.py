@@ -40,15 +40,8 @@ class Photometric:
 
     @torch.no_grad()
     def apply(self, view: Tensor, params: Tensor) -> Tensor:
-        """Augment and normalize one view.
-
-        Args:
-            view: (B, 3, S, S) uint8.
-            params: (B, P) float32, columns as in `Column`.
-
-        Returns:
-            (B, 3, S, S) float32, channels-last in memory, on the view's device.
-        """
+        """Augment and normalize one view (B, 3, S, S) uint8 by `params` (B, P) float32 (`Column`) -> (B, 3, S, S)
+        float32, channels-last in memory, on the view's device."""
         if view.device.type == "cpu":
             return photometric_cpu.apply(view, params.numpy(), self.mean, self.std)
         return self.apply_batched(view, params)
@@ -70,7 +63,7 @@ class Photometric:
         hue_slot[params[:, Column.JITTER] == 0] = 4
         # Sorted by the slot of the hue, every step of the jitter works on one contiguous run of samples.
         order = np.argsort(hue_slot, kind="stable")
-        rows = _put(order, view.device)
+        rows = _to_device(order, view.device)
         params = params[order]
         x = view.index_select(0, rows).to(torch.float32, memory_format=torch.contiguous_format)
         starts = np.searchsorted(hue_slot[order], np.arange(5)).tolist()
@@ -84,10 +77,10 @@ class Photometric:
         _on_rows(x, solarized, lambda part: torch.where(part >= threshold, 255 - part, part))
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             x[:, channel].sub_(255 * mean).div_(255 * std)
-        out.copy_(x.index_select(0, _put(np.argsort(order), view.device)))
+        out.copy_(x.index_select(0, _to_device(np.argsort(order), view.device)))
 
 
-def _put(values: np.ndarray, device: torch.device) -> Tensor:
+def _to_device(values: np.ndarray, device: torch.device) -> Tensor:
     """A small host array on `device`, without waiting for the device."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
@@ -95,13 +88,13 @@ def _put(values: np.ndarray, device: torch.device) -> Tensor:
 
 def _column(values: np.ndarray, like: Tensor) -> Tensor:
     """(n,) host values -> (n, 1, 1, 1) float32 on the device of `like`."""
-    return _put(values.astype(np.float32), like.device).view(-1, 1, 1, 1)
+    return _to_device(values.astype(np.float32), like.device).view(-1, 1, 1, 1)
 
 
 def _on_rows(x: Tensor, rows: np.ndarray, operation: Callable[[Tensor], Tensor]) -> None:
     """x[rows] = operation(x[rows]), for `rows` that may be none."""
     if len(rows):
-        index = _put(rows, x.device)
+        index = _to_device(rows, x.device)
         x.index_copy_(0, index, operation(x.index_select(0, index)))
 
 

@@ -19,16 +19,8 @@ _SAME = np.eye(3, 4)
 
 
 def apply(view: Tensor, params: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Augment and normalize one view.
-
-    Args:
-        view: (B, 3, S, S) uint8 on the CPU.
-        params: (B, P) float32, columns as in `Column`.
-        mean, std: normalization, RGB in 0..1.
-
-    Returns:
-        (B, 3, S, S) float32, channels-last in memory.
-    """
+    """Augment and normalize one view (B, 3, S, S) uint8 by `params` (B, P) float32 (`Column`) and the normalization
+    `mean`, `std`, RGB in 0..1 -> (B, 3, S, S) float32, channels-last in memory."""
     out = torch.empty(view.shape, memory_format=torch.channels_last)
     images, results = view.permute(0, 2, 3, 1).numpy(), out.permute(0, 2, 3, 1).numpy()  # (B, S, S, 3)
     scale = 1 / (255 * np.array(std))
@@ -53,9 +45,7 @@ def apply(view: Tensor, params: np.ndarray, mean: tuple[float, ...], std: tuple[
 
 
 def half_kernels(sigma: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian kernels for `sigma` (n,) pixels, cut at 3 sigma or at the view's `size`.
-
-    What the cut leaves out is less than 1/255 of the kernel's weight.
+    """Gaussian kernels for `sigma` (n,) pixels, cut at 3 sigma (less than 1/255 of the weight) or at the view's `size`.
 
     Returns:
         (n, R + 1) float64 weights of the middle and the taps on one side, 0 beyond each sample's reach; and (n,) int

@@ -65,7 +65,7 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """True where the view is the whole image, resized to the square without a crop."""
+        """True if the view is the whole image, resized to the square without a crop."""
         return tuple(self.scale) == (1, 1) and tuple(self.ratio) == (1, 1)
 
 

@@ -36,15 +36,15 @@ class Supervised:
         layout: order of the landmarks; None: unknown, they cannot be mirrored.
         mask_flip: class of the mirrored image by class of the image; None: unknown, masks cannot be mirrored. Classes
             without sides are `range(number of classes)`.
-        needs: label fields that the task uses; None: whichever there are. Landmarks and masks that cannot be mirrored
-            are an error where they are named, and None in training where they are not. A mask that is not named is None
+        needs: label fields that the task uses; None: all there are. Landmarks and masks that cannot be mirrored
+            are an error if they are named, and None in training if they are not. A mask that is not named is None
             in evaluation too.
         train: False: only the crop, whether there is a generator or not.
         mask_outside: class of a view's pixels that lie outside the image; 255: none, they are left out.
         mean, std: normalization, for what erasing fills in.
 
     Raises:
-        ConfigError: flips are asked for, but labels that the task needs cannot be mirrored; no pixels.
+        ConfigError: flips are set, but labels that the task needs cannot be mirrored; no pixels.
     """
 
     sizes = ()
@@ -207,7 +207,7 @@ class DrawnLabeled:
     reduction: ClassVar[None] = None
 
     def __call__(self, sample: Sample, image: np.ndarray, out: Sequence[np.ndarray] = ()) -> SampleViews:
-        """As `Supervised.apply`; `out` is not used, the views bring their own memory."""
+        """Call `Supervised.apply`; `out` is not used, as the views have their own memory."""
         return self.views.apply(sample, image, self.draws)
 
 

@@ -14,7 +14,8 @@ from facessl.data.detect import Face, detect, detect_all
 from facessl.data.detectors import yunet as yunet_module
 from facessl.data.frame import TEMPLATES, Frame, Template, similarity
 from facessl.data.sources.synthetic import Synthetic
-from facessl.tools.crop import Align, crop
+from facessl.tools.crop import crop
+from facessl.tools.options import Align
 from tests.helpers import read_table
 
 crop_module = importlib.import_module("facessl.tools.crop")

@@ -188,7 +188,7 @@ def test_released_decoder_without_an_input_projection_gets_the_identity():
     whole = FRA(
         Backbone("resnet18", image_size=64), variant="official", **(SMALL | {"decoder_width": 512, "decoder_heads": 8})
     )
-    state = {f"module.{released.theirs(name)}": value for name, value in whole.state_dict().items()}
+    state = {f"module.{released.rename(name)}": value for name, value in whole.state_dict().items()}
     state = {
         n: v[..., None] if ".mlp." in n and v.ndim == 2 else v for n, v in state.items() if ".input_proj." not in n
     }

@@ -135,7 +135,7 @@ def test_views_without_a_common_place_give_zero():
 def test_reading_equals_grid_sample():
     maps, (theirs, ours) = assignments(rows=6, columns=7), random_crops()
     found, inside = view_cells.seen_by(maps, theirs, ours, 4, 5)
-    y, x = view_cells.in_view(*view_cells.places(ours, 4, 5), theirs)
+    y, x = view_cells.in_view(*view_cells.cell_centers(ours, 4, 5), theirs)
     grid = torch.stack([x[:, None].expand(-1, 4, -1), y[:, :, None].expand(-1, -1, 5)], -1) * 2 - 1
     expected = F.grid_sample(maps.permute(0, 3, 1, 2), grid, align_corners=False, padding_mode="border")
     torch.testing.assert_close(found, expected.permute(0, 2, 3, 1))

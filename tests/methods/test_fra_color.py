@@ -55,7 +55,7 @@ def found():
     """The layout of 160 drawings without a face."""
     regions, generator = ColorRegions(2), torch.Generator().manual_seed(0)
     for _ in range(20):
-        regions.note(drawing(generator)[0], LAYOUT_STEPS - 1)
+        regions.add(drawing(generator)[0], LAYOUT_STEPS - 1)
     regions.update(LAYOUT_STEPS - 1)
     return regions
 
@@ -64,7 +64,7 @@ def test_face_is_found_where_it_is():
     """The mean face of faces in the middle is found in views where it is smaller, turned and to one side."""
     regions = ColorRegions(2)
     middle = similarities(torch.ones(4), torch.zeros(4), torch.zeros(4, 2))
-    regions.note(faces(middle), 0)
+    regions.add(faces(middle), 0)
     regions.update(LAYOUT_STEPS // 3 - 1)
     scale, angle = torch.tensor([1.0, 0.8, 0.63, 0.71]), torch.tensor([0.0, 7.0, -14.0, 0.0])
     shift = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 0.15], [-0.15, 0.1]])
@@ -131,9 +131,9 @@ def test_targets_are_the_same_under_autocast(found):
     results = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            regions.note(image, LAYOUT_STEPS - 1)
-            results.append({"targets": regions(image), **regions._noted})
-        regions._noted = {}
+            regions.add(image, LAYOUT_STEPS - 1)
+            results.append({"targets": regions(image), **regions._sums})
+        regions._sums = {}
     torch.testing.assert_close(results[1], results[0])
 
 

@@ -70,7 +70,7 @@ def test_gradient_norms(run, golden):
     parameters = dict(model.named_parameters())
     theirs = golden[0]["grad_norms"]
     begin = "module." if next(iter(theirs)).startswith("module.") else ""
-    name_of = {begin + released.theirs(ours): ours for ours in parameters}
+    name_of = {begin + released.rename(ours): ours for ours in parameters}
     # In float32 the last bias's gradient (7e-7) is what remains of sums a thousand times larger.
     floor = 3e-10 if next(model.parameters()).dtype == torch.float32 else 0.0
     for name, norm in theirs.items():

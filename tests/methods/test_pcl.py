@@ -150,8 +150,8 @@ def test_weights_follow_the_mean_losses_of_the_last_two_epochs_and_survive_a_res
             torch.testing.assert_close(balance.weights(epoch), torch.tensor(expected), rtol=1e-5, atol=1e-6)
             parts = 0.5 + torch.rand(2, 2, generator=generator)  # two micro-batches
             for part in parts:
-                balance.note(part)
-            balance.move(epoch)
+                balance.add(part)
+            balance.update(epoch)
             history[-1].append(parts.mean(0).tolist())
             step += 1
             if step % 4 == 0:

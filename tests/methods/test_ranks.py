@@ -108,8 +108,8 @@ def prepared(case, dtype, mine):
     if case == "swav-queue":
         for _ in range(3):  # full, and at a place that is not a multiple of the batch
             rows = torch.nn.functional.normalize(torch.randn(2, 16, 16, generator=generator, dtype=dtype), dim=-1)
-            method.queue.note(rows[:, mine])
-            method.queue.move()
+            method.queue.add(rows[:, mine])
+            method.queue.update()
     if masked or case == "distill":
         views = views[:1]
     if masked:

@@ -12,11 +12,11 @@ def test_queue_holds_the_newest_rows():
         before = queue.rows.clone()
         for size in sizes:
             numbers = torch.arange(count + 1, count + size + 1, dtype=torch.float64, requires_grad=True)
-            queue.note(torch.stack([numbers, -numbers])[..., None])
+            queue.add(torch.stack([numbers, -numbers])[..., None])
             newest = [*newest, *numbers.tolist()][-5:]
             count += size
         assert torch.equal(queue.rows, before), "a note changes nothing yet"
-        queue.move()
+        queue.update()
         assert sorted(queue.rows[0, :, 0].tolist()) == sorted([0.0] * (5 - len(newest)) + newest)
         assert torch.equal(queue.rows[0], -queue.rows[1])
         assert queue.is_full().item() == (count >= 5)

@@ -57,7 +57,7 @@ def test_a_face_without_size_is_named(points: tuple[np.ndarray, np.ndarray, np.n
 
 def scored(errors: Any, threshold: float) -> tuple[float, float]:
     """Area and failure rate."""
-    found = landmark_scores(np.array(errors), unit="box", thresholds=(threshold,), samples=2)
+    found = landmark_scores(np.array(errors), unit="box", thresholds=(threshold,))
     _, failures, area = (value for name, value in found.items() if not name.endswith("_interval"))
     return area, failures
 

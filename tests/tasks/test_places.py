@@ -34,7 +34,7 @@ def test_the_test_part_is_matched_by_name() -> None:
     yes.add({"probabilities": torch.tensor([[0.0, 1, 1], [1, 1, 0]])}, batch(attributes=torch.tensor([[1, 0], [0, 1]])))
     assert yes.result()["accuracy"] == {"c": 1.0, "a": 1.0}
     masks = ParsingMeter(NAMES, source(mask_names=("a", "c")), Augment())
-    assert masks.place[np.array([0, 1, 255])].tolist() == [0, 2, 255]
+    assert masks.training_class[np.array([0, 1, 255])].tolist() == [0, 2, 255]
     for make in (
         lambda: ExpressionMeter(NAMES, source(), ("a", "d")),
         lambda: AttributesMeter(NAMES, source(attribute_names=("a", "d"))),

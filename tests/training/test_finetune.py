@@ -34,7 +34,7 @@ from facessl.tasks.base import Labels, headline
 from facessl.tasks.expression import Expression
 from facessl.training import finetune as module
 from facessl.training import run as runs
-from facessl.training.derived import cheaper_hint, derive, settle, size_reason
+from facessl.training.derived import adapt_defaults, cheaper_hint, derive, size_reason
 from facessl.training.task_with_ema import TaskWithEma
 from facessl.views.augment import Augment
 from facessl.views.supervised import Supervised
@@ -82,7 +82,9 @@ def test_the_test_part_is_read_at_the_end_only(select: str, tmp_path: Path, monk
         phase[0] = "after"
         return finish(*values, **named)
 
-    monkeypatch.setattr(runs, "_marks", lambda sources: {})  # fingerprints read a few images; nothing learns of them
+    monkeypatch.setattr(
+        runs, "_fingerprints", lambda sources: {}
+    )  # fingerprints read a few images; nothing learns of them
     monkeypatch.setattr(Synthetic, "__getitem__", spied)
     monkeypatch.setattr(module.Finetuning, "finish", finishing)
     found = finetune(tmp_path / "run", select=select, epochs=2)
@@ -144,24 +146,24 @@ def test_balanced_draws_every_class_equally_often_and_resumes_exactly() -> None:
 def test_defaults_shrink_with_the_training_part(images: int, world: int, batch: int, warmup: int) -> None:
     """Never what was asked for, and every change is told."""
     config = parse.parse(["none", SOURCE, "--epochs", "25"], command=FINETUNE)
-    found, notes = settle(config, images, world)
+    found, notes = adapt_defaults(config, images, world)
     plan = derive(found, images)
     assert (plan.batch_size, plan.warmup_steps) == (batch, warmup)
     assert plan.total_steps == 25 * (images // batch)
     assert len(notes) == (batch < 256) + (warmup == plan.total_steps // 5 < 5 * (images // batch))
     again = parse.from_dict({**found.to_dict(), "resume": True}, FINETUNE)
-    assert settle(again, images, world) == (again, []), "a resumed run has the same numbers"
+    assert adapt_defaults(again, images, world) == (again, []), "a resumed run has the same numbers"
 
 
 def test_what_was_asked_for_is_kept_or_refused() -> None:
     words = ["none", SOURCE, "--epochs", "6", "--batch-size", "90", "--optim.warmup-epochs", "5"]
     config = parse.parse(words, command=FINETUNE)
-    assert settle(config, 100) == (config, [])
+    assert adapt_defaults(config, 100) == (config, [])
     with pytest.raises(ConfigError, match="90 is larger"):
-        derive(settle(config, 80)[0], 80)
+        derive(adapt_defaults(config, 80)[0], 80)
     short = parse.from_dict({"epochs": 4, "optim": {"warmup_epochs": 5}}, FINETUNE)
     with pytest.raises(ConfigError, match=r"warmup_epochs = 5 is 10 steps, but the run has 8"):
-        derive(settle(short, 19)[0], 19)
+        derive(adapt_defaults(short, 19)[0], 19)
 
 
 @pytest.mark.parametrize(

@@ -101,12 +101,12 @@ class MTCNN:
             score = maps[:, 4:].softmax(1)[:, 1]
             owner, y, x = torch.where(score > PROPOSED)
             corner = torch.stack([x, y], 1) * STRIDE
-            inside = (corner + CELL <= limit[owner]).all(1)  # not in what fills up a smaller photo of the batch
+            inside = (corner + CELL <= limit[owner]).all(1)  # not in the padding of a smaller photo
             owner, y, x, corner = owner[inside], y[inside], x[inside], corner[inside]
             window = torch.cat([corner, corner + CELL], 1) + maps[owner, :4, y, x] * CELL
-            found = window / torch.tensor(scales, device=self.device)[owner, None] - shift[owner]
-            keep = batched_nms(found, score[owner, y, x], owner, 0.5)
-            boxes.append(found[keep])
+            candidates = window / torch.tensor(scales, device=self.device)[owner, None] - shift[owner]
+            keep = batched_nms(candidates, score[owner, y, x], owner, 0.5)
+            boxes.append(candidates[keep])
             scores.append(score[owner, y, x][keep])
             owners.append(owner[keep])
         if not boxes:
@@ -119,7 +119,8 @@ class MTCNN:
         self, index: int, halves: list[Tensor], boxes: Tensor, owner: Tensor, side: int, least: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes as the second or third network sees them: moved ones above `least`, owners, scores, points."""
-        squares = _squares(boxes)
+        center, side_half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) / 2
+        squares = torch.cat([center - side_half, center + side_half], 1)  # around the boxes, as long as the longer side
         out = self.networks[index](_patches(halves, squares, owner, side))
         scores = out[:, -2:].softmax(1)[:, 1]
         size = (squares[:, 2:] - squares[:, :2]).repeat(1, 2)
@@ -150,7 +151,7 @@ def _halves(photos: list[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 def _patches(halves: list[Tensor], squares: Tensor, owner: Tensor, side: int) -> Tensor:
-    """Squares (n, 4) cut out as (n, 3, side, side), each from the size of its photo where it is 2 to 4 times as large.
+    """Squares (n, 4) cut out as (n, 3, side, side), each from the size of its photo if it is 2 to 4 times as large.
 
     A large square out of the whole photo costs most: one sample for each of its pixels.
     """
@@ -169,22 +170,16 @@ def _bordered(photo: np.ndarray, top: int, bottom: int, left: int, right: int) -
     return np.asarray(cv2.copyMakeBorder(photo, top, bottom, left, right, cv2.BORDER_CONSTANT, value=gray))
 
 
-def _squares(boxes: Tensor) -> Tensor:
-    """(n, 4) squares around the same centers, as long as the longer side."""
-    center, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) / 2
-    return torch.cat([center - side, center + side], 1)
-
-
 def _distinct(rows: np.ndarray) -> list[int]:
     """Indices of rows (n, 15) that no better row covers by 0.7 of the smaller box, the best first."""
-    kept: list[int] = []
+    best: list[int] = []
     area = (rows[:, 2] - rows[:, 0]) * (rows[:, 3] - rows[:, 1])
     for index in np.argsort(-rows[:, 4], kind="stable"):
-        low, high = np.maximum(rows[index, :2], rows[kept, :2]), np.minimum(rows[index, 2:4], rows[kept, 2:4])
+        low, high = np.maximum(rows[index, :2], rows[best, :2]), np.minimum(rows[index, 2:4], rows[best, 2:4])
         inner = (high - low).clip(0).prod(1)
-        if (inner <= 0.7 * np.minimum(area[index], area[kept])).all():
-            kept.append(int(index))
-    return kept
+        if (inner <= 0.7 * np.minimum(area[index], area[best])).all():
+            best.append(int(index))
+    return best
 
 
 class _Transposed(nn.Module):
@@ -224,7 +219,7 @@ def _load(net: nn.Sequential, name: str) -> None:
     file = Path(str(spec.origin)).parent / "assets" / "weights" / f"{name}.lz4" if spec and spec.origin else Path(name)
     if not file.is_file():
         raise ConfigError("the face detector's weights are missing: pip install mtcnn, or name another detector")
-    with lz4.frame.open(file) as opened:  # joblib would leave it open, which Python 3.13 tells as a traceback
+    with lz4.frame.open(file) as opened:  # joblib would leave it open, which Python 3.13 reports as a traceback
         arrays = [torch.from_numpy(array) for array in joblib.load(opened)]
     body = [p for layer in list(net)[:-1] for p in layer.parameters()]
     heads = arrays[len(body) :]

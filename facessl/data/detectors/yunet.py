@@ -37,8 +37,8 @@ class YuNet:
     def _one(self, photo: np.ndarray, min_score: float) -> np.ndarray:
         self.network.setInputSize((photo.shape[1], photo.shape[0]))
         self.network.setScoreThreshold(min_score)
-        _, found = self.network.detect(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
-        rows = np.zeros((0, 15), np.float32) if found is None else found.astype(np.float32)
+        _, faces = self.network.detect(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
+        rows = np.zeros((0, 15), np.float32) if faces is None else faces.astype(np.float32)
         corners = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
         # The person's right eye comes first: the one on the image's left.
         return np.concatenate([corners, rows[:, 14:15], rows[:, 4:14]], 1)

@@ -1,4 +1,4 @@
-"""What readers of landmark and mask sets share: rows of coordinates, HRNet's tables, boxes, class maps."""
+"""Helpers for readers of landmark and mask sets: rows of coordinates, HRNet's tables, boxes, class maps."""
 
 import re
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import IGNORE_INDEX, Sample
 from facessl.data.decode import EXTENSIONS, ImageError, decode_mask, read_file, stored_size
 from facessl.data.layouts import layout as landmark_layout
+from facessl.data.layouts import swapped
 from facessl.data.sources._lists import check_width, csv_rows, lines, names_by_stem, real
 
 _HRNET_HEAD = ["image_name", "scale", "center_w", "center_h"]
@@ -78,9 +79,9 @@ def pts_faces(folder: Path, layout: str, start: int, points: int | None) -> tupl
 
 
 def check_layout(file: Path, points: int, name: str | None) -> None:
-    """ConfigError where landmarks of a file are not as many as the layout `name` has; UnknownName for no layout."""
-    if name is not None and (wanted := landmark_layout(name).points) != points:
-        raise ConfigError(f"{file} has {points} landmarks, but the layout {name} has {wanted}")
+    """ConfigError if landmarks of a file are not as many as the layout `name` has; UnknownName for no layout."""
+    if name is not None and (expected := landmark_layout(name).points) != points:
+        raise ConfigError(f"{file} has {points} landmarks, but the layout {name} has {expected}")
 
 
 def square_around(points: np.ndarray) -> np.ndarray:
@@ -96,7 +97,7 @@ def read_mask(file: str) -> np.ndarray:
 
 
 def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:
-    """The mask at its image's size, enlarged by a whole number if at all. ImageError where the sizes do not fit."""
+    """The mask at its image's size, enlarged by a whole number if at all. ImageError if the sizes do not fit."""
     height, width = stored_size(image, key=key)
     (down, rest_y), (across, rest_x) = divmod(height, mask.shape[0]), divmod(width, mask.shape[1])
     if rest_y or rest_x or down != across:
@@ -105,9 +106,9 @@ def fitted(mask: np.ndarray, image: bytes, key: str, file: str) -> np.ndarray:
 
 
 def give_mask(sample: Sample, file: str, classes: int, where: str) -> None:
-    """Give a sample, of which the image is encoded, the mask in a file. ImageError as `read_mask` and `fitted`.
+    """Give a sample, with an encoded image, the mask in a file. ImageError as `read_mask` and `fitted`.
 
-    DataError where the mask has other numbers than those of the `classes`, which `where` names, and 255.
+    DataError if the mask has a number that is neither one of the `classes` that `where` names, nor 255.
     """
     assert isinstance(sample.image, bytes)
     mask = read_mask(file)
@@ -118,10 +119,10 @@ def give_mask(sample: Sample, file: str, classes: int, where: str) -> None:
 
 
 def side_pairs(names: Sequence[str]) -> tuple[int, ...] | None:
-    """Which class each class becomes in a mirrored image, from names that differ in a side only.
+    """The class that each class becomes in a mirrored image, from names that differ in a side only.
 
     Sides are `left` and `right` anywhere in a name, `l_` and `r_` in front, and a number behind that is the class's
-    own (`eye_4` and `eye_5`), if exactly two names are the same otherwise. None where no two names are a pair.
+    own (`eye_4` and `eye_5`), if exactly two names are the same otherwise. None if no two names are a pair.
     """
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names):
@@ -132,11 +133,3 @@ def side_pairs(names: Sequence[str]) -> tuple[int, ...] | None:
             groups.setdefault(plain, []).append(index)
     pairs = [group for group in groups.values() if len(group) == 2]
     return swapped(len(names), pairs) if pairs else None
-
-
-def swapped(classes: int, pairs: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """0, 1, ..., classes - 1 with the two classes of each pair exchanged."""
-    flip = list(range(classes))
-    for a, b in pairs:
-        flip[a], flip[b] = b, a
-    return tuple(flip)

@@ -1,6 +1,6 @@
-"""What readers of data sets share: finding files, reading lists, checking values and counts.
+"""Helpers for readers of data sets: finding files, reading lists, checking values and counts.
 
-Every refusal is one sentence with the file (and line), what was found there, and what is expected.
+Every error is one sentence with the file (and line), its content, and what is expected.
 """
 
 import codecs
@@ -22,12 +22,12 @@ from facessl.data.splits import part_folders
 
 
 def expected(source: str, *parts: str) -> str:
-    """The end of a sentence that says which files and folders (`parts`) the reader `source` looks for."""
+    """End of an error message: the files and folders (`parts`) that the reader `source` looks for."""
     return f"{source} expects in its folder {'; '.join(parts)}"
 
 
 def root_folder(path: str | Path, layout: str) -> Path:
-    """`path` with `~` expanded. DataError where there is no such folder; `layout` is of `expected`."""
+    """`path` with `~` expanded. DataError if there is no such folder; `layout` is of `expected`."""
     root = Path(path).expanduser()
     if not str(path) or not root.is_dir():
         raise DataError(f"no such folder: {str(path) or '(empty path)'} ({layout})")
@@ -35,25 +35,25 @@ def root_folder(path: str | Path, layout: str) -> Path:
 
 
 def find(root: Path, names: Sequence[str], layout: str) -> Path:
-    """The first of `names` (relative, "." for `root` itself) that exists below `root`. DataError where none does."""
-    found = find_any(root, names)
-    if found is None:
+    """The first of `names` (relative, "." for `root` itself) that exists below `root`. DataError if none does."""
+    path = find_any(root, names)
+    if path is None:
         raise DataError(f"{root / names[0]} is missing ({layout})")
-    return found
+    return path
 
 
 def find_any(root: Path, names: Sequence[str]) -> Path | None:
-    """As `find`, None where there is none."""
+    """As `find`, but None if there is none."""
     return next((root / name for name in names if (root / name).exists()), None)
 
 
 def part_folder(root: Path, split: str, layout: str) -> Path:
-    """The sub-folder of `root` that is called after a part, as `train` or `Training`. DataError where there is none."""
+    """The sub-folder of `root` that is called after a part, as `train` or `Training`. DataError if there is none."""
     return part_folders(root).get(split) or find(root, [split], layout)
 
 
 def choice(source: str, option: str, value: Any, valid: Iterable[Any]) -> None:
-    """ConfigError where `value` is not one of `valid`."""
+    """ConfigError if `value` is not one of `valid`."""
     valid = list(valid)
     if value not in valid:
         shown = ", ".join(map(str, valid))
@@ -62,7 +62,7 @@ def choice(source: str, option: str, value: Any, valid: Iterable[Any]) -> None:
 
 @contextlib.contextmanager
 def _text(file: Path, layout: str) -> Iterator[IO[str]]:
-    """A text file, of UTF-8, or of UTF-16 where its first bytes say so. DataError where it cannot be read."""
+    """A text file, of UTF-8, or of UTF-16 where its first bytes say so. DataError if it cannot be read."""
     try:
         with open_regular(file) as raw:
             wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -91,10 +91,10 @@ def text_rows(file: Path, width: int, layout: str, *, skip: int = 0) -> Iterator
         yield where, cells
 
 
-def check_width(where: str, found: int, wanted: int) -> None:
-    """DataError where a row has `found` values instead of `wanted`."""
-    if found != wanted:
-        raise DataError(f"{where}: {found} values where {wanted} are expected")
+def check_width(where: str, width: int, expected_width: int) -> None:
+    """Raise DataError if a row does not have the expected number of values."""
+    if width != expected_width:
+        raise DataError(f"{where}: {width} values where {expected_width} are expected")
 
 
 def csv_rows(file: Path, layout: str, *, strip: bool = True) -> Iterator[tuple[str, list[str]]]:
@@ -138,47 +138,47 @@ def real(text: str, where: str, what: str) -> float:
     return value
 
 
-def counted(where: str | Path, what: str, found: int, published: int | Sequence[int], strict: bool) -> None:
-    """DataError where a list or folder (`where`) does not have the `published` number, or one of several editions'.
+def counted(where: str | Path, what: str, count: int, published: int | Sequence[int], strict: bool) -> None:
+    """Raise DataError if a list or folder (`where`) does not have the `published` number, or one of several editions'.
 
-    `what` are the `found` things ("training images"). `strict` is the reader's option; False accepts any number but 0.
+    `what` names the things counted ("training images"). `strict` is the reader's option; False accepts any but 0.
     """
     sizes = [published] if isinstance(published, int) else list(published)
-    if found == 0:
+    if count == 0:
         raise DataError(f"{where} has no {what}")
-    if strict and found not in sizes:
-        wanted = " or ".join(map(str, sizes))
+    if strict and count not in sizes:
+        expected = " or ".join(map(str, sizes))
         raise DataError(
-            f"{where} has {found} {what} where the published set has {wanted}: "
+            f"{where} has {count} {what} where the published set has {expected}: "
             "get the whole set, or use a part of it with strict=false"
         )
 
 
 def names_by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
     """File name by stem of the files of a folder with these endings (in any case), sorted; not macOS's `._` files."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in sorted(os.listdir(folder)):
         if name.lower().endswith(endings) and not name.startswith("."):
-            found.setdefault(os.path.splitext(name)[0], name)
-    return found
+            names.setdefault(os.path.splitext(name)[0], name)
+    return names
 
 
 def class_folders(folder: Path, classes: Mapping[str, int | None], layout: str) -> tuple[list[str], list[int]]:
     """Paths within a folder and labels of the images in its sub-folders, which are called after classes.
 
-    `classes` gives the label by the lower-case name of the sub-folder; None leaves the sub-folder out. DataError where
+    `classes` gives the label by the lower-case name of the sub-folder; None leaves the sub-folder out. DataError if
     there is no image, an image outside sub-folders, or a name not in `classes`.
     """
     source = Folder(folder)
-    found = source.column("label") if source.label_names else np.array([-1])
-    if (found < 0).any():
-        raise DataError(f"{source.key(int(found.argmin()))} lies outside the class folders of {folder} ({layout})")
+    numbers = source.column("label") if source.label_names else np.array([-1])
+    if (numbers < 0).any():
+        raise DataError(f"{source.key(int(numbers.argmin()))} lies outside the class folders of {folder} ({layout})")
     odd = next((name for name in source.label_names if name.lower() not in classes), None)
     if odd is not None:
         raise DataError(f"{folder / odd} is not a class: valid are {', '.join(classes)} ({layout})")
-    labels = [classes[source.label_names[label].lower()] for label in found]
-    kept = [(source.inner_name(i), label) for i, label in enumerate(labels) if label is not None]
-    return [name for name, _ in kept], [label for _, label in kept]
+    labels = [classes[source.label_names[label].lower()] for label in numbers]
+    pairs = [(source.inner_name(i), label) for i, label in enumerate(labels) if label is not None]
+    return [name for name, _ in pairs], [label for _, label in pairs]
 
 
 def box_of_size(left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:

@@ -1,5 +1,6 @@
-"""A person's own table of images, one per row: columns by name, what their values mean, which rows are asked for."""
+"""Tables of images, one per row: columns by name, the meaning of their values, and the rows of a part."""
 
+import itertools
 import re
 from array import array
 from collections.abc import Iterable, Sequence
@@ -15,14 +16,14 @@ from facessl.data.source import stored
 from facessl.data.sources._lists import box_of_size, check_width, choice, csv_rows, real, whole
 from facessl.data.splits import role, roles
 
-#: Columns that hold paths of images, whatever their case, first match first.
+#: Names of columns of image paths in any case, first match first.
 _IMAGE = ("image", "path", "file", "filename", "file_name", "image_path", "img", "image_id")
 _BOXES = (("left", "top", "right", "bottom"), ("xmin", "ymin", "xmax", "ymax"), ("x", "y", "w", "h"))
 _NUMBER = re.compile(r"[+-]?\d+")
 _MAX_CLASSES = 10_000_000
 #: Longer numbers of identities are names.
 _DIGITS = 18
-#: What programs write into a cell that has no value.
+#: Cells that programs write for a missing value.
 _NO_VALUE = frozenset(("nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL"))
 
 
@@ -34,7 +35,7 @@ class ImageTable:
         header: names of its columns.
         where: place of each of the N rows ("FILE, line 2").
         cells: column -> its N cells as they stand there, but for those of `points`.
-        points: (N, K, 2) float64, the columns x0, y0, x1, y1, ... as far as they go; NaN where a cell is empty.
+        points: (N, K, 2) float64, the columns x0, y0, x1, y1, ... without a gap; NaN if a cell is empty.
         splits: as `Source.splits`.
     """
 
@@ -51,11 +52,9 @@ class ImageTable:
             raise DataError(f"{file} is empty ({layout})")
         self.where: list[str] = []
         low = [name.lower() for name in self.header]
-        count = 0
-        while {f"x{count}", f"y{count}"} <= set(low):
-            count += 1
+        count = next(k for k in itertools.count() if not {f"x{k}", f"y{k}"} <= set(low))
         points = [low.index(f"{axis}{point}") for point in range(count) for axis in "xy"]
-        others = [at for at in range(len(low)) if at not in set(points)]
+        others = [at for at in range(len(low)) if at not in points]
         columns: list[list[str]] = [[] for _ in others]
         numbers = array("d")
         for where, row in rows:
@@ -70,26 +69,26 @@ class ImageTable:
         self.splits = roles(self.column(self._split)) if self._split else {}
 
     def find(self, names: Iterable[str]) -> str | None:
-        """The first of some columns that there is, whatever its case; None where there is none."""
+        """Name of the first of these columns that the table has, in any case; None if it has none."""
         low = {name.lower(): name for name in reversed(self.cells)}
         return next((low[name] for name in names if name in low), None)
 
     def column(self, name: str) -> list[str]:
-        """The N cells of a column, "" where there is no value. UnknownName where there is no such column."""
+        """The N cells of a column, "" for no value. UnknownName if there is no such column."""
         if name not in self.cells:
             raise UnknownName(f"column of {self.file}", name, self.header)
         values = map(str.strip, self.cells[name])
         return ["" if value in _NO_VALUE else value for value in values]
 
     def texts(self, name: str) -> list[str]:
-        """As `column`. DataError where a cell is empty."""
+        """As `column`, but DataError if a cell is empty."""
         values = self.column(name)
         if "" in values:
             raise DataError(f"{self.where[values.index('')]}: no value in the column {name}")
         return values
 
     def rows(self, split: str | None, reader: str) -> np.ndarray:
-        """Positions of the rows of one part: a role, or a value of the column `split`; all for None.
+        """Positions of the rows of one part (a role, or a value of the column `split`); None: all.
 
         DataError: the table has no rows. ConfigError, UnknownName: the split, or the column `split`, is missing.
         """
@@ -101,35 +100,36 @@ class ImageTable:
         choice(reader, "split", split, sorted({*values, *self.splits}))
         return np.array([at for at, value in enumerate(values) if split in (value, role(value))], np.int64)
 
-    def images(self, asked: str = "auto") -> str:
-        """Name of the column of paths; "auto" looks for the usual names. DataError where there is none."""
-        found = self.find(_IMAGE) if asked == "auto" else asked
-        if found is None:
+    def path_column(self, column: str = "auto") -> str:
+        """Name of the column of paths; "auto" looks for the usual names. DataError if there is none."""
+        name = self.find(_IMAGE) if column == "auto" else column
+        if name is None:
             raise DataError(
                 f"{self.file} has no column {', '.join(_IMAGE[:4])} (it has {', '.join(self.header[:12])}): "
                 "name the column of paths with image="
             )
-        self.texts(found)
-        return found
+        self.texts(name)
+        return name
 
-    def paths(self, asked: str = "auto") -> list[str]:
-        """The N cells of the column that `images` finds, with the blanks at their ends, which may be of the names."""
-        return self.cells[self.images(asked)]
+    def paths(self, rows: Iterable[int] | None = None, column: str = "auto") -> list[str]:
+        """Paths of images, all or of some rows, from a column as of `path_column`, with blanks at their ends."""
+        cells = self.cells[self.path_column(column)]
+        return cells if rows is None else [cells[row] for row in rows]
 
-    def given(self, names: Sequence[str], root: Path | None) -> dict[str, Any]:
-        """Arguments of `Source.__init__` for images of the table.
+    def source_args(self, names: Sequence[str], root: Path | None) -> dict[str, Any]:
+        """Arguments of `Source.__init__` for images with these paths.
 
-        Their names start from the folder `root`, else from the table's own, or from `images` beside it if the first
-        one is there.
+        They start from the folder `root`, else from the table's own, or from `images` beside it if the first one is
+        there.
         """
-        places = [self.file.parent, self.file.parent / "images"] if root is None else [root.expanduser()]
-        folder = next((place for place in places if stored(names[0], place)), places[0])
+        folders = [self.file.parent, self.file.parent / "images"] if root is None else [root.expanduser()]
+        folder = next((folder for folder in folders if stored(names[0], folder)), folders[0])
         return {"names": names, "folder": folder, "file": self.file, "hint": "say with root= where paths start"}
 
     def classes(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
         """(N,) class numbers and names, -1 for no value.
 
-        Numbers count from 0, or from 1 where none is 0; names are numbered by their place in the sorted list. They are
+        Numbers count from 0, or from 1 if none is 0; names are numbered by their place in the sorted list. They are
         numbered over the whole table, so that all parts agree.
         """
         values = list(map(printable, self.column(name)))
@@ -141,10 +141,10 @@ class ImageTable:
             ]
             # A table of a part of a data set may lack a class: numbers must not move up.
             first = int(min(map(int, used)) == 1)
-            found = np.array(numbers, np.int64)
-            return np.where(found < 0, -1, found - first), tuple(map(str, range(first, max(numbers) + 1)))
+            labels = np.array(numbers, np.int64)
+            return np.where(labels < 0, -1, labels - first), tuple(map(str, range(first, max(numbers) + 1)))
         names = class_order(used)
-        return self._placed(values, names), tuple(names)
+        return self._numbered(values, names), tuple(names)
 
     def people(self, name: str) -> np.ndarray:
         """(N,) int64 identities: numbers as they are, names by their place in the sorted list, -1 for no value."""
@@ -152,18 +152,18 @@ class ImageTable:
         used = {value for value in values if value}
         if used and all(_NUMBER.fullmatch(value) and len(value) < _DIGITS for value in used):
             return np.array([int(value or -1) for value in values], np.int64)
-        return self._placed(values, class_order(used))
+        return self._numbered(values, class_order(used))
 
-    def _placed(self, values: Sequence[str], names: Sequence[str]) -> np.ndarray:
-        place = {name: at for at, name in enumerate(names)}
-        return np.array([place.get(value, -1) for value in values], np.int64)
+    def _numbered(self, values: Sequence[str], names: Sequence[str]) -> np.ndarray:
+        numbers = {name: number for number, name in enumerate(names)}
+        return np.array([numbers.get(value, -1) for value in values], np.int64)
 
     def box_columns(self) -> tuple[str, ...]:
         """Names of the columns of a box: left, top, right, bottom (or xmin, ...), or x, y, w, h; or none."""
         return next((names for names in _BOXES if all(name in self.cells for name in names)), ())
 
     def boxes(self) -> np.ndarray | None:
-        """(N, 4) left, top, right, bottom; None where the table has no boxes."""
+        """(N, 4) left, top, right, bottom; None if the table has no boxes."""
         names = self.box_columns()
         if not names:
             return None
@@ -172,9 +172,9 @@ class ImageTable:
             for where, *cells in zip(self.where, *(self.column(name) for name in names), strict=True)
         ]
         boxes = np.array([box_of_size(*row) if names[-1] == "h" else row for row in rows])
-        bad = np.flatnonzero((boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]))
-        if len(bad):
+        inverted = (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])
+        for row in np.flatnonzero(inverted)[:1]:
             raise DataError(
-                f"{self.where[bad[0]]}: the box is {boxes[bad[0]].tolist()}, which is not left, top, right, bottom"
+                f"{self.where[row]}: the box is {boxes[row].tolist()}, which is not left, top, right, bottom"
             )
         return boxes

@@ -1,4 +1,4 @@
-"""Where the images and captions of tar shards lie, read from the headers alone."""
+"""Offsets of images and captions in tar shards, read from the headers alone."""
 
 import os
 import sys
@@ -95,7 +95,7 @@ def _checked_size(header: bytes, position: int, path: Path) -> int:
 
 
 def check_size(shard: str | Path, name: str, size: int, part: str) -> None:
-    """DataError where a member that is one of `PARTS` is larger than any image, or text beside one, can be."""
+    """DataError if a member that is one of `PARTS` is larger than any image, or text beside one, can be."""
     most = _MOST_TEXT if part in ("txt", "json", "cls") else _MOST
     if not 0 <= size <= most:
         raise DataError(f"{shard} has a member {name} of {size:,} bytes, more than {most:,}: pack it without that one")
@@ -122,14 +122,14 @@ def _pax(block: bytes) -> dict[bytes, bytes]:
 
 
 def shard_index(paths: list[Path], cache: bool) -> Table:
-    """Where every image of some shards (absolute `paths`) lies.
+    """Index every image of some shards (absolute `paths`).
 
     With `cache` the table is kept in the user's cache folder, and shards that did not change are taken from there.
 
     Returns:
         A table of n images with columns `key` (texts: name of the image's member), `first` (shards + 1: first
         image of each shard), `image` (n, 2) and, where any image has them, the other `PARTS` (n, 2): offset
-        and size in bytes, offset -1 where that image has none.
+        and size in bytes, offset -1 if that image has none.
 
     DataError: a shard that is not a tar, truncated, or without images.
     """
@@ -158,21 +158,21 @@ def shard_index(paths: list[Path], cache: bool) -> Table:
 
 
 def _scan(path: Path) -> dict[str, np.ndarray]:
-    """Offsets of one shard: (n, 2) offset and size of each part, -1 where a sample lacks it."""
+    """Offsets of one shard: (n, 2) offset and size of each part, -1 if a sample lacks it."""
     places = {part: array("q") for part in PARTS}
     keys: list[bytes] = []
-    found: dict[bytes, Member] = {}
+    members_by_name: dict[bytes, Member] = {}
     for member in members(path):
-        if member.name in found:
+        if member.name in members_by_name:
             raise DataError(f"{path} holds {os.fsdecode(member.name)} twice: pack it again")
-        found[member.name] = member
+        members_by_name[member.name] = member
     try:
-        for key, parts in grouped(found):
+        for key, parts in grouped(members_by_name):
             keys.append(key)
             for part, name in parts.items():
-                check_size(path, os.fsdecode(name), found[name].size, part)
+                check_size(path, os.fsdecode(name), members_by_name[name].size, part)
             for part in PARTS:
-                places[part].extend(found[parts[part]][1:] if part in parts else NOWHERE)
+                places[part].extend(members_by_name[parts[part]][1:] if part in parts else NOWHERE)
     except ValueError as error:
         raise DataError(f"{path} holds {error} twice: pack it again") from None
     if not keys:
@@ -189,7 +189,7 @@ def library_name(name: bytes) -> tuple[bytes, str]:
 
 
 def known_ending(name: bytes) -> str:
-    """The part or image suffix that a member's name ends in; "" where it is none."""
+    """The part or image suffix that a member's name ends in; "" if it is none."""
     return next((ending for ending in _ENDINGS if name.lower().endswith(b"." + ending.encode())), "")
 
 
@@ -225,7 +225,7 @@ def _parts(group: dict[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
 
 
 def _cut(table: Table, shard: int) -> dict[str, np.ndarray]:
-    """What `_scan` gave for one shard of a table."""
+    """Columns of one shard of a table, as from `_scan`."""
     start, stop = table["first"][shard : shard + 2].tolist()
     missing = np.tile(np.array(NOWHERE, np.int64), (stop - start, 1))
     columns = {part: table[part][start:stop] if part in table.columns else missing for part in PARTS}

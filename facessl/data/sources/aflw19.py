@@ -22,7 +22,7 @@ class AFLW19(Source):
 
     License: AFLW is for non-commercial research, on request; see the data set's own terms. Photographs of real people.
     Expected: `AFLWinfo_release.mat` and the images in `data/flickr/{0,2,3}/`. In the file `bbox` is left, right, top,
-    bottom (in this order), `data` x1..x19, y1..y19, `mask_new` 1 where a point is visible, and `ra` a permutation that
+    bottom (in this order), `data` x1..x19, y1..y19, `mask_new` 1 if a point is visible, and `ra` a permutation that
     counts from 1: its first 20000 faces are train, the other 4386 test. Asserted: shapes, the permutation, 24386 faces
     and 1314 frontal ones. Coordinates are taken as they are, as FaRL does. There is no validation part.
 
@@ -88,6 +88,6 @@ def _load(file: Path) -> dict[str, Any]:
     x, y = (half.mean(1) for half in np.split(raw["data"], 2, axis=1))
     outside = np.flatnonzero((x < left) | (x > right) | (y < top) | (y > bottom))
     if len(outside) > faces / 10:  # not single slips, but another order of the columns
-        found = raw["bbox"][outside[0]].tolist()
-        raise DataError(f"{file}: bbox {outside[0] + 1} is {found}, not left, right, top, bottom of its landmarks")
+        box = raw["bbox"][outside[0]].tolist()
+        raise DataError(f"{file}: bbox {outside[0] + 1} is {box}, not left, right, top, bottom of its landmarks")
     return {**{name: raw[name] for name in _WIDTHS}, "ra": order, "names": names}

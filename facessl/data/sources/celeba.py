@@ -1,5 +1,6 @@
 """CelebA: 202599 aligned faces with 40 attributes, identities and five points."""
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,7 @@ class CelebA(Source):
     def __init__(
         self, path: str | Path, *, split: str = "train", group: str | None = None, strict: bool = True
     ) -> None:
-        """
-        Args:
-            path: folder of the layout above.
-            group: attribute (as "Male") that divides the images into two groups.
-        """
+        """`group` is an attribute (as "Male") that divides the images into two groups."""
         lists.choice("celeba", "split", split, SIZES)
         root = lists.root_folder(path, LAYOUT)
         images = lists.find(root, ["img_align_celeba", "Img/img_align_celeba"], LAYOUT)
@@ -58,7 +55,8 @@ class CelebA(Source):
         columns: dict[str, Any] = {"attributes": values}
         identities = lists.find_any(root, _names("identity_CelebA", "Anno"))
         if identities is not None:
-            columns["identity"] = [cells[0] for cells in _values(identities, 1, names, _person)[1]]
+            person = functools.partial(lists.whole, low=0, high=10_000_000)
+            columns["identity"] = [cells[0] for cells in _values(identities, 1, names, person)[1]]
         points = lists.find_any(root, _names("list_landmarks_align_celeba", "Anno"))
         if points is not None:  # CelebA's "left" eye is the one on the image's left
             columns["five_points"] = np.array(_values(points, 10, names, lists.real)[1], np.float32).reshape(-1, 5, 2)
@@ -71,7 +69,7 @@ class CelebA(Source):
 
 
 def _names(stem: str, folder: str) -> list[str]:
-    """Where a list may lie: the official text file first, then Kaggle's CSV file."""
+    """Possible paths of a list: the official text file first, then Kaggle's CSV file."""
     return [f"{place}{stem}{ending}" for ending in (".txt", ".csv") for place in ("", f"{folder}/")]
 
 
@@ -81,18 +79,14 @@ def _bit(cell: str, where: str, column: str) -> int:
     return int(cell == "1")
 
 
-def _person(cell: str, where: str, column: str) -> int:
-    return lists.whole(cell, where, column, 0, 10_000_000)
-
-
 def _table(file: Path, width: int) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
     """Names of the columns but the first (none in a text file of two), and place and `width` cells of every row.
 
-    A text file of more columns begins with the number of images and the names. DataError where a number is wrong.
+    A text file of more columns begins with the number of images and the names. DataError if a number is wrong.
     """
     is_csv = file.suffix == ".csv"
-    blanks = ((where, line.split()) for where, line in lists.lines(file, LAYOUT))
-    rows = lists.csv_rows(file, LAYOUT) if is_csv else blanks
+    words = ((where, line.split()) for where, line in lists.lines(file, LAYOUT))
+    rows = lists.csv_rows(file, LAYOUT) if is_csv else words
     count = None
     header: list[str] = []
     if not is_csv and width > 2:
@@ -104,13 +98,13 @@ def _table(file: Path, width: int) -> tuple[list[str], Iterator[tuple[str, list[
         lists.check_width(where, len(header) + 1, width)
 
     def checked() -> Iterator[tuple[str, list[str]]]:
-        found = 0
+        total = 0
         for where, cells in rows:
             lists.check_width(where, len(cells), width)
-            found += 1
+            total += 1
             yield where, cells
-        if count not in (None, found):
-            raise DataError(f"{file} has {found} rows where its first line says {count} ({LAYOUT})")
+        if count not in (None, total):
+            raise DataError(f"{file} has {total} rows where its first line says {count} ({LAYOUT})")
 
     return header, checked()
 
@@ -121,13 +115,13 @@ def _values(
     """Names of `width` columns, and what `value(cell, where, column)` makes of their cells, of each of the images."""
     header, rows = _table(file, 1 + width)
     called = header or ["identity"]
-    wanted = set(names)
-    found = {
+    requested = set(names)
+    by_name = {
         name: [value(cell, where, column) for cell, column in zip(cells, called, strict=True)]
         for where, (name, *cells) in rows
-        if name in wanted
+        if name in requested
     }
-    lacking = next((name for name in names if name not in found), None)
+    lacking = next((name for name in names if name not in by_name), None)
     if lacking is not None:
         raise DataError(f"{file} has no row for {lacking}, which the partition lists ({LAYOUT})")
-    return header, [found[name] for name in names]
+    return header, [by_name[name] for name in names]

@@ -71,7 +71,6 @@ class CelebAMaskHQ(Source):
     ) -> None:
         """
         Args:
-            path: folder of the layout above.
             order: numbers of the classes: official (the set's g_mask.py) or farl.
             partition: official divides by the original index (g_partition.py); celeba by CelebA's own
                 list_eval_partition.txt, as FaRL does. They may differ in one image at each border.
@@ -102,7 +101,7 @@ class CelebAMaskHQ(Source):
         super().__init__([f"{i}.jpg" for i in sorted(chosen)], folder=images, file=file, hint=LAYOUT)
 
     def __getitem__(self, index: int) -> Sample:
-        """Face `index` with its mask. Raises ImageError where one of its files cannot be read or none is there."""
+        """Face `index` with its mask. Raises ImageError if one of its files cannot be read or none is there."""
         sample = super().__getitem__(index)
         assert isinstance(sample.image, bytes)
         number = int(Path(sample.key).stem)

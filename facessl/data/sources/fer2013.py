@@ -30,7 +30,7 @@ class FER2013(Source):
     Expected: `fer2013.csv` (or `icml_face_data.csv`) with a label 0..6, 2304 gray values separated by blanks, and the
     use (Training, PublicTest, PrivateTest: train, val, test); or class folders by name or number, `train/angry/*.jpg`.
     Asserted: columns, labels, number of pixels, and 28709 / 3589 / 3589 images (folders may hold 7178 test images).
-    Opening scans the CSV file for its lines; pixels are read when an image is asked for.
+    Opening scans the CSV file for its lines; pixels are read on access.
 
     Attributes:
         splits: those that are there.
@@ -66,7 +66,7 @@ class FER2013(Source):
         return super().name(index) if self._file is None else f"{self._file}/{super().name(index)}"
 
     def image(self, index: int) -> bytes | np.ndarray:
-        """(48, 48, 3) uint8 of a CSV file, else encoded bytes. Raises ImageError where the pixels are damaged."""
+        """(48, 48, 3) uint8 of a CSV file, else encoded bytes. Raises ImageError if the pixels are damaged."""
         if self._file is None:
             return super().image(index)
         key = self.key(index)
@@ -85,7 +85,7 @@ class FER2013(Source):
         return np.repeat(gray.astype(np.uint8).reshape(SIDE, SIDE, 1), 3, axis=2)
 
     def _scan(self, file: Path, usage: str) -> tuple[list[int], np.ndarray, list[int]]:
-        """Of each row with this use: its line, offset and size (n, 2), and label. DataError where a row is odd."""
+        """Line, offset and size (n, 2), and label of each row with this use. DataError if a row is invalid."""
         lines, rows, labels = [], [], []
         try:
             with open_regular(file) as text:

@@ -48,9 +48,9 @@ class FERPlus(Source):
                 labels.append(label)
         lists.counted(file, f"{split} images with a majority", len(names), KEPT[split], strict)
         self.label_names = CLASSES[:classes]
-        kept = [at for at, label in enumerate(labels) if label < classes]
-        columns = {"label": [labels[at] for at in kept]}
-        super().__init__([names[at] for at in kept], columns, folder=images, file=file, hint=LAYOUT)
+        chosen = [i for i, label in enumerate(labels) if label < classes]
+        columns = {"label": [labels[i] for i in chosen]}
+        super().__init__([names[i] for i in chosen], columns, folder=images, file=file, hint=LAYOUT)
 
 
 def majority(votes: list[int]) -> int | None:

@@ -28,7 +28,7 @@ _TICK_NS = 2_000_000_000
 
 
 class Folder(Source):
-    """Every image file below a folder, in the order of their paths; a warning tells how many of other kinds there are.
+    """Every image file below a folder, in the order of their paths; a warning counts those of other kinds.
 
     The list of files is kept in the user's cache. A later start only asks every sub-folder for its time of
     change and lists again those that changed. Hidden files and folders, `@eaDir` and the like are left out; links to
@@ -63,17 +63,19 @@ class Folder(Source):
             name = os.fsencode(root.name)
             self._table = _table([_Row(b"", 0, False, name, np.array([len(name)], np.int64))])
         self._count = int(self._table["first"][-1])
-        self._tell_left_out()
+        self._warn_of_others()
+        if not self._count and any(root.glob("*.tar")):
+            raise DataError(f"the folder {root} holds tar files and no images: name them as {root}/*.tar")
         if not self._count:
-            raise DataError(_nothing_found(root))
+            raise DataError(f"no image in the folder {root} or below it (looked for {', '.join(EXTENSIONS)})")
         self.label_names = tuple(self._table.note["label_names"])
         self.provides = self.columns = frozenset({"label"} if self.label_names else ())
 
-    def _tell_left_out(self) -> None:
+    def _warn_of_others(self) -> None:
         endings = Counter(self._table["other"].tobytes().decode().split())
         if not endings:
             return
-        told = ", ".join(f"{many(count, 'file')} ending in {ending}" for ending, count in endings.most_common())
+        kinds = ", ".join(f"{many(count, 'file')} ending in {ending}" for ending, count in endings.most_common())
         cure = "convert them to JPEG"
         if not endings.keys().isdisjoint((".heic", ".heif")):
             cure = "install pillow-heif, which reads .heic and .heif, or " + cure
@@ -81,7 +83,7 @@ class Folder(Source):
             cure = f"write video:{self.root}?every=1s for frames of the videos" + (
                 "" if endings.keys() <= {*FILMS} else f", and of the others {cure}"
             )
-        warnings.warn(f"{self.root}: left out {told}: {cure}", DataWarning, stacklevel=3)
+        warnings.warn(f"{self.root}: left out {kinds}: {cure}", DataWarning, stacklevel=3)
 
     def __len__(self) -> int:
         return self._count
@@ -203,7 +205,7 @@ def _table(rows: list[_Row]) -> Table:
     counts = [len(row.lengths) for row in rows]
     paths = [os.fsdecode(row.folder).split("/") if n else [] for row, n in zip(rows, counts, strict=True)]
     tops = {path[0] for path in paths if path}
-    level = int(len(tops) > 1 and all(map(role, tops)))  # train and test are not classes, but what is in them
+    level = int(len(tops) > 1 and all(map(role, tops)))  # train and test are not classes, but their sub-folders
     classes = [path[level] if len(path) > level else "" for path in paths]
     classes = [printable(name) for name in classes]
     names = class_order(top for top in classes if top)
@@ -220,10 +222,3 @@ def _table(rows: list[_Row]) -> Table:
         "name.ends": np.concatenate([[0], np.cumsum(np.concatenate([row.lengths for row in rows]))]).astype(np.int64),
     }
     return Table(columns, {"label_names": list(number)})
-
-
-def _nothing_found(root: Path) -> str:
-    accepted = ", ".join(EXTENSIONS)
-    if any(root.glob("*.tar")):
-        return f"the folder {root} holds tar files and no images: name them as {root}/*.tar"
-    return f"no image in the folder {root} or below it (looked for {accepted})"

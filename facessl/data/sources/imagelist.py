@@ -15,7 +15,7 @@ from facessl.data.sources._lists import lines
 from facessl.data.sources._tables import ImageTable
 
 LAYOUT = "imagelist expects a CSV file with a header and a column of image paths, or a text file with one path per line"
-#: Columns that are looked for, whatever their case, first match first.
+#: Names of columns in any case, first match first.
 _LABEL = ("label", "class", "expression")
 _TEXT = ("text", "caption")
 _IDENTITY = ("identity", "person", "subject")
@@ -53,34 +53,34 @@ class ImageList(Source):
         file = Path(path).expanduser()
         is_table = file.suffix.lower() in (".csv", ".tsv")
         table = ImageTable(file, LAYOUT, None if is_table else _line_rows(file))
-        names = table.paths(image)
-        kept = table.rows(split, "imagelist")
+        rows = table.rows(split, "imagelist")
+        names = table.paths(rows, image)
         self.splits = table.splits
         columns: dict[str, Any] = {}
-        named = table.find(_LABEL) if label == "auto" else label
-        if named is not None and len(_empty(table, named, kept)) < len(kept):
-            numbers, self.label_names = table.classes(named)
-            columns["label"] = numbers[kept]
-        if (person := table.find(_IDENTITY)) and len(_empty(table, person, kept)) < len(kept):
-            columns["identity"] = table.people(person)[kept]
-        if (text := table.find(_TEXT)) and _all_there(table, text, _empty(table, text, kept), len(kept)):
-            columns["text"] = [table.column(text)[at] for at in kept]
-        points = table.points[kept]
+
+        def empty(column: str) -> np.ndarray:
+            values = table.column(column)
+            return np.array([row for row in rows if not values[row]], np.int64)
+
+        classes = table.find(_LABEL) if label == "auto" else label
+        if classes is not None and len(empty(classes)) < len(rows):
+            numbers, self.label_names = table.classes(classes)
+            columns["label"] = numbers[rows]
+        if (person := table.find(_IDENTITY)) and len(empty(person)) < len(rows):
+            columns["identity"] = table.people(person)[rows]
+        if (text := table.find(_TEXT)) and _complete(table, text, empty(text), len(rows)):
+            columns["text"] = [table.column(text)[row] for row in rows]
+        points = table.points[rows]
         missing = np.isnan(points).any((1, 2))
         if (missing & ~np.isnan(points).all((1, 2))).any():
             raise DataError(f"{file}: the rows have different numbers of landmarks")
-        if points.shape[1] and _all_there(table, "landmarks", kept[missing], len(kept)):
+        if points.shape[1] and _complete(table, "landmarks", rows[missing], len(rows)):
             columns["landmarks"] = points
-        super().__init__(columns=columns, **table.given([names[at] for at in kept], root))
+        super().__init__(columns=columns, **table.source_args(names, root))
 
 
-def _empty(table: ImageTable, column: str, kept: np.ndarray) -> np.ndarray:
-    values = table.column(column)
-    return np.array([at for at in kept if not values[at]], np.int64)
-
-
-def _all_there(table: ImageTable, what: str, empty: np.ndarray, count: int) -> bool:
-    """Whether none of `count` rows lacks something; a warning where only some do."""
+def _complete(table: ImageTable, what: str, empty: np.ndarray, count: int) -> bool:
+    """Whether none of `count` rows lacks a value; warns if only some do."""
     if 0 < len(empty) < count:
         warnings.warn(
             f"{table.where[empty[0]]}: no value of {what} ({len(empty)} of {count} rows have none), which is therefore "
@@ -92,7 +92,7 @@ def _all_there(table: ImageTable, what: str, empty: np.ndarray, count: int) -> b
 
 
 def _line_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """A header, then path and label ("" where there is none) of every line."""
+    """A header, then path and label ("" if there is none) of every line."""
     yield "", ["image", "label"]
     for where, line in lines(file, LAYOUT):
         match = _LINE.fullmatch(line)

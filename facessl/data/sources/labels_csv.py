@@ -1,4 +1,4 @@
-"""A person's own table of images: a column each for classes, attributes, identities, groups and boxes."""
+"""Tables of images with columns of classes, attributes, identities, groups and boxes."""
 
 import re
 from pathlib import Path
@@ -44,12 +44,12 @@ class LabelsCsv(Source):
             split: take only rows with this value in the column `split`; None takes all.
             label, identity, group: columns with these values.
             classes: how many classes `label` has. None: as many as there are names, or the largest number and 1; one
-                that is far above the next is refused, as a slip of the pen would make many empty classes.
+                that is far above the next is refused, as a typing error would make many empty classes.
             attributes: columns, separated by commas or semicolons; "*" takes every column that is 0 or 1 in all rows.
         """
         table = ImageTable(Path(path).expanduser(), LAYOUT)
-        kept = table.rows(split, "labels-csv")
-        paths = table.images(image)
+        rows = table.rows(split, "labels-csv")
+        names = table.paths(rows, image)
         columns: dict[str, Any] = {}
         if label is not None:
             columns["label"], self.label_names = _labels(table, label, classes)
@@ -62,14 +62,14 @@ class LabelsCsv(Source):
             table.texts(identity)
             columns["identity"] = table.people(identity)
         if attributes is not None:
-            self.attribute_names = _attributes(table, attributes, {paths, identity, *table.box_columns()})
+            reserved = {table.path_column(image), identity, *table.box_columns()}
+            self.attribute_names = _attributes(table, attributes, reserved)
             columns["attributes"] = np.stack([_bits(table, name) for name in self.attribute_names], 1)
         if (boxes := table.boxes()) is not None:
             columns["box"] = boxes
         self.splits = table.splits
-        columns = {field: values[kept] for field, values in columns.items()}
-        names = table.paths(image)
-        super().__init__(columns=columns, **table.given([names[at] for at in kept], root))
+        columns = {field: values[rows] for field, values in columns.items()}
+        super().__init__(columns=columns, **table.source_args(names, root))
 
 
 def _labels(table: ImageTable, column: str, count: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -98,23 +98,23 @@ def _labels(table: ImageTable, column: str, count: int | None) -> tuple[np.ndarr
     return numbers, names
 
 
-def _attributes(table: ImageTable, asked: str, reserved: set[str | None]) -> tuple[str, ...]:
-    """Columns that the option `attributes` names; "*" are those of zeros and ones but for `reserved`."""
-    if asked == "*":
+def _attributes(table: ImageTable, option: str, reserved: set[str | None]) -> tuple[str, ...]:
+    """Columns that the option `attributes` names; "*" are all of zeros and ones except `reserved`."""
+    if option == "*":
         free = {name: table.column(name) for name in table.cells if name not in reserved and name.lower() != "split"}
         names = tuple(name for name, cells in free.items() if set(cells) <= {"0", "1"})
         if not names:
             raise ConfigError(f"{table.file} has no column of zeros and ones for attributes=*")
         return names
-    names = tuple(name.strip() for name in re.split("[,;]", asked) if name.strip())
+    names = tuple(name.strip() for name in re.split("[,;]", option) if name.strip())
     if not names:
-        raise ConfigError(f"labels-csv?attributes={asked} cannot be used: name columns, or * for all of 0 and 1")
+        raise ConfigError(f"labels-csv?attributes={option} cannot be used: name columns, or * for all of 0 and 1")
     return names
 
 
 def _bits(table: ImageTable, name: str) -> np.ndarray:
     values = table.column(name)
-    odd = next((at for at, value in enumerate(values) if value not in ("0", "1")), None)
+    odd = next((row for row, value in enumerate(values) if value not in ("0", "1")), None)
     if odd is not None:
         raise DataError(f"{table.where[odd]}: {name} is {values[odd]!r}, not 0 or 1")
     return np.array(values, np.uint8)

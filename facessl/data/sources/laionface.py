@@ -23,20 +23,17 @@ class LaionFace(WebDataset):
     """
 
     def __init__(self, path: str | Path, *, parts: str = "all", cache: bool = True) -> None:
-        """
-        Args:
-            path: the folder.
-            parts: "all", "20m" (the 13 parts of the published subset), or numbers of parts ("0,2,5").
-        """
+        """`parts` is "all", "20m" (the 13 parts of the published subset), or numbers of parts ("0,2,5")."""
         root = root_folder(path, LAYOUT)
         folders = [root / f"split_{part:05d}" for part in _parts(parts)]
         if not folders:
             folders = sorted(root.glob("split_[0-9]*")) or [root]
-        tars = [names_by_stem(folder, (".tar",)) if folder.is_dir() else {} for folder in folders]
-        for folder, found in zip(folders, tars, strict=True):
-            if not found:
+        paths: list[Path] = []
+        for folder in folders:
+            tars = names_by_stem(folder, (".tar",)) if folder.is_dir() else {}
+            if not tars:
                 raise DataError(f"{folder} is missing or holds no tar ({LAYOUT})")
-        paths = [folder / name for folder, found in zip(folders, tars, strict=True) for name in found.values()]
+            paths += [folder / name for name in tars.values()]
         self._paths = [os.path.abspath(path) for path in paths]
         # Every part counts its tars from 00000: the part's name has to be in the key.
         self._index([path.relative_to(root).as_posix() for path in paths], cache)

@@ -1,4 +1,4 @@
-"""A person's own landmarks: a table with one face a row."""
+"""Tables of landmarks, one face per row."""
 
 import re
 import warnings
@@ -23,7 +23,7 @@ class LandmarksCSV(Source):
     Expected: a column of paths (`image`, `path`, `file`, ...), relative to the table or to the folder `images` beside
     it, and `x0, y0, x1, y1, ...` in pixels, the center of the top-left pixel at (0, 0). Further columns are used where
     they are there: `split`; `left, top, right, bottom` (or `xmin, ymin, xmax, ymax`), the box of the face. It is the
-    square around the landmarks' bounding box where these are not there. The license is that of your images.
+    square around the landmarks' bounding box if these are not there. The license is that of your images.
 
     Attributes:
         layout: the option's; None: landmarks are not named, so nothing may be mirrored.
@@ -48,35 +48,34 @@ class LandmarksCSV(Source):
         file = file / "landmarks.csv" if file.is_dir() else file
         table = ImageTable(file, LAYOUT)
         _check_points(table, layout)
-        kept = table.rows(split, "landmarks-csv")
-        points = table.points[kept]
+        rows = table.rows(split, "landmarks-csv")
+        points = table.points[rows]
         for face, point, axis in np.argwhere(np.isnan(points))[:1].tolist():
-            raise DataError(f"{table.where[kept[face]]}: the landmark {'xy'[axis]}{point} is missing")
-        _warn_of_strays(points, [table.where[at] for at in kept])
+            raise DataError(f"{table.where[rows[face]]}: the landmark {'xy'[axis]}{point} is missing")
+        _warn_of_strays(points, [table.where[row] for row in rows])
         boxes = table.boxes()
-        names = table.paths(image)
         self.splits, self.layout = table.splits, layout
-        columns = {"landmarks": points, "box": square_around(points) if boxes is None else boxes[kept]}
-        super().__init__(columns=columns, **table.given([names[at] for at in kept], root))
+        columns = {"landmarks": points, "box": square_around(points) if boxes is None else boxes[rows]}
+        super().__init__(columns=columns, **table.source_args(table.paths(rows, image), root))
 
 
 def _check_points(table: ImageTable, layout: str | None) -> None:
-    """DataError or ConfigError where the columns of landmarks have a gap, are none, or are not those of the layout."""
+    """Raise DataError or ConfigError if the columns of landmarks have a gap, are none, or do not fit the layout."""
     count = table.points.shape[1]
     numbered = {name.lower() for name in table.header if re.fullmatch(r"[xy]\d+", name, re.IGNORECASE)}
     top = max((int(name[1:]) for name in numbered), default=-1)
     if top >= count and (count or {"x0", "y0"} & numbered):
-        gone = next(f"{axis}{count}" for axis in "xy" if f"{axis}{count}" not in numbered)
-        raise DataError(f"{table.file} has no column {gone}, but landmarks up to number {top}: each needs an x and a y")
+        gap = next(f"{axis}{count}" for axis in "xy" if f"{axis}{count}" not in numbered)
+        raise DataError(f"{table.file} has no column {gap}, but landmarks up to number {top}: each needs an x and a y")
     if not count:
         raise DataError(f"{table.file} has no columns x0, y0, x1, y1, ...: it has {', '.join(table.header[:12])}")
     check_layout(table.file, count, layout)
 
 
 def _warn_of_strays(points: np.ndarray, lines: list[str]) -> None:
-    """DataWarning where one of the landmarks (N, K, 2) lies far from all others of its face, as a slip of the pen does.
+    """Warn if one of the landmarks (N, K, 2) lies far from all others of its face; with fewer than five, none does.
 
-    `lines` are the faces' places in the table; fewer than five landmarks tell nothing.
+    `lines` are the faces' places in the table.
     """
     if points.shape[1] < 5:
         return

@@ -9,8 +9,9 @@ import numpy as np
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
 from facessl.data.decode import read_file
+from facessl.data.layouts import swapped
 from facessl.data.source import TRAIN_VAL_TEST, Source
-from facessl.data.sources._annotations import give_mask, numbers, square_around, swapped
+from facessl.data.sources._annotations import give_mask, numbers, square_around
 from facessl.data.sources._lists import choice, counted, expected, find, names_by_stem, part_folder, root_folder
 
 POINTS = 106
@@ -50,20 +51,20 @@ class LaPa(Source):
         choice("lapa", "split", split, SIZES)
         folder = part_folder(root_folder(path, LAYOUT), split, LAYOUT)
         images = find(folder, ["images"], LAYOUT)
-        found = names_by_stem(images, (".jpg",))
-        counted(images, f"{split} images", len(found), SIZES[split], strict)
+        image_names = names_by_stem(images, (".jpg",))
+        counted(images, f"{split} images", len(image_names), SIZES[split], strict)
         for kind, ending in (("labels", ".png"), ("landmarks", ".txt")):
             present = names_by_stem(find(folder, [kind], LAYOUT), (ending,))
-            lacking = next((stem for stem in found if stem not in present), None)
+            lacking = next((stem for stem in image_names if stem not in present), None)
             if lacking is not None:
                 raise DataError(f"{folder / kind / lacking}{ending} is missing ({LAYOUT})")
         self._part = folder
-        super().__init__(found.values(), folder=images, file=images, hint=LAYOUT)
+        super().__init__(image_names.values(), folder=images, file=images, hint=LAYOUT)
         if split == "train":
             _warn_of_overlap()
 
     def __getitem__(self, index: int) -> Sample:
-        """Face `index` with its mask and landmarks; DataError where a file holds another class or other landmarks."""
+        """Face `index` with its mask and landmarks; DataError if a file holds another class or other landmarks."""
         sample = super().__getitem__(index)
         stem = Path(sample.key).stem
         give_mask(sample, f"{self._part}/labels/{stem}.png", len(CLASSES), "lapa")

@@ -33,8 +33,8 @@ class LFW(Source):
         rows, self.same, self.folds = _pairs(file, strict)
         people = sorted({name for row in rows for name, _ in row})
         faces = sorted({face for row in rows for face in row})
-        place = {face: at for at, face in enumerate(faces)}
-        person = {name: at for at, name in enumerate(people)}
+        place = {face: i for i, face in enumerate(faces)}
+        person = {name: i for i, name in enumerate(people)}
         self.pairs = np.array([[place[face] for face in row] for row in rows], np.int64)
         names = [f"{name}/{name}_{number:04d}.jpg" for name, number in faces]
         columns = {"identity": [person[name] for name, _ in faces]}

@@ -1,4 +1,4 @@
-"""A person's own verification pairs: two images per row, and whether they show one person."""
+"""Tables of verification pairs: two images per row, and whether they show one person."""
 
 from pathlib import Path
 
@@ -23,10 +23,10 @@ class PairsCsv(Source):
     def __init__(self, path: str | Path, *, root: Path | None = None) -> None:
         table = ImageTable(Path(path).expanduser(), LAYOUT)
         table.rows(None, "pairs-csv")
-        rows = list(zip(table.paths("image_a"), table.paths("image_b"), strict=True))
-        names, place = np.unique(np.array(rows, object).reshape(-1), return_inverse=True)
-        super().__init__(**table.given(names.tolist(), root))
-        self.pairs = place.reshape(-1, 2).astype(np.int64)
+        rows = [table.paths(column=column) for column in ("image_a", "image_b")]
+        names, positions = np.unique(np.array(rows, object).T, return_inverse=True)
+        super().__init__(**table.source_args(names.tolist(), root))
+        self.pairs = positions.reshape(-1, 2).astype(np.int64)
         self.same = _numbers(table, "same", "column same", 1).astype(bool)
         if "fold" in table.header:
             self.folds = _numbers(table, "fold", "fold", _MAX_FOLDS)

@@ -1,4 +1,4 @@
-"""A person's own landmarks as .pts files beside the images, in the format of 300-W."""
+"""Landmarks as .pts files beside the images, in the format of 300-W."""
 
 from pathlib import Path
 
@@ -29,7 +29,6 @@ class Points(Source):
     ) -> None:
         """
         Args:
-            path: the folder.
             split: train, val or test, where there are folders with such names; None: all.
             start: coordinate of the center of the top-left pixel: 1 (as 300-W counts) or 0.
             layout: order of the landmarks, a name of `facessl.data.layouts` (ibug68, wflw98, aflw19, lapa106).
@@ -41,9 +40,9 @@ class Points(Source):
         names: list[str] = []
         points: list[np.ndarray] = []
         for folder in sorted({file.parent for file in inside.rglob("*.[pP][tT][sS]")}):
-            found, marks = pts_faces(folder, LAYOUT, start, points[0].shape[1] if points else None)
-            names += [str(folder.relative_to(root) / name) for name in found]
-            points += [marks] if found else []
+            in_folder, marks = pts_faces(folder, LAYOUT, start, points[0].shape[1] if points else None)
+            names += [str(folder.relative_to(root) / name) for name in in_folder]
+            points += [marks] if in_folder else []
         if not names:
             raise DataError(f"no .pts file in {inside} ({LAYOUT})")
         landmarks = np.concatenate(points)

@@ -8,8 +8,8 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, UnknownName
 from facessl.core.types import Sample
+from facessl.data.layouts import swapped
 from facessl.data.source import Source
-from facessl.data.sources._annotations import swapped
 from facessl.data.sources._lists import choice
 from facessl.data.sources.lapa import CLASSES
 from facessl.synthetic.expression import EXPRESSIONS
@@ -23,7 +23,7 @@ ATTRIBUTES = (
     *("earrings", "bald", "long_hair", "curly_hair", "fringe", "gray_hair", "dark_hair", "young", "aged"),
     *("freckles", "turned", "occluded", "blurred"),
 )
-#: What a caption says of each expression.
+#: Words of a caption for each expression.
 _MOODS = ("neutral", "happy", "surprised", "sad", "angry", "disgusted", "frightened")
 #: Attribute -> its words, before the face, behind "with" and at the end of a caption.
 _BEFORE = {"young": "young", "aged": "old", "bald": "bald"}
@@ -101,12 +101,12 @@ class Synthetic(Source):
             raise ConfigError(
                 f"the source 'synthetic' draws its images and takes no path, but got {path!r}; leave it out"
             )
-        given = {name: value for name, value in locals().items() if name not in ("self", "path", "__class__")}
-        self._options = given | {"keep": None}  # how many are kept changes no image
+        options = {name: value for name, value in locals().items() if name not in ("self", "path", "__class__")}
+        self._options = options | {"keep": None}  # how many are kept changes no image
         for name, (low, high) in _RANGES.items():
-            if not low <= given[name] <= high:
+            if not low <= options[name] <= high:
                 kind = "whole number" if isinstance(high, int) else "number"
-                raise ConfigError(f"synthetic: {name} must be a {kind} from {low} to {high:g}, not {given[name]!r}")
+                raise ConfigError(f"synthetic: {name} must be a {kind} from {low} to {high:g}, not {options[name]!r}")
         choice("synthetic", "label", label, ("expression", "identity"))
         self._by_identity, self._captions, self._group = label == "identity", captions, None
         if self._by_identity:
@@ -120,8 +120,8 @@ class Synthetic(Source):
             self.provides = self.provides | {"group"}
         self.n, self.seed, self.side, self.identities = n, seed, size, identities
         self._limits = Limits(yaw, pitch, roll, occlusion, degrade, zoom, studio)
-        self._room = keep * 2**20 // (4 * size * size)  # samples: an image has three bytes a pixel, a mask one
-        self._kept: dict[int, Sample] = {}
+        self._capacity = keep * 2**20 // (4 * size * size)  # samples: an image has three bytes a pixel, a mask one
+        self._cache: dict[int, Sample] = {}
 
     def __len__(self) -> int:
         return self.n
@@ -134,18 +134,18 @@ class Synthetic(Source):
     def __getitem__(self, index: int) -> Sample:
         """Image `index`. Its arrays are shared: do not write to them."""
         key = self.key(index)
-        if index in self._kept:
-            return replace(self._kept[index])
+        if index in self._cache:
+            return replace(self._cache[index])
         sample = self._draw(index, key)
-        if len(self._kept) < self._room:
-            self._kept[index] = replace(sample)
+        if len(self._cache) < self._capacity:
+            self._cache[index] = replace(sample)
         return sample
 
     def image(self, index: int) -> bytes | np.ndarray:
         return self[index].image
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}}
+        return {**self.__dict__, "_cache": {}}
 
     def values(self, field: str) -> np.ndarray:
         by_identity = field == "identity" or self._by_identity
@@ -153,7 +153,7 @@ class Synthetic(Source):
         return np.array([person if by_identity else scene.label for person, _, scene in plans], np.int64)
 
     def fingerprint(self) -> str:
-        """Of the options, which all images follow from, and of two images."""
+        """Digits that depend on the options, which determine all images, and on two images."""
         digest = hashlib.blake2b(repr(self._options).encode(), digest_size=16)
         for index in (0, self.n - 1):
             digest.update(np.ascontiguousarray(self[index].image).tobytes())
@@ -187,7 +187,7 @@ class Synthetic(Source):
         )
 
 
-#: Option -> least and largest value; whole numbers where these are.
+#: Option -> least and largest value; whole numbers if these are.
 _RANGES = {
     "n": (1, 10_000_000),
     "seed": (0, 2**32 - 1),

@@ -50,7 +50,6 @@ class UTKFace(Source):
     ) -> None:
         """
         Args:
-            path: folder with the images.
             label, group: race, gender or age (three bands: below 18, to 59, from 60).
             strict: refuse other names; False leaves such images out.
         """
@@ -59,13 +58,13 @@ class UTKFace(Source):
         choice("utkface", "group", group, _GROUPS)
         root = root_folder(path, LAYOUT)
         rows = _rows(root, strict)
-        kept = [row for stem, row in rows.items() if is_test(stem) == (split == "test")]
-        age, gender, race = np.array([row[1:] for row in kept], np.int64).reshape(-1, 3).T
+        chosen = [row for stem, row in rows.items() if is_test(stem) == (split == "test")]
+        age, gender, race = np.array([row[1:] for row in chosen], np.int64).reshape(-1, 3).T
         values = {"race": race, "gender": gender, "age": (age >= 18).astype(np.int64) + (age >= 60)}
         self.label_names, self.group_names = _GROUPS[label], _GROUPS[group]
         attributes = [gender == 0, age < 18, age >= 60, *(race == at for at in range(len(RACES)))]
         columns = {"label": values[label], "group": values[group], "attributes": np.stack(attributes, axis=1)}
-        super().__init__([row[0] for row in kept], columns, folder=root, file=f"{root} ({split})", hint=LAYOUT)
+        super().__init__([row[0] for row in chosen], columns, folder=root, file=f"{root} ({split})", hint=LAYOUT)
 
 
 def _rows(root: Path, strict: bool) -> dict[str, tuple[str, int, int, int]]:
@@ -73,8 +72,8 @@ def _rows(root: Path, strict: bool) -> dict[str, tuple[str, int, int, int]]:
     folder = Folder(root)
     rows: dict[str, tuple[str, int, int, int]] = {}
     odd = []
-    for at in range(len(folder)):
-        name = folder.inner_name(at)
+    for i in range(len(folder)):
+        name = folder.inner_name(i)
         match = _NAME.fullmatch(os.path.basename(name))
         if match:
             rows.setdefault(match["stem"], (name, int(match[2]), int(match[3]), int(match[4])))

@@ -24,7 +24,7 @@ class Video(Source):
     """The first frame of each interval of a video; of a folder its images as well, with labels as `folder:` has them.
 
     The frame at 83.5 s of clips/clip.mp4 is called clips/clip.mp4/00h01m23s500. Every video is read once, without
-    decoding it, to learn the times of its frames. A warning tells of a damaged video, which ends with what it has; one
+    decoding it, to learn the times of its frames. A damaged video is used up to the damage, with a warning; one
     without any frame is left out of a folder.
 
     Attributes:
@@ -41,20 +41,18 @@ class Video(Source):
         step = interval(every)
         files = _Files(path, recursive=recursive, cache=cache)
         self.root = files.root
-        names: list[str] = []
-        stamps: list[int] = []
-        owners: list[int] = []
+        rows: list[tuple[str, int, int]] = []  # name, time stamp, index of the file
         for index in range(len(files)):
-            name, found = files.inner_name(index), [("", _IMAGE)]
+            name = files.inner_name(index)
             if self.root is None or name.lower().endswith(FILMS):
-                found = [(f"/{clock(frame.seconds)}", frame.stamp) for frame in self._frames(files.name(index), step)]
-            names += [name + time for time, _ in found]
-            stamps += [stamp for _, stamp in found]
-            owners += [index] * len(found)
-        self._stamps = np.array(stamps, np.int64)
-        columns = {"label": files.values("label")[owners]} if files.label_names else None
+                frames = self._frames(files.name(index), step)
+                rows += [(f"{name}/{clock(frame.seconds)}", frame.stamp, index) for frame in frames]
+            else:
+                rows.append((name, _IMAGE, index))
+        self._stamps = np.array([stamp for _, stamp, _ in rows], np.int64)
         self.label_names = files.label_names
-        super().__init__(names, columns, file=path)
+        columns = {"label": files.values("label")[[index for *_, index in rows]]} if files.label_names else None
+        super().__init__([name for name, *_ in rows], columns, file=path)
         self._folder = str(files.root or Path(path).expanduser().parent)
 
     def _frames(self, film: str, step: float) -> list[Frame]:

@@ -22,8 +22,8 @@ FOLDERS = {
     "common": ("helen/testset", "lfpw/testset"),
     "challenge": ("ibug",),
 }
-#: Endings of the names of HRNet's tables of each part; of the test set in one file, common and challenge are told apart
-#: by the folder.
+#: Endings of the names of HRNet's tables of each part; of the test set in one file, the folder
+#: decides between common and challenge.
 TABLES = {
     "train": ("train",),
     "common": ("valid_common", "test_common"),
@@ -62,12 +62,7 @@ class W300(Source):
     layout = "ibug68"
 
     def __init__(self, path: str | Path, *, split: str = "train", format: str = "auto", strict: bool = True) -> None:
-        """
-        Args:
-            path: folder of the layout above.
-            split: train, full, common or challenge.
-            format: pts, csv, or auto: the tables where they are there.
-        """
+        """`split` is train, full, common or challenge; `format` pts, csv, or auto: the tables if they are there."""
         lists.choice("w300", "split", split, SIZES)
         lists.choice("w300", "format", format, ("auto", "pts", "csv"))
         root = lists.root_folder(path, LAYOUT)
@@ -95,11 +90,11 @@ def _tables(endings: Sequence[str]) -> list[str]:
 
 def _csv(root: Path, part: str, base: Path) -> tuple[Path, _Part]:
     """The table of one part, and its names, landmarks (N, 68, 2) and boxes (N, 4)."""
-    own = lists.find_any(root, _tables(TABLES[part]))
+    table = lists.find_any(root, _tables(TABLES[part]))
     together = None if part == "train" else lists.find_any(root, _tables(TOGETHER))
-    file = own or together or lists.find(root, _tables(TABLES[part]), LAYOUT)
+    file = table or together or lists.find(root, _tables(TABLES[part]), LAYOUT)
     names, points, boxes = hrnet_table(file, POINTS, LAYOUT, shift=2.0)
-    if own is None:
+    if table is None:
         inside = np.array([name.startswith("ibug/") == (part == "challenge") for name in names], bool)
         names, points, boxes = [n for n, yes in zip(names, inside, strict=True) if yes], points[inside], boxes[inside]
     if (base / _BLANK[1]).exists():
@@ -113,8 +108,8 @@ def _pts(base: Path, part: str) -> tuple[Path, _Part]:
     points = []
     for folder in FOLDERS[part]:
         inside = lists.find(base, [folder], LAYOUT)
-        found, marks = pts_faces(inside, LAYOUT, 1, POINTS)
-        names += [f"{folder}/{name}" for name in found]
+        in_folder, marks = pts_faces(inside, LAYOUT, 1, POINTS)
+        names += [f"{folder}/{name}" for name in in_folder]
         points.append(marks.reshape(-1, POINTS, 2))
     table = np.concatenate(points)
     return inside, (names, table, square_around(table))

@@ -78,7 +78,7 @@ class WebDataset(Source):
             vars(self).update(records.read_traits(Path(self._paths[0]).parent, None))
 
     def _index(self, names: list[str], cache: bool) -> None:
-        """Look up what lies where in `_paths`, which are called `names` wherever they lie."""
+        """Index the members of `_paths`, which are called `names` in every location."""
         self._names = names
         self._open: dict[int, int] = {}
         self._table = shard_index([Path(p).absolute() for p in self._paths], cache)
@@ -87,8 +87,8 @@ class WebDataset(Source):
         first_json = self._read("json", 0) if "json" in every else b""
         packed = records.parsed(first_json)
         field_of = {"txt": "text", "cls": "label"} | ({"mask.png": "mask"} if packed else {})
-        given = every | ({"cls"} if lacking["cls"] < len(self) else set())
-        self._members = ["image", *(part for part in field_of if part in given)]
+        available = every | ({"cls"} if lacking["cls"] < len(self) else set())
+        self._members = ["image", *(part for part in field_of if part in available)]
         self.provides = frozenset(field_of[part] for part in self._members[1:])
         if packed:
             self.provides |= records.fields(packed)
@@ -117,10 +117,10 @@ class WebDataset(Source):
         return int(self._table["first"][-1])
 
     def __getitem__(self, index: int) -> Sample:
-        """Image `index` as encoded bytes. Raises ImageError where the shard can no longer be read."""
+        """Image `index` as encoded bytes. Raises ImageError if the shard can no longer be read."""
         key, shard = self.key(index), self._shard(index)
-        there = [part for part in self._members if self._table[part][index, 0] >= 0]
-        sample = _sample({part: self._read(part, index, shard) for part in there}, key)
+        parts = [part for part in self._members if self._table[part][index, 0] >= 0]
+        sample = _sample({part: self._read(part, index, shard) for part in parts}, key)
         if "cls" in self._members and sample.label is None:
             sample.label = _UNKNOWN
         return sample
@@ -142,8 +142,8 @@ class WebDataset(Source):
     def values(self, field: str) -> np.ndarray:
         def value(index: int) -> int:
             if field == "label":
-                given = self._table["cls"][index, 0] >= 0
-                return _label(self._read("cls", index), self.name(index)) if given else _UNKNOWN
+                has_label = self._table["cls"][index, 0] >= 0
+                return _label(self._read("cls", index), self.name(index)) if has_label else _UNKNOWN
             sample = Sample(b"", key=self.name(index))
             records.restore(sample, records.parsed(self._read("json", index)) or {})
             number = getattr(sample, field)
@@ -152,7 +152,7 @@ class WebDataset(Source):
         return np.array([value(i) for i in range(len(self))], np.int64)
 
     def fingerprint(self) -> str:
-        """As of any source; every member beside the images counts, of a stream the names of its shards."""
+        """As in `Source`, with every member beside the images; a stream's depends on the names of its shards."""
         if self.streaming:
             return hashlib.blake2b(
                 "\n".join(short(redacted(path)) for path in self._paths).encode(), digest_size=16
@@ -170,7 +170,7 @@ class WebDataset(Source):
         return {**self.__dict__, "_open": {}}
 
     def stream(self, *, seed: int | None, epoch: int, rank: int, world_size: int) -> Iterator[Sample]:
-        """As `Source.stream`. Raises DataError where a shard cannot be read."""
+        """As `Source.stream`. Raises DataError if a shard cannot be read."""
         mixing = None if seed is None else seed * 1_000_003 + epoch
         buffer = self._shuffle if seed is not None else 0
         stages = [
@@ -182,20 +182,20 @@ class WebDataset(Source):
         ]
         if buffer:
             stages.append(wds.shuffle(buffer, rng=random.Random(mixing)))
-        told = functools.cache(self._told)
+        label = functools.cache(self._display_name)
         try:
             for raw in wds.DataPipeline(*stages):
                 if not records.parsed(raw.get("json", b"")):
                     raw.pop("mask.png", None)  # other people's masks may mean anything
-                yield _sample(raw, f"{os.path.basename(told(raw['__url__']))}/{raw['__key__']}")
+                yield _sample(raw, f"{os.path.basename(label(raw['__url__']))}/{raw['__key__']}")
         except DataError:
             raise
-        except Exception as error:  # tarfile, OSError, subprocess: whatever a stream can break with
+        except Exception as error:  # tarfile, OSError, subprocess: any error of a stream
             shard = next((a for a in error.args if isinstance(a, str) and a in self._paths), self._paths[0])
-            raise DataError(f"cannot read the shard {told(shard)}: {_why(error).replace(shard, 'it')}") from None
+            raise DataError(f"cannot read the shard {label(shard)}: {_reason(error).replace(shard, 'it')}") from None
 
-    def _told(self, shard: str) -> str:
-        """What a shard of a stream is called in keys and errors: a command by its place, a URL without credentials."""
+    def _display_name(self, shard: str) -> str:
+        """Name of a shard of a stream in keys and errors: a command by its position, a URL without credentials."""
         if shard.startswith("pipe:"):
             return f"pipe:... ({self._paths.index(shard) + 1} of {len(self._paths)})"
         return redacted(shard)
@@ -226,7 +226,7 @@ class WebDataset(Source):
         return data
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = str(error.args[0] if error.args else error)
     status = re.search(r"exit (\d+)", text)
     if status:
@@ -241,31 +241,31 @@ def _expand(path: str, remote: bool) -> list[str]:
         return [os.path.abspath(full)]
     if not remote and os.path.isdir(full):
         full = os.path.join(glob.escape(full), "*.tar")
-    told = redacted(path)
-    if (count := _braced(full)) > _MAX_SHARDS:
-        raise DataError(f"{told} names {count:,} shards, more than {_MAX_SHARDS:,}: name those that there are")
+    shown = redacted(path)
+    if (count := _count_expanded(full)) > _MAX_SHARDS:
+        raise DataError(f"{shown} names {count:,} shards, more than {_MAX_SHARDS:,}: name those that there are")
     try:
         names = wds.shardlists.expand_urls(full)
     except (ValueError, AssertionError):  # the library's: unbalanced braces, ${NAME} without a value
-        raise DataError(f"cannot expand {told}: write several shards for example as shard-{{000..012}}.tar") from None
+        raise DataError(f"cannot expand {shown}: write several shards for example as shard-{{000..012}}.tar") from None
     if not path.startswith("pipe:") and any(name.strip().lower().startswith("pipe:") for name in names):
-        raise DataError(f"{told} expands to a command: begin it with pipe: if one is to be run")
+        raise DataError(f"{shown} expands to a command: begin it with pipe: if one is to be run")
     if remote:
         return names
     shards: list[str] = []
     for name in names:
-        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name] if os.path.exists(name) else []
-        if not found:
+        files = sorted(glob.glob(name)) if glob.has_magic(name) else [name] if os.path.exists(name) else []
+        if not files:
             raise DataError(f"no such shard: {name}")
-        shards += found
+        shards += files
     if odd := next((shard for shard in shards if not os.path.isfile(shard)), None):
         raise DataError(f"the shard {odd} is not a regular file: name tar files alone")
     # Absolute: the library takes a file called "pipe:..." for a command to run.
     return [os.path.abspath(shard) for shard in shards]
 
 
-def _braced(path: str) -> int:
-    """How many names the braces of a path make, or more."""
+def _count_expanded(path: str) -> int:
+    """Number of names that the braces of a path make, or more."""
     count = 1
     while match := re.search(r"\{([^{}]*)\}", path):
         ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\..*)?", match[1])
@@ -315,7 +315,7 @@ def _grouped_members(shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any
                         parts[name] = member.read() if member else b""
         except DataError:
             raise
-        except Exception as error:  # whatever a stream can break with
+        except Exception as error:  # any error of a stream
             error.args = (*error.args, url)
             raise
         yield from _raw_samples(parts, url)
@@ -323,8 +323,8 @@ def _grouped_members(shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any
 
 def _raw_samples(members: dict[bytes, bytes], url: str) -> Iterator[dict[str, Any]]:
     for name, parts in grouped(members):
-        found: dict[str, Any] = {part: members[member] for part, member in parts.items()}
-        yield {**found, "__key__": os.fsdecode(name), "__url__": url}
+        contents: dict[str, Any] = {part: members[member] for part, member in parts.items()}
+        yield {**contents, "__key__": os.fsdecode(name), "__url__": url}
 
 
 def _sample(parts: Mapping[str, bytes], key: str) -> Sample:
@@ -343,7 +343,7 @@ def _sample(parts: Mapping[str, bytes], key: str) -> Sample:
 
 
 def _caption(data: bytes) -> str | None:
-    """The caption in a `.json` member, "" where it is empty or no text; None where there is no such key."""
+    """The caption in a `.json` member, "" if it is empty or no text; None if there is no such key."""
     value = records.object_in(data)
     if "caption" not in value:
         return None

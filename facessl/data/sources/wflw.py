@@ -53,11 +53,7 @@ class WFLW(Source):
     layout = "wflw98"
 
     def __init__(self, path: str | Path, *, split: str = "train", format: str = "auto", strict: bool = True) -> None:
-        """
-        Args:
-            path: folder of the layout above.
-            format: raw, hrnet, or auto: HRNet's tables where they are there.
-        """
+        """`format` is raw, hrnet, or auto: HRNet's tables if they are there."""
         choice("wflw", "split", split, SIZES)
         choice("wflw", "format", format, ("auto", "raw", "hrnet"))
         root = root_folder(path, LAYOUT)
@@ -95,21 +91,21 @@ def _raw(file: Path) -> _Part:
 
 
 def _hrnet(file: Path) -> _Part:
-    """As `_raw`, of a table; the subsets from the tables beside it."""
+    """Return as `_raw` from a table, with the subsets from the tables beside it."""
     names, points, boxes = hrnet_table(file, POINTS, LAYOUT)
     # One image may show several faces, so a face is known by its image and its box.
     place = {(name, *box): i for i, (name, box) in enumerate(zip(names, boxes.round(2).tolist(), strict=True))}
     subsets = {}
     for subset, (called, _) in SUBSETS.items():
-        beside = file.with_name(f"{file.stem}_{called}.csv")
-        if not beside.exists():
+        subset_file = file.with_name(f"{file.stem}_{called}.csv")
+        if not subset_file.exists():
             continue
-        found = hrnet_table(beside, POINTS, LAYOUT)
-        faces = [(name, *box) for name, box in zip(found[0], found[2].round(2).tolist(), strict=True)]
+        table = hrnet_table(subset_file, POINTS, LAYOUT)
+        faces = [(name, *box) for name, box in zip(table[0], table[2].round(2).tolist(), strict=True)]
         unknown = next((face for face in faces if face not in place), None)
         if unknown is not None:
             raise DataError(
-                f"{beside} has a face of {unknown[0]} that {file} does not have: take both from one release"
+                f"{subset_file} has a face of {unknown[0]} that {file} does not have: take both from one release"
             )
         subsets[subset] = np.array(sorted(place[face] for face in faces), np.int64)
     return names, points, boxes, subsets

@@ -1,4 +1,4 @@
-"""Which of timm's two attentions runs: the fused kernel, or plain products with a softmax between them."""
+"""Choice between timm's two attentions: the fused kernel, or plain products with a softmax between them."""
 
 from typing import Any
 

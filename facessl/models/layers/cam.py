@@ -7,13 +7,8 @@ from facessl.core.precision import at_least_float32, full_precision
 
 
 def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
-    """The classifier (K, C) without its bias on every cell of a map (B, C, h, w) (Zhou et al., CVPR 2016, Eq. 2).
-
-    Without gradient to the classifier.
-
-    Returns:
-        (B, K, h, w), in float32 or wider also under autocast.
-    """
+    """The classifier (K, C), without bias and gradient, on every cell of a map (B, C, h, w) (Zhou et al., CVPR 2016,
+    Eq. 2) -> (B, K, h, w), in float32 or wider also under autocast."""
     with full_precision(features):
         kernel = at_least_float32(weight.detach())[:, :, None, None]  # (K, C, 1, 1)
         return F.conv2d(at_least_float32(features), kernel)

@@ -32,7 +32,7 @@ _SIDE, _MARGIN, _FACE = 24, 6, 48
 #: Sizes of the face's frame beside the view's, and angles in degrees, that are tried; all positions are.
 _SCALES = (0.5, 0.56, 0.63, 0.71, 0.8, 0.9, 1.0, 1.12)
 _ANGLES = (-14.0, -7.0, 0.0, 7.0, 14.0)
-#: What the squares of the shift (in half sides), the log of the scale and the angle (in 15 degrees) cost, in units of
+#: Costs of the squares of the shift (in half sides), the log of the scale and the angle (in 15 degrees), in units of
 #: the correlation.
 _SHIFTED, _SCALED, _TURNED = 1.0, 0.1, 0.03
 #: Weights of Y, Cb, Cr and local contrast in the distance of two places, which look alike below 1.
@@ -41,7 +41,7 @@ _ALIKE = (0.0, 30.0, 30.0, 1.2)
 ROUNDS, COLOR_WEIGHT = 5, 0.3
 #: The prior of a region's variance of color: a standard deviation, and how many cells it weighs like.
 DEVIATION, PRIOR_WEIGHT = 0.06, 2.0
-#: Soft borders of the layout: how often a cell becomes the mean of the 3 x 3 around it, and what every region is given.
+#: Soft borders of the layout: times that a cell becomes the mean of the 3 x 3 around it, and least value of a region.
 _SOFTENED, _FLOOR = 6, 0.02
 #: Y, Cb, Cr of RGB (ITU-R 601).
 _YCC = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
@@ -76,7 +76,7 @@ class ColorRegions(nn.Module):
             self.register_buffer(name, torch.zeros(_FACE, _FACE))
         for name in ("together", "pairs"):
             self.register_buffer(name, torch.zeros(CELLS**2, CELLS**2))
-        self._noted: dict[str, Tensor] = {}  # what `update` adds to the last four
+        self._sums: dict[str, Tensor] = {}  # of a step, which `update` adds to the last four buffers
 
     @torch.no_grad()
     def forward(self, colors: Tensor, content: Tensor | None = None) -> Tensor:
@@ -97,8 +97,8 @@ class ColorRegions(nn.Module):
                 prior = F.interpolate(maps, (CELLS, CELLS), mode="bilinear").permute(0, 2, 3, 1) + _FLOOR
                 prior = prior / prior.sum(-1, keepdim=True)
             cells = F.adaptive_avg_pool2d(_ycc(colors), CELLS)
-            found = by_color(cells.flatten(2).transpose(1, 2), prior.flatten(1, 2))  # (B, CELLS^2, N)
-        return found.unflatten(1, (CELLS, CELLS))
+            regions = by_color(cells.flatten(2).transpose(1, 2), prior.flatten(1, 2))  # (B, CELLS^2, N)
+        return regions.unflatten(1, (CELLS, CELLS))
 
     def at(self, frames: Tensor) -> Tensor:
         """The layout in views whose faces have the frames (B, 2, 3) -> (B, CELLS, CELLS, N), its edges continued."""
@@ -118,18 +118,18 @@ class ColorRegions(nn.Module):
             return _find(_contrast(F.interpolate(_ycc(colors)[:, :1], (_SIDE, _SIDE), mode="area")), self.face)
 
     @torch.no_grad()
-    def note(self, colors: Tensor, step: int) -> None:
-        """Notes, in the steps before `LAYOUT_STEPS`, what the views (B, 3, S, S) show over the face's frame."""
+    def add(self, colors: Tensor, step: int) -> None:
+        """Add up, in the steps before `LAYOUT_STEPS`, what the views (B, 3, S, S) show over the face's frame."""
         with full_precision(colors):
             for part in colors.split(_AT_ONCE):
-                self._note(part, step)
+                self._add(part, step)
 
-    def _note(self, colors: Tensor, step: int) -> None:
+    def _add(self, colors: Tensor, step: int) -> None:
         frames, ycc = self.align(colors), _ycc(colors)
         contrast = _contrast(ycc[:, :1])
         if step < 2 * LAYOUT_STEPS // 3:
             seen = inside(frames, _FACE)
-            found = {"total": (read(contrast, frames, _FACE)[:, 0] * seen).sum(0), "count": seen.sum(0)}
+            sums = {"total": (read(contrast, frames, _FACE)[:, 0] * seen).sum(0), "count": seen.sum(0)}
         else:
             frames = torch.cat([frames[:, :, :2] * _EXTENT, frames[:, :, 2:]], -1)
             looks = torch.cat([ycc, contrast.clamp(-2.5, 2.5)], 1) * ycc.new_tensor(_ALIKE)[:, None, None]
@@ -138,16 +138,16 @@ class ColorRegions(nn.Module):
             seen = inside(frames, CELLS).flatten(1).to(places.dtype)  # (B, CELLS^2)
             alike = torch.cdist(places, places).square_().div_(-2).exp_()  # (B, CELLS^2, CELLS^2)
             together = alike.mul_(seen[:, :, None]).mul_(seen[:, None]).sum(0)
-            found = {"together": together, "pairs": seen.T @ seen}
-        for name, value in found.items():
-            self._noted[name] = self._noted.get(name, 0) + value
+            sums = {"together": together, "pairs": seen.T @ seen}
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0) + value
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Adds what was noted in a step on all ranks; ends a third of the steps with its result. Collective call."""
-        for name in sorted(self._noted):
-            self.get_buffer(name).add_(all_reduce_sum(self._noted[name]))
-        self._noted = {}
+        """Add the sums of a step over all ranks; end a third of the steps with its result. Collective call."""
+        for name in sorted(self._sums):
+            self.get_buffer(name).add_(all_reduce_sum(self._sums[name]))
+        self._sums = {}
         if step + 1 in (LAYOUT_STEPS // 3, 2 * LAYOUT_STEPS // 3):
             mean = self.total / self.count.clamp_min(1)
             self.face.copy_((mean + mean.flip(1)) / 2)
@@ -155,8 +155,8 @@ class ColorRegions(nn.Module):
             self.count.zero_()
         elif step + 1 == LAYOUT_STEPS:
             alike = self.together / self.pairs.clamp_min(1)
-            found = layout(alike, self.pairs >= 0.01 * self.pairs.max(), self.layout.shape[-1])
-            self.layout.copy_(all_reduce_sum(found * (rank() == 0)))  # machines may round differently
+            new_layout = layout(alike, self.pairs >= 0.01 * self.pairs.max(), self.layout.shape[-1])
+            self.layout.copy_(all_reduce_sum(new_layout * (rank() == 0)))  # machines may round differently
             self.together.zero_()
             self.pairs.zero_()
 
@@ -166,7 +166,7 @@ def layout(alike: Tensor, known: Tensor, regions: int) -> Tensor:
 
     Args:
         alike: (CELLS^2, CELLS^2), how alike two places are.
-        known: (CELLS^2, CELLS^2) bool, where that is known; a place that nobody has seen joins the nearest one.
+        known: (CELLS^2, CELLS^2) bool, whether that is known; a place without data joins the nearest one.
         regions: N, the number of clusters.
 
     Returns:
@@ -181,9 +181,9 @@ def layout(alike: Tensor, known: Tensor, regions: int) -> Tensor:
     seen = known.diagonal().view(CELLS, CELLS)
     seen = (seen | seen.flip(1))[:, :half].flatten()
     cluster = SpectralClustering(regions, affinity="precomputed", random_state=0)
-    found = torch.from_numpy(cluster.fit_predict(halves[seen][:, seen].cpu().double().numpy())).long()
+    clusters = torch.from_numpy(cluster.fit_predict(halves[seen][:, seen].cpu().double().numpy())).long()
     at = torch.cartesian_prod(torch.arange(CELLS), torch.arange(half)).float()
-    left = found[torch.cdist(at, at[seen.cpu()]).argmin(1)].view(CELLS, half)
+    left = clusters[torch.cdist(at, at[seen.cpu()]).argmin(1)].view(CELLS, half)
     soft = F.one_hot(torch.cat([left, left.flip(1)], 1), regions).to(alike).permute(2, 0, 1)
     for _ in range(_SOFTENED):
         soft = F.avg_pool2d(F.pad(soft, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -192,15 +192,8 @@ def layout(alike: Tensor, known: Tensor, regions: int) -> Tensor:
 
 
 def by_color(colors: Tensor, prior: Tensor) -> Tensor:
-    """EM for one Gaussian per region and image (diagonal covariance) with a given prior at each cell.
-
-    Args:
-        colors: (B, P, C) of the cells of each image.
-        prior: (B, P, N) positive, sum 1 over N.
-
-    Returns:
-        (B, P, N) probabilities; the prior where it is the same everywhere.
-    """
+    """EM for one Gaussian per region and image (diagonal covariance) with a given prior at each cell: colors (B, P, C)
+    and prior (B, P, N), positive, sum 1 over N -> (B, P, N) probabilities; the prior if it is the same everywhere."""
     with full_precision(colors):  # the distances are differences of large numbers
         colors = colors - colors.mean(1, keepdim=True)
         q, square, log_prior = prior, colors.square(), prior.log()
@@ -262,15 +255,8 @@ def _contrast(luma: Tensor) -> Tensor:
 
 
 def _find(contrast: Tensor, face: Tensor) -> Tensor:
-    """Where the mean face is: the similarity of the highest normalized cross-correlation, less what it costs.
-
-    Args:
-        contrast: (B, 1, _SIDE, _SIDE).
-        face: (48, 48).
-
-    Returns:
-        (B, 2, 3), as `ColorRegions.align`.
-    """
+    """Find the mean face (48, 48) in views (B, 1, _SIDE, _SIDE): similarities (B, 2, 3), as of `ColorRegions.align`, of
+    the highest normalized cross-correlation less their cost."""
     across = (torch.arange(_FACE, device=face.device) + 0.5) / _FACE * 2 - 1
     inner = ((across / 0.62).square() + ((across[:, None] - 0.05) / 0.75).square() < 1).to(face)  # without hair
     padded = F.pad(contrast, (_MARGIN,) * 4, mode="reflect")
@@ -292,7 +278,7 @@ def _find(contrast: Tensor, face: Tensor) -> Tensor:
         score = score - costs - _TURNED * (angles / 15).square()[:, None, None]
         value, where = score.flatten(1).max(1)
         angle, row, column = torch.unravel_index(where, score.shape[1:])
-        found = similarities(face.new_full(value.shape, scale), angles[angle], torch.stack([at[column], at[row]], -1))
+        aligned = similarities(face.new_full(value.shape, scale), angles[angle], torch.stack([at[column], at[row]], -1))
         better = value > best
-        best, frames = torch.where(better, value, best), torch.where(better[:, None, None], found, frames)
+        best, frames = torch.where(better, value, best), torch.where(better[:, None, None], aligned, frames)
     return frames

@@ -66,12 +66,12 @@ class MomentumUpdate:
             self._target += [_local(p.detach()) for p in target.parameters()]
             if not self._buffers:
                 continue
-            for ours, theirs in zip(online.buffers(), target.buffers(), strict=True):
-                if ours.is_floating_point():
-                    self._online.append(ours)
-                    self._target.append(theirs)
+            for online_buffer, target_buffer in zip(online.buffers(), target.buffers(), strict=True):
+                if online_buffer.is_floating_point():
+                    self._online.append(online_buffer)
+                    self._target.append(target_buffer)
                 else:
-                    self._copied.append((ours, theirs))
+                    self._copied.append((online_buffer, target_buffer))
             for norm in online.modules():
                 if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not spans_ranks(norm):
                     self._per_rank += [b for b in norm.buffers(recurse=False) if b.is_floating_point()]

@@ -9,16 +9,10 @@ from torch.nn import functional as F
 from facessl.core.precision import at_least_float32
 
 
-def to_heatmap(points: Tensor, image: tuple[int, int], heatmap: tuple[int, int]) -> Tensor:
-    """Pixels (..., 2) of an image -> cells of a heatmap over the same square, (p + 0.5) * h / H - 0.5; `image` and
-    `heatmap` are height and width of both."""
-    scale = points.new_tensor([heatmap[1] / image[1], heatmap[0] / image[0]])
-    return (points + 0.5) * scale - 0.5
-
-
-def to_image(points: Tensor, image: tuple[int, int], heatmap: tuple[int, int]) -> Tensor:
-    """Cells of a heatmap -> pixels of the image, the inverse of `to_heatmap`; the same arguments."""
-    return to_heatmap(points, heatmap, image)
+def rescale(points: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Points (..., 2) on a grid of height and width `source` -> on one of `target` over the same area (pixels of an
+    image, cells of a heatmap): (p + 0.5) * h / H - 0.5."""
+    return (points + 0.5) * points.new_tensor([target[1] / source[1], target[0] / source[0]]) - 0.5
 
 
 def gaussian_heatmaps(

@@ -1,5 +1,5 @@
 """Losses of landmark networks. Pure, in float32 or wider also under autocast; points are (x, y), the center of cell
-(0, 0) is (0, 0). `visible` is (B, K), True where a landmark counts; None: all do. Nothing visible gives 0."""
+(0, 0) is (0, 0). `visible` is (B, K), True if a landmark counts; None: all do. Nothing visible gives 0."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from facessl.core.distributed import rank_mean
 from facessl.core.precision import at_least_float32, full_precision
 
-#: Constants of the adaptive wing loss, and what cells near a landmark or an edge weigh beside the others.
+#: Constants of the adaptive wing loss, and the weight of cells near a landmark or an edge.
 OMEGA, THETA, ALPHA, NEAR_WEIGHT = 14.0, 0.5, 2.1, 11.0
-#: Where STAR's distance turns from quadratic to linear; what is added to eigenvalues, and the least divisor there.
+#: Distance at which STAR's loss turns from quadratic to linear; least divisor, also added to eigenvalues.
 TURN, EPSILON = 0.01, 1e-5
 #: Matrices whose eigenvalues differ by less than this fraction of their sum count as round.
 ROUND_BELOW = 1e-3
@@ -127,7 +127,7 @@ def eigen(xx: Tensor, yy: Tensor, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def masked_mean(values: Tensor, visible: Tensor | None) -> Tensor:
-    """Mean of (B, K) values over the visible landmarks of all ranks' batches (`rank_mean`); 0 where there is none."""
+    """Mean of (B, K) values over the visible landmarks of all ranks' batches (`rank_mean`); 0 if there is none."""
     return values.mean() if visible is None else rank_mean(values, visible)
 
 

@@ -43,7 +43,7 @@ def sinkhorn(scores: Tensor, iterations: int) -> Tensor:
         (P, N) float32; every row sums to 1, and over all ranks every column to about the same mass.
     """
     q = at_least_float32(scores)
-    tiny = torch.finfo(q.dtype).tiny  # a cluster that nobody scores stays empty instead of becoming NaN
+    tiny = torch.finfo(q.dtype).tiny  # a cluster without scores stays empty instead of becoming NaN
     for _ in range(iterations):
         q = q / all_reduce_sum(q.sum(0)).clamp_min(tiny)  # (N,): every cluster gets the same mass
         q = q / q.sum(1, keepdim=True).clamp_min(tiny)  # (P, 1): every sample is assigned once

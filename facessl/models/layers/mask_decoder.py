@@ -21,12 +21,8 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor, memory: Tensor) -> Tensor:
-        """State (B, N, D) of N queries -> (B, N, D).
-
-        Args:
-            queries: (N, D), embedding added to `x` wherever it looks or is looked at.
-            keys, memory: (B, P, D), the image with and without positions.
-        """
+        """State (B, N, D) of N queries -> (B, N, D); the embedding `queries` (N, D) is added to `x` as query and key,
+        `keys` and `memory` (B, P, D) are the image with and without positions."""
         q = x + queries
         attended, _ = self.self_attention(q, q, x, need_weights=False)
         x = self.norm1(x + self.dropout(attended))

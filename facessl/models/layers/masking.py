@@ -12,20 +12,16 @@ from facessl.models.layers.positions import sincos_positions
 
 
 class Mask(NamedTuple):
-    """Which K of T patches an encoder sees, for each of B images."""
+    """The K of T patches that an encoder sees, for each of B images."""
 
     keep: Tensor  # (B, K) int64, positions of the visible patches, in the order in which they enter the encoder
-    restore: Tensor  # (B, T) int64, where in the sequence "visible, then removed" each patch stands
-    removed: Tensor  # (B, T) bool, True where the patch is hidden
+    restore: Tensor  # (B, T) int64, position of each patch in the sequence "visible, then removed"
+    removed: Tensor  # (B, T) bool, True if the patch is hidden
 
 
 def random_mask(noise: Tensor, ratio: float) -> Mask:
-    """The patches of the smallest noise stay visible (MAE, section 3).
-
-    Args:
-        noise: (B, T) uniform numbers; the mask of an image depends on its row alone.
-        ratio: fraction of the patches that is removed; what stays is rounded down, to at least one patch.
-    """
+    """Keep the patches of the smallest uniform noise (B, T) visible (MAE, section 3); the fraction `ratio` is removed,
+    the number of visible patches rounded down, to at least one."""
     order = noise.argsort(dim=1)
     restore = order.argsort(dim=1)
     count = max(1, int(noise.shape[1] * (1 - ratio)))
@@ -67,7 +63,7 @@ def check_maskable(model: nn.Module, name: str) -> None:
 @torch.no_grad()
 def fix_positions(model: Any, *, pretrained: bool = False) -> None:
     """Replace a ViT's position table by the fixed sine-cosine one (MAE, appendix A.1), zero for its prefix tokens;
-    ConfigError where it has `pretrained` weights, whose own table would be lost."""
+    ConfigError if it has `pretrained` weights, whose own table would be lost."""
     if pretrained:
         raise ConfigError(
             "the pre-trained backbone's position table would be overwritten by the fixed one (method.positions = "
@@ -104,9 +100,8 @@ def run_blocks(model: Any, prefix: Tensor, patches: Tensor) -> Tensor:
 def encode_visible(model: Any, x: Tensor, keep: Tensor) -> Tensor:
     """Tokens of a timm ViT that sees only the patches `keep` (B, K) of images (B, 3, H, W); no block runs on others.
 
-    Returns:
-        (B, P + K, C) after the last norm: P prefix tokens (the class token first), then the visible patches in the
-        order of `keep`. With every patch in its own order this is `model.forward_features(x)`.
+    (B, P + K, C) after the last norm: P prefix tokens (the class token first), then the visible patches in the order of
+    `keep`. With every patch in its own order this is `model.forward_features(x)`.
     """
     prefix, patches, positions = embed_patches(model, x)
     return model.norm(run_blocks(model, prefix, take(patches + positions, keep)))

@@ -41,13 +41,8 @@ def sincos_positions(height: int, width: int, channels: int) -> Tensor:
     """Fixed sine-cosine table of a ViT of height x width patches (MoCo v3, section 5; MAE, appendix A.1).
 
     The first half of the channels encodes the column, the second the row; each half holds all sines, then all
-    cosines, of wavelengths from 2 pi to almost 10000 * 2 pi.
-
-    Returns:
-        (height * width, channels) float64, rows of patches one after the other.
-
-    Raises:
-        ConfigError: `channels` is not a multiple of 4.
+    cosines, of wavelengths from 2 pi to almost 10000 * 2 pi: (height * width, channels) float64, row by row.
+    ConfigError: `channels` is not a multiple of 4.
     """
     if channels % 4:
         raise ConfigError(f"a sine-cosine position table needs a multiple of 4 channels, not {channels}")

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core.precision import at_least_float32, full_precision
-from facessl.models.layers.heatmaps import edge_heatmaps, shrunk_gaussians, to_heatmap
+from facessl.models.layers.heatmaps import edge_heatmaps, rescale, shrunk_gaussians
 from facessl.models.layers.landmark_losses import awing, star
 from facessl.models.layers.upernet import ConvNorm, UPerNeck
 
 
 class StarMaps(NamedTuple):
-    """What the head gives, in float32 or wider, all of one size (h, w)."""
+    """Outputs of the head, in float32 or wider, all of one size (h, w)."""
 
     heatmaps: Tensor  # (B, K, h, w), not negative, gated: `star` and `soft_argmax` take them
     points: Tensor  # (B, K, h, w) in 0..1, a blob on each landmark
@@ -148,7 +148,7 @@ def star_loss(
         whole_edges = torch.stack([visible[:, list(edge)].all(1) for edge in edges], dim=1)  # (B, E)
     target = target.clamp_min(-0.5).minimum(target.new_tensor([image[1] - 0.5, image[0] - 0.5]))
     terms = {
-        "star": star(maps.heatmaps, to_heatmap(target, image, size), visible),
+        "star": star(maps.heatmaps, rescale(target, image, size), visible),
         "points": awing(maps.points, shrunk_gaussians(target, image, size, visible=visible), visible),
         "edges": awing(maps.edges, edge_heatmaps(target, edges, image, size), whole_edges),
     }

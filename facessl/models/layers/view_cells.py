@@ -1,6 +1,6 @@
-"""Where the cells of a view lie in the stored image, and maps of one view read at the cells of another.
+"""Cells of a view in the stored image, and maps of one view read at the cells of another.
 
-A place is a fraction of the stored image (x of its width, y of its height). Bilinear reading is a product with one
+Positions are fractions of the stored image (x of its width, y of its height). Bilinear reading is a product with one
 matrix per axis, because the gradient of `grid_sample` (whose values it has) is not deterministic on a GPU.
 """
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from facessl.core.precision import at_least_float32, full_precision
 
 
-def places(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """The centers of a view's cells in the stored image: y (B, rows), x (B, columns) of `Batch.crops` (B, 5)."""
+def cell_centers(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Centers of a view's cells in the stored image: y (B, rows), x (B, columns) of `Batch.crops` (B, 5)."""
     left, top, width, height, flip = crops[:, :, None].unbind(1)  # (B, 1) each
     down, right = (
         (torch.arange(cells, dtype=crops.dtype, device=crops.device) + 0.5) / cells for cells in (rows, columns)
@@ -20,8 +20,8 @@ def places(crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def in_view(y: Tensor, x: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of `places`: y (B, R) and x (B, C) as fractions of a view's height and width, outside 0..1 where the
-    view does not show them."""
+    """The inverse of `cell_centers`: y (B, R) and x (B, C) as fractions of a view's height and width, outside 0..1
+    where the view does not show them."""
     left, top, width, height, flip = crops[:, :, None].unbind(1)  # (B, 1) each
     right = (x - left) / width
     return (y - top) / height, torch.where(flip > 0, 1 - right, right)
@@ -36,15 +36,11 @@ def read(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
         return torch.einsum("brh,bhwn,bcw->brcn", down, maps, right)
 
 
-def seen_by(maps: Tensor, theirs: Tensor, ours: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Maps (B, h, w, N) of one view, whose crops are `theirs` (B, 5), at the rows x columns cells of another view of
-    the same images, whose crops are `ours`.
-
-    Returns:
-        (B, R, C, N) at least float32; and (B, R, C) bool, where the center of the other view's cell lies within the
-        one view.
-    """
-    y, x = in_view(*places(ours, rows, columns), theirs)
+def seen_by(maps: Tensor, crops: Tensor, other_crops: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Read maps (B, h, w, N) of a view, with `crops` (B, 5), at the rows x columns cells of another view of the same
+    images, with `other_crops` -> (B, R, C, N) at least float32, and (B, R, C) bool, whether the view shows that cell's
+    center."""
+    y, x = in_view(*cell_centers(other_crops, rows, columns), crops)
     inside = ((y >= 0) & (y <= 1))[:, :, None] & ((x >= 0) & (x <= 1))[:, None]
     return read(maps, y, x), inside
 

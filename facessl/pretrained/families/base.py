@@ -1,4 +1,4 @@
-"""What the families share: whole methods out of a checkpoint, ResNets, and ViTs built from the shapes of tensors."""
+"""Helpers of the families: whole methods out of a checkpoint, ResNets, and ViTs built from the shapes of tensors."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ from facessl.models.backbone import Backbone
 from facessl.models.weights import fit, resnet_name, shape_of, tensors, under
 from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
-#: What FRA's training code adds to a checkpoint: a copy of the online backbone, and a center that stays zero.
+#: Additions of FRA's training code to a checkpoint: a copy of the online backbone, and a center that stays zero.
 FRA_ADDS = {"left_out": r"encoder_q\.|center$", "copy": ("encoder_q.", "online_net.backbone.")}
 
 #: timm's plain ViTs: channels, blocks, heads.
@@ -32,25 +32,26 @@ SIXTEEN_HEADS = (1152, 1280, 1408, 1664)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint of a whole method is read; a family takes `build` and `build_backbone` from it."""
+    """Reader of a checkpoint of a whole method; a family takes `build` and `build_backbone` from it."""
 
     family: str  # for sentences
     make: Callable[[Mapping[str, Tensor]], Method]  # a fresh method for the tensors of a checkpoint
-    theirs: Callable[[str], str]  # from our names to the family's
-    kept: Mapping[str, Any]  # `left_out`, `own` and `copy` of `facessl.models.weights.fit`
+    rename: Callable[[str], str]  # from the names of this library to the family's
+    fit_options: Mapping[str, Any]  # `left_out`, `own` and `copy` of `facessl.models.weights.fit`
     read: Callable[[Mapping[str, Any]], dict[str, Tensor]] = tensors  # the tensors of a loaded checkpoint
 
     def build(self, state: Mapping[str, Any]) -> Method:
         """The method of a loaded checkpoint, with its heads. CheckpointError names the tensors that do not fit."""
-        found = self.read(state)
+        weights = self.read(state)
         try:
-            method = self.make(found)
+            method = self.make(weights)
         except ConfigError as error:
             raise CheckpointError(
                 f"the shapes of this checkpoint of {self.family} do not go together: {error}"
             ) from None
         module = cast(nn.Module, method)
-        module.load_state_dict(fit(module, found, self.theirs, self.family, **self.kept), strict="own" not in self.kept)
+        fitted = fit(module, weights, self.rename, self.family, **self.fit_options)
+        module.load_state_dict(fitted, strict="own" not in self.fit_options)
         return method
 
     def build_backbone(self, state: Mapping[str, Any]) -> Backbone:
@@ -62,9 +63,9 @@ def plain_resnet(
     state: Mapping[str, Any], family: str, prefix: str = "", left_out: str | None = None, **normalization: Any
 ) -> Backbone:
     """The ResNet whose tensors stand below `prefix`; errors as in `Layout.build`, arguments as in `fit`."""
-    found = tensors(state)
-    backbone = Backbone(resnet_name(under(found, prefix), family), **normalization)
-    backbone.model.load_state_dict(fit(backbone.model, found, lambda n: prefix + n, family, left_out=left_out))
+    weights = tensors(state)
+    backbone = Backbone(resnet_name(under(weights, prefix), family), **normalization)
+    backbone.model.load_state_dict(fit(backbone.model, weights, lambda n: prefix + n, family, left_out=left_out))
     return backbone
 
 
@@ -73,9 +74,9 @@ def usual_heads(width: int) -> int:
     return 16 if width in SIXTEEN_HEADS else max(1, width // 64)
 
 
-def _mlp_ratio(found: Mapping[str, Tensor], width: int, blocks: str = "blocks.") -> float:
+def _mlp_ratio(weights: Mapping[str, Tensor], width: int, blocks: str = "blocks.") -> float:
     """Hidden over outer channels of the blocks' MLPs, 4 where they do not say; most blocks decide."""
-    own = under(found, blocks).items()
+    own = under(weights, blocks).items()
     sizes = Counter(v.shape[0] for n, v in own if n.endswith(".mlp.fc1.bias"))
     sizes += Counter(v.shape[1] for n, v in own if n.endswith(".mlp.fc2.weight") and v.ndim == 2)
     if not sizes:
@@ -86,7 +87,7 @@ def _mlp_ratio(found: Mapping[str, Tensor], width: int, blocks: str = "blocks.")
 
 
 def build_vit(
-    found: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     family: str,
     *,
     patch: str = "patch_embed.proj.weight",
@@ -100,28 +101,28 @@ def build_vit(
 
     Args:
         patch, positions: names of the patch embedding (C, 3, p, p) and of the position table (..., 1 + h * w, C).
-        blocks: what stands before a block's number.
+        blocks: prefix of a block's number.
         heads: attention heads of a ViT of a width, as they leave no trace in a shape.
         name: a ViT-B/16 of timm to be taken; None: the plain ViT of this width and depth, else ViT-B/16.
-        normalization: `mean` and `std`; ImageNet's where they are left out.
+        normalization: `mean` and `std`; ImageNet's if they are left out.
 
     Raises:
         CheckpointError: a missing tensor, a table of no square, or sizes that make no ViT.
     """
-    width, _, side, _ = shape_of(found, patch, family, 4)
-    if positions not in found:
+    width, _, side, _ = shape_of(weights, patch, family, 4)
+    if positions not in weights:
         raise CheckpointError(f"this checkpoint of {family} has no tensor {positions}")
-    shape = tuple(found[positions].shape)
+    shape = tuple(weights[positions].shape)
     grid = math.isqrt(max(shape[-2] - 1, 0)) if len(shape) > 1 else 0
     if grid < 1 or grid * grid != shape[-2] - 1:
         raise CheckpointError(f"tensor {positions} of this checkpoint of {family} is of another shape: {shape}")
-    depth = len({n.removeprefix(blocks).split(".")[0] for n in found if n.startswith(blocks)})
+    depth = len({n.removeprefix(blocks).split(".")[0] for n in weights if n.startswith(blocks)})
     size, usual_side = "base", 16
     if name is None and (known := [s for s, (w, d, _) in SIZES.items() if (w, d) == (width, depth)]):
         size = known[0]
         usual_side = next(p for p in (side, 16, 14) if timm.is_model(f"vit_{size}_patch{p}_224"))
     usual = (usual_side, *SIZES[size], 4)
-    own: tuple[Any, ...] = (side, width, depth, heads(width), _mlp_ratio(found, width, blocks))
+    own: tuple[Any, ...] = (side, width, depth, heads(width), _mlp_ratio(weights, width, blocks))
     keys = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
     options = {key: value for key, value, other in zip(keys, own, usual, strict=True) if value != other}
     name = name or f"vit_{size}_patch{usual_side}_224"
@@ -132,6 +133,6 @@ def build_vit(
 
 
 def guessed_normalization(backbone: Backbone) -> dict[str, str]:
-    """What `guessed` of a family says where mean and std are ImageNet's for want of a better one."""
+    """Entries of a family's `guessed` for a mean and std that are assumed to be ImageNet's."""
     usual = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     return {key: f"ImageNet's {key}" for key, value in usual.items() if getattr(backbone, key) == value}

@@ -11,7 +11,7 @@ from facessl.pretrained.families import base
 from facessl.views.normalize import CLIP_MEAN, CLIP_STD
 
 FAMILY = "FaRL"
-_theirs = weights.renamer(
+_rename = weights.renamer(
     (
         ("patch_embed.proj.", "visual.conv1."),
         ("cls_token", "visual.class_embedding"),
@@ -45,9 +45,9 @@ def matches(state: dict[str, Any]) -> bool:
 
 def build_backbone(state: dict[str, Any]) -> Backbone:
     """The image tower up to its last norm, with CLIP's normalization. CheckpointError names tensors that do not fit."""
-    found = weights.tensors(state)
+    tensors = weights.tensors(state)
     backbone = base.build_vit(
-        found,
+        tensors,
         FAMILY,
         patch="visual.conv1.weight",
         positions="visual.positional_embedding",
@@ -56,5 +56,5 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
         mean=CLIP_MEAN,
         std=CLIP_STD,
     )
-    backbone.model.load_state_dict(weights.fit(backbone.model, found, _theirs, FAMILY, left_out=LEFT_OUT))
+    backbone.model.load_state_dict(weights.fit(backbone.model, tensors, _rename, FAMILY, left_out=LEFT_OUT))
     return backbone

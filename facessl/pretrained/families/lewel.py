@@ -13,7 +13,7 @@ from facessl.pretrained.families import base
 from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 FAMILY = "LEWEL"
-_theirs = weights.renamer(
+_rename = weights.renamer(
     (
         ("backbone.model.", "online_net.backbone."),
         ("target_backbone.model.", "target_net.backbone."),
@@ -34,17 +34,17 @@ def matches(state: dict[str, Any]) -> bool:
     )
 
 
-def _fresh(found: Mapping[str, Tensor]) -> Method:
-    """With the 4 heads of the released scripts (they leave no trace in a shape), and their EMAN variant.
+def _fresh(tensors: Mapping[str, Tensor]) -> Method:
+    """Build LEWEL with the 4 heads of the released scripts (no shape depends on them) and their EMAN variant.
 
     Normalization is ImageNet's, as in LEWEL's release, and VGGFace2's for a checkpoint of FRA's training code.
     """
-    hidden = weights.shape_of(found, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0]
-    dim = weights.shape_of(found, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0]
-    mean, std = (LEWEL.mean, LEWEL.std) if "center" in found else (IMAGENET_MEAN, IMAGENET_STD)
-    name = weights.resnet_name(weights.under(found, "online_net.backbone."), FAMILY)
+    hidden = weights.shape_of(tensors, "online_net.neck.proj.mlp.0.weight", FAMILY, 3)[0]
+    dim = weights.shape_of(tensors, "online_net.neck.proj.mlp.3.weight", FAMILY, 3)[0]
+    mean, std = (LEWEL.mean, LEWEL.std) if "center" in tensors else (IMAGENET_MEAN, IMAGENET_STD)
+    name = weights.resnet_name(weights.under(tensors, "online_net.backbone."), FAMILY)
     return LEWEL(Backbone(name, mean=mean, std=std), hidden=hidden, dim=dim)
 
 
-_layout = base.Layout(FAMILY, _fresh, _theirs, kept=base.FRA_ADDS)
+_layout = base.Layout(FAMILY, _fresh, _rename, fit_options=base.FRA_ADDS)
 build, build_backbone = _layout.build, _layout.build_backbone

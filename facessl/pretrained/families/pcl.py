@@ -24,8 +24,8 @@ _BEFORE = weights.renamer(
 )
 
 
-def _theirs(name: str) -> str:
-    """From our names to PCL's; its decoder is one list: ReLU, doubling, convolution, norm, and so on."""
+def _rename(name: str) -> str:
+    """Rename to PCL's names; its decoder is one list: ReLU, doubling, convolution, norm, and so on."""
     if match := re.match(r"decoder\.(convs|norms)\.(\d+)\.(.+)", name):
         return f"decoder.model.{4 * int(match[2]) + (2 if match[1] == 'convs' else 3)}.{match[3]}"
     return _BEFORE(name)
@@ -40,6 +40,6 @@ def _fresh(_: Mapping[str, Tensor]) -> Method:
     return PCL(Backbone("pcl_facecycle", image_size=64, mean=PCL.mean, std=PCL.std))
 
 
-#: The means that weigh the contrasts are no tensors there; they start anew.
-_layout = base.Layout(FAMILY, _fresh, _theirs, kept={"own": r"balance\."})
+#: The means that weigh the contrasts are not in the file; they start from zero.
+_layout = base.Layout(FAMILY, _fresh, _rename, fit_options={"own": r"balance\."})
 build, build_backbone = _layout.build, _layout.build_backbone

@@ -19,7 +19,7 @@ LEFT_OUT = (
 
 
 def matches(state: dict[str, Any]) -> bool:
-    """Whether `state`, a loaded checkpoint, has a ViT's tensors without a prefix, and is not told to be MoCo v3's."""
+    """Whether `state`, a loaded checkpoint, has a ViT's tensors without a prefix, and is not MoCo v3's."""
     return weights.begins(state, r"blocks\.\d+\.attn\.qkv\.") and not mocov3.is_bare(state)
 
 
@@ -28,14 +28,14 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
 
     CheckpointError names the tensors that do not fit.
     """
-    found = weights.tensors(state)
-    backbone = base.build_vit(found, FAMILY)
-    backbone.model.load_state_dict(weights.fit(backbone.model, found, str, FAMILY, left_out=LEFT_OUT))
+    tensors = weights.tensors(state)
+    backbone = base.build_vit(tensors, FAMILY)
+    backbone.model.load_state_dict(weights.fit(backbone.model, tensors, str, FAMILY, left_out=LEFT_OUT))
     return backbone
 
 
 def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:
-    """What the file does not say: by the name of the setting, in words. Nothing of MAE's with its decoder."""
+    """Settings that the file does not contain, by name, in words; none for MAE's with its decoder."""
     if "decoder_embed.weight" in weights.tensors(state):
         return {}
     heads = backbone.model.blocks[0].attn.num_heads
@@ -54,33 +54,28 @@ def build_named(state: dict[str, Any], name: str) -> Backbone:
     """
     settings = pretrained_settings(name)
     plain = name.partition(".")[0]
-    with torch.device("meta"):
-        whole = _made(name, num_classes=2)
-        bare = _made(name, num_classes=0)
+    try:
+        with torch.device("meta"):
+            whole, bare = (timm.create_model(name, num_classes=classes) for classes in (2, 0))
+    except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(f"timm's {name} cannot be built without a classifier: {error}") from None
     classifier = whole.state_dict().keys() - bare.state_dict().keys()
     parts = [weights.tensors(part) for _, part in weights.networks(state)]
-    found = next((part for part in parts if part.keys() & bare.state_dict().keys()), parts[0])
-    size = _image_size(bare, found) or settings.image_size
+    tensors = next((part for part in parts if part.keys() & bare.state_dict().keys()), parts[0])
+    size = _image_size(bare, tensors) or settings.image_size
     backbone = Backbone(plain, image_size=size, mean=settings.mean, std=settings.std)
-    kept = {n: v for n, v in found.items() if n not in classifier}
-    backbone.model.load_state_dict(weights.fit(backbone.model, kept, str, f"timm's {plain}"))
+    features = {n: v for n, v in tensors.items() if n not in classifier}
+    backbone.model.load_state_dict(weights.fit(backbone.model, features, str, f"timm's {plain}"))
     return backbone
 
 
-def _made(name: str, **options: Any) -> Any:
-    try:
-        return timm.create_model(name, **options)
-    except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
-        raise ConfigError(f"timm's {name} cannot be built without a classifier: {error}") from None
-
-
-def _image_size(model: Any, found: dict[str, Tensor]) -> int | None:
+def _image_size(model: Any, tensors: dict[str, Tensor]) -> int | None:
     """Side in pixels of the position table in the file; None for a network without one, or of no square."""
     embed: Any = getattr(model, "patch_embed", None)
-    own, table = getattr(model, "pos_embed", None), found.get("pos_embed")
+    own, table = getattr(model, "pos_embed", None), tensors.get("pos_embed")
     grid = getattr(embed, "grid_size", None)
     if grid is None or own is None or table is None or (own.ndim, table.ndim) != (3, 3):
         return None
-    cells = table.shape[1] - (own.shape[1] - grid[0] * grid[1])  # without the class token's place, where it has one
+    cells = table.shape[1] - (own.shape[1] - grid[0] * grid[1])  # without the class token's place, if it has one
     side = round(max(cells, 0) ** 0.5)
     return side * embed.patch_size[0] if side and side * side == cells else None

@@ -21,5 +21,5 @@ def build_backbone(state: dict[str, Any]) -> Backbone:
 
 
 def guessed(state: dict[str, Any], backbone: Backbone) -> dict[str, str]:
-    """What the file does not say: by the name of the setting, in words."""
+    """Settings that the file does not contain, by name, in words."""
     return base.guessed_normalization(backbone)

@@ -10,18 +10,17 @@ import torch
 from facessl.models.layers.heatmaps import (
     edge_heatmaps,
     gaussian_heatmaps,
+    rescale,
     shrunk_gaussians,
     soft_argmax,
-    to_heatmap,
-    to_image,
 )
 
 
 def test_image_corners_are_heatmap_corners():
     edges = torch.tensor([[-0.5, -0.5], [447.5, 255.5], [223.5, 127.5]])
-    cells = to_heatmap(edges, (256, 448), (64, 112))
+    cells = rescale(edges, (256, 448), (64, 112))
     torch.testing.assert_close(cells, torch.tensor([[-0.5, -0.5], [111.5, 63.5], [55.5, 31.5]]))
-    torch.testing.assert_close(to_image(cells, (256, 448), (64, 112)), edges)
+    torch.testing.assert_close(rescale(cells, (64, 112), (256, 448)), edges)
 
 
 def test_gaussians_against_loops():

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from facessl.data.layouts import layout, names
-from facessl.models.layers.heatmaps import edge_heatmaps, shrunk_gaussians, soft_argmax, to_heatmap
+from facessl.models.layers.heatmaps import edge_heatmaps, rescale, shrunk_gaussians, soft_argmax
 from facessl.models.layers.landmark_losses import awing, star
 from facessl.models.layers.star import AnisotropicAttention, CoordConv, StarHead, StarMaps, star_loss
 
@@ -63,7 +63,7 @@ def test_loss_weighs_its_terms():
     visible[0, 3] = False  # takes the second edge of the first image with it
     whole = torch.tensor([[True, False], [True, True]])
     expected = {
-        "star": star(maps.heatmaps, to_heatmap(target.clamp(-0.5, 31.5), image, (8, 8)), visible),
+        "star": star(maps.heatmaps, rescale(target.clamp(-0.5, 31.5), image, (8, 8)), visible),
         "points": awing(maps.points, shrunk_gaussians(target, image, (8, 8)), visible),
         "edges": awing(maps.edges, edge_heatmaps(target, EDGES, image, (8, 8)), whole),
     }
@@ -87,5 +87,5 @@ def test_star_learns_one_batch():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        errors.append((soft_argmax(maps.heatmaps) - to_heatmap(target, (64, 64), (16, 16))).norm(dim=-1).mean().item())
+        errors.append((soft_argmax(maps.heatmaps) - rescale(target, (64, 64), (16, 16))).norm(dim=-1).mean().item())
     assert errors[-1] < 0.5 * errors[0], errors[::10]
