@@ -12,11 +12,11 @@ import contextlib
 import math
 import pathlib
 import re
+import reprlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from pickle import UnpicklingError
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class _DType:
 
     def __init__(self, code: str, *_: object) -> None:
         if not isinstance(code, str) or not _NUMBER.fullmatch(code):
-            raise UnpicklingError(f"a numpy type {str(code)[:40]!r} is not a number's, and is refused")
+            raise UnpicklingError(f"a numpy type {reprlib.repr(code)[:40]} is not a number's, and is refused")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -42,7 +42,7 @@ class _DType:
     def array(self, data: object, shape: tuple[int, ...]) -> np.ndarray:
         dtype = np.dtype(self.order + self.code)
         if not (isinstance(data, bytes) and isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)):
-            raise UnpicklingError(f"a numpy array of shape {str(shape)[:40]}, which is refused")
+            raise UnpicklingError(f"a numpy array of shape {reprlib.repr(shape)[:40]}, which is refused")
         if len(data) != dtype.itemsize * math.prod(shape):
             raise UnpicklingError(f"a numpy array of shape {shape} in {len(data)} bytes, which is refused")
         return np.frombuffer(data, dtype).reshape(shape)
@@ -122,6 +122,20 @@ def _on_device(tensor: Tensor, *rest: Any) -> Any:
     return torch._utils._rebuild_device_tensor_from_cpu_tensor(tensor, *rest)
 
 
+class _Bytes:
+    """`torch.UntypedStorage`, of which the loader reads the dtype alone."""
+
+    dtype = torch.uint8
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        # The loader compares what a file calls with all that may be called, and shows the rest of it in its message,
+        # which has no end for a list of lists that are the same one.
+        if isinstance(other, list | tuple | dict):
+            raise UnpicklingError(f"a call of a {type(other).__name__}, which is refused")
+        return self is other
+
+
 #: What torch allows by name, and what is used instead.
 _STAND_INS: dict[str, Any] = {
     "_codecs.encode": _encode,
@@ -132,7 +146,7 @@ _STAND_INS: dict[str, Any] = {
     "torch.Tensor": _tensor,
     "torch._tensor._rebuild_from_type_v2": _of_type,
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": _on_device,
-    "torch.storage.UntypedStorage": SimpleNamespace(dtype=torch.uint8),  # the loader reads nothing else of it
+    "torch.storage.UntypedStorage": _Bytes(),
 }
 #: What it allows and is refused, beside old classes of tensors (`torch.FloatTensor`).
 _REFUSED = ("builtins.bytearray", "torch.storage.TypedStorage")

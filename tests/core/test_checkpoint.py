@@ -167,6 +167,9 @@ NESTED = pickle.dumps(doubled(34), 2)[2:-1]
         (called("collections", "OrderedDict", called("torch", "Tensor")), "holds an OrderedDict of another type"),
         (called("torch", "Size", called("torch", "Tensor")), "holds a Size of another type"),
         (called("pathlib", "PosixPath", called("pathlib", "PosixPath")), "holds a PurePosixPath of another type"),
+        (called("numpy", "dtype", NESTED), "holds a numpy type .* refused"),
+        (NESTED + b")R", "holds a call of a list, which is refused"),
+        (NESTED + b")\x81", "holds a call of a list, which is refused"),
         (NESTED, "repeats its values more often than it has bytes"),
     ],
 )
@@ -190,6 +193,7 @@ def test_what_checkpoints_hold_beside_tensors_is_read(tmp_path: Path) -> None:
         "size": torch.Size([2]),
         "bytes": b"\xff",
         "path": Path("a/b"),
+        "short": torch.ones((), dtype=torch.uint16),  # its storage has no type of its own
     }
     for zipped in (True, False):
         torch.save({**state, "marked": marked}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
