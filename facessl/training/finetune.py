@@ -290,7 +290,7 @@ def _selection(
 ) -> dict[str, float]:
     """Monitor: scores the part that weights are selected on, and keeps the best ones in `best.safetensors`."""
     task = model.eval_task
-    scores = score.score(task, source, augment, image_size=task.backbone.image_size, **_pass(config))
+    scores, _ = score.score(task, source, augment, image_size=task.backbone.image_size, **_pass(config))
     name, better = scores["headline"]["name"], scores["headline"]["better"]
     value = math.nan if scores["headline"]["value"] is None else float(scores["headline"]["value"])
     note = folder / "best.json"
