@@ -308,7 +308,7 @@ def _completed_folder(out: Path) -> Iterator[Path]:
         with contextlib.ExitStack() as undo:
             for source, target in moves:
                 source.replace(target)
-                undo.callback(target.replace, source)
+                undo.callback(os.replace, target, source)
             undo.pop_all()
         files.sync_folder(out)
     except OSError as error:
