@@ -57,6 +57,8 @@ setInterval(() => {
 """
 _CSS = ".face { overflow-wrap: anywhere; } .face img { width: 192px; height: 192px; border-radius: 6px; }"
 _TEMPLATE = '<div class="face"><img alt="" style="visibility:hidden"><div><b>${value}</b><br><span></span></div></div>'
+#: The choice of no color.
+_PLAIN = "nothing"
 
 
 def tab(work: Workspace) -> None:
@@ -65,14 +67,15 @@ def tab(work: Workspace) -> None:
     assert faces is not None
     colors = ways_to_color(work)
     placed = functools.cache(lambda: principal_components(faces.unit, 2))
-    first = next(iter(colors))
+    grouped = work.people is not None and work.people.file.exists()
+    first = next((by for by in colors if by != "group" or grouped), _PLAIN)
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
-            color = gr.Radio([*colors, "nothing"], value=first, label="Color")
+            color = gr.Radio([*colors, _PLAIN], value=first, label="Color")
             plot = gr.Plot(elem_id="face-map", show_label=False)
         with gr.Column(scale=1, min_width=200):
             gr.HTML(
-                "Hover to see a face; click to pin it",
+                "Point at a face to see it; click or tap to pin it",
                 html_template=_TEMPLATE,
                 css_template=_CSS,
                 js_on_load=_SCRIPT,

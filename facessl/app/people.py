@@ -54,6 +54,8 @@ def tab(work: Workspace) -> None:
         text = f"{many(len(people.groups), 'group')} of {grouped:,} faces; {len(faces) - grouped:,} in none."
         if len(people.groups) > _GROUPS:
             text += f" The {_GROUPS} largest are shown."
+        if not people.groups:
+            text += " A smaller minimum group size finds more."
         if not people.file.exists():
             text = "Not grouped yet."
         return cells, f"{text} Names and groups are kept in `{code(str(people.file))}`", rows
@@ -77,7 +79,9 @@ def tab(work: Workspace) -> None:
 
     event = {"api_visibility": "private"}
     groups = [gallery, status, listed]
-    find.click(plainly(regroup), [least], [*groups, chosen, title, members, name], show_progress_on=[status], **event)
+    find.click(
+        plainly(regroup), [least], [*groups, chosen, title, members, name], show_progress_on=[status, gallery], **event
+    )
     gallery.select(plainly(choose), [listed], [chosen, title, members, name], show_progress="minimal", **event)
     for press in (save.click, name.submit):
         press(plainly(rename), [chosen, name], groups, show_progress="minimal", **event)

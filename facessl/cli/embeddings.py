@@ -1,6 +1,7 @@
 """The commands that make embeddings and use them: `embed`, `search`, `group`, `map`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,6 +140,9 @@ def cmd_group(
     grouped = groups.group(embeddings, metric=metric, min_cluster_size=min_cluster_size, pca_components=pca_components)
     replaced = groups.write_groups(out, grouped, faces=faces)
     sizes = [int((grouped.labels == number).sum()) for number in range(len(grouped))]
+    if not sizes and min_cluster_size > 2:
+        advice = "--min-cluster-size 2 or 3 finds smaller groups, and longer training better ones"
+        print(f"no group of {min_cluster_size} or more similar faces was found: {advice}", file=sys.stderr)
     numbers = {"images": len(grouped.paths), "groups": len(sizes), "grouped": sum(sizes)}
     print(json.dumps({**numbers, "largest": max(sizes, default=0), "replaced": replaced, "out": str(out)}))
     return 0
