@@ -1,6 +1,5 @@
 """Photos -> a folder of face crops, with a table that names the photo of each."""
 
-import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any, TypedDict
 import cv2
 import numpy as np
 
-from facessl.core.distributed import launched, ranks
+from facessl.core.distributed import ranks
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
 from facessl.data.decode import ImageError
@@ -21,7 +20,7 @@ from facessl.data.loader import check_skipped, pixels
 from facessl.data.location import absolute
 from facessl.data.source import Source
 from facessl.tools.crop_output import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
-from facessl.tools.jobs import in_order, open_with_positions, output_folder
+from facessl.tools.jobs import in_order, open_with_positions
 from facessl.tools.options import CropOptions, output_settings
 from facessl.tools.phash import phash
 from facessl.tools.ranks import Result, over_ranks, wait_for_others
@@ -92,16 +91,15 @@ def crop(
     settings, opened = output_settings(resolved), open_with_positions(source)
     cropper, report = _Cropper(opened, resolved), progress or (lambda done, total: None)
 
-    def write(path: Path, crops_of: Callable[[int], Result], workers: int = 0) -> CropSummary:
+    def write(path: Path, crops_of: Callable[[int], Result], workers: int) -> CropSummary:
         return _run(opened, crops_of, CropFolder(path, settings), workers, resolved.max_bad, report)
 
-    if launched()[1] == 1:
-        with output_folder(out, opened, SETTINGS, "crop") as path:
-            return write(path, cropper, resolved.workers)
     written = over_ranks(
-        functools.partial(output_folder, out, opened, SETTINGS, "crop", wait=True),
-        (settings, opened.fingerprint()),
-        len(opened),
+        out,
+        opened,
+        SETTINGS,
+        "crop",
+        settings,
         lambda path: _left(opened, CropFolder(path, settings)),
         cropper,
         write,

@@ -15,7 +15,6 @@ import numpy as np
 import simplejpeg
 
 from facessl.core import environment
-from facessl.core.distributed import launched
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
 from facessl.core.types import Sample
@@ -24,7 +23,7 @@ from facessl.data.decode import ImageError, stored_size
 from facessl.data.frame import resize_to
 from facessl.data.loader import check_skipped, pixels
 from facessl.data.source import Source
-from facessl.tools.jobs import in_order, open_with_positions, output_folder
+from facessl.tools.jobs import in_order, open_with_positions
 from facessl.tools.options import PackOptions, output_settings
 from facessl.tools.phash import phash
 from facessl.tools.ranks import Result, over_ranks
@@ -93,24 +92,23 @@ def pack(
         raise ConfigError(f"{workers} workers, but there must be 0 or more")
     spec = source if isinstance(source, str) else type(source).__name__
     packer, report = _Packer(opened, settings), progress or (lambda done, total: None)
-    if launched()[1] == 1:
-        with output_folder(out, opened, MANIFEST, "pack") as path, Shards(path, settings, opened, spec) as shards:
-            return _run(opened, packer, shards, workers, max_bad, report)
 
     def left(path: Path) -> range:
         with Shards(path, settings, opened, spec) as shards:
             return range(shards.next, len(opened))
 
-    def write(path: Path, image_of: Callable[[int], Result]) -> PackSummary:
+    def write(path: Path, image_of: Callable[[int], Result], workers: int) -> PackSummary:
         with Shards(path, settings, opened, spec) as shards:
-            return _run(opened, lambda positions: [*map(image_of, positions)], shards, 0, max_bad, report)
+            return _run(opened, image_of, shards, workers, max_bad, report)
 
     written = over_ranks(
-        functools.partial(output_folder, out, opened, MANIFEST, "pack", wait=True),
-        (output_settings(settings), opened.fingerprint()),
-        len(opened),
+        out,
+        opened,
+        MANIFEST,
+        "pack",
+        output_settings(settings),
         left,
-        packer.one,
+        packer,
         write,
         valid=_is_record,
         failed=lambda values: bool(values["unreadable"]),
@@ -132,7 +130,7 @@ def _is_record(values: Any, parts: int) -> bool:
 
 
 class _Packer:
-    """Range of positions -> their encoded images. Runs in any process."""
+    """Position -> encoded image: a `_Record` and its members in a tar. Runs in any process."""
 
     def __init__(self, source: Source, settings: PackOptions) -> None:
         self.source, self.settings = source, settings
@@ -140,11 +138,7 @@ class _Packer:
         self._scaled = bool(settings.size) and not records.has_pixels(source)
         self._names = tuple(source.label_names)
 
-    def __call__(self, positions: range) -> list[Result]:
-        return [self.one(index) for index in positions]
-
-    def one(self, index: int) -> Result:
-        """Encode an image: a `_Record` and its members in a tar."""
+    def __call__(self, index: int) -> Result:
         try:
             sample = self.source[index]
             image, stored = self._image(sample)
@@ -186,9 +180,13 @@ class _Packer:
         return "jpg", data
 
 
+def _images(image_of: Callable[[int], Result], positions: range) -> list[Result]:
+    return [image_of(index) for index in positions]
+
+
 def _run(
     source: Source,
-    packed: Callable[[range], list[Result]],
+    image_of: Callable[[int], Result],
     shards: Shards,
     workers: int,
     max_bad: float,
@@ -206,7 +204,7 @@ def _run(
             start = stop
 
     progress(index, total)
-    for images in in_order(packed, ranges(), workers):
+    for images in in_order(functools.partial(_images, image_of), ranges(), workers):
         for image, (members,) in images:
             if image["unreadable"]:
                 key, reason = image["unreadable"]

@@ -49,29 +49,26 @@ class Near:
         self.distance = distance
         edges = [BITS * band // (distance + 1) for band in range(distance + 2)]
         self._bands = [(low, (1 << (high - low)) - 1) for low, high in itertools.pairwise(edges)]
-        # By band and its value: hashes, and what each belongs to.
-        self._hashes: list[dict[int, array[int]]] = [{} for _ in self._bands]
-        self._owners: list[dict[int, array[int]]] = [{} for _ in self._bands]
+        # Hashes and their owners, by band and its value.
+        self._buckets: list[dict[int, tuple[array[int], array[int]]]] = [{} for _ in self._bands]
 
     def find(self, value: int) -> tuple[int, int] | None:
         """(owner, distance) of the nearest hash within `distance`, with the smallest owner; None: there is none."""
         best: tuple[int, int] | None = None
-        for (low, mask), hashes, owners in zip(self._bands, self._hashes, self._owners, strict=True):
-            bucket = hashes.get(value >> low & mask)
-            if bucket is None:
+        for (low, mask), buckets in zip(self._bands, self._buckets, strict=True):
+            if (value >> low & mask) not in buckets:
                 continue
-            distances = np.bitwise_count(np.frombuffer(bucket, np.uint64) ^ np.uint64(value))
+            hashes, owners = buckets[value >> low & mask]
+            distances = np.bitwise_count(np.frombuffer(hashes, np.uint64) ^ np.uint64(value))
             index = int(distances.argmin())  # the first of several
-            nearest = (int(distances[index]), owners[value >> low & mask][index])
+            nearest = (int(distances[index]), owners[index])
             if nearest[0] <= self.distance and (best is None or nearest < best):
                 best = nearest
         return None if best is None else (best[1], best[0])
 
     def add(self, value: int, owner: int) -> None:
         """Add a hash; owners must ascend."""
-        for (low, mask), hashes, owners in zip(self._bands, self._hashes, self._owners, strict=True):
-            band = value >> low & mask
-            if band not in hashes:
-                hashes[band], owners[band] = array("Q"), array("I")
-            hashes[band].append(value)
-            owners[band].append(owner)
+        for (low, mask), buckets in zip(self._bands, self._buckets, strict=True):
+            hashes, owners = buckets.setdefault(value >> low & mask, (array("Q"), array("I")))
+            hashes.append(value)
+            owners.append(owner)

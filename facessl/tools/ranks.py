@@ -3,12 +3,13 @@
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from facessl.core.blocks import Blocks, RecordWithData, record, remove_blocks
-from facessl.tools.jobs import BLOCKS, in_order
+from facessl.core.distributed import launched
+from facessl.data.source import Source
+from facessl.tools.jobs import BLOCKS, in_order, output_folder
 
 T = TypeVar("T")
 #: One image's result as plain values and bytes.
@@ -18,32 +19,40 @@ _PIECE = 4
 
 
 def over_ranks(
-    folder: Callable[[], AbstractContextManager[Path]],
-    about: object,
-    count: int,
+    out: str | Path,
+    source: Source,
+    manifest: str,
+    job: str,
+    settings: object,
     left: Callable[[Path], Sequence[int]],
     work: Callable[[int], Result],
-    write: Callable[[Path, Callable[[int], Result]], T],
+    write: Callable[[Path, Callable[[int], Result], int], T],
     *,
     valid: Callable[[dict[str, Any], int], bool],
     failed: Callable[[dict[str, Any]], bool],
     workers: int,
     progress: Callable[[int, int], None],
 ) -> T | None:
-    """Compute this rank's part of a job; the last rank also writes the output.
+    """Do a job in one process, or this rank's part of it; the last rank also writes the output.
 
     Args:
-        folder: waits for the lock of the output folder.
-        about: settings and images of the job.
-        count, left: number of images of the source, and ascending positions of those that are not written yet.
+        out, source, manifest, job: as in `output_folder`.
+        settings: that change the output.
+        left: ascending positions of images that are not written yet.
         work: position -> result.
-        write: writes the remaining images, given a function like `work` for ascending positions.
+        write: writes the remaining images, given `work` or a function like it, called with ascending positions, and a
+            number of worker processes.
         valid: values and number of byte strings -> whether they could come from `work`.
         failed: values -> whether the image is unreadable; it is then tried again.
 
     Returns:
         The result of `write` on the rank that ends last; None on the others.
     """
+    alone = launched()[1] == 1
+    folder = functools.partial(output_folder, out, source, manifest, job, wait=not alone)
+    if alone:
+        with folder() as path:
+            return write(path, work, workers)
 
     def compute(pieces: Iterator[Sequence[int]]) -> Iterator[list[RecordWithData]]:
         for results in in_order(functools.partial(_each, work), pieces, workers):
@@ -51,13 +60,13 @@ def over_ranks(
 
     with folder() as path:
         if not (todo := left(path)):
-            written = write(path, work)
+            written = write(path, work, 0)
             remove_blocks(path / BLOCKS)
             return written
         blocks = Blocks(
             path / BLOCKS,
-            about,
-            count,
+            (settings, source.fingerprint()),
+            len(source),
             todo,
             compute,
             valid=lambda head: len(head["positions"]) == 1 and valid(head["values"], len(head["sizes"])),
@@ -76,7 +85,7 @@ def over_ranks(
                     return head["values"], data
             return work(index)  # a crop was removed meanwhile
 
-        return write(path, computed)
+        return write(path, computed, 0)
 
 
 def wait_for_others(path: Path) -> None:

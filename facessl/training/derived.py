@@ -9,6 +9,7 @@ from typing import Any
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError, many
+from facessl.core.types import Progress
 from facessl.training.optimizers import schedule
 
 #: Largest views in pixels that do not need the heads that protocols for 448 px publish.
@@ -36,6 +37,11 @@ class Plan:
     most_unreadable: int | None = None  # unreadable images above which the run stops; None = no limit
     peak: float = 0.0  # largest learning rate, reached after `warmup_steps`
     warmup_steps: int = 0
+
+    def progress(self, step: int) -> Progress:
+        """Position in the run after `step` steps."""
+        epoch = step // self.steps_per_epoch if self.steps_per_epoch else 0
+        return Progress(step, self.total_steps, epoch, self.steps_per_epoch)
 
 
 def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:

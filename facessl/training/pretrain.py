@@ -15,7 +15,6 @@ from facessl.config.pretrain import PretrainConfig
 from facessl.core import checkpoint, environment, files
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.core.launch import one_after_another
-from facessl.core.types import Progress
 from facessl.data.source import Source, open_source
 from facessl.inference.region_pictures import write_regions
 from facessl.methods.base import Method, has_regions
@@ -137,7 +136,7 @@ class Pretraining:
             f"{shorter_warmup(config, plan)}"
         )
         if hasattr(self.method, "schedule"):
-            head += f"\n{self.method.schedule(Progress(0, plan.total_steps, 0, plan.steps_per_epoch))}"
+            head += f"\n{self.method.schedule(plan.progress(0))}"
         if fresh and config.backbone.pretrained:
             head += f"\npre-trained weights of timm; images are normalized by mean {config.mean} and std {config.std}"
         return [head]

@@ -123,7 +123,7 @@ def _run_job(job: Job, fabric: Fabric, folder: Path) -> Any:
     finished = trainer.fit(iter(batches))
     result = job.finish(fabric, folder, trainer.step, finished=finished)
     if fabric.is_global_zero and not finished:
-        say(f"stopped at step {trainer.step} ({trainer.stop_reason}); go on with --resume --out {folder}")
+        say(f"stopped at step {trainer.step} ({trainer.stopping.reason}); go on with --resume --out {folder}")
     fabric.barrier()
     return result
 

@@ -75,7 +75,7 @@ class Trainer:
         self.step = 0
         self.skipped: dict[str, str] = {}
         self._window = _Window()
-        self._stopping = Stopping(fabric.device, fabric.world_size)
+        self.stopping = Stopping(fabric.device, fabric.world_size)
         self._log = MetricsLog(folder) if fabric.is_global_zero else None
         self._wrapped, self._optimizer = fabric.setup(self.method, self.optimizer)
         self._wrapped.mark_forward_method("step")
@@ -126,12 +126,12 @@ class Trainer:
             self._log.cut_after(-1, {})
         self._window.started = time.perf_counter()
         ready = Prefetcher(batches, self.fabric.device, self.setup.photometric)
-        with self._stopping, ProgressLine("step", enabled=self.fabric.is_global_zero) as line:
+        with self.stopping, ProgressLine("step", enabled=self.fabric.is_global_zero) as line:
             if self.step == 0:
                 self._measure()
                 self._window.started = time.perf_counter()
-            self._stopping.agree(at_once=True)  # a signal may have come while images were scored
-            while self.step < self.plan.total_steps and self._stopping.reason is None:
+            self.stopping.agree(at_once=True)  # a signal may have come while images were scored
+            while self.step < self.plan.total_steps and self.stopping.reason is None:
                 self._one_step(ready)
                 if self.step % self.plan.log_every == 0 or self.step in (1, self.plan.total_steps):
                     self._show(line, self._write_window())
@@ -144,20 +144,15 @@ class Trainer:
                     self._measure()
                     self._window = _Window(first_step=self.step)
                 if self.plan.max_seconds and time.perf_counter() - began > self.plan.max_seconds:
-                    self._stopping.ask("time limit")
-                self._stopping.agree()
+                    self.stopping.ask("time limit")
+                self.stopping.agree()
                 due = self.plan.checkpoint_every and self.step % self.plan.checkpoint_every == 0
-                if due or last or self._stopping.reason:
+                if due or last or self.stopping.reason:
                     self._check_finite()
                     self.save()
         if self._log is not None:
             self._log.close()
         return self.step >= self.plan.total_steps
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Why `fit` stopped early; None if it did not."""
-        return self._stopping.reason
 
     def _one_step(self, batches: Prefetcher) -> None:
         waited = batches.waited
@@ -194,11 +189,7 @@ class Trainer:
     @property
     def progress(self) -> Progress:
         """Current position in the run."""
-        return self._progress_at(self.step)
-
-    def _progress_at(self, step: int) -> Progress:
-        epoch = step // self.plan.steps_per_epoch if self.plan.steps_per_epoch else 0
-        return Progress(step, self.plan.total_steps, epoch, self.plan.steps_per_epoch)
+        return self.plan.progress(self.step)
 
     # ---- logging, measuring, saving ------------------------------------------------------------------------------
 
@@ -224,7 +215,7 @@ class Trainer:
         row |= {"lr": self.plan.learning_rate(self.step - 1), **speed}
         ema = getattr(self.method, "ema_momentum", None)
         if ema is not None:
-            row["momentum"] = float(ema(self._progress_at(self.step - 1)))
+            row["momentum"] = float(ema(self.plan.progress(self.step - 1)))
         if self._log is not None:
             self._log.write(self._row_head() | row)
         return row

@@ -166,7 +166,7 @@ def one_of_two_ranks(rank: int, folder: Path, port: int) -> None:
         {},
     )
     assert not trainer.fit(signalled())
-    (folder / f"rank-{rank}").write_text(f"{trainer.step} {trainer.stop_reason}")
+    (folder / f"rank-{rank}").write_text(f"{trainer.step} {trainer.stopping.reason}")
     torch.distributed.destroy_process_group()
 
 
