@@ -1,4 +1,4 @@
-"""The tab Errors: what a trained model gets wrong on labeled faces."""
+"""The tab Errors: mistakes of a trained model on labeled faces."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tab(work: Workspace) -> None:
     gr.Markdown("Evenly spaced predictions, right or wrong")
     typical = gr.Gallery(label="Evenly spaced predictions", columns=4, **_GALLERY)
 
-    def found(task: str | None, count: float) -> Any:
+    def show(task: str | None, count: float) -> Any:
         if task is None:
             raise DataError("choose a model first")
         mistakes = mistakes_of(work, task, int(count))
@@ -39,7 +39,7 @@ def tab(work: Workspace) -> None:
         return _score(mistakes), *parts
 
     find.click(
-        plainly(found), [task, count], [scored, worst, typical], show_progress_on=[scored], api_visibility="private"
+        plainly(show), [task, count], [scored, worst, typical], show_progress_on=[scored], api_visibility="private"
     )
 
 

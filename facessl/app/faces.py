@@ -37,7 +37,7 @@ class Faces:
         thumbnails: their pictures.
         folder: of the files that the page writes.
         stem: what the names of those files begin with.
-        source: the images, where the page was opened with a source.
+        source: the images, if the page was opened with a source.
     """
 
     rows: Embeddings
@@ -69,11 +69,7 @@ class Faces:
     @functools.cached_property
     def classes(self) -> list[str]:
         """The label of each face; "" without one."""
-        rows = self.rows
-        if rows.labels is None:
-            return [""] * len(rows)
-        names = rows.label_names or tuple(map(str, range(int(rows.labels.max(initial=-1)) + 1)))
-        return [names[i] if i >= 0 else "" for i in rows.labels.tolist()]
+        return self.rows.classes
 
 
 def open_faces(given: str, network: Callable[[], Backbone | Embedder], folder: Path, **options: Any) -> Faces:
@@ -94,7 +90,7 @@ def open_faces(given: str, network: Callable[[], Backbone | Embedder], folder: P
     if path.suffix in ENDINGS:
         rows = read_embeddings(path)
         _check_folder(path.parent)
-        return Faces(rows, _thumbnails(path.parent, path.stem, rows), path.parent, path.stem)
+        return _faces(path.parent, path.stem, rows)
     source = open_source(given)
     if source.streaming:
         raise ConfigError(
@@ -108,17 +104,23 @@ def open_faces(given: str, network: Callable[[], Backbone | Embedder], folder: P
     stem = f"faces-{mark}"
     file = folder / f"{stem}.parquet"
     if not file.is_file():
-        _embed(file, backbone, source, options)
-    rows = read_embeddings(file)
-    return Faces(rows, _thumbnails(folder, stem, rows, source), folder, stem, source)
+        from facessl.core.launch import loader_workers
+        from facessl.inference.embed_file import embed_to_file  # continues a stopped call
+
+        options |= {"workers": loader_workers(options.pop("workers", 0))}
+        with files.writing(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with ProgressLine("face") as progress:
+            embed_to_file(file, backbone, source, private=True, progress=progress, **options)
+    return _faces(folder, stem, read_embeddings(file), source)
 
 
-def _thumbnails(folder: Path, stem: str, rows: Embeddings, source: Source | None = None) -> Thumbnails:
-    return Thumbnails(folder / f"{stem}.thumbnails.parquet", rows, source)
+def _faces(folder: Path, stem: str, rows: Embeddings, source: Source | None = None) -> Faces:
+    return Faces(rows, Thumbnails(folder / f"{stem}.thumbnails.parquet", rows, source), folder, stem, source)
 
 
 def _check_folder(folder: Path) -> None:
-    """ConfigError where the files of the page cannot be written."""
+    """Raise ConfigError if the files of the page cannot be written."""
     try:
         files.check_output(folder, folder=True)
     except ConfigError as error:
@@ -127,15 +129,3 @@ def _check_folder(folder: Path) -> None:
             f"the page keeps thumbnails in {folder}, which cannot be made{reason and f', as {reason}'}: copy the "
             "embeddings to a folder where you may write, or name a folder for a source with --cache"
         ) from None
-
-
-def _embed(file: Path, backbone: Backbone | Embedder, source: Source, options: dict[str, Any]) -> None:
-    """Embed a source, in a folder that only the owner may open if it is new; what a stopped call has done is taken."""
-    from facessl.core.launch import loader_workers
-    from facessl.inference.embed_file import embed_to_file
-
-    options |= {"workers": loader_workers(options.pop("workers", 0))}
-    with files.writing(file.parent):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with ProgressLine("face") as progress:
-        embed_to_file(file, backbone, source, private=True, progress=progress, **options)

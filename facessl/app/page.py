@@ -1,4 +1,4 @@
-"""The page: its tabs, what it looks like, and how it is served."""
+"""The page: its tabs, its style, and its server."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def launch(page: gr.Blocks, *, host: str, port: int | None, share: bool) -> str:
             prevent_thread_lock=True,
         )
     except OSError as error:
-        where = f"{host}:{port}" if port else host
-        raise ConfigError(f"cannot listen on {where} ({error}): name another --host or --port") from None
+        address = f"{host}:{port}" if port else host
+        raise ConfigError(f"cannot listen on {address} ({error}): name another --host or --port") from None
     except ValueError as error:  # Gradio asked its own address, in vain
         raise ConfigError(
             f"the page does not answer on this machine ({' '.join(str(error).split())[:60]} ...): it may be too busy, "

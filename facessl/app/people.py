@@ -24,7 +24,7 @@ def tab(work: Workspace) -> None:
     with gr.Row():
         least = gr.Slider(2, 50, value=5, step=1, label="Minimum group size", scale=2)
         find = gr.Button("Find groups", variant="primary", scale=1)
-    told = gr.Markdown()
+    status = gr.Markdown()
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             gr.Markdown("Groups: click one to see its faces and to name it.")
@@ -54,6 +54,8 @@ def tab(work: Workspace) -> None:
         text = f"{many(len(people.groups), 'group')} of {grouped:,} faces; {len(faces) - grouped:,} in none."
         if len(people.groups) > _GROUPS:
             text += f" The {_GROUPS} largest are shown."
+        if not people.groups:
+            text += " A smaller minimum group size finds more."
         if not people.file.exists():
             text = "Not grouped yet."
         return cells, f"{text} Names and groups are kept in `{code(str(people.file))}`", rows
@@ -76,8 +78,10 @@ def tab(work: Workspace) -> None:
         return shown()
 
     event = {"api_visibility": "private"}
-    groups = [gallery, told, listed]
-    find.click(plainly(regroup), [least], [*groups, chosen, title, members, name], show_progress_on=[told], **event)
+    groups = [gallery, status, listed]
+    find.click(
+        plainly(regroup), [least], [*groups, chosen, title, members, name], show_progress_on=[status, gallery], **event
+    )
     gallery.select(plainly(choose), [listed], [chosen, title, members, name], show_progress="minimal", **event)
     for press in (save.click, name.submit):
         press(plainly(rename), [chosen, name], groups, show_progress="minimal", **event)

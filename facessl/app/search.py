@@ -30,15 +30,12 @@ def tab(work: Workspace) -> None:
         with gr.Column(scale=3, min_width=320):
             gr.Markdown("The nearest faces and their cosine distances. Click one to search on.")
             gallery = gr.Gallery(
-                label="Nearest faces",
-                columns=4,
-                elem_id="search-faces",
-                **{**GALLERY, "height": "fit-content"},
+                label="Nearest faces", columns=4, elem_id="search-faces", **{**GALLERY, "height": "fit-content"}
             )
             table = gr.Dataframe(
                 headers=["rank", "distance", "path"], interactive=False, datatype="str", wrap=True, visible=False
             )
-    shown, asked = gr.State([]), gr.State(None)  # rows of the faces shown; the row searched for, None for the photo
+    shown, searched = gr.State([]), gr.State(None)  # rows of the faces shown; the row searched for, None for the photo
 
     def nothing() -> Any:
         return [], [], gr.update(visible=False), gr.update(visible=False), None
@@ -49,10 +46,10 @@ def tab(work: Workspace) -> None:
         path, name = photo
         try:
             with work.lock:
-                found = neighbors.search(work.embedder, path, faces.rows, k=int(count), crop=crop)
+                nearest = neighbors.search(work.embedder, path, faces.rows, k=int(count), crop=crop)
         except FaceSSLError as error:
             raise type(error)(str(error).replace(path, Path(name).name)) from None
-        return *_listed(faces, found.rows.tolist(), found.distances.tolist()), gr.update(visible=False), None
+        return *_listed(faces, nearest.rows.tolist(), nearest.distances.tolist()), gr.update(visible=False), None
 
     def by_face(chosen: gr.SelectData, rows: list[int], count: int) -> Any:
         return by_row(picked(chosen, rows), count)
@@ -66,11 +63,11 @@ def tab(work: Workspace) -> None:
     def again(photo: Any, crop: bool, count: int, row: int | None) -> Any:
         return by_photo(photo, crop, count) if row is None else by_row(row, count)
 
-    results = [shown, gallery, table, query, asked]
+    results = [shown, gallery, table, query, searched]
     event = {"show_progress": "minimal", "api_visibility": "private"}
     for control in (photo, crop):
         control.change(plainly(by_photo, nothing), [photo, crop, count], results, **event)
-    count.release(plainly(again), [photo, crop, count, asked], results, **event)
+    count.release(plainly(again), [photo, crop, count, searched], results, **event)
     gallery.select(plainly(by_face), [shown, count], results, **event)
 
 

@@ -25,7 +25,7 @@ _CSS = """
 
 def tab(work: Workspace) -> None:
     """Build the tab."""
-    told = gr.Markdown("Loading ...")
+    status = gr.Markdown("Loading ...")
     with gr.Column(visible=False) as history:
         step = gr.Slider(0, 1, step=1, value=0, label="Regions over time: picture")
         regions = gr.Image(show_label=False, interactive=False, format="png", buttons=["fullscreen"])
@@ -49,13 +49,10 @@ def tab(work: Workspace) -> None:
             last,
         )
 
-    def picture(at: float) -> Any:
-        return _picture(_read(work), int(at))
-
     event = {"show_progress": "hidden", "api_visibility": "private"}
-    outputs = [told, charts, history, step, regions, timer, newest]
+    outputs = [status, charts, history, step, regions, timer, newest]
     timer.tick(plainly(shown), [step, newest], outputs, **event)
-    step.release(plainly(picture), [step], [regions], **event)
+    step.release(plainly(lambda at: _picture(_read(work), int(at))), [step], [regions], **event)
     work.loads.append(Load(lambda: shown(0, 0), outputs, slow=True))
 
 
@@ -67,7 +64,7 @@ def _read(work: Workspace) -> RunFolder:
 
 
 def place_of(at: float, before: int, last: int) -> int:
-    """The picture to show where the slider is at `at` and the last picture was `before`, and is `last` by now."""
+    """The picture to show if the slider is at `at` and the last picture was `before`, and is `last` by now."""
     return last if at >= before else min(int(at), last)
 
 
@@ -85,7 +82,7 @@ def _status(run: RunFolder) -> str:
 
 
 def total_steps(run: RunFolder) -> int | None:
-    """Steps of the whole run; None where its files do not tell. `steps` in status.json are those done so far."""
+    """Steps of the whole run; None if its files do not tell. `steps` in status.json are those done so far."""
     if run.status.get("finished"):
         return run.status.get("steps")
     names = ("max_steps", "epochs", "batch_size")
@@ -108,12 +105,12 @@ def _charts(run: RunFolder) -> Markup:
 
 
 def _picture(run: RunFolder, place: int) -> Any:
-    """The picture of the regions at a place in their history; None where there is none."""
+    """The picture of the regions at a place in their history; None if there is none."""
     pictures = run.pictures()
     if not pictures:
         return None
     step, name = pictures[min(place, len(pictures) - 1)]
-    found = run.picture(name)
-    if isinstance(found, str):
-        return gr.update(value=None, label=found, show_label=True)
-    return gr.update(value=found, label=f"step {step:,}", show_label=True)
+    picture = run.picture(name)
+    if isinstance(picture, str):  # an error
+        return gr.update(value=None, label=picture, show_label=True)
+    return gr.update(value=picture, label=f"step {step:,}", show_label=True)

@@ -1,6 +1,7 @@
 """The commands that make embeddings and use them: `embed`, `search`, `group`, `map`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,18 +53,17 @@ def cmd_embed(
         backbone: Any = load_embedder(run)
         if ranks()[0] > 1:
             fabric = launch.start_fabric(device, precision)
-            backbone.to(fabric.device, memory_format=torch.channels_last)
-            opened = launch.one_after_another(fabric, lambda: open_source(source))
+            place, opened = fabric.device, launch.one_after_another(fabric, lambda: open_source(source))
         else:
-            backbone.to(place, memory_format=torch.channels_last)
             opened = open_source(source)
+        backbone.to(place, memory_format=torch.channels_last)
         with ProgressLine("image", enabled=launched()[0] == 0) as progress:
-            found = embed_to_file(out, backbone, opened, progress=progress, **options)
-    if found is not None:
-        count, skipped = found
+            written = embed_to_file(out, backbone, opened, progress=progress, **options)
+    if written is not None:
+        count, skipped = written
         list_skipped(skipped)
-        told = {"images": count, "skipped": len(skipped), "dimensions": backbone.num_features, "out": str(out)}
-        print(json.dumps(told))
+        numbers = {"images": count, "skipped": len(skipped), "dimensions": backbone.num_features}
+        print(json.dumps({**numbers, "out": str(out)}))
     return 0
 
 
@@ -100,19 +100,17 @@ def cmd_search(
     check_photo(photo)
     network: Any = load_embedder(run)
     network.to(computing_device(device, threads))
-    found = search(network, photo, embeddings, k=k, crop=crop)
-    pairs = [(tables.printable(path), round(float(d), 4)) for path, d in zip(found.paths, found.distances, strict=True)]
+    nearest = search(network, photo, embeddings, k=k, crop=crop)
     cells = [contact_sheet.Cell(photo, ["query", Path(photo).name], framed=True)]
-    cells += [
-        contact_sheet.Cell(path, [f"{rank}   {distance:.4f}", Path(path).name])
-        for rank, (path, (_, distance)) in enumerate(zip(found.paths, pairs, strict=True), 1)
-    ]
-    files.write_picture(out, contact_sheet.sheet(cells, columns=7))
+    neighbors = []
     print("rank  distance  path")
-    for rank, (path, distance) in enumerate(pairs, 1):
-        print(f"{rank:4}  {distance:8.4f}  {path}")
-    told = [{"path": path, "distance": distance} for path, distance in pairs]
-    print(json.dumps({"photo": tables.printable(photo), "neighbors": told, "out": str(out)}))
+    for rank, (path, number) in enumerate(zip(nearest.paths, nearest.distances, strict=True), 1):
+        distance, shown = round(float(number), 4), tables.printable(path)
+        cells.append(contact_sheet.Cell(path, [f"{rank}   {distance:.4f}", Path(path).name]))
+        neighbors.append({"path": shown, "distance": distance})
+        print(f"{rank:4}  {distance:8.4f}  {shown}")
+    files.write_picture(out, contact_sheet.sheet(cells, columns=7))
+    print(json.dumps({"photo": tables.printable(photo), "neighbors": neighbors, "out": str(out)}))
     return 0
 
 
@@ -139,11 +137,14 @@ def cmd_group(
     from facessl.inference import groups
 
     groups.check_folder(out, faces)
-    found = groups.group(embeddings, metric=metric, min_cluster_size=min_cluster_size, pca_components=pca_components)
-    replaced = groups.write_groups(out, found, faces=faces)
-    sizes = [int((found.labels == number).sum()) for number in range(len(found))]
-    told = {"images": len(found.paths), "groups": len(found), "grouped": sum(sizes), "largest": max(sizes, default=0)}
-    print(json.dumps({**told, "replaced": replaced, "out": str(out)}))
+    grouped = groups.group(embeddings, metric=metric, min_cluster_size=min_cluster_size, pca_components=pca_components)
+    replaced = groups.write_groups(out, grouped, faces=faces)
+    sizes = [int((grouped.labels == number).sum()) for number in range(len(grouped))]
+    if not sizes and min_cluster_size > 2:
+        advice = "--min-cluster-size 2 or 3 finds smaller groups, and longer training better ones"
+        print(f"no group of {min_cluster_size} or more similar faces was found: {advice}", file=sys.stderr)
+    numbers = {"images": len(grouped.paths), "groups": len(sizes), "grouped": sum(sizes)}
+    print(json.dumps({**numbers, "largest": max(sizes, default=0), "replaced": replaced, "out": str(out)}))
     return 0
 
 

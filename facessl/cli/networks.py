@@ -14,7 +14,7 @@ from facessl.config.parser import Parser
 from facessl.core.errors import ConfigError
 from facessl.core.schema import to_json
 
-#: Exit status of `predict` where no photo had a face.
+#: Exit status of `predict` if no photo had a face.
 NOTHING_FOUND = 1
 
 
@@ -48,13 +48,13 @@ def cmd_regions(
     method: Any = load_method(run)
     method.to(environment.device_of(device))
     write_regions(out, method, source, count=count, seed=seed)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if scores:
         from facessl.evaluation.regions import region_table, score_regions
 
-        found = score_regions(method, source, count=score_images, seed=seed)
-        print(region_table(found))
-    print(to_json({"out": str(out), **found}))
+        result = score_regions(method, source, count=score_images, seed=seed)
+        print(region_table(result))
+    print(to_json({"out": str(out), **result}))
     return 0
 
 
@@ -65,8 +65,8 @@ def cmd_probe(argv: list[str]) -> int:
     name = next((v for f, v in itertools.pairwise(argv) if f == "--protocol"), None)
     name = name or next((w.partition("=")[2] for w in argv if w.startswith("--protocol=")), "knn")
     refuse_other_protocols(argv, name)  # before torch is imported and a large file is read
-    judge = plugins.find("evaluation.protocols", name)
-    parser = Parser(prog="facessl probe", description=summary(judge))
+    protocol = plugins.find("evaluation.protocols", name)
+    parser = Parser(prog="facessl probe", description=summary(protocol))
     parser.add_argument(
         "run",
         help="run folder, checkpoint, exported backbone or timm:NAME; of a run of verification the trained embedding",
@@ -84,7 +84,7 @@ def cmd_probe(argv: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads that compute; by default one per core")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--out", default=None, help="file that the result is also written to")
-    parser.add_function_arguments(judge, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)
+    parser.add_function_arguments(protocol, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)
     given = parsed_words(parser, argv, "probe")
     from facessl.core import files
     from facessl.data.location import redacted
@@ -99,11 +99,11 @@ def cmd_probe(argv: list[str]) -> int:
             "none is not a network: name a trained one, and --baseline evaluates random weights beside it"
         )
     backbone = load_embedder(run).to(computing_device(device, threads))
-    found = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
+    result = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
     if out is not None:
-        files.write_atomic(Path(out), to_json(found, indent=2).encode() + b"\n")
-    print("\n".join([headline_text(found), *found.get("notes", ())]), file=sys.stderr)
-    print(to_json(found))
+        files.write_atomic(Path(out), to_json(result, indent=2).encode() + b"\n")
+    print("\n".join([headline_text(result), *result.get("notes", ())]), file=sys.stderr)
+    print(to_json(result))
     return 0
 
 
@@ -158,7 +158,7 @@ def cmd_predict(
     files.check_output(out, folder=True)
     trained = load_trained(run)
     if task is not None and task != trained.name:
-        plugins.find("tasks", task)  # a name that does not exist is said first
+        plugins.find("tasks", task)  # UnknownName first
         raise ConfigError(
             f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
         )
@@ -166,37 +166,24 @@ def cmd_predict(
         trained.module.to(computing_device(device, threads))
         if ranks()[0] > 1:
             trained.module.to(launch.start_fabric(device, precision).device)
-        found = predict.predict(
-            trained,
-            photos,
-            out=out,
-            crop=not no_crop,
-            margin=margin,
-            lift=lift,
-            detector=detector,
-            detector_model=model,
-            batch_size=batch_size,
-            precision=precision,
-            max_bad=max_bad,
-            draw=draw,
-            overwrite=overwrite,
+        options: dict[str, Any] = {"margin": margin, "lift": lift, "detector": detector, "detector_model": model}
+        options |= {"batch_size": batch_size, "precision": precision, "max_bad": max_bad}
+        predictions = predict.predict(
+            trained, photos, out=out, crop=not no_crop, draw=draw, overwrite=overwrite, **options
         )
-        for photo in found:
+        for photo in predictions:
             if photo.note:
                 print(f"{photo.photo}: {photo.note}" if photo.read else f"skipped: {photo.note}", file=sys.stderr)
-        read = [photo for photo in found if photo.read]
-        counts = totals(len(read), sum(len(photo.faces) for photo in read), len(found) - len(read))
-    photos_read, faces, skipped = counts
+        read = [photo for photo in predictions if photo.read]
+        faces = sum(len(photo.faces) for photo in read)
+        photos_read, faces, skipped = totals(len(read), faces, len(predictions) - len(read))
     if rank() == 0:
         print(json.dumps({"photos": photos_read, "faces": faces, "out": str(out), "skipped": skipped}))
     return 0 if faces else NOTHING_FOUND
 
 
 def cmd_export(
-    run: str,
-    format: Literal["onnx", "timm", "hf"] = "onnx",
-    out: Path = Path("export"),
-    overwrite: bool = False,
+    run: str, format: Literal["onnx", "timm", "hf"] = "onnx", out: Path = Path("export"), overwrite: bool = False
 ) -> int:
     """Write a trained network for use without facessl; the last line is JSON.
 
@@ -209,10 +196,10 @@ def cmd_export(
     """
     from facessl.inference.export import export
 
-    told = export(run, out, format=format, overwrite=overwrite)
-    for name, value in told["difference"].items():
+    result = export(run, out, format=format, overwrite=overwrite)
+    for name, value in result["difference"].items():
         print(f"{name}: largest difference from torch {value:.1e} of its largest value")
-    print(json.dumps(told))
+    print(json.dumps(result))
     return 0
 
 
@@ -240,8 +227,8 @@ def cmd_convert(
 
     files.check_output(out)
     card = convert(path, out, name=name, heads=heads, mean=mean, std=std)
-    told = ("timm_name", "timm_options", "image_size", "mean", "std", "method", "guessed")
-    print(json.dumps({"out": str(out), **{k: card[k] for k in told if k in card}}))
+    keys = ("timm_name", "timm_options", "image_size", "mean", "std", "method", "guessed")
+    print(json.dumps({"out": str(out), **{k: card[k] for k in keys if k in card}}))
     return 0
 
 

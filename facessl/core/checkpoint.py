@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from facessl.core.errors import CheckpointError, DataError
+from facessl.core.errors import CheckpointError, DataError, instead_of
 from facessl.core.files import temporary_beside, write_atomic
-from facessl.core.foreign_pickles import stand_ins
+from facessl.core.foreign_pickles import SAFE_GLOBALS
 from facessl.core.schema import check, read_json, to_json
 from facessl.core.yaml_file import DEPTH, NODES
 
@@ -80,14 +80,16 @@ def read(path: Path) -> dict[str, Any]:
     more memory than the file has bytes.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist: name a run folder, a checkpoint or an exported backbone")
+        raise CheckpointError(
+            f"{path} does not exist: {instead_of(path, 'name a run folder, a checkpoint or an exported backbone')}"
+        )
     if path.stat().st_size == 0:
         raise CheckpointError(f"checkpoint {path} is empty (0 bytes): {_instead(path)}")
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     _refuse_compressed(path)
     try:
-        with warnings.catch_warnings(), stand_ins():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             warnings.simplefilter("ignore")  # remarks on foreign pickles; what matters is raised
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -97,8 +99,8 @@ def read(path: Path) -> dict[str, Any]:
                 f"checkpoint {path} asks for {asked.group(1)} to be run on loading and was refused: "
                 "re-save it as a plain state dict, or use another file"
             ) from None
-        part = re.search(r"^an? .* refused", str(error), re.MULTILINE)
-        why = f"holds {part[0]}" if part else "is damaged or not a checkpoint"
+        numpy = re.search(r"a numpy .*? refused", str(error))
+        why = f"holds {numpy[0]}" if numpy else "is damaged or not a checkpoint"
         raise CheckpointError(f"checkpoint {path} cannot be read, it {why}: {_instead(path)}") from None
     except Exception as error:  # foreign bytes make torch raise almost anything
         reason = " ".join(str(error).split())[:160]
@@ -128,8 +130,7 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def _refuse_expanded(value: Any, path: Path) -> None:
-    """CheckpointError where a large tensor repeats the same few numbers, or lists and dicts the same few values, more
-    often than the file has bytes."""
+    """Raise CheckpointError if a tensor repeats a few numbers, or lists repeat a few values, beyond the file's size."""
     size = path.stat().st_size
     if not _is_within(value, size):
         raise CheckpointError(

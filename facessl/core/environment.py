@@ -19,6 +19,9 @@ PARTS = (
     *("numpy", "opencv-python-headless", "simplejpeg", "webdataset"),
 )
 OPTIONAL = {
+    "gradio": "app (pip install 'facessl[app]')",
+    "av": "videos (pip install 'facessl[video]')",
+    "pillow-heif": "HEIC photos (pip install 'facessl[heic]')",
     "open_clip_torch": "FaRL (pip install 'facessl[farl]')",
     "onnxruntime": "export to ONNX (pip install 'facessl[onnx]')",
     "tensorboard": "TensorBoard logs (pip install 'facessl[tensorboard]')",

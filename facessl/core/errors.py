@@ -1,6 +1,7 @@
 """Errors of users, beside `data.decode.ImageError`: the command line prints the sentence and exits 2."""
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 
 
@@ -42,6 +43,13 @@ class TrainingError(FaceSSLError):
 
 class DataWarning(UserWarning):
     """An anomaly in a usable source; the command line prints the sentence alone."""
+
+
+def instead_of(path: str | os.PathLike[str], otherwise: str) -> str:
+    """What to do about a missing path: "did you mean" a file of a similar name, or `otherwise`."""
+    above, name = os.path.split(os.fspath(path).rstrip("/"))
+    near = difflib.get_close_matches(name, os.listdir(above or "."), n=1) if os.path.isdir(above or ".") else []
+    return f"did you mean {os.path.join(above, near[0])}?" if near else otherwise
 
 
 def many(count: int, noun: str) -> str:

@@ -1,27 +1,19 @@
 """What others' checkpoints hold beside tensors and plain values, for torch's loader that runs no code.
 
 numpy's own functions read and free memory that is not theirs where the file gives them a state for it; these stand-ins
-build arrays and scalars of numbers alone, from exactly as many bytes as they have. Some functions that torch allows
-take any amount of memory or time for a file of a few bytes; theirs take the arguments that pickles write.
+build arrays and scalars of numbers alone, from exactly as many bytes as they have.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import pathlib
 import re
-import threading
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
 from pickle import UnpicklingError
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, _weights_only_unpickler
 
 _NUMBER = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")
 
@@ -81,88 +73,15 @@ def _reconstruct(*_: object) -> _Array:
     return _Array()
 
 
-def _encode(text: str, code: str = "latin1") -> bytes:
-    """`codecs.encode` as pickles write bytes: the codec `hex` would double their length at each call."""
-    if not isinstance(text, str) or code not in ("latin1", "latin-1"):
-        raise UnpicklingError("an encoding other than that of bytes, which is refused")
-    return text.encode("latin1")
-
-
-def _of(kind: type, *given: type) -> Callable[..., Any]:
-    """Calls `kind` with arguments of these types alone: a tensor may repeat a number billions of times."""
-
-    def called(*arguments: Any) -> Any:
-        if not all(isinstance(argument, given) for argument in arguments):
-            raise UnpicklingError(f"a {kind.__name__} of another type, which is refused")
-        return kind(*arguments)
-
-    return called
-
-
-def _ordered(pairs: Any = ()) -> OrderedDict[Any, Any]:
-    if not isinstance(pairs, list | tuple) or not all(isinstance(pair, list | tuple) for pair in pairs):
-        raise UnpicklingError("an OrderedDict of another type, which is refused")
-    return OrderedDict(pairs)
-
-
-def _tensor(*given: object) -> Tensor:
-    """`torch.Tensor`, empty: of nested lists it would count a list that is repeated each time."""
-    if given:
-        raise UnpicklingError("a torch.Tensor of other values, which is refused")
-    return Tensor()
-
-
-def _of_type(rebuild: Callable[..., Any], kind: Any, *rest: Any) -> Any:
-    return torch._tensor._rebuild_from_type_v2(rebuild, Tensor if kind is _tensor else kind, *rest)
-
-
-def _on_device(tensor: Tensor, *rest: Any) -> Any:
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise UnpicklingError("a tensor of repeated values, which is refused")
-    return torch._utils._rebuild_device_tensor_from_cpu_tensor(tensor, *rest)
-
-
-#: What torch allows by name, and what is used instead.
-_STAND_INS: dict[str, Any] = {
-    "_codecs.encode": _encode,
-    "builtins.set": _of(set, list, tuple),
-    "collections.Counter": _of(Counter, dict),
-    "collections.OrderedDict": _ordered,
-    "torch.Size": _of(torch.Size, list, tuple),
-    "torch.Tensor": _tensor,
-    "torch._tensor._rebuild_from_type_v2": _of_type,
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _on_device,
-    "torch.storage.UntypedStorage": SimpleNamespace(dtype=torch.uint8),  # the loader reads nothing else of it
-}
-#: What it allows and is refused, beside old classes of tensors (`torch.FloatTensor`).
-_REFUSED = ("builtins.bytearray", "torch.storage.TypedStorage")
-_LOADING = threading.Lock()
-
 _CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
 #: With the names that pickles have for them, as `torch.serialization.safe_globals` takes them.
-_SAFE_GLOBALS: list[Any] = [
+SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
-    *((_of(pathlib.PurePosixPath, str), f"pathlib.{inner}PosixPath") for inner in ("", "_local.")),
-    *((_of(pathlib.PureWindowsPath, str), f"pathlib.{inner}WindowsPath") for inner in ("", "_local.")),
+    *((pathlib.PurePosixPath, f"pathlib.{inner}PosixPath") for inner in ("", "_local.")),
+    *((pathlib.PureWindowsPath, f"pathlib.{inner}WindowsPath") for inner in ("", "_local.")),
     (_no_bytes, "builtins.bytes"),
     (_DType, "numpy.dtype"),
     (_Array, "numpy.ndarray"),
     *((_scalar, f"{core}.scalar") for core in _CORES),
     *((_reconstruct, f"{core}._reconstruct") for core in _CORES),
 ]
-
-
-@contextlib.contextmanager
-def stand_ins() -> Iterator[None]:
-    """Have `torch.load(weights_only=True)` use these stand-ins, in all threads, until the block ends."""
-    allowed = _weights_only_unpickler._get_allowed_globals()  # a cached dict, which torch looks up before our list
-    with _LOADING, torch.serialization.safe_globals(_SAFE_GLOBALS):
-        before = dict(allowed)
-        for name in before:
-            if name in _REFUSED or (name.endswith("Tensor") and name not in _STAND_INS):
-                del allowed[name]
-        allowed.update({name: _STAND_INS[name] for name in before.keys() & _STAND_INS.keys()})
-        try:
-            yield
-        finally:
-            allowed.update(before)

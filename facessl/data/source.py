@@ -1,7 +1,6 @@
 """Sources of images, and how they are written on the command line: `NAME:PATH?option=value`."""
 
 import contextlib
-import difflib
 import hashlib
 import inspect
 import os
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from facessl.core import plugins
-from facessl.core.errors import ConfigError, DataError, UnknownName
+from facessl.core.errors import ConfigError, DataError, UnknownName, instead_of
 from facessl.core.tables import from_csv, with_slashes
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import EXTENSIONS, ImageError, read_file
@@ -361,11 +360,10 @@ def _recognize(path: str) -> str:
 
 def _similar_path(path: str) -> str:
     """End of the sentence on a missing path: a similar name, or what to give."""
-    above, name = os.path.split(path.rstrip("/"))
+    above = os.path.dirname(path.rstrip("/"))
     if not os.path.isdir(above or "."):
         return f" ({above} is not there, either): name a folder of images, a list, a tar, or NAME:PATH"
-    near = difflib.get_close_matches(name, os.listdir(above or "."), n=1)
-    return f": did you mean {os.path.join(above, near[0])}?" if near else ": name a folder of images, or NAME:PATH"
+    return f": {instead_of(path, 'name a folder of images, or NAME:PATH')}"
 
 
 def _keywords(cls: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What an answer that does not look at the image scores: the mean shape, or the most frequent class of each pixel."""
+"""Answers that do not look at the image, as baselines: the mean shape, or the most frequent class of each pixel."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,11 +29,11 @@ class Constant:
         self.name, self.answer = name, answer
 
     def repeated(self, count: int) -> dict[str, Tensor]:
-        """The predictions of so many images."""
+        """Return the predictions of `count` images."""
         return {key: value.expand(count, *value.shape) for key, value in self.answer.items()}
 
     def result(self, meter: Meter) -> dict[str, Any]:
-        """`answer`, its name, and `scores` of a meter that was given it: the plain numbers."""
+        """Return `answer`, its name, and `scores`, the plain numbers of a meter that collected it."""
         numbers = {name: value for name, value in meter.result().items() if isinstance(value, float)}
         return {"answer": self.name, "scores": numbers}
 

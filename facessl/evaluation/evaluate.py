@@ -26,12 +26,12 @@ def evaluate(
     baseline: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Headline numbers of a protocol, ready for JSON.
+    """Evaluate a frozen backbone by a protocol; return its numbers, ready for JSON.
 
     Args:
         backbone: from `facessl.load_backbone` or `facessl.inference.embed.load_embedder`; it is not changed.
         source: labeled images, `NAME:PATH?option=value` or a path. Its own training, validation and test parts are
-            used where it has them (a folder with train/ and test/ or val/, or a published set); anything else is split
+            used if it has them (a folder with train/ and test/ or val/, or a published set); anything else is split
             4 : 1 by a hash of each image's path.
         protocol: one of `facessl list protocols`.
         test, val: other sources as the test and the validation part. A protocol that chooses something takes the
@@ -46,14 +46,14 @@ def evaluate(
         UnknownName: no such protocol, or an option that it does not take.
         ConfigError, DataError: a source without labels, too small to split, or unreadable.
     """
-    judge = plugins.find("evaluation.protocols", protocol)
-    accepted = inspect.signature(judge).parameters
+    protocol_fn = plugins.find("evaluation.protocols", protocol)
+    accepted = inspect.signature(protocol_fn).parameters
     valid = {name for name, p in accepted.items() if p.kind is inspect.Parameter.KEYWORD_ONLY} - {"labels"}
     for name in options:
         if name not in valid:
             raise UnknownName(f"option of the protocol {protocol}", name, valid)
     chooses = "val" in accepted
-    found = parts(
+    split = parts(
         source,
         test=test,
         val=val,
@@ -63,17 +63,18 @@ def evaluate(
         needs=("label",) if options.get("task", "auto") in ("auto", "expression") else (),
         seed=int(options.get("seed", 0)),
     )
-    warn_of_overlap(found.train, found.test)
-    if found.carved and "refit" in valid:
+    warn_of_overlap(split.train, split.test)
+    if split.carved and "refit" in valid:
         options.setdefault("refit", True)
-    extra = {"val": found.val} if chooses else {}
-    part = {"test_part": "a fifth of the images, by a hash of their paths"} if found.held_out else {}
+    if chooses:
+        options["val"] = split.val
+    notes = {"test_part": "a fifth of the images, by a hash of their paths"} if split.held_out else {}
 
-    def scored(network: Backbone | Embedder) -> dict[str, Any]:
-        return {**judge(network, found.train, found.test, **extra, **options), "labels": labels, **part}
+    def score(network: Backbone | Embedder) -> dict[str, Any]:
+        return {**protocol_fn(network, split.train, split.test, **options), "labels": labels, **notes}
 
-    beside = {"random_weights": scored(untrained(backbone))} if baseline else {}
-    return {**scored(backbone), **beside}
+    random = {"random_weights": score(untrained(backbone))} if baseline else {}
+    return {**score(backbone), **random}
 
 
 def untrained(network: Backbone | Embedder) -> Backbone | Embedder:

@@ -1,4 +1,4 @@
-"""What a trained task gets wrong on labeled images, and how its answers look."""
+"""Mistakes of a trained task on labeled images, and pictures of its answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from facessl.data.label_fractions import class_mapping, usable
 from facessl.data.loader import pixels
 from facessl.data.source import Source, open_source
 from facessl.evaluation.baselines import constant
-from facessl.evaluation.score import measure
+from facessl.evaluation.score import score
 from facessl.inference import prediction_pictures
 from facessl.inference.trained_task import Trained
 from facessl.tasks.base import Example, Examples
@@ -33,7 +33,7 @@ class Mistakes:
     source: Source  # the images; `Example.index` points into it
     scores: dict[str, Any]  # of all images (`Meter.result`, and `skipped`)
     # Wrong answers, the worst first: the most confident ones (expression, attributes, verification), or the images with
-    # the largest error (alignment, parsing). Of attributes the worst of each attribute, in their order. Empty where a
+    # the largest error (alignment, parsing). Of attributes the worst of each attribute, in their order. Empty if a
     # plug-in's meter has no `examples`.
     worst: list[Example]
     typical: list[Example]  # answers spread evenly over the source, right or wrong
@@ -52,22 +52,13 @@ class Mistakes:
         one, task = shown[0], self.trained.task
         raw = self.trained.predict([one.whole], [one.frame], precision=self.precision)
         predicted = task.describe(raw, 0, one.frame, *one.whole.shape[:2])
-        known = _label(self.source, one.sample, predicted)
-        faces = [face for face in (predicted, known) if face]
+        faces = [face for face in (predicted, _label(self.source, one.sample, predicted)) if face]
         picture = _beside([one.drawn(face) for face in faces])
         return prediction_pictures.with_panel(picture, faces) if panel else picture
 
 
 def find_mistakes(
-    trained: Trained,
-    source: str | Source,
-    *,
-    count: int = 12,
-    batch_size: int = 64,
-    workers: int = 0,
-    precision: str = "fp32",
-    max_bad: float = 1,
-    train: Source | None = None,
+    trained: Trained, source: str | Source, *, count: int = 12, train: Source | None = None, **options: Any
 ) -> Mistakes:
     """The worst and the most confident mistakes of a trained task on labeled images, by the pass that scores it.
 
@@ -82,9 +73,9 @@ def find_mistakes(
         trained: from `facessl.inference.trained_task.load_trained`; computed on the device its weights are on.
         source: images with the labels of the task, of verification with pairs.
         count: mistakes, at most; of attributes of each one. Also the number of typical answers.
-        batch_size, workers, precision, max_bad: as in `facessl.embed`.
         train: training images, whose mean shape or most frequent class of each pixel is scored as well
             (`scores["constant"]`).
+        options: batch_size, workers, precision and max_bad (default 1), as in `facessl.embed`.
 
     Raises:
         ConfigError: `count` is below 1, the source is a stream, or has classes that training lacks.
@@ -97,27 +88,20 @@ def find_mistakes(
         raise ConfigError("mistakes are found on images by position, and the source is a stream: use shards on a disk")
     task = trained.task
     opened = usable(opened, task.needs if opened.pairs is None else ())
-    meter, scores = measure(
-        task,
-        opened,
-        trained.augment,
-        image_size=trained.image_size,
-        baseline=None if train is None else constant(task, train, trained.augment, image_size=trained.image_size),
-        batch_size=batch_size,
-        workers=workers,
-        precision=precision,
-        max_bad=max_bad,
-    )
+    crop, size = trained.augment, trained.image_size
+    baseline = None if train is None else constant(task, train, crop, image_size=size)
+    scores, meter = score(task, opened, crop, image_size=size, baseline=baseline, **options)
     answers: Examples | None = meter.examples() if hasattr(meter, "examples") else None
     worst = [] if answers is None else ranked(answers.badness, count, answers.kinds)
     typical = [] if answers is None else spread(len(answers.badness), count)
 
     def example(position: int) -> Example:
         assert answers is not None
-        found = answers.example(position)
-        return replace(found, keys=tuple(opened.key(index) for index in found.index))
+        answer = answers.example(position)
+        return replace(answer, keys=tuple(opened.key(index) for index in answer.index))
 
-    return Mistakes(trained, opened, scores, [example(i) for i in worst], [example(i) for i in typical], precision)
+    shown = [example(i) for i in worst], [example(i) for i in typical]
+    return Mistakes(trained, opened, scores, *shown, options.get("precision", "fp32"))
 
 
 def ranked(badness: np.ndarray, count: int, kinds: np.ndarray | None = None) -> list[int]:
@@ -142,7 +126,9 @@ class _Shown:
     sample: Sample
     whole: np.ndarray  # (H, W, 3) uint8, the stored image
     frame: Frame
-    part: tuple[int, int, int, int]  # top, bottom, left, right
+    part: tuple[slice, slice]  # its rows and columns
+    image: np.ndarray  # (h, w, 3) uint8 of the part, its shorter side brought to `_LOW` to `_HIGH` pixels
+    factor: float  # by which it was resized
 
     @classmethod
     def of(cls, trained: Trained, sample: Sample) -> _Shown:
@@ -152,37 +138,24 @@ class _Shown:
         corners, (height, width) = frame.inverse_points(ends) + 0.5, image.shape[:2]
         left, top = np.floor(corners.min(0)).clip(0, (width - 1, height - 1)).astype(int).tolist()
         right, bottom = np.ceil(corners.max(0)).clip((left + 1, top + 1), (width, height)).astype(int).tolist()
-        return cls(sample, image, frame, (top, bottom, left, right))
-
-    @property
-    def image(self) -> np.ndarray:
-        """(h, w, 3) uint8 of the part, its shorter side brought to `_LOW` to `_HIGH` pixels."""
-        top, bottom, left, right = self.part
-        part = self.whole[top:bottom, left:right]
-        factor = self._factor
-        if factor == 1:
-            return part
-        size = max(1, round(part.shape[1] * factor)), max(1, round(part.shape[0] * factor))
-        return cv2.resize(part, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
-
-    @property
-    def _factor(self) -> float:
-        top, bottom, left, right = self.part
-        side = min(bottom - top, right - left)
-        return min(max(side, _LOW), _HIGH) / side
+        side, part = min(bottom - top, right - left), (slice(top, bottom), slice(left, right))
+        factor = min(max(side, _LOW), _HIGH) / side
+        size = max(1, round((right - left) * factor)), max(1, round((bottom - top) * factor))
+        filter = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        shown = image[part] if factor == 1 else cv2.resize(image[part], size, interpolation=filter)
+        return cls(sample, image, frame, part, shown, factor)
 
     def drawn(self, face: Mapping[str, Any]) -> np.ndarray:
         """The part with a face, given in pixels of the whole image, drawn on it."""
-        image, (top, bottom, left, right) = self.image, self.part
-        moved = dict(face)
+        moved, (height, width) = dict(face), self.image.shape[:2]
         if "landmarks" in face:
-            points = np.asarray(face["landmarks"], np.float64).reshape(-1, 2) - (left, top)
-            moved["landmarks"] = (points + 0.5) * self._factor - 0.5
+            rows, columns = self.part
+            points = np.asarray(face["landmarks"], np.float64).reshape(-1, 2) - (columns.start, rows.start)
+            moved["landmarks"] = (points + 0.5) * self.factor - 0.5
         if "mask" in face:
-            mask = face["mask"][top:bottom, left:right]
-            moved["mask"] = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-        moved["box"] = (-0.5, -0.5, image.shape[1] - 0.5, image.shape[0] - 0.5)
-        return prediction_pictures.draw(image, [moved], panel=False)
+            moved["mask"] = cv2.resize(face["mask"][self.part], (width, height), interpolation=cv2.INTER_NEAREST)
+        moved["box"] = (-0.5, -0.5, width - 0.5, height - 0.5)
+        return prediction_pictures.draw(self.image, [moved], panel=False)
 
 
 def _label(source: Source, sample: Sample, predicted: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,10 +174,6 @@ def _label(source: Source, sample: Sample, predicted: Mapping[str, Any]) -> dict
 
 def _beside(pictures: Sequence[np.ndarray]) -> np.ndarray:
     tallest = max(picture.shape[0] for picture in pictures)
-    columns: list[np.ndarray] = []
-    for picture in pictures:
-        if columns:
-            columns.append(np.full((tallest, _GAP, 3), 255, np.uint8))
-        below = ((0, tallest - picture.shape[0]), (0, 0), (0, 0))
-        columns.append(np.pad(picture, below, constant_values=255))
-    return np.concatenate(columns, axis=1)
+    pads = [((0, tallest - picture.shape[0]), (0, _GAP), (0, 0)) for picture in pictures]
+    columns = [np.pad(picture, pad, constant_values=255) for picture, pad in zip(pictures, pads, strict=True)]
+    return np.concatenate(columns, axis=1)[:, :-_GAP]

@@ -1,4 +1,4 @@
-"""How far the regions of a method are parts of a face: `metrics/region_discovery` on a labeled source."""
+"""Agreement of a method's regions with the parts of a face: `metrics/region_discovery` on a labeled source."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from facessl.core.errors import DataError
+from facessl.core.text import markdown_table
 from facessl.core.types import Sample
 from facessl.data.loader import EvalLoader, SampleViews
 from facessl.data.source import Source, open_source
@@ -77,7 +78,7 @@ def labeled_images(source: Source, augment: Augment, *, size: int, seed: int) ->
 
     Returns:
         Arguments of `discover`: images (M, size, size, 3) uint8; masks, 255 outside of the stored image, and classes;
-        landmarks and ocular, where the order of the points is known.
+        landmarks and ocular, if the order of the points is known.
     """
     order = Labels(layout=source.layout).order
     flip = source.mask_flip or range(len(source.mask_names))
@@ -85,16 +86,16 @@ def labeled_images(source: Source, augment: Augment, *, size: int, seed: int) ->
     batches = list(EvalLoader(source, _Seeded(view, seed), batch_size=32))
     if not batches:
         raise DataError("none of the images of the source can be read")
-    found: dict[str, Any] = {"images": np.concatenate([b.views[0].permute(0, 2, 3, 1).numpy() for b in batches])}
+    labeled: dict[str, Any] = {"images": np.concatenate([b.views[0].permute(0, 2, 3, 1).numpy() for b in batches])}
     for field, name in (("mask", "masks"), ("landmarks", "landmarks")):
         parts = [getattr(b, field) for b in batches]
         if all(part is not None for part in parts):
-            found[name] = np.concatenate([part.numpy() for part in parts])
+            labeled[name] = np.concatenate([part.numpy() for part in parts])
     if order is None:
-        found.pop("landmarks", None)  # without the order of the points nobody knows which are eyes
-    elif "landmarks" in found:
-        found["ocular"] = order.ocular
-    return found | {"classes": len(source.mask_names) or None}
+        labeled.pop("landmarks", None)  # without the order of the points nobody knows which are eyes
+    elif "landmarks" in labeled:
+        labeled["ocular"] = order.ocular
+    return labeled | {"classes": len(source.mask_names) or None}
 
 
 class _Seeded:
@@ -111,36 +112,28 @@ class _Seeded:
         return self._view.apply(sample, image, self._rng.random(DRAWS))
 
 
-def region_table(found: dict[str, Any]) -> str:
+def region_table(scores: dict[str, Any]) -> str:
     """Markdown tables of `score_regions`."""
-    return "\n\n".join(
-        f"Faces {name}:\n\n{_table(part['rows'])}{_parts(part['classes'], part['rows'])}"
-        for name, part in found.items()
-    )
+    sections = []
+    for name, part in scores.items():
+        rows = part["rows"]
+        columns = [c for c in _COLUMNS if any(row.get(c) is not None for row in rows)]
+        maps = [
+            {"map": row["name"], **{c: _cell(row.get(c), row.get(f"{c}_interval")) for c in columns}} for row in rows
+        ]
+        tables = ["\n".join(markdown_table(table)) for table in (maps, _best_regions(part["classes"], rows)) if table]
+        sections += [f"Faces {name}:", *tables]
+    return "\n\n".join(sections)
 
 
-def _parts(classes: Sequence[str], rows: list[dict[str, Any]]) -> str:
+def _best_regions(classes: Sequence[str], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """The best region of each class, beside that of the mean map: IoU (number of the region, as in the picture)."""
     shown = [row for row in rows if row["name"] in ("full", "content only", "own mean map") and "parts" in row]
-    if not shown or not classes:
-        return ""
-    lines = ["", "", "| IoU (region) | " + " | ".join(row["name"] for row in shown) + " |"]
-    lines.append("| --- " * (len(shown) + 1) + "|")
-    for i, name in enumerate(classes):
-        if all(row["parts"][i] for row in shown):
-            cells = (f"{row['parts'][i][1]:.3f} ({row['parts'][i][0] + 1})" for row in shown)
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    columns = [c for c in _COLUMNS if any(row.get(c) is not None for row in rows)]
-    lines = ["| map | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
-    for row in rows:
-        lines.append(
-            f"| {row['name']} | " + " | ".join(_cell(row.get(c), row.get(f"{c}_interval")) for c in columns) + " |"
-        )
-    return "\n".join(lines)
+    return [
+        {"IoU (region)": name, **{row["name"]: f"{row['parts'][i][1]:.3f} ({row['parts'][i][0] + 1})" for row in shown}}
+        for i, name in enumerate(classes)
+        if shown and all(row["parts"][i] for row in shown)
+    ]
 
 
 def _cell(value: float | None, between: list[float] | None) -> str:

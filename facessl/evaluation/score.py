@@ -2,47 +2,29 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from facessl.core.errors import DataError
-from facessl.data.loader import EvalLoader
 from facessl.data.source import Source
 from facessl.evaluation.baselines import Constant
-from facessl.models.forward import autocast, evaluating
+from facessl.models.forward import PassOptions, forward
 from facessl.tasks.base import Meter, check_result
 from facessl.views.augment import Augment
-from facessl.views.normalize import normalize
 from facessl.views.supervised import Supervised
 
 
-def score(task: Any, source: Source, augment: Augment, **options: Any) -> dict[str, Any]:
-    """Scores of a task on a source, in the stored images' coordinates; everything else as in `measure`."""
-    return measure(task, source, augment, **options)[1]
-
-
-def measure(
-    task: Any,
-    source: Source,
-    augment: Augment,
-    *,
-    image_size: int,
-    batch_size: int = 64,
-    workers: int = 0,
-    precision: str = "fp32",
-    max_bad: float = 1,
-    baseline: Constant | None = None,
-) -> tuple[Meter, dict[str, Any]]:
-    """The meter of a task with the answers on a source, and its scores in the stored images' coordinates.
+def score(
+    task: Any, source: Source, augment: Augment, *, image_size: int, baseline: Constant | None = None, **options: Any
+) -> tuple[dict[str, Any], Meter]:
+    """Score a task on a source, in the stored images' coordinates.
 
     Args:
         augment: gives the crop; nothing random is done.
         image_size: side of the views in pixels.
-        batch_size, workers, precision, max_bad: as in `facessl.embed`.
         baseline: an answer that is scored on the same images.
+        options: batch_size, workers, precision and max_bad (default 1), as in `facessl.embed`.
 
     Returns:
-        The meter, and its `result` with `skipped`, the number of images that could not be read, and with `constant`
-        where there is a `baseline` (`Constant.result`).
+        The `result` of the task's meter, with `skipped`, the number of images that could not be read, and with a
+        `baseline` also `constant` (`Constant.result`); and the meter.
 
     Raises:
         DataError: no image could be read.
@@ -50,18 +32,12 @@ def measure(
     """
     meter: Meter = task.meter(source, augment)
     other: Meter | None = None
-    backbone = task.backbone
-    device = next(backbone.parameters()).device
-    view = Supervised(augment, image_size, needs=task.needs, train=False)
-    pinned = device.type == "cuda"
-    loader = EvalLoader(source, view, batch_size=batch_size, workers=workers, pin_memory=pinned, max_bad=max_bad)
-    seen = 0
+    chosen, seen = PassOptions(**options), 0
+    loader = chosen.loader(source, Supervised(augment, image_size, needs=task.needs, train=False), task.backbone)
     for batch in loader:
-        x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
-        with evaluating(task), autocast(device, precision):
-            found: dict[str, Tensor] = task.predict(x)
-        meter.add(found, batch)
-        if baseline and baseline.answer.keys() == found.keys():  # a plug-in may predict something else
+        predictions = forward(task, batch.views[0], chosen.precision, task.predict)
+        meter.add(predictions, batch)
+        if baseline and baseline.answer.keys() == predictions.keys():  # a plug-in may predict something else
             other = other or task.meter(source, augment)
             other.add(baseline.repeated(len(batch)), batch)
         seen += len(batch)
@@ -72,4 +48,4 @@ def measure(
     check_result(result, task)
     if baseline and other:
         result["constant"] = baseline.result(other)
-    return meter, result
+    return result, meter

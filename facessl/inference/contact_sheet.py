@@ -23,15 +23,15 @@ _LETTER, _GAP = 12, 10
 
 
 class Cell(NamedTuple):
-    """One image of a sheet: its file, the lines below it, and whether it has a frame."""
+    """One image of a sheet: its file, the lines of text below it, and whether it has a frame."""
 
     path: str
-    words: Sequence[str]
+    lines: Sequence[str]
     framed: bool = False
 
 
 def thumbnails(paths: Sequence[str], side: int) -> list[Image.Image]:
-    """Squares of `side` pixels, each with the whole image in its middle; gray with a word where it cannot be read.
+    """Squares of `side` pixels, each with the whole image in its middle; gray with a word if it cannot be read.
 
     `paths` name image files, or a tar followed by the name of a member.
     """
@@ -41,7 +41,7 @@ def thumbnails(paths: Sequence[str], side: int) -> list[Image.Image]:
 
 
 def _packed(paths: Sequence[str]) -> dict[str, tuple[str, Member]]:
-    """The shard of each path that is a member of one, as sources of shards name their images, and where it lies."""
+    """Shard and member of each path that names an image in a shard."""
     wanted: dict[str, set[str]] = {}
     for path in paths:
         shard = os.path.dirname(path)
@@ -49,13 +49,13 @@ def _packed(paths: Sequence[str]) -> dict[str, tuple[str, Member]]:
             shard = os.path.dirname(shard)
         if os.path.isfile(shard):
             wanted.setdefault(shard, set()).add(path)
-    found = {}
+    packed = {}
     for shard, inside in wanted.items():
         with contextlib.suppress(DataError, OSError):  # not a tar, or damaged from here on
             for member in members(Path(shard)):
                 if (path := f"{shard}/{os.fsdecode(member.name)}") in inside:
-                    found[path] = shard, member
-    return found
+                    packed[path] = shard, member
+    return packed
 
 
 def _encoded(path: str, packed: tuple[str, Member] | None) -> bytes:
@@ -82,12 +82,12 @@ def _thumbnail(path: str, side: int, packed: tuple[str, Member] | None) -> Image
     return square
 
 
-def sheet(cells: Sequence[Cell], *, title: str = "", columns: int = 8, side: int = 128) -> np.ndarray:
-    """(H, W, 3) uint8: the cells' images, `side` pixels each, in rows on white, with their words below and a title."""
-    letters, line = font(_LETTER), round(1.4 * _LETTER)
+def sheet(cells: Sequence[Cell], *, title: str = "", columns: int = 8) -> np.ndarray:
+    """(H, W, 3) uint8: the cells' images, 128 pixels each, in rows on white, with their lines below and a title."""
+    letters, line, side = font(_LETTER), round(1.4 * _LETTER), 128
     columns = min(columns, len(cells))
     head = 2 * line if title else 0
-    pitch = side + _GAP, side + _GAP + line * max(len(cell.words) for cell in cells)
+    pitch = side + _GAP, side + _GAP + line * max(len(cell.lines) for cell in cells)
     wide = columns * pitch[0] + _GAP
     canvas = Image.new("RGB", (wide, head + -(-len(cells) // columns) * pitch[1] + _GAP), "white")
     brush = ImageDraw.Draw(canvas)
@@ -97,18 +97,19 @@ def sheet(cells: Sequence[Cell], *, title: str = "", columns: int = 8, side: int
         canvas.paste(image, (x, y))
         if cell.framed:
             brush.rectangle((x - 3, y - 3, x + side + 2, y + side + 2), outline=_MARK, width=3)
-        for number, words in enumerate(cell.words):
+        for number, text in enumerate(cell.lines):
             at = (x, y + side + 2 + number * line)
-            brush.text(at, _fitting(words, side), _SOFT if number else _INK, letters)
+            brush.text(at, _fitting(text, side), _SOFT if number else _INK, letters)
     return np.asarray(canvas)
 
 
-def _fitting(words: str, width: int) -> str:
-    words = "".join(letter if letter.isprintable() else "?" for letter in printable(words))
-    letters, kept = font(_LETTER), len(words)
-    words = words if kept <= width else words[: width // 2] + words[-(width // 2) :]  # a letter is wider than a pixel
-    shown = words
-    while letters.getlength(shown) > width and kept > 2:
-        kept = min(kept, len(words)) - 1
-        shown = f"{words[: (kept + 1) // 2]}…{words[len(words) - kept // 2 :]}"
+def _fitting(text: str, width: int) -> str:
+    """Text with as much of its middle left out as does not fit into `width` pixels."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in printable(text))
+    letters, count = font(_LETTER), len(text)
+    text = text if count <= width else text[: width // 2] + text[-(width // 2) :]  # a letter is wider than a pixel
+    shown = text
+    while letters.getlength(shown) > width and count > 2:
+        count = min(count, len(text)) - 1
+        shown = f"{text[: (count + 1) // 2]}…{text[len(text) - count // 2 :]}"
     return shown

@@ -12,20 +12,19 @@ from torch import Tensor
 
 from facessl.core.errors import DataError
 from facessl.core.types import Batch
-from facessl.data.loader import EvalLoader, OneView
+from facessl.data.loader import OneView
 from facessl.data.source import Source, open_source
 from facessl.inference.embedding_files import Embeddings, example
 from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
-from facessl.models.forward import autocast, evaluating
+from facessl.models.forward import PassOptions, forward
 from facessl.models.weights import fingerprint
 from facessl.pretrained.load import load_backbone, weight_files
 from facessl.views.geometric import resize
-from facessl.views.normalize import normalize
 
 
 def load_embedder(run: str | Path) -> Backbone | Embedder:
-    """What `facessl embed` runs: the embedding that a run of verification was trained for, else the run's backbone.
+    """Load the embedding that a run of verification was trained for, else the run's backbone.
 
     Arguments and errors as for `facessl.load_backbone`.
     """
@@ -36,7 +35,7 @@ def load_embedder(run: str | Path) -> Backbone | Embedder:
 
 
 def network_id(backbone: Backbone | Embedder, precision: str) -> str:
-    """`PRECISION:DIGITS`; embeddings can be compared where the digits, of weights and preprocessing, are the same."""
+    """`PRECISION:DIGITS`; embeddings can be compared if the digits, of weights and preprocessing, are the same."""
     view = backbone.augment if isinstance(backbone, Embedder) else None
     crop = "" if view is None else f"-{view.crop_scale}-{view.warp}-{view.border}"
     return f"{precision}:{fingerprint(backbone)}{crop}"
@@ -46,31 +45,24 @@ def embedding_batches(
     backbone: Backbone | Embedder,
     source: Source,
     *,
-    batch_size: int = 64,
-    workers: int = 0,
-    precision: str = "fp32",
-    max_bad: float = 1,
     batches: Iterable[Sequence[int]] | None = None,
     network: str = "",
+    **options: Any,
 ) -> Iterator[Embeddings]:
-    """Embeddings batch by batch, so that a source of any size fits in memory. Arguments as for `embed`.
+    """Embeddings batch by batch, so that a source of any size fits in memory. Options as for `embed`.
 
     An item may hold no image: the last one, with what was skipped at the end, and any one of `batches` (the positions
-    of each batch). The results of a batch are asked for when the next one is on its way to a GPU.
+    of each batch). The results of a batch are fetched when the next one is on its way to a GPU.
     """
-    device = next(backbone.parameters()).device
+    chosen = PassOptions(**options)
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "pin_memory": device.type == "cuda"}
-    loader = EvalLoader(source, OneView(view), max_bad=max_bad, batches=batches, **options)
-    seen, network = 0, network or network_id(backbone, precision)
+    loader = chosen.loader(source, OneView(view), backbone, batches)
+    seen, network = 0, network or network_id(backbone, chosen.precision)
     empty = torch.zeros(0, backbone.num_features)
     waiting: tuple[Batch, Tensor] | None = None
     for batch in loader:
-        z, seen = empty, seen + len(batch.skipped)
-        if len(batch):
-            x = normalize(batch.views[0].to(device, non_blocking=True), backbone.mean, backbone.std)
-            with evaluating(backbone), autocast(device, precision):
-                z = backbone(x)  # (B, C)
+        seen += len(batch.skipped)
+        z = forward(backbone, batch.views[0], chosen.precision) if len(batch) else empty  # (B, C)
         if waiting is not None:
             yield _fetched(source, network, *waiting)
         waiting = batch, z
@@ -100,7 +92,7 @@ def _fetched(source: Source, network: str, batch: Batch, z: Tensor) -> Embedding
 
 
 def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: Any) -> Embeddings:
-    """Embeddings of every readable image of a source, with keys and labels. Arguments as for `embed`."""
+    """Embeddings of every readable image of a source, with keys and labels. Options as for `embed`."""
     opened = open_source(source)
     parts = list(embedding_batches(backbone, opened, **options))
     skipped = tuple(pair for part in parts for pair in part.skipped)
@@ -148,5 +140,5 @@ def embed(
         DataError: the source cannot be opened, or more than `max_bad` of its images cannot be read.
         ConfigError: an unknown precision.
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
-    return embeddings(backbone, source, max_bad=max_bad, **options).array
+    options = PassOptions(batch_size, workers, precision, max_bad)
+    return embeddings(backbone, source, **vars(options)).array

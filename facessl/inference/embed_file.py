@@ -1,4 +1,4 @@
-"""A source -> its file of embeddings, by one process or several ranks; a stopped command goes on where it was."""
+"""A source -> its file of embeddings, by one process or several ranks; a stopped command continues."""
 
 import contextlib
 import functools
@@ -21,10 +21,11 @@ from facessl.inference.embed import embedding_batches, network_id
 from facessl.inference.embedding_files import ENDINGS, Embeddings, write_locked
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
+from facessl.models.forward import PassOptions
 
 
 class _Batch(TypedDict):
-    """What is kept of a batch beside its embeddings: as the fields of `Embeddings`."""
+    """Fields of `Embeddings` that are stored beside the embeddings of a batch."""
 
     labels: list[int] | None
     skipped: list[tuple[str, str]]
@@ -35,12 +36,10 @@ def embed_to_file(
     backbone: Backbone | Embedder,
     source: Source,
     *,
-    batch_size: int = 64,
-    workers: int = 0,
-    precision: str = "fp32",
-    max_bad: float = 0.05,
     private: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    max_bad: float = 0.05,
+    **options: Any,
 ) -> tuple[int, list[tuple[str, str]]] | None:
     """Write the embeddings of a source. Every rank of a job calls this, and the last one to end writes the file.
 
@@ -48,7 +47,7 @@ def embed_to_file(
         path: as for `write_embeddings`; every rank sees its folder.
         private: nobody but the owner may read the file.
         progress: called with numbers of images of this rank, done and in total; not for a stream.
-        backbone, source, batch_size, workers, precision, max_bad: as for `facessl.embed`, errors too.
+        backbone, source, max_bad, options: as for `facessl.embed`, errors too.
 
     Returns:
         Rows written and (key, reason) of the images that were skipped; None on the ranks that ended before the last.
@@ -57,30 +56,30 @@ def embed_to_file(
         ConfigError: the source is a stream and there are several ranks, or another process writes the file.
     """
     check_ending(path, "embeddings", ENDINGS)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
+    chosen = PassOptions(max_bad=max_bad, **options)
     if source.streaming and world_size() > 1:
         raise ConfigError("a stream cannot be split over ranks: use shards on a disk, or one process")
     if source.streaming:
-        batches = embedding_batches(backbone, source, max_bad=max_bad, **options)
+        batches = embedding_batches(backbone, source, **vars(chosen))
         with only_writer(path, folder=False):
             return write_locked(path, batches, private=private)
-    network, width = network_id(backbone, precision), backbone.num_features
+    network, width = network_id(backbone, chosen.precision), backbone.num_features
     labeled, classes = "label" in source.provides, len(source.label_names) or 1 << 63
 
     def compute(batches: Iterator[Sequence[int]]) -> Iterator[list[RecordWithData]]:
-        asked, given = itertools.tee(batches)
-        found = embedding_batches(backbone, source, max_bad=max_bad, batches=given, network=network, **options)
-        for part, positions in zip(found, asked, strict=False):
+        loaded, positions_of_each = itertools.tee(batches)
+        parts = embedding_batches(backbone, source, batches=loaded, network=network, **vars(chosen))
+        for part, positions in zip(parts, positions_of_each, strict=False):
             labels = part.labels.tolist() if labeled and part.labels is not None else None
             unreadable = sorted({*positions}.difference(part.index.tolist()))
             yield [record(positions, unreadable, {"labels": labels, "skipped": part.skipped}, [part.array.tobytes()])]
 
-    def valid(found: Record) -> bool:
-        values, missing = found["values"], len(found["unreadable"])
+    def valid(saved: Record) -> bool:
+        values, missing = saved["values"], len(saved["unreadable"])
         if misfit(values, _Batch) or len(values["skipped"]) != missing:
             return False
-        rows, labels = len(found["positions"]) - missing, values["labels"]
-        if found["sizes"] != [4 * width * rows] or (rows and (labels is not None) != labeled):
+        rows, labels = len(saved["positions"]) - missing, values["labels"]
+        if saved["sizes"] != [4 * width * rows] or (rows and (labels is not None) != labeled):
             return False
         return labels is None or (len(labels) == rows and all(-1 <= label < classes for label in labels))
 
@@ -92,7 +91,7 @@ def embed_to_file(
         compute,
         valid=valid,
         readable=functools.partial(readable, source),
-        piece=max(1, batch_size),  # a wrong one is said by the loader
+        piece=max(1, chosen.batch_size),  # the loader refuses less
     )
     with only_writer(path, folder=False) if world_size() == 1 else contextlib.nullcontext():
         blocks.begin()
@@ -107,21 +106,21 @@ def embed_to_file(
 def _rows(
     records: Iterator[RecordWithData], source: Source, width: int, network: str, max_bad: float
 ) -> Iterator[Embeddings]:
-    """The batches of all blocks. DataError where more than `max_bad` of the images could not be read."""
+    """The batches of all blocks. DataError if more than `max_bad` of the images could not be read."""
     skipped = 0
-    for found, (data,) in records:
-        labels = found["values"]["labels"]
-        index = sorted({*found["positions"]}.difference(found["unreadable"]))
-        told = tuple((key, reason) for key, reason in found["values"]["skipped"])
-        skipped += len(told)
-        if told:
-            check_skipped(skipped, len(source), max_bad, told[-1])
+    for saved, (data,) in records:
+        labels = saved["values"]["labels"]
+        index = sorted({*saved["positions"]}.difference(saved["unreadable"]))
+        unreadable = tuple((key, reason) for key, reason in saved["values"]["skipped"])
+        skipped += len(unreadable)
+        if unreadable:
+            check_skipped(skipped, len(source), max_bad, unreadable[-1])
         yield Embeddings(
             array=np.frombuffer(data, np.float32).reshape(-1, width),
             keys=[source.key(i) for i in index],
             index=np.array(index, np.int64),
             labels=None if labels is None else np.array(labels, np.int64),
             label_names=tuple(source.label_names),
-            skipped=told,
+            skipped=unreadable,
             network=network,
         )

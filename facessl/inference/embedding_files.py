@@ -28,7 +28,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from facessl.core import files, tables
-from facessl.core.errors import DataError
+from facessl.core.errors import DataError, instead_of
 from facessl.core.lock import only_writer
 
 #: Rows of a row group of a Parquet file, at least.
@@ -52,10 +52,10 @@ class Embeddings:
         array: (N, C) float32.
         keys: what a person finds each image by.
         index: (N,) int64 positions in the source.
-        labels: (N,) int64 class indices; None where the source has none.
-        label_names: class names by index; empty where there are none.
+        labels: (N,) int64 class indices; None if the source has none.
+        label_names: class names by index; empty if there are none.
         skipped: (key, reason) of images that could not be read.
-        network: what made them (`network_id`); empty where that is not known.
+        network: what made them (`network_id`); empty if that is not known.
     """
 
     array: np.ndarray
@@ -68,6 +68,14 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class of each image; "" without one."""
+        if self.labels is None:
+            return [""] * len(self)
+        names = self.label_names or tuple(map(str, range(int(self.labels.max(initial=-1)) + 1)))
+        return [names[i] if i >= 0 else "" for i in self.labels.tolist()]
 
 
 def example(skipped: Sequence[tuple[str, str]]) -> str:
@@ -129,7 +137,7 @@ def _table(part: Embeddings, suffix: str) -> pa.Table:
 
 
 def _writer(path: Path, schema: pa.Schema, stack: contextlib.ExitStack, private: bool) -> Callable[[pa.Table], object]:
-    """What writes tables of this schema to `path`, which appears when `stack` is closed without an error."""
+    """Return a function that writes tables of a schema to `path`, which appears when `stack` closes without error."""
     if path.suffix == ".npy":
         names = stack.enter_context(files.completed(_names(path), private=private))
         table = stack.enter_context(pa_csv.CSVWriter(names, schema.remove(schema.get_field_index("embedding"))))
@@ -203,7 +211,8 @@ def read_embeddings(path: str | Path) -> Embeddings:
             (network,) = set(table["network"].to_pylist())  # ValueError: of several networks
         labels, names = _labels(path, table)
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename} does not exist: name a file that `facessl embed` wrote") from None
+        advice = instead_of(error.filename, "name a file that `facessl embed` wrote")
+        raise DataError(f"{error.filename} does not exist: {advice}") from None
     except MemoryError:
         raise DataError(f"{path} does not fit in memory: embed fewer images, or use a larger machine") from None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -240,7 +249,7 @@ def _read(path: Path) -> tuple[pa.Table, np.ndarray]:
 
 
 def _read_parquet(file: IO[bytes]) -> pa.Table:
-    """The known columns of a Parquet file. ValueError where they need far more memory than the file has bytes."""
+    """The known columns of a Parquet file. ValueError if they need far more memory than the file has bytes."""
     size = os.fstat(file.fileno()).st_size
     most = max(_ALWAYS, _FACTOR * size)
     metadata = pq.read_metadata(file)

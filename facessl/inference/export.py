@@ -37,7 +37,7 @@ from facessl.pretrained.load import open_backbone, weight_files
 from facessl.tasks.base import Results
 
 FORMATS = ("onnx", "timm", "hf")
-#: What `model.json` says it is.
+#: Format of `model.json`.
 _ONNX = "facessl-onnx-1"
 #: Largest difference between an exported model and torch, relative to the largest value of an output.
 TOLERANCE = 1e-4
@@ -49,14 +49,14 @@ _FILES = ("README.md", "model.onnx.data", "model.json", "model.onnx", "model.saf
 
 @dataclass
 class Network:
-    """What is exported."""
+    """A network to export."""
 
     module: nn.Module  # in evaluation mode, on the CPU
     predict: Callable[[Tensor], dict[str, Tensor]]  # normalized images (B, 3, S, S) -> outputs by name
     outputs: str  # what `predict` returns, in words
     backbone: Backbone
-    card: Mapping[str, Any]  # what the run says about it
-    task: Trained | None = None  # where it is one
+    card: Mapping[str, Any]  # of the run
+    task: Trained | None = None  # if it is one
 
 
 def export(run: str | Path, out: str | Path, *, format: str = "onnx", overwrite: bool = False) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def export(run: str | Path, out: str | Path, *, format: str = "onnx", overwrite:
             expected = {name: value.float() for name, value in network.predict(images).items()}
         folder = stack.enter_context(_completed_folder(out))
         if format == "onnx":
-            found = _write_onnx(network, list(expected), images, folder)
+            outputs = _write_onnx(network, list(expected), images, folder)
         else:
-            found = _write_timm(network.backbone, network.card, images, folder)
-        difference = {name: _difference(expected[name], value) for name, value in found.items()}
+            outputs = _write_timm(network, images, folder)
+        difference = {name: _difference(expected[name], value) for name, value in outputs.items()}
         for name, value in difference.items():
             if not value <= TOLERANCE:
                 raise CheckpointError(
@@ -113,9 +113,9 @@ def export(run: str | Path, out: str | Path, *, format: str = "onnx", overwrite:
 
 
 def preprocessing(network: Network) -> dict[str, Any]:
-    """How the input is made from a picture, for the cards."""
+    """Describe how the input is made from a picture, for the cards."""
     backbone = network.backbone
-    told: dict[str, Any] = {
+    steps: dict[str, Any] = {
         "size": [backbone.image_size, backbone.image_size],
         "color": "RGB",
         "orientation": "upright, with the EXIF rotation applied",
@@ -126,7 +126,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
         "layout": "NCHW float32",
     }
     if network.task is None:
-        return told | {"face": "one cropped face, as in the training images"}
+        return steps | {"face": "one cropped face, as in the training images"}
     augment, framing = network.task.augment, network.task.card.get("framing") or {}
     if augment.crop == "five_points":
         template = f"template {augment.template} of facessl.data.frame"
@@ -142,7 +142,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
         face = "one cropped face, as in the training images"
     warp = f"; FaRL's warp {augment.warp:g} (facessl.data.frame.Frame) follows" if augment.warp else ""
     crop = {name: getattr(augment, name) for name in ("crop", "crop_scale", "template", "warp", "border")}
-    return told | {"face": face + warp, "crop": crop}
+    return steps | {"face": face + warp, "crop": crop}
 
 
 def _opened(run: Path, *, with_task: bool) -> Network:
@@ -161,10 +161,10 @@ def _opened(run: Path, *, with_task: bool) -> Network:
     return Network(backbone, predict, outputs, backbone, card_of(run, backbone, origin))
 
 
-def _difference(expected: Tensor, found: Tensor) -> float:
-    """Largest difference relative to the largest value; NaN where a value is not a number."""
+def _difference(expected: Tensor, value: Tensor) -> float:
+    """Largest difference relative to the largest value; NaN if a value is not a number."""
     largest = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    return float(((found - expected).abs().max() / largest).item())
+    return float(((value - expected).abs().max() / largest).item())
 
 
 # ---- formats -----------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class _Positional(nn.Module):
 
 
 def _write_onnx(network: Network, names: list[str], images: Tensor, folder: Path) -> dict[str, Tensor]:
-    """Returns ONNX Runtime's outputs, in batches of one and two."""
+    """Return ONNX Runtime's outputs, in batches of one and two."""
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -232,8 +232,9 @@ def _write_onnx(network: Network, names: list[str], images: Tensor, folder: Path
     return {name: torch.cat([torch.from_numpy(part[i]) for part in parts]) for i, name in enumerate(names)}
 
 
-def _write_timm(backbone: Backbone, card: Mapping[str, Any], images: Tensor, folder: Path) -> dict[str, Tensor]:
-    """Returns the features that timm makes with the files."""
+def _write_timm(network: Network, images: Tensor, folder: Path) -> dict[str, Tensor]:
+    """Return the features that timm makes with the files."""
+    backbone = network.backbone
     if not timm.model_entrypoint(backbone.name).__module__.startswith("timm."):
         raise ConfigError(f"{backbone.name} is a network of facessl, which timm does not have: use --format onnx")
     size = backbone.image_size
@@ -258,11 +259,11 @@ def _write_timm(backbone: Backbone, card: Mapping[str, Any], images: Tensor, fol
         # For transformers, which would otherwise guess it.
         "model_type": "timm_wrapper",
         "architectures": ["TimmWrapperModel"],
-        "facessl": dict(card),
+        "facessl": dict(network.card),
     }
     (folder / "config.json").write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
     tensors = {name: value.contiguous() for name, value in backbone.model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "card": to_json(card)})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "card": to_json(network.card)})
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     with evaluating(model):
         return {"features": model(images)}
@@ -272,21 +273,20 @@ def _write_timm(backbone: Backbone, card: Mapping[str, Any], images: Tensor, fol
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
-    """ConfigError where a folder is neither empty nor, with `overwrite`, an earlier export."""
-    there = {path.name for path in out.iterdir() if path.name != ".lock"}
-    if there and not overwrite:
+    """Raise ConfigError unless a folder is empty or, with `overwrite`, an earlier export."""
+    present = {path.name for path in out.iterdir() if path.name != ".lock"}
+    if present and not overwrite:
         raise ConfigError(f"--out {out} is not empty and is not overwritten: name another folder, or use --overwrite")
     own = {path.name for path in out.iterdir() if path.is_file() and not path.is_symlink()} & set(_FILES)
-    if others := sorted(there - own):
+    if others := sorted(present - own):
         raise ConfigError(
             f"--overwrite replaces only what `facessl export` wrote, and {out} also has {others[0]}: name another --out"
         )
     cards = [read_json(out / name, dict[str, Any]) for name in ("config.json", "model.json") if name in own]
     if "model.safetensors" in own:
-        cards.append(
-            {"facessl": card} if (card := read_safetensors(out / "model.safetensors", card_only=True)[1]) else {}
-        )
-    if there and not any("facessl" in card or card.get("format") == _ONNX for card in cards):
+        card = read_safetensors(out / "model.safetensors", card_only=True)[1]
+        cards.append({"facessl": card} if card else {})
+    if present and not any("facessl" in card or card.get("format") == _ONNX for card in cards):
         raise ConfigError(
             f"--overwrite replaces only what `facessl export` wrote, and {out} is not: name another --out"
         )
@@ -305,23 +305,14 @@ def _completed_folder(out: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
         moves = [(out / name, old / name) for name in reversed(_FILES) if (out / name).exists()]
         moves += [(new / name, out / name) for name in _FILES if (new / name).exists()]
-        _move(moves)
+        with contextlib.ExitStack() as undo:
+            for source, target in moves:
+                source.replace(target)
+                undo.callback(os.replace, target, source)
+            undo.pop_all()
         files.sync_folder(out)
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move(moves: list[tuple[Path, Path]]) -> None:
-    """Rename files in this order: all of them, or none."""
-    done: list[tuple[Path, Path]] = []
-    try:
-        for source, target in moves:
-            source.replace(target)
-            done.append((source, target))
-    except BaseException:
-        for source, target in reversed(done):
-            target.replace(source)
-        raise

@@ -1,4 +1,4 @@
-"""How the training images frame their faces, so that `predict` shows a model photos as it was trained on."""
+"""Framing of the faces in the training images, so that `predict` crops photos alike."""
 
 import math
 from typing import Any
@@ -17,18 +17,18 @@ _SMALLEST = 0.2
 
 
 def measure(source: Source) -> dict[str, Any]:
-    """Where the default detector finds the faces of images spread over a source: medians over those with a face.
+    """Measure how images spread over a source frame their faces: medians over those in which one is detected.
 
     Margin and lift are 1.03 and 0.12 for RAF-DB's aligned images, 1.12 and 0.08 for UTKFace's, 1.67 and 0.24 for
     CelebAMask-HQ, 2.10 and 0.31 for CelebA's aligned ones (50 images each).
 
     Returns:
-        `faces` and `images`, their numbers, and where there are `FEWEST` faces `margin`, the side of the image (that of
+        `faces` and `images`, their numbers, and from `FEWEST` faces on `margin`, the side of the image (that of
         a square of its area) over the longer side of the face's box, and `lift`, how far the middle of the image lies
         above that of the box, in longer sides of the box.
     """
     chosen = np.unique(np.linspace(0, len(source) - 1, min(IMAGES, len(source))).round().astype(int)).tolist()
-    found = []
+    measured = []
     for index in chosen:
         try:
             image = pixels(source[index])
@@ -37,15 +37,15 @@ def measure(source: Source) -> dict[str, Any]:
         for face in detect(image, smallest=_SMALLEST)[:1]:
             (height, width), (left, top, right, bottom) = image.shape[:2], face.box.tolist()
             side = max(right - left, bottom - top)
-            found.append((math.sqrt(width * height) / side, (top + bottom - (height - 1)) / (2 * side)))
-    told: dict[str, Any] = {"faces": len(found), "images": len(chosen)}
-    if len(found) >= FEWEST:
-        told["margin"], told["lift"] = np.median(found, axis=0).round(3).tolist()
-    return told
+            measured.append((math.sqrt(width * height) / side, (top + bottom - (height - 1)) / (2 * side)))
+    framing: dict[str, Any] = {"faces": len(measured), "images": len(chosen)}
+    if len(measured) >= FEWEST:
+        framing["margin"], framing["lift"] = np.median(measured, axis=0).round(3).tolist()
+    return framing
 
 
 def sentence(framing: dict[str, Any]) -> str:
-    """What `measure` found, for the terminal."""
+    """Return the result of `measure` as a sentence for the terminal."""
     seen = f"faces found in {framing['faces']} of {framing['images']} training images"
     if "margin" not in framing:
         return f"{seen}: too few to measure how they are framed, so predict will use its own --margin and --lift"

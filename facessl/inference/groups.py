@@ -17,8 +17,7 @@ from facessl.inference.neighbors import l2_normalize
 Metric = Literal["cosine", "euclidean"]
 #: Most rows whose distances are all held at once (4 GB); a tree, which takes longer, finds the nearest of more.
 _ALL_PAIRS = 16_000
-#: Of the number of embeddings and their dimensions, the most that the smaller one may be for principal components: the
-#: matrix of their products then has 2 GB.
+#: Largest min(N, C) of (N, C) embeddings for principal components, whose matrix of inner products then has 2 GB.
 _WIDEST = 16_384
 _TABLE, _SHEET = "groups.csv", re.compile(r"group-\d+\.jpg")
 
@@ -78,8 +77,8 @@ def group(
     algorithm = "brute" if len(rows) <= _ALL_PAIRS else "auto"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of rows that are equal
-        found = HDBSCAN(min_cluster_size=min_cluster_size, algorithm=algorithm, copy=True).fit(array)
-    return Groups(rows.keys, _by_size(found.labels_), np.asarray(found.probabilities_, np.float64))
+        clusters = HDBSCAN(min_cluster_size=min_cluster_size, algorithm=algorithm, copy=True).fit(array)
+    return Groups(rows.keys, _by_size(clusters.labels_), np.asarray(clusters.probabilities_, np.float64))
 
 
 def _by_size(labels: np.ndarray) -> np.ndarray:
@@ -113,14 +112,14 @@ def principal_components(array: np.ndarray, count: int) -> tuple[np.ndarray, flo
         held = values > np.finfo(np.float32).eps * values[0]
         directions = centered.T @ (directions * held / np.sqrt(np.where(held, values, 1)))
     directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
-    found = np.zeros((len(array), count), np.float32)
-    found[:, : directions.shape[1]] = centered @ directions.astype(np.float32)
+    components = np.zeros((len(array), count), np.float32)
+    components[:, : directions.shape[1]] = centered @ directions.astype(np.float32)
     total = float((centered.astype(np.float64) ** 2).sum())
-    return found, float(values.sum()) / total if total else 1.0
+    return components, float(values.sum()) / total if total else 1.0
 
 
 def check_folder(out: Path, faces: int = 0) -> None:
-    """ConfigError where `out` is neither new nor empty nor a folder that `write_groups` filled before."""
+    """Raise ConfigError unless `out` is new, empty, or a folder that `write_groups` filled before."""
     if faces < 0:
         raise ConfigError(f"faces = {faces} is out of range: give a number from 0")
     files.check_output(out, folder=True)
@@ -143,8 +142,8 @@ def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> int:
     """
     out = Path(out)
     check_folder(out, faces)
-    numbers = zip(groups.labels.tolist(), groups.probabilities.round(4).tolist(), strict=True)
-    lines = [tables.csv_row(path, *told) for path, told in zip(groups.paths, numbers, strict=True)]
+    columns = groups.paths, groups.labels.tolist(), groups.probabilities.round(4).tolist()
+    lines = [tables.csv_row(*row) for row in zip(*columns, strict=True)]
     replaced = sum(1 for old in out.glob("*") if old.name == _TABLE or _SHEET.fullmatch(old.name))
     files.write_atomic(out / _TABLE, b"".join([tables.csv_row("path", "group", "probability"), *lines]))
     for old in out.iterdir():
@@ -156,8 +155,7 @@ def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> int:
         own = members[starts[number] : starts[number + 1]]
         shown = own[np.argsort(-groups.probabilities[own], kind="stable")[:faces]]
         cells = [Cell(groups.paths[i], [Path(groups.paths[i]).name]) for i in shown]
-        title = f"group {number}: {len(own):,} images" + (
-            f", {len(shown)} of them shown" if len(shown) < len(own) else ""
-        )
+        title = f"group {number}: {len(own):,} images"
+        title += f", {len(shown)} of them shown" if len(shown) < len(own) else ""
         files.write_picture(out / f"group-{number:03d}.jpg", sheet(cells, title=title))
     return replaced

@@ -1,8 +1,9 @@
-"""README.md of an exported model: what is known of it, and what its owner has to fill in."""
+"""README.md of an exported model, with sections for its owner to complete."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from facessl.core.text import markdown_table
 from facessl.tasks.base import Results, Scores
 
 #: How a product uses each format.
@@ -103,25 +104,30 @@ def _listed(facts: Mapping[str, Any]) -> str:
 
 
 def _scores(test: Scores) -> str:
-    """Scores of the test part with their intervals, and by group where that was measured."""
+    """Scores of the test part with their intervals, and by group if that was measured."""
     scores: dict[str, Any] = dict(test)
     units = dict(test.get("units") or {})
     if headline := test.get("headline"):
         units[headline["name"]] = headline.get("unit") or "fraction"
+    rows = [
+        {"score": name, "value": _number(value), "interval": _interval(interval), "unit": units.get(name, "fraction")}
+        for name, value in scores.items()
+        if isinstance(value, (int, float)) and isinstance(interval := scores.get(f"{name}_interval"), list)
+    ]
     lines = ["", "## Scores", "", f"On {test.get('images', 'unknown')} test images, with 95 % intervals:", ""]
-    lines += ["| score | value | interval | unit |", "| --- | --- | --- | --- |"]
-    for name, value in scores.items():
-        if isinstance(value, (int, float)) and isinstance(interval := scores.get(f"{name}_interval"), list):
-            lines.append(f"| {name} | {_number(value)} | {_interval(interval)} | {units.get(name, 'fraction')} |")
-    for score, found in (test.get("groups") or {}).items():
-        gap, by_chance = _number(found.get("gap")), _number(found.get("gap_by_chance"))
-        lines += ["", f"{score} by group (gap {gap}; {by_chance} by chance):", ""]
-        lines += ["| group | images | value | interval | |", "| --- | --- | --- | --- | --- |"]
-        for row in found.get("groups") or []:
-            value, interval = _number(row.get("value")), _interval(row.get("interval"))
-            few = "" if row.get("counted", True) else "too few images for the gap"
-            lines.append(f"| {row['name']} | {row.get('images', 'unknown')} | {value} | {interval} | {few} |")
-        if note := found.get("note"):
+    lines += markdown_table(rows)
+    for score, result in (test.get("groups") or {}).items():
+        gap, by_chance = _number(result.get("gap")), _number(result.get("gap_by_chance"))
+        rows = [
+            {
+                **{"group": row["name"], "images": str(row.get("images", "unknown"))},
+                **{"value": _number(row.get("value")), "interval": _interval(row.get("interval"))},
+                "": "" if row.get("counted", True) else "too few images for the gap",
+            }
+            for row in result.get("groups") or []
+        ]
+        lines += ["", f"{score} by group (gap {gap}; {by_chance} by chance):", "", *markdown_table(rows)]
+        if note := result.get("note"):
             lines += ["", f"{note[0].upper()}{note[1:]}."]
     if not test.get("groups"):
         lines += ["", "Not measured by group of people: the test images name no groups."]

@@ -49,7 +49,7 @@ def search(
         run: what made the embeddings: run folder, checkpoint or exported backbone, or the loaded network.
         photo: one image, which is embedded as they were; without `crop` it must be framed as they are.
         among: embeddings, or the file that `facessl embed` wrote.
-        k: how many; all where there are fewer.
+        k: how many; all if there are fewer.
         crop: find the largest face of the photo and cut it out as `facessl.crop` does by default, for embeddings of
             such crops.
 
@@ -72,13 +72,14 @@ def search(
         raise ConfigError(
             f"{file} was made with another network: name the run that made it, or write it again with `facessl embed`"
         )
-    query = embeddings(network, _Face(photo) if crop else Folder(photo, cache=False), precision=precision)
+    source = (_Face if crop else Folder)(photo, cache=False)
+    query = embeddings(network, source, precision=precision)
     distances, chosen = nearest(l2_normalize(query.array), l2_normalize(rows.array), k)
     return Neighbors([rows.keys[i] for i in chosen[0]], distances[0], chosen[0])
 
 
 def check_photo(photo: str | Path) -> None:
-    """DataError unless a file is there."""
+    """Raise DataError unless a file is there."""
     path = Path(photo).expanduser()
     if not path.is_file():
         reason = "is not a file" if path.exists() else "does not exist"
@@ -87,9 +88,6 @@ def check_photo(photo: str | Path) -> None:
 
 class _Face(Folder):
     """The largest face of one photo."""
-
-    def __init__(self, photo: str | Path) -> None:
-        super().__init__(photo, cache=False)
 
     def __getitem__(self, index: int) -> Sample:
         from facessl.data.detect import largest_face
@@ -118,7 +116,7 @@ def nearest(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, 
         rows: (N, C) of unit length.
 
     Returns:
-        Distances 1 - cosine, (Q, k) float32, ascending, and positions (Q, k) int64; k is N where it is larger.
+        Distances 1 - cosine, (Q, k) float32, ascending, and positions (Q, k) int64; k is N if it is larger.
     """
     k = min(k, len(rows))
     distances, chosen = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)

@@ -3,7 +3,7 @@
 A face is cropped as the model's images were (`Augment.crop`): "box" is the detected box times `crop_scale`;
 "five_points" are the detector's; a model of "whole" images gets a square around the detected box, as much larger than
 the box and as much above it as in its training images (`facessl.inference.framing`). Without `crop` the picture is one
-cropped face: all of it is shown, with black beside it where a model of boxes or five points needs a square.
+cropped face: all of it is shown, with black beside it if a model of boxes or five points needs a square.
 
 Files: `<out>/<name>.json`; `<name>.png`, the predictions on the photo; for masks `<name>.mask.png`, class numbers
 with a palette (`<name>.mask-2.png` for the second face). The name is that of the photo, below a folder with its
@@ -11,7 +11,7 @@ sub-folders. Where it belongs to another photo or to a file that was not written
 
 All coordinates are pixels of the upright photo (EXIF rotation applied), with the center of the top-left one at
 (0, 0). The JSON file has `format`, `photo`, `task`, `width`, `height`, `note` and `faces`, each with `box`,
-`score`, `five_points` where the detector has them, and what `Task.describe` says; `mask` is the name of its file.
+`score`, `five_points` if the detector has them, and the fields of `Task.describe`; `mask` is the name of its file.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ from facessl.inference import prediction_pictures
 from facessl.inference.trained_task import Trained, load_trained
 
 FORMAT = "facessl-prediction-1"
-#: Side of the square that a model of whole images sees, over the longer side of the face's box, where its training
+#: Side of the square that a model of whole images sees, over the longer side of the face's box, if its training
 #: images were not measured (`facessl.inference.framing`): that of `facessl crop`.
 MARGIN = 1.3
 NO_FACE = "no face found; a picture that is one cropped face needs --no-crop"
@@ -112,7 +112,7 @@ def predict(
         out: folder to write to.
         crop: find and cut the faces; False takes each picture as one cropped face.
         margin: of models of whole images: side of the square over the longer side of the face's box; None: as in the
-            training images, or `MARGIN` where that was not measured.
+            training images, or `MARGIN` if that was not measured.
         lift: of models of whole images: how far the square's center lies above the box's, in longer sides of the box;
             None: as in the training images, or 0.
         detector: name of a face detector (`facessl.data.detect.detect`), or image (H, W, 3) uint8 -> faces.
@@ -121,7 +121,7 @@ def predict(
         precision: fp32, bf16 or fp16.
         max_bad: fraction of unreadable photos above which it stops.
         draw: also write the pictures.
-        overwrite: take the photo's own name even where that replaces other files (never a photo).
+        overwrite: take the photo's own name even if that replaces other files (never a photo).
 
     Returns:
         One per photo in their order, those that could not be read included; of several ranks each has its part.
@@ -137,14 +137,17 @@ def predict(
             raise ConfigError(f"{name} = {value} is out of range: give a number from {low} to {high}")
     trained = run if isinstance(run, Trained) else load_trained(run)
     out = Path(out)
-    found, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
-    total, own = len(found), own_part(len(found))
-    found, names = found[own], names[own]
-    find = _finder(detector, detector_model) if crop else None
+    predictions, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
+    total, own = len(predictions), own_part(len(predictions))
+    predictions, names = predictions[own], names[own]
+    find = detector if crop else None
+    if isinstance(find, str):
+        load_detector(find, None if detector_model is None else str(detector_model))  # fails before any photo is read
+        find = functools.partial(detect, detector=find, model=detector_model)
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
     with only_writer(out) if rank() == 0 else contextlib.nullcontext():
         gathered(None)  # before it has the lock, and after it has left it, no rank writes
-        for group in _groups(trained, found, names, find, cut, batch_size, max_bad, total):
+        for group in _groups(trained, predictions, names, find, cut, batch_size, max_bad, total):
             raw = _raw(trained, group, batch_size, precision)
             row = itertools.count()
             for photo in group:
@@ -154,33 +157,20 @@ def predict(
                     for face, frame in zip(photo.faces, photo.frames, strict=True)
                 ]
                 _write(photo, described, out, trained.name, draw=draw, framed=crop)
-        parts = gathered([(photo.photo, photo.note) for photo in found if not photo.read])
+        parts = gathered([(photo.photo, photo.note) for photo in predictions if not photo.read])
     skipped = [photo for part in parts for photo in part]
     if skipped and len(skipped) == total:
         raise DataError(f"no photo could be read (the first: {skipped[0][1]})")
     if skipped:
         last, note = skipped[-1]
         check_skipped(len(skipped), total, max_bad, (last, note.removeprefix(str(ImageError(last, "")))))
-    return found
-
-
-def _finder(detector: str | Detector, model: str | Path | None) -> Detector:
-    if not isinstance(detector, str):
-        return detector
-    load_detector(detector, None if model is None else str(model))  # a wrong one is told before any photo
-    return functools.partial(detect, detector=detector, model=model)
+    return predictions
 
 
 def frame_of_face(
-    trained: Trained,
-    face: Face,
-    height: int,
-    width: int,
-    *,
-    margin: float | None = None,
-    lift: float | None = None,
+    trained: Trained, face: Face, height: int, width: int, *, margin: float | None = None, lift: float | None = None
 ) -> Frame:
-    """Where the model looks for a detected face of a photo of `height` times `width` pixels (see `predict`)."""
+    """Return the crop of a detected face of a photo of `height` times `width` pixels (see `predict`)."""
     augment = trained.augment
     if augment.crop == "whole":
         measured = trained.card.get("framing") or {}
@@ -205,7 +195,7 @@ def frame_of_face(
 
 def _listed(photos: Sequence[str | Path], out: Path, overwrite: bool) -> tuple[list[Prediction], list[str]]:
     """Every photo once, and the name of its files."""
-    found: list[Prediction] = []
+    unreadable: list[Prediction] = []
     wished: dict[str, str] = {}
     for given in photos:
         path = Path(given).expanduser()
@@ -217,7 +207,7 @@ def _listed(photos: Sequence[str | Path], out: Path, overwrite: bool) -> tuple[l
         try:
             folder = Folder(path, cache=False)
         except DataError as error:
-            found.append(Prediction(os.path.abspath(path), note=str(error), read=False))
+            unreadable.append(Prediction(os.path.abspath(path), note=str(error), read=False))
             continue
         for key in (Path(folder.key(i)) for i in range(len(folder))):
             if out.resolve() not in key.resolve().parents:  # pictures of an earlier call
@@ -231,7 +221,7 @@ def _listed(photos: Sequence[str | Path], out: Path, overwrite: bool) -> tuple[l
         candidates = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
         names.append(next(n for n in candidates if _free(n, photo, out, taken, inputs, overwrite)))
         taken.add(names[-1].casefold())
-    return found + [Prediction(photo) for photo in wished], [""] * len(found) + names
+    return unreadable + [Prediction(photo) for photo in wished], [""] * len(unreadable) + names
 
 
 def _free(name: str, photo: str, out: Path, taken: set[str], inputs: set[str], overwrite: bool) -> bool:
@@ -240,10 +230,11 @@ def _free(name: str, photo: str, out: Path, taken: set[str], inputs: set[str], o
         return False
     file = out / f"{name}.json"
     try:
-        kept = json.loads(file.read_text())
+        saved = json.loads(file.read_text())
     except (OSError, ValueError):
-        kept = None
-    if overwrite or (isinstance(kept, dict) and (kept.get("format"), kept.get("photo")) == (FORMAT, printable(photo))):
+        saved = None
+    own = {"format": FORMAT, "photo": printable(photo)}.items()
+    if overwrite or (isinstance(saved, dict) and own <= saved.items()):
         return True
     masks = glob.glob(f"{glob.escape(str(out / name))}.mask*.png")
     return not (masks or os.path.lexists(file) or os.path.lexists(out / f"{name}.png"))
@@ -272,7 +263,7 @@ def _groups(
         except ImageError as error:
             photo.read, photo.note = False, str(error)
             bad = sum(not one.read for one in predictions)
-            if bad < total:  # where none can be read, the caller says so
+            if bad < total:  # else the caller raises
                 check_skipped(bad, total, max_bad, (error.key, error.reason))
             continue
         height, width = image.shape[:2]
@@ -302,12 +293,12 @@ def _raw(trained: Trained, group: Sequence[_Photo], batch_size: int, precision: 
 
 
 def _face(face: Face) -> dict[str, Any]:
-    told: dict[str, Any] = {"box": _rounded(face.box)}
+    fields: dict[str, Any] = {"box": _rounded(face.box)}
     known = face.score is not None and math.isfinite(face.score)  # a detector of the user's may have none
-    told["score"] = round(float(face.score), 4) if known else None
+    fields["score"] = round(float(face.score), 4) if known else None
     if face.five_points is not None:
-        told["five_points"] = [_rounded(point) for point in face.five_points]
-    return told
+        fields["five_points"] = [_rounded(point) for point in face.five_points]
+    return fields
 
 
 def _rounded(values: Any) -> list[float]:

@@ -3,6 +3,7 @@
 import colorsys
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,8 +62,26 @@ def draw(image: np.ndarray, faces: Sequence[Mapping[str, Any]], *, panel: bool =
 
 def with_panel(picture: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """(H, W', 3) uint8 RGB: a picture (H, W, 3) of faces, which are as in `draw`, and to its right a panel with the
-    colors of their classes or their attributes; the picture itself where they have neither."""
-    return np.asarray(_beside(Image.fromarray(picture), _panel_rows(faces)))
+    colors of their classes or their attributes; the picture itself if they have neither."""
+    rows, image = _panel_rows(faces), Image.fromarray(picture)
+    if not rows:
+        return picture
+    letters = font(round(_letter(image)))
+    line, pad = round(letters.size * 1.4), round(letters.size * 0.6)
+    indent = round(letters.size * 1.3) if any(color for color, _ in rows) else 0
+    wide = pad + indent + math.ceil(max(letters.getlength(text) for _, text in rows))
+    deep = max(1, (image.height - 2 * pad) // line)  # READABLE leaves room for a dozen
+    columns = math.ceil(len(rows) / deep)
+    canvas = Image.new("RGB", (image.width + columns * wide + pad, image.height), "white")
+    canvas.paste(image, (0, 0))
+    brush = ImageDraw.Draw(canvas)
+    side = round(letters.size * 0.9)
+    for place, (color, text) in enumerate(rows):
+        x, y = image.width + pad + place // deep * wide, pad + place % deep * line
+        if color is not None:
+            brush.rectangle((x, y + 2, x + side, y + 2 + side), fill=color, outline=(90, 90, 90))
+        brush.text((x + indent, y), text, fill=_DARK, font=letters)
+    return np.asarray(canvas)
 
 
 def palette(count: int) -> list[Color]:
@@ -73,6 +92,20 @@ def palette(count: int) -> list[Color]:
         hue, light = (0.05 + i * 0.618034) % 1, (0.42, 0.62, 0.78)[i % 3]
         colors.append(tuple(round(255 * c) for c in colorsys.hls_to_rgb(hue, light, 0.75)))
     return colors  # type: ignore[return-value]
+
+
+def legend(classes: Sequence[str]) -> tuple[list[str], np.ndarray, list[str]]:
+    """Legend of points of several classes; "" is no class.
+
+    Returns:
+        Names, those of the 20 largest classes, others and none; the place of each point in them, (N,) int64; and their
+        colors as #rrggbb.
+    """
+    names = [name for name, _ in Counter(name for name in classes if name).most_common(20)]
+    places = {name: i for i, name in enumerate(names)} | {"": len(names) + 1}
+    numbers = np.array([places.get(name, len(names)) for name in classes], np.int64)
+    colors = ["#" + bytes(color).hex() for color in palette(len(names))]
+    return [*names, "others", "none"], numbers, [*colors, "#a8adb5", "#c9ccd1"]
 
 
 def class_colors(count: int) -> list[Color]:
@@ -113,7 +146,7 @@ def _lines(canvas: np.ndarray, lines: Sequence[np.ndarray], thickness: int, *, c
 
 
 def _points(canvas: np.ndarray, points: np.ndarray, order: str | None) -> None:
-    """Landmarks (K, 2), joined along the parts of the face where their order is known; in place."""
+    """Landmarks (K, 2), joined along the parts of the face if their order is known; in place."""
     side = float(np.ptp(points, axis=0).max())
     layout = layouts.layout(order) if order in layouts.names() else None
     edges = layout.edges if layout and layout.points == len(points) else ()
@@ -124,29 +157,29 @@ def _points(canvas: np.ndarray, points: np.ndarray, order: str | None) -> None:
             cv2.circle(canvas, (x, y), round(size * 2**_FRACTION), color, -1, cv2.LINE_AA, _FRACTION)
 
 
-# ---- words -------------------------------------------------------------------------------------------------------
+# ---- text --------------------------------------------------------------------------------------------------------
 
 
 def _tag(picture: Image.Image, face: Mapping[str, Any], box: np.ndarray, number: str) -> None:
-    """Label, probability and its bar above the face, or inside its box where there is no room; in place."""
+    """Label, probability and its bar above the face, or inside its box if there is no room; in place."""
     probability = None
-    words = number if "attributes" in face else ""
+    text = number if "attributes" in face else ""
     if "label" in face:
         probability = float(face["probabilities"][face["label"]])
-        words = f"{face['label']} {probability:.2f}"
-    if not words:
+        text = f"{face['label']} {probability:.2f}"
+    if not text:
         return
     (left, top), (right, _) = box
     letters = font(round(min(max((right - left) / 11, 12), _letter(picture))))
     pad = max(3, round(letters.size / 4))
     bar = 0 if probability is None else max(3, round(letters.size / 5))
-    wide = round(letters.getlength(words)) + 2 * pad
+    wide = round(letters.getlength(text)) + 2 * pad
     high = round(letters.size * 1.25) + pad + (bar + pad if bar else 0)
     x = round(min(max(left, 0), max(picture.width - wide, 0)))
     y = round(top - high if top >= high else max(top, 0))
     brush = ImageDraw.Draw(picture)
     brush.rectangle((x, y, x + wide, y + high), fill=_DARK)
-    brush.text((x + pad, y + pad // 2), words, fill=_LIGHT, font=letters)
+    brush.text((x + pad, y + pad // 2), text, fill=_LIGHT, font=letters)
     if probability is not None:
         base = y + high - pad - bar
         brush.rectangle((x + pad, base, x + wide - pad, base + bar), fill=(80, 80, 88))
@@ -158,7 +191,7 @@ def _letter(picture: Image.Image) -> float:
 
 
 def _panel_rows(faces: Sequence[Mapping[str, Any]]) -> list[tuple[Color | None, str]]:
-    """(color of a swatch or None, words) of each line."""
+    """(color of a swatch or None, text) of each line."""
     rows: list[tuple[Color | None, str]] = []
     masked = [face for face in faces if "mask" in face]
     if masked:
@@ -172,28 +205,6 @@ def _panel_rows(faces: Sequence[Mapping[str, Any]]) -> list[tuple[Color | None, 
         rows += [(None, f"face {number}")] * (len(faces) > 1)
         rows += [(None, f"{name.replace('_', ' ')} {p:.2f}") for p, name in likely] or [(None, "none above 0.5")]
     return rows
-
-
-def _beside(picture: Image.Image, rows: Sequence[tuple[Color | None, str]]) -> Image.Image:
-    """The picture with a panel to its right, in as many columns as its height takes; itself without rows."""
-    if not rows:
-        return picture
-    letters = font(round(_letter(picture)))
-    line, pad = round(letters.size * 1.4), round(letters.size * 0.6)
-    indent = round(letters.size * 1.3) if any(color for color, _ in rows) else 0
-    wide = pad + indent + math.ceil(max(letters.getlength(words) for _, words in rows))
-    deep = max(1, (picture.height - 2 * pad) // line)  # READABLE leaves room for a dozen
-    columns = math.ceil(len(rows) / deep)
-    canvas = Image.new("RGB", (picture.width + columns * wide + pad, picture.height), "white")
-    canvas.paste(picture, (0, 0))
-    brush = ImageDraw.Draw(canvas)
-    side = round(letters.size * 0.9)
-    for place, (color, words) in enumerate(rows):
-        x, y = picture.width + pad + place // deep * wide, pad + place % deep * line
-        if color is not None:
-            brush.rectangle((x, y + 2, x + side, y + 2 + side), fill=color, outline=(90, 90, 90))
-        brush.text((x + indent, y), words, fill=_DARK, font=letters)
-    return canvas
 
 
 @functools.cache

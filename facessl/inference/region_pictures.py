@@ -1,6 +1,7 @@
 """The regions that a method found: heatmaps of images, and pictures of them."""
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,9 +23,8 @@ from facessl.data.loader import pixels
 from facessl.data.source import Source, open_source
 from facessl.inference.prediction_pictures import Color, overlay, palette
 from facessl.methods.base import has_regions
-from facessl.models.forward import evaluating
+from facessl.models.forward import forward
 from facessl.views.geometric import resize
-from facessl.views.normalize import normalize
 
 #: Side of a cell of `write_regions` in pixels.
 _CELL = 112
@@ -48,10 +48,8 @@ def heatmaps(method: nn.Module, images: np.ndarray, **options: Any) -> Tensor:
     if not has_regions(method):
         raise ConfigError(f"method {type(method).__name__.lower()!r} has no regions to draw: use a run of fra")
     module: Any = method
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).to(next(method.parameters()).device)  # (B, 3, S, S)
-    with evaluating(method):
-        x = normalize(x, module.backbone.mean, module.backbone.std)
-        result: Tensor = module.heatmaps(x, **options).float().cpu()
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)  # (B, 3, S, S)
+    result: Tensor = forward(method, x, function=functools.partial(module.heatmaps, **options)).float().cpu()
     if not bool(result.isfinite().all()):
         raise CheckpointError(
             "the heatmaps are not finite: the training diverged; lower --optim.lr, or use other weights"

@@ -16,16 +16,15 @@ from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.core.schema import check
 from facessl.data.frame import Frame
-from facessl.models.forward import autocast, evaluating
+from facessl.models.forward import evaluating, forward
 from facessl.models.weights import Card, from_card, load_exactly
 from facessl.pretrained.load import TASK_FORMAT, weight_files
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
-from facessl.views.normalize import normalize
 
 
 class TaskCard(Card, total=False):
-    """What `model.json` says, as far as it is needed to use the weights."""
+    """Fields of `model.json` that are needed to use the weights."""
 
     task: Required[dict[str, Any]]
     labels: Required[Labels]
@@ -39,7 +38,7 @@ class Trained:
     task: Task  # the network, in evaluation mode
     image_size: int  # side of its views in pixels
     augment: Augment  # its crop
-    card: dict[str, Any]  # what its file says about it
+    card: dict[str, Any]  # of its file
 
     @property
     def name(self) -> str:
@@ -62,15 +61,13 @@ class Trained:
         """
         border = self.augment.border
         views = np.stack([frame.image(image, border) for frame, image in zip(frames, images, strict=True)])
-        backbone = self.task.backbone
-        device = next(backbone.parameters()).device
-        x = normalize(torch.from_numpy(views).permute(0, 3, 1, 2).to(device), backbone.mean, backbone.std)
-        with evaluating(self.module), autocast(device, precision):
-            return {k: v.float().cpu().numpy() for k, v in self.task.predict(x).items()}
+        x = torch.from_numpy(views).permute(0, 3, 1, 2)  # (B, 3, S, S)
+        predictions = forward(self.task, x, precision, self.task.predict)
+        return {name: values.float().cpu().numpy() for name, values in predictions.items()}
 
 
 class Embedder(nn.Module):
-    """The embedding that a task was trained for (verification), where a backbone's own is asked for otherwise.
+    """The embedding that a task was trained for (verification), in place of a backbone.
 
     Each image is taken for one cropped face, as `facessl predict --no-crop` takes it.
 
@@ -117,7 +114,7 @@ def card(
     commit: str,
     framing: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `model.json` says: all that is needed to use the weights."""
+    """Return the content of `model.json`: all that is needed to use the weights."""
     backbone = task.backbone
     return {
         "format": TASK_FORMAT,
@@ -142,15 +139,15 @@ def load_trained(path: str | Path) -> Trained:
     """The trained task in a run folder of `facessl finetune`, or in its `model.safetensors` under any name, in
     evaluation mode. CheckpointError: there is none, or it is of another kind.
     """
-    there = weight_files(path)
-    if "task" not in there:
-        if other := next(iter(there.values()), None):
+    files = weight_files(path)
+    if "task" not in files:
+        if other := next(iter(files.values()), None):
             fix = f"train one with `facessl finetune {path} ...`"
             raise CheckpointError(f"{other} is a backbone, not a trained task: {fix}")
         raise CheckpointError(
             f"{path} holds no trained task (model.safetensors): give a run folder of `facessl finetune` that has ended"
         )
-    file = there["task"]
+    file = files["task"]
     tensors, info = checkpoint.read_safetensors(file)
     check(info, TaskCard, file)
     check(info["augment"], Augment, file)

@@ -66,8 +66,8 @@ def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
         raise ConfigError(f"backbone {name!r} does not accept {options or 'its defaults'}: {reason}")
     _created(name, False, options)
     raise ConfigError(
-        f"the pre-trained weights of {name} could not be downloaded ({reason}): try with a network, or with random "
-        f"weights (timm:{name}?pretrained=false, or without --backbone.pretrained)"
+        f"the pre-trained weights of {name} could not be downloaded ({reason}): try with a network, or download "
+        f"them elsewhere and convert them (facessl convert weights.pth --name {name} --out backbone.safetensors)"
     )
 
 

@@ -35,7 +35,7 @@ _MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class Group:
-    """Curves that belong together; `lack` says why there is none, without a full stop."""
+    """Curves that belong together; `lack` is the reason why there is none, without a full stop."""
 
     title: str
     charts: list[Markup]
@@ -121,7 +121,7 @@ def _score(runs: Sequence[RunFolder], column: str) -> list[Markup | None]:
 def _chart(
     runs: Sequence[RunFolder], column: str, title: str, *, scale: float = 1, kind: str | None = None, **options: Any
 ) -> Markup | None:
-    """One curve with a line per run (of that kind) that has the column; None where none has."""
+    """One curve with a line per run (of that kind) that has the column; None if none has."""
     lines = []
     for position, run in enumerate(runs[:_SERIES]):
         x, y = run.series(column)
@@ -150,7 +150,7 @@ def curve(
         lines: at most eight; long ones are averaged into 400 bins, with the range of each bin shaded.
         unit: of the y axis, or what its values mean.
         references: name -> y of horizontal dashed lines (chance, ideal), which the caption names.
-        bottom: lowest y shown, where it has a meaning (0 for fractions).
+        bottom: lowest y shown, if it has a meaning (0 for fractions).
     """
     title = title.encode("utf-8", "backslashreplace").decode()
     style: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 8.5, "font.family": "sans-serif"}

@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
@@ -39,7 +40,7 @@ class Listed(TypedDict, total=False):
     classes: list[str]  # of masks, by their number
 
 
-def write_examples(folder: Path, found: Mistakes) -> None:
+def write_examples(folder: Path, mistakes: Mistakes) -> None:
     """Write `examples/`: `examples.json`, and a JPEG for each of the worst and typical answers that can be read.
 
     Of attributes it has the worst answer of each, at most `SHOWN` of them.
@@ -48,12 +49,12 @@ def write_examples(folder: Path, found: Mistakes) -> None:
     if place.is_symlink():  # replaced, not written through
         place.unlink()
     shutil.rmtree(place, ignore_errors=True)
-    kinds = {"worst": _across_attributes(found.worst), "typical": found.typical}
+    kinds = {"worst": _across_attributes(mistakes.worst), "typical": mistakes.typical}
     listed: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
     for name, examples in kinds.items():
         for number, example in enumerate(examples[:SHOWN], 1):
             try:
-                picture = Image.fromarray(found.picture(example, panel=False))
+                picture = Image.fromarray(mistakes.picture(example, panel=False))
             except DataError:
                 continue
             place.mkdir(exist_ok=True)
@@ -62,19 +63,9 @@ def write_examples(folder: Path, found: Mistakes) -> None:
             picture.save(out, format="JPEG", quality=88)
             file = f"{name}-{number:02d}.jpg"
             write_atomic(place / file, out.getvalue())
-            listed[name].append(
-                {
-                    "file": file,
-                    "keys": list(example.keys),
-                    "label": example.label,
-                    "prediction": example.prediction,
-                    "attribute": example.attribute,
-                    "measure": example.measure,
-                    "value": example.value,
-                }
-            )
+            listed[name].append({"file": file} | {k: v for k, v in asdict(example).items() if k != "index"})
     if any(listed.values()):
-        classes = found.trained.card["labels"]["mask_names"]
+        classes = mistakes.trained.card["labels"]["mask_names"]
         write_atomic(place / LIST, to_json(listed | {"classes": classes}, indent=2).encode() + b"\n")
 
 

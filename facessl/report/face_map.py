@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +16,7 @@ from facessl.inference.contact_sheet import thumbnails
 from facessl.inference.embedding_files import Embeddings, read_embeddings
 from facessl.inference.groups import principal_components
 from facessl.inference.neighbors import l2_normalize
-from facessl.inference.prediction_pictures import palette
+from facessl.inference.prediction_pictures import legend, palette
 from facessl.report.page import render
 
 Projection = Literal["pca", "umap"]
@@ -25,10 +24,6 @@ Projection = Literal["pca", "umap"]
 _SIDE, _ACROSS = 56, 24
 #: Images of a map with thumbnails, at most: of synthetic faces 50,000 of them are 42 MB.
 PICTURES = 50_000
-#: Classes with a color of their own, the largest ones; the others share one.
-_COLORED = 20
-_OTHER, _NONE = "others", "none"
-_GRAY = ("#a8adb5", "#c9ccd1")
 #: Columns of a table that can give the colors, the first that is there.
 _COLUMNS = ("group", "label_name", "label")
 
@@ -51,7 +46,7 @@ def write_map(
         projection: pca, the first two principal components of the embeddings at unit length; or umap, which keeps
             neighborhoods by cosine distance (extra `umap`).
         color: a table of classes, which give the colors: `path` and `group`, `label_name` or `label`, such as the
-            `groups.csv` of `facessl group`; None: the labels of the embeddings, where they have any.
+            `groups.csv` of `facessl group`; None: the labels of the embeddings, if they have any.
         seed: of umap.
 
     Returns:
@@ -65,39 +60,40 @@ def write_map(
     files.check_ending(path, "map", [".html"])
     _check_projection(projection)
     rows = embeddings if isinstance(embeddings, Embeddings) else read_embeddings(embeddings)
-    classes = _classes_of(rows) if color is None else _classes_in(Path(color), rows.keys)
+    classes = rows.classes if color is None else _classes_in(Path(color), rows.keys)
     points, variance = _projected(rows.array, projection, seed)
-    names, numbers, colors = _legend(classes)
-    shown = [tables.printable(key) for key in rows.keys]
-    found = {"images": len(rows), "classes": len(set(classes) - {""})}
-    told = (
-        "UMAP by cosine distance"
-        if variance is None
-        else f"Two principal components, {100 * variance:.0f} % of the variance"
-    )
-    without = ""
-    if len(rows) > PICTURES:
-        without = f"The map has no pictures, as there are more than {PICTURES:,} images"
-        warnings.warn(f"{without}: embed fewer of them for a map with pictures", DataWarning, stacklevel=2)
+    names, numbers, colors = legend(classes)
+    result: dict[str, Any] = {"images": len(rows), "classes": len(set(classes) - {""})}
+    if not result["classes"]:  # nothing but points in gray otherwise
+        colors = ["#" + bytes(palette(2)[1]).hex()] * 2
+    method = "UMAP by cosine distance"
+    if variance is not None:
+        method = f"Two principal components, {100 * variance:.0f} % of the variance"
+        result["variance"] = round(variance, 4)
+    pictures = len(rows) <= PICTURES
+    if not pictures:
+        lack = f"The map has no pictures, as there are more than {PICTURES:,} images"
+        warnings.warn(f"{lack}: embed fewer of them for a map with pictures", DataWarning, stacklevel=2)
+        method = f"{method}. {lack}"
     page = render(
         "map.html",
         title=f"Map of {len(rows):,} faces",
-        method=f"{told}. {without}" if without else told,
+        method=method,
         data={
             "points": _base64(_scaled(points)),
             "classes": _base64(numbers.astype("<u2")),
             "names": names,
             "colors": colors,
             "counts": np.bincount(numbers, minlength=len(names)).tolist(),
-            "paths": shown,
+            "paths": [tables.printable(key) for key in rows.keys],
             "own": classes,
             "side": _SIDE,
             "across": _ACROSS,
-            "sheets": [] if without else _sheets(rows.keys),
+            "sheets": _sheets(rows.keys) if pictures else [],
         },
     )
     files.write_atomic(path, page.encode())
-    return found if variance is None else found | {"variance": round(variance, 4)}
+    return result
 
 
 def _check_projection(projection: str) -> None:
@@ -133,16 +129,8 @@ def _scaled(points: np.ndarray) -> np.ndarray:
     return np.rint((1 + (points - middle) / half * (1, -1)) * 32767).clip(0, 65534).astype("<u2")
 
 
-def _classes_of(rows: Embeddings) -> list[str]:
-    """Name of each image's class; "" without one."""
-    if rows.labels is None:
-        return [""] * len(rows)
-    names = rows.label_names or tuple(map(str, range(int(rows.labels.max(initial=-1)) + 1)))
-    return [names[i] if i >= 0 else "" for i in rows.labels.tolist()]
-
-
 def _classes_in(table: Path, keys: list[str]) -> list[str]:
-    """The class that a table names for each image; "" where it names none."""
+    """The class that a table names for each image; "" if it names none."""
     try:
         with files.open_regular(table, "r", newline="", encoding="utf-8-sig") as file:
             lines = csv.DictReader(file)
@@ -162,20 +150,9 @@ def _classes_in(table: Path, keys: list[str]) -> list[str]:
     )
 
 
-def _legend(classes: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
-    """Names of the legend, the place of each image's class (N,) in it, and their colors."""
-    names = [name for name, _ in Counter(name for name in classes if name).most_common(_COLORED)]
-    place = {name: i for i, name in enumerate(names)} | {"": len(names) + 1}
-    numbers = np.array([place.get(name, len(names)) for name in classes], np.int64)
-    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in palette(len(names))]
-    if not names:  # the gray of those without a class would be all that there is to see
-        return [_OTHER, _NONE], numbers, ["#{:02x}{:02x}{:02x}".format(*palette(2)[1])] * 2
-    return [*names, _OTHER, _NONE], numbers, [*colors, *_GRAY]
-
-
 def _sheets(keys: list[str]) -> list[str]:
     """The thumbnails, as base64 of JPEGs of `_ACROSS` times `_ACROSS` each."""
-    found = []
+    sheets = []
     for start in range(0, len(keys), _ACROSS**2):
         part = thumbnails(keys[start : start + _ACROSS**2], _SIDE)
         sprite = Image.new("RGB", (_ACROSS * _SIDE, -(-len(part) // _ACROSS) * _SIDE))
@@ -183,8 +160,8 @@ def _sheets(keys: list[str]) -> list[str]:
             sprite.paste(image, (place % _ACROSS * _SIDE, place // _ACROSS * _SIDE))
         buffer = io.BytesIO()
         sprite.save(buffer, format="JPEG", quality=75)
-        found.append(base64.b64encode(buffer.getvalue()).decode())
-    return found
+        sheets.append(base64.b64encode(buffer.getvalue()).decode())
+    return sheets
 
 
 def _base64(array: np.ndarray) -> str:

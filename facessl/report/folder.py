@@ -1,4 +1,4 @@
-"""Reading a run folder: what it holds, and what it lacks. Somebody else may have made it."""
+"""Reading a run folder, which somebody else may have made."""
 
 import csv
 import errno
@@ -36,32 +36,26 @@ _MOST_COLUMNS, _DEEPEST = 200, 40
 _HUGE = 1e100
 
 
-class _Named(TypedDict, total=False):
+class _Part(TypedDict, total=False):
     name: str | None
-
-
-class _Backbone(_Named, total=False):
-    options: dict[str, Any] | None
-
-
-class _Method(_Named, total=False):
-    num_regions: int | None
+    options: dict[str, Any] | None  # of a backbone
+    num_regions: int | None  # of a method
 
 
 class Settings(TypedDict, total=False):
-    """What the report reads of `config.yaml`."""
+    """Fields of `config.yaml` that the report uses."""
 
     source: str | None
     test: str | None
     run: str | None
     protocol: str | None
-    backbone: _Backbone | None
-    method: _Method | None
-    task: _Named | None
+    backbone: _Part | None
+    method: _Part | None
+    task: _Part | None
 
 
 class Status(TypedDict, total=False):
-    """What the report reads of `status.json`."""
+    """Fields of `status.json` that the report uses."""
 
     finished: bool | None
     steps: int | None
@@ -74,7 +68,7 @@ class RunFolder:
 
     path: Path
     config: dict[str, Any]
-    table: dict[str, np.ndarray]  # columns of `metrics.csv`, each (rows,) float64; nan where a cell is empty
+    table: dict[str, np.ndarray]  # columns of `metrics.csv`, each (rows,) float64; nan for an empty cell
     skipped: list[tuple[str, str]]  # (key, reason) of unreadable images, from `skipped.csv`
     environment: dict[str, Any]
     status: dict[str, Any]
@@ -120,42 +114,42 @@ class RunFolder:
 
     @property
     def regions(self) -> int | None:
-        """N, the number of regions of the method; None where it has none."""
+        """N, the number of regions of the method; None if it has none."""
         count = self.setting("method.num_regions")
         return count if isinstance(count, int) and count > 0 else None
 
     def setting(self, dotted: str) -> Any:
-        """A value of the configuration by its dotted name; None where it is not there."""
+        """A value of the configuration by its dotted name; None if it is not there."""
         return flatten(self.config).get(dotted)
 
     def series(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values, both (n,), of the rows in which `column` is finite; empty where there are none."""
+        """Steps and values, both (n,), of the rows in which `column` is finite; empty if there are none."""
         if column not in self.table or "step" not in self.table:
             return np.zeros(0), np.zeros(0)
         keep = np.isfinite(self.table[column]) & np.isfinite(self.table["step"])
         return self.table["step"][keep], self.table[column][keep]
 
     def first(self, column: str) -> float | None:
-        """First value of a column; None where there is none."""
+        """First value of a column; None if there is none."""
         values = self.series(column)[1]
         return float(values[0]) if len(values) else None
 
     def last(self, column: str) -> float | None:
-        """Last value of a column; None where there is none."""
+        """Last value of a column; None if there is none."""
         values = self.series(column)[1]
         return float(values[-1]) if len(values) else None
 
     def pictures(self) -> list[tuple[int, str]]:
         """Region pictures taken while training, as (step, name of the file), in the order of the steps."""
-        found = [(p.stem.removeprefix("step-"), p.name) for p in self.path.glob("regions/step-*.png")]
-        return sorted((int(step), f"regions/{name}") for step, name in found if step.isdecimal())
+        steps = [(p.stem.removeprefix("step-"), p.name) for p in self.path.glob("regions/step-*.png")]
+        return sorted((int(step), f"regions/{name}") for step, name in steps if step.isdecimal())
 
     def content(self, name: str) -> bytes:
         """A file of the folder. OSError: it is missing, a link, not a regular file, or too large to be a run's."""
         return _content(self.path, name)
 
     def picture(self, name: str) -> Image.Image | str:
-        """A picture of the folder as RGB; a sentence where it is too large or damaged."""
+        """A picture of the folder as RGB; a sentence if it is too large or damaged."""
         kind = "JPEG" if name.endswith(".jpg") else "PNG"
         try:
             with Image.open(io.BytesIO(self.content(name)), formats=(kind,)) as image:
@@ -228,8 +222,8 @@ def _mapping(folder: Path, name: str, kind: Any, problems: dict[str, str]) -> di
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "not there"
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"unreadable ({' '.join(said.split())[:120]})"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"unreadable ({' '.join(text.split())[:120]})"
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

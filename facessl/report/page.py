@@ -1,4 +1,4 @@
-"""How a report looks: HTML that fetches nothing and escapes whatever a run's files say, and Markdown."""
+"""A report as HTML, which fetches nothing and escapes whatever a run's files hold, and as Markdown."""
 
 import base64
 import io
@@ -16,6 +16,7 @@ from facessl.report import results, text
 from facessl.report.curves import groups
 from facessl.report.examples import FOLDER, SHOWN
 from facessl.report.folder import RunFolder, by_task
+from facessl.report.results import Cell
 
 _MAX_SKIPPED = 20
 _MAX_FRAMES = 8
@@ -50,7 +51,7 @@ def run_html(run: RunFolder, numbers: Numbers, published: Mapping[str, Any] | No
         most_skipped=_MAX_SKIPPED,
         environment=[(name, _flat(value)) for name, value in run.environment.items()],
         others=results.other_scores(run),
-        clear=[said for said, clear in results.against_baselines(run) if clear],
+        clear=[sentence for sentence, clear in results.against_baselines(run) if clear],
         rows=results.score_rows(run),
         without=", ".join(name for name in numbers.get("baselines", {}) if name != "random weights") or "chance",
         galleries=_galleries(run),
@@ -68,7 +69,7 @@ def comparison_html(
 ) -> str:
     """The page that compares runs: a table for each task, curves on common axes, settings that differ, regions.
 
-    `differing` are, of each group of comparable runs, their positions and the settings in which they differ.
+    `differing`: for each group of comparable runs, their positions and the settings in which they differ.
     """
     return render(
         "comparison.html",
@@ -113,38 +114,33 @@ def render(template: str, **values: Any) -> str:
 def _tables(runs: Sequence[RunFolder], numbers: Sequence[Numbers]) -> list[dict[str, Any]]:
     """A table of the pre-training runs and one for each task.
 
-    Keys: title, head, rows, positions (the runs'), and best, of each row the columns in which no run is better.
+    Keys: title, head, rows, positions (the runs'), and best, for each row the columns in which no run is better.
     """
     tables = []
     for positions in by_task(runs):
         task = runs[positions[0]].kind if runs[positions[0]].tuned else ""
         rows = [results.summary(numbers[i], runs[i]) if task else _summary(numbers[i]) for i in positions]
         head = list(dict.fromkeys(column for row in rows for column in row))
-        scores = [results.compared(runs[i]) if task else _compared(numbers[i]) for i in positions]
-        cells = [[row.get(column, "-") for column in head] for row in rows]
-        title = task[:1].upper() + task[1:] or "Pre-training"
+        cells = [[row.get(column, Cell("-")) for column in head] for row in rows]
         tables.append(
-            {"title": title, "positions": positions, "head": head, "rows": cells, "best": _best(head, scores)}
+            {
+                "title": task[:1].upper() + task[1:] or "Pre-training",
+                **{"positions": positions, "head": head, "best": _best(cells)},
+                "rows": [[cell.text for cell in row] for row in cells],
+            }
         )
     return tables
 
 
-def _best(head: Sequence[str], scores: Sequence[Mapping[str, tuple[float, bool]]]) -> list[list[int]]:
-    """Of each run the columns in which it is best, where runs differ; scores are (value, whether lower is better)."""
-    best: list[list[int]] = [[] for _ in scores]
-    for column, name in enumerate(head):
-        known = {i: -row[name][0] if row[name][1] else row[name][0] for i, row in enumerate(scores) if name in row}
-        for i, value in known.items():
-            if max(known.values()) == value > min(known.values()):
+def _best(rows: Sequence[Sequence[Cell]]) -> list[list[int]]:
+    """Columns in which each row is best, if rows differ."""
+    best: list[list[int]] = [[] for _ in rows]
+    for column, cells in enumerate(zip(*rows, strict=True)):
+        ranks = [cell.rank for cell in cells if cell.rank is not None]
+        for i, cell in enumerate(cells):
+            if cell.rank is not None and max(ranks) == cell.rank > min(ranks):
                 best[i].append(column)
     return best
-
-
-def _compared(n: Numbers) -> dict[str, tuple[float, bool]]:
-    """Column of `_summary` -> a score that runs of different methods share, and whether lower ones are better."""
-    knn = n["knn"] or {}
-    found = {"k-NN": knn.get("accuracy"), "mean class": knn.get("mean_class_accuracy")}
-    return {name: (value, False) for name, value in found.items() if value is not None}
 
 
 def _galleries(run: RunFolder) -> list[dict[str, Any]]:
@@ -179,9 +175,10 @@ def _about(kind: str, measure: str, attributes: bool) -> str:
     return "Misclassified pairs of the test part, those farthest from the threshold first."
 
 
-def _summary(n: Numbers) -> dict[str, str]:
-    per_class = n["knn"] and n["knn"]["mean_class_accuracy"]
-    return {
+def _summary(n: Numbers) -> dict[str, Cell]:
+    knn = n["knn"] or {}
+    per_class = knn.get("mean_class_accuracy")
+    cells = {
         "run": n["run"],
         "method": text.format_value(n["method"]),
         "backbone": text.format_value(n["backbone"]),
@@ -190,10 +187,12 @@ def _summary(n: Numbers) -> dict[str, str]:
         "images/s": text.count(n["images_per_second"]),
         "time": text.duration(n["seconds"]),
         "loss": text.short(n["loss"]),
-        "k-NN": _knn_change(n) + _bounds(n["knn"]["interval"]) if n["knn"] else "-",
+        "k-NN": _knn_change(n) + _bounds(knn["interval"]) if knn else "-",
         "mean class": f"{100 * per_class:.1f} %" if per_class is not None else "-",
         "collapse": "not watched" if n["collapse"] is None else ("yes" if n["collapse"] else "no"),
     }
+    ranks = {"k-NN": knn.get("accuracy"), "mean class": per_class}
+    return {column: Cell(cell, ranks.get(column)) for column, cell in cells.items()}
 
 
 def _knn_change(n: Numbers) -> str:
@@ -221,7 +220,7 @@ def _flat(value: Any) -> str:
 
 
 def _picture(run: RunFolder, name: str, width: int) -> dict[str, Any] | str:
-    """Attributes of an `img` that holds the picture, at most `width` pixels wide; a sentence where it is damaged."""
+    """Attributes of an `img` that holds the picture, at most `width` pixels wide; a sentence if it is damaged."""
     picture, out = run.picture(name), io.BytesIO()
     if isinstance(picture, str):
         return picture

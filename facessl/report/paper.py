@@ -19,6 +19,7 @@ from facessl.config.run import flatten, merge, to_plain
 from facessl.core import plugins
 from facessl.core.errors import FaceSSLError
 from facessl.core.schema import misfit, read_json
+from facessl.core.text import markdown_table
 from facessl.data.source import parse
 from facessl.report import text
 from facessl.report.folder import RunFolder
@@ -48,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run or a probe measured: score -> (value, interval or None), fractions as in `results.json`."""
+    """Scores of a run or a probe: name -> (value, interval or None), fractions as in `results.json`."""
 
     name: str
     source: str
@@ -58,7 +59,7 @@ class Measured:
 
     @property
     def dataset(self) -> str:
-        """Name of the source; empty where it cannot be read."""
+        """Name of the source; empty if it cannot be read."""
         return _parsed(self.source)[0]
 
 
@@ -105,18 +106,18 @@ def compare(measured: Sequence[Measured]) -> dict[str, Any]:
 def table(comparison: Mapping[str, Any]) -> str:
     """The result of `compare` as Markdown, with its notes below."""
     rows = [_cells(line) for line in comparison["rows"]]
-    return "\n".join([*(text.markdown_table(rows) if rows else []), "", *comparison["notes"]]).strip()
+    return "\n".join([*markdown_table(rows), "", *comparison["notes"]]).strip()
 
 
 def section(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
-    """Head, rows and notes for a page; None where no score of the runs' data sets and protocols is published."""
+    """Head, rows and notes for a page; None if no score of the runs' data sets and protocols is published."""
     comparison = compare([measured for measured in map(of_run, runs) if measured])
     rows = [_cells(line) for line in comparison["rows"]]
     return {**text.table(rows), "notes": comparison["notes"]} if rows else None
 
 
 def of_run(run: RunFolder) -> Measured | None:
-    """What a fine-tuning run measured; None before it has scores."""
+    """Read the scores of a fine-tuning run; None before it has any."""
     name = protocol(run)
     if not run.test or name is None:
         return None
@@ -125,13 +126,13 @@ def of_run(run: RunFolder) -> Measured | None:
 
 
 def of_file(path: Path) -> Measured:
-    """What `facessl probe --out FILE` wrote, else CheckpointError."""
-    found = read_json(path, Probed)
-    return Measured(path.stem, found["source"], found["protocol"], _scores(found), None)
+    """Read the scores of a file of `facessl probe --out`, else raise CheckpointError."""
+    scores = read_json(path, Probed)
+    return Measured(path.stem, scores["source"], scores["protocol"], _scores(scores), None)
 
 
 class Probed(Scores, total=False):
-    """What the report reads of a file of `facessl probe --out`."""
+    """Fields of a file of `facessl probe --out`."""
 
     source: Required[str]
     protocol: Required[str]
@@ -185,10 +186,10 @@ def _cells(line: Mapping[str, Any]) -> dict[str, str]:
 def _unknown(run: Measured) -> str:
     """Why there is nothing to compare a run with."""
     rows = published()[0]
-    here = sorted({row.protocol for row in rows if row.dataset == run.dataset})
-    if here:
-        there = f"there are some with {', '.join(here)}"
-        return f"{run.name}: no published score for {run.dataset} with the protocol {run.protocol}; {there}."
+    protocols = ", ".join(sorted({row.protocol for row in rows if row.dataset == run.dataset}))
+    if protocols:
+        known = f"there are some with {protocols}"
+        return f"{run.name}: no published score for {run.dataset} with the protocol {run.protocol}; {known}."
     known = ", ".join(sorted({row.dataset for row in rows}))
     return f"{run.name}: no published score for {run.dataset or run.source}; there are some of {known}."
 
@@ -210,12 +211,12 @@ def _differences(run: Measured, row: Row) -> list[str]:
 def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
     """In words; settings that change no score are left out."""
     keys = [key for key in dict.fromkeys([*theirs, *ours]) if prefix or not key.startswith(_FREE)]
-    pairs = [(key, *("not set" if of.get(key) is None else of[key] for of in (ours, theirs))) for key in keys]
+    pairs = [(key, *("not set" if side.get(key) is None else side[key] for side in (ours, theirs))) for key in keys]
     return [f"{prefix}{key} is {own}, published: {other}" for key, own, other in pairs if own != other]
 
 
 def _parsed(source: str) -> tuple[str, str, dict[str, str]]:
-    """Name, path and options of a source; empty where it cannot be read."""
+    """Name, path and options of a source; empty if it cannot be read."""
     try:
         return parse(source)
     except FaceSSLError:

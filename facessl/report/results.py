@@ -1,20 +1,28 @@
-"""What the report of a fine-tuning run takes from `results.json`."""
+"""Scores of a fine-tuning run (`results.json`) as the report shows them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from facessl.data.source import short
 from facessl.report.folder import RunFolder
 from facessl.report.text import count, duration, format_name, format_value, interval, score
 
-#: How names of scores begin of which lower ones are better.
+#: Prefixes of the scores of which lower ones are better.
 _LOWER = ("nme", "fr@", "eer")
+_SETTINGS = ("protocol", "backbone", "started_from", "labels", "source")
+
+
+class Cell(NamedTuple):
+    """A cell of a table that compares runs."""
+
+    text: str
+    rank: float | None = None  # of a score: the larger, the better
 
 
 def task_headline(run: RunFolder) -> dict[str, Any]:
-    """What is said of a fine-tuning run beside the numbers that all runs have.
+    """Return the headline of a fine-tuning run, without the numbers that all runs have.
 
-    Keys: task, protocol (linear where the backbone was frozen), started_from, labels, headline (`name`, `value`,
+    Keys: task, protocol (linear if the backbone was frozen), started_from, labels, headline (`name`, `value`,
     `interval`, `better`; None before the run has ended), baselines, selected (`step`, `by`, and the score on the part
     that was selected on), train_images, test_images, notes.
     """
@@ -28,7 +36,7 @@ def task_headline(run: RunFolder) -> dict[str, Any]:
         "selected": run.results.get("selected"),
         "train_images": run.results.get("train_images"),
         "test_images": run.test.get("images"),
-        "notes": [f"not clearly {said}" for said, clear in against_baselines(run) if not clear],
+        "notes": [f"not clearly {text}" for text, clear in against_baselines(run) if not clear],
     }
 
 
@@ -41,15 +49,15 @@ def protocol(run: RunFolder) -> str | None:
 
 
 def baselines(scores: Mapping[str, Any]) -> dict[str, float]:
-    """What the headline's score is of answers that need no training, or no pre-training, as far as it was measured."""
+    """Return the headline score of answers without training, or without pre-training, if it was measured."""
     untrained = (scores.get("random_weights") or {}).get("headline") or {}
     constant = scores.get("constant") or {"answer": "", "scores": {}}
-    found = {
+    values = {
         "majority class": _majority(scores),
         constant["answer"]: constant["scores"].get((scores.get("headline") or {}).get("name")),
         "random weights": untrained.get("value"),
     }
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _majority(scores: Mapping[str, Any]) -> float | None:
@@ -62,66 +70,65 @@ def _majority(scores: Mapping[str, Any]) -> float | None:
 
 
 def without_looking(scores: Mapping[str, Any]) -> dict[str, float]:
-    """What each score is of an answer that does not look at the image, where it is known.
+    """Return the known scores of an answer that does not look at the image.
 
     These are the most frequent class or value, the mean shape or the most frequent class of each pixel, and chance for
     scores of a ranking.
     """
-    found = dict((scores.get("constant") or {"scores": {}})["scores"])
+    constant = dict((scores.get("constant") or {"scores": {}})["scores"])
     common, classes = _majority(scores), len(scores.get("per_class") or ())
     if common is not None:
-        found |= {"accuracy": common, "mean_accuracy": common, "mean_balanced_accuracy": 0.5}
+        constant |= {"accuracy": common, "mean_accuracy": common, "mean_balanced_accuracy": 0.5}
     if common is not None and classes:
-        found |= {"mean_class_accuracy": 1 / classes, "macro_f1": 2 * common / (1 + common) / classes}
+        constant |= {"mean_class_accuracy": 1 / classes, "macro_f1": 2 * common / (1 + common) / classes}
     if scores.get("same"):
         rates = (name for name in scores if name.startswith("tar@far=") and not name.endswith("_interval"))
-        found |= {"roc_auc": 0.5, "eer": 0.5} | {name: float(name.partition("=")[2]) for name in rates}
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+        constant |= {"roc_auc": 0.5, "eer": 0.5} | {name: float(name.partition("=")[2]) for name in rates}
+    return {name: value for name, value in constant.items() if isinstance(value, int | float)}
 
 
 def against_baselines(run: RunFolder) -> list[tuple[str, bool]]:
-    """Of each baseline: "above always answering the majority class (37.90 %)", and whether the interval says so."""
+    """Compare with each baseline: "above always answering the majority class (37.90 %)", and whether it is clear."""
     headline = run.test.get("headline") or {}
     low, high = headline.get("interval") or (None, None)
     if low is None or high is None:
         return []
-    found = []
+    comparisons, lower = [], headline.get("better") == "lower"
     for name, value in baselines(run.test).items():
-        lower = headline.get("better") == "lower"
-        told = score(value, headline["name"], headline.get("unit") or "fraction")
+        number = score(value, headline["name"], headline.get("unit") or "fraction")
         than = "always answering the majority class" if name == "majority class" else name
         than = f"the {name}" if name in ("mean shape", "most frequent class of each pixel") else than
         word = "better than" if name != "majority class" else "below" if lower else "above"
-        found.append((f"{word} {than} ({told})", high < value if lower else low > value))
-    return found
+        comparisons.append((f"{word} {than} ({number})", high < value if lower else low > value))
+    return comparisons
 
 
 def score_rows(run: RunFolder) -> list[dict[str, Any]]:
     """The rows of the table of all scores.
 
-    Keys: name, value, interval, baseline, as text; bar, where things lie on a bar in per cent of its length (`value`,
-    and where they are known `low`, `high`, `baseline`), None for counts.
+    Keys: name, value, interval, baseline, as text; bar, the places on a bar in per cent of its length (`value`, and
+    if they are known `low`, `high`, `baseline`), None for counts.
     """
     chance, rows = without_looking(run.test), []
     for name, value in sorted(run.test.items(), key=lambda item: isinstance(item[1], int)):  # counts last
         plain = isinstance(value, int | float | None) and not name.endswith("_interval")
         if not plain or name in ("majority_class", "majority"):
             continue
-        of, near, base = unit(run, name), run.test.get(f"{name}_interval"), chance.get(name)
+        own_unit, near, base = unit(run, name), run.test.get(f"{name}_interval"), chance.get(name)
         rows.append(
             {
                 "name": format_name(name),
-                "value": score(value, name, of),
-                "interval": interval(near, name, of),
-                "baseline": "" if base is None or value is None else score(float(base), name, of),
-                "bar": _bar(value, near, base) if isinstance(value, float) and of == "fraction" else None,
+                "value": score(value, name, own_unit),
+                "interval": interval(near, name, own_unit),
+                "baseline": "" if base is None or value is None else score(float(base), name, own_unit),
+                "bar": _bar(value, near, base) if isinstance(value, float) and own_unit == "fraction" else None,
             }
         )
     return rows
 
 
 def _bar(value: float, near: Any, base: float | None) -> dict[str, float] | None:
-    """Places on a bar that ends at 1, or a little beyond the largest number where all are small."""
+    """Places on a bar that ends at 1, or a little beyond the largest number if all are small."""
     low, high = near if isinstance(near, list | tuple) and len(near) == 2 and None not in near else (None, None)
     places = {"value": value, "low": low, "high": high, "baseline": base}
     known = {name: float(place) for name, place in places.items() if place is not None}
@@ -141,13 +148,13 @@ def caption(example: Mapping[str, Any]) -> dict[str, str]:
     if attribute := example.get("attribute"):
         answer = f"{attribute.replace('_', ' ')}: {answer}"
     measure, value = example["measure"], example.get("value")
-    of = "" if measure == "cosine similarity" else "fraction"
+    own_unit = "" if measure == "cosine similarity" else "fraction"
     keys = " and ".join(short(key) for key in example.get("keys") or ())
-    return {"answer": answer, "number": f"{format_name(measure)} {score(value, measure, of)}", "key": keys}
+    return {"answer": answer, "number": f"{format_name(measure)} {score(value, measure, own_unit)}", "key": keys}
 
 
 def unit(run: RunFolder, name: str) -> str:
-    """The unit of a score, as the task says it (`facessl.tasks.base.Meter`)."""
+    """The unit of a score, as the task gives it (`facessl.tasks.base.Meter`)."""
     headline = run.test.get("headline") or {}
     unit = headline.get("unit") if headline.get("name") == name else (run.test.get("units") or {}).get(name)
     return unit if unit is not None else "fraction"
@@ -167,40 +174,27 @@ def headline_text(scores: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, (text, baselines_text(baselines(scores), first))))
 
 
-def summary(n: Mapping[str, Any], run: RunFolder) -> dict[str, str]:
+def summary(n: Mapping[str, Any], run: RunFolder) -> dict[str, Cell]:
     """A fine-tuning run's row in the table that compares runs of its task, by column."""
     headline = n["headline"] or {"name": ""}
-    name, own_unit = headline["name"], headline.get("unit") or "fraction"
-    first = {format_name(name) or "score": _cell(headline.get("value"), headline.get("interval"), name, own_unit)}
-    return {
-        "run": n["run"],
-        **first,
-        "baselines": baselines_text(n["baselines"], headline) or "-",
-        **{
-            format_name(other): _cell(run.test[other], run.test[f"{other}_interval"], other, unit(run, other))
-            for other in other_scores(run)
-        },
-        "protocol": format_value(n["protocol"]),
-        "backbone": format_value(n["backbone"]),
-        "started from": format_value(n["started_from"]),
-        "labels": format_value(n["labels"]),
-        "source": format_value(n["source"]),
-        "test images": count(n["test_images"]),
-        "time": duration(n["seconds"]),
+    name, lower = headline["name"], headline.get("better") == "lower"
+    first = _cell(headline.get("value"), headline.get("interval"), name, headline.get("unit") or "fraction", lower)
+    others = {
+        format_name(other): _cell(
+            run.test[other], run.test[f"{other}_interval"], other, unit(run, other), other.startswith(_LOWER)
+        )
+        for other in other_scores(run)
     }
-
-
-def compared(run: RunFolder) -> dict[str, tuple[float, bool]]:
-    """Column of `summary` -> the score, and whether lower ones are better."""
-    headline = run.test.get("headline") or {}
-    found = {}
-    for name in [str(headline.get("name", "")), *other_scores(run)]:
-        own = name == headline.get("name")
-        value = headline.get("value") if own else run.test.get(name)
-        if isinstance(value, int | float):
-            lower = headline.get("better") == "lower" if own else name.startswith(_LOWER)
-            found[format_name(name)] = (float(value), lower)
-    return found
+    settings = {key.replace("_", " "): Cell(format_value(n[key])) for key in _SETTINGS}
+    return {
+        "run": Cell(n["run"]),
+        format_name(name) or "score": first,
+        "baselines": Cell(baselines_text(n["baselines"], headline) or "-"),
+        **others,
+        **settings,
+        "test images": Cell(count(n["test_images"])),
+        "time": Cell(duration(n["seconds"])),
+    }
 
 
 def other_scores(run: RunFolder) -> list[str]:
@@ -209,6 +203,8 @@ def other_scores(run: RunFolder) -> list[str]:
     return [name for name in run.test if f"{name}_interval" in run.test and name != first][:3]
 
 
-def _cell(value: Any, near: Any, name: str, unit: str) -> str:
+def _cell(value: Any, near: Any, name: str, unit: str, lower: bool) -> Cell:
     bounds = interval(near, name, unit)
-    return f"{score(value, name, unit)}\n({bounds})" if bounds else score(value, name, unit)
+    text = f"{score(value, name, unit)}\n({bounds})" if bounds else score(value, name, unit)
+    rank = float(-value if lower else value) if isinstance(value, int | float) else None
+    return Cell(text, rank)

@@ -5,28 +5,30 @@ from typing import Any
 
 from jinja2 import Undefined
 
+from facessl.core.text import cell
+
 _INITIALS = frozenset({"nme", "fr", "auc", "roc", "eer", "tar", "far", "f1", "iou"})
 
 
 def format_value(value: Any) -> str:
-    """A setting as text, "-" where there is none."""
+    """A setting as text, "-" if there is none."""
     return "-" if value is None or isinstance(value, Undefined) else str(value)
 
 
 def short(value: float | None) -> str:
-    """Four digits of a number, "-" where there is none."""
+    """Four digits of a number, "-" if there is none."""
     return "-" if value is None else f"{value:.4g}"
 
 
 def count(value: float | None) -> str:
-    """A number of things or a rate, with commas between thousands, "-" where there is none."""
+    """A number of things or a rate, with commas between thousands, "-" if there is none."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value != int(value) else f"{value:.0f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as "80 s", "90 min" or "2 h 05 min", "-" where there are none."""
+    """Seconds as "80 s", "90 min" or "2 h 05 min", "-" if there are none."""
     if seconds is None:
         return "-"
     if seconds < 100:
@@ -53,7 +55,7 @@ def score(value: Any, name: str = "", unit: str = "fraction") -> str:
 
 
 def interval(bounds: Sequence[float | None] | None, name: str = "", unit: str = "fraction") -> str:
-    """ "80.10 to 82.30 %", empty where there is none."""
+    """ "80.10 to 82.30 %", empty if there is none."""
     if not isinstance(bounds, list | tuple) or len(bounds) != 2 or None in bounds:
         return ""
     low, high = (score(bound, name, unit) for bound in bounds)
@@ -70,20 +72,9 @@ def unbroken(text: Any) -> str:
     return format_value(text).replace(" %", "\u00a0%")
 
 
-def cell(text: str) -> str:
-    """Text in a table of Markdown, without markup of its own."""
-    return " ".join(text.split("\n")).replace("|", "\\|").replace("<", "&lt;")
-
-
 def table(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Any]]:
     """`head` and `rows` of a table, as templates take it, from one mapping of column -> text per row."""
     return {"head": list(rows[0]) if rows else [], "rows": [list(row.values()) for row in rows]}
-
-
-def markdown_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The same as lines of Markdown."""
-    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    return ["| " + " | ".join(map(cell, line)) + " |" for line in lines]
 
 
 FILTERS = (format_value, short, count, duration, format_name, score, interval, sentence, unbroken, cell)

@@ -63,8 +63,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> dict[str, An
     folder = read_run_folder(run)
     page = _page_path(out, folder.path / "report.html")
     numbers = headline(folder)
-    html = run_html(folder, numbers, paper.section([folder]))
-    _write(page, html, markdown([folder], [numbers]), numbers)
+    _write(page, run_html(folder, numbers, paper.section([folder])), markdown([folder], [numbers]), numbers)
     return numbers
 
 
@@ -75,8 +74,7 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) 
     """
     folders = [read_run_folder(run) for run in runs]
     places = [folder.path.resolve() for folder in folders]
-    twice = [place for i, place in enumerate(places) if place in places[:i]]
-    if twice:
+    if twice := [place for i, place in enumerate(places) if place in places[:i]]:
         raise ConfigError(f"{twice[0]} is named twice: name each run once")
     page = _page_path(out, folders[0].path / "comparison.html")
     numbers = [write_report(folder.path) for folder in folders]
@@ -89,11 +87,11 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) 
 
 
 def headline(run: RunFolder) -> dict[str, Any]:
-    """What a reader wants first; None where the run does not know it.
+    """Return the numbers that a reader wants first; None if the run does not have it.
 
     Keys: run, backbone, source, image_size, batch_size, steps, epochs, images, images_per_second (median over the log
     lines), data_wait (fraction of the time, median), seconds, loss_first, loss, collapse (sentences; empty if there is
-    none; None where nothing was measured), notes (sentences on what is odd but no collapse), skipped (images),
+    none; None if nothing was measured), notes (sentences on what is odd but no collapse), skipped (images),
     finished, commit; of a fine-tuning run also those of `facessl.report.results.task_headline`; of a pre-training run
     also method, knn_first and knn (`accuracy`, `mean_class_accuracy`, `interval` of the accuracy), monitors_first and
     monitors (the other monitors by name).
@@ -139,7 +137,7 @@ def _common(run: RunFolder) -> dict[str, Any]:
 
 
 def differing_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
-    """Settings in which runs differ: dotted name -> value in each run (None where it has none)."""
+    """Settings in which runs differ: dotted name -> value in each run (None if it has none)."""
     settings = [flatten(run.config) for run in runs]
     names = dict.fromkeys(name for values in settings for name in values if name not in ("out", "resume"))
     rows = {name: [values.get(name) for values in settings] for name in names}

@@ -289,7 +289,7 @@ def _select(
 ) -> dict[str, float]:
     """Monitor that scores the selection part and saves the best weights as `best.safetensors`."""
     task = model.eval_task
-    scores = score.score(task, source, augment, image_size=task.backbone.image_size, **_scoring(config))
+    scores, _ = score.score(task, source, augment, image_size=task.backbone.image_size, **_scoring(config))
     name, better = scores["headline"]["name"], scores["headline"]["better"]
     value = math.nan if scores["headline"]["value"] is None else float(scores["headline"]["value"])
     note = folder / "best.json"

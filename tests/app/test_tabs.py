@@ -66,22 +66,9 @@ def test_a_picture_that_is_not_a_png_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_not_a_run_without_regions(tmp_path: Path) -> None:
-    steps = [
-        "--max-steps",
-        "1",
-        "--backbone",
-        "test_resnet",
-        "--image-size",
-        "32",
-        "--batch-size",
-        "4",
-        "--workers",
-        "0",
-    ]
     run = str(tmp_path / "run")
-    assert not main(
-        ["pretrain", "synthetic:?n=8&size=32", "--method", "simclr", *steps, "--device", "cpu", "--out", run]
-    )
+    words = "pretrain synthetic:?n=8&size=32 --method simclr --max-steps 1 --backbone test_resnet --image-size 32"
+    assert not main([*words.split(), "--batch-size", "4", "--workers", "0", "--device", "cpu", "--out", run])
     assert "this method finds none" in str(Workspace(run, cpu).method)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])

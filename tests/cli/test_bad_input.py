@@ -81,6 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
           "--method.use-relation", "false"], "use_"),
         (["embed", "no-run", "synthetic:?n=4"], "no-run"),
         (["embed", "no-run"], "source"),
+        (["embed", f"{__file__}y", "synthetic:?n=4"], f"does not exist: did you mean {__file__}?"),
         (["probe", "no-run", "synthetic:?n=4", "--protocol", "kmn"], "knn"),
         (["probe", "no-run", "synthetic:?n=4", "--protocol", "linear", "--k", "3"], "--k belongs to knn"),
         (["probe", "no-run", "synthetic:?n=4", "--kk", "3"], "'--k'"),

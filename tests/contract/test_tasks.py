@@ -154,7 +154,7 @@ def test_scores_on_a_source_with_subsets_groups_and_pairs(task: str, protocol: s
     module = build(task, protocol).train()
     source = Faces(n=12, size=48, identities=4, group="glasses")
     crop = type(module).augments[protocol]
-    found = score.score(module, source, crop, image_size=SIZE, batch_size=5)
+    found, _ = score.score(module, source, crop, image_size=SIZE, batch_size=5)
     assert module.training
     json.dumps(found)
     low, high = found["headline"]["interval"]

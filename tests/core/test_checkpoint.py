@@ -1,6 +1,5 @@
 """Checkpoints: atomic, two kept, and what is broken or hostile is refused in one sentence."""
 
-import collections
 import errno
 import functools
 import os
@@ -135,70 +134,15 @@ def test_a_checkpoint_larger_in_memory_than_on_the_disk_is_refused(tmp_path: Pat
     assert len(checkpoint.read(tmp_path / "w.pth")["w"]) == 100_000
 
 
-def called(module: str, name: str, *arguments: bytes) -> bytes:
-    """A pickle that calls a function with pickled arguments."""
-    return b"c" + f"{module}\n{name}\n".encode() + b"(" + b"".join(arguments) + b"tR"
-
-
-def text(value: str) -> bytes:
-    return pickle.dumps(value, 2)[2:-1].partition(b"q\0")[0]
-
-
 def doubled(levels: int) -> list[Any]:
     """A list of two lists that are the same one, and so on."""
     return functools.reduce(lambda inner, _: [inner, inner], range(levels), [])
 
 
-NESTED = pickle.dumps(doubled(34), 2)[2:-1]
-
-
-@pytest.mark.parametrize(
-    ("value", "why"),
-    [
-        (
-            called("__builtin__", "bytearray", b"\x8a\5" + (1 << 32).to_bytes(5, "little")),
-            "asks for bytearray to be run",
-        ),
-        (called("torch", "FloatTensor", NESTED), "asks for torch.FloatTensor to be run"),
-        (called("torch", "Tensor", NESTED), "holds a torch.Tensor of other values, which is refused"),
-        (called("_codecs", "encode", text("a"), text("hex")), "holds an encoding other than"),
-        (called("__builtin__", "set", called("torch", "Tensor")), "holds a set of another type"),
-        (called("collections", "Counter", called("torch", "Tensor")), "holds a Counter of another type"),
-        (called("collections", "OrderedDict", called("torch", "Tensor")), "holds an OrderedDict of another type"),
-        (called("torch", "Size", called("torch", "Tensor")), "holds a Size of another type"),
-        (called("pathlib", "PosixPath", called("pathlib", "PosixPath")), "holds a PurePosixPath of another type"),
-        (NESTED, "repeats its values more often than it has bytes"),
-    ],
-)
-def test_a_pickle_that_asks_for_memory_is_refused(value: bytes, why: str, tmp_path: Path) -> None:
-    path = tmp_path / "x.pth"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x/data.pkl", b"\x80\2}" + text("x") + value + b"s.")
-        archive.writestr("x/byteorder", "little")
-        archive.writestr("x/version", "3\n")
-    with pytest.raises(CheckpointError, match=why):
-        checkpoint.read(path)
-
-
-def test_what_checkpoints_hold_beside_tensors_is_read(tmp_path: Path) -> None:
-    marked = torch.zeros(2)
-    marked.mark = 1  # type: ignore[attr-defined]
-    state = {
-        "set": {1},
-        "counter": collections.Counter("ab"),
-        "ordered": collections.OrderedDict(a=1),
-        "size": torch.Size([2]),
-        "bytes": b"\xff",
-        "path": Path("a/b"),
-    }
-    for zipped in (True, False):
-        torch.save({**state, "marked": marked}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-        value = checkpoint.read(tmp_path / "x.pth")
-        assert {key: value[key] for key in state} == state
-        assert type(value["marked"]) is torch.Tensor
-        assert value["marked"].mark == 1  # type: ignore[attr-defined]
-    torch.save({"x": bytearray(b"1")}, tmp_path / "x.pth")
-    assert torch.load(tmp_path / "x.pth") == {"x": bytearray(b"1")}, "the loader of others is as before"
+def test_a_checkpoint_of_lists_that_repeat_each_other_is_refused(tmp_path: Path) -> None:
+    torch.save({"x": doubled(34)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="repeats its values more often than it has bytes"):
+        checkpoint.read(tmp_path / "x.pth")
 
 
 def test_the_config_of_a_checkpoint_has_the_limits_of_yaml() -> None:

@@ -20,7 +20,7 @@ from facessl.views.augment import Augment
 def test_a_second_probe_needs_no_forward_pass(backbone: Backbone, faces: Path, cache: Path) -> None:
     first = features(backbone, open_source(str(faces)), batch_size=16)
     again = features(backbone, open_source(str(faces)), batch_size=7)
-    assert (first.kept, again.kept, again.seconds) == (False, True, 0.0)
+    assert (first.cached, again.cached, again.seconds) == (False, True, 0.0)
     assert np.array_equal(first.array, again.array)
     assert again.array.dtype == np.float32
     assert again.fields["label"].tolist() == [0] * 20 + [1] * 20 + [2] * 20
@@ -28,14 +28,14 @@ def test_a_second_probe_needs_no_forward_pass(backbone: Backbone, faces: Path, c
         twin = backbone.eval()(backbone.preprocess([open_source(str(faces)).key(3)]))
     assert again.array[3] == pytest.approx(twin[0].numpy(), abs=1e-5)
     part = features(backbone, Subset(open_source(str(faces)), np.array([3, 50])))
-    assert part.kept
+    assert part.cached
     assert np.array_equal(part.array, first.array[[3, 50]])
     assert part.index.tolist() == [0, 1]
 
 
 def test_whatever_changes_the_features_makes_new_ones(backbone: Backbone, faces: Path, cache: Path) -> None:
     def kept(source: Source, network: Backbone = backbone, **options: Any) -> bool:
-        return features(network, source, **options).kept
+        return features(network, source, **options).cached
 
     assert not kept(open_source(str(faces)))
     assert kept(open_source(str(faces)))
@@ -75,7 +75,7 @@ def test_features_that_cannot_be_kept_are_used(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     for _ in range(2):
-        assert not features(backbone, open_source(str(faces))).kept
+        assert not features(backbone, open_source(str(faces))).cached
 
 
 def test_damaged_features_are_made_again(backbone: Backbone, faces: Path, cache: Path) -> None:
@@ -83,7 +83,7 @@ def test_damaged_features_are_made_again(backbone: Backbone, faces: Path, cache:
     (file,) = cache.glob("features-*")
     file.write_bytes(file.read_bytes()[:-4])
     again = features(backbone, open_source(str(faces)))
-    assert not again.kept
+    assert not again.cached
     assert np.array_equal(again.array, whole)
 
 
@@ -91,11 +91,11 @@ def test_unreadable_images_are_left_out_and_remembered(backbone: Backbone, faces
     (faces / "light" / "3.png").write_bytes(b"no image")
     for kept in (False, True):
         found = features(backbone, open_source(str(faces)))
-        assert found.kept == kept
+        assert found.cached == kept
         assert len(found) == len(found.array) == len(found.fields["label"]) == 59
         assert [Path(key).name for key, _ in found.skipped] == ["3.png"]
     part = features(backbone, Subset(open_source(str(faces)), np.arange(20, 40)))
-    assert (part.kept, len(part), len(part.skipped)) == (True, 19, 1)
+    assert (part.cached, len(part), len(part.skipped)) == (True, 19, 1)
     for file in (faces / "dark").iterdir():
         file.write_bytes(b"no image")
     with pytest.raises(DataError, match="no image of the source could be read"):

@@ -184,25 +184,19 @@ def test_the_commands_refuse_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
-    write_embeddings(tmp_path / "e.parquet", clusters((3,)))
-    file = str(tmp_path / "e.parquet")
+    monkeypatch.chdir(tmp_path)
+    write_embeddings("e.parquet", clusters((3,)))
     for words, says in (
-        (
-            ["group", file, "--min-cluster-size", "1", "--out", str(tmp_path / "g")],
-            "min_cluster_size = 1 is out of range",
-        ),
-        (["group", file, "--pca-components", "0", "--out", str(tmp_path / "g")], "pca_components = 0 is out of range"),
-        (["group", file, "--out", str(tmp_path)], "has other files in it"),
-        (
-            ["map", "no.parquet", "--projection", "umap", "--out", str(tmp_path / "m.html")],
-            "pip install 'facessl[umap]'",
-        ),
-        (["group", str(tmp_path / "no.parquet"), "--out", str(tmp_path / "g")], "no.parquet does not exist"),
-        (["search", "run", "a.jpg", file, "--out", "x.gif"], "must end in .png or .jpg"),
-        (["search", "run", "a\x1b[2J.jpg", file, "--out", "x.png"], r"a\x1b[2J.jpg does not exist"),
-        (["map", file, "--out", str(tmp_path / "map.txt")], "must end in .html"),
-        (["map", file, "--color", file, "--out", str(tmp_path / "map.html")], "cannot read the table"),
+        ("group e.parquet --min-cluster-size 1 --out g", "min_cluster_size = 1 is out of range"),
+        ("group e.parquet --pca-components 0 --out g", "pca_components = 0 is out of range"),
+        ("group e.parquet --out .", "has other files in it"),
+        ("map no.parquet --projection umap --out m.html", "pip install 'facessl[umap]'"),
+        ("group no.parquet --out g", "no.parquet does not exist"),
+        ("search run a.jpg e.parquet --out x.gif", "must end in .png or .jpg"),
+        ("search run a\x1b[2J.jpg e.parquet --out x.png", r"a\x1b[2J.jpg does not exist"),
+        ("map e.parquet --out map.txt", "must end in .html"),
+        ("map e.parquet --color e.parquet --out map.html", "cannot read the table"),
     ):
-        assert main(words) == 2
+        assert main(words.split(" ")) == 2
         (said,) = capsys.readouterr().err.splitlines()
         assert says in said

@@ -13,8 +13,7 @@ import torch
 from facessl.cli import main
 from facessl.core.types import Sample
 from facessl.data.sources.synthetic import Synthetic
-from facessl.evaluation import score
-from facessl.inference import trained_task
+from facessl.models import forward
 from facessl.training.trainer import Trainer
 from tests.helpers import UNUSED, as_ranks, assert_same, in_double, losses
 
@@ -39,11 +38,10 @@ def with_hidden_points() -> None:
 
 def fine_tune(folder: Path, words: list[str], double: bool) -> int:
     """One rank; its weights at the end are `rank-R.pt`."""
-    normalize, save = score.normalize, Trainer.save
+    normalize, save = forward.normalize, Trainer.save
     if double:
         in_double()
-        for module in (score, trained_task):
-            module.normalize = lambda *values: normalize(*values).double()  # type: ignore[attr-defined]
+        forward.normalize = lambda *values: normalize(*values).double()  # type: ignore[attr-defined]
         with_hidden_points()
 
     def saving(self: Trainer) -> None:

@@ -254,7 +254,7 @@ def test_kept_task_and_backbone_can_be_used(tmp_path: Path) -> None:
     found = finetune(run, ema=0.9)
     trained = trained_task.load_trained(run)
     data = parts(SOURCE, needs=("label",))
-    again = score.score(trained.task, data.test, trained.augment, image_size=trained.image_size)
+    again, _ = score.score(trained.task, data.test, trained.augment, image_size=trained.image_size)
     assert json.loads(json.dumps(again)) == found["test"]
     backbone = load.load_backbone(run)
     own = {k.removeprefix("backbone.model."): v for k, v in load_file(run / "model.safetensors").items()}

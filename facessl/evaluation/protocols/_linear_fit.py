@@ -26,7 +26,7 @@ Fit = Callable[[Loaded, Sequence[float]], solvers.Path]
 
 
 def fit_by(loss: solvers.Loss, solver: str, balanced: bool, device: torch.device, **descent: Any) -> Fit:
-    """What fits a path of penalties to a part; arguments as in `linear`, `descent` are lr, epochs and seed."""
+    """Return the fit of a path of penalties to a part; arguments as in `linear`, `descent` are lr, epochs and seed."""
 
     def fit(part: Loaded, lambdas: Sequence[float]) -> solvers.Path:
         x, y = part.features.array, part.target
@@ -53,12 +53,12 @@ class Chosen:
 
     outputs: Callable[[np.ndarray], np.ndarray]  # (n, D) features -> (n, M)
     at: int  # position of the penalty
-    scores: list[float | None]  # of all penalties; None where nothing had to be chosen
+    scores: list[float | None]  # of all penalties; None if nothing had to be chosen
     images: str  # that gave the scores, in words
 
 
 def choose(
-    made: LinearTask,
+    task: LinearTask,
     fit: Fit,
     order: tuple[float, ...],
     learned: Loaded,
@@ -73,15 +73,15 @@ def choose(
     images = "nothing to choose"
     if held is not None:
         solved = fit(learned, order)
-        scores = made.scores(held, solved.outputs(held.features.array))
+        scores = task.scores(held, solved.outputs(held.features.array))
         images = f"{len(held.features)} validation images"
     elif len(order) > 1:
-        fold = _folds(made, learned, folds, seed)
+        fold = _folds(task, learned, folds, seed)
         scores = np.empty((len(order), len(fold)))
         for part in np.unique(fold):
             outside = learned.rows(np.flatnonzero(fold == part))
             path = fit(learned.rows(np.flatnonzero(fold != part)), order)
-            scores[:, fold == part] = made.scores(outside, path.outputs(outside.features.array))
+            scores[:, fold == part] = task.scores(outside, path.outputs(outside.features.array))
         images = f"{fold.max() + 1}-fold cross-validation on training images"
     means: list[float | None] = [None]
     if scores is not None:
@@ -96,19 +96,19 @@ def choose(
     return Chosen(lambda x: path.outputs(x)[place], at, means, images)
 
 
-def _folds(made: LinearTask, learned: Loaded, folds: int, seed: int) -> np.ndarray:
+def _folds(task: LinearTask, learned: Loaded, folds: int, seed: int) -> np.ndarray:
     """(N,) folds; images that belong together are in one fold, classes are dealt evenly."""
-    found = learned.features
-    keys = [] if learned.source.streaming else [learned.source.key(int(i)) for i in found.index]
-    groups = inseparable_groups(len(found), found.fields.get("identity"), found.fields.get("label"), keys)
+    features = learned.features
+    keys = [] if learned.source.streaming else [learned.source.key(int(i)) for i in features.index]
+    groups = inseparable_groups(len(features), features.fields.get("identity"), features.fields.get("label"), keys)
     count = int(groups.max()) + 1
     if folds < 2 or count < 2:
         raise ConfigError(
-            f"{folds}-fold cross-validation on {len(found)} images of {count} groups is not possible: give one lambda, "
-            "a validation source, or more images"
+            f"{folds}-fold cross-validation on {len(features)} images of {count} groups is not possible: give one "
+            "lambda, a validation source, or more images"
         )
     first = np.unique(groups, return_index=True)[1]
-    kind = learned.target[first] if made.kind.loss == "classes" else np.zeros(count, np.int64)
+    kind = learned.target[first] if task.kind.loss == "classes" else np.zeros(count, np.int64)
     shuffled = np.random.default_rng((seed, 2)).permutation(count)
     dealt = shuffled[np.argsort(kind[shuffled], kind="stable")]  # class after class
     fold = np.empty(count, np.int64)

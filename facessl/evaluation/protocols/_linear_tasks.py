@@ -1,4 +1,4 @@
-"""What a linear map is fitted to for each task, and how its outputs become what the task's own meter scores."""
+"""Targets of a linear map for each task, and its outputs as predictions for the task's own meter."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class LinearTask:
         self._mean: np.ndarray | None = None
 
     def check(self, source: Source, part: str) -> None:
-        """ConfigError or DataError where `source` cannot be the part (training, validation, test) called `part`."""
+        """Raise ConfigError or DataError if `source` cannot be the part (training, validation, test) called `part`."""
         if self.kind.needs not in source.provides:
             given = ", ".join(sorted(source.provides)) or "images only"
             raise ConfigError(f"the task {self.name} needs {self.kind.needs}, and the {part} source gives {given}")
@@ -97,43 +97,43 @@ class LinearTask:
             same_classes(np.zeros(0, np.int64), source.label_names, self.labels.label_names, part)
         self.kind.meter(source, self.labels, self.augment)
 
-    def load(self, source: Source, found: Features) -> Loaded:
+    def load(self, source: Source, features: Features) -> Loaded:
         """A part with its target; the training part comes first."""
-        if self.kind.needs not in found.fields:
+        if self.kind.needs not in features.fields:
             raise ConfigError(f"{self.kind.needs} has another shape in some images, so that no linear map can give it")
-        target = found.fields[self.kind.needs]
+        target = features.fields[self.kind.needs]
         if self.kind.loss == "squares":
-            return Loaded(source, found, self._places(found))
+            return Loaded(source, features, self._places(features))
         if self.kind.loss == "classes":
             target = same_classes(target, source.label_names, self.labels.label_names)
             if not self._named:
                 count = max(len(self.labels.label_names), 1 + int(target.max()))
                 self.labels = replace(self.labels, label_names=tuple(map(str, range(count))))
-            found = replace(found, fields={**found.fields, "label": target})
-        return Loaded(source, found, target)
+            features = replace(features, fields={**features.fields, "label": target})
+        return Loaded(source, features, target)
 
-    def _places(self, found: Features) -> np.ndarray:
-        """(N, 2K) landmarks; a point that is not annotated stands where it is on average in training."""
-        places = (found.fields["landmarks"].astype(np.float64) + 0.5) / self.size
-        known = found.fields.get("visible", np.ones(places.shape[:2])).astype(bool)[..., None]
+    def _places(self, features: Features) -> np.ndarray:
+        """(N, 2K) landmarks; a point that is not annotated has its mean place in training."""
+        places = (features.fields["landmarks"].astype(np.float64) + 0.5) / self.size
+        known = features.fields.get("visible", np.ones(places.shape[:2])).astype(bool)[..., None]
         if self._mean is None:
             self._mean = np.where(known, places, 0).sum(0) / known.sum(0).clip(1)
         return np.where(known, places, self._mean).reshape(len(places), -1)
 
     def scores(self, part: Loaded, outputs: list[np.ndarray]) -> np.ndarray:
-        """(L, N) scores of every image by the outputs (N, M) of L maps; larger is better, NaN where there is none."""
-        found: np.ndarray = self._measured(part, outputs).per_image().reshape(len(outputs), -1)
-        return -found if self.kind.chosen_by.startswith("-") else found
+        """(L, N) scores of every image by the outputs (N, M) of L maps; larger is better, NaN if there is none."""
+        scores: np.ndarray = self._measured(part, outputs).per_image().reshape(len(outputs), -1)
+        return -scores if self.kind.chosen_by.startswith("-") else scores
 
     def result(self, part: Loaded, outputs: np.ndarray) -> dict[str, Any]:
         """The meter's scores of the test images; for landmarks also `constant`, those of training's mean landmarks."""
-        found: dict[str, Any] = self._measured(part, [outputs]).result()
+        result: dict[str, Any] = self._measured(part, [outputs]).result()
         if self._mean is not None:
             always = Constant("mean shape", {"landmarks": torch.from_numpy(self._mean * self.size - 0.5)})
             meter = self._measured(part, [])
             meter.add(always.repeated(len(outputs)), part.features.batch(self.size))
-            found["constant"] = always.result(meter)
-        return found
+            result["constant"] = always.result(meter)
+        return result
 
     def _measured(self, part: Loaded, outputs: list[np.ndarray]) -> Any:
         meter, batch = self.kind.meter(part.source, self.labels, self.augment), part.features.batch(self.size)

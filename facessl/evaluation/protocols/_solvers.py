@@ -45,7 +45,7 @@ class Basis:
     ) -> None:
         """
         Args:
-            train: (N, D) features, float16 or float32, also mapped from a file; kept where D > N.
+            train: (N, D) features, float16 or float32, also mapped from a file; kept if D > N.
             weights: (N,) of the images; None: all alike.
             dtype, device: of the turned features; decompositions are in float64.
         """
@@ -63,8 +63,8 @@ class Basis:
         else:
             root = self.weights.sqrt()[:, None]
             spectrum, vectors = torch.linalg.eigh(root * self._inner(train, train) * root.T)
-            kept = spectrum > spectrum[-1] * _RANK[dtype]
-            spectrum, vectors = spectrum[kept], root * vectors[:, kept] / spectrum[kept].sqrt()
+            rank = spectrum > spectrum[-1] * _RANK[dtype]
+            spectrum, vectors = spectrum[rank], root * vectors[:, rank] / spectrum[rank].sqrt()
         self.spectrum = spectrum.clamp_min(0).to(dtype)
         self._vectors = vectors.to(dtype)
 

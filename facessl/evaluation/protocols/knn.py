@@ -13,6 +13,7 @@ from facessl.data.source import Source
 from facessl.inference.embed import embeddings
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
+from facessl.models.forward import PassOptions
 from facessl.tasks.expression import ExpressionMeter
 
 #: Similarities held at once: 64 M float32 are 256 MB, whatever the number of images.
@@ -65,8 +66,7 @@ def knn(
     test = None if test is None else usable(test, ("label",))
     if len(train.label_names) == 1:
         raise ConfigError(f"k-NN needs two or more classes, and the train source has {train.label_names[0]} alone")
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
-    options["max_bad"] = max_bad
+    options = vars(PassOptions(batch_size, workers, precision, max_bad))
     bank = embeddings(backbone, train, **options)
     query = bank if test is None else embeddings(backbone, test, **options)
     assert bank.labels is not None
@@ -80,12 +80,12 @@ def knn(
         temperature=temperature,
         device=next(backbone.parameters()).device,
     )
-    asked = train if test is None else test
+    tested = train if test is None else test
     names = bank.label_names or tuple(map(str, range(1 + int(max(bank.labels.max(), target.max())))))
-    group = asked.column("group")[query.index] if "group" in asked.provides and not asked.streaming else None
+    group = tested.column("group")[query.index] if "group" in tested.provides and not tested.streaming else None
     batch = Batch(views=[], params=[], index=torch.from_numpy(query.index), label=torch.from_numpy(target))
     batch.group = None if group is None else torch.from_numpy(group)
-    meter = ExpressionMeter(names, asked)
+    meter = ExpressionMeter(names, tested)
     for start in range(0, len(target), 1024):  # of a thousand classes, a row has a thousand numbers
         answers = F.one_hot(predicted[start : start + 1024], len(names))
         meter.add({"probabilities": answers}, batch.slice(start, start + 1024))

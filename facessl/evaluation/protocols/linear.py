@@ -17,6 +17,7 @@ from facessl.evaluation.protocols._linear_fit import LAMBDAS, choose, fit_by
 from facessl.evaluation.protocols._linear_tasks import KINDS, LinearTask
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
+from facessl.models.forward import PassOptions
 from facessl.tasks.verification import VerificationMeter
 from facessl.views.augment import Augment
 
@@ -58,7 +59,7 @@ def linear(
         train: labeled images; verification uses none.
         test: labeled images, or a source of pairs.
         val: labeled images that the penalty is chosen on; None: `folds`-fold cross-validation on the training images
-            (persons stay together where the source knows them; classes are spread evenly).
+            (persons stay together if the source knows them; classes are spread evenly).
         task: expression (classes), attributes, alignment (landmarks), verification (pairs); auto: the first that the
             test source has, of pairs, labels, attributes and landmarks.
         solver: lbfgs (logistic regression), ridge (least squares on -1 and 1, or on coordinates), adamw, sgd; auto:
@@ -68,7 +69,7 @@ def linear(
         labels: all, a percentage such as `10%`, or `25-per-class`, of the training images.
         balanced: classes count alike in the loss.
         features: pooled embedding or flattened map; auto: the map for alignment.
-        crop: what the backbone sees (`facessl.data.frame.frame_of`); auto: the box for alignment where every
+        crop: what the backbone sees (`facessl.data.frame.frame_of`); auto: the box for alignment if every
             source has one, else the whole image.
         crop_scale: side of that crop over the longer side of the box.
         flip: verification: add the embedding of the mirrored image.
@@ -87,7 +88,7 @@ def linear(
         Scores of the test images as the task's meter has them, ready for JSON, and beside them:
 
         lambda: the penalty that was chosen (weight decay of adamw and sgd); None for verification.
-        path: every lambda with its score on the images it was chosen on, None where nothing had to be chosen.
+        path: every lambda with its score on the images it was chosen on, None if nothing had to be chosen.
         chosen_by, chosen_on: the name of that score, and which images those were; never test images.
         at_edge: the chosen lambda is the first or last one tried, so a better one may lie beyond.
         notes: sentences on what limits the choice.
@@ -111,55 +112,55 @@ def linear(
     if isinstance(backbone, Embedder) and (crop, crop_scale) == ("auto", 1.0):
         augment = backbone.augment
     kind: Kind = "map" if features == "map" or (features == "auto" and task == "alignment") else "pooled"
-    options: dict[str, Any] = {"kind": kind, "augment": augment, "cache": cache, "precision": precision}
-    options |= {"batch_size": batch_size, "workers": workers, "max_bad": max_bad}
+    options: dict[str, Any] = {"kind": kind, "augment": augment, "cache": cache}
+    options |= vars(PassOptions(batch_size, workers, precision, max_bad))
     if task == "verification":
         if test.pairs is None:
             raise ConfigError("verification is measured on pairs, and the source has none: use lfw:PATH, for example")
-        found, meter = extracted(backbone, test, flip=flip, **options), VerificationMeter(test)
-        meter.add({"embeddings": torch.from_numpy(np.array(found.array))}, found.batch(1))
-        return _summary("verification", meter.result(), kind, [found])
+        embedded, meter = extracted(backbone, test, flip=flip, **options), VerificationMeter(test)
+        meter.add({"embeddings": torch.from_numpy(np.array(embedded.array))}, embedded.batch(1))
+        return _summary("verification", meter.result(), kind, [embedded])
     if flip:
         raise ConfigError("flip is for verification alone: leave it out")
     solver = _solver_of(task, solver)
     order = _order(solver, lambdas)
-    made = LinearTask(task, train, augment, backbone.image_size)
+    probe = LinearTask(task, train, augment, backbone.image_size)
     for part, name in ((train, "training"), (test, "test"), (val, "validation")):
         if part is not None:
-            made.check(part, name)
-    if balanced and made.kind.loss != "classes":
-        raise ConfigError(f"balanced is for classes, and {made.kind.needs} are none: leave it out")
-    train, test = (usable(part, (made.kind.needs,)) for part in (train, test))
-    val = None if val is None else usable(val, (made.kind.needs,))
+            probe.check(part, name)
+    if balanced and probe.kind.loss != "classes":
+        raise ConfigError(f"balanced is for classes, and {probe.kind.needs} are none: leave it out")
+    train, test = (usable(part, (probe.kind.needs,)) for part in (train, test))
+    val = None if val is None else usable(val, (probe.kind.needs,))
     train = fewer_labels(train, labels, seed)
     if not len(train):
         raise ConfigError(f"the task {task} needs training images, and the source has test images alone")
     device = next(backbone.parameters()).device
-    fit = fit_by(made.kind.loss, solver, balanced, device, lr=lr, epochs=epochs, seed=seed)
+    fit = fit_by(probe.kind.loss, solver, balanced, device, lr=lr, epochs=epochs, seed=seed)
 
-    learned = made.load(train, extracted(backbone, train, **options))
-    held = None if val is None else made.load(val, extracted(backbone, val, **options))
+    learned = probe.load(train, extracted(backbone, train, **options))
+    held = None if val is None else probe.load(val, extracted(backbone, val, **options))
     began = time.perf_counter()
-    chosen = choose(made, fit, order, learned, held, refit=refit, folds=folds, seed=seed)
+    chosen = choose(probe, fit, order, learned, held, refit=refit, folds=folds, seed=seed)
     solving = time.perf_counter() - began
-    asked = made.load(test, extracted(backbone, test, **options))  # not before everything is chosen
+    tested = probe.load(test, extracted(backbone, test, **options))  # not before everything is chosen
     began = time.perf_counter()
-    scores = made.result(asked, chosen.outputs(asked.features.array))
+    scores = probe.result(tested, chosen.outputs(tested.features.array))
     solving += time.perf_counter() - began
     at_edge = len(order) > 1 and chosen.at in (0, len(order) - 1)
     return {
-        **_summary(task, scores, kind, [part.features for part in (asked, learned, held) if part is not None]),
+        **_summary(task, scores, kind, [part.features for part in (tested, learned, held) if part is not None]),
         **{"solver": solver, "labels": labels, "solve_seconds": solving},
         **{"n_train": len(learned.features), "n_val": 0 if held is None else len(held.features)},
         "lambda": order[chosen.at],
         "path": [{"lambda": value, "score": score} for value, score in zip(order, chosen.scores, strict=True)],
-        **{"chosen_by": made.kind.chosen_by, "chosen_on": chosen.images, "at_edge": at_edge},
+        **{"chosen_by": probe.kind.chosen_by, "chosen_on": chosen.images, "at_edge": at_edge},
         "notes": [_at_edge(order, chosen.at, len((held or learned).features))] if at_edge else [],
     }
 
 
 def _summary(task: str, scores: dict[str, Any], kind: Kind, parts: list[Features]) -> dict[str, Any]:
-    """The result where nothing is fitted; `parts` begin with the test part."""
+    """The result if nothing is fitted; `parts` begin with the test part."""
     return {
         **{"protocol": "linear", "task": task, **scores, "lambda": None, "solver": "none", "labels": "none"},
         **{"features": kind, "dimensions": parts[0].array.shape[1]},
@@ -171,10 +172,10 @@ def _summary(task: str, scores: dict[str, Any], kind: Kind, parts: list[Features
 
 def _at_edge(order: tuple[float, ...], at: int, chosen_on: int) -> str:
     end, further = ("largest", "larger") if at == 0 else ("smallest", "smaller")
-    told = f"the best penalty, {order[at]:.3g}, is the {end} of the {len(order)} that were tried"
+    note = f"the best penalty, {order[at]:.3g}, is the {end} of the {len(order)} that were tried"
     if chosen_on < _FEW:
-        return f"{told}, but {chosen_on} images are too few to tell penalties apart: choose it on more images (--val)"
-    return f"{told}: a better one may lie beyond, so try {further} --lambdas as well"
+        return f"{note}, but {chosen_on} images are too few to tell penalties apart: choose it on more images (--val)"
+    return f"{note}: a better one may lie beyond, so try {further} --lambdas as well"
 
 
 def _task_of(test: Source, task: str) -> str:
@@ -185,9 +186,9 @@ def _task_of(test: Source, task: str) -> str:
     if test.pairs is not None:
         return "verification"
     fields = {"label": "expression", "attributes": "attributes", "landmarks": "alignment"}
-    for name, found in fields.items():
+    for name, other in fields.items():
         if name in test.provides:
-            return found
+            return other
     raise ConfigError(
         f"a linear probe needs one of pairs, {', '.join(fields)}, and the test source has none of them: of a "
         "table of your own, name the column (labels-csv:FILE?label=COLUMN)"
