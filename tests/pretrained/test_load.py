@@ -173,7 +173,7 @@ def test_weights_of_timm_come_with_their_normalization_or_one_sentence(monkeypat
     backbone = facessl.load_backbone("timm:vit_tiny_patch16_384.augreg_in21k_ft_in1k")
     assert (backbone.mean, backbone.std, backbone.image_size) == ((0.5,) * 3, (0.5,) * 3, 384)
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ConfigError, match=r"downloaded \(no route\): .*timm:resnet18\?pretrained=false"):
+    with pytest.raises(ConfigError, match=r"downloaded \(no route\): .*facessl convert weights.pth --name resnet18"):
         facessl.load_backbone("timm:resnet18")
 
 
