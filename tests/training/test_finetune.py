@@ -225,10 +225,10 @@ def test_the_best_measurement_after_the_first_step_is_kept(
     values, scored = iter(scores), module.find_mistakes
     seen: list[dict[str, torch.Tensor]] = []
 
-    def rigged(task: Any, *_: Any, **options: Any) -> dict[str, Any]:
+    def rigged(task: Any, *_: Any, **options: Any) -> tuple[dict[str, Any], None]:
         seen.append({k: v.clone() for k, v in task.state_dict().items()})
         value = next(values)
-        return {"headline": {"name": "rigged", "value": value, "interval": [value, value], "better": better}}
+        return {"headline": {"name": "rigged", "value": value, "interval": [value, value], "better": better}}, None
 
     def tested(trained: Any, *args: Any, **options: Any) -> Any:
         seen.append({k: v.clone() for k, v in trained.module.state_dict().items()})
@@ -344,7 +344,7 @@ def test_scores_of_masks_of_one_class_are_null(tmp_path: Path, monkeypatch: pyte
     found = parsing_scores(matrix, names=("background", "face"))
     head = headline("mean_f1", found["mean_f1"], found["mean_f1_interval"])
     scores, scored = {"headline": head, **found}, module.find_mistakes
-    monkeypatch.setattr(score, "score", lambda *_, **__: scores)
+    monkeypatch.setattr(score, "score", lambda *_, **__: (scores, None))
     monkeypatch.setattr(
         module, "find_mistakes", lambda *args, **options: replace(scored(*args, **options), scores=scores)
     )
