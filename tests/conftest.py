@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
+cv2.setNumThreads(0)  # a fork of a process whose OpenCV has started threads may wait for them without end
 torch.backends.cudnn.allow_tf32 = False  # float32 means float32 where numbers are compared
 
 #: Measuring data beside the checkout; tests that need it are marked `shared`.
