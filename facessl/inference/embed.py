@@ -98,7 +98,7 @@ def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: A
     skipped = tuple(pair for part in parts for pair in part.skipped)
     parts = [part for part in parts if len(part)]
     if not parts and len(skipped) == 1:
-        raise DataError(f"{skipped[0][0]} cannot be read: {skipped[0][1]}")
+        raise DataError(f"the image {skipped[0][0]} cannot be read: {skipped[0][1]}")
     if not parts:
         named = source if isinstance(source, str) else "the source"
         raise DataError(f"no image of {named} could be read{example(skipped)}")
