@@ -191,6 +191,15 @@ def gpu(report: Report) -> str:
     return text
 
 
+def linear(report: Report) -> str:
+    """Seconds of a whole path of penalties, by solver."""
+    rows = [["solver", "penalties", "seconds", "CPU seconds"]]
+    for name, r in report["results"].items():
+        if "penalties" in r:
+            rows.append([name, str(r["penalties"]), str(r["seconds"]), str(r["cpu_seconds"])])
+    return table(rows)
+
+
 TABLES: dict[str, Callable[[Report], str]] = {
     "pipeline": pipeline,
     "step": step,
@@ -199,6 +208,7 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "scaling": scaling,
     "methods": methods,
     "gpu": gpu,
+    "linear": linear,
 }
 
 

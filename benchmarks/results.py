@@ -1,10 +1,10 @@
-"""Print the tables of docs/results.md from run folders and benchmark outputs, into the blocks marked for them.
+"""Print the tables of docs/results.md and docs/experiments.md from run folders and benchmark outputs.
 
-    python benchmarks/results.py docs/results.md --runs runs/byol runs/fra --step step.json
+    python benchmarks/results.py docs/experiments.md --runs runs/byol runs/fra --symmetry symmetry.json
 
-A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, step,
-symmetry, linear, smoke, methods, mcf, encoder or downstream (of `--finetuned` and `--probes`: a row is one protocol on
-one source, a column what it started from; each cell is the headline with its 95 % interval).
+A block is what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; NAME is runs, symmetry, smoke, mcf,
+encoder or, in docs/results.md, downstream (of `--finetuned` and `--probes`: a row is one protocol on one source, a
+column what it started from; each cell is the headline with its 95 % interval).
 """
 
 from __future__ import annotations
@@ -33,11 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("page", type=Path)
     parser.add_argument("--runs", nargs="*", type=Path, default=[])
-    parser.add_argument("--step", type=Path)
     parser.add_argument("--symmetry", type=Path)
-    parser.add_argument("--linear", type=Path)
     parser.add_argument("--smoke", nargs="*", type=Path, default=[], help="run folders of the smoke recipes")
-    parser.add_argument("--methods", type=Path, help="output of benchmarks/methods.py")
     parser.add_argument("--mcf", type=Path, help="run folder of mcf/small")
     parser.add_argument("--encoder", type=Path, help="output of benchmarks/mcf_encoder.py")
     parser.add_argument("--finetuned", nargs="*", type=Path, default=[], help="run folders of `facessl finetune`")
@@ -46,16 +43,10 @@ def main() -> None:
     text = args.page.read_text()
     if args.runs:
         text = fill(text, "runs", runs_table([read_run_folder(path) for path in args.runs]))
-    if args.step:
-        text = fill(text, "step", step_table(json.loads(args.step.read_text())))
     if args.symmetry:
         text = fill(text, "symmetry", symmetry_table(json.loads(args.symmetry.read_text())))
-    if args.linear:
-        text = fill(text, "linear", linear_table(json.loads(args.linear.read_text())))
     if args.smoke:
         text = fill(text, "smoke", smoke_table([read_run_folder(path) for path in args.smoke]))
-    if args.methods:
-        text = fill(text, "methods", methods_table(json.loads(args.methods.read_text())))
     if args.mcf:
         text = fill(text, "mcf", runs_table([read_run_folder(args.mcf)]))
     if args.encoder:
@@ -103,20 +94,6 @@ def _first_last(run: RunFolder, name: str) -> str:
     return f"{values[0]:.4g} -> {values[-1]:.4g}" if len(values) else "-"
 
 
-def step_table(found: dict[str, Any]) -> str:
-    """Cost of a step relative to its floor."""
-    s = found["settings"]
-    rows = [["method", "precision", "floor, s", "step, s", "ratio", "range"]]
-    for r in found["results"]:
-        low, high = r["ratio_range"]
-        cells = [r["method"], r["precision"], r["floor_seconds"], r["step_seconds"], r["ratio"], f"{low}-{high}"]
-        rows.append([str(c) for c in cells])
-    return (
-        f"{s['backbone']}, {s['image_size']} px, batch {s['batch_size']}, {s['threads']} thread(s), "
-        f"{s['rounds']} rounds, {_where(found)}.\n\n{table(rows)}"
-    )
-
-
 def symmetry_table(found: dict[str, Any]) -> str:
     """Difference of the regions before training and the agreement of two passes on it."""
     s, results = found["settings"], found["results"]
@@ -126,16 +103,6 @@ def symmetry_table(found: dict[str, Any]) -> str:
     )
     rows = [[n.replace("_", " ") for n in names], *([str(r[n]) for n in names] for r in results)]
     return f"{setting}; {_where(found)}.\n\n{table(rows)}"
-
-
-def linear_table(found: dict[str, Any]) -> str:
-    """Seconds of a whole path of penalties, by solver."""
-    s = found["settings"]
-    rows = [["solver", "penalties", "seconds", "CPU seconds"]]
-    for name, r in found["results"].items():
-        if "penalties" in r:
-            rows.append([name, str(r["penalties"]), str(r["seconds"]), str(r["cpu_seconds"])])
-    return f"{s['images']:,} x {s['dimensions']}, {s['threads']} thread(s), {_where(found)}.\n\n{table(rows)}"
 
 
 def smoke_table(runs: list[RunFolder]) -> str:
@@ -169,27 +136,6 @@ def _rises(first: float | None, last: float | None) -> bool | None:
 
 def _arrow(pair: tuple[float | None, float | None]) -> str:
     return " -> ".join("-" if value is None else f"{value:.3f}" for value in pair)
-
-
-def methods_table(found: dict[str, Any]) -> str:
-    """Cost of a step of each method beside BYOL's."""
-    s = found["settings"]
-    rows = [["backbone", "precision", "method", "views", "step, s", "images/s", "peak, MiB", "time / BYOL", "range"]]
-    rows[0].append("memory / BYOL")
-    for r in found["results"]:
-        low, high = r["time_range"]
-        cells = [r["backbone"], r["precision"], r["method"], r["views"], r["step_seconds"], r["images_per_second"]]
-        cells += [r["peak_mib"], r["time_to_byol"], f"{low}-{high}", r["memory_to_byol"]]
-        rows.append([str(cell) for cell in cells])
-    against = "".join(
-        f"\n\nFRA over PCL, {r['backbone']}, {r['precision']}: time {r['ratio']} "
-        f"({r['range'][0]}-{r['range'][1]}), memory {r['memory_ratio']}."
-        for r in found["fra_over_pcl"]
-    )
-    return (
-        f"{s['image_size']} px, batch {s['batch_size']}, {s['threads']} thread(s), {s['rounds']} rounds, "
-        f"{s['device']}; {_where(found)}.\n\n{table(rows)}{against}"
-    )
 
 
 def _where(found: dict[str, Any]) -> str:

@@ -93,7 +93,7 @@ class FRAArgs:
         decoder_heads: attention heads of the mask decoder. Open in the paper.
         decoder_feed_forward: hidden width of the decoder's feed-forward layers. Open in the paper.
         dropout: of the mask decoder, active in both networks. Open in the paper; 0 separates the regions sooner
-            (docs/results.md).
+            (docs/experiments.md).
     """
 
     variant: Literal["paper", "official"] = "paper"
