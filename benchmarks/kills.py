@@ -41,7 +41,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import facessl
 from facessl.cli import main as command_line
 from facessl.core.files import is_temporary
-from facessl.data.loader import pixels
+from facessl.data.decode import pixels
 from facessl.data.source import open_source
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.json"

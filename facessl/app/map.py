@@ -175,7 +175,7 @@ def _mark(trained: Trained) -> str:
 
 
 def _predicted(trained: Trained, faces: Faces) -> list[str]:
-    from facessl.data.loader import pixels
+    from facessl.data.decode import pixels
 
     source, labels = faces.source, [""] * len(faces)
     assert source is not None

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from facessl.core.types import FIELDS, Batch, Sample
-
-Skipped = list[tuple[str, str]]
+from facessl.data.skipped import Skipped
 
 
 class Collector:

@@ -17,6 +17,7 @@ from PIL import Image, features
 
 from facessl.core.errors import DataError
 from facessl.core.files import read_regular
+from facessl.core.types import Sample
 
 try:
     import pillow_heif
@@ -131,6 +132,13 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
         return _decode_pillow(data, key) if image is None else image
     except MemoryError:
         raise _no_memory(key) from None
+
+
+def pixels(sample: Sample, min_side: int | None = None, reduction: Reduction | None = None) -> np.ndarray:
+    """The image of a sample, (H, W, 3) uint8 RGB; `min_side`, `reduction` and errors as in `decode`."""
+    if isinstance(sample.image, np.ndarray):
+        return sample.image
+    return decode(sample.image, key=sample.key, min_side=min_side, reduction=reduction)
 
 
 def decode_mask(data: bytes, *, key: str) -> np.ndarray:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,11 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from facessl.core.errors import ConfigError, DataError, FaceSSLError, many
+from facessl.core.errors import ConfigError, DataError, FaceSSLError
 from facessl.core.types import Batch, Sample
-from facessl.data.collate import Collector, Skipped
-from facessl.data.decode import ImageError, Reduction, decode
+from facessl.data.collate import Collector
+from facessl.data.decode import ImageError, Reduction, pixels
 from facessl.data.order import Order, view_rng
+from facessl.data.skipped import MAX_BAD_IN_ROW, Skipped, check_skipped
 from facessl.data.source import Source
 from facessl.data.workers import worker_batches
 
@@ -59,25 +58,6 @@ class OneView:
 
     def __call__(self, sample: Sample, image: np.ndarray, out: list[np.ndarray]) -> SampleViews:
         return sample, [self._view(image)], [], []
-
-
-#: Unreadable images one after the other that mean that something other than the images is wrong.
-MAX_BAD_IN_ROW = 100
-
-
-def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str]) -> None:
-    """Raise DataError if more than the fraction `max_bad` of `total` images were skipped; above 0 it allows one.
-
-    `last` is (key, reason) of the last one. ConfigError: not a fraction.
-    """
-    if not 0 <= max_bad <= 1:
-        raise ConfigError(f"max_bad = {max_bad} is out of range: give a fraction from 0 to 1")
-    allowed = math.ceil(max_bad * total)
-    if skipped > allowed:
-        raise DataError(
-            f"{many(skipped, 'image')} of {total} cannot be read, more than the {allowed} that max_bad "
-            f"allows (the last: {last[0]}: {last[1]}): correct or remove them, or raise --max-bad"
-        )
 
 
 class TrainLoader:
@@ -228,21 +208,6 @@ def _stream_workers(source: Any, workers: int, world_size: int = 1) -> int:
             "fewer ranks"
         )
     return min(workers, source.shards // world_size)
-
-
-def pixels(sample: Sample, min_side: int | None = None, reduction: Reduction | None = None) -> np.ndarray:
-    """The image of a sample, (H, W, 3) uint8 RGB; `min_side`, `reduction` and errors as in `decode`."""
-    if isinstance(sample.image, np.ndarray):
-        return sample.image
-    return decode(sample.image, key=sample.key, min_side=min_side, reduction=reduction)
-
-
-def readable(source: Source, index: int) -> bool:
-    """Whether an image of a source can be decoded."""
-    with contextlib.suppress(ImageError):
-        pixels(source[index])
-        return True
-    return False
 
 
 @dataclass(eq=False)

@@ -14,7 +14,8 @@ from torch import Tensor
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Batch
 from facessl.data.index import Table, cache_file, load
-from facessl.data.loader import EvalLoader, check_skipped
+from facessl.data.loader import EvalLoader
+from facessl.data.skipped import check_skipped
 from facessl.data.source import Source
 from facessl.data.subset import Subset
 from facessl.inference.embedding_files import example

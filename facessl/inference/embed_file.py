@@ -15,7 +15,7 @@ from facessl.core.errors import ConfigError
 from facessl.core.files import check_ending
 from facessl.core.lock import only_writer
 from facessl.core.schema import misfit
-from facessl.data.loader import check_skipped, readable
+from facessl.data.skipped import check_skipped, readable
 from facessl.data.source import Source
 from facessl.inference.embed import embedding_batches, network_id
 from facessl.inference.embedding_files import ENDINGS, Embeddings, write_locked

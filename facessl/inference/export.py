@@ -26,7 +26,7 @@ from facessl.core.checkpoint import read_safetensors
 from facessl.core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from facessl.core.lock import only_writer
 from facessl.core.schema import read_json, to_json
-from facessl.data.loader import pixels
+from facessl.data.decode import pixels
 from facessl.data.source import open_source
 from facessl.inference.model_card import model_card
 from facessl.inference.trained_task import Trained, load_trained

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from facessl.data.decode import ImageError
+from facessl.data.decode import ImageError, pixels
 from facessl.data.detect import detect
-from facessl.data.loader import pixels
 from facessl.data.source import Source
 
 #: Images that are looked at, and faces below which their medians are not used.

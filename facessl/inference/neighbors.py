@@ -90,8 +90,8 @@ class _Face(Folder):
     """The largest face of one photo."""
 
     def __getitem__(self, index: int) -> Sample:
+        from facessl.data.decode import pixels
         from facessl.data.detect import largest_face
-        from facessl.data.loader import pixels
 
         sample = super().__getitem__(index)
         crop = largest_face(pixels(sample))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from facessl.core.errors import CheckpointError, ConfigError, DataError
 from facessl.core.files import write_picture
-from facessl.data.loader import pixels
+from facessl.data.decode import pixels
 from facessl.data.source import Source, open_source
 from facessl.inference.prediction_pictures import Color, overlay, palette
 from facessl.methods.base import has_regions

@@ -1,7 +1,6 @@
 """Numbers of a run derived from its configuration and its images, and notes on them."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from facessl.config.finetune import FinetuneConfig
 from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import ConfigError, many
 from facessl.core.types import Progress
+from facessl.data.skipped import most_skipped
 from facessl.training.optimizers import schedule
 
 #: Largest views in pixels that do not need the heads that protocols for 448 px publish.
@@ -98,7 +98,7 @@ def derive(config: PretrainConfig | FinetuneConfig, images: int | None) -> Plan:
         checkpoint_every=config.checkpoint_every,
         monitor_every=monitor_every,
         max_seconds=config.max_minutes * 60 if config.max_minutes else None,
-        most_unreadable=None if images is None else math.ceil(config.max_bad * images),
+        most_unreadable=None if images is None else most_skipped(config.max_bad, images),
     )
 
 

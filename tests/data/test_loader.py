@@ -17,7 +17,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from facessl.core.errors import ConfigError, DataError, TrainingError
 from facessl.core.types import Batch, Sample
 from facessl.data import workers as worker_module
-from facessl.data.loader import MAX_BAD_IN_ROW, EvalLoader, OneView, SampleViews, TrainLoader, view_rng
+from facessl.data.loader import EvalLoader, OneView, SampleViews, TrainLoader, view_rng
+from facessl.data.skipped import MAX_BAD_IN_ROW
 from facessl.data.source import Source, open_source
 from facessl.data.sources.folder import Folder
 from facessl.views.augment import Augment

@@ -16,8 +16,7 @@ from safetensors.torch import save
 
 from facessl.config import commands, parse
 from facessl.core.checkpoint import FORMAT
-from facessl.data.decode import ImageError, decode, decode_mask, stored_size
-from facessl.data.loader import pixels
+from facessl.data.decode import ImageError, decode, decode_mask, pixels, stored_size
 from facessl.data.source import open_source
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card, build_method, load_method, open_backbone
