@@ -21,7 +21,7 @@ from jsonargparse import ArgumentError
 
 from facessl.config.commands import PRETRAIN, Command, resolved
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.parser import Parser, dashed, readable, underscored, with_true
+from facessl.config.parser import Parser, dashed, extra_word, readable, underscored, with_true
 from facessl.config.pretrain import PretrainConfig, unscaled_rate
 from facessl.config.recipes import read_recipe, refuse_foreign_commands
 from facessl.config.run import RunConfig, flatten, merge
@@ -130,7 +130,7 @@ def _flags(words: Iterator[tuple[str | None, str | None]], parser: Parser, comma
         if flag is None:
             field = next(positional, None)
             if field is None or re.match(r"-(?!\d)", str(text)):
-                raise ConfigError(f"unrecognized arguments: {text}")
+                raise ConfigError(extra_word(str(text)))
             if text:
                 flags[field] = text
         elif flag not in known and not flag.startswith(_FREE):

@@ -83,6 +83,8 @@ def readable(error: Exception, parser: ArgumentParser) -> str:
     """The parser's error message in one sentence that names the fix."""
     text = one_line(str(error))
     match = re.search(r'[Pp]arser key "([^"]+)": (.*?)(?:Got value|Given value): (.*)$', text)
+    if extra := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
+        return extra_word(extra[1])
     if not match:
         return text
     key, reason, value = match.groups()
@@ -92,6 +94,15 @@ def readable(error: Exception, parser: ArgumentParser) -> str:
     kinds = exact if re.search("tuple|list|dict", str(hint)) else re.findall(_EXPECTED, reason)
     valid = " or ".join(dict.fromkeys(_in_words(kind.strip(" .")) for kind in kinds))
     return f"{key} = {value!r} is not valid: give {valid}"
+
+
+def extra_word(word: str) -> str:
+    """The message for a word that no flag and no positional argument takes."""
+    if word.startswith("-"):
+        return f"{word} is not a flag: flags begin with two dashes"
+    return (
+        f"{word} is one word too many: give photos as one folder or NAME:PATH, and put names with spaces or * in quotes"
+    )
 
 
 _EXPECTED = r"Expected an? (.+?)(?= - |\. |\.$| Given|$)"

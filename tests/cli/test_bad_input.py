@@ -106,6 +106,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (["--method", "simclr", "--views", "[{}]"], "method simclr takes 2 views, but --views has 1: leave"),
             (["--method", "swav", "--views", "[{}]"], "method swav takes 2 views or more, but --views has 1: leave"))),
         (["list", "methodes"], "methods"),
+        (["pretrain", "a.jpg", "b.jpg"], "b.jpg is one word too many: give photos as one folder"),
+        (["crop", "a.jpg", "b.jpg", "--out", "faces"], "b.jpg is one word too many: give photos as one folder"),
+        (["crop", "photos", "-o", "faces"], "-o is not a flag: flags begin with two dashes"),
         (["pretrian"], "pretrain"),
     ],
 )  # fmt: skip
