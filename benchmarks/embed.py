@@ -29,7 +29,7 @@ from torch import Tensor
 from facessl.core import environment
 from facessl.core.launch import loader_workers
 from facessl.data.source import open_source
-from facessl.inference import embed, embedding_files
+from facessl.inference import embed, embedding_formats
 from facessl.models.backbone import Backbone
 from facessl.models.forward import autocast
 
@@ -95,7 +95,7 @@ class Run:
             self.backbone, self.source, batch_size=args.batch_size, workers=args.workers, precision=args.precision
         )
         self.lost, began, wall = 0.0, self.seconds(), time.perf_counter()
-        count, _ = embedding_files.write_embeddings(path, self.interrupted(parts))
+        count, _ = embedding_formats.write_embeddings(path, self.interrupted(parts))
         each = (self.seconds() - began - self.lost) / count
         wall = time.perf_counter() - wall
         if gpu:

@@ -323,27 +323,39 @@ def read_scores(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def tables(out: Path) -> str:
-    """Scores of the last weights, paired differences against random weights and BYOL, and the curves."""
+    """Scores of the last weights, paired differences against HOG, random weights and BYOL, and the curves."""
     found = {name: read_scores(out / name) for name in (*DESCRIPTORS, "random", *RUNS) if (out / name).is_dir()}
     found = {name: scores for name, scores in found.items() if scores}
     last = {name: scores[max(scores)] for name, scores in found.items()}
     seen = {name: images_seen(out / name) for name in found}
-    titles = {**DESCRIPTORS, "random": "random weights"}
-    rows = [["score", *(titles.get(name, f"{name} ({seen[name]:,} images)") for name in found)]]
+    titles = {name: f"{name} ({seen[name]:,} images)" for name in found} | DESCRIPTORS | {"random": "random weights"}
+    rows = [["score", *(titles[name] for name in found)]]
     for score in SCORES:
         rows.append([score, *(cell(last[name].get(score)) for name in found)])
-    text = table(rows) + "\n\nPaired differences, 95 % bootstrap intervals (landmarks: lower is better):\n\n"
-    pairs = [(a, b) for b in ("hog", "random", "byol") for a in found if b in found and a in RUNS and a != b]
-    rows = [["score", *(f"{a} - {b}" for a, b in pairs)]]
-    for score in SCORES:
-        rows.append([score, *(difference(last[a].get(score), last[b].get(score)) for a, b in pairs)])
-    text += table(rows) + "\n\nOver the images seen:\n\n"
+    text = table(rows)
+    for base in ("hog", "random", "byol"):
+        if base in found:
+            # A run that has seen fewer images than BYOL says nothing about the method.
+            runs = [name for name in found if name in RUNS and (base != "byol" or seen[name] == seen[base])]
+            text += paired(last, [name for name in runs if name != base], base, titles[base])
+    text += "\n\nOver the course of each run:\n\n"
     rows = [["run", "score", *(f"{k}/{MARKS}" for k in range(1, MARKS + 1))]]
     for name, scores in found.items():
         for score in ("expression k-NN", "expression linear") if name in RUNS else ():
             cells_of = [f"{one[score]['value']:.3f}" for _, one in sorted(scores.items()) if score in one]
-            rows.append([name, score, *(cells_of + ["-"] * MARKS)[:MARKS]])
+            rows.append([titles[name], score, *(cells_of + ["-"] * MARKS)[:MARKS]])
     return text + table(rows)
+
+
+def paired(last: dict[str, Any], runs: list[str], base: str, title: str) -> str:
+    """Heading and table of the differences between runs and one baseline, of the scores that both have per image."""
+    rows = [["score", *runs]]
+    for score in SCORES:
+        row = [difference(last[name].get(score), last[base].get(score)) for name in runs]
+        if any(one != "-" for one in row):
+            rows.append([score, *row])
+    head = f"Difference from {title}, paired, 95 % bootstrap intervals (bold: better; landmarks: lower is better):"
+    return f"\n\n{head}\n\n{table(rows)}" if len(rows) > 1 else ""
 
 
 def images_seen(run: Path) -> int:

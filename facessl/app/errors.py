@@ -9,7 +9,7 @@ import gradio as gr
 
 from facessl.app.workspace import GALLERY, Workspace, plainly
 from facessl.core.errors import DataError
-from facessl.core.tables import printable
+from facessl.core.escape import printable
 
 if TYPE_CHECKING:
     from facessl.evaluation.mistakes import Mistakes

@@ -14,10 +14,10 @@ import numpy as np
 from facessl.app.thumbnails import Thumbnails
 from facessl.core import files
 from facessl.core.errors import ConfigError
+from facessl.core.escape import printable
 from facessl.core.progress import ProgressLine
-from facessl.core.tables import printable
 from facessl.data.source import Source, open_source
-from facessl.inference.embedding_files import Embeddings, read_embeddings
+from facessl.inference.embedding_formats import Embeddings, read_embeddings
 from facessl.inference.neighbors import l2_normalize
 
 if TYPE_CHECKING:

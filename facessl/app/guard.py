@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from facessl.core.tables import printable
+from facessl.core.escape import printable
 
 #: Bytes of a request with uploads and of another one, at most; Gradio limits each file, and takes 1,000 in a request.
 _LARGEST_UPLOAD, _LARGEST = 65 << 20, 4 << 20

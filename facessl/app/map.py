@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from facessl.app.faces import Faces
 from facessl.app.workspace import Load, Workspace, plainly
-from facessl.core import files, tables
+from facessl.core import escape, files
 from facessl.core.errors import DataError
 from facessl.inference.groups import principal_components
 from facessl.inference.prediction_pictures import legend
@@ -143,7 +143,7 @@ def predictions(work: Workspace) -> list[str]:
     file = faces.file(f"expression-{_mark(trained)}.parquet")
     with work.pass_lock:
         task: Any = trained.task
-        paths = [tables.printable(key) for key in faces.rows.keys]
+        paths = [escape.printable(key) for key in faces.rows.keys]
         labels = _cached(file, paths, {"", *task.names})
         if labels is None:
             labels = _predicted(trained, faces)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from facessl.app.faces import Faces
-from facessl.core import files, tables
+from facessl.core import escape, files
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.lock import only_writer
 from facessl.inference.groups import Groups
@@ -86,7 +86,7 @@ class People:
                 lines = csv.DictReader(file)
                 if missing := set(_HEAD) - set(lines.fieldnames or ()):
                     raise DataError(f"{self.file} lacks the column {min(missing)}: restore it, or move the file away")
-                known = {tables.from_csv(line["path"]): self._checked(line) for line in lines}
+                known = {escape.from_csv(line["path"]): self._checked(line) for line in lines}
         except (OSError, ValueError, TypeError, csv.Error) as error:
             raise DataError(f"cannot read the table {self.file} ({error}): restore it, or move it away") from None
         rows = [known.get(key, (-1, 0.0, "")) for key in self.faces.rows.keys]
@@ -101,7 +101,7 @@ class People:
             raise ValueError(f"group {group} is not one of {len(self.faces):,} faces")
         if not math.isfinite(probability):
             raise ValueError(f"probability {probability} is not a number")
-        return group, probability, tables.from_csv(line["name"] or "")
+        return group, probability, escape.from_csv(line["name"] or "")
 
     def locked(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function during which no other thread changes the groups or names."""
@@ -136,8 +136,8 @@ class People:
             yield
 
     def _write(self, labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> None:
-        lines = [tables.csv_row(*_HEAD)]
+        lines = [escape.csv_row(*_HEAD)]
         for row, key in enumerate(self.faces.rows.keys):
-            lines.append(tables.csv_row(key, int(labels[row]), round(float(probabilities[row]), 4), names[row]))
+            lines.append(escape.csv_row(key, int(labels[row]), round(float(probabilities[row]), 4), names[row]))
         files.write_atomic(self.file, b"".join(lines), private=True)
         self.labels, self.probabilities, self.names = labels, probabilities, names

@@ -22,7 +22,7 @@ from facessl.core.progress import ProgressLine
 from facessl.data.decode import decode
 from facessl.data.source import Source
 from facessl.inference import contact_sheet
-from facessl.inference.embedding_files import Embeddings
+from facessl.inference.embedding_formats import Embeddings
 
 #: Pixels of a thumbnail, its JPEG quality, and how many are made at a time.
 SIDE, QUALITY, PART = 128, 75, 512

@@ -20,7 +20,7 @@ from facessl.app.faces import ENDINGS, Faces, open_faces
 from facessl.app.guard import is_inside, tell_failure
 from facessl.app.people_table import People
 from facessl.core.errors import ConfigError, DataError, FaceSSLError
-from facessl.core.tables import printable, printable_lines
+from facessl.core.escape import printable, printable_lines
 from facessl.data.decode import decode, read_file
 
 if TYPE_CHECKING:

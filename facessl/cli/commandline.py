@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
-from facessl.config.parser import Parser, dashed, readable, underscored, with_true
+from facessl.config.flags import Parser, dashed, readable, underscored, with_true
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataWarning, UnknownName
 
@@ -114,7 +114,7 @@ def computing_device(name: str, threads: int | None) -> str:
 
 def list_skipped(skipped: list[tuple[str, str]]) -> None:
     """Print the first (key, reason) of skipped images to standard error."""
-    from facessl.core.tables import printable_lines
+    from facessl.core.escape import printable_lines
 
     for key, reason in skipped[:10]:
         print(f"skipped {printable_lines(f'{key}: {reason}')}", file=sys.stderr)

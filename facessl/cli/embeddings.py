@@ -42,7 +42,7 @@ def cmd_embed(
     from facessl.data.source import open_source
     from facessl.inference.embed import load_embedder
     from facessl.inference.embed_file import embed_to_file
-    from facessl.inference.embedding_files import ENDINGS
+    from facessl.inference.embedding_formats import ENDINGS
 
     files.check_ending(out, "embeddings", ENDINGS)
     files.check_output(out)
@@ -90,7 +90,7 @@ def cmd_search(
         threads: CPU threads that compute; by default one per core.
         device: auto, cpu, cuda or mps.
     """
-    from facessl.core import files, tables
+    from facessl.core import escape, files
     from facessl.inference import contact_sheet
     from facessl.inference.embed import load_embedder
     from facessl.inference.neighbors import check_photo, search
@@ -105,12 +105,12 @@ def cmd_search(
     neighbors = []
     print("rank  distance  path")
     for rank, (path, number) in enumerate(zip(nearest.paths, nearest.distances, strict=True), 1):
-        distance, shown = round(float(number), 4), tables.printable(path)
+        distance, shown = round(float(number), 4), escape.printable(path)
         cells.append(contact_sheet.Cell(path, [f"{rank}   {distance:.4f}", Path(path).name]))
         neighbors.append({"path": shown, "distance": distance})
         print(f"{rank:4}  {distance:8.4f}  {shown}")
     files.write_picture(out, contact_sheet.sheet(cells, columns=7))
-    print(json.dumps({"photo": tables.printable(photo), "neighbors": neighbors, "out": str(out)}))
+    print(json.dumps({"photo": escape.printable(photo), "neighbors": neighbors, "out": str(out)}))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The commands that use a trained network: `regions`, `probe`, `predict`, `export`, `convert`."""
+"""The commands that use a trained network: `regions`, `probe`, `predict`, `export`, `convert`, `app`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facessl.cli.commandline import computing_device, parsed_words, refuse_other_protocols, summary
-from facessl.config.parser import Parser
+from facessl.config.flags import Parser
 from facessl.core.errors import ConfigError
 from facessl.core.schema import to_json
 

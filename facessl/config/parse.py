@@ -21,7 +21,7 @@ from jsonargparse import ArgumentError
 
 from facessl.config.commands import PRETRAIN, Command, resolved
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.parser import Parser, dashed, extra_word, readable, underscored, with_true
+from facessl.config.flags import Parser, dashed, extra_word, readable, underscored, with_true
 from facessl.config.pretrain import PretrainConfig, unscaled_rate
 from facessl.config.recipes import read_recipe, refuse_foreign_commands
 from facessl.config.run import RunConfig, flatten, merge

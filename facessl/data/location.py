@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from facessl.core.errors import ConfigError, FaceSSLError
-from facessl.core.tables import with_slashes
+from facessl.core.escape import with_slashes
 from facessl.data.source import STREAM, Source, parse
 from facessl.data.subset import Subset
 

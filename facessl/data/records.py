@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from facessl.core.errors import DataError
-from facessl.core.tables import printable
+from facessl.core.escape import printable
 from facessl.core.types import FIELDS, Sample
 from facessl.data.layouts import layout
 from facessl.data.source import Source

@@ -1,4 +1,4 @@
-"""Which images are skipped, those that `facessl.data.decode` refuses, and how many may be."""
+"""How many images may be skipped. Skipped are those that `facessl.data.decode` refuses (`ImageError`)."""
 
 import contextlib
 import math

@@ -17,7 +17,7 @@ import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataError, UnknownName, instead_of
-from facessl.core.tables import from_csv, with_slashes
+from facessl.core.escape import from_csv, with_slashes
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import EXTENSIONS, ImageError, read_file
 from facessl.data.index import Table, texts
@@ -229,7 +229,7 @@ class Source:
 def stored(name: str, folder: str | Path) -> str | None:
     """The file below a folder that a name in a list means; None if there is none.
 
-    Undoes what `tables.csv_row` wrote; the file may have no blanks at its ends, slashes for backslashes, other accents.
+    Undoes what `escape.csv_row` wrote; the file may have no blanks at its ends, slashes for backslashes, other accents.
     """
     for text in dict.fromkeys(read for way in (name, name.strip()) for read in (from_csv(way), way)):
         for path in dict.fromkeys((text, text.replace("\\", "/"))):

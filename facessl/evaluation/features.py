@@ -18,7 +18,7 @@ from facessl.data.loader import EvalLoader
 from facessl.data.skipped import check_skipped
 from facessl.data.source import Source
 from facessl.data.subset import Subset
-from facessl.inference.embedding_files import example
+from facessl.inference.embedding_formats import example
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 from facessl.models.forward import PassOptions, forward

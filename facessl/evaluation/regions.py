@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from facessl.core.errors import DataError
-from facessl.core.text import markdown_table
+from facessl.core.markdown import markdown_table
 from facessl.core.types import Sample
 from facessl.data.loader import EvalLoader, SampleViews
 from facessl.data.source import Source, open_source

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from facessl.core import environment
 from facessl.core.errors import DataError
+from facessl.core.escape import printable
 from facessl.core.files import open_regular
-from facessl.core.tables import printable
 from facessl.data.decode import decode, read_file
 from facessl.data.sources._tar import Member, check_size, members
 from facessl.inference.prediction_pictures import font

@@ -1,4 +1,4 @@
-"""Using a trained backbone: embeddings of a source. `embedding_files` writes and reads their files."""
+"""Using a trained backbone: embeddings of a source. `embedding_formats` writes and reads their files."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from facessl.core.errors import DataError
 from facessl.core.types import Batch
 from facessl.data.loader import OneView
 from facessl.data.source import Source, open_source
-from facessl.inference.embedding_files import Embeddings, example
+from facessl.inference.embedding_formats import Embeddings, example
 from facessl.inference.trained_task import Embedder, load_trained
 from facessl.models.backbone import Backbone
 from facessl.models.forward import PassOptions, forward

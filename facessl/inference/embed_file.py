@@ -18,7 +18,7 @@ from facessl.core.schema import misfit
 from facessl.data.skipped import check_skipped, readable
 from facessl.data.source import Source
 from facessl.inference.embed import embedding_batches, network_id
-from facessl.inference.embedding_files import ENDINGS, Embeddings, write_locked
+from facessl.inference.embedding_formats import ENDINGS, Embeddings, write_locked
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 from facessl.models.forward import PassOptions

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from facessl.core import files, tables
+from facessl.core import escape, files
 from facessl.core.errors import ConfigError
 from facessl.inference.contact_sheet import Cell, sheet
-from facessl.inference.embedding_files import Embeddings, read_embeddings
+from facessl.inference.embedding_formats import Embeddings, read_embeddings
 from facessl.inference.neighbors import l2_normalize
 
 Metric = Literal["cosine", "euclidean"]
@@ -143,9 +143,9 @@ def write_groups(out: str | Path, groups: Groups, *, faces: int = 48) -> int:
     out = Path(out)
     check_folder(out, faces)
     columns = groups.paths, groups.labels.tolist(), groups.probabilities.round(4).tolist()
-    lines = [tables.csv_row(*row) for row in zip(*columns, strict=True)]
+    lines = [escape.csv_row(*row) for row in zip(*columns, strict=True)]
     replaced = sum(1 for old in out.glob("*") if old.name == _TABLE or _SHEET.fullmatch(old.name))
-    files.write_atomic(out / _TABLE, b"".join([tables.csv_row("path", "group", "probability"), *lines]))
+    files.write_atomic(out / _TABLE, b"".join([escape.csv_row("path", "group", "probability"), *lines]))
     for old in out.iterdir():
         if _SHEET.fullmatch(old.name):
             old.unlink()

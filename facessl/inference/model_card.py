@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from facessl.core.text import markdown_table
+from facessl.core.markdown import markdown_table
 from facessl.tasks.base import Results, Scores
 
 #: How a product uses each format.

@@ -11,7 +11,7 @@ import numpy as np
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
 from facessl.data.sources.folder import Folder
-from facessl.inference.embedding_files import Embeddings, read_embeddings
+from facessl.inference.embedding_formats import Embeddings, read_embeddings
 
 if TYPE_CHECKING:
     from facessl.inference.trained_task import Embedder

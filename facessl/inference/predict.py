@@ -32,9 +32,9 @@ from PIL import Image
 
 from facessl.core.distributed import gathered, own_part, rank
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.escape import printable
 from facessl.core.files import completed, inside, write_picture
 from facessl.core.lock import only_writer
-from facessl.core.tables import printable
 from facessl.core.types import Sample
 from facessl.data.decode import ImageError, decode, read_file
 from facessl.data.detect import Face, detect, load_detector

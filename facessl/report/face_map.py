@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from facessl.core import files, tables
+from facessl.core import escape, files
 from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.inference.contact_sheet import thumbnails
-from facessl.inference.embedding_files import Embeddings, read_embeddings
+from facessl.inference.embedding_formats import Embeddings, read_embeddings
 from facessl.inference.groups import principal_components
 from facessl.inference.neighbors import l2_normalize
 from facessl.inference.prediction_pictures import legend, palette
@@ -85,7 +85,7 @@ def write_map(
             "names": names,
             "colors": colors,
             "counts": np.bincount(numbers, minlength=len(names)).tolist(),
-            "paths": [tables.printable(key) for key in rows.keys],
+            "paths": [escape.printable(key) for key in rows.keys],
             "own": classes,
             "side": _SIDE,
             "across": _ACROSS,
@@ -138,7 +138,7 @@ def _classes_in(table: Path, keys: list[str]) -> list[str]:
             column = next((name for name in _COLUMNS if name in head), None)
             if "path" not in head or column is None:
                 raise DataError(f"{table} needs the columns path and {', '.join(_COLUMNS[:-1])} or {_COLUMNS[-1]}")
-            known = {tables.from_csv(line["path"] or ""): tables.from_csv(line[column] or "") for line in lines}
+            known = {escape.from_csv(line["path"] or ""): escape.from_csv(line[column] or "") for line in lines}
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read the table {table}: {reason}") from None

@@ -18,8 +18,8 @@ from facessl.config.recipes import read_recipe, table_rows
 from facessl.config.run import flatten, merge, to_plain
 from facessl.core import plugins
 from facessl.core.errors import FaceSSLError
+from facessl.core.markdown import markdown_table
 from facessl.core.schema import misfit, read_json
-from facessl.core.text import markdown_table
 from facessl.data.source import parse
 from facessl.report import text
 from facessl.report.folder import RunFolder

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Undefined
 
-from facessl.core.text import cell
+from facessl.core.markdown import cell
 
 _INITIALS = frozenset({"nme", "fr", "auc", "roc", "eer", "tar", "far", "f1", "iou"})
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facessl.core.errors import ConfigError
+from facessl.core.escape import csv_row, from_csv
 from facessl.core.files import inside, open_new, open_own, open_regular, read_regular, write_atomic
-from facessl.core.tables import csv_row, from_csv
 from facessl.tools.phash import DUPLICATES, DUPLICATES_COLUMNS, Near
 
 FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"

@@ -16,9 +16,9 @@ from typing import IO, Any
 import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
+from facessl.core.escape import csv_row
 from facessl.core.files import open_new, open_own, open_regular, read_regular, sync, sync_folder, write_atomic
 from facessl.core.schema import to_json
-from facessl.core.tables import csv_row
 from facessl.data import records
 from facessl.data.location import redacted
 from facessl.data.source import Source

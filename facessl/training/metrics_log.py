@@ -13,8 +13,8 @@ from pathlib import Path
 from lightning_fabric.loggers import TensorBoardLogger
 
 from facessl.core.errors import TrainingError
+from facessl.core.escape import csv_row
 from facessl.core.files import open_own, write_atomic
-from facessl.core.tables import csv_row
 
 
 class MetricsLog:

@@ -62,12 +62,12 @@ class LARS(torch.optim.Optimizer):
         torch._foreach_add_(params, velocity, alpha=-group["lr"])
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, *, tables: bool = True) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float, *, decay_positions: bool = True) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: weights, and those without decay and adaptation.
 
     The second group holds biases, the parameters of norms of every kind (batch, layer, group, instance, RMS) and
-    everything else of one dimension or none; without `tables` also the position tables and tokens that a network of
-    timm names in `no_weight_decay`, which the released code of pre-training (MAE, MoCo v3, CLIP) decays.
+    everything else of one dimension or none; without `decay_positions` also the position tables and tokens that a
+    network of timm names in `no_weight_decay`, which the released code of pre-training (MAE, MoCo v3, CLIP) decays.
     """
     decay: list[Tensor] = []
     no_decay: list[Tensor] = []
@@ -75,7 +75,7 @@ def parameter_groups(module: nn.Module, weight_decay: float, *, tables: bool = T
     skip: set[int] = set()
     for owner in module.modules():
         is_norm = "norm" in type(owner).__name__.lower()
-        if not tables and callable(no_weight_decay := getattr(owner, "no_weight_decay", None)):
+        if not decay_positions and callable(no_weight_decay := getattr(owner, "no_weight_decay", None)):
             names = no_weight_decay()
             skip |= {id(p) for name, p in owner.named_parameters() if name in names}
         for name, parameter in owner.named_parameters(recurse=False):
@@ -117,7 +117,7 @@ def build_finetune_optimizer(task: nn.Module, optim: FinetuneOptim) -> torch.opt
     """
     scales = _scales(task, optim)
     groups: list[dict[str, Any]] = []
-    for group in parameter_groups(task, optim.weight_decay, tables=False):
+    for group in parameter_groups(task, optim.weight_decay, decay_positions=False):
         if optim.decay_norms:
             group["weight_decay"] = optim.weight_decay
         for scale in sorted({scales[id(p)] for p in group["params"]}):

@@ -1,4 +1,4 @@
-"""Early stop of a run: signals, time limit, agreement of the ranks."""
+"""Stopping a run before its end: signals, time limit, agreement of the ranks."""
 
 from __future__ import annotations
 

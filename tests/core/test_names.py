@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from facessl.core.tables import csv_row, from_csv, printable
+from facessl.core.escape import csv_row, from_csv, printable
 from facessl.data.sources.imagelist import ImageList
 from tests.data import make
 

@@ -22,7 +22,7 @@ from facessl.inference.embed import (
     embeddings,
     load_embedder,
 )
-from facessl.inference.embedding_files import write_embeddings
+from facessl.inference.embedding_formats import write_embeddings
 from facessl.inference.predict import predict
 from facessl.inference.prediction_pictures import palette
 from facessl.inference.region_pictures import region_picture, sample_images, write_regions

@@ -22,7 +22,7 @@ from facessl.data.source import open_source
 from facessl.inference import embed_file
 from facessl.inference.embed import embedding_batches, embeddings, load_embedder
 from facessl.inference.embed_file import embed_to_file
-from facessl.inference.embedding_files import write_embeddings
+from facessl.inference.embedding_formats import write_embeddings
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card
 from tests.helpers import as_ranks

@@ -13,10 +13,10 @@ from PIL import Image
 
 import facessl
 from facessl.cli.main import main
-from facessl.core import checkpoint, tables
+from facessl.core import checkpoint, escape
 from facessl.core.errors import ConfigError, DataError
 from facessl.inference.embed import embeddings
-from facessl.inference.embedding_files import Embeddings, read_embeddings, write_embeddings
+from facessl.inference.embedding_formats import Embeddings, read_embeddings, write_embeddings
 from facessl.inference.groups import Groups, group, principal_components, write_groups
 from facessl.inference.neighbors import l2_normalize, nearest, search
 from facessl.models.backbone import Backbone
@@ -83,7 +83,7 @@ def test_search_finds_the_photo_itself_by_every_name(
     *table, last = capsys.readouterr().out.splitlines()
     told = json.loads(last)["neighbors"]
     assert (len(told), len(table)) == (7, 8)
-    assert told[0] == {"path": tables.printable(str(faces / ODD)), "distance": 0.0}
+    assert told[0] == {"path": escape.printable(str(faces / ODD)), "distance": 0.0}
     assert table[1].endswith(told[0]["path"])
     assert table[1].isprintable()
     assert Image.open(out).size == (7 * 138 + 10, 2 * (138 + 34) + 10)  # the query and 7, in two rows
@@ -154,7 +154,7 @@ def test_the_folder_of_groups_is_rewritten_and_nothing_else(faces: Path, tmp_pat
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["group-000.jpg", "groups.csv"]
     assert Image.open(tmp_path / "out" / "group-000.jpg").width == 2 * 138 + 10
     lines = list(csv.DictReader((tmp_path / "out" / "groups.csv").open()))
-    assert [tables.from_csv(line["path"]) for line in lines] == paths
+    assert [escape.from_csv(line["path"]) for line in lines] == paths
     assert [(line["group"], line["probability"]) for line in lines] == [
         ("0", "0.5"), ("0", "1.0"), ("0", "0.25"), ("-1", "0.0"),
     ]  # fmt: skip

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facessl.core import tables
+from facessl.core import escape
 from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.data.source import open_source
 from facessl.inference.contact_sheet import thumbnails
-from facessl.inference.embedding_files import Embeddings
+from facessl.inference.embedding_formats import Embeddings
 from facessl.report import face_map
 from facessl.report.face_map import write_map
 from facessl.tools.pack import pack
@@ -93,7 +93,7 @@ def test_a_map_of_many_images_has_no_pictures_and_says_so(tmp_path: Path, monkey
 
 def test_colors_come_from_the_table_of_groups(tmp_path: Path) -> None:
     names = ["=a.png", "b\udce9.png", "c.png", "d.png"]
-    lines = [tables.csv_row("path", "group"), tables.csv_row(names[0], 0), tables.csv_row(names[1], 7), b"c.png,-1\n"]
+    lines = [escape.csv_row("path", "group"), escape.csv_row(names[0], 0), escape.csv_row(names[1], 7), b"c.png,-1\n"]
     (tmp_path / "g.csv").write_bytes(b"".join(lines))
     write_map(tmp_path / "map.html", rows(names, [0] * 4, ("x",)), color=tmp_path / "g.csv")
     assert data_of((tmp_path / "map.html").read_text())["own"] == ["group 0", "group 7", "", ""]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from facessl.core.errors import DataError, UnknownName
-from facessl.core.tables import printable
+from facessl.core.escape import printable
 from facessl.data.index import class_order
 from facessl.data.source import stored
 from facessl.data.sources._lists import box_of_size, check_width, choice, csv_rows, real, whole

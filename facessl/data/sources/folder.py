@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from facessl.core.errors import DataError, DataWarning, many
-from facessl.core.tables import printable
+from facessl.core.escape import printable
 from facessl.core.types import Sample
 from facessl.data.decode import EXTENSIONS, OTHER_EXTENSIONS, read_file
 from facessl.data.index import Table, cache_file, class_order, load, texts

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from facessl.core import files, tables
+from facessl.core import escape, files
 from facessl.core.errors import DataError, instead_of
 from facessl.core.lock import only_writer
 
@@ -122,7 +122,7 @@ def write_locked(path: Path, rows: Iterable[Embeddings], *, private: bool = Fals
 
 
 def _table(part: Embeddings, suffix: str) -> pa.Table:
-    text = tables.printable if suffix == ".parquet" else tables.csv_cell
+    text = escape.printable if suffix == ".parquet" else escape.csv_cell
     columns: dict[str, Any] = {"path": pa.array(map(text, part.keys), pa.string())}
     if part.labels is not None:
         columns["label"] = pa.array(part.labels, pa.int64(), mask=part.labels < 0)
@@ -224,7 +224,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
     if not finite.all():
         bad = int(finite.argmin())
         raise DataError(
-            f"the embedding of {tables.printable(keys[bad])} in {path} is not finite: embed the images again"
+            f"the embedding of {escape.printable(keys[bad])} in {path} is not finite: embed the images again"
         )
     return Embeddings(array, keys, np.arange(len(keys)), labels, names, network=network or "")
 
@@ -306,7 +306,7 @@ def array_of(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _text(path: Path, cell: str) -> str:
-    return tables.from_printable(cell) if path.suffix == ".parquet" else tables.from_csv(cell)
+    return escape.from_printable(cell) if path.suffix == ".parquet" else escape.from_csv(cell)
 
 
 def _labels(path: Path, table: pa.Table) -> tuple[np.ndarray | None, tuple[str, ...]]:

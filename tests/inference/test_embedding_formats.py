@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facessl.core.errors import DataError
-from facessl.inference.embedding_files import ENDINGS, Embeddings, read_embeddings, write_embeddings
+from facessl.inference.embedding_formats import ENDINGS, Embeddings, read_embeddings, write_embeddings
 
 NAMES = [
     "a.jpg",
@@ -85,7 +85,7 @@ def test_a_small_file_of_many_numbers_is_refused_before_it_is_read(
 def test_reading_parquet_leaves_no_thread(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "e.parquet", rows())
     script = (
-        "import os, sys; from facessl.inference.embedding_files import read_embeddings;"
+        "import os, sys; from facessl.inference.embedding_formats import read_embeddings;"
         "before = os.listdir('/proc/self/task'); read_embeddings(sys.argv[1]);"
         "sys.exit(os.listdir('/proc/self/task') != before)"
     )
