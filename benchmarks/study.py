@@ -335,7 +335,7 @@ def tables(out: Path) -> str:
     text = table(rows)
     for base in ("hog", "random", "byol"):
         if base in found:
-            # A run that has seen fewer images than BYOL says nothing about the method.
+            # Beside BYOL only runs that have seen as many images.
             runs = [name for name in found if name in RUNS and (base != "byol" or seen[name] == seen[base])]
             text += paired(last, [name for name in runs if name != base], base, titles[base])
     text += "\n\nOver the course of each run:\n\n"
