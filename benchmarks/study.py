@@ -5,9 +5,9 @@
     python benchmarks/study.py write    --out runs/study --page docs/results.md
 
 `train` goes on where it was stopped, and keeps weights at fractions of the schedule for curves. `evaluate` scores every
-kept checkpoint once; a score that is there is not measured again. `write` puts the tables into the block `study` of
-the page. DIR has the packs pretrain/ (WebDataset shards), expression/ (train/ and test/, a folder per class),
-attributes/celeba, attributes/utkface, landmarks/, parsing/ and verification/.
+kept checkpoint once; a score that is there is not measured again. `write` puts the tables into a block of the page and
+all scores into `OUT/study.json`. DIR has the packs pretrain/ (WebDataset shards), expression/ (train/ and test/, a
+folder per class), attributes/celeba, attributes/utkface, landmarks/, parsing/ and verification/.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from facessl.metrics.segmentation import ConfusionMatrix, mean_f1
 from facessl.models.backbone import Backbone
 from facessl.models.forward import evaluating
 from facessl.pretrained.load import backbone_card, build_method
-from facessl.report.folder import read_run_folder
+from facessl.report.folder import RunFolder, read_run_folder
+from facessl.report.write import headline
 from facessl.tasks.alignment import AlignmentMeter
 from facessl.tasks.attributes import AttributesMeter
 from facessl.tasks.expression import ExpressionMeter
@@ -94,9 +95,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many minutes, to be resumed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--block", default="study", help="name of the block in the page")
     args = parser.parse_args()
     if args.action == "write":
-        args.page.write_text(fill(args.page.read_text(), "study", tables(args.out)))
+        found = {name: read_scores(args.out / name) for name in (*DESCRIPTORS, "random", *RUNS)}
+        found = {name: scores for name, scores in found.items() if scores}
+        args.page.write_text(fill(args.page.read_text(), args.block, tables(args.out, found)))
+        heads = {name: headline(read_run_folder(args.out / name)) for name in found if name in RUNS}
+        (args.out / "study.json").write_text(json.dumps({"runs": heads, "scores": found}))
         return
     if args.data is None or not (args.data / "pretrain").is_dir():
         sys.exit(f"study: --data {args.data} has no folder pretrain/: name the folder of the packs")
@@ -322,29 +328,32 @@ def read_scores(run: Path) -> dict[int, dict[str, Any]]:
     }
 
 
-def tables(out: Path) -> str:
-    """Scores of the last weights, paired differences against HOG, random weights and BYOL, and the curves."""
-    found = {name: read_scores(out / name) for name in (*DESCRIPTORS, "random", *RUNS) if (out / name).is_dir()}
-    found = {name: scores for name, scores in found.items() if scores}
+def tables(out: Path, found: dict[str, dict[int, Any]]) -> str:
+    """The runs, scores of the last weights, paired differences against HOG, random weights and BYOL, and the curves."""
     last = {name: scores[max(scores)] for name, scores in found.items()}
-    seen = {name: images_seen(out / name) for name in found}
-    titles = {name: f"{name} ({seen[name]:,} images)" for name in found} | DESCRIPTORS | {"random": "random weights"}
-    rows = [["score", *(titles[name] for name in found)]]
-    for score in SCORES:
-        rows.append([score, *(cell(last[name].get(score)) for name in found)])
+    folders = {name: read_run_folder(out / name) for name in found if name in RUNS}
+    seen = {name: images_seen(folder) for name, folder in folders.items()}
+    titles = DESCRIPTORS | {"random": "random weights"} | {name: f"{name} ({n:,} images)" for name, n in seen.items()}
+    rows = [["run", "images", "images/s (median)", "commit", "machine"]]
+    for name, folder in folders.items():
+        head, where = headline(folder), folder.environment
+        machine = where["gpu"] or f"{where['processor']}, {where['cores']} core(s)"
+        rows.append([name, f"{seen[name]:,}", f"{head['images_per_second']:.0f}", str(head["commit"]), machine])
     text = table(rows)
+    rows = [["score", *(titles[name] for name in found)]]
+    rows += [[score, *(cell(last[name].get(score)) for name in found)] for score in SCORES]
+    text += "\n\n" + table(rows)
     for base in ("hog", "random", "byol"):
         if base in found:
             # Beside BYOL only runs that have seen as many images.
-            runs = [name for name in found if name in RUNS and (base != "byol" or seen[name] == seen[base])]
-            text += paired(last, [name for name in runs if name != base], base, titles[base])
-    text += "\n\nOver the course of each run:\n\n"
+            runs = [name for name in seen if name != base and (base != "byol" or seen[name] == seen[base])]
+            text += paired(last, runs, base, titles[base])
     rows = [["run", "score", *(f"{k}/{MARKS}" for k in range(1, MARKS + 1))]]
-    for name, scores in found.items():
-        for score in ("expression k-NN", "expression linear") if name in RUNS else ():
-            cells_of = [f"{one[score]['value']:.3f}" for _, one in sorted(scores.items()) if score in one]
+    for name in seen:
+        for score in ("expression k-NN", "expression linear"):
+            cells_of = [f"{one[score]['value']:.3f}" for _, one in sorted(found[name].items()) if score in one]
             rows.append([titles[name], score, *(cells_of + ["-"] * MARKS)[:MARKS]])
-    return text + table(rows)
+    return f"{text}\n\nOver the course of each run:\n\n{table(rows)}"
 
 
 def paired(last: dict[str, Any], runs: list[str], base: str, title: str) -> str:
@@ -358,10 +367,10 @@ def paired(last: dict[str, Any], runs: list[str], base: str, title: str) -> str:
     return f"\n\n{head}\n\n{table(rows)}" if len(rows) > 1 else ""
 
 
-def images_seen(run: Path) -> int:
-    """Images that the last kept weights of a run have seen; 0 of random weights."""
-    marks = sorted((run / "marks").glob("step-*.ckpt"))
-    return int(marks[-1].stem[5:]) * read_run_folder(run).config["batch_size"] if marks else 0
+def images_seen(run: RunFolder) -> int:
+    """Images that the last kept weights of a run have seen."""
+    marks = (run.path / "marks").glob("step-*.ckpt")
+    return max((int(mark.stem[5:]) for mark in marks), default=0) * run.config["batch_size"]
 
 
 def cell(score: dict[str, Any] | None) -> str:

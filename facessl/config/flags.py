@@ -1,4 +1,8 @@
-"""Parser of every command: flags in the help as they are typed, errors in one sentence."""
+"""Parser of every command: flags in the help as they are typed, errors in one sentence.
+
+The help of a flag is the text of its setting under `Attributes:` in the docstring of the settings class (`config`,
+`Args` of a method or task, `tools/options`), or `help=` where the command is made (`cli`).
+"""
 
 import itertools
 import re

@@ -1,7 +1,6 @@
 """Encoded bytes -> uint8 RGB: the one place that knows JPEG, PNG, WebP, EXIF rotation, limits and corrupt files."""
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -18,6 +17,7 @@ from PIL import Image, features
 from facessl.core.errors import DataError
 from facessl.core.files import read_regular
 from facessl.core.types import Sample
+from facessl.data.skipped import ImageError, unreadable
 
 try:
     import pillow_heif
@@ -66,39 +66,6 @@ _WHITE = (255, 255, 255)
 # Frame headers that carry the size; C4, C8 and CC in the same range are tables.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
-# Errors that lie in one file: missing, not allowed, no file, an impossible name. All others are the system's.
-_OF_THE_FILE = frozenset(
-    {
-        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
-        *(errno.EINVAL, errno.EFBIG, errno.ENXIO),
-    }
-)
-
-
-class ImageError(DataError):
-    """One image that cannot be used, which the loaders skip and count.
-
-    `key` is the name by which a person finds it, `reason` says why in a few words.
-    """
-
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(key, reason)
-        self.key, self.reason = key, reason
-
-    def __str__(self) -> str:
-        return f"cannot read the image {self.key}: {self.reason}"
-
-
-def unreadable(key: str, error: OSError) -> DataError:
-    """Return ImageError if the file is to blame, else (an error of the system) DataError, which ends the work."""
-    reason = error.strerror or str(error)
-    if error.errno in _OF_THE_FILE:
-        return ImageError(key, reason)
-    cure = "check the disk or the network folder that it lies on, and start again"
-    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        cure = "use fewer --workers" + ("" if error.errno == errno.ENOMEM else ", or raise the limit (ulimit -n)")
-    return DataError(f"cannot read {key}: {reason}, which is an error of the system, not of the image: {cure}")
-
 
 #: Height and width of an upright image -> allowed reduction of a JPEG in decoding: 1, 2, 4 or 8.
 Reduction = Callable[[int, int], int]

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset, IterableDataset
 from facessl.core.errors import ConfigError, DataError, FaceSSLError
 from facessl.core.types import Batch, Sample
 from facessl.data.collate import Collector
-from facessl.data.decode import ImageError, Reduction, pixels
+from facessl.data.decode import Reduction, pixels
 from facessl.data.order import Order, view_rng
-from facessl.data.skipped import MAX_BAD_IN_ROW, Skipped, check_skipped
+from facessl.data.skipped import MAX_BAD_IN_ROW, ImageError, Skipped, check_skipped
 from facessl.data.source import Source
 from facessl.data.workers import worker_batches
 

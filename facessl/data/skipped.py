@@ -1,24 +1,46 @@
-"""How many images may be skipped. Skipped are those that `facessl.data.decode` refuses (`ImageError`)."""
+"""Which images are skipped, and how many may be: `ImageError` and the limit `max_bad`. The loaders skip and count."""
 
-import contextlib
+import errno
 import math
 
 from facessl.core.errors import ConfigError, DataError, many
-from facessl.data.decode import ImageError, pixels
-from facessl.data.source import Source
 
 #: (key, reason) of every image that was skipped.
 Skipped = list[tuple[str, str]]
 #: Unreadable images one after the other that mean that something other than the images is wrong.
 MAX_BAD_IN_ROW = 100
+# Errors that lie in one file: missing, not allowed, no file, an impossible name. All others are the system's.
+_OF_THE_FILE = frozenset(
+    {
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.EINVAL, errno.EFBIG, errno.ENXIO),
+    }
+)
 
 
-def readable(source: Source, index: int) -> bool:
-    """Whether an image of a source can be decoded."""
-    with contextlib.suppress(ImageError):
-        pixels(source[index])
-        return True
-    return False
+class ImageError(DataError):
+    """One image that cannot be used, which the loaders skip and count.
+
+    `key` is the name by which a person finds it, `reason` says why in a few words.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+    def __str__(self) -> str:
+        return f"cannot read the image {self.key}: {self.reason}"
+
+
+def unreadable(key: str, error: OSError) -> DataError:
+    """Return ImageError if the file is to blame, else (an error of the system) DataError, which ends the work."""
+    reason = error.strerror or str(error)
+    if error.errno in _OF_THE_FILE:
+        return ImageError(key, reason)
+    cure = "check the disk or the network folder that it lies on, and start again"
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        cure = "use fewer --workers" + ("" if error.errno == errno.ENOMEM else ", or raise the limit (ulimit -n)")
+    return DataError(f"cannot read {key}: {reason}, which is an error of the system, not of the image: {cure}")
 
 
 def most_skipped(max_bad: float, total: int) -> int:
@@ -35,7 +57,12 @@ def check_skipped(skipped: int, total: int, max_bad: float, last: tuple[str, str
         raise ConfigError(f"max_bad = {max_bad} is out of range: give a fraction from 0 to 1")
     allowed = most_skipped(max_bad, total)
     if skipped > allowed:
-        raise DataError(
-            f"{many(skipped, 'image')} of {total} cannot be read, more than the {allowed} that max_bad "
-            f"allows (the last: {last[0]}: {last[1]}): correct or remove them, or raise --max-bad"
-        )
+        raise DataError(too_many(f"{many(skipped, 'image')} of {total}", allowed, last))
+
+
+def too_many(images: str, allowed: int, last: tuple[str, str]) -> str:
+    """Message of a job that stops because more images were skipped than `allowed`; `last` is (key, reason)."""
+    return (
+        f"{images} cannot be read, more than the {allowed} that max_bad allows (the last: {last[0]}: {last[1]}): "
+        "correct or remove them, or raise --max-bad"
+    )

@@ -19,8 +19,9 @@ from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataError, UnknownName, instead_of
 from facessl.core.escape import from_csv, with_slashes
 from facessl.core.types import FIELDS, Sample
-from facessl.data.decode import EXTENSIONS, ImageError, read_file
+from facessl.data.decode import EXTENSIONS, read_file
 from facessl.data.index import Table, texts
+from facessl.data.skipped import ImageError
 from facessl.data.video import FILMS
 
 #: Values of `Source.splits` of a published set whose parts are called by their roles.

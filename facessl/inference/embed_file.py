@@ -15,7 +15,8 @@ from facessl.core.errors import ConfigError
 from facessl.core.files import check_ending
 from facessl.core.lock import only_writer
 from facessl.core.schema import misfit
-from facessl.data.skipped import check_skipped, readable
+from facessl.data.decode import pixels
+from facessl.data.skipped import ImageError, check_skipped
 from facessl.data.source import Source
 from facessl.inference.embed import embedding_batches, network_id
 from facessl.inference.embedding_formats import ENDINGS, Embeddings, write_locked
@@ -90,7 +91,7 @@ def embed_to_file(
         range(len(source)),
         compute,
         valid=valid,
-        readable=functools.partial(readable, source),
+        readable=functools.partial(_readable, source),
         piece=max(1, chosen.batch_size),  # the loader refuses less
     )
     with only_writer(path, folder=False) if world_size() == 1 else contextlib.nullcontext():
@@ -101,6 +102,13 @@ def embed_to_file(
             if records is None:
                 return None
             return write_locked(path, _rows(records, source, width, network, max_bad), private=private)
+
+
+def _readable(source: Source, index: int) -> bool:
+    with contextlib.suppress(ImageError):
+        pixels(source[index])
+        return True
+    return False
 
 
 def _rows(

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from facessl.data.decode import ImageError, pixels
+from facessl.data.decode import pixels
 from facessl.data.detect import detect
+from facessl.data.skipped import ImageError
 from facessl.data.source import Source
 
 #: Images that are looked at, and faces below which their medians are not used.

@@ -67,7 +67,7 @@ def search(
     network = load_embedder(run) if isinstance(run, str | Path) else run
     precision, _, made_by = rows.network.partition(":")
     if not made_by:
-        raise ConfigError(f"{file} does not say which network made it: write it with `facessl embed`")
+        raise ConfigError(f"{file} does not name the network that computed it: write it again with `facessl embed`")
     if network_id(network, precision) != rows.network:
         raise ConfigError(
             f"{file} was made with another network: name the run that made it, or write it again with `facessl embed`"

@@ -36,10 +36,10 @@ from facessl.core.escape import printable
 from facessl.core.files import completed, inside, write_picture
 from facessl.core.lock import only_writer
 from facessl.core.types import Sample
-from facessl.data.decode import ImageError, decode, read_file
+from facessl.data.decode import decode, read_file
 from facessl.data.detect import Face, detect, load_detector
 from facessl.data.frame import Frame, from_box
-from facessl.data.skipped import check_skipped
+from facessl.data.skipped import ImageError, check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures
 from facessl.inference.trained_task import Trained, load_trained

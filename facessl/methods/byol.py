@@ -31,7 +31,7 @@ class BYOLArgs:
     momentum: float = 0.996
 
     def __post_init__(self) -> None:
-        check_values(self, {"momentum": FRACTION, "hidden dim": FROM_1})
+        check_values(self, {"momentum": FRACTION, "hidden dim": FROM_1}, prefix="method.")
 
 
 class BYOL(nn.Module):

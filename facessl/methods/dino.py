@@ -63,6 +63,7 @@ class DINOArgs:
                 "warmup_teacher_temp_epochs freeze_last_layer_epochs": FROM_0,
                 "center_momentum momentum": FRACTION,
             },
+            prefix="method.",
         )
 
     def temperature(self, progress: Progress) -> float:

@@ -40,7 +40,7 @@ class DistillArgs:
     map_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_values(self, {"teacher_dim": FROM_1, "pooled_weight map_weight": FROM_0})
+        check_values(self, {"teacher_dim": FROM_1, "pooled_weight map_weight": FROM_0}, prefix="method.")
         if self.pooled_weight == self.map_weight == 0:
             raise ConfigError("pooled_weight and map_weight are 0: give one of them more than 0")
 

@@ -72,9 +72,12 @@ class FaRLArgs:
                 "dim text_width text_depth text_heads vocabulary": FROM_1,
                 "context": (lambda v: v >= 3, "3 or more"),
             },
+            prefix="method.",
         )
         if self.text_width % self.text_heads:
-            raise ConfigError(f"text_heads is {self.text_heads}: give a divisor of text_width, {self.text_width}")
+            raise ConfigError(
+                f"method.text_heads is {self.text_heads}: give a divisor of text_width, {self.text_width}"
+            )
 
 
 class TextTower(nn.Module):
@@ -153,7 +156,7 @@ class FaRL(nn.Module):
         patches = self.grid[0] * self.grid[1]
         self.hidden = round(args.mask_ratio * patches)
         if not 0 < self.hidden < patches:
-            raise ConfigError(f"mask_ratio is {args.mask_ratio}: it hides {self.hidden} of {patches} patches")
+            raise ConfigError(f"method.mask_ratio is {args.mask_ratio}: it hides {self.hidden} of {patches} patches")
         self.text = TextTower(
             args.text_width, args.text_depth, args.text_heads, context=args.context, out_features=args.dim
         )

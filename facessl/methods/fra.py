@@ -132,11 +132,14 @@ class FRAArgs:
                 "lambda_r frame_prior memax_weight sinkhorn_iterations decoder_layers": FROM_0,
                 "num_regions hidden dim decoder_heads decoder_feed_forward": FROM_1,
             },
+            prefix="method.",
         )
         if self.targets == "color" and not (self.use_relation and self.lambda_r):
             raise ConfigError("targets=color is of the relation term, which is off: turn it on, or use targets=network")
         if self.targets == "color" and self.num_regions > MOST_COLOR_REGIONS:
-            raise ConfigError(f"num_regions is {self.num_regions}: targets=color finds at most {MOST_COLOR_REGIONS}")
+            raise ConfigError(
+                f"method.num_regions is {self.num_regions}: targets=color finds at most {MOST_COLOR_REGIONS}"
+            )
         if self.targets == "color" and (self.relation != "within" or self.frame_prior):
             raise ConfigError(
                 f"targets=color compares a view with itself and knows no frame, but relation is {self.relation} and "
@@ -144,7 +147,8 @@ class FRAArgs:
             )
         if self.decoder_width % (4 * self.decoder_heads):
             raise ConfigError(
-                f"decoder_width is {self.decoder_width}: give a multiple of 4 x decoder_heads, {4 * self.decoder_heads}"
+                f"method.decoder_width is {self.decoder_width}: give a multiple of 4 x decoder_heads, "
+                f"{4 * self.decoder_heads}"
             )
 
     @property

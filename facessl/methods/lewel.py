@@ -49,9 +49,11 @@ class LEWELArgs:
     dim: int = 256
 
     def __post_init__(self) -> None:
-        check_values(self, {"global_weight momentum": FRACTION, "scale": POSITIVE, "heads hidden dim": FROM_1})
+        check_values(
+            self, {"global_weight momentum": FRACTION, "scale": POSITIVE, "heads hidden dim": FROM_1}, prefix="method."
+        )
         if self.dim % self.heads:
-            raise ConfigError(f"heads is {self.heads}: give a divisor of dim, {self.dim}")
+            raise ConfigError(f"method.heads is {self.heads}: give a divisor of dim, {self.dim}")
 
 
 class AlignedHeads(nn.Module):
@@ -61,7 +63,7 @@ class AlignedHeads(nn.Module):
         """`features` is C, the channels of the backbone's map; ConfigError if `args.heads` does not divide it."""
         super().__init__()
         if features % args.heads:
-            raise ConfigError(f"heads is {args.heads}: give a divisor of the backbone's channels, {features}")
+            raise ConfigError(f"method.heads is {args.heads}: give a divisor of the backbone's channels, {features}")
         self.heads = args.heads
         self.scale = args.scale
         self.projector = MLPHead(features, hidden=args.hidden, out_features=args.dim)

@@ -40,7 +40,9 @@ class MAEArgs:
     decoder_heads: int = 16
 
     def __post_init__(self) -> None:
-        check_values(self, {"mask_ratio": INNER_FRACTION, "decoder_width decoder_depth decoder_heads": FROM_1})
+        check_values(
+            self, {"mask_ratio": INNER_FRACTION, "decoder_width decoder_depth decoder_heads": FROM_1}, prefix="method."
+        )
 
 
 class MAE(nn.Module):

@@ -87,11 +87,12 @@ class MCFArgs:
                 "decoder_width decoder_depth decoder_heads hidden dim": FROM_1,
                 "pretrained_blocks": blocks,
             },
+            prefix="method.",
         )
         if (self.decoder_checkpoint is None) != (self.pretrained_blocks == 0):
             raise ConfigError(
-                f"decoder_checkpoint is {self.decoder_checkpoint} and pretrained_blocks is {self.pretrained_blocks}: "
-                "give both or neither"
+                f"method.decoder_checkpoint is {self.decoder_checkpoint} and method.pretrained_blocks is "
+                f"{self.pretrained_blocks}: give both or neither"
             )
 
 

@@ -68,6 +68,7 @@ class PCLArgs:
                 "decoder_width": (lambda v: v >= 4 and v % 4 == 0, "a multiple of 4"),
                 "decoder_size": (lambda v: v in (4, 8, 16, 32, 64, 128, 256), "a power of two from 4 to 256"),
             },
+            prefix="method.",
         )
 
 

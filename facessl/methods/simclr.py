@@ -35,7 +35,7 @@ class SimCLRArgs:
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        check_values(self, {"temperature": POSITIVE, "hidden dim": FROM_1})
+        check_values(self, {"temperature": POSITIVE, "hidden dim": FROM_1}, prefix="method.")
 
 
 class SimCLR(nn.Module):

@@ -64,6 +64,7 @@ class SwAVArgs:
                 "epsilon": (lambda v: v >= 0.02, "0.02 or more"),
                 "temperature": POSITIVE,
             },
+            prefix="method.",
         )
 
     def queue_runs(self, step: int, epoch: int) -> bool:

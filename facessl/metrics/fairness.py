@@ -50,7 +50,7 @@ def by_group(
     """
     groups, rows = as_array(groups).astype(np.int64), mean_rows(as_array(values))
     if len(groups) and groups.max() >= len(names):
-        raise DataError(f"group {groups.max()} has no name: there are {len(names)}, {', '.join(names)}")
+        raise DataError(f"group {groups.max()} has no name: only {len(names)} are given, {', '.join(names)}")
     rows_by_group = [rows[(rows[:, 1] > 0) & (groups == code)] for code in range(len(names))]
     out: list[dict[str, Any]] = []
     counted, resampled = [], []

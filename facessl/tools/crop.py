@@ -1,4 +1,4 @@
-"""Photos -> a folder of face crops, with a table that names the photo of each."""
+"""Photos -> a folder of face crops, with a table that names the photo of each. The square itself: `data/frame`."""
 
 import os
 from collections.abc import Callable
@@ -12,12 +12,12 @@ import numpy as np
 from facessl.core.distributed import ranks
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
-from facessl.data.decode import ImageError, pixels
+from facessl.data.decode import pixels
 from facessl.data.detect import Face, detect, jpeg, load_detector
 from facessl.data.frame import Frame, from_box, from_eyes, from_five_points
 from facessl.data.index import cache_file
 from facessl.data.location import absolute
-from facessl.data.skipped import check_skipped
+from facessl.data.skipped import ImageError, check_skipped
 from facessl.data.source import Source
 from facessl.tools.crop_output import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions

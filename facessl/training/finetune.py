@@ -20,8 +20,9 @@ from facessl.core.errors import ConfigError, DataError, many
 from facessl.core.launch import loader_workers, one_after_another
 from facessl.core.schema import read_json, to_json
 from facessl.core.types import Progress
-from facessl.data.decode import EXTENSIONS, ImageError, read_file, stored_size
+from facessl.data.decode import EXTENSIONS, read_file, stored_size
 from facessl.data.overlap import warn_of_overlap
+from facessl.data.skipped import ImageError
 from facessl.data.source import Source
 from facessl.data.splits import Splits, parts
 from facessl.evaluation import score

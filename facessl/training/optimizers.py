@@ -159,8 +159,8 @@ def schedule(
 ) -> Callable[[int], float]:
     """Learning rate by optimizer step (0 = the first).
 
-    The warm-up is linear from peak / warmup_steps. `cosine` ends at `final_lr` after `total_steps`; `step` and
-    `exponential` count whole epochs, warm-up included.
+    The warm-up is linear from peak / warmup_steps; how many steps it has is decided in `training/derived`. `cosine`
+    ends at `final_lr` after `total_steps`; `step` and `exponential` count whole epochs, warm-up included.
     """
 
     def rate(step: int) -> float:

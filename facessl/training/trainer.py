@@ -19,11 +19,12 @@ from torch import Tensor
 
 from facessl.core import checkpoint
 from facessl.core.distributed import gathered
-from facessl.core.errors import TrainingError
+from facessl.core.errors import TrainingError, many
 from facessl.core.progress import ProgressLine
 from facessl.core.types import Batch, Progress
 from facessl.data.loader import Transform
 from facessl.data.prefetch import Prefetcher
+from facessl.data.skipped import too_many
 from facessl.data.source import Source
 from facessl.models.forward import evaluating
 from facessl.training import fsdp
@@ -295,12 +296,10 @@ class Trainer:
         self.skipped |= new
         if self._log is not None:
             self._log.skipped(new)
-        if self.plan.most_unreadable is not None and len(self.skipped) > self.plan.most_unreadable:
-            key, reason = next(iter(new.items()))
-            raise TrainingError(
-                f"{len(self.skipped)} images could not be read, more than the {self.plan.most_unreadable} that max_bad "
-                f"allows (the last: {key}: {reason}): see {self.folder / 'skipped.csv'}, remove them or raise --max-bad"
-            )
+        allowed = self.plan.most_unreadable
+        if allowed is not None and len(self.skipped) > allowed:
+            message = too_many(many(len(self.skipped), "image"), allowed, next(iter(new.items())))
+            raise TrainingError(f"{message}; all are in {self.folder / 'skipped.csv'}")
 
 
 def _rng_state() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from facessl.core.errors import DataError, FaceSSLError
-from facessl.data.decode import ImageError
+from facessl.data.skipped import ImageError
 from facessl.data.source import open_source
 from tests.data import layouts_labels as layouts
 from tests.data import layouts_marks as marks

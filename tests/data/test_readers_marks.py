@@ -10,8 +10,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from facessl.core.errors import FaceSSLError
-from facessl.data.decode import ImageError, decode, decode_mask
+from facessl.data.decode import decode, decode_mask
 from facessl.data.layouts import layout
+from facessl.data.skipped import ImageError
 from facessl.data.source import open_source
 from facessl.data.sources import lapa
 from facessl.data.sources._annotations import side_pairs

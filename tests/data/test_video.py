@@ -10,8 +10,8 @@ from PIL import Image
 
 from facessl.cli import main
 from facessl.core.errors import ConfigError, DataError, DataWarning
-from facessl.data.decode import ImageError
 from facessl.data.detect import Face
+from facessl.data.skipped import ImageError
 from facessl.data.source import Source, open_source
 from facessl.data.video import clock, interval
 from facessl.tools import crop as crop_module

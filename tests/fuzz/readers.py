@@ -16,7 +16,8 @@ from safetensors.torch import save
 
 from facessl.config import commands, parse
 from facessl.core.checkpoint import FORMAT
-from facessl.data.decode import ImageError, decode, decode_mask, pixels, stored_size
+from facessl.data.decode import decode, decode_mask, pixels, stored_size
+from facessl.data.skipped import ImageError
 from facessl.data.source import open_source
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import backbone_card, build_method, load_method, open_backbone

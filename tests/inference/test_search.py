@@ -92,7 +92,7 @@ def test_search_finds_the_photo_itself_by_every_name(
         other.model.load_state_dict(backbone.model.state_dict())
         with pytest.raises(ConfigError, match=r"e\.csv was made with another network"):
             search(other.eval(), faces / "3.png", file)
-    with pytest.raises(ConfigError, match="does not say which network made it"):
+    with pytest.raises(ConfigError, match="does not name the network that computed it"):
         search(backbone, faces / "3.png", replace(read_embeddings(file), network=""))
     for name, says in (
         (faces, "is not a file"),

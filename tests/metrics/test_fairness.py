@@ -66,5 +66,5 @@ def test_small_groups_are_reported_and_left_out(answers: tuple[np.ndarray, np.nd
 
 
 def test_a_group_without_a_name_is_said() -> None:
-    with pytest.raises(DataError, match="group 2 has no name: there are 2, a, b"):
+    with pytest.raises(DataError, match="group 2 has no name: only 2 are given, a, b"):
         by_group(np.ones(3), np.array([0, 1, 2]), ["a", "b"])

@@ -18,8 +18,8 @@ from PIL import Image
 from facessl.cli.main import main
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.decode import ImageError
 from facessl.data.detect import Face
+from facessl.data.skipped import ImageError
 from facessl.data.source import open_source
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools import crop as crop_module

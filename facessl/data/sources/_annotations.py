@@ -8,9 +8,10 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import IGNORE_INDEX, Sample
-from facessl.data.decode import EXTENSIONS, ImageError, decode_mask, read_file, stored_size
+from facessl.data.decode import EXTENSIONS, decode_mask, read_file, stored_size
 from facessl.data.layouts import layout as landmark_layout
 from facessl.data.layouts import swapped
+from facessl.data.skipped import ImageError
 from facessl.data.sources._lists import check_width, csv_rows, lines, names_by_stem, real
 
 _HRNET_HEAD = ["image_name", "scale", "center_w", "center_h"]

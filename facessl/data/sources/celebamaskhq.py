@@ -7,7 +7,7 @@ import numpy as np
 
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
-from facessl.data.decode import ImageError, unreadable
+from facessl.data.skipped import ImageError, unreadable
 from facessl.data.source import TRAIN_VAL_TEST, Source
 from facessl.data.sources._annotations import fitted, read_mask, side_pairs
 from facessl.data.sources._lists import choice, counted, expected, find, root_folder, text_rows, whole

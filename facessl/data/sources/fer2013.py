@@ -6,7 +6,7 @@ import numpy as np
 
 from facessl.core.errors import DataError
 from facessl.core.files import open_regular
-from facessl.data.decode import ImageError, unreadable
+from facessl.data.skipped import ImageError, unreadable
 from facessl.data.source import TRAIN_VAL_TEST, Source
 from facessl.data.sources._lists import check_width, choice, class_folders, counted, expected, find, find_any, whole
 from facessl.data.splits import part_folders

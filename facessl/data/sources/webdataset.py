@@ -22,8 +22,9 @@ from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.core.files import descriptor_of, most_open_files, read_at
 from facessl.core.types import FIELDS, Sample
 from facessl.data import records
-from facessl.data.decode import EXTENSIONS, ImageError, decode_mask, unreadable
+from facessl.data.decode import EXTENSIONS, decode_mask
 from facessl.data.location import redacted
+from facessl.data.skipped import ImageError, unreadable
 from facessl.data.source import Source, short
 from facessl.data.sources._tar import PARTS, check_size, grouped, known_ending, library_name, shard_index
 
