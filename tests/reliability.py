@@ -11,34 +11,35 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 KINDS = {
     "A": "Silent wrong results, lost data",
-    "B": "Tracebacks, wrong words",
-    "C": "What a new user stumbled over",
+    "B": "Tracebacks, misleading messages",
+    "C": "Obstacles for new users",
     "D": "Fidelity to papers and released code",
     "E": "Attacks and accidents",
 }
 HEAD = """# Reliability
 
-Faults that were found by using and attacking the library, and the test that holds each one that is fixed, or the page
-that says what was missing; *open* means that neither does yet. `make reliability` writes this page from the tests'
-marks and from docs/reliability.json, the counts of the two benchmarks at its end. `make fuzz` gives damaged files to
-every reader of files that others may have written; a short part of it is in `make test`.
+Faults that were found by using and attacking the library. Each fault that is fixed has the test that covers it; a
+fault of the documentation has the page and the sentence that was added. *Open* means that there is neither yet.
+`make reliability` writes this page from tests/faults.yaml (the list of faults), from the marks of the tests, and from
+docs/reliability.json (the results of the two benchmarks at its end). `make fuzz` feeds damaged files to every reader
+of files that others may have written; `make test` includes a short part of it.
 """
-KILLS = """## Killed at any moment
+KILLS = """## Processes killed at random moments
 
-`python benchmarks/kills.py --write` kills (SIGKILL) each job at random moments of its work. The command that a
-person types next then runs to its end: `--resume` for a run, else the same one. *Same result*: weights are
-bit-identical, and tables and files equal those of an undisturbed job, nothing is lost or repeated. *Whole files*:
-after the kill, no file that was not complete had its final name. *Nothing left behind*: no processes, shared memory
-or temporary files at the end. *One sentence*: a job whose worker was killed says so, without a traceback, and does
-not hang.
+`python benchmarks/kills.py --write` kills (SIGKILL) each job at random moments of its work. Then it runs the command that a
+user would type next to its end: `--resume` for a run, otherwise the same command. *Same result*: weights are
+bit-identical, tables and files equal those of an undisturbed job, and nothing is lost or repeated. *Whole files*:
+after the kill, no incomplete file had its final name. *Nothing left behind*: no processes, shared memory
+or temporary files at the end. *One sentence*: a job whose worker was killed reports it in one sentence, without a
+traceback, and does not hang.
 
 | killed | command | seconds | moments | same result | whole files | nothing left behind | one sentence |
 | --- | --- | --- | --- | --- | --- | --- | --- |"""
-ENVIRONMENTS = """## Where something is missing
+ENVIRONMENTS = """## Restricted environments
 
-`python benchmarks/environments.py --write`, with names beyond ASCII throughout and two workers where a command has
-them. *result*: the same as elsewhere; *sentence*: one that says what is wrong, and another exit status than 0. Nothing
-ends in a traceback or hangs.
+`python benchmarks/environments.py --write` runs each command with names beyond ASCII, and with two workers if it has
+them. *result*: the same as elsewhere. *sentence*: a message of one sentence that says what is wrong, and a non-zero
+exit status. No command ends in a traceback or hangs.
 """
 
 
@@ -87,7 +88,7 @@ def page() -> str:
             if fault.startswith(kind):
                 rows = found.get(fault, [])
                 if fault in texts:
-                    rows = [*rows, (words["fault"], f"it says: {words['says']}", words["page"])]
+                    rows = [*rows, (words["fault"], f"the page says: {words['says']}", words["page"])]
                 rows = rows or [(words, "*open*", "")]
                 out += [f"| {fault} | {before} | {now} | {test and f'`{test}`'} |" for before, now, test in rows]
         out.append("")

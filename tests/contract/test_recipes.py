@@ -88,7 +88,7 @@ def test_downstream_protocol_has_its_published_values(row: str) -> None:
     assert c.ema_ramp == (not average), "FaRL's and STAR's momentum is constant"
 
 
-@pytest.mark.fault("D5", "views of one image were erased apart")
+@pytest.mark.fault("D5", "the views of one image were erased independently")
 @pytest.mark.parametrize(
     ("row", "published"),
     [
@@ -134,7 +134,7 @@ TABLES = {
 }
 
 
-@pytest.mark.fault("D1", "rows with the paper's scores ran a variant that nobody is known to have run")
+@pytest.mark.fault("D1", "the paper's scores stood beside a variant of FRA for which none are published")
 @pytest.mark.parametrize("variant", ["official", "paper"])
 @pytest.mark.parametrize("row", TABLES)
 def test_ablation_recipe_has_its_row_by_the_release_and_by_the_paper(row: str, variant: str) -> None:

@@ -57,7 +57,7 @@ def test_feature_loss_against_plain_loops(axis):
 @pytest.mark.fault("D4", "features had unit length over the channels, which has no source")
 @pytest.mark.parametrize(("values", "axis"), [({}, 1), ({"variant": "official"}, 1), ({"variant": "channels"}, 2)])
 def test_loss_is_the_weighted_sum_of_both_terms(batch, values, axis):
-    """Features have unit length over the tokens (axis 1), as in the only evidence that there is."""
+    """Features have unit length over the tokens (axis 1), as in the released code."""
     mcf = model(temperature=0.5, **values).eval()
     noises = mcf.noise(batch)
     mcf.noise = lambda _: noises
