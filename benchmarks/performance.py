@@ -128,16 +128,6 @@ def embed(report: Report) -> str:
     return text
 
 
-def scaling(report: Report) -> str:
-    """The arithmetic of docs/scaling.md, one column per number of GPUs and batch."""
-    found = report["results"]
-    rows: Rows = [["", *(f"{r['gpus']} GPUs, batch {r['batch']:,}" for r in found)]]
-    sizes = ("all_reduce_bytes", "checkpoint_bytes", "read_bytes_per_second")
-    for key in ("hours", "images_per_second", "share_of_communication", *sizes, "decoding_cores", "teraflops_per_gpu"):
-        rows.append([words(key), *(number(r[key]) for r in found)])
-    return f"{found[0]['recipe']}, {found[0]['images']:,} images.\n\n" + table(rows)
-
-
 def methods(report: Report) -> str:
     """Every method's step beside BYOL's."""
     rows: Rows = [["method", "backbone", "precision", "views", "images/s", "time to BYOL's", "memory to BYOL's"]]
@@ -205,7 +195,6 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "step": step,
     "shards": shards,
     "embed": embed,
-    "scaling": scaling,
     "methods": methods,
     "gpu": gpu,
     "linear": linear,

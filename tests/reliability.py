@@ -19,15 +19,15 @@ KINDS = {
 HEAD = """# Reliability
 
 Faults that were found by using and attacking the library. Each fault that is fixed has the test that covers it; a
-fault of the documentation has the page and the sentence that was added. *Open* means that there is neither yet.
+fault of the documentation has the file and the sentence that was added. *Open* means that there is neither yet.
 `make reliability` writes this page from tests/faults.yaml (the list of faults), from the marks of the tests, and from
 docs/reliability.json (the results of the two benchmarks at its end). `make fuzz` feeds damaged files to every reader
 of files that others may have written; `make test` includes a short part of it.
 """
 KILLS = """## Processes killed at random moments
 
-`python benchmarks/kills.py --write` kills (SIGKILL) each job at random moments of its work. Then it runs the command that a
-user would type next to its end: `--resume` for a run, otherwise the same command. *Same result*: weights are
+`python benchmarks/kills.py --write` kills (SIGKILL) each job at random moments of its work. Then it runs the command
+that a user would type next to its end: `--resume` for a run, otherwise the same command. *Same result*: weights are
 bit-identical, tables and files equal those of an undisturbed job, and nothing is lost or repeated. *Whole files*:
 after the kill, no incomplete file had its final name. *Nothing left behind*: no processes, shared memory
 or temporary files at the end. *One sentence*: a job whose worker was killed reports it in one sentence, without a
@@ -88,7 +88,7 @@ def page() -> str:
             if fault.startswith(kind):
                 rows = found.get(fault, [])
                 if fault in texts:
-                    rows = [*rows, (words["fault"], f"the page says: {words['says']}", words["page"])]
+                    rows = [*rows, (words["fault"], f"the text says: {words['says']}", words["page"])]
                 rows = rows or [(words, "*open*", "")]
                 out += [f"| {fault} | {before} | {now} | {test and f'`{test}`'} |" for before, now, test in rows]
         out.append("")
