@@ -232,7 +232,8 @@ def read(maps: Tensor, turns: Tensor, size: int, padding: str = "zeros") -> Tens
 
 def inside(turns: Tensor, size: int) -> Tensor:
     """(B, 2, 3) -> (B, size, size) bool, where the cells of a turned view show what it is taken from."""
-    grid = F.affine_grid(turns, [len(turns), 1, size, size], align_corners=False)
+    with full_precision(turns):
+        grid = F.affine_grid(turns, [len(turns), 1, size, size], align_corners=False)
     return (grid.abs() <= 1).all(-1)
 
 
