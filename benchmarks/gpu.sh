@@ -15,7 +15,8 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 missing() {
     "$python" - <<'PY'
 import importlib.util
-names = "torch torchvision timm numpy cv2 PIL simplejpeg webdataset braceexpand safetensors yaml"
+names = "torch torchvision timm numpy cv2 PIL simplejpeg webdataset braceexpand safetensors yaml pyarrow"
+names += " jsonargparse typeshed_client huggingface_hub filelock tqdm"  # imported by those; pip gets --no-deps
 print(" ".join(name for name in names.split() if importlib.util.find_spec(name) is None))
 PY
 }
@@ -32,5 +33,5 @@ if [ -n "$absent" ]; then
     echo "missing: $absent; install them, or put their wheels into $wheels/" >&2
     exit 1
 fi
-limit=$(command -v timeout >/dev/null && echo "timeout 300")
+limit=$(command -v timeout >/dev/null && echo "timeout 300" || true)
 PYTHONUNBUFFERED=1 $limit "$python" benchmarks/gpu.py --out "$out" "$@"

@@ -160,13 +160,13 @@ def gpu(report: Report) -> str:
     )
     fast = [r for r in listed(report.get("compiled")) if "gain" in r]
     if fast:
-        rows = [
-            ["compiled", "images/s", "gain", "share of the bare floor", "share of the compiled floor", "compiling, s"]
-        ]
+        columns = ["compiled", "images/s", "gain", "share of the bare floor", "share of the compiled floor"]
+        rows = [[*columns, "compiling, s", "fp16, images/s", "gain of fp16"]]
         for r in fast:
             row = [r["method"], number(r["images_per_second"]["compiled"]), number(r["gain"])]
             row += [percent(r["share_of_floor_rate"]), percent(r["share_of_compiled_floor_rate"])]
-            rows.append([*row, number(r["compile_seconds"])])
+            half = r["images_per_second"].get("fp16", ""), r.get("gain_of_fp16", "")
+            rows.append([*row, *map(number, (r["compile_seconds"], *half))])
         text += "\n\n" + table(rows)
     if "largest" in (seen := report.get("profile", {})):
         rows = [["kernel of FRA's step", "calls", "ms", "share"]]

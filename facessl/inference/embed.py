@@ -52,20 +52,21 @@ def embedding_batches(
     """Embeddings batch by batch, so that a source of any size fits in memory. Options as for `embed`.
 
     An item may hold no image: the last one, with what was skipped at the end, and any one of `batches` (the positions
-    of each batch). The results of a batch are fetched when the next one is on its way to a GPU.
+    of each batch). The results of a batch are fetched while a GPU works on the next one.
     """
     chosen = PassOptions(**options)
     view = backbone.view if isinstance(backbone, Embedder) else functools.partial(resize, size=backbone.image_size)
     loader = chosen.loader(source, OneView(view), backbone, batches)
     seen, network = 0, network or network_id(backbone, chosen.precision)
     empty = torch.zeros(0, backbone.num_features)
-    waiting: tuple[Batch, Tensor] | None = None
+    waiting: tuple[Batch, Tensor, torch.cuda.Event | None] | None = None
     for batch in loader:
         seen += len(batch.skipped)
         z = forward(backbone, batch.views[0], chosen.precision) if len(batch) else empty  # (B, C)
+        sent = batch, *_sent(z)
         if waiting is not None:
             yield _fetched(source, network, *waiting)
-        waiting = batch, z
+        waiting = sent
     if waiting is not None:
         yield _fetched(source, network, *waiting)
     if len(loader.skipped) > seen:
@@ -73,8 +74,19 @@ def embedding_batches(
         yield Embeddings(array=empty.numpy(), keys=[], index=index, skipped=tuple(loader.skipped[seen:]))
 
 
-def _fetched(source: Source, network: str, batch: Batch, z: Tensor) -> Embeddings:
-    array = z.float().cpu().numpy()
+def _sent(z: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start the copy of `z` to the CPU, before a GPU is given its next batch; the event says when it has arrived."""
+    if not z.is_cuda:
+        return z.float().cpu(), None
+    pinned = z.float().to("cpu", non_blocking=True)
+    return pinned, torch.cuda.current_stream(z.device).record_event()
+
+
+def _fetched(source: Source, network: str, batch: Batch, z: Tensor, arrived: torch.cuda.Event | None) -> Embeddings:
+    array = z.numpy()
+    if arrived is not None:
+        arrived.synchronize()
+        array = array.copy()  # pinned memory is not for keeping
     if not (finite := np.isfinite(array).all(1)).all():
         raise DataError(
             f"the embedding of {batch.keys[int(finite.argmin())]} is not finite: use --precision fp32 or "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from facessl.core.constants import constant
 from facessl.core.distributed import all_reduce_mean, rank_mean
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32, full_precision
@@ -400,7 +401,7 @@ class FRA(nn.Module):
 
     def _colors(self, x: Tensor) -> Tensor:
         """A normalized view (B, 3, S, S) in 0..1, but for a constant, which the regions do not depend on."""
-        return at_least_float32(x) * at_least_float32(x.new_tensor(self.backbone.std))[:, None, None]
+        return at_least_float32(x) * at_least_float32(constant(self.backbone.std, x))[:, None, None]
 
     def _crops(self, batch: Batch) -> list[Any]:
         """`batch.crops` where something needs them, else None for each view."""

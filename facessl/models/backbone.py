@@ -234,14 +234,21 @@ class Backbone(nn.Module):
                 module.register_forward_pre_hook(_track_once)
 
     def compile_features(self) -> None:
-        """Compile the feature extractor in place; the state dict keeps its keys. ConfigError for batch norms that span
-        the ranks, at each of which the compiled code would break off."""
+        """Compile the feature extractor in place, for training; the state dict keeps its keys. ConfigError for batch
+        norms that span the ranks, at each of which the compiled code would break off."""
         if norms := sum(map(spans_ranks, self.model.modules())):
             raise ConfigError(
                 f"--compile was not tested with batch norms that span the ranks ({norms} in {self.name}): leave it "
                 "out, or give each rank its own statistics with --sync-batch-norm false"
             )
-        self.model.forward_features = torch.compile(self.model.forward_features)
+        plain, compiled = self.model.forward_features, torch.compile(self.model.forward_features)
+        is_target = not any(parameter.requires_grad for parameter in self.model.parameters())  # it may be in eval mode
+
+        def forward_features(x: Tensor) -> Tensor:
+            # The batches of a monitor would take up torch's few versions of the code, and make later ones for any size.
+            return compiled(x) if self.model.training or is_target else plain(x)
+
+        self.model.forward_features = forward_features
 
     def take_any_size(self) -> None:
         """Let a ViT take images of other sizes than `image_size`: its position table is then resized to the grid at

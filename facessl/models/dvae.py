@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facessl.core import checkpoint
+from facessl.core.constants import constant
 from facessl.core.precision import full_precision
 from facessl.models import weights
 
@@ -79,7 +80,7 @@ class VisualTokens:
     def __call__(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Images (B, 3, H, W), normalized -> (B, h * w) int64 tokens of the cells of `grid` (h, w)."""
         encoder = self.load().to(x.device)
-        mean, std = (x.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (constant(v, x, torch.float32).view(1, 3, 1, 1) for v in (self.mean, self.std))
         with full_precision(x):
             size = (grid[0] * STRIDE, grid[1] * STRIDE)
             pixels = F.interpolate(x.float() * std + mean, size, mode="bilinear", antialias=True, align_corners=False)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facessl.core.constants import constant
 from facessl.core.errors import CheckpointError, ConfigError, FaceSSLError
 from facessl.models.backbone import Backbone
 from facessl.models.weights import set_image_size
@@ -100,4 +101,4 @@ class Teacher:
             return backbone, x
         channels = zip(self.mean, self.std, backbone.mean, backbone.std, strict=True)
         scale, shift = zip(*((s / ts, (m - tm) / ts) for m, s, tm, ts in channels), strict=True)
-        return backbone, x * x.new_tensor(scale).view(1, 3, 1, 1) + x.new_tensor(shift).view(1, 3, 1, 1)
+        return backbone, x * constant(scale, x).view(1, 3, 1, 1) + constant(shift, x).view(1, 3, 1, 1)

@@ -6,11 +6,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from facessl.cli.main import main
 from facessl.core.errors import ConfigError
 from facessl.data.detect import Face, detect, detect_all
+from facessl.data.detectors import mtcnn
 from facessl.data.detectors import yunet as yunet_module
 from facessl.data.frame import TEMPLATES, Frame, Template, similarity
 from facessl.data.sources.synthetic import Synthetic
@@ -74,6 +76,11 @@ def test_a_turned_photo_has_its_face_where_it_is(turns: int) -> None:
     for _ in range(turns):
         points, (height, width) = np.stack([points[:, 1], width - 1 - points[:, 0]], 1), (width, height)
     assert np.abs(face.five_points - points).max() < 4
+
+
+def test_a_candidate_in_the_border_is_not_dropped_for_one_of_another_photo() -> None:
+    boxes = torch.tensor([[600.0, 600, 660, 660], [-61, -61, -1, -1]])
+    assert len(mtcnn._best(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), 0.5)) == 2
 
 
 def test_photos_of_several_sizes_together_have_the_faces_they_have_alone() -> None:

@@ -16,6 +16,7 @@ from facessl.models.layers.color_regions import (
     LAYOUT_STEPS,
     ColorRegions,
     by_color,
+    inside,
     random_similarities,
     read,
     similarities,
@@ -135,6 +136,13 @@ def test_targets_are_the_same_under_autocast(found):
             results.append({"targets": regions(image), **regions._sums})
         regions._sums = {}
     torch.testing.assert_close(results[1], results[0])
+
+
+def test_cells_inside_are_the_same_under_autocast():
+    turns = random_similarities(64, torch.zeros(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = inside(turns, CELLS)
+    assert torch.equal(found, inside(turns, CELLS))
 
 
 def laid_out(model, seed=0):

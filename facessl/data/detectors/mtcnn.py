@@ -105,14 +105,14 @@ class MTCNN:
             owner, y, x, corner = owner[inside], y[inside], x[inside], corner[inside]
             window = torch.cat([corner, corner + CELL], 1) + maps[owner, :4, y, x] * CELL
             candidates = window / torch.tensor(scales, device=self.device)[owner, None] - shift[owner]
-            keep = batched_nms(candidates, score[owner, y, x], owner, 0.5)
+            keep = _best(candidates, score[owner, y, x], owner, 0.5)
             boxes.append(candidates[keep])
             scores.append(score[owner, y, x][keep])
             owners.append(owner[keep])
         if not boxes:
             return torch.zeros(0, 4, device=self.device), torch.zeros(0, dtype=torch.long, device=self.device)
         box, owner = torch.cat(boxes), torch.cat(owners)
-        keep = batched_nms(box, torch.cat(scores), owner, 0.7)
+        keep = _best(box, torch.cat(scores), owner, 0.7)
         return box[keep], owner[keep]
 
     def _stage(
@@ -130,8 +130,15 @@ class MTCNN:
             points = (squares[:, None, :2] + out[:, 4:14].view(-1, 2, 5).mT * size[:, None, :2]).flatten(1)
         keep = torch.where(scores > least)[0]
         if index == 1:
-            keep = keep[batched_nms(moved[keep], scores[keep], owner[keep], 0.7)]
+            keep = keep[_best(moved[keep], scores[keep], owner[keep], 0.7)]
         return moved[keep], owner[keep], scores[keep], points[keep]
+
+
+def _best(boxes: Tensor, scores: Tensor, owner: Tensor, overlap: float) -> Tensor:
+    """Indices of boxes (n, 4) without those that overlap a better one of their photo by more, the best first."""
+    if len(boxes):  # `batched_nms` moves photos apart by the largest coordinate, and a border's are negative
+        boxes = boxes - boxes.amin().clamp_max(0)
+    return batched_nms(boxes, scores, owner, overlap)
 
 
 def _size(photo: np.ndarray, zoom: float) -> tuple[int, int]:

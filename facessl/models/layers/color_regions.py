@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from facessl.core.constants import constant
 from facessl.core.distributed import all_reduce_sum, rank
 from facessl.core.precision import at_least_float32, full_precision
 
@@ -102,7 +103,7 @@ class ColorRegions(nn.Module):
 
     def at(self, frames: Tensor) -> Tensor:
         """The layout in views whose faces have the frames (B, 2, 3) -> (B, CELLS, CELLS, N), its edges continued."""
-        back = torch.linalg.inv(frames[:, :, :2])
+        back = torch.linalg.inv_ex(frames[:, :, :2]).inverse  # `inv` waits for a GPU to say that there is one
         turns = torch.cat([back, -back @ frames[:, :, 2:]], -1) / _EXTENT
         maps = self.layout.permute(2, 0, 1).expand(len(frames), -1, -1, -1)
         return read(maps, turns, CELLS, padding="border").permute(0, 2, 3, 1)
@@ -111,11 +112,11 @@ class ColorRegions(nn.Module):
     def align(self, colors: Tensor) -> Tensor:
         """Frames (B, 2, 3) of the faces in views (B, 3, S, S): what `affine_grid` takes to show the view in the frame
         of the mean face. The view itself until the mean face is found."""
-        whole = torch.eye(2, 3, dtype=self.face.dtype, device=colors.device).expand(len(colors), -1, -1)
-        if not self.face.any():
-            return whole
+        whole = torch.eye(2, 3, dtype=self.face.dtype, device=colors.device)
         with full_precision(colors):
-            return _find(_contrast(F.interpolate(_ycc(colors)[:, :1], (_SIDE, _SIDE), mode="area")), self.face)
+            small = F.interpolate(_ycc(colors)[:, :1], (_SIDE, _SIDE), mode="area")
+            # An `if` would make the host wait for a GPU in every step, to spare it this in the first ones.
+            return torch.where(self.face.any(), _find(_contrast(small), self.face), whole)
 
     @torch.no_grad()
     def add(self, colors: Tensor, step: int) -> None:
@@ -132,7 +133,7 @@ class ColorRegions(nn.Module):
             sums = {"total": (read(contrast, frames, _FACE)[:, 0] * seen).sum(0), "count": seen.sum(0)}
         else:
             frames = torch.cat([frames[:, :, :2] * _EXTENT, frames[:, :, 2:]], -1)
-            looks = torch.cat([ycc, contrast.clamp(-2.5, 2.5)], 1) * ycc.new_tensor(_ALIKE)[:, None, None]
+            looks = torch.cat([ycc, contrast.clamp(-2.5, 2.5)], 1) * constant(_ALIKE, ycc)[:, None, None]
             fine = read(looks, frames, 3 * CELLS, padding="border")
             places = F.avg_pool2d(fine, 3).flatten(2).transpose(1, 2)  # (B, CELLS^2, 4)
             seen = inside(frames, CELLS).flatten(1).to(places.dtype)  # (B, CELLS^2)
@@ -232,7 +233,8 @@ def read(maps: Tensor, turns: Tensor, size: int, padding: str = "zeros") -> Tens
 
 def inside(turns: Tensor, size: int) -> Tensor:
     """(B, 2, 3) -> (B, size, size) bool, where the cells of a turned view show what it is taken from."""
-    grid = F.affine_grid(turns, [len(turns), 1, size, size], align_corners=False)
+    with full_precision(turns):
+        grid = F.affine_grid(turns, [len(turns), 1, size, size], align_corners=False)
     return (grid.abs() <= 1).all(-1)
 
 
@@ -240,7 +242,7 @@ def _ycc(colors: Tensor) -> Tensor:
     """RGB (B, 3, S, S) -> Y, Cb, Cr, at least float32."""
     with full_precision(colors):
         colors = at_least_float32(colors)
-        return torch.einsum("bchw,yc->byhw", colors, colors.new_tensor(_YCC))
+        return torch.einsum("bchw,yc->byhw", colors, constant(_YCC, colors))
 
 
 def _contrast(luma: Tensor) -> Tensor:
@@ -254,13 +256,20 @@ def _contrast(luma: Tensor) -> Tensor:
     return difference / (around(difference.square()).sqrt() + 0.03)
 
 
+def _correlation(x: Tensor, kernels: Tensor) -> Tensor:
+    """A convolution without TF32, which a GPU uses for those in float32 by default."""
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False):
+        return F.conv2d(x, kernels)
+
+
 def _find(contrast: Tensor, face: Tensor) -> Tensor:
     """Find the mean face (48, 48) in views (B, 1, _SIDE, _SIDE): similarities (B, 2, 3), as of `ColorRegions.align`, of
     the highest normalized cross-correlation less their cost."""
     across = (torch.arange(_FACE, device=face.device) + 0.5) / _FACE * 2 - 1
     inner = ((across / 0.62).square() + ((across[:, None] - 0.05) / 0.75).square() < 1).to(face)  # without hair
     padded = F.pad(contrast, (_MARGIN,) * 4, mode="reflect")
-    angles = face.new_tensor(_ANGLES)
+    angles = constant(_ANGLES, face)
     best = face.new_full((len(contrast),), -torch.inf)
     frames = face.new_zeros(len(contrast), 2, 3)
     for scale in _SCALES:
@@ -270,14 +279,15 @@ def _find(contrast: Tensor, face: Tensor) -> Tensor:
         values = (values - (values * weights).sum((2, 3), True) / weights.sum((2, 3), True)) * weights
         values = values / values.square().sum((2, 3), True).sqrt()
         mask = weights[len(angles) // 2, None] / weights[len(angles) // 2].sum()  # nearly round: one for all angles
-        mean, square = F.conv2d(padded, mask), F.conv2d(padded.square(), mask)
+        mean, square = _correlation(padded, mask), _correlation(padded.square(), mask)
         spread = ((square - mean.square()).clamp_min(1e-4) * weights[len(angles) // 2].sum()).sqrt()
-        score = F.conv2d(padded, values) / spread  # (B, angles, rows, columns)
+        score = _correlation(padded, values) / spread  # (B, angles, rows, columns)
         at = (torch.arange(score.shape[-1], device=face.device) + k / 2 - _MARGIN) / _SIDE * 2 - 1  # centers
         costs = _SHIFTED * (at[:, None].square() + at.square()) + _SCALED * math.log(scale) ** 2
         score = score - costs - _TURNED * (angles / 15).square()[:, None, None]
         value, where = score.flatten(1).max(1)
-        angle, row, column = torch.unravel_index(where, score.shape[1:])
+        rows, columns = score.shape[2:]
+        angle, row, column = where // (rows * columns), where // columns % rows, where % columns
         aligned = similarities(face.new_full(value.shape, scale), angles[angle], torch.stack([at[column], at[row]], -1))
         better = value > best
         best, frames = torch.where(better, value, best), torch.where(better[:, None, None], aligned, frames)

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from facessl.core.constants import constant
 from facessl.core.precision import at_least_float32
 
 
 def rescale(points: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
     """Points (..., 2) on a grid of height and width `source` -> on one of `target` over the same area (pixels of an
     image, cells of a heatmap): (p + 0.5) * h / H - 0.5."""
-    return (points + 0.5) * points.new_tensor([target[1] / source[1], target[0] / source[0]]) - 0.5
+    return (points + 0.5) * constant((target[1] / source[1], target[0] / source[0]), points) - 0.5
 
 
 def gaussian_heatmaps(
@@ -96,7 +97,7 @@ def edge_heatmaps(
     y = ((torch.arange(size[0], device=points.device, dtype=points.dtype) + 0.5) * down - 0.5)[:, None]
     maps = []
     for edge in edges:
-        ends = points[:, list(edge)]  # (B, n, 2)
+        ends = points[:, constant(tuple(edge), points, torch.long)]  # (B, n, 2)
         start, step = ends[:, :-1], ends[:, 1:] - ends[:, :-1]  # (B, n - 1, 2)
         (sx, sy), (ux, uy) = (p[..., None, None].unbind(2) for p in (start, step))  # each (B, n - 1, 1, 1)
         dx, dy = x - sx, y - sy  # (B, n - 1, 1, w), (B, n - 1, h, 1)
@@ -115,7 +116,7 @@ def _seen(points: Tensor, visible: Tensor | None) -> Tensor:
 
 def _inside(points: Tensor, image: tuple[int, int]) -> Tensor:
     """(..., 2) at the nearest place between the centers of the image's first and last pixels."""
-    return points.clamp_min(0).minimum(points.new_tensor([image[1] - 1, image[0] - 1]))
+    return points.clamp_min(0).minimum(constant((image[1] - 1, image[0] - 1), points))
 
 
 def soft_argmax(activations: Tensor) -> Tensor:

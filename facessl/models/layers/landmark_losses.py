@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from facessl.core.constants import constant
 from facessl.core.distributed import rank_mean
 from facessl.core.precision import at_least_float32, full_precision
 
@@ -21,7 +22,7 @@ def coordinate_l2(pred: Tensor, target: Tensor, visible: Tensor | None = None, *
     (FaRL's coordinate loss)."""
     with full_precision(pred):
         pred = at_least_float32(pred)
-        error = (pred - target) / pred.new_tensor([size[1], size[0]])  # the half pixel cancels
+        error = (pred - target) / constant((size[1], size[0]), pred)  # the half pixel cancels
         return masked_mean(_drop(error, visible).norm(dim=-1), visible)
 
 
@@ -73,7 +74,7 @@ def star(heatmaps: Tensor, target: Tensor, visible: Tensor | None = None) -> Ten
     """
     with full_precision(heatmaps):
         mean, (xx, yy, xy) = moments(heatmaps)
-        size = mean.new_tensor([heatmaps.shape[-1], heatmaps.shape[-2]])
+        size = constant((heatmaps.shape[-1], heatmaps.shape[-2]), mean)
         ex, ey = _drop((2 * target + 1) / size - 1 - mean, visible).unbind(-1)  # (B, K) each
         large, small, cosine, sine = eigen(xx, yy, xy)
         along, across = (

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from facessl.core.constants import constant
 from facessl.core.precision import at_least_float32, full_precision
 from facessl.models.layers.heatmaps import edge_heatmaps, rescale, shrunk_gaussians
 from facessl.models.layers.landmark_losses import awing, star
@@ -145,8 +146,9 @@ def star_loss(
     whole_edges = None
     if visible is not None:
         target = target.where(visible.bool()[..., None], 0.0)
-        whole_edges = torch.stack([visible[:, list(edge)].all(1) for edge in edges], dim=1)  # (B, E)
-    target = target.clamp_min(-0.5).minimum(target.new_tensor([image[1] - 0.5, image[0] - 0.5]))
+        ends = [constant(tuple(edge), visible, torch.long) for edge in edges]
+        whole_edges = torch.stack([visible[:, index].all(1) for index in ends], dim=1)  # (B, E)
+    target = target.clamp_min(-0.5).minimum(constant((image[1] - 0.5, image[0] - 0.5), target))
     terms = {
         "star": star(maps.heatmaps, rescale(target, image, size), visible),
         "points": awing(maps.points, shrunk_gaussians(target, image, size, visible=visible), visible),

@@ -69,6 +69,19 @@ def test_norms_over_the_ranks_are_not_compiled():
         backbone.compile_features()
 
 
+def test_evaluation_is_not_compiled(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda x: seen.append(x) or function(x))
+    backbone, x = Backbone("test_resnet", image_size=64), torch.zeros(2, 3, 64, 64)
+    target = copy.deepcopy(backbone).requires_grad_(False).eval()
+    for one in (backbone, target):
+        one.compile_features()
+    backbone.train()(x)
+    backbone.eval()(x)
+    target(x)
+    assert len(seen) == 2
+
+
 @torch.no_grad()
 @pytest.mark.fault("B4", "an operator of torch's own kept ViTs from being traced, exported and quantized")
 def test_a_vit_is_traced_exported_and_quantized(tmp_path: Path) -> None:
