@@ -6,17 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import facessl
 from facessl.core.types import Batch
+from facessl.data.detect import detect_all
 from facessl.data.loader import TrainLoader
 from facessl.data.prefetch import Prefetcher
 from facessl.data.source import open_source
+from facessl.inference.trained_task import load_trained
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
 from facessl.training.finetune import finetune
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
+from tests.data.test_detect import photo
 
 FACES = "synthetic:?n=48&size=72"
 
@@ -58,5 +62,23 @@ def test_a_model_fine_tuned_on_the_gpu_predicts_alike_on_the_cpu(
         "max_steps": 4, "workers": 0, "device": device.type,
     }  # fmt: skip
     finetune(None, FACES, **settings)
-    scores = [facessl.evaluate(facessl.load_backbone(run).to(d), FACES, protocol="knn") for d in (device, "cpu")]
-    assert scores[0]["accuracy"] == scores[1]["accuracy"]
+    file = tmp_path / "face.png"
+    Image.fromarray(open_source(FACES)[0].image).save(file)
+    probabilities = []
+    for place in (device, torch.device("cpu")):
+        model = load_trained(run)
+        model.task.to(place)
+        (found,) = facessl.predict(model, [file], out=tmp_path / place.type, crop=False, draw=False, overwrite=True)
+        probabilities.append(list(found.faces[0]["probabilities"].values()))
+    np.testing.assert_allclose(*probabilities, atol=1e-4)
+
+
+def test_faces_are_found_where_the_cpu_finds_them(device: torch.device) -> None:
+    photos = [photo((100, 40, 200), index=index)[0] for index in range(3)]
+    wanted = detect_all(photos)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = detect_all(photos, device=device.type)
+    again = detect_all(photos)  # the detector on the GPU has networks of its own
+    for (on_cpu,), (on_gpu,), (later,) in zip(wanted, found, again, strict=True):
+        np.testing.assert_allclose(on_gpu.box, on_cpu.box, atol=0.5)
+        np.testing.assert_array_equal(later.box, on_cpu.box)

@@ -17,8 +17,8 @@ BOUNDS = {torch.bfloat16: (3e-2, 0.9), torch.float16: (5e-3, 0.98)}
 SCALE = 65536.0  # of the loss in float16, its scaler's first
 
 
-def prepared(name: str, device: torch.device) -> tuple[Any, Batch]:
-    method = build(name, dropout=0.0).to(device)  # a mask of dropout depends on the type that it is drawn for
+def prepared(name: str, device: torch.device, **values: Any) -> tuple[Any, Batch]:
+    method = build(name, dropout=0.0, **values).to(device)  # a mask of dropout depends on the type that it is drawn for
     return method, batch(method, count=16).to(device)
 
 
@@ -51,10 +51,10 @@ def test_mixed_precision_stays_near_float32(name: str, dtype: torch.dtype, devic
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
-@pytest.mark.parametrize("name", METHODS)
-def test_no_step_waits_for_the_gpu(name: str, optimizer: str, device: torch.device) -> None:
+@pytest.mark.parametrize(("name", "values"), [*((name, {}) for name in METHODS), ("fra", {"targets": "color"})])
+def test_no_step_waits_for_the_gpu(name: str, values: dict[str, Any], optimizer: str, device: torch.device) -> None:
     """A read-back would leave the GPU idle while the host prepares the next kernels."""
-    method, data = prepared(name, device)
+    method, data = prepared(name, device, **values)
     steps = build_optimizer(method, PretrainOptim(name=optimizer), 1e-3)  # type: ignore[arg-type]
 
     def step(number: int) -> None:
