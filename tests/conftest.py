@@ -7,6 +7,8 @@ import cv2
 import pytest
 import torch
 
+from facessl.core import plugins
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 cv2.setNumThreads(0)  # a fork of a process whose OpenCV has started threads may wait for them without end
@@ -14,6 +16,20 @@ torch.backends.cudnn.allow_tf32 = False  # float32 means float32 where numbers a
 
 #: Measuring data beside the checkout; tests that need it are marked `shared`.
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+#: A source of a file outside the package, as `--source` names it.
+OUTSIDE: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--plugin", action="append", default=[], help="file outside the package whose contract is tested")
+    parser.addoption("--source", action="append", default=[], help="NAME:PATH of 6 images, of a source of --plugin")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for file in config.getoption("--plugin"):
+        plugins.add(file)
+    OUTSIDE.extend(config.getoption("--source"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -65,9 +65,7 @@ def listed(what: str, part: str = "") -> list[tuple[str, str]]:
 
         return [(name, recipe_summary(name)) for name in recipes() if part in name]
     folder = {"sources": "data.sources", "protocols": "evaluation.protocols"}.get(what, what)
-    summaries = {name: plugins.summary(folder, name) for name in plugins.names(folder)}
-    if what == "sources":
-        summaries = {name.replace("_", "-"): text for name, text in summaries.items()}
+    summaries = {name.replace("_", "-"): plugins.summary(folder, name) for name in plugins.names(folder)}
     if what == "protocols":
         defaults = {task: plugins.find("tasks", task).defaults for task in plugins.names("tasks")}
         for protocol in dict.fromkeys(name for protocols in defaults.values() for name in protocols):

@@ -157,8 +157,7 @@ def cmd_predict(
 
     files.check_output(out, folder=True)
     trained = load_trained(run)
-    if task is not None and task != trained.name:
-        plugins.find("tasks", task)  # UnknownName first
+    if task is not None and plugins.known("tasks", task) != trained.name:
         raise ConfigError(
             f"{run} was trained for {trained.name}, not for {task}: leave --task out, or name another run"
         )

@@ -1,7 +1,6 @@
 """The two commands that read a configuration."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from facessl.config.finetune import FinetuneConfig
 from facessl.config.pretrain import PretrainConfig
 from facessl.config.run import RunConfig, to_plain
 from facessl.core import plugins
-from facessl.core.errors import ConfigError, PluginError, UnknownName
+from facessl.core.errors import ConfigError, UnknownName
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,6 @@ class Command:
     part: str  # field with a plug-in's name and values ("method", "task")
     default: str  # name of the default plug-in
     positional: Mapping[str, str]  # fields without a flag, with their help
-    members: tuple[str, ...]  # required members of a plug-in
     recipes_are_explicit: bool  # whether the values of a recipe are explicit (`RunConfig.explicit`)
     # values -> defaults below them (a protocol's published settings)
     preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
@@ -40,22 +38,11 @@ class Command:
         """Fields that are dataclasses."""
         return {f.name for f in dataclasses.fields(self.config) if dataclasses.is_dataclass(f.default_factory)}
 
-    def plugin(self, name: str) -> Any:
-        """Class of a plug-in. UnknownName: there is no such plug-in. PluginError: it lacks members."""
-        kind = plugins.find(self.folder, name)
-        missing = [member for member in self.members if not hasattr(kind, member)]
-        if missing:
-            raise PluginError(
-                f"{sys.modules[kind.__module__].__file__}: the class {kind.__name__} has no {', '.join(missing)}: "
-                f"facessl/{self.folder}/base.py says what a {self.part} has"
-            )
-        return kind
-
 
 def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Published settings of a task's protocol."""
     protocol = values.get("protocol") or FinetuneConfig.protocol
-    task = FINETUNE.plugin(values["task"]["name"])
+    task = plugins.find("tasks", values["task"]["name"])
     if protocol not in task.defaults:
         probes = plugins.names("evaluation.protocols")
         known = {*probes, *(p for t in plugins.names("tasks") for p in plugins.find("tasks", t).defaults)}
@@ -70,7 +57,8 @@ def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _augmentation(values: Mapping[str, Any]) -> Mapping[str, str]:
     """Published augmentation of a protocol, for the help of `augment`."""
-    published = FINETUNE.plugin(values["task"]["name"]).augments[values.get("protocol") or FinetuneConfig.protocol]
+    protocol = values.get("protocol") or FinetuneConfig.protocol
+    published = plugins.find("tasks", values["task"]["name"]).augments[protocol]
     changed = [f.name for f in dataclasses.fields(published) if getattr(published, f.name) != f.default]
     texts = [f"{name}: {_rounded(getattr(published, name))}" for name in changed]
     return {"augment": f"those of the protocol are {{{', '.join(texts)}}}"}
@@ -86,7 +74,6 @@ PRETRAIN = Command(
     "method",
     "fra",
     {"source": "NAME:PATH?option=value, or a path; none: synthetic faces (synthetic:)"},
-    members=("Args", "needs", "views", "mean", "std", "step", "after_step"),
     recipes_are_explicit=False,  # a recipe is made for another length
     switches={
         "crop": "find the faces of the source's photos first, as `facessl crop` does by default, and train on the "
@@ -102,7 +89,6 @@ FINETUNE = Command(
         "run": "run folder, checkpoint, exported backbone, timm:NAME, or none (random weights)",
         "source": "labeled images, NAME:PATH?option=value or a path",
     },
-    members=("Args", "needs", "defaults", "augments", "step", "predict", "meter", "describe"),
     recipes_are_explicit=True,
     preset=_published,
     remarks=_augmentation,
@@ -116,7 +102,7 @@ def resolved(config: FinetuneConfig) -> dict[str, Any]:
     """
     from facessl.views.augment import augment_from_dict  # not above, as it imports torch
 
-    published = dataclasses.asdict(FINETUNE.plugin(config.task["name"]).augments[config.protocol])
+    published = dataclasses.asdict(plugins.find("tasks", config.task["name"]).augments[config.protocol])
     for name in config.augment:
         if name not in published:
             raise UnknownName("field of augment", name, published)

@@ -88,7 +88,7 @@ def readable(error: Exception, parser: ArgumentParser) -> str:
     text = one_line(str(error))
     match = re.search(r'[Pp]arser key "([^"]+)": (.*?)(?:Got value|Given value): (.*)$', text)
     if extra := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
-        return extra_word(extra[1])
+        return extra_word(extra[1], parser)
     if not match:
         return text
     key, reason, value = match.groups()
@@ -100,13 +100,15 @@ def readable(error: Exception, parser: ArgumentParser) -> str:
     return f"{key} = {value!r} is not valid: give {valid}"
 
 
-def extra_word(word: str) -> str:
+def extra_word(word: str, parser: ArgumentParser) -> str:
     """The message for a word that no flag and no positional argument takes."""
     if word.startswith("-"):
         return f"{word} is not a flag: flags begin with two dashes"
-    return (
-        f"{word} is one word too many: give photos as one folder or NAME:PATH, and put names with spaces or * in quotes"
-    )
+    taken = [action.dest for action in parser._actions if not action.option_strings]
+    fix = "give photos as one folder or NAME:PATH, and put names with spaces or * in quotes"
+    if not {"source", "photos"}.intersection(taken):
+        fix = f"{parser.prog} takes {' and '.join(name.upper() for name in taken) or 'only flags'}"
+    return f"{word} is one word too many: {fix}"
 
 
 _EXPECTED = r"Expected an? (.+?)(?= - |\. |\.$| Given|$)"

@@ -89,6 +89,7 @@ def read(argv: Sequence[str], command: Command = PRETRAIN) -> ParsedArguments:
     saved = _saved_settings(Path(out), command) if resume and out else {}
     part = f"{command.part}.name"
     name = last[part] or "" if part in last else recipe.get(command.part, {}).get("name")
+    name = name and plugins.known(command.folder, str(name))
     saved_name = saved.get(command.part, {}).get("name")
     if name is not None and saved_name not in (None, name):
         raise ConfigError(
@@ -130,7 +131,7 @@ def _flags(words: Iterator[tuple[str | None, str | None]], parser: Parser, comma
         if flag is None:
             field = next(positional, None)
             if field is None or re.match(r"-(?!\d)", str(text)):
-                raise ConfigError(extra_word(str(text)))
+                raise ConfigError(extra_word(str(text), parser))
             if text:
                 flags[field] = text
         elif flag not in known and not flag.startswith(_FREE):
@@ -195,7 +196,7 @@ def configuration(arguments: ParsedArguments) -> Any:
 def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
     """Configuration from plain values, such as those of a run's `config.yaml`."""
     values = _named(dict(values), command)
-    name = values.get(command.part, {}).get("name", command.default)
+    name = plugins.known(command.folder, str(values.get(command.part, {}).get("name", command.default)))
     return _build(values, name, _parser(name, command), command, flatten(values))
 
 

@@ -21,6 +21,14 @@ class UnknownName(FaceSSLError):
         super().__init__(f"unknown {kind} {name!r}: {hint}valid are {', '.join(shown) or 'none'}{more}")
 
 
+class UnknownPlugin(UnknownName):
+    """A method, source or task that does not exist, or whose file was not added."""
+
+    def __str__(self) -> str:
+        add = 'facessl --plugin FILE.py COMMAND ..., in Python facessl.core.plugins.add("FILE.py")'
+        return f"{super().__str__()}; for one of your own: {add}"
+
+
 class ConfigError(FaceSSLError):
     """A setting that cannot work."""
 

@@ -16,18 +16,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from facessl.core.errors import PluginError, UnknownName
+from facessl.core.errors import PluginError, UnknownName, UnknownPlugin
 
 #: Modules of files outside the package, by folder and name.
 _outside: dict[tuple[str, str], ModuleType] = {}
-#: Folder -> a member that its classes have.
-_MEMBER = {"tasks": "meter", "methods": "after_step", "data.sources": "fingerprint"}
+#: Folder -> members that its classes must have.
+_MEMBERS = {
+    "tasks": ("Args", "needs", "defaults", "augments", "step", "predict", "meter", "describe"),
+    "methods": ("Args", "needs", "views", "mean", "std", "step", "after_step"),
+    "data.sources": ("provides", "columns", "__len__", "__getitem__", "key", "image", "fingerprint"),
+}
 
 
 def add(file: str | Path) -> None:
     """Import the method, source or task of a file outside the package, and register it by the file's name.
 
-    PluginError: not a Python file, cannot be imported, has no such class, or its name is taken.
+    PluginError: not a Python file, cannot be imported, has no such class, it lacks members, or its name is taken.
     """
     path = Path(file).expanduser().resolve()
     name = path.stem
@@ -35,9 +39,11 @@ def add(file: str | Path) -> None:
         raise PluginError(f"{file} is not a Python file whose name is an identifier, such as my_method.py")
     known = sys.modules.get(name)
     spec = None if known else importlib.util.find_spec(name)
-    is_same = str(path) == (known.__file__ if known else spec and spec.origin)
-    if ((known or spec) and not is_same) or any(name in _inside(folder) for folder in _MEMBER):
-        raise PluginError(f"{file}: the name {name!r} is taken: rename the file and its class")
+    other = getattr(known, "__file__", "Python") if known else spec and spec.origin
+    inside = [f"facessl/{folder.replace('.', '/')}/{name}.py" for folder in _MEMBERS if name in _inside(folder)]
+    if inside or ((known or spec) and str(path) != other):
+        taker = inside[0] if inside else other
+        raise PluginError(f"{file}: the name {name!r} is taken by {taker}: rename the file and its class")
     try:
         imported = known or _import(path)
     except Exception as error:
@@ -45,13 +51,30 @@ def add(file: str | Path) -> None:
         line = lines[-1] if lines else ""
         raise PluginError(f"{file} cannot be imported: {type(error).__name__}: {error}{line}") from None
     kind = _named_like(imported, name)
-    folder = next((folder for folder, member in _MEMBER.items() if hasattr(kind, member)), None)
-    if folder is None:
-        raise PluginError(
-            f"{file} defines no method, source or task {name.replace('_', '')!r}, named like the file (case and "
-            "underscores aside): docs/extending.md shows one of each"
-        )
+    folder = min(_MEMBERS, key=lambda folder: len(_lacking(folder, kind)) / len(_MEMBERS[folder]))
+    try:
+        if len(_lacking(folder, kind)) == len(_MEMBERS[folder]):
+            raise PluginError(
+                f"{file} defines no method, source or task {name.replace('_', '')!r}, named like the file (case and "
+                "underscores aside): docs/extending.md shows one of each"
+            )
+        _refuse_lacking(folder, kind, imported)
+    except PluginError:
+        del sys.modules[name]  # so that the corrected file can be added
+        raise
     _outside[folder, name] = imported
+
+
+def _lacking(folder: str, kind: Any) -> list[str]:
+    return [member for member in _MEMBERS.get(folder, ()) if not hasattr(kind, member)]
+
+
+def _refuse_lacking(folder: str, kind: Any, owner: ModuleType) -> None:
+    if lacking := _lacking(folder, kind):
+        says = f"facessl/{folder}/base.py says what a {folder.rstrip('s')} has"
+        if folder == "data.sources":
+            says = "a source inherits facessl.data.source.Source"
+        raise PluginError(f"{owner.__file__}: the class {kind.__name__} has no {', '.join(lacking)}: {says}")
 
 
 def _import(path: Path) -> ModuleType:
@@ -82,18 +105,21 @@ def _inside(folder: str) -> set[str]:
 
 def module(folder: str, name: str) -> ModuleType:
     """Module of a plug-in, `facessl/<folder>/<name>.py`. UnknownName: there is none."""
-    _refuse_unknown(folder, name)
+    name = known(folder, name)
     return _outside.get((folder, name)) or importlib.import_module(f"facessl.{folder}.{name}")
 
 
-def _refuse_unknown(folder: str, name: str) -> None:
-    if name not in names(folder):
-        raise UnknownName(folder.rsplit(".", 1)[-1].rstrip("s"), name, names(folder))
+def known(folder: str, name: str) -> str:
+    """The name of a plug-in with underscores, as its file has it; dashes may be typed. UnknownName: there is none."""
+    if name.replace("-", "_") not in names(folder):
+        unknown = UnknownPlugin if folder in _MEMBERS else UnknownName
+        raise unknown(folder.rsplit(".", 1)[-1].rstrip("s"), name, (n.replace("_", "-") for n in names(folder)))
+    return name.replace("-", "_")
 
 
 def _parsed(folder: str, name: str) -> tuple[ast.Module, Any]:
     """A plug-in's file, parsed but not run, and its class or function. UnknownName: there is no such file."""
-    _refuse_unknown(folder, name)
+    name = known(folder, name)
     if (folder, name) in _outside:
         file = Path(str(_outside[folder, name].__file__))
     else:
@@ -147,14 +173,16 @@ def _light(statement: ast.Import | ast.ImportFrom) -> bool:
 def find(folder: str, name: str) -> Any:
     """The class in `facessl/<folder>/<name>.py` whose name is the file's name, case and underscores aside.
 
-    UnknownName: the file is missing. PluginError: its class is missing.
+    UnknownName: the file is missing. PluginError: its class is missing, or lacks members.
     """
-    kind = _named_like(module(folder, name), name)
+    owner, name = module(folder, name), known(folder, name)
+    kind = _named_like(owner, name)
     if kind is None:
         raise PluginError(
             f"facessl/{folder.replace('.', '/')}/{name}.py defines no class or function {name.replace('_', '')!r}, "
             "named like the file (case and underscores aside)"
         )
+    _refuse_lacking(folder, kind, owner)
     return kind
 
 

@@ -76,7 +76,7 @@ class Batch:
         skipped: (key, reason) of images that could not be read and were replaced.
         label: (B,) int64; None if the source has none, like those that follow.
         text: B strings.
-        landmarks: (B, K, 2) float32.
+        landmarks: (B, K, 2) float32, pixels of the view.
         mask: (B, H, W) uint8.
         identity: (B,) int64.
         attributes: (B, A) uint8.
@@ -85,7 +85,7 @@ class Batch:
         box: (B, 4) float32.
         five_points: (B, 5, 2) float32.
         group: (B,) int64.
-        frame: (B, 3, 3) float32.
+        frame: (B, 3, 3) float32, maps pixels of the stored image to pixels of the view.
         crops: V tensors (B, 5) float32, crop box of each view: left, top, width, height as fractions of the stored
             image's width and height, and 1 if it is flipped. Empty unless `facessl.views.geometric` cut the views.
     """

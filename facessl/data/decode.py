@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, features
 
-from facessl.core.errors import DataError
+from facessl.core.errors import DataError, PluginError
 from facessl.core.files import read_regular
 from facessl.core.types import Sample
 from facessl.data.skipped import ImageError, unreadable
@@ -102,10 +102,19 @@ def decode(data: bytes, *, key: str, min_side: int | None = None, reduction: Red
 
 
 def pixels(sample: Sample, min_side: int | None = None, reduction: Reduction | None = None) -> np.ndarray:
-    """The image of a sample, (H, W, 3) uint8 RGB; `min_side`, `reduction` and errors as in `decode`."""
-    if isinstance(sample.image, np.ndarray):
-        return sample.image
-    return decode(sample.image, key=sample.key, min_side=min_side, reduction=reduction)
+    """The image of a sample, (H, W, 3) uint8 RGB; `min_side`, `reduction` and errors as in `decode`.
+
+    PluginError: the source gives something else.
+    """
+    image = sample.image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise PluginError(
+                f"the source's image {sample.key} is {image.shape} {image.dtype}: it must be (H, W, 3) uint8 RGB, or "
+                "encoded bytes"
+            )
+        return image
+    return decode(image, key=sample.key, min_side=min_side, reduction=reduction)
 
 
 def decode_mask(data: bytes, *, key: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from facessl.core import plugins
-from facessl.core.errors import ConfigError, DataError, UnknownName, instead_of
+from facessl.core.errors import ConfigError, DataError, PluginError, UnknownName, instead_of
 from facessl.core.escape import from_csv, with_slashes
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import EXTENSIONS, read_file
@@ -259,7 +259,8 @@ def short(key: str) -> str:
 
 def _dtype(field: str) -> type:
     if field not in FIELDS:
-        raise ValueError(f"{field} is not a field of Sample")
+        valid = ", ".join(sorted(FIELDS))
+        raise PluginError(f"a source's column cannot be called {field!r}: name a field of Sample, {valid}")
     return np.int64 if field in _NUMBERS else np.uint8 if field in _BYTES else np.float32
 
 
@@ -320,7 +321,7 @@ def _split_name(spec: str) -> tuple[str, str]:
         return "webdataset", spec
     # One letter is a Windows drive; a slash or dot before the colon belongs to a path.
     if colon and len(head) > 1 and re.fullmatch(r"[\w-]+", head):
-        raise UnknownName("source", head.replace("_", "-"), [name.replace("_", "-") for name in known])
+        plugins.known("data.sources", head)
     return "", spec
 
 
@@ -368,12 +369,16 @@ def _similar_path(path: str) -> str:
 
 
 def _keywords(cls: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls.__init__ if inspect.isclass(cls) else cls)
-    return {
-        name: hints.get(name, str)
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    """Options of a source with their types. PluginError: one that is not keyword-only, or has no type."""
+    hints = typing.get_type_hints(cls.__init__)
+    options = list(inspect.signature(cls).parameters.values())[1:]
+    for option in options:
+        if option.kind is not option.KEYWORD_ONLY or option.name not in hints:
+            raise PluginError(
+                f"the source {cls.__name__}: its option {option.name!r} must be keyword-only and have a type, as "
+                "`limit` in def __init__(self, path: str, *, limit: int = 0)"
+            )
+    return {option.name: hints[option.name] for option in options}
 
 
 def _value(option: str, text: str, hint: Any) -> Any:

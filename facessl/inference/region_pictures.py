@@ -1,6 +1,5 @@
 """The regions that a method found: heatmaps of images, and pictures of them."""
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -75,18 +74,22 @@ def sample_images(source: Source, *, count: int, size: int, seed: int = 0) -> np
     """
     if count < 1:
         raise ConfigError(f"{count} images cannot be shown: ask for 1 or more")
-    squares = [resize(image, size) for image in itertools.islice(_spread(source, count, seed), count)]
+    errors: list[DataError] = []
+    squares = [resize(image, size) for image in itertools.islice(_spread(source, count, seed, errors), count)]
     if not squares:
-        raise DataError("none of the images that were tried can be read: see what `facessl embed` says about each")
+        why = f"the first: {errors[0]}" if errors else "there is none"
+        raise DataError(f"none of the images that were tried can be read ({why})")
     return np.stack(squares)
 
 
-def _spread(source: Any, count: int, seed: int) -> Iterator[np.ndarray]:
-    """The images that `sample_images` takes, and of a stream those after them."""
+def _spread(source: Any, count: int, seed: int, errors: list[DataError]) -> Iterator[np.ndarray]:
+    """The images that `sample_images` takes, and of a stream those after them; `errors` gets those of the others."""
     if source.streaming:
         for sample in source.stream(seed=None, epoch=0, rank=0, world_size=1):
-            with contextlib.suppress(DataError):
+            try:
                 yield pixels(sample)
+            except DataError as error:
+                errors.append(error)
         return
     rng = np.random.default_rng(seed)
     edges = np.linspace(0, len(source), min(count, len(source)) + 1).astype(int).tolist()
@@ -94,9 +97,11 @@ def _spread(source: Any, count: int, seed: int) -> Iterator[np.ndarray]:
         offset = int(rng.integers(stop - start))
         # Eight tries keep a stretch of a million broken files from being read to its end.
         for i in range(min(8, stop - start)):
-            with contextlib.suppress(DataError):
+            try:
                 yield pixels(source[start + (offset + i) % (stop - start)])
                 break
+            except DataError as error:
+                errors.append(error)
 
 
 def write_regions(path: Path, method: nn.Module, source: Source | str, *, count: int = 8, seed: int = 0) -> None:

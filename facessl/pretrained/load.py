@@ -15,7 +15,7 @@ from facessl.config.parse import from_dict
 from facessl.config.paths import located, published
 from facessl.config.pretrain import PretrainConfig
 from facessl.core import checkpoint, plugins
-from facessl.core.errors import CheckpointError, ConfigError, UnknownName
+from facessl.core.errors import CheckpointError, ConfigError, UnknownName, UnknownPlugin
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone, pretrained_settings
 from facessl.models.weights import check_finite, from_export, load_exactly, networks, tensors, with_options
@@ -116,6 +116,8 @@ def _own_method(path: Path, state: Mapping[str, Any]) -> Method:
         )
     try:
         method = build_method(from_dict(state["config"]), fresh=False)
+    except UnknownPlugin as error:
+        raise CheckpointError(f"{path} cannot be opened: {error}") from None
     except (ConfigError, UnknownName) as error:
         raise CheckpointError(f"{path} was written by another version, or changed: {error}") from None
     load_exactly(method, state["method"], path)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from facessl.config.commands import FINETUNE, resolved
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.paths import located, published
 from facessl.config.run import to_plain
-from facessl.core import checkpoint, environment, files
+from facessl.core import checkpoint, environment, files, plugins
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.core.launch import loader_workers, one_after_another
 from facessl.core.schema import read_json, to_json
@@ -110,7 +110,7 @@ class Finetuning:
         config, data = self.config, self.data
         augment = self.augment = augment_from_dict(self.resolved["augment"])
         arguments = dict(config.task)
-        kind = FINETUNE.plugin(arguments.pop("name"))
+        kind = plugins.find("tasks", arguments.pop("name"))
         labels = self.labels = Labels.of(data.train, kind.needs)
         task = kind(self.backbone, labels, **arguments)
         self.model = TaskWithEma(task, ema=config.ema, ramp=config.ema_ramp, frozen=config.frozen)
@@ -245,7 +245,7 @@ def _parts(config: FinetuneConfig) -> Splits:
         need_val=config.select == "val",
         labels=config.labels,
         seed=config.seed,
-        needs=FINETUNE.plugin(config.task["name"]).needs,
+        needs=plugins.find("tasks", config.task["name"]).needs,
     )
     if any(part is not None and part.streaming for part in (splits.train, splits.val, splits.test)):
         raise ConfigError(

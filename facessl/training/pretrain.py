@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from facessl.config.commands import PRETRAIN
 from facessl.config.parse import from_dict
 from facessl.config.pretrain import PretrainConfig
-from facessl.core import checkpoint, environment, files
+from facessl.core import checkpoint, environment, files, plugins
 from facessl.core.errors import ConfigError, DataError, many
 from facessl.core.launch import one_after_another
 from facessl.data.source import Source, open_source
@@ -79,7 +78,7 @@ class Pretraining:
 
     def resolve_config(self, fabric: Fabric) -> dict[str, Any]:
         config = self.config
-        kind = PRETRAIN.plugin(config.method["name"])
+        kind = plugins.find("methods", config.method["name"])
         source = self.source = one_after_another(fabric, lambda: open_source(config.source))
         images = None if source.streaming else len(source)
         mean, std = load.normalization(config)

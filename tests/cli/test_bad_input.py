@@ -108,6 +108,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["list", "methodes"], "methods"),
         (["pretrain", "a.jpg", "b.jpg"], "b.jpg is one word too many: give photos as one folder"),
         (["crop", "a.jpg", "b.jpg", "--out", "faces"], "b.jpg is one word too many: give photos as one folder"),
+        (["check", "zipped:faces.zip"], "zipped:faces.zip is one word too many: facessl check takes only flags"),
+        (["list", "tasks", "a", "b"], "b is one word too many: facessl list takes WHAT and FILTER"),
         (["crop", "photos", "-o", "faces"], "-o is not a flag: flags begin with two dashes"),
         (["pretrian"], "pretrain"),
     ],

@@ -1,10 +1,12 @@
 """Code of README and docs works as it is printed; what a task's file lacks is one sentence."""
 
 import importlib
+import itertools
 import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import facessl
 from facessl.cli import main
+from facessl.config.commands import FINETUNE
+from facessl.config.parse import parse
 from facessl.core import plugins
-from facessl.core.errors import PluginError
+from facessl.core.errors import CheckpointError, PluginError
 from facessl.tasks.base import Task, check_result, headline
 from tests.data.layouts_labels import build_rafdb
 from tests.data.test_detect import photo
+from tests.helpers import environment
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 WORDS = [
@@ -36,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(plugins, "_outside", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
-    for name in ("toy", "npz", "pose"):
+    for name in ("toy", "npz", "pose", "head_pose"):
         sys.modules.pop(name, None)
     plugins.find.cache_clear()
 
@@ -68,6 +74,12 @@ def test_the_method_and_the_source_of_the_page_train(place: Path, capsys: pytest
     assert isinstance(facessl.load_method(place / "run"), plugins.find("methods", "toy"))
     assert main(["list", "methods", "toy"]) == 0
     assert capsys.readouterr().out == "toy            An example. Differences: none, there is no paper.\n"
+    plugins._outside.clear()
+    plugins.find.cache_clear()
+    with pytest.raises(CheckpointError, match=r"run cannot be opened: unknown method 'toy'.*--plugin FILE\.py"):
+        facessl.load_method(place / "run")
+    assert main(["pretrain", "--resume", "--out", str(place / "run")]) == 2
+    assert "unknown method 'toy'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -75,11 +87,16 @@ def test_the_method_and_the_source_of_the_page_train(place: Path, capsys: pytest
     [
         ("toy.py", "import nothing_like_it", "cannot be imported: ModuleNotFoundError: No module named"),
         ("toy.py", "class Joy:\n    pass\n", "defines no method, source or task 'toy'"),
-        ("byol.py", "class BYOL:\n    after_step = 1\n", "the name 'byol' is taken"),
+        ("toy.py", "class Toy:\n    pass\n", "defines no method, source or task 'toy'"),
+        ("npz.py", "class Npz:\n    image = __len__ = __getitem__ = 1\n",
+         "the class Npz has no provides, columns, key, fingerprint: a source inherits facessl.data.source.Source"),
+        ("byol.py", "class BYOL:\n    after_step = 1\n", "the name 'byol' is taken by facessl/methods/byol.py: rename"),
+        ("time.py", "", "the name 'time' is taken by Python"),
+        ("yaml.py", "", f"the name 'yaml' is taken by {yaml.__file__}"),
         ("my-toy.py", "", "whose name is an identifier"),
         ("toy.yaml", "", "is not a Python file"),
     ],
-)
+)  # fmt: skip
 def test_a_file_that_is_not_a_plug_in(
     name: str, text: str, says: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,8 +109,7 @@ def test_a_file_that_is_not_a_plug_in(
     "E4", "a file called --plugin=evil.py, met by `predict run *`, was run; so was a folder named like a plug-in"
 )
 def test_only_the_file_that_was_typed_is_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, evil = place / "toy.py", "import pathlib; pathlib.Path('ran').touch()"
-    good.write_text("class Toy:\n    after_step = 1\n")
+    good, evil = install("Toy", place), "import pathlib; pathlib.Path('ran').touch()"
     (place / "evil.py").write_text(evil)
     assert main(["report", "--plugin=evil.py"]) == main(["report", "--", "--plugin=evil.py"]) == 2
     assert "--plugin stands before the command" in capsys.readouterr().err
@@ -209,14 +225,46 @@ def _python(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("member", ["needs", "defaults", "augments", "describe", "predict", "step"])
-def test_a_missing_member_is_named(member: str, printed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = re.sub(rf"\b{member}\b(?=:|\()", f"{member}_gone", printed.read_text())
-    printed.write_text(text)
-    assert main(["--plugin", str(printed), *WORDS]) == 2
+@pytest.mark.parametrize(
+    ("name", "member"),
+    [*itertools.product(["Pose"], ["Args", "needs", "defaults", "augments", "describe", "predict", "step", "meter"]),
+     *itertools.product(["Toy"], ["Args", "needs", "views", "step", "after_step"])],
+)  # fmt: skip
+def test_a_missing_member_is_named(name: str, member: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = install(name, place)
+    text = file.read_text()
+    file.write_text(re.sub(rf"\b{member}\b(?=:|\()", f"{member}_gone", text))
+    assert main(["--plugin", str(file), "list"]) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert f"has no {member}:" in said
-    assert "pose.py" in said
+    assert f"the class {name} has no {member}:" in said
+    assert str(file) in said
+    file.write_text(text)
+    plugins.add(file)
+
+
+def test_a_name_may_be_typed_with_dashes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = place / "head_pose.py"
+    file.write_text(install("Pose", place).read_text().replace("class Pose(", "class HeadPose("))
+    plugins.add(file)
+    for name in ("head-pose", "head_pose"):
+        assert parse(["none", "synthetic:", "--task", name], FINETUNE).task["name"] == "head_pose"
+    assert main(["list", "tasks", "head"]) == 0
+    assert capsys.readouterr().out.startswith("head-pose ")
+
+
+def test_the_files_of_the_page_pass_the_contract_tests(place: Path) -> None:
+    np.savez(place / "faces.npz", images=np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), np.uint8))
+    words = [f"--plugin={install(name, place)}" for name in ("Toy", "Npz", "Pose")]
+    words += [f"--source=npz:{place}/faces.npz", "-k", "toy or npz or pose"]
+    files = [
+        str(PAGE.parents[1] / "tests" / "contract" / f"test_{kind}.py") for kind in ("methods", "sources", "tasks")
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *words],
+        capture_output=True, text=True, cwd=PAGE.parents[1], env=environment(),
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "skipped" not in ran.stdout
 
 
 @pytest.mark.parametrize(

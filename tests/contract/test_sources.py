@@ -6,6 +6,7 @@ import os
 import pickle
 import pkgutil
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import pytest
 from facessl.core import plugins
 from facessl.core.types import FIELDS, Sample
 from facessl.data.decode import decode
-from facessl.data.source import Source, open_source
+from facessl.data.source import Source, open_source, parse
 from facessl.data.subset import Subset
 from tests import data
+from tests.conftest import OUTSIDE
 from tests.data.make import film, jpeg, shades, shard
 
 
@@ -56,6 +58,20 @@ def _layouts() -> dict[str, Callable[[Path], str]]:
     return {name.removeprefix("build_"): build for name, build in builders if name.startswith("build_")}
 
 
+def _outside(spec: str) -> tuple[str, Callable[[Path], str]]:
+    """Name of a source outside the package (`--source`), and what copies its file or folder and names the copy."""
+    name, path, options = parse(spec)
+
+    def copied(root: Path) -> str:
+        copy = shutil.copytree if Path(path).is_dir() else shutil.copy
+        place = copy(Path(path).absolute(), root / Path(path).name)
+        query = "&".join(f"{key}={value}" for key, value in options.items())
+        return f"{name}:{place}" + (f"?{query}" if query else "")
+
+    return name, copied
+
+
+OWN = dict(map(_outside, OUTSIDE))
 #: Smallest working example of each source, of 6 images; a data set has its own in `tests/data/layouts_*.py`.
 EXAMPLES: dict[str, Callable[[Path], str]] = {
     "folder": _folder,
@@ -64,10 +80,13 @@ EXAMPLES: dict[str, Callable[[Path], str]] = {
     "synthetic": lambda _: "synthetic:?n=6&size=32",
     "video": _video,
     **_layouts(),
+    **OWN,
 }
 
 
 def test_every_source_has_an_example() -> None:
+    without = set(plugins.names("data.sources")) - set(EXAMPLES)
+    assert not without, "give 6 images: in EXAMPLES or as build_NAME in tests/data/layouts_*.py; outside by --source"
     assert set(EXAMPLES) == set(plugins.names("data.sources"))
 
 
@@ -113,7 +132,8 @@ COLUMNS = {
 def test_promised_columns_are_the_samples_values(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Class balance and label subsets ask for them; 300,000 images are not opened for that."""
     source = open_source(EXAMPLES[name](tmp_path))
-    assert source.columns == {field for field, names in COLUMNS.items() if name in names.split()}
+    promised = {field for field, names in COLUMNS.items() if name in names.split()}
+    assert name in OWN or source.columns == promised, "name the source in COLUMNS"
     assert {"label", "identity", "group"} & source.provides <= source.columns
     samples = [source[i] for i in range(6)]
     monkeypatch.setattr(type(source), "__getitem__", lambda self, index: pytest.fail("an image was read"))

@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from facessl.core.errors import ConfigError, DataError, FaceSSLError, UnknownName
+from facessl.core.errors import ConfigError, DataError, FaceSSLError, PluginError, UnknownName
+from facessl.data.loader import EvalLoader
 from facessl.data.source import Source, open_source, parse
+from facessl.views.augment import Augment
+from facessl.views.supervised import Supervised
 
 from . import make
 
@@ -94,6 +98,41 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "faces.parquet").touch()
     with pytest.raises(DataError, match=r"faces\.parquet is not a folder, tar or list: name what it is as NAME:"):
         open_source("faces.parquet")
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.ones((16, 16, 3)), r"\(16, 16, 3\) float64"),
+        (np.ones((16, 16), np.uint8), r"\(16, 16\) uint8"),
+        (np.ones((16, 16, 4), np.uint8), r"\(16, 16, 4\) uint8"),
+    ],
+)
+def test_an_array_that_is_no_image_ends_the_run(image: np.ndarray, said: str) -> None:
+    """Floats in 0..1 were trained on as black images."""
+
+    class Own(Source):
+        def image(self, index: int) -> np.ndarray:
+            return image
+
+    view = Supervised(Augment(), 16, train=False)
+    with pytest.raises(PluginError, match=rf"the source's image a is {said}: it must be \(H, W, 3\) uint8 RGB, or"):
+        next(iter(EvalLoader(Own(["a"]), view, batch_size=1)))
+
+
+def test_a_source_with_a_mistake_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Positional(Source):
+        def __init__(self, path: str, limit: int = 0) -> None: ...
+
+    class Untyped(Source):
+        def __init__(self, path: str, *, limit=0) -> None: ...  # type: ignore[no-untyped-def]
+
+    for kind in (Positional, Untyped):
+        monkeypatch.setattr("facessl.core.plugins.find", lambda folder, name, kind=kind: kind)
+        with pytest.raises(PluginError, match=f"{kind.__name__}: its option 'limit' must be keyword-only and have a"):
+            open_source("synthetic:?limit=3")
+    with pytest.raises(PluginError, match=r"cannot be called 'age': name a field of Sample, attributes, box, "):
+        Source(["a"], {"age": [3]})
 
 
 def test_options_reach_the_source_in_their_types(tmp_path: Path) -> None:

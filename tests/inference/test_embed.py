@@ -192,6 +192,12 @@ def test_sampled_images_are_spread_and_readable(folder: Path) -> None:
         assert second in range(5, 10)
 
 
+def test_without_a_readable_image_the_first_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"can be read \(the first: cannot read the image .*a\.jpg: not a JPEG"):
+        sample_images(open_source(str(tmp_path)), count=2, size=16)
+
+
 def test_regions_png_has_a_row_per_image(folder: Path, fra: FRA, tmp_path: Path) -> None:
     fra.train()
     sizes = []
