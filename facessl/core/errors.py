@@ -25,8 +25,7 @@ class UnknownPlugin(UnknownName):
     """A method, source or task that does not exist, or whose file was not added."""
 
     def __str__(self) -> str:
-        add = 'facessl --plugin FILE.py COMMAND ..., in Python facessl.core.plugins.add("FILE.py")'
-        return f"{super().__str__()}; for one of your own: {add}"
+        return f"{super().__str__()}; add your own with --plugin FILE.py, or facessl.core.plugins.add in Python"
 
 
 class ConfigError(FaceSSLError):
