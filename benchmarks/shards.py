@@ -39,7 +39,7 @@ import torch
 from facessl.core import environment
 from facessl.core.types import Sample
 from facessl.data.decode import decode
-from facessl.data.frame import resize_to
+from facessl.data.face_square import resize_to
 from facessl.data.loader import TrainLoader
 from facessl.data.source import Source, open_source
 from facessl.tools.pack import pack

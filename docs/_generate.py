@@ -21,8 +21,8 @@ from mkdocs.structure.pages import Page
 import facessl
 from facessl.cli import main
 from facessl.cli.main import COMMANDS
+from facessl.config.argument_parser import dashed
 from facessl.config.commands import FINETUNE, PRETRAIN, Command
-from facessl.config.flags import dashed
 from facessl.config.parse import read
 from facessl.config.recipes import read_recipe, recipe_summary, recipe_text, recipes
 from facessl.core import plugins

@@ -145,7 +145,7 @@ def _colors(work: Workspace) -> dict[str, str] | str:
 
 def _regions(work: Workspace, image: np.ndarray, faces: Sequence[Face]) -> list[tuple[np.ndarray, str]]:
     """For each region where it has the largest fraction (H, W), and its name."""
-    from facessl.data.frame import from_box
+    from facessl.data.face_square import from_box
     from facessl.inference import region_pictures
 
     method: Any = work.method

@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
-from facessl.config.flags import Parser, dashed, readable, underscored, with_true
+from facessl.config.argument_parser import Parser, dashed, readable, underscored, with_true
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataWarning, UnknownName
 

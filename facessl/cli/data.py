@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from facessl.cli.commandline import list_skipped, parsed_words, summary
-from facessl.config.flags import Parser
+from facessl.config.argument_parser import Parser
 from facessl.core.errors import ConfigError
 
 _OUT = "folder to write to; the same call again goes on where it was stopped"

@@ -15,7 +15,7 @@ from facessl.cli.data import cmd_crop, cmd_pack
 from facessl.cli.embeddings import cmd_embed, cmd_group, cmd_map, cmd_search
 from facessl.cli.networks import cmd_app, cmd_convert, cmd_export, cmd_predict, cmd_probe, cmd_regions
 from facessl.cli.train import cmd_finetune, cmd_plan, cmd_pretrain
-from facessl.config.flags import Parser
+from facessl.config.argument_parser import Parser
 from facessl.core import plugins
 from facessl.core.errors import FaceSSLError, PluginError, UnknownName
 from facessl.core.escape import printable_lines

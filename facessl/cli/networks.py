@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facessl.cli.commandline import computing_device, parsed_words, refuse_other_protocols, summary
-from facessl.config.flags import Parser
+from facessl.config.argument_parser import Parser
 from facessl.core.errors import ConfigError
 from facessl.core.schema import to_json
 

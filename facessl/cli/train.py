@@ -6,7 +6,7 @@ import os
 import sys
 
 from facessl.cli.commandline import list_skipped, parsed_words, summary
-from facessl.config.flags import Parser
+from facessl.config.argument_parser import Parser
 from facessl.config.pretrain import PretrainConfig
 from facessl.core.errors import many
 from facessl.core.schema import to_json

@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 
+from facessl.config.argument_parser import Parser, dashed, extra_word, readable, underscored, with_true
 from facessl.config.commands import PRETRAIN, Command, resolved
 from facessl.config.finetune import FinetuneConfig
-from facessl.config.flags import Parser, dashed, extra_word, readable, underscored, with_true
 from facessl.config.pretrain import PretrainConfig, unscaled_rate
 from facessl.config.recipes import read_recipe, refuse_foreign_commands
 from facessl.config.run import RunConfig, flatten, merge

@@ -17,7 +17,7 @@ from PIL import Image, features
 from facessl.core.errors import DataError, PluginError
 from facessl.core.files import read_regular
 from facessl.core.types import Sample
-from facessl.data.skipped import ImageError, unreadable
+from facessl.data.skipped import MAX_FILE, MAX_PIXELS, ImageError, check_size, unreadable
 
 try:
     import pillow_heif
@@ -41,18 +41,10 @@ OTHER_EXTENSIONS = tuple(
         *(".orf", ".raf", ".rw2", ".pef", ".srw", ".raw", ".tga", ".ppm", ".pgm", ".pnm", ".exr", ".svg", ".ico"),
     }.difference(EXTENSIONS)
 )
-#: Largest image that is decoded, in pixels (Pillow's own limit): the header decides, before memory is taken.
-MAX_PIXELS = 178_956_970
-#: Most bytes that one image may take while it is decoded.
-MAX_BYTES = 1 << 30
-#: Bytes of the largest image file that is read.
-MAX_FILE = 256 << 20
 #: "use" takes the decodable part of a damaged JPEG; otherwise it counts as unreadable.
 DAMAGED = os.environ.get("FACESSL_DAMAGED", "refuse")
 #: By how much a JPEG can be reduced in decoding: libjpeg-turbo is fast for these, slower than no scaling for others.
 FACTORS = (8, 4, 2)
-#: Shortest side in pixels that is still an image of something.
-MIN_SIDE = 8
 
 # Only decoders that a face data set needs: Pillow knows formats that run other programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []), *(["HEIF"] if _HEIF else []))
@@ -335,14 +327,3 @@ def _strip_to_array(image: Image.Image) -> np.ndarray:
         image = Image.new("RGB", layer.size, _WHITE)
         image.paste(layer, mask=layer.getchannel("A"))
     return np.array(image.convert("RGB"))
-
-
-def check_size(width: int, height: int, key: str, each: int = 3, *, least: int = MIN_SIDE) -> None:
-    """ImageError if a side is shorter than `least`, or decoding with `each` bytes per pixel takes too much."""
-    if width * height > MAX_PIXELS:
-        raise ImageError(key, f"{width}x{height} is more than {MAX_PIXELS:,} pixels: scale it down first")
-    if width * height * each > MAX_BYTES:
-        needed = f"{width * height * each / 2**30:.1f} GiB of memory, more than the {MAX_BYTES / 2**30:g} GiB allowed"
-        raise ImageError(key, f"decoding its {width}x{height} pixels takes {needed}: scale it down first")
-    if min(width, height) < least:
-        raise ImageError(key, f"{width}x{height} is too small: the shorter side must be {least} pixels or more")

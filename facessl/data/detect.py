@@ -80,7 +80,7 @@ def detect_all(
 
 def largest_face(image: np.ndarray) -> bytes | None:
     """The largest face of an image (H, W, 3) uint8 as the JPEG that `facessl crop` writes; None without a face."""
-    from facessl.data.frame import from_box  # imports torch
+    from facessl.data.face_square import from_box  # imports torch
 
     faces = detect(image)
     return jpeg(from_box(faces[0].box, CROP_SIZE, CROP_MARGIN).image(image, "reflect")) if faces else None

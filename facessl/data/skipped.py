@@ -9,6 +9,14 @@ from facessl.core.errors import ConfigError, DataError, many
 Skipped = list[tuple[str, str]]
 #: Unreadable images one after the other that mean that something other than the images is wrong.
 MAX_BAD_IN_ROW = 100
+#: Largest image that is decoded, in pixels (Pillow's own limit): the header decides, before memory is taken.
+MAX_PIXELS = 178_956_970
+#: Most bytes that one image may take while it is decoded.
+MAX_BYTES = 1 << 30
+#: Bytes of the largest image file that is read.
+MAX_FILE = 256 << 20
+#: Shortest side in pixels that is still an image of something.
+MIN_SIDE = 8
 # Errors that lie in one file: missing, not allowed, no file, an impossible name. All others are the system's.
 _OF_THE_FILE = frozenset(
     {
@@ -41,6 +49,17 @@ def unreadable(key: str, error: OSError) -> DataError:
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         cure = "use fewer --workers" + ("" if error.errno == errno.ENOMEM else ", or raise the limit (ulimit -n)")
     return DataError(f"cannot read {key}: {reason}, which is an error of the system, not of the image: {cure}")
+
+
+def check_size(width: int, height: int, key: str, each: int = 3, *, least: int = MIN_SIDE) -> None:
+    """ImageError if a side is shorter than `least`, or decoding with `each` bytes per pixel takes too much."""
+    if width * height > MAX_PIXELS:
+        raise ImageError(key, f"{width}x{height} is more than {MAX_PIXELS:,} pixels: scale it down first")
+    if width * height * each > MAX_BYTES:
+        needed = f"{width * height * each / 2**30:.1f} GiB of memory, more than the {MAX_BYTES / 2**30:g} GiB allowed"
+        raise ImageError(key, f"decoding its {width}x{height} pixels takes {needed}: scale it down first")
+    if min(width, height) < least:
+        raise ImageError(key, f"{width}x{height} is too small: the shorter side must be {least} pixels or more")
 
 
 def most_skipped(max_bad: float, total: int) -> int:

@@ -14,8 +14,8 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.files import open_regular
-from facessl.data.decode import DAMAGED, check_size
-from facessl.data.skipped import ImageError
+from facessl.data.decode import DAMAGED
+from facessl.data.skipped import ImageError, check_size
 
 #: File name endings (lower case) that are taken for videos.
 FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".3gp")

@@ -12,7 +12,7 @@ import numpy as np
 from facessl.core.errors import ConfigError
 from facessl.core.types import IGNORE_INDEX, Sample
 from facessl.data.decode import pixels
-from facessl.data.frame import Frame
+from facessl.data.face_square import Frame
 from facessl.data.label_fractions import class_mapping, usable
 from facessl.data.source import Source, open_source
 from facessl.evaluation.baselines import constant

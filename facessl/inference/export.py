@@ -129,7 +129,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
         return steps | {"face": "one cropped face, as in the training images"}
     augment, framing = network.task.augment, network.task.card.get("framing") or {}
     if augment.crop == "five_points":
-        template = f"template {augment.template} of facessl.data.frame"
+        template = f"template {augment.template} of facessl.data.face_square"
         face = f"turned, so that the five points come to the {template}"
     elif augment.crop == "box":
         face = f"the square around its box, {augment.crop_scale:g} times the longer side"
@@ -140,7 +140,7 @@ def preprocessing(network: Network) -> dict[str, Any]:
         )
     else:
         face = "one cropped face, as in the training images"
-    warp = f"; FaRL's warp {augment.warp:g} (facessl.data.frame.Frame) follows" if augment.warp else ""
+    warp = f"; FaRL's warp {augment.warp:g} (facessl.data.face_square.Frame) follows" if augment.warp else ""
     crop = {name: getattr(augment, name) for name in ("crop", "crop_scale", "template", "warp", "border")}
     return steps | {"face": face + warp, "crop": crop}
 

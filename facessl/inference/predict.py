@@ -38,7 +38,7 @@ from facessl.core.lock import only_writer
 from facessl.core.types import Sample
 from facessl.data.decode import decode, read_file
 from facessl.data.detect import Face, detect, load_detector
-from facessl.data.frame import Frame, from_box
+from facessl.data.face_square import Frame, from_box
 from facessl.data.skipped import ImageError, check_skipped
 from facessl.data.sources.folder import Folder
 from facessl.inference import prediction_pictures

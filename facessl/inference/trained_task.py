@@ -15,7 +15,7 @@ from facessl.config.run import to_plain
 from facessl.core import checkpoint, plugins
 from facessl.core.errors import CheckpointError, FaceSSLError
 from facessl.core.schema import check
-from facessl.data.frame import Frame
+from facessl.data.face_square import Frame
 from facessl.models.forward import evaluating, forward
 from facessl.models.weights import Card, from_card, load_exactly
 from facessl.pretrained.load import TASK_FORMAT, weight_files

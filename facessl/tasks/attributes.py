@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from facessl.core.errors import DataError, listed
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.frame import Frame
+from facessl.data.face_square import Frame
 from facessl.data.label_fractions import class_mapping
 from facessl.data.source import Source
 from facessl.metrics.multilabel import attribute_scores

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facessl.core.errors import DataError, PluginError
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.frame import Frame
+from facessl.data.face_square import Frame
 from facessl.data.layouts import Layout, layout
 from facessl.data.source import Source
 from facessl.metrics.bootstrap import bootstrap_mean

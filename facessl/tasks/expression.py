@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.frame import Frame
+from facessl.data.face_square import Frame
 from facessl.data.label_fractions import class_mapping, same_classes
 from facessl.data.source import Source
 from facessl.metrics.accuracy import accuracy, confusion

@@ -14,7 +14,7 @@ from facessl.core.distributed import rank_mean
 from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import IGNORE_INDEX, Batch, Progress, Step
-from facessl.data.frame import Frame
+from facessl.data.face_square import Frame
 from facessl.data.label_fractions import class_mapping
 from facessl.data.source import Source
 from facessl.metrics.segmentation import ConfusionMatrix, mean_f1, parsing_scores

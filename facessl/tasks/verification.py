@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.precision import at_least_float32, full_precision
 from facessl.core.types import Batch, Progress, Step
-from facessl.data.frame import Frame
+from facessl.data.face_square import Frame
 from facessl.data.source import Source
 from facessl.data.subset import Subset
 from facessl.metrics.verification import cosine, thresholds, verification

@@ -1,4 +1,4 @@
-"""Photos -> a folder of face crops, with a table that names the photo of each. The square itself: `data/frame`."""
+"""Photos -> a folder of face crops, with a table that names the photo of each. The square: `data/face_square`."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
 from facessl.data.decode import pixels
 from facessl.data.detect import Face, detect, jpeg, load_detector
-from facessl.data.frame import Frame, from_box, from_eyes, from_five_points
+from facessl.data.face_square import Frame, from_box, from_eyes, from_five_points
 from facessl.data.index import cache_file
 from facessl.data.location import absolute
 from facessl.data.skipped import ImageError, check_skipped

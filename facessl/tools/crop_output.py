@@ -20,7 +20,7 @@ from facessl.tools.phash import DUPLICATES, DUPLICATES_COLUMNS, Near
 FACES, SKIPPED, SETTINGS = "faces.csv", "skipped.csv", "crop.json"
 #: faces.csv: the crop, its photo, the crop's perceptual hash, the detector's box and score, the box's longer side in
 #: the photo's pixels, the sharpness (`facessl.tools.crop.sharpness`), and the two rows of the map from the photo's
-#: pixels to the crop's (`facessl.data.frame.Frame.matrix`).
+#: pixels to the crop's (`facessl.data.face_square.Frame.matrix`).
 COLUMNS = (
     *("image", "original", "phash", "left", "top", "right", "bottom", "score", "size", "sharpness"),
     *("m00", "m01", "m02", "m10", "m11", "m12"),

@@ -20,7 +20,7 @@ from facessl.core.schema import misfit
 from facessl.core.types import Sample
 from facessl.data import records
 from facessl.data.decode import pixels, stored_size
-from facessl.data.frame import resize_to
+from facessl.data.face_square import resize_to
 from facessl.data.skipped import ImageError, check_skipped
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from facessl.core.types import Sample
 from facessl.core.values import FRACTION, RANGE, between, check_values
-from facessl.data.frame import Border, Crop, Frame, Template, frame_of, from_box
+from facessl.data.face_square import Border, Crop, Frame, Template, frame_of, from_box
 from facessl.views.spec import View
 
 Distribution = Literal["uniform", "normal"]
@@ -24,8 +24,8 @@ class Augment:
     Attributes:
         crop: "whole" image, square around the sample's "box", or similarity of its "five_points".
         crop_scale: what is shown, relative to the box, the template or the image: 1.25 leaves a margin.
-        template: where the five points go: "farl", "celeba" or "arcface" (`facessl.data.frame.TEMPLATES`).
-        warp: FaRL's tanh warp, 0 (none) to 1 (`facessl.data.frame.Frame`).
+        template: where the five points go: "farl", "celeba" or "arcface" (`facessl.data.face_square.TEMPLATES`).
+        warp: FaRL's tanh warp, 0 (none) to 1 (`facessl.data.face_square.Frame`).
         border: what lies outside the image: "zero", the repeated "edge", or "reflect", the image mirrored.
         shift: of the view, right and down, as a fraction of its side; half-width of a uniform, or sigma of a normal.
         rotation: degrees, likewise.
@@ -114,7 +114,7 @@ class Augment:
         self.view(1)  # checks the jitter
 
     def frame(self, sample: Sample, image_shape: tuple[int, ...], size: int) -> Frame:
-        """The crop of one sample, views of `size` pixels; arguments and errors of `facessl.data.frame.frame_of`."""
+        """The crop of one sample, views of `size` pixels; arguments, errors as of `data.face_square.frame_of`."""
         options: dict[str, Any] = {"crop": self.crop, "scale": self.crop_scale, "template": self.template}
         return frame_of(sample, image_shape, size=size, warp=self.warp, **options)
 

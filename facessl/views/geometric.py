@@ -11,7 +11,7 @@ import numpy as np
 from facessl.core.errors import ConfigError
 from facessl.core.types import Sample
 from facessl.data.decode import FACTORS
-from facessl.data.frame import resize, resize_to
+from facessl.data.face_square import resize, resize_to
 from facessl.data.loader import SampleViews
 from facessl.views.spec import View
 

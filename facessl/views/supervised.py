@@ -12,7 +12,7 @@ import numpy as np
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.frame import Frame, similarity
+from facessl.data.face_square import Frame, similarity
 from facessl.data.layouts import Layout
 from facessl.data.loader import SampleViews
 from facessl.views import degrade

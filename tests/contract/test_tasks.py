@@ -14,7 +14,7 @@ from facessl.config.commands import FINETUNE
 from facessl.config.run import flatten, to_plain
 from facessl.core import checkpoint, plugins
 from facessl.core.types import FIELDS, Batch, Progress, Step
-from facessl.data.frame import Frame, whole
+from facessl.data.face_square import Frame, whole
 from facessl.data.loader import EvalLoader, TrainLoader
 from facessl.evaluation import score
 from facessl.inference import trained_task

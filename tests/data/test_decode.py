@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from facessl.core.errors import DataError
 from facessl.data import decode as module
-from facessl.data.decode import MAX_PIXELS, decode, decode_mask, read_file, stored_size, to_rgb
-from facessl.data.skipped import ImageError
+from facessl.data.decode import decode, decode_mask, read_file, stored_size, to_rgb
+from facessl.data.skipped import MAX_PIXELS, ImageError
 from facessl.data.sources.imagelist import ImageList
 
 #: 48 x 32 pixels with another color in each quarter: a wrong rotation or channel order shows.

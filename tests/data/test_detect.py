@@ -14,7 +14,7 @@ from facessl.core.errors import ConfigError
 from facessl.data.detect import Face, detect, detect_all
 from facessl.data.detectors import mtcnn
 from facessl.data.detectors import yunet as yunet_module
-from facessl.data.frame import TEMPLATES, Frame, Template, similarity
+from facessl.data.face_square import TEMPLATES, Frame, Template, similarity
 from facessl.data.sources.synthetic import Synthetic
 from facessl.tools.crop import crop
 from facessl.tools.options import Align

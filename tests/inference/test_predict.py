@@ -19,7 +19,7 @@ from facessl.core import checkpoint
 from facessl.core.errors import ConfigError, DataError
 from facessl.data.decode import decode_mask
 from facessl.data.detect import detect
-from facessl.data.frame import similarity
+from facessl.data.face_square import similarity
 from facessl.data.sources.synthetic import Synthetic
 from facessl.inference import predict as predict_module
 from facessl.inference import trained_task

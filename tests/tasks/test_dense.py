@@ -9,7 +9,7 @@ import torch
 
 from facessl.core.errors import DataError
 from facessl.core.types import Batch, Progress, Sample
-from facessl.data.frame import Frame, similarity
+from facessl.data.face_square import Frame, similarity
 from facessl.data.loader import EvalLoader, TrainLoader
 from facessl.models.backbone import Backbone
 from facessl.tasks.alignment import Alignment, AlignmentArgs, AlignmentMeter

@@ -11,7 +11,7 @@ import torch
 
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
-from facessl.data.frame import Frame, resize
+from facessl.data.face_square import Frame, resize
 from facessl.data.layouts import layout
 from facessl.data.loader import EvalLoader, TrainLoader
 from facessl.views import augment as presets

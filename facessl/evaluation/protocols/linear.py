@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from facessl.core.errors import ConfigError, UnknownName
-from facessl.data.frame import Crop
+from facessl.data.face_square import Crop
 from facessl.data.label_fractions import fewer_labels, usable
 from facessl.data.source import Source
 from facessl.evaluation.features import Features, Kind
@@ -69,7 +69,7 @@ def linear(
         labels: all, a percentage such as `10%`, or `25-per-class`, of the training images.
         balanced: classes count alike in the loss.
         features: pooled embedding or flattened map; auto: the map for alignment.
-        crop: what the backbone sees (`facessl.data.frame.frame_of`); auto: the box for alignment if every
+        crop: what the backbone sees (`facessl.data.face_square.frame_of`); auto: the box for alignment if every
             source has one, else the whole image.
         crop_scale: side of that crop over the longer side of the box.
         flip: verification: add the embedding of the mirrored image.

@@ -1,7 +1,8 @@
 """Parser of every command: flags in the help as they are typed, errors in one sentence.
 
-The help of a flag is the text of its setting under `Attributes:` in the docstring of the settings class (`config`,
-`Args` of a method or task, `tools/options`), or `help=` where the command is made (`cli`).
+The help of a flag is written elsewhere: under `Attributes:` of the settings class (`config/pretrain`,
+`config/finetune`, `config/run`, `config/optim`, `Args` of a method or task, `tools/options`, `tools/plan`), in the
+docstring of a protocol (`evaluation/protocols`), or where the command is made (`cli`).
 """
 
 import itertools

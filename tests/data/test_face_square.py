@@ -8,7 +8,7 @@ import pytest
 
 from facessl.core.errors import DataError
 from facessl.core.types import Sample
-from facessl.data.frame import TEMPLATES, Frame, frame_of, from_box, from_five_points, resize, similarity, whole
+from facessl.data.face_square import TEMPLATES, Frame, frame_of, from_box, from_five_points, resize, similarity, whole
 from facessl.data.sources.synthetic import Synthetic
 
 SIZE = 96
