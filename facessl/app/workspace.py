@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from facessl.app.faces import ENDINGS, Faces, open_faces
 from facessl.app.guard import is_inside, tell_failure
 from facessl.app.people_table import People
-from facessl.core.errors import ConfigError, DataError, FaceSSLError
+from facessl.core.errors import CheckpointError, ConfigError, DataError, FaceSSLError, no_run
 from facessl.core.escape import printable, printable_lines
 from facessl.data.decode import decode, read_file
 
@@ -216,6 +216,8 @@ def open_workspace(
         ConfigError: two models of a task, or no folder for the cache.
         CheckpointError, DataError: no network or no faces there.
     """
+    if not run.startswith("timm:") and not Path(run).exists():
+        raise CheckpointError(no_run(run))
     own = [run] if _is_task(run) else []
     work = Workspace(run, device, workers=workers)
     for path in [*own, *models]:

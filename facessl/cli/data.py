@@ -1,17 +1,19 @@
 """Commands that make data sets: `crop` and `pack`."""
 
 import json
+import sys
 from pathlib import Path
 
 from facessl.cli.commandline import list_skipped, parsed_words, summary
 from facessl.config.argument_parser import Parser
-from facessl.core.errors import ConfigError
+from facessl.core.errors import ConfigError, many
+from facessl.core.escape import printable
 
 _OUT = "folder to write to; the same call again goes on where it was stopped"
 
 
 def cmd_crop(argv: list[str]) -> int:
-    """Find the faces in photos and write them as squares; the last line is JSON."""
+    """Find the faces in photos, write them as squares; the last line is JSON; exit status 1 where no face was found."""
     from facessl.tools.options import CropOptions
 
     parser = Parser(prog="facessl crop", description=summary(cmd_crop))
@@ -44,7 +46,15 @@ def cmd_crop(argv: list[str]) -> int:
     list_skipped([*result.skipped, *((photo, "no face found") for photo in result.without_face)])
     counts = {name: len(value) if isinstance(value, list) else value for name, value in vars(result).items()}
     print(json.dumps({"out": str(out), **counts}))
-    return 0
+    if result.faces:
+        return 0
+    why = f"{counts['without_face']} without a face, {counts['skipped']} unreadable"
+    if result.small or result.blurred:
+        why += f", {result.small + result.blurred} faces too small or blurred (--min-size, --min-sharpness)"
+    if result.new_photos < result.photos:
+        why = f"{out / 'skipped.csv'} says why"
+    print(printable(f"facessl: no face in the {many(result.photos, 'photo')} of {photos} ({why})"), file=sys.stderr)
+    return 1
 
 
 def cmd_pack(argv: list[str]) -> int:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from facessl.core.errors import CheckpointError, DataError, instead_of
+from facessl.core.errors import CheckpointError, DataError, no_run
 from facessl.core.files import temporary_beside, write_atomic
 from facessl.core.foreign_pickles import SAFE_GLOBALS
 from facessl.core.schema import check, read_json, to_json
@@ -80,9 +80,7 @@ def read(path: Path) -> dict[str, Any]:
     more memory than the file has bytes.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist: {instead_of(path, 'name a run folder, a checkpoint or an exported backbone')}"
-        )
+        raise CheckpointError(no_run(path))
     if path.stat().st_size == 0:
         raise CheckpointError(f"checkpoint {path} is empty (0 bytes): {_instead(path)}")
     if path.suffix == ".safetensors":

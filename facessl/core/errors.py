@@ -59,6 +59,11 @@ def instead_of(path: str | os.PathLike[str], otherwise: str) -> str:
     return f"did you mean {os.path.join(above, near[0])}?" if near else otherwise
 
 
+def no_run(path: str | os.PathLike[str], otherwise: str = "a run folder, a checkpoint or an exported backbone") -> str:
+    """Message of a missing network: a file of a similar name, or what to name."""
+    return f"{os.fspath(path)} does not exist: {instead_of(path, f'name {otherwise}')}"
+
+
 def many(count: int, noun: str) -> str:
     """A number and its noun: 1 step, 2 steps."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

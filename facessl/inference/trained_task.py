@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from facessl.config.run import to_plain
 from facessl.core import checkpoint, plugins
-from facessl.core.errors import CheckpointError, FaceSSLError
+from facessl.core.errors import CheckpointError, FaceSSLError, no_run
 from facessl.core.schema import check
 from facessl.data.face_square import Frame
 from facessl.models.forward import evaluating, forward
 from facessl.models.weights import Card, from_card, load_exactly
-from facessl.pretrained.load import TASK_FORMAT, weight_files
+from facessl.pretrained.load import TASK_FORMAT, TIMM, weight_files
 from facessl.tasks.base import Labels, Task
 from facessl.views.augment import Augment, augment_from_dict
 
@@ -144,6 +144,8 @@ def load_trained(path: str | Path) -> Trained:
         if other := next(iter(files.values()), None):
             fix = f"train one with `facessl finetune {path} ...`"
             raise CheckpointError(f"{other} is a backbone, not a trained task: {fix}")
+        if not str(path).startswith(TIMM) and not Path(path).exists():
+            raise CheckpointError(no_run(path, "a run folder of `facessl finetune`"))
         raise CheckpointError(
             f"{path} holds no trained task (model.safetensors): give a run folder of `facessl finetune` that has ended"
         )

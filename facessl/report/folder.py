@@ -15,7 +15,7 @@ from PIL import Image
 
 from facessl.config.paths import without_secrets
 from facessl.config.run import flatten
-from facessl.core.errors import CheckpointError
+from facessl.core.errors import CheckpointError, no_run
 from facessl.core.files import read_regular
 from facessl.core.schema import finite, misfit
 from facessl.core.yaml_file import parse_yaml
@@ -164,6 +164,8 @@ class RunFolder:
 def read_run_folder(path: str | Path) -> RunFolder:
     """Read what a run folder holds. CheckpointError: not a folder, or without config.yaml and metrics.csv."""
     path = Path(path)
+    if not path.exists():
+        raise CheckpointError(no_run(path, "a folder that `facessl pretrain` or `facessl finetune` wrote"))
     if not path.is_dir():
         raise CheckpointError(
             f"{path} is not a run folder: give a folder that `facessl pretrain` or `facessl finetune` wrote"

@@ -77,7 +77,7 @@ class Labels:
             provided = ", ".join(sorted(source.provides)) or "images"
             ways = "; ".join(_OWN[field] for field in missing if field in _OWN)
             raise DataError(
-                f"the task needs {', '.join(missing)} for every image, and the source has only {provided}"
+                f"the task needs the {' and '.join(missing)} of every image, and the source has only {provided}"
                 + (f": your own come from {ways}" if ways else "")
             )
         points, identities = 0, 0

@@ -112,6 +112,24 @@ def default_batch(images: int | None, ranks: int, device: str) -> int:
     return max(1, (batch if images is None else min(batch, images)) // ranks) * ranks
 
 
+def fitting_batch(config: PretrainConfig, images: int | None, ranks: int, device: str) -> tuple[int, str]:
+    """Batch size of pre-training: the one asked for, a recipe's or the default; a note where a recipe's is reduced to
+    the source, "" otherwise.
+    """
+    batch = config.batch_size
+    if batch is None:
+        return default_batch(images, ranks, device), ""
+    if images is None or batch <= images or "batch_size" in config.explicit:
+        return batch, ""
+    parts = ranks * config.accumulate
+    fitting = max(1, images // parts) * parts
+    rate = f"; optim.lr stays {config.optim.lr:g}" if config.optim.reference_batch is None else ""
+    return fitting, (
+        f"batch size {fitting} instead of the recipe's {batch}, as there are {images} images to train on (--batch-size "
+        f"sets it{rate})"
+    )
+
+
 def adapt_defaults(config: FinetuneConfig, images: int, world_size: int = 1) -> tuple[FinetuneConfig, list[str]]:
     """Reduce the defaults that are too large for `images` training images; return a note on each change.
 

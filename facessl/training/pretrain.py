@@ -13,7 +13,9 @@ from facessl.config.parse import from_dict
 from facessl.config.pretrain import PretrainConfig
 from facessl.core import checkpoint, environment, files, plugins
 from facessl.core.errors import ConfigError, DataError, many
+from facessl.core.escape import printable
 from facessl.core.launch import one_after_another
+from facessl.data.location import redacted
 from facessl.data.source import Source, open_source
 from facessl.inference.region_pictures import write_regions
 from facessl.methods.base import Method, has_regions
@@ -21,7 +23,7 @@ from facessl.metrics import collapse
 from facessl.pretrained import load
 from facessl.report.write import write_report
 from facessl.training import fsdp, monitors, optimizers
-from facessl.training.derived import Plan, default_batch, shorter_warmup
+from facessl.training.derived import Plan, fitting_batch, shorter_warmup
 from facessl.training.run import TrainingSetup, run_job, say
 from facessl.views.geometric import Geometric
 from facessl.views.photometric import Photometric
@@ -69,6 +71,7 @@ class Pretraining:
 
     source: Source
     method: Any
+    note: str  # on a batch size that was reduced
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
@@ -81,13 +84,14 @@ class Pretraining:
         kind = plugins.find("methods", config.method["name"])
         source = self.source = one_after_another(fabric, lambda: open_source(config.source))
         images = None if source.streaming else len(source)
+        batch, self.note = fitting_batch(config, images, fabric.world_size, fabric.device.type)
         mean, std = load.normalization(config)
         self.config = dataclasses.replace(
             config,
             mean=mean,
             std=std,
             views=list(config.views or kind.views),
-            batch_size=config.batch_size or default_batch(images, fabric.world_size, fabric.device.type),
+            batch_size=batch,
         )
         return self.config.to_dict()
 
@@ -128,7 +132,7 @@ class Pretraining:
     def begin(self, plan: Plan, folder: Path, *, fresh: bool) -> list[str]:
         config = self.config
         head = (
-            f"{config.method['name']} on {config.backbone.name}, {config.image_size} px -> {folder}\n"
+            f"{config.method['name']} on {config.backbone.name}, {config.image_size} px, {self._images()} -> {folder}\n"
             f"{many(plan.total_steps, 'step')} of {many(plan.batch_size, 'image')}"
             f"{f' ({plan.steps_per_epoch:,} an epoch)' if plan.steps_per_epoch else ''}, "
             f"peak learning rate {plan.peak:.4g}, warm-up: {many(plan.warmup_steps, 'step')}"
@@ -138,7 +142,7 @@ class Pretraining:
             head += f"\n{self.method.schedule(plan.progress(0))}"
         if fresh and config.backbone.pretrained:
             head += f"\npre-trained weights of timm; images are normalized by mean {config.mean} and std {config.std}"
-        return [head]
+        return [head, self.note] if self.note else [head]
 
     def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> Result:
         method: Any = self.method
@@ -160,6 +164,14 @@ class Pretraining:
             say(sentence)
         say(f"report: {folder / 'report.html'}")
         return Result(folder, step, finished, headline)
+
+    def _images(self) -> str:
+        """The training images in words."""
+        config = self.config
+        if config.source == PretrainConfig.source and "source" not in config.explicit:
+            return f"{many(len(self.source), 'synthetic face')} as no SOURCE is given"
+        source = printable(redacted(config.source))
+        return f"the stream {source}" if self.source.streaming else f"{many(len(self.source), 'image')} of {source}"
 
     def _is_sharded(self, fabric: Fabric) -> bool:
         """Whether every rank has only a part of the network; monitors do not run then."""

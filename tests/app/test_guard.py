@@ -26,7 +26,7 @@ from facessl.app.guard import Door
 from facessl.app.page import build, launch
 from facessl.app.serve import prepare, serve
 from facessl.app.workspace import Workspace, open_workspace, photo_input
-from facessl.core.errors import ConfigError
+from facessl.core.errors import CheckpointError, ConfigError
 
 
 class Page(NamedTuple):
@@ -155,6 +155,9 @@ def test_a_linked_folder_is_not_written_through(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="app is a link"):
         open_workspace(str(tmp_path / "run"), "synthetic:?n=4&size=32", **options)
     assert not list((tmp_path / "elsewhere").iterdir())
+    for source in ("synthetic:?n=4&size=32", "embeddings.parquet", None):
+        with pytest.raises(CheckpointError, match="nope does not exist: name a run folder, a checkpoint or an exported"):
+            open_workspace(str(tmp_path / "nope"), source, **options)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])

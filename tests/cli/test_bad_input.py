@@ -94,7 +94,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["pretrain", "labels-csv:x.csv?labl=mood"], "option of the source labels-csv 'labl': did you mean 'label'"),
         (["probe", "no-run", "synthetic:?n=4"], "no-run does not exist: name a run folder"),
         (["probe", "none", "synthetic:?n=4"], "--baseline evaluates random weights beside it"),
-        (["report", "no-run"], "no-run"),
+        (["report", "no-run"], "no-run does not exist: name a folder that"),
+        (["predict", "no-run", "x.jpg"], "no-run does not exist: name a run folder of `facessl finetune`"),
         *(pytest.param([*words, "--out", f"{__file__}/x.{end}"], "test_bad_input.py is a file", marks=UNWRITABLE)
           for words, end in ((["probe", "no-run", "x"], "json"), (["convert", "no-run"], "safetensors"),
                              (["report", "no-run"], "html"), (["embed", "no-run", "x"], "parquet"))),

@@ -267,6 +267,17 @@ def test_crop_prints_how_far_it_is(photos: Path, looked: list[int], capsys: pyte
     assert "image 4/4 " in capsys.readouterr().err
 
 
+def test_crop_without_a_face_ends_with_a_sentence_unless_there_are_faces_already(
+    photos: Path, looked: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--out", str(photos.parent / "out"), "--align", "none"]
+    for says in ("the 1 photo of empty (1 without a face, 0 unreadable)", "the 1 photo of empty (", "skipped.csv says"):
+        assert main(["crop", str(photos / "a" / "empty.png"), *words]) == 1
+        assert says.replace("empty", str(photos / "a" / "empty.png"), 1) in capsys.readouterr().err
+    assert main(["crop", str(photos), *words]) == 0
+    assert main(["crop", str(photos / "a" / "empty.png"), *words]) == 0
+
+
 @pytest.mark.fault("E16", "a photo that could not be read once was left out for ever, although it was corrected")
 def test_a_corrected_photo_is_cropped(photos: Path, tmp_path: Path) -> None:
     assert len(crop(photos, tmp_path / "out").skipped) == 1

@@ -108,3 +108,8 @@ def test_mistakes_are_named(
     path = photos / "l.csv" if text is None else listed(photos, "l.csv", text)
     with pytest.raises(error, match=reason):
         ImageList(path, **options)  # type: ignore[arg-type]
+
+
+def test_a_text_that_lists_no_images_is_told_as_a_list(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"notes\.txt names .*hello world, which is missing \(the file is read as a list"):
+        ImageList(listed(photos, "notes.txt", "hello world\n"))

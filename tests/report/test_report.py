@@ -113,7 +113,7 @@ def test_a_run_stopped_between_log_lines_is_told_as_far_as_it_came(tmp_path: Pat
     assert (numbers["steps"], numbers["epochs"], numbers["images"], numbers["notes"]) == (30, 1.5, 960, [])
 
 
-@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
+@pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: p.write_text("x")])
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"other is not a run folder: "):

@@ -34,7 +34,7 @@ from facessl.tasks.base import Labels, headline
 from facessl.tasks.expression import Expression
 from facessl.training import finetune as module
 from facessl.training import run as runs
-from facessl.training.derived import adapt_defaults, cheaper_hint, derive, size_reason
+from facessl.training.derived import adapt_defaults, cheaper_hint, derive, fitting_batch, size_reason
 from facessl.training.task_with_ema import TaskWithEma
 from facessl.views.augment import Augment
 from facessl.views.supervised import Supervised
@@ -153,6 +153,19 @@ def test_defaults_shrink_with_the_training_part(images: int, world: int, batch: 
     assert len(notes) == (batch < 256) + (warmup == plan.total_steps // 5 < 5 * (images // batch))
     again = parse.from_dict({**found.to_dict(), "resume": True}, FINETUNE)
     assert adapt_defaults(again, images, world) == (again, []), "a resumed run has the same numbers"
+
+
+@pytest.mark.parametrize(
+    ("images", "ranks", "batch"), [(None, 1, 64), (64, 1, 64), (60, 1, 60), (61, 2, 60), (11, 4, 8), (1, 1, 1)]
+)
+def test_batch_of_a_recipe_shrinks_to_the_source(images: int | None, ranks: int, batch: int) -> None:
+    words = ["faces/", "--config", "fra/regions"]
+    found, note = fitting_batch(parse.parse(words), images, ranks, "cpu")
+    assert (found, bool(note)) == (batch, batch < 64)
+    if note:
+        assert note.startswith(f"batch size {batch} instead of the recipe's 64, as there are {images} images to train")
+        assert note.endswith("; optim.lr stays 0.002)")
+    assert fitting_batch(parse.parse([*words, "--batch-size", "64"]), images, ranks, "cpu") == (64, "")
 
 
 def test_what_was_asked_for_is_kept_or_refused() -> None:

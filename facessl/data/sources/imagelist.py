@@ -76,7 +76,10 @@ class ImageList(Source):
             raise DataError(f"{file}: the rows have different numbers of landmarks")
         if points.shape[1] and _complete(table, "landmarks", rows[missing], len(rows)):
             columns["landmarks"] = points
-        super().__init__(columns=columns, **table.source_args(names, root))
+        arguments = table.source_args(names, root)
+        if not is_table:
+            arguments["hint"] = f"the file is read as a list of image paths, one per line; {arguments['hint']}"
+        super().__init__(columns=columns, **arguments)
 
 
 def _complete(table: ImageTable, what: str, empty: np.ndarray, count: int) -> bool:
