@@ -43,8 +43,8 @@ class PretrainConfig(RunConfig):
 
     Attributes:
         image_size: side of the views in pixels.
-        batch_size: global batch size: images of one optimizer step over all ranks; null: 256 per GPU, 32 on a CPU, at
-            most the source.
+        batch_size: global batch size: images of one optimizer step over all ranks; null: 256 per GPU, 32 on a CPU; at
+            most the source, as is a recipe's.
         accumulate: micro-batches per step; batch norm then sees one micro-batch.
         accumulate_approximate: allow it for a loss that spans the batch (negatives, Sinkhorn), which is then the mean
             of the losses of the micro-batches.

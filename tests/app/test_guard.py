@@ -156,7 +156,7 @@ def test_a_linked_folder_is_not_written_through(tmp_path: Path) -> None:
         open_workspace(str(tmp_path / "run"), "synthetic:?n=4&size=32", **options)
     assert not list((tmp_path / "elsewhere").iterdir())
     for source in ("synthetic:?n=4&size=32", "embeddings.parquet", None):
-        with pytest.raises(CheckpointError, match="nope does not exist: name a run folder, a checkpoint or an exported"):
+        with pytest.raises(CheckpointError, match="nope does not exist: name a run folder, a checkpoint or an"):
             open_workspace(str(tmp_path / "nope"), source, **options)
 
 

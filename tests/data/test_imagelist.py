@@ -111,5 +111,5 @@ def test_mistakes_are_named(
 
 
 def test_a_text_that_lists_no_images_is_told_as_a_list(photos: Path) -> None:
-    with pytest.raises(DataError, match=r"notes\.txt names .*hello world, which is missing \(the file is read as a list"):
+    with pytest.raises(DataError, match=r"notes\.txt names .*hello world, which is missing \(the file is read as a"):
         ImageList(listed(photos, "notes.txt", "hello world\n"))
