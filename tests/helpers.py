@@ -1,5 +1,6 @@
 """What several test files use."""
 
+import contextlib
 import csv
 import importlib.util
 import multiprocessing
@@ -8,7 +9,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from facessl.cli import main
 from facessl.core import launch
@@ -140,6 +144,44 @@ def in_double() -> None:
 
     Photometric.__call__ = double  # type: ignore[method-assign]
     launch.PRECISIONS["fp32"] = ("64-true", None)
+
+
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """AssertionError at an operation of meta tensors that a GPU refuses or makes the host wait for: tensors of two
+    devices, a blocking copy, a new constant, a checked inverse. What needs a value, meta tensors themselves refuse."""
+    with _Operations(), _Constants():
+        yield
+
+
+class _Operations(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        places = {t.device.type for t in tensors if t.ndim}
+        name = func.name().split("::")[1].split(".")[0]
+        if name == "copy_":
+            assert args[2:] == (True,) or len(places) < 2, "a copy waits"
+        elif name == "_to_copy":
+            to = torch.device(kwargs.get("device") or args[0].device)
+            assert kwargs.get("non_blocking") or to.type == args[0].device.type, "a copy waits"
+        else:
+            assert len(places) < 2, f"{name} of tensors on {' and '.join(sorted(places))}"
+        assert name != "_linalg_check_errors", "the check of a matrix decomposition waits"
+        return func(*args, **kwargs)
+
+
+class _Constants(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor):
+            assert str(kwargs.get("device") or "cpu") == "cpu", "the copy of a new constant waits"
+        elif func is torch.Tensor.new_tensor:
+            assert args[0].device.type == "cpu", "the copy of a new constant waits"
+        elif func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].device.type != "cpu":
+            places = args[1] if isinstance(args[1], tuple) else args[1:2]
+            assert not any(isinstance(place, list | np.ndarray) for place in places), "the copy of an index waits"
+        return func(*args, **kwargs)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

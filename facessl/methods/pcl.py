@@ -226,19 +226,18 @@ class Mixing:
 
     def __init__(self, alpha: float | None, *, seed: int, device: torch.device) -> None:
         """`alpha` of Beta(alpha, alpha), 1 or more, or None to mix nothing; `seed` is the same on every rank."""
-        self.alpha = alpha
+        self.alpha, self.device = alpha, device
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def order(self, count: int) -> Tensor:
         """(count,) int64: the partner of each negative, a permutation."""
-        return torch.randperm(count, generator=self.generator, device=self.generator.device)
+        return torch.randperm(count, generator=self.generator, device=self.device)
 
     def weights(self, rows: int, columns: int) -> Tensor:
         """(rows, columns) float32: weight of each negative beside its partner."""
-        device = self.generator.device
         if self.alpha is None:
-            return torch.ones(rows, columns, device=device)
-        uniform = torch.rand(rows, columns, generator=self.generator, device=device)
+            return torch.ones(rows, columns, device=self.device)
+        uniform = torch.rand(rows, columns, generator=self.generator, device=self.device)
         return beta_quantile(uniform, self.alpha)
 
 

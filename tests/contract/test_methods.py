@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 
+from facessl.config.optim import PretrainOptim
 from facessl.core import plugins
 from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress, Step
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import load_backbone
-from facessl.training.optimizers import parameter_groups
-from tests.helpers import lacking
+from facessl.training.optimizers import build_optimizer, parameter_groups
+from tests.helpers import lacking, on_one_device
 
 METHODS = plugins.names("methods")
 SMALL = {"hidden": 32, "dim": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}
@@ -155,6 +156,32 @@ def train(method: Any, data: Batch, steps: range) -> None:
                     p.sub_(1e-3 * p.grad)
                     p.grad = None
         method.after_step(progress)
+
+
+VARIANTS = [("fra", {"targets": "color"}), ("fra", {"relation": "both", "frame_prior": 1.0})]
+
+
+@pytest.mark.parametrize(("name", "values"), [*((name, {}) for name in METHODS), *VARIANTS])
+def test_a_step_stays_on_its_device(name: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On meta tensors: what fails here fails on a GPU, or leaves it idle while the host waits."""
+    generator = torch.Generator  # torch has none for meta tensors
+    monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator("cpu"))
+    method = build(name, **values).to("meta")
+    data = batch(method)
+    data = dataclasses.replace(data, crops=[torch.rand(len(data), 5) for _ in data.views]).to("meta")
+    optimizers = [build_optimizer(method, PretrainOptim(name=optimizer), 1e-3) for optimizer in ("lars", "adamw")]
+
+    def step(number: int) -> None:
+        method.step(data, Progress(number, 10)).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        method.zero_grad(set_to_none=True)
+        method.after_step(Progress(number, 10))
+
+    step(0)  # constants are made in the first
+    with on_one_device():
+        for number in (1, 2):
+            step(number)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if hasattr(plugins.find("methods", name), "heatmaps")])

@@ -24,7 +24,7 @@ from facessl.tasks.base import Labels, Task
 from facessl.training.optimizers import build_finetune_optimizer
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
-from tests.helpers import lacking
+from tests.helpers import lacking, on_one_device
 from tests.tasks.faces import Faces
 
 TASKS = plugins.names("tasks")
@@ -113,6 +113,25 @@ def test_two_steps_are_finite_and_move_every_part(task: str, protocol: str, net:
             assert all(torch.isfinite(g).all() for g in own), part
             assert sum(float(g.abs().sum()) for g in own) > 0, f"nothing reaches {part}"
         optimizer.step()
+
+
+@pytest.mark.parametrize(("task", "protocol"), EVERY)
+def test_steps_and_predictions_stay_on_their_device(task: str, protocol: str) -> None:
+    """On meta tensors: what fails here fails on a GPU, or leaves it idle while the host waits."""
+    module = build(task, protocol).train()
+    batch = training_batch(module, protocol).to("meta")
+    module.to("meta")
+    optimizer = build_finetune_optimizer(module, config(task, protocol).optim)
+
+    def step(number: int) -> None:
+        module.train().step(batch, Progress(number, 10)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        module.eval().predict(batch.views[0])
+
+    step(0)  # constants are made in the first
+    with on_one_device():
+        step(1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
