@@ -146,6 +146,17 @@ def in_double() -> None:
     launch.PRECISIONS["fp32"] = ("64-true", None)
 
 
+#: Operations that read a value on the host of a GPU, which meta tensors do not need.
+WAITING = {"_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "histc", "multinomial"}
+
+
+class CpuGenerator(torch.Generator):
+    """In the place of torch.Generator, which does not exist for meta tensors."""
+
+    def __new__(cls, device: object = "cpu") -> Any:
+        return super().__new__(cls, "cpu")
+
+
 @contextlib.contextmanager
 def on_one_device() -> Iterator[None]:
     """AssertionError at an operation of meta tensors that a GPU refuses or makes the host wait for: tensors of two
@@ -161,26 +172,31 @@ class _Operations(TorchDispatchMode):
         places = {t.device.type for t in tensors if t.ndim}
         name = func.name().split("::")[1].split(".")[0]
         if name == "copy_":
-            assert args[2:] == (True,) or len(places) < 2, "a copy waits"
+            assert args[2:] == (True,) or args[0].device.type == args[1].device.type, "a copy waits"
         elif name == "_to_copy":
             to = torch.device(kwargs.get("device") or args[0].device)
             assert kwargs.get("non_blocking") or to.type == args[0].device.type, "a copy waits"
         else:
             assert len(places) < 2, f"{name} of tensors on {' and '.join(sorted(places))}"
-        assert name != "_linalg_check_errors", "the check of a matrix decomposition waits"
+        assert name not in WAITING, f"{name} waits"
         return func(*args, **kwargs)
 
 
 class _Constants(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor):
-            assert str(kwargs.get("device") or "cpu") == "cpu", "the copy of a new constant waits"
-        elif func is torch.Tensor.new_tensor:
+        if func in (torch.tensor, torch.as_tensor, torch.asarray):
+            elsewhere = str(kwargs.get("device") or "cpu") != "cpu"
+            assert not elsewhere or isinstance(args[0], torch.Tensor), "the copy of a new constant waits"
+        elif func in (torch.Tensor.new_tensor, torch.Tensor.new):
             assert args[0].device.type == "cpu", "the copy of a new constant waits"
         elif func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].device.type != "cpu":
             places = args[1] if isinstance(args[1], tuple) else args[1:2]
-            assert not any(isinstance(place, list | np.ndarray) for place in places), "the copy of an index waits"
+            copied = any(isinstance(place, list | tuple | range | np.ndarray) for place in places)
+            assert not copied, "the copy of an index waits"
+            if func is torch.Tensor.__setitem__ and not isinstance(args[2], torch.Tensor):
+                numbers = any(isinstance(place, torch.Tensor) and place.dtype != torch.bool for place in places)
+                assert not numbers, "a number written to positions waits: use index_fill_"
         return func(*args, **kwargs)
 
 

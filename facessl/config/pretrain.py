@@ -50,7 +50,7 @@ class PretrainConfig(RunConfig):
             of the losses of the micro-batches.
         strategy: of several ranks: ddp, a whole network on each; fsdp, parameters and optimizer spread over them, for
             networks that do not fit (with adamw). auto: ddp.
-        compile: torch.compile the backbones.
+        compile: torch.compile the backbones; not for methods that leave patches out, nor with checkpointing.
         mean: of the normalization, RGB in 0..1; null: that of the pre-trained weights, if any, else the method's.
         std: of the normalization, RGB in 0..1; null: as for `mean`.
         views: augmentation; null: the method's.

@@ -14,7 +14,7 @@ def constant(values: tuple[Any, ...], like: Tensor, dtype: torch.dtype | None = 
     return make(values, like.device, dtype or like.dtype)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache
 def _made(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # made inside it, a tensor may take no part in a gradient later
         return torch.tensor(values, device=device, dtype=dtype)

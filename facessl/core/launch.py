@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
@@ -21,6 +22,17 @@ T = TypeVar("T")
 
 #: Timeout of a collective: rank 0 may index a large source first. The launcher notices a rank that dies.
 TIMEOUT = timedelta(hours=1)
+
+
+class Autocast(MixedPrecision):
+    """Mixed precision by autocast alone, on any number of ranks.
+
+    With several ranks Fabric would also round the views, landmarks and crops of a batch to 16 bits.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        """`data` as it is."""
+        return data
 
 
 def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
@@ -37,14 +49,17 @@ def start_fabric(device: str, precision: str, strategy: str = "auto") -> Fabric:
         fabric_strategy = ModelParallelStrategy(lambda module, mesh: module, world, 1, timeout=TIMEOUT)
     elif world > 1:
         fabric_strategy = DDPStrategy(broadcast_buffers=False, timeout=TIMEOUT)
+    name, mixed = PRECISIONS[precision]
+    plugins: list[Any] = [Autocast(name, device)] if mixed else []  # type: ignore[arg-type]
+    if world == 1:
+        plugins.append(LightningEnvironment())  # Fabric would take a batch script of SLURM for one of its tasks
     fabric = Fabric(
         accelerator=device,
         devices=local,
         num_nodes=world // local,
         strategy=fabric_strategy,
-        precision=PRECISIONS[precision][0],  # type: ignore[arg-type]
-        # Fabric would take a batch script of SLURM for one of its tasks.
-        plugins=[] if world > 1 else [LightningEnvironment()],
+        precision=None if mixed else name,  # type: ignore[arg-type]
+        plugins=plugins,
     )
     fabric.launch()
     return fabric

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from facessl.config.pretrain import PretrainConfig
+from facessl.core.distributed import rank
 from facessl.core.errors import ConfigError
 from facessl.core.types import Step
 
@@ -77,9 +78,11 @@ def is_sharded(value: object) -> bool:
 
 
 def whole(value: Any) -> Any:
-    """`value` (a state dict, or anything in one) with its sharded tensors gathered; collective call."""
+    """`value` (a state dict, or anything in one) with its sharded tensors gathered on the host of rank 0, one after the
+    other, so that no GPU holds them all; other ranks get empty tensors. Collective call."""
     if is_sharded(value):
-        return value.full_tensor()
+        full = value.full_tensor()
+        return full.cpu() if rank() == 0 else full.new_empty(0, device="cpu")
     if isinstance(value, dict):
         return {key: whole(entry) for key, entry in value.items()}
     return [whole(entry) for entry in value] if isinstance(value, list) else value

@@ -104,6 +104,7 @@ class Pretraining:
         _check_needs(method, self.source, config)
         check_views(type(method), config)
         check_accumulation(method, config, fabric.world_size)
+        check_compile(method, config)
         if hasattr(method, "prepare"):
             method.prepare(load.load_backbone)
         sharded = self._is_sharded(fabric)
@@ -147,12 +148,13 @@ class Pretraining:
     def finish(self, fabric: Fabric, folder: Path, step: int, *, finished: bool) -> Result:
         method: Any = self.method
         source = self.source
-        if self._is_sharded(fabric):  # one rank exports the whole network
-            state = fsdp.whole(method.state_dict())
-            method = load.build_method(self.config, fresh=False)
-            method.load_state_dict(state)
+        sharded = self._is_sharded(fabric)
+        state = fsdp.whole(method.state_dict()) if sharded else {}
         if not fabric.is_global_zero:
             return Result(folder, step, finished, {})
+        if sharded:  # one rank exports the whole network
+            method = load.build_method(self.config, fresh=False)
+            method.load_state_dict(state)
         status = {"finished": finished, "steps": step, "source_images": None if source.streaming else len(source)}
         files.write_atomic(folder / "status.json", json.dumps(status).encode())
         card = load.card(method, self.config, steps=step, commit=environment.commit())
@@ -219,6 +221,17 @@ def check_accumulation(method: Method, config: PretrainConfig, world_size: int) 
             f"{batch // parts} images instead of {batch}; use more GPUs or a smaller batch, or accept it with "
             "--accumulate-approximate"
         )
+
+
+def check_compile(method: Method, config: PretrainConfig) -> None:
+    """Raise ConfigError where the compiled feature extractor would not be called, or would break off in each block."""
+    if not config.compile:
+        return
+    if getattr(method, "patches_only", False):
+        name = config.method["name"]
+        raise ConfigError(f"--compile has no effect on {name}, which calls a ViT's blocks by itself: leave it out")
+    if config.backbone.checkpointing:
+        raise ConfigError("--compile has no effect with --backbone.checkpointing: leave one of them out")
 
 
 def _report_verdicts(step: int, values: dict[str, float]) -> None:

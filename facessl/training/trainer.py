@@ -178,10 +178,10 @@ class Trainer:
         if self.fabric.device.type == "cpu":
             self._check_finite(only_last=True)
         if self.plan.clip_grad:
-            norm = self.fabric.clip_gradients(
+            norm: Any = self.fabric.clip_gradients(
                 self._wrapped, self._optimizer, max_norm=self.plan.clip_grad, error_if_nonfinite=False
             )
-            terms["grad_norm"] = fsdp.whole(norm)
+            terms["grad_norm"] = norm.full_tensor() if fsdp.is_sharded(norm) else norm
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.method.after_step(self.progress)  # the k-th update (from 0) has the momentum of k / total, as in BYOL
@@ -312,7 +312,7 @@ def _rng_state() -> dict[str, Any]:
         "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
         "python": [version, list(internal), gauss],
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # not in a run on the CPU of a machine with a GPU
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -323,5 +323,5 @@ def _set_rng_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])

@@ -14,7 +14,7 @@ from facessl.methods.base import Method
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import load_backbone
 from facessl.training.optimizers import build_optimizer, parameter_groups
-from tests.helpers import lacking, on_one_device
+from tests.helpers import CpuGenerator, lacking, on_one_device
 
 METHODS = plugins.names("methods")
 SMALL = {"hidden": 32, "dim": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}
@@ -158,29 +158,39 @@ def train(method: Any, data: Batch, steps: range) -> None:
         method.after_step(progress)
 
 
-VARIANTS = [("fra", {"targets": "color"}), ("fra", {"relation": "both", "frame_prior": 1.0})]
+VARIANTS = [
+    ("fra", {"targets": "color"}),
+    ("fra", {"variant": "official", "relation": "both", "frame_prior": 1.0}),
+    ("fra", {"mask_embeddings": "free"}),
+    ("lewel", {"variant": "syncbn"}),
+    ("distill", {"distance": "l2"}),
+    ("farl", {"masking": "block"}),
+    ("mae", {"norm_pix": True}),
+    ("pcl", {"mix_alpha": None}),
+]
 
 
 @pytest.mark.parametrize(("name", "values"), [*((name, {}) for name in METHODS), *VARIANTS])
 def test_a_step_stays_on_its_device(name: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """On meta tensors: what fails here fails on a GPU, or leaves it idle while the host waits."""
-    generator = torch.Generator  # torch has none for meta tensors
-    monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator("cpu"))
+    monkeypatch.setattr(torch, "Generator", CpuGenerator)
     method = build(name, **values).to("meta")
-    data = batch(method)
+    data = batch(method, count=2)
     data = dataclasses.replace(data, crops=[torch.rand(len(data), 5) for _ in data.views]).to("meta")
     optimizers = [build_optimizer(method, PretrainOptim(name=optimizer), 1e-3) for optimizer in ("lars", "adamw")]
 
     def step(number: int) -> None:
-        method.step(data, Progress(number, 10)).loss.backward()
+        progress = Progress(number, 10, epoch=number // 4)
+        method.step(data, progress).loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         method.zero_grad(set_to_none=True)
-        method.after_step(Progress(number, 10))
+        method.after_step(progress)
 
-    step(0)  # constants are made in the first
+    for number in (0, 8):  # constants are made at first
+        step(number)
     with on_one_device():
-        for number in (1, 2):
+        for number in (1, 9):
             step(number)
 
 

@@ -24,7 +24,7 @@ from facessl.tasks.base import Labels, Task
 from facessl.training.optimizers import build_finetune_optimizer
 from facessl.views.photometric import Photometric
 from facessl.views.supervised import Supervised
-from tests.helpers import lacking, on_one_device
+from tests.helpers import CpuGenerator, lacking, on_one_device
 from tests.tasks.faces import Faces
 
 TASKS = plugins.names("tasks")
@@ -116,8 +116,9 @@ def test_two_steps_are_finite_and_move_every_part(task: str, protocol: str, net:
 
 
 @pytest.mark.parametrize(("task", "protocol"), EVERY)
-def test_steps_and_predictions_stay_on_their_device(task: str, protocol: str) -> None:
+def test_steps_and_predictions_stay_on_their_device(task: str, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On meta tensors: what fails here fails on a GPU, or leaves it idle while the host waits."""
+    monkeypatch.setattr(torch, "Generator", CpuGenerator)
     module = build(task, protocol).train()
     batch = training_batch(module, protocol).to("meta")
     module.to("meta")

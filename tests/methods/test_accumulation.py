@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from facessl.config.pretrain import PretrainConfig
+from facessl.config.run import BackboneConfig
+from facessl.core import plugins
 from facessl.core.errors import ConfigError
 from facessl.core.types import Progress
-from facessl.training.pretrain import check_accumulation
+from facessl.training.pretrain import check_accumulation, check_compile
 from tests.methods.test_ranks import CASES, prepared
 
 
@@ -47,3 +49,18 @@ def test_accumulation_that_changes_the_loss_or_leaves_images_out_is_refused() ->
     check_accumulation(byol, PretrainConfig(**config), 2)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="256 images on 3 ranks cannot be cut in 4 equal micro-batches: use 252"):
         check_accumulation(byol, PretrainConfig(**config), 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "words"),
+    [
+        ("mae", "test_vit", "no effect on mae, which calls a ViT's blocks by itself"),
+        ("byol", "test_resnet", "no effect with --backbone.checkpointing"),
+    ],
+)
+def test_compilation_without_effect_is_refused(name: str, backbone: str, words: str) -> None:
+    given = {"method": {"name": name}, "backbone": BackboneConfig(name=backbone, checkpointing=name == "byol")}
+    method = plugins.find("methods", name)
+    with pytest.raises(ConfigError, match=words):
+        check_compile(method, PretrainConfig(compile=True, **given))  # type: ignore[arg-type]
+    check_compile(method, PretrainConfig(**given))  # type: ignore[arg-type]

@@ -19,9 +19,10 @@ from facessl.config.pretrain import PretrainConfig
 from facessl.core.distributed import ranks
 from facessl.core.errors import ConfigError
 from facessl.core.launch import start_fabric
-from facessl.core.types import Batch, Sample
+from facessl.core.types import Batch, Progress, Sample, Step
 from facessl.data.source import open_source
 from facessl.data.sources.synthetic import Synthetic
+from facessl.methods.byol import BYOL
 from facessl.methods.farl import FaRL
 from facessl.methods.mae import MAE
 from facessl.methods.mcf import MCF
@@ -125,6 +126,24 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     for key in a:
         if isinstance(a[key], torch.Tensor) and a[key].is_floating_point():
             torch.testing.assert_close(b[key], a[key], rtol=1e-6, atol=1e-8, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def one_step_in_bf16(folder: Path) -> None:
+    real = BYOL.step
+
+    def step(self: BYOL, batch: Batch, progress: Progress) -> Step:
+        assert {t.dtype for t in (*batch.views, *batch.crops)} == {torch.float32}
+        assert torch.is_autocast_enabled("cpu")
+        return real(self, batch, progress)
+
+    BYOL.step = step  # type: ignore[method-assign]
+    words = [*COMMON, "--method", *CURVES["byol"], "--precision", "bf16", "--max-steps", "1", "--out", str(folder)]
+    run_job(Pretraining(parse.parse(words)))
+
+
+def test_a_batch_keeps_its_precision_on_several_ranks(tmp_path: Path) -> None:
+    """Fabric rounds the inputs of a mixed-precision module to 16 bits there: landmarks in pixels, crops, views."""
+    assert as_ranks(partial(one_step_in_bf16, tmp_path), 2, start=UNUSED) == [0, 0]
 
 
 @pytest.mark.parametrize("name", CURVES)
