@@ -1,5 +1,6 @@
 """MCF (arXiv:2309.03575): masked images reconstructed in a frozen network's features; class tokens contrasted."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -116,6 +117,10 @@ class MCF(nn.Module):
 
     Args: ClassVar[type[MCFArgs]] = MCFArgs
     needs: ClassVar[frozenset[str]] = frozenset()
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optim": {"name": "adamw", "lr": 1.5e-4, "reference_batch": 256, "betas": [0.9, 0.95], "weight_decay": 0.05},
+        "backbone": {"name": "vit_base_patch16_224", "options": {"weight_init": "jax"}},
+    }
     views: ClassVar[tuple[View, ...]] = MCF_VIEWS
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
