@@ -50,8 +50,9 @@ class MAE(nn.Module):
     """Masked autoencoder (He et al., CVPR 2022): mean squared error of the pixels of the hidden patches.
 
     Differences:
-        Pixels are those of the normalized image. The encoder starts as timm's (truncated normal of deviation 0.02;
-        the paper: Xavier-uniform, to which `--backbone.options '{weight_init: jax}'` is close).
+        Pixels are those of the normalized image. The default encoder starts as timm's `weight_init: jax`, close to the
+        paper's Xavier-uniform; one named by `--backbone` starts as timm's (truncated normal of deviation 0.02), unless
+        `--backbone.options '{weight_init: jax}'` is given, too.
     """
 
     Args: ClassVar[type[MAEArgs]] = MAEArgs

@@ -111,8 +111,8 @@ class MCF(nn.Module):
     Differences:
         What the paper's abstract and the authors' description leave open is as in the released code. The target moves
         once after each optimizer step (there once per accumulated batch), batch norm spans the GPUs, encoder and heads
-        start as timm's and torch's do, and the whole image is resized to the square. `decoder_checkpoint` and
-        `variant="channels"` are this project's. All differences: docs/methods/mcf.md.
+        start as timm's (`weight_init: jax` by default) and torch's do, and the whole image is resized to the square.
+        `decoder_checkpoint` and `variant="channels"` are this project's. All differences: docs/methods/mcf.md.
     """
 
     Args: ClassVar[type[MCFArgs]] = MCFArgs
