@@ -135,8 +135,8 @@ def _defaults(name: str) -> str:
     if not published:
         return "All other settings have the defaults on [Configuration](../configuration.md)."
     return (
-        "Defaults of `--method " + name + "` that differ from those on [Configuration](../configuration.md) or are "
-        "published; a recipe or a flag changes them.\n\n```yaml\n" + yaml.safe_dump(published, sort_keys=False) + "```"
+        f"`--method {name}` has these instead of the defaults on [Configuration](../configuration.md). A recipe or a "
+        f"flag changes them.\n\n```yaml\n{yaml.safe_dump(published, sort_keys=False)}```"
     )
 
 
