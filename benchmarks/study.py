@@ -75,7 +75,8 @@ RUNS = {
     "fra-regions": ("--config fra/regions", 150_000),
     "dino": (
         "--method dino --method.hidden_dim 1024 --method.bottleneck_dim 128 --method.out_dim 1024 "
-        f"--method.momentum 0.99 --method.teacher_temp 0.04 --method.warmup_teacher_temp_epochs 0 {_OPTIM}",
+        f"--method.momentum 0.99 --method.teacher_temp 0.04 --method.warmup_teacher_temp_epochs 0 {_OPTIM} "
+        "--optim.final_lr 0 --clip_grad 0",
         150_000,
     ),
 }

@@ -119,6 +119,7 @@ def method(name: str) -> str:
     parts = [
         f"{plugins.summary('methods', name)}\n\n{rows(overview, name)}",
         f"## Settings\n\n{given}\n\n{settings(PRETRAIN, name, 'method.')}",
+        f"## Defaults\n\n{_defaults(name)}",
         f"## Recipes\n\n{_recipes(name, 'method')}",
     ]
     if cost:
@@ -126,6 +127,17 @@ def method(name: str) -> str:
             f"## Cost\n\nOne step beside BYOL's on a CPU core: [Performance](../performance.md#methods).\n\n{cost}"
         )
     return "\n\n" + "\n\n".join(parts)
+
+
+def _defaults(name: str) -> str:
+    """Published settings of a method besides its own."""
+    published = plugins.defaults("methods", name)
+    if not published:
+        return "All other settings have the defaults on [Configuration](../configuration.md)."
+    return (
+        f"`--method {name}` has these instead of the defaults on [Configuration](../configuration.md). A recipe or a "
+        f"flag changes them.\n\n```yaml\n{yaml.safe_dump(published, sort_keys=False)}```"
+    )
 
 
 def task(name: str) -> str:
@@ -207,7 +219,7 @@ def configuration() -> str:
     for command, part in ((PRETRAIN, "methods"), (FINETUNE, "tasks")):
         links = ", ".join(f"[{name}]({part}/{name}.md#settings)" for name in plugins.names(part))
         parts.append(
-            f"## facessl {command.name}\n\nEach of the {part} has settings of its own: {links}.\n\n"
+            f"## facessl {command.name}\n\nEach of the {part} has settings and defaults of its own: {links}.\n\n"
             + settings(command, command.default, without=[f"{command.part}."])
         )
     return "\n\n".join(parts)

@@ -108,8 +108,9 @@ def test_every_module_imports_and_says_what_it_is() -> None:
     [
         "import facessl; facessl.list_methods",
         "from facessl.core.plugins import settings; [settings('methods', n) for n in ('byol', 'fra', 'mae')]",
+        "from facessl.cli import main; main(['list', 'methods'])",
     ],
-    ids=["import", "help of pretrain"],
+    ids=["import", "help of pretrain", "list of methods"],
 )
 def test_torch_is_not_loaded_where_it_is_not_needed(code: str) -> None:
     assert (

@@ -66,12 +66,26 @@ def listed(what: str, part: str = "") -> list[tuple[str, str]]:
         return [(name, recipe_summary(name)) for name in recipes() if part in name]
     folder = {"sources": "data.sources", "protocols": "evaluation.protocols"}.get(what, what)
     summaries = {name.replace("_", "-"): plugins.summary(folder, name) for name in plugins.names(folder)}
+    if what == "methods":
+        summaries = {name: f"{text} Default: {_training(name)}." for name, text in summaries.items()}
     if what == "protocols":
         defaults = {task: plugins.find("tasks", task).defaults for task in plugins.names("tasks")}
         for protocol in dict.fromkeys(name for protocols in defaults.values() for name in protocols):
             tasks = ", ".join(task for task, protocols in defaults.items() if protocol in protocols)
             summaries[protocol] = f"`facessl finetune --protocol {protocol}`: {tasks}"
     return [(name, text) for name, text in summaries.items() if part in name]
+
+
+def _training(method: str) -> str:
+    """Default backbone, optimizer and learning rate of a method."""
+    from facessl.config.commands import PRETRAIN
+    from facessl.config.pretrain import PretrainConfig
+    from facessl.config.run import merge
+
+    settings = merge(PretrainConfig().to_dict(), PRETRAIN.preset({"method": {"name": method}}))
+    optim = settings["optim"]
+    batch = f" per {optim['reference_batch']} images" if optim["reference_batch"] else ""
+    return f"{settings['backbone']['name']}, {optim['name']}, lr {optim['lr']:g}{batch}"
 
 
 def overview(commands: dict[str, Callable[..., int]]) -> str:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facessl.config.finetune import FinetuneConfig
+from facessl.config.optim import PretrainOptim
 from facessl.config.pretrain import PretrainConfig
 from facessl.config.run import RunConfig, to_plain
 from facessl.core import plugins
-from facessl.core.errors import ConfigError, UnknownName
+from facessl.core.errors import ConfigError, PluginError, UnknownName
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Command:
     default: str  # name of the default plug-in
     positional: Mapping[str, str]  # fields without a flag, with their help
     recipes_are_explicit: bool  # whether the values of a recipe are explicit (`RunConfig.explicit`)
-    # values -> defaults below them (a protocol's published settings)
+    # values -> defaults below them (the published settings of a method or protocol)
     preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
     # values -> additions to the help, by setting
     remarks: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {}
@@ -37,6 +38,26 @@ class Command:
     def groups(self) -> set[str]:
         """Fields that are dataclasses."""
         return {f.name for f in dataclasses.fields(self.config) if dataclasses.is_dataclass(f.default_factory)}
+
+
+def _of_method(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Published settings of a method, those of its optimizer and backbone only if no other one is chosen."""
+    published = plugins.defaults("methods", values["method"]["name"])
+    chosen = {}
+    for part in ("optim", "backbone"):
+        if not isinstance(published.get(part, {}), Mapping):
+            raise PluginError(
+                f"method {values['method']['name']}: {part} = {published[part]!r} in its defaults is not valid: give "
+                "names and values, such as {'name': 'value'}"
+            )
+        given = values.get(part)
+        chosen[part] = given.get("name") if isinstance(given, Mapping) else None
+    optim = published.get("optim", {})
+    own = optim.get("name", PretrainOptim.name)
+    name = chosen["optim"] or own
+    optim = {**PretrainOptim.defaults.get(name, {}), **(optim if name == own else {})}
+    rest = {key: value for key, value in published.items() if key != "optim" and not chosen.get(key)}
+    return {**rest, "optim": optim} if optim else rest
 
 
 def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -75,6 +96,7 @@ PRETRAIN = Command(
     "fra",
     {"source": "NAME:PATH?option=value, or a path; none: synthetic faces (synthetic:)"},
     recipes_are_explicit=False,  # a recipe is made for another length
+    preset=_of_method,
     switches={
         "crop": "find the faces of the source's photos first, as `facessl crop` does by default, and train on the "
         "crops, which are kept in the cache folder"

@@ -1,7 +1,8 @@
 """Optimizers and schedules of both kinds of run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from facessl.config.run import in_range
 from facessl.core.errors import ConfigError
@@ -12,19 +13,23 @@ class PretrainOptim:
     """Optimizer of a pre-training run and its schedule.
 
     Attributes:
-        name: lars (BYOL's) or adamw.
-        lr: base learning rate; 0.45 at batch 256 is 0.9 at 512, as FRA's release has it (BYOL's paper: 0.2).
+        name: lars (BYOL's) or adamw; each has its own default of lr and weight_decay.
+        lr: base learning rate; with lars 0.45 at batch 256, which is 0.9 at 512, as FRA's release has it (BYOL's
+            paper: 0.2), with adamw 1.5e-4, MAE's, unless the method has its own.
         reference_batch: batch size that `lr` is meant for; the rate used is lr * batch_size / reference_batch.
             null: `lr` is used as it is.
         momentum: of LARS.
         betas: of AdamW.
-        weight_decay: not applied to biases, norms and other one-dimensional parameters; 1e-6 as in FRA's release.
+        weight_decay: not applied to biases, norms and other one-dimensional parameters; with lars 1e-6, as in FRA's
+            release, with adamw 0.05, MAE's, unless the method has its own.
         trust: LARS trust coefficient eta.
         warmup_epochs: linear warm-up; null: 10 epochs, but at most a fifth of the run.
         final_lr: where the cosine ends, as a fraction of the peak.
     """
 
     schedule: ClassVar[str] = "cosine"
+    #: Optimizer -> its defaults where they are not the values below.
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"adamw": {"lr": 1.5e-4, "weight_decay": 0.05}}
 
     name: Literal["lars", "adamw"] = "lars"
     lr: float = 0.45

@@ -1,8 +1,9 @@
 """Command lines, recipes and plain values -> a command's configuration.
 
 `read` sorts the flags by their dotted names, reads the recipes and the resumed run, and picks the method, whose `Args`
-become flags. `configuration` merges the published values, those of the resumed run, the recipes and the flags, later
-ones on top, and has jsonargparse check all types; `Args` and the command's dataclass check the ranges.
+become flags. `configuration` merges the published values of the method or protocol, those of the resumed run, the
+recipes and the flags, later ones on top, and has jsonargparse check all types; `Args` and the command's dataclass check
+the ranges.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from facessl.config.pretrain import PretrainConfig, unscaled_rate
 from facessl.config.recipes import read_recipe, refuse_foreign_commands
 from facessl.config.run import RunConfig, flatten, merge
 from facessl.core import plugins
-from facessl.core.errors import ConfigError, UnknownName
+from facessl.core.errors import ConfigError, PluginError, UnknownName
 from facessl.core.yaml_file import parse_yaml, read_yaml
 
 #: Fields whose inner keys are free, or that are lists: they are checked where they are used.
@@ -211,7 +212,10 @@ def _build(values: dict[str, Any], name: str, parser: Parser, command: Command, 
             raise ConfigError(f"{key} = {value!r} is not valid: give names and values, such as '{{name: value}}'")
         if key not in known and not key.startswith(_FREE):
             raise UnknownName("setting", key, known)
-    values = merge(command.preset({**values, command.part: {"name": name}}), values)
+    preset = command.preset({**values, command.part: {"name": name}})
+    if unknown := [key for key in flatten(preset) if key not in known and not key.startswith(_FREE)]:
+        raise PluginError(f"{command.part} {name}: defaults has {unknown[0]}, which is no setting: rename or remove it")
+    values = merge(preset, values)
     try:
         parsed = parser.instantiate(parser.parse_object(copy.deepcopy(values), defaults=True))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -247,12 +251,11 @@ def _help(arguments: ParsedArguments) -> str:
     """Every flag of a command, with the defaults of the plug-in, protocol and recipe."""
     command, name, parser = arguments.command, arguments.name, arguments.parser
     values = merge(arguments.values, {command.part: {"name": name}})
-    preset = command.preset(values)
-    used = merge(preset, values)
+    used = merge(command.preset(values), values)
     remarks = command.remarks(used)
     for action in parser._actions:
         value = _lookup(used, action.dest)
-        if value is None or (isinstance(value, Mapping) and not action.dest.startswith(_FREE)):
+        if value is None or action.dest in {*command.groups, command.part}:
             value = action.default
         if value is not action.default or isinstance(value, tuple):
             parser.set_defaults({action.dest: list(value) if isinstance(value, tuple) else value})
@@ -260,7 +263,7 @@ def _help(arguments: ParsedArguments) -> str:
             action.help = f"{str(action.help).removesuffix('.')}; {remarks[action.dest]}"
     others = ", ".join(n for n in plugins.names(command.folder) if n != name)
     protocol = f" --protocol {used['protocol']}" if used.get("protocol") else ""
-    which = f"The {'defaults' if preset else f'flags --{command.part}.*'} below are those of --{command.part} {name}"
+    which = f"The flags and defaults below are those of --{command.part} {name}"
     parser.description = (
         f"{parser.description} {which}{protocol}; they depend on the {command.part}: `facessl {command.name} "
         f"--{command.part} NAME --help` shows those of {others}."

@@ -9,9 +9,9 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
-import re
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -149,8 +149,8 @@ def settings(folder: str, name: str) -> Any:
     `facessl.core.values`. If the class needs more, the whole file is imported.
     """
     tree, node = _parsed(folder, name)
-    assigned = (s for s in getattr(node, "body", ()) if isinstance(s, ast.Assign | ast.AnnAssign) and s.value)
-    args = next((ast.unparse(s).split()[-1] for s in assigned if re.match(r"Args\b", ast.unparse(s))), "")
+    value = _assigned(node, "Args")
+    args = ast.unparse(value) if value else ""
     classes = [getattr(statement, "name", None) for statement in tree.body]
     if args not in classes:
         return find(folder, name).Args
@@ -161,6 +161,36 @@ def settings(folder: str, name: str) -> Any:
             with contextlib.suppress(NameError):
                 exec(code, scope)
     return scope[args] if args in scope else find(folder, name).Args
+
+
+def defaults(folder: str, name: str) -> Mapping[str, Any]:
+    """The mapping `defaults` of a plug-in, {} without one; its file is not imported if that is a literal.
+
+    UnknownName as `module`. PluginError: it is no mapping.
+    """
+    _, node = _parsed(folder, name)
+    value = _assigned(node, "defaults")
+    found: Any = None
+    if value:
+        with contextlib.suppress(ValueError):
+            found = ast.literal_eval(value)
+    elif [ast.unparse(base) for base in getattr(node, "bases", ())] == ["nn.Module"]:
+        return {}  # nothing is inherited
+    if found is None:
+        found = getattr(find(folder, name), "defaults", {})
+    if not isinstance(found, Mapping):
+        raise PluginError(f"{folder.rstrip('s')} {name}: defaults = {found!r} is no mapping: give settings by name")
+    return found
+
+
+def _assigned(node: Any, name: str) -> ast.expr | None:
+    """Value that is assigned to `name` in the body of a class; None without one."""
+    for statement in getattr(node, "body", ()):
+        targets = [statement.target] if isinstance(statement, ast.AnnAssign) else getattr(statement, "targets", ())
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            value: ast.expr | None = statement.value
+            return value
+    return None
 
 
 def _light(statement: ast.Import | ast.ImportFrom) -> bool:

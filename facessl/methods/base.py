@@ -19,6 +19,9 @@ class Method(Protocol):
         mean: normalization the paper used, RGB in 0..1.
         std: as `mean`.
         backbone: the online backbone that the run exports.
+        defaults (Mapping[str, Any]): the paper's settings of `PretrainConfig` that belong to the method and not to a
+            data set, as plain values (`{"optim": {"name": "adamw", "lr": 1.5e-4}}`), below recipes and flags. `optim`
+            counts if no other optimizer is chosen, `backbone` if no other backbone is; absent: none.
         view_count (tuple[int, int | None]): fewest and most views (None: no limit) that `step` takes; absent: as many
             as `views`.
         patches_only (bool): True if the method leaves patches out, so that only a ViT can be its backbone; absent:

@@ -1,5 +1,6 @@
 """DINO (arXiv:2104.14294): every crop predicts what a momentum network, the teacher, says of the global crops."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -116,6 +117,10 @@ class DINO(nn.Module):
 
     Args: ClassVar[type[DINOArgs]] = DINOArgs
     needs: ClassVar[frozenset[str]] = frozenset()
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optim": {"name": "adamw", "lr": 5e-4, "reference_batch": 256, "weight_decay": 0.04, "final_lr": 0.0005},
+        "clip_grad": 3.0,
+    }
     views: ClassVar[tuple[View, ...]] = DINO_VIEWS
     view_count: ClassVar[tuple[int, int | None]] = (GLOBAL, None)
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN

@@ -1,5 +1,6 @@
 """Distillation of a frozen network: a student learns its pooled embedding and its feature map, without labels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -59,6 +60,9 @@ class Distill(nn.Module):
 
     Args: ClassVar[type[DistillArgs]] = DistillArgs
     needs: ClassVar[frozenset[str]] = frozenset()
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optim": {"name": "adamw", "lr": 5e-4, "reference_batch": 256, "weight_decay": 0.05}
+    }
     views: ClassVar[tuple[View, ...]] = DISTILL_VIEWS
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD

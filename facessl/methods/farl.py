@@ -1,7 +1,7 @@
 """FaRL (arXiv:2112.03109): faces and their captions contrasted, and hidden patches predicted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -139,6 +139,11 @@ class FaRL(nn.Module):
 
     Args: ClassVar[type[FaRLArgs]] = FaRLArgs
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
+    defaults: ClassVar[Mapping[str, Any]] = {
+        # 1e-3 at the batch size of the paper, 5120
+        "optim": {"name": "adamw", "lr": 5e-5, "reference_batch": 256, "betas": [0.9, 0.98], "weight_decay": 0.05},
+        "backbone": {"name": "vit_base_patch16_clip_quickgelu_224"},
+    }
     views: ClassVar[tuple[View, ...]] = FARL_VIEWS
     mean: ClassVar[tuple[float, float, float]] = CLIP_MEAN
     std: ClassVar[tuple[float, float, float]] = CLIP_STD

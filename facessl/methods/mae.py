@@ -1,5 +1,6 @@
 """MAE (arXiv:2111.06377): the pixels of hidden patches from the visible ones."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -49,12 +50,17 @@ class MAE(nn.Module):
     """Masked autoencoder (He et al., CVPR 2022): mean squared error of the pixels of the hidden patches.
 
     Differences:
-        Pixels are those of the normalized image. The encoder starts as timm's (truncated normal of deviation 0.02;
-        the paper: Xavier-uniform, to which `--backbone.options '{weight_init: jax}'` is close).
+        Pixels are those of the normalized image. The default encoder starts as timm's `weight_init: jax`, close to the
+        paper's Xavier-uniform; one named by `--backbone` starts as timm's (truncated normal of deviation 0.02), unless
+        `--backbone.options '{weight_init: jax}'` is given, too.
     """
 
     Args: ClassVar[type[MAEArgs]] = MAEArgs
     needs: ClassVar[frozenset[str]] = frozenset()
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optim": {"name": "adamw", "lr": 1.5e-4, "reference_batch": 256, "betas": [0.9, 0.95], "weight_decay": 0.05},
+        "backbone": {"name": "vit_base_patch16_224", "options": {"weight_init": "jax"}},
+    }
     views: ClassVar[tuple[View, ...]] = MAE_VIEWS
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD

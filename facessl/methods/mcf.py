@@ -1,5 +1,6 @@
 """MCF (arXiv:2309.03575): masked images reconstructed in a frozen network's features; class tokens contrasted."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -110,12 +111,16 @@ class MCF(nn.Module):
     Differences:
         What the paper's abstract and the authors' description leave open is as in the released code. The target moves
         once after each optimizer step (there once per accumulated batch), batch norm spans the GPUs, encoder and heads
-        start as timm's and torch's do, and the whole image is resized to the square. `decoder_checkpoint` and
-        `variant="channels"` are this project's. All differences: docs/methods/mcf.md.
+        start as timm's (`weight_init: jax` by default) and torch's do, and the whole image is resized to the square.
+        `decoder_checkpoint` and `variant="channels"` are this project's. All differences: docs/methods/mcf.md.
     """
 
     Args: ClassVar[type[MCFArgs]] = MCFArgs
     needs: ClassVar[frozenset[str]] = frozenset()
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optim": {"name": "adamw", "lr": 1.5e-4, "reference_batch": 256, "betas": [0.9, 0.95], "weight_decay": 0.05},
+        "backbone": {"name": "vit_base_patch16_224", "options": {"weight_init": "jax"}},
+    }
     views: ClassVar[tuple[View, ...]] = MCF_VIEWS
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD

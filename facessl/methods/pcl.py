@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -141,6 +142,9 @@ class PCL(nn.Module):
 
     Args: ClassVar[type[PCLArgs]] = PCLArgs
     needs: ClassVar[frozenset[str]] = frozenset()
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optim": {"name": "adamw", "lr": 1e-4, "reference_batch": 256, "weight_decay": 1e-3, "warmup_epochs": 0}
+    }
     views: ClassVar[tuple[View, ...]] = PCL_VIEWS
     view_count: ClassVar[tuple[int, int | None]] = (6, None)
     mean: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)

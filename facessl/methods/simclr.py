@@ -1,5 +1,6 @@
 """SimCLR (arXiv:2002.05709): projections of two views of an image find each other among those of all other images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,6 +50,10 @@ class SimCLR(nn.Module):
 
     Args: ClassVar[type[SimCLRArgs]] = SimCLRArgs
     needs: ClassVar[frozenset[str]] = frozenset()
+    defaults: ClassVar[Mapping[str, Any]] = {
+        # 4.8 at the batch size of the paper, 4096
+        "optim": {"name": "lars", "lr": 0.3, "reference_batch": 256, "weight_decay": 1e-6}
+    }
     views: ClassVar[tuple[View, ...]] = (SIMCLR_VIEW, SIMCLR_VIEW)
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD

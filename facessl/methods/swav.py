@@ -1,5 +1,6 @@
 """SwAV (arXiv:2006.09882): every view of an image predicts the balanced cluster assignment of another view."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -132,6 +133,10 @@ class SwAV(nn.Module):
 
     Args: ClassVar[type[SwAVArgs]] = SwAVArgs
     needs: ClassVar[frozenset[str]] = frozenset()
+    defaults: ClassVar[Mapping[str, Any]] = {
+        # of the release for batches of 256
+        "optim": {"name": "lars", "lr": 0.6, "reference_batch": 256, "warmup_epochs": 0, "final_lr": 0.001}
+    }
     views: ClassVar[tuple[View, ...]] = (_LARGE,) * 2 + (_SMALL,) * 6
     view_count: ClassVar[tuple[int, int | None]] = (ASSIGNED, None)
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN

@@ -1,14 +1,21 @@
 """What every method of `facessl list methods` must do; a new file in methods/ is tested without a new test."""
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from facessl.cli import main
+from facessl.config import parse
 from facessl.config.optim import PretrainOptim
+from facessl.config.pretrain import PretrainConfig
+from facessl.config.run import BackboneConfig, flatten, to_plain
 from facessl.core import plugins
-from facessl.core.errors import ConfigError
+from facessl.core.errors import ConfigError, PluginError
 from facessl.core.types import Batch, Progress, Step
 from facessl.methods.base import Method
 from facessl.models.backbone import Backbone
@@ -58,6 +65,51 @@ def test_declares_itself(name: str) -> None:
     assert "Differences" in (kind.__doc__ or ""), "say where it leaves its paper"
     undocumented = [f.name for f in dataclasses.fields(kind.Args) if f.name not in (kind.Args.__doc__ or "")]
     assert not undocumented
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_published_settings_arrive_and_recipes_and_flags_beat_them(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = plugins.defaults("methods", name)
+    assert published == getattr(plugins.find("methods", name), "defaults", {}), "read from the file without running it"
+    words = ["--method", name]
+    config = parse.parse(words)  # a key that is no setting is a PluginError
+    found = flatten(config.to_dict())
+    assert {k: found[k] for k in flatten(published)} == flatten(to_plain(published))
+    assert main(["pretrain", *words, "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for flag, value in (("--backbone.name", config.backbone.name), ("--optim.lr", config.optim.lr)):
+        assert re.search(rf" {flag} [A-Z].*?default: ([^\s)]+)", told)[1] == str(value)  # type: ignore[index]
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("optim: {lr: 0.5, weight_decay: 0.25}\nbackbone: vit_tiny_patch16_224\n")
+    changed = parse.parse([*words, "--config", str(recipe), "--optim.lr", "0.125"])
+    assert changed.optim == dataclasses.replace(config.optim, lr=0.125, weight_decay=0.25)
+    assert changed.backbone == BackboneConfig("vit_tiny_patch16_224"), "options are those of the published backbone"
+    other = "lars" if config.optim.name == "adamw" else "adamw"
+    rates = {"lars": (0.45, 1e-6), "adamw": (1.5e-4, 0.05)}
+    optim = parse.parse([*words, "--optim.name", other]).optim
+    assert (optim.lr, optim.weight_decay) == rates[other], "the rate of one optimizer is not that of another"
+    assert optim.warmup_epochs is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stored_configuration_keeps_its_values(name: str, tmp_path: Path) -> None:
+    old = {**PretrainConfig().to_dict(), "method": parse.parse(["--method", name]).to_dict()["method"]}
+    assert parse.from_dict(old).to_dict() == old
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    resumed = parse.parse(["--resume", "--out", str(tmp_path)])
+    assert resumed.to_dict() == {**old, "resume": True, "out": str(tmp_path)}
+
+
+def test_defaults_that_are_no_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong, said in (
+        ({"optim": {"rate": 1.0}}, "method byol: defaults has optim.rate, which is no setting: rename or remove it"),
+        ({"optim": "adamw"}, "method byol: optim = 'adamw' in its defaults is not valid: give names and values"),
+    ):
+        monkeypatch.setattr(plugins, "defaults", lambda folder, name, wrong=wrong: wrong)
+        with pytest.raises(PluginError, match=re.escape(said)):
+            parse.parse(["--method", "byol"])
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if hasattr(plugins.find("methods", name), "view_count")])

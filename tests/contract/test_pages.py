@@ -73,7 +73,8 @@ def test_the_method_and_the_source_of_the_page_train(place: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["finished"] is True
     assert isinstance(facessl.load_method(place / "run"), plugins.find("methods", "toy"))
     assert main(["list", "methods", "toy"]) == 0
-    assert capsys.readouterr().out == "toy            An example. Differences: none, there is no paper.\n"
+    said = "An example. Differences: none, there is no paper. Default: resnet50, lars, lr 0.45 per 256 images."
+    assert capsys.readouterr().out == f"toy            {said}\n"
     plugins._outside.clear()
     plugins.find.cache_clear()
     with pytest.raises(CheckpointError, match=r"run cannot be opened: unknown method 'toy'.*--plugin FILE\.py"):

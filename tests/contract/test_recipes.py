@@ -54,6 +54,34 @@ def test_downstream_recipe_never_runs_on_synthetic_faces_or_tunes_on_test_images
     assert (config.run != "none") == published, "a published row names the backbone it needs"
 
 
+#: Method -> the recipe that has the published settings of its optimizer.
+PUBLISHED = {
+    "byol": "byol/vggface2-r50",
+    "dino": "dino/vggface2",
+    "distill": "distill/vggface2-r50",
+    "farl": "farl/laionface",
+    "fra": "fra/vggface2-r50",
+    "lewel": "lewel/vggface2-r50-eman",
+    "mae": "mae/vggface2",
+    "mcf": "mcf/laionface",
+    "pcl": "pcl/vggface2-r50",
+    "simclr": "simclr/laionface-r50",
+    "swav": "swav/vggface2-r50",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_method_without_a_recipe_has_the_optimizer_of_its_published_recipe(name: str) -> None:
+    own, recipe = config_parse.parse(["--method", name]), parsed(PUBLISHED[name])
+    assert own.optim.peak(recipe.batch_size) == pytest.approx(recipe.optim.peak(recipe.batch_size))
+    scaled = {field: getattr(recipe.optim, field) for field in ("lr", "reference_batch")}
+    warmup = recipe.optim.warmup_epochs or own.optim.warmup_epochs  # epochs of a run of another length, or none at all
+    assert dataclasses.replace(own.optim, **scaled, warmup_epochs=warmup) == recipe.optim
+    assert own.clip_grad == recipe.clip_grad
+    if getattr(plugins.find("methods", name), "patches_only", False):
+        assert own.backbone == recipe.backbone
+
+
 #: Data set and protocol -> (protocol, epochs, batch, pixels, select, frozen, balanced, what is special in the task).
 PROTOCOLS = {
     "rafdb-ft": ("finetune", 100, 256, 224, "test", False, False, {}),
@@ -152,6 +180,7 @@ def test_tables_that_are_listed_here_are_all_that_there_are() -> None:
     ablations = {n.rsplit("/", 1)[1].removesuffix("-paper") for n in recipes.recipes() if "/ablation/" in n}
     assert ablations == set(TABLES)
     assert {n.removeprefix("downstream/") for n in DOWNSTREAM if n.count("/") == 1} == set(PROTOCOLS)
+    assert {n.split("/")[0] for n in recipes.recipes() if n not in DOWNSTREAM} == set(PUBLISHED)
 
 
 def test_a_row_is_printed_as_the_recipe_that_it_stands_for(tmp_path: Path) -> None:
