@@ -78,6 +78,8 @@ def main() -> None:
         args.method, args.image_size, args.precision = ["fra"], [112], ["bf16"]
         args.batch_size, args.rounds = args.batch_size or 8, 2
     torch.set_num_threads(args.threads)
+    if args.device == "cpu":
+        environment.keep_memory()  # as a run does
     results = []
     for name in args.method:
         for size in args.image_size:

@@ -64,6 +64,8 @@ def run_job(job: Job) -> Any:
         config = job.config
         fabric = start_fabric(config.device, config.precision, getattr(config, "strategy", "auto"))
         hint = environment.use_threads(config.threads, config.device)
+        if fabric.device.type == "cpu":
+            environment.keep_memory()
         if hint and fabric.is_global_zero:
             say(hint)
         folder = _folder(config.out, config.resume, job.name(), fabric)

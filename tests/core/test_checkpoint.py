@@ -4,6 +4,9 @@ import errno
 import functools
 import os
 import pickle
+import platform
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,25 @@ def test_more_threads_than_free_cores_are_told(monkeypatch: pytest.MonkeyPatch) 
     )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert environment.use_threads(None, "cpu") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux" or "glibc" not in platform.libc_ver(), reason="needs glibc")
+def test_memory_is_kept_between_training_steps() -> None:
+    """The kernel hands out no page anew when a tensor of 48 MiB takes the place of one that was freed."""
+    script = """
+import resource, torch
+from facessl.core.environment import keep_memory
+keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(48, 2**18)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    found = subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 100
 
 
 def numbers(code: str = "f4", state: tuple[Any, ...] = ("<", None, None, None), shape: Any = (2,)) -> type:
