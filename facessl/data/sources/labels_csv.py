@@ -46,9 +46,6 @@ class LabelsCsv(Source):
             classes: how many classes `label` has. None: as many as there are names, or the largest number and 1; one
                 that is far above the next is refused, as a typing error would make many empty classes.
             attributes: columns, separated by commas or semicolons; "*" takes every column that is 0 or 1 in all rows.
-            image: column of paths; "auto" looks for the usual names.
-            root: folder that the paths start from; None: the table's own, or `images` beside it if the first path is
-                there.
         """
         table = ImageTable(Path(path).expanduser(), LAYOUT)
         rows = table.rows(split, "labels-csv")

@@ -43,9 +43,6 @@ class LandmarksCSV(Source):
             path: the table, or a folder with one `landmarks.csv`.
             split: take only rows with this value in the column `split`; None: all.
             layout: order of the landmarks, a name of `facessl.data.layouts` (ibug68, wflw98, aflw19, lapa106).
-            image: column of paths; "auto" looks for the usual names.
-            root: folder that the paths start from; None: the table's own, or `images` beside it if the first path is
-                there.
         """
         file = Path(path).expanduser()
         file = file / "landmarks.csv" if file.is_dir() else file
