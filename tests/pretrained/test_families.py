@@ -61,61 +61,6 @@ DAMAGED = {
     "timm": ("blocks.0.attn.qkv.weight", "pos_embed", "patch_embed.proj.weight", "blocks.1.mlp.fc1.bias"),
 }
 
-_NECK = {
-    "projector.layers.": "proj.mlp.",
-    "local_projector.layers.": "proj_pixel.mlp.",
-    "region_projector.layers.": "proj_obj.mlp.",
-    "prototype": "proto",
-    "decoder.project.": "proj_attn.input_proj.",
-    "decoder.queries.": "proj_attn.query_embed.",
-    "decoder.norm.": "proj_attn.transformer.decoder.norm.",
-    **{f"decoder.mlp.{2 * i}.": f"proj_attn.mask_embed.layers.{i}." for i in range(3)},
-    **{
-        f"decoder.layers.{i}.{ours}.": f"proj_attn.transformer.decoder.layers.{i}.{theirs}."
-        for i in range(2)
-        for ours, theirs in (
-            ("self_attention", "self_attn"),
-            ("cross_attention", "multihead_attn"),
-            *((name, name) for name in ("linear1", "linear2", "norm1", "norm2", "norm3")),
-        )
-    },
-}
-_SLOTS = {"projector.layers.": "proj.mlp.", "slot_projector.layers.": "proj_obj.mlp."}
-_NETWORKS = {"backbone.model.": "online_net.backbone.", "target_backbone.model.": "target_net.backbone."}
-#: Layout -> beginnings of this package's names and of the authors' names of the same tensors, which end alike.
-METHODS = {
-    "fra": _NETWORKS
-    | {f"heads.{ours}": f"online_net.neck.{theirs}" for ours, theirs in _NECK.items()}
-    | {f"target_heads.{ours}": f"target_net.neck.{theirs}" for ours, theirs in _NECK.items()}
-    | {"predictor.layers.": "predictor.mlp.", "local_predictor.layers.": "predictor_obj.mlp."},
-    "lewel": _NETWORKS
-    | {f"heads.{ours}": f"online_net.neck.{theirs}" for ours, theirs in _SLOTS.items()}
-    | {f"target_heads.{ours}": f"target_net.neck.{theirs}" for ours, theirs in _SLOTS.items()}
-    | {"predictor.layers.": "predictor.mlp.", "slot_predictor.layers.": "predictor_obj.mlp."},
-    "mcf": {
-        "backbone.model.": "online_encoder.",
-        "target_backbone.model.": "target_encoder.",
-        "projector.": "online_encoder.fc.",
-        "target_projector.": "target_encoder.fc.",
-        "predictor.": "predictor.",
-        "decoder.mask_token": "mask_token",
-        "decoder.embed.": "decoder_embed.",
-        "decoder.blocks.": "decoder_blocks.",
-        "decoder.norm.": "decoder_norm.",
-        "decoder.predict.": "decoder_pred.",
-    },
-    "pcl": {
-        "backbone.model.": "encoder.",
-        "face_branch.layers.": "encoder.layer3_2_exp.",  # the release calls the face-aware feature exp
-        "pose_branch.layers.": "encoder.layer3_2_pose.",
-        "face_head.": "exp_fc.",
-        "pose_head.": "pose_fc.",
-        "decoder.fc.": "decoder.fc.",
-        **{f"decoder.convs.{i}.": f"decoder.model.{2 + 4 * i}." for i in range(6)},
-        **{f"decoder.norms.{i}.": f"decoder.model.{3 + 4 * i}." for i in range(5)},
-    },
-}
-
 
 def write(path: Path, tensors: dict[str, Tensor], outer: str | None) -> Path:
     """A file as DistributedDataParallel leaves it, or bare."""
@@ -175,7 +120,7 @@ def test_a_damaged_tensor_is_named(layout: str, damage: str, tmp_path: Path) -> 
         assert ("--name" in told) == (layout in ("timm", "torchvision")), "what can be done about it"
 
 
-@pytest.mark.parametrize("layout", METHODS)
+@pytest.mark.parametrize("layout", released.METHODS)
 def test_the_whole_method_is_read(layout: str, tmp_path: Path) -> None:
     tensors = released.filled(released.MADE[layout]())
     method = facessl.load_method(write(tmp_path / "authors.pth", tensors, FAMILIES[layout][0]))
@@ -187,7 +132,7 @@ def test_the_whole_method_is_read(layout: str, tmp_path: Path) -> None:
     read = [v.flatten()[0].item() for n, v in own.items() if not n.endswith("tracked")]
     assert len(set(read)) == len(read), "no tensor is read twice"
     for name, value in own.items():
-        ((ours, theirs),) = [pair for pair in METHODS[layout].items() if name.startswith(pair[0])]
+        ((ours, theirs),) = [pair for pair in released.METHODS[layout].items() if name.startswith(pair[0])]
         assert value.flatten()[0] == tensors[theirs + name.removeprefix(ours)].flatten()[0], name
 
 
