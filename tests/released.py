@@ -183,3 +183,59 @@ def filled(named: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         integer = name.endswith("num_batches_tracked")
         found[name] = torch.tensor(order[twin] if integer else value).expand(shape)
     return found
+
+
+_NECK = {
+    "projector.layers.": "proj.mlp.",
+    "local_projector.layers.": "proj_pixel.mlp.",
+    "region_projector.layers.": "proj_obj.mlp.",
+    "prototype": "proto",
+    "decoder.project.": "proj_attn.input_proj.",
+    "decoder.queries.": "proj_attn.query_embed.",
+    "decoder.norm.": "proj_attn.transformer.decoder.norm.",
+    **{f"decoder.mlp.{2 * i}.": f"proj_attn.mask_embed.layers.{i}." for i in range(3)},
+    **{
+        f"decoder.layers.{i}.{ours}.": f"proj_attn.transformer.decoder.layers.{i}.{theirs}."
+        for i in range(2)
+        for ours, theirs in (
+            ("self_attention", "self_attn"),
+            ("cross_attention", "multihead_attn"),
+            *((name, name) for name in ("linear1", "linear2", "norm1", "norm2", "norm3")),
+        )
+    },
+}
+_SLOTS = {"projector.layers.": "proj.mlp.", "slot_projector.layers.": "proj_obj.mlp."}
+_NETWORKS = {"backbone.model.": "online_net.backbone.", "target_backbone.model.": "target_net.backbone."}
+#: Layout -> beginnings of this package's names and of the authors' names of the same tensors, which end alike.
+METHODS = {
+    "fra": _NETWORKS
+    | {f"heads.{ours}": f"online_net.neck.{theirs}" for ours, theirs in _NECK.items()}
+    | {f"target_heads.{ours}": f"target_net.neck.{theirs}" for ours, theirs in _NECK.items()}
+    | {"predictor.layers.": "predictor.mlp.", "local_predictor.layers.": "predictor_obj.mlp."},
+    "lewel": _NETWORKS
+    | {f"heads.{ours}": f"online_net.neck.{theirs}" for ours, theirs in _SLOTS.items()}
+    | {f"target_heads.{ours}": f"target_net.neck.{theirs}" for ours, theirs in _SLOTS.items()}
+    | {"predictor.layers.": "predictor.mlp.", "slot_predictor.layers.": "predictor_obj.mlp."},
+    "mcf": {
+        "backbone.model.": "online_encoder.",
+        "target_backbone.model.": "target_encoder.",
+        "projector.": "online_encoder.fc.",
+        "target_projector.": "target_encoder.fc.",
+        "predictor.": "predictor.",
+        "decoder.mask_token": "mask_token",
+        "decoder.embed.": "decoder_embed.",
+        "decoder.blocks.": "decoder_blocks.",
+        "decoder.norm.": "decoder_norm.",
+        "decoder.predict.": "decoder_pred.",
+    },
+    "pcl": {
+        "backbone.model.": "encoder.",
+        "face_branch.layers.": "encoder.layer3_2_exp.",  # the release calls the face-aware feature exp
+        "pose_branch.layers.": "encoder.layer3_2_pose.",
+        "face_head.": "exp_fc.",
+        "pose_head.": "pose_fc.",
+        "decoder.fc.": "decoder.fc.",
+        **{f"decoder.convs.{i}.": f"decoder.model.{2 + 4 * i}." for i in range(6)},
+        **{f"decoder.norms.{i}.": f"decoder.model.{3 + 4 * i}." for i in range(5)},
+    },
+}

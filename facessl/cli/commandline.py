@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
-from facessl.config.argument_parser import Parser, dashed, readable, underscored, with_true
+from facessl.config.argument_parser import Parser, dashed, readable, underscored, with_null, with_true
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataWarning, UnknownName
 
@@ -27,7 +27,7 @@ def call(name: str, command: Callable[..., int], argv: list[str]) -> int:
 
 def parsed_words(parser: Parser, argv: list[str], name: str) -> dict[str, Any]:
     """Values of the flags of command `name`. ConfigError, UnknownName: a flag or value that is not valid."""
-    argv = with_true([underscored(w) for w in argv], parser)
+    argv = with_null(with_true([underscored(w) for w in argv], parser), parser)
     known = {a.dest for a in parser._actions}
     for flag in (w[2:].partition("=")[0] for w in argv if w.startswith("--")):
         if flag not in known:

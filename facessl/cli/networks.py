@@ -83,10 +83,14 @@ def cmd_probe(argv: list[str]) -> int:
     )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads that compute; by default one per core")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--out", default=None, help="file that the result is also written to")
-    parser.add_function_arguments(protocol, skip={"backbone", "train", "test", "val", "labels"}, as_group=False)
+    parser.add_argument("--out", default=None, help="JSON file that the result is also written to")
+    own: set[str | int] = {"backbone", "train", "test", "val", "labels", "workers"}
+    parser.add_function_arguments(protocol, skip=own, as_group=False)
+    if "workers" in plugins.keywords("evaluation.protocols", name):
+        text = "loader processes; by default the cores minus one, at most 8"
+        parser.add_argument("--workers", type=int, default=None, help=text)
     given = parsed_words(parser, argv, "probe")
-    from facessl.core import files
+    from facessl.core import files, launch
     from facessl.data.location import redacted
     from facessl.evaluation.evaluate import evaluate
     from facessl.inference.embed import load_embedder
@@ -98,6 +102,8 @@ def cmd_probe(argv: list[str]) -> int:
         raise ConfigError(
             "none is not a network: name a trained one, and --baseline evaluates random weights beside it"
         )
+    if "workers" in given:
+        given["workers"] = launch.loader_workers(given["workers"])
     backbone = load_embedder(run).to(computing_device(device, threads))
     result = {"run": run, "source": redacted(source), **evaluate(backbone, source, **given)}
     if out is not None:

@@ -11,6 +11,8 @@ import types
 import typing
 from argparse import Action
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -82,6 +84,30 @@ def with_true(argv: Sequence[str], parser: Parser, switches: Iterable[str] = ())
         f"{word}=true" if bare(word, after) else word
         for word, after in itertools.zip_longest(argv, argv[1:], fillvalue="")
     ]
+
+
+def is_null(value: Any, hint: Any) -> bool:
+    """Whether `value` is the word None or none for a field of type `hint` that has null, and no text of that name."""
+    if value not in ("None", "none"):
+        return False
+    kinds = typing.get_args(hint)
+    literals = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
+    texts = {str, Path, Any, "None", "none"}.intersection([*kinds, *itertools.chain(*map(typing.get_args, literals))])
+    return NoneType in kinds and not texts
+
+
+def with_null(argv: Sequence[str], parser: Parser) -> list[str]:
+    """`argv` with null for the word None or none where `is_null` says so."""
+    hints = {f"--{action.dest}": getattr(action, "_typehint", None) for action in parser._actions}
+    found: list[str] = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if equals and is_null(value, hints.get(flag)):
+            word = f"{flag}=null"
+        elif found and is_null(word, hints.get(found[-1])):
+            word = "null"
+        found.append(word)
+    return found
 
 
 def readable(error: Exception, parser: ArgumentParser) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 
-from facessl.config.argument_parser import Parser, dashed, extra_word, readable, underscored, with_true
+from facessl.config.argument_parser import Parser, dashed, extra_word, is_null, readable, underscored, with_true
 from facessl.config.commands import PRETRAIN, Command, resolved
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.pretrain import PretrainConfig, unscaled_rate
@@ -62,9 +62,7 @@ class ParsedArguments:
             if name in self.command.groups and text.lstrip().startswith("{"):
                 with contextlib.suppress(ConfigError):  # the text itself is refused later
                     value = parse_yaml(text, name)
-            for key in reversed(name.split(".")):
-                value = {key: value}
-            values = merge(values, value)
+            values = merge(values, _nested(name, value))
         return values
 
 
@@ -204,6 +202,8 @@ def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
 def _build(values: dict[str, Any], name: str, parser: Parser, command: Command, explicit: Mapping[str, Any]) -> Any:
     actions = [action for action in parser._actions if action.dest not in _NO_SETTINGS]
     known = {action.dest: getattr(action, "_typehint", action.type) for action in actions}
+    for key in [key for key, value in flatten(values).items() if is_null(value, known.get(key))]:
+        values = merge(values, _nested(key, None))
     for key, value in flatten(values).items():
         kind = known.get(key)
         if value is None and kind is not None and NoneType not in typing.get_args(kind):
@@ -269,6 +269,15 @@ def _help(arguments: ParsedArguments) -> str:
         f"--{command.part} NAME --help` shows those of {others}."
     )
     return parser.format_help()
+
+
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    """`value` under a dotted name: optim.lr -> {"optim": {"lr": value}}."""
+    *outer, last = dotted.split(".")
+    found = {last: value}
+    for key in reversed(outer):
+        found = {key: found}
+    return found
 
 
 def _lookup(values: Any, dotted: str) -> Any:

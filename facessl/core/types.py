@@ -171,7 +171,7 @@ class Step:
     Attributes:
         loss: scalar to be minimized.
         logs: every term by its paper's name, unweighted, as detached scalars (tensors; the trainer decides
-            when to synchronize).
+            when to synchronize). Every step of a run has the same names.
     """
 
     loss: Tensor

@@ -52,49 +52,57 @@ MOST_COLOR_REGIONS = 288
 
 @dataclass(frozen=True)
 class FRAArgs:
-    """Hyper-parameters of FRA; the defaults are its paper's, None means "as the variant has it".
+    """Hyper-parameters of FRA; the defaults are its paper's. null: the value of the variant.
 
-    What the paper leaves open has the released code's value and says so.
+    Where the paper gives no value, the default is the released code's, and the text says so.
 
     Attributes:
         variant: "paper" (Eq. 1-8) or "official" (the released code; see `FRA`, Differences).
-        use_global: Table 5's term GC. A term that is off costs nothing.
-        use_local: Table 5's term LC.
-        use_relation: Table 5's term SR.
-        num_regions: N, number of heatmaps (Table 6).
-        lambda_c: fraction of the global term in Eq. 6, 0 to 1; where only one of the two terms is on, it has weight 1.
-        lambda_r: weight of the relation term in Eq. 8 (Table 7); 0 turns it off. With `variant=official` it has a
-            quarter of the effect, as in the released code.
-        relation: which assignments the relation term compares. "within": student and teacher of the same view (Eq. 2).
-            "across": the student's of one view and the teacher's of the other one, where both show the same place.
-            "both": the mean of the two terms. "across" and "both" are this project's.
-        targets: what the relation term learns from. "network": the target network's balanced assignments (section
-            3.2). "color": regions that each view's colors give without a network, around the mean face
-            (`facessl.models.layers.color_regions`), while the online network sees the view turned, enlarged or made
-            smaller; this project's, for views of whole faces that lie about alike. `relation` is "within" then.
-        frame_prior: weight of a learned table (N, 12, 12) over the stored image that is added to the cosines of every
-            cell; 0 (the paper) leaves it out. This project's, for faces that lie about alike in the stored images.
-        decoder_layers: layers of the mask decoder (Table 8), 1 in the paper and 2 in the released code; 0 is BYOL.
-        momentum: momentum of the target network at the start (BYOL); it rises to 1 by a cosine.
-        student_temperature: of the online assignments in Eq. 2. Open in the paper.
-        teacher_temperature: of the target assignments in Eq. 2. Open in the paper.
-        heatmap_temperature: of the softmax that makes the heatmaps of Eq. 4, in both networks. None: the student
-            temperature in the paper's variant (section 3.2), 1.0 in the official one.
-        mask_embeddings: "image": every image and view has its own (section 3.2); "batch": their average over the
-            batch and all ranks, in `heatmaps` a running average of it; "free" (this project's): N learned vectors
-            without a mask decoder. None: "image" in the paper's variant, "batch" in the official one.
-        query_std: standard deviation of the initial queries (of the mask embeddings if they are "free"). Open in
-            the paper.
-        memax_weight: weight of ME-MAX beside the cross-entropy of Eq. 3. Open in the paper.
-        sinkhorn_iterations: rounds of Sinkhorn-Knopp on the target assignments. Open in the paper.
-        decorrelation_weight: weight of the released code's decorrelation of regions; 0 in the paper.
+        use_global: train the global consistency loss between the pooled embeddings of two views (GC in Table 5). If it
+            is off, it is not computed.
+        use_local: train the local consistency loss between the region embeddings of two views (LC in Table 5). If it
+            is off, it is not computed.
+        use_relation: train the relation loss, which makes student and teacher assign pixels to the same regions (SR in
+            Table 5). If it is off, it is not computed.
+        num_regions: number of heatmaps, one per region (N in Table 6).
+        lambda_c: fraction of the global loss, 0 to 1; the local loss has the rest (Eq. 6). If only one of the two is
+            on, it has weight 1.
+        lambda_r: weight of the relation loss (Eq. 8, Table 7); 0 turns it off. With `variant=official` it has a quarter
+            of the effect, as in the released code.
+        relation: views whose assignments the relation loss compares. "within": student and teacher see the same view
+            (Eq. 2). "across": the student sees one view and the teacher the other, compared where both show the same
+            place. "both": the mean of the two losses. "across" and "both" are not in the paper.
+        targets: what the relation loss learns from. "network": the balanced assignments of the target network (section
+            3.2). "color": regions that are found from the colors of each view around the mean face, without a network
+            (`facessl.models.layers.color_regions`); the online network sees the view turned, enlarged or made smaller.
+            "color" is not in the paper; it is for whole faces that lie about alike, and `relation` must be "within".
+        frame_prior: weight of a learned table (N, 12, 12) over the stored image, which is added to the cosines of
+            every cell. 0 (the paper) turns it off. Not in the paper; for faces that lie about alike in the stored
+            images.
+        decoder_layers: layers of the mask decoder (Table 8). null: 1 in the paper's variant, 2 in the official one.
+            With 0 there are no regions: it is BYOL.
+        momentum: momentum of the target network at the start; it rises to 1 by a cosine (BYOL).
+        student_temperature: temperature of the online assignments in Eq. 2. The paper gives no value.
+        teacher_temperature: temperature of the target assignments in Eq. 2. The paper gives no value.
+        heatmap_temperature: temperature of the softmax that makes the heatmaps of Eq. 4, in both networks. null:
+            `student_temperature` in the paper's variant (section 3.2), 1.0 in the official one.
+        mask_embeddings: where the mask embeddings come from. "image": each image and view has its own (section 3.2).
+            "batch": their average over the batch and all ranks; `heatmaps` uses its running average. "free" (not in
+            the paper): N learned vectors without a mask decoder. null: "image" in the paper's variant, "batch" in the
+            official one.
+        query_std: standard deviation of the initial queries (with "free", of the mask embeddings). The paper gives no
+            value.
+        memax_weight: weight of ME-MAX beside the cross-entropy of Eq. 3. The paper gives no value.
+        sinkhorn_iterations: rounds of Sinkhorn-Knopp on the target assignments. The paper gives no value.
+        decorrelation_weight: weight of the released code's decorrelation of regions. null: 0 in the paper's variant,
+            0.02 in the official one.
         hidden: width of the hidden layer of projectors and predictors (BYOL).
-        dim: D, width of projections, predictions and mask embeddings (BYOL).
-        decoder_width: channels of the mask decoder. Open in the paper.
-        decoder_heads: attention heads of the mask decoder. Open in the paper.
-        decoder_feed_forward: hidden width of the decoder's feed-forward layers. Open in the paper.
-        dropout: of the mask decoder, active in both networks. Open in the paper; 0 separates the regions sooner
-            (docs/experiments.md).
+        dim: width of projections, predictions and mask embeddings (D; BYOL).
+        decoder_width: channels of the mask decoder. The paper gives no value.
+        decoder_heads: attention heads of the mask decoder. The paper gives no value.
+        decoder_feed_forward: hidden width of the decoder's feed-forward layers. The paper gives no value.
+        dropout: dropout of the mask decoder, used in both networks. The paper gives no value. 0 separates the regions
+            sooner (docs/experiments.md).
     """
 
     variant: Literal["paper", "official"] = "paper"

@@ -35,7 +35,7 @@ class LEWELArgs:
         scale: temperature of the softmax that makes the alignment maps.
         global_weight: weight of the global term in the loss, 0 to 1; the aligned term has the rest. A term of weight 0
             is still computed.
-        momentum: momentum of the target network at the start; it rises to 1 by a cosine. None: 0.98 in "eman",
+        momentum: momentum of the target network at the start; it rises to 1 by a cosine. null: 0.98 in "eman",
             0.996 in "syncbn".
         hidden: width of the hidden layer of projectors and predictors.
         dim: D, width of projections and predictions, and number of alignment maps.

@@ -37,10 +37,10 @@ class PCLArgs:
 
     Attributes:
         temperature: of both contrastive terms.
-        mix_alpha: negatives are mixed in pairs by weights from Beta(mix_alpha, mix_alpha), 1 or more; None: not mixed.
+        mix_alpha: negatives are mixed in pairs by weights from Beta(mix_alpha, mix_alpha), 1 or more; null: not mixed.
         noise: standard deviation of the Gaussian noise on the input of the reconstruction, in units of the normalized
             image (PCL's normalization leaves 0..1 as it is). Drawn in training mode only.
-        balance: temperature of the dynamic weight averaging between the two contrastive terms; None: both weigh 1.
+        balance: temperature of the dynamic weight averaging between the two contrastive terms; null: both weigh 1.
         width: channels of the face-aware and the pose branch; each feature is 16 x width wide (a 4 x 4 map).
         hidden: width of the hidden layer of the two projection heads.
         dim: D, width of the projections.

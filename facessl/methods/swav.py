@@ -42,7 +42,7 @@ class SwAVArgs:
         queue_length: L, projections of past batches, over all ranks, that are assigned along with the batch; 0: none.
             The paper has 3840 for batches of 256.
         queue_epoch: completed epochs before the queue begins to fill; it is used from when it is full.
-        queue_step: the same in optimizer steps, for short runs and streams; None: `queue_epoch` decides.
+        queue_step: the same in optimizer steps, for short runs and streams; null: `queue_epoch` decides.
     """
 
     hidden: int = 2048

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from facessl.core.errors import ConfigError, DataError, listed
 from facessl.core.precision import at_least_float32
 from facessl.core.types import Batch, Progress, Step
+from facessl.core.values import FROM_0, Rule, check_values
 from facessl.data.face_square import Frame
 from facessl.data.label_fractions import class_mapping, same_classes
 from facessl.data.source import Source
@@ -32,18 +33,18 @@ class ExpressionArgs:
 
     Attributes:
         consistency: weight of EAC's attention consistency (5 in its paper); 0: cross entropy alone.
-        smoothing: label smoothing of the cross entropy.
+        smoothing: label smoothing of the cross entropy, 0 or more and less than 1.
     """
 
     consistency: float = 0.0
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.consistency < 0 or not 0 <= self.smoothing < 1:
-            raise ConfigError(
-                f"task.consistency = {self.consistency} (0 or more) or task.smoothing = {self.smoothing} (below 1) "
-                "is out of range"
-            )
+        rules: dict[str, Rule] = {
+            "consistency": FROM_0,
+            "smoothing": (lambda v: 0 <= v < 1, "0 or more and less than 1"),
+        }
+        check_values(self, rules, prefix="task.")
 
 
 class Expression(nn.Module):

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,7 +64,9 @@ def _regions(squares: np.ndarray, folder: Path, method: Any, progress: Progress)
     return {statistic.__name__: float(statistic(maps)) for statistic in statistics}
 
 
-def _knn(train: Source, test: Source, precision: str, method: Any, progress: Progress) -> dict[str, float]:
+def _knn(
+    train: Source, test: Source, precision: Literal["fp32", "bf16"], method: Any, progress: Progress
+) -> dict[str, float]:
     result = knn(method.backbone, train, test, k=min(20, len(train)), precision=precision, max_bad=1)
     low, high = result["accuracy_interval"]
     return {

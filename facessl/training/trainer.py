@@ -19,7 +19,7 @@ from torch import Tensor
 
 from facessl.core import checkpoint
 from facessl.core.distributed import gathered
-from facessl.core.errors import TrainingError, many
+from facessl.core.errors import PluginError, TrainingError, many
 from facessl.core.progress import ProgressLine
 from facessl.core.types import Batch, Progress
 from facessl.data.loader import Transform
@@ -76,6 +76,7 @@ class Trainer:
         self.step = 0
         self.skipped: dict[str, str] = {}
         self._window = _Window()
+        self._first_logs: tuple[int, set[str]] | None = None  # number of the first step, and the terms it logged
         self.stopping = Stopping(fabric.device, fabric.world_size)
         self._log = MetricsLog(folder) if fabric.is_global_zero else None
         self._wrapped, self._optimizer = fabric.setup(self.method, self.optimizer)
@@ -111,6 +112,8 @@ class Trainer:
             unlogged = state["unlogged"][self.fabric.global_rank]
             terms = [{name: value.to(self.fabric.device) for name, value in step.items()} for step in unlogged]
             self._window = _Window(terms, self.step - len(terms), resumed=len(terms))
+            if terms:
+                self._first_logs = self._window.first_step + 1, terms[0].keys() - {"loss", "grad_norm"}
         if self._log is not None:
             self._log.cut_after(self.step, self.skipped)
 
@@ -121,6 +124,7 @@ class Trainer:
 
         Raises:
             TrainingError: a loss term is not finite, or too many images are unreadable. The last checkpoint stays.
+            PluginError: two steps do not log the same terms.
         """
         began = time.perf_counter()
         if self.step == 0 and self._log is not None:  # a run that was stopped before its first checkpoint starts again
@@ -172,6 +176,7 @@ class Trainer:
                 with self.fabric.autocast():
                     result = self._wrapped.step(micro_batch, self.progress)
                 self.fabric.backward(result.loss / self.plan.accumulate)
+            self._check_names(result.logs)
             for name, value in {"loss": result.loss.detach(), **result.logs}.items():
                 terms[name] = terms.get(name, 0) + value.float() / self.plan.accumulate
         self._window.terms.append(terms)
@@ -240,6 +245,20 @@ class Trainer:
                 self._log.write(self._row_head() | {f"monitor/{k}": v for k, v in values.items()})
             self.setup.on_measured(self.step, values)
         self.fabric.barrier()
+
+    def _check_names(self, logs: Mapping[str, Tensor]) -> None:
+        """Raise PluginError if a step does not log what the first step of this process logged."""
+        step, names = self.step + 1, logs.keys() - {"loss", "grad_norm"}
+        first, expected = self._first_logs = self._first_logs or (step, names)
+        if names == expected:
+            return
+        name = min(names ^ expected)
+        has, lacks = (step, first) if name in names else (first, step)
+        where = f"in step {has} and not in step {lacks}"
+        if step == first:
+            where = f"in one micro-batch of step {step} and not in another"
+        kind = type(getattr(self.method, "task", self.method)).__name__
+        raise PluginError(f"the class {kind} logs {name!r} {where}: give Step.logs the same names in every step")
 
     def _check_finite(self, only_last: bool = False) -> None:
         window = self._window

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -196,7 +197,7 @@ def test_names_of_people_are_kept_and_seen_by_another_browser(page: Any, browser
         assert {line["name"] for line in csv.DictReader(file) if line["group"] == "0"} == {"<b>=Ada</b>"}
 
 
-def test_the_map_shows_the_face_of_a_point(page: Any) -> None:
+def test_the_map_shows_the_face_of_a_point(page: Any, folder: Path) -> None:
     turn_to(page, "Map")
     plot = page.locator("#face-map .js-plotly-plot")
     plot.wait_for()
@@ -205,9 +206,16 @@ def test_the_map_shows_the_face_of_a_point(page: Any) -> None:
         "document.querySelector('#face-map .js-plotly-plot').emit('plotly_click', {points: [{customdata: 4}]})"
     )
     page.wait_for_function("document.querySelector('.face img').src.startsWith('data:image/jpeg')")
-    api.expect(page.locator(".face")).to_contain_text(".jpg")
+    key = open_source(str(folder / "faces")).key(4)
+    assert key.endswith("10.jpg"), "the fifth name of the first class"
+    api.expect(page.locator(".face span")).to_have_text(key)
+    api.expect(page.locator(".face b")).to_have_text(CLASS)
     page.get_by_label("error").check()
-    plot.get_by_text("taken for").or_(plot.get_by_text("right")).first.wait_for()
+    entry = re.compile(r"(right|.+ taken for .+) \((\d+)\)")
+    legend = plot.locator(".legendtext")
+    api.expect(legend.first).to_have_text(re.compile(rf"^{entry.pattern}$"))
+    told = [entry.fullmatch(text) for text in legend.all_text_contents()]
+    assert sum(int(match[2]) for match in told if match) == 30, "every face is right or taken for another class"
 
 
 def test_mistakes_are_shown_with_label_and_prediction(page: Any) -> None:

@@ -216,5 +216,7 @@ def test_options_are_typed_and_documented(name: str) -> None:
     for parameter in list(inspect.signature(kind).parameters.values())[1:]:
         assert parameter.kind is parameter.KEYWORD_ONLY
         assert parameter.annotation is not parameter.empty
-        said = "".join(text or "" for text in (Source.__doc__, kind.__doc__, kind.__init__.__doc__))
-        assert re.search(rf"\b{parameter.name}\b", said), f"{parameter.name}: say what it is"
+        alike = set(re.findall(r"`(\w+)`", Source.__doc__.partition("every source:")[2].partition("\n\n")[0]))
+        said = kind.__init__.__doc__ or kind.__doc__  # a list of arguments, or sentences such as "`path` is the folder"
+        entry = rf"^ *(\w+, )*{parameter.name}(, \w+)*: \S|`{parameter.name}`"
+        assert parameter.name in alike or re.search(entry, said, re.MULTILINE), f"{parameter.name}: say what it is"

@@ -265,17 +265,24 @@ def test_every_task_on_synthetic_faces(backbone: Backbone, cache: Path, options:
 
 def test_pairs_are_compared_without_training(backbone: Backbone, faces: Path, cache: Path) -> None:
     source: Any = open_source(str(faces))
-    first, second = np.arange(0, 56, 2), np.arange(1, 57, 2)
-    source.pairs = np.concatenate([np.stack([first, second], 1), np.stack([first, (second + 20) % 60], 1)])
-    source.same, source.folds = np.repeat([True, False], 28), np.tile(np.arange(28) % 4, 2)
-    for flip in (False, True):
-        found = linear(backbone, Subset(source, np.zeros(0, int)), source, flip=flip)
-        assert found["task"] == "verification"
-        assert found["accuracy"] > 0.5
     x = backbone.preprocess([source.key(i) for i in range(60)])
     with torch.no_grad():
-        both = backbone.eval()(x) + backbone(x.flip(3))
+        plain = backbone.eval()(x)
+        both = plain + backbone(x.flip(3))
     assert features.features(backbone, source, flip=True).array == pytest.approx(both.numpy(), abs=1e-4)
+    first, second = np.arange(0, 56, 2), np.arange(1, 57, 2)
+    source.same, source.folds = np.repeat([True, False], 28), np.tile(np.arange(28) % 4, 2)
+    for step in (20, 2):  # different pairs of another brightness, and of nearly always the same one
+        other = (second + step) % 60
+        source.pairs = np.concatenate([np.stack([first, second], 1), np.stack([first, other], 1)])
+        areas = []
+        for flip, rows in ((False, plain), (True, both)):
+            found = linear(backbone, Subset(source, np.zeros(0, int)), source, flip=flip)
+            assert found["task"] == "verification"
+            same, different = (torch.cosine_similarity(rows[first], rows[at]) for at in (second, other))
+            areas.append(float((same[:, None] > different).double().mean()))
+            assert found["roc_auc"] == pytest.approx(areas[-1])
+        assert (areas == [1, 1]) if step == 20 else (areas[0] != areas[1])
 
 
 @pytest.mark.parametrize(

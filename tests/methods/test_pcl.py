@@ -170,9 +170,21 @@ def test_after_step_notes_the_losses(batch):
     torch.testing.assert_close(model.balance.sums, torch.cat([expected, torch.ones(1)]))
 
 
-def test_further_views_are_further_pose_negatives(batch):
-    model = build().eval()
-    model.step(Batch([*batch.views, batch.views[-1]], [], batch.index), Progress(0, 1))
+@pytest.mark.parametrize("views", [6, 7, 8])
+def test_further_views_are_further_pose_negatives(batch, views):
+    model = build(mix_alpha=None).eval()
+    further = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    shown = [*batch.views, further][:views]
+    logs = model.step(Batch(shown, [], batch.index), Progress(0, 1)).logs
+    with torch.no_grad():
+        first, second, *mirrored = (
+            model.pose_head(model.pose_branch(model.backbone.forward_features(x))).double() for x in shown[3:]
+        )
+    slow = 0
+    for i in range(4):
+        for query, other in ((first[i], second[i]), (second[i], first[i])):
+            slow = slow + info_nce(cosine(query, other), [cosine(query, m[i]) for m in mirrored], 0.07) / 8
+    torch.testing.assert_close(logs["pose_contrast"], slow.float())
 
 
 def test_channel_attention_is_its_sums():

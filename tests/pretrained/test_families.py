@@ -120,7 +120,7 @@ def test_a_damaged_tensor_is_named(layout: str, damage: str, tmp_path: Path) -> 
         assert ("--name" in told) == (layout in ("timm", "torchvision")), "what can be done about it"
 
 
-@pytest.mark.parametrize("layout", ["fra", "lewel", "mcf", "pcl"])
+@pytest.mark.parametrize("layout", released.METHODS)
 def test_the_whole_method_is_read(layout: str, tmp_path: Path) -> None:
     tensors = released.filled(released.MADE[layout]())
     method = facessl.load_method(write(tmp_path / "authors.pth", tensors, FAMILIES[layout][0]))
@@ -131,6 +131,9 @@ def test_the_whole_method_is_read(layout: str, tmp_path: Path) -> None:
     )
     read = [v.flatten()[0].item() for n, v in own.items() if not n.endswith("tracked")]
     assert len(set(read)) == len(read), "no tensor is read twice"
+    for name, value in own.items():
+        ((ours, theirs),) = [pair for pair in released.METHODS[layout].items() if name.startswith(pair[0])]
+        assert value.flatten()[0] == tensors[theirs + name.removeprefix(ours)].flatten()[0], name
 
 
 def test_heads_cannot_be_had_where_none_are_read(tmp_path: Path) -> None:

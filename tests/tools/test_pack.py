@@ -93,7 +93,8 @@ def test_what_lies_in_pixels_moves_along(tmp_path: Path) -> None:
     np.testing.assert_allclose(packed.box, (stored.box + 0.5) / 2 - 0.5, atol=1e-4)
     means = stored.image.reshape(32, 2, 48, 2, 3).mean((1, 3))  # type: ignore[union-attr]
     assert np.abs(shown(packed) - means).mean() < 6
-    assert (packed.mask == stored.mask[::2, ::2]).mean() > 0.9  # type: ignore[index]
+    blocks = stored.mask.reshape(32, 2, 48, 2).transpose(0, 2, 1, 3).reshape(32, 48, 4)  # type: ignore[union-attr]
+    assert (packed.mask[..., None] == blocks).any(2).all(), "each class is that of a pixel in its place"  # type: ignore[index]
 
 
 def test_shards_do_not_depend_on_workers_or_stops(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +151,8 @@ def test_shards_of_a_size_in_bytes_keep_to_it(tmp_path: Path) -> None:
     pack("synthetic:?n=14&size=400", tmp_path / "packed", copy=True, shard_size="1MB", workers=0)
     sizes = [p.stat().st_size for p in sorted((tmp_path / "packed").glob("*.tar"))]
     assert len(sizes) > 2
-    assert all(750_000 < size <= 1_000_000 for size in sizes[:-1])
+    assert all(size > 750_000 for size in sizes[:-1])
+    assert max(sizes) <= 1_000_000
 
 
 def test_other_tools_can_read_the_tars(faces: Path, tmp_path: Path) -> None:

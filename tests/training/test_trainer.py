@@ -13,9 +13,10 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from facessl.core import checkpoint
-from facessl.core.errors import TrainingError
+from facessl.core.errors import PluginError, TrainingError
 from facessl.core.launch import start_fabric
 from facessl.core.types import Batch, Progress, Step
+from facessl.data.prefetch import Prefetcher
 from facessl.training.derived import Plan
 from facessl.training.metrics_log import MetricsLog
 from facessl.training.trainer import Trainer, TrainingSetup
@@ -53,17 +54,20 @@ def trained(method: Recorder, monitors: Any = None) -> TrainingSetup:
     return TrainingSetup(method, lambda plan: sgd, nothing, nothing, lambda batch: batch, monitors or {})
 
 
-def train(folder: Path, monitors: Any = None, **plan: Any) -> Recorder:
-    method = Recorder()
+def made(folder: Path, method: Recorder, monitors: Any = None, **plan: Any) -> Trainer:
     settings = {"total_steps": 4, "steps_per_epoch": 2, "batch_size": 4, "learning_rate": lambda s: 0.1 * (s + 1)}
-    trainer = Trainer(
+    return Trainer(
         Fabric(accelerator="cpu", devices=1),
         trained(method, monitors),
         Plan(**settings | {"log_every": 1, "checkpoint_every": 0, "monitor_every": 0} | plan),  # type: ignore
         folder,
         {},
     )
-    trainer.fit(batches())
+
+
+def train(folder: Path, monitors: Any = None, method: Recorder | None = None, **plan: Any) -> Recorder:
+    method = method or Recorder()
+    made(folder, method, monitors, **plan).fit(batches())
     return method
 
 
@@ -82,6 +86,47 @@ def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
     whole.mkdir()
     parts.mkdir()
     torch.testing.assert_close(train(whole).weight, train(parts, accumulate=2).weight)
+
+
+class Uneven(Recorder):
+    """Logs one more term in the micro-batches `extra`, counted from 0."""
+
+    def __init__(self, *extra: int) -> None:
+        super().__init__()
+        self.extra = extra
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        found = super().step(batch, progress)
+        more = {"pose": found.loss.detach()} if len(self.steps) - 1 in self.extra else {}
+        return Step(found.loss, more | found.logs)
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+@pytest.mark.parametrize(
+    ("extra", "accumulate", "where"),
+    [
+        ((2,), 1, "in step 3 and not in step 1"),
+        ((0, 1), 1, "in step 1 and not in step 3"),
+        ((1,), 2, "in one micro-batch of step 1 and not in another"),
+    ],
+)
+def test_a_step_with_other_terms_is_named(
+    tmp_path: Path, extra: tuple[int, ...], accumulate: int, where: str, log_every: int
+) -> None:
+    says = f"the class Uneven logs 'pose' {where}: give Step.logs the same names in every step"
+    with pytest.raises(PluginError) as caught:
+        train(tmp_path, method=Uneven(*extra), accumulate=accumulate, log_every=log_every)
+    assert str(caught.value) == says
+
+
+def test_a_resumed_run_has_the_terms_of_the_steps_it_had_not_logged(tmp_path: Path) -> None:
+    trainer = made(tmp_path, Uneven(0, 1), total_steps=2, log_every=100)
+    trainer._one_step(Prefetcher(batches(), torch.device("cpu"), lambda batch: batch))
+    state = trainer.state() | {"step": 1}
+    resumed = made(tmp_path, Uneven(), total_steps=2, log_every=100)
+    resumed.load_state(state)
+    with pytest.raises(PluginError, match="logs 'pose' in step 1 and not in step 2"):
+        resumed.fit(batches())
 
 
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:

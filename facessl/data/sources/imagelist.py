@@ -47,6 +47,9 @@ class ImageList(Source):
         """
         Args:
             path: the list.
+            root: folder that the paths start from; None: the list's own, or `images` beside it if the first path is
+                there.
+            image: column of paths; "auto" looks for the usual names.
             label: column to take; "auto" looks for the usual names.
             split: take only rows with this value in the column `split`; None: all.
         """

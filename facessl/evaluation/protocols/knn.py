@@ -1,6 +1,6 @@
 """Weighted k-nearest-neighbor classification of frozen embeddings: a label-efficient look at a backbone."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ def knn(
     temperature: float = 0.07,
     batch_size: int = 64,
     workers: int = 0,
-    precision: str = "fp32",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     max_bad: float = 0.05,
 ) -> dict[str, Any]:
     """Classify the test images by the labels of their nearest training images.
@@ -41,8 +41,8 @@ def knn(
         k: neighbors that vote.
         temperature: a neighbor's vote weighs exp(cosine / temperature).
         batch_size: images per forward pass.
-        workers: loader processes; 0: none.
-        precision: of the forward pass, fp32, bf16 or fp16.
+        workers: loader processes; 0 reads in this one.
+        precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
         max_bad: fraction of unreadable images above which it stops.
 
     Returns:

@@ -49,7 +49,7 @@ def linear(
     cache: bool = True,
     batch_size: int = 64,
     workers: int = 0,
-    precision: str = "fp32",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     max_bad: float = 0.05,
 ) -> dict[str, Any]:
     """Fit a linear map from frozen features to labels, choose its penalty without the test images, and score it there.
@@ -65,7 +65,7 @@ def linear(
         solver: lbfgs (logistic regression), ridge (least squares on -1 and 1, or on coordinates), adamw, sgd; auto:
             ridge for alignment, else lbfgs.
         lambdas: penalties to try, in units of the mean loss of an image, for standardized features; for adamw and sgd
-            weight decays. None: `LAMBDAS`.
+            weight decays. null: `LAMBDAS`.
         labels: all, a percentage such as `10%`, or `25-per-class`, of the training images.
         balanced: classes count alike in the loss.
         features: pooled embedding or flattened map; auto: the map for alignment.
@@ -75,13 +75,13 @@ def linear(
         flip: verification: add the embedding of the mirrored image.
         refit: fit again on training and validation images with the chosen penalty.
         folds: of the cross-validation.
-        epochs: of adamw and sgd; None: the papers'.
-        lr: of adamw and sgd; None: the papers'.
+        epochs: of adamw and sgd; null: the papers'.
+        lr: of adamw and sgd; null: the papers'.
         seed: of the labels, the folds and the descent.
         cache: keep the features for the next probe, and use those that are there.
         batch_size: images per forward pass.
-        workers: loader processes; 0: none.
-        precision: of the forward pass, fp32, bf16 or fp16.
+        workers: loader processes; 0 reads in this one.
+        precision: number format of the forward pass: fp32, or bf16 or fp16, which are faster on a GPU (fp16 needs one).
         max_bad: fraction of unreadable images above which it stops.
 
     Returns:
