@@ -29,7 +29,7 @@ def evaluate(
     """Evaluate a frozen backbone by a protocol; return its numbers, ready for JSON.
 
     Args:
-        backbone: from `facessl.load_backbone` or `facessl.inference.embed.load_embedder`; it is not changed.
+        backbone: from `facessl.load_backbone` or `facessl.load_embedder`; it is not changed.
         source: labeled images, `NAME:PATH?option=value` or a path. Its own training, validation and test parts are
             used if it has them (a folder with train/ and test/ or val/, or a published set); anything else is split
             4 : 1 by a hash of each image's path.
@@ -41,6 +41,10 @@ def evaluate(
         baseline: evaluate the same network with random weights as well (key `random_weights`).
         options: keywords of the protocol, e.g. `k=20` of knn, `task="alignment"` of linear. `seed` is also that of
             the choice of labels.
+
+    Returns:
+        `headline` and the other scores, numbers of images, and `skipped`: how many could not be read and are in none
+        of the others.
 
     Raises:
         UnknownName: no such protocol, or an option that it does not take.
