@@ -211,7 +211,6 @@ def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
     backbone = load.load_backbone(config.run)
     if settings.options:
         backbone = weights.with_options(backbone, settings.options)
-    backbone.requires_grad_(True)
     own = backbone.image_size
     if size is not None:
         weights.set_image_size(backbone, size)

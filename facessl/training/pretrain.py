@@ -105,7 +105,7 @@ class Pretraining:
         check_views(type(method), config)
         check_accumulation(method, config, fabric.world_size)
         if hasattr(method, "prepare"):
-            method.prepare(load.load_backbone)
+            method.prepare(load.load_frozen)
         sharded = self._is_sharded(fabric)
 
         def optimizer(plan: Plan) -> torch.optim.Optimizer:
