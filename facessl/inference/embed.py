@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facessl.core.errors import DataError, DataWarning, many
+from facessl.core.errors import ConfigError, DataError, DataWarning, many
 from facessl.core.types import Batch
 from facessl.data.loader import OneView
 from facessl.data.source import Source, open_source
@@ -33,6 +34,20 @@ def load_embedder(run: str | Path) -> Backbone | Embedder:
         with contextlib.suppress(KeyError):  # a task without an embedding of its own
             return Embedder(load_trained(run))
     return load_backbone(run)
+
+
+def network_of(run: str | os.PathLike[str] | Backbone | Embedder) -> Backbone | Embedder:
+    """A loaded network as it is; of a run folder, checkpoint or export what `load_embedder` gives.
+
+    ConfigError: neither.
+    """
+    if isinstance(run, str | os.PathLike):
+        return load_embedder(os.fspath(run))
+    if not isinstance(run, Backbone | Embedder):
+        raise ConfigError(
+            f"the network is of type {type(run).__name__}: give what facessl.load_backbone returns, or a run folder"
+        )
+    return run
 
 
 def network_id(backbone: Backbone | Embedder, precision: str) -> str:
@@ -105,8 +120,8 @@ def _fetched(source: Source, network: str, batch: Batch, z: Tensor, arrived: tor
 
 
 def embeddings(
-    backbone: Backbone | Embedder,
-    source: Source | str,
+    backbone: str | os.PathLike[str] | Backbone | Embedder,
+    source: str | os.PathLike[str] | Source,
     *,
     batch_size: int = 64,
     workers: int = 0,
@@ -122,13 +137,13 @@ def embeddings(
         the rows; `skipped`, the images that could not be read.
     """
     opened, options = open_source(source), PassOptions(batch_size, workers, precision, max_bad)
-    parts = list(embedding_batches(backbone, opened, **vars(options)))
+    parts = list(embedding_batches(network_of(backbone), opened, **vars(options)))
     skipped = tuple(pair for part in parts for pair in part.skipped)
     parts = [part for part in parts if len(part)]
     if not parts and len(skipped) == 1:
         raise DataError(f"the image {skipped[0][0]} cannot be read: {skipped[0][1]}")
     if not parts:
-        named = source if isinstance(source, str) else "the source"
+        named = "the source" if isinstance(source, Source) else os.fspath(source)
         raise DataError(f"no image of {named} could be read{example(skipped)}")
     labels = [part.labels for part in parts if part.labels is not None]
     return Embeddings(
@@ -143,8 +158,8 @@ def embeddings(
 
 
 def embed(
-    backbone: Backbone | Embedder,
-    source: Source | str,
+    backbone: str | os.PathLike[str] | Backbone | Embedder,
+    source: str | os.PathLike[str] | Source,
     *,
     batch_size: int = 64,
     workers: int = 0,
@@ -155,8 +170,9 @@ def embed(
 
     Args:
         backbone: from `facessl.load_backbone`, or from `facessl.load_embedder`, which gives the trained embedding of a
-            run of verification; the images go to the device its weights are on.
-        source: a source, or how it is written on the command line.
+            run of verification; or a run folder, checkpoint or export, which `load_embedder` then reads. The images go
+            to the device its weights are on.
+        source: a source, a path, or how it is written on the command line.
         batch_size: images per forward pass.
         workers: loader processes; 0 reads in this one.
         precision: fp32, bf16 or fp16 (autocast).
@@ -168,6 +184,7 @@ def embed(
 
     Raises:
         DataError: the source cannot be opened, or more than `max_bad` of its images, or all of them, cannot be read.
+        CheckpointError: no network there.
         ConfigError: an unknown precision.
     """
     options = PassOptions(batch_size, workers, precision, max_bad)
