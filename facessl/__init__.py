@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from facessl.pretrained.load import load_backbone as load_backbone
     from facessl.pretrained.load import load_method as load_method
     from facessl.tools.crop import crop as crop
+    from facessl.tools.crop import crop_face as crop_face
     from facessl.training.finetune import finetune as finetune
     from facessl.training.pretrain import pretrain as pretrain
 
@@ -52,6 +53,7 @@ _HOME = {
     "Embeddings": "facessl.inference.embedding_formats",
     "FaceSSLError": "facessl.core.errors",
     "crop": "facessl.tools.crop",
+    "crop_face": "facessl.tools.crop",
     "embed": "facessl.inference.embed",
     "embeddings": "facessl.inference.embed",
     "evaluate": "facessl.evaluation.evaluate",

@@ -23,8 +23,8 @@ ORDER = (
 BESIDE = {"__init__.py", "__main__.py", "py.typed", "recipes"}
 
 PUBLIC = {
-    "Backbone", "DataWarning", "Embeddings", "FaceSSLError", "crop", "embed", "embeddings", "evaluate", "export",
-    "finetune", "group", "list_methods", "list_protocols", "list_recipes", "list_sources", "list_tasks",
+    "Backbone", "DataWarning", "Embeddings", "FaceSSLError", "crop", "crop_face", "embed", "embeddings", "evaluate",
+    "export", "finetune", "group", "list_methods", "list_protocols", "list_recipes", "list_sources", "list_tasks",
     "load_backbone", "load_embedder", "load_method", "load_trained", "predict", "pretrain", "read_embeddings", "search",
     "write_embeddings",
 }  # fmt: skip
