@@ -34,10 +34,10 @@ BESIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 CLASSES = {
     "api": {
         "Networks and results": """models.backbone.Backbone training.pretrain.Result tools.crop.CropSummary
-            tools.options.CropOptions inference.neighbors.Neighbors inference.groups.Groups
-            inference.predict.Prediction""",
+            tools.options.CropOptions inference.embedding_formats.Embeddings inference.neighbors.Neighbors
+            inference.groups.Groups inference.trained_task.Trained inference.predict.Prediction""",
         "Errors": """core.errors.FaceSSLError core.errors.ConfigError core.errors.DataError core.errors.CheckpointError
-            core.errors.PluginError core.errors.TrainingError core.errors.UnknownName""",
+            core.errors.PluginError core.errors.TrainingError core.errors.UnknownName core.errors.DataWarning""",
     },
     "contracts": {
         "Plug-ins": "methods.base.Method data.source.Source tasks.base.Task tasks.base.Meter",
@@ -239,7 +239,8 @@ def commands() -> str:
 def api() -> str:
     """The public names."""
     parts = [f"# Python API\n\n{(facessl.__doc__ or '').strip()}", "## Functions"]
-    return "\n\n".join([*parts, *(f"::: facessl.{name}" for name in sorted(facessl.__all__)), classes("api")])
+    functions = [f"::: facessl.{name}" for name in sorted(facessl.__all__) if name.islower()]
+    return "\n\n".join([*parts, *functions, classes("api")])
 
 
 def classes(page: str) -> str:

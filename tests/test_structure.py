@@ -23,8 +23,10 @@ ORDER = (
 BESIDE = {"__init__.py", "__main__.py", "py.typed", "recipes"}
 
 PUBLIC = {
-    "crop", "embed", "evaluate", "export", "finetune", "group", "list_methods", "list_recipes", "list_sources",
-    "load_backbone", "load_method", "predict", "pretrain", "search",
+    "Backbone", "DataWarning", "Embeddings", "FaceSSLError", "crop", "crop_face", "embed", "embeddings", "evaluate",
+    "export", "finetune", "group", "list_methods", "list_protocols", "list_recipes", "list_sources", "list_tasks",
+    "load_backbone", "load_embedder", "load_method", "load_trained", "predict", "pretrain", "read_embeddings", "search",
+    "write_embeddings",
 }  # fmt: skip
 
 
@@ -92,6 +94,7 @@ def test_a_package_imports_what_it_says(own: str) -> None:
 
 def test_public_names_change_on_purpose_only() -> None:
     assert set(facessl.__all__) == PUBLIC
+    assert set(dir(facessl)) >= PUBLIC
     for name in PUBLIC:
         assert (getattr(facessl, name).__doc__ or "").strip(), f"facessl.{name} has no docstring"
 

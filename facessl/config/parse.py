@@ -25,7 +25,7 @@ from facessl.config.commands import PRETRAIN, Command, resolved
 from facessl.config.finetune import FinetuneConfig
 from facessl.config.pretrain import PretrainConfig, unscaled_rate
 from facessl.config.recipes import read_recipe, refuse_foreign_commands
-from facessl.config.run import RunConfig, flatten, merge
+from facessl.config.run import RunConfig, flatten, merge, to_plain
 from facessl.core import plugins
 from facessl.core.errors import ConfigError, PluginError, UnknownName
 from facessl.core.yaml_file import parse_yaml, read_yaml
@@ -193,8 +193,8 @@ def configuration(arguments: ParsedArguments) -> Any:
 
 
 def from_dict(values: Mapping[str, Any], command: Command = PRETRAIN) -> Any:
-    """Configuration from plain values, such as those of a run's `config.yaml`."""
-    values = _named(dict(values), command)
+    """Configuration from plain values, such as those of a run's `config.yaml`, or with path objects for texts."""
+    values = _named(to_plain(values), command)
     name = plugins.known(command.folder, str(values.get(command.part, {}).get("name", command.default)))
     return _build(values, name, _parser(name, command), command, flatten(values))
 

@@ -10,10 +10,10 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from facessl.core.errors import ConfigError
+from facessl.core.values import as_text
 
 #: Pixels of the largest view.
 LARGEST = 4096
@@ -158,12 +158,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_plain(value: Any) -> Any:
-    """`value` with mappings as dicts, tuples as lists and paths as text."""
+    """`value` with mappings as dicts, tuples as lists and path objects as text."""
     if isinstance(value, Mapping):
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+    return as_text(value)
 
 
 def one_line(text: str) -> str:

@@ -1,6 +1,7 @@
 """Checks of hyper-parameters. Imports nothing large, so that a plug-in's `Args` can be read without torch."""
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -22,8 +23,14 @@ def between(low: float, high: float) -> Rule:
     return lambda v: low <= v <= high, f"a number from {low} to {high}"
 
 
+def as_text(value: Any) -> Any:
+    """A path object as its text; anything else as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def check_values(args: Any, rules: Mapping[str, Rule], *, prefix: str = "") -> None:
-    """Raise ConfigError for the first value of a dataclass outside its field's `Literal`, or that breaks a rule.
+    """Raise ConfigError for the first value of a dataclass outside its field's `Literal`, or that breaks a rule; a
+    value of a type that the rule cannot compare breaks it.
 
     `rules` maps names of fields, separated by blanks, to the rule of all of them; None passes every rule.
     `prefix` precedes the name in the message.
@@ -35,5 +42,12 @@ def check_values(args: Any, rules: Mapping[str, Rule], *, prefix: str = "") -> N
             raise ConfigError(f"{prefix}{name} is {value!r}: give one of {', '.join(map(str, known))}")
     for names, (valid, valid_values) in rules.items():
         for name in names.split():
-            if (value := getattr(args, name)) is not None and not valid(value):
+            if (value := getattr(args, name)) is not None and not _passes(valid, value):
                 raise ConfigError(f"{prefix}{name} is {value}: give {valid_values}")
+
+
+def _passes(valid: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return bool(valid(value))
+    except TypeError:
+        return False

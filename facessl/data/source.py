@@ -19,6 +19,7 @@ from facessl.core import plugins
 from facessl.core.errors import ConfigError, DataError, PluginError, UnknownName, instead_of
 from facessl.core.escape import from_csv, with_slashes
 from facessl.core.types import FIELDS, Sample
+from facessl.core.values import as_text
 from facessl.data.decode import EXTENSIONS, read_file
 from facessl.data.index import Table, texts
 from facessl.data.skipped import ImageError
@@ -264,20 +265,23 @@ def _dtype(field: str) -> type:
     return np.int64 if field in _NUMBERS else np.uint8 if field in _BYTES else np.float32
 
 
-def open_source(spec: str | Source) -> Source:
+def open_source(spec: str | os.PathLike[str] | Source) -> Source:
     """The source that `spec` describes; a source is returned as it is.
 
     Args:
         spec: `NAME:PATH?option=value&option=value`, or a bare path: a folder of images, one image, a video, a tar
-            (also with `{000..012}`, `*`, `pipe:` or a URL), or a list of images (.csv, .tsv, .txt, .lst).
+            (also with `{000..012}`, `*`, `pipe:` or a URL), or a list of images (.csv, .tsv, .txt, .lst); or a path
+            object.
 
     Raises:
         UnknownName: no such source or option; the nearest is given.
-        ConfigError: a value that the option does not take.
+        ConfigError: a value that the option does not take, or no source at all.
         DataError: nothing there, or nothing readable.
     """
-    if not isinstance(spec, str):
+    if isinstance(spec, Source):
         return spec
+    if not isinstance(spec := as_text(spec), str):
+        raise ConfigError(f"the source is of type {type(spec).__name__}: give a path, NAME:PATH or an opened source")
     name, path, options = parse(spec)
     cls, shown = plugins.find("data.sources", name), name.replace("_", "-")
     hints = _keywords(cls)

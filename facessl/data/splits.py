@@ -12,6 +12,7 @@ import numpy as np
 
 from facessl.core import plugins
 from facessl.core.errors import ConfigError
+from facessl.core.values import as_text
 from facessl.data.label_fractions import fewer_labels, usable
 from facessl.data.location import redacted
 from facessl.data.source import Source, open_source, parse, short
@@ -68,10 +69,10 @@ class Splits:
 
 
 def parts(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
-    test: str | None = None,
-    val: str | None = None,
+    test: str | os.PathLike[str] | None = None,
+    val: str | os.PathLike[str] | None = None,
     val_fraction: float = 0.1,
     need_val: bool = True,
     need_train: bool = True,
@@ -95,7 +96,7 @@ def parts(
     validation part would bring labels that are not counted, and is used only where `val` names it.
 
     Args:
-        spec: how a source is written on the command line.
+        spec: how a source is written on the command line, or a path object.
         test, val: other sources for these parts; of one with `splits` the part of that role is opened.
         val_fraction: fraction of the training images that is carved out.
         need_val: whether a validation part is wanted.
@@ -107,10 +108,13 @@ def parts(
         ConfigError: a stream that would have to be split, a source so small that a part is empty or without training
             images, or a column `split` with an unknown value.
     """
+    spec = as_text(spec)
+    if not isinstance(spec, str):
+        raise ConfigError(f"the source is of type {type(spec).__name__}, which has no parts: give a path or NAME:PATH")
     named, whole = _parts_of(spec)
     own: dict[str, str | Source] = dict(named) or {"train": whole}
     if test is not None:
-        own["test"] = _part_of(test, "test")
+        own["test"] = _part_of(as_text(test), "test")
     elif "test" not in own and "val" in own:
         own["test"] = own.pop("val")
     if "test" not in own:
@@ -122,7 +126,7 @@ def parts(
     tested = usable(open_source(own["test"]), needs)
     train = fewer_labels(usable(open_source(own["train"]), needs), labels, seed) if "train" in own else _empty(tested)
     if val is not None:
-        return Splits(train, usable(open_source(_part_of(val, "val")), needs), tested)
+        return Splits(train, usable(open_source(_part_of(as_text(val), "val")), needs), tested)
     if not need_val:
         return Splits(train, None, tested)
     if "val" in own and labels == "all":

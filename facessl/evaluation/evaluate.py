@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import os
 from typing import Any
 
 import torch
@@ -11,17 +12,18 @@ from facessl.core import plugins
 from facessl.core.errors import UnknownName
 from facessl.data.overlap import warn_of_overlap
 from facessl.data.splits import parts
+from facessl.inference.embed import network_of
 from facessl.inference.trained_task import Embedder
 from facessl.models.backbone import Backbone
 
 
 def evaluate(
-    backbone: Backbone | Embedder,
-    source: str,
+    backbone: str | os.PathLike[str] | Backbone | Embedder,
+    source: str | os.PathLike[str],
     *,
     protocol: str = "knn",
-    test: str | None = None,
-    val: str | None = None,
+    test: str | os.PathLike[str] | None = None,
+    val: str | os.PathLike[str] | None = None,
     labels: str = "all",
     baseline: bool = False,
     **options: Any,
@@ -29,7 +31,8 @@ def evaluate(
     """Evaluate a frozen backbone by a protocol; return its numbers, ready for JSON.
 
     Args:
-        backbone: from `facessl.load_backbone` or `facessl.inference.embed.load_embedder`; it is not changed.
+        backbone: from `facessl.load_backbone` or `facessl.load_embedder`, which is not changed; or a run folder,
+            checkpoint or export, which `load_embedder` then reads.
         source: labeled images, `NAME:PATH?option=value` or a path. Its own training, validation and test parts are
             used if it has them (a folder with train/ and test/ or val/, or a published set); anything else is split
             4 : 1 by a hash of each image's path.
@@ -42,8 +45,13 @@ def evaluate(
         options: keywords of the protocol, e.g. `k=20` of knn, `task="alignment"` of linear. `seed` is also that of
             the choice of labels.
 
+    Returns:
+        `headline` and the other scores, numbers of images, and `skipped`: how many could not be read and are in none
+        of the others.
+
     Raises:
         UnknownName: no such protocol, or an option that it does not take.
+        CheckpointError: no network there.
         ConfigError, DataError: a source without labels, too small to split, or unreadable.
     """
     protocol_fn = plugins.find("evaluation.protocols", protocol)
@@ -52,7 +60,7 @@ def evaluate(
     for name in options:
         if name not in valid:
             raise UnknownName(f"option of the protocol {protocol}", name, valid)
-    chooses = "val" in accepted
+    backbone, chooses = network_of(backbone), "val" in accepted
     split = parts(
         source,
         test=test,

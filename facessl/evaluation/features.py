@@ -77,7 +77,7 @@ def features(
     A part of a source of which all features are cached takes them from there.
 
     Args:
-        backbone: frozen; used in evaluation mode; or the trained embedding of `facessl.inference.embed.load_embedder`.
+        backbone: frozen; used in evaluation mode; or the trained embedding of `facessl.load_embedder`.
         source: images; those of a stream are never cached.
         kind: pooled, (N, C) float32; or map, the flattened last feature map, (N, C h w) float16.
         augment: gives the crop; nothing random is done. None: the whole image.

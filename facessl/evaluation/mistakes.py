@@ -70,7 +70,7 @@ def find_mistakes(
     ```
 
     Args:
-        trained: from `facessl.inference.trained_task.load_trained`; computed on the device its weights are on.
+        trained: from `facessl.load_trained`; computed on the device its weights are on.
         source: images with the labels of the task, of verification with pairs.
         count: mistakes, at most; of attributes of each one. Also the number of typical answers.
         train: training images, whose mean shape or most frequent class of each pixel is scored as well

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facessl.core.errors import DataError
+from facessl.core.errors import ConfigError, DataError, DataWarning, many
 from facessl.core.types import Batch
 from facessl.data.loader import OneView
 from facessl.data.source import Source, open_source
@@ -32,6 +34,20 @@ def load_embedder(run: str | Path) -> Backbone | Embedder:
         with contextlib.suppress(KeyError):  # a task without an embedding of its own
             return Embedder(load_trained(run))
     return load_backbone(run)
+
+
+def network_of(run: str | os.PathLike[str] | Backbone | Embedder) -> Backbone | Embedder:
+    """A loaded network as it is; of a run folder, checkpoint or export what `load_embedder` gives.
+
+    ConfigError: neither.
+    """
+    if isinstance(run, str | os.PathLike):
+        return load_embedder(os.fspath(run))
+    if not isinstance(run, Backbone | Embedder):
+        raise ConfigError(
+            f"the network is of type {type(run).__name__}: give what facessl.load_backbone returns, or a run folder"
+        )
+    return run
 
 
 def network_id(backbone: Backbone | Embedder, precision: str) -> str:
@@ -103,16 +119,31 @@ def _fetched(source: Source, network: str, batch: Batch, z: Tensor, arrived: tor
     )
 
 
-def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: Any) -> Embeddings:
-    """Embeddings of every readable image of a source, with keys and labels. Options as for `embed`."""
-    opened = open_source(source)
-    parts = list(embedding_batches(backbone, opened, **options))
+def embeddings(
+    backbone: str | os.PathLike[str] | Backbone | Embedder,
+    source: str | os.PathLike[str] | Source,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+    max_bad: float = 0.05,
+) -> Embeddings:
+    """Embeddings of a source with the key and label of each row; arguments and errors as for `facessl.embed`.
+
+    `facessl.write_embeddings("embeddings.parquet", facessl.embeddings(backbone, "faces/"))`
+
+    Returns:
+        `array` (N, C) float32, one row per readable image in the order of the source; `keys`, `index` and `labels` of
+        the rows; `skipped`, the images that could not be read.
+    """
+    opened, options = open_source(source), PassOptions(batch_size, workers, precision, max_bad)
+    parts = list(embedding_batches(network_of(backbone), opened, **vars(options)))
     skipped = tuple(pair for part in parts for pair in part.skipped)
     parts = [part for part in parts if len(part)]
     if not parts and len(skipped) == 1:
         raise DataError(f"the image {skipped[0][0]} cannot be read: {skipped[0][1]}")
     if not parts:
-        named = source if isinstance(source, str) else "the source"
+        named = "the source" if isinstance(source, Source) else os.fspath(source)
         raise DataError(f"no image of {named} could be read{example(skipped)}")
     labels = [part.labels for part in parts if part.labels is not None]
     return Embeddings(
@@ -127,8 +158,8 @@ def embeddings(backbone: Backbone | Embedder, source: Source | str, **options: A
 
 
 def embed(
-    backbone: Backbone | Embedder,
-    source: Source | str,
+    backbone: str | os.PathLike[str] | Backbone | Embedder,
+    source: str | os.PathLike[str] | Source,
     *,
     batch_size: int = 64,
     workers: int = 0,
@@ -138,21 +169,32 @@ def embed(
     """Embeddings of a source.
 
     Args:
-        backbone: from `facessl.load_backbone`, or from `load_embedder`, which gives the trained embedding of a run of
-            verification; the images go to the device its weights are on.
-        source: a source, or how it is written on the command line.
+        backbone: from `facessl.load_backbone`, or from `facessl.load_embedder`, which gives the trained embedding of a
+            run of verification; or a run folder, checkpoint or export, which `load_embedder` then reads. The images go
+            to the device its weights are on.
+        source: a source, a path, or how it is written on the command line.
         batch_size: images per forward pass.
         workers: loader processes; 0 reads in this one.
         precision: fp32, bf16 or fp16 (autocast).
         max_bad: fraction of unreadable images above which it stops.
 
     Returns:
-        (N, C) float32, one row per readable image in the order of the source. `embeddings` also gives
-        the keys, labels and the images that were skipped.
+        (N, C) float32, one row per readable image in the order of the source. A `DataWarning` says how many images
+        could not be read: they have no row, and `facessl.embeddings` gives the keys of the others.
 
     Raises:
-        DataError: the source cannot be opened, or more than `max_bad` of its images cannot be read.
+        DataError: the source cannot be opened, or more than `max_bad` of its images, or all of them, cannot be read.
+        CheckpointError: no network there.
         ConfigError: an unknown precision.
     """
     options = PassOptions(batch_size, workers, precision, max_bad)
-    return embeddings(backbone, source, **vars(options)).array
+    found = embeddings(backbone, source, **vars(options))
+    if lost := len(found.skipped):
+        images = many(lost + len(found), "image")
+        warnings.warn(
+            f"{lost:,} of {images} could not be read and {'has' if lost == 1 else 'have'} no row"
+            f"{example(found.skipped)}: facessl.embeddings(...) gives the key of every row",
+            DataWarning,
+            stacklevel=2,
+        )
+    return found.array

@@ -28,7 +28,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from facessl.core import escape, files
-from facessl.core.errors import DataError, instead_of
+from facessl.core.errors import ConfigError, DataError, instead_of
 from facessl.core.lock import only_writer
 
 #: Rows of a row group of a Parquet file, at least.
@@ -190,6 +190,23 @@ class _Npy:
         with self.file:
             self.file.seek(0)
             self.file.write(head.getvalue())
+
+
+def rows_of(given: str | os.PathLike[str] | Embeddings) -> Embeddings:
+    """Embeddings, or those of the file that `given` names.
+
+    Raises:
+        ConfigError: neither, such as an array.
+        DataError: as `read_embeddings`.
+    """
+    if isinstance(given, Embeddings):
+        return given
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(
+            f"embeddings of type {type(given).__name__} do not name their images: give facessl.embeddings(...), or a "
+            "file that `facessl embed` wrote"
+        )
+    return read_embeddings(Path(given))
 
 
 def read_embeddings(path: str | Path) -> Embeddings:

@@ -1,5 +1,6 @@
 """Groups of similar faces, such as those of one identity: HDBSCAN, a contact sheet of each, and a table."""
 
+import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 from facessl.core import escape, files
 from facessl.core.errors import ConfigError
 from facessl.inference.contact_sheet import Cell, sheet
-from facessl.inference.embedding_formats import Embeddings, read_embeddings
+from facessl.inference.embedding_formats import Embeddings, rows_of
 from facessl.inference.neighbors import l2_normalize
 
 Metric = Literal["cosine", "euclidean"]
@@ -41,7 +42,7 @@ class Groups:
 
 
 def group(
-    embeddings: str | Path | Embeddings,
+    embeddings: str | os.PathLike[str] | Embeddings,
     *,
     metric: Metric = "cosine",
     min_cluster_size: int = 5,
@@ -52,14 +53,14 @@ def group(
     `facessl.group("embeddings.parquet").labels`
 
     Args:
-        embeddings: embeddings, or the file that `facessl embed` wrote.
+        embeddings: from `facessl.embeddings`, or the file that `facessl embed` or `facessl.write_embeddings` wrote.
         metric: distance of embeddings: cosine compares their directions (the Euclidean distance of those of unit
             length, which has the order of the cosine); euclidean also their lengths.
         min_cluster_size: images of the smallest group.
         pca_components: compare so many principal components instead of all dimensions.
 
     Raises:
-        ConfigError: a number out of range.
+        ConfigError: a number out of range, or an array, which does not name its images.
         DataError: no embeddings there.
     """
     from sklearn.cluster import HDBSCAN  # takes a second, which `principal_components` does not need
@@ -68,7 +69,7 @@ def group(
         raise ConfigError(f"min_cluster_size = {min_cluster_size} is out of range: give a number from 2")
     if pca_components is not None and pca_components < 1:
         raise ConfigError(f"pca_components = {pca_components} is out of range: give a number from 1")
-    rows = embeddings if isinstance(embeddings, Embeddings) else read_embeddings(embeddings)
+    rows = rows_of(embeddings)
     array = l2_normalize(rows.array) if metric == "cosine" else rows.array
     if pca_components is not None:
         array = principal_components(array, pca_components)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import numpy as np
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.types import Sample
 from facessl.data.sources.folder import Folder
-from facessl.inference.embedding_formats import Embeddings, read_embeddings
+from facessl.inference.embedding_formats import Embeddings, rows_of
 
 if TYPE_CHECKING:
     from facessl.inference.trained_task import Embedder
@@ -34,9 +35,9 @@ class Neighbors:
 
 
 def search(
-    run: str | Path | Backbone | Embedder,
+    run: str | os.PathLike[str] | Backbone | Embedder,
     photo: str | Path,
-    among: str | Path | Embeddings,
+    among: str | os.PathLike[str] | Embeddings,
     *,
     k: int = 12,
     crop: bool = False,
@@ -48,7 +49,7 @@ def search(
     Args:
         run: what made the embeddings: run folder, checkpoint or exported backbone, or the loaded network.
         photo: one image, which is embedded as they were; without `crop` it must be framed as they are.
-        among: embeddings, or the file that `facessl embed` wrote.
+        among: from `facessl.embeddings`, or the file that `facessl embed` or `facessl.write_embeddings` wrote.
         k: how many; all if there are fewer.
         crop: find the largest face of the photo and cut it out as `facessl.crop` does by default, for embeddings of
             such crops.
@@ -57,14 +58,14 @@ def search(
         ConfigError: `k` is below 1, or another network made the embeddings.
         CheckpointError, DataError: no network, embeddings or readable photo there, or no face to crop.
     """
-    from facessl.inference.embed import embeddings, load_embedder, network_id  # torch and timm, seconds
+    from facessl.inference.embed import embeddings, network_id, network_of  # torch and timm, seconds
 
     if k < 1:
         raise ConfigError(f"k = {k} is out of range: give a number from 1")
     check_photo(photo)
     file = "the file of embeddings" if isinstance(among, Embeddings) else str(among)
-    rows = among if isinstance(among, Embeddings) else read_embeddings(among)
-    network = load_embedder(run) if isinstance(run, str | Path) else run
+    rows = rows_of(among)
+    network = network_of(run)
     precision, _, made_by = rows.network.partition(":")
     if not made_by:
         raise ConfigError(f"{file} does not name the network that computed it: write it again with `facessl embed`")

@@ -5,9 +5,10 @@ A face is cropped as the model's images were (`Augment.crop`): "box" is the dete
 the box and as much above it as in its training images (`facessl.inference.framing`). Without `crop` the picture is one
 cropped face: all of it is shown, with black beside it if a model of boxes or five points needs a square.
 
-Files: `<out>/<name>.json`; `<name>.png`, the predictions on the photo; for masks `<name>.mask.png`, class numbers
-with a palette (`<name>.mask-2.png` for the second face). The name is that of the photo, below a folder with its
-sub-folders. Where it belongs to another photo or to a file that was not written for this one, -2, -3, ... is added.
+Files, where `out` is given: `<out>/<name>.json`; `<name>.png`, the predictions on the photo; for masks
+`<name>.mask.png`, class numbers with a palette (`<name>.mask-2.png` for the second face). The name is that of the
+photo, below a folder with its sub-folders. Where it belongs to another photo or to a file that was not written for this
+one, -2, -3, ... is added.
 
 All coordinates are pixels of the upright photo (EXIF rotation applied), with the center of the top-left one at
 (0, 0). The JSON file has `format`, `photo`, `task`, `width`, `height`, `note` and `faces`, each with `box`,
@@ -61,7 +62,8 @@ class Prediction:
 
     Attributes:
         photo: its absolute path.
-        faces: as in the JSON file, in the detector's order.
+        faces: as in the JSON file, in the detector's order; `mask` is the array (H, W) uint8 where no files are
+            written.
         note: why there are none: not readable, or no face found.
         read: whether the photo could be read.
         files: what was written, the JSON file first.
@@ -89,7 +91,7 @@ def predict(
     run: str | Path | Trained,
     photos: str | Path | Sequence[str | Path],
     *,
-    out: str | Path = "predictions",
+    out: str | Path | None = None,
     crop: bool = True,
     margin: float | None = None,
     lift: float | None = None,
@@ -101,7 +103,7 @@ def predict(
     draw: bool = True,
     overwrite: bool = False,
 ) -> list[Prediction]:
-    """Predictions of every face of some photos, as files; the module says how faces are cut and files are named.
+    """Predictions of every face of some photos; the module says how faces are cut, and how files are named.
 
     `facessl.predict("runs/landmarks", ["photo.jpg"])[0].faces[0]["landmarks"]`
 
@@ -109,7 +111,7 @@ def predict(
         run: run folder of `facessl finetune`, its model.safetensors, or what `load_trained` made of it; the views go
             to the device its weights are on.
         photos: one or several files, and folders whose images are taken at any depth; a photo counts once.
-        out: folder to write to.
+        out: folder to write to; None writes nothing.
         crop: find and cut the faces; False takes each picture as one cropped face.
         margin: of models of whole images: side of the square over the longer side of the face's box; None: as in the
             training images, or `MARGIN` if that was not measured.
@@ -120,7 +122,7 @@ def predict(
         batch_size: faces per forward pass.
         precision: fp32, bf16 or fp16.
         max_bad: fraction of unreadable photos above which it stops.
-        draw: also write the pictures.
+        draw: where `out` is given, also write the pictures.
         overwrite: take the photo's own name even if that replaces other files (never a photo).
 
     Returns:
@@ -136,7 +138,7 @@ def predict(
         if value is not None and not low <= value <= high:
             raise ConfigError(f"{name} = {value} is out of range: give a number from {low} to {high}")
     trained = run if isinstance(run, Trained) else load_trained(run)
-    out = Path(out)
+    out = None if out is None else Path(out)
     predictions, names = _listed([photos] if isinstance(photos, str | Path) else photos, out, overwrite)
     total, own = len(predictions), own_part(len(predictions))
     predictions, names = predictions[own], names[own]
@@ -145,7 +147,7 @@ def predict(
         load_detector(find, None if detector_model is None else str(detector_model))  # fails before any photo is read
         find = functools.partial(detect, detector=find, model=detector_model)
     cut = functools.partial(frame_of_face, trained, margin=margin, lift=lift)
-    with only_writer(out) if rank() == 0 else contextlib.nullcontext():
+    with only_writer(out) if out is not None and rank() == 0 else contextlib.nullcontext():
         gathered(None)  # before it has the lock, and after it has left it, no rank writes
         for group in _groups(trained, predictions, names, find, cut, batch_size, max_bad, total):
             raw = _raw(trained, group, batch_size, precision)
@@ -156,7 +158,10 @@ def predict(
                     _face(face) | trained.task.describe(raw, next(row), frame, height, width)
                     for face, frame in zip(photo.faces, photo.frames, strict=True)
                 ]
-                _write(photo, described, out, trained.name, draw=draw, framed=crop)
+                if out is None:
+                    photo.prediction.faces += described
+                else:
+                    _write(photo, described, out, trained.name, draw=draw, framed=crop)
         parts = gathered([(photo.photo, photo.note) for photo in predictions if not photo.read])
     skipped = [photo for part in parts for photo in part]
     if skipped and len(skipped) == total:
@@ -193,8 +198,8 @@ def frame_of_face(
 # ---- photos and names --------------------------------------------------------------------------------------------
 
 
-def _listed(photos: Sequence[str | Path], out: Path, overwrite: bool) -> tuple[list[Prediction], list[str]]:
-    """Every photo once, and the name of its files."""
+def _listed(photos: Sequence[str | Path], out: Path | None, overwrite: bool) -> tuple[list[Prediction], list[str]]:
+    """Every photo once, and the name of its files; "" without `out`."""
     unreadable: list[Prediction] = []
     wished: dict[str, str] = {}
     for given in photos:
@@ -202,7 +207,7 @@ def _listed(photos: Sequence[str | Path], out: Path, overwrite: bool) -> tuple[l
         if not path.is_dir():
             wished.setdefault(os.path.abspath(path), path.stem)
             continue
-        if path.resolve() == out.resolve():
+        if out is not None and path.resolve() == out.resolve():
             raise ConfigError(f"--out {out} is searched for photos and would fill with pictures: name another folder")
         try:
             folder = Folder(path, cache=False)
@@ -210,12 +215,15 @@ def _listed(photos: Sequence[str | Path], out: Path, overwrite: bool) -> tuple[l
             unreadable.append(Prediction(os.path.abspath(path), note=str(error), read=False))
             continue
         for key in (Path(folder.key(i)) for i in range(len(folder))):
-            if out.resolve() not in key.resolve().parents:  # pictures of an earlier call
+            if out is None or out.resolve() not in key.resolve().parents:  # pictures of an earlier call
                 wished.setdefault(os.path.abspath(key), key.relative_to(path).with_suffix("").as_posix())
     inputs = {os.path.realpath(photo) for photo in wished}
     names: list[str] = []
     taken: set[str] = set()  # without regard to case, as some file systems compare names
     for photo, name in wished.items():
+        if out is None:
+            names.append("")
+            continue
         # "a.mask.png" is a's mask, and never the picture of a.mask.jpg.
         plain = re.sub(r"\.mask", "_mask", name, flags=re.IGNORECASE)
         candidates = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))

@@ -297,7 +297,8 @@ class Backbone(nn.Module):
 
     def preprocess(self, images: Iterable[str | Path | Image.Image | np.ndarray] | np.ndarray) -> Tensor:
         """Paths, PIL images or (H, W, 3) uint8 RGB arrays -> (B, 3, image_size, image_size) float32, as in evaluation:
-        the whole image is resized to the square. One image alone is a batch of one.
+        the whole image is resized to the square, and no face is cut out (`facessl.crop_face`). One image alone is a
+        batch of one.
         """
         from facessl.data.decode import to_rgb
         from facessl.views.geometric import resize

@@ -11,7 +11,7 @@ from facessl.core.errors import CheckpointError, ConfigError, FaceSSLError
 from facessl.models.backbone import Backbone
 from facessl.models.weights import set_image_size
 
-#: From the text that names a network to the network: `facessl.pretrained.load.load_backbone`.
+#: From the text that names a network to the network: `facessl.pretrained.load.load_frozen`.
 Loader = Callable[[str], Backbone]
 
 

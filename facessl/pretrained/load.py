@@ -140,7 +140,10 @@ def load_backbone(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
 ) -> Backbone:
-    """A backbone in eval mode, ready for `backbone(backbone.preprocess(images))`.
+    """A backbone in eval mode, ready for `backbone(backbone.preprocess(images))`; its parameters are trainable.
+
+    As after `timm.create_model`, a forward pass keeps what a backward pass needs: call it under
+    `torch.inference_mode()` where nothing is trained, and call `backbone.train()` where it is.
 
     Args:
         run: run folder, our .ckpt, .safetensors or export for timm, or an authors' file, whose family is recognized by
@@ -158,6 +161,11 @@ def load_backbone(
             weights that cannot be downloaded.
     """
     return open_backbone(run, name=name, heads=heads, mean=mean, std=std)[0]
+
+
+def load_frozen(run: str | Path) -> Backbone:
+    """A backbone in eval mode that no optimizer changes, such as a teacher; errors as for `load_backbone`."""
+    return load_backbone(run).requires_grad_(False)
 
 
 def open_backbone(run: str | Path, **given: Any) -> tuple[Backbone, Origin | None]:
@@ -184,7 +192,7 @@ def open_backbone(run: str | Path, **given: Any) -> tuple[Backbone, Origin | Non
             backbone, origin = _from_authors(path, state, given)
     if given and origin is None:
         raise ConfigError(f"{run} knows its network and normalization itself: leave out {', '.join(given)}")
-    backbone.requires_grad_(False)
+    backbone.requires_grad_(True)  # a method may have left tables of its backbone fixed
     check_finite(backbone, path)
     return backbone.eval(), origin
 

@@ -13,7 +13,7 @@ from PIL import Image
 from facessl.core import escape, files
 from facessl.core.errors import ConfigError, DataError, DataWarning
 from facessl.inference.contact_sheet import thumbnails
-from facessl.inference.embedding_formats import Embeddings, read_embeddings
+from facessl.inference.embedding_formats import Embeddings, rows_of
 from facessl.inference.groups import principal_components
 from facessl.inference.neighbors import l2_normalize
 from facessl.inference.prediction_pictures import legend, palette
@@ -59,7 +59,7 @@ def write_map(
     path = Path(path)
     files.check_ending(path, "map", [".html"])
     _check_projection(projection)
-    rows = embeddings if isinstance(embeddings, Embeddings) else read_embeddings(embeddings)
+    rows = rows_of(embeddings)
     classes = rows.classes if color is None else _classes_in(Path(color), rows.keys)
     points, variance = _projected(rows.array, projection, seed)
     names, numbers, colors = legend(classes)

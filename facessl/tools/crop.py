@@ -8,11 +8,12 @@ from typing import Any, TypedDict
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from facessl.core.distributed import ranks
 from facessl.core.errors import ConfigError, DataError
 from facessl.core.schema import misfit
-from facessl.data.decode import pixels
+from facessl.data.decode import pixels, to_rgb
 from facessl.data.detect import Face, detect, jpeg, load_detector
 from facessl.data.face_square import Frame, from_box, from_eyes, from_five_points
 from facessl.data.index import cache_file
@@ -21,7 +22,7 @@ from facessl.data.skipped import ImageError, check_skipped
 from facessl.data.source import Source
 from facessl.tools.crop_output import COLUMNS, LEFT_OUT, NO_FACE, SETTINGS, Crop, CropFolder
 from facessl.tools.jobs import in_order, open_with_positions
-from facessl.tools.options import CropOptions, output_settings
+from facessl.tools.options import OF_ONE_FACE, CropOptions, output_settings, read_options
 from facessl.tools.phash import phash
 from facessl.tools.ranks import Result, over_ranks, wait_for_others
 
@@ -59,7 +60,7 @@ class CropSummary:
 
 
 def crop(
-    source: str | Path | Source,
+    source: str | os.PathLike[str] | Source,
     out: str | Path,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -82,11 +83,12 @@ def crop(
         options: fields of `facessl.tools.options.CropOptions`.
 
     Raises:
+        UnknownName: no such option; the nearest is given.
         ConfigError: a stream, settings that cannot work, or an `out` that is in use or has something else in it.
         DataError: the source or more than `max_bad` of its photos cannot be read, `out` cannot be written, or a process
             died.
     """
-    resolved = CropOptions(**options).resolved()
+    resolved = read_options(CropOptions, "crop", options).resolved()
     load_detector(resolved.detector, resolved.detector_model)  # a missing model is reported before any photo
     settings, opened = output_settings(resolved), open_with_positions(source)
     cropper, report = _Cropper(opened, resolved), progress or (lambda done, total: None)
@@ -109,6 +111,30 @@ def crop(
         progress=report,
     )
     return written or CropSummary(len(opened), finished=False)
+
+
+def crop_face(image: str | Path | Image.Image | np.ndarray, **options: Any) -> np.ndarray | None:
+    """The face that `facessl.crop` cuts out of a photo, the largest and surest one, without JPEG compression.
+
+    `backbone.preprocess(facessl.crop_face("photo.jpg"))`
+
+    Args:
+        image: path, PIL image or (H, W, 3) uint8 RGB array.
+        options: size, margin, align, template, detector, detector_model, min_score and smallest, as fields of
+            `facessl.tools.options.CropOptions`; give those that the training images were cropped with.
+
+    Returns:
+        (size, size, 3) uint8 RGB, 256 pixels by default; None where no face is found.
+
+    Raises:
+        UnknownName: no such option; the nearest is given.
+        ConfigError: settings that cannot work.
+        DataError: the image cannot be read.
+    """
+    resolved = read_options(CropOptions, "crop_face", options, OF_ONE_FACE).resolved()
+    photo = to_rgb(image)
+    faces = _faces(photo, resolved)
+    return _frame(faces[0], resolved).image(photo, "reflect") if faces else None
 
 
 def cached_crops(
@@ -182,7 +208,7 @@ class _Cropper:
             image = pixels(self.source[index])
         except ImageError as error:
             return {"reason": error.reason, "small": 0, "blurred": 0, "rows": []}, []
-        faces = detect(image, detector=s.detector, model=s.detector_model, min_score=s.min_score, smallest=s.smallest)
+        faces = _faces(image, s)
         for face in faces if s.all_faces else faces[:1]:
             size, sharp = float(max(face.box[2:] - face.box[:2])), sharpness(image, face.box)
             if size < s.min_size:
@@ -195,21 +221,8 @@ class _Cropper:
         values = {"reason": reason, "small": small, "blurred": blurred, "rows": [crop[1:] for crop in crops]}
         return values, [crop.data for crop in crops]
 
-    def _frame(self, face: Face) -> Frame:
-        s, points = self.options, face.five_points
-        assert s.margin is not None
-        if s.align == "none":
-            return from_box(face.box, s.size, s.margin)
-        if points is None:
-            raise ConfigError(
-                f"align={s.align} needs five points, which the detector {s.detector} does not give: use none"
-            )
-        if s.align == "eyes":
-            return from_eyes(face.box, points, s.size, s.margin)
-        return from_five_points(points, s.size, s.template, s.margin)
-
     def _crop(self, image: np.ndarray, face: Face, size: float, sharp: float) -> Crop:
-        s, frame = self.options, self._frame(face)
+        s, frame = self.options, _frame(face, self.options)
         crop = frame.image(image, "reflect")
         if s.format == "jpg":
             data = jpeg(crop, s.quality)
@@ -217,6 +230,24 @@ class _Cropper:
             data = cv2.imencode(".png", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))[1].tobytes()
         numbers = [*face.box.tolist(), face.score, size, sharp, *frame.matrix[:2].ravel().tolist()]
         return Crop(data, phash(crop), numbers)
+
+
+def _faces(image: np.ndarray, s: CropOptions) -> list[Face]:
+    """The faces of a photo (H, W, 3) uint8, the largest and surest first."""
+    return detect(image, detector=s.detector, model=s.detector_model, min_score=s.min_score, smallest=s.smallest)
+
+
+def _frame(face: Face, s: CropOptions) -> Frame:
+    """The square of a face, as resolved options say."""
+    points = face.five_points
+    assert s.margin is not None
+    if s.align == "none":
+        return from_box(face.box, s.size, s.margin)
+    if points is None:
+        raise ConfigError(f"align={s.align} needs five points, which the detector {s.detector} does not give: use none")
+    if s.align == "eyes":
+        return from_eyes(face.box, points, s.size, s.margin)
+    return from_five_points(points, s.size, s.template, s.margin)
 
 
 def _left(source: Source, folder: CropFolder) -> list[int]:

@@ -30,9 +30,9 @@ BLOCKS = "ranks"
 _AHEAD = 4
 
 
-def open_with_positions(source: str | Path | Source) -> Source:
+def open_with_positions(source: str | os.PathLike[str] | Source) -> Source:
     """Open the source of a job. ConfigError: a stream, which has no positions to resume from."""
-    opened = open_source(str(source) if isinstance(source, Path) else source)
+    opened = open_source(source)
     if opened.streaming:
         raise ConfigError("a stream has no positions to go on from: use files on a disk")
     return opened

@@ -1,14 +1,19 @@
 """Options of `crop` and `pack`; their docstrings are the help of the commands. Imports no torch."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from facessl.core.errors import UnknownName
 from facessl.core.values import between, check_values
 from facessl.data.detect import CROP_MARGIN, CROP_QUALITY, CROP_SIZE, SMALLEST
 from facessl.tools.phash import COPIES, Near
 
 Align = Literal["none", "eyes", "five-points"]
+#: Options of `crop` that say how one face is found and cut out.
+OF_ONE_FACE = ("size", "margin", "align", "template", "detector", "detector_model", "min_score", "smallest")
+Options = TypeVar("Options", bound="CropOptions | PackOptions")
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,18 @@ class PackOptions:
             options, {"size": between(0, 8192), "quality": between(0 if self.copy else 1, 100)}, prefix="pack's "
         )
         return options
+
+
+def read_options(kind: type[Options], job: str, given: Mapping[str, Any], known: Sequence[str] = ()) -> Options:
+    """The options that were given as keywords of the function `job`.
+
+    UnknownName: one that is not among `known`, by default all of `kind`.
+    """
+    known = known or [field.name for field in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise UnknownName(f"option of {job}", name, known)
+    return kind(**given)
 
 
 def output_settings(options: CropOptions | PackOptions) -> dict[str, Any]:

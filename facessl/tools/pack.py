@@ -5,6 +5,7 @@ on the number of processes or on interruptions.
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from facessl.data.face_square import resize_to
 from facessl.data.skipped import ImageError, check_skipped
 from facessl.data.source import Source
 from facessl.tools.jobs import in_order, open_with_positions
-from facessl.tools.options import PackOptions, output_settings
+from facessl.tools.options import PackOptions, output_settings, read_options
 from facessl.tools.phash import phash
 from facessl.tools.ranks import Result, over_ranks
 from facessl.tools.shards import MANIFEST, SKIPPED, Shards
@@ -53,7 +54,7 @@ class PackSummary:
 
 
 def pack(
-    source: str | Source,
+    source: str | os.PathLike[str] | Source,
     out: str | Path,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -79,18 +80,19 @@ def pack(
         options: fields of `facessl.tools.options.PackOptions`.
 
     Raises:
+        UnknownName: no such option; the nearest is given.
         ConfigError: a stream, settings that cannot work or that changed, or an `out` that is in use or has something
             else in it.
         DataError: the source cannot be read, too many unreadable images, `out` cannot be written or was changed, or a
             process died.
     """
-    settings = PackOptions(**options).resolved()
+    settings = read_options(PackOptions, "pack", options).resolved()
     opened, max_bad = open_with_positions(source), settings.max_bad
     workers = environment.cores() if settings.workers is None else settings.workers
     check_skipped(0, 0, max_bad, ("", ""))
     if workers < 0:
         raise ConfigError(f"{workers} workers, but there must be 0 or more")
-    spec = source if isinstance(source, str) else type(source).__name__
+    spec = type(source).__name__ if isinstance(source, Source) else os.fspath(source)
     packer, report = _Packer(opened, settings), progress or (lambda done, total: None)
 
     def left(path: Path) -> range:

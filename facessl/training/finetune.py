@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -46,14 +47,16 @@ from facessl.views.supervised import Supervised
 _CHECKED = 200
 
 
-def finetune(run: str = "none", source: str = "", **settings: Any) -> dict[str, Any]:
+def finetune(
+    run: str | os.PathLike[str] = "none", source: str | os.PathLike[str] = "", **settings: Any
+) -> dict[str, Any]:
     """Fine-tune a backbone for a downstream task, and score it.
 
     `facessl.finetune("runs/mine", "labeled/", task="expression", out="runs/expression")`
 
     Args:
         run: run folder, checkpoint, exported backbone or `timm:NAME`; `none` for random weights.
-        source: labeled images, `NAME:PATH?option=value` or a path.
+        source: labeled images, `NAME:PATH?option=value` or a path; needed.
         settings: fields of `facessl.config.finetune.FinetuneConfig`; `task` may be a plain name or a dict.
 
     Returns:
@@ -63,6 +66,11 @@ def finetune(run: str = "none", source: str = "", **settings: Any) -> dict[str, 
     Raises:
         FaceSSLError: a setting, image or checkpoint that cannot work; the message says which and what to do.
     """
+    if not os.fspath(source):
+        raise ConfigError(
+            f"finetune has the run {os.fspath(run)} and no labeled images: call facessl.finetune(RUN, SOURCE), with "
+            "'none' as RUN for random weights"
+        )
     config = parse.from_dict({**settings, "run": run, "source": source}, FINETUNE)
     return run_job(Finetuning(config))
 
@@ -211,7 +219,6 @@ def _backbone(config: FinetuneConfig) -> tuple[Backbone, int | None]:
     backbone = load.load_backbone(config.run)
     if settings.options:
         backbone = weights.with_options(backbone, settings.options)
-    backbone.requires_grad_(True)
     own = backbone.image_size
     if size is not None:
         weights.set_image_size(backbone, size)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Result:
     headline: dict[str, Any]
 
 
-def pretrain(source: str | None = None, **settings: Any) -> Result:
+def pretrain(source: str | os.PathLike[str] | None = None, **settings: Any) -> Result:
     """Pre-train a face backbone on unlabeled images.
 
     Args:
@@ -106,7 +107,7 @@ class Pretraining:
         check_accumulation(method, config, fabric.world_size)
         check_compile(method, config)
         if hasattr(method, "prepare"):
-            method.prepare(load.load_backbone)
+            method.prepare(load.load_frozen)
         sharded = self._is_sharded(fabric)
 
         def optimizer(plan: Plan) -> torch.optim.Optimizer:

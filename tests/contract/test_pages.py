@@ -163,12 +163,14 @@ def test_the_python_of_readme_and_product_guide_runs_and_so_do_the_commands_of_e
         place = Path("labeled", "happy" if number % 2 else "sad")
         place.mkdir(parents=True, exist_ok=True)
         face.save(place / f"{number}.jpg")
-    face.save("a.jpg")
-    face.save("b.png")
+    for number, name in enumerate(("a.jpg", "b.png")):
+        Image.fromarray(photo((60, 30, 200), index=number)[0]).save(name)
     names: dict[str, Any] = {}
     (block,) = _python(root / "README.md")
     exec(block, names)
     assert names["vectors"].shape[0] == names["maps"].shape[0] == 2
+    assert names["faces"][0].shape == (256, 256, 3)
+    Image.fromarray(names["faces"][0]).save("face.jpg", quality=100, subsampling=0)
     assert torch.allclose(names["regions"].sum(1), torch.ones(()), atol=1e-5)
     assert 0 <= names["scores"]["accuracy"] <= 1
     product = root / "docs" / "guides" / "product.md"
@@ -177,7 +179,7 @@ def test_the_python_of_readme_and_product_guide_runs_and_so_do_the_commands_of_e
     (as_jpegs,) = _python(root / "docs" / "usage.md")
     _, by_onnx, by_timm, _ = _python(product)
     exec(as_jpegs, {})
-    assert len(list(tmp_path.glob("*.jpg"))) == 101
+    assert len(list(tmp_path.glob("0*.jpg"))) == 100
     for block in (by_onnx, by_timm):
         assert "facessl" not in block
         found: dict[str, Any] = {}

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 
 from facessl.cli.main import main
-from facessl.core.errors import ConfigError
+from facessl.core.errors import ConfigError, UnknownName
 from facessl.data.detect import Face, detect, detect_all
 from facessl.data.detectors import mtcnn
 from facessl.data.detectors import yunet as yunet_module
 from facessl.data.face_square import TEMPLATES, Frame, Template, similarity
+from facessl.data.skipped import ImageError
 from facessl.data.sources.synthetic import Synthetic
-from facessl.tools.crop import crop
+from facessl.tools.crop import crop, crop_face
 from facessl.tools.options import Align
 from tests.helpers import read_table
 
@@ -216,6 +217,21 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(crop_module, "detect", fake)
     return seen
+
+
+def test_one_face_is_cut_as_crop_cuts_it(photos: Path, tmp_path: Path) -> None:
+    two, given = photos / "b" / "two.png", ({}, {"size": 64, "margin": 1.6, "align": "eyes"})
+    for options in given:
+        out = tmp_path / str(len(options))
+        crop(photos, out, format="png", **options)  # type: ignore[arg-type]
+        stored = np.asarray(Image.open(out / "b" / "two.png"))
+        for image in (two, str(two), Image.open(two), np.asarray(Image.open(two))):
+            np.testing.assert_array_equal(crop_face(image, **options), stored)
+    assert crop_face(photos / "a" / "empty.png") is None
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        crop_face(photos / "b" / "broken.jpg")
+    with pytest.raises(UnknownName, match="option of crop_face 'dedupe'"):
+        crop_face(two, dedupe=True)
 
 
 def test_every_face_of_a_photo_where_asked(photos: Path, tmp_path: Path, looked: list[int]) -> None:

@@ -1,4 +1,5 @@
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from facessl.cli.main import main
 from facessl.core import checkpoint
-from facessl.core.errors import CheckpointError, ConfigError, DataError
+from facessl.core.errors import CheckpointError, ConfigError, DataError, DataWarning
 from facessl.core.files import write_picture
 from facessl.data.source import open_source
 from facessl.evaluation.features import features
@@ -73,6 +74,16 @@ def test_embeddings_are_those_of_the_readable_images_in_order(folder: Path, back
     assert found.index.tolist() == [i for i in range(10) if i != BAD]
     assert found.labels.tolist() == [0] * 4 + [1] * 5
     assert [key for key, _ in found.skipped] == [str(folder / "a" / f"{BAD}.png")]
+
+
+def test_embed_says_which_images_have_no_row(folder: Path, backbone: Backbone) -> None:
+    said = rf"^1 of 10 images could not be read and has no row \(the first: .*{BAD}\.png: .*\): facessl\.embeddings\("
+    with pytest.warns(DataWarning, match=said):
+        assert len(embed(backbone, str(folder))) == 9
+    (folder / "a" / f"{BAD}.png").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(embed(backbone, str(folder))) == 9
 
 
 @pytest.mark.fault("A12", "`embed` and `probe` of a run of verification took the backbone's output, cosine -0.05")

@@ -283,6 +283,11 @@ def test_masks_are_class_numbers_in_the_photos_size(tmp_path: Path) -> None:
     assert np.bincount(mask.ravel(), minlength=3) / mask.size == pytest.approx(
         list(found.faces[0]["share"].values()), abs=1e-4
     )
+    before = sorted(tmp_path.rglob("*"))
+    (alone,) = predict(trained, photo, detector=finder(face, face))
+    assert (alone.files, sorted(tmp_path.rglob("*")), Path("predictions").exists()) == ([], before, False)
+    np.testing.assert_array_equal(alone.faces[0].pop("mask"), mask)
+    assert alone.faces[0].items() <= found.faces[0].items()
 
 
 @pytest.fixture

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import facessl
+from facessl.config.optim import PretrainOptim
 from facessl.core.errors import ConfigError
 from facessl.core.types import Batch, Progress
 from facessl.methods.distill import Distill
 from facessl.models.backbone import Backbone
 from facessl.pretrained.load import load_backbone
+from facessl.training.optimizers import build_optimizer
 
 TEACHER = "timm:test_vit?pretrained=false"  # 64 channels, patches of 16 pixels
 
@@ -58,6 +60,18 @@ def test_loss_is_the_weighted_distance_of_embedding_and_map(kind):
     assert step.logs["pooled_distance"].item() == pytest.approx(sum(whole) / 3, rel=1e-4)
     assert step.logs["map_distance"].item() == pytest.approx(sum(cells) / 12, rel=1e-4)
     assert step.loss.item() == pytest.approx(sum(whole) / 3 + 0.5 * sum(cells) / 12, rel=1e-4)
+
+
+def test_the_teacher_is_not_trained():
+    model = build().train()  # prepared with trainable networks, as a caller outside `facessl.pretrain` may do
+    x = torch.randn(3, 3, 64, 64)
+    model.step(Batch([x], [], torch.arange(3)), Progress(0, 1)).loss.backward()
+    teacher = list(model.teacher.backbone.parameters())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher)
+    optimizer = build_optimizer(model, PretrainOptim(), 0.1)
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert optimized == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert optimized.isdisjoint(map(id, teacher))
 
 
 def test_a_term_of_weight_zero_is_left_out():

@@ -18,7 +18,7 @@ from facessl.core import checkpoint
 from facessl.core.errors import CheckpointError, ConfigError
 from facessl.methods.fra import FRA
 from facessl.models.backbone import Backbone
-from facessl.pretrained.load import backbone_card
+from facessl.pretrained.load import backbone_card, load_frozen
 from tests.conftest import SHARED
 from tests.helpers import TINY
 
@@ -41,6 +41,17 @@ def test_every_way_to_the_backbone_gives_the_same_embedding(run: Path, tmp_path:
     assert outputs[0].shape == (1, backbones[0].num_features)
     method = facessl.load_method(run)
     assert torch.equal(method.backbone(backbones[0].preprocess(photo)), outputs[0])
+
+
+def test_a_loaded_backbone_can_be_trained(run: Path) -> None:
+    """One whose parameters were frozen would stay as it is in a user's own loop, without a word."""
+    for way in (run, run / "backbone.safetensors", RANDOM):
+        backbone = facessl.load_backbone(way)
+        assert not any(module.training for module in backbone.modules())
+        backbone.train()
+        backbone(torch.rand(2, 3, 64, 64)).square().sum().backward()
+        assert all(parameter.grad is not None for parameter in backbone.parameters())
+        assert not any(parameter.requires_grad for parameter in load_frozen(way).parameters())
 
 
 @pytest.mark.shared
