@@ -40,7 +40,7 @@ class Method(Protocol):
         after_step(progress): EMA, queues, prototypes; called once after each optimizer step, which may follow
             several calls of `step` (gradient accumulation).
         prepare(loader): methods with frozen networks only; reads them before training begins or goes on, so that a
-            trained method opens without them. `loader` is `facessl.pretrained.load.load_backbone`.
+            trained method opens without them. `loader` is `facessl.pretrained.load.load_frozen`.
         ema_momentum(progress): methods with a momentum network only; its momentum now, for the log.
         schedule(progress): methods with a schedule of their own only; a few words on it for the start line.
         heatmaps(x): methods with regions only; x (B, 3, H, W) normalized -> (B, N, h, w), rows sum to 1 over N.
