@@ -76,7 +76,7 @@ class MTCNN:
         out = torch.zeros(len(photos), height, width, 3, device=self.device)
         for row, photo in zip(out, photos, strict=True):
             part = row[: photo.shape[0], : photo.shape[1]]
-            part.copy_(torch.from_numpy(photo)).sub_(127.5).div_(128)
+            part.copy_(torch.from_numpy(photo).to(self.device)).sub_(127.5).div_(128)
         return out.permute(0, 3, 1, 2)
 
     def _proposals(self, photos: Sequence[np.ndarray], smallest: float) -> tuple[Tensor, Tensor]:
