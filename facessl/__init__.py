@@ -108,4 +108,4 @@ def __getattr__(name: str) -> Any:  # imports torch only if it is needed
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

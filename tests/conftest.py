@@ -10,6 +10,7 @@ import torch
 from facessl.core import plugins
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that a test starts
 torch.set_num_threads(1)
 cv2.setNumThreads(0)  # a fork of a process whose OpenCV has started threads may wait for them without end
 torch.backends.cudnn.allow_tf32 = False  # float32 means float32 where numbers are compared

@@ -84,8 +84,8 @@ def unscaled_rate(config: PretrainConfig, recipe_batch: int) -> str | None:
     optim = config.optim
     if optim.reference_batch is not None or config.batch_size in (None, recipe_batch):
         return None
+    suited = optim.lr * math.sqrt((config.batch_size or 1) / recipe_batch)
     return (
-        f"batch {config.batch_size} instead of the recipe's {recipe_batch}, and optim.lr stays {optim.lr:g}, as "
-        "reference_batch is null: see the recipe's source for its rule and set --optim.lr (SimCLR: 0.075 times the "
-        "root of the batch)"
+        f"the recipe's learning rate is for a batch of {recipe_batch}, and with {config.batch_size} optim.lr stays "
+        f"{optim.lr:g}, as reference_batch is null: --optim.lr {suited:.2g} would go with the root of the batch"
     )

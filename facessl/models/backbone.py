@@ -19,7 +19,7 @@ from timm.layers import Format, to_2tuple
 from torch import Tensor, nn
 
 import facessl.models.facecycle  # noqa: F401 (registers PCL's own network with timm)
-from facessl.core.errors import ConfigError, UnknownName
+from facessl.core.errors import ConfigError, DataError, UnknownName
 from facessl.models.layers.attention import choose_attention
 from facessl.models.layers.sync_batch_norm import spans_ranks
 from facessl.views.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
@@ -305,6 +305,12 @@ class Backbone(nn.Module):
 
         if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
+        images = list(images)
+        if not images or any(image is None for image in images):
+            missing = (
+                "no images were given" if not images else f"image {[i is None for i in images].index(True)} is None"
+            )
+            raise DataError(f"{missing}: leave out photos in which crop_face found no face")
         squares = torch.from_numpy(
             np.stack([resize(to_rgb(image), self.image_size) for image in images])
         )  # (B, S, S, 3)

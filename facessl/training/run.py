@@ -206,7 +206,9 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
     if resume:
         if not last.is_file() and not (folder / "config.yaml").is_file():
             what = "it has no checkpoints/last.ckpt" if folder.exists() else "there is no such folder"
-            raise ConfigError(f"nothing to resume in {folder}: {what}; leave out --resume, or name the run with --out")
+            raise ConfigError(
+                f"nothing to resume in {folder.absolute()}: {what}; check --out, or leave out --resume to start a run"
+            )
         return
     if last.exists() or (folder / "metrics.csv").exists():
         raise ConfigError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")

@@ -64,7 +64,7 @@ def test_a_small_batch_takes_the_time_that_was_measured_or_the_fixed_one() -> No
     [
         ("mcf/laionface", {}, ""),
         ("mcf/laionface", {"gpus": 64}, "see 8 images per GPU and pass.*or --accumulate 1, which gives them 64"),
-        ("simclr/laionface-r50", {"batch_size": 16384}, "0.075 times the root"),
+        ("simclr/laionface-r50", {"batch_size": 16384}, "--optim.lr 9.6 would go with the root"),
         ("fra/vggface2-r50", {"epochs": 16}, "warm-up is 62% of the run"),
         ("fra/vggface2-r50", {"batch_size": 16384, "warmup_epochs": 2}, "batch 512: 16384 with a rate of 28.8 was not"),
         ("fra/vggface2-r50", {"batch_size": 2048, "cores_per_gpu": 0.1}, "give each GPU 1 cores"),

@@ -190,8 +190,8 @@ def _task_of(test: Source, task: str) -> str:
         if name in test.provides:
             return other
     raise ConfigError(
-        f"a linear probe needs one of pairs, {', '.join(fields)}, and the test source has none of them: of a "
-        "table of your own, name the column (labels-csv:FILE?label=COLUMN)"
+        f"a linear probe needs one of pairs, {', '.join(fields)}, and the test source has none of them: put the images "
+        "in one folder per class, or name the column of a table (labels-csv:FILE?label=COLUMN)"
     )
 
 

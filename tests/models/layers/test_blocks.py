@@ -4,11 +4,12 @@ import copy
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from facessl.core.errors import ConfigError
+from facessl.core.errors import ConfigError, DataError
 from facessl.models.backbone import Backbone
 from facessl.models.layers.heads import MLPHead
 from facessl.models.layers.losses import sinkhorn
@@ -60,6 +61,14 @@ def test_conversion_keeps_keys_and_outputs(name):
     assert all(isinstance(m, SyncBatchNorm) for m in norms)
     torch.testing.assert_close(backbone(x), expected)  # activations of timm's fused norms are still there
     assert convert_sync_batchnorm(nn.BatchNorm1d(3)).running_mean is not None
+
+
+@pytest.mark.parametrize(
+    ("images", "told"), [([], "no images"), ([np.zeros((8, 8, 3), np.uint8), None], "image 1 is None")]
+)
+def test_preprocessing_names_a_photo_without_a_face(images, told):
+    with pytest.raises(DataError, match=f"{told}.*crop_face found no face"):
+        Backbone("test_resnet", image_size=64).preprocess(images)
 
 
 def test_norms_over_the_ranks_are_not_compiled():
