@@ -214,7 +214,9 @@ def _build(values: dict[str, Any], name: str, parser: Parser, command: Command, 
             raise UnknownName("setting", key, known)
     preset = command.preset({**values, command.part: {"name": name}})
     if unknown := [key for key in flatten(preset) if key not in known and not key.startswith(_FREE)]:
-        raise PluginError(f"{command.part} {name}: defaults has {unknown[0]}, which is no setting: rename or remove it")
+        raise PluginError(
+            f"{command.part} {name}: defaults has {unknown[0]}, which is not a setting: rename or remove it"
+        )
     values = merge(preset, values)
     try:
         parsed = parser.instantiate(parser.parse_object(copy.deepcopy(values), defaults=True))

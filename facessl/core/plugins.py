@@ -166,7 +166,7 @@ def settings(folder: str, name: str) -> Any:
 def defaults(folder: str, name: str) -> Mapping[str, Any]:
     """The mapping `defaults` of a plug-in, {} without one; its file is not imported if that is a literal.
 
-    UnknownName as `module`. PluginError: it is no mapping.
+    UnknownName as `module`. PluginError: it is not a mapping.
     """
     _, node = _parsed(folder, name)
     value = _assigned(node, "defaults")
@@ -179,7 +179,7 @@ def defaults(folder: str, name: str) -> Mapping[str, Any]:
     if found is None:
         found = getattr(find(folder, name), "defaults", {})
     if not isinstance(found, Mapping):
-        raise PluginError(f"{folder.rstrip('s')} {name}: defaults = {found!r} is no mapping: give settings by name")
+        raise PluginError(f"{folder.rstrip('s')} {name}: defaults = {found!r} is not a mapping: give settings by name")
     return found
 
 

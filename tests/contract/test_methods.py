@@ -74,7 +74,7 @@ def test_published_settings_arrive_and_recipes_and_flags_beat_them(
     published = plugins.defaults("methods", name)
     assert published == getattr(plugins.find("methods", name), "defaults", {}), "read from the file without running it"
     words = ["--method", name]
-    config = parse.parse(words)  # a key that is no setting is a PluginError
+    config = parse.parse(words)  # a key that is not a setting is a PluginError
     found = flatten(config.to_dict())
     assert {k: found[k] for k in flatten(published)} == flatten(to_plain(published))
     assert main(["pretrain", *words, "--help"]) == 0
@@ -104,7 +104,7 @@ def test_a_stored_configuration_keeps_its_values(name: str, tmp_path: Path) -> N
 
 def test_defaults_that_are_no_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong, said in (
-        ({"optim": {"rate": 1.0}}, "method byol: defaults has optim.rate, which is no setting: rename or remove it"),
+        ({"optim": {"rate": 1.0}}, "method byol: defaults has optim.rate, which is not a setting: rename or remove it"),
         ({"optim": "adamw"}, "method byol: optim = 'adamw' in its defaults is not valid: give names and values"),
     ):
         monkeypatch.setattr(plugins, "defaults", lambda folder, name, wrong=wrong: wrong)
